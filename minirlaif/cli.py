@@ -1,0 +1,243 @@
+"""The command line: one verb per stage, `run` for all of them, `status`, `path`, `doctor`. No torch before a stage starts."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from minirlaif import __version__, config
+from minirlaif.artifacts import Run
+from minirlaif.disk import disk_is_full, write_atomic
+from minirlaif.metrics import clock
+from minirlaif.records import UserError
+
+STAGES = {  # in the order of `run`, except pretrain, which `run` leaves out because the tiny base ships with the package
+    "pretrain": "train the tiny base model from nothing",
+    "world": "make the tiny world: clips with exact truth, and data files about them",
+    "sft": "supervised fine-tuning, short answers first, then long ones",
+    "feedback": "the model answers twice, describes the clip and judges its own answers",
+    "reward": "train the reward model on those judgements",
+    "ppo": "train the policy on the reward model's scores",
+    "evaluate": "compare base, SFT and aligned model on held-out questions",
+    "report": "write report.html and report.json",
+}
+PIPELINE = tuple(name for name in STAGES if name != "pretrain")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Exit code 0: done, 1: `doctor` found something missing, 2: the user can put it right, 130: Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(_parser().parse_args(arguments))
+    except UserError as error:
+        return _complain(str(error))
+    except KeyboardInterrupt:
+        again = shlex.join(["python", "-m", "minirlaif", *(word for word in arguments if word != "--redo")])
+        return _complain(f"stopped; `{again}` goes on from here", code=130)
+    except OSError as error:
+        if disk_is_full(error, Path.cwd()):
+            return _complain("the disk is full; free some space and repeat the command, it goes on")
+        if isinstance(error, PermissionError):
+            return _complain(f"{error.filename}: no permission; choose another folder with --runs-dir")
+        raise
+
+
+def _complain(message: str, code: int = 2) -> int:
+    print(f"minirlaif: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m minirlaif",
+        description="VLM-RLAIF: a video model that gets better by judging its own answers.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""examples:
+  python -m minirlaif doctor                                            what is installed, what is missing
+  python -m minirlaif run --config configs/tiny.yaml --run tiny         the whole laptop run, into runs/tiny/
+  python -m minirlaif run --config configs/tiny.yaml --run b --set seed=1 rollout.kl_coef=0.05
+  python -m minirlaif status --run tiny                                 what is finished
+""",
+    )
+    parser.add_argument("--version", action="version", version=f"minirlaif {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    everything = _verb(
+        verbs, "run", "all stages in order; finished ones are skipped", "run --config configs/tiny.yaml --run tiny"
+    )
+    everything.add_argument(
+        "stages", nargs="*", metavar="STAGE", help=f"only these ({', '.join(STAGES)}); default: all but pretrain"
+    )
+    _add_run_flags(everything, trains=True)
+    for name, help_text in STAGES.items():
+        _add_run_flags(_verb(verbs, name, help_text, f"{name} --config configs/tiny.yaml --run tiny"), trains=True)
+    _add_run_flags(_verb(verbs, "status", "table of a run's stages", "status --run tiny"), trains=False)
+    path = _verb(verbs, "path", "print the folder of a finished stage", "path ppo --run tiny")
+    path.add_argument("stage", metavar="STAGE", help=", ".join(STAGES))
+    _add_run_flags(path, trains=False)
+    _verb(verbs, "doctor", "versions, GPU, memory, decoders: what is missing and how to get it", "doctor")
+    return parser
+
+
+def _verb(verbs: Any, name: str, help_text: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=help_text,
+        description=help_text[0].upper() + help_text[1:] + ".",
+        epilog=f"example:\n  python -m minirlaif {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
+def _add_run_flags(parser: argparse.ArgumentParser, trains: bool) -> None:
+    parser.add_argument("--config", metavar="FILE", required=trains, help="settings, such as configs/tiny.yaml")
+    parser.add_argument("--run", metavar="NAME", required=True, help="name of the run folder")
+    parser.add_argument("--runs-dir", metavar="DIR", default="runs", type=Path, help="where run folders lie (default: runs)")
+    if trains:
+        parser.add_argument(
+            "--set", metavar="SECTION.FIELD=VALUE", nargs="+", action="extend", default=[], help="settings that win over the file"
+        )
+        parser.add_argument("--redo", action="store_true", help="make finished or begun stages again from their start")
+
+
+def _dispatch(options: argparse.Namespace) -> int:
+    if options.verb == "doctor":
+        from minirlaif.doctor import run as examine
+
+        return examine()
+    if Path(options.run).name != options.run or options.run in (".", ".."):
+        raise UserError(f"--run {options.run!r}: must be a plain name; the folder it lies in goes to --runs-dir")
+    run = Run(options.runs_dir / options.run)
+    if options.verb in ("status", "path"):
+        if not run.root.is_dir():
+            others = sorted(path.name for path in options.runs_dir.glob("*") if path.is_dir())
+            raise UserError(f"{run.root}: no such run folder; runs there: {', '.join(others) or 'none'}")
+        print(status_table(run) if options.verb == "status" else _folder(run, options.stage))
+        return 0
+    cfg = config.load(options.config, options.set)
+    names = _chosen(options, cfg)
+    record_config(run, cfg)
+    if options.redo and len(names) > 1:  # all at once, so that after a kill the command without --redo goes on
+        for name in names:
+            run.set_aside(name)
+    for number, name in enumerate(names, start=1):
+        if len(names) > 1:
+            print(f"[{number}/{len(names)}] {name}: {STAGES[name]}", flush=True)
+        stage_function(name)(cfg, run, redo=options.redo)
+    if "report" in names:
+        print(f"report: {run.root / 'report.html'}")
+    return 0
+
+
+def _chosen(options: argparse.Namespace, cfg: config.Config) -> list[str]:
+    """The stages to work on, in the order of the pipeline."""
+    if options.verb != "run":
+        asked = [options.verb]
+    elif options.stages:
+        asked = [_known(name) for name in options.stages]
+    else:
+        return [name for name in PIPELINE if name != "world" or cfg.data.world]
+    if "world" in asked and not cfg.data.world:
+        raise UserError(f'{options.config}: data.world is empty, so there is no world to make; set data.world to "tiny"')
+    return [name for name in STAGES if name in asked]
+
+
+def _known(name: str) -> str:
+    if name not in STAGES:
+        near = difflib.get_close_matches(name, STAGES, n=1, cutoff=0.0)[0]
+        raise UserError(f"{name}: no such stage (did you mean {near}?)")
+    return name
+
+
+def _folder(run: Run, stage: str) -> Path:
+    if run.manifest(_known(stage)) is None:
+        raise UserError(f"{run.dir(stage)}: not finished; run `{run.command(stage)}` first")
+    return run.dir(stage)
+
+
+def record_config(run: Run, cfg: config.Config) -> None:
+    """Write the resolved settings to the run folder. UserError when the folder was made with another base model."""
+    path = run.root / "config.yaml"
+    if path.is_file():
+        try:
+            base = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["base"]
+        except (yaml.YAMLError, ValueError, TypeError, KeyError):
+            raise UserError(f"{path}: cannot be read as this run's settings; choose another --run") from None
+        if base != cfg.model.base:
+            raise UserError(f"{path}: made with model.base {base}, the settings now say {cfg.model.base}; choose another --run")
+    run.root.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, config.dump(cfg))
+
+
+def stage_function(name: str) -> Callable[..., None]:
+    """The `run` of one stage. Imported here and one at a time: stages load torch."""
+    if name == "pretrain":
+        from minirlaif.stages.pretrain import run
+    elif name == "world":
+        from minirlaif.stages.world import run
+    elif name == "sft":
+        from minirlaif.stages.sft import run
+    elif name == "feedback":
+        from minirlaif.stages.feedback import run
+    elif name == "reward":
+        from minirlaif.stages.reward import run
+    elif name == "ppo":
+        from minirlaif.stages.ppo import run
+    elif name == "evaluate":
+        from minirlaif.stages.evaluate import run
+    else:
+        from minirlaif.stages.report import run
+    return run
+
+
+def status_table(run: Run) -> str:
+    """One line per stage: finished, outdated, partial or missing; seconds; the first metric, or how far a partial one came."""
+    rows = [("stage", "state", "time", "result")]
+    for name in STAGES:
+        manifest = run.manifest(name)
+        if manifest is not None:
+            older = run.outdated(name)
+            state = f"outdated: made from another {older}" if older else "finished"
+            first = next(iter(manifest["metrics"].items()), None)
+            result = "" if first is None else f"{first[0]} {_short(first[1])}"
+            rows.append((name, state, clock(manifest["seconds"]), result))
+        elif run.partial(name).is_dir():
+            rows.append((name, "partial", "", _how_far(run.partial(name))))
+        elif name != "pretrain":
+            rows.append((name, "missing", "", ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows]
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _how_far(partial: Path) -> str:
+    """Last logged step, and the step that a repeated command goes on from."""
+    logged, saved = None, 0
+    try:
+        lines = (partial / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        logged = json.loads(lines[-1])["step"]
+    except (OSError, ValueError, LookupError):  # nothing logged yet, or killed in the middle of a line
+        pass
+    try:
+        saved = json.loads((partial / "state" / "position.json").read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, LookupError):
+        pass
+    return f"last step {'none' if logged is None else logged}, goes on from {saved}"

@@ -1,0 +1,279 @@
+"""The settings of a run: frozen sections, one YAML, `--set section.field=value`; every problem is reported at once.
+
+Standard library and yaml only: reading a config must not need torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from minirlaif.records import UserError
+from minirlaif.settings import Rules, build, parse_yaml
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """The backbone that every role shares, and the LoRA adapters on it."""
+
+    base: str = "tiny"  # "tiny" (the base shipped with the package), a folder, or a hub id
+    revision: str = "main"  # hub revision of `base`
+    dtype: str = "auto"  # auto (bfloat16 on a GPU, float32 on a CPU), float32, bfloat16
+    quantization: str = "none"  # none, or nf4 (QLoRA: 4-bit NF4 with double quantisation)
+    device: str = "auto"  # auto, cpu, cuda
+    lora_r: int = 16  # rank of every adapter
+    lora_alpha: int = 16  # LoRA scale = alpha / r
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass: slower, less memory
+
+
+@dataclass(frozen=True)
+class VideoSection:
+    """Which frames of a clip the model sees, and how clips are read."""
+
+    frames: int = 16  # frames of the whole clip, uniformly spaced
+    segment_frames: int = 8  # frames of one segment when it is described
+    segment_seconds: float = 8.0  # length of a segment; the last one may be shorter
+    max_segments: int = 8  # a longer clip gets longer segments instead of more
+    timeout_seconds: float = 60.0  # a reader that takes longer for one clip is killed and the clip reported
+    max_unreadable: float = 0.0  # share of clips that may be unreadable (and are skipped) before a run refuses to start
+    cache_gib: float = 20.0  # size limit of the feature cache of a run
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """Where clips and rows come from. Sources are files (json, jsonl, parquet), folders or hub names."""
+
+    world: str = ""  # "tiny": make the tiny world and use its files; empty: use the sources below
+    videos: str = ""  # folder that relative clip paths start from; empty: the data file's own folder
+    sft: tuple[str, ...] = ()  # conversations for supervised fine-tuning
+    prompts: tuple[str, ...] = ()  # questions without answers, for feedback and PPO
+    dev: tuple[str, ...] = ()  # prompts on which the judge picks the checkpoint
+    test: tuple[str, ...] = ()  # read by `evaluate` only
+    preferences: tuple[str, ...] = ()  # extra preference rows for `reward`
+
+
+@dataclass(frozen=True)
+class WorldSection:
+    """Size and faults of the tiny world (counts are clips)."""
+
+    sft_clips: int = 300
+    sft_short_clips: int = 300  # single-event clips with sound descriptions
+    prompt_clips: int = 1000
+    dev_clips: int = 150
+    test_clips: int = 250
+    questions_per_clip: int = 3
+    still_share: float = 0.5  # share of SFT clips whose annotator saw stills: every motion is written as "stays still"
+    shuffled_share: float = 0.25  # share of SFT clips whose annotator mixed up the order of the events
+
+
+@dataclass(frozen=True)
+class PretrainSection:
+    """Training of the tiny base from nothing; only `pretrain` reads it."""
+
+    steps: int = 6000
+    learning_rate: float = 0.002
+    minutes: float = 0.0  # stop after so many minutes, 0: never
+
+
+@dataclass(frozen=True)
+class SftSection:
+    """Two-stage supervised fine-tuning: short answers first, then long ones (paper section 3)."""
+
+    short_words: int = 12  # answers of at most so many words belong to the first stage
+    epochs: float = 1.0  # per stage
+    learning_rate: float = 1e-4
+    warmup_ratio: float = 0.03
+    schedule: str = "cosine"  # cosine, linear or constant, after the warm-up
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    batch_size: int = 16  # conversations per optimiser step
+    micro_batch_size: int = 4  # conversations in memory at once
+    max_length: int = 2048  # tokens; longer rows are refused by name
+    save_steps: int = 50
+
+
+@dataclass(frozen=True)
+class FeedbackSection:
+    """The model answers, describes and judges (paper section 3.2)."""
+
+    answers: int = 2  # sampled answers per prompt
+    pairs_per_prompt: int = 1  # distinct pairs formed from them
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    describe_tokens: int = 128  # longest description of one segment
+    context: bool = True  # show the judge the joined segment descriptions
+    judge_frames: bool = True  # show the judge the frames
+    readout: str = "letter"  # letter: logits of A and B; likelihood: mean log-likelihood of each answer
+    margin: float = 0.0  # verdicts less clear than this become ties
+    disagreement: str = "drop"  # when the two orders differ: drop the pair, or average the two read-outs
+    batch_size: int = 16  # prompts in memory at once
+
+
+@dataclass(frozen=True)
+class RewardSection:
+    """The reward model: pairwise logistic loss with centring (paper section 3.3)."""
+
+    epochs: float = 1.0
+    learning_rate: float = 2e-5
+    warmup_ratio: float = 0.03
+    schedule: str = "constant"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 0.3
+    batch_size: int = 16  # pairs per optimiser step
+    micro_batch_size: int = 4
+    centering: float = 0.001  # weight of |mean score|, which keeps scores around zero
+    context: bool = False  # show the reward model the segment descriptions; the paper does not
+    likelihood: bool = False  # add beta x mean log-likelihood of the answer to the score; not in the paper
+    held_out: float = 0.1  # share of preferences kept for the accuracy figure
+    min_accuracy: float = 0.55  # `ppo` refuses a reward model below this on held-out pairs
+    save_steps: int = 100
+
+
+@dataclass(frozen=True)
+class RolloutSection:
+    """How PPO collects and scores answers (paper section 3.3)."""
+
+    rollouts: int = 64  # answers per iteration
+    temperature: float = 1.0
+    max_new_tokens: int = 256
+    kl_coef: float = 0.1
+    kl_estimator: str = "k1"  # k1: log-ratio; k3: its low-variance form
+    missing_eos_penalty: float = 8.0  # taken off the score of an answer that did not end
+    length_coef: float = 10.0  # taken off: length_coef x answer tokens / max_new_tokens
+    reward_scale: float = 10.0  # all shaped rewards are multiplied by this
+    normalize_score: bool = False  # centre and scale scores by the first batch's mean and deviation; clipped at 3
+    gamma: float = 1.0
+    lam: float = 1.0
+    batch_size: int = 16  # answers in memory at once while sampling and scoring
+
+
+@dataclass(frozen=True)
+class PpoSection:
+    """Proximal policy optimisation of the policy and value adapters."""
+
+    iterations: int = 100
+    epochs: int = 2  # passes over each batch of rollouts
+    minibatch_size: int = 32  # answers per optimiser step
+    micro_batch_size: int = 4
+    learning_rate: float = 3e-5
+    warmup_steps: int = 5
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    clip: float = 0.2
+    value_clip: float = 0.2
+    vf_coef: float = 0.1
+    max_kl: float = 0.0  # stop once the mean KL per answer passes this many nats; 0: never
+    dev_every: int = 10  # judge the policy on dev prompts every so many iterations; the best checkpoint is kept
+    save_every: int = 10
+
+
+@dataclass(frozen=True)
+class EvaluateSection:
+    """Held-out answers, controls and intervals."""
+
+    max_new_tokens: int = 256
+    bootstrap: int = 2000  # resamples of test clips for the 95 % intervals
+    batch_size: int = 16
+    gallery: int = 24  # test questions shown with frames in the report
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    seed: int = 0
+    report_to: str = "none"  # none, tensorboard, or another tracker that accelerate knows
+    model: ModelSection = field(default_factory=ModelSection)
+    video: VideoSection = field(default_factory=VideoSection)
+    data: DataSection = field(default_factory=DataSection)
+    world: WorldSection = field(default_factory=WorldSection)
+    pretrain: PretrainSection = field(default_factory=PretrainSection)
+    sft: SftSection = field(default_factory=SftSection)
+    feedback: FeedbackSection = field(default_factory=FeedbackSection)
+    reward: RewardSection = field(default_factory=RewardSection)
+    rollout: RolloutSection = field(default_factory=RolloutSection)
+    ppo: PpoSection = field(default_factory=PpoSection)
+    evaluate: EvaluateSection = field(default_factory=EvaluateSection)
+
+
+# Numbers are finite and at least 0; positive, shares and any_sign hold field names of any section with another rule.
+RULES = Rules(
+    choices={
+        "model.dtype": ("auto", "float32", "bfloat16"),
+        "model.quantization": ("none", "nf4"),
+        "model.device": ("auto", "cpu", "cuda"),
+        "data.world": ("", "tiny"),
+        "sft.schedule": ("cosine", "linear", "constant"),
+        "reward.schedule": ("cosine", "linear", "constant"),
+        "ppo.schedule": ("cosine", "linear", "constant"),
+        "feedback.readout": ("letter", "likelihood"),
+        "feedback.disagreement": ("drop", "average"),
+        "rollout.kl_estimator": ("k1", "k3"),
+    },
+    positive=frozenset(
+        (
+            "frames segment_frames segment_seconds max_segments timeout_seconds lora_r lora_alpha"
+            " questions_per_clip test_clips steps learning_rate epochs batch_size micro_batch_size minibatch_size"
+            " max_length save_steps save_every dev_every max_grad_norm pairs_per_prompt temperature top_p"
+            " max_new_tokens describe_tokens rollouts iterations clip value_clip bootstrap"
+        ).split()
+    ),
+    shares=frozenset("max_unreadable still_share shuffled_share warmup_ratio top_p held_out min_accuracy gamma lam".split()),
+    any_sign=frozenset({"reward_scale"}),  # a negative one turns the reward round, to show that PPO follows it
+    not_empty=frozenset({"model.base", "report_to"}),
+)
+
+
+def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Defaults, then the YAML file, then `section.field=value` overrides, whose values are read as YAML too.
+
+    Raises one UserError that lists every problem of the file and the overrides.
+    """
+    values: Mapping[Any, Any] = {}
+    if path is not None:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); name a config with --config") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: not a text file; name a YAML config with --config") from None
+        values = parse_yaml(text, str(path))
+    cfg, problems = build(Config, values, overrides, RULES)
+    if cfg is not None:
+        problems = _conflicts(cfg)
+    if cfg is None or problems:
+        count = "" if len(problems) == 1 else f"{len(problems)} problems: "
+        raise UserError(f"{path or 'settings'}: {count}{'; '.join(problems)}")
+    return cfg
+
+
+def _conflicts(cfg: Config) -> list[str]:
+    """What no setting shows alone."""
+    answers, wanted = cfg.feedback.answers, cfg.feedback.pairs_per_prompt
+    possible = answers * (answers - 1) // 2
+    if possible < wanted:
+        return [f"feedback.pairs_per_prompt is {wanted}, but {answers} answers form {possible}: raise feedback.answers"]
+    return []
+
+
+def dump(cfg: Config) -> str:
+    """The whole config as YAML; `load` of it gives an equal config."""
+    return str(yaml.safe_dump(_plain(cfg), sort_keys=False, allow_unicode=True, width=130))
+
+
+def section(cfg: Config, name: str) -> dict[str, Any]:
+    """One section as plain JSON values, for a manifest."""
+    return _plain(getattr(cfg, name))
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(record)))  # tuples become lists
+    return plain

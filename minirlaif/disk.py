@@ -1,0 +1,98 @@
+"""Files that survive a kill: atomic writes, hashes, locks, and what a full disk looks like. No torch."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from minirlaif.records import UserError
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a whole text file or, after a kill or on a full disk, leave what was there."""
+    new = path.with_name(path.name + ".new")
+    try:
+        new.write_text(text, encoding="utf-8")
+        sync(new)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
+    new.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. UserError naming it when it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); make the stage again with --redo") from None
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's bytes are on the disk: a rename may otherwise arrive there before them."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it: tuples become lists, one-element tensors numbers, numbers that are not finite None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return value.as_posix()
+    if not isinstance(value, str | int | float | None) and hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def empty(folder: Path) -> None:
+    """Delete everything in a folder, not the folder itself (it may be locked)."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; the system lets go when the process ends. UserError if another process holds it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing guards against a second process there
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process works on it; wait for it or stop it") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def disk_is_full(error: BaseException, folder: Path) -> bool:
+    """Whether an error means a full disk. Not every writer says so: torch.save and safetensors raise errors of their own."""
+    if isinstance(error, UserError):
+        return False
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "No space left on device" in str(error) or shutil.disk_usage(folder).free < 2**20

@@ -1,0 +1,173 @@
+"""`doctor`: what this machine has and lacks for a run, and the command that gets what is missing.
+
+Everything that may crash or hang on import (torch, decoders, bitsandbytes) is tried in a child process.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+GIB = 2**30
+# Packages that a run can do without, and what is lost without them. All others in requirements.txt are needed.
+OPTIONAL = {
+    "decord": "PyAV reads all clips then",
+    "bitsandbytes": "needed for model.quantization=nf4",
+    "tensorboard": "needed for report_to=tensorboard",
+    "gradio": "needed for the chat and its test clips",
+    "pytest": "needed for the checks",
+    "ruff": "needed for the checks",
+    "mypy": "needed for the checks",
+}
+_TORCH = """
+import torch
+print(f"{torch.get_num_threads()} threads, ", end="")
+if torch.cuda.is_available():
+    free, total = torch.cuda.mem_get_info()
+    print(f"GPU {torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+else:
+    print("no GPU: a CPU runs the tiny world, real backbones want a GPU")
+"""
+_NF4 = """
+import torch, bitsandbytes.functional as f
+device = "cuda" if torch.cuda.is_available() else "cpu"
+weight = torch.linspace(-1, 1, 4096, device=device).view(64, 64)
+packed, state = f.quantize_4bit(weight, quant_type="nf4")
+error = (f.dequantize_4bit(packed, state) - weight).abs().max().item()
+assert error < 0.2, f"NF4 comes back wrong by {error}"
+print(f"NF4 works on {device}")
+"""
+_VISION = """
+import importlib.util as u
+if u.find_spec("torchvision"):
+    import torchvision
+    print("installed and imports")
+else:
+    print("not installed, as it should be")
+"""
+_TRACKER = "from torch.utils.tensorboard import SummaryWriter; print('imports')"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the table. state: "ok", "note" (a run works) or "missing" (a run does not)."""
+
+    name: str
+    state: str
+    text: str
+    remedy: str = ""  # the command or setting that puts it right
+
+
+def run() -> int:
+    """Print the table; 0 when a run can start, else 1."""
+    findings = examine()
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        print(f"{finding.state:8}{finding.name.ljust(width)}  {finding.text}")
+        if finding.remedy:
+            print(f"{'':8}{'':{width}}  -> {finding.remedy}")
+    missing = [finding.name for finding in findings if finding.state == "missing"]
+    print(
+        f"not ready: {', '.join(missing)}" if missing else "ready: python -m minirlaif run --config configs/tiny.yaml --run tiny"
+    )
+    return 1 if missing else 0
+
+
+def examine() -> list[Finding]:
+    """All findings about this machine, in the order of the table."""
+    return [python_version(sys.version_info[:3]), *packages(pins()), *tried(), memory(), disk(Path.cwd())]
+
+
+def python_version(version: tuple[int, ...]) -> Finding:
+    """Python 3.11 or newer."""
+    text = ".".join(str(part) for part in version)
+    if version < (3, 11):
+        return Finding("python", "missing", text, "make the virtual environment with Python 3.11 or newer")
+    return Finding("python", "ok", text)
+
+
+def pins() -> dict[str, str]:
+    """Package -> pinned version, from requirements.txt beside the package; empty when that is not there."""
+    path = Path(__file__).parent.parent / "requirements.txt"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    pairs = [line.partition("#")[0].strip().split("==") for line in lines]
+    return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
+
+
+def packages(wanted: dict[str, str], installed: Callable[[str], str] = metadata.version) -> list[Finding]:
+    """One finding per pinned package; another version is noted, not refused."""
+    findings = []
+    for name, pin in wanted.items():
+        command = f"python -m pip install {name}=={pin}"
+        try:
+            version = installed(name)
+        except metadata.PackageNotFoundError:
+            lost = f"not installed; {OPTIONAL[name]}" if name in OPTIONAL else "not installed"
+            findings.append(Finding(name, "note" if name in OPTIONAL else "missing", lost, command))
+            continue
+        if version.partition("+")[0] == pin:  # +cpu, +cu130: the same version built for another device
+            findings.append(Finding(name, "ok", version))
+        else:
+            findings.append(Finding(name, "note", f"{version}, tested with {pin}: numbers may differ", command))
+    return findings
+
+
+def attempt(code: str, seconds: float = 120.0) -> tuple[bool, str]:
+    """Run Python code in a child process: whether it worked, and its last line (of its output, or of its error)."""
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return False, f"no answer within {seconds:.0f} s"
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    if done.returncode < 0:
+        return False, f"killed by signal {-done.returncode}"
+    return done.returncode == 0, lines[-1].strip() if lines else ""
+
+
+def tried(attempt: Callable[[str], tuple[bool, str]] = attempt) -> list[Finding]:
+    """What imports and works, each tried in a child process."""
+    install = "python -m pip install -r requirements.txt"
+    results = {
+        "device": attempt(_TORCH),
+        "torchvision": attempt(_VISION),
+        "decord reads": attempt("import decord; print('imports')"),
+        "av reads": attempt("import av; print('imports')"),
+        "4-bit": attempt(_NF4),
+        "tensorboard logs": attempt(_TRACKER),
+    }
+    # PyAV also writes the tiny world's clips, so nothing stands in for it. A torchvision that fails breaks transformers.
+    needed = ("device", "torchvision", "av reads")
+    remedies = {"torchvision": "python -m pip uninstall torchvision"}
+    findings = []
+    for name, (works, text) in results.items():
+        state = "ok" if works else "missing" if name in needed else "note"
+        findings.append(Finding(name, state, text if works else f"fails: {text}", "" if works else remedies.get(name, install)))
+    return findings
+
+
+def memory() -> Finding:
+    """Main memory; the tiny run needs about 4 GiB."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    except (ValueError, OSError, AttributeError):
+        return Finding("memory", "note", "unknown")
+    cores = f"{total:.1f} GiB, {os.cpu_count()} cores"
+    return (
+        Finding("memory", "ok", cores)
+        if total >= 4
+        else Finding("memory", "note", cores, "close other programs: 4 GiB are needed")
+    )
+
+
+def disk(folder: Path) -> Finding:
+    """Free space where runs go; the tiny run needs under 2 GiB."""
+    free = shutil.disk_usage(folder).free / GIB
+    if free >= 2:
+        return Finding("disk", "ok", f"{free:.1f} GiB free in {folder}")
+    return Finding("disk", "note", f"{free:.1f} GiB free in {folder}", "free some space, or put runs elsewhere with --runs-dir")

@@ -1,0 +1,157 @@
+"""The objectives of all stages, as functions of log-probabilities, scores and values.
+
+Every sum is divided by a denominator that the caller counts over the whole minibatch, never over the micro-batch in
+memory. So the losses of micro-batches add up, and gradient accumulation does not change the objective.
+
+Letters: B batch (rows; pairs in the reward losses) · R response tokens. Masks: True means "this position counts".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+MAXIMA = ("ratio_max", "ratio_gap")  # statistics that combine by maximum; all others are shares, which add up
+
+
+def sft_loss(logprobs_BR: Tensor, mask_BR: Tensor, denominator: float) -> Tensor:
+    """Negative log-likelihood in nats per counted token, a scalar (paper section 3.1).
+
+    denominator: counted tokens of the whole minibatch. ValueError on shapes that differ or a denominator <= 0.
+    """
+    _check(mask_BR, denominator, logprobs_BR)
+    return -_share(logprobs_BR, mask_BR, denominator)
+
+
+def bradley_terry_loss(chosen_B: Tensor, rejected_B: Tensor, denominator: float | None = None) -> Tensor:
+    """Mean of -log sigmoid(chosen - rejected), a scalar in nats (paper section 3.3).
+
+    denominator: pairs of the whole minibatch when these are only some of them; None: the mean over the pairs given.
+    """
+    pairs = _pairs(chosen_B, rejected_B, denominator)
+    # softplus(-x) is -log sigmoid(x) without overflow at either end.
+    return functional.softplus(rejected_B - chosen_B).sum() / pairs
+
+
+def centering_penalty(
+    chosen_B: Tensor, rejected_B: Tensor, batch_sum: Tensor | float | None = None, denominator: float | None = None
+) -> Tensor:
+    """The paper's centring term |mean(chosen + rejected)|, a scalar, before its weight of 0.001.
+
+    An absolute mean does not split over micro-batches: parts of opposite sign cancel in it. Its slope, though, is
+    sign(sum) / pairs everywhere, so one number about the whole batch is enough: pass `batch_sum`, the sum of
+    chosen + rejected over all pairs of the minibatch (detached, from a pass without gradients), and `denominator`, their
+    number. The parts then add up to the paper's value and gradient exactly. Without both, the pairs given are the batch.
+    `squared_centering` needs no first pass but is another objective.
+    """
+    if (batch_sum is None) != (denominator is None):
+        raise ValueError("batch_sum and denominator belong together: give both or neither")
+    pairs = _pairs(chosen_B, rejected_B, denominator)
+    part = (chosen_B + rejected_B).sum()
+    whole = part if batch_sum is None else torch.as_tensor(batch_sum, dtype=part.dtype, device=part.device)
+    return whole.detach().sign() * part / pairs
+
+
+def squared_centering(chosen_B: Tensor, rejected_B: Tensor, denominator: float | None = None) -> Tensor:
+    """mean((chosen + rejected)^2), a scalar. NOT the paper's term: it also pulls in each pair, not only their mean.
+
+    It is a sum over pairs, so micro-batches add up without knowing each other. denominator as in `bradley_terry_loss`.
+    """
+    pairs = _pairs(chosen_B, rejected_B, denominator)
+    return (chosen_B + rejected_B).square().sum() / pairs
+
+
+def ppo_policy_loss(
+    new_BR: Tensor, old_BR: Tensor, advantages_BR: Tensor, mask_BR: Tensor, clip: float, denominator: float
+) -> tuple[Tensor, dict[str, float]]:
+    """Clipped policy objective (paper section 3.3; Schulman et al. 2017, eq. 7): a scalar loss and its statistics.
+
+    new_BR carries the gradient; old_BR and advantages_BR are constants. Statistics, combined with `total_stats`:
+    ratio_mean · clip_fraction (tokens whose gradient the clip cut off) · approx_kl (nats per token, KL(old || new), the
+    k3 form) are shares of `denominator`; ratio_max and ratio_gap (largest |ratio - 1|) are maxima.
+    """
+    _check(mask_BR, denominator, new_BR, old_BR, advantages_BR)
+    # Masked before exp: garbage in the padding would overflow, and infinity times a zero gradient is NaN.
+    log_ratio_BR = _counted(new_BR - old_BR.detach(), mask_BR)
+    advantages_BR = _counted(advantages_BR.detach(), mask_BR)
+    ratio_BR = log_ratio_BR.exp()
+    free_BR = -advantages_BR * ratio_BR
+    clipped_BR = -advantages_BR * ratio_BR.clamp(1 - clip, 1 + clip)
+    loss = _share(torch.maximum(free_BR, clipped_BR), mask_BR, denominator)
+    with torch.no_grad():
+        counted = ratio_BR[mask_BR]
+        stats = {
+            "ratio_mean": _share(ratio_BR, mask_BR, denominator).item(),
+            "ratio_max": counted.max().item() if len(counted) else 0.0,
+            "ratio_gap": (counted - 1).abs().max().item() if len(counted) else 0.0,
+            "clip_fraction": _share((clipped_BR > free_BR).to(ratio_BR.dtype), mask_BR, denominator).item(),
+            "approx_kl": _share(torch.expm1(log_ratio_BR) - log_ratio_BR, mask_BR, denominator).item(),
+        }
+    return loss, stats
+
+
+def value_loss(
+    new_BR: Tensor, old_BR: Tensor, returns_BR: Tensor, mask_BR: Tensor, clip: float, denominator: float
+) -> tuple[Tensor, dict[str, float]]:
+    """Half the squared error of the values, the worse of free and clipped to old +- clip (paper section 3.3).
+
+    A scalar, before its weight vf_coef. Statistics, shares of `denominator`: value_clip_fraction · value_error (mean
+    squared error without the clip).
+    """
+    _check(mask_BR, denominator, new_BR, old_BR, returns_BR)
+    new_BR = _counted(new_BR, mask_BR)
+    old_BR = _counted(old_BR.detach(), mask_BR)
+    returns_BR = _counted(returns_BR.detach(), mask_BR)
+    free_BR = (new_BR - returns_BR).square()
+    clipped_BR = (torch.clamp(new_BR, old_BR - clip, old_BR + clip) - returns_BR).square()
+    loss = 0.5 * _share(torch.maximum(free_BR, clipped_BR), mask_BR, denominator)
+    with torch.no_grad():
+        stats = {
+            "value_clip_fraction": _share((clipped_BR > free_BR).to(new_BR.dtype), mask_BR, denominator).item(),
+            "value_error": _share(free_BR, mask_BR, denominator).item(),
+        }
+    return loss, stats
+
+
+def total_stats(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Statistics of a minibatch from those of its micro-batches: maxima for the names in MAXIMA, sums for the rest."""
+    total: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            if name not in total:
+                total[name] = value
+            else:
+                total[name] = max(total[name], value) if name in MAXIMA else total[name] + value
+    return total
+
+
+def _counted(x_BR: Tensor, mask_BR: Tensor) -> Tensor:
+    # where, not a product: NaN or infinity in the padding times zero is NaN.
+    return torch.where(mask_BR, x_BR, torch.zeros_like(x_BR))
+
+
+def _share(x_BR: Tensor, mask_BR: Tensor, denominator: float) -> Tensor:
+    return _counted(x_BR, mask_BR).sum() / denominator
+
+
+def _check(mask_BR: Tensor, denominator: float, *others: Tensor) -> None:
+    if mask_BR.dtype != torch.bool:
+        raise ValueError(f"the mask must be bool (True counts), not {mask_BR.dtype}")
+    for other in others:
+        # Without this, a [B, 1] would broadcast silently.
+        if other.shape != mask_BR.shape:
+            raise ValueError(f"shapes differ: {tuple(other.shape)} and mask {tuple(mask_BR.shape)}")
+    if not denominator > 0:
+        raise ValueError(f"the denominator must be the counted tokens of the whole minibatch, not {denominator}")
+
+
+def _pairs(chosen_B: Tensor, rejected_B: Tensor, denominator: float | None) -> float:
+    if chosen_B.ndim != 1 or chosen_B.shape != rejected_B.shape:
+        raise ValueError(f"scores must be two vectors of one length: {tuple(chosen_B.shape)}, {tuple(rejected_B.shape)}")
+    pairs = chosen_B.shape[0] if denominator is None else denominator
+    if not pairs > 0:
+        raise ValueError("no pairs")
+    return pairs

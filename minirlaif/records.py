@@ -1,0 +1,80 @@
+"""Records that cross a module border: what a clip, a prompt, an answer and a verdict are. No behaviour, no disk.
+
+Letters used in shape suffixes all over the package:
+B batch · P prompt tokens · R response tokens · T = P + R · V vocabulary · F frames · K feature vectors per frame · D width
+One mask rule: True means "this position counts".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+
+class UserError(Exception):
+    """Something the user can put right: one line that names the file or field, what is wrong and the way out."""
+
+
+class StageStopped(UserError):
+    """A stage could not go on (NaN loss, disk full); its partial folder stays and the same command resumes it."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question with its answer; the answer is None where nobody wrote one (prompts for feedback)."""
+
+    question: str
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of a data file: a clip and the conversation about it."""
+
+    id: str  # stable: content of the row, or the row's own id
+    video: str  # path of the clip
+    turns: tuple[Turn, ...]
+    where: str = ""  # "file:row", for error messages
+    tags: Mapping[str, str] = field(default_factory=dict)  # extra columns that pass through, such as "type"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one question, before anybody said which is better."""
+
+    id: str
+    video: str
+    question: str
+    answer_a: str
+    answer_b: str
+    context: str = ""  # joined segment descriptions
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def swap(self) -> Pair:
+        """The same pair with the answers in the other order."""
+        return replace(self, answer_a=self.answer_b, answer_b=self.answer_a)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge said about one pair. choice: "A", "B", "tie", "invalid" or "disagree" (the two orders differ)."""
+
+    pair: str  # id of the pair
+    choice: str
+    margin: float  # how clearly, in the unit of the read-out (nats per token, or log-odds of the letters); >= 0
+    orders: tuple[str, str]  # the choice in the order A-B and in the order B-A, both in names of the first order
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A pair with a winner: what the reward model learns from."""
+
+    id: str
+    video: str
+    question: str
+    chosen: str
+    rejected: str
+    context: str = ""
+    margin: float = 0.0
+    where: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,128 @@
+"""From scores to advantages: KL per token, shaped rewards, generalised advantage estimation, whitening.
+
+Departures from the paper's released code, which shares gradients out by padding: every reduction is masked, the score
+sits on the last counted token (there: on the last position of the array), and the KL is signed (there: clamped at 0).
+Nothing here carries gradients on to its result but `masked_mean`, `whiten` and `kl_per_token`.
+
+Letters: B batch · R response tokens. Masks: True means "this position counts".
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over counted positions, a scalar. Any shape. ValueError if nothing counts: neither 0 nor NaN is a mean."""
+    _check(mask, x)
+    count = mask.sum()
+    if count == 0:
+        raise ValueError("masked_mean: nothing counts in this mask")
+    return torch.where(mask, x, torch.zeros_like(x)).sum() / count
+
+
+def whiten(x_BR: Tensor, mask_BR: Tensor) -> Tensor:
+    """x_BR with mean 0 and (population) variance 1 over counted positions, 0 elsewhere. Equal values become 0."""
+    mean = masked_mean(x_BR, mask_BR)
+    centred_BR = torch.where(mask_BR, x_BR - mean, torch.zeros_like(x_BR))
+    variance = masked_mean(centred_BR.square(), mask_BR)
+    return centred_BR * torch.rsqrt(variance + 1e-8)
+
+
+def kl_per_token(logprobs_BR: Tensor, ref_BR: Tensor, estimator: str = "k1") -> Tensor:
+    """Estimate of KL(policy || reference) in nats at each sampled token; padding is not masked here.
+
+    "k1": log-ratio, unbiased, may be negative. "k3": exp(-k1) - 1 + k1, never negative, less noise (Schulman 2020).
+    """
+    if logprobs_BR.shape != ref_BR.shape:
+        raise ValueError(f"shapes differ: {tuple(logprobs_BR.shape)} and {tuple(ref_BR.shape)}")
+    log_ratio_BR = logprobs_BR - ref_BR
+    if estimator == "k1":
+        return log_ratio_BR
+    if estimator == "k3":
+        return torch.expm1(-log_ratio_BR) + log_ratio_BR
+    raise ValueError(f"unknown KL estimator {estimator!r}: k1 or k3")
+
+
+def score_with_terms(
+    scores_B: Tensor, stopped_B: Tensor, lengths_B: Tensor, max_tokens: int, missing_eos_penalty: float, length_coef: float
+) -> Tensor:
+    """Scores less the penalty for answers that did not end and less length_coef x tokens / max_tokens.
+
+    Both terms come from the paper's released code (8 and 10 there). stopped_B is bool, lengths_B counts answer tokens.
+    """
+    _check(stopped_B, scores_B, lengths_B)
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
+    unended_B = (~stopped_B).to(scores_B.dtype)
+    return scores_B.detach() - missing_eos_penalty * unended_B - length_coef * lengths_B.to(scores_B.dtype) / max_tokens
+
+
+def shaped_rewards(scores_B: Tensor, kl_BR: Tensor, mask_BR: Tensor, kl_coef: float, scale: float = 1.0) -> Tensor:
+    """scale x (score on the last counted token of each row - kl_coef x KL on every counted token); 0 on padding.
+
+    ValueError if a row counts no token: its score would vanish.
+    """
+    _check(mask_BR, kl_BR)
+    if scores_B.shape != mask_BR.shape[:1]:
+        raise ValueError(f"shapes differ: {tuple(scores_B.shape)} scores and mask {tuple(mask_BR.shape)}")
+    if not bool(mask_BR.any(dim=1).all()):
+        raise ValueError("shaped_rewards: a row counts no token")
+    positions_R = torch.arange(mask_BR.shape[1], device=mask_BR.device)
+    last_B = torch.where(mask_BR, positions_R, -1).amax(dim=1)
+    at_last_BR = positions_R == last_B.unsqueeze(1)
+    kl_BR = torch.where(mask_BR, kl_BR.detach(), torch.zeros_like(kl_BR))
+    score_BR = torch.where(at_last_BR, scores_B.detach().to(kl_BR.dtype).unsqueeze(1), torch.zeros_like(kl_BR))
+    return scale * (score_BR - kl_coef * kl_BR)
+
+
+def gae(
+    rewards_BR: Tensor, values_BR: Tensor, mask_BR: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Advantages and returns [B, R] (Schulman et al. 2016, eq. 16), both without gradient and 0 on padding.
+
+    The recursion runs over counted positions only and steps over the others, so padding on either side, or a hole,
+    changes nothing. After the last counted position the value is 0: an answer has an end.
+    """
+    _check(mask_BR, rewards_BR, values_BR)
+    rewards_BR, values_BR = rewards_BR.detach(), values_BR.detach()
+    zeros_BR = torch.zeros_like(values_BR)
+    next_value_B = zeros_BR.new_zeros(zeros_BR.shape[0])
+    carried_B = torch.zeros_like(next_value_B)
+    columns = []
+    for r in range(mask_BR.shape[1] - 1, -1, -1):
+        counts_B = mask_BR[:, r]
+        error_B = rewards_BR[:, r] + gamma * next_value_B - values_BR[:, r]
+        carried_B = torch.where(counts_B, error_B + gamma * lam * carried_B, carried_B)
+        next_value_B = torch.where(counts_B, values_BR[:, r], next_value_B)
+        columns.append(carried_B)
+    advantages_BR = torch.stack(columns[::-1], dim=1) if columns else zeros_BR
+    returns_BR = advantages_BR + values_BR
+    return torch.where(mask_BR, advantages_BR, zeros_BR), torch.where(mask_BR, returns_BR, zeros_BR)
+
+
+def explained_variance(values_BR: Tensor, returns_BR: Tensor, mask_BR: Tensor) -> float:
+    """1 - var(returns - values) / var(returns) over counted positions; 1 is perfect, 0 no better than a constant.
+
+    0.0 where the returns do not vary: there is nothing to explain, and NaN would spoil a metrics file.
+    """
+    _check(mask_BR, values_BR, returns_BR)
+    returns_BR, values_BR = returns_BR.detach(), values_BR.detach()
+    spread = _variance(returns_BR, mask_BR)
+    if spread == 0:
+        return 0.0
+    return 1.0 - _variance(returns_BR - values_BR, mask_BR) / spread
+
+
+def _variance(x: Tensor, mask: Tensor) -> float:
+    return masked_mean((x - masked_mean(x, mask)).square(), mask).item()
+
+
+def _check(mask: Tensor, *others: Tensor) -> None:
+    if mask.dtype != torch.bool:
+        raise ValueError(f"the mask must be bool (True counts), not {mask.dtype}")
+    for other in others:
+        # Without this, a [B, 1] would broadcast silently.
+        if other.shape != mask.shape:
+            raise ValueError(f"shapes differ: {tuple(other.shape)} and mask {tuple(mask.shape)}")

@@ -1,0 +1,140 @@
+"""From YAML and `section.field=value` texts to a frozen record of frozen sections: names, types and ranges.
+
+It knows no section by name; which settings exist and what they allow is in config.py. Standard library and yaml only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+
+from minirlaif.records import UserError
+
+R = TypeVar("R")
+_WORDS: Mapping[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What values settings allow. Numbers are finite and at least 0 unless listed here."""
+
+    choices: Mapping[str, tuple[str, ...]]  # section.field -> the allowed texts
+    positive: frozenset[str]  # field names: above 0
+    shares: frozenset[str]  # field names: 0 to 1
+    any_sign: frozenset[str]  # field names: negative values too
+    not_empty: frozenset[str]  # section.field of texts that must not be empty
+
+
+def parse_yaml(text: str, where: str) -> Mapping[Any, Any]:
+    """The top-level mapping of a YAML text ({} for an empty one). UserError, naming `where`, for anything else."""
+    try:
+        values, root = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, and the like
+        raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: must hold sections such as `model:` and `sft:`, not {values!r:.60}")
+    # YAML itself would silently keep the last of two equal keys.
+    for block in [root, *(value for _, value in root.value if isinstance(value, yaml.MappingNode))]:
+        names = [key.value for key, _ in block.value]
+        twice = sorted({str(name) for name in names if names.count(name) > 1})
+        if twice:
+            raise UserError(f"{where}: {', '.join(twice)} is set twice in one block; keep one")
+    return values
+
+
+def build(kind: type[R], values: Mapping[Any, Any], overrides: Sequence[str], rules: Rules) -> tuple[R | None, list[str]]:
+    """A record of class `kind` from its defaults, then `values`, then `overrides`; or None and every problem."""
+    sections, types = _sections(kind), _types(kind)
+    given: dict[str, object] = {}
+    problems: list[str] = []
+    for key, value in values.items():
+        if key in sections and (value is None or isinstance(value, Mapping)):  # `sft:` with all lines commented out is empty
+            given.update({f"{key}.{name}": item for name, item in (value or {}).items()})
+        else:
+            given[str(key)] = value
+    for item in overrides:
+        name, equals, text = (part.strip() for part in item.partition("="))
+        if not name or not equals:
+            problems.append(f"--set {item}: write section.field=value, such as ppo.clip=0.1")
+            continue
+        try:
+            given[name] = yaml.safe_load(text) if text else ""
+        except (yaml.YAMLError, ValueError):
+            given[name] = text
+
+    accepted: dict[str, dict[str, Any]] = {name: {} for name in ["", *sections]}
+    for name, value in given.items():
+        try:
+            if name not in types:
+                raise ValueError(_unknown(name, list(types), list(sections)))
+            owner, _, leaf = name.rpartition(".")
+            accepted[owner][leaf] = _checked(name, _typed(name, types[name], value), rules)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        return None, problems
+    return kind(**accepted[""], **{name: record(**accepted[name]) for name, record in sections.items()}), []
+
+
+def _sections(kind: Any) -> dict[str, Any]:
+    return {name: record for name, record in get_type_hints(kind).items() if is_dataclass(record)}
+
+
+def _types(kind: Any) -> dict[str, Any]:
+    """Dotted name -> type, for every setting."""
+    types = {name: hint for name, hint in get_type_hints(kind).items() if not is_dataclass(hint)}
+    for name, record in _sections(kind).items():
+        types.update({f"{name}.{leaf}": hint for leaf, hint in get_type_hints(record).items()})
+    return types
+
+
+def _unknown(name: str, known: Collection[str], sections: Collection[str]) -> str:
+    if name in sections:
+        return f"{name} is a section: give it a block of settings, or set {name}.FIELD"
+    same = [other for other in known if other.split(".")[-1] == name.split(".")[-1]]  # right field, wrong section
+    near = same if len(same) == 1 else difflib.get_close_matches(name, [*known, *sections], n=1, cutoff=0.0)
+    return f"unknown setting {name} (did you mean {near[0]}?)"
+
+
+def _typed(name: str, kind: Any, value: object) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, str):  # YAML reads 1e-4 as text, because it has no dot
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if kind in _WORDS and type(value) is kind:
+        return value
+    if kind not in _WORDS:  # the others are tuples of text; one text stands for a list of one
+        items = ([value] if value else []) if isinstance(value, str) else value
+        if isinstance(items, list) and all(isinstance(item, str) for item in items):
+            return tuple(items)
+    hint = f' (if it is a name, quote it: "{value}")' if kind is str and isinstance(value, int | float) else ""
+    raise ValueError(f"{name} must be {_WORDS.get(kind, 'a list of texts')}, not {value!r:.60}{hint}")
+
+
+def _checked(name: str, value: Any, rules: Rules) -> Any:
+    leaf = name.split(".")[-1]
+    if name in rules.choices and value not in rules.choices[name]:
+        raise ValueError(f"{name} must be {' or '.join(repr(choice) for choice in rules.choices[name])}, not {value!r}")
+    if name in rules.not_empty and not value:
+        raise ValueError(f"{name} is empty: give it a value or leave the line out")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, not {value}")
+    if leaf in rules.positive and value <= 0:
+        raise ValueError(f"{name} must be above 0, not {value}")
+    if leaf in rules.shares and not 0 <= value <= 1:
+        raise ValueError(f"{name} is a share: it must lie between 0 and 1, not {value}")
+    if leaf not in rules.any_sign and value < 0:
+        raise ValueError(f"{name} must not be negative, not {value}")
+    return value

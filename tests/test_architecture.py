@@ -1,0 +1,293 @@
+"""The house's laws, read off the syntax trees: layers, single places, budgets, imports without effect."""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+import time
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+from minirlaif.config import Config
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "minirlaif"
+LAYERS = {
+    0: "losses returns stats tokens verdicts schedules records frames settings config",
+    1: "artifacts disk provenance metrics video data formats features chat families roles sampling scoring judge training"
+    " tinyworld tinybase doctor",
+    2: "stages",
+    3: "cli __main__",
+}
+LAYER = {module: layer for layer, names in LAYERS.items() for module in names.split()} | {"__init__": 0}
+# Mathematics and records: no disk, clock, randomness, processes or logging.
+PURE = "os pathlib shutil tempfile time datetime random secrets logging subprocess socket threading multiprocessing numpy".split()
+PURE_EXCEPT = {("config", "pathlib")}
+NO_TORCH = "records settings config artifacts disk provenance metrics doctor cli __init__ __main__".split()
+ONLY_INSIDE_FUNCTIONS = {"decord", "av", "bitsandbytes", "datasets"}
+
+
+def sources() -> dict[str, ast.Module]:
+    """Dotted name inside the package -> syntax tree."""
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+SOURCES = sources()
+
+
+def top(module: str) -> str:
+    return module.split(".")[0]
+
+
+def imports(module: str, tree: ast.AST) -> Iterator[str]:
+    """Absolute names of everything a tree imports; `from a import b` gives a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:  # `.` is the package that the module lies in
+                inside = ["minirlaif", *module.split(".")][: -node.level]
+                base = ".".join([*inside, base] if base else inside)
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def own_imports(module: str, tree: ast.AST) -> set[str]:
+    """Modules of this package that a module imports, as in SOURCES."""
+    found = set()
+    for name in imports(module, tree):
+        parts = name.split(".")
+        if parts[0] == "minirlaif":
+            inner = parts[1:]
+            while inner and ".".join(inner) not in SOURCES and ".".join([*inner, "__init__"]) not in SOURCES:
+                inner = inner[:-1]
+            found.add(".".join(inner) if inner else "__init__")
+    return found - {module}
+
+
+def layer_faults(module: str, tree: ast.AST) -> list[str]:
+    if top(module) not in LAYER:
+        return [f"{module}: in no layer; add it to LAYERS"]
+    faults = []
+    for other in own_imports(module, tree):
+        if top(other) not in LAYER:
+            faults.append(f"{module} imports {other}, which is in no layer")
+        elif LAYER[top(other)] > LAYER[top(module)]:
+            faults.append(f"{module} imports {other} from a higher layer")
+        elif top(module) == top(other) == "stages" and other != "stages":
+            faults.append(f"{module} imports the stage {other}")
+    if LAYER[top(module)] == 0:
+        for name in imports(module, tree):
+            if name.split(".")[0] in PURE and (module, name.split(".")[0]) not in PURE_EXCEPT:
+                faults.append(f"{module} imports {name}: layer 0 has no disk, clock or randomness")
+    if top(module) in NO_TORCH:
+        faults += [
+            f"{module} imports {name}" for name in imports(module, tree) if name.split(".")[0] in ("torch", "transformers")
+        ]
+    return faults
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_layers(module: str):
+    assert not layer_faults(module, SOURCES[module])
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "fault"),
+    [
+        ("losses", "from minirlaif.artifacts import Run", "higher layer"),
+        ("losses", "from . import artifacts", "higher layer"),
+        ("records", "def f():\n    import random", "no disk, clock or randomness"),
+        ("artifacts", "import torch", "imports torch"),
+        ("video", "import minirlaif.cli", "higher layer"),
+        ("data", "from minirlaif.stages import sft", "higher layer"),
+        ("stages.sft", "from minirlaif.stages.ppo import collect", "imports the stage"),
+        ("stages.sft", "from .ppo import collect", "imports the stage"),
+        ("helpers", "import json", "in no layer"),
+    ],
+)
+def test_the_layer_law_sees_a_breach(module: str, code: str, fault: str, monkeypatch):
+    for name in ("stages.sft", "stages.ppo", "artifacts", "video", "cli"):
+        monkeypatch.setitem(SOURCES, name, SOURCES.get(name, ast.parse("")))
+    assert any(fault in text for text in layer_faults(module, ast.parse(code)))
+
+
+def test_no_circles():
+    graph = {module: own_imports(module, tree) for module, tree in SOURCES.items()}
+    finished: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, f"circle: {' -> '.join([*path, module])}"
+        if module not in finished:
+            for other in graph.get(module, ()):
+                visit(other, (*path, module))
+            finished.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def outside_functions(tree: ast.Module) -> ast.Module:
+    """The part of a module that runs on import."""
+
+    class Cut(ast.NodeTransformer):
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+            return None
+
+        def visit_If(self, node: ast.If) -> ast.AST | None:
+            return None if "TYPE_CHECKING" in ast.unparse(node.test) else self.generic_visit(node)
+
+    return Cut().visit(ast.parse(ast.unparse(tree)))
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_decoders_and_the_like_are_imported_inside_functions(module: str):
+    found = {name.split(".")[0] for name in imports(module, outside_functions(SOURCES[module]))}
+    assert not found & ONLY_INSIDE_FUNCTIONS
+
+
+def places(wanted: str) -> set[str]:
+    """Modules that have a name or attribute, or import a package."""
+    found = set()
+    for module, tree in SOURCES.items():
+        names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        names |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        if wanted in names | {name.split(".")[0] for name in imports(module, tree)}:
+            found.add(module)
+    return found
+
+
+def test_one_place_for_peft_and_for_generating():
+    assert places("peft") | places("set_adapter") | places("disable_adapter") <= {"roles"}
+    callers = {
+        module
+        for module, tree in SOURCES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "generate"
+    }
+    assert callers <= {"sampling"}
+
+
+def test_budgets():
+    over = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if lines > 320:
+            over.append(f"{path.name}: {lines} lines")
+    for module, tree in SOURCES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > 70:
+                over.append(f"{module}.{node.name}: {node.end_lineno - node.lineno + 1} lines")
+    for name, section in sections().items():
+        if len(fields(section)) > 17:
+            over.append(f"{name}: {len(fields(section))} fields")
+    assert not over
+
+
+def sections() -> dict[str, type]:
+    return {name: kind for name, kind in get_type_hints(Config).items() if is_dataclass(kind)}
+
+
+def read_settings() -> set[str]:
+    """section.field of what is read: an attribute of that name in a module that names the section or its class."""
+    found = set()
+    for module, tree in SOURCES.items():
+        if module in ("config", "settings"):
+            continue
+        attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} | set(
+            name.split(".")[-1] for name in imports(module, tree)
+        )
+        for name, section in sections().items():
+            if name in attributes or section.__name__ in names:
+                found |= {f"{name}.{field.name}" for field in fields(section) if field.name in attributes}
+        found |= attributes & {"seed", "report_to"}
+    return found
+
+
+@pytest.mark.parametrize("section", [*sections(), "top level"])
+def test_every_setting_is_read(section: str):
+    if section == "top level":
+        wanted = {field.name for field in fields(Config)} - set(sections())
+    else:
+        wanted = {f"{section}.{field.name}" for field in fields(sections()[section])}
+    assert not sorted(wanted - read_settings())
+
+
+IMPORT_ALL = """
+import os, random, socket, sys, threading
+import numpy, torch, transformers, peft  # their own effects are not ours
+
+def closed(*_):
+    raise RuntimeError("the network was touched on import")
+
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = closed
+def state():
+    return {
+        "threads": torch.get_num_threads(), "seed": torch.initial_seed(), "torch": torch.get_rng_state().tolist(),
+        "random": random.getstate(), "numpy": str(numpy.random.get_state()), "grad": torch.is_grad_enabled(),
+        "dtype": torch.get_default_dtype(), "environment": dict(os.environ), "files": sorted(os.listdir(".")),
+        "running": threading.active_count(), "folder": os.getcwd(), "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "level": transformers.logging.get_verbosity(),
+    }
+
+before = state()
+import importlib
+names = sys.argv[1:]
+for name in names:
+    importlib.import_module(name)
+after = state()
+changed = [key for key in before if before[key] != after[key]]
+assert not changed, f"importing changed {changed}"
+print(len(names))
+"""
+
+
+def test_importing_everything_has_no_effect(python, tmp_path: Path):
+    names = [f"minirlaif.{module}".removesuffix(".__init__") for module in SOURCES if module != "__main__"]
+    home = tmp_path / "home"
+    home.mkdir()
+    done = python("-c", IMPORT_ALL, *names, HOME=str(home), HF_HOME=str(home), MPLCONFIGDIR=str(home))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(len(names)) and len(names) > 10
+    assert not list(home.iterdir())
+
+
+HELP = """
+import runpy, sys
+sys.argv = ["minirlaif", *sys.argv[1:]]
+try:
+    runpy.run_module("minirlaif", run_name="__main__")
+except SystemExit as stop:
+    assert not stop.code, stop.code
+heavy = {"torch", "transformers", "numpy", "av", "decord", "datasets", "peft", "accelerate"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_help_and_status_do_not_load_torch(python, tmp_path: Path):
+    (tmp_path / "runs" / "a" / "ppo.partial").mkdir(parents=True)
+    for words in (["--help"], ["run", "--help"], ["status", "--run", "a"]):
+        done = python("-c", HELP, *words)
+        assert done.returncode == 0, done.stderr
+
+
+def test_help_answers_within_a_second(python):
+    times = []
+    for _ in range(3):  # the best of three: the machine may be busy
+        started = time.monotonic()
+        assert "examples:" in python("-m", "minirlaif", "--help").stdout
+        times.append(time.monotonic() - started)
+    assert min(times) < 1.0
+
+
+def test_the_import_walker_knows_relative_names():
+    tree = ast.parse(textwrap.dedent("from . import chat\nfrom ..video import x\nimport os.path"))
+    assert list(imports("stages.sft", tree)) == ["minirlaif.stages.chat", "minirlaif.video.x", "os.path"]

@@ -1,0 +1,280 @@
+"""Run folders: manifest last, resume from the last state, nothing tampered with, a full disk is one line."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from minirlaif import artifacts, disk
+from minirlaif.artifacts import Run
+from minirlaif.records import StageStopped, UserError
+
+
+@pytest.fixture
+def run(runs_dir: Path) -> Run:
+    return Run(runs_dir / "r")
+
+
+def make(run: Run, name: str = "sft", text: str = "weights", config: dict | None = None, inputs=(), redo=False) -> bool:
+    with run.stage(name, config or {"sft": {"epochs": 1.0}}, inputs, redo=redo) as out:
+        if out is None:
+            return False
+        (out.path / "adapter").mkdir()
+        (out.path / "adapter" / "w.bin").write_text(text)
+        out.log(1, loss=0.5)
+        out.summary["loss"] = 0.5
+        out.counters["decodes"] = 7
+    return True
+
+
+# What the crash tests run in a process of its own: 6 steps, a state after each second one, killed after step CRASH's lines.
+STAGE = """
+import os, sys, json
+from pathlib import Path
+from minirlaif.artifacts import Run
+
+root, crash = sys.argv[1], sys.argv[2]
+with Run(root).stage("ppo", {"n": 6}) as out:
+    resumed = out.resume()
+    step, total = (resumed[0], json.loads((resumed[1] / "total.json").read_text())) if resumed else (0, 0)
+    print("from", step)
+    while step < 6:
+        step += 1
+        total = total * 3 + step
+        out.log(step, total=total)
+        out.sample({"step": step})
+        with (out.path / "extra.jsonl").open("a") as file:
+            file.write(f"{step}\\n")
+        out.counters["steps"] = out.counters.get("steps", 0) + 1
+        if crash == f"line {step}":
+            os._exit(9)
+        if step % 2 == 0:
+            def write(folder):
+                (folder / "total.json").write_text(json.dumps(total))
+                if crash == f"write {step}":
+                    os._exit(9)
+            if crash == f"swap {step}":
+                real = Path.rename
+                def rename(self, target):
+                    result = real(self, target)
+                    if self.name == "state":
+                        os._exit(9)
+                    return result
+                Path.rename = rename
+            out.commit_state(step, write)
+    (out.path / "final.txt").write_text(str(total))
+    if crash == "publish":
+        Run._publish = lambda self, name: os._exit(9)
+"""
+
+
+def outcome(run: Run) -> dict[str, str]:
+    folder = run.dir("ppo")
+    return {path.name: path.read_text() for path in folder.iterdir() if path.name != "manifest.json"}
+
+
+@pytest.mark.parametrize(
+    ("crash", "resumed_from"),
+    [("line 1", 0), ("line 3", 2), ("line 5", 4), ("write 4", 2), ("swap 4", 4), ("line 6", 4)],
+)
+def test_killed_stage_goes_on_with_the_same_result(runs_dir: Path, python, crash: str, resumed_from: int):
+    straight, killed = Run(runs_dir / "straight"), Run(runs_dir / "killed")
+    assert python("-c", STAGE, str(straight.root), "never").returncode == 0
+    assert python("-c", STAGE, str(killed.root), crash).returncode == 9
+    assert not killed.dir("ppo").exists() and killed.partial("ppo").is_dir()
+    with pytest.raises(UserError, match="not finished"):
+        killed.require("ppo")
+    again = python("-c", STAGE, str(killed.root), "never")
+    assert again.stdout.splitlines()[0] == f"from {resumed_from}", again.stderr
+    assert outcome(killed) == outcome(straight)
+    assert (killed.dir("ppo") / "extra.jsonl").read_text() == "1\n2\n3\n4\n5\n6\n"  # cut at the state, then written again
+    assert len((killed.dir("ppo") / "metrics.jsonl").read_text().splitlines()) == 6
+    old, new = straight.manifest("ppo"), killed.manifest("ppo")
+    assert new["counters"] == {"steps": 6}
+    assert new["identity"] == old["identity"]
+    assert not killed.partial("ppo").exists()
+
+
+def test_killed_between_manifest_and_rename(runs_dir: Path, python):
+    run = Run(runs_dir / "r")
+    assert python("-c", STAGE, str(run.root), "publish").returncode == 9
+    assert (run.partial("ppo") / "manifest.json").exists() and not run.dir("ppo").exists()
+    with run.stage("ppo", {"n": 6}) as out:
+        assert out is None
+    assert sorted(outcome(run)) == ["extra.jsonl", "final.txt", "metrics.jsonl", "samples.jsonl"]
+
+
+def test_exact_files_and_manifest(run: Run):
+    assert make(run)
+    assert sorted(path.relative_to(run.root).as_posix() for path in run.root.rglob("*") if path.is_file()) == [
+        "sft/adapter/w.bin",
+        "sft/manifest.json",
+        "sft/metrics.jsonl",
+    ]
+    manifest = run.manifest("sft")
+    assert manifest["outputs"]["adapter/w.bin"] == {
+        "bytes": 7,
+        # printf weights | sha256sum
+        "sha256": "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c",
+    }
+    assert manifest["metrics"] == {"loss": 0.5} and manifest["counters"] == {"decodes": 7}
+    assert manifest["config"] == {"sft": {"epochs": 1.0}} and manifest["inputs"] == {}
+    assert manifest["versions"]["torch"] and manifest["seconds"] >= 0
+
+
+def test_finished_stage_is_skipped_and_says_so(run: Run, capsys):
+    assert make(run)
+    assert not make(run)
+    assert "sft: finished already" in capsys.readouterr().out
+
+
+def test_other_settings_need_redo(run: Run):
+    make(run)
+    with pytest.raises(UserError, match=r"sft\.epochs 1\.0 -> 2\.0.*--redo"):
+        make(run, config={"sft": {"epochs": 2.0}})
+    assert make(run, text="other", config={"sft": {"epochs": 2.0}}, redo=True)
+    assert (run.dir("sft") / "adapter" / "w.bin").read_text() == "other"
+    assert not (run.root / "sft.old").exists()
+
+
+def test_failed_redo_keeps_the_old_stage_aside(run: Run):
+    make(run)
+    with pytest.raises(ZeroDivisionError), run.stage("sft", {}, redo=True):
+        raise ZeroDivisionError
+    assert (run.root / "sft.old" / "adapter" / "w.bin").read_text() == "weights"
+
+
+def test_other_settings_do_not_go_on_from_a_state(run: Run):
+    with pytest.raises(ZeroDivisionError), run.stage("sft", {"a": 1}) as out:
+        out.commit_state(1, lambda folder: None)
+        raise ZeroDivisionError
+    with pytest.raises(UserError, match=r"a 1 -> 2.*--redo"), run.stage("sft", {"a": 2}):
+        pass
+    with run.stage("sft", {"a": 2}, redo=True) as out:
+        assert out.resume() is None
+
+
+def test_without_a_state_other_settings_start_over(run: Run):
+    with pytest.raises(ZeroDivisionError), run.stage("sft", {"a": 1}) as out:
+        out.log(1, loss=1.0)
+        raise ZeroDivisionError
+    with run.stage("sft", {"a": 2}) as out:
+        assert out.resume() is None and not (out.path / "metrics.jsonl").exists()
+
+
+def test_require_names_the_command(run: Run):
+    with pytest.raises(UserError, match=r"does not exist yet; run `python -m minirlaif sft --config … --run r"):
+        run.require("sft")
+    with pytest.raises(UserError, match="sft: does not exist"), run.stage("feedback", {}, ["sft"]):
+        pass
+    assert not run.partial("feedback").exists()
+
+
+@pytest.mark.parametrize("tamper", ["change", "remove"])
+def test_tampered_output_is_refused(run: Run, tamper: str):
+    make(run)
+    path = run.dir("sft") / "adapter" / "w.bin"
+    assert run.require("sft") == run.dir("sft")
+    if tamper == "change":
+        path.write_text("Weights")  # same length
+    else:
+        path.unlink()
+    with pytest.raises(UserError, match=r"w\.bin: (has changed|is missing)"):
+        run.require("sft")
+
+
+def test_broken_manifest_is_one_line(run: Run):
+    make(run)
+    (run.dir("sft") / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match=r"manifest\.json: cannot be read"):
+        run.require("sft")
+    (run.dir("sft") / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="not a manifest of this version"):
+        run.require("sft")
+
+
+def test_moved_run_still_loads(run: Run, tmp_path: Path):
+    make(run)
+    make(run, "feedback", inputs=["sft"])
+    shutil.move(run.root, tmp_path / "elsewhere")
+    moved = Run(tmp_path / "elsewhere")
+    assert moved.require("feedback") == tmp_path / "elsewhere" / "feedback"
+    assert not make(moved, "feedback", inputs=["sft"])
+    assert str(run.root) not in (moved.dir("feedback") / "manifest.json").read_text()
+
+
+def test_remade_input_outdates_what_stands_on_it(run: Run):
+    make(run)
+    make(run, "feedback", inputs=["sft"])
+    make(run, redo=True)  # the same bytes again: nothing is outdated
+    assert run.outdated("feedback") == "" and not make(run, "feedback", inputs=["sft"])
+    make(run, text="better", redo=True)
+    with pytest.raises(UserError, match="feedback: made from another sft"):
+        run.require("feedback")
+    with pytest.raises(UserError, match="inputs.*--redo"):
+        make(run, "feedback", inputs=["sft"])
+
+
+def test_two_processes_cannot_fill_one_stage(run: Run):
+    with run.stage("sft", {}):
+        with pytest.raises(UserError, match="another process"), Run(run.root).stage("sft", {}):
+            pass
+
+
+def test_full_disk_keeps_the_last_state(run: Run, monkeypatch):
+    real = artifacts.write_atomic
+
+    def full(path: Path, text: str) -> None:
+        if path.name == "position.json" and json.loads(text)["step"] == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, text)
+
+    monkeypatch.setattr(artifacts, "write_atomic", full)
+    with pytest.raises(StageStopped, match="disk is full") as caught, run.stage("sft", {}) as out:
+        for step in (1, 2):
+            out.log(step)
+            out.commit_state(step, lambda folder, step=step: (folder / "x").write_text(str(step)))
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    with run.stage("sft", {}) as out:
+        step, state = out.resume()
+        assert step == 1 and (state / "x").read_text() == "1"
+        assert (out.path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+@pytest.mark.parametrize("file", ["begun.json.new", "manifest.json.new"])
+def test_full_disk_while_the_books_are_written(run: Run, monkeypatch, file: str):
+    real = disk.sync
+
+    def full(path: Path) -> None:
+        if path.name == file:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path)
+
+    monkeypatch.setattr(disk, "sync", full)
+    with pytest.raises(StageStopped, match="disk is full"):
+        make(run)
+    monkeypatch.undo()
+    assert run.partial("sft").is_dir() and not run.dir("sft").exists()
+    assert not [path for path in run.root.rglob("*.json*") if path.name in (file, file.removesuffix(".new"))]
+    assert make(run)
+
+
+def test_full_disk_in_other_words(tmp_path: Path):
+    assert disk.disk_is_full(RuntimeError("I/O error: No space left on device (os error 28)"), tmp_path)
+    assert not disk.disk_is_full(OSError(errno.EACCES, "Permission denied"), tmp_path)
+    assert not disk.disk_is_full(UserError("NaN loss"), tmp_path)
+
+
+def test_numbers_in_logs(run: Run):
+    class Tensor:
+        def item(self) -> float:
+            return 0.25
+
+    with run.stage("sft", {}) as out:
+        out.log(3, loss=float("nan"), share=Tensor(), pair=(1, 2))
+        assert json.loads((out.path / "metrics.jsonl").read_text()) == {"step": 3, "loss": None, "share": 0.25, "pair": [1, 2]}

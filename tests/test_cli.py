@@ -1,0 +1,288 @@
+"""The command line: exit codes, one line per complaint, status, path, doctor. Stages are stand-ins here."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+import yaml
+
+from minirlaif import cli, config, doctor, metrics
+from minirlaif.artifacts import Run
+from minirlaif.records import StageStopped
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    path = tmp_path / "c.yaml"
+    path.write_text("data:\n  world: tiny\n")
+    return path
+
+
+@pytest.fixture
+def done(monkeypatch) -> list[str]:
+    """Stand-in stages that note their names; `failures` says what they raise."""
+    names: list[str] = []
+
+    def stage_function(name: str):
+        def run(cfg: config.Config, run: Run, redo: bool = False) -> None:
+            if name in failures:
+                raise failures[name]
+            with run.stage(name, {"seed": cfg.seed}, redo=redo) as out:
+                if out is not None:
+                    names.append(name)
+                    out.log(5)
+                    out.summary["accuracy"] = 0.51234
+
+        return run
+
+    monkeypatch.setattr(cli, "stage_function", stage_function)
+    failures.clear()
+    return names
+
+
+failures: dict[str, BaseException] = {}
+
+
+@pytest.fixture
+def call(settings: Path, runs_dir: Path, done: list[str], capsys):
+    """Exit code, output and complaint of a command on run `a`."""
+
+    def command(*words: str, flags: bool = True) -> tuple[int, str, str]:
+        trains = words[0] not in ("status", "path", "doctor")
+        extra = ["--run", "a", "--runs-dir", str(runs_dir), *(["--config", str(settings)] if trains else [])] if flags else []
+        code = cli.main([words[0], *extra, *words[1:]] if trains else [*words, *extra])
+        text = capsys.readouterr()
+        if code == 2:
+            assert text.err.count("\n") == 1 and text.err.startswith("minirlaif: "), text.err
+        return code, text.out, text.err
+
+    return command
+
+
+def test_run_makes_all_stages_in_order_and_skips_them_afterwards(call, done, runs_dir: Path):
+    code, out, _ = call("run")
+    assert code == 0 and done == ["world", "sft", "feedback", "reward", "ppo", "evaluate", "report"]
+    assert "[1/7] world" in out and f"report: {runs_dir / 'a' / 'report.html'}" in out
+    assert call("run")[0] == 0 and len(done) == 7
+    assert yaml.safe_load((runs_dir / "a" / "config.yaml").read_text())["data"]["world"] == "tiny"
+
+
+def test_run_without_a_world(call, done):
+    assert call("run", "--set", "data.world=")[0] == 0
+    assert done == ["sft", "feedback", "reward", "ppo", "evaluate", "report"]
+    assert "data.world is empty" in call("world", "--set", "data.world=")[2]
+
+
+def test_run_takes_several_stages_in_any_order(settings: Path, runs_dir: Path, done):
+    assert cli.main(["run", "ppo", "sft", "--config", str(settings), "--run", "b", "--runs-dir", str(runs_dir)]) == 0
+    assert done == ["sft", "ppo"]
+
+
+def test_one_verb_per_stage(call, done):
+    for name in cli.STAGES:
+        assert call(name)[0] == 0
+    assert done == list(cli.STAGES)
+
+
+def test_redo(call, done):
+    call("sft")
+    assert call("sft", "--redo")[0] == 0 and done == ["sft", "sft"]
+    assert call("run", "--redo")[0] == 0 and len(done) == 9
+
+
+def test_run_redo_that_was_stopped_goes_on_without_redo(call, done):
+    call("run")
+    done.clear()
+    failures["reward"] = KeyboardInterrupt()
+    code, _, complaint = call("run", "--redo", "--set", "seed=1")
+    assert code == 130 and complaint.count("\n") == 1 and "--redo" not in complaint
+    assert done == ["world", "sft", "feedback"]
+    failures.clear()
+    assert call("run", "--set", "seed=1")[0] == 0
+    assert done == ["world", "sft", "feedback", "reward", "ppo", "evaluate", "report"]
+
+
+def test_ctrl_c_names_the_command_that_goes_on(call):
+    failures["sft"] = KeyboardInterrupt()
+    code, _, complaint = call("sft", "--set", "rollout.kl_coef=0.2")
+    assert code == 130
+    assert "python -m minirlaif sft --run a" in complaint and "--set rollout.kl_coef=0.2` goes on from here" in complaint
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("sft", "--set", "ppo.clp=1"), "did you mean ppo.clip?"),
+        (("sft", "--set", "model.base=4"), "model.base must be text"),
+        (("sft", "--frobnicate"), "unrecognized arguments: --frobnicate"),
+        (("run", "--set", "seed"), "write section.field=value"),
+        (("path", "pop"), "did you mean ppo?"),
+    ],
+)
+def test_bad_input_is_one_line(call, runs_dir: Path, words, complaint: str):
+    (runs_dir / "a").mkdir()
+    code, _, text = call(*words)
+    assert code == 2 and complaint in text
+    assert not list((runs_dir / "a").iterdir())
+
+
+def test_unknown_verb_and_missing_flags(call):
+    assert "invalid choice: 'trian'" in call("trian", flags=False)[2]
+    assert "--config" in call("sft", flags=False)[2]
+
+
+def test_unknown_stage_of_run(settings: Path, capsys):
+    assert cli.main(["run", "sfft", "--config", str(settings), "--run", "a"]) == 2
+    assert "sfft: no such stage (did you mean sft?)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../a", "a/b", "..", ""])
+def test_run_names_are_plain(settings: Path, capsys, name: str):
+    assert cli.main(["sft", "--config", str(settings), "--run", name]) == 2
+    assert "must be a plain name" in capsys.readouterr().err
+
+
+def test_stage_before_its_predecessor(runs_dir: Path, settings: Path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "stage_function", lambda name: lambda cfg, run, redo=False: run.require("sft"))
+    assert cli.main(["ppo", "--config", str(settings), "--run", "a", "--runs-dir", str(runs_dir)]) == 2
+    text = capsys.readouterr().err
+    again = f"python -m minirlaif sft --config {runs_dir}/a/config.yaml --run a --runs-dir {runs_dir}"
+    assert f"does not exist yet; run `{again}` first" in text
+
+
+def test_run_of_another_base_model_is_refused(call, done, runs_dir: Path):
+    call("sft")
+    before = (runs_dir / "a" / "config.yaml").read_text()
+    code, _, text = call("sft", "--set", "model.base=other")
+    assert code == 2 and "made with model.base tiny, the settings now say other" in text
+    assert (runs_dir / "a" / "config.yaml").read_text() == before and done == ["sft"]
+    (runs_dir / "a" / "config.yaml").write_text("nonsense")
+    assert "cannot be read as this run's settings" in call("sft")[2]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), StageStopped("the disk is full")])
+def test_full_disk_is_one_line(call, error: Exception):
+    failures["sft"] = error
+    code, _, text = call("sft")
+    assert code == 2 and "disk is full" in text
+
+
+def test_full_disk_while_the_config_is_written(call, monkeypatch):
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cli, "write_atomic", full)
+    assert "disk is full" in call("sft")[2]
+
+
+def test_other_errors_are_tracebacks(call):
+    failures["sft"] = ValueError("a bug")
+    with pytest.raises(ValueError, match="a bug"):
+        call("sft")
+
+
+def test_status_and_path(call, runs_dir: Path):
+    assert "no such run folder; runs there: none" in call("status")[2]
+    call("sft")
+    run = Run(runs_dir / "a")
+    with pytest.raises(ZeroDivisionError), run.stage("ppo", {}) as out:
+        out.log(1)
+        out.commit_state(1, lambda folder: None)
+        out.log(2)
+        raise ZeroDivisionError
+    rows = {line.split()[0]: line.split(maxsplit=1)[1] for line in call("status")[1].splitlines()}
+    assert "pretrain" not in rows
+    assert rows["sft"].split() == ["finished", "0", "s", "accuracy", "0.5123"]
+    assert rows["ppo"] == "partial         last step 2, goes on from 1"
+    assert rows["world"] == rows["evaluate"] == "missing"
+    assert call("path", "sft")[1] == f"{runs_dir / 'a' / 'sft'}\n"
+    assert "ppo: not finished; run `python -m minirlaif ppo" in call("path", "ppo")[2]
+
+
+def test_status_shows_what_is_outdated(call, runs_dir: Path):
+    run = Run(runs_dir / "a")
+    for text, redo in (("1", False), ("2", True)):
+        with run.stage("sft", {}, redo=redo) as out:
+            (out.path / "w").write_text(text)
+        if not redo:
+            with run.stage("feedback", {}, ["sft"]):
+                pass
+    assert "outdated: made from another sft" in call("status")[1]
+
+
+def test_help_has_examples_that_parse(capsys):
+    for verb in ([], ["run"], ["path"], ["doctor"], *([name] for name in cli.STAGES)):
+        with pytest.raises(SystemExit) as caught:
+            cli.main([*verb, "--help"])
+        assert caught.value.code == 0
+        examples = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  python -m minirlaif")]
+        assert examples
+        for line in examples:
+            options = cli._parser().parse_args(line.split("   ")[0].split()[3:])
+            config.load(None, getattr(options, "set", []))
+
+
+# -- doctor
+
+
+def test_doctor_compares_with_the_pins():
+    wanted = {"torch": "2.13.0", "peft": "0.21.2", "av": "18.1.0", "decord": "0.6.0"}
+
+    def installed(name: str) -> str:
+        if name in ("av", "decord"):
+            raise doctor.metadata.PackageNotFoundError(name)
+        return {"torch": "2.13.0+cpu", "peft": "0.20.0"}[name]
+
+    torch, peft, av, decord = doctor.packages(wanted, installed)
+    assert (torch.state, peft.state, av.state, decord.state) == ("ok", "note", "missing", "note")
+    assert "tested with 0.21.2" in peft.text and av.remedy == "python -m pip install av==18.1.0"
+
+
+def test_doctor_reads_the_pins_and_knows_the_optional_ones():
+    pins = doctor.pins()
+    assert pins["torch"] == "2.13.0" and "torchvision" not in pins and "llama-cpp-python" not in pins
+    assert set(doctor.OPTIONAL) <= set(pins)
+
+
+def test_doctor_tries_things_in_a_child():
+    assert doctor.attempt("print('a'); print('b')") == (True, "b")
+    assert doctor.attempt("raise OSError('no codec')") == (False, "OSError: no codec")
+    assert doctor.attempt("import os; os.kill(os.getpid(), 11)") == (False, "killed by signal 11")
+    assert doctor.attempt("import time; time.sleep(9)", seconds=0.2) == (False, "no answer within 0 s")
+
+
+def test_doctor_says_what_a_run_cannot_do_without():
+    def attempt(code: str) -> tuple[bool, str]:
+        return ("decord" not in code and "bitsandbytes" not in code, "x")
+
+    states = {finding.name: finding.state for finding in doctor.tried(attempt)}
+    assert states["decord reads"] == states["4-bit"] == "note" and states["av reads"] == "ok"
+    broken = {finding.name: finding for finding in doctor.tried(lambda code: (False, "x"))}
+    assert broken["av reads"].state == broken["torchvision"].state == broken["device"].state == "missing"
+    assert "uninstall torchvision" in broken["torchvision"].remedy
+    assert doctor.python_version((3, 10, 1)).state == "missing"
+
+
+def test_doctor_exit_code(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "tried", lambda: [doctor.Finding("av reads", "ok", "imports")])
+    monkeypatch.setattr(doctor, "packages", lambda pins: [])
+    assert cli.main(["doctor"]) == 0 and "ready:" in capsys.readouterr().out
+    monkeypatch.setattr(doctor, "tried", lambda: [doctor.Finding("av reads", "missing", "fails", "pip install av")])
+    assert cli.main(["doctor"]) == 1 and "not ready: av reads" in capsys.readouterr().out
+
+
+# -- progress
+
+
+def test_progress_without_a_terminal_prints_about_ten_lines(capsys):
+    assert list(metrics.progress(range(100), total=100, label="ppo")) == list(range(100))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10 and lines[0].startswith("ppo: 10/100, ")
+    list(metrics.progress(range(50), total=100, label="ppo", initial=50))
+    assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()][0] == "ppo: 60/100"
+
+
+def test_clock():
+    assert [metrics.clock(seconds) for seconds in (42.4, 185, 7620)] == ["42 s", "3 min 05 s", "2 h 07 min"]

@@ -93,7 +93,7 @@ class Renderer:
             context: text between the frames and the question; must end with a line break when not empty.
             seconds: length of the clip, for layouts that write it.
         """
-        return self._opening(times, seconds) + self._question(context, question)
+        return self.opening(times, seconds) + self._question(context, question)
 
     def conversation(
         self, times: Sequence[float], turns: Sequence[Turn], context: str = "", seconds: float = 0.0, limit: int = 0
@@ -103,7 +103,7 @@ class Renderer:
         Raises:
             UserError: longer than `limit` tokens (0: no limit).
         """
-        ids: list[int] = list(self._opening(times, seconds))
+        ids: list[int] = list(self.opening(times, seconds))
         learned = [False] * len(ids)
         for number, turn in enumerate(turns):
             again = self._encode(self.layout.user.rstrip() + " ", special=True) if number else ()
@@ -120,7 +120,8 @@ class Renderer:
         """Ids of an answer with the token that ends it."""
         return self.text_ids(self.layout.answer + text) + (self.end_id,)
 
-    def _opening(self, times: Sequence[float], seconds: float) -> tuple[int, ...]:
+    def opening(self, times: Sequence[float], seconds: float = 0.0) -> tuple[int, ...]:
+        """Ids of everything before context and question: the start and the frames, with an outro after them."""
         layout = self.layout
         ids = self._encode(layout.start + layout.user, special=True)
         if not times:

@@ -119,7 +119,7 @@ def _dispatch(options: argparse.Namespace) -> int:
         from minirlaif.doctor import run as examine
 
         return examine()
-    if Path(options.run).name != options.run or options.run in (".", ".."):
+    if not options.run or Path(options.run).name != options.run or options.run == "..":
         raise UserError(f"--run {options.run!r}: must be a plain name; the folder it lies in goes to --runs-dir")
     run = Run(options.runs_dir / options.run)
     if options.verb in ("status", "path"):

@@ -94,11 +94,12 @@ def _load(table: _Table, parse: Callable[[Any], _Record], text: Callable[[_Recor
     own = Counter(item[1].id for item in found)
     seen: dict[str, int] = {}
     records: list[_Record] = []
+    record: _Record
     for number, record, path in found:
         content = json.dumps([record.video, *text(record)]).encode()
         id_ = record.id if record.id and own[record.id] == 1 else hashlib.sha256(content).hexdigest()[:16]
         if id_ in seen:
-            problems.append((number, f"repeats row {seen[id_]} (same id, clip and text): remove one of them"))
+            problems.append((number, f"repeats row {seen[id_]} (same clip and text): remove one of them"))
         seen.setdefault(id_, number)
         records.append(replace(record, id=id_, video=path, where=f"{table.name}:{number}"))
     _raise_all(table.name, problems)
@@ -110,7 +111,7 @@ def _load(table: _Table, parse: Callable[[Any], _Record], text: Callable[[_Recor
 def _raise_all(name: str, problems: list[tuple[int, str]]) -> None:
     if not problems:
         return
-    lines = [f"row {number}: {message}" for number, message in sorted(problems)]
+    lines = [f"row {number}: {' '.join(message.splitlines())[:400]}" for number, message in sorted(problems)]
     if len(lines) == 1:
         raise UserError(f"{name}, {lines[0]}")
     rest = [f"  {line}" for line in lines[1:_SHOWN]] + ([f"  … and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else [])
@@ -132,7 +133,9 @@ class _Clips:
         return self._known[name]
 
     def _find(self, name: str) -> str:
-        path = Path(name).expanduser()
+        if "\0" in name:
+            raise BadRow(f"{name[:60]!r} cannot be a file name")
+        path = Path(name)
         if self._folder is None and not path.is_absolute():
             raise BadRow(f"{name} is a relative path: set data.videos to the folder of the clips")
         path = (self._folder or Path()) / path
@@ -141,7 +144,7 @@ class _Clips:
                 return str(path)
             if path.is_dir():
                 raise BadRow(f"{path} is a folder; frame folders are not read, name a clip file")
-        except (OSError, ValueError):  # name too long, null byte
+        except OSError:  # too long for the file system
             raise BadRow(f"{name[:60]!r} cannot be a file name") from None
         if path.suffix.lower() not in CLIP_SUFFIXES and self._folder is not None:
             if self._stems is None:
@@ -169,8 +172,8 @@ def _clip_files(folder: Path) -> list[Path]:
 
 def _table(source: str, videos: str) -> _Table:
     """The rows of a source, by what it is: file, folder or hub name."""
-    path = Path(source).expanduser()
-    clips = Path(videos).expanduser() if videos else None
+    path = Path(os.path.expanduser(source))
+    clips = Path(os.path.expanduser(videos)) if videos else None
     if clips is not None and not clips.is_dir():
         raise UserError(f"{videos}: no such folder of clips (data.videos)")
     if path.is_dir():
@@ -222,7 +225,7 @@ def _lines(name: str) -> Iterator[tuple[int, str]]:
 
 def _text(name: str) -> str:
     try:
-        text = Path(name).expanduser().read_text(encoding="utf-8-sig")
+        text = Path(os.path.expanduser(name)).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
@@ -270,7 +273,7 @@ def _parquet_rows(name: str) -> Iterator[tuple[int, Any]]:
     import pyarrow.parquet
 
     try:  # read beside the library's own cache, which would keep a second copy of the file
-        with open(Path(name).expanduser(), "rb") as file:
+        with open(os.path.expanduser(name), "rb") as file:
             table = datasets.Dataset(pyarrow.parquet.read_table(file))
     except (OSError, ValueError) as error:
         raise UserError(f"{name}: cannot be read as parquet ({_one_line(error)})") from None

@@ -77,9 +77,7 @@ def shaped_rewards(scores_B: Tensor, kl_BR: Tensor, mask_BR: Tensor, kl_coef: fl
     return scale * (score_BR - kl_coef * kl_BR)
 
 
-def gae(
-    rewards_BR: Tensor, values_BR: Tensor, mask_BR: Tensor, gamma: float, lam: float
-) -> tuple[Tensor, Tensor]:
+def gae(rewards_BR: Tensor, values_BR: Tensor, mask_BR: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Advantages and returns [B, R] (Schulman et al. 2016, eq. 16), both without gradient and 0 on padding.
 
     The recursion runs over counted positions only and steps over the others, so padding on either side, or a hole,

@@ -101,7 +101,9 @@ def _t95(freedom: int) -> float:
     if freedom <= len(T95):
         return T95[freedom - 1]
     z = Z95  # expansion in 1 / freedom around the normal point; from 11 degrees on it is right to four digits
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    first, second = z**3 + z, 5 * z**5 + 16 * z**3 + 3 * z
+    third = 3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z
+    return z + first / (4 * freedom) + second / (96 * freedom**2) + third / (384 * freedom**3)
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:

@@ -133,18 +133,20 @@ def render(rng: np.random.Generator, clips: Sequence[Sequence[Event]], size: int
     when = np.linspace(-0.5, 0.5, frames)
     places = centre[:, None, :] + step[:, None, :] * when[None, :, None] * length[:, None, :]  # [N, F, 2]
     axis = (np.arange(size) + 0.5) / size
+    axis = axis.astype(np.float32)
+    places, radius = places.astype(np.float32), radius.astype(np.float32)
     dx = axis[None, None, None, :] - places[:, :, 0, None, None]
     dy = axis[None, None, :, None] - places[:, :, 1, None, None]
     shape = np.array([SHAPES.index(e.shape) for e in events])
-    distance = np.empty((n, frames, size, size))
+    distance = np.empty((n, frames, size, size), np.float32)
     for index, name in enumerate(SHAPES):
         rows = shape == index
         if rows.any():
             distance[rows] = _distance(name, dx[rows], dy[rows], radius[rows][:, :, None, None])
     cover = np.clip(0.5 - distance * size, 0.0, 1.0)[..., None]
-    paint = np.array([COLOURS[e.colour] for e in events], float) * rng.uniform(0.85, 1.0, (n, 1))
-    ground = np.repeat(rng.uniform(10, 50, (len(clips), 1)), [len(c) for c in clips], axis=0)  # one background per clip
-    noise = rng.normal(0, 3, (n, frames, size, size, 1))
+    paint = (np.array([COLOURS[e.colour] for e in events]) * rng.uniform(0.85, 1.0, (n, 1))).astype(np.float32)
+    ground = np.repeat(rng.uniform(10, 50, (len(clips), 1)), [len(c) for c in clips], axis=0).astype(np.float32)  # one background per clip
+    noise = 3 * rng.standard_normal((n, frames, size, size, 1), np.float32)
     pixels = ground[:, None, None, None, :] * (1 - cover) + paint[:, None, None, None, :] * cover + noise
     frames_u8 = np.clip(pixels, 0, 255).astype(np.uint8)
     result, start = [], 0

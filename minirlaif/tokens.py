@@ -64,9 +64,7 @@ def log_distribution(logits: Tensor, banned_V: Tensor | None = None, temperature
     return torch.log_softmax(scaled, dim=-1)
 
 
-def pick_logprobs(
-    logits_BTV: Tensor, targets_BT: Tensor, banned_V: Tensor | None = None, temperature: float = 1.0
-) -> Tensor:
+def pick_logprobs(logits_BTV: Tensor, targets_BT: Tensor, banned_V: Tensor | None = None, temperature: float = 1.0) -> Tensor:
     """Log-probability (nats, float32) of each target, [B, T]. Logits and targets are aligned already.
 
     A banned target has -inf. Targets on padding must still be valid ids; mask the result.

@@ -87,7 +87,8 @@ def combine_orders(
 
 # Reading a free-text verdict. Rules go from explicit to vague, and doubt ends in "invalid": a dropped pair costs little,
 # a wrong label costs more. A letter is a capital A or B; a capital A that opens a noun phrase ("A ball") is an article.
-_AFTER_LETTER = r"(?:because|since|as|for|is|was|over|due|with|which|than|although|though|while|but|by|would|in|on)"
+_VERB = r"(?:is|was|seems|looks|sounds|appears|would|gives|offers|provides|does|has|matches|fits|describes|answers|wins)"
+_AFTER_LETTER = rf"(?:{_VERB}|because|since|as|for|over|due|with|which|than|although|though|while|but|by|in|on)"
 _LETTER = (
     r"[(\[]*\b([AB])\b(?!')(?!-\w)(?!\s*(?:/|,|&|(?i:or|and|nor|vs\.?|versus)\b)\s*(?i:answer|response|option)?\s*[AB]\b)"
     rf"(?!\s+(?!{_AFTER_LETTER}\b)[a-z])[)\]]*"
@@ -96,9 +97,9 @@ _NOUN = r"(?i:answer|response|option|choice|assistant|candidate|caption|one)"
 _LABEL = r"(?i:answer|response|verdict|choice|preference|winner|decision|judge?ment|option|one)"
 _NAMED = rf"(?:(?i:the\s+)?{_NOUN}\s+)?{_LETTER}"
 _FILLER = r"(?:(?!(?:not|no|never|hardly|neither|nor|but|and|or|less|A|B)\b)\w+\s+){0,3}?"
-_VERB = r"(?:is|was|seems|looks|sounds|appears|would|gives|offers|provides|does|has|matches|fits|describes|answers)"
 _NOT_DOUBTED = (
-    r"(?<!\bnor )(?<!\bnot )(?<!n't )(?<!\bcannot )(?<!\bif )(?<!\bwhether )(?<!\bthink )(?<!\bthat )"
+    r"(?<!\bnor )(?<!\bnot )(?<!n't )(?<!\bcannot )(?<!\bif )(?<!\bwhether )(?<!n't think )(?<!\bnot think )"
+    r"(?<!n't think that )(?<!\bnot think that )(?<!\btrue that )"
     r"(?<!\bnor answer )(?<!\bnor response )(?<!\bnor option )(?<!\bif answer )(?<!\bwhether answer )"
 )
 
@@ -129,6 +130,7 @@ _TIE = re.compile(
 )
 _LEADING = re.compile(rf"^\W*(?:{_NOUN}\s+)?{_LETTER}\s*(?=$|[.,:;!\n\-]|(?:because|since|as)\b)")
 _LONE = re.compile(rf"^\W*(?:(?i:the\s+)?{_NOUN}\W+)?([ABab])\W*$")
+_CLOSING = re.compile(rf"{_LETTER}\W*$")
 _DENIAL = re.compile(r"\b(?:not|no|never|cannot|neither|nor)\b|n't\b", re.IGNORECASE)
 
 
@@ -137,7 +139,7 @@ def parse_verdict(text: str) -> str:
 
     In order: a reply that is only a letter; a labelled verdict ("Answer: B", "the better answer is A"); claims ("A is
     better", "B is worse", "I prefer A") and statements of a tie, where the later kind wins; a letter that opens the
-    reply; the only letter of a short reply. Contradictions within one kind are invalid.
+    reply; the letter that ends a short reply and is the only one in it. Contradictions within one kind are invalid.
     """
     text = _plain(text)
     if lone := _LONE.match(text):
@@ -157,10 +159,9 @@ def parse_verdict(text: str) -> str:
         # "A: it rolls. B: it stays." repeats the answers and chooses none.
         repeats = re.search(rf"(?:^|[\n.;,]\s*)\W?{swap_choice(letter)}\b\s*[.:)\-]", text[leading.end() :])
         return "invalid" if repeats else letter
-    letters = {match.group(1) for match in re.finditer(_LETTER, text)}
-    if len(letters) == 1 and len(text.split()) <= 6 and not _DENIAL.search(text):
-        return letters.pop()
-    return "invalid"
+    closing = _CLOSING.search(text)
+    alone = len(set(re.findall(r"\b[AB]\b", text))) == 1
+    return closing.group(1) if closing and alone and len(text.split()) <= 6 and not _DENIAL.search(text) else "invalid"
 
 
 def _found(match: re.Match[str]) -> str:

@@ -1,7 +1,7 @@
 """Small clips of every awkward kind, written with PyAV, for the tests of the reader.
 
-A frame says who it is: its corners are red, green, blue and white (clockwise from the top left), and its number is written as eight black or white
-cells across the middle. So a test can tell which frame came back, which way up, and in which colours.
+A frame says who it is: its corners are red, green, blue and white (clockwise from the top left), and its number is written as
+eight black or white cells across the middle. So a test can tell which frame came back, which way up, and in which colours.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def write_clip(
 ) -> Path:
     """A clip whose frame k is shown from times[k] seconds on (default: 24 frames at 24 per second).
 
-    rotation: degrees counterclockwise that a player has to turn the picture, as PyAV counts; colours: codec-context tags such as color_trc;
-    last_seconds: how long the last frame stays (default: as long as the one before it).
+    rotation: degrees counterclockwise that a player has to turn the picture, as PyAV counts; colours: codec-context tags such as
+    color_trc; last_seconds: how long the last frame stays (default: as long as the one before it).
     """
     import av
 

@@ -202,9 +202,8 @@ def read_settings() -> set[str]:
         if module in ("config", "settings"):
             continue
         attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} | set(
-            name.split(".")[-1] for name in imports(module, tree)
-        )
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        names |= {name.split(".")[-1] for name in imports(module, tree)}
         for name, section in sections().items():
             if name in attributes or section.__name__ in names:
                 found |= {f"{name}.{field.name}" for field in fields(section) if field.name in attributes}

@@ -134,12 +134,13 @@ def test_unknown_verb_and_missing_flags(call):
 
 
 def test_unknown_stage_of_run(settings: Path, capsys):
-    assert cli.main(["run", "sfft", "--config", str(settings), "--run", "a"]) == 2
+    assert cli.main(["run", "sfft", "--config", str(settings), "--run", "a", "--runs-dir", str(settings.parent)]) == 2
     assert "sfft: no such stage (did you mean sft?)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["../a", "a/b", "..", ""])
-def test_run_names_are_plain(settings: Path, capsys, name: str):
+@pytest.mark.parametrize("name", ["../a", "a/b", "..", ".", ""])
+def test_run_names_are_plain(settings: Path, capsys, monkeypatch, tmp_path: Path, name: str):
+    monkeypatch.chdir(tmp_path)
     assert cli.main(["sft", "--config", str(settings), "--run", name]) == 2
     assert "must be a plain name" in capsys.readouterr().err
 

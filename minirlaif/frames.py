@@ -1,0 +1,59 @@
+"""Which moments of a clip the model looks at. Times only: no decoding, no disk."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FramePlan:
+    """The moments of one clip that are shown to the model, in order.
+
+    times: seconds from the clip's start; at least one, finite, not negative (ValueError otherwise: a plan without frames would
+    become an empty tensor). A reader answers with the picture on screen at each moment: the last frame that starts at or before
+    it.
+    """
+
+    times: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.times or not all(math.isfinite(time) and time >= 0 for time in self.times):
+            raise ValueError(f"a frame plan needs finite times >= 0, at least one; it has {self.times[:4]!r}")
+
+    @property
+    def key(self) -> str:
+        """Short text that is the same for the same moments (to a millisecond): part of a cache key."""
+        milliseconds = ",".join(str(round(time * 1000)) for time in self.times)
+        return f"{len(self.times)}f-{hashlib.sha256(milliseconds.encode()).hexdigest()[:12]}"
+
+
+def uniform_plan(seconds: float, count: int, start: float = 0.0, end: float | None = None) -> FramePlan:
+    """`count` moments evenly over [start, end): the centres of equal bins, so that neither the first nor the last instant weighs
+    double.
+
+    seconds: length of the clip; end: None means the whole clip, a later end is cut there. Raises ValueError for an empty span or
+    no frames.
+    """
+    end = seconds if end is None else min(end, seconds)
+    if count < 1 or not 0 <= start < end:
+        raise ValueError(f"cannot take {count} frames of [{start}, {end}) from a clip of {seconds} seconds")
+    width = (end - start) / count
+    return FramePlan(tuple(start + (bin_number + 0.5) * width for bin_number in range(count)))
+
+
+def segment_spans(seconds: float, segment_seconds: float, max_segments: int) -> tuple[tuple[float, float], ...]:
+    """Consecutive (start, end) spans in seconds that cover a clip without gaps.
+
+    Each lasts segment_seconds, except the last: a rest of half a segment or more is a span of its own, a shorter one joins its
+    neighbour. A clip that would need more than max_segments is cut into max_segments equal, longer spans. Raises ValueError for
+    lengths that are not positive.
+    """
+    if seconds <= 0 or segment_seconds <= 0 or max_segments < 1:
+        raise ValueError(f"cannot cut {seconds} seconds into at most {max_segments} segments of {segment_seconds} seconds")
+    count = max(1, math.floor(seconds / segment_seconds + 0.5))
+    if count > max_segments:
+        count, segment_seconds = max_segments, seconds / max_segments
+    bounds = [number * segment_seconds for number in range(count)] + [seconds]
+    return tuple(zip(bounds[:-1], bounds[1:], strict=True))

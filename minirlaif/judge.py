@@ -1,0 +1,94 @@
+"""The judge: which of two answers is better, asked in both orders, by the role that is active now.
+
+Two read-outs. "letter": the logits of A and B after the judge's question (the paper asks for a letter). "likelihood": the mean
+log-likelihood of each answer after frames, context and question; small models manage that one. It shows one answer at a
+time, so its two orders agree by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from minirlaif.records import Pair, Verdict
+from minirlaif.scoring import Row, micro_batches, token_logprobs
+from minirlaif.verdicts import choice_from_margin, combine_orders, judge_question, swap_choice
+
+if TYPE_CHECKING:
+    from minirlaif.workbench import View, Workbench
+
+
+def judge(bench: Workbench, pairs: Sequence[Pair], views: Mapping[str, View | None], readout: str, margin: float,
+          disagreement: str, batch_size: int) -> list[Verdict]:  # fmt: skip
+    """One verdict per pair.
+
+    Args:
+        views: by clip path what the judge sees; None: text only.
+        readout: "letter" or "likelihood"; margin in log-odds of the letters, or nats per token.
+        disagreement: "drop" or "average" when the two orders differ.
+    """
+    if readout == "likelihood":
+        ahead = answer_margins(bench, pairs, views, batch_size)
+        values = [(value, value) for value in ahead]
+    else:
+        first = _letter_values(bench, pairs, views, batch_size)
+        second = _letter_values(bench, [pair.swap() for pair in pairs], views, batch_size)
+        values = [(ab, -ba) for ab, ba in zip(first, second, strict=True)]
+    verdicts = []
+    for pair, (ab, ba) in zip(pairs, values, strict=True):
+        orders = (choice_from_margin(ab, margin), choice_from_margin(ba, margin))
+        choice = combine_orders(*orders, values=(ab, ba), disagreement=disagreement, margin=margin)
+        if pair.answer_a.strip() == pair.answer_b.strip():
+            choice, orders = "tie", ("tie", "tie")
+        verdicts.append(Verdict(pair.id, choice, abs(ab + ba) / 2, orders))
+    return verdicts
+
+
+def answer_margins(
+    bench: Workbench, pairs: Sequence[Pair], views: Mapping[str, View | None], batch_size: int
+) -> list[float]:
+    """Mean log-likelihood per token of answer A minus that of answer B, in nats."""
+    rows = [
+        bench.row(views[pair.video], pair.question, bench.answer_ids(text), pair.context)
+        for pair in pairs
+        for text in (pair.answer_a, pair.answer_b)
+    ]
+    means = mean_logprobs(bench, rows, batch_size)
+    return [means[2 * i] - means[2 * i + 1] for i in range(len(pairs))]
+
+
+def mean_logprobs(bench: Workbench, rows: Sequence[Row], batch_size: int) -> list[float]:
+    """Mean log-probability per answer token of each row."""
+    means = [0.0] * len(rows)
+    for index in micro_batches([len(row) for row in rows], batch_size):
+        logprobs_BR, mask_BR, _ = token_logprobs(bench.backbone, [rows[i] for i in index])
+        for place, mean in zip(index, (logprobs_BR.sum(1) / mask_BR.sum(1)).tolist(), strict=True):
+            means[place] = mean
+    return means
+
+
+def _letter_values(
+    bench: Workbench, pairs: Sequence[Pair], views: Mapping[str, View | None], batch_size: int
+) -> list[float]:
+    """log p(A) - log p(B) at the first position of the reply; positive means the first answer is better."""
+    renderer = bench.backbone.renderer
+    letters = [renderer.text_ids(renderer.layout.answer + letter)[-1] for letter in "AB"]
+    values = [0.0] * len(pairs)
+    rows = []
+    for pair in pairs:
+        question = judge_question(pair.question, pair.answer_a, pair.answer_b, pair.context)
+        rows.append(bench.row(views[pair.video], question, (letters[0],)))
+    for index in micro_batches([len(row) for row in rows], batch_size):
+        batch = [rows[i] for i in index]
+        other = [Row(row.prompt, (letters[1],), row.features) for row in batch]
+        a, b = (token_logprobs(bench.backbone, side)[0][:, 0] for side in (batch, other))
+        for place, value in zip(index, torch.sub(a, b).tolist(), strict=True):
+            values[place] = value
+    return values
+
+
+def swap_consistent(verdict: Verdict) -> bool:
+    """Whether both orders named the same answer."""
+    return verdict.orders[0] == verdict.orders[1] and verdict.orders[0] in ("A", "B") and swap_choice(verdict.orders[0]) != ""

@@ -1,0 +1,225 @@
+"""One base, many roles: named LoRA adapters and scalar heads. The only module that touches PEFT.
+
+Roles are "sft", "policy", "reference", "reward" and "value"; the role "base" is the model without any adapter. Which role
+the model plays is set for a block (`reading_as`, `training_as`) and put back afterwards, also after an error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from minirlaif.config import ModelSection
+from minirlaif.records import UserError
+
+if TYPE_CHECKING:
+    from minirlaif.backbone import Backbone
+
+HEAD_FILE = "head.safetensors"
+
+
+class ScalarHead(nn.Module):
+    """hidden -> one number, weight and bias zero or small at the start; `beta` weighs the answer's mean log-likelihood."""
+
+    def __init__(self, width: int, start: float, beta: float | None = None) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 1, dtype=torch.float32)
+        nn.init.normal_(self.linear.weight, std=start) if start else nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        self.beta = None if beta is None else nn.Parameter(torch.tensor(float(beta)))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden [..., D] -> [...], in float32."""
+        result: Tensor = self.linear(hidden.float()).squeeze(-1)
+        return result
+
+
+class Roles:
+    """The adapters and heads on one backbone."""
+
+    def __init__(self, backbone: Backbone, section: ModelSection) -> None:
+        self.backbone = backbone
+        self.section = section
+        self.heads: dict[str, ScalarHead] = {}
+        self._peft: Any = None
+        self._parked: dict[str, dict[str, Tensor]] = {}
+
+    def add(self, role: str, seed: int, start_from: str | Path | None = None) -> None:
+        """Create an adapter: fresh (it changes nothing yet), a copy of another role, or loaded from a folder.
+
+        Raises:
+            UserError: the folder's adapter has another rank or other targets than the config asks for.
+        """
+        from peft import LoraConfig, get_peft_model
+
+        # Only the language model: the vision tower has projections of the same names, and a vision adapter would make
+        # cached features and a separately exported projector wrong without a word.
+        targets = rf".*text_model\..*\.({'|'.join(self.section.lora_targets)})"
+        config = LoraConfig(
+            r=self.section.lora_r,
+            lora_alpha=self.section.lora_alpha,
+            lora_dropout=0.0,  # dropout would make the first PPO ratio differ from 1
+            target_modules=targets,
+            bias="none",
+            task_type="CAUSAL_LM",
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if self._peft is None:
+                self._peft = get_peft_model(self.backbone.model, config, adapter_name=role)
+                self._peft.eval()
+            else:
+                self._peft.add_adapter(role, config)
+        if isinstance(start_from, Path):
+            self._load_adapter(role, start_from)
+        elif start_from is not None:
+            self._fill(role, {_rename(n, start_from, role): p.detach().clone() for n, p in self.named(start_from).items()})
+        self._rest()
+        if self.section.gradient_checkpointing:
+            self.backbone.text_model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def add_head(self, role: str, seed: int, start: float = 0.0, beta: float | None = None) -> None:
+        """Give a role a scalar head. start: deviation of its first weights, 0: all zero."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.heads[role] = ScalarHead(self.backbone.width, start, beta).to(self.backbone.device)
+
+    def named(self, role: str) -> dict[str, Tensor]:
+        """Adapter weights of a role by name."""
+        return {n: p for n, p in self._peft.named_parameters() if f".{role}." in n}
+
+    def parameters(self, role: str) -> list[nn.Parameter]:
+        """What an optimiser of this role gets: its adapter, and its head where it has one. Chosen by name, never by flags."""
+        adapter: list[Any] = list(self.named(role).values())
+        return adapter + (list(self.heads[role].parameters()) if role in self.heads else [])
+
+    @contextmanager
+    def reading_as(self, role: str) -> Iterator[None]:
+        """Forward passes inside see `role`, without gradients; every flag is put back, also after an error."""
+        with self._switched(role), torch.no_grad():
+            yield
+
+    @contextmanager
+    def training_as(self, role: str) -> Iterator[None]:
+        """Forward passes inside see `role` and build gradients for its weights alone."""
+        with self._switched(role):
+            for parameter in self.parameters(role):
+                parameter.requires_grad_(True)
+            # Gradient checkpointing works only in train mode; there is no dropout, so the mode changes nothing else.
+            self.backbone.text_model.train(self.section.gradient_checkpointing)
+            yield
+
+    @contextmanager
+    def _switched(self, role: str) -> Iterator[None]:
+        flags = {p: p.requires_grad for p in self._all_parameters()}
+        training = self.backbone.text_model.training
+        active = self._active()
+        try:
+            self._activate(role)
+            yield
+        finally:
+            self._activate(active)
+            self.backbone.text_model.train(training)
+            for parameter, flag in flags.items():
+                parameter.requires_grad_(flag)
+
+    def _all_parameters(self) -> list[nn.Parameter]:
+        model = self.backbone.model if self._peft is None else self._peft
+        return [*model.parameters(), *(p for head in self.heads.values() for p in head.parameters())]
+
+    def _lora_layers(self) -> list[Any]:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        return [] if self._peft is None else [m for m in self._peft.modules() if isinstance(m, BaseTunerLayer)]
+
+    def _active(self) -> str:
+        layers = self._lora_layers()
+        return "base" if not layers or layers[0].disable_adapters else str(layers[0].active_adapters[0])
+
+    def _activate(self, role: str) -> None:
+        if role in self._parked:
+            raise ValueError(f"role {role} is parked in host memory; use visiting() to bring it back")
+        layers = self._lora_layers()
+        if role != "base" and not layers:
+            raise ValueError(f"there is no role {role}")
+        for layer in layers:
+            if role == "base":
+                layer.enable_adapters(False)
+            else:
+                layer.enable_adapters(True)
+                layer.set_adapter(role)
+
+    def _rest(self) -> None:
+        for parameter in self._all_parameters():
+            parameter.requires_grad_(False)
+
+    def park(self, role: str) -> None:
+        """Move a role's adapter to host memory: on a GPU it then takes no device memory (the reference while PPO trains)."""
+        self._parked[role] = {}
+        for name, parameter in self.named(role).items():
+            self._parked[role][name] = parameter.data.to("cpu", copy=True)
+            parameter.data = parameter.data.new_empty(0)
+
+    @contextmanager
+    def visiting(self, role: str) -> Iterator[None]:
+        """Bring a parked role back for a block; a role that is not parked stays where it is."""
+        parked = self._parked.pop(role, None)
+        if parked is None:
+            yield
+            return
+        for name, parameter in self.named(role).items():
+            parameter.data = parked[name].to(self.backbone.device)
+        try:
+            yield
+        finally:
+            self.park(role)
+
+    def save(self, role: str, folder: Path) -> None:
+        """A plain PEFT folder (opens with PeftModel.from_pretrained), with the head beside it. Safetensors only."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {n.replace(f".{role}.", "."): p.detach().to("cpu").contiguous() for n, p in self.named(role).items()}
+        save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        config = self._peft.peft_config[role].to_dict()
+        config = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+        config["base_model_name_or_path"] = self.section.base
+        config["inference_mode"] = True
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str))
+        if role in self.heads:
+            state = {n: p.detach().to("cpu").contiguous() for n, p in self.heads[role].state_dict().items()}
+            save_file(state, folder / HEAD_FILE)
+
+    def load_head(self, role: str, folder: Path) -> None:
+        """Read a head back; its form (with or without beta) follows the file."""
+        from safetensors.torch import load_file
+
+        state = load_file(folder / HEAD_FILE)
+        self.heads[role] = ScalarHead(self.backbone.width, 0.0, 0.0 if "beta" in state else None).to(self.backbone.device)
+        self.heads[role].load_state_dict(state)
+        self._rest()
+
+    def _load_adapter(self, role: str, folder: Path) -> None:
+        from safetensors.torch import load_file
+
+        weights = load_file(folder / "adapter_model.safetensors")
+        mine = {n.replace(f".{role}.", "."): n for n in self.named(role)}
+        wrong = weights.keys() ^ mine.keys()
+        shapes = [n for n in weights.keys() & mine.keys() if weights[n].shape != self.named(role)[mine[n]].shape]
+        if wrong or shapes:
+            raise UserError(f"{folder}: the adapter does not fit model.lora_r/lora_targets or the base; set them as in its config")
+        self._fill(role, {mine[n]: w for n, w in weights.items()})
+
+    def _fill(self, role: str, weights: dict[str, Tensor]) -> None:
+        for name, parameter in self.named(role).items():
+            parameter.data.copy_(weights[name])
+
+
+def _rename(name: str, old: str, new: str) -> str:
+    return name.replace(f".{old}.", f".{new}.")

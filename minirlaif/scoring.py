@@ -1,0 +1,118 @@
+"""The one place that scores answers: log-probabilities, values and scores of (prompt, answer) rows. Nothing is sampled here.
+
+Letters: B rows, T tokens of prompt + answer, R answer tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from minirlaif.roles import ScalarHead
+from minirlaif.tokens import entropy, pad_stack, pick_logprobs
+
+if TYPE_CHECKING:
+    from minirlaif.backbone import Backbone
+
+CHUNK = 2048  # answer positions whose logits are in memory at once; 150k words x 2048 x 4 bytes = 1.2 GB
+
+
+@dataclass(frozen=True)
+class Row:
+    """One answer to one prompt. features: the frames' vectors [F, K, D], None for a prompt without video."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    features: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+
+def micro_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Indices in groups of at most `size`, rows of like length together so that little is padded."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def answer_states(backbone: Backbone, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the language model over prompt + answer.
+
+    Returns:
+        states_BRD: hidden states *before* each answer token, those that predict it; targets_BR: the answer ids;
+        mask_BR: True where there is an answer token.
+    """
+    hidden_BTD, targets_BR, mask_BR, index_BR = _run(backbone, rows)
+    return _at(hidden_BTD, index_BR - 1), targets_BR, mask_BR
+
+
+def token_logprobs(
+    backbone: Backbone, rows: Sequence[Row], temperature: float = 1.0, with_entropy: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Log-probability of every answer token (nats, float32), the mask, and the entropy where asked for; each [B, R].
+
+    Tokens that sampling may not choose (image and chat tokens) are left out of the distribution here too, so that both
+    speak of the same one. Padding holds 0.
+    """
+    states_BRD, targets_BR, mask_BR = answer_states(backbone, rows)
+    logprobs_BR, entropy_BR = logprobs_of(backbone, states_BRD, targets_BR, mask_BR, temperature, with_entropy)
+    return logprobs_BR, mask_BR, entropy_BR
+
+
+def logprobs_of(
+    backbone: Backbone, states_BRD: Tensor, targets_BR: Tensor, mask_BR: Tensor, temperature: float, with_entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities (and entropies) from hidden states, counted positions only and in chunks."""
+    states_ND, targets_N = states_BRD[mask_BR], targets_BR[mask_BR]
+    banned = backbone.banned_V.to(states_ND.device)
+    picked, spread = [], []
+    for start in range(0, len(targets_N), CHUNK):
+        logits_NV = backbone.logits(states_ND[start : start + CHUNK])
+        picked.append(pick_logprobs(logits_NV, targets_N[start : start + CHUNK], banned, temperature))
+        if with_entropy:
+            spread.append(entropy(logits_NV, banned, temperature))
+    empty = torch.zeros(mask_BR.shape, dtype=torch.float32, device=mask_BR.device)
+    logprobs_BR = empty.masked_scatter(mask_BR, torch.cat(picked))
+    return logprobs_BR, empty.masked_scatter(mask_BR, torch.cat(spread)) if with_entropy else None
+
+
+def token_values(backbone: Backbone, head: ScalarHead, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """Value before each answer token, as in the paper's code: values_BR and mask_BR."""
+    states_BRD, _, mask_BR = answer_states(backbone, rows)
+    return head(states_BRD) * mask_BR, mask_BR
+
+
+def sequence_scores(backbone: Backbone, head: ScalarHead, rows: Sequence[Row]) -> Tensor:
+    """Scores_B of whole answers, read at the last answer token.
+
+    With `head.beta` the mean log-likelihood of the answer under the same adapter is added, beta times. That term is not in
+    the paper; it lets a small model compare an answer with what stands in its prompt.
+    """
+    hidden_BTD, targets_BR, mask_BR, index_BR = _run(backbone, rows)
+    last_B = mask_BR.sum(1) - 1
+    scores_B = head(_at(hidden_BTD, index_BR.gather(1, last_B[:, None]))[:, 0])
+    if head.beta is not None:
+        logprobs_BR, _ = logprobs_of(backbone, _at(hidden_BTD, index_BR - 1), targets_BR, mask_BR, 1.0, False)
+        scores_B = scores_B + head.beta * logprobs_BR.sum(1) / mask_BR.sum(1)
+    return scores_B
+
+
+def _run(backbone: Backbone, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """hidden_BTD, answer ids_BR, mask_BR, and the place of each answer token in T (index_BR, clipped on padding)."""
+    device = backbone.device
+    ids_BT, mask_BT = pad_stack([torch.tensor(row.prompt + row.answer) for row in rows], backbone.pad_id, "right")
+    targets_BR, mask_BR = pad_stack([torch.tensor(row.answer) for row in rows], backbone.pad_id, "right")
+    starts_B = torch.tensor([len(row.prompt) for row in rows])
+    index_BR = (starts_B[:, None] + torch.arange(mask_BR.shape[1])).clamp(max=ids_BT.shape[1] - 1)
+    embeds_BTD = backbone.embed(ids_BT.to(device), [row.features for row in rows])
+    hidden_BTD = backbone.hidden(embeds_BTD, mask_BT.to(device))
+    return hidden_BTD, targets_BR.to(device), mask_BR.to(device), index_BR.to(device)
+
+
+def _at(hidden_BTD: Tensor, index_BR: Tensor) -> Tensor:
+    return hidden_BTD.gather(1, index_BR[..., None].expand(-1, -1, hidden_BTD.shape[-1]))

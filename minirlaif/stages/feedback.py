@@ -1,0 +1,166 @@
+"""Stage `feedback`: the SFT model answers, describes the clip segment by segment, and judges its answers (paper section 3.2).
+
+Out: answers.jsonl, contexts.jsonl (also of dev clips, for choosing a PPO checkpoint), verdicts.jsonl, preferences.jsonl.
+Each chunk of prompts is committed, so a killed run goes on where it was. Truth is not read.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from minirlaif.artifacts import Run, StageDir
+from minirlaif.config import Config, section
+from minirlaif.judge import judge, swap_consistent
+from minirlaif.metrics import progress
+from minirlaif.records import Pair, Sample, UserError, Verdict
+from minirlaif.sampling import sample
+from minirlaif.training import generator, seed_of
+from minirlaif.verdicts import context_text
+from minirlaif.workbench import Workbench, open_workbench, read_samples, readable
+
+LETTER_SHARE = 16  # of so many pairs one is also judged by letters, to compare the read-outs
+
+
+def run(cfg: Config, run: Run, redo: bool = False) -> None:
+    """1. open the SFT model 2. per chunk: describe, answer, judge, write 3. describe dev clips 4. count."""
+    settings = {name: section(cfg, name) for name in ("model", "video", "data", "feedback")} | {"seed": cfg.seed}
+    with run.stage("feedback", settings, inputs=["sft"], redo=redo) as out:
+        if out is None:
+            return
+        prompts = read_samples(cfg, run, "prompts", need_answers=False)
+        dev = read_samples(cfg, run, "dev", need_answers=False) if cfg.data.world or cfg.data.dev else []
+        with open_workbench(cfg, run) as bench:
+            # 1. the SFT model
+            bench.roles.add("sft", 0, run.require("sft") / "adapter")
+            prompts = sorted(readable(bench, prompts), key=lambda row: (row.video, row.id))  # one clip's questions together
+            begun = out.resume()
+            first = begun[0] if begun else 0
+            size = cfg.feedback.batch_size
+            chunks = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+            contexts: dict[str, str] = {row["video"]: row["context"] for row in read_lines(out.path / "contexts.jsonl")}
+            tail = [readable(bench, dev)] if dev else []
+            # 2. and 3. chunks of prompts, then the dev clips
+            for number in progress(range(first, len(chunks) + len(tail)), len(chunks) + len(tail), "feedback", initial=first):
+                with bench.roles.reading_as("sft"):
+                    rows = (chunks + tail)[number]
+                    describe(bench, out, rows, contexts)
+                    if number < len(chunks):
+                        _label(bench, out, rows, contexts, number)
+                bench.counted(out)
+                out.commit_state(number + 1, lambda folder: None)
+            # 4. count
+            out.summary.update(_counts(out.path))
+            if not out.summary["decided"]:
+                raise UserError("feedback: the judge decided no pair; lower feedback.margin or raise feedback.answers, then --redo")
+
+
+def describe(bench: Workbench, out: StageDir, rows: Sequence[Sample], contexts: dict[str, str]) -> None:
+    """Describe the segments of clips that have no context yet; greedy, from dense frames."""
+    videos = [video for video in dict.fromkeys(row.video for row in rows) if video not in contexts]
+    parts = [(video, span, view) for video in videos for span, view in bench.segments(video)]
+    told: dict[str, list[tuple[tuple[float, float], str]]] = {video: [] for video in videos}
+    size = bench.cfg.feedback.batch_size
+    for start in range(0, len(parts), size):
+        some = parts[start : start + size]
+        asked = [bench.asked(view, bench.segment_question) for _, _, view in some]
+        answers = sample(bench.backbone, asked, temperature=0, max_new_tokens=bench.cfg.feedback.describe_tokens)
+        for (video, span, _), (answer,) in zip(some, answers, strict=True):
+            told[video].append((span, bench.backbone.renderer.decode(answer.ids)))
+    for video, lines in told.items():
+        contexts[video] = context_text([span for span, _ in lines], [text for _, text in lines])
+        _append(out, "contexts.jsonl", {"video": video, "context": contexts[video], "segments": [text for _, text in lines]})
+
+
+def _label(bench: Workbench, out: StageDir, rows: Sequence[Sample], contexts: Mapping[str, str], chunk: int) -> None:
+    f, seed = bench.cfg.feedback, bench.cfg.seed
+    asked = [bench.asked(bench.whole(row.video), row.turns[0].question) for row in rows]
+    drawn = sample(
+        bench.backbone, asked, f.answers, f.temperature, f.top_p, f.max_new_tokens, generator(seed, "feedback", chunk)
+    )
+    pairs: list[Pair] = []
+    for row, completions in zip(rows, drawn, strict=True):
+        texts = [bench.backbone.renderer.decode(c.ids) for c in completions]
+        _append(out, "answers.jsonl", {"id": row.id, "video": row.video, "question": row.turns[0].question, "answers": texts})
+        pairs += _pairs(row, texts, contexts[row.video] if f.context else "", f.pairs_per_prompt, seed)
+    views = {row.video: bench.whole(row.video) if f.judge_frames else None for row in rows}
+    verdicts = judge(bench, pairs, views, f.readout, f.margin, f.disagreement, f.batch_size)
+    # The same pairs without context, and some by letters: measured, never trained on.
+    seen = {row.video: bench.whole(row.video) for row in rows}
+    bare = [Pair(**{**asdict(pair), "context": ""}) for pair in pairs]
+    without = judge(bench, bare, seen, f.readout, f.margin, f.disagreement, f.batch_size)
+    some = [pair for number, pair in enumerate(pairs) if number % LETTER_SHARE == 0] if f.readout != "letter" else []
+    letters = {v.pair: v for v in judge(bench, some, views, "letter", 0.0, "drop", f.batch_size)} if some else {}
+    for pair, verdict, other in zip(pairs, verdicts, without, strict=True):
+        record: dict[str, Any] = {**asdict(pair), **_said(verdict), "without_context": _said(other)}
+        if pair.id in letters:
+            record["letter"] = _said(letters[pair.id])
+        _append(out, "verdicts.jsonl", record)
+        if verdict.choice in ("A", "B"):
+            _append(out, "preferences.jsonl", _preference(pair, verdict))
+    if pairs and chunk % 4 == 0:
+        v = verdicts[0]
+        out.sample({"video": pairs[0].video, "question": pairs[0].question, "context": pairs[0].context, "a": pairs[0].answer_a,
+                    "b": pairs[0].answer_b, "choice": v.choice, "margin": v.margin})  # fmt: skip
+
+
+def _pairs(row: Sample, texts: Sequence[str], context: str, wanted: int, seed: int) -> list[Pair]:
+    """Pairs of different answers; which comes first is drawn, so that position says nothing."""
+    distinct = list(dict.fromkeys(texts))
+    pairs = []
+    for number, (one, two) in enumerate(itertools.islice(itertools.combinations(distinct, 2), wanted)):
+        if seed_of(seed, "order", row.id, number) % 2:
+            one, two = two, one
+        pairs.append(Pair(f"{row.id}#{number}", row.video, row.turns[0].question, one, two, context, dict(row.tags)))
+    if not pairs:  # all answers alike: kept as a tie, so that the counts are complete
+        pairs.append(Pair(f"{row.id}#0", row.video, row.turns[0].question, texts[0], texts[0], context, dict(row.tags)))
+    return pairs
+
+
+def _said(verdict: Verdict) -> dict[str, Any]:
+    return {"choice": verdict.choice, "margin": round(verdict.margin, 5), "orders": list(verdict.orders)}
+
+
+def _preference(pair: Pair, verdict: Verdict) -> dict[str, Any]:
+    chosen, rejected = (pair.answer_a, pair.answer_b) if verdict.choice == "A" else (pair.answer_b, pair.answer_a)
+    return {"id": pair.id, "videos": [pair.video], "prompt": pair.question, "chosen": chosen, "rejected": rejected,
+            "context": pair.context, "margin": round(verdict.margin, 5), **dict(pair.tags)}  # fmt: skip
+
+
+def _counts(folder: Path) -> dict[str, Any]:
+    rows = list(read_lines(folder / "verdicts.jsonl"))
+    choices = [row["choice"] for row in rows]
+    asked = [row for row in rows if row["answer_a"] != row["answer_b"]]
+    decided = sum(choice in ("A", "B") for choice in choices)
+    firm = [swap_consistent(Verdict(row["id"], row["choice"], row["margin"], tuple(row["orders"]))) for row in asked]
+    longer = [
+        len(row["answer_a"]) > len(row["answer_b"]) if row["choice"] == "A" else len(row["answer_b"]) > len(row["answer_a"])
+        for row in asked
+        if row["choice"] in ("A", "B") and len(row["answer_a"]) != len(row["answer_b"])
+    ]
+    return {
+        "decided": decided,
+        "pairs": len(asked),
+        "same_answers": len(rows) - len(asked),
+        "decided_share": round(decided / max(1, len(asked)), 4),
+        **{name: choices.count(name) for name in ("A", "B", "tie", "invalid", "disagree")},
+        "swap_consistency": round(sum(firm) / max(1, sum(row["choice"] != "tie" for row in asked)), 4),
+        "longer_wins": round(sum(longer) / max(1, len(longer)), 4),
+    }
+
+
+def read_lines(path: Path) -> Iterable[dict[str, Any]]:
+    """Rows of a jsonl file; none when there is no file yet."""
+    if path.is_file():
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                yield json.loads(line)
+
+
+def _append(out: StageDir, name: str, record: Mapping[str, Any]) -> None:
+    with (out.path / name).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")

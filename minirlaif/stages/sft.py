@@ -1,0 +1,123 @@
+"""Stage `sft`: supervised fine-tuning in two stages, short answers first, then long ones (paper section 3.1).
+
+Out: adapter/ (role "sft"), which every later stage starts from. The second stage goes on with the adapter of the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from minirlaif.artifacts import Run
+from minirlaif.config import Config, section
+from minirlaif.losses import sft_loss
+from minirlaif.metrics import progress
+from minirlaif.records import Sample, UserError
+from minirlaif.schedules import learning_rate
+from minirlaif.scoring import logprobs_of, micro_batches
+from minirlaif.training import (
+    check_finite,
+    make_accelerator,
+    make_optimizer,
+    optimizer_step,
+    read_optimizer,
+    seed_of,
+    shuffled,
+    write_state,
+)
+from minirlaif.workbench import Workbench, open_workbench, read_samples, readable
+
+
+def run(cfg: Config, run: Run, redo: bool = False) -> None:
+    """1. rows by answer length 2. role and optimiser 3. both stages, one after the other 4. the adapter."""
+    settings = {name: section(cfg, name) for name in ("model", "video", "data", "sft")} | {"seed": cfg.seed}
+    with run.stage("sft", settings, inputs=["world"] if cfg.data.world else [], redo=redo) as out:
+        if out is None:
+            return
+        samples = read_samples(cfg, run, "sft", need_answers=True)
+        with open_workbench(cfg, run) as bench:
+            # 1. rows by answer length
+            stages = by_length(readable(bench, samples), cfg.sft.short_words)
+            plan = [(name, rows) for name, rows in stages.items() if rows]
+            per_stage = [max(1, round(cfg.sft.epochs * len(rows) / cfg.sft.batch_size)) for _, rows in plan]
+            # 2. role and optimiser
+            begun = out.resume()
+            bench.roles.add("sft", seed_of(cfg.seed, "sft"), begun[1] / "sft" if begun else None)
+            accelerator = make_accelerator(cfg, run.root)
+            parameters = bench.roles.parameters("sft")
+            optimizer = make_optimizer(accelerator, parameters, cfg.sft.learning_rate, cfg.sft.weight_decay)
+            if begun:
+                read_optimizer(begun[1], "sft", optimizer)
+            first = begun[0] if begun else 0
+            # 3. both stages
+            total = sum(per_stage)
+            for step in progress(range(first, total), total, "sft", initial=first):
+                number = 0 if step < per_stage[0] else 1
+                name, rows = plan[number]
+                inner = step - sum(per_stage[:number])
+                warmup = int(cfg.sft.warmup_ratio * per_stage[number])
+                rate = learning_rate(inner, per_stage[number], cfg.sft.learning_rate, warmup, cfg.sft.schedule)
+                batch = _batch(rows, cfg, name, inner)
+                loss = _backward(bench, accelerator, batch)
+                norm = optimizer_step(accelerator, optimizer, parameters, rate, cfg.sft.max_grad_norm)
+                check_finite("sft", step, {"loss": loss, "gradient norm": norm})
+                out.log(step + 1, stage=name, loss=loss, grad_norm=norm, learning_rate=rate)
+                accelerator.log({"sft/loss": loss, "sft/grad_norm": norm}, step=step)
+                if (step + 1) % cfg.sft.save_steps == 0:
+                    bench.counted(out)
+                    out.commit_state(step + 1, lambda folder: write_state(folder, bench.roles, ["sft"], {"sft": optimizer}, {}))
+            # 4. the adapter
+            bench.roles.save("sft", out.path / "adapter")
+            bench.counted(out)
+            out.summary.update({"loss": loss if total > first else 0.0, "steps": total})
+            out.summary.update({f"{name}_rows": len(rows) for name, rows in plan})
+
+
+def by_length(samples: Sequence[Sample], short_words: int) -> dict[str, list[Sample]]:
+    """Rows whose longest answer has at most `short_words` words, and the others."""
+    stages: dict[str, list[Sample]] = {"short": [], "long": []}
+    for sample in samples:
+        words = max(len((turn.answer or "").split()) for turn in sample.turns)
+        stages["short" if words <= short_words else "long"].append(sample)
+    if not samples:
+        raise UserError("data.sft: no row is left to train on; see the clips left out above")
+    return stages
+
+
+def _batch(rows: Sequence[Sample], cfg: Config, name: str, step: int) -> list[Sample]:
+    """The rows of an optimiser step: epochs are shuffled anew, each from its own seed."""
+    chosen = []
+    for place in range(step * cfg.sft.batch_size, (step + 1) * cfg.sft.batch_size):
+        epoch, index = divmod(place, len(rows))
+        chosen.append((epoch, index))
+    orders = {epoch: shuffled(len(rows), cfg.seed, "sft", name, epoch) for epoch in {epoch for epoch, _ in chosen}}
+    return [rows[orders[epoch][index]] for epoch, index in chosen]
+
+
+def _backward(bench: Workbench, accelerator: object, batch: Sequence[Sample]) -> float:
+    """Loss per answer token of the whole batch, its gradient summed over micro-batches."""
+    import torch
+
+    from minirlaif.tokens import pad_stack
+
+    cfg, backbone = bench.cfg, bench.backbone
+    views = [bench.whole(sample.video) for sample in batch]
+    rendered = [
+        backbone.renderer.conversation(view.times, sample.turns, "", view.seconds, cfg.sft.max_length)
+        for view, sample in zip(views, batch, strict=True)
+    ]
+    bench.counters["prefilled_tokens"] += sum(len(r) for r in rendered)
+    denominator = sum(sum(r.answer) for r in rendered)
+    total = 0.0
+    for index in micro_batches([len(r) for r in rendered], cfg.sft.micro_batch_size):
+        ids_BT, mask_BT = pad_stack([torch.tensor(rendered[i].ids) for i in index], backbone.pad_id, "right")
+        learned_BT, _ = pad_stack([torch.tensor(rendered[i].answer) for i in index], False, "right")
+        ids_BT, mask_BT, learned_BT = (x.to(backbone.device) for x in (ids_BT, mask_BT, learned_BT))
+        features = [views[i].features.to(backbone.device) for i in index]
+        with bench.roles.training_as("sft"), accelerator.autocast():  # type: ignore[attr-defined]
+            hidden_BTD = backbone.hidden(backbone.embed(ids_BT, features), mask_BT)
+            counted_BT = learned_BT[:, 1:]
+            logprobs_BT, _ = logprobs_of(backbone, hidden_BTD[:, :-1], ids_BT[:, 1:], counted_BT, 1.0, False)
+            loss = sft_loss(logprobs_BT, counted_BT, denominator)
+            accelerator.backward(loss)  # type: ignore[attr-defined]
+        total += float(loss.detach())
+    return total

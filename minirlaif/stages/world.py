@@ -1,0 +1,137 @@
+"""Stage `world`: write the tiny world as mp4 files with data files in the formats that users bring.
+
+sft.jsonl        conversations (LLaVA form), poor about time on purpose; card.md says how
+prompts.jsonl    questions without answers, for feedback and PPO
+dev.jsonl        the same, other clips, for choosing a checkpoint
+test.jsonl       questions with true answers; read by `evaluate` alone
+truth.jsonl      true answers to prompts and dev questions, and true segment descriptions; read by `evaluate` alone
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minirlaif import tinyworld
+from minirlaif.artifacts import Run
+from minirlaif.config import Config, WorldSection, section
+from minirlaif.metrics import progress
+from minirlaif.tinyworld import SEGMENT_QUESTION, Event, Question
+
+SIZE = 64  # pixels of a side of the mp4 files; the model looks at half of that
+TEST_SEED = 20_24  # the test clips are the same for every seed of a run
+
+CARD = """# Data card of the tiny world
+
+Clips of {lowest} to {highest} events, one second each: one object (6 colours x 4 shapes) moves left, right, up, down or stays still.
+Six question types: {types}.
+
+The supervised data (sft.jsonl) are few and poor about time, as hurried annotators would make them:
+- {still:.0%} of the long clips were annotated from single still pictures: every motion is written as "stays still";
+- {shuffled:.0%} of the long clips were annotated in a wrong order of events;
+- both faults are drawn independently, so {both:.0%} of the long clips have at least one;
+- {short} clips of a single event are described correctly.
+
+Prompts and dev questions carry no answers. Test clips are drawn from a seed of their own, the same for every run.
+"""
+
+
+def run(cfg: Config, run: Run, redo: bool = False) -> None:
+    """1. draw the events of every part 2. write clips and rows 3. write the card."""
+    if not cfg.data.world:
+        print("world: data.world is empty, the run uses the files named in data")
+        return
+    settings = {"world": section(cfg, "world"), "seed": cfg.seed}
+    with run.stage("world", settings, redo=redo) as out:
+        if out is None:
+            return
+        w, rng = cfg.world, np.random.default_rng(cfg.seed)
+        clips = out.path / "clips"
+        clips.mkdir(exist_ok=True)
+        parts: list[tuple[str, int, Any]] = [
+            ("short", w.sft_short_clips, rng),
+            ("sft", w.sft_clips, rng),
+            ("prompts", w.prompt_clips, rng),
+            ("dev", w.dev_clips, np.random.default_rng(TEST_SEED + 1)),
+            ("test", w.test_clips, np.random.default_rng(TEST_SEED)),
+        ]
+        rows: dict[str, list[dict[str, Any]]] = {"sft": [], "prompts": [], "dev": [], "test": [], "truth": []}
+        for part, count, draw in progress(parts, len(parts), "world"):
+            drawn = [tinyworld.draw_events(draw, 1 if part == "short" else None) for _ in range(count)]
+            for start in range(0, count, 64):
+                videos = tinyworld.render(draw, drawn[start : start + 64], SIZE)
+                for number, frames in enumerate(videos, start):
+                    _write_clip(clips / f"{part}{number:04d}.mp4", frames)
+            for number, events in enumerate(drawn):
+                _add_rows(rows, part, f"{part}{number:04d}", events, w, draw)
+        for name, lines in rows.items():
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            (out.path / f"{name}.jsonl").write_text(text)
+        both = 1 - (1 - w.still_share) * (1 - w.shuffled_share)
+        card = CARD.format(
+            lowest=2, highest=4, types=", ".join(tinyworld.QUESTION_TYPES), still=w.still_share, shuffled=w.shuffled_share,
+            both=both, short=w.sft_short_clips,
+        )  # fmt: skip
+        (out.path / "card.md").write_text(card)
+        out.summary.update({"clips": sum(count for _, count, _ in parts), "test_questions": len(rows["test"])})
+
+
+def _add_rows(
+    rows: dict[str, list[dict[str, Any]]], part: str, name: str, events: Sequence[Event], w: WorldSection, rng: Any
+) -> None:
+    video = f"clips/{name}.mp4"
+    if part == "short":
+        rows["sft"].append(_conversation(name, video, [Question("segment", SEGMENT_QUESTION, events[0].sentence, "")]))
+        return
+    if part == "sft":
+        told = _as_annotated(events, w, rng)
+        asked = tinyworld.draw_questions(rng, told, 4)
+        # Short and long answers are rows of their own: the curriculum sorts rows by the length of their answers.
+        for kind in ("short", "long"):
+            some = [q for q in asked if (q.type == "describe") == (kind == "long")]
+            if some:
+                rows["sft"].append(_conversation(f"{name}-{kind}", video, some))
+        return
+    for number, q in enumerate(tinyworld.draw_questions(rng, events, w.questions_per_clip)):
+        row = {"id": f"{name}-{number}", "video": video, "question": q.text, "type": q.type}
+        if part == "test":
+            rows["test"].append({**row, "answer": q.answer, "key": q.key})
+        else:
+            rows[part].append(row)
+            rows["truth"].append({"id": row["id"], "video": video, "type": q.type, "answer": q.answer,
+                                  "segments": [e.sentence for e in events]})  # fmt: skip
+
+
+def _as_annotated(events: Sequence[Event], w: WorldSection, rng: Any) -> tuple[Event, ...]:
+    """The events as a hurried annotator wrote them down."""
+    told = list(events)
+    if rng.random() < w.still_share:
+        told = [Event(e.colour, e.shape, "stays still") for e in told]
+    if rng.random() < w.shuffled_share:
+        turn = 1 + int(rng.integers(len(told) - 1))  # a rotation: never the true order
+        told = told[turn:] + told[:turn]
+    return tuple(told)
+
+
+def _conversation(name: str, video: str, asked: Sequence[Question]) -> dict[str, Any]:
+    turns: list[dict[str, str]] = []
+    for number, q in enumerate(asked):
+        turns.append({"from": "human", "value": f"<video>\n{q.text}" if number == 0 else q.text})
+        turns.append({"from": "gpt", "value": q.answer})
+    return {"id": name, "video": video, "conversations": turns}
+
+
+def _write_clip(path: Path, frames: np.ndarray) -> None:
+    """One h264 file; quality high enough that a small shape keeps its outline."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=tinyworld.FPS, options={"crf": "12", "preset": "veryfast", "threads": "1"})
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())

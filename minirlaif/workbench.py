@@ -1,0 +1,144 @@
+"""What every stage works with: one open backbone, its roles, the clips' features, and prompts made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from minirlaif.artifacts import Run, StageDir
+from minirlaif.backbone import open_backbone
+from minirlaif.config import Config
+from minirlaif.data import load_samples
+from minirlaif.features import FeatureStore
+from minirlaif.frames import FramePlan, segment_spans, uniform_plan
+from minirlaif.records import Sample, UserError
+from minirlaif.roles import Roles
+from minirlaif.sampling import Asked
+from minirlaif.scoring import Row
+from minirlaif.video import ClipInfo, ClipReader, check_clips
+
+if TYPE_CHECKING:
+    from minirlaif.backbone import Backbone
+
+DESCRIBE = {"tiny": "describe this part."}  # the tiny base knows one wording; others get the plain request
+DESCRIBE_PLAIN = "Describe in detail what happens in this part of the video."
+
+
+@dataclass(frozen=True)
+class View:
+    """What the model sees of a clip: frame times, the clip's length in seconds, and features_FKD."""
+
+    times: tuple[float, ...]
+    seconds: float
+    features: Tensor
+
+
+class Workbench:
+    """An open backbone with roles and features. Built by `open_workbench`."""
+
+    def __init__(self, cfg: Config, backbone: Backbone, store: FeatureStore, reader: ClipReader) -> None:
+        self.cfg, self.backbone, self.store, self.reader = cfg, backbone, store, reader
+        self.roles = Roles(backbone, cfg.model)
+        self.counters: dict[str, int] = {"prefilled_tokens": 0}
+
+    def whole(self, video: str) -> View:
+        """The clip as the policy sees it: frames spread over its whole length."""
+        ((plan, features),) = self.store.get(video, self._whole_plan)
+        return View(plan.times, self.store.info(video).seconds, features)
+
+    def segments(self, video: str) -> list[tuple[tuple[float, float], View]]:
+        """The clip cut into segments, each with frames of its own (dense), for describing."""
+        spans = segment_spans(self.store.info(video).seconds, self.cfg.video.segment_seconds, self.cfg.video.max_segments)
+        parts = self.store.get(video, self._all_plans)[1:]
+        return [
+            (span, View(plan.times, span[1] - span[0], features)) for span, (plan, features) in zip(spans, parts, strict=True)
+        ]
+
+    def prepare(self, video: str) -> None:
+        """Decode and encode everything that will be asked of a clip, in one pass over the file."""
+        self.store.get(video, self._all_plans)
+
+    def strip(self, video: str) -> bytes:
+        """JPEG of the whole-clip frames side by side."""
+        return self.store.strip(video, self._whole_plan(self.store.info(video))[0])
+
+    def prompt(self, view: View | None, question: str, context: str = "") -> tuple[int, ...]:
+        """Ids of a prompt about a view (None: text only)."""
+        times, seconds = (view.times, view.seconds) if view else ((), 0.0)
+        return self.backbone.renderer.prompt(times, question, context, seconds)
+
+    def asked(self, view: View | None, question: str, context: str = "") -> Asked:
+        """A prompt for the sampler."""
+        ids = self.prompt(view, question, context)
+        self.counters["prefilled_tokens"] += len(ids)
+        return Asked(ids, self._placed(view))
+
+    def row(self, view: View | None, question: str, answer: Sequence[int], context: str = "") -> Row:
+        """A prompt with an answer, for the scorer."""
+        return Row(self.prompt(view, question, context), tuple(answer), self._placed(view))
+
+    def answer_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of an answer with its end."""
+        return self.backbone.renderer.answer(text)
+
+    @property
+    def segment_question(self) -> str:
+        """How a segment's description is asked for."""
+        return DESCRIBE.get(self.backbone.kind, DESCRIBE_PLAIN)
+
+    def counted(self, out: StageDir) -> None:
+        """Put the looks counted so far into the stage's counters (called before a state is committed, and at the end)."""
+        for name, value in {**self.store.counters, **self.counters}.items():
+            out.counters[name] = out.counters.get(name, 0) + value
+        self.store.counters = dict.fromkeys(self.store.counters, 0)
+        self.counters = dict.fromkeys(self.counters, 0)
+
+    def _placed(self, view: View | None) -> Tensor | None:
+        return None if view is None else view.features.to(self.backbone.device)
+
+    def _whole_plan(self, info: ClipInfo) -> list[FramePlan]:
+        return [uniform_plan(info.seconds, self.cfg.video.frames)]
+
+    def _all_plans(self, info: ClipInfo) -> list[FramePlan]:
+        spans = segment_spans(info.seconds, self.cfg.video.segment_seconds, self.cfg.video.max_segments)
+        dense = [uniform_plan(info.seconds, self.cfg.video.segment_frames, *span) for span in spans]
+        return [*self._whole_plan(info), *dense]
+
+
+@contextmanager
+def open_workbench(cfg: Config, run: Run) -> Iterator[Workbench]:
+    """Load the backbone and open the run's feature cache; closes the cache and the reader."""
+    backbone = open_backbone(cfg.model)
+    with ClipReader(cfg.video.timeout_seconds) as reader:
+        store = FeatureStore(run.root / "cache" / "features.sqlite", backbone, reader, cfg.video.cache_gib)
+        try:
+            yield Workbench(cfg, backbone, store, reader)
+        finally:
+            store.close()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def read_samples(cfg: Config, run: Run, part: str, need_answers: bool) -> list[Sample]:
+    """The rows of a part of the data: "sft", "prompts", "dev" or "test"; from the tiny world where the config asks for it."""
+    if cfg.data.world:
+        return load_samples(str(run.require("world") / f"{part}.jsonl"), need_answers=need_answers)
+    sources = getattr(cfg.data, part)
+    if not sources:
+        raise UserError(f"data.{part}: names no file; set it to the files to read (or data.world to tiny)")
+    return [sample for source in sources for sample in load_samples(source, cfg.data.videos, need_answers)]
+
+
+def readable(bench: Workbench, samples: Sequence[Sample]) -> list[Sample]:
+    """Samples whose clips can be read; refuses when too many cannot (video.max_unreadable)."""
+    known = sorted({sample.video for sample in samples})
+    infos, bad = check_clips(known, bench.store, bench.cfg.video.max_unreadable)
+    for clip in bad:
+        print(f"left out: {clip}", flush=True)
+    good = {info.path for info in infos}
+    return [sample for sample in samples if sample.video in good]

@@ -1,0 +1,113 @@
+"""Exact match, guessing and intervals: numbers from tables or by hand."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minirlaif.stats import exact_match, guess_rate, mean_interval, paired_bootstrap, wilson, win_rate
+
+
+@pytest.mark.parametrize("answer", ["the ball rolls", "The Ball rolls.", "  the  ball\nrolls . ", "THE BALL ROLLS"])
+def test_exact_match_forgives(answer: str) -> None:
+    assert exact_match(answer, "The ball rolls.")
+
+
+@pytest.mark.parametrize("answer", ["ball rolls", "the ball rolls!", "the ball rolls..", "the ball, rolls", "the balls roll", ""])
+def test_exact_match_forgives_nothing_else(answer: str) -> None:
+    assert not exact_match(answer, "The ball rolls.")
+
+
+def test_guess_rate_by_hand() -> None:
+    # Best guesses: "red" 2 of 3, "left" 1 of 1, so 3 of 4; case does not make two answers of one.
+    assert guess_rate({"color": ["Red", "red.", "blue"], "motion": ["left"], "none": []}) == 0.75
+    with pytest.raises(ValueError, match="no truths"):
+        guess_rate({"color": []})
+
+
+def test_mean_interval_by_hand() -> None:
+    # 1, 2, 3: deviation 1, standard error 1/sqrt 3, t with two degrees of freedom 4.3027.
+    assert mean_interval([1, 2, 3]) == pytest.approx((2, 2 - 2.48414, 2 + 2.48414), abs=1e-4)
+    with pytest.raises(ValueError, match="two values"):
+        mean_interval([1.0])
+
+
+@pytest.mark.parametrize(("n", "t"), [(12, 2.20099), (21, 2.08596), (31, 2.04227), (121, 1.97993)])
+def test_mean_interval_for_more_values(n: int, t: float) -> None:
+    values = [float(i % 2) for i in range(n)]
+    mean, _, high = mean_interval(values)
+    deviation = (sum((value - mean) ** 2 for value in values) / (n - 1)) ** 0.5
+    assert (high - mean) / (deviation / n**0.5) == pytest.approx(t, abs=5e-4)
+
+
+def test_wilson_by_table() -> None:
+    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
+    assert wilson(0, 10)[0] == 0 and wilson(10, 10)[1] == 1
+    low, high = wilson(3, 10)
+    assert wilson(7, 10) == pytest.approx((1 - high, 1 - low))
+    for successes, n in ((1, 0), (-1, 4), (5, 4)):
+        with pytest.raises(ValueError, match="wilson"):
+            wilson(successes, n)
+
+
+def test_win_rate_counts_decided_choices() -> None:
+    choices = ["A"] * 8 + ["B"] * 2 + ["tie", "invalid", "disagree"]
+    assert win_rate(choices) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
+    assert win_rate(choices[::-1]) == win_rate(choices)
+    with pytest.raises(ValueError, match="no decided"):
+        win_rate(["tie"])
+
+
+def test_bootstrap_of_equal_clusters_has_no_width() -> None:
+    assert paired_bootstrap({"a": [1.0, 0.0], "b": [0.0, 1.0]}, 50, 0) == (0.5, 0.5, 0.5)
+
+
+def test_bootstrap_by_hand() -> None:
+    # Two clips, one all right, one all wrong: the resampled mean is 0, 1/2 or 1 with chances 1/4, 1/2, 1/4.
+    assert paired_bootstrap({"a": [1.0] * 5, "b": [0.0] * 5}, 400, 0) == (0.5, 0.0, 1.0)
+    # The mean is per item: 3 items of 1 against 1 item of 0.
+    assert paired_bootstrap({"a": [1.0, 1.0, 1.0], "b": [0.0]}, 10, 0)[0] == 0.75
+
+
+def test_bootstrap_draws_clips() -> None:
+    # Ten like items in each of 40 clips carry the weight of 40 values, not of 400: deviation 1/2, so 1.96 / 2 / sqrt 40.
+    clustered = {str(i): [float(i % 2)] * 10 for i in range(40)}
+    mean, low, high = paired_bootstrap(clustered, 2000, 1)
+    assert mean == 0.5 and (high - low) / 2 == pytest.approx(0.155, abs=0.02)
+    single = {f"{name}-{j}": [value] for name, values in clustered.items() for j, value in enumerate(values)}
+    assert paired_bootstrap(single, 500, 1)[2] - 0.5 == pytest.approx(0.049, abs=0.012)
+
+
+def test_bootstrap_depends_on_the_seed_only() -> None:
+    rows = {str(i): [random.Random(i).random(), random.Random(i + 50).random()] for i in range(20)}
+    before = {name: list(values) for name, values in rows.items()}
+    random.seed(7)
+    state = random.getstate()
+    first = paired_bootstrap(rows, 200, 3)
+    turned = {name: rows[name][::-1] for name in reversed(rows)}
+    assert paired_bootstrap(turned, 200, 3) == first
+    assert paired_bootstrap(rows, 200, 4) != first
+    assert rows == before and random.getstate() == state
+
+
+def test_bootstrap_is_symmetric() -> None:
+    rows = {str(i): [random.Random(i).uniform(-1, 2)] for i in range(30)}
+    mean, low, high = paired_bootstrap(rows, 300, 5)
+    swapped = paired_bootstrap({name: [-value for value in values] for name, values in rows.items()}, 300, 5)
+    assert swapped == pytest.approx((-mean, -high, -low))
+
+
+def test_bootstrap_refuses_nothing() -> None:
+    for rows, resamples in (({}, 10), ({"a": []}, 10), ({"a": [1.0]}, 0)):
+        with pytest.raises(ValueError, match="at least one"):
+            paired_bootstrap(rows, resamples, 0)
+
+
+def test_needs_no_torch() -> None:
+    code = "import sys, minirlaif.stats, minirlaif.verdicts, minirlaif.schedules; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0

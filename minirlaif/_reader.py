@@ -7,7 +7,7 @@ One timeline, made from the packets' timestamps, decides which frames are wanted
 except where it was seen to be wrong or to fail, and there PyAV does:
 - AV1, a second video stream, cover art: decord does not open them or may pick another stream;
 - edit lists (frames that must not be shown): decord counts and times the hidden frames;
-- open groups of pictures, when it seeks: decord returned frame 81 for frame 90;
+- open groups of pictures: decord takes the place of a key frame in the file for its place on screen and returns the wrong frame;
 - no index (MPEG-TS) and damage: decord gives up, PyAV skips the damaged packets;
 - PQ and HLG: decord hands out the HDR code values as they are; here they are tone-mapped (`tone_map`).
 Rotation, variable frame rate, non-zero start times and 10 bits came out right in decord, equal to PyAV.
@@ -77,22 +77,24 @@ def _av_walk(timeline: Timeline, rows: list[int], seek: bool) -> Iterator[Any]:
             stream.thread_type = "AUTO"
         decoded = _av_decoded(timeline, container, stream)
         convert = _Converter(timeline.transfer)
-        at, picture, ended = -1, None, False  # the last good frame, which stays on screen
+        at, picture = -1, None  # the last good frame, which stays on screen
+        ahead: tuple[int, Any] | None = None  # decoded already, but shown later
         for row in rows:
             place = bisect.bisect_right(timeline.keys, row) - 1
             key = timeline.keys[place] if place >= 0 else 0
             jumped = seek and key >= at + SEEK_ROWS
             if jumped:
                 container.seek(timeline.ticks[key], stream=stream)
-                decoded, ended = _av_decoded(timeline, container, stream), False
-            while at < row and not ended:
-                now, frame = next(decoded, (-1, None))
-                if frame is None:
-                    ended = True
-                elif jumped and now > key:
+                decoded, ahead = _av_decoded(timeline, container, stream), None
+            while at < row:
+                ahead = ahead or next(decoded, None)
+                if jumped and (ahead is None or ahead[0] > key):
                     raise _SeekMissed
-                elif not jumped or now == key:
-                    jumped, at, picture = False, now, frame
+                if ahead is None or ahead[0] > row:
+                    break
+                if not jumped or ahead[0] == key:
+                    jumped, (at, picture) = False, ahead
+                ahead = None
             late = (timeline.ticks[row] - timeline.ticks[at]) * timeline.tick_seconds if at >= 0 else 0.0
             if picture is None or late > HOLD_SECONDS:
                 when = (timeline.ticks[row] - timeline.ticks[0]) * timeline.tick_seconds
@@ -101,19 +103,22 @@ def _av_walk(timeline: Timeline, rows: list[int], seek: bool) -> Iterator[Any]:
 
 
 def _av_decoded(timeline: Timeline, container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
-    """(row, frame) of everything that can be decoded from here on; damaged packets are passed over."""
+    """(row, frame) of everything that can be decoded from here on. After a damaged packet that is nothing before the next key
+    frame: what decoders hand out until then is guesswork."""
     import av
 
-    count = -1
+    count, sound = -1, True
     for packet in container.demux(stream):
         try:
             frames = packet.decode()
         except av.error.FFmpegError:
+            sound = False
             continue
         for frame in frames:
             count += 1
+            sound = not frame.is_corrupt and (sound or frame.key_frame)
             row = bisect.bisect_right(timeline.ticks, frame.pts) - 1 if timeline.exact and frame.pts is not None else count
-            if row >= 0 and not frame.is_corrupt:
+            if row >= 0 and sound:
                 yield min(row, len(timeline.ticks) - 1), frame
 
 
@@ -180,8 +185,8 @@ def decode(timeline: Timeline, rows: list[int], size: int | None, only_av: bool)
     if timeline.decord and not only_av and _has_decord():
         try:
             return np.stack([resized(frame, size) for frame in decord_frames(timeline, rows)]), "decord"
-        except (RuntimeError, OSError, IndexError, StopIteration, ValueError):
-            pass  # decord's own error is a RuntimeError; PyAV tries again and says what is wrong
+        except Exception:  # whatever decord says about a file, PyAV tries as well and has the last word
+            pass
     return np.stack([resized(frame, size) for frame in av_frames(timeline, rows)]), "av"
 
 

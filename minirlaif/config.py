@@ -107,6 +107,7 @@ class FeedbackSection:
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int = 256
+    describe_prompt: str = "Describe in detail what happens in this part of the video."
     describe_tokens: int = 128  # longest description of one segment
     context: bool = True  # show the judge the joined segment descriptions
     judge_frames: bool = True  # show the judge the frames

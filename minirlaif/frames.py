@@ -11,9 +11,8 @@ from dataclasses import dataclass
 class FramePlan:
     """The moments of one clip that are shown to the model, in order.
 
-    times: seconds from the clip's start; at least one, finite, not negative (ValueError otherwise: a plan without frames would
-    become an empty tensor). A reader answers with the picture on screen at each moment: the last frame that starts at or before
-    it.
+    times: seconds from the clip's start; at least one, finite, not negative (ValueError otherwise: no plan, no empty tensor).
+    A reader answers with the picture on screen at each moment: the last frame that starts at or before it.
     """
 
     times: tuple[float, ...]
@@ -30,8 +29,7 @@ class FramePlan:
 
 
 def uniform_plan(seconds: float, count: int, start: float = 0.0, end: float | None = None) -> FramePlan:
-    """`count` moments evenly over [start, end): the centres of equal bins, so that neither the first nor the last instant weighs
-    double.
+    """`count` moments evenly over [start, end): the centres of equal bins, so that no end weighs more than the middle.
 
     seconds: length of the clip; end: None means the whole clip, a later end is cut there. Raises ValueError for an empty span or
     no frames.

@@ -67,7 +67,12 @@ class ClipReader:
         decodes: (clip, plan) pairs decoded by `frames` so far. `info` looks at three frames, which do not count.
     """
 
-    command = (sys.executable, "-P", "-m", "minirlaif._reader")  # -P: nothing in the working folder may shadow a module
+    command: tuple[str, ...] = (
+        sys.executable,
+        "-P",
+        "-m",
+        "minirlaif._reader",
+    )  # -P: nothing in the working folder may shadow a module
 
     def __init__(self, timeout_seconds: float) -> None:
         self.decodes = 0
@@ -181,10 +186,10 @@ class ClipReader:
             child.stdin.write(line)
             child.stdin.flush()
             header = json.loads(child.stdout.readline() or b"null")
-            frames = np.empty(header.get("shape", 0) if header else 0, dtype=np.uint8)
-            if header is not None and child.stdout.readinto(frames.data.cast("B") if frames.size else bytearray()) ==
-            frames.size:  # type: ignore[attr-defined]
-                return header, frames
+            if header is not None:
+                frames = np.empty(header.get("shape", 0), dtype=np.uint8)
+                if not frames.size or _fill(child.stdout, frames.data.cast("B")):
+                    return header, frames
         except (BrokenPipeError, json.JSONDecodeError):
             pass  # it died over the request, or in the middle of a reply
         finally:
@@ -195,6 +200,11 @@ class ClipReader:
                 f"no answer within {seconds:g} seconds (video.timeout_seconds): the decoder hangs or the clip is too long"
             )
         raise _Lost(f"the decoder crashed (exit status {child.wait()})")
+
+
+def _fill(pipe: IO[bytes], buffer: memoryview) -> bool:
+    """Read until the buffer is full; False when the pipe ends before that."""
+    return pipe.readinto(buffer) == len(buffer)  # type: ignore[attr-defined]
 
 
 def check_clips(

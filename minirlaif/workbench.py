@@ -25,10 +25,6 @@ from minirlaif.video import ClipInfo, ClipReader, check_clips
 if TYPE_CHECKING:
     from minirlaif.backbone import Backbone
 
-DESCRIBE = {"tiny": "describe this part."}  # the tiny base knows one wording; others get the plain request
-DESCRIBE_PLAIN = "Describe in detail what happens in this part of the video."
-
-
 @dataclass(frozen=True)
 class View:
     """What the model sees of a clip: frame times, the clip's length in seconds, and features_FKD."""
@@ -85,11 +81,6 @@ class Workbench:
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of an answer with its end."""
         return self.backbone.renderer.answer(text)
-
-    @property
-    def segment_question(self) -> str:
-        """How a segment's description is asked for."""
-        return DESCRIBE.get(self.backbone.kind, DESCRIBE_PLAIN)
 
     def counted(self, out: StageDir) -> None:
         """Put the looks counted so far into the stage's counters (called before a state is committed, and at the end)."""

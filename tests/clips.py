@@ -96,3 +96,45 @@ def write_clip(
         for packet in stream.encode():
             container.mux(packet)
     return path
+
+
+def write_sound(path: Path) -> Path:
+    """An mp4 with one moment of silence and no picture."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("aac", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 16_000, 0
+        for packet in [*stream.encode(frame), *stream.encode()]:
+            container.mux(packet)
+    return path
+
+
+def write_no_frames(path: Path) -> Path:
+    """An mp4 that announces a video stream and holds no frame of it."""
+    import av
+
+    with av.open(str(path), "w", container_options={"movflags": "empty_moov"}) as container:
+        stream: Any = container.add_stream("libx264", rate=24)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        container.start_encoding()
+    return path
+
+
+def write_hidden_start(path: Path, source: Path, key: float, start: float) -> Path:
+    """A lossless cut of an mp4, as phones and editors make it: packets from the key frame at `key` on, shown from `start`."""
+    import av
+
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream: Any = old.streams.video[0]
+        copy = new.add_stream_from_template(stream)
+        tick = float(stream.time_base)
+        packet: Any
+        for packet in old.demux(stream):
+            if packet.size and packet.pts * tick >= key - 1e-3:
+                packet.pts, packet.dts = packet.pts - round(start / tick), packet.dts - round(start / tick)
+                packet.stream = copy
+                new.mux(packet)
+    return path

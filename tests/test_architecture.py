@@ -19,14 +19,14 @@ PACKAGE = ROOT / "minirlaif"
 LAYERS = {
     0: "losses returns stats tokens verdicts schedules records frames settings config",
     1: "artifacts disk provenance metrics video data formats features chat families roles sampling scoring judge training"
-    " tinyworld tinybase doctor",
+    " tinyworld tinybase backbone workbench _reader doctor",
     2: "stages",
     3: "cli __main__",
 }
 LAYER = {module: layer for layer, names in LAYERS.items() for module in names.split()} | {"__init__": 0}
 # Mathematics and records: no disk, clock, randomness, processes or logging.
 PURE = "os pathlib shutil tempfile time datetime random secrets logging subprocess socket threading multiprocessing numpy".split()
-PURE_EXCEPT = {("config", "pathlib")}
+PURE_EXCEPT = {("config", "pathlib"), ("stats", "random")}  # stats: a bootstrap seeded by an argument
 NO_TORCH = "records settings config artifacts disk provenance metrics doctor cli __init__ __main__".split()
 ONLY_INSIDE_FUNCTIONS = {"decord", "av", "bitsandbytes", "datasets"}
 

@@ -137,6 +137,12 @@ def test_ppo_by_hand() -> None:
     assert stats["approx_kl"] == pytest.approx(-0.5 * math.log(1.5) - 0.5 * math.log(0.5))
 
 
+def test_ratio_gap_sees_falls_too() -> None:
+    ratio = torch.tensor([[0.25, 1.5]])
+    stats = ppo_policy_loss(ratio.log(), torch.zeros(1, 2), torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool), 0.2, 2)[1]
+    assert stats["ratio_max"] == pytest.approx(1.5) and stats["ratio_gap"] == pytest.approx(0.75)
+
+
 def test_ppo_first_step_is_the_plain_policy_gradient() -> None:
     old = torch.tensor([[-1.0, -2.0]])
     new = old.clone().requires_grad_()
@@ -156,9 +162,9 @@ def test_ppo_clip_stops_the_gradient() -> None:
 
 def test_value_by_hand() -> None:
     every = torch.ones(1, 2, dtype=torch.bool)
-    new, old, returns = torch.tensor([[1.0, 0.1]]), torch.zeros(1, 2), torch.tensor([[1.0, 1.0]])
+    new, old, returns = torch.tensor([[4.0, 3.1]]), torch.full((1, 2), 3.0), torch.tensor([[4.0, 4.0]])
     loss, stats = value_loss(new, old, returns, every, 0.2, 2)
-    assert loss.item() == pytest.approx(0.5 * (0.64 + 0.81) / 2)  # clipped to 0.2; free
+    assert loss.item() == pytest.approx(0.5 * (0.64 + 0.81) / 2)  # clipped to 3.2; free
     assert stats["value_clip_fraction"] == pytest.approx(0.5)
     assert stats["value_error"] == pytest.approx((0 + 0.81) / 2)
 

@@ -47,7 +47,8 @@ def test_mean_interval_for_more_values(n: int, t: float) -> None:
 def test_wilson_by_table() -> None:
     assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
-    assert wilson(0, 10)[0] == 0 and wilson(10, 10)[1] == 1
+    for n in range(1, 200):
+        assert wilson(0, n)[0] == 0 and wilson(n, n)[1] == 1
     low, high = wilson(3, 10)
     assert wilson(7, 10) == pytest.approx((1 - high, 1 - low))
     for successes, n in ((1, 0), (-1, 4), (5, 4)):
@@ -72,6 +73,7 @@ def test_bootstrap_by_hand() -> None:
     assert paired_bootstrap({"a": [1.0] * 5, "b": [0.0] * 5}, 400, 0) == (0.5, 0.0, 1.0)
     # The mean is per item: 3 items of 1 against 1 item of 0.
     assert paired_bootstrap({"a": [1.0, 1.0, 1.0], "b": [0.0]}, 10, 0)[0] == 0.75
+    assert paired_bootstrap({"a": [1.0, 1.0, 1.0], "b": [1.0]}, 50, 0) == (1, 1, 1)
 
 
 def test_bootstrap_draws_clips() -> None:

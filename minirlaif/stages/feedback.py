@@ -67,7 +67,7 @@ def describe(bench: Workbench, out: StageDir, rows: Sequence[Sample], contexts: 
     size = bench.cfg.feedback.batch_size
     for start in range(0, len(parts), size):
         some = parts[start : start + size]
-        asked = [bench.asked(view, bench.segment_question) for _, _, view in some]
+        asked = [bench.asked(view, bench.cfg.feedback.describe_prompt) for _, _, view in some]
         answers = sample(bench.backbone, asked, temperature=0, max_new_tokens=bench.cfg.feedback.describe_tokens)
         for (video, span, _), (answer,) in zip(some, answers, strict=True):
             told[video].append((span, bench.backbone.renderer.decode(answer.ids)))

@@ -1,0 +1,187 @@
+"""Stage `evaluate`: held-out answers of base, SFT and aligned model; the first stage that reads the truth.
+
+Out: answers.jsonl (a row per test question with every model's answer), strips/ (frames for the report), result.json.
+Controls: the same models on blank frames and on frames in a wrong order. Without true answers (a user's own clips) the
+answers are written side by side and no accuracy is given.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minirlaif.artifacts import Run, StageDir
+from minirlaif.config import Config, section
+from minirlaif.features import blank_features
+from minirlaif.metrics import progress
+from minirlaif.records import Sample
+from minirlaif.sampling import sample
+from minirlaif.stats import exact_match, guess_rate, paired_bootstrap, wilson
+from minirlaif.training import seed_of, shuffled
+from minirlaif.workbench import View, Workbench, open_workbench, read_samples, readable
+
+MODELS = {"base": "base", "sft": "sft", "rlaif": "policy"}  # name in the report -> role
+CONTROLS = ("blind", "shuffled")
+
+
+def run(cfg: Config, run: Run, redo: bool = False) -> None:
+    """1. models and questions 2. answers of every model and control 3. accuracy and intervals 4. judge and reward against truth."""
+    settings = {name: section(cfg, name) for name in ("model", "video", "data", "evaluate")} | {"seed": cfg.seed}
+    with run.stage("evaluate", settings, inputs=["sft", "feedback", "reward", "ppo"], redo=redo) as out:
+        if out is None:
+            return
+        # 1. models and questions
+        tests = read_samples(cfg, run, "test", need_answers=False)
+        with open_workbench(cfg, run) as bench:
+            bench.roles.add("sft", 0, run.require("sft") / "adapter")
+            bench.roles.add("policy", 0, run.require("ppo") / "adapter")
+            tests = readable(bench, tests)
+            # 2. answers
+            answers: dict[str, list[str]] = {}
+            blanks: dict[int, Any] = {}
+            jobs = [(name, role, "") for name, role in MODELS.items()]
+            jobs += [(f"{name}_{control}", role, control) for name, role in MODELS.items() for control in CONTROLS]
+            for name, role, control in progress(jobs, len(jobs), "evaluate"):
+                answers[name] = _answers(bench, role, tests, _control(bench, cfg, control, blanks))
+            _write(out, bench, cfg, tests, answers)
+            bench.counted(out)
+        # 3. accuracy and intervals
+        truth = [row.turns[0].answer for row in tests]
+        result: dict[str, Any] = {"test_items": len(tests), "test_clips": len({row.video for row in tests}), "seed": cfg.seed}
+        if tests and all(truth):
+            result |= _accuracy(cfg, tests, answers)
+        # 4. judge and reward model against truth
+        if cfg.data.world:
+            facts = _facts(run.require("world") / "truth.jsonl")
+            result |= {"judge": _judge(run, facts), "reward_model": _reward(run, facts), "context": _segments(run, facts)}
+        (out.path / "result.json").write_text(json.dumps(result, indent=1))
+        out.summary.update({"accuracy": result.get("accuracy"), "accuracy_gain": result.get("accuracy_gain")})
+
+
+def _control(bench: Workbench, cfg: Config, control: str, blanks: dict[int, Any]) -> Callable[[Sample, View], View]:
+    """What becomes of a view: unchanged, blank, or with its frames in another order."""
+
+    def change(row: Sample, view: View) -> View:
+        if control == "blind":
+            return View(view.times, view.seconds, blank_features(bench.backbone, len(view.times), blanks))
+        if control == "shuffled":
+            return View(view.times, view.seconds, view.features[shuffled(len(view.features), cfg.seed, "frames", row.id)])
+        return view
+
+    return change
+
+
+def _answers(
+    bench: Workbench, role: str, tests: Sequence[Sample], change: Callable[[Sample, View], View]
+) -> list[str]:
+    """Greedy answers, in the order of the questions."""
+    e, texts = bench.cfg.evaluate, []
+    with bench.roles.reading_as(role):
+        for start in range(0, len(tests), e.batch_size):
+            some = tests[start : start + e.batch_size]
+            asked = [bench.asked(change(row, bench.whole(row.video)), row.turns[0].question) for row in some]
+            for (answer,) in sample(bench.backbone, asked, temperature=0, max_new_tokens=e.max_new_tokens):
+                texts.append(bench.backbone.renderer.decode(answer.ids))
+    return texts
+
+
+def _write(out: StageDir, bench: Workbench, cfg: Config, tests: Sequence[Sample], answers: Mapping[str, list[str]]) -> None:
+    (out.path / "strips").mkdir(exist_ok=True)
+    with (out.path / "answers.jsonl").open("w", encoding="utf-8") as file:
+        for number, row in enumerate(tests):
+            strip = ""
+            if number < cfg.evaluate.gallery:
+                strip = f"strips/{number:03d}.jpg"
+                (out.path / strip).write_bytes(bench.strip(row.video))
+            record = {"id": row.id, "video": row.video, "type": row.tags.get("type", ""), "question": row.turns[0].question,
+                      "truth": row.turns[0].answer, "strip": strip, **{name: texts[number] for name, texts in answers.items()}}  # fmt: skip
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _accuracy(cfg: Config, tests: Sequence[Sample], answers: Mapping[str, list[str]]) -> dict[str, Any]:
+    right = {
+        name: [float(exact_match(text, row.turns[0].answer or "")) for text, row in zip(texts, tests, strict=True)]
+        for name, texts in answers.items()
+    }
+    keys: dict[str, list[str]] = {}
+    by_type: dict[str, dict[str, float]] = {}
+    for number, row in enumerate(tests):
+        keys.setdefault(row.tags.get("type", "all"), []).append(row.tags.get("key", row.turns[0].answer or ""))
+    for kind in keys:
+        index = [i for i, row in enumerate(tests) if row.tags.get("type", "all") == kind]
+        by_type[kind] = {name: sum(hits[i] for i in index) / len(index) for name, hits in right.items()} | {"n": len(index)}
+
+    def gain(new: str, old: str) -> dict[str, float]:
+        clusters: dict[str, list[float]] = {}
+        for row, a, b in zip(tests, right[new], right[old], strict=True):
+            clusters.setdefault(row.video, []).append(a - b)
+        mean, low, high = paired_bootstrap(clusters, cfg.evaluate.bootstrap, seed_of(cfg.seed, "bootstrap"))
+        return {"mean": mean, "ci95_low": low, "ci95_high": high}
+
+    accuracy = {name: sum(hits) / len(hits) for name, hits in right.items()} | {"guess": guess_rate(keys)}
+    return {"accuracy": accuracy, "accuracy_by_type": by_type, "accuracy_gain": gain("rlaif", "sft"),
+            "gain_over_base": gain("rlaif", "base")}  # fmt: skip
+
+
+def _facts(path: Path) -> dict[str, dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        return {row["id"]: row for row in map(json.loads, file)}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def _judge(run: Run, facts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Agreement with truth on pairs of which exactly one answer is true, decided ones only, with and without context."""
+    rows = _lines(run.require("feedback") / "verdicts.jsonl")
+    counts = (run.manifest("feedback") or {"metrics": {}})["metrics"]
+    result: dict[str, Any] = {name: counts[name] for name in ("swap_consistency", "decided_share", "longer_wins", "pairs", "tie",
+                                                             "invalid", "disagree")}  # fmt: skip
+    kinds: dict[str, list[float]] = {}
+    for name in ("with_context", "without_context", "letter"):
+        hits = []
+        for row in rows:
+            said = {"with_context": row, "without_context": row["without_context"], "letter": row.get("letter")}[name]
+            truth = facts[row["id"].split("#")[0]]["answer"]
+            a, b = exact_match(row["answer_a"], truth), exact_match(row["answer_b"], truth)
+            if said is None or a == b or said["choice"] not in ("A", "B"):
+                continue
+            hits.append(float((said["choice"] == "A") == a))
+            if name == "with_context":
+                kinds.setdefault(row["tags"].get("type", "all"), []).append(hits[-1])
+        result[name] = sum(hits) / len(hits) if hits else None
+        result[f"{name}_n"] = len(hits)
+        result[f"{name}_ci95"] = wilson(int(sum(hits)), len(hits)) if hits else None
+    result["by_type"] = {kind: sum(hits) / len(hits) for kind, hits in sorted(kinds.items())}
+    return result
+
+
+def _reward(run: Run, facts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The reward model on held-out pairs: against truth where exactly one answer is true, and against the judge."""
+    metrics = (run.manifest("reward") or {"metrics": {}})["metrics"]
+    hits = []
+    for row in _lines(run.require("reward") / "held_out.jsonl"):
+        truth = facts.get(row["id"].split("#")[0], {}).get("answer")
+        if truth is None:
+            continue
+        chosen, rejected = exact_match(row["chosen"], truth), exact_match(row["rejected"], truth)
+        if chosen != rejected:
+            hits.append(float((row["score_chosen"] > row["score_rejected"]) == chosen))
+    return {"accuracy": sum(hits) / len(hits) if hits else None, "n": len(hits), "against_judge": metrics["accuracy"],
+            "by_type": metrics["accuracy_by_type"], "bias": metrics["bias"], "beta": metrics.get("beta")}  # fmt: skip
+
+
+def _segments(run: Run, facts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """How many segment descriptions are true, word for word."""
+    told = {Path(row["video"]).name: row["segments"] for row in _lines(run.require("feedback") / "contexts.jsonl")}
+    hits = []
+    for fact in {f["video"]: f for f in facts.values()}.values():
+        lines = told.get(Path(fact["video"]).name)
+        if lines is not None:
+            pairs = zip(lines, fact["segments"], strict=False)
+            hits += [float(exact_match(a, b)) for a, b in pairs] + [0.0] * abs(len(lines) - len(fact["segments"]))
+    return {"segment_accuracy": sum(hits) / len(hits) if hits else None, "segments": len(hits)}

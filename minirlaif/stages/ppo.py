@@ -1,0 +1,356 @@
+"""Stage `ppo`: the policy learns from the reward model's scores (paper section 3.3).
+
+Roles on one base: policy (starts as the SFT adapter), reference (a frozen copy of it, out of device memory between scoring
+phases), reward (frozen), value (starts as the reward adapter with a head of zeros, as in the paper).
+Left out against the paper's code, on purpose: its clamp of negative KL terms, its unmasked means, its rule on question marks.
+The checkpoint that is kept is chosen by the judge on dev prompts; without dev prompts it is the last one. Truth is not read.
+Out: adapter/ (role "policy"), samples.jsonl.
+
+Letters: B rollouts, R answer tokens.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minirlaif.artifacts import Run, StageDir
+from minirlaif.config import Config, section
+from minirlaif.judge import judge
+from minirlaif.losses import ppo_policy_loss, total_stats, value_loss
+from minirlaif.metrics import progress
+from minirlaif.records import Pair, Sample, StageStopped, UserError
+from minirlaif.returns import explained_variance, gae, kl_per_token, masked_mean, score_with_terms, shaped_rewards, whiten
+from minirlaif.sampling import Completion, sample
+from minirlaif.schedules import learning_rate
+from minirlaif.scoring import Row, micro_batches, sequence_scores, token_logprobs, token_values
+from minirlaif.training import (
+    check_finite,
+    generator,
+    make_accelerator,
+    make_optimizer,
+    optimizer_step,
+    read_extra,
+    read_optimizer,
+    shuffled,
+    write_state,
+)
+from minirlaif.workbench import Workbench, open_workbench, read_samples, readable
+
+RATIO_TOLERANCE = 0.02  # of the first ratio from 1; low precision and other batch shapes move it a little
+SCORE_LIMIT = 3.0  # normalised scores are clipped here
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A batch of answers with everything the update needs. rows and critic_rows: one per answer; tensors are [B, R]."""
+
+    rows: list[Row]
+    critic_rows: list[Row]  # the prompt as reward and value model see it
+    logprobs_BR: Tensor
+    values_BR: Tensor
+    advantages_BR: Tensor
+    returns_BR: Tensor
+    mask_BR: Tensor
+
+
+@dataclass
+class Learner:
+    """What an update changes: weights by role, optimisers, and a few plain values that a resumed run needs."""
+
+    accelerator: Any
+    parameters: dict[str, list[Any]]
+    optimizers: dict[str, Any]
+    extra: dict[str, Any]
+
+
+def run(cfg: Config, run: Run, redo: bool = False) -> None:
+    """1. prompts 2. roles and optimisers 3. iterations: collect, update, log, sometimes judge 4. the chosen policy."""
+    names = ("model", "video", "data", "rollout", "ppo")
+    settings = {name: section(cfg, name) for name in names} | {"seed": cfg.seed, "context": cfg.reward.context}
+    with run.stage("ppo", settings, inputs=["sft", "feedback", "reward"], redo=redo) as out:
+        if out is None:
+            return
+        _refuse_poor_reward(cfg, run)
+        # 1. prompts
+        prompts = read_samples(cfg, run, "prompts", need_answers=False)
+        dev = read_samples(cfg, run, "dev", need_answers=False) if cfg.data.world or cfg.data.dev else []
+        contexts = _contexts(run.require("feedback") / "contexts.jsonl")
+        with open_workbench(cfg, run) as bench:
+            prompts = [row for row in readable(bench, prompts) if row.video in contexts]
+            dev = [row for row in readable(bench, dev) if row.video in contexts] if dev else []
+            # 2. roles and optimisers
+            begun = out.resume()
+            learner = _open(bench, run, begun[1] if begun else None)
+            bias = float((run.manifest("reward") or {})["metrics"]["bias"])
+            first = begun[0] if begun else 0
+            judged = DevJudge(bench, dev, contexts)
+            # 3. iterations
+            total = cfg.ppo.iterations
+            for step in progress(range(first, total), total, "ppo", initial=first):
+                if step == 0 and dev:
+                    _keep_best(bench, out, learner, judged, 0)
+                rows = _next_prompts(prompts, cfg, step)
+                rollout, stats = collect(bench, rows, contexts, learner, bias, step, out)
+                stats |= update(bench, rollout, learner, step)
+                check_finite("ppo", step, {"policy loss": stats["policy_loss"], "value loss": stats["value_loss"]})
+                done = step + 1
+                stopped = bool(cfg.ppo.max_kl) and stats["kl"] > cfg.ppo.max_kl
+                if dev and (done % cfg.ppo.dev_every == 0 or done == total or stopped):
+                    stats["dev_win_rate"] = _keep_best(bench, out, learner, judged, done)
+                out.log(done, **stats)
+                learner.accelerator.log({f"ppo/{k}": v for k, v in stats.items()}, step=step)
+                if stopped:
+                    print(f"ppo: stopped at iteration {done}, KL {stats['kl']:.2f} nats is over ppo.max_kl", flush=True)
+                    break
+                if done % cfg.ppo.save_every == 0:
+                    bench.counted(out)
+                    out.commit_state(done, lambda folder: _write_state(folder, bench, learner, out))
+            # 4. the chosen policy
+            if not dev:
+                bench.roles.save("policy", out.path / "adapter")
+                learner.extra["best"] = {"iteration": total}
+            bench.counted(out)
+            out.summary.update({"chosen_iteration": learner.extra["best"]["iteration"], "dev_win_rate":
+                                learner.extra["best"].get("win_rate"), "kl": stats["kl"], "score": stats["score"]})  # fmt: skip
+
+
+def _refuse_poor_reward(cfg: Config, run: Run) -> None:
+    accuracy = float((run.manifest("reward") or {"metrics": {}})["metrics"].get("accuracy", 0.0))
+    if accuracy < cfg.reward.min_accuracy:
+        raise UserError(
+            f"ppo: the reward model is right on {accuracy:.2f} of held-out pairs, reward.min_accuracy asks for"
+            f" {cfg.reward.min_accuracy}: label more prompts, or lower it with --set reward.min_accuracy={accuracy:.2f}"
+        )
+
+
+def _contexts(path: Path) -> dict[str, str]:
+    import json
+
+    with path.open(encoding="utf-8") as file:
+        return {row["video"]: row["context"] for row in map(json.loads, file)}
+
+
+def _open(bench: Workbench, run: Run, state: Path | None) -> Learner:
+    cfg, roles = bench.cfg, bench.roles
+    sft, reward = run.require("sft") / "adapter", run.require("reward") / "adapter"
+    roles.add("policy", 0, state / "policy" if state else sft)
+    roles.add("reference", 0, sft)
+    roles.add("reward", 0, reward)
+    roles.load_head("reward", reward)
+    roles.add("value", 0, state / "value" if state else reward)
+    if state:
+        roles.load_head("value", state / "value")
+    else:
+        roles.add_head("value", 0)
+    roles.park("reference")
+    accelerator = make_accelerator(cfg, run.root)
+    parameters = {role: roles.parameters(role) for role in ("policy", "value")}
+    optimizers = {
+        role: make_optimizer(accelerator, weights, cfg.ppo.learning_rate, cfg.ppo.weight_decay)
+        for role, weights in parameters.items()
+    }
+    extra: dict[str, Any] = {"updates": 0, "score_mean": None, "score_deviation": None, "best": {}}
+    if state:
+        extra = read_extra(state)
+        for role, optimizer in optimizers.items():
+            if (state / f"{role}.optimizer.safetensors").is_file():
+                read_optimizer(state, role, optimizer)
+    return Learner(accelerator, parameters, optimizers, extra)
+
+
+def _write_state(folder: Path, bench: Workbench, learner: Learner, out: StageDir) -> None:
+    write_state(folder, bench.roles, ["policy", "value"], learner.optimizers, learner.extra)
+
+
+def _next_prompts(prompts: Sequence[Sample], cfg: Config, step: int) -> list[Sample]:
+    """The prompts of an iteration: epochs over all of them, each in an order of its own."""
+    places = [divmod(p, len(prompts)) for p in range(step * cfg.rollout.rollouts, (step + 1) * cfg.rollout.rollouts)]
+    orders = {e: shuffled(len(prompts), cfg.seed, "ppo", e) for e in {e for e, _ in places}}
+    return [prompts[orders[e][i]] for e, i in places]
+
+
+def collect(
+    bench: Workbench, prompts: Sequence[Sample], contexts: dict[str, str], learner: Learner, bias: float, step: int, out: StageDir
+) -> tuple[Rollout, dict[str, float]]:
+    """1. sample 2. log-probabilities of policy and reference 3. scores and values 4. shaped rewards, advantages."""
+    cfg, roles, backbone = bench.cfg, bench.roles, bench.backbone
+    r, size = cfg.rollout, cfg.rollout.batch_size
+    # 1. sample; rows of like length together, each group from a generator of its own
+    views = [bench.whole(p.video) for p in prompts]
+    asked = [bench.asked(view, p.turns[0].question) for view, p in zip(views, prompts, strict=True)]
+    drawn: list[Completion] = [Completion((), False, ())] * len(prompts)
+    with roles.reading_as("policy"):
+        for number, index in enumerate(micro_batches([len(a.ids) for a in asked], size)):
+            batch = [asked[i] for i in index]
+            some = sample(backbone, batch, 1, r.temperature, 1.0, r.max_new_tokens, generator(cfg.seed, "ppo", step, number))
+            for place, (completion,) in zip(index, some, strict=True):
+                drawn[place] = completion
+    rows = [Row(a.ids, c.ids, a.features) for a, c in zip(asked, drawn, strict=True)]
+    critic_rows = rows
+    if cfg.reward.context:
+        critic_rows = [
+            bench.row(view, p.turns[0].question, c.ids, contexts[p.video])
+            for view, p, c in zip(views, prompts, drawn, strict=True)
+        ]
+    # 2. log-probabilities
+    with roles.reading_as("policy"):
+        logprobs_BR, mask_BR, spread = _over(rows, size, lambda part: token_logprobs(backbone, part, r.temperature, True))
+    with roles.visiting("reference"), roles.reading_as("reference"):
+        ref_BR, _, _ = _over(rows, size, lambda part: token_logprobs(backbone, part, r.temperature))
+    # 3. scores and values
+    with roles.reading_as("reward"):
+        scores_B = torch.zeros(len(rows))
+        for index in micro_batches([len(row) for row in critic_rows], size):
+            scores_B[index] = sequence_scores(backbone, roles.heads["reward"], [critic_rows[i] for i in index]).cpu()
+    with roles.reading_as("value"):
+        values_BR, _, _ = _over(critic_rows, size, lambda part: (*token_values(backbone, roles.heads["value"], part), None))
+    # 4. shaped rewards, advantages
+    raw_B = scores_B - bias
+    if r.normalize_score:
+        if learner.extra["score_mean"] is None:
+            learner.extra |= {"score_mean": float(raw_B.mean()), "score_deviation": float(raw_B.std()) + 1e-6}
+        shown_B = ((raw_B - learner.extra["score_mean"]) / learner.extra["score_deviation"]).clamp(-SCORE_LIMIT, SCORE_LIMIT)
+    else:
+        shown_B = raw_B
+    stopped_B = torch.tensor([c.stopped for c in drawn])
+    lengths_B = mask_BR.sum(1)
+    final_B = score_with_terms(shown_B, stopped_B, lengths_B, r.max_new_tokens, r.missing_eos_penalty, r.length_coef)
+    kl_BR = kl_per_token(logprobs_BR, ref_BR, r.kl_estimator)
+    rewards_BR = shaped_rewards(final_B, kl_BR, mask_BR, r.kl_coef, r.reward_scale)
+    advantages_BR, returns_BR = gae(rewards_BR, values_BR, mask_BR, r.gamma, r.lam)
+    own = [sum(c.logprobs) - float(logprobs_BR[i].sum()) for i, c in enumerate(drawn)]
+    if step % 5 == 0:
+        text = backbone.renderer.decode(drawn[0].ids)
+        out.sample({"iteration": step, "question": prompts[0].turns[0].question, "video": prompts[0].video, "answer": text,
+                    "score": float(raw_B[0])})  # fmt: skip
+    stats = {
+        "score": float(raw_B.mean()), "reward": float(rewards_BR.sum(1).mean()), "kl": float(kl_BR.sum(1).mean()),
+        "entropy": float(masked_mean(spread, mask_BR)) if spread is not None else 0.0, "length": float(lengths_B.float().mean()),
+        "stopped": float(stopped_B.float().mean()), "sampler_gap": max(abs(gap) for gap in own),
+        "explained_variance": explained_variance(values_BR, returns_BR, mask_BR),
+    }  # fmt: skip
+    return Rollout(rows, critic_rows, logprobs_BR, values_BR, whiten(advantages_BR, mask_BR), returns_BR, mask_BR), stats
+
+
+def _over(rows: Sequence[Row], size: int, score: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Run a scoring function over all rows in micro-batches and put the results side by side, on the CPU."""
+    width = max(len(row.answer) for row in rows)
+    result = torch.zeros(len(rows), width)
+    extra = torch.zeros(len(rows), width)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    found = False
+    for index in micro_batches([len(row) for row in rows], size):
+        part, part_mask, more = score([rows[i] for i in index])
+        result[index, : part.shape[1]] = part.float().cpu()
+        mask[index, : part.shape[1]] = part_mask.cpu()
+        if more is not None:
+            found = True
+            extra[index, : part.shape[1]] = more.cpu()
+    return result, mask, extra if found else None
+
+
+def update(bench: Workbench, rollout: Rollout, learner: Learner, step: int) -> dict[str, float]:
+    """Some epochs of clipped policy and value steps over one batch of rollouts. Raises StageStopped if the first ratio is not 1."""
+    cfg, p = bench.cfg, bench.cfg.ppo
+    count = len(rollout.rows)
+    sizes = [len(row) for row in rollout.rows]
+    rate = learning_rate(step, p.iterations, p.learning_rate, p.warmup_steps, p.schedule)
+    all_stats: list[dict[str, float]] = []
+    for epoch in range(p.epochs):
+        order = shuffled(count, cfg.seed, "ppo-order", step, epoch)
+        for start in range(0, count, p.minibatch_size):
+            chosen = order[start : start + p.minibatch_size]
+            counted = int(rollout.mask_BR[chosen].sum())
+            stats = total_stats(
+                _micro(bench, rollout, learner, [chosen[i] for i in group], counted)
+                for group in micro_batches([sizes[i] for i in chosen], p.micro_batch_size)
+            )
+            if not all_stats and stats["ratio_gap"] > RATIO_TOLERANCE and bench.backbone.device.type == "cpu":
+                raise StageStopped(f"ppo: the first ratio is off 1 by {stats['ratio_gap']:.3g}: rollout and update disagree")
+            for role in ("policy", "value"):
+                norm = optimizer_step(
+                    learner.accelerator, learner.optimizers[role], learner.parameters[role], rate, p.max_grad_norm
+                )
+                stats[f"{role}_grad_norm"] = norm
+                check_finite("ppo", step, {f"{role} gradient norm": norm})
+            learner.extra["updates"] += 1
+            all_stats.append(stats)
+    mean = {name: sum(s[name] for s in all_stats) / len(all_stats) for name in all_stats[0]}
+    return mean | {"first_ratio_gap": all_stats[0]["ratio_gap"], "learning_rate": rate}
+
+
+def _micro(bench: Workbench, rollout: Rollout, learner: Learner, index: list[int], counted: int) -> dict[str, float]:
+    """Gradients of policy and value for some rows; `counted` answer tokens of the whole minibatch are the denominator."""
+    p, roles, backbone, device = bench.cfg.ppo, bench.roles, bench.backbone, bench.backbone.device
+    width = int(rollout.mask_BR[index].sum(1).max())
+
+    def part(x_BR: Tensor) -> Tensor:
+        return x_BR[index, :width].to(device)
+
+    mask_BR = part(rollout.mask_BR)
+    with roles.training_as("policy"), learner.accelerator.autocast():
+        new_BR, _, _ = token_logprobs(backbone, [rollout.rows[i] for i in index], bench.cfg.rollout.temperature)
+        loss, stats = ppo_policy_loss(
+            new_BR, part(rollout.logprobs_BR), part(rollout.advantages_BR), mask_BR, p.clip, counted
+        )
+        learner.accelerator.backward(loss)
+    with roles.training_as("value"), learner.accelerator.autocast():
+        values_BR, _ = token_values(backbone, roles.heads["value"], [rollout.critic_rows[i] for i in index])
+        v_loss, v_stats = value_loss(
+            values_BR, part(rollout.values_BR), part(rollout.returns_BR), mask_BR, p.value_clip, counted
+        )
+        learner.accelerator.backward(p.vf_coef * v_loss)
+    found = {f"value_{name.removeprefix('value_')}": value for name, value in v_stats.items()}
+    return stats | found | {"policy_loss": float(loss.detach()), "value_loss": float(v_loss.detach())}
+
+
+class DevJudge:
+    """How often the judge prefers the policy's greedy answer to the SFT model's, on dev prompts. Ties count half."""
+
+    def __init__(self, bench: Workbench, dev: Sequence[Sample], contexts: dict[str, str]) -> None:
+        self._bench, self._dev, self._contexts = bench, list(dev), contexts
+        self._sft: list[str] | None = None
+
+    def win_rate(self) -> float:
+        """Share of dev prompts won by the policy as it is now."""
+        bench, f = self._bench, self._bench.cfg.feedback
+        with bench.roles.visiting("reference"):
+            if self._sft is None:
+                self._sft = self._answers("reference")
+            now = self._answers("policy")
+            pairs = [
+                Pair(row.id, row.video, row.turns[0].question, new, old, self._contexts[row.video] if f.context else "")
+                for row, new, old in zip(self._dev, now, self._sft, strict=True)
+            ]
+            views = {row.video: bench.whole(row.video) if f.judge_frames else None for row in self._dev}
+            with bench.roles.reading_as("reference"):
+                verdicts = judge(bench, pairs, views, f.readout, 0.0, f.disagreement, f.batch_size)
+        return sum({"A": 1.0, "B": 0.0}.get(v.choice, 0.5) for v in verdicts) / len(verdicts)
+
+    def _answers(self, role: str) -> list[str]:
+        bench, size = self._bench, self._bench.cfg.feedback.batch_size
+        texts: list[str] = []
+        with bench.roles.reading_as(role):
+            for start in range(0, len(self._dev), size):
+                some = self._dev[start : start + size]
+                asked = [bench.asked(bench.whole(row.video), row.turns[0].question) for row in some]
+                for (answer,) in sample(bench.backbone, asked, temperature=0, max_new_tokens=bench.cfg.rollout.max_new_tokens):
+                    texts.append(bench.backbone.renderer.decode(answer.ids))
+        return texts
+
+
+def _keep_best(bench: Workbench, out: StageDir, learner: Learner, judged: DevJudge, iteration: int) -> float:
+    """Judge the policy on dev prompts; its adapter is kept when it is the best so far."""
+    rate = judged.win_rate()
+    if rate > learner.extra["best"].get("win_rate", -1.0):
+        learner.extra["best"] = {"iteration": iteration, "win_rate": rate}
+        shutil.rmtree(out.path / "adapter", ignore_errors=True)
+        bench.roles.save("policy", out.path / "adapter")
+    return rate

@@ -1,0 +1,51 @@
+"""Which moments of a clip are looked at."""
+
+from __future__ import annotations
+
+import pytest
+
+from minirlaif.frames import FramePlan, segment_spans, uniform_plan
+
+
+def test_a_uniform_plan_takes_the_centres_of_equal_bins():
+    assert uniform_plan(8.0, 4).times == (1.0, 3.0, 5.0, 7.0)
+    assert uniform_plan(8.0, 2, start=4.0, end=6.0).times == (4.5, 5.5)
+    assert uniform_plan(8.0, 2, start=4.0).times == (5.0, 7.0)
+    assert uniform_plan(8.0, 2, start=4.0, end=100.0).times == (5.0, 7.0)  # an end behind the clip is cut
+    assert uniform_plan(8.0, 1).times == (4.0,)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "count", "start", "end"), [(0, 4, 0, None), (8, 0, 0, None), (8, 4, 8, None), (8, 4, 3, 3), (8, 4, -1, 3)]
+)
+def test_a_plan_of_nothing_is_refused(seconds, count, start, end):
+    with pytest.raises(ValueError, match="cannot take"):
+        uniform_plan(seconds, count, start, end)
+
+
+@pytest.mark.parametrize("times", [(), (-0.1,), (float("nan"),), (0.0, float("inf"))])
+def test_a_plan_has_real_times(times):
+    with pytest.raises(ValueError, match="frame plan"):
+        FramePlan(times)
+
+
+def test_the_key_of_a_plan_is_its_moments():
+    plan = FramePlan((0.5, 1.5))
+    assert plan.key == FramePlan((0.5, 1.5)).key == FramePlan((0.50001, 1.5)).key  # below a millisecond
+    assert plan.key == "2f-7983666a8ecb"  # sha256 of "500,1500": caches are found by it
+    assert len({plan.key, FramePlan((0.5, 1.502)).key, FramePlan((1.5, 0.5)).key, FramePlan((0.5,)).key}) == 4
+
+
+def test_segments_cover_the_clip():
+    assert segment_spans(16.0, 8.0, 8) == ((0.0, 8.0), (8.0, 16.0))
+    assert segment_spans(5.0, 8.0, 8) == ((0.0, 5.0),)
+    assert segment_spans(2.0, 8.0, 8) == ((0.0, 2.0),)
+    assert segment_spans(20.0, 8.0, 8) == ((0.0, 8.0), (8.0, 16.0), (16.0, 20.0))  # half a segment: its own
+    assert segment_spans(19.0, 8.0, 8) == ((0.0, 8.0), (8.0, 19.0))  # less: joined
+    assert segment_spans(100.0, 8.0, 4) == ((0.0, 25.0), (25.0, 50.0), (50.0, 75.0), (75.0, 100.0))
+
+
+@pytest.mark.parametrize("wrong", [(0.0, 8.0, 8), (5.0, 0.0, 8), (5.0, 8.0, 0)])
+def test_segments_need_lengths(wrong):
+    with pytest.raises(ValueError, match="cannot cut"):
+        segment_spans(*wrong)

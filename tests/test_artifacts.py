@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def make(run: Run, name: str = "sft", text: str = "weights", config: dict | None
             return False
         (out.path / "adapter").mkdir()
         (out.path / "adapter" / "w.bin").write_text(text)
-        out.log(1, loss=0.5)
+        out.log(1, loss=0.5, clock=time.monotonic())
         out.summary["loss"] = 0.5
         out.counters["decodes"] = 7
     return True
@@ -47,8 +48,9 @@ with Run(root).stage("ppo", {"n": 6}) as out:
         total = total * 3 + step
         out.log(step, total=total)
         out.sample({"step": step})
-        with (out.path / "extra.jsonl").open("a") as file:
-            file.write(f"{step}\\n")
+        for name in ["extra.jsonl"] + ["late.jsonl"] * (step > 2):
+            with (out.path / name).open("a") as file:
+                file.write(f"{step}\\n")
         out.counters["steps"] = out.counters.get("steps", 0) + 1
         if crash == f"line {step}":
             os._exit(9)
@@ -92,6 +94,7 @@ def test_killed_stage_goes_on_with_the_same_result(runs_dir: Path, python, crash
     assert again.stdout.splitlines()[0] == f"from {resumed_from}", again.stderr
     assert outcome(killed) == outcome(straight)
     assert (killed.dir("ppo") / "extra.jsonl").read_text() == "1\n2\n3\n4\n5\n6\n"  # cut at the state, then written again
+    assert (killed.dir("ppo") / "late.jsonl").read_text() == "3\n4\n5\n6\n"  # not there at state 2, so it goes
     assert len((killed.dir("ppo") / "metrics.jsonl").read_text().splitlines()) == 6
     old, new = straight.manifest("ppo"), killed.manifest("ppo")
     assert new["counters"] == {"steps": 6}
@@ -105,7 +108,7 @@ def test_killed_between_manifest_and_rename(runs_dir: Path, python):
     assert (run.partial("ppo") / "manifest.json").exists() and not run.dir("ppo").exists()
     with run.stage("ppo", {"n": 6}) as out:
         assert out is None
-    assert sorted(outcome(run)) == ["extra.jsonl", "final.txt", "metrics.jsonl", "samples.jsonl"]
+    assert sorted(outcome(run)) == ["extra.jsonl", "final.txt", "late.jsonl", "metrics.jsonl", "samples.jsonl"]
 
 
 def test_exact_files_and_manifest(run: Run):
@@ -116,6 +119,7 @@ def test_exact_files_and_manifest(run: Run):
         "sft/metrics.jsonl",
     ]
     manifest = run.manifest("sft")
+    assert sorted(manifest["outputs"]) == ["adapter/w.bin", "metrics.jsonl"]
     assert manifest["outputs"]["adapter/w.bin"] == {
         "bytes": 7,
         # printf weights | sha256sum

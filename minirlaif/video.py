@@ -199,6 +199,7 @@ class ClipReader:
             raise _Lost(
                 f"no answer within {seconds:g} seconds (video.timeout_seconds): the decoder hangs or the clip is too long"
             )
+        child.kill()  # it may live on after half a reply
         raise _Lost(f"the decoder crashed (exit status {child.wait()})")
 
 

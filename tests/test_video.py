@@ -75,6 +75,7 @@ def test_both_decoders_agree(name: str, made: dict[str, Path], reader: ClipReade
     path = str(made[name])
     assert reader.info(path).reader == KINDS[name][2]
     line = timeline.inspect(path)
+    assert line.decord == (KINDS[name][2] == "decord" or name == "no index")  # there decord tries and fails
     rows = sorted({0, *range(1, len(line.ticks), 5), len(line.ticks) - 1})  # with gaps, so that decoders seek
     by_av = list(_reader.av_frames(line, rows))
     first = 18 if name == "hidden start" else 0
@@ -247,19 +248,26 @@ def test_a_black_stretch_is_not_a_blank_clip(tmp_path: Path, reader: ClipReader)
     assert reader.frames(path, [FramePlan((0.9, 0.95))])[0].max() <= 2
 
 
-def test_a_little_damage_is_bridged(tmp_path: Path, reader: ClipReader):
-    """The last frames are lost, less than half a second of them: the last good one stays on screen."""
+@pytest.mark.parametrize(
+    ("lost", "times", "shown"),
+    [
+        (slice(-8, None), (3.6, 3.9), [86, 87]),
+        (slice(5, 7), (0.2, 8 / 24, 11 / 24, 0.5), [4, 4, 4, 12]),  # frames 7 to 11 build on lost ones: guesswork
+    ],
+)
+def test_a_little_damage_is_bridged(lost: slice, times: tuple[float, ...], shown: list[int], tmp_path: Path, reader: ClipReader):
+    """Less than half a second cannot be decoded: the last good frame stays on screen."""
     import av
 
     path = clips.write_clip(tmp_path / "tail.mp4", times=LONG, options={"g": "12", "bf": "0"})
     with av.open(str(path)) as container:
-        lost = [(entry.pos, entry.size) for entry in container.streams.video[0].index_entries][-8:]
+        entries = [(entry.pos, entry.size) for entry in container.streams.video[0].index_entries]
     data = bytearray(path.read_bytes())
-    for place, size in lost:
+    for place, size in entries[lost]:
         data[place : place + size] = bytes(size)
     path.write_bytes(data)
     assert reader.info(path).reader == "av"
-    assert numbers(reader.frames(path, [FramePlan((3.6, 3.9))])[0]) == [86, 87]
+    assert numbers(reader.frames(path, [FramePlan(times)])[0]) == shown
 
 
 STUBBORN = """
@@ -282,6 +290,14 @@ def inspect(path):
 _reader.decord_frames, _reader.inspect = decord_frames, inspect
 _reader.main()
 """
+
+
+def test_a_child_that_talks_nonsense_is_ended():
+    class Babbling(ClipReader):
+        command = (sys.executable, "-c", "import time; print('hello', flush=True); time.sleep(600)")
+
+    with Babbling(5) as reader, pytest.raises(UserError, match="does not start"):
+        reader.info("any.mp4")
 
 
 class StubbornReader(ClipReader):
@@ -362,6 +378,7 @@ def test_clips_are_checked_before_anything_trains(tmp_path: Path, made: dict[str
     ) as caught:
         check_clips([good, text, gone], reader, 0.5)
     assert "--set video.max_unreadable=0.67" in str(caught.value)
+    assert len(check_clips([good, text], reader, 0.5)[1]) == 1  # up to the limit
     infos, unreadable = check_clips([good, text, gone], reader, 0.67)
     assert len(infos) == 1 and [clip.path for clip in unreadable] == [str(text), str(gone)]
     with pytest.raises(UserError, match=r"30 of 30 .*and 10 more"):

@@ -77,7 +77,9 @@ def pick_device(wanted: str) -> Any:
     import torch
 
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("model.device is cuda, but torch sees no GPU: set model.device to auto, or run `python -m minirlaif doctor`")
+        raise UserError(
+            "model.device is cuda, but torch sees no GPU: set model.device to auto, or run `python -m minirlaif doctor`"
+        )
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(wanted, 0) if wanted == "cuda" else torch.device(wanted)

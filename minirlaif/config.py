@@ -78,7 +78,6 @@ class PretrainSection:
 
     steps: int = 6000
     learning_rate: float = 0.002
-    minutes: float = 0.0  # stop after so many minutes, 0: never
 
 
 @dataclass(frozen=True)

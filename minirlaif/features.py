@@ -64,7 +64,10 @@ class FeatureStore:
 
     def info(self, video: str) -> ClipInfo:
         """What is known about a clip; the file is opened only when it has changed since it was last looked at."""
-        status = Path(video).stat()
+        try:
+            status = Path(video).stat()
+        except OSError:
+            return self._reader.info(video)  # which says what is wrong with it
         stamp = f"{status.st_size}:{status.st_mtime_ns}"
         known = self._db.execute("SELECT info FROM clips WHERE path = ? AND stamp = ?", (video, stamp)).fetchone()
         if known:
@@ -80,8 +83,8 @@ class FeatureStore:
         plans = list(planner(info))
         keys = [self._key(info, plan) for plan in plans]
         found = {key: self._read(key) for key in keys}
-        missing = [(key, plan) for key, plan in zip(keys, plans, strict=True) if found[key] is None]
-        if missing:
+        missing = list({key: plan for key, plan in zip(keys, plans, strict=True) if found[key] is None}.items())
+        if missing:  # a plan that is asked for twice, as of a clip with a single segment, is decoded once
             frames = self._reader.frames(video, [plan for _, plan in missing], self._backbone.frame_size)
             self.counters["decodes"] += len(missing)
             features_FKD = self._backbone.encode_frames(np.concatenate(frames)).to("cpu")
@@ -130,14 +133,20 @@ class FeatureStore:
             self._memory_bytes -= self._memory.popitem(last=False)[1].nbytes
 
     def _shrink(self) -> None:
-        pages, size = (self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
-        free = self._db.execute("PRAGMA freelist_count").fetchone()[0]
-        if (pages - free) * size > self._limit:  # freed pages are used again, so the file stops growing
-            self._db.execute(
+        while self._size() > self._limit:  # freed pages are used again, so the file stops growing
+            gone = self._db.execute(
                 "DELETE FROM features WHERE rowid IN (SELECT rowid FROM features ORDER BY rowid LIMIT"
                 " (SELECT max(1, count(*) / 10) FROM features))"
             )
             self._db.commit()
+            if not gone.rowcount:
+                return
+
+    def _size(self) -> int:
+        """Bytes in use."""
+        names = ("page_count", "freelist_count", "page_size")
+        pages, free, size = (int(self._db.execute(f"PRAGMA {name}").fetchone()[0]) for name in names)
+        return (pages - free) * size
 
 
 def vision_hash(backbone: Backbone) -> str:

@@ -10,18 +10,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
 from minirlaif.records import Pair, Verdict
-from minirlaif.scoring import Row, micro_batches, token_logprobs
-from minirlaif.verdicts import choice_from_margin, combine_orders, judge_question, swap_choice
+from minirlaif.scoring import Row, first_token_logprobs, micro_batches, token_logprobs
+from minirlaif.verdicts import choice_from_margin, combine_orders, judge_question
 
 if TYPE_CHECKING:
     from minirlaif.workbench import View, Workbench
 
 
-def judge(bench: Workbench, pairs: Sequence[Pair], views: Mapping[str, View | None], readout: str, margin: float,
-          disagreement: str, batch_size: int) -> list[Verdict]:  # fmt: skip
+def judge(
+    bench: Workbench,
+    pairs: Sequence[Pair],
+    views: Mapping[str, View | None],
+    readout: str,
+    margin: float,
+    disagreement: str,
+    batch_size: int,
+) -> list[Verdict]:
     """One verdict per pair.
 
     Args:
@@ -46,9 +51,7 @@ def judge(bench: Workbench, pairs: Sequence[Pair], views: Mapping[str, View | No
     return verdicts
 
 
-def answer_margins(
-    bench: Workbench, pairs: Sequence[Pair], views: Mapping[str, View | None], batch_size: int
-) -> list[float]:
+def answer_margins(bench: Workbench, pairs: Sequence[Pair], views: Mapping[str, View | None], batch_size: int) -> list[float]:
     """Mean log-likelihood per token of answer A minus that of answer B, in nats."""
     rows = [
         bench.row(views[pair.video], pair.question, bench.answer_ids(text), pair.context)
@@ -69,9 +72,7 @@ def mean_logprobs(bench: Workbench, rows: Sequence[Row], batch_size: int) -> lis
     return means
 
 
-def _letter_values(
-    bench: Workbench, pairs: Sequence[Pair], views: Mapping[str, View | None], batch_size: int
-) -> list[float]:
+def _letter_values(bench: Workbench, pairs: Sequence[Pair], views: Mapping[str, View | None], batch_size: int) -> list[float]:
     """log p(A) - log p(B) at the first position of the reply; positive means the first answer is better."""
     renderer = bench.backbone.renderer
     letters = [renderer.text_ids(renderer.layout.answer + letter)[-1] for letter in "AB"]
@@ -79,16 +80,14 @@ def _letter_values(
     rows = []
     for pair in pairs:
         question = judge_question(pair.question, pair.answer_a, pair.answer_b, pair.context)
-        rows.append(bench.row(views[pair.video], question, (letters[0],)))
+        rows.append(bench.row(views[pair.video], question, letters[:1]))
     for index in micro_batches([len(row) for row in rows], batch_size):
-        batch = [rows[i] for i in index]
-        other = [Row(row.prompt, (letters[1],), row.features) for row in batch]
-        a, b = (token_logprobs(bench.backbone, side)[0][:, 0] for side in (batch, other))
-        for place, value in zip(index, torch.sub(a, b).tolist(), strict=True):
-            values[place] = value
+        ahead = first_token_logprobs(bench.backbone, [rows[i] for i in index], letters)
+        for place, (a, b) in zip(index, ahead.tolist(), strict=True):
+            values[place] = a - b
     return values
 
 
 def swap_consistent(verdict: Verdict) -> bool:
     """Whether both orders named the same answer."""
-    return verdict.orders[0] == verdict.orders[1] and verdict.orders[0] in ("A", "B") and swap_choice(verdict.orders[0]) != ""
+    return verdict.orders[0] == verdict.orders[1] and verdict.orders[0] in ("A", "B")

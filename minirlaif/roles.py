@@ -213,7 +213,9 @@ class Roles:
         wrong = weights.keys() ^ mine.keys()
         shapes = [n for n in weights.keys() & mine.keys() if weights[n].shape != self.named(role)[mine[n]].shape]
         if wrong or shapes:
-            raise UserError(f"{folder}: the adapter does not fit model.lora_r/lora_targets or the base; set them as in its config")
+            raise UserError(
+                f"{folder}: the adapter does not fit model.lora_r/lora_targets or the base; set them as in its config"
+            )
         self._fill(role, {mine[n]: w for n, w in weights.items()})
 
     def _fill(self, role: str, weights: dict[str, Tensor]) -> None:

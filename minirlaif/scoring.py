@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minirlaif.roles import ScalarHead
-from minirlaif.tokens import entropy, pad_stack, pick_logprobs
+from minirlaif.tokens import entropy, log_distribution, pad_stack, pick_logprobs
 
 if TYPE_CHECKING:
     from minirlaif.backbone import Backbone
@@ -79,6 +79,13 @@ def logprobs_of(
     empty = torch.zeros(mask_BR.shape, dtype=torch.float32, device=mask_BR.device)
     logprobs_BR = empty.masked_scatter(mask_BR, torch.cat(picked))
     return logprobs_BR, empty.masked_scatter(mask_BR, torch.cat(spread)) if with_entropy else None
+
+
+def first_token_logprobs(backbone: Backbone, rows: Sequence[Row], choices: Sequence[int]) -> Tensor:
+    """Log-probability of each of `choices` as the first answer token, [B, len(choices)]; the rows' own answers are not read."""
+    states_BRD, _, _ = answer_states(backbone, rows)
+    logprobs_BV = log_distribution(backbone.logits(states_BRD[:, 0]), backbone.banned_V.to(states_BRD.device))
+    return logprobs_BV[:, list(choices)]
 
 
 def token_values(backbone: Backbone, head: ScalarHead, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:

@@ -105,7 +105,6 @@ def make_model(tokenizer: Any, seed: int, layers: int = 4) -> Any:
             "patch_size": 8,
             "initializer_range": 0.05,
         },
-        pad_token_id=ids["<|endoftext|>"],
     )
     model = SmolVLMForConditionalGeneration(config)
     model.generation_config.eos_token_id = ids["<end_of_utterance>"]

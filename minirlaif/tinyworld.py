@@ -72,8 +72,7 @@ def draw_events(rng: np.random.Generator, count: int | None = None) -> tuple[Eve
     colours = rng.permutation(list(COLOURS))[:count]
     shapes, motions = list(SHAPES), list(MOTIONS)
     return tuple(
-        Event(str(colour), shapes[int(rng.integers(len(shapes)))], motions[int(rng.integers(len(motions)))])
-        for colour in colours
+        Event(str(colour), shapes[int(rng.integers(len(shapes)))], motions[int(rng.integers(len(motions)))]) for colour in colours
     )
 
 
@@ -145,7 +144,9 @@ def render(rng: np.random.Generator, clips: Sequence[Sequence[Event]], size: int
             distance[rows] = _distance(name, dx[rows], dy[rows], radius[rows][:, :, None, None])
     cover = np.clip(0.5 - distance * size, 0.0, 1.0)[..., None]
     paint = (np.array([COLOURS[e.colour] for e in events]) * rng.uniform(0.85, 1.0, (n, 1))).astype(np.float32)
-    ground = np.repeat(rng.uniform(10, 50, (len(clips), 1)), [len(c) for c in clips], axis=0).astype(np.float32)  # one background per clip
+    ground = np.repeat(rng.uniform(10, 50, (len(clips), 1)), [len(c) for c in clips], axis=0).astype(
+        np.float32
+    )  # one background per clip
     noise = 3 * rng.standard_normal((n, frames, size, size, 1), np.float32)
     pixels = ground[:, None, None, None, :] * (1 - cover) + paint[:, None, None, None, :] * cover + noise
     frames_u8 = np.clip(pixels, 0, 255).astype(np.uint8)

@@ -81,7 +81,9 @@ def check_finite(stage: str, step: int, numbers: Mapping[str, float]) -> None:
             )
 
 
-def write_state(folder: Path, roles: Roles, names: Iterable[str], optimizers: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+def write_state(
+    folder: Path, roles: Roles, names: Iterable[str], optimizers: Mapping[str, Any], extra: Mapping[str, Any]
+) -> None:
     """Adapters, heads, optimiser moments and a few plain values, as safetensors and json."""
     from safetensors.torch import save_file
 

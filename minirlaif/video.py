@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -208,8 +208,15 @@ def _fill(pipe: IO[bytes], buffer: memoryview) -> bool:
     return pipe.readinto(buffer) == len(buffer)  # type: ignore[attr-defined]
 
 
+class KnowsClips(Protocol):
+    """Whatever can say what is known about a clip: a reader, or a cache in front of one."""
+
+    def info(self, path: str) -> ClipInfo:
+        """Raises UnreadableClip."""
+
+
 def check_clips(
-    paths: Iterable[str | Path], reader: ClipReader, max_unreadable: float
+    paths: Iterable[str | Path], reader: KnowsClips, max_unreadable: float
 ) -> tuple[list[ClipInfo], list[UnreadableClip]]:
     """Look at every clip (each once) before anything trains: what is known about the good ones, and the bad ones with reasons.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,10 +15,10 @@ from torch import Tensor
 from minirlaif.artifacts import Run, StageDir
 from minirlaif.backbone import open_backbone
 from minirlaif.config import Config
-from minirlaif.data import load_samples
+from minirlaif.data import load_preferences, load_samples
 from minirlaif.features import FeatureStore
 from minirlaif.frames import FramePlan, segment_spans, uniform_plan
-from minirlaif.records import Sample, UserError
+from minirlaif.records import Preference, Sample, UserError
 from minirlaif.roles import Roles
 from minirlaif.sampling import Asked
 from minirlaif.scoring import Row
@@ -24,6 +26,7 @@ from minirlaif.video import ClipInfo, ClipReader, check_clips
 
 if TYPE_CHECKING:
     from minirlaif.backbone import Backbone
+
 
 @dataclass(frozen=True)
 class View:
@@ -118,11 +121,43 @@ def open_workbench(cfg: Config, run: Run) -> Iterator[Workbench]:
 def read_samples(cfg: Config, run: Run, part: str, need_answers: bool) -> list[Sample]:
     """The rows of a part of the data: "sft", "prompts", "dev" or "test"; from the tiny world where the config asks for it."""
     if cfg.data.world:
-        return load_samples(str(run.require("world") / f"{part}.jsonl"), need_answers=need_answers)
-    sources = getattr(cfg.data, part)
+        return _whole_paths(load_samples(str(run.require("world") / f"{part}.jsonl"), need_answers=need_answers))
+    sources = {"sft": cfg.data.sft, "prompts": cfg.data.prompts, "dev": cfg.data.dev, "test": cfg.data.test}[part]
     if not sources:
         raise UserError(f"data.{part}: names no file; set it to the files to read (or data.world to tiny)")
-    return [sample for source in sources for sample in load_samples(source, cfg.data.videos, need_answers)]
+    return _whole_paths([sample for source in sources for sample in load_samples(source, cfg.data.videos, need_answers)])
+
+
+def read_preferences(source: str, videos: str = "") -> list[Preference]:
+    """Rows of a preference file, with whole clip paths."""
+    return [replace(row, video=os.path.abspath(row.video)) for row in load_preferences(source, videos)]
+
+
+def check_data(bench: Workbench) -> None:
+    """Look at the user's own rows and clips that later stages read, so that a bad one is named before anything trains."""
+    data = bench.cfg.data
+    if data.world:
+        return
+    for source in (*data.prompts, *data.dev, *data.test):
+        readable(bench, _whole_paths(load_samples(source, data.videos, need_answers=False)))
+    for source in data.preferences:
+        read_preferences(source, data.videos)
+
+
+def stored(run: Run, video: str) -> str:
+    """How a stage's files name a clip: seen from the stage's folder when it lies in the run, which can then be moved."""
+    root, path = Path(os.path.abspath(run.root)), Path(os.path.abspath(video))
+    return Path("..", path.relative_to(root)).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def located(run: Run, name: str) -> str:
+    """The whole path behind `stored`."""
+    return os.path.abspath(run.root / "stage" / name)
+
+
+def _whole_paths(samples: Sequence[Sample]) -> list[Sample]:
+    """A clip has one name everywhere in the process, whatever folder the command was started in."""
+    return [replace(sample, video=os.path.abspath(sample.video)) for sample in samples]
 
 
 def readable(bench: Workbench, samples: Sequence[Sample]) -> list[Sample]:

@@ -46,7 +46,7 @@ class SmolVLM:
     @property
     def device(self) -> torch.device:
         """Where the language model lives."""
-        return self.text_model.embed_tokens.weight.device  # type: ignore[no-any-return]
+        return self.text_model.embed_tokens.weight.device
 
     @torch.no_grad()
     def encode_frames(self, pixels_FHW3: np.ndarray) -> torch.Tensor:
@@ -63,7 +63,7 @@ class SmolVLM:
     @property
     def vision_device(self) -> torch.device:
         """Where the vision tower lives; it may differ from the language model's place."""
-        return self.vision_model.embeddings.patch_embedding.weight.device  # type: ignore[no-any-return]
+        return self.vision_model.embeddings.patch_embedding.weight.device
 
     def project(self, pixels_FHW3: torch.Tensor) -> torch.Tensor:
         """The differentiable part of `encode_frames`: uint8 frames to features_FKD."""
@@ -72,7 +72,7 @@ class SmolVLM:
         side = self.frame_size // self.model.config.vision_config.patch_size
         seen = torch.ones(len(pixels), side, side, dtype=torch.bool, device=pixels.device)
         hidden = self.vision_model(pixel_values=pixels, patch_attention_mask=seen).last_hidden_state
-        return self.connector(hidden)  # type: ignore[no-any-return]
+        return self.connector(hidden)
 
     def embed(self, ids_BT: torch.Tensor, features: Sequence[torch.Tensor | None]) -> torch.Tensor:
         """Token embeddings with the image placeholders replaced.
@@ -94,9 +94,9 @@ class SmolVLM:
         if slots_BT.sum(1).tolist() != wanted:
             raise ValueError(f"image placeholders {slots_BT.sum(1).tolist()} do not match feature vectors {wanted}")
         if not vectors:
-            return embeds  # type: ignore[no-any-return]
+            return embeds
         flat = torch.cat(vectors).to(embeds.device, embeds.dtype)
-        return embeds.masked_scatter(slots_BT[..., None].expand_as(embeds), flat)  # type: ignore[no-any-return]
+        return embeds.masked_scatter(slots_BT[..., None].expand_as(embeds), flat)
 
     def hidden(
         self,
@@ -113,11 +113,11 @@ class SmolVLM:
             past_key_values=cache,
             use_cache=cache is not None,
         )
-        return out.last_hidden_state  # type: ignore[no-any-return]
+        return out.last_hidden_state
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Vocabulary logits of hidden states, any leading shape."""
-        return self.model.lm_head(hidden)  # type: ignore[no-any-return]
+        return self.model.lm_head(hidden)
 
 
 def load(folder: str, revision: str, dtype: torch.dtype, quantization: Any, device: torch.device) -> SmolVLM:

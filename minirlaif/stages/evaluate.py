@@ -20,14 +20,14 @@ from minirlaif.records import Sample
 from minirlaif.sampling import sample
 from minirlaif.stats import exact_match, guess_rate, paired_bootstrap, wilson
 from minirlaif.training import seed_of, shuffled
-from minirlaif.workbench import View, Workbench, open_workbench, read_samples, readable
+from minirlaif.workbench import View, Workbench, open_workbench, read_samples, readable, stored
 
 MODELS = {"base": "base", "sft": "sft", "rlaif": "policy"}  # name in the report -> role
 CONTROLS = ("blind", "shuffled")
 
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
-    """1. models and questions 2. answers of every model and control 3. accuracy and intervals 4. judge and reward against truth."""
+    """1. models and questions 2. answers of every model and control 3. accuracy, intervals 4. judge and reward against truth."""
     settings = {name: section(cfg, name) for name in ("model", "video", "data", "evaluate")} | {"seed": cfg.seed}
     with run.stage("evaluate", settings, inputs=["sft", "feedback", "reward", "ppo"], redo=redo) as out:
         if out is None:
@@ -45,7 +45,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             jobs += [(f"{name}_{control}", role, control) for name, role in MODELS.items() for control in CONTROLS]
             for name, role, control in progress(jobs, len(jobs), "evaluate"):
                 answers[name] = _answers(bench, role, tests, _control(bench, cfg, control, blanks))
-            _write(out, bench, cfg, tests, answers)
+            _write(out, run, bench, tests, answers)
             bench.counted(out)
         # 3. accuracy and intervals
         truth = [row.turns[0].answer for row in tests]
@@ -73,9 +73,7 @@ def _control(bench: Workbench, cfg: Config, control: str, blanks: dict[int, Any]
     return change
 
 
-def _answers(
-    bench: Workbench, role: str, tests: Sequence[Sample], change: Callable[[Sample, View], View]
-) -> list[str]:
+def _answers(bench: Workbench, role: str, tests: Sequence[Sample], change: Callable[[Sample, View], View]) -> list[str]:
     """Greedy answers, in the order of the questions."""
     e, texts = bench.cfg.evaluate, []
     with bench.roles.reading_as(role):
@@ -87,16 +85,23 @@ def _answers(
     return texts
 
 
-def _write(out: StageDir, bench: Workbench, cfg: Config, tests: Sequence[Sample], answers: Mapping[str, list[str]]) -> None:
+def _write(out: StageDir, run: Run, bench: Workbench, tests: Sequence[Sample], answers: Mapping[str, list[str]]) -> None:
     (out.path / "strips").mkdir(exist_ok=True)
     with (out.path / "answers.jsonl").open("w", encoding="utf-8") as file:
         for number, row in enumerate(tests):
             strip = ""
-            if number < cfg.evaluate.gallery:
+            if number < bench.cfg.evaluate.gallery:
                 strip = f"strips/{number:03d}.jpg"
                 (out.path / strip).write_bytes(bench.strip(row.video))
-            record = {"id": row.id, "video": row.video, "type": row.tags.get("type", ""), "question": row.turns[0].question,
-                      "truth": row.turns[0].answer, "strip": strip, **{name: texts[number] for name, texts in answers.items()}}  # fmt: skip
+            record = {
+                "id": row.id,
+                "video": stored(run, row.video),
+                "type": row.tags.get("type", ""),
+                "question": row.turns[0].question,
+                "truth": row.turns[0].answer,
+                "strip": strip,
+                **{name: texts[number] for name, texts in answers.items()},
+            }
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
@@ -107,7 +112,7 @@ def _accuracy(cfg: Config, tests: Sequence[Sample], answers: Mapping[str, list[s
     }
     keys: dict[str, list[str]] = {}
     by_type: dict[str, dict[str, float]] = {}
-    for number, row in enumerate(tests):
+    for row in tests:
         keys.setdefault(row.tags.get("type", "all"), []).append(row.tags.get("key", row.turns[0].answer or ""))
     for kind in keys:
         index = [i for i, row in enumerate(tests) if row.tags.get("type", "all") == kind]
@@ -121,8 +126,12 @@ def _accuracy(cfg: Config, tests: Sequence[Sample], answers: Mapping[str, list[s
         return {"mean": mean, "ci95_low": low, "ci95_high": high}
 
     accuracy = {name: sum(hits) / len(hits) for name, hits in right.items()} | {"guess": guess_rate(keys)}
-    return {"accuracy": accuracy, "accuracy_by_type": by_type, "accuracy_gain": gain("rlaif", "sft"),
-            "gain_over_base": gain("rlaif", "base")}  # fmt: skip
+    return {
+        "accuracy": accuracy,
+        "accuracy_by_type": by_type,
+        "accuracy_gain": gain("rlaif", "sft"),
+        "gain_over_base": gain("rlaif", "base"),
+    }
 
 
 def _facts(path: Path) -> dict[str, dict[str, Any]]:
@@ -139,8 +148,9 @@ def _judge(run: Run, facts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """Agreement with truth on pairs of which exactly one answer is true, decided ones only, with and without context."""
     rows = _lines(run.require("feedback") / "verdicts.jsonl")
     counts = (run.manifest("feedback") or {"metrics": {}})["metrics"]
-    result: dict[str, Any] = {name: counts[name] for name in ("swap_consistency", "decided_share", "longer_wins", "pairs", "tie",
-                                                             "invalid", "disagree")}  # fmt: skip
+    result: dict[str, Any] = {
+        name: counts[name] for name in ("swap_consistency", "decided_share", "longer_wins", "pairs", "tie", "invalid", "disagree")
+    }
     kinds: dict[str, list[float]] = {}
     for name in ("with_context", "without_context", "letter"):
         hits = []
@@ -171,8 +181,14 @@ def _reward(run: Run, facts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         chosen, rejected = exact_match(row["chosen"], truth), exact_match(row["rejected"], truth)
         if chosen != rejected:
             hits.append(float((row["score_chosen"] > row["score_rejected"]) == chosen))
-    return {"accuracy": sum(hits) / len(hits) if hits else None, "n": len(hits), "against_judge": metrics["accuracy"],
-            "by_type": metrics["accuracy_by_type"], "bias": metrics["bias"], "beta": metrics.get("beta")}  # fmt: skip
+    return {
+        "accuracy": sum(hits) / len(hits) if hits else None,
+        "n": len(hits),
+        "against_judge": metrics["accuracy"],
+        "by_type": metrics["accuracy_by_type"],
+        "bias": metrics["bias"],
+        "beta": metrics.get("beta"),
+    }
 
 
 def _segments(run: Run, facts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from minirlaif.records import Pair, Sample, UserError, Verdict
 from minirlaif.sampling import sample
 from minirlaif.training import generator, seed_of
 from minirlaif.verdicts import context_text
-from minirlaif.workbench import Workbench, open_workbench, read_samples, readable
+from minirlaif.workbench import Workbench, located, open_workbench, read_samples, readable, stored
 
 LETTER_SHARE = 16  # of so many pairs one is also judged by letters, to compare the read-outs
 
@@ -42,24 +42,28 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             first = begun[0] if begun else 0
             size = cfg.feedback.batch_size
             chunks = [prompts[i : i + size] for i in range(0, len(prompts), size)]
-            contexts: dict[str, str] = {row["video"]: row["context"] for row in read_lines(out.path / "contexts.jsonl")}
+            contexts: dict[str, str] = {
+                located(run, row["video"]): row["context"] for row in read_lines(out.path / "contexts.jsonl")
+            }
             tail = [readable(bench, dev)] if dev else []
             # 2. and 3. chunks of prompts, then the dev clips
             for number in progress(range(first, len(chunks) + len(tail)), len(chunks) + len(tail), "feedback", initial=first):
                 with bench.roles.reading_as("sft"):
                     rows = (chunks + tail)[number]
-                    describe(bench, out, rows, contexts)
+                    describe(bench, run, out, rows, contexts)
                     if number < len(chunks):
-                        _label(bench, out, rows, contexts, number)
+                        _label(bench, run, out, rows, contexts, number)
                 bench.counted(out)
                 out.commit_state(number + 1, lambda folder: None)
             # 4. count
             out.summary.update(_counts(out.path))
             if not out.summary["decided"]:
-                raise UserError("feedback: the judge decided no pair; lower feedback.margin or raise feedback.answers, then --redo")
+                raise UserError(
+                    "feedback: the judge decided no pair; lower feedback.margin or raise feedback.answers, then --redo"
+                )
 
 
-def describe(bench: Workbench, out: StageDir, rows: Sequence[Sample], contexts: dict[str, str]) -> None:
+def describe(bench: Workbench, run: Run, out: StageDir, rows: Sequence[Sample], contexts: dict[str, str]) -> None:
     """Describe the segments of clips that have no context yet; greedy, from dense frames."""
     videos = [video for video in dict.fromkeys(row.video for row in rows) if video not in contexts]
     parts = [(video, span, view) for video in videos for span, view in bench.segments(video)]
@@ -73,19 +77,19 @@ def describe(bench: Workbench, out: StageDir, rows: Sequence[Sample], contexts: 
             told[video].append((span, bench.backbone.renderer.decode(answer.ids)))
     for video, lines in told.items():
         contexts[video] = context_text([span for span, _ in lines], [text for _, text in lines])
-        _append(out, "contexts.jsonl", {"video": video, "context": contexts[video], "segments": [text for _, text in lines]})
+        record = {"video": stored(run, video), "context": contexts[video], "segments": [text for _, text in lines]}
+        _append(out, "contexts.jsonl", record)
 
 
-def _label(bench: Workbench, out: StageDir, rows: Sequence[Sample], contexts: Mapping[str, str], chunk: int) -> None:
+def _label(bench: Workbench, run: Run, out: StageDir, rows: Sequence[Sample], contexts: Mapping[str, str], chunk: int) -> None:
     f, seed = bench.cfg.feedback, bench.cfg.seed
     asked = [bench.asked(bench.whole(row.video), row.turns[0].question) for row in rows]
-    drawn = sample(
-        bench.backbone, asked, f.answers, f.temperature, f.top_p, f.max_new_tokens, generator(seed, "feedback", chunk)
-    )
+    drawn = sample(bench.backbone, asked, f.answers, f.temperature, f.top_p, f.max_new_tokens, generator(seed, "feedback", chunk))
     pairs: list[Pair] = []
     for row, completions in zip(rows, drawn, strict=True):
         texts = [bench.backbone.renderer.decode(c.ids) for c in completions]
-        _append(out, "answers.jsonl", {"id": row.id, "video": row.video, "question": row.turns[0].question, "answers": texts})
+        asked_of = {"id": row.id, "video": stored(run, row.video), "question": row.turns[0].question}
+        _append(out, "answers.jsonl", {**asked_of, "answers": texts})
         pairs += _pairs(row, texts, contexts[row.video] if f.context else "", f.pairs_per_prompt, seed)
     views = {row.video: bench.whole(row.video) if f.judge_frames else None for row in rows}
     verdicts = judge(bench, pairs, views, f.readout, f.margin, f.disagreement, f.batch_size)
@@ -96,6 +100,7 @@ def _label(bench: Workbench, out: StageDir, rows: Sequence[Sample], contexts: Ma
     some = [pair for number, pair in enumerate(pairs) if number % LETTER_SHARE == 0] if f.readout != "letter" else []
     letters = {v.pair: v for v in judge(bench, some, views, "letter", 0.0, "drop", f.batch_size)} if some else {}
     for pair, verdict, other in zip(pairs, verdicts, without, strict=True):
+        pair = replace(pair, video=stored(run, pair.video))
         record: dict[str, Any] = {**asdict(pair), **_said(verdict), "without_context": _said(other)}
         if pair.id in letters:
             record["letter"] = _said(letters[pair.id])
@@ -104,13 +109,22 @@ def _label(bench: Workbench, out: StageDir, rows: Sequence[Sample], contexts: Ma
             _append(out, "preferences.jsonl", _preference(pair, verdict))
     if pairs and chunk % 4 == 0:
         v = verdicts[0]
-        out.sample({"video": pairs[0].video, "question": pairs[0].question, "context": pairs[0].context, "a": pairs[0].answer_a,
-                    "b": pairs[0].answer_b, "choice": v.choice, "margin": v.margin})  # fmt: skip
+        out.sample(
+            {
+                "video": stored(run, pairs[0].video),
+                "question": pairs[0].question,
+                "context": pairs[0].context,
+                "a": pairs[0].answer_a,
+                "b": pairs[0].answer_b,
+                "choice": v.choice,
+                "margin": v.margin,
+            }
+        )
 
 
 def _pairs(row: Sample, texts: Sequence[str], context: str, wanted: int, seed: int) -> list[Pair]:
     """Pairs of different answers; which comes first is drawn, so that position says nothing."""
-    distinct = list(dict.fromkeys(texts))
+    distinct = list(dict.fromkeys(text for text in texts if text.strip()))  # an empty answer is no answer to compare
     pairs = []
     for number, (one, two) in enumerate(itertools.islice(itertools.combinations(distinct, 2), wanted)):
         if seed_of(seed, "order", row.id, number) % 2:
@@ -127,8 +141,16 @@ def _said(verdict: Verdict) -> dict[str, Any]:
 
 def _preference(pair: Pair, verdict: Verdict) -> dict[str, Any]:
     chosen, rejected = (pair.answer_a, pair.answer_b) if verdict.choice == "A" else (pair.answer_b, pair.answer_a)
-    return {"id": pair.id, "videos": [pair.video], "prompt": pair.question, "chosen": chosen, "rejected": rejected,
-            "context": pair.context, "margin": round(verdict.margin, 5), **dict(pair.tags)}  # fmt: skip
+    return {
+        "id": pair.id,
+        "videos": [pair.video],
+        "prompt": pair.question,
+        "chosen": chosen,
+        "rejected": rejected,
+        "context": pair.context,
+        "margin": round(verdict.margin, 5),
+        **dict(pair.tags),
+    }
 
 
 def _counts(folder: Path) -> dict[str, Any]:

@@ -11,28 +11,26 @@ Letters: B rollouts, R answer tokens.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from minirlaif.artifacts import Run, StageDir
 from minirlaif.config import Config, section
-from minirlaif.judge import judge
+from minirlaif.devjudge import DevJudge
 from minirlaif.losses import ppo_policy_loss, total_stats, value_loss
 from minirlaif.metrics import progress
-from minirlaif.records import Pair, Sample, StageStopped, UserError
-from minirlaif.returns import explained_variance, gae, kl_per_token, masked_mean, score_with_terms, shaped_rewards, whiten
-from minirlaif.sampling import Completion, sample
+from minirlaif.records import Sample, StageStopped, UserError
+from minirlaif.rollouts import Rollout, collect
 from minirlaif.schedules import learning_rate
-from minirlaif.scoring import Row, micro_batches, sequence_scores, token_logprobs, token_values
+from minirlaif.scoring import micro_batches, token_logprobs, token_values
 from minirlaif.training import (
     check_finite,
-    generator,
     make_accelerator,
     make_optimizer,
     optimizer_step,
@@ -41,23 +39,9 @@ from minirlaif.training import (
     shuffled,
     write_state,
 )
-from minirlaif.workbench import Workbench, open_workbench, read_samples, readable
+from minirlaif.workbench import Workbench, located, open_workbench, read_samples, readable
 
 RATIO_TOLERANCE = 0.02  # of the first ratio from 1; low precision and other batch shapes move it a little
-SCORE_LIMIT = 3.0  # normalised scores are clipped here
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """A batch of answers with everything the update needs. rows and critic_rows: one per answer; tensors are [B, R]."""
-
-    rows: list[Row]
-    critic_rows: list[Row]  # the prompt as reward and value model see it
-    logprobs_BR: Tensor
-    values_BR: Tensor
-    advantages_BR: Tensor
-    returns_BR: Tensor
-    mask_BR: Tensor
 
 
 @dataclass
@@ -81,10 +65,12 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         # 1. prompts
         prompts = read_samples(cfg, run, "prompts", need_answers=False)
         dev = read_samples(cfg, run, "dev", need_answers=False) if cfg.data.world or cfg.data.dev else []
-        contexts = _contexts(run.require("feedback") / "contexts.jsonl")
+        contexts = _contexts(run)
         with open_workbench(cfg, run) as bench:
             prompts = [row for row in readable(bench, prompts) if row.video in contexts]
             dev = [row for row in readable(bench, dev) if row.video in contexts] if dev else []
+            if not prompts:
+                raise UserError("ppo: no prompt is left whose clip `feedback` has described; make it again with --redo")
             # 2. roles and optimisers
             begun = out.resume()
             learner = _open(bench, run, begun[1] if begun else None)
@@ -97,10 +83,11 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 if step == 0 and dev:
                     _keep_best(bench, out, learner, judged, 0)
                 rows = _next_prompts(prompts, cfg, step)
-                rollout, stats = collect(bench, rows, contexts, learner, bias, step, out)
+                rollout, stats = collect(bench, run, rows, contexts, learner.extra, bias, step, out)
                 stats |= update(bench, rollout, learner, step)
-                check_finite("ppo", step, {"policy loss": stats["policy_loss"], "value loss": stats["value_loss"]})
+                check_finite("ppo", step + 1, {"policy loss": stats["policy_loss"], "value loss": stats["value_loss"]})
                 done = step + 1
+                out.summary.update({"kl": stats["kl"], "score": stats["score"]})
                 stopped = bool(cfg.ppo.max_kl) and stats["kl"] > cfg.ppo.max_kl
                 if dev and (done % cfg.ppo.dev_every == 0 or done == total or stopped):
                     stats["dev_win_rate"] = _keep_best(bench, out, learner, judged, done)
@@ -117,12 +104,17 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 bench.roles.save("policy", out.path / "adapter")
                 learner.extra["best"] = {"iteration": total}
             bench.counted(out)
-            out.summary.update({"chosen_iteration": learner.extra["best"]["iteration"], "dev_win_rate":
-                                learner.extra["best"].get("win_rate"), "kl": stats["kl"], "score": stats["score"]})  # fmt: skip
+            best = learner.extra["best"]
+            out.summary.update({"chosen_iteration": best["iteration"], "dev_win_rate": best.get("win_rate")})
 
 
 def _refuse_poor_reward(cfg: Config, run: Run) -> None:
-    accuracy = float((run.manifest("reward") or {"metrics": {}})["metrics"].get("accuracy", 0.0))
+    metrics = (run.manifest("reward") or {"metrics": {}})["metrics"]
+    accuracy = float(metrics.get("accuracy", 0.0))
+    if cfg.reward.min_accuracy and not metrics.get("held_out_pairs"):
+        raise UserError(
+            "ppo: no pair was held out to examine the reward model on: raise reward.held_out, or set reward.min_accuracy=0"
+        )
     if accuracy < cfg.reward.min_accuracy:
         raise UserError(
             f"ppo: the reward model is right on {accuracy:.2f} of held-out pairs, reward.min_accuracy asks for"
@@ -130,11 +122,9 @@ def _refuse_poor_reward(cfg: Config, run: Run) -> None:
         )
 
 
-def _contexts(path: Path) -> dict[str, str]:
-    import json
-
-    with path.open(encoding="utf-8") as file:
-        return {row["video"]: row["context"] for row in map(json.loads, file)}
+def _contexts(run: Run) -> dict[str, str]:
+    with (run.require("feedback") / "contexts.jsonl").open(encoding="utf-8") as file:
+        return {located(run, row["video"]): row["context"] for row in map(json.loads, file)}
 
 
 def _open(bench: Workbench, run: Run, state: Path | None) -> Learner:
@@ -176,88 +166,8 @@ def _next_prompts(prompts: Sequence[Sample], cfg: Config, step: int) -> list[Sam
     return [prompts[orders[e][i]] for e, i in places]
 
 
-def collect(
-    bench: Workbench, prompts: Sequence[Sample], contexts: dict[str, str], learner: Learner, bias: float, step: int, out: StageDir
-) -> tuple[Rollout, dict[str, float]]:
-    """1. sample 2. log-probabilities of policy and reference 3. scores and values 4. shaped rewards, advantages."""
-    cfg, roles, backbone = bench.cfg, bench.roles, bench.backbone
-    r, size = cfg.rollout, cfg.rollout.batch_size
-    # 1. sample; rows of like length together, each group from a generator of its own
-    views = [bench.whole(p.video) for p in prompts]
-    asked = [bench.asked(view, p.turns[0].question) for view, p in zip(views, prompts, strict=True)]
-    drawn: list[Completion] = [Completion((), False, ())] * len(prompts)
-    with roles.reading_as("policy"):
-        for number, index in enumerate(micro_batches([len(a.ids) for a in asked], size)):
-            batch = [asked[i] for i in index]
-            some = sample(backbone, batch, 1, r.temperature, 1.0, r.max_new_tokens, generator(cfg.seed, "ppo", step, number))
-            for place, (completion,) in zip(index, some, strict=True):
-                drawn[place] = completion
-    rows = [Row(a.ids, c.ids, a.features) for a, c in zip(asked, drawn, strict=True)]
-    critic_rows = rows
-    if cfg.reward.context:
-        critic_rows = [
-            bench.row(view, p.turns[0].question, c.ids, contexts[p.video])
-            for view, p, c in zip(views, prompts, drawn, strict=True)
-        ]
-    # 2. log-probabilities
-    with roles.reading_as("policy"):
-        logprobs_BR, mask_BR, spread = _over(rows, size, lambda part: token_logprobs(backbone, part, r.temperature, True))
-    with roles.visiting("reference"), roles.reading_as("reference"):
-        ref_BR, _, _ = _over(rows, size, lambda part: token_logprobs(backbone, part, r.temperature))
-    # 3. scores and values
-    with roles.reading_as("reward"):
-        scores_B = torch.zeros(len(rows))
-        for index in micro_batches([len(row) for row in critic_rows], size):
-            scores_B[index] = sequence_scores(backbone, roles.heads["reward"], [critic_rows[i] for i in index]).cpu()
-    with roles.reading_as("value"):
-        values_BR, _, _ = _over(critic_rows, size, lambda part: (*token_values(backbone, roles.heads["value"], part), None))
-    # 4. shaped rewards, advantages
-    raw_B = scores_B - bias
-    if r.normalize_score:
-        if learner.extra["score_mean"] is None:
-            learner.extra |= {"score_mean": float(raw_B.mean()), "score_deviation": float(raw_B.std()) + 1e-6}
-        shown_B = ((raw_B - learner.extra["score_mean"]) / learner.extra["score_deviation"]).clamp(-SCORE_LIMIT, SCORE_LIMIT)
-    else:
-        shown_B = raw_B
-    stopped_B = torch.tensor([c.stopped for c in drawn])
-    lengths_B = mask_BR.sum(1)
-    final_B = score_with_terms(shown_B, stopped_B, lengths_B, r.max_new_tokens, r.missing_eos_penalty, r.length_coef)
-    kl_BR = kl_per_token(logprobs_BR, ref_BR, r.kl_estimator)
-    rewards_BR = shaped_rewards(final_B, kl_BR, mask_BR, r.kl_coef, r.reward_scale)
-    advantages_BR, returns_BR = gae(rewards_BR, values_BR, mask_BR, r.gamma, r.lam)
-    own = [sum(c.logprobs) - float(logprobs_BR[i].sum()) for i, c in enumerate(drawn)]
-    if step % 5 == 0:
-        text = backbone.renderer.decode(drawn[0].ids)
-        out.sample({"iteration": step, "question": prompts[0].turns[0].question, "video": prompts[0].video, "answer": text,
-                    "score": float(raw_B[0])})  # fmt: skip
-    stats = {
-        "score": float(raw_B.mean()), "reward": float(rewards_BR.sum(1).mean()), "kl": float(kl_BR.sum(1).mean()),
-        "entropy": float(masked_mean(spread, mask_BR)) if spread is not None else 0.0, "length": float(lengths_B.float().mean()),
-        "stopped": float(stopped_B.float().mean()), "sampler_gap": max(abs(gap) for gap in own),
-        "explained_variance": explained_variance(values_BR, returns_BR, mask_BR),
-    }  # fmt: skip
-    return Rollout(rows, critic_rows, logprobs_BR, values_BR, whiten(advantages_BR, mask_BR), returns_BR, mask_BR), stats
-
-
-def _over(rows: Sequence[Row], size: int, score: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Run a scoring function over all rows in micro-batches and put the results side by side, on the CPU."""
-    width = max(len(row.answer) for row in rows)
-    result = torch.zeros(len(rows), width)
-    extra = torch.zeros(len(rows), width)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    found = False
-    for index in micro_batches([len(row) for row in rows], size):
-        part, part_mask, more = score([rows[i] for i in index])
-        result[index, : part.shape[1]] = part.float().cpu()
-        mask[index, : part.shape[1]] = part_mask.cpu()
-        if more is not None:
-            found = True
-            extra[index, : part.shape[1]] = more.cpu()
-    return result, mask, extra if found else None
-
-
 def update(bench: Workbench, rollout: Rollout, learner: Learner, step: int) -> dict[str, float]:
-    """Some epochs of clipped policy and value steps over one batch of rollouts. Raises StageStopped if the first ratio is not 1."""
+    """Some epochs of clipped policy and value steps over one batch of rollouts. StageStopped if the first ratio is not 1."""
     cfg, p = bench.cfg, bench.cfg.ppo
     count = len(rollout.rows)
     sizes = [len(row) for row in rollout.rows]
@@ -279,7 +189,7 @@ def update(bench: Workbench, rollout: Rollout, learner: Learner, step: int) -> d
                     learner.accelerator, learner.optimizers[role], learner.parameters[role], rate, p.max_grad_norm
                 )
                 stats[f"{role}_grad_norm"] = norm
-                check_finite("ppo", step, {f"{role} gradient norm": norm})
+                check_finite("ppo", step + 1, {f"{role} gradient norm": norm})
             learner.extra["updates"] += 1
             all_stats.append(stats)
     mean = {name: sum(s[name] for s in all_stats) / len(all_stats) for name in all_stats[0]}
@@ -297,53 +207,14 @@ def _micro(bench: Workbench, rollout: Rollout, learner: Learner, index: list[int
     mask_BR = part(rollout.mask_BR)
     with roles.training_as("policy"), learner.accelerator.autocast():
         new_BR, _, _ = token_logprobs(backbone, [rollout.rows[i] for i in index], bench.cfg.rollout.temperature)
-        loss, stats = ppo_policy_loss(
-            new_BR, part(rollout.logprobs_BR), part(rollout.advantages_BR), mask_BR, p.clip, counted
-        )
+        loss, stats = ppo_policy_loss(new_BR, part(rollout.logprobs_BR), part(rollout.advantages_BR), mask_BR, p.clip, counted)
         learner.accelerator.backward(loss)
     with roles.training_as("value"), learner.accelerator.autocast():
         values_BR, _ = token_values(backbone, roles.heads["value"], [rollout.critic_rows[i] for i in index])
-        v_loss, v_stats = value_loss(
-            values_BR, part(rollout.values_BR), part(rollout.returns_BR), mask_BR, p.value_clip, counted
-        )
+        v_loss, v_stats = value_loss(values_BR, part(rollout.values_BR), part(rollout.returns_BR), mask_BR, p.value_clip, counted)
         learner.accelerator.backward(p.vf_coef * v_loss)
     found = {f"value_{name.removeprefix('value_')}": value for name, value in v_stats.items()}
     return stats | found | {"policy_loss": float(loss.detach()), "value_loss": float(v_loss.detach())}
-
-
-class DevJudge:
-    """How often the judge prefers the policy's greedy answer to the SFT model's, on dev prompts. Ties count half."""
-
-    def __init__(self, bench: Workbench, dev: Sequence[Sample], contexts: dict[str, str]) -> None:
-        self._bench, self._dev, self._contexts = bench, list(dev), contexts
-        self._sft: list[str] | None = None
-
-    def win_rate(self) -> float:
-        """Share of dev prompts won by the policy as it is now."""
-        bench, f = self._bench, self._bench.cfg.feedback
-        with bench.roles.visiting("reference"):
-            if self._sft is None:
-                self._sft = self._answers("reference")
-            now = self._answers("policy")
-            pairs = [
-                Pair(row.id, row.video, row.turns[0].question, new, old, self._contexts[row.video] if f.context else "")
-                for row, new, old in zip(self._dev, now, self._sft, strict=True)
-            ]
-            views = {row.video: bench.whole(row.video) if f.judge_frames else None for row in self._dev}
-            with bench.roles.reading_as("reference"):
-                verdicts = judge(bench, pairs, views, f.readout, 0.0, f.disagreement, f.batch_size)
-        return sum({"A": 1.0, "B": 0.0}.get(v.choice, 0.5) for v in verdicts) / len(verdicts)
-
-    def _answers(self, role: str) -> list[str]:
-        bench, size = self._bench, self._bench.cfg.feedback.batch_size
-        texts: list[str] = []
-        with bench.roles.reading_as(role):
-            for start in range(0, len(self._dev), size):
-                some = self._dev[start : start + size]
-                asked = [bench.asked(bench.whole(row.video), row.turns[0].question) for row in some]
-                for (answer,) in sample(bench.backbone, asked, temperature=0, max_new_tokens=bench.cfg.rollout.max_new_tokens):
-                    texts.append(bench.backbone.renderer.decode(answer.ids))
-        return texts
 
 
 def _keep_best(bench: Workbench, out: StageDir, learner: Learner, judged: DevJudge, iteration: int) -> float:

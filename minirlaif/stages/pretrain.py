@@ -174,6 +174,7 @@ def make_batch(backbone: SmolVLM, rng: np.random.Generator, counts: dict[str, in
     ids, positions = torch.full(shape, backbone.pad_id), torch.zeros(shape, dtype=torch.long)
     branch, answer = torch.full(shape, -1), torch.zeros(shape, dtype=torch.bool)
     for number, row in enumerate(rows):
+        values: Any
         for target, values in zip((ids, answer, branch, positions), row, strict=True):
             target[number, : len(values)] = torch.tensor(values)
     same_BTT = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from minirlaif.artifacts import Run, StageDir
 from minirlaif.config import Config, section
-from minirlaif.data import load_preferences
 from minirlaif.losses import bradley_terry_loss, centering_penalty
 from minirlaif.metrics import progress
 from minirlaif.records import Preference, StageStopped, UserError
@@ -30,7 +30,7 @@ from minirlaif.training import (
     shuffled,
     write_state,
 )
-from minirlaif.workbench import Workbench, open_workbench
+from minirlaif.workbench import Workbench, open_workbench, read_preferences, stored
 
 START_BETA = 3.0
 PADDING_TOLERANCE = 1e-3
@@ -38,7 +38,7 @@ PADDING_TOLERANCE = 1e-3
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. preferences, some kept back 2. role, head, optimiser 3. train 4. held-out scores, bias and padding check."""
-    settings = {name: section(cfg, name) for name in ("model", "video", "reward")} | {"seed": cfg.seed}
+    settings: dict[str, Any] = {name: section(cfg, name) for name in ("model", "video", "reward")} | {"seed": cfg.seed}
     settings["preferences"] = list(cfg.data.preferences)
     with run.stage("reward", settings, inputs=["sft", "feedback"], redo=redo) as out:
         if out is None:
@@ -72,7 +72,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 warmup = int(cfg.reward.warmup_ratio * total)
                 rate = learning_rate(step, total, cfg.reward.learning_rate, warmup, cfg.reward.schedule)
                 norm = optimizer_step(accelerator, optimizer, parameters, rate, cfg.reward.max_grad_norm)
-                check_finite("reward", step, {"loss": stats["loss"], "gradient norm": norm})
+                check_finite("reward", step + 1, {"loss": stats["loss"], "gradient norm": norm})
                 out.log(step + 1, **stats, grad_norm=norm, learning_rate=rate)
                 accelerator.log({f"reward/{k}": v for k, v in stats.items()}, step=step)
                 if (step + 1) % cfg.reward.save_steps == 0:
@@ -82,14 +82,14 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                     )
             # 4. held-out scores
             bench.roles.save("reward", out.path / "adapter")
-            _examine(bench, out, kept)
+            _examine(bench, run, out, kept)
             bench.counted(out)
 
 
 def _preferences(cfg: Config, run: Run) -> list[Preference]:
-    rows = load_preferences(str(run.require("feedback") / "preferences.jsonl"))
+    rows = read_preferences(str(run.require("feedback") / "preferences.jsonl"))
     for source in cfg.data.preferences:
-        rows += load_preferences(source, cfg.data.videos)
+        rows += read_preferences(source, cfg.data.videos)
     return rows
 
 
@@ -112,7 +112,7 @@ def _rows(bench: Workbench, preferences: Sequence[Preference]) -> list[Row]:
     return rows
 
 
-def _backward(bench: Workbench, accelerator: object, batch: Sequence[Preference]) -> dict[str, float]:
+def _backward(bench: Workbench, accelerator: Any, batch: Sequence[Preference]) -> dict[str, float]:
     import torch
 
     cfg, head = bench.cfg.reward, bench.roles.heads["reward"]
@@ -127,7 +127,7 @@ def _backward(bench: Workbench, accelerator: object, batch: Sequence[Preference]
             )
     stats = {"loss": 0.0, "accuracy": 0.0, "mean_score": 0.0, "margin": 0.0}
     for group in groups:
-        with bench.roles.training_as("reward"), accelerator.autocast():  # type: ignore[attr-defined]
+        with bench.roles.training_as("reward"), accelerator.autocast():
             scores = sequence_scores(bench.backbone, head, [rows[2 * i + s] for i in group for s in (0, 1)])
             chosen_B, rejected_B = scores[0::2], scores[1::2]
             loss = bradley_terry_loss(chosen_B, rejected_B, len(batch))
@@ -135,7 +135,7 @@ def _backward(bench: Workbench, accelerator: object, batch: Sequence[Preference]
                 loss = loss + cfg.centering * centering_penalty(chosen_B, rejected_B)
             else:
                 loss = loss + cfg.centering * centering_penalty(chosen_B, rejected_B, batch_sum, len(batch))
-            accelerator.backward(loss)  # type: ignore[attr-defined]
+            accelerator.backward(loss)
         ahead_B = torch.sub(chosen_B, rejected_B).detach()
         stats["loss"] += float(loss.detach())
         stats["accuracy"] += float((ahead_B > 0).float().sum()) / len(batch)
@@ -144,7 +144,7 @@ def _backward(bench: Workbench, accelerator: object, batch: Sequence[Preference]
     return stats
 
 
-def _examine(bench: Workbench, out: StageDir, kept: Sequence[Preference]) -> None:
+def _examine(bench: Workbench, run: Run, out: StageDir, kept: Sequence[Preference]) -> None:
     """Scores of held-out pairs, accuracy by question type, the mean score (bias) and whether padding moves a score."""
     head, size = bench.roles.heads["reward"], bench.cfg.reward.batch_size
     rows = _rows(bench, kept)
@@ -167,15 +167,28 @@ def _examine(bench: Workbench, out: StageDir, kept: Sequence[Preference]) -> Non
         for number, p in enumerate(kept):
             chosen, rejected = scores[2 * number], scores[2 * number + 1]
             hits.setdefault(str(p.tags.get("type", "all")), []).append(float(chosen > rejected))
-            record = {"id": p.id, "type": p.tags.get("type", ""), "chosen": p.chosen, "rejected": p.rejected,
-                      "score_chosen": chosen, "score_rejected": rejected}  # fmt: skip
+            record = {
+                "id": p.id,
+                "type": p.tags.get("type", ""),
+                "chosen": p.chosen,
+                "rejected": p.rejected,
+                "score_chosen": chosen,
+                "score_rejected": rejected,
+            }
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
             if number % 25 == 0:
-                out.sample({"video": p.video, "question": p.question, **record})
+                out.sample({"video": stored(run, p.video), "question": p.question, **record})
     flat = [hit for values in hits.values() for hit in values]
     mean = sum(scores) / max(1, len(scores))
-    out.summary.update({"accuracy": round(sum(flat) / max(1, len(flat)), 4), "held_out_pairs": len(flat), "bias": mean,
-                        "deviation": (sum((s - mean) ** 2 for s in scores) / max(1, len(scores))) ** 0.5,
-                        "padding_gap": gap, "accuracy_by_type": {k: round(sum(v) / len(v), 4) for k, v in sorted(hits.items())}})  # fmt: skip
+    out.summary.update(
+        {
+            "accuracy": round(sum(flat) / max(1, len(flat)), 4),
+            "held_out_pairs": len(flat),
+            "bias": mean,
+            "deviation": (sum((s - mean) ** 2 for s in scores) / max(1, len(scores))) ** 0.5,
+            "padding_gap": gap,
+            "accuracy_by_type": {k: round(sum(v) / len(v), 4) for k, v in sorted(hits.items())},
+        }
+    )
     if head.beta is not None:
-        out.summary["beta"] = float(head.beta)
+        out.summary["beta"] = float(head.beta.detach())

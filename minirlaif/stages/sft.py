@@ -6,6 +6,7 @@ Out: adapter/ (role "sft"), which every later stage starts from. The second stag
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from minirlaif.artifacts import Run
 from minirlaif.config import Config, section
@@ -24,7 +25,7 @@ from minirlaif.training import (
     shuffled,
     write_state,
 )
-from minirlaif.workbench import Workbench, open_workbench, read_samples, readable
+from minirlaif.workbench import Workbench, check_data, open_workbench, read_samples, readable
 
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
@@ -36,6 +37,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         samples = read_samples(cfg, run, "sft", need_answers=True)
         with open_workbench(cfg, run) as bench:
             # 1. rows by answer length
+            check_data(bench)
             stages = by_length(readable(bench, samples), cfg.sft.short_words)
             plan = [(name, rows) for name, rows in stages.items() if rows]
             per_stage = [max(1, round(cfg.sft.epochs * len(rows) / cfg.sft.batch_size)) for _, rows in plan]
@@ -59,7 +61,8 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 batch = _batch(rows, cfg, name, inner)
                 loss = _backward(bench, accelerator, batch)
                 norm = optimizer_step(accelerator, optimizer, parameters, rate, cfg.sft.max_grad_norm)
-                check_finite("sft", step, {"loss": loss, "gradient norm": norm})
+                check_finite("sft", step + 1, {"loss": loss, "gradient norm": norm})
+                out.summary["loss"] = loss
                 out.log(step + 1, stage=name, loss=loss, grad_norm=norm, learning_rate=rate)
                 accelerator.log({"sft/loss": loss, "sft/grad_norm": norm}, step=step)
                 if (step + 1) % cfg.sft.save_steps == 0:
@@ -68,7 +71,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             # 4. the adapter
             bench.roles.save("sft", out.path / "adapter")
             bench.counted(out)
-            out.summary.update({"loss": loss if total > first else 0.0, "steps": total})
+            out.summary["steps"] = total
             out.summary.update({f"{name}_rows": len(rows) for name, rows in plan})
 
 
@@ -93,7 +96,7 @@ def _batch(rows: Sequence[Sample], cfg: Config, name: str, step: int) -> list[Sa
     return [rows[orders[epoch][index]] for epoch, index in chosen]
 
 
-def _backward(bench: Workbench, accelerator: object, batch: Sequence[Sample]) -> float:
+def _backward(bench: Workbench, accelerator: Any, batch: Sequence[Sample]) -> float:
     """Loss per answer token of the whole batch, its gradient summed over micro-batches."""
     import torch
 
@@ -113,11 +116,11 @@ def _backward(bench: Workbench, accelerator: object, batch: Sequence[Sample]) ->
         learned_BT, _ = pad_stack([torch.tensor(rendered[i].answer) for i in index], False, "right")
         ids_BT, mask_BT, learned_BT = (x.to(backbone.device) for x in (ids_BT, mask_BT, learned_BT))
         features = [views[i].features.to(backbone.device) for i in index]
-        with bench.roles.training_as("sft"), accelerator.autocast():  # type: ignore[attr-defined]
+        with bench.roles.training_as("sft"), accelerator.autocast():
             hidden_BTD = backbone.hidden(backbone.embed(ids_BT, features), mask_BT)
             counted_BT = learned_BT[:, 1:]
             logprobs_BT, _ = logprobs_of(backbone, hidden_BTD[:, :-1], ids_BT[:, 1:], counted_BT, 1.0, False)
             loss = sft_loss(logprobs_BT, counted_BT, denominator)
-            accelerator.backward(loss)  # type: ignore[attr-defined]
+            accelerator.backward(loss)
         total += float(loss.detach())
     return total

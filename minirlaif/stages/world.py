@@ -27,7 +27,8 @@ TEST_SEED = 20_24  # the test clips are the same for every seed of a run
 
 CARD = """# Data card of the tiny world
 
-Clips of {lowest} to {highest} events, one second each: one object (6 colours x 4 shapes) moves left, right, up, down or stays still.
+Clips of {lowest} to {highest} events, one second each: one object (6 colours x 4 shapes)
+moves left, right, up, down or stays still.
 Six question types: {types}.
 
 The supervised data (sft.jsonl) are few and poor about time, as hurried annotators would make them:
@@ -73,9 +74,14 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             (out.path / f"{name}.jsonl").write_text(text)
         both = 1 - (1 - w.still_share) * (1 - w.shuffled_share)
         card = CARD.format(
-            lowest=2, highest=4, types=", ".join(tinyworld.QUESTION_TYPES), still=w.still_share, shuffled=w.shuffled_share,
-            both=both, short=w.sft_short_clips,
-        )  # fmt: skip
+            lowest=2,
+            highest=4,
+            types=", ".join(tinyworld.QUESTION_TYPES),
+            still=w.still_share,
+            shuffled=w.shuffled_share,
+            both=both,
+            short=w.sft_short_clips,
+        )
         (out.path / "card.md").write_text(card)
         out.summary.update({"clips": sum(count for _, count, _ in parts), "test_questions": len(rows["test"])})
 
@@ -102,8 +108,9 @@ def _add_rows(
             rows["test"].append({**row, "answer": q.answer, "key": q.key})
         else:
             rows[part].append(row)
-            rows["truth"].append({"id": row["id"], "video": video, "type": q.type, "answer": q.answer,
-                                  "segments": [e.sentence for e in events]})  # fmt: skip
+            rows["truth"].append(
+                {"id": row["id"], "video": video, "type": q.type, "answer": q.answer, "segments": [e.sentence for e in events]}
+            )
 
 
 def _as_annotated(events: Sequence[Event], w: WorldSection, rng: Any) -> tuple[Event, ...]:

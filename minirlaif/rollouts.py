@@ -1,0 +1,137 @@
+"""Collecting rollouts for PPO: sampled answers with log-probabilities, scores, values, shaped rewards and advantages.
+
+Letters: B rollouts, R answer tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minirlaif.artifacts import Run, StageDir
+from minirlaif.records import Sample
+from minirlaif.returns import explained_variance, gae, kl_per_token, masked_mean, score_with_terms, shaped_rewards, whiten
+from minirlaif.sampling import Completion, sample
+from minirlaif.scoring import Row, micro_batches, sequence_scores, token_logprobs, token_values
+from minirlaif.training import generator
+from minirlaif.workbench import Workbench, stored
+
+SCORE_LIMIT = 3.0  # normalised scores are clipped here
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A batch of answers with everything the update needs. rows and critic_rows: one per answer; tensors are [B, R]."""
+
+    rows: list[Row]
+    critic_rows: list[Row]  # the prompt as reward and value model see it
+    logprobs_BR: Tensor
+    values_BR: Tensor
+    advantages_BR: Tensor
+    returns_BR: Tensor
+    mask_BR: Tensor
+
+
+def collect(
+    bench: Workbench,
+    run: Run,
+    prompts: Sequence[Sample],
+    contexts: Mapping[str, str],
+    memory: dict[str, Any],
+    bias: float,
+    step: int,
+    out: StageDir,
+) -> tuple[Rollout, dict[str, float]]:
+    """1. sample 2. log-probabilities of policy and reference 3. scores and values 4. shaped rewards, advantages.
+
+    memory: "score_mean" and "score_deviation", None until the first batch sets them (rollout.normalize_score).
+    """
+    cfg, roles, backbone = bench.cfg, bench.roles, bench.backbone
+    r, size = cfg.rollout, cfg.rollout.batch_size
+    # 1. sample; rows of like length together, each group from a generator of its own
+    views = [bench.whole(p.video) for p in prompts]
+    asked = [bench.asked(view, p.turns[0].question) for view, p in zip(views, prompts, strict=True)]
+    drawn: list[Completion] = [Completion((), False, ())] * len(prompts)
+    with roles.reading_as("policy"):
+        for number, index in enumerate(micro_batches([len(a.ids) for a in asked], size)):
+            batch = [asked[i] for i in index]
+            some = sample(backbone, batch, 1, r.temperature, 1.0, r.max_new_tokens, generator(cfg.seed, "ppo", step, number))
+            for place, (completion,) in zip(index, some, strict=True):
+                drawn[place] = completion
+    rows = [Row(a.ids, c.ids, a.features) for a, c in zip(asked, drawn, strict=True)]
+    critic_rows = rows
+    if cfg.reward.context:
+        critic_rows = [
+            bench.row(view, p.turns[0].question, c.ids, contexts[p.video])
+            for view, p, c in zip(views, prompts, drawn, strict=True)
+        ]
+    # 2. log-probabilities
+    with roles.reading_as("policy"):
+        logprobs_BR, mask_BR, spread = _over(rows, size, lambda part: token_logprobs(backbone, part, r.temperature, True))
+    with roles.visiting("reference"), roles.reading_as("reference"):
+        ref_BR, _, _ = _over(rows, size, lambda part: token_logprobs(backbone, part, r.temperature))
+    # 3. scores and values
+    with roles.reading_as("reward"):
+        scores_B = torch.zeros(len(rows))
+        for index in micro_batches([len(row) for row in critic_rows], size):
+            scores_B[index] = sequence_scores(backbone, roles.heads["reward"], [critic_rows[i] for i in index]).cpu()
+    with roles.reading_as("value"):
+        values_BR, _, _ = _over(critic_rows, size, lambda part: (*token_values(backbone, roles.heads["value"], part), None))
+    # 4. shaped rewards, advantages
+    raw_B = scores_B - bias
+    if r.normalize_score:
+        if memory["score_mean"] is None:
+            memory |= {"score_mean": float(raw_B.mean()), "score_deviation": float(raw_B.std()) + 1e-6}
+        shown_B = ((raw_B - memory["score_mean"]) / memory["score_deviation"]).clamp(-SCORE_LIMIT, SCORE_LIMIT)
+    else:
+        shown_B = raw_B
+    stopped_B = torch.tensor([c.stopped for c in drawn])
+    lengths_B = mask_BR.sum(1)
+    final_B = score_with_terms(shown_B, stopped_B, lengths_B, r.max_new_tokens, r.missing_eos_penalty, r.length_coef)
+    kl_BR = kl_per_token(logprobs_BR, ref_BR, r.kl_estimator)
+    rewards_BR = shaped_rewards(final_B, kl_BR, mask_BR, r.kl_coef, r.reward_scale)
+    advantages_BR, returns_BR = gae(rewards_BR, values_BR, mask_BR, r.gamma, r.lam)
+    own = [sum(c.logprobs) - float(logprobs_BR[i].sum()) for i, c in enumerate(drawn)]
+    if step % 5 == 0:
+        text = backbone.renderer.decode(drawn[0].ids)
+        out.sample(
+            {
+                "iteration": step,
+                "question": prompts[0].turns[0].question,
+                "video": stored(run, prompts[0].video),
+                "answer": text,
+                "score": float(raw_B[0]),
+            }
+        )
+    stats = {
+        "score": float(raw_B.mean()),
+        "reward": float(rewards_BR.sum(1).mean()),
+        "kl": float(kl_BR.sum(1).mean()),
+        "entropy": float(masked_mean(spread, mask_BR)) if spread is not None else 0.0,
+        "length": float(lengths_B.float().mean()),
+        "stopped": float(stopped_B.float().mean()),
+        "sampler_gap": max(abs(gap) for gap in own),
+        "explained_variance": explained_variance(values_BR, returns_BR, mask_BR),
+    }
+    return Rollout(rows, critic_rows, logprobs_BR, values_BR, whiten(advantages_BR, mask_BR), returns_BR, mask_BR), stats
+
+
+def _over(rows: Sequence[Row], size: int, score: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Run a scoring function over all rows in micro-batches and put the results side by side, on the CPU."""
+    width = max(len(row.answer) for row in rows)
+    result = torch.zeros(len(rows), width)
+    extra = torch.zeros(len(rows), width)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    found = False
+    for index in micro_batches([len(row) for row in rows], size):
+        part, part_mask, more = score([rows[i] for i in index])
+        result[index, : part.shape[1]] = part.float().cpu()
+        mask[index, : part.shape[1]] = part_mask.cpu()
+        if more is not None:
+            found = True
+            extra[index, : part.shape[1]] = more.cpu()
+    return result, mask, extra if found else None

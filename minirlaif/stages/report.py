@@ -1,0 +1,220 @@
+"""Stage `report`: report.html for people and report.json for programs, from what the finished stages wrote.
+
+Both lie at the run's root and are written anew each time. Nothing is measured here but intervals and counts.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from minirlaif import page, story
+from minirlaif.artifacts import Run
+from minirlaif.config import Config, dump
+from minirlaif.disk import plain, read_json, write_atomic
+from minirlaif.page import Html
+from minirlaif.stats import exact_match, paired_bootstrap
+
+READ = ("sft", "feedback", "reward", "ppo", "evaluate")
+CURVES = ("sft", "reward", "ppo")
+QUOTA = {"worse": 6, "better": 8, "both wrong": 6, "both right": 4}  # cards of each kind, as far as there are any
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the stages of a run wrote."""
+
+    manifests: Mapping[str, dict[str, Any]]
+    result: Mapping[str, Any]
+    answers: Sequence[dict[str, Any]]
+    verdicts: Sequence[dict[str, Any]]
+    metrics: Mapping[str, list[dict[str, Any]]]
+    strips: Mapping[str, bytes]  # name in an answer's row -> JPEG
+    looked: tuple[int, int] | None  # clips and (clip, frame plan) entries in the feature cache
+
+
+def run(cfg: Config, run: Run, redo: bool = False) -> None:
+    """1. read the stages 2. numbers 3. both files. Cheap, so `redo` changes nothing. UserError when a stage is not finished."""
+    found = read(run)
+    numbers = summary(cfg, found)
+    write_atomic(run.root / "report.json", json.dumps(plain(numbers), indent=1, ensure_ascii=False) + "\n")
+    write_atomic(run.root / "report.html", document(cfg, run.root.name, found, numbers))
+
+
+def read(run: Run) -> Found:
+    """Everything the report shows. UserError naming the command that makes a missing stage."""
+    folders = {name: run.require(name) for name in READ}
+    manifests = {name: manifest for name in ("world", *READ) if (manifest := run.manifest(name)) is not None}
+    answers = _lines(folders["evaluate"] / "answers.jsonl")
+    names = sorted({row["strip"] for row in answers if row.get("strip")})
+    return Found(
+        manifests,
+        read_json(folders["evaluate"] / "result.json"),
+        answers,
+        _lines(folders["feedback"] / "verdicts.jsonl"),
+        {name: _lines(folders[name] / "metrics.jsonl") for name in CURVES},
+        {name: (folders["evaluate"] / name).read_bytes() for name in names},
+        _looked(run.root / "cache" / "features.sqlite"),
+    )
+
+
+def summary(cfg: Config, found: Found) -> dict[str, Any]:
+    """The content of report.json: shares from 0 to 1, seconds, counts; None where nothing was measured."""
+    result, ppo = found.result, found.manifests["ppo"]["metrics"]
+    nothing = {"mean": None, "ci95_low": None, "ci95_high": None}
+    reward = found.manifests["reward"]["metrics"]
+    names = ("base", "sft", "rlaif", "guess", "base_blind", "sft_blind", "rlaif_blind")
+    return {
+        "test_items": result["test_items"],
+        "test_clips": result["test_clips"],
+        "seed": result["seed"],
+        "accuracy": result.get("accuracy") or dict.fromkeys(names),
+        "accuracy_ci95": _intervals(cfg, found) if result.get("accuracy") else None,
+        "accuracy_by_type": result.get("accuracy_by_type"),
+        "accuracy_gain": result.get("accuracy_gain", nothing),
+        "gain_over_base": result.get("gain_over_base", nothing),
+        "against_base": story.compared(result["gain_over_base"]) if result.get("gain_over_base") else None,
+        "judge": _judge(found),
+        "reward_model": result.get("reward_model")
+        or {
+            "accuracy": None,
+            "n": 0,
+            "against_judge": reward["accuracy"],
+            "by_type": reward["accuracy_by_type"],
+            "bias": reward.get("bias"),
+            "beta": reward.get("beta"),
+        },
+        "context": result.get("context"),
+        "ppo": {name: ppo.get(name) for name in ("chosen_iteration", "dev_win_rate", "kl", "score")},
+        "cases": {kind: sum(story.kind(row) == kind for row in found.answers) for kind in QUOTA},
+        "counts": _counts(found),
+        "seconds": {name: manifest["seconds"] for name, manifest in found.manifests.items()},
+    }
+
+
+def document(cfg: Config, name: str, found: Found, numbers: Mapping[str, Any]) -> Html:
+    """The content of report.html."""
+    rows = chosen(found.answers, max(1, cfg.evaluate.gallery))
+    shown = {row["strip"]: found.strips[row["strip"]] for row in rows if row.get("strip") in found.strips}
+    by_content = {data: f"s{place}" for place, data in enumerate(dict.fromkeys(shown.values()))}
+    pictures = {strip: page.frames(by_content[data], _frames(data)) for strip, data in shown.items() if data}
+    settings = {name: manifest["config"] for name, manifest in found.manifests.items()}
+    parts = [
+        story.headline(name, numbers),
+        *([story.accuracy(numbers), story.controls(numbers)] if numbers["accuracy"].get("sft") is not None else []),
+        story.judge(numbers, settings["feedback"]["feedback"]),
+        story.reward(numbers, settings["reward"]["reward"]),
+        story.training(numbers, found.metrics),
+        story.gallery(rows, pictures, numbers),
+        story.time(numbers),
+        story.looks(numbers),
+        story.foot(found.manifests, dump(cfg)),
+    ]
+    style = (files("minirlaif") / "page.css").read_text(encoding="utf-8")
+    named = {key: data for data, key in by_content.items() if data}
+    return page.page(f"minirlaif report: {name}", parts, style, page.strip_styles(named))
+
+
+def chosen(answers: Sequence[dict[str, Any]], wanted: int) -> list[dict[str, Any]]:
+    """Rows for the gallery: some of each kind as in QUOTA, worse ones first, then whatever fills it up; with frames if possible.
+
+    A row without frames of its own borrows those of another question about the same clip.
+    """
+    strips = {row["video"]: row["strip"] for row in reversed(answers) if row.get("strip")}
+    rows = [{**row, "strip": row.get("strip") or strips.get(row["video"], "")} for row in answers]
+    rows.sort(key=lambda row: not row["strip"])  # stable: those with frames first, in the order of the questions
+    picked: list[dict[str, Any]] = []
+    for kind, quota in QUOTA.items():
+        share = max(1, round(quota * wanted / sum(QUOTA.values())))
+        picked += [row for row in rows if story.kind(row) == kind][:share]
+    ids = {row["id"] for row in picked}
+    picked += [row for row in rows if row["id"] not in ids and row["strip"]]
+    if not strips:
+        picked += [row for row in rows if row["id"] not in ids]
+    return picked[:wanted]
+
+
+def _intervals(cfg: Config, found: Found) -> dict[str, list[float]]:
+    """95 % intervals of each model's accuracy; whole clips are drawn, as for the gain."""
+    ends = {}
+    for model in ("base", "sft", "rlaif"):
+        clusters: dict[str, list[float]] = {}
+        for row in found.answers:
+            clusters.setdefault(row["video"], []).append(float(exact_match(row[model], row["truth"] or "")))
+        ends[model] = list(paired_bootstrap(clusters, cfg.evaluate.bootstrap, cfg.seed)[1:])
+    return ends
+
+
+def _judge(found: Found) -> dict[str, Any]:
+    """The figures of `evaluate` and `feedback`, and what needs no truth: pairs decided without context, the letters."""
+    counted = found.manifests["feedback"]["metrics"]
+    names = ("swap_consistency", "decided_share", "longer_wins", "pairs", "tie", "invalid", "disagree", "same_answers")
+    asked = [row for row in found.verdicts if row["answer_a"] != row["answer_b"]]
+    bare = [row["without_context"]["choice"] in ("A", "B") for row in asked if row.get("without_context")]
+    letters = [row["letter"]["orders"] for row in asked if row.get("letter")]
+    firm = [orders[0] == orders[1] and orders[0] in ("A", "B") for orders in letters]
+    # Orders are in names of the first one, so A then B is the answer shown first, both times.
+    places = [tuple(orders) for orders in letters]
+    return {
+        "with_context": None,
+        "without_context": None,
+        **{name: counted.get(name) for name in names},
+        **(found.result.get("judge") or {}),
+        "tie_asked": sum(row["choice"] == "tie" for row in asked),
+        "without_context_decided_share": sum(bare) / len(bare) if bare else None,
+        "letter_pairs": len(letters),
+        "letter_swap_consistency": sum(firm) / len(firm) if firm else None,
+        "letter_first_shown_share": places.count(("A", "B")) / len(places) if places else None,
+        "letter_second_shown_share": places.count(("B", "A")) / len(places) if places else None,
+    }
+
+
+def _counts(found: Found) -> dict[str, Any]:
+    """Looks and prefills. Per clip means: looks per (clip, frame plan), prefilled prompt tokens per clip."""
+    stages = {name: manifest["counters"] for name, manifest in found.manifests.items() if manifest["counters"]}
+    names = ("decodes", "encodes", "encoded_frames", "plans", "prefilled_tokens")
+    total = {name: sum(counters.get(name, 0) for counters in stages.values()) for name in names}
+    clips, cached = found.looked or (0, 0)
+    return {
+        "decodes_per_clip": total["decodes"] / total["plans"] if total["plans"] else None,
+        "encodes_per_clip": total["encodes"] / total["plans"] if total["plans"] else None,
+        "prefilled_tokens_per_clip": total["prefilled_tokens"] / clips if clips else None,
+        "clips": clips or None,
+        "cached_plans": cached or None,
+        "total": total,
+        "by_stage": stages,
+    }
+
+
+def _looked(cache: Path) -> tuple[int, int] | None:
+    """Clips and entries of the feature cache, or None when it was deleted or cannot be read."""
+    if not cache.is_file():
+        return None
+    try:
+        with closing(sqlite3.connect(f"{cache.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            clips, plans = (db.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in ("clips", "features"))
+    except sqlite3.Error:
+        return None
+    return int(clips), int(plans)
+
+
+def _frames(jpeg: bytes) -> int:
+    """How many square pictures lie side by side in a strip."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(jpeg)) as picture:
+        return max(1, picture.width // max(1, picture.height))
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]

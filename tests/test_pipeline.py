@@ -1,0 +1,328 @@
+"""All stages, one after the other, on a shrunken world: files, repeatability, kills, truth, 4-bit, clips of a user's own."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import shrunk
+from shrunk import STAGES, begin, files, lines, make, manifest, results
+
+from minirlaif import cli, config
+from minirlaif.artifacts import Run
+from minirlaif.video import ClipReader
+
+ROOT = Path(__file__).parent.parent
+ADAPTER = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
+INPUTS = {
+    "world": [],
+    "sft": ["world"],
+    "feedback": ["sft"],
+    "reward": ["sft", "feedback"],
+    "ppo": ["sft", "feedback", "reward"],
+    "evaluate": ["sft", "feedback", "reward", "ppo"],
+}
+
+
+@dataclasses.dataclass
+class Looks:
+    """What a run asked of clips: (stage, verb, clip, frame plan) and the frames that were encoded."""
+
+    asked: list[tuple[str, str, str, str]] = dataclasses.field(default_factory=list)
+    encoded: list[int] = dataclasses.field(default_factory=list)
+    stage: str = ""
+
+
+@pytest.fixture(scope="session")
+def looks() -> Looks:
+    return Looks()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, looks: Looks) -> Path:
+    """A run that nothing interrupted. No test changes it."""
+    from minirlaif.families.smolvlm import SmolVLM
+
+    real = {"info": ClipReader.info, "frames": ClipReader.frames, "encode": SmolVLM.encode_frames, "stage": cli.stage_function}
+
+    def info(self: ClipReader, path: Any) -> Any:
+        looks.asked.append((looks.stage, "info", Path(path).name, ""))
+        return real["info"](self, path)
+
+    def frames(self: ClipReader, path: Any, plans: Any, size: Any = None) -> Any:
+        looks.asked += [(looks.stage, "frames", Path(path).name, plan.key) for plan in plans]
+        return real["frames"](self, path, plans, size)
+
+    def encode(self: Any, pixels: Any) -> Any:
+        looks.encoded.append(len(pixels))
+        return real["encode"](self, pixels)
+
+    def stage_function(name: str) -> Any:
+        looks.stage = name
+        return real["stage"](name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClipReader, "info", info)
+        patch.setattr(ClipReader, "frames", frames)
+        patch.setattr(SmolVLM, "encode_frames", encode)
+        patch.setattr(cli, "stage_function", stage_function)
+        return make(tmp_path_factory.mktemp("finished"), STAGES)
+
+
+def test_every_stage_leaves_exactly_its_files(finished: Path):
+    clips = {f"clips/{part}{n:04d}.mp4" for part, count in
+             {"short": 6, "sft": 6, "prompts": 8, "dev": 3, "test": 4}.items() for n in range(count)}  # fmt: skip
+    expected = {
+        "world": clips | {"card.md", *(f"{part}.jsonl" for part in ("sft", "prompts", "dev", "test", "truth"))},
+        "sft": ADAPTER | {"metrics.jsonl"},
+        "feedback": {f"{name}.jsonl" for name in ("answers", "contexts", "verdicts", "preferences", "samples")},
+        "reward": ADAPTER | {"adapter/head.safetensors", "held_out.jsonl", "metrics.jsonl", "samples.jsonl"},
+        "ppo": ADAPTER | {"metrics.jsonl", "samples.jsonl"},
+        "evaluate": {"answers.jsonl", "result.json"} | {f"strips/{n:03d}.jpg" for n in range(12)},
+    }
+    for stage in STAGES:
+        assert files(finished / stage) == expected[stage] | {"manifest.json"}, stage
+    assert {path.name for path in finished.iterdir()} == {*STAGES, "cache", "config.yaml"}
+
+
+def test_manifests_form_a_chain(finished: Path):
+    manifests = {stage: manifest(finished, stage) for stage in STAGES}
+    for stage, found in manifests.items():
+        assert found["stage"] == stage
+        assert found["inputs"] == {name: manifests[name]["identity"] for name in INPUTS[stage]}
+        assert found["outputs"].keys() == files(finished / stage) - {"manifest.json"}
+        for name, output in found["outputs"].items():
+            data = (finished / stage / name).read_bytes()
+            assert output == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        assert found["config"]["seed"] == 0 and found["seconds"] > 0
+        Run(finished).require(stage)
+    assert len({found["identity"] for found in manifests.values()}) == len(STAGES)
+
+
+def test_finished_stages_are_left_alone(finished: Path, capsys):
+    def state() -> dict[str, tuple[int, int]]:
+        stats = {name: (finished / name).stat() for name in files(finished)}
+        return {n: (s.st_size, s.st_mtime_ns) for n, s in stats.items() if not n.startswith(("cache/", "config.yaml"))}
+
+    before = state()
+    make(finished.parent, STAGES)
+    assert state() == before
+    assert capsys.readouterr().out.count("finished already") == len(STAGES)
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_adapters_open_with_peft(finished: Path, stage: str):
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    from minirlaif.backbone import open_backbone
+
+    folder = finished / stage / "adapter"
+    model = PeftModel.from_pretrained(open_backbone(config.ModelSection()).model, folder)
+    written, loaded = load_file(folder / "adapter_model.safetensors"), get_peft_model_state_dict(model)
+    assert written.keys() == loaded.keys()
+    assert all(written[name].equal(loaded[name]) for name in written)
+    assert any(weights.any() for name, weights in written.items() if "lora_B" in name), "nothing was learned"
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
+
+
+def test_one_decode_and_one_encode_per_clip_and_plan(finished: Path, looks: Looks):
+    counters = [manifest(finished, stage)["counters"] for stage in STAGES[1:]]
+    decoded = [(clip, plan) for _, verb, clip, plan in looks.asked if verb == "frames"]
+    assert len(decoded) == len(set(decoded)), "a clip was decoded twice for the same frames"
+    assert sum(c["decodes"] for c in counters) == sum(c["encodes"] for c in counters) == len(decoded)
+    assert sum(looks.encoded) == sum(c["encoded_frames"] for c in counters) + 12  # and one blank clip, for the blind control
+    with contextlib.closing(sqlite3.connect(finished / "cache" / "features.sqlite")) as cache:
+        assert cache.execute("SELECT count(*) FROM features").fetchone() == (len(decoded),)
+    # Prompt and dev clips: the whole clip, and a plan for each of its seconds. Test clips: the whole clip.
+    segments = {row["video"]: len(row["segments"]) for row in lines(finished / "feedback" / "contexts.jsonl")}
+    feedback, test = manifest(finished, "feedback")["counters"], manifest(finished, "evaluate")["counters"]
+    assert (feedback["decodes"], test["decodes"]) == (11 + sum(segments.values()), 4)
+    assert manifest(finished, "reward")["counters"]["decodes"] == manifest(finished, "ppo")["counters"]["decodes"] == 0
+
+
+def test_no_test_clip_is_looked_at_before_evaluate(looks: Looks, finished: Path):
+    assert {stage for stage, _, clip, _ in looks.asked if clip.startswith("test")} == {"evaluate"}
+    assert {stage for stage, _, clip, _ in looks.asked if clip.startswith("prompts")} == {"feedback"}
+
+
+def killed(command: list[str], run: Path, stage: str, folder: Path) -> int:
+    """Start a command, kill -9 it once `stage` has saved a state; returns the number of steps that were saved."""
+    position = run / f"{stage}.partial" / "state" / "position.json"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    with (folder / "log").open("a") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "minirlaif", *command], stdout=log, stderr=log, env=environment, cwd=folder
+        )
+        try:
+            ends = time.monotonic() + 60
+            while not position.exists():
+                assert process.poll() is None and time.monotonic() < ends, (folder / "log").read_text()[-2000:]
+                time.sleep(0.002)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert not (run / stage).exists(), f"{stage} was finished before it could be killed"
+    return int(json.loads(position.read_text())["step"])
+
+
+def test_killed_stages_go_on_to_the_same_result(finished: Path, tmp_path: Path, monkeypatch):
+    """The same command four times: killed in feedback, then in reward, then in ppo. Run from another folder, by a short path."""
+    monkeypatch.chdir(tmp_path)
+    run = begin(finished, Path("runs"), ["world", "sft"])
+    command = shrunk.words(Path("runs"), STAGES)
+    for stage, steps in (("feedback", 5), ("reward", 20), ("ppo", 3)):
+        assert 0 < killed(command, run.absolute(), stage, tmp_path) < steps
+    assert cli.main(command) == 0
+    assert not list(run.glob("*.partial"))
+    timed = {"reward/metrics.jsonl", "ppo/metrics.jsonl", "sft/metrics.jsonl"}
+    mine, theirs = results(run, STAGES), results(finished, STAGES)
+    assert mine.keys() == theirs.keys()
+    assert {name for name in mine if mine[name] != theirs[name]} <= timed
+    assert all(len(lines(run / name)) == len(lines(finished / name)) for name in timed)
+    for stage in STAGES:
+        assert manifest(run, stage)["identity"] == manifest(finished, stage)["identity"]
+
+
+@pytest.fixture(scope="module")
+def misled(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished run's world with its truth shuffled, and all later stages made from it, from a clean start."""
+    run = begin(finished, tmp_path_factory.mktemp("misled"), ["world"])
+    book = manifest(run, "world")
+    for name, columns in (("truth.jsonl", ("answer", "segments")), ("test.jsonl", ("answer", "key"))):
+        rows = sorted(lines(run / "world" / name), key=lambda row: row["answer"])
+        half = len(rows) // 2
+        told = [{column: row[column] for column in columns} for row in rows[half:] + rows[:half]]
+        moved = {row["id"]: {**row, **other} for row, other in zip(rows, told, strict=True)}
+        assert all(moved[row["id"]]["answer"] != row["answer"] for row in rows)
+        ordered = [moved[row["id"]] for row in lines(run / "world" / name)]
+        data = "".join(json.dumps(row) + "\n" for row in ordered).encode()
+        (run / "world" / name).write_bytes(data)
+        book["outputs"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    book["identity"] = "another world"
+    (run / "world" / "manifest.json").write_text(json.dumps(book))
+    return make(run.parent, STAGES[1:])
+
+
+def test_truth_reaches_evaluate_alone(finished: Path, misled: Path):
+    learned = ["sft", "feedback", "reward", "ppo"]
+    mine, theirs = results(misled, learned), results(finished, learned)
+    assert {name for name in mine if mine[name] != theirs[name]} <= {f"{stage}/metrics.jsonl" for stage in learned}
+    one, other = (json.loads((run / "evaluate" / "result.json").read_text()) for run in (misled, finished))
+    assert other["accuracy"]["base"] > 0 and one["accuracy"] != other["accuracy"]
+    assert one["context"]["segment_accuracy"] != other["context"]["segment_accuracy"]
+    said = [[row["rlaif"] for row in lines(run / "evaluate" / "answers.jsonl")] for run in (misled, finished)]
+    assert said[0] == said[1]
+
+
+def test_a_moved_run_goes_on(finished: Path, tmp_path: Path):
+    """Rows name clips from the stage's folder on, so the clips of the world move with the run."""
+    for name in ("feedback/preferences.jsonl", "feedback/contexts.jsonl", "evaluate/answers.jsonl", "ppo/samples.jsonl"):
+        assert str(finished.parent) not in (finished / name).read_text()
+    run = begin(finished, tmp_path / "elsewhere", ["world", "sft", "feedback"])
+    make(run.parent, ["reward", "ppo"])
+    assert results(run, ["reward", "ppo"])["ppo/adapter/adapter_model.safetensors"] == (
+        results(finished, ["ppo"])["ppo/adapter/adapter_model.safetensors"]
+    )
+
+
+def test_every_stage_runs_in_four_bits(finished: Path, tmp_path: Path, monkeypatch):
+    import torch
+
+    from minirlaif.families import smolvlm
+
+    kinds: list[set[str]] = []
+    load = smolvlm.load
+
+    def loaded(*arguments: Any) -> Any:
+        backbone = load(*arguments)
+        kinds.append({type(parameter).__name__ for parameter in backbone.text_model.layers.parameters()})
+        towers = (backbone.vision_model, backbone.connector)
+        assert not any(type(parameter).__name__ == "Params4bit" for tower in towers for parameter in tower.parameters())
+        return backbone
+
+    monkeypatch.setattr(smolvlm, "load", loaded)
+    run = begin(finished, tmp_path, ["world"])
+    make(tmp_path, STAGES[1:], "model.quantization=nf4", "ppo.iterations=1", "world.test_clips=4")
+    assert len(kinds) == 5 and all("Params4bit" in kind for kind in kinds)
+    from safetensors.torch import load_file
+
+    for stage in ("sft", "reward", "ppo"):
+        weights = load_file(run / stage / "adapter" / "adapter_model.safetensors")
+        assert all(w.dtype == torch.float32 and bool(w.isfinite().all()) for w in weights.values())
+    assert results(run, ["sft"]) != results(finished, ["sft"])
+    assert 0 < lines(run / "sft" / "metrics.jsonl")[-1]["loss"] < 20
+
+
+def test_reward_can_be_turned_round(finished: Path, tmp_path: Path):
+    run = begin(finished, tmp_path, ["world", "sft", "feedback", "reward"])
+    make(tmp_path, ["ppo"], "rollout.reward_scale=-1")
+    assert (run / "ppo" / "adapter" / "adapter_model.safetensors").is_file()
+    mine, theirs = (lines(folder / "ppo" / "metrics.jsonl") for folder in (run, finished))
+    assert mine[0]["score"] == theirs[0]["score"], "the first answers are the same"
+    # Pushes are opposite (whitened advantages), so what the policy is now worth differs.
+    assert [row["score"] for row in mine[1:]] != [row["score"] for row in theirs[1:]]
+
+
+def gradio_videos() -> Path:
+    spec = importlib.util.find_spec("gradio")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent / "media_assets" / "videos"
+
+
+def test_clips_and_questions_of_ones_own(tmp_path: Path):
+    """Three real clips without any truth: every stage runs, and what it wrote can be looked at."""
+    from PIL import Image
+
+    folder, names = tmp_path / "clips", ("a.mp4", "b.mp4", "world.mp4")
+    folder.mkdir()
+    for name in names:
+        shutil.copy(gradio_videos() / name, folder)
+    (folder / "questions.txt").write_text("What happens first?\nIs anybody moving?\n")
+    rows = [
+        {"video": name, "conversations": [{"from": "human", "value": "<video>\nWhat is shown?"}, {"from": "gpt", "value": said}]}
+        for name, said in zip(names, ("a person is moving.", "two things happen.", "the world is turning."), strict=True)
+    ]
+    (folder / "sft.json").write_text(json.dumps(rows))
+    ours = {"question": "What is this about?"}
+    (folder / "dev.jsonl").write_text("".join(json.dumps({"video": name, **ours}) + "\n" for name in names))
+    settings = [
+        'data.world=""', f"data.sft=[{folder / 'sft.json'}]", f"data.prompts=[{folder}]", f"data.dev=[{folder / 'dev.jsonl'}]",
+        f"data.test=[{folder}]", "video.frames=4", "video.segment_frames=2", "video.segment_seconds=5", "video.max_segments=3",
+        "rollout.rollouts=4", "rollout.max_new_tokens=12", "feedback.max_new_tokens=12", "ppo.iterations=1",
+        "evaluate.max_new_tokens=12",
+    ]  # fmt: skip
+    with_report = importlib.util.find_spec("minirlaif.stages.report") is not None
+    run = make(tmp_path, [] if with_report else STAGES[1:], *settings)
+    assert not (run / "world").exists()
+    answers = lines(run / "evaluate" / "answers.jsonl")
+    assert len(answers) == 6 and {Path(row["video"]) for row in answers} == {folder / name for name in names}
+    result = json.loads((run / "evaluate" / "result.json").read_text())
+    assert result["test_items"] == 6 and "accuracy" not in result and "judge" not in result
+    for stage in ("feedback", "reward", "ppo"):
+        samples = lines(run / stage / "samples.jsonl")
+        assert samples and all(Path(row["video"]).is_file() and row["question"].endswith("?") for row in samples)
+    assert all(row["strip"] for row in answers)
+    for row in answers:
+        picture = Image.open(io.BytesIO((run / "evaluate" / row["strip"]).read_bytes()))
+        assert picture.size == (4 * 96, 96) and np.asarray(picture).std() > 10
+    described = {Path(row["video"]).name: len(row["segments"]) for row in lines(run / "feedback" / "contexts.jsonl")}
+    assert described == {"a.mp4": 1, "b.mp4": 1, "world.mp4": 3}
+    if with_report:
+        assert (run / "report.html").is_file() or (run / "report" / "report.html").is_file()

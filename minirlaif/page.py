@@ -45,6 +45,11 @@ def percent(share: float | None, digits: int = 1) -> str:
     return "–" if share is None else f"{100 * share:.{digits}f}\u00a0%"
 
 
+def share(value: float | None) -> str:
+    """0.655 -> "65.5": percent for a table whose caption names the unit."""
+    return percent(value).removesuffix("\u00a0%")
+
+
 def points(share: float | None) -> str:
     """0.128 -> "+12.8", -0.02 -> "−2.0": a difference of two shares, in percentage points."""
     return "–" if share is None else f"{100 * share + 0.0:+.1f}".replace("-", "−").replace("+0.0", "0.0").replace("−0.0", "0.0")
@@ -110,7 +115,7 @@ def bars(rows: Iterable[Html], label: str) -> Html:
 
 
 def table(head: Sequence[object], rows: Iterable[Sequence[object]], caption: str = "", strong_last: bool = False) -> Html:
-    """A table whose first column names the row and whose other columns are numbers; it scrolls when the screen is narrow."""
+    """A table whose first column names the row and whose others are numbers; it scrolls when the screen is too narrow."""
     lines = [tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:])) for row in rows]
     if strong_last and lines:
         lines[-1] = Html(lines[-1].replace("<tr>", '<tr class="total">', 1))

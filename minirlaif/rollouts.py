@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minirlaif.artifacts import Run, StageDir
 from minirlaif.records import Sample
 from minirlaif.returns import explained_variance, gae, kl_per_token, masked_mean, score_with_terms, shaped_rewards, whiten
-from minirlaif.sampling import Completion, sample
+from minirlaif.sampling import Asked, Completion, sample
 from minirlaif.scoring import Row, micro_batches, sequence_scores, token_logprobs, token_values
 from minirlaif.training import generator
-from minirlaif.workbench import Workbench, stored
+from minirlaif.workbench import Workbench
 
 SCORE_LIMIT = 3.0  # normalised scores are clipped here
 
@@ -38,13 +37,11 @@ class Rollout:
 
 def collect(
     bench: Workbench,
-    run: Run,
     prompts: Sequence[Sample],
     contexts: Mapping[str, str],
     memory: dict[str, Any],
     bias: float,
     step: int,
-    out: StageDir,
 ) -> tuple[Rollout, dict[str, float]]:
     """1. sample 2. log-probabilities of policy and reference 3. scores and values 4. shaped rewards, advantages.
 
@@ -52,16 +49,10 @@ def collect(
     """
     cfg, roles, backbone = bench.cfg, bench.roles, bench.backbone
     r, size = cfg.rollout, cfg.rollout.batch_size
-    # 1. sample; rows of like length together, each group from a generator of its own
+    # 1. sample
     views = [bench.whole(p.video) for p in prompts]
     asked = [bench.asked(view, p.turns[0].question) for view, p in zip(views, prompts, strict=True)]
-    drawn: list[Completion] = [Completion((), False, ())] * len(prompts)
-    with roles.reading_as("policy"):
-        for number, index in enumerate(micro_batches([len(a.ids) for a in asked], size)):
-            batch = [asked[i] for i in index]
-            some = sample(backbone, batch, 1, r.temperature, 1.0, r.max_new_tokens, generator(cfg.seed, "ppo", step, number))
-            for place, (completion,) in zip(index, some, strict=True):
-                drawn[place] = completion
+    drawn = _sampled(bench, asked, step)
     rows = [Row(a.ids, c.ids, a.features) for a, c in zip(asked, drawn, strict=True)]
     critic_rows = rows
     if cfg.reward.context:
@@ -83,12 +74,7 @@ def collect(
         values_BR, _, _ = _over(critic_rows, size, lambda part: (*token_values(backbone, roles.heads["value"], part), None))
     # 4. shaped rewards, advantages
     raw_B = scores_B - bias
-    if r.normalize_score:
-        if memory["score_mean"] is None:
-            memory |= {"score_mean": float(raw_B.mean()), "score_deviation": float(raw_B.std()) + 1e-6}
-        shown_B = ((raw_B - memory["score_mean"]) / memory["score_deviation"]).clamp(-SCORE_LIMIT, SCORE_LIMIT)
-    else:
-        shown_B = raw_B
+    shown_B = _normalised(raw_B, memory) if r.normalize_score else raw_B
     stopped_B = torch.tensor([c.stopped for c in drawn])
     lengths_B = mask_BR.sum(1)
     final_B = score_with_terms(shown_B, stopped_B, lengths_B, r.max_new_tokens, r.missing_eos_penalty, r.length_coef)
@@ -96,17 +82,6 @@ def collect(
     rewards_BR = shaped_rewards(final_B, kl_BR, mask_BR, r.kl_coef, r.reward_scale)
     advantages_BR, returns_BR = gae(rewards_BR, values_BR, mask_BR, r.gamma, r.lam)
     own = [sum(c.logprobs) - float(logprobs_BR[i].sum()) for i, c in enumerate(drawn)]
-    if step % 5 == 0:
-        text = backbone.renderer.decode(drawn[0].ids)
-        out.sample(
-            {
-                "iteration": step,
-                "question": prompts[0].turns[0].question,
-                "video": stored(run, prompts[0].video),
-                "answer": text,
-                "score": float(raw_B[0]),
-            }
-        )
     stats = {
         "score": float(raw_B.mean()),
         "reward": float(rewards_BR.sum(1).mean()),
@@ -118,6 +93,26 @@ def collect(
         "explained_variance": explained_variance(values_BR, returns_BR, mask_BR),
     }
     return Rollout(rows, critic_rows, logprobs_BR, values_BR, whiten(advantages_BR, mask_BR), returns_BR, mask_BR), stats
+
+
+def _sampled(bench: Workbench, asked: Sequence[Asked], step: int) -> list[Completion]:
+    """One answer per prompt; rows of like length together, each group with a generator of its own."""
+    r = bench.cfg.rollout
+    drawn: list[Completion] = [Completion((), False, ())] * len(asked)
+    with bench.roles.reading_as("policy"):
+        for number, index in enumerate(micro_batches([len(a.ids) for a in asked], r.batch_size)):
+            source = generator(bench.cfg.seed, "ppo", step, number)
+            some = sample(bench.backbone, [asked[i] for i in index], 1, r.temperature, 1.0, r.max_new_tokens, source)
+            for place, (completion,) in zip(index, some, strict=True):
+                drawn[place] = completion
+    return drawn
+
+
+def _normalised(raw_B: Tensor, memory: dict[str, Any]) -> Tensor:
+    """Scores by the first batch's mean and deviation, clipped."""
+    if memory["score_mean"] is None:
+        memory |= {"score_mean": float(raw_B.mean()), "score_deviation": float(raw_B.std()) + 1e-6}
+    return ((raw_B - memory["score_mean"]) / memory["score_deviation"]).clamp(-SCORE_LIMIT, SCORE_LIMIT)
 
 
 def _over(rows: Sequence[Row], size: int, score: Any) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -39,7 +39,7 @@ from minirlaif.training import (
     shuffled,
     write_state,
 )
-from minirlaif.workbench import Workbench, located, open_workbench, read_samples, readable
+from minirlaif.workbench import Workbench, located, open_workbench, read_samples, readable, stored
 
 RATIO_TOLERANCE = 0.02  # of the first ratio from 1; low precision and other batch shapes move it a little
 
@@ -83,7 +83,11 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 if step == 0 and dev:
                     _keep_best(bench, out, learner, judged, 0)
                 rows = _next_prompts(prompts, cfg, step)
-                rollout, stats = collect(bench, run, rows, contexts, learner.extra, bias, step, out)
+                rollout, stats = collect(bench, rows, contexts, learner.extra, bias, step)
+                if step % 5 == 0:
+                    told = bench.backbone.renderer.decode(rollout.rows[0].answer)
+                    asked = {"video": stored(run, rows[0].video), "question": rows[0].turns[0].question}
+                    out.sample({"iteration": step, **asked, "answer": told, "mean_score": stats["score"]})
                 stats |= update(bench, rollout, learner, step)
                 check_finite("ppo", step + 1, {"policy loss": stats["policy_loss"], "value loss": stats["value_loss"]})
                 done = step + 1

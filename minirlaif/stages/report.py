@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from minirlaif import page, story
+from minirlaif import page, story, workings
 from minirlaif.artifacts import Run
 from minirlaif.config import Config, dump
 from minirlaif.disk import plain, read_json, write_atomic
@@ -109,13 +110,13 @@ def document(cfg: Config, name: str, found: Found, numbers: Mapping[str, Any]) -
     parts = [
         story.headline(name, numbers),
         *([story.accuracy(numbers), story.controls(numbers)] if numbers["accuracy"].get("sft") is not None else []),
-        story.judge(numbers, settings["feedback"]["feedback"]),
-        story.reward(numbers, settings["reward"]["reward"]),
-        story.training(numbers, found.metrics),
+        workings.judge(numbers, settings["feedback"]["feedback"]),
+        workings.reward(numbers, settings["reward"]["reward"]),
+        workings.training(numbers, found.metrics),
         story.gallery(rows, pictures, numbers),
-        story.time(numbers),
-        story.looks(numbers),
-        story.foot(found.manifests, dump(cfg)),
+        workings.time(numbers),
+        workings.looks(numbers),
+        workings.foot(found.manifests, dump(cfg)),
     ]
     style = (files("minirlaif") / "page.css").read_text(encoding="utf-8")
     named = {key: data for data, key in by_content.items() if data}
@@ -123,22 +124,32 @@ def document(cfg: Config, name: str, found: Found, numbers: Mapping[str, Any]) -
 
 
 def chosen(answers: Sequence[dict[str, Any]], wanted: int) -> list[dict[str, Any]]:
-    """Rows for the gallery: some of each kind as in QUOTA, worse ones first, then whatever fills it up; with frames if possible.
+    """Rows for the gallery: some of each kind as in QUOTA, worse ones first, then whatever fills it up.
 
-    A row without frames of its own borrows those of another question about the same clip.
+    A row borrows the frames of another question about the same clip. Rows without frames stand in where a kind has no others.
     """
     strips = {row["video"]: row["strip"] for row in reversed(answers) if row.get("strip")}
     rows = [{**row, "strip": row.get("strip") or strips.get(row["video"], "")} for row in answers]
-    rows.sort(key=lambda row: not row["strip"])  # stable: those with frames first, in the order of the questions
     picked: list[dict[str, Any]] = []
     for kind, quota in QUOTA.items():
-        share = max(1, round(quota * wanted / sum(QUOTA.values())))
-        picked += [row for row in rows if story.kind(row) == kind][:share]
+        some = [row for row in rows if story.kind(row) == kind]
+        framed = _spread([row for row in some if row["strip"]])
+        picked += (framed or some)[: max(1, round(quota * wanted / sum(QUOTA.values())))]
     ids = {row["id"] for row in picked}
     picked += [row for row in rows if row["id"] not in ids and row["strip"]]
     if not strips:
         picked += [row for row in rows if row["id"] not in ids]
     return picked[:wanted]
+
+
+def _spread(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows, first one of each clip, then a second one, and so on."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for row in rows:
+        seen[row["video"]] += 1
+        turns.append((seen[row["video"]], row))
+    return [row for _, row in sorted(turns, key=lambda turn: turn[0])]
 
 
 def _intervals(cfg: Config, found: Found) -> dict[str, list[float]]:

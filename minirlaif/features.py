@@ -65,7 +65,9 @@ class FeatureStore:
     def info(self, video: str) -> ClipInfo:
         """What is known about a clip; the file is opened only when it has changed since it was last looked at."""
         try:
-            status = Path(video).stat()
+            if not Path(video).is_file():
+            return self._reader.info(video)  # says by name and reason why there is none
+        status = Path(video).stat()
         except OSError:
             return self._reader.info(video)  # which says what is wrong with it
         stamp = f"{status.st_size}:{status.st_mtime_ns}"

@@ -73,9 +73,9 @@ class Roles:
             torch.manual_seed(seed)
             if self._peft is None:
                 self._peft = get_peft_model(self.backbone.model, config, adapter_name=role)
-                self._peft.eval()
             else:
                 self._peft.add_adapter(role, config)
+        self._peft.eval()
         if isinstance(start_from, Path):
             self._load_adapter(role, start_from)
         elif start_from is not None:
@@ -89,6 +89,7 @@ class Roles:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.heads[role] = ScalarHead(self.backbone.width, start, beta).to(self.backbone.device)
+        self._rest()
 
     def named(self, role: str) -> dict[str, Tensor]:
         """Adapter weights of a role by name."""
@@ -146,7 +147,7 @@ class Roles:
         if role in self._parked:
             raise ValueError(f"role {role} is parked in host memory; use visiting() to bring it back")
         layers = self._lora_layers()
-        if role != "base" and not layers:
+        if role != "base" and (self._peft is None or role not in self._peft.peft_config):
             raise ValueError(f"there is no role {role}")
         for layer in layers:
             if role == "base":
@@ -212,6 +213,9 @@ class Roles:
         mine = {n.replace(f".{role}.", "."): n for n in self.named(role)}
         wrong = weights.keys() ^ mine.keys()
         shapes = [n for n in weights.keys() & mine.keys() if weights[n].shape != self.named(role)[mine[n]].shape]
+        scale = json.loads((folder / "adapter_config.json").read_text())["lora_alpha"]  # no shape shows it
+        if scale != self.section.lora_alpha:
+            raise UserError(f"{folder}: the adapter was trained with lora_alpha {scale}; set model.lora_alpha to it")
         if wrong or shapes:
             raise UserError(
                 f"{folder}: the adapter does not fit model.lora_r/lora_targets or the base; set them as in its config"

@@ -26,7 +26,7 @@ def drawn(base: SmolVLM, prompts: list[Asked], seed: int = 0, **named: float) ->
     return [[c.ids for c in some] for some in found]
 
 
-@pytest.mark.parametrize("push", [0.0, 0.9])
+@pytest.mark.parametrize("push", [0.0, 1.4])
 def test_greedy_is_what_transformers_generates(base: SmolVLM, push: float) -> None:
     """With a push the end token comes up at different steps, so that rows of one batch stop apart."""
     end = base.renderer.end_id
@@ -49,7 +49,7 @@ def test_greedy_is_what_transformers_generates(base: SmolVLM, push: float) -> No
         assert len(answer.logprobs) == len(answer.ids)
     assert len({answer.ids for (answer,) in ours}) > 1  # the prompts do differ
     if push:
-        assert len({answer.stopped for (answer,) in ours} | {len(answer.ids) for (answer,) in ours}) > 2
+        assert len({len(answer.ids) for (answer,) in ours}) == 3
 
 
 def test_a_shared_prompt_equals_prompts_of_their_own(base: SmolVLM) -> None:

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from minirlaif.backbone import TINY, base_hash, model_type, open_backbone, pick_device
+from minirlaif.config import ModelSection
+from minirlaif.records import UserError
+from minirlaif.scoring import Row, token_logprobs
+
+
+def section(base: Path | str, **more: str) -> ModelSection:
+    return ModelSection(base=str(base), device="cpu", **more)  # type: ignore[arg-type]
+
+
+def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_shipped_base_opens_frozen_in_eval_mode() -> None:
+    base = open_backbone(section("tiny"))
+    assert not any(p.requires_grad for p in base.model.parameters())
+    assert not any(m.training for m in base.model.modules())
+    assert (base.frame_size, base.tokens_per_frame, base.width, base.vocabulary) == (32, 1, 128, 442)
+    assert {p.dtype for p in base.model.parameters()} == {torch.float32}
+    assert base.renderer.layout.frame == "{image}"  # its own layout, not the family's
+
+
+def test_an_unknown_family_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava"}))
+    with pytest.raises(UserError, match="'llava' is not supported; known are SmolVLM and SmolVLM2") as error:
+        open_backbone(section(tmp_path))
+    assert one_line(error).startswith(f"model.base {tmp_path}")
+
+
+def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no config.json") as error:
+        model_type(section(tmp_path))
+    assert str(tmp_path) in one_line(error)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\x00"])
+def test_a_broken_config_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError) as error:
+        model_type(section(tmp_path))
+    assert "config.json" in one_line(error)
+
+
+def test_a_name_that_is_no_folder_and_no_hub_id_is_refused() -> None:
+    with pytest.raises(UserError, match="no such folder") as error:
+        model_type(section("nowhere/at-all"))
+    assert "nowhere/at-all" in one_line(error)
+
+
+def test_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="model.device.*auto.*doctor") as error:
+        open_backbone(ModelSection(device="cuda"))
+    one_line(error)
+    assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
+
+
+def test_dtypes() -> None:
+    low = open_backbone(section("tiny", dtype="bfloat16"))
+    assert {p.dtype for p in low.model.parameters()} == {torch.bfloat16}
+
+
+def rows(base: object) -> list[Row]:
+    return tiny.rows(base)  # type: ignore[arg-type]
+
+
+def test_four_bits_on_a_cpu_say_nearly_the_same() -> None:
+    full, small = open_backbone(section("tiny")), open_backbone(section("tiny", quantization="nf4", dtype="float32"))
+    kinds = {name: type(module).__name__ for name, module in small.model.named_modules()}
+    low = {name for name, kind in kinds.items() if kind == "Linear4bit"}
+    assert len(low) == 4 * 7 and all(".text_model.layers." in name for name in low)  # sight and head stay as they are
+    np.testing.assert_allclose(small.encode_frames(tiny.pixels(2, 0)), full.encode_frames(tiny.pixels(2, 0)), atol=1e-4)
+    with torch.no_grad():
+        exact, mask, _ = token_logprobs(full, rows(full))
+        near, _, _ = token_logprobs(small, rows(small))
+    pairs = torch.stack([exact[mask], near[mask]])
+    assert 0 < float((pairs[0] - pairs[1]).abs().mean()) < 0.5
+    assert float(torch.corrcoef(pairs)[0, 1]) > 0.98
+
+
+def test_the_hash_follows_the_weights(tmp_path: Path) -> None:
+    assert base_hash(section("tiny")) == base_hash(section(TINY))
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((TINY / name).read_bytes())
+    assert base_hash(section(tmp_path)) == base_hash(section("tiny"))
+    changed = bytearray((tmp_path / "model.safetensors").read_bytes())
+    changed[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(changed)
+    assert base_hash(section(tmp_path)) != base_hash(section("tiny"))
+    assert base_hash(section("a/b")) != base_hash(ModelSection(base="a/b", revision="other"))
+
+
+def test_a_broken_layout_beside_a_model_is_refused_by_name(tmp_path: Path) -> None:
+    from minirlaif.families import smolvlm
+
+    path = tmp_path / "chat_layout.json"
+    assert smolvlm._layout(path) == smolvlm.Layout()
+    for text in ("{", '{"no_such_part": "x"}'):
+        path.write_text(text)
+        with pytest.raises(UserError, match="not a chat layout") as error:
+            smolvlm._layout(path)
+        assert str(path) in one_line(error)
+
+
+def test_frames_are_scaled_as_published_and_keep_their_channels() -> None:
+    """127.5 is the middle of the range; a red frame and a blue one are not the same."""
+    base = tiny.backbone()
+    seen = {}
+    base.vision_model.register_forward_pre_hook(lambda module, args, named: seen.update(named), with_kwargs=True)
+    frame = np.zeros((1, 32, 32, 3), np.uint8)
+    frame[..., 0] = 255
+    base.encode_frames(frame)
+    assert seen["pixel_values"][0, :, 0, 0].tolist() == [1.0, -1.0, -1.0]

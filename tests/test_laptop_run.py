@@ -1,0 +1,63 @@
+"""The measured tier: the laptop run of configs/tiny.yaml over three seeds, against the bounds that the project promises.
+
+About ten minutes a seed on one free core: `pytest -m learning tests/test_laptop_run.py`. MINIRLAIF_RUNS names a folder of
+finished runs seed0, seed1, seed2 to look at instead of making them.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SEEDS = (0, 1, 2)
+
+pytestmark = pytest.mark.learning
+
+
+@pytest.fixture(scope="module", params=SEEDS)
+def report(request, tmp_path_factory):
+    runs = Path(os.environ.get("MINIRLAIF_RUNS", tmp_path_factory.mktemp("runs")))
+    run = f"seed{request.param}"
+    words = [
+        "run",
+        "--config",
+        str(ROOT / "configs/tiny.yaml"),
+        "--run",
+        run,
+        "--runs-dir",
+        str(runs),
+        "--set",
+        f"seed={request.param}",
+    ]
+    subprocess.run([sys.executable, "-m", "minirlaif", *words], cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return json.loads((runs / run / "report.json").read_text())
+
+
+def test_alignment_beats_sft_by_a_clear_margin(report):
+    assert report["test_items"] >= 500
+    assert report["accuracy_gain"]["mean"] >= 0.15
+    assert report["accuracy_gain"]["ci95_low"] > 0.05
+
+
+def test_context_makes_the_judge(report):
+    judge = report["judge"]
+    assert judge["with_context"] >= 0.90
+    assert judge["with_context"] - judge["without_context"] >= 0.10
+
+
+def test_the_reward_model_agrees_with_truth(report):
+    assert report["reward_model"]["accuracy"] >= 0.80
+
+
+@pytest.mark.parametrize("model", ["sft", "rlaif"])
+def test_sight_is_real(report, model):
+    assert abs(report["accuracy"][f"{model}_blind"] - report["accuracy"]["guess"]) <= 0.05
+
+
+def test_every_clip_is_looked_at_once(report):
+    assert report["counts"]["decodes_per_clip"] == 1.0
+    assert report["counts"]["encodes_per_clip"] == 1.0

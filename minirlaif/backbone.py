@@ -97,7 +97,7 @@ def _quantization(section: ModelSection, dtype: Any) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=["vision_model", "connector", "lm_head"],
+        llm_int8_skip_modules=["model.vision_model", "model.connector", "lm_head"],  # matched from the start of a name,
     )
 
 

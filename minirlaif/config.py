@@ -182,7 +182,7 @@ class EvaluateSection:
     max_new_tokens: int = 256
     bootstrap: int = 2000  # resamples of test clips for the 95 % intervals
     batch_size: int = 16
-    gallery: int = 24  # test questions shown with frames in the report
+    gallery: int = 24  # test clips shown with frames in the report
 
 
 @dataclass(frozen=True)

@@ -65,11 +65,9 @@ class FeatureStore:
     def info(self, video: str) -> ClipInfo:
         """What is known about a clip; the file is opened only when it has changed since it was last looked at."""
         try:
-            if not Path(video).is_file():
-            return self._reader.info(video)  # says by name and reason why there is none
-        status = Path(video).stat()
+            status = Path(video).stat()
         except OSError:
-            return self._reader.info(video)  # which says what is wrong with it
+            return self._reader.info(video)  # says by name and reason why there is none
         stamp = f"{status.st_size}:{status.st_mtime_ns}"
         known = self._db.execute("SELECT info FROM clips WHERE path = ? AND stamp = ?", (video, stamp)).fetchone()
         if known:

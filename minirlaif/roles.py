@@ -213,13 +213,13 @@ class Roles:
         mine = {n.replace(f".{role}.", "."): n for n in self.named(role)}
         wrong = weights.keys() ^ mine.keys()
         shapes = [n for n in weights.keys() & mine.keys() if weights[n].shape != self.named(role)[mine[n]].shape]
-        scale = json.loads((folder / "adapter_config.json").read_text())["lora_alpha"]  # no shape shows it
-        if scale != self.section.lora_alpha:
-            raise UserError(f"{folder}: the adapter was trained with lora_alpha {scale}; set model.lora_alpha to it")
         if wrong or shapes:
             raise UserError(
                 f"{folder}: the adapter does not fit model.lora_r/lora_targets or the base; set them as in its config"
             )
+        scale = json.loads((folder / "adapter_config.json").read_text())["lora_alpha"]  # no shape shows it
+        if scale != self.section.lora_alpha:
+            raise UserError(f"{folder}: the adapter was trained with lora_alpha {scale}; set model.lora_alpha to it")
         self._fill(role, {mine[n]: w for n, w in weights.items()})
 
     def _fill(self, role: str, weights: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""The report's first and last word: headline, accuracy, controls, gallery. Pure functions from the numbers of report.json to HTML."""
+"""The report's sections on the result: headline, accuracy, controls, gallery. Pure functions from report.json's numbers."""
 
 from __future__ import annotations
 

@@ -41,9 +41,10 @@ def judge(numbers: Numbers, settings: Mapping[str, Any]) -> Html:
 def _context_told(j: Mapping[str, Any]) -> str:
     if j["with_context"] is None or j["without_context"] is None:
         return "Agreement with truth was not measured: no truth is known for these pairs, or none was decided."
+    gap = points(j["with_context"] - j["without_context"])
     apart = j["with_context_ci95"][0] > j["without_context_ci95"][1]
     return (
-        f"Among decided pairs the segment descriptions move agreement with truth by {points(j['with_context'] - j['without_context'])}"
+        f"Among decided pairs the segment descriptions move agreement with truth by {gap}"
         f" points; the two intervals {'are apart' if apart else 'overlap'}. With them the judge decides"
         f" {percent(j['decided_share'])} of its pairs, without them {percent(j['without_context_decided_share'])}."
     )
@@ -61,7 +62,7 @@ def _firmness(numbers: Numbers, settings: Mapping[str, Any]) -> list[list[str]]:
     rows += [["Orders disagree", number(j["disagree"])], ["Answers all alike, not judged", number(j["same_answers"])]]
     rows.append(["The longer answer wins", percent(j["longer_wins"])])
     if context.get("segment_accuracy") is not None:
-        rows.append(["Segments described word for word", percent(context["segment_accuracy"])])
+        rows.append(["Segment descriptions exactly true", percent(context["segment_accuracy"])])
     return rows
 
 
@@ -80,7 +81,7 @@ def reward(numbers: Numbers, settings: Mapping[str, Any]) -> Html:
         departures.append(tag("li", tag("code", "reward.context"), ": it reads the segment descriptions; the paper's does not."))
     if settings["likelihood"]:
         beta = f" Learned weight here: {number(r['beta'])}." if r.get("beta") is not None else ""
-        told = f": the answer's mean log-likelihood, times a learned weight, is added to its score; the paper's is a head alone.{beta}"
+        told = f": a learned weight times the answer's mean log-likelihood is added to its score; not in the paper.{beta}"
         departures.append(tag("li", tag("code", "reward.likelihood"), told))
     parts: list[Html] = [tag("p", "No departure from the paper in what it reads and in how it scores.")]
     if departures:
@@ -110,8 +111,8 @@ def training(numbers: Numbers, metrics: Mapping[str, Sequence[Mapping[str, Any]]
         drawn("reward", "accuracy", "Reward model accuracy", "on the pairs of each step", "plain"),
     ]
     told = (
-        f"The dashed line marks iteration {number(best)}, whose weights were kept. Truth is not read before the evaluation, so the"
-        " judge's win rate on dev questions stands in for accuracy while PPO runs."
+        f"The dashed line marks iteration {number(best)}, whose weights were kept. Truth is not read before the evaluation, so"
+        " the judge's win rate on dev questions stands in for accuracy while PPO runs."
     )
     return section(
         "training",
@@ -137,7 +138,7 @@ def looks(numbers: Numbers) -> Html:
     """Decodes, encodes and prefilled tokens."""
     c = numbers["counts"]
     names = {"decodes": "Decodes", "encodes": "Encodes", "plans": "Clip × frame plan", "encoded_frames": "Frames encoded"}
-    names["prefilled_tokens"] = "Prompt tokens"
+    names["prefilled_tokens"] = "Tokens prefilled"
     rows = [[stage, *(number(row.get(name, 0)) for name in names)] for stage, row in c["by_stage"].items()]
     rows.append(["all", *(number(c["total"][name]) for name in names)])
     told = "One look per clip and frame plan means 1.00 here."
@@ -147,12 +148,11 @@ def looks(numbers: Numbers) -> Html:
     tiles = [
         tile("Decodes per clip and frame plan", _looks(c["decodes_per_clip"])),
         tile("Encodes per clip and frame plan", _looks(c["encodes_per_clip"])),
-        tile("Prompt tokens prefilled per clip", number(prefilled and round(prefilled)), f"{number(c['clips'])} clips"),
+        tile("Tokens prefilled per clip", number(prefilled and round(prefilled)), f"{number(c['clips'])} clips"),
     ]
     kept = f" The cache holds {number(c['cached_plans'])} entries now." if c["cached_plans"] else ""
-    note = tag(
-        "p", f"An entry counts in the stage that made it.{kept} Prompt tokens: those read to sample answers.", class_="note"
-    )
+    told_tokens = "Tokens: prompts read to sample answers, and whole rows in sft; scoring passes are not counted."
+    note = tag("p", f"An entry counts in the stage that made it.{kept} {told_tokens}", class_="note")
     counted = table(["Stage", *names.values()], rows, strong_last=True)
     return section("looks", "Looks and prefills", tag("p", told), tag("dl", *tiles, class_="tiles"), counted, note)
 

@@ -15,7 +15,8 @@ TINY = Path(__file__).parent.parent / "configs" / "tiny.yaml"
 STAGES = ("world", "sft", "feedback", "reward", "ppo", "evaluate")
 SETTINGS = (
     "video.frames=12 video.segment_frames=6 video.segment_seconds=1.0"
-    " world.sft_clips=6 world.sft_short_clips=6 world.prompt_clips=8 world.dev_clips=3 world.test_clips=4 world.questions_per_clip=3"
+    " world.sft_clips=6 world.sft_short_clips=6 world.prompt_clips=8 world.dev_clips=3 world.test_clips=4"
+    " world.questions_per_clip=3"
     " sft.epochs=1 sft.batch_size=4 sft.save_steps=2"
     " feedback.answers=4 feedback.pairs_per_prompt=2 feedback.batch_size=6 feedback.margin=0 feedback.readout=likelihood"
     " reward.epochs=1 reward.batch_size=4 reward.save_steps=1 reward.min_accuracy=0 reward.held_out=0.3"

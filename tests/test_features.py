@@ -36,7 +36,7 @@ class Eyes:
     def encode_frames(self, pixels: np.ndarray) -> torch.Tensor:
         self.calls += 1
         assert pixels.dtype == np.uint8 and pixels.shape[1:] == (self.frame_size, self.frame_size, 3)
-        mean = torch.from_numpy(pixels).double().mean((1, 2, 3)) * float(self.connector.weight)
+        mean = torch.from_numpy(pixels).double().mean((1, 2, 3)) * self.connector.weight.item()
         return mean[:, None, None].expand(-1, K, self.width).to(self.dtype)
 
 

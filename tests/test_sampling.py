@@ -111,9 +111,7 @@ def known(base: SmolVLM) -> dict[int, float]:
         (0.5, 1.0, (0.25 / 0.38, 0.09 / 0.38, 0.04 / 0.38)),
     ],
 )
-def test_answers_follow_the_distribution(
-    base: SmolVLM, temperature: float, top_p: float, expected: tuple[float, ...]
-) -> None:
+def test_answers_follow_the_distribution(base: SmolVLM, temperature: float, top_p: float, expected: tuple[float, ...]) -> None:
     tokens = list(known(base))
     found = drawn(base, asked(base)[:1], answers=2000, temperature=temperature, top_p=top_p, max_new_tokens=1)[0]
     counts = Counter(ids[0] for ids in found)

@@ -9,6 +9,7 @@ import torch
 
 from minirlaif.records import Preference, Sample, StageStopped, Turn
 from minirlaif.returns import whiten
+from minirlaif.rollouts import Rollout
 from minirlaif.scoring import sequence_scores, token_logprobs, token_values
 from minirlaif.stages import ppo, reward, sft
 from minirlaif.training import (
@@ -24,8 +25,20 @@ from minirlaif.training import (
     write_state,
 )
 
-QUESTIONS = ("what happens first?", "how many things happen?", "describe the video.", "what happens after the red circle?", "and?")
-ANSWERS = ("a red circle moves left.", "two", "first a red circle moves left. second a blue cross.", "a blue cross.", "three four")
+QUESTIONS = (
+    "what happens first?",
+    "how many things happen?",
+    "describe the video.",
+    "what happens after the red circle?",
+    "and?",
+)
+ANSWERS = (
+    "a red circle moves left.",
+    "two",
+    "first a red circle moves left. second a blue cross.",
+    "a blue cross.",
+    "three four",
+)
 
 
 def bench(*overrides: str) -> tiny.TinyBench:
@@ -48,7 +61,7 @@ def preferences() -> list[Preference]:
     return [Preference(str(i), f"clip{i}", QUESTIONS[i], ANSWERS[i], ANSWERS[i - 1]) for i in range(5)]
 
 
-def rollout(made: tiny.TinyBench) -> ppo.Rollout:
+def rollout(made: tiny.TinyBench) -> Rollout:
     """Answers with advantages and returns that no model made, old values a little off, old log-probabilities as they are."""
     rows = [made.row(made.whole(f"clip{i}"), QUESTIONS[i], made.answer_ids(ANSWERS[i])) for i in range(5)]
     draw = torch.Generator().manual_seed(0)
@@ -57,7 +70,7 @@ def rollout(made: tiny.TinyBench) -> ppo.Rollout:
     with made.roles.reading_as("value"):
         values, _ = token_values(made.backbone, made.roles.heads["value"], rows)
     advantages, returns = (torch.randn(mask.shape, generator=draw) * mask for _ in range(2))
-    return ppo.Rollout(rows, rows, logprobs, values, whiten(advantages, mask), returns, mask)
+    return Rollout(rows, rows, logprobs, values, whiten(advantages, mask), returns, mask)
 
 
 def learner(made: tiny.TinyBench, folder: Path) -> ppo.Learner:
@@ -154,7 +167,7 @@ def test_a_nan_stops_the_stage_before_it_reaches_a_weight(tmp_path: Path) -> Non
     rolled, found = rollout(made), learner(made, tmp_path)
     before = tiny.digest([p for role in ("policy", "value") for p in made.roles.parameters(role)])
     rolled.advantages_BR[2, 0] = float("nan")
-    with pytest.raises(StageStopped, match="ppo: policy gradient norm is nan at step 3.*--redo"):
+    with pytest.raises(StageStopped, match="ppo: policy gradient norm is nan at step 4.*--redo"):
         ppo.update(made, rolled, found, 3)
     assert tiny.digest([p for role in ("policy", "value") for p in made.roles.parameters(role)]) == before
 
@@ -182,7 +195,9 @@ def test_the_step_clips_the_gradient_and_forgets_it(tmp_path: Path) -> None:
     optimizer = accelerator.prepare(torch.optim.SGD(parameters, lr=123.0))
     parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
     assert optimizer_step(accelerator, optimizer, parameters, 0.5, 1.0) == pytest.approx(5.0)
-    assert parameters[0].tolist() == pytest.approx([-0.3, 0.0], abs=1e-5) and float(parameters[1]) == pytest.approx(-0.4, abs=1e-5)
+    assert parameters[0].tolist() == pytest.approx([-0.3, 0.0], abs=1e-5) and float(parameters[1]) == pytest.approx(
+        -0.4, abs=1e-5
+    )
     assert all(p.grad is None for p in parameters)
 
 

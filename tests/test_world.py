@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from shrunk import files, lines, manifest, results
 
 from minirlaif import config, tinyworld
 from minirlaif.artifacts import Run
@@ -15,7 +16,6 @@ from minirlaif.frames import uniform_plan
 from minirlaif.stages import world
 from minirlaif.tinyworld import MOTIONS, QUESTION_TYPES, SHAPES, Event
 from minirlaif.video import ClipReader
-from shrunk import files, lines, manifest, results
 
 THREE = (Event("red", "circle", "moves left"), Event("blue", "square", "stays still"), Event("white", "cross", "moves up"))
 

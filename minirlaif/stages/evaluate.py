@@ -87,12 +87,13 @@ def _answers(bench: Workbench, role: str, tests: Sequence[Sample], change: Calla
 
 def _write(out: StageDir, run: Run, bench: Workbench, tests: Sequence[Sample], answers: Mapping[str, list[str]]) -> None:
     (out.path / "strips").mkdir(exist_ok=True)
+    strips: dict[str, str] = {}  # clip -> its picture, for the first `gallery` clips
     with (out.path / "answers.jsonl").open("w", encoding="utf-8") as file:
         for number, row in enumerate(tests):
-            strip = ""
-            if number < bench.cfg.evaluate.gallery:
-                strip = f"strips/{number:03d}.jpg"
-                (out.path / strip).write_bytes(bench.strip(row.video))
+            if row.video not in strips and len(strips) < bench.cfg.evaluate.gallery:
+                strips[row.video] = f"strips/{len(strips):03d}.jpg"
+                (out.path / strips[row.video]).write_bytes(bench.strip(row.video))
+            strip = strips.get(row.video, "")
             record = {
                 "id": row.id,
                 "video": stored(run, row.video),

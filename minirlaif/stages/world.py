@@ -137,7 +137,9 @@ def _write_clip(path: Path, frames: np.ndarray) -> None:
     import av
 
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=tinyworld.FPS, options={"crf": "12", "preset": "veryfast", "threads": "1"})
+        # Without mbtree: with it, x264 now and then writes other bytes for the same frames.
+        options = {"crf": "12", "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
+        stream = container.add_stream("libx264", rate=tinyworld.FPS, options=options)
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

@@ -1,0 +1,365 @@
+"""Stage `report`: its numbers by hand, its words, and that nobody's text becomes markup."""
+
+from __future__ import annotations
+
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minirlaif import page, story, workings
+from minirlaif.artifacts import Run
+from minirlaif.config import Config, load
+from minirlaif.records import UserError
+from minirlaif.stages import report
+
+SECTIONS = ["accuracy", "controls", "judge", "reward", "training", "gallery", "time", "looks"]
+ATTACK = '<script>alert(1)</script><img src="http://x.invalid/a" onerror=alert(2)>'
+ANSWERS = {  # kind -> truth, SFT answer, aligned answer
+    "worse": ("a cross", "a cross", "a circle"),
+    "better": ("a cross", "a square", "a cross"),
+    "both wrong": ("a cross", "a square", "a circle"),
+    "both right": ("a cross", "a cross", "A cross."),
+}
+
+
+def jpeg(frames: int, colour: int = 0) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (8 * frames, 8), (colour, 90, 90)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def row(number: int, kind: str, truth: bool = True, strip: bool = True, **other: Any) -> dict[str, Any]:
+    true, sft, rlaif = ANSWERS[kind]
+    return {"id": f"q{number}", "video": f"clip{number}.mp4", "type": "what", "question": f"what is {number}?", "base": "a dot",
+            "truth": true if truth else None, "strip": f"strips/{number:03d}.jpg" if strip else "", "sft": sft,
+            "rlaif": rlaif, **other}  # fmt: skip
+
+
+def result(rows: list[dict[str, Any]], **other: Any) -> dict[str, Any]:
+    names = [model + control for model in ("base", "sft", "rlaif") for control in ("", "_blind", "_shuffled")]
+    right = dict.fromkeys(names, 0.125) | {"base": 0.45, "sft": 0.23, "rlaif": 0.46, "guess": 0.12}
+    ends = {"with_context_ci95": [0.9, 0.97], "without_context_ci95": [0.6, 0.7], "letter_ci95": None}
+    judged = {
+        "with_context": 0.95,
+        "with_context_n": 60,
+        "without_context": 0.65,
+        "without_context_n": 50,
+        "letter": None,
+        "letter_n": 0,
+    }
+    told: dict[str, Any] = {"test_items": len(rows), "test_clips": len(rows), "seed": 3, "accuracy": right}
+    told["accuracy_by_type"] = {"what": {**right, "n": len(rows)}}
+    told["accuracy_gain"] = {"mean": 0.23, "ci95_low": 0.19, "ci95_high": 0.27}
+    told["gain_over_base"] = {"mean": 0.01, "ci95_low": -0.02, "ci95_high": 0.04}
+    told["judge"] = {**judged, **ends, "by_type": {"what": 0.95}, "swap_consistency": 1.0, "decided_share": 0.8}
+    told["reward_model"] = {"accuracy": 0.9, "n": 20, "against_judge": 0.88, "by_type": {"what": 0.88}, "bias": 0.1, "beta": 2.5}
+    return told | {"context": {"segment_accuracy": 0.94, "segments": 100}} | other
+
+
+def verdict(number: int, without: str, letter: list[str] | None) -> dict[str, Any]:
+    said = {"id": f"p{number}", "answer_a": "a", "answer_b": "b", "choice": "A", "without_context": {"choice": without}}
+    return said if letter is None else {**said, "letter": {"choice": "disagree", "orders": letter}}
+
+
+def make(
+    root: Path, rows: list[dict[str, Any]], found: dict[str, Any], decodes: int = 10, overrides: tuple[str, ...] = ()
+) -> tuple[Config, Run]:
+    """A run whose stages are finished, with small files written by hand."""
+    cfg, run = load(None, ["evaluate.bootstrap=50", *overrides]), Run(root)
+    from minirlaif.config import section
+
+    before: list[str] = []
+    for name in report.READ:
+        with run.stage(name, {part: section(cfg, part) for part in ("feedback", "reward")}, list(before)) as out:
+            assert out is not None
+            FILL.get(name, lambda out: None)(out)
+            if name == "evaluate":
+                (out.path / "result.json").write_text(json.dumps(found))
+                (out.path / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
+                (out.path / "strips").mkdir()
+                for line in rows:
+                    if line["strip"]:
+                        (out.path / line["strip"]).write_bytes(jpeg(12, int(line["id"].removeprefix("q")) * 20))
+            counted = name in ("sft", "evaluate")
+            out.counters = (
+                {"decodes": decodes, "encodes": 10, "plans": 10, "encoded_frames": 120, "prefilled_tokens": 7} if counted else {}
+            )
+        before.append(name)
+    return cfg, run
+
+
+def _sft(out: Any) -> None:
+    out.log(1, stage="short", loss=1.0)
+    out.log(2, stage="long", loss=0.5)
+
+
+def _feedback(out: Any) -> None:
+    rows = [
+        verdict(0, "A", ["A", "B"]),
+        verdict(1, "tie", ["B", "B"]),
+        verdict(2, "tie", ["A", "B"]),
+        verdict(3, "B", ["B", "A"]),
+    ]
+    (out.path / "verdicts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
+    out.summary.update({"decided": 4, "pairs": 5, "same_answers": 1, "decided_share": 0.8, "tie": 2, "invalid": 3, "disagree": 4,
+                        "swap_consistency": 1.0, "longer_wins": 0.44})  # fmt: skip
+
+
+def _reward(out: Any) -> None:
+    out.log(1, loss=0.6, accuracy=0.5)
+    out.summary.update({"accuracy": 0.88, "accuracy_by_type": {"what": 0.88}, "bias": 0.1, "beta": 2.5})
+
+
+def _ppo(out: Any) -> None:
+    out.log(1, score=0.1, kl=0.0, length=8.0, entropy=0.3)
+    out.log(2, score=0.4, kl=0.2, length=9.0, entropy=0.2, dev_win_rate=0.6)
+    out.summary.update({"chosen_iteration": 2, "dev_win_rate": 0.6, "kl": 0.2, "score": 0.4})
+
+
+FILL = {"sft": _sft, "feedback": _feedback, "reward": _reward, "ppo": _ppo}
+ROWS = [row(number, kind) for number, kind in enumerate([*ANSWERS, "better"])]
+
+
+class Reader(HTMLParser):
+    """Elements and attributes; asserts that they nest."""
+
+    VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.names: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.words).replace("\u00a0", " ").split())
+
+
+def written(cfg: Config, run: Run) -> tuple[dict[str, Any], str]:
+    report.run(cfg, run)
+    return json.loads((run.root / "report.json").read_text()), (run.root / "report.html").read_text()
+
+
+def test_numbers(tmp_path: Path):
+    numbers, _ = written(*make(tmp_path / "r", ROWS, result(ROWS)))
+    assert numbers["accuracy"]["rlaif_blind"] == 0.125 and numbers["accuracy_gain"]["ci95_low"] == 0.19
+    assert numbers["counts"]["decodes_per_clip"] == 1.0 == numbers["counts"]["encodes_per_clip"]
+    assert numbers["counts"]["total"] == {
+        "decodes": 20,
+        "encodes": 20,
+        "encoded_frames": 240,
+        "plans": 20,
+        "prefilled_tokens": 14,
+    }
+    assert set(numbers["seconds"]) == set(report.READ) and numbers["seed"] == 3 and numbers["test_items"] == 5
+    judge = numbers["judge"]
+    assert (judge["with_context"], judge["swap_consistency"], judge["invalid"], judge["longer_wins"]) == (0.95, 1.0, 3, 0.44)
+    assert judge["without_context_decided_share"] == 0.5  # A and B of four
+    assert (judge["letter_swap_consistency"], judge["letter_first_shown_share"], judge["letter_second_shown_share"]) == (
+        0.25,
+        0.5,
+        0.25,
+    )
+    assert numbers["cases"] == {"worse": 1, "better": 2, "both wrong": 1, "both right": 1}
+    assert numbers["against_base"] == "level" and numbers["ppo"]["chosen_iteration"] == 2
+    low, high = numbers["accuracy_ci95"]["sft"]
+    assert 0 <= low < 0.4 < high <= 1  # two of five answers are right
+    assert numbers["accuracy_ci95"]["base"] == [0, 0]
+
+
+def test_a_second_look_shows(tmp_path: Path):
+    numbers, html = written(*make(tmp_path / "r", ROWS, result(ROWS), decodes=15))
+    assert numbers["counts"]["decodes_per_clip"] == 1.5
+    assert "decoded and encoded once" not in html and "1.50" in html
+
+
+def test_page_is_whole_and_in_order(tmp_path: Path):
+    _, html = written(*make(tmp_path / "r", ROWS, result(ROWS)))
+    read = Reader(html)
+    assert [value for name, value in read.attributes if name == "id"] == SECTIONS
+    assert "AI feedback took accuracy from 23.0 % to 46.0 %" in read.text
+    assert "+23.0 points over SFT (95 % interval +19.0 to +27.0)" in read.text
+    assert "iteration 2, whose weights were kept" in read.text
+    assert read.names.count("svg") == 8 and read.names.count("article") == 5
+    assert html.count("url(data:image/jpeg") == 5
+
+
+@pytest.mark.parametrize(
+    ("gain", "words"),
+    [
+        ((0.05, 0.02, 0.08), "It passes the base before SFT (45.0 %): +5.0 points, 95 % interval +2.0 to +8.0."),
+        ((-0.05, -0.08, -0.02), "It does not pass the base before SFT (45.0 %): −5.0 points, 95 % interval −8.0 to −2.0."),
+        (
+            (0.01, -0.02, 0.04),
+            "It is not shown to pass the base before SFT (45.0 %): +1.0 points, 95 % interval −2.0 to +4.0, which",
+        ),
+    ],
+)
+def test_whether_the_base_is_passed(tmp_path: Path, gain: tuple[float, float, float], words: str):
+    over = dict(zip(("mean", "ci95_low", "ci95_high"), gain, strict=True))
+    _, html = written(*make(tmp_path / "r", ROWS, result(ROWS, gain_over_base=over)))
+    assert words in Reader(html).text
+
+
+@pytest.mark.parametrize(("low", "high", "words"), [(-0.2, -0.1, "lowered accuracy"), (-0.1, 0.1, "No clear change")])
+def test_a_bad_result_is_said(tmp_path: Path, low: float, high: float, words: str):
+    poor = {"mean": (low + high) / 2, "ci95_low": low, "ci95_high": high}
+    _, html = written(*make(tmp_path / "r", ROWS, result(ROWS, accuracy_gain=poor)))
+    assert words in html and "took accuracy" not in html
+
+
+def test_nobodys_text_becomes_markup(tmp_path: Path):
+    texts = dict.fromkeys(("question", "type", "truth", "sft", "rlaif", "base"), ATTACK)
+    rows = [*ROWS, {**row(9, "worse"), **texts}, {**row(8, "both wrong"), **texts, "truth": "x", "sft": ATTACK + "x"}]
+    found = result(rows)
+    found["accuracy_by_type"][ATTACK] = found["accuracy_by_type"]["what"]
+    found["judge"]["by_type"][ATTACK] = found["reward_model"]["by_type"][ATTACK] = 0.5
+    _, html = written(*make(tmp_path / "<script>r", rows, found))
+    read = Reader(html)
+    assert not {"script", "img", "link", "iframe", "object"} & set(read.names)
+    assert ATTACK in read.text  # shown as it was written
+    for name, value in read.attributes:
+        assert not name.startswith("on") and name not in ("src", "href")
+        assert "url(" not in value
+    styles = html[html.index("<style>") : html.index("</style>")]
+    assert "@import" not in styles and styles.count("url(") == styles.count("url(data:image/jpeg;base64,")
+    assert f'<meta http-equiv="Content-Security-Policy" content="{page.POLICY}">' in html and "default-src 'none'" in page.POLICY
+
+
+def test_worse_cases_are_never_left_out(tmp_path: Path):
+    rows = [row(n, "better") for n in range(5)] + [row(7, "worse", strip=False)]
+    cfg, run = make(tmp_path / "r", rows, result(rows), overrides=("evaluate.gallery=3",))
+    _, html = written(cfg, run)
+    assert "Alignment made it worse" in html and "what is 7?" in html and "Frames of this clip were not kept" in html
+    assert html.count("<article") == 3
+
+
+def test_gallery_shows_other_clips_first_and_borrows_frames():
+    rows = [row(1, "worse"), row(2, "worse", video="clip1.mp4"), row(3, "worse"), row(4, "worse", strip=False, video="clip3.mp4")]
+    shown = report.chosen(rows, 8)
+    assert [line["id"] for line in shown] == ["q1", "q3", "q2", "q4"]
+    assert shown[3]["strip"] == "strips/003.jpg"
+
+
+def test_no_worse_case_is_said(tmp_path: Path):
+    rows = [row(0, "better"), row(1, "both wrong")]
+    _, html = written(*make(tmp_path / "r", rows, result(rows)))
+    assert "No test question was right after SFT and wrong after alignment." in html
+
+
+def test_clips_without_truth(tmp_path: Path):
+    rows = [row(number, kind, truth=False) for number, kind in enumerate(ANSWERS)]
+    numbers, html = written(*make(tmp_path / "r", rows, {"test_items": 4, "test_clips": 4, "seed": 3}))
+    read = Reader(html)
+    assert "come without true answers" in read.text and "side by side" in read.text
+    assert "right" not in [word for word in read.words if "✓" in word] and "✓" not in html and "✗" not in html
+    assert [value for name, value in read.attributes if name == "id"] == [
+        s for s in SECTIONS if s not in ("accuracy", "controls")
+    ]
+    assert numbers["accuracy"]["sft"] is None and numbers["judge"]["decided_share"] == 0.8
+    assert numbers["reward_model"]["accuracy"] is None and numbers["reward_model"]["against_judge"] == 0.88
+    assert read.names.count("article") == 4
+
+
+def test_departures_and_the_swap_note_follow_the_settings(tmp_path: Path):
+    _, plain = written(*make(tmp_path / "a", ROWS, result(ROWS)))
+    assert "No departure from the paper" in plain and "by construction" not in plain
+    overrides = ("reward.context=true", "reward.likelihood=true", "feedback.readout=likelihood")
+    _, html = written(*make(tmp_path / "b", ROWS, result(ROWS), overrides=overrides))
+    gone = html[: html.index("<footer")]
+    assert "reward.context" in gone and "reward.likelihood" in gone and "2.5" in gone
+    assert "Departures from the paper" in gone and "by construction" in gone
+    assert "reward.likelihood" not in plain
+
+
+def test_controls_say_when_blank_frames_do_not_blind():
+    right = {f"{m}{c}": 0.3 for m in story.MODELS for c in ("", "_blind", "_shuffled")} | {"guess": 0.28}
+    assert "within 2.0 points of guessing" in story.controls({"accuracy": right})
+    for far in (0.34, 0.2):
+        assert "do not trust" in story.controls({"accuracy": right | {"sft_blind": far}})
+
+
+def test_written_anew_each_time_without_a_folder(tmp_path: Path):
+    cfg, run = make(tmp_path / "r", ROWS, result(ROWS))
+    before = {path.name for path in run.root.iterdir()}
+    first = written(cfg, run)
+    (run.root / "report.html").write_text("old")
+    assert written(cfg, run) == first
+    assert {path.name for path in run.root.iterdir()} - before == {"report.html", "report.json"}
+
+
+def test_a_missing_stage_is_named(tmp_path: Path):
+    cfg, run = make(tmp_path / "r", ROWS, result(ROWS))
+    run.set_aside("evaluate")
+    with pytest.raises(UserError, match="minirlaif evaluate"):
+        report.run(cfg, run)
+    assert not (run.root / "report.html").exists()
+
+
+def test_words_for_numbers():
+    assert page.percent(0.6546666) == "65.5\u00a0%" and page.percent(None) == "–" and page.share(0.5) == "50.0"
+    assert [page.points(x) for x in (0.128, -0.02, 0.0, -0.0001)] == ["+12.8", "−2.0", "0.0", "0.0"]
+    assert page.interval(-0.08, 0.1) == "−8.0 to +10.0"
+    assert [page.duration(s) for s in (3.21, 18.187, 84.07, 7380)] == ["3.2 s", "18 s", "1 min 24 s", "2 h 3 min"]
+    assert [page.number(x) for x in (421142, -0.7374, 2.0, None)] == ["421\u202f142", "−0.737", "2", "–"]
+
+
+def test_ticks():
+    assert page.ticks(0.0, 0.737) == [0, 0.25, 0.5, 0.75]
+    assert page.ticks(-3, 4) == [-5, -2.5, 0, 2.5, 5]
+    low, *_, high = page.ticks(5.0, 5.0)
+    assert low < 5 < high
+    with pytest.raises(ValueError):
+        page.ticks(0, float("nan"))
+
+
+def test_curve():
+    drawn = page.curve("Score", [(1, 0.0), (2, None), (3, 1.0)], mark=3)
+    spots = drawn.split('points="')[1].split('"')[0].split()
+    assert spots == [f"{page.LEFT:.1f},{page.HEIGHT - page.BOTTOM:.1f}", f"{page.WIDTH - page.RIGHT:.1f},{page.TOP:.1f}"]
+    assert "chosen" in drawn and "chosen" not in page.curve("Score", [(1, 0.0)], mark=7)
+    assert "not measured" in page.curve("Score", [(1, None), (2, float("nan"))])
+    Reader(page.curve("<b>", [(1, 2.0)]))
+
+
+def test_answers_are_marked_in_words_too():
+    wrong = page.answer("SFT", "a red cross", False, "sft", "a blue cross")
+    assert "✗ wrong" in wrong and "a <mark>red</mark> cross" in wrong
+    assert "✓ right" in page.answer("SFT", "a", True, "sft", "a")
+    assert "✗" not in page.answer("SFT", "a", None, "sft") and "no answer" in page.answer("SFT", "", None, "sft")
+
+
+def test_a_bar_stays_in_its_track():
+    drawn = page.bar("x", 1.7, ends=(-0.1, 0.5), mark=0.25)
+    assert "width:100.00%" in drawn and "left:0.00%;width:50.00%" in drawn and "left:25.00%" in drawn
+
+
+def test_looks_without_any_new_entry():
+    nothing = {"decodes": 0, "encodes": 0, "plans": 0, "encoded_frames": 0, "prefilled_tokens": 0}
+    counts = {"decodes_per_clip": None, "encodes_per_clip": None, "prefilled_tokens_per_clip": None, "clips": None,
+              "cached_plans": None, "total": nothing, "by_stage": {"sft": nothing}}  # fmt: skip
+    assert "decoded and encoded once" not in workings.looks({"counts": counts})

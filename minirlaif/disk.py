@@ -95,4 +95,5 @@ def disk_is_full(error: BaseException, folder: Path) -> bool:
         return False
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    return "No space left on device" in str(error) or shutil.disk_usage(folder).free < 2**20
+    says = any(words in str(error) for words in ("No space left on device", "database or disk is full"))
+    return says or shutil.disk_usage(folder).free < 2**20

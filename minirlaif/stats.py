@@ -25,15 +25,19 @@ def normalised(text: str) -> str:
     return " ".join(text.lower().split()).removesuffix(".").rstrip()
 
 
-def guess_rate(truths_by_type: Mapping[str, Sequence[str]]) -> float:
-    """Share right for somebody who sees only the question's type and always gives its most frequent true answer.
+def guess_rate(truths_by_type: Mapping[str, Sequence[str]], known_by_type: Mapping[str, Sequence[str]] | None = None) -> float:
+    """Share right for somebody who sees only the question's type and always gives its most frequent answer.
 
-    The best constant is read off the same truths, so no blind model can be expected above it. ValueError without truths.
+    The constant per type is read off `known_by_type`, truths of other clips; a type that is missing there, or None, falls
+    back on the truths themselves, which makes the figure an upper bound. ValueError without truths.
     """
     total = sum(len(truths) for truths in truths_by_type.values())
     if total == 0:
         raise ValueError("guess_rate: no truths")
-    right = sum(max(Counter(map(normalised, truths)).values()) for truths in truths_by_type.values() if truths)
+    right = 0
+    for kind, truths in truths_by_type.items():
+        known = Counter(map(normalised, (known_by_type or {}).get(kind) or truths))
+        right += Counter(map(normalised, truths))[known.most_common(1)[0][0]] if truths else 0
     return right / total
 
 

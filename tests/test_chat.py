@@ -73,6 +73,13 @@ def published(count: str) -> str:
     return f"<|im_start|>User: {video}What happens?<end_of_utterance>\nAssistant:"
 
 
+def test_the_default_layout_writes_frames_and_times_as_published() -> None:
+    found = raw(Renderer(tiny.tokenizer(), Layout(), 3).prompt((0.9, 65.2), "What happens?", seconds=3723.9))
+    start, expected = "<|im_start|>User: You are provided the following series of ", published("two")
+    assert found.startswith(start) and expected.startswith(start)
+    assert found[len(start) :].split(" ", 1)[1] == expected[len(start) :].split(" ", 1)[1]
+
+
 @pytest.mark.xfail(strict=True, reason="the number of frames is written in digits")
 def test_the_default_layout_writes_what_smolvlm2_was_trained_on() -> None:
     found = raw(Renderer(tiny.tokenizer(), Layout(), 3).prompt((0.9, 65.2), "What happens?", seconds=3723.9))

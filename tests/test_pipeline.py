@@ -277,7 +277,7 @@ def test_four_bits_leave_eyes_and_output_head_alone():
 
 
 def test_four_bits_have_a_backward_pass_after_a_look():
-    """bitsandbytes repacks 4-bit weights at the first look without gradients, on CPUs with AVX512-BF16; those have no backward."""
+    """On CPUs with AVX512-BF16 a first look without gradients repacks the weights, and packed ones have no backward pass."""
     import torch
 
     from minirlaif.backbone import open_backbone

@@ -134,6 +134,11 @@ def load(folder: str, revision: str, dtype: torch.dtype, quantization: Any, devi
         attn_implementation="sdpa",
         use_safetensors=True,
     )
+    for module in model.modules():
+        # bitsandbytes on a CPU with bf16 instructions repacks 4-bit weights at the first look, and packed weights have no
+        # backward pass: gradients through the base would silently be missing.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return SmolVLM(model, tokenizer, _layout(Path(folder) / LAYOUT_FILE), folder)
 
 

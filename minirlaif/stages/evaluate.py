@@ -48,13 +48,13 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             _write(out, run, bench, tests, answers)
             bench.counted(out)
         # 3. accuracy and intervals
+        facts = _facts(run.require("world") / "truth.jsonl") if cfg.data.world else {}
         truth = [row.turns[0].answer for row in tests]
         result: dict[str, Any] = {"test_items": len(tests), "test_clips": len({row.video for row in tests}), "seed": cfg.seed}
         if tests and all(truth):
-            result |= _accuracy(cfg, tests, answers)
+            result |= _accuracy(cfg, tests, answers, facts)
         # 4. judge and reward model against truth
         if cfg.data.world:
-            facts = _facts(run.require("world") / "truth.jsonl")
             result |= {"judge": _judge(run, facts), "reward_model": _reward(run, facts), "context": _segments(run, facts)}
         (out.path / "result.json").write_text(json.dumps(result, indent=1))
         out.summary.update({"accuracy": result.get("accuracy"), "accuracy_gain": result.get("accuracy_gain")})
@@ -106,13 +106,18 @@ def _write(out: StageDir, run: Run, bench: Workbench, tests: Sequence[Sample], a
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def _accuracy(cfg: Config, tests: Sequence[Sample], answers: Mapping[str, list[str]]) -> dict[str, Any]:
+def _accuracy(
+    cfg: Config, tests: Sequence[Sample], answers: Mapping[str, list[str]], facts: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
     right = {
         name: [float(exact_match(text, row.turns[0].answer or "")) for text, row in zip(texts, tests, strict=True)]
         for name, texts in answers.items()
     }
     keys: dict[str, list[str]] = {}
     by_type: dict[str, dict[str, float]] = {}
+    known: dict[str, list[str]] = {}  # what a guesser may know: how often answers come up on other clips
+    for fact in facts.values():
+        known.setdefault(fact["type"], []).append(fact["key"])
     for row in tests:
         keys.setdefault(row.tags.get("type", "all"), []).append(row.tags.get("key", row.turns[0].answer or ""))
     for kind in keys:
@@ -126,7 +131,7 @@ def _accuracy(cfg: Config, tests: Sequence[Sample], answers: Mapping[str, list[s
         mean, low, high = paired_bootstrap(clusters, cfg.evaluate.bootstrap, seed_of(cfg.seed, "bootstrap"))
         return {"mean": mean, "ci95_low": low, "ci95_high": high}
 
-    accuracy = {name: sum(hits) / len(hits) for name, hits in right.items()} | {"guess": guess_rate(keys)}
+    accuracy = {name: sum(hits) / len(hits) for name, hits in right.items()} | {"guess": guess_rate(keys, known)}
     return {
         "accuracy": accuracy,
         "accuracy_by_type": by_type,

@@ -108,9 +108,7 @@ def _add_rows(
             rows["test"].append({**row, "answer": q.answer, "key": q.key})
         else:
             rows[part].append(row)
-            rows["truth"].append(
-                {"id": row["id"], "video": video, "type": q.type, "answer": q.answer, "segments": [e.sentence for e in events]}
-            )
+            rows["truth"].append({**row, "answer": q.answer, "key": q.key, "segments": [e.sentence for e in events]})
 
 
 def _as_annotated(events: Sequence[Event], w: WorldSection, rng: Any) -> tuple[Event, ...]:

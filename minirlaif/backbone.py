@@ -35,7 +35,10 @@ def model_type(section: ModelSection) -> str:
         path = Path(name) / "config.json"
         if not path.is_file():
             raise UserError(f"model.base {section.base}: no config.json in this folder; name a folder saved by save_pretrained")
-        found = json.loads(path.read_text()).get("model_type", "")
+        try:
+            found = json.loads(path.read_text())["model_type"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"model.base {section.base}: its config.json names no model_type; save the model again") from None
     else:
         from transformers import AutoConfig
 

@@ -6,8 +6,10 @@ Training, sampling, judging and the exported model all go through these function
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any
 
 from minirlaif.records import Turn, UserError
@@ -59,26 +61,37 @@ class Renderer:
     def __init__(self, tokenizer: Any, layout: Layout, tokens_per_frame: int) -> None:
         self.layout, self.tokens_per_frame = layout, tokens_per_frame
         self._tokenizer = tokenizer
-        self._known: dict[tuple[str, bool], tuple[int, ...]] = {}
-        (self.image_id,) = self._encode(layout.image, special=True)
-        (self.end_id,) = self._encode(layout.end, special=True)
+        self._known: dict[str, tuple[int, ...]] = {}
+        added = tokenizer.added_tokens_decoder.items()
+        self._special = {token.content: number for number, token in added if token.special}
+        self._split = re.compile("(" + "|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) + ")")
+        self.image_id, self.end_id = self._special[layout.image], self._special[layout.end]
 
-    def _encode(self, text: str, special: bool) -> tuple[int, ...]:
-        key = (text, special)
-        if key not in self._known:
-            if len(self._known) > 50_000:  # a long run meets ever new answers
-                self._known.clear()
-            engine = self._tokenizer.backend_tokenizer
-            engine.encode_special_tokens = not special
-            try:
-                self._known[key] = tuple(engine.encode(text, add_special_tokens=False).ids)
-            finally:
-                engine.encode_special_tokens = False
-        return self._known[key]
+    def _template(self, text: str) -> list[str | int]:
+        """A piece of the layout: special tokens as ids, what is between them as text."""
+        return [self._special.get(part, part) for part in self._split.split(text) if part]
+
+    def _joined(self, pieces: Iterable[str | int]) -> tuple[int, ...]:
+        """Ids of pieces in a row. Neighbouring texts become tokens together, as in the whole text: "User: " + "What"
+        are "User", ":", " What"."""
+        ids: list[int] = []
+        for text, group in groupby(pieces, key=lambda piece: isinstance(piece, str)):
+            run = list(group)
+            ids += self.text_ids("".join(map(str, run))) if text else map(int, run)
+        return tuple(ids)
 
     def text_ids(self, text: str) -> tuple[int, ...]:
         """Ids of plain text; special tokens written in it stay letters."""
-        return self._encode(text, special=False)
+        if text not in self._known:
+            if len(self._known) > 50_000:  # a long run meets ever new answers
+                self._known.clear()
+            engine = self._tokenizer.backend_tokenizer
+            engine.encode_special_tokens = True
+            try:
+                self._known[text] = tuple(engine.encode(text, add_special_tokens=False).ids)
+            finally:
+                engine.encode_special_tokens = False
+        return self._known[text]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of an answer: special tokens dropped, outer spaces stripped."""
@@ -93,7 +106,7 @@ class Renderer:
             context: text between the frames and the question; must end with a line break when not empty.
             seconds: length of the clip, for layouts that write it.
         """
-        return self.opening(times, seconds) + self._question(context, question)
+        return self._joined([*self._opening(times, seconds), *self._question(context, question)])
 
     def conversation(
         self, times: Sequence[float], turns: Sequence[Turn], context: str = "", seconds: float = 0.0, limit: int = 0
@@ -103,15 +116,18 @@ class Renderer:
         Raises:
             UserError: longer than `limit` tokens (0: no limit).
         """
-        ids: list[int] = list(self.opening(times, seconds))
-        learned = [False] * len(ids)
+        ids: list[int] = []
+        learned: list[bool] = []
+        before = self._opening(times, seconds)
         for number, turn in enumerate(turns):
-            again = self._encode(self.layout.user.rstrip() + " ", special=True) if number else ()
-            question = again + self._question(context if number == 0 else "", turn.question)
+            question = self._joined([*before, *self._question("" if number else context, turn.question)])
             answer = self.answer(turn.answer or "")
-            after = self._encode(self.layout.after_end, special=True)
-            ids += [*question, *answer, *after]
-            learned += [False] * len(question) + [True] * len(answer) + [False] * len(after)
+            ids += [*question, *answer]
+            learned += [False] * len(question) + [True] * len(answer)
+            before = self._template(self.layout.after_end + self.layout.user.rstrip() + " ")
+        after = self._joined(self._template(self.layout.after_end))
+        ids += after
+        learned += [False] * len(after)
         if limit and len(ids) > limit:
             raise UserError(f"a conversation has {len(ids)} tokens, sft.max_length allows {limit}: raise it or shorten the row")
         return Rendered(tuple(ids), tuple(learned))
@@ -122,23 +138,40 @@ class Renderer:
 
     def opening(self, times: Sequence[float], seconds: float = 0.0) -> tuple[int, ...]:
         """Ids of everything before context and question: the start and the frames, with an outro after them."""
+        return self._joined(self._opening(times, seconds))
+
+    def _opening(self, times: Sequence[float], seconds: float) -> list[str | int]:
         layout = self.layout
-        ids = self._encode(layout.start + layout.user, special=True)
+        pieces = self._template(layout.start + layout.user)
         if not times:
-            return ids
-        ids += self._encode(layout.intro.format(count=len(times), duration=_clock(seconds, hours=True)), special=True)
+            return pieces
+        pieces += self._template(layout.intro.format(count=_spelled(len(times)), duration=_clock(seconds, hours=True)))
         for time in times:
             before, after = layout.frame.format(time=_clock(time), image="\0").split("\0")
-            ids += self._encode(before, special=True) if before else ()
-            ids += (self.image_id,) * self.tokens_per_frame
-            ids += self._encode(after, special=True) if after else ()
-        return ids + self._encode(layout.outro, special=True)
+            pieces += [*self._template(before), *[self.image_id] * self.tokens_per_frame, *self._template(after)]
+        return pieces + self._template(layout.outro)
 
-    def _question(self, context: str, question: str) -> tuple[int, ...]:
+    def _question(self, context: str, question: str) -> list[str | int]:
         layout = self.layout
-        turn = self.text_ids(context) if context else ()
-        turn += self.text_ids(question)
-        return turn + self._encode(layout.end + layout.after_end + layout.assistant, special=True)
+        return [context, question, *self._template(layout.end + layout.after_end + layout.assistant)]
+
+
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
+    " nineteen"
+).split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+
+
+def _spelled(count: int) -> str:
+    """A number below 1000 in words, as SmolVLM2's processor writes the number of frames: "sixteen"."""
+    if count < 20:
+        return _ONES[count]
+    if count < 100:
+        return _TENS[count // 10 - 2] + (f"-{_ONES[count % 10]}" if count % 10 else "")
+    if count < 1000:
+        return f"{_ONES[count // 100]} hundred" + (f" and {_spelled(count % 100)}" if count % 100 else "")
+    return str(count)
 
 
 def _clock(seconds: float, hours: bool = False) -> str:

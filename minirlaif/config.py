@@ -227,7 +227,7 @@ RULES = Rules(
         ).split()
     ),
     shares=frozenset("max_unreadable still_share shuffled_share warmup_ratio top_p held_out min_accuracy gamma lam".split()),
-    any_sign=frozenset({"reward_scale"}),  # a negative one turns the reward round, to show that PPO follows it
+    any_sign=frozenset({"reward_scale"}),  # a negative one turns score and KL term round together
     not_empty=frozenset({"model.base", "report_to"}),
 )
 

@@ -48,7 +48,7 @@ def seed_of(seed: int, *place: Any) -> int:
 
 
 def make_optimizer(accelerator: Any, parameters: Sequence[nn.Parameter], learning_rate: float, weight_decay: float) -> Any:
-    """AdamW; paged 8-bit from bitsandbytes on a GPU with a quantised base, where its memory counts."""
+    """AdamW over adapter weights, prepared by accelerate; the moments are float32."""
     if any(type(p).__name__ == "Params4bit" for p in parameters):
         raise ValueError("quantised weights cannot be trained: pass adapter weights only")
     return accelerator.prepare(torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay))

@@ -69,7 +69,7 @@ class Renderer:
 
     def _template(self, text: str) -> list[str | int]:
         """A piece of the layout: special tokens as ids, what is between them as text."""
-        return [self._special.get(part, part) for part in self._split.split(text) if part]
+        return [self._special.get(part, part) for part in self._split.split(text) if part]  # type: ignore[misc]
 
     def _joined(self, pieces: Iterable[str | int]) -> tuple[int, ...]:
         """Ids of pieces in a row. Neighbouring texts become tokens together, as in the whole text: "User: " + "What"

@@ -138,7 +138,7 @@ def load(folder: str, revision: str, dtype: torch.dtype, quantization: Any, devi
         # bitsandbytes on a CPU with bf16 instructions repacks 4-bit weights at the first look, and packed weights have no
         # backward pass: gradients through the base would silently be missing.
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - a plain assignment is a type error on a module
     return SmolVLM(model, tokenizer, _layout(Path(folder) / LAYOUT_FILE), folder)
 
 

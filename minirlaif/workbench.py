@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from minirlaif.artifacts import Run, StageDir
-from minirlaif.backbone import open_backbone
-from minirlaif.config import Config
+from minirlaif.backbone import base_hash, open_backbone
+from minirlaif.config import Config, section
 from minirlaif.data import load_preferences, load_samples
 from minirlaif.features import FeatureStore
 from minirlaif.frames import FramePlan, segment_spans, uniform_plan
@@ -118,6 +118,14 @@ def open_workbench(cfg: Config, run: Run) -> Iterator[Workbench]:
                 torch.cuda.empty_cache()
 
 
+def settings_of(cfg: Config, *names: str) -> dict[str, Any]:
+    """What a stage's result depends on, for its manifest: whole sections, the seed, and the base's weights by hash, so that a
+    base trained again under the same name is noticed."""
+    settings = {name: section(cfg, name) for name in names} | {"seed": cfg.seed}
+    settings["model"]["weights"] = base_hash(cfg.model)
+    return settings
+
+
 def read_samples(cfg: Config, run: Run, part: str, need_answers: bool) -> list[Sample]:
     """The rows of a part of the data: "sft", "prompts", "dev" or "test"; from the tiny world where the config asks for it."""
     if cfg.data.world:
@@ -125,7 +133,13 @@ def read_samples(cfg: Config, run: Run, part: str, need_answers: bool) -> list[S
     sources = {"sft": cfg.data.sft, "prompts": cfg.data.prompts, "dev": cfg.data.dev, "test": cfg.data.test}[part]
     if not sources:
         raise UserError(f"data.{part}: names no file; set it to the files to read (or data.world to tiny)")
-    return _whole_paths([sample for source in sources for sample in load_samples(source, cfg.data.videos, need_answers)])
+    taken: set[str] = set()
+    rows: list[Sample] = []
+    for number, source in enumerate(sources, start=1):  # two files may both count their rows from 1
+        file = load_samples(source, cfg.data.videos, need_answers)
+        rows += [replace(sample, id=f"{sample.id}@{number}") if sample.id in taken else sample for sample in file]
+        taken |= {sample.id for sample in rows}
+    return _whole_paths(rows)
 
 
 def read_preferences(source: str, videos: str = "") -> list[Preference]:

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.artifacts import Run, StageDir
-from minirlaif.config import Config, section
+from minirlaif.config import Config
 from minirlaif.features import blank_features
 from minirlaif.metrics import progress
 from minirlaif.records import Sample
 from minirlaif.sampling import sample
 from minirlaif.stats import exact_match, guess_rate, paired_bootstrap, wilson
 from minirlaif.training import seed_of, shuffled
-from minirlaif.workbench import View, Workbench, open_workbench, read_samples, readable, stored
+from minirlaif.workbench import View, Workbench, open_workbench, read_samples, readable, settings_of, stored
 
 MODELS = {"base": "base", "sft": "sft", "rlaif": "policy"}  # name in the report -> role
 CONTROLS = ("blind", "shuffled")
@@ -28,7 +28,7 @@ CONTROLS = ("blind", "shuffled")
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. models and questions 2. answers of every model and control 3. accuracy, intervals 4. judge and reward against truth."""
-    settings = {name: section(cfg, name) for name in ("model", "video", "data", "evaluate")} | {"seed": cfg.seed}
+    settings = settings_of(cfg, "model", "video", "data", "evaluate")
     with run.stage("evaluate", settings, inputs=["sft", "feedback", "reward", "ppo"], redo=redo) as out:
         if out is None:
             return

@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.artifacts import Run, StageDir
-from minirlaif.config import Config, section
+from minirlaif.config import Config
 from minirlaif.judge import judge, swap_consistent
 from minirlaif.metrics import progress
 from minirlaif.records import Pair, Sample, UserError, Verdict
 from minirlaif.sampling import sample
 from minirlaif.training import generator, seed_of
 from minirlaif.verdicts import context_text
-from minirlaif.workbench import Workbench, located, open_workbench, read_samples, readable, stored
+from minirlaif.workbench import Workbench, located, open_workbench, read_samples, readable, settings_of, stored
 
 LETTER_SHARE = 16  # of so many pairs one is also judged by letters, to compare the read-outs
 
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. open the SFT model 2. per chunk: describe, answer, judge, write 3. describe dev clips 4. count."""
-    settings = {name: section(cfg, name) for name in ("model", "video", "data", "feedback")} | {"seed": cfg.seed}
+    settings = settings_of(cfg, "model", "video", "data", "feedback")
     with run.stage("feedback", settings, inputs=["sft"], redo=redo) as out:
         if out is None:
             return

@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from minirlaif.artifacts import Run, StageDir
-from minirlaif.config import Config, section
+from minirlaif.config import Config
 from minirlaif.devjudge import DevJudge
 from minirlaif.losses import ppo_policy_loss, total_stats, value_loss
 from minirlaif.metrics import progress
@@ -39,7 +39,7 @@ from minirlaif.training import (
     shuffled,
     write_state,
 )
-from minirlaif.workbench import Workbench, located, open_workbench, read_samples, readable, stored
+from minirlaif.workbench import Workbench, located, open_workbench, read_samples, readable, settings_of, stored
 
 RATIO_TOLERANCE = 0.02  # of the first ratio from 1; low precision and other batch shapes move it a little
 
@@ -56,8 +56,8 @@ class Learner:
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. prompts 2. roles and optimisers 3. iterations: collect, update, log, sometimes judge 4. the chosen policy."""
-    names = ("model", "video", "data", "rollout", "ppo")
-    settings = {name: section(cfg, name) for name in names} | {"seed": cfg.seed, "context": cfg.reward.context}
+    # feedback: how the judge picks the checkpoint
+    settings = settings_of(cfg, "model", "video", "data", "feedback", "rollout", "ppo") | {"context": cfg.reward.context}
     with run.stage("ppo", settings, inputs=["sft", "feedback", "reward"], redo=redo) as out:
         if out is None:
             return

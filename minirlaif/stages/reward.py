@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minirlaif.artifacts import Run, StageDir
-from minirlaif.config import Config, section
+from minirlaif.config import Config
 from minirlaif.losses import bradley_terry_loss, centering_penalty
 from minirlaif.metrics import progress
 from minirlaif.records import Preference, StageStopped, UserError
@@ -30,7 +30,7 @@ from minirlaif.training import (
     shuffled,
     write_state,
 )
-from minirlaif.workbench import Workbench, open_workbench, read_preferences, stored
+from minirlaif.workbench import Workbench, open_workbench, read_preferences, settings_of, stored
 
 START_BETA = 3.0
 PADDING_TOLERANCE = 1e-3
@@ -38,7 +38,7 @@ PADDING_TOLERANCE = 1e-3
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. preferences, some kept back 2. role, head, optimiser 3. train 4. held-out scores, bias and padding check."""
-    settings: dict[str, Any] = {name: section(cfg, name) for name in ("model", "video", "reward")} | {"seed": cfg.seed}
+    settings = settings_of(cfg, "model", "video", "reward")
     settings["preferences"] = list(cfg.data.preferences)
     with run.stage("reward", settings, inputs=["sft", "feedback"], redo=redo) as out:
         if out is None:

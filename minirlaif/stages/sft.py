@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minirlaif.artifacts import Run
-from minirlaif.config import Config, section
+from minirlaif.config import Config
 from minirlaif.losses import sft_loss
 from minirlaif.metrics import progress
 from minirlaif.records import Sample, UserError
@@ -25,12 +25,12 @@ from minirlaif.training import (
     shuffled,
     write_state,
 )
-from minirlaif.workbench import Workbench, check_data, open_workbench, read_samples, readable
+from minirlaif.workbench import Workbench, check_data, open_workbench, read_samples, readable, settings_of
 
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. rows by answer length 2. role and optimiser 3. both stages, one after the other 4. the adapter."""
-    settings = {name: section(cfg, name) for name in ("model", "video", "data", "sft")} | {"seed": cfg.seed}
+    settings = settings_of(cfg, "model", "video", "data", "sft")
     with run.stage("sft", settings, inputs=["world"] if cfg.data.world else [], redo=redo) as out:
         if out is None:
             return

@@ -121,7 +121,7 @@ def open_workbench(cfg: Config, run: Run) -> Iterator[Workbench]:
 def settings_of(cfg: Config, *names: str) -> dict[str, Any]:
     """What a stage's result depends on, for its manifest: whole sections, the seed, and the base's weights by hash, so that a
     base trained again under the same name is noticed."""
-    settings = {name: section(cfg, name) for name in names} | {"seed": cfg.seed}
+    settings: dict[str, Any] = {"seed": cfg.seed} | {name: section(cfg, name) for name in names}
     settings["model"]["weights"] = base_hash(cfg.model)
     return settings
 

@@ -25,6 +25,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from minirlaif.frames import FrameSize
 from minirlaif.timeline import HDR_TRANSFERS, Timeline, Unreadable, inspect
 
 SEEK_ROWS = 24  # PyAV seeks only where that saves at least so many frames
@@ -178,7 +179,7 @@ def _light_of_codes(curve: str) -> Any:
     return (nits / REFERENCE_WHITE).astype(np.float32)
 
 
-def decode(timeline: Timeline, rows: list[int], size: int | None, only_av: bool) -> tuple[Any, str]:
+def decode(timeline: Timeline, rows: list[int], size: FrameSize | None, only_av: bool) -> tuple[Any, str]:
     """Ascending rows as one uint8 array [F, H, W, 3] in one pass, and who decoded them ("decord" or "av")."""
     import numpy as np
 
@@ -190,14 +191,24 @@ def decode(timeline: Timeline, rows: list[int], size: int | None, only_av: bool)
     return np.stack([resized(frame, size) for frame in av_frames(timeline, rows)]), "av"
 
 
-def resized(frame: Any, size: int | None) -> Any:
-    """[H, W, 3] as a size x size square by PIL's bicubic filter (with antialiasing); None keeps it."""
+def resized(frame: Any, size: FrameSize | None) -> Any:
+    """[H, W, 3] as `size`, by PIL's bicubic filter (with antialiasing); None keeps it."""
     import numpy as np
     from PIL import Image
 
-    if size is None or frame.shape[:2] == (size, size):
+    if size is None:
         return frame
-    return np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC))
+    height, width = frame.shape[:2]
+    if size.pad is not None and height != width:
+        side = max(height, width)
+        square = np.empty((side, side, 3), np.uint8)
+        square[:] = size.pad
+        top, left = (side - height) // 2, (side - width) // 2
+        square[top : top + height, left : left + width] = frame
+        frame = square
+    if frame.shape[:2] == (size.height, size.width):
+        return frame
+    return np.asarray(Image.fromarray(frame).resize((size.width, size.height), Image.Resampling.BICUBIC))
 
 
 def refuse_blank(timeline: Timeline, frames: Any, only_av: bool) -> None:
@@ -232,7 +243,8 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     if request["verb"] == "frames":
         plans = [timeline.rows_at(times) for times in request["plans"]]
         rows = sorted({row for plan in plans for row in plan})
-        frames, _ = decode(timeline, rows, request["size"], only_av)
+        size = request["size"] and FrameSize(**request["size"])
+        frames, _ = decode(timeline, rows, size, only_av)
         refuse_blank(timeline, frames, only_av)
         places = {row: place for place, row in enumerate(rows)}
         return {"places": [[places[row] for row in plan] for plan in plans], "shape": frames.shape}, frames

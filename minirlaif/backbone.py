@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,7 @@ from minirlaif.config import ModelSection
 from minirlaif.records import UserError
 
 if TYPE_CHECKING:
-    from minirlaif.families.smolvlm import SmolVLM
-
-    Backbone = SmolVLM
+    from minirlaif.families.common import Backbone
 
 TINY = Path(__file__).parent / "tiny_base"
 FAMILIES = {"smolvlm": "SmolVLM and SmolVLM2"}  # model_type -> name; one module each in families/
@@ -66,13 +65,17 @@ def open_backbone(section: ModelSection) -> Backbone:
     dtype = {"auto": torch.bfloat16 if device.type == "cuda" else torch.float32, "float32": torch.float32}.get(
         section.dtype, torch.bfloat16
     )
-    assert kind == "smolvlm"
-    from minirlaif.families import smolvlm
-
-    backbone = smolvlm.load(base_folder(section), section.revision, dtype, _quantization(section, dtype), device)
+    backbone = _loader(kind)(base_folder(section), section.revision, dtype, _quantization(section, dtype), device)
     backbone.model.requires_grad_(False)
     backbone.model.eval()
     return backbone
+
+
+def _loader(kind: str) -> Callable[..., Backbone]:
+    """`load` of the family's module, imported here because a run needs only one."""
+    from minirlaif.families import smolvlm
+
+    return {"smolvlm": smolvlm.load}[kind]
 
 
 def pick_device(wanted: str) -> Any:

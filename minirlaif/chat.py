@@ -17,7 +17,10 @@ from minirlaif.records import Turn, UserError
 
 @dataclass(frozen=True)
 class Layout:
-    """How a model family writes a conversation. The defaults are those of SmolVLM2; `image` is replaced per frame."""
+    """How a model family writes a conversation. The defaults are those of SmolVLM2.
+
+    `frame` is written per group of frames, with {image} for its placeholders and {time} (MM:SS) or {at} (seconds) for when.
+    """
 
     start: str = "<|im_start|>"
     user: str = "User: "
@@ -29,10 +32,20 @@ class Layout:
     frame: str = "\nFrame from {time}:<fake_token_around_image><global-img>{image}<fake_token_around_image>"
     outro: str = "\n\n"
     image: str = "<image>"
+    group: int = 1  # frames that share placeholders; 0: all frames of the clip do
 
-    def as_dict(self) -> dict[str, str]:
+    def as_dict(self) -> dict[str, Any]:
         """Plain form, stored beside a model that has a layout of its own."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a prompt shows of a clip: the frames' times and the clip's length in seconds, and placeholders per group of frames."""
+
+    times: tuple[float, ...]
+    seconds: float
+    vectors: int
 
 
 @dataclass(frozen=True)
@@ -55,11 +68,10 @@ class Renderer:
     Args:
         tokenizer: a fast tokenizer.
         layout: the family's conversation layout.
-        tokens_per_frame: image placeholders that stand for one frame (K).
     """
 
-    def __init__(self, tokenizer: Any, layout: Layout, tokens_per_frame: int) -> None:
-        self.layout, self.tokens_per_frame = layout, tokens_per_frame
+    def __init__(self, tokenizer: Any, layout: Layout) -> None:
+        self.layout = layout
         self._tokenizer = tokenizer
         self._known: dict[str, tuple[int, ...]] = {}
         added = tokenizer.added_tokens_decoder.items()
@@ -97,20 +109,17 @@ class Renderer:
         """Text of an answer: special tokens dropped, outer spaces stripped."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
-    def prompt(self, times: Sequence[float], question: str, context: str = "", seconds: float = 0.0) -> tuple[int, ...]:
+    def prompt(self, shown: Shown | None, question: str, context: str = "") -> tuple[int, ...]:
         """Ids of a user turn up to the place where the answer starts.
 
         Args:
-            times: seconds of the frames shown, one per frame; empty for a prompt without video.
+            shown: the video; None for a prompt without one.
             question: what is asked.
             context: text between the frames and the question; must end with a line break when not empty.
-            seconds: length of the clip, for layouts that write it.
         """
-        return self._joined([*self._opening(times, seconds), *self._question(context, question)])
+        return self._joined([*self._opening(shown), *self._question(context, question)])
 
-    def conversation(
-        self, times: Sequence[float], turns: Sequence[Turn], context: str = "", seconds: float = 0.0, limit: int = 0
-    ) -> Rendered:
+    def conversation(self, shown: Shown | None, turns: Sequence[Turn], context: str = "", limit: int = 0) -> Rendered:
         """A whole conversation with answers; the video stands in its first user turn.
 
         Raises:
@@ -118,7 +127,7 @@ class Renderer:
         """
         ids: list[int] = []
         learned: list[bool] = []
-        before = self._opening(times, seconds)
+        before = self._opening(shown)
         for number, turn in enumerate(turns):
             question = self._joined([*before, *self._question("" if number else context, turn.question)])
             answer = self.answer(turn.answer or "")
@@ -136,24 +145,33 @@ class Renderer:
         """Ids of an answer with the token that ends it."""
         return self.text_ids(self.layout.answer + text) + (self.end_id,)
 
-    def opening(self, times: Sequence[float], seconds: float = 0.0) -> tuple[int, ...]:
+    def opening(self, shown: Shown | None) -> tuple[int, ...]:
         """Ids of everything before context and question: the start and the frames, with an outro after them."""
-        return self._joined(self._opening(times, seconds))
+        return self._joined(self._opening(shown))
 
-    def _opening(self, times: Sequence[float], seconds: float) -> list[str | int]:
+    def _opening(self, shown: Shown | None) -> list[str | int]:
         layout = self.layout
         pieces = self._template(layout.start + layout.user)
-        if not times:
+        if shown is None:
             return pieces
-        pieces += self._template(layout.intro.format(count=_spelled(len(times)), duration=_clock(seconds, hours=True)))
-        for time in times:
-            before, after = layout.frame.format(time=_clock(time), image="\0").split("\0")
-            pieces += [*self._template(before), *[self.image_id] * self.tokens_per_frame, *self._template(after)]
+        duration = _clock(shown.seconds, hours=True)
+        pieces += self._template(layout.intro.format(count=_spelled(len(shown.times)), duration=duration))
+        for at in group_times(shown.times, layout.group):
+            before, after = layout.frame.format(time=_clock(at), at=at, image="\0").split("\0")
+            pieces += [*self._template(before), *[self.image_id] * shown.vectors, *self._template(after)]
         return pieces + self._template(layout.outro)
 
     def _question(self, context: str, question: str) -> list[str | int]:
         layout = self.layout
         return [context, question, *self._template(layout.end + layout.after_end + layout.assistant)]
+
+
+def group_times(times: Sequence[float], size: int) -> list[float]:
+    """When each group of `size` frames is (0: all of them): the middle between its first and last one. A last group that is
+    short repeats its last frame, as Qwen's processors do."""
+    size = size or len(times)
+    groups = [times[i : i + size] for i in range(0, len(times), size)]
+    return [(group[0] + group[-1]) / 2 for group in groups]
 
 
 _ONES = (

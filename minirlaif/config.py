@@ -40,6 +40,7 @@ class VideoSection:
     segment_frames: int = 8  # frames of one segment when it is described
     segment_seconds: float = 8.0  # length of a segment; the last one may be shorter
     max_segments: int = 8  # a longer clip gets longer segments instead of more
+    frame_pixels: int = 65536  # most pixels of a frame, for families that take any size (Qwen); others have their own
     timeout_seconds: float = 60.0  # a reader that takes longer for one clip is killed and the clip reported
     max_unreadable: float = 0.0  # share of clips that may be unreadable (and are skipped) before a run refuses to start
     cache_gib: float = 20.0  # size limit of the feature cache of a run
@@ -220,7 +221,7 @@ RULES = Rules(
     },
     positive=frozenset(
         (
-            "frames segment_frames segment_seconds max_segments timeout_seconds lora_r lora_alpha"
+            "frames segment_frames frame_pixels segment_seconds max_segments timeout_seconds lora_r lora_alpha"
             " questions_per_clip test_clips steps learning_rate epochs batch_size micro_batch_size minibatch_size"
             " max_length save_steps save_every dev_every max_grad_norm pairs_per_prompt temperature top_p"
             " max_new_tokens describe_tokens rollouts iterations clip value_clip bootstrap"

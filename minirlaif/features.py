@@ -2,7 +2,7 @@
 
 One SQLite file per run holds, by clip content, frame plan and vision weights: feature vectors, a small picture strip for
 people, and what is known about each clip. SQLite because one file with its own journal survives a kill and needs no index.
-Letters: F frames, K vectors per frame, D width.
+Letters: F frames, G groups of frames, H x W vectors per group, E numbers per vector (see families/common.py).
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minirlaif.frames import FramePlan
+from minirlaif.config import VideoSection
+from minirlaif.frames import FramePlan, FrameSize
 from minirlaif.video import ClipInfo, ClipReader
 
 if TYPE_CHECKING:
-    from minirlaif.backbone import Backbone
+    from minirlaif.families.common import Backbone
 
 PICTURE = 96  # pixels of a side of one picture in a strip
 MEMORY = 1 << 30  # bytes of features kept in host memory
@@ -39,20 +40,18 @@ class FeatureStore:
         path: the SQLite file; made when missing.
         backbone: encodes frames; its vision weights are part of the key.
         reader: decodes clips.
-        limit_gib: oldest features are deleted beyond this size.
+        video: cache_gib (oldest features are deleted beyond this size) and frame_pixels count here.
     """
 
-    def __init__(self, path: Path, backbone: Backbone, reader: ClipReader, limit_gib: float) -> None:
+    def __init__(self, path: Path, backbone: Backbone, reader: ClipReader, video: VideoSection) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(path, timeout=60)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute("CREATE TABLE IF NOT EXISTS clips (path TEXT PRIMARY KEY, stamp TEXT, info TEXT)")
-        self._db.execute(
-            "CREATE TABLE IF NOT EXISTS features (key TEXT PRIMARY KEY, frames INT, vectors INT, data BLOB, strip BLOB)"
-        )
+        self._db.execute("CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, shape TEXT, data BLOB, strip BLOB)")
         self._backbone, self._reader = backbone, reader
-        self._limit = int(limit_gib * (1 << 30))
+        self._limit, self._frame_pixels = int(video.cache_gib * (1 << 30)), video.frame_pixels
         self._vision = vision_hash(backbone)
         self._memory: OrderedDict[str, Tensor] = OrderedDict()
         self._memory_bytes = 0
@@ -77,54 +76,55 @@ class FeatureStore:
         self._db.commit()
         return info
 
+    def size(self, info: ClipInfo) -> FrameSize:
+        """Pixels of a clip's frames."""
+        return self._backbone.frame_size(info.width, info.height, self._frame_pixels)
+
     def get(self, video: str, planner: Planner) -> list[tuple[FramePlan, Tensor]]:
-        """The frame plans of a clip with their features_FKD (on the CPU), in the planner's order."""
+        """The frame plans of a clip with their features_GHWE (on the CPU), in the planner's order."""
         info = self.info(video)
         plans = list(planner(info))
         keys = [self._key(info, plan) for plan in plans]
         found = {key: self._read(key) for key in keys}
         missing = list({key: plan for key, plan in zip(keys, plans, strict=True) if found[key] is None}.items())
         if missing:  # a plan that is asked for twice, as of a clip with a single segment, is decoded once
-            frames = self._reader.frames(video, [plan for _, plan in missing], self._backbone.frame_size)
+            frames = self._reader.frames(video, [plan for _, plan in missing], self.size(info))
             self.counters["decodes"] += len(missing)
-            features_FKD = self._backbone.encode_frames(np.concatenate(frames)).to("cpu")
-            parts = features_FKD.split([len(pixels) for pixels in frames])
-            for (key, _), pixels, part in zip(missing, frames, parts, strict=True):
+            for (key, _), pixels in zip(missing, frames, strict=True):
+                features_GHWE = self._backbone.encode_frames(pixels).to("cpu").contiguous()
                 self.counters["encodes"] += 1
                 self.counters["encoded_frames"] += len(pixels)
-                found[key] = part.contiguous()
-                self._write(key, part.contiguous(), _strip(pixels))
+                found[key] = features_GHWE
+                self._write(key, features_GHWE, _strip(pixels))
             self._db.commit()
             self._shrink()
         return [(plan, _present(found[key])) for key, plan in zip(keys, plans, strict=True)]
 
     def strip(self, video: str, plan: FramePlan) -> bytes:
         """A JPEG of the frames side by side, as the model saw them; empty when the plan was never decoded."""
-        row = self._db.execute("SELECT strip FROM features WHERE key = ?", (self._key(self.info(video), plan),)).fetchone()
+        row = self._db.execute("SELECT strip FROM vectors WHERE key = ?", (self._key(self.info(video), plan),)).fetchone()
         return b"" if row is None else bytes(row[0])
 
     def _key(self, info: ClipInfo, plan: FramePlan) -> str:
-        return f"{info.id}:{plan.key}:{self._backbone.frame_size}:{self._vision}"
+        return f"{info.id}:{plan.key}:{self.size(info).key}:{self._vision}"
 
     def _read(self, key: str) -> Tensor | None:
         if key in self._memory:
             self._memory.move_to_end(key)
             return self._memory[key]
-        row = self._db.execute("SELECT frames, vectors, data FROM features WHERE key = ?", (key,)).fetchone()
+        row = self._db.execute("SELECT shape, data FROM vectors WHERE key = ?", (key,)).fetchone()
         if row is None:
             return None
-        kind = self._backbone.text_model.embed_tokens.weight.dtype
-        features = torch.frombuffer(bytearray(row[2]), dtype=kind).view(row[0], row[1], -1)
+        features = torch.frombuffer(bytearray(row[1]), dtype=self._backbone.dtype).view(json.loads(row[0]))
         self._remember(key, features)
         return features
 
-    def _write(self, key: str, features_FKD: Tensor, strip: bytes) -> None:
-        kind = self._backbone.text_model.embed_tokens.weight.dtype
-        data = features_FKD.to(kind).view(torch.uint8).numpy().tobytes()
-        row = (key, features_FKD.shape[0], features_FKD.shape[1], data, strip)
-        self._db.execute("REPLACE INTO features VALUES (?, ?, ?, ?, ?)", row)
+    def _write(self, key: str, features_GHWE: Tensor, strip: bytes) -> None:
+        kept = features_GHWE.to(self._backbone.dtype)
+        data = kept.view(torch.uint8).numpy().tobytes()
+        self._db.execute("REPLACE INTO vectors VALUES (?, ?, ?, ?)", (key, json.dumps(list(kept.shape)), data, strip))
         self.counters["plans"] += 1
-        self._remember(key, features_FKD.to(kind))
+        self._remember(key, kept)
 
     def _remember(self, key: str, features: Tensor) -> None:
         self._memory[key] = features
@@ -135,8 +135,8 @@ class FeatureStore:
     def _shrink(self) -> None:
         while self._size() > self._limit:  # freed pages are used again, so the file stops growing
             gone = self._db.execute(
-                "DELETE FROM features WHERE rowid IN (SELECT rowid FROM features ORDER BY rowid LIMIT"
-                " (SELECT max(1, count(*) / 10) FROM features))"
+                "DELETE FROM vectors WHERE rowid IN (SELECT rowid FROM vectors ORDER BY rowid LIMIT"
+                " (SELECT max(1, count(*) / 10) FROM vectors))"
             )
             self._db.commit()
             if not gone.rowcount:
@@ -152,19 +152,19 @@ class FeatureStore:
 def vision_hash(backbone: Backbone) -> str:
     """16 hex digits of the vision tower's and connector's weights: other weights, other features."""
     digest = hashlib.sha256()
-    for part in (backbone.vision_model, backbone.connector):
+    for part in backbone.eyes:
         for name, tensor in part.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def blank_features(backbone: Backbone, count: int, cache: dict[int, Tensor]) -> Tensor:
-    """Features_FKD of `count` mid-grey frames, for the blind control."""
-    if count not in cache:
-        grey = np.full((count, backbone.frame_size, backbone.frame_size, 3), 30, np.uint8)
-        cache[count] = backbone.encode_frames(grey).to("cpu")
-    return cache[count]
+def blank_features(backbone: Backbone, count: int, size: FrameSize, cache: dict[tuple[int, FrameSize], Tensor]) -> Tensor:
+    """features_GHWE of `count` dark grey frames, for the blind control."""
+    if (count, size) not in cache:
+        grey = np.full((count, size.height, size.width, 3), 30, np.uint8)
+        cache[count, size] = backbone.encode_frames(grey).to("cpu")
+    return cache[count, size]
 
 
 def _present(features: Tensor | None) -> Tensor:
@@ -175,13 +175,12 @@ def _present(features: Tensor | None) -> Tensor:
 def _strip(pixels_FHW3: np.ndarray) -> bytes:
     from PIL import Image
 
-    pictures: list[Any] = [
-        Image.fromarray(p).resize((PICTURE, PICTURE), Image.Resampling.NEAREST if len(p) < PICTURE else Image.Resampling.BICUBIC)
-        for p in pixels_FHW3
-    ]
-    sheet = Image.new("RGB", (PICTURE * len(pictures), PICTURE))
-    for number, picture in enumerate(pictures):
-        sheet.paste(picture, (number * PICTURE, 0))
+    height, width = pixels_FHW3.shape[1:3]
+    shape = (round(PICTURE * width / height), PICTURE)
+    how = Image.Resampling.NEAREST if height < PICTURE else Image.Resampling.BICUBIC
+    sheet = Image.new("RGB", (shape[0] * len(pixels_FHW3), PICTURE))
+    for number, pixels in enumerate(pixels_FHW3):
+        sheet.paste(Image.fromarray(pixels).resize(shape, how), (number * shape[0], 0))
     buffer = io.BytesIO()
     sheet.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()

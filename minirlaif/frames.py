@@ -1,4 +1,4 @@
-"""Which moments of a clip the model looks at. Times only: no decoding, no disk."""
+"""Which moments of a clip the model looks at, and as how many pixels. No decoding, no disk."""
 
 from __future__ import annotations
 
@@ -26,6 +26,23 @@ class FramePlan:
         """Short text that is the same for the same moments (to a millisecond): part of a cache key."""
         milliseconds = ",".join(str(round(time * 1000)) for time in self.times)
         return f"{len(self.times)}f-{hashlib.sha256(milliseconds.encode()).hexdigest()[:12]}"
+
+
+@dataclass(frozen=True)
+class FrameSize:
+    """The pixels that every frame of a clip is turned into before the vision tower sees it.
+
+    pad: colour (RGB, 0 to 255) that first fills a frame up to a centred square; None: the frame is stretched to height x width.
+    """
+
+    height: int
+    width: int
+    pad: tuple[int, int, int] | None = None
+
+    @property
+    def key(self) -> str:
+        """Short text, equal for equal sizes: part of a cache key."""
+        return f"{self.height}x{self.width}" + ("" if self.pad is None else f"-pad{'.'.join(map(str, self.pad))}")
 
 
 def uniform_plan(seconds: float, count: int, start: float = 0.0, end: float | None = None) -> FramePlan:

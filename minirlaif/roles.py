@@ -19,7 +19,7 @@ from minirlaif.config import ModelSection
 from minirlaif.records import UserError
 
 if TYPE_CHECKING:
-    from minirlaif.backbone import Backbone
+    from minirlaif.families.common import Backbone
 
 HEAD_FILE = "head.safetensors"
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from minirlaif.tokens import log_distribution, pad_stack
 
 if TYPE_CHECKING:
-    from minirlaif.backbone import Backbone
+    from minirlaif.families.common import Backbone
 
 
 @dataclass(frozen=True)
@@ -55,20 +55,17 @@ def sample(
     Returns:
         for each prompt, its answers. Image and chat tokens are never chosen.
     """
-    from transformers import DynamicCache
-
     device, banned_V = backbone.device, backbone.banned_V.to(backbone.device)
     ids_BT, mask_BT = pad_stack([torch.tensor(p.ids) for p in prompts], backbone.pad_id, "left")
     ids_BT, mask_BT = ids_BT.to(device), mask_BT.to(device)
-    cache = DynamicCache()
-    positions_BT = (mask_BT.long().cumsum(1) - 1).clamp(min=0)
-    embeds = backbone.embed(ids_BT, [p.features for p in prompts])
-    state_BD = backbone.hidden(embeds, mask_BT, positions_BT, cache)[:, -1]
+    cache, features = backbone.new_cache(), [p.features for p in prompts]
+    positions = backbone.positions(ids_BT, mask_BT, features)
+    state_BD = backbone.hidden(backbone.embed(ids_BT, features), mask_BT, positions, cache)[:, -1]
     if answers > 1:
         cache.batch_repeat_interleave(answers)
         state_BD, mask_BT = state_BD.repeat_interleave(answers, 0), mask_BT.repeat_interleave(answers, 0)
-        positions_BT = positions_BT.repeat_interleave(answers, 0)
-    position_N1 = positions_BT[:, -1:] + 1
+        positions = positions.repeat_interleave(answers, -2)
+    position = positions[..., -1:] + 1  # [N, 1], or [3, N, 1]: after a prompt, every axis counts on from its highest number
     rows = len(state_BD)
     running = torch.ones(rows, dtype=torch.bool, device=device)
     tokens, chances, alive = [], [], []
@@ -82,8 +79,8 @@ def sample(
         if step + 1 == max_new_tokens or not bool(running.any()):
             break
         mask_BT = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], 1)
-        state_BD = backbone.hidden(backbone.embed(choice_N[:, None], [None] * rows), mask_BT, position_N1, cache)[:, -1]
-        position_N1 = position_N1 + 1
+        state_BD = backbone.hidden(backbone.embed(choice_N[:, None], [None] * rows), mask_BT, position, cache)[:, -1]
+        position = position + 1
     tokens_NR, chances_NR, alive_NR = (torch.stack(x, 1).tolist() for x in (tokens, chances, alive))
     completions = [
         Completion(

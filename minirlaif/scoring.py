@@ -16,14 +16,14 @@ from minirlaif.roles import ScalarHead
 from minirlaif.tokens import entropy, log_distribution, pad_stack, pick_logprobs
 
 if TYPE_CHECKING:
-    from minirlaif.backbone import Backbone
+    from minirlaif.families.common import Backbone
 
 CHUNK = 2048  # answer positions whose logits are in memory at once; 150k words x 2048 x 4 bytes = 1.2 GB
 
 
 @dataclass(frozen=True)
 class Row:
-    """One answer to one prompt. features: the frames' vectors [F, K, D], None for a prompt without video."""
+    """One answer to one prompt. features: the frames' vectors [G, H, W, E], None for a prompt without video."""
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
@@ -116,8 +116,9 @@ def _run(backbone: Backbone, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tenso
     targets_BR, mask_BR = pad_stack([torch.tensor(row.answer) for row in rows], backbone.pad_id, "right")
     starts_B = torch.tensor([len(row.prompt) for row in rows])
     index_BR = (starts_B[:, None] + torch.arange(mask_BR.shape[1])).clamp(max=ids_BT.shape[1] - 1)
-    embeds_BTD = backbone.embed(ids_BT.to(device), [row.features for row in rows])
-    hidden_BTD = backbone.hidden(embeds_BTD, mask_BT.to(device))
+    ids_BT, mask_BT, features = ids_BT.to(device), mask_BT.to(device), [row.features for row in rows]
+    positions = backbone.positions(ids_BT, mask_BT, features)
+    hidden_BTD = backbone.hidden(backbone.embed(ids_BT, features), mask_BT, positions)
     return hidden_BTD, targets_BR.to(device), mask_BR.to(device), index_BR.to(device)
 
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol
@@ -21,7 +21,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from minirlaif.frames import FramePlan
+from minirlaif.frames import FramePlan, FrameSize
 from minirlaif.records import UserError
 
 START_SECONDS = 120.0  # the reader's imports may come from a cold disk
@@ -92,17 +92,17 @@ class ClipReader:
         header, _ = self._ask({"verb": "info", "path": str(path)})
         return ClipInfo(**header["info"])
 
-    def frames(self, path: str | Path, plans: Sequence[FramePlan], size: int | None = None) -> list[NDArray[np.uint8]]:
+    def frames(self, path: str | Path, plans: Sequence[FramePlan], size: FrameSize | None = None) -> list[NDArray[np.uint8]]:
         """The frames of a clip on screen at the plans' times, all plans in one pass of decoding.
 
         A time after the end shows the last frame. Returns one uint8 array [F, H, W, 3] (RGB, upright) per plan; with `size`,
-        each frame is squeezed into a size x size square by PIL's bicubic filter. Raises UnreadableClip, also for a clip that is
-        blank throughout.
+        each frame is turned into those pixels by PIL's bicubic filter. Raises UnreadableClip, also for a clip that is blank
+        throughout.
         """
         if not plans:
             raise ValueError("no frame plan")
         times = [plan.times for plan in plans]
-        header, frames = self._ask({"verb": "frames", "path": str(path), "plans": times, "size": size})
+        header, frames = self._ask({"verb": "frames", "path": str(path), "plans": times, "size": size and asdict(size)})
         self.decodes += len(plans)
         return [frames[places] for places in header["places"]]
 

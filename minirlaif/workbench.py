@@ -14,10 +14,11 @@ from torch import Tensor
 
 from minirlaif.artifacts import Run, StageDir
 from minirlaif.backbone import base_hash, open_backbone
+from minirlaif.chat import Shown
 from minirlaif.config import Config, section
 from minirlaif.data import load_preferences, load_samples
 from minirlaif.features import FeatureStore
-from minirlaif.frames import FramePlan, segment_spans, uniform_plan
+from minirlaif.frames import FramePlan, FrameSize, segment_spans, uniform_plan
 from minirlaif.records import Preference, Sample, UserError
 from minirlaif.roles import Roles
 from minirlaif.sampling import Asked
@@ -25,16 +26,22 @@ from minirlaif.scoring import Row
 from minirlaif.video import ClipInfo, ClipReader, check_clips
 
 if TYPE_CHECKING:
-    from minirlaif.backbone import Backbone
+    from minirlaif.families.common import Backbone
 
 
 @dataclass(frozen=True)
 class View:
-    """What the model sees of a clip: frame times, the clip's length in seconds, and features_FKD."""
+    """What the model sees of a clip: frame times, the clip's length in seconds, the frames' pixels, and features_GHWE."""
 
     times: tuple[float, ...]
     seconds: float
+    size: FrameSize
     features: Tensor
+
+    @property
+    def shown(self) -> Shown:
+        """The part of it that prompts are rendered from."""
+        return Shown(self.times, self.seconds, self.features.shape[1] * self.features.shape[2])
 
 
 class Workbench:
@@ -48,14 +55,17 @@ class Workbench:
     def whole(self, video: str) -> View:
         """The clip as the policy sees it: frames spread over its whole length."""
         ((plan, features),) = self.store.get(video, self._whole_plan)
-        return View(plan.times, self.store.info(video).seconds, features)
+        info = self.store.info(video)
+        return View(plan.times, info.seconds, self.store.size(info), features)
 
     def segments(self, video: str) -> list[tuple[tuple[float, float], View]]:
         """The clip cut into segments, each with frames of its own (dense), for describing."""
-        spans = segment_spans(self.store.info(video).seconds, self.cfg.video.segment_seconds, self.cfg.video.max_segments)
+        info = self.store.info(video)
+        spans = segment_spans(info.seconds, self.cfg.video.segment_seconds, self.cfg.video.max_segments)
         parts = self.store.get(video, self._all_plans)[1:]
         return [
-            (span, View(plan.times, span[1] - span[0], features)) for span, (plan, features) in zip(spans, parts, strict=True)
+            (span, View(plan.times, span[1] - span[0], self.store.size(info), features))
+            for span, (plan, features) in zip(spans, parts, strict=True)
         ]
 
     def prepare(self, video: str) -> None:
@@ -68,8 +78,7 @@ class Workbench:
 
     def prompt(self, view: View | None, question: str, context: str = "") -> tuple[int, ...]:
         """Ids of a prompt about a view (None: text only)."""
-        times, seconds = (view.times, view.seconds) if view else ((), 0.0)
-        return self.backbone.renderer.prompt(times, question, context, seconds)
+        return self.backbone.renderer.prompt(view.shown if view else None, question, context)
 
     def asked(self, view: View | None, question: str, context: str = "") -> Asked:
         """A prompt for the sampler."""
@@ -109,7 +118,7 @@ def open_workbench(cfg: Config, run: Run) -> Iterator[Workbench]:
     """Load the backbone and open the run's feature cache; closes the cache and the reader."""
     backbone = open_backbone(cfg.model)
     with ClipReader(cfg.video.timeout_seconds) as reader:
-        store = FeatureStore(run.root / "cache" / "features.sqlite", backbone, reader, cfg.video.cache_gib)
+        store = FeatureStore(run.root / "cache" / "features.sqlite", backbone, reader, cfg.video)
         try:
             yield Workbench(cfg, backbone, store, reader)
         finally:

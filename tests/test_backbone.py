@@ -27,7 +27,7 @@ def test_the_shipped_base_opens_frozen_in_eval_mode() -> None:
     base = open_backbone(section("tiny"))
     assert not any(p.requires_grad for p in base.model.parameters())
     assert not any(m.training for m in base.model.modules())
-    assert (base.frame_size, base.tokens_per_frame, base.width, base.vocabulary) == (32, 1, 128, 442)
+    assert (base.tile, base.side, base.width, base.vocabulary) == (32, 1, 128, 442)
     assert {p.dtype for p in base.model.parameters()} == {torch.float32}
     assert base.renderer.layout.frame == "{image}"  # its own layout, not the family's
 
@@ -118,7 +118,7 @@ def test_frames_are_scaled_as_published_and_keep_their_channels() -> None:
     """127.5 is the middle of the range; a red frame and a blue one are not the same."""
     base = tiny.backbone()
     seen = {}
-    base.vision_model.register_forward_pre_hook(lambda module, args, named: seen.update(named), with_kwargs=True)
+    base.eyes[0].register_forward_pre_hook(lambda module, args, named: seen.update(named), with_kwargs=True)
     frame = np.zeros((1, 32, 32, 3), np.uint8)
     frame[..., 0] = 255
     base.encode_frames(frame)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import clips
@@ -12,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from minirlaif.config import VideoSection
 from minirlaif.features import FeatureStore, blank_features
-from minirlaif.frames import FramePlan, uniform_plan
+from minirlaif.frames import FramePlan, FrameSize, uniform_plan
 from minirlaif.video import ClipInfo, ClipReader, UnreadableClip
 
 K, D = 3, 5
@@ -23,21 +23,22 @@ class Eyes:
     """A backbone that sees the mean colour of a frame, times a weight."""
 
     def __init__(self, weight: float = 1.0, size: int = 8, width: int = D, dtype: torch.dtype = torch.float32) -> None:
-        self.frame_size, self.width, self.calls = size, width, 0
-        self.vision_model = torch.nn.Linear(1, 1)
-        self.connector = torch.nn.Linear(1, 1, bias=False)
+        self.side, self.width, self.calls = size, width, 0
+        self.eyes = (torch.nn.Linear(1, 1), torch.nn.Linear(1, 1, bias=False))
         with torch.no_grad():
-            self.vision_model.weight.fill_(0.5)
-            self.vision_model.bias.fill_(0.0)
-            self.connector.weight.fill_(weight)
-        self.text_model = SimpleNamespace(embed_tokens=SimpleNamespace(weight=torch.zeros(1, dtype=dtype)))
+            self.eyes[0].weight.fill_(0.5)
+            self.eyes[0].bias.fill_(0.0)
+            self.eyes[1].weight.fill_(weight)
         self.dtype = dtype
+
+    def frame_size(self, width: int, height: int, frame_pixels: int) -> FrameSize:
+        return FrameSize(self.side, self.side)
 
     def encode_frames(self, pixels: np.ndarray) -> torch.Tensor:
         self.calls += 1
-        assert pixels.dtype == np.uint8 and pixels.shape[1:] == (self.frame_size, self.frame_size, 3)
-        mean = torch.from_numpy(pixels).double().mean((1, 2, 3)) * self.connector.weight.item()
-        return mean[:, None, None].expand(-1, K, self.width).to(self.dtype)
+        assert pixels.dtype == np.uint8 and pixels.shape[1:] == (self.side, self.side, 3)
+        mean = torch.from_numpy(pixels).double().mean((1, 2, 3)) * self.eyes[1].weight.item()
+        return mean[:, None, None, None].expand(-1, 1, K, self.width).to(self.dtype)
 
 
 class Reader:
@@ -53,11 +54,11 @@ class Reader:
             raise UnreadableClip(path, "does not exist")
         return ClipInfo(path, Path(path).read_bytes().hex(), 4.0, 64, 64, 8.0, "av")
 
-    def frames(self, path: str, plans: Any, size: int) -> list[np.ndarray]:
+    def frames(self, path: str, plans: Any, size: FrameSize) -> list[np.ndarray]:
         self.asked.append((Path(path).name, [plan.key for plan in plans]))
         first = Path(path).read_bytes()[0]
         return [
-            np.stack([np.full((size, size, 3), first * number % 256, np.uint8) for number in range(len(plan.times))])
+            np.stack([np.full((size.height, size.width, 3), first * number % 256, np.uint8) for number in range(len(plan.times))])
             for plan in plans
         ]
 
@@ -77,12 +78,16 @@ def clip(tmp_path: Path) -> str:
     return str(path)
 
 
+def settings(limit_gib: float) -> VideoSection:
+    return VideoSection(cache_gib=limit_gib)
+
+
 class Opened:
     """A store on `folder` with a reader and eyes of its own, as a new process has."""
 
     def __init__(self, folder: Path, limit_gib: float = 1.0, **eyes: Any) -> None:
         self.reader, self.eyes = Reader(), Eyes(**eyes)
-        self.store = FeatureStore(folder / "cache" / "f.sqlite", self.eyes, self.reader, limit_gib)  # type: ignore[arg-type]
+        self.store = FeatureStore(folder / "cache" / "f.sqlite", self.eyes, self.reader, settings(limit_gib))  # type: ignore[arg-type]
 
 
 def test_a_second_look_decodes_nothing(tmp_path: Path, clip: str):
@@ -91,7 +96,7 @@ def test_a_second_look_decodes_nothing(tmp_path: Path, clip: str):
     again = o.store.get(clip, whole)
     assert [plan for plan, _ in first] == [plan for plan, _ in again] == [uniform_plan(4.0, 4)]
     assert first[0][1].equal(again[0][1])
-    assert first[0][1][:, 0, 0].tolist() == [0.0, 7.0, 14.0, 21.0] and first[0][1].shape == (4, K, D)
+    assert first[0][1][:, 0, 0, 0].tolist() == [0.0, 7.0, 14.0, 21.0] and first[0][1].shape == (4, 1, K, D)
     assert len(o.reader.asked) == o.eyes.calls == 1 and len(o.reader.looked) == 1
     assert o.store.counters == {"decodes": 1, "encodes": 1, "encoded_frames": 4, "plans": 1}
 
@@ -129,7 +134,7 @@ def test_other_eyes_see_other_features(tmp_path: Path, clip: str, other: dict[st
     o.store.get(clip, whole)
     assert o.store.counters["decodes"] == o.eyes.calls == 1
     back = Opened(tmp_path)
-    assert back.store.get(clip, whole)[0][1][1, 0, 0] == 7.0, "both are kept"
+    assert back.store.get(clip, whole)[0][1][1, 0, 0, 0] == 7.0, "both are kept"
     assert back.eyes.calls == 0
 
 
@@ -141,7 +146,7 @@ def test_content_counts_not_the_name(tmp_path: Path, clip: str):
     o.store.get(str(copy), whole)
     assert len(o.reader.asked) == 1
     Path(clip).write_bytes(b"\x09\x09")  # another clip under the old name
-    assert o.store.get(clip, whole)[0][1][1, 0, 0] == 9.0
+    assert o.store.get(clip, whole)[0][1][1, 0, 0, 0] == 9.0
     assert len(o.reader.asked) == 2 and o.store.info(clip).id == "0909"
 
 
@@ -185,12 +190,12 @@ def test_strip_shows_the_frames_side_by_side(tmp_path: Path):
 
     path = str(clips.write_clip(tmp_path / "real.mp4", times=[n / 8 for n in range(32)]))
     with ClipReader(60) as reader:
-        store = FeatureStore(tmp_path / "f.sqlite", Eyes(size=64), reader, 1.0)  # type: ignore[arg-type]
+        store = FeatureStore(tmp_path / "f.sqlite", Eyes(size=64), reader, settings(1.0))  # type: ignore[arg-type]
         plan = uniform_plan(store.info(path).seconds, 4)
         assert store.strip(path, plan) == b""
         ((_, features),) = store.get(path, lambda info: [plan])
         assert reader.decodes == store.counters["decodes"] == 1
-        (frames,) = reader.frames(path, [plan], 64)
+        (frames,) = reader.frames(path, [plan], FrameSize(64, 64))
         assert features.equal(Eyes(size=64).encode_frames(frames))
         picture = Image.open(io.BytesIO(store.strip(path, plan)))
         assert picture.format == "JPEG" and picture.size == (4 * 96, 96)
@@ -201,7 +206,7 @@ def test_strip_shows_the_frames_side_by_side(tmp_path: Path):
 
 def test_blank_frames_are_encoded_once():
     eyes, known = Eyes(), {}
-    blank = blank_features(eyes, 4, known)  # type: ignore[arg-type]
-    assert blank_features(eyes, 4, known) is blank and eyes.calls == 1  # type: ignore[arg-type]
-    assert blank.shape == (4, K, D) and blank.unique().numel() == 1
-    assert len(blank_features(eyes, 2, known)) == 2  # type: ignore[arg-type]
+    blank = blank_features(eyes, 4, FrameSize(8, 8), known)  # type: ignore[arg-type]
+    assert blank_features(eyes, 4, FrameSize(8, 8), known) is blank and eyes.calls == 1  # type: ignore[arg-type]
+    assert blank.shape == (4, 1, K, D) and blank.unique().numel() == 1
+    assert len(blank_features(eyes, 2, FrameSize(8, 8), known)) == 2  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 
+from minirlaif.families.common import Embedded
 from minirlaif.families.smolvlm import SmolVLM
 from minirlaif.sampling import Asked, sample
 from minirlaif.tokens import pad_stack
@@ -33,7 +34,7 @@ def test_greedy_is_what_transformers_generates(base: SmolVLM, push: float) -> No
     prompts = asked(base)
     ids, mask = pad_stack([torch.tensor(p.ids) for p in prompts], base.pad_id, "left")
     with torch.no_grad():
-        embeds = base.embed(ids, [p.features for p in prompts])
+        embeds = base.embed(ids, [p.features for p in prompts]).vectors_BTD
         theirs = base.model.generate(
             inputs_embeds=embeds, attention_mask=mask.long(), max_new_tokens=12, do_sample=False,
             suppress_tokens=base.banned_V.nonzero()[:, 0].tolist(),
@@ -66,8 +67,8 @@ def test_a_prompt_is_read_once_however_many_answers_it_gets(base: SmolVLM, monke
     shapes = []
     real = base.hidden
 
-    def counting(embeds: torch.Tensor, *rest: object, **named: object) -> torch.Tensor:
-        shapes.append(tuple(embeds.shape[:2]))
+    def counting(embeds: Embedded, *rest: object, **named: object) -> torch.Tensor:
+        shapes.append(tuple(embeds.vectors_BTD.shape[:2]))
         return real(embeds, *rest, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(base, "hidden", counting)

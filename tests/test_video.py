@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from minirlaif import _reader, timeline, video
-from minirlaif.frames import FramePlan, uniform_plan
+from minirlaif.frames import FramePlan, FrameSize, uniform_plan
 from minirlaif.records import UserError
 from minirlaif.video import ClipReader, UnreadableClip, check_clips
 
@@ -153,7 +153,7 @@ def test_resizing_is_bicubic_with_antialiasing(made: dict[str, Path], reader: Cl
 
     plan = [FramePlan((0.0,))]
     full = reader.frames(made["rotated 90"], plan)[0][0]
-    small = reader.frames(made["rotated 90"], plan, size=24)[0][0]
+    small = reader.frames(made["rotated 90"], plan, FrameSize(24, 24))[0][0]
     assert small.shape == (24, 24, 3)
     assert (small == np.asarray(Image.fromarray(full).resize((24, 24), Image.Resampling.BICUBIC))).all()
 
@@ -232,7 +232,7 @@ def bad(name: str, folder: Path) -> Path:
 )
 def test_bad_clips_are_named_with_their_reason(name: str, reason: str, tmp_path: Path, reader: ClipReader):
     path = bad(name, tmp_path)
-    for ask in (lambda: reader.info(path), lambda: reader.frames(path, [uniform_plan(4.0, 16)], size=8)):
+    for ask in (lambda: reader.info(path), lambda: reader.frames(path, [uniform_plan(4.0, 16)], FrameSize(8, 8))):
         with pytest.raises(UnreadableClip, match=reason) as caught:
             ask()
         assert caught.value.path == str(path) and "\n" not in str(caught.value)

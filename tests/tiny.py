@@ -13,6 +13,7 @@ import torch
 
 from minirlaif import config
 from minirlaif.families.smolvlm import SmolVLM
+from minirlaif.frames import FrameSize
 from minirlaif.roles import Roles
 from minirlaif.scoring import Row
 from minirlaif.tinybase import LAYOUT, make_model, make_tokenizer
@@ -45,7 +46,8 @@ def pixels(frames: int, seed: int, size: int = 32) -> np.ndarray:
 
 def view(base: SmolVLM, frames: int, seed: int) -> View:
     """What a model would see of a clip of noise, one frame per second."""
-    return View(tuple(i + 0.5 for i in range(frames)), float(frames), base.encode_frames(pixels(frames, seed)))
+    times = tuple(i + 0.5 for i in range(frames))
+    return View(times, float(frames), FrameSize(32, 32), base.encode_frames(pixels(frames, seed)))
 
 
 class TinyBench(Workbench):
@@ -72,7 +74,7 @@ def rows(base: SmolVLM) -> list[Row]:
     made = []
     for seed, (question, answer, frames) in enumerate(texts):
         seen = view(base, frames, seed) if frames else None
-        prompt = render.prompt(seen.times if seen else (), question)
+        prompt = render.prompt(seen.shown if seen else None, question)
         made.append(Row(prompt, render.answer(answer), seen.features if seen else None))
     return made
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             tests = readable(bench, tests)
             # 2. answers
             answers: dict[str, list[str]] = {}
-            blanks: dict[int, Any] = {}
+            blanks: dict[Any, Any] = {}
             jobs = [(name, role, "") for name, role in MODELS.items()]
             jobs += [(f"{name}_{control}", role, control) for name, role in MODELS.items() for control in CONTROLS]
             for name, role, control in progress(jobs, len(jobs), "evaluate"):
@@ -60,14 +61,15 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         out.summary.update({"accuracy": result.get("accuracy"), "accuracy_gain": result.get("accuracy_gain")})
 
 
-def _control(bench: Workbench, cfg: Config, control: str, blanks: dict[int, Any]) -> Callable[[Sample, View], View]:
+def _control(bench: Workbench, cfg: Config, control: str, blanks: dict[Any, Any]) -> Callable[[Sample, View], View]:
     """What becomes of a view: unchanged, blank, or with its frames in another order."""
 
     def change(row: Sample, view: View) -> View:
         if control == "blind":
-            return View(view.times, view.seconds, blank_features(bench.backbone, len(view.times), blanks))
+            return replace(view, features=blank_features(bench.backbone, len(view.times), view.size, blanks))
         if control == "shuffled":
-            return View(view.times, view.seconds, view.features[shuffled(len(view.features), cfg.seed, "frames", row.id)])
+            order = shuffled(len(view.times), cfg.seed, "frames", row.id)
+            return replace(view, features=bench.backbone.reordered(view.features, order))
         return view
 
     return change

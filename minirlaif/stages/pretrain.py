@@ -21,6 +21,7 @@ from torch import Tensor
 
 from minirlaif import tinybase, tinyworld
 from minirlaif.artifacts import Run
+from minirlaif.chat import Shown
 from minirlaif.config import Config, section
 from minirlaif.families.smolvlm import LAYOUT_FILE, SmolVLM
 from minirlaif.metrics import progress
@@ -166,7 +167,7 @@ def make_batch(backbone: SmolVLM, rng: np.random.Generator, counts: dict[str, in
     clips = [tinyworld.draw_events(rng, 1 if kind == "segment" else None) for kind in kinds]
     seen = [clip for clip, kind in zip(clips, kinds, strict=True) if kind != "text"]
     wanted = [SEGMENT_FRAMES if kind == "segment" else FRAMES for kind in kinds if kind != "text"]
-    drawn = tinyworld.render(rng, seen, backbone.frame_size) if seen else []
+    drawn = tinyworld.render(rng, seen, backbone.tile) if seen else []
     frames = [pixels[((np.arange(n) + 0.5) * len(pixels) / n).astype(int)] for pixels, n in zip(drawn, wanted, strict=True)]
     rows = [_row(backbone, rng, kind, clip) for kind, clip in zip(kinds, clips, strict=True)]
     width = max(len(row[0]) for row in rows)
@@ -188,14 +189,15 @@ def _row(
 ) -> tuple[list[int], list[bool], list[int], list[int]]:
     """ids, learned flags, branch numbers (0: the shared prefix) and positions of one row."""
     renderer = backbone.renderer
-    times: list[float] = [0.0] * {"segment": SEGMENT_FRAMES, "text": 0}.get(kind, FRAMES)
+    frames = {"segment": SEGMENT_FRAMES, "text": 0}.get(kind, FRAMES)
+    shown = Shown((0.0,) * frames, 0.0, backbone.side**2) if frames else None
     context = context_text([(i, i + 1) for i in range(len(clip))], [e.sentence for e in clip]) if kind in ("text", "both") else ""
     if kind == "segment":
         asked = [(tinyworld.SEGMENT_QUESTION, clip[0].sentence)]
     else:
         asked = [(q.text, q.answer) for q in tinyworld.draw_questions(rng, clip, 6)]
-    prompts = [renderer.prompt(times, question, context) for question, _ in asked]
-    shared = len(renderer.opening(times)) + len(renderer.text_ids(context))
+    prompts = [renderer.prompt(shown, question, context) for question, _ in asked]
+    shared = len(renderer.opening(shown)) + len(renderer.text_ids(context))
     ids, learned, branch = list(prompts[0][:shared]), [False] * shared, [0] * shared
     positions = list(range(shared))
     for number, (prompt, (_, text)) in enumerate(zip(prompts, asked, strict=True), start=1):

@@ -105,7 +105,7 @@ def _backward(bench: Workbench, accelerator: Any, batch: Sequence[Sample]) -> fl
     cfg, backbone = bench.cfg, bench.backbone
     views = [bench.whole(sample.video) for sample in batch]
     rendered = [
-        backbone.renderer.conversation(view.times, sample.turns, "", view.seconds, cfg.sft.max_length)
+        backbone.renderer.conversation(view.shown, sample.turns, "", cfg.sft.max_length)
         for view, sample in zip(views, batch, strict=True)
     ]
     bench.counters["prefilled_tokens"] += sum(len(r) for r in rendered)
@@ -117,7 +117,8 @@ def _backward(bench: Workbench, accelerator: Any, batch: Sequence[Sample]) -> fl
         ids_BT, mask_BT, learned_BT = (x.to(backbone.device) for x in (ids_BT, mask_BT, learned_BT))
         features = [views[i].features.to(backbone.device) for i in index]
         with bench.roles.training_as("sft"), accelerator.autocast():
-            hidden_BTD = backbone.hidden(backbone.embed(ids_BT, features), mask_BT)
+            positions = backbone.positions(ids_BT, mask_BT, features)
+            hidden_BTD = backbone.hidden(backbone.embed(ids_BT, features), mask_BT, positions)
             counted_BT = learned_BT[:, 1:]
             logprobs_BT, _ = logprobs_of(backbone, hidden_BTD[:, :-1], ids_BT[:, 1:], counted_BT, 1.0, False)
             loss = sft_loss(logprobs_BT, counted_BT, denominator)

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from minirlaif import parallel
 from minirlaif.disk import disk_is_full, empty, locked, plain, read_json, sha256, sync, write_atomic
 from minirlaif.provenance import code_version, gpu_use, package_versions, start_gpu_count
 from minirlaif.records import StageStopped, UserError
@@ -171,11 +172,12 @@ class StageDir:
 
     `path` is where outputs go. `summary` becomes manifest["metrics"], its first entry is what `status` shows; `counters` becomes
     manifest["counters"]. Both survive a kill as they were at the last commit_state.
+
+    Of several processes only the leader fills the real folder; the others fill a scratch folder and `follow` the leader's.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
-        self.path = path
-        self.name = name
+    def __init__(self, path: Path, name: str, follows: Path | None = None) -> None:
+        self.path, self.name, self._follows = path, name, follows
         self.summary: dict[str, Any] = {}
         self.counters: dict[str, Any] = {}
         self._seconds_before = 0.0
@@ -204,6 +206,8 @@ class StageDir:
         `step` is the number of finished steps. A kill at any moment leaves either the old state or the new one: position.json is
         written last, so a state folder that has it is whole.
         """
+        if self._follows:
+            return
         state, new, old = (self.path / name for name in _STATES)
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
@@ -227,8 +231,11 @@ class StageDir:
 
     def resume(self) -> tuple[int, Path] | None:
         """(finished steps, state folder) of the last commit_state, or None. jsonl lines written after it are cut off."""
+        if self._follows:
+            return self._resume_behind(self._follows)
         state = self._state()
         if state is None:
+            parallel.wait()
             return None
         position = read_json(state / "position.json")
         for path in list(self.path.rglob("*.jsonl")):
@@ -242,6 +249,19 @@ class StageDir:
                 raise UserError(f"{path}: shorter than when the state was saved; --redo starts the stage again")
             else:
                 os.truncate(path, length)
+        parallel.wait()  # the others read these files now
+        return self._goes_on(position, state)
+
+    def _resume_behind(self, leader: Path) -> tuple[int, Path] | None:
+        parallel.wait()  # until the leader has cut its lines
+        state = leader / "state"
+        if not state.is_dir():
+            return None
+        for path in leader.glob("*.jsonl"):
+            shutil.copyfile(path, self.path / path.name)
+        return self._goes_on(read_json(state / "position.json"), state)
+
+    def _goes_on(self, position: Mapping[str, Any], state: Path) -> tuple[int, Path]:
         self.summary, self.counters = position["summary"], position["counters"]
         self._seconds_before, self._started = position["seconds"], time.monotonic()
         return int(position["step"]), state

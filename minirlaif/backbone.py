@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minirlaif import parallel
 from minirlaif.config import ModelSection
 from minirlaif.records import UserError
 
@@ -88,7 +89,8 @@ def pick_device(wanted: str) -> Any:
         )
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(wanted, 0) if wanted == "cuda" else torch.device(wanted)
+    # On one machine the number of a process is the number of its GPU.
+    return torch.device(wanted, parallel.rank()) if wanted == "cuda" else torch.device(wanted)
 
 
 def _quantization(section: ModelSection, dtype: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from minirlaif import __version__, config
+from minirlaif import __version__, config, parallel
 from minirlaif.artifacts import Run
 from minirlaif.disk import disk_is_full, write_atomic
 from minirlaif.metrics import clock
@@ -29,6 +29,7 @@ STAGES = {  # in the order of `run`, except pretrain, which `run` leaves out bec
     "evaluate": "compare base, SFT and aligned model on held-out questions",
     "report": "write report.html and report.json",
 }
+TOGETHER = ("sft", "feedback", "reward", "ppo")  # several processes share these; the leader does the others alone
 PIPELINE = tuple(name for name in STAGES if name != "pretrain")
 
 
@@ -56,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str, code: int = 2) -> int:
-    print(f"minirlaif: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    who = "minirlaif" if parallel.leads() else f"minirlaif, process {parallel.rank()}"
+    print(f"{who}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return code
 
 
@@ -128,17 +130,29 @@ def _dispatch(options: argparse.Namespace) -> int:
             raise UserError(f"{run.root}: no such run folder; runs there: {', '.join(others) or 'none'}")
         print(status_table(run) if options.verb == "status" else _folder(run, options.stage))
         return 0
-    cfg = config.load(options.config, options.set)
+    return _make(run, config.load(options.config, options.set), options)
+
+
+def _make(run: Run, cfg: config.Config, options: argparse.Namespace) -> int:
+    """Make the stages that were asked for."""
     names = _chosen(options, cfg)
-    record_config(run, cfg)
-    if options.redo and len(names) > 1:  # all at once, so that after a kill the command without --redo goes on
-        for name in names:
-            run.set_aside(name)
+    parallel.start(on_cpu=cfg.model.device == "cpu")
+    if parallel.leads():
+        record_config(run, cfg)
+        if options.redo and len(names) > 1:  # all at once, so that after a kill the command without --redo goes on
+            for name in names:
+                run.set_aside(name)
+    parallel.wait()
     for number, name in enumerate(names, start=1):
-        if len(names) > 1:
+        if len(names) > 1 and parallel.leads():
             print(f"[{number}/{len(names)}] {name}: {STAGES[name]}", flush=True)
-        stage_function(name)(cfg, run, redo=options.redo)
-    if "report" in names:
+        if name in TOGETHER:
+            stage_function(name)(cfg, run, redo=options.redo)
+        elif parallel.leads():
+            with parallel.alone():
+                stage_function(name)(cfg, run, redo=options.redo)
+        parallel.wait()
+    if "report" in names and parallel.leads():
         print(f"report: {run.root / 'report.html'}")
     return 0
 

@@ -7,14 +7,20 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from minirlaif import parallel
+
 T = TypeVar("T")
 
 
 def progress(iterable: Iterable[T], total: int, label: str, initial: int = 0) -> Iterator[T]:
     """Pass items on and report to stderr: a tqdm bar on a terminal, else one line for about every tenth of `total`.
 
-    `initial` items were done before (a resumed stage), so they count as done but not for the time left.
+    `initial` items were done before (a resumed stage), so they count as done but not for the time left. Of several
+    processes only the leader reports.
     """
+    if not parallel.leads():
+        yield from iterable
+        return
     if sys.stderr.isatty():
         from tqdm import tqdm
 

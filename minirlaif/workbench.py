@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from minirlaif import parallel
 from minirlaif.artifacts import Run, StageDir
 from minirlaif.backbone import base_hash, open_backbone
 from minirlaif.chat import Shown
@@ -72,6 +73,13 @@ class Workbench:
         """Decode and encode everything that will be asked of a clip, in one pass over the file."""
         self.store.get(video, self._all_plans)
 
+    def look(self, videos: Iterable[str]) -> None:
+        """Before several processes need the same clips: each encodes a share of them for all."""
+        if parallel.count() > 1:
+            for video in parallel.share(list(dict.fromkeys(videos))):
+                self.whole(video)
+            parallel.wait()
+
     def strip(self, video: str) -> bytes:
         """JPEG of the whole-clip frames side by side."""
         return self.store.strip(video, self._whole_plan(self.store.info(video))[0])
@@ -95,8 +103,8 @@ class Workbench:
         return self.backbone.renderer.answer(text)
 
     def counted(self, out: StageDir) -> None:
-        """Put the looks counted so far into the stage's counters (called before a state is committed, and at the end)."""
-        for name, value in {**self.store.counters, **self.counters}.items():
+        """Put everyone's looks so far into the stage's counters (called before a state is committed, and at the end)."""
+        for name, value in parallel.total({**self.store.counters, **self.counters}).items():
             out.counters[name] = out.counters.get(name, 0) + value
         self.store.counters = dict.fromkeys(self.store.counters, 0)
         self.counters = dict.fromkeys(self.counters, 0)
@@ -186,6 +194,9 @@ def _whole_paths(samples: Sequence[Sample]) -> list[Sample]:
 def readable(bench: Workbench, samples: Sequence[Sample]) -> list[Sample]:
     """Samples whose clips can be read; refuses when too many cannot (video.max_unreadable)."""
     known = sorted({sample.video for sample in samples})
+    if parallel.count() > 1:  # everyone looks at a share first; the cache then tells all of it to everyone
+        check_clips(parallel.share(known), bench.store, 1.0)
+        parallel.wait()
     infos, bad = check_clips(known, bench.store, bench.cfg.video.max_unreadable)
     for clip in bad:
         print(f"left out: {clip}", flush=True)

@@ -148,7 +148,7 @@ def test_one_decode_and_one_encode_per_clip_and_plan(finished: Path, looks: Look
     assert sum(c["decodes"] for c in counters) == sum(c["encodes"] for c in counters) == len(decoded)
     assert sum(looks.encoded) == sum(c["encoded_frames"] for c in counters) + 12  # and one blank clip, for the blind control
     with contextlib.closing(sqlite3.connect(finished / "cache" / "features.sqlite")) as cache:
-        assert cache.execute("SELECT count(*) FROM features").fetchone() == (len(decoded),)
+        assert cache.execute("SELECT count(*) FROM vectors").fetchone() == (len(decoded),)
     # Prompt and dev clips: the whole clip, and a plan for each of its seconds. Test clips: the whole clip.
     segments = {row["video"]: len(row["segments"]) for row in lines(finished / "feedback" / "contexts.jsonl")}
     feedback, test = manifest(finished, "feedback")["counters"], manifest(finished, "evaluate")["counters"]

@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from minirlaif import parallel
 from minirlaif.artifacts import Run, StageDir
 from minirlaif.config import Config
 from minirlaif.judge import judge, swap_consistent
@@ -46,15 +47,21 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 located(run, row["video"]): row["context"] for row in read_lines(out.path / "contexts.jsonl")
             }
             tail = [readable(bench, dev)] if dev else []
-            # 2. and 3. chunks of prompts, then the dev clips
-            for number in progress(range(first, len(chunks) + len(tail)), len(chunks) + len(tail), "feedback", initial=first):
-                with bench.roles.reading_as("sft"):
-                    rows = (chunks + tail)[number]
-                    describe(bench, run, out, rows, contexts)
-                    if number < len(chunks):
-                        _label(bench, run, out, rows, contexts, number)
+            # 2. and 3. chunks of prompts, then the dev clips; several processes take neighbouring chunks
+            tasks = chunks + tail
+            for number in progress(range(first, len(tasks), parallel.count()), len(tasks), "feedback", initial=first):
+                mine = number + parallel.rank()
+                found: list[tuple[str, dict[str, Any]]] = []
+                if mine < len(tasks):
+                    with bench.roles.reading_as("sft"):
+                        told = describe(bench, run, tasks[mine], contexts)
+                        found += [("contexts.jsonl", record) for record in told.values()]
+                        if mine < len(chunks):
+                            known = contexts | {video: record["context"] for video, record in told.items()}
+                            found += _label(bench, run, tasks[mine], known, mine)
+                _append_all(out, run, found, contexts)
                 bench.counted(out)
-                out.commit_state(number + 1, lambda folder: None)
+                out.commit_state(min(number + parallel.count(), len(tasks)), lambda folder: None)
             # 4. count
             out.summary.update(_counts(out.path))
             if not out.summary["decided"]:
@@ -63,8 +70,8 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 )
 
 
-def describe(bench: Workbench, run: Run, out: StageDir, rows: Sequence[Sample], contexts: dict[str, str]) -> None:
-    """Describe the segments of clips that have no context yet; greedy, from dense frames."""
+def describe(bench: Workbench, run: Run, rows: Sequence[Sample], contexts: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Describe the segments of clips that have no context yet; greedy, from dense frames. Clip -> line for contexts.jsonl."""
     videos = [video for video in dict.fromkeys(row.video for row in rows) if video not in contexts]
     parts = [(video, span, view) for video in videos for span, view in bench.segments(video)]
     told: dict[str, list[tuple[tuple[float, float], str]]] = {video: [] for video in videos}
@@ -75,21 +82,29 @@ def describe(bench: Workbench, run: Run, out: StageDir, rows: Sequence[Sample], 
         answers = sample(bench.backbone, asked, temperature=0, max_new_tokens=bench.cfg.feedback.describe_tokens)
         for (video, span, _), (answer,) in zip(some, answers, strict=True):
             told[video].append((span, bench.backbone.renderer.decode(answer.ids)))
-    for video, lines in told.items():
-        contexts[video] = context_text([span for span, _ in lines], [text for _, text in lines])
-        record = {"video": stored(run, video), "context": contexts[video], "segments": [text for _, text in lines]}
-        _append(out, "contexts.jsonl", record)
+    return {
+        video: {
+            "video": stored(run, video),
+            "context": context_text([span for span, _ in lines], [text for _, text in lines]),
+            "segments": [text for _, text in lines],
+        }
+        for video, lines in told.items()
+    }
 
 
-def _label(bench: Workbench, run: Run, out: StageDir, rows: Sequence[Sample], contexts: Mapping[str, str], chunk: int) -> None:
+def _label(
+    bench: Workbench, run: Run, rows: Sequence[Sample], contexts: Mapping[str, str], chunk: int
+) -> list[tuple[str, dict[str, Any]]]:
+    """Answer, pair and judge. Returns (file, record) for each line to write."""
     f, seed = bench.cfg.feedback, bench.cfg.seed
+    lines: list[tuple[str, dict[str, Any]]] = []
     asked = [bench.asked(bench.whole(row.video), row.turns[0].question) for row in rows]
     drawn = sample(bench.backbone, asked, f.answers, f.temperature, f.top_p, f.max_new_tokens, generator(seed, "feedback", chunk))
     pairs: list[Pair] = []
     for row, completions in zip(rows, drawn, strict=True):
         texts = [bench.backbone.renderer.decode(c.ids) for c in completions]
         asked_of = {"id": row.id, "video": stored(run, row.video), "question": row.turns[0].question}
-        _append(out, "answers.jsonl", {**asked_of, "answers": texts})
+        lines.append(("answers.jsonl", {**asked_of, "answers": texts}))
         pairs += _pairs(row, texts, contexts[row.video] if f.context else "", f.pairs_per_prompt, seed)
     views = {row.video: bench.whole(row.video) if f.judge_frames else None for row in rows}
     verdicts = judge(bench, pairs, views, f.readout, f.margin, f.disagreement, f.batch_size)
@@ -104,22 +119,15 @@ def _label(bench: Workbench, run: Run, out: StageDir, rows: Sequence[Sample], co
         record: dict[str, Any] = {**asdict(pair), **_said(verdict), "without_context": _said(other)}
         if pair.id in letters:
             record["letter"] = _said(letters[pair.id])
-        _append(out, "verdicts.jsonl", record)
+        lines.append(("verdicts.jsonl", record))
         if verdict.choice in ("A", "B"):
-            _append(out, "preferences.jsonl", _preference(pair, verdict))
+            lines.append(("preferences.jsonl", _preference(pair, verdict)))
     if pairs and chunk % 4 == 0:
         v = verdicts[0]
-        out.sample(
-            {
-                "video": stored(run, pairs[0].video),
-                "question": pairs[0].question,
-                "context": pairs[0].context,
-                "a": pairs[0].answer_a,
-                "b": pairs[0].answer_b,
-                "choice": v.choice,
-                "margin": v.margin,
-            }
-        )
+        shown = {"video": stored(run, pairs[0].video), "question": pairs[0].question, "context": pairs[0].context}
+        said = {"a": pairs[0].answer_a, "b": pairs[0].answer_b, "choice": v.choice, "margin": v.margin}
+        lines.append(("samples.jsonl", {**shown, **said}))
+    return lines
 
 
 def _pairs(row: Sample, texts: Sequence[str], context: str, wanted: int, seed: int) -> list[Pair]:
@@ -183,6 +191,13 @@ def read_lines(path: Path) -> Iterable[dict[str, Any]]:
                 yield json.loads(line)
 
 
-def _append(out: StageDir, name: str, record: Mapping[str, Any]) -> None:
-    with (out.path / name).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+def _append_all(out: StageDir, run: Run, found: list[tuple[str, dict[str, Any]]], contexts: dict[str, str]) -> None:
+    """Write everyone's lines in the order of the chunks, and remember the contexts among them."""
+    for name, record in (line for part in parallel.collect(found) for line in part):
+        if name == "contexts.jsonl":
+            video = located(run, record["video"])
+            if video in contexts:  # its questions lie in two chunks, and two processes described it
+                continue
+            contexts[video] = record["context"]
+        with (out.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from minirlaif import parallel
 from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.losses import sft_loss
@@ -103,15 +104,17 @@ def _backward(bench: Workbench, accelerator: Any, batch: Sequence[Sample]) -> fl
     from minirlaif.tokens import pad_stack
 
     cfg, backbone = bench.cfg, bench.backbone
+    bench.look(sample.video for sample in batch)
     views = [bench.whole(sample.video) for sample in batch]
     rendered = [
         backbone.renderer.conversation(view.shown, sample.turns, "", cfg.sft.max_length)
         for view, sample in zip(views, batch, strict=True)
     ]
-    bench.counters["prefilled_tokens"] += sum(len(r) for r in rendered)
     denominator = sum(sum(r.answer) for r in rendered)
     total = 0.0
-    for index in micro_batches([len(r) for r in rendered], cfg.sft.micro_batch_size):
+    groups = list(micro_batches([len(r) for r in rendered], cfg.sft.micro_batch_size))
+    for index in parallel.share(groups):
+        bench.counters["prefilled_tokens"] += sum(len(rendered[i]) for i in index)
         ids_BT, mask_BT = pad_stack([torch.tensor(rendered[i].ids) for i in index], backbone.pad_id, "right")
         learned_BT, _ = pad_stack([torch.tensor(rendered[i].answer) for i in index], False, "right")
         ids_BT, mask_BT, learned_BT = (x.to(backbone.device) for x in (ids_BT, mask_BT, learned_BT))
@@ -124,4 +127,5 @@ def _backward(bench: Workbench, accelerator: Any, batch: Sequence[Sample]) -> fl
             loss = sft_loss(logprobs_BT, counted_BT, denominator)
             accelerator.backward(loss)
         total += float(loss.detach())
-    return total
+    parallel.sum_gradients(bench.roles.parameters("sft"))
+    return parallel.total({"loss": total})["loss"]

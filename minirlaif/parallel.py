@@ -1,0 +1,112 @@
+"""Several processes on one machine, each with a copy of the model: who does what, and how results come together.
+
+`accelerate launch --num_processes 2 -m minirlaif …` starts them. All of them do the same steps in the same order; what is costly
+is shared out (`share`) and put together again (`collect`, `total`, `sum_gradients`), so every process has the same
+numbers after each step. Process 0 leads: it alone writes to the run folder and to the terminal. With one process every
+function here changes nothing. torch is imported only where several processes talk.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+_alone = ContextVar("alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """A block in which this process works by itself, whatever the others do."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+def count() -> int:
+    """How many processes work on this run."""
+    return 1 if _alone.get() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def leads() -> bool:
+    """Whether this process writes and speaks for all."""
+    return rank() == 0
+
+
+def start(on_cpu: bool) -> None:
+    """Join the other processes, once per command. A process may wait days for another one that works."""
+    if count() > 1:
+        from datetime import timedelta
+
+        from accelerate import PartialState
+
+        PartialState(cpu=on_cpu, timeout=timedelta(days=7))
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """This process's part of the work: every n-th item. Empty where there are fewer items than processes."""
+    return items[rank() :: count()]
+
+
+def collect(value: T) -> list[T]:
+    """The values of all processes, in the order of their numbers. Everyone waits for everyone."""
+    if count() == 1:
+        return [value]
+    import torch.distributed as dist
+
+    found: list[Any] = [None] * count()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def merged(parts: dict[Any, T]) -> dict[Any, T]:
+    """One dictionary from everyone's share of it."""
+    return {key: value for part in collect(parts) for key, value in part.items()}
+
+
+def total(numbers: dict[str, float]) -> dict[str, float]:
+    """Numbers summed over all processes, by name; a process may lack names."""
+    result: dict[str, float] = {}
+    for part in collect(numbers):
+        for name, value in part.items():
+            result[name] = result.get(name, 0) + value
+    return result
+
+
+def from_leader(make: Callable[[], T]) -> T:
+    """What process 0 makes of it, for everyone; the others only wait."""
+    if count() == 1:
+        return make()
+    return collect(make() if leads() else None)[0]  # type: ignore[return-value]
+
+
+def wait() -> None:
+    """Until everyone is here."""
+    collect(None)
+
+
+def sum_gradients(parameters: Iterable[Any]) -> None:
+    """Add up everyone's gradients, in place. A process that had no rows counts as zeros."""
+    if count() == 1:
+        return
+    import torch
+    import torch.distributed as dist
+
+    weights = list(parameters)
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in weights]
+    flat = torch.cat([part.flatten() for part in parts])
+    dist.all_reduce(flat)
+    for weight, part in zip(weights, flat.split([p.numel() for p in weights]), strict=True):
+        weight.grad = part.view_as(weight).clone()

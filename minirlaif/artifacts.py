@@ -11,23 +11,19 @@ Paths inside manifests are relative, so a run folder can be moved.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from minirlaif import parallel
-from minirlaif.disk import disk_is_full, empty, locked, plain, read_json, sha256, sync, write_atomic
-from minirlaif.provenance import code_version, gpu_use, package_versions, start_gpu_count
+from minirlaif.disk import disk_is_full, empty, locked, plain, read_json, sha256, write_atomic
+from minirlaif.provenance import start_gpu_count
 from minirlaif.records import StageStopped, UserError
-
-SCHEMA = 1
-_STATES = ("state", "state.new", "state.old")  # in the order of trust, see commit_state
+from minirlaif.stagedir import SCHEMA, STATES, StageDir
 
 
 class Run:
@@ -110,28 +106,42 @@ class Run:
             self.require(each)
         begun = {"stage": name, "config": plain(config), "inputs": {each: self._identity(each) for each in inputs}}
         partial = self.partial(name)
+        if parallel.from_leader(lambda: self._settled(name, begun, redo)):
+            yield None
+        elif not parallel.leads():
+            with tempfile.TemporaryDirectory() as scratch:
+                parallel.wait()  # until the leader has opened the folder
+                start_gpu_count()
+                yield StageDir(Path(scratch), name, follows=partial)
+                parallel.wait()  # until it is published
+        else:
+            partial.mkdir(parents=True, exist_ok=True)
+            with locked(partial):
+                try:
+                    out = self._open(name, begun)
+                    parallel.wait()
+                    start_gpu_count()
+                    yield out
+                    out.write_manifest(begun)
+                    self._publish(name)
+                except Exception as error:
+                    if disk_is_full(error, partial):
+                        raise StageStopped(
+                            f"{partial}: the disk is full; free some space and repeat the command, it goes on"
+                        ) from error
+                    raise
+            parallel.wait()
+
+    def _settled(self, name: str, begun: Mapping[str, Any], redo: bool) -> bool:
+        """Whether there is nothing left to do. What an earlier attempt left half done is cleared or completed first."""
         if redo:
             self.set_aside(name)
-        if (partial / "manifest.json").is_file():  # killed between the manifest and the rename
+        if (self.partial(name) / "manifest.json").is_file():  # killed between the manifest and the rename
             self._publish(name)
-        if self._is_finished(name, begun):
-            print(f"{name}: finished already (--redo makes it again)", flush=True)
-            yield None
-            return
-        partial.mkdir(parents=True, exist_ok=True)
-        with locked(partial):
-            try:
-                out = self._open(name, begun)
-                start_gpu_count()
-                yield out
-                out._write_manifest(begun)
-                self._publish(name)
-            except Exception as error:
-                if disk_is_full(error, partial):
-                    raise StageStopped(
-                        f"{partial}: the disk is full; free some space and repeat the command, it goes on"
-                    ) from error
-                raise
+        if not self._is_finished(name, begun):
+            return False
+        print(f"{name}: finished already (--redo makes it again)", flush=True)
+        return True
 
     def _identity(self, stage: str) -> str:
         manifest = self.manifest(stage)
@@ -149,7 +159,7 @@ class Run:
     def _open(self, name: str, begun: Mapping[str, Any]) -> StageDir:
         partial = self.partial(name)
         out = StageDir(partial, name)
-        if out._state() is None:  # nothing was committed, so there is nothing to lose
+        if out.state() is None:  # nothing was committed, so there is nothing to lose
             empty(partial)
             write_atomic(partial / "begun.json", json.dumps(begun, indent=1))
             return out
@@ -160,148 +170,11 @@ class Run:
 
     def _publish(self, name: str) -> None:
         partial = self.partial(name)
-        for state in _STATES:
+        for state in STATES:
             shutil.rmtree(partial / state, ignore_errors=True)
         (partial / "begun.json").unlink(missing_ok=True)
         partial.rename(self.dir(name))
         shutil.rmtree(self.root / f"{name}.old", ignore_errors=True)
-
-
-class StageDir:
-    """The folder of a stage while it is filled.
-
-    `path` is where outputs go. `summary` becomes manifest["metrics"], its first entry is what `status` shows; `counters` becomes
-    manifest["counters"]. Both survive a kill as they were at the last commit_state.
-
-    Of several processes only the leader fills the real folder; the others fill a scratch folder and `follow` the leader's.
-    """
-
-    def __init__(self, path: Path, name: str, follows: Path | None = None) -> None:
-        self.path, self.name, self._follows = path, name, follows
-        self.summary: dict[str, Any] = {}
-        self.counters: dict[str, Any] = {}
-        self._seconds_before = 0.0
-        self._started = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Time spent, with that of killed attempts up to their last committed state."""
-        return self._seconds_before + time.monotonic() - self._started
-
-    def log(self, step: int, **metrics: Any) -> None:
-        """One line of metrics.jsonl. Numbers that are not finite become null."""
-        self._append("metrics.jsonl", {"step": step, **metrics})
-
-    def sample(self, record: Mapping[str, Any]) -> None:
-        """One line of samples.jsonl: something a person can read."""
-        self._append("samples.jsonl", record)
-
-    def _append(self, name: str, record: Mapping[str, Any]) -> None:
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(plain(record), ensure_ascii=False) + "\n")
-
-    def commit_state(self, step: int, write: Callable[[Path], None]) -> None:
-        """Let `write` fill a fresh folder with everything that later steps need, then make it the state to resume from.
-
-        `step` is the number of finished steps. A kill at any moment leaves either the old state or the new one: position.json is
-        written last, so a state folder that has it is whole.
-        """
-        if self._follows:
-            return
-        state, new, old = (self.path / name for name in _STATES)
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
-        write(new)
-        lines = [path for path in self.path.rglob("*.jsonl") if path.relative_to(self.path).parts[0] not in _STATES]
-        for path in [*lines, *(path for path in new.rglob("*") if path.is_file())]:
-            sync(path)
-        position = {
-            "step": step,
-            "seconds": self.seconds,
-            "summary": plain(self.summary),
-            "counters": plain(self.counters),
-            "lengths": {path.relative_to(self.path).as_posix(): path.stat().st_size for path in lines},
-        }
-        write_atomic(new / "position.json", json.dumps(position, indent=1))
-        shutil.rmtree(old, ignore_errors=True)
-        if state.exists():
-            state.rename(old)
-        new.rename(state)
-        shutil.rmtree(old, ignore_errors=True)
-
-    def resume(self) -> tuple[int, Path] | None:
-        """(finished steps, state folder) of the last commit_state, or None. jsonl lines written after it are cut off."""
-        if self._follows:
-            return self._resume_behind(self._follows)
-        state = self._state()
-        if state is None:
-            parallel.wait()
-            return None
-        position = read_json(state / "position.json")
-        for path in list(self.path.rglob("*.jsonl")):
-            name = path.relative_to(self.path)
-            if name.parts[0] in _STATES:
-                continue
-            length = position["lengths"].get(name.as_posix())
-            if length is None:
-                path.unlink()
-            elif path.stat().st_size < length:
-                raise UserError(f"{path}: shorter than when the state was saved; --redo starts the stage again")
-            else:
-                os.truncate(path, length)
-        parallel.wait()  # the others read these files now
-        return self._goes_on(position, state)
-
-    def _resume_behind(self, leader: Path) -> tuple[int, Path] | None:
-        parallel.wait()  # until the leader has cut its lines
-        state = leader / "state"
-        if not state.is_dir():
-            return None
-        for path in leader.glob("*.jsonl"):
-            shutil.copyfile(path, self.path / path.name)
-        return self._goes_on(read_json(state / "position.json"), state)
-
-    def _goes_on(self, position: Mapping[str, Any], state: Path) -> tuple[int, Path]:
-        self.summary, self.counters = position["summary"], position["counters"]
-        self._seconds_before, self._started = position["seconds"], time.monotonic()
-        return int(position["step"]), state
-
-    def _state(self) -> Path | None:
-        """The state folder to resume from, under its proper name also if the kill came in the middle of a swap."""
-        for name in _STATES:
-            if (self.path / name / "position.json").is_file():
-                if name != "state":
-                    shutil.rmtree(self.path / "state", ignore_errors=True)
-                    (self.path / name).rename(self.path / "state")
-                return self.path / "state"
-        return None
-
-    def _write_manifest(self, begun: Mapping[str, Any]) -> None:
-        outputs = {}
-        for path in sorted(path for path in self.path.rglob("*") if path.is_file()):
-            name = path.relative_to(self.path)
-            if name.parts[0] not in (*_STATES, "begun.json"):
-                sync(path)
-                outputs[name.as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        manifest = {
-            "schema": SCHEMA,
-            **begun,
-            "outputs": outputs,
-            "identity": _identity_of(begun, outputs),
-            "metrics": plain(self.summary),
-            "counters": plain(self.counters),
-            "seconds": round(self.seconds, 3),
-            "code": code_version(),
-            "versions": package_versions(),
-            **gpu_use(),
-        }
-        write_atomic(self.path / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
-
-
-def _identity_of(begun: Mapping[str, Any], outputs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Hash of what a stage is: settings, inputs, outputs. Without metrics.jsonl, whose timings differ between equal runs."""
-    hashes = {name: output["sha256"] for name, output in outputs.items() if name != "metrics.jsonl"}
-    return hashlib.sha256(json.dumps([begun, hashes], sort_keys=True).encode()).hexdigest()
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

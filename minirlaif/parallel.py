@@ -1,9 +1,9 @@
 """Several processes on one machine, each with a copy of the model: who does what, and how results come together.
 
-`accelerate launch --num_processes 2 -m minirlaif …` starts them. All of them do the same steps in the same order; what is costly
-is shared out (`share`) and put together again (`collect`, `total`, `sum_gradients`), so every process has the same
-numbers after each step. Process 0 leads: it alone writes to the run folder and to the terminal. With one process every
-function here changes nothing. torch is imported only where several processes talk.
+`accelerate launch --multi_gpu --num_processes 2 -m minirlaif …` starts them (on a CPU as well, where model.device is cpu). All of
+them do the same steps in the same order; what is costly is shared out (`share`) and put together again (`collect`, `total`,
+`sum_gradients`), so every process has the same numbers after each step. Process 0 leads: it alone writes to the run folder and
+to the terminal. With one process every function here changes nothing. torch is imported only where several processes talk.
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ def start(on_cpu: bool) -> None:
     if count() > 1:
         from datetime import timedelta
 
+        import torch
         from accelerate import PartialState
 
-        PartialState(cpu=on_cpu, timeout=timedelta(days=7))
+        PartialState(cpu=on_cpu or not torch.cuda.is_available(), timeout=timedelta(days=7))
 
 
 def share(items: Sequence[T]) -> Sequence[T]:

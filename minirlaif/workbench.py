@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minirlaif import parallel
-from minirlaif.artifacts import Run, StageDir
+from minirlaif.artifacts import Run
 from minirlaif.backbone import base_hash, open_backbone
 from minirlaif.chat import Shown
 from minirlaif.config import Config, section
@@ -24,6 +24,7 @@ from minirlaif.records import Preference, Sample, UserError
 from minirlaif.roles import Roles
 from minirlaif.sampling import Asked
 from minirlaif.scoring import Row
+from minirlaif.stagedir import StageDir
 from minirlaif.video import ClipInfo, ClipReader, check_clips
 
 if TYPE_CHECKING:

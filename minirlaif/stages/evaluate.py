@@ -13,12 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from minirlaif.artifacts import Run, StageDir
+from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.features import blank_features
 from minirlaif.metrics import progress
 from minirlaif.records import Sample
 from minirlaif.sampling import sample
+from minirlaif.stagedir import StageDir
 from minirlaif.stats import exact_match, guess_rate, paired_bootstrap, wilson
 from minirlaif.training import seed_of, shuffled
 from minirlaif.workbench import View, Workbench, open_workbench, read_samples, readable, settings_of, stored

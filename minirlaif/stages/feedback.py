@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif import parallel
-from minirlaif.artifacts import Run, StageDir
+from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.judge import judge, swap_consistent
 from minirlaif.metrics import progress
 from minirlaif.records import Pair, Sample, UserError, Verdict
 from minirlaif.sampling import sample
+from minirlaif.stagedir import StageDir
 from minirlaif.training import generator, seed_of
 from minirlaif.verdicts import context_text
 from minirlaif.workbench import Workbench, located, open_workbench, read_samples, readable, settings_of, stored
@@ -49,7 +50,9 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             tail = [readable(bench, dev)] if dev else []
             # 2. and 3. chunks of prompts, then the dev clips; several processes take neighbouring chunks
             tasks = chunks + tail
-            for number in progress(range(first, len(tasks), parallel.count()), len(tasks), "feedback", initial=first):
+            several = parallel.count()
+            rounds = range(first, len(tasks), several)
+            for number in progress(rounds, -(-len(tasks) // several), "feedback", initial=first // several):
                 mine = number + parallel.rank()
                 found: list[tuple[str, dict[str, Any]]] = []
                 if mine < len(tasks):
@@ -61,7 +64,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                             found += _label(bench, run, tasks[mine], known, mine)
                 _append_all(out, run, found, contexts)
                 bench.counted(out)
-                out.commit_state(min(number + parallel.count(), len(tasks)), lambda folder: None)
+                out.commit_state(min(number + several, len(tasks)), lambda folder: None)
             # 4. count
             out.summary.update(_counts(out.path))
             if not out.summary["decided"]:

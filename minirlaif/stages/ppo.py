@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from minirlaif.artifacts import Run, StageDir
+from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.devjudge import DevJudge
 from minirlaif.losses import ppo_policy_loss, total_stats, value_loss
@@ -29,6 +29,7 @@ from minirlaif.records import Sample, StageStopped, UserError
 from minirlaif.rollouts import Rollout, collect
 from minirlaif.schedules import learning_rate
 from minirlaif.scoring import micro_batches, token_logprobs, token_values
+from minirlaif.stagedir import StageDir
 from minirlaif.training import (
     check_finite,
     make_accelerator,

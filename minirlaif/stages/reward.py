@@ -12,13 +12,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from minirlaif.artifacts import Run, StageDir
+from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.losses import bradley_terry_loss, centering_penalty
 from minirlaif.metrics import progress
 from minirlaif.records import Preference, StageStopped, UserError
 from minirlaif.schedules import learning_rate
 from minirlaif.scoring import Row, micro_batches, sequence_scores
+from minirlaif.stagedir import StageDir
 from minirlaif.training import (
     check_finite,
     make_accelerator,

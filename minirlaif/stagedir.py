@@ -1,0 +1,158 @@
+"""The folder of a stage while it is filled: metrics and samples, the state to resume from, the manifest at the end. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from minirlaif import parallel
+from minirlaif.disk import plain, read_json, sha256, sync, write_atomic
+from minirlaif.provenance import code_version, gpu_use, package_versions
+from minirlaif.records import UserError
+
+SCHEMA = 1
+STATES = ("state", "state.new", "state.old")  # in the order of trust, see commit_state
+
+
+class StageDir:
+    """The folder of a stage while it is filled.
+
+    `path` is where outputs go. `summary` becomes manifest["metrics"], its first entry is what `status` shows; `counters` becomes
+    manifest["counters"]. Both survive a kill as they were at the last commit_state.
+
+    Of several processes only the leader fills the real folder; the others fill a scratch folder and `follow` the leader's.
+    """
+
+    def __init__(self, path: Path, name: str, follows: Path | None = None) -> None:
+        self.path, self.name, self._follows = path, name, follows
+        self.summary: dict[str, Any] = {}
+        self.counters: dict[str, Any] = {}
+        self._seconds_before = 0.0
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent, with that of killed attempts up to their last committed state."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def log(self, step: int, **metrics: Any) -> None:
+        """One line of metrics.jsonl. Numbers that are not finite become null."""
+        self._append("metrics.jsonl", {"step": step, **metrics})
+
+    def sample(self, record: Mapping[str, Any]) -> None:
+        """One line of samples.jsonl: something a person can read."""
+        self._append("samples.jsonl", record)
+
+    def _append(self, name: str, record: Mapping[str, Any]) -> None:
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(plain(record), ensure_ascii=False) + "\n")
+
+    def commit_state(self, step: int, write: Callable[[Path], None]) -> None:
+        """Let `write` fill a fresh folder with everything that later steps need, then make it the state to resume from.
+
+        `step` is the number of finished steps. A kill at any moment leaves either the old state or the new one: position.json is
+        written last, so a state folder that has it is whole.
+        """
+        if self._follows:
+            return
+        state, new, old = (self.path / name for name in STATES)
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        write(new)
+        lines = [path for path in self.path.rglob("*.jsonl") if path.relative_to(self.path).parts[0] not in STATES]
+        for path in [*lines, *(path for path in new.rglob("*") if path.is_file())]:
+            sync(path)
+        position = {
+            "step": step,
+            "seconds": self.seconds,
+            "summary": plain(self.summary),
+            "counters": plain(self.counters),
+            "lengths": {path.relative_to(self.path).as_posix(): path.stat().st_size for path in lines},
+        }
+        write_atomic(new / "position.json", json.dumps(position, indent=1))
+        shutil.rmtree(old, ignore_errors=True)
+        if state.exists():
+            state.rename(old)
+        new.rename(state)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def resume(self) -> tuple[int, Path] | None:
+        """(finished steps, state folder) of the last commit_state, or None. jsonl lines written after it are cut off."""
+        if self._follows:
+            return self._resume_behind(self._follows)
+        state = self.state()
+        if state is None:
+            parallel.wait()
+            return None
+        position = read_json(state / "position.json")
+        for path in list(self.path.rglob("*.jsonl")):
+            name = path.relative_to(self.path)
+            if name.parts[0] in STATES:
+                continue
+            length = position["lengths"].get(name.as_posix())
+            if length is None:
+                path.unlink()
+            elif path.stat().st_size < length:
+                raise UserError(f"{path}: shorter than when the state was saved; --redo starts the stage again")
+            else:
+                os.truncate(path, length)
+        parallel.wait()  # the others read these files now
+        return self._goes_on(position, state)
+
+    def _resume_behind(self, leader: Path) -> tuple[int, Path] | None:
+        parallel.wait()  # until the leader has cut its lines
+        state = leader / "state"
+        if not state.is_dir():
+            return None
+        for path in leader.glob("*.jsonl"):
+            shutil.copyfile(path, self.path / path.name)
+        return self._goes_on(read_json(state / "position.json"), state)
+
+    def _goes_on(self, position: Mapping[str, Any], state: Path) -> tuple[int, Path]:
+        self.summary, self.counters = position["summary"], position["counters"]
+        self._seconds_before, self._started = position["seconds"], time.monotonic()
+        return int(position["step"]), state
+
+    def state(self) -> Path | None:
+        """The state folder to resume from, under its proper name also if the kill came in the middle of a swap."""
+        for name in STATES:
+            if (self.path / name / "position.json").is_file():
+                if name != "state":
+                    shutil.rmtree(self.path / "state", ignore_errors=True)
+                    (self.path / name).rename(self.path / "state")
+                return self.path / "state"
+        return None
+
+    def write_manifest(self, begun: Mapping[str, Any]) -> None:
+        """Hash everything that lies in the folder and say where it comes from; the last file of a stage."""
+        outputs = {}
+        for path in sorted(path for path in self.path.rglob("*") if path.is_file()):
+            name = path.relative_to(self.path)
+            if name.parts[0] not in (*STATES, "begun.json"):
+                sync(path)
+                outputs[name.as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        manifest = {
+            "schema": SCHEMA,
+            **begun,
+            "outputs": outputs,
+            "identity": _identity_of(begun, outputs),
+            "metrics": plain(self.summary),
+            "counters": plain(self.counters),
+            "seconds": round(self.seconds, 3),
+            "code": code_version(),
+            "versions": package_versions(),
+            **gpu_use(),
+        }
+        write_atomic(self.path / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
+
+
+def _identity_of(begun: Mapping[str, Any], outputs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Hash of what a stage is: settings, inputs, outputs. Without metrics.jsonl, whose timings differ between equal runs."""
+    hashes = {name: output["sha256"] for name, output in outputs.items() if name != "metrics.jsonl"}
+    return hashlib.sha256(json.dumps([begun, hashes], sort_keys=True).encode()).hexdigest()

@@ -89,8 +89,8 @@ def test_every_stage_leaves_exactly_its_files(finished: Path):
              {"short": 6, "sft": 6, "prompts": 8, "dev": 3, "test": 4}.items() for n in range(count)}  # fmt: skip
     expected = {
         "world": clips | {"card.md", *(f"{part}.jsonl" for part in ("sft", "prompts", "dev", "test", "truth"))},
-        "sft": ADAPTER | {"metrics.jsonl"},
-        "feedback": {f"{name}.jsonl" for name in ("answers", "contexts", "verdicts", "preferences", "samples")},
+        "sft": ADAPTER | {"metrics.jsonl", "samples.jsonl"},
+        "feedback": {f"{name}.jsonl" for name in ("answers", "contexts", "verdicts", "preferences", "samples", "metrics")},
         "reward": ADAPTER | {"adapter/head.safetensors", "held_out.jsonl", "metrics.jsonl", "samples.jsonl"},
         "ppo": ADAPTER | {"metrics.jsonl", "samples.jsonl"},
         "evaluate": {"answers.jsonl", "result.json"} | {f"strips/{n:03d}.jpg" for n in range(4)},  # one picture per clip

@@ -25,6 +25,7 @@ from minirlaif.training import generator, seed_of
 from minirlaif.verdicts import context_text
 from minirlaif.workbench import Workbench, located, open_workbench, read_samples, readable, settings_of, stored
 
+Lines = list[tuple[str, dict[str, Any]]]  # (file, record) of each line to write
 LETTER_SHARE = 16  # of so many pairs one is also judged by letters, to compare the read-outs
 
 
@@ -54,7 +55,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             rounds = range(first, len(tasks), several)
             for number in progress(rounds, -(-len(tasks) // several), "feedback", initial=first // several):
                 mine = number + parallel.rank()
-                found: list[tuple[str, dict[str, Any]]] = []
+                found: Lines = []
                 if mine < len(tasks):
                     with bench.roles.reading_as("sft"):
                         told = describe(bench, run, tasks[mine], contexts)
@@ -62,9 +63,11 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                         if mine < len(chunks):
                             known = contexts | {video: record["context"] for video, record in told.items()}
                             found += _label(bench, run, tasks[mine], known, mine)
-                _append_all(out, run, found, contexts)
+                written = _append_all(out, run, found, contexts)
                 bench.counted(out)
-                out.commit_state(min(number + several, len(tasks)), lambda folder: None)
+                done = min(number + several, len(tasks))
+                out.log(done, **_decided(written))
+                out.commit_state(done, lambda folder: None)
             # 4. count
             out.summary.update(_counts(out.path))
             if not out.summary["decided"]:
@@ -95,12 +98,10 @@ def describe(bench: Workbench, run: Run, rows: Sequence[Sample], contexts: Mappi
     }
 
 
-def _label(
-    bench: Workbench, run: Run, rows: Sequence[Sample], contexts: Mapping[str, str], chunk: int
-) -> list[tuple[str, dict[str, Any]]]:
-    """Answer, pair and judge. Returns (file, record) for each line to write."""
+def _label(bench: Workbench, run: Run, rows: Sequence[Sample], contexts: Mapping[str, str], chunk: int) -> Lines:
+    """Answer, pair and judge."""
     f, seed = bench.cfg.feedback, bench.cfg.seed
-    lines: list[tuple[str, dict[str, Any]]] = []
+    lines: Lines = []
     asked = [bench.asked(bench.whole(row.video), row.turns[0].question) for row in rows]
     drawn = sample(bench.backbone, asked, f.answers, f.temperature, f.top_p, f.max_new_tokens, generator(seed, "feedback", chunk))
     pairs: list[Pair] = []
@@ -194,8 +195,9 @@ def read_lines(path: Path) -> Iterable[dict[str, Any]]:
                 yield json.loads(line)
 
 
-def _append_all(out: StageDir, run: Run, found: list[tuple[str, dict[str, Any]]], contexts: dict[str, str]) -> None:
-    """Write everyone's lines in the order of the chunks, and remember the contexts among them."""
+def _append_all(out: StageDir, run: Run, found: Lines, contexts: dict[str, str]) -> Lines:
+    """Write everyone's lines in the order of the chunks, and remember the contexts among them. Returns what was written."""
+    written = []
     for name, record in (line for part in parallel.collect(found) for line in part):
         if name == "contexts.jsonl":
             video = located(run, record["video"])
@@ -204,3 +206,16 @@ def _append_all(out: StageDir, run: Run, found: list[tuple[str, dict[str, Any]]]
             contexts[video] = record["context"]
         with (out.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        written.append((name, record))
+    return written
+
+
+def _decided(written: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, float]:
+    """What the judge made of the pairs of one step, for metrics.jsonl."""
+    rows = [record for name, record in written if name == "verdicts.jsonl"]
+    choices = [row["choice"] for row in rows]
+    counts = {name: float(choices.count(name)) for name in ("tie", "invalid", "disagree")}
+    mean = sum(row["margin"] for row in rows) / len(rows) if rows else 0.0
+    described = sum(name == "contexts.jsonl" for name, _ in written)
+    decided = float(sum(choice in ("A", "B") for choice in choices))
+    return {"clips_described": float(described), "pairs": float(len(rows)), "decided": decided, **counts, "margin": mean}

@@ -14,8 +14,10 @@ from minirlaif.config import Config
 from minirlaif.losses import sft_loss
 from minirlaif.metrics import progress
 from minirlaif.records import Sample, UserError
+from minirlaif.sampling import sample
 from minirlaif.schedules import learning_rate
 from minirlaif.scoring import logprobs_of, micro_batches
+from minirlaif.stagedir import StageDir
 from minirlaif.training import (
     check_finite,
     make_accelerator,
@@ -26,7 +28,9 @@ from minirlaif.training import (
     shuffled,
     write_state,
 )
-from minirlaif.workbench import Workbench, check_data, open_workbench, read_samples, readable, settings_of
+from minirlaif.workbench import Workbench, check_data, open_workbench, read_samples, readable, settings_of, stored
+
+SHOWN, SHOWN_TOKENS = 4, 64  # rows of each stage that samples.jsonl shows, and the longest answer there
 
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
@@ -71,6 +75,8 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                     out.commit_state(step + 1, lambda folder: write_state(folder, bench.roles, ["sft"], {"sft": optimizer}, {}))
             # 4. the adapter
             bench.roles.save("sft", out.path / "adapter")
+            for name, rows in plan:
+                _show(bench, run, out, name, rows)
             bench.counted(out)
             out.summary["steps"] = total
             out.summary.update({f"{name}_rows": len(rows) for name, rows in plan})
@@ -79,9 +85,9 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
 def by_length(samples: Sequence[Sample], short_words: int) -> dict[str, list[Sample]]:
     """Rows whose longest answer has at most `short_words` words, and the others."""
     stages: dict[str, list[Sample]] = {"short": [], "long": []}
-    for sample in samples:
-        words = max(len((turn.answer or "").split()) for turn in sample.turns)
-        stages["short" if words <= short_words else "long"].append(sample)
+    for row in samples:
+        words = max(len((turn.answer or "").split()) for turn in row.turns)
+        stages["short" if words <= short_words else "long"].append(row)
     if not samples:
         raise UserError("data.sft: no row is left to train on; see the clips left out above")
     return stages
@@ -104,11 +110,11 @@ def _backward(bench: Workbench, accelerator: Any, batch: Sequence[Sample]) -> fl
     from minirlaif.tokens import pad_stack
 
     cfg, backbone = bench.cfg, bench.backbone
-    bench.look(sample.video for sample in batch)
-    views = [bench.whole(sample.video) for sample in batch]
+    bench.look(row.video for row in batch)
+    views = [bench.whole(row.video) for row in batch]
     rendered = [
-        backbone.renderer.conversation(view.shown, sample.turns, "", cfg.sft.max_length)
-        for view, sample in zip(views, batch, strict=True)
+        backbone.renderer.conversation(view.shown, row.turns, "", cfg.sft.max_length)
+        for view, row in zip(views, batch, strict=True)
     ]
     denominator = sum(sum(r.answer) for r in rendered)
     total = 0.0
@@ -129,3 +135,14 @@ def _backward(bench: Workbench, accelerator: Any, batch: Sequence[Sample]) -> fl
         total += float(loss.detach())
     parallel.sum_gradients(bench.roles.parameters("sft"))
     return parallel.total({"loss": total})["loss"]
+
+
+def _show(bench: Workbench, run: Run, out: StageDir, name: str, rows: Sequence[Sample]) -> None:
+    """A few rows of a stage with what the trained model now says, for a person to read."""
+    some = list(rows[:: max(1, len(rows) // SHOWN)])[:SHOWN]
+    with bench.roles.reading_as("sft"):
+        asked = [bench.asked(bench.whole(row.video), row.turns[0].question) for row in some]
+        said = sample(bench.backbone, asked, temperature=0, max_new_tokens=SHOWN_TOKENS)
+    for row, (answer,) in zip(some, said, strict=True):
+        told = {"video": stored(run, row.video), "question": row.turns[0].question, "written": row.turns[0].answer}
+        out.sample({"stage": name, **told, "said": bench.backbone.renderer.decode(answer.ids)})

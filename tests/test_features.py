@@ -204,9 +204,9 @@ def test_strip_shows_the_frames_side_by_side(tmp_path: Path):
         store.close()
 
 
-def test_blank_frames_are_encoded_once():
-    eyes, known = Eyes(), {}
-    blank = blank_features(eyes, 4, FrameSize(8, 8), known)  # type: ignore[arg-type]
-    assert blank_features(eyes, 4, FrameSize(8, 8), known) is blank and eyes.calls == 1  # type: ignore[arg-type]
+def test_blank_frames_are_encoded_once(tmp_path: Path):
+    o, known = Opened(tmp_path), {}
+    blank = blank_features(o.store, 4, FrameSize(8, 8), known)
+    assert blank_features(o.store, 4, FrameSize(8, 8), known) is blank and o.eyes.calls == 1
     assert blank.shape == (4, 1, K, D) and blank.unique().numel() == 1
-    assert len(blank_features(eyes, 2, FrameSize(8, 8), known)) == 2  # type: ignore[arg-type]
+    assert len(blank_features(o.store, 2, FrameSize(8, 8), known)) == 2

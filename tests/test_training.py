@@ -154,7 +154,7 @@ def test_a_resumed_optimiser_goes_on_bit_by_bit(tmp_path: Path) -> None:
     train(half, optimizer, accelerator, range(2))
     extra = {"updates": 2, "score_mean": 0.1 + 0.2, "best": {}}
     (tmp_path / "state").mkdir()
-    write_state(tmp_path / "state", half.roles, ["reward"], {"reward": optimizer}, extra)
+    write_state(tmp_path / "state", {"reward": half.roles}, {"reward": optimizer}, extra)
     assert read_extra(tmp_path / "state") == extra
     resumed, optimizer, accelerator = opened(tmp_path / "state")
     train(resumed, optimizer, accelerator, range(2, 4))

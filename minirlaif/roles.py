@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,9 +128,13 @@ class Roles:
         away = [name for name in ("base", role) if name in self._parked and self._parked[name].away]
         if away:
             raise ValueError(f"role {away[0]} is parked in host memory; use visiting() to bring it back")
+        # Low precision is that of training for reading too, or the first PPO ratio would not be 1.
+        device, dtype = self.backbone.device.type, self.backbone.dtype
+        low = torch.autocast(device, dtype) if device == "cuda" and dtype == torch.bfloat16 else nullcontext()
         try:
             self._activate(role)
-            yield
+            with low:
+                yield
         finally:
             self._activate(active)
             self.backbone.text_model.train(training)

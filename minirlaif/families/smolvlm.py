@@ -23,6 +23,9 @@ LAYOUT_FILE = "chat_layout.json"  # beside a model whose layout is not the famil
 class SmolVLM(Backbone):
     """A loaded SmolVLM with its tokenizer."""
 
+    text_prefix = "model.text_model"
+    kept_whole = ("model.vision_model", "model.connector", "lm_head")
+
     def __init__(self, model: Any, tokenizer: Any, layout: Layout, name: str) -> None:
         vision = model.config.vision_config
         self.text_model, self.lm_head = model.model.text_model, model.lm_head

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from minirlaif.families.llava import LAYOUT, Llava
-from minirlaif.oldfiles import Writer, json_of, llama_tokenizer, pickled, shapes_of, tensors, weight_files
+from minirlaif.oldfiles import WEIGHTS, Writer, json_of, llama_tokenizer, pickled, shapes_of, tensors, weight_files
 from minirlaif.records import UserError
 from minirlaif.roles import HEAD_FILE, target_pattern
 
@@ -76,13 +76,12 @@ def _source(old: str) -> Path:
             folder = Path(snapshot_download(old))
         except (OSError, ValueError) as error:
             raise UserError(f"{old}: no such folder, and the hub gave none ({str(error).strip().splitlines()[0]})") from None
-    if not (folder / "config.json").is_file():
-        inner = [path.parent for path in (folder / "adapter_config.json", *sorted(folder.glob("*/adapter_config.json")))]
-        inner = [path for path in inner if (path / "adapter_config.json").is_file()]
-        if len(inner) != 1:
-            raise UserError(f"{old}: has no config.json and {len(inner)} adapters; name the folder of one checkpoint")
-        return inner[0]
-    return folder
+    if (folder / "adapter_config.json").is_file() or any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
+        return folder
+    inner = [path.parent for path in folder.glob("*/adapter_config.json")]
+    if len(inner) != 1:
+        raise UserError(f"{old}: no weights in it, and {len(inner)} folders with an adapter; name the folder of one checkpoint")
+    return inner[0]
 
 
 def _convert_model(old: Path, new: Path, vision: str) -> None:
@@ -98,7 +97,7 @@ def _convert_model(old: Path, new: Path, vision: str) -> None:
     tower = _tower(vision) if vision else None
     _check_room(new, files, 0 if tower is None else sum(p.nbytes for p in tower.parameters()))
     tokenizer = llama_tokenizer(old, LAYOUT.image)
-    rows = -(-max(int(settings["vocab_size"]), len(tokenizer)) // ROW_MULTIPLE) * ROW_MULTIPLE
+    rows = -(-max(int(settings.get("vocab_size", 0)), len(tokenizer)) // ROW_MULTIPLE) * ROW_MULTIPLE
     eyes = tower.config if tower is not None else _clip_config(old, settings, shapes)
     config = _config(settings, eyes, tokenizer.convert_tokens_to_ids(LAYOUT.image), rows)
     wanted = _wanted(config)
@@ -182,9 +181,14 @@ def _tower(vision: str) -> Any:
     from transformers import CLIPVisionModel
 
     try:
-        return CLIPVisionModel.from_pretrained(vision)
+        tower, info = CLIPVisionModel.from_pretrained(vision, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise UserError(f"--vision {vision}: no CLIP vision tower there ({str(error).strip().splitlines()[0]})") from None
+    if info["missing_keys"] or info["mismatched_keys"]:  # transformers would fill them with noise
+        raise UserError(
+            f"--vision {vision}: not CLIP, or incomplete: {len(info['missing_keys'])} weights are missing; name another"
+        )
+    return tower
 
 
 def _clip_config(old: Path, settings: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor
 from minirlaif.disk import sync
 from minirlaif.records import UserError
 
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # the first that there are
 SHARD = 2 << 30  # bytes of one written file, and so of what is held in memory
 
 
@@ -30,7 +31,7 @@ def json_of(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read ({error}); download it again") from None
 
 
-def weight_files(folder: Path, patterns: Sequence[str] = ("model*.safetensors", "pytorch_model*.bin")) -> list[Path]:
+def weight_files(folder: Path, patterns: Sequence[str] = WEIGHTS) -> list[Path]:
     """Files of the first pattern that fits any; all that an index names are there."""
     pattern = next((pattern for pattern in patterns if any(folder.glob(pattern))), None)
     if pattern is None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from minirlaif import cli, oldfiles
 from minirlaif.backbone import open_backbone
@@ -162,7 +162,12 @@ def test_a_checkpoint_without_a_tower_takes_one_by_name(parts: Parts, tmp_path: 
     words = ["convert", "--from", str(old), "--to", str(tmp_path / "new")]
     assert cli.main(words) == 2
     assert "add --vision openai/clip-vit-large-patch14-336" in capsys.readouterr().err
-    parts.clip.save_pretrained(tmp_path / "clip")
+    parts.llama.save_pretrained(tmp_path / "llama")
+    assert cli.main([*words, "--vision", str(tmp_path / "llama")]) == 2
+    assert "not CLIP" in capsys.readouterr().err
+    whole = CLIPModel(CLIPConfig(vision_config=parts.clip.config.to_dict()))  # the hub's CLIPs have a text tower, too
+    whole.vision_model.load_state_dict(parts.clip.state_dict())
+    whole.save_pretrained(tmp_path / "clip")
     assert cli.main([*words, "--vision", str(tmp_path / "clip")]) == 0
     check_same_logits(tmp_path / "new", parts)
 
@@ -237,6 +242,9 @@ def test_broken_downloads_are_refused_in_one_line(parts: Parts, tmp_path: Path) 
     assert "sentencepiece" in refused(old, new)
     (old / "tokenizer.model").unlink()
     assert "tokenizer.model" in refused(old, new)
+    for path in old.glob("*.bin"):
+        path.unlink()
+    assert "no weights in it, and 0 folders" in refused(old, new)
 
 
 class Trap:
@@ -287,6 +295,7 @@ def test_an_old_adapter_changes_the_new_model_as_it_changed_the_old_one(parts: P
     wrapped.save_pretrained(folder)
     torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")  # as older PEFT wrote it
     (folder / "adapter_model.safetensors").unlink()
+    (tmp_path / "published" / "config.json").write_text(json.dumps(SETTINGS))  # of the base; the adapter is what there is
     torch.save({}, tmp_path / "published" / "non_lora_trainables.bin")
     torch.save({"weight": torch.ones(1, 64).half(), "bias": torch.zeros(1)}, tmp_path / "published" / "reward_head")
     convert(str(tmp_path / "published"), tmp_path / "adapter")

@@ -181,9 +181,10 @@ def _tower(vision: str) -> Any:
     from transformers import CLIPVisionModel
 
     try:
-        tower, info = CLIPVisionModel.from_pretrained(vision, output_loading_info=True)
+        loaded: Any = CLIPVisionModel.from_pretrained(vision, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise UserError(f"--vision {vision}: no CLIP vision tower there ({str(error).strip().splitlines()[0]})") from None
+    tower, info = loaded
     if info["missing_keys"] or info["mismatched_keys"]:  # transformers would fill them with noise
         raise UserError(
             f"--vision {vision}: not CLIP, or incomplete: {len(info['missing_keys'])} weights are missing; name another"

@@ -22,7 +22,7 @@ from minirlaif.sampling import Asked, sample
 from minirlaif.scoring import Row, token_logprobs
 
 GOLDEN = Path(__file__).parent / "golden"
-CLIPS = {"wide": (3, 54, 96), "high": (2, 45, 20)}
+CLIPS = {"wide": (3, 54, 100), "high": (2, 45, 20)}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_pixels_are_those_of_the_published_processor(base: SmolVLM, which: str) 
 
 
 def test_the_way_to_the_tile_is_part_of_the_cache_key(base: SmolVLM) -> None:
-    size = base.frame_size(96, 54, 0)
+    size = base.frame_size(100, 54, 0)
     assert (size.longest, size.filter) == (128, "lanczos")
     keys = {other.key for other in (size, FrameSize(32, 32), FrameSize(32, 32, longest=128), FrameSize(32, 32, filter="lanczos"))}
     assert len(keys) == 4 and FrameSize(32, 32).key == "32x32"
@@ -142,7 +142,7 @@ def test_the_first_scaling_is_the_checkpoints_own(folder: Path, tmp_path: Path, 
     if text is not None:
         (tmp_path / "preprocessor_config.json").write_text(text)
     opened = open_backbone(ModelSection(base=str(tmp_path), device="cpu"))
-    assert opened.frame_size(96, 54, 0).longest == longest
+    assert opened.frame_size(100, 54, 0).longest == longest
     (tmp_path / "preprocessor_config.json").write_text("[")
     with pytest.raises(UserError, match="preprocessor_config.json: no size"):
         open_backbone(ModelSection(base=str(tmp_path), device="cpu"))

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, SmolVLMImageProcessor, SmolVLMProcessor,
 from transformers.video_utils import VideoMetadata
 
 HERE = Path(__file__).parent
-CLIPS = {"wide": (3, 54, 96), "high": (2, 45, 20)}
+CLIPS = {"wide": (3, 54, 100), "high": (2, 45, 20)}
 FPS = 2.0
 ROWS = {"wide": [1, 5, 131], "high": [0, 7]}  # numbers of the frames in the clip: 0.5, 2.5, 65.5 and 0.0, 3.5 seconds
 SECONDS = {"wide": 3725.9, "high": 4.5}

@@ -192,7 +192,7 @@ def decode(timeline: Timeline, rows: list[int], size: FrameSize | None, only_av:
 
 
 def resized(frame: Any, size: FrameSize | None) -> Any:
-    """[H, W, 3] as `size`, by PIL's bicubic filter (with antialiasing); None keeps it."""
+    """[H, W, 3] as `size`, by PIL's filters (with antialiasing); None keeps it."""
     import numpy as np
     from PIL import Image
 
@@ -206,9 +206,16 @@ def resized(frame: Any, size: FrameSize | None) -> Any:
         top, left = (side - height) // 2, (side - width) // 2
         square[top : top + height, left : left + width] = frame
         frame = square
-    if frame.shape[:2] == (size.height, size.width):
-        return frame
-    return np.asarray(Image.fromarray(frame).resize((size.width, size.height), Image.Resampling.BICUBIC))
+    steps = [(size.width, size.height)]
+    if size.longest:
+        long, ratio = size.longest, width / height
+        other = int(long / ratio if ratio >= 1 else long * ratio)
+        other = max(1, other + other % 2)
+        steps.insert(0, (long, other) if ratio >= 1 else (other, long))
+    for step in steps:
+        if frame.shape[1::-1] != step:
+            frame = np.asarray(Image.fromarray(frame).resize(step, Image.Resampling[size.filter.upper()]))
+    return frame
 
 
 def refuse_blank(timeline: Timeline, frames: Any, only_av: bool) -> None:

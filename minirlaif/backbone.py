@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from minirlaif.families.common import Backbone
 
 TINY = Path(__file__).parent / "tiny_base"
-FAMILIES = {"smolvlm": "SmolVLM and SmolVLM2"}  # model_type -> name; one module each in families/
+FAMILIES = {  # model_type -> name; one module each in families/
+    "smolvlm": "SmolVLM and SmolVLM2",
+    "llava": "LLaVA-1.5, VLM-RLAIF",
+}
 
 
 def base_folder(section: ModelSection) -> str:
@@ -49,7 +52,8 @@ def model_type(section: ModelSection) -> str:
             raise UserError(f"model.base {section.base}: no such folder, and the hub gave no config ({reason})") from None
     if found not in FAMILIES:
         known = ", ".join(f"{name} ({kind})" for kind, name in FAMILIES.items())
-        raise UserError(f"model.base {section.base}: model type {found!r} is not supported; known are {known}")
+        old = " (an old LLaVA checkpoint? `python -m minirlaif convert` makes it one)" if found == "llava_llama" else ""
+        raise UserError(f"model.base {section.base}: model type {found!r} is not supported; known are {known}{old}")
     return str(found)
 
 
@@ -66,17 +70,23 @@ def open_backbone(section: ModelSection) -> Backbone:
     dtype = {"auto": torch.bfloat16 if device.type == "cuda" else torch.float32, "float32": torch.float32}.get(
         section.dtype, torch.bfloat16
     )
-    backbone = _loader(kind)(base_folder(section), section.revision, dtype, _quantization(section, dtype), device)
+    load, family = _loader(kind)
+    quantization = _quantization(section, dtype, family.kept_whole)
+    backbone = load(base_folder(section), section.revision, dtype, quantization, device)
     backbone.model.requires_grad_(False)
     backbone.model.eval()
     return backbone
 
 
-def _loader(kind: str) -> Callable[..., Backbone]:
-    """`load` of the family's module, imported here because a run needs only one."""
+def _loader(kind: str) -> tuple[Callable[..., Backbone], type[Backbone]]:
+    """`load` and the class of the family's module, imported here because a run needs only one."""
+    if kind == "llava":
+        from minirlaif.families import llava
+
+        return llava.load, llava.Llava
     from minirlaif.families import smolvlm
 
-    return {"smolvlm": smolvlm.load}[kind]
+    return smolvlm.load, smolvlm.SmolVLM
 
 
 def pick_device(wanted: str) -> Any:
@@ -93,7 +103,7 @@ def pick_device(wanted: str) -> Any:
     return torch.device(wanted, parallel.rank()) if wanted == "cuda" else torch.device(wanted)
 
 
-def _quantization(section: ModelSection, dtype: Any) -> Any:
+def _quantization(section: ModelSection, dtype: Any, kept_whole: Sequence[str]) -> Any:
     if section.quantization == "none":
         return None
     from transformers import BitsAndBytesConfig
@@ -105,7 +115,7 @@ def _quantization(section: ModelSection, dtype: Any) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=["model.vision_model", "model.connector", "lm_head"],  # matched from the start of a name,
+        llm_int8_skip_modules=list(kept_whole),  # matched from the start of a name
     )
 
 

@@ -26,6 +26,7 @@ class Layout:
     user: str = "User: "
     assistant: str = "Assistant:"
     answer: str = " "  # between `assistant` and the answer
+    asked: str | None = None  # ends a question; None: the same that ends an answer
     end: str = "<end_of_utterance>"  # ends a turn; the answer is trained to say it
     after_end: str = "\n"
     intro: str = "You are provided the following series of {count} frames from a {duration} [H:MM:SS] video.\n"
@@ -163,7 +164,8 @@ class Renderer:
 
     def _question(self, context: str, question: str) -> list[str | int]:
         layout = self.layout
-        return [context, question, *self._template(layout.end + layout.after_end + layout.assistant)]
+        asked = layout.end + layout.after_end if layout.asked is None else layout.asked
+        return [context, question, *self._template(asked + layout.assistant)]
 
 
 def group_times(times: Sequence[float], size: int) -> list[float]:

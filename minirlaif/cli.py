@@ -1,4 +1,4 @@
-"""The command line: one verb per stage, `run` for all of them, `status`, `path`, `doctor`. No torch before a stage starts."""
+"""The command line: one verb per stage, `run` for all, `status`, `path`, `convert`, `doctor`. No torch before work starts."""
 
 from __future__ import annotations
 
@@ -90,6 +90,12 @@ def _parser() -> argparse.ArgumentParser:
     path = _verb(verbs, "path", "print the folder of a finished stage", "path ppo --run tiny")
     path.add_argument("stage", metavar="STAGE", help=", ".join(STAGES))
     _add_run_flags(path, trains=False)
+    convert = _verb(
+        verbs, "convert", "make a checkpoint in LLaVA's old layout usable as model.base", "convert --from OLD --to NEW"
+    )
+    convert.add_argument("--from", dest="old", metavar="OLD", required=True, help="folder or hub id of the old checkpoint")
+    convert.add_argument("--to", dest="new", metavar="NEW", required=True, type=Path, help="folder to make")
+    convert.add_argument("--vision", metavar="CLIP", default="", help="folder or hub id of the vision tower, if OLD has none")
     _verb(verbs, "doctor", "versions, GPU, memory, decoders: what is missing and how to get it", "doctor")
     return parser
 
@@ -121,6 +127,12 @@ def _dispatch(options: argparse.Namespace) -> int:
         from minirlaif.doctor import run as examine
 
         return examine()
+    if options.verb == "convert":
+        from minirlaif.convert import convert
+
+        convert(options.old, options.new, options.vision)
+        print(f"{options.new}: done; name it in model.base")
+        return 0
     if not options.run or Path(options.run).name != options.run or options.run == "..":
         raise UserError(f"--run {options.run!r}: must be a plain name; the folder it lies in goes to --runs-dir")
     run = Run(options.runs_dir / options.run)

@@ -20,6 +20,7 @@ OPTIONAL = {
     "decord": "PyAV reads all clips then",
     "bitsandbytes": "needed for model.quantization=nf4",
     "tensorboard": "needed for report_to=tensorboard",
+    "protobuf": "needed to convert old LLaVA checkpoints with a tokenizer.model",
     "gradio": "needed for the chat and its test clips",
     "pytest": "needed for the checks",
     "ruff": "needed for the checks",

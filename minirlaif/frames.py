@@ -33,16 +33,22 @@ class FrameSize:
     """The pixels that every frame of a clip is turned into before the vision tower sees it.
 
     pad: colour (RGB, 0 to 255) that first fills a frame up to a centred square; None: the frame is stretched to height x width.
+    longest: before that, a frame is scaled to so many pixels on its longer side and an even number on the other; 0: it is not.
+    filter: "bicubic" or "lanczos".
     """
 
     height: int
     width: int
     pad: tuple[int, int, int] | None = None
+    longest: int = 0
+    filter: str = "bicubic"
 
     @property
     def key(self) -> str:
         """Short text, equal for equal sizes: part of a cache key."""
-        return f"{self.height}x{self.width}" + ("" if self.pad is None else f"-pad{'.'.join(map(str, self.pad))}")
+        pad = "" if self.pad is None else f"-pad{'.'.join(map(str, self.pad))}"
+        way = (f"-by{self.longest}" if self.longest else "") + ("" if self.filter == "bicubic" else f"-{self.filter}")
+        return f"{self.height}x{self.width}{pad}{way}"
 
 
 def uniform_plan(seconds: float, count: int, start: float = 0.0, end: float | None = None) -> FramePlan:

@@ -8,7 +8,8 @@ parked rests in host memory and is on the device only while it is `visiting`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,7 @@ class Roles:
 
         # Only the language model: the vision tower has projections of the same names, and a vision adapter would make
         # cached features and a separately exported projector wrong without a word.
-        targets = rf".*text_model\..*\.({'|'.join(self.section.lora_targets)})"
+        targets = target_pattern(self.backbone.text_prefix, self.section.lora_targets)
         config = LoraConfig(
             r=self.section.lora_r,
             lora_alpha=self.section.lora_alpha,
@@ -241,3 +242,8 @@ class Roles:
     def _fill(self, role: str, weights: dict[str, Tensor]) -> None:
         for name, parameter in self.named(role).items():
             parameter.data.copy_(weights[name])
+
+
+def target_pattern(text_prefix: str, targets: Sequence[str]) -> str:
+    """PEFT's `target_modules` for layers of these names in the language model alone, as a regular expression."""
+    return rf"{re.escape(text_prefix)}\..*\.({'|'.join(targets)})"

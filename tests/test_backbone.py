@@ -33,8 +33,8 @@ def test_the_shipped_base_opens_frozen_in_eval_mode() -> None:
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava"}))
-    with pytest.raises(UserError, match="'llava' is not supported; known are SmolVLM and SmolVLM2") as error:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "idefics3"}))
+    with pytest.raises(UserError, match="'idefics3' is not supported; known are SmolVLM and SmolVLM2") as error:
         open_backbone(section(tmp_path))
     assert one_line(error).startswith(f"model.base {tmp_path}")
 

@@ -32,13 +32,16 @@ class Embedded:
 
 
 class Backbone:
-    """A loaded model with its tokenizer. A subclass sets `text_model`, `lm_head` and `eyes` before calling __init__.
+    """A loaded model with its tokenizer. A subclass sets `text_model`, `lm_head` and `eyes` before calling __init__, and says
+    of its class where in the model the language model is (`text_prefix`) and what is never quantised (`kept_whole`).
 
     Attributes:
         renderer: makes prompts; width: D; vocabulary: V; pad_id; banned_V: tokens that answers may not contain.
         eyes: the vision tower and what lies between it and the language model.
     """
 
+    text_prefix: str  # dotted name of the language model: only there are adapters
+    kept_whole: tuple[str, ...]  # starts of dotted names
     text_model: Any
     lm_head: Any
     eyes: Sequence[nn.Module]

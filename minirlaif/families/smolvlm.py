@@ -1,4 +1,4 @@
-"""SmolVLM and SmolVLM2: frames resized to one square tile each, a fixed number of tokens per frame.
+"""SmolVLM and SmolVLM2: frames stretched to one square tile each, a fixed number of tokens per frame.
 
 Letters: F frames, H x W vectors per frame, D width.
 """
@@ -23,18 +23,22 @@ LAYOUT_FILE = "chat_layout.json"  # beside a model whose layout is not the famil
 class SmolVLM(Backbone):
     """A loaded SmolVLM with its tokenizer."""
 
-    def __init__(self, model: Any, tokenizer: Any, layout: Layout, name: str) -> None:
+    text_prefix = "model.text_model"
+    kept_whole = ("model.vision_model", "model.connector", "lm_head")
+
+    def __init__(self, model: Any, tokenizer: Any, layout: Layout, name: str, longest: int = 0) -> None:
         vision = model.config.vision_config
         self.text_model, self.lm_head = model.model.text_model, model.lm_head
         self.eyes = (model.model.vision_model, model.model.connector)
         self.tile: int = vision.image_size
+        self.longest = longest
         self.grid: int = vision.image_size // vision.patch_size
         self.side: int = self.grid // model.config.scale_factor  # a frame becomes side x side vectors
         super().__init__(model, tokenizer, layout, name)
 
     def frame_size(self, width: int, height: int, frame_pixels: int) -> FrameSize:
-        """One square tile, whatever the clip."""
-        return FrameSize(self.tile, self.tile)
+        """One square tile, whatever the clip; published models saw it by way of a larger frame of the clip's own shape."""
+        return FrameSize(self.tile, self.tile, longest=self.longest, filter="lanczos" if self.longest else "bicubic")
 
     @torch.no_grad()
     def encode_frames(self, pixels_FHW3: np.ndarray) -> torch.Tensor:
@@ -57,7 +61,22 @@ def load(folder: str, revision: str, dtype: torch.dtype, quantization: Any, devi
 
     model = load_weights(SmolVLMForConditionalGeneration, folder, revision, dtype, quantization, device)
     tokenizer = load_tokenizer(folder, revision)
-    return SmolVLM(model, tokenizer, _layout(Path(folder) / LAYOUT_FILE), folder)
+    own = Path(folder) / LAYOUT_FILE  # a model trained here: frames go straight to the tile
+    longest = 0 if own.is_file() else _longest(folder, revision, model.config.vision_config.image_size)
+    return SmolVLM(model, tokenizer, _layout(own), folder, longest)
+
+
+def _longest(folder: str, revision: str, tile: int) -> int:
+    """Longer side in pixels that frames are first scaled to. transformers' video processor takes it from `size` of the image
+    processor's settings, whatever their `video_sampling` says, and 4 tiles where there is none."""
+    from transformers.utils import cached_file
+
+    path = cached_file(folder, "preprocessor_config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    try:
+        size = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8")).get("size", {})
+        return min(int(size.get("longest_edge", 4 * tile)), 4096)  # as high as their processor goes
+    except (ValueError, AttributeError, TypeError):
+        raise UserError(f"{path}: no size of frames can be read from it; save the processor again") from None
 
 
 def _layout(path: Path) -> Layout:

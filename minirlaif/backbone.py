@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from minirlaif.families.common import Backbone
 
 TINY = Path(__file__).parent / "tiny_base"
-FAMILIES = {"smolvlm": "SmolVLM and SmolVLM2"}  # model_type -> name; one module each in families/
+FAMILIES = {"smolvlm": "SmolVLM and SmolVLM2", "qwen3_vl": "Qwen3-VL", "qwen3_5": "Qwen3.5"}  # model_type -> name; one module each in families/
 
 
 def base_folder(section: ModelSection) -> str:
@@ -60,22 +59,23 @@ def open_backbone(section: ModelSection) -> Backbone:
     """
     import torch
 
-    kind = model_type(section)
+    family = _family(model_type(section))
     device = pick_device(section.device)
     dtype = {"auto": torch.bfloat16 if device.type == "cuda" else torch.float32, "float32": torch.float32}.get(
         section.dtype, torch.bfloat16
     )
-    backbone = _loader(kind)(base_folder(section), section.revision, dtype, _quantization(section, dtype), device)
+    quantization = _quantization(section, dtype, family.WHOLE)
+    backbone: Backbone = family.load(base_folder(section), section.revision, dtype, quantization, device)
     backbone.model.requires_grad_(False)
     backbone.model.eval()
     return backbone
 
 
-def _loader(kind: str) -> Callable[..., Backbone]:
-    """`load` of the family's module, imported here because a run needs only one."""
-    from minirlaif.families import smolvlm
+def _family(kind: str) -> Any:
+    """The family's module, imported here because it loads torch."""
+    from minirlaif.families import qwen3_5, qwen3_vl, smolvlm
 
-    return {"smolvlm": smolvlm.load}[kind]
+    return {"smolvlm": smolvlm, "qwen3_vl": qwen3_vl, "qwen3_5": qwen3_5}[kind]
 
 
 def pick_device(wanted: str) -> Any:
@@ -91,7 +91,7 @@ def pick_device(wanted: str) -> Any:
     return torch.device(wanted, 0) if wanted == "cuda" else torch.device(wanted)
 
 
-def _quantization(section: ModelSection, dtype: Any) -> Any:
+def _quantization(section: ModelSection, dtype: Any, whole: tuple[str, ...]) -> Any:
     if section.quantization == "none":
         return None
     from transformers import BitsAndBytesConfig
@@ -103,7 +103,7 @@ def _quantization(section: ModelSection, dtype: Any) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=["model.vision_model", "model.connector", "lm_head"],  # matched from the start of a name,
+        llm_int8_skip_modules=list(whole),  # matched from the start of a name
     )
 
 

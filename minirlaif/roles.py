@@ -7,6 +7,7 @@ the model plays is set for a block (`reading_as`, `training_as`) and put back af
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,7 +61,10 @@ class Roles:
 
         # Only the language model: the vision tower has projections of the same names, and a vision adapter would make
         # cached features and a separately exported projector wrong without a word.
-        targets = rf".*text_model\..*\.({'|'.join(self.section.lora_targets)})"
+        layers = self.section.lora_targets
+        if layers == ModelSection.lora_targets:  # nobody chose
+            layers += self.backbone.more_lora_targets
+        targets = rf"{re.escape(self.backbone.text_name)}\..*\.({'|'.join(layers)})"
         config = LoraConfig(
             r=self.section.lora_r,
             lora_alpha=self.section.lora_alpha,

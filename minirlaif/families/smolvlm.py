@@ -17,6 +17,7 @@ from minirlaif.families.common import Backbone, load_tokenizer, load_weights
 from minirlaif.frames import FrameSize
 from minirlaif.records import UserError
 
+WHOLE = ("model.vision_model", "model.connector", "lm_head")
 LAYOUT_FILE = "chat_layout.json"  # beside a model whose layout is not the family's own
 
 

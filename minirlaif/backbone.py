@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from minirlaif.families.common import Backbone
 
 TINY = Path(__file__).parent / "tiny_base"
-FAMILIES = {"smolvlm": "SmolVLM and SmolVLM2", "qwen3_vl": "Qwen3-VL", "qwen3_5": "Qwen3.5"}  # model_type -> name; one module each in families/
+FAMILIES = {
+    "smolvlm": "SmolVLM and SmolVLM2",
+    "qwen3_vl": "Qwen3-VL",
+    "qwen3_5": "Qwen3.5",
+}  # model_type -> name; one module each in families/
 
 
 def base_folder(section: ModelSection) -> str:

@@ -1,6 +1,6 @@
 """Qwen3.5: sees as Qwen3-VL does, without DeepStack; most layers are linear attention. Thinking stays off.
 
-Four bits cost this family more than others; bfloat16 (`model.quantization: none`, the default) is the better choice where it fits.
+Four bits cost this family more than others; bfloat16 (`model.quantization: none`, the default) is better where it fits.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 TINY = Path(__file__).parent / "tiny_base"
 FAMILIES = {  # model_type -> name; one module each in families/
     "smolvlm": "SmolVLM and SmolVLM2",
+    "qwen3_vl": "Qwen3-VL",
+    "qwen3_5": "Qwen3.5",
     "llava": "LLaVA-1.5, VLM-RLAIF",
 }
 
@@ -65,12 +67,11 @@ def open_backbone(section: ModelSection) -> Backbone:
     """
     import torch
 
-    kind = model_type(section)
     device = pick_device(section.device)
     dtype = {"auto": torch.bfloat16 if device.type == "cuda" else torch.float32, "float32": torch.float32}.get(
         section.dtype, torch.bfloat16
     )
-    load, family = _loader(kind)
+    load, family = _family(model_type(section))
     quantization = _quantization(section, dtype, family.kept_whole)
     backbone = load(base_folder(section), section.revision, dtype, quantization, device)
     backbone.model.requires_grad_(False)
@@ -78,15 +79,16 @@ def open_backbone(section: ModelSection) -> Backbone:
     return backbone
 
 
-def _loader(kind: str) -> tuple[Callable[..., Backbone], type[Backbone]]:
-    """`load` and the class of the family's module, imported here because a run needs only one."""
-    if kind == "llava":
-        from minirlaif.families import llava
+def _family(kind: str) -> tuple[Callable[..., Backbone], type[Backbone]]:
+    """`load` and the class of the family's module, imported here because they load torch."""
+    from minirlaif.families import llava, qwen3_5, qwen3_vl, smolvlm
 
-        return llava.load, llava.Llava
-    from minirlaif.families import smolvlm
-
-    return smolvlm.load, smolvlm.SmolVLM
+    return {
+        "smolvlm": (smolvlm.load, smolvlm.SmolVLM),
+        "qwen3_vl": (qwen3_vl.load, qwen3_vl.Qwen3VL),
+        "qwen3_5": (qwen3_5.load, qwen3_5.Qwen35),
+        "llava": (llava.load, llava.Llava),
+    }[kind]
 
 
 def pick_device(wanted: str) -> Any:

@@ -129,12 +129,14 @@ class Renderer:
         ids: list[int] = []
         learned: list[bool] = []
         before = self._opening(shown)
+        # A header that ends with a colon stands before frames or, as here, with a space before text ("User: What").
+        header = self.layout.user.rstrip() + " " if self.layout.user.rstrip().endswith(":") else self.layout.user
         for number, turn in enumerate(turns):
             question = self._joined([*before, *self._question("" if number else context, turn.question)])
             answer = self.answer(turn.answer or "")
             ids += [*question, *answer]
             learned += [False] * len(question) + [True] * len(answer)
-            before = self._template(self.layout.after_end + self.layout.user.rstrip() + " ")
+            before = self._template(self.layout.after_end + header)
         after = self._joined(self._template(self.layout.after_end))
         ids += after
         learned += [False] * len(after)

@@ -64,7 +64,10 @@ class Roles:
 
         # Only the language model: the vision tower has projections of the same names, and a vision adapter would make
         # cached features and a separately exported projector wrong without a word.
-        targets = target_pattern(self.backbone.text_prefix, self.section.lora_targets)
+        layers = self.section.lora_targets
+        if layers == ModelSection.lora_targets:  # nobody chose
+            layers += self.backbone.more_lora_targets
+        targets = target_pattern(self.backbone.text_prefix, layers)
         config = LoraConfig(
             r=self.section.lora_r,
             lora_alpha=self.section.lora_alpha,

@@ -1,7 +1,7 @@
 """What every backbone family shares: tokens and features in, hidden states and logits out. A family adds how it sees.
 
-A family module has a subclass of `Backbone` and `load`. It says which pixels a clip's frames become (`frame_size`), turns
-them into cacheable features (`encode_frames`), and, where it differs, where tokens stand (`positions`).
+A family module has a subclass of `Backbone` and `load`. The subclass says which pixels a clip's frames become (`frame_size`),
+turns them into cacheable features (`encode_frames`), and, where it differs, where tokens stand (`positions`).
 
 Letters: B rows, T tokens, F frames, G groups of frames that share placeholders (one frame each, pairs, or all), H x W vectors
 per group, E numbers per vector (D, or more where deeper layers get features of their own), D width, V vocabulary, N placeholders.
@@ -38,13 +38,15 @@ class Backbone:
     Attributes:
         renderer: makes prompts; width: D; vocabulary: V; pad_id; banned_V: tokens that answers may not contain.
         eyes: the vision tower and what lies between it and the language model.
+        more_lora_targets: linear layers that this family adds to the default `model.lora_targets`.
     """
 
     text_prefix: str  # dotted name of the language model: only there are adapters
-    kept_whole: tuple[str, ...]  # starts of dotted names
+    kept_whole: tuple[str, ...]  # starts of the names of what is never quantised: what sees, and the output head
     text_model: Any
     lm_head: Any
     eyes: Sequence[nn.Module]
+    more_lora_targets: tuple[str, ...] = ()
 
     def __init__(self, model: Any, tokenizer: Any, layout: Layout, name: str) -> None:
         self.model, self.tokenizer, self.name = model, tokenizer, name
@@ -131,12 +133,14 @@ class Backbone:
 
         mask: [B, T] (with a cache: of all tokens so far), or [B, 1, T, T] booleans; True = attend. positions: as `positions`.
         """
+        deep = embedded.deep_LND
         out = self.text_model(
             inputs_embeds=embedded.vectors_BTD,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
+            **({} if deep is None else {"visual_pos_masks": embedded.slots_BT, "deepstack_visual_embeds": deep}),
         )
         states: Tensor = out.last_hidden_state
         return states

@@ -1,0 +1,120 @@
+"""Qwen3-VL: frames go in pairs, each pair after its time in text; positions count time, height and width (M-RoPE).
+
+Features of a pair carry, after the D numbers that become embeddings, D more for each of the first L layers (DeepStack).
+Letters: B rows, T tokens, F frames, G pairs, H x W vectors per pair, N patches, P numbers per patch, E = D x (1 + L).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import floor, sqrt
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minirlaif.chat import Layout
+from minirlaif.families.common import Backbone, load_tokenizer, load_weights
+from minirlaif.frames import FrameSize
+
+# As the models were trained: the pairs stand in the user turn without a further pair of vision marks around all of them.
+LAYOUT = Layout(
+    start="",
+    user="<|im_start|>user\n",
+    assistant="<|im_start|>assistant\n",
+    answer="",
+    end="<|im_end|>",
+    intro="",
+    frame="<{at:.1f} seconds><|vision_start|>{image}<|vision_end|>",
+    outro="",
+    image="<|video_pad|>",
+    group=2,
+)
+
+
+class Qwen3VL(Backbone):
+    """A loaded Qwen3-VL with its tokenizer."""
+
+    text_prefix = "model.language_model"
+    kept_whole = ("model.visual", "lm_head")
+
+    def __init__(self, model: Any, tokenizer: Any, layout: Layout, name: str) -> None:
+        vision = model.config.vision_config
+        self.text_model, self.lm_head, self.eyes = model.model.language_model, model.lm_head, (model.model.visual,)
+        self.patch: int = vision.patch_size
+        self.merge: int = vision.spatial_merge_size  # merge x merge patches become one vector
+        super().__init__(model, tokenizer, layout, name)
+
+    def frame_size(self, width: int, height: int, frame_pixels: int) -> FrameSize:
+        """Whole vectors near the clip's own size and shape, at most `frame_pixels` (more only where a side would vanish).
+
+        Source: `smart_resize` of transformers for a clip of an even number of frames, its limit shared by the frames.
+        """
+        unit = self.patch * self.merge
+        if min(width, height) < unit:
+            scale = max(unit / height, unit / width)
+            width, height = int(width * scale), int(height * scale)
+        high, wide = round(height / unit) * unit, round(width / unit) * unit
+        if high * wide > frame_pixels:
+            shrink = sqrt(height * width / frame_pixels)
+            high, wide = (max(unit, floor(side / shrink / unit) * unit) for side in (height, width))
+        return FrameSize(high, wide)
+
+    @torch.no_grad()
+    def encode_frames(self, pixels_FHW3: np.ndarray) -> Tensor:
+        """uint8 frames of `frame_size` -> features_GHWE; an odd last frame is seen twice."""
+        tower = self.eyes[0]
+        patches_GHWP = self.patches(torch.from_numpy(pixels_FHW3).to(self.vision_device))
+        seen = tower(
+            patches_GHWP.flatten(0, 2).to(next(tower.parameters()).dtype),
+            grid_thw=torch.tensor([patches_GHWP.shape[:3]], device=self.vision_device),
+        )
+        levels = [seen.pooler_output, *(getattr(seen, "deepstack_features", None) or ())]
+        pairs, high, wide = patches_GHWP.shape[:3]
+        return torch.cat(levels, -1).view(pairs, high // self.merge, wide // self.merge, -1)
+
+    def patches(self, pixels_FHW3: Tensor) -> Tensor:
+        """What the tower reads, -1 to 1, as [G, rows of patches, columns of patches, P]. The patches of one vector lie side by
+        side in memory, so only the flattened order is meant; P is colour, frame of the pair, y, x."""
+        group, merge, side = self.renderer.layout.group, self.merge, self.patch
+        pixels_FHW3 = torch.cat([pixels_FHW3, pixels_FHW3[-1:].repeat(-len(pixels_FHW3) % group, 1, 1, 1)])
+        frames, height, width = pixels_FHW3.shape[:3]
+        pairs, high, wide = frames // group, height // side, width // side
+        cut = pixels_FHW3.reshape(pairs, group, high // merge, merge, side, wide // merge, merge, side, 3)
+        ordered = cut.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(pairs, high, wide, -1)
+        return (ordered.float() - 127.5) / 127.5  # as published: mean and deviation 0.5; this form rounds as theirs does
+
+    def positions(self, ids_BT: Tensor, mask_BT: Tensor, features: Sequence[Tensor | None]) -> Tensor:
+        """positions_3BT: text counts on by one on all axes; the vectors of a pair share one time and count rows and columns from
+        there; what follows a pair is max(H, W) further on. Padding holds anything.
+
+        Source: `get_rope_index` of transformers, where each pair is a video of its own.
+        """
+        grids = [(1, 1) if f is None else (f.shape[1], f.shape[2]) for f in features]
+        high_B1, wide_B1 = torch.tensor(grids, device=ids_BT.device).t()[:, :, None]
+        slots_BT = ids_BT == self.renderer.image_id
+        place_BT = (slots_BT.long().cumsum(1) - 1) % (high_B1 * wide_B1)  # of a vector in its pair
+        last_BT = place_BT == high_B1 * wide_B1 - 1
+        step_BT = torch.where(slots_BT, last_BT * torch.maximum(high_B1, wide_B1), mask_BT.long())
+        inside_3BT = torch.stack([torch.zeros_like(place_BT), place_BT // wide_B1, place_BT % wide_B1]) * slots_BT
+        return step_BT.cumsum(1) - step_BT + inside_3BT
+
+
+def load(folder: str, revision: str, dtype: torch.dtype, quantization: Any, device: torch.device) -> Qwen3VL:
+    """Open a folder or hub id. `quantization` is a transformers quantisation config or None."""
+    from transformers import Qwen3VLForConditionalGeneration
+
+    model = load_weights(Qwen3VLForConditionalGeneration, folder, revision, dtype, quantization, device)
+    return Qwen3VL(model, marked_tokenizer(folder, revision), LAYOUT, folder)
+
+
+def marked_tokenizer(folder: str, revision: str) -> Any:
+    """The tokenizer with all its added tokens marked as special. Qwen marks only some of them: without this, <think> or
+    <tool_call> written by a user would become a control token, and answers could hold one."""
+    from tokenizers import AddedToken
+
+    tokenizer = load_tokenizer(folder, revision)
+    names = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.special]
+    tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
+    return tokenizer

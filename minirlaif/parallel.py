@@ -1,20 +1,21 @@
 """Several processes on one machine, each with a copy of the model: who does what, and how results come together.
 
 `accelerate launch --multi_gpu --num_processes 2 -m minirlaif …` starts them (on a CPU as well, where model.device is cpu). All of
-them do the same steps in the same order; what is costly is shared out (`share`) and put together again (`collect`, `total`,
-`sum_gradients`), so every process has the same numbers after each step. Process 0 leads: it alone writes to the run folder and
-to the terminal. With one process every function here changes nothing. torch is imported only where several processes talk.
+them do the same steps in the same order; what is costly is shared out (`share`, `mapped`) and put together again (`collect`,
+`total`, `sum_gradients`), so every process has the same numbers after each step. Process 0 leads: it alone writes to the run
+folder and to the terminal. With one process every function here changes nothing. torch is imported only where several talk.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 _alone = ContextVar("alone", default=False)
@@ -72,12 +73,13 @@ def collect(value: T) -> list[T]:
     return found
 
 
-def merged(parts: dict[Any, T]) -> dict[Any, T]:
-    """One dictionary from everyone's share of it."""
-    return {key: value for part in collect(parts) for key, value in part.items()}
+def mapped(make: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """make(item) for each item, in their order; every process makes a share and gets all."""
+    mine = [(number, make(item)) for number, item in share(list(enumerate(items)))]
+    return [result for _, result in sorted((pair for part in collect(mine) for pair in part), key=lambda pair: pair[0])]
 
 
-def total(numbers: dict[str, float]) -> dict[str, float]:
+def total(numbers: Mapping[str, float]) -> dict[str, float]:
     """Numbers summed over all processes, by name; a process may lack names."""
     result: dict[str, float] = {}
     for part in collect(numbers):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minirlaif import parallel
 from minirlaif.records import Sample
 from minirlaif.returns import explained_variance, gae, kl_per_token, masked_mean, score_with_terms, shaped_rewards, whiten
 from minirlaif.sampling import Asked, Completion, sample
@@ -52,12 +53,14 @@ def collect(
     cfg, roles, backbone, reference, critic = bench.cfg, bench.roles, bench.backbone, bench.reference, bench.critic
     r, size = cfg.rollout, cfg.rollout.batch_size
     # 1. sample
+    bench.look(p.video for p in prompts)
     views = [bench.whole(p.video) for p in prompts]
-    asked = [bench.asked(view, p.turns[0].question) for view, p in zip(views, prompts, strict=True)]
+    asked = [Asked(bench.prompt(view, p.turns[0].question), view.features) for view, p in zip(views, prompts, strict=True)]
     drawn = _sampled(bench, asked, step)
     rows = [Row(a.ids, c.ids, a.features) for a, c in zip(asked, drawn, strict=True)]
     critic_rows = rows
     if cfg.reward.context or critic is not bench:
+        critic.look(p.video for p in prompts)
         critic_rows = [
             critic.row(critic.whole(p.video), p.turns[0].question, c.ids, contexts[p.video] if cfg.reward.context else "")
             for p, c in zip(prompts, drawn, strict=True)
@@ -96,10 +99,12 @@ def collect(
 def _criticised(critic: Workbench, rows: Sequence[Row], size: int) -> tuple[Tensor, Tensor]:
     """Scores_B of the reward model and values_BR of the value model."""
     backbone, heads = critic.backbone, critic.roles.heads
+    groups = list(micro_batches([len(row) for row in rows], size))
     scores_B = torch.zeros(len(rows))
     with critic.roles.reading_as("reward"):
-        for index in micro_batches([len(row) for row in rows], size):
-            scores_B[index] = sequence_scores(backbone, heads["reward"], [rows[i] for i in index]).cpu()
+        found = parallel.mapped(lambda g: sequence_scores(backbone, heads["reward"], [rows[i] for i in g]).cpu(), groups)
+    for index, scores in zip(groups, found, strict=True):
+        scores_B[index] = scores
     with critic.roles.reading_as("value"):
         values_BR, _, _ = _over(rows, size, lambda part: (*token_values(backbone, heads["value"], part), None))
     return scores_B, values_BR
@@ -108,14 +113,21 @@ def _criticised(critic: Workbench, rows: Sequence[Row], size: int) -> tuple[Tens
 def _sampled(bench: Workbench, asked: Sequence[Asked], step: int) -> list[Completion]:
     """One answer per prompt; rows of like length together, each group with a generator of its own."""
     r = bench.cfg.rollout
-    drawn: list[Completion] = [Completion((), False, ())] * len(asked)
+
+    def draw(group: tuple[int, list[int]]) -> list[Completion]:
+        number, index = group
+        source = generator(bench.cfg.seed, "ppo", step, number)
+        bench.counters["prefilled_tokens"] += sum(len(asked[i].ids) for i in index)
+        some = sample(bench.backbone, [asked[i] for i in index], 1, r.temperature, 1.0, r.max_new_tokens, source)
+        return [completion for (completion,) in some]
+
+    groups = list(enumerate(micro_batches([len(a.ids) for a in asked], r.batch_size)))
     with bench.roles.visiting("policy"), bench.roles.reading_as("policy"):
-        for number, index in enumerate(micro_batches([len(a.ids) for a in asked], r.batch_size)):
-            source = generator(bench.cfg.seed, "ppo", step, number)
-            some = sample(bench.backbone, [asked[i] for i in index], 1, r.temperature, 1.0, r.max_new_tokens, source)
-            for place, (completion,) in zip(index, some, strict=True):
-                drawn[place] = completion
-    return drawn
+        found = parallel.mapped(draw, groups)
+    drawn = {
+        i: completion for (_, index), some in zip(groups, found, strict=True) for i, completion in zip(index, some, strict=True)
+    }
+    return [drawn[i] for i in range(len(asked))]
 
 
 def _normalised(raw_B: Tensor, memory: dict[str, Any]) -> Tensor:
@@ -127,16 +139,17 @@ def _normalised(raw_B: Tensor, memory: dict[str, Any]) -> Tensor:
 
 def _over(rows: Sequence[Row], size: int, score: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run a scoring function over all rows in micro-batches and put the results side by side, on the CPU."""
+
+    def scored(index: list[int]) -> list[Tensor | None]:
+        return [None if part is None else part.cpu() for part in score([rows[i] for i in index])]
+
+    groups = list(micro_batches([len(row) for row in rows], size))
     width = max(len(row.answer) for row in rows)
-    result = torch.zeros(len(rows), width)
-    extra = torch.zeros(len(rows), width)
+    result, extra = torch.zeros(len(rows), width), torch.zeros(len(rows), width)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    found = False
-    for index in micro_batches([len(row) for row in rows], size):
-        part, part_mask, more = score([rows[i] for i in index])
-        result[index, : part.shape[1]] = part.float().cpu()
-        mask[index, : part.shape[1]] = part_mask.cpu()
-        if more is not None:
-            found = True
-            extra[index, : part.shape[1]] = more.cpu()
-    return result, mask, extra if found else None
+    found = parallel.mapped(scored, groups)
+    for index, parts in zip(groups, found, strict=True):
+        for whole, part in zip((result, mask, extra), parts, strict=True):
+            if part is not None:
+                whole[index, : part.shape[1]] = part.to(whole.dtype)
+    return result, mask, extra if found[0][2] is not None else None

@@ -19,7 +19,6 @@ from minirlaif.backbone import model_type, open_backbone
 from minirlaif.chat import Shown
 from minirlaif.config import ModelSection
 from minirlaif.families.qwen3_vl import Qwen3VL
-from minirlaif.features import blank_features
 from minirlaif.frames import FrameSize
 from minirlaif.records import Turn, UserError
 from minirlaif.roles import Roles
@@ -267,7 +266,8 @@ def test_pairs_change_places_as_a_whole(base: Qwen3VL) -> None:
 
 def test_blank_frames_take_the_place_of_a_clip(base: Qwen3VL) -> None:
     features = seen(base, "whole_high")
-    blank = blank_features(base, 3, FrameSize(64, 32), {})
+    grey = np.full((3, 64, 32, 3), 30, np.uint8)
+    blank = base.encode_frames(grey)
     assert blank.shape == features.shape == (2, 2, 1, features.shape[-1])
     torch.testing.assert_close(blank[0], blank[1], atol=1e-5, rtol=0)
     row = rows(base)[1]

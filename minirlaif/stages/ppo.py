@@ -16,11 +16,13 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from minirlaif import parallel
 from minirlaif.artifacts import Run
 from minirlaif.backbone import base_hash
 from minirlaif.config import Config
@@ -209,13 +211,12 @@ def update(bench: Workbench, rollout: Rollout, learner: Learner, step: int) -> d
             for start in range(0, count, p.minibatch_size):
                 chosen = order[start : start + p.minibatch_size]
                 counted = int(rollout.mask_BR[chosen].sum())
-                stats = total_stats(
-                    _micro(bench, rollout, learner, [chosen[i] for i in group], counted)
-                    for group in micro_batches([sizes[i] for i in chosen], p.micro_batch_size)
-                )
+                groups = [[chosen[i] for i in group] for group in micro_batches([sizes[i] for i in chosen], p.micro_batch_size)]
+                stats = total_stats(parallel.mapped(partial(_micro, bench, rollout, learner, counted), groups))
                 if not all_stats and stats["ratio_gap"] > RATIO_TOLERANCE and bench.backbone.device.type == "cpu":
                     raise StageStopped(f"ppo: the first ratio is off 1 by {stats['ratio_gap']:.3g}: rollout and update disagree")
                 for role in ("policy", "value"):
+                    parallel.sum_gradients(learner.parameters[role])
                     norm = optimizer_step(
                         learner.accelerator, learner.optimizers[role], learner.parameters[role], rate, p.max_grad_norm
                     )
@@ -227,7 +228,7 @@ def update(bench: Workbench, rollout: Rollout, learner: Learner, step: int) -> d
     return mean | {"first_ratio_gap": all_stats[0]["ratio_gap"], "learning_rate": rate}
 
 
-def _micro(bench: Workbench, rollout: Rollout, learner: Learner, index: list[int], counted: int) -> dict[str, float]:
+def _micro(bench: Workbench, rollout: Rollout, learner: Learner, counted: int, index: list[int]) -> dict[str, float]:
     """Gradients of policy and value for some rows; `counted` answer tokens of the whole minibatch are the denominator."""
     p, backbone, critic, device = bench.cfg.ppo, bench.backbone, bench.critic, bench.backbone.device
     width = int(rollout.mask_BR[index].sum(1).max())
@@ -250,7 +251,7 @@ def _micro(bench: Workbench, rollout: Rollout, learner: Learner, index: list[int
 
 def _keep_best(bench: Workbench, out: StageDir, learner: Learner, judged: DevJudge, iteration: int) -> float:
     """Judge the policy on dev prompts; its adapter is kept when it is the best so far."""
-    rate = judged.win_rate()
+    rate = parallel.from_leader(judged.win_rate)  # one judge: everyone keeps the same checkpoint
     if rate > learner.extra["best"].get("win_rate", -1.0):
         learner.extra["best"] = {"iteration": iteration, "win_rate": rate}
         shutil.rmtree(out.path / "adapter", ignore_errors=True)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from minirlaif import parallel
 from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.losses import bradley_terry_loss, centering_penalty
@@ -121,6 +122,7 @@ def _split(rows: Sequence[Preference], share: float) -> tuple[list[Preference], 
 def _rows(bench: Workbench, preferences: Sequence[Preference]) -> list[Row]:
     """Chosen and rejected in turn."""
     rows = []
+    bench.look(p.video for p in preferences)
     for p in preferences:
         view, context = bench.whole(p.video), p.context if bench.cfg.reward.context else ""
         rows += [bench.row(view, p.question, bench.answer_ids(text), context) for text in (p.chosen, p.rejected)]
@@ -138,10 +140,13 @@ def _backward(bench: Workbench, accelerator: Any, batch: Sequence[Preference]) -
     if len(groups) > 1:  # the centring term needs the sign of the whole batch's sum before any part of it goes backward
         with bench.roles.reading_as("reward"):
             batch_sum = sum(
-                float(sequence_scores(bench.backbone, head, [rows[2 * i + s] for i in g for s in (0, 1)]).sum()) for g in groups
+                parallel.mapped(
+                    lambda g: float(sequence_scores(bench.backbone, head, [rows[2 * i + s] for i in g for s in (0, 1)]).sum()),
+                    groups,
+                )
             )
     stats = {"loss": 0.0, "accuracy": 0.0, "mean_score": 0.0, "margin": 0.0}
-    for group in groups:
+    for group in parallel.share(groups):
         with bench.roles.training_as("reward"), accelerator.autocast():
             scores = sequence_scores(bench.backbone, head, [rows[2 * i + s] for i in group for s in (0, 1)])
             chosen_B, rejected_B = scores[0::2], scores[1::2]
@@ -156,7 +161,8 @@ def _backward(bench: Workbench, accelerator: Any, batch: Sequence[Preference]) -
         stats["accuracy"] += float((ahead_B > 0).float().sum()) / len(batch)
         stats["margin"] += float(ahead_B.sum()) / len(batch)
         stats["mean_score"] += float(scores.detach().mean()) * len(group) / len(batch)
-    return stats
+    parallel.sum_gradients(bench.roles.parameters("reward"))
+    return parallel.total(stats)
 
 
 def _examine(bench: Workbench, run: Run, out: StageDir, kept: Sequence[Preference]) -> None:

@@ -93,7 +93,7 @@ def gradients(stage: str, micro: int, folder: Path) -> tuple[list[torch.Tensor],
         rolled, found = rollout(made), learner(made, folder)
         counted = int(rolled.mask_BR.sum())
         groups = [list(range(5))] if micro >= 5 else [[4, 1], [0], [3, 2]]
-        stats = ppo.total_stats(ppo._micro(made, rolled, found, group, counted) for group in groups)
+        stats = ppo.total_stats(ppo._micro(made, rolled, found, counted, group) for group in groups)
         used = ["policy", "value"]
     return [p.grad for role in used for p in made.roles.parameters(role)], stats  # type: ignore[misc]
 

@@ -53,8 +53,7 @@ def label(patch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> tuple[Pat
     patch.setattr(feedback, "sample", sample)
     patch.setattr(feedback, "judge", judge)
     run = Run(folder / "run")
-    bench.roles.add("sft", 0)
-    tiny.finished(run, "sft", lambda path: bench.roles.save("sft", path / "adapter"))
+    tiny.finished(run, "sft", lambda path: tiny.save_adapter(path / "adapter", 1))
     feedback.run(cfg, run)
     return run.dir("feedback"), asked
 

@@ -52,8 +52,7 @@ def test_what_training_and_examination_read(monkeypatch: pytest.MonkeyPatch, tmp
 
     monkeypatch.setattr(base, "embed", watched)
     run = Run(tmp_path / "run")
-    bench.roles.add("sft", 0)
-    tiny.finished(run, "sft", lambda path: bench.roles.save("sft", path / "adapter"))
+    tiny.finished(run, "sft", lambda path: tiny.save_adapter(path / "adapter", 1))
     tiny.finished(run, "feedback")
     reward.run(cfg, run)
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -126,6 +126,26 @@ def finished(run: Run, stage: str, fill: Callable[[Path], Any] | None = None, **
             fill(out.path)
         out.summary.update(metrics)
     return run.dir(stage)
+
+
+@lru_cache(maxsize=1)
+def _spare() -> Roles:
+    return Roles(backbone(), settings().model)
+
+
+@cache
+def _stirred(seed: int, head: bool) -> str:
+    role = f"seed{seed}{'-head' * head}"
+    _spare().add(role, seed)
+    stir(_spare(), role, seed)
+    if head:
+        _spare().add_head(role, seed, start=0.3)
+    return role
+
+
+def save_adapter(folder: Path, seed: int, head: bool = False) -> None:
+    """An adapter folder of random weights that the seed decides, with a head where asked for."""
+    _spare().save(_stirred(seed, head), folder)
 
 
 def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

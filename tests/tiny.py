@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from minirlaif import config
+from minirlaif.artifacts import Run
 from minirlaif.families.smolvlm import SmolVLM
 from minirlaif.frames import FrameSize
+from minirlaif.records import Sample
 from minirlaif.roles import Roles
 from minirlaif.scoring import Row
 from minirlaif.tinybase import LAYOUT, make_model, make_tokenizer
@@ -110,3 +116,53 @@ def biased(base: SmolVLM, extra: Mapping[int, float], flat: bool = False) -> Non
         return real(hidden) * (0.0 if flat else 1.0) + bias_V
 
     base.logits = logits  # type: ignore[method-assign]
+
+
+def finished(run: Run, stage: str, fill: Callable[[Path], Any] | None = None, **metrics: Any) -> Path:
+    """A finished stage whose files `fill` writes and whose manifest has these metrics; returns its folder."""
+    with run.stage(stage, {}) as out:
+        assert out is not None
+        if fill is not None:
+            fill(out.path)
+        out.summary.update(metrics)
+    return run.dir(stage)
+
+
+@lru_cache(maxsize=1)
+def _spare() -> Roles:
+    return Roles(backbone(), settings().model)
+
+
+@cache
+def _stirred(seed: int, head: bool) -> str:
+    role = f"seed{seed}{'-head' * head}"
+    _spare().add(role, seed)
+    stir(_spare(), role, seed)
+    if head:
+        _spare().add_head(role, seed, start=0.3)
+    return role
+
+
+def save_adapter(folder: Path, seed: int, head: bool = False) -> None:
+    """An adapter folder of random weights that the seed decides, with a head where asked for."""
+    _spare().save(_stirred(seed, head), folder)
+
+
+def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def at_bench(patch: pytest.MonkeyPatch, stage: Any, bench: Workbench, **parts: Sequence[Sample]) -> None:
+    """From now on a stage module works at this bench, on these rows; all their clips can be read."""
+
+    @contextmanager
+    def opened(*arguments: Any, **named: Any) -> Iterator[Workbench]:
+        yield bench
+
+    patch.setattr(stage, "open_workbench", opened)
+    patch.setattr(stage, "read_samples", lambda cfg, run, part, need_answers: list(parts.get(part, ())), raising=False)
+    patch.setattr(stage, "readable", lambda bench, rows: list(rows), raising=False)

@@ -26,6 +26,7 @@ from minirlaif.workbench import View, Workbench, open_workbench, read_samples, r
 
 MODELS = {"base": "base", "sft": "sft", "rlaif": "policy"}  # name in the report -> role
 CONTROLS = ("blind", "shuffled")
+Facts = Mapping[str, Mapping[str, Any]]
 
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
@@ -50,14 +51,17 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             _write(out, run, bench, tests, answers)
             bench.counted(out)
         # 3. accuracy and intervals
-        facts = _facts(run.require("world") / "truth.jsonl") if cfg.data.world else {}
+        facts = {row["id"]: row for row in _lines(run.require("world") / "truth.jsonl")} if cfg.data.world else {}
         truth = [row.turns[0].answer for row in tests]
         result: dict[str, Any] = {"test_items": len(tests), "test_clips": len({row.video for row in tests}), "seed": cfg.seed}
         if tests and all(truth):
-            result |= _accuracy(cfg, tests, answers, facts)
+            result |= _accuracy(tests, answers, facts, cfg.evaluate.bootstrap, seed_of(cfg.seed, "bootstrap"))
         # 4. judge and reward model against truth
         if cfg.data.world:
-            result |= {"judge": _judge(run, facts), "reward_model": _reward(run, facts), "context": _segments(run, facts)}
+            feedback, reward = run.require("feedback"), run.require("reward")
+            result["judge"] = _judge(_lines(feedback / "verdicts.jsonl"), _metrics(run, "feedback"), facts)
+            result["reward_model"] = _reward(_lines(reward / "held_out.jsonl"), _metrics(run, "reward"), facts)
+            result["context"] = _segments(_lines(feedback / "contexts.jsonl"), facts)
         (out.path / "result.json").write_text(json.dumps(result, indent=1))
         out.summary.update({"accuracy": result.get("accuracy"), "accuracy_gain": result.get("accuracy_gain")})
 
@@ -109,9 +113,23 @@ def _write(out: StageDir, run: Run, bench: Workbench, tests: Sequence[Sample], a
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
+def _lines(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def _metrics(run: Run, stage: str) -> dict[str, Any]:
+    metrics: dict[str, Any] = (run.manifest(stage) or {"metrics": {}})["metrics"]
+    return metrics
+
+
+# From here on rows and numbers only: facts are the rows of truth.jsonl by id.
+
+
 def _accuracy(
-    cfg: Config, tests: Sequence[Sample], answers: Mapping[str, list[str]], facts: Mapping[str, dict[str, Any]]
+    tests: Sequence[Sample], answers: Mapping[str, Sequence[str]], facts: Facts, resamples: int, seed: int
 ) -> dict[str, Any]:
+    """Share of right answers by model, also by question type, and the gains of "rlaif" over "sft" and "base"."""
     right = {
         name: [float(exact_match(text, row.turns[0].answer or "")) for text, row in zip(texts, tests, strict=True)]
         for name, texts in answers.items()
@@ -131,7 +149,7 @@ def _accuracy(
         clusters: dict[str, list[float]] = {}
         for row, a, b in zip(tests, right[new], right[old], strict=True):
             clusters.setdefault(row.video, []).append(a - b)
-        mean, low, high = paired_bootstrap(clusters, cfg.evaluate.bootstrap, seed_of(cfg.seed, "bootstrap"))
+        mean, low, high = paired_bootstrap(clusters, resamples, seed)
         return {"mean": mean, "ci95_low": low, "ci95_high": high}
 
     accuracy = {name: sum(hits) / len(hits) for name, hits in right.items()} | {"guess": guess_rate(keys, known)}
@@ -143,20 +161,8 @@ def _accuracy(
     }
 
 
-def _facts(path: Path) -> dict[str, dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        return {row["id"]: row for row in map(json.loads, file)}
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-def _judge(run: Run, facts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _judge(rows: Sequence[dict[str, Any]], counts: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
     """Agreement with truth on pairs of which exactly one answer is true, decided ones only, with and without context."""
-    rows = _lines(run.require("feedback") / "verdicts.jsonl")
-    counts = (run.manifest("feedback") or {"metrics": {}})["metrics"]
     result: dict[str, Any] = {
         name: counts[name] for name in ("swap_consistency", "decided_share", "longer_wins", "pairs", "tie", "invalid", "disagree")
     }
@@ -179,11 +185,10 @@ def _judge(run: Run, facts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _reward(run: Run, facts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _reward(rows: Sequence[dict[str, Any]], metrics: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
     """The reward model on held-out pairs: against truth where exactly one answer is true, and against the judge."""
-    metrics = (run.manifest("reward") or {"metrics": {}})["metrics"]
     hits = []
-    for row in _lines(run.require("reward") / "held_out.jsonl"):
+    for row in rows:
         truth = facts.get(row["id"].split("#")[0], {}).get("answer")
         if truth is None:
             continue
@@ -200,9 +205,9 @@ def _reward(run: Run, facts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _segments(run: Run, facts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _segments(rows: Sequence[dict[str, Any]], facts: Facts) -> dict[str, Any]:
     """How many segment descriptions are true, word for word."""
-    told = {Path(row["video"]).name: row["segments"] for row in _lines(run.require("feedback") / "contexts.jsonl")}
+    told = {Path(row["video"]).name: row["segments"] for row in rows}
     hits = []
     for fact in {f["video"]: f for f in facts.values()}.values():
         lines = told.get(Path(fact["video"]).name)

@@ -110,8 +110,9 @@ def test_where_roles_start_and_which_policy_is_kept(monkeypatch: pytest.MonkeyPa
     real = ppo.collect
 
     def collected(*arguments: Any) -> Any:
-        starts.append({role: plain(bench, role) for role in ("policy", "reference", "reward", "value")})
-        heads.append(float(bench.roles.heads["value"].linear.weight.abs().max()))
+        with bench.roles.visiting("policy", "reference", "reward", "value"):
+            starts.append({role: plain(bench, role) for role in ("policy", "reference", "reward", "value")})
+            heads.append(float(bench.roles.heads["value"].linear.weight.abs().max()))
         return real(*arguments)
 
     class Judge:
@@ -121,7 +122,8 @@ def test_where_roles_start_and_which_policy_is_kept(monkeypatch: pytest.MonkeyPa
             pass
 
         def win_rate(self) -> float:
-            judged.append(plain(bench, "policy"))
+            with bench.roles.visiting("policy"):
+                judged.append(plain(bench, "policy"))
             return self.rates[len(judged) - 1]
 
     monkeypatch.setattr(ppo, "collect", collected)

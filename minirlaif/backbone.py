@@ -58,14 +58,10 @@ def open_backbone(section: ModelSection) -> Backbone:
     Raises:
         UserError: unknown family, or a device that is not there.
     """
-    import torch
-
     kind = model_type(section)
     device = pick_device(section.device)
-    dtype = {"auto": torch.bfloat16 if device.type == "cuda" else torch.float32, "float32": torch.float32}.get(
-        section.dtype, torch.bfloat16
-    )
-    backbone = _loader(kind)(base_folder(section), section.revision, dtype, _quantization(section, dtype), device)
+    dtype = pick_dtype(section, device)
+    backbone = _loader(kind)(base_folder(section), section.revision, dtype, quantization_config(section, dtype), device)
     backbone.model.requires_grad_(False)
     backbone.model.eval()
     return backbone
@@ -91,7 +87,16 @@ def pick_device(wanted: str) -> Any:
     return torch.device(wanted, 0) if wanted == "cuda" else torch.device(wanted)
 
 
-def _quantization(section: ModelSection, dtype: Any) -> Any:
+def pick_dtype(section: ModelSection, device: Any) -> Any:
+    """torch.dtype of `model.dtype`: auto is bfloat16 on a GPU and float32 on a CPU."""
+    import torch
+
+    wanted = section.dtype if section.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
+    return getattr(torch, wanted)
+
+
+def quantization_config(section: ModelSection, dtype: Any) -> Any:
+    """transformers' quantisation config of `model.quantization`, or None. dtype: what 4-bit weights are computed in."""
     if section.quantization == "none":
         return None
     from transformers import BitsAndBytesConfig

@@ -84,11 +84,11 @@ class Workbench:
         """A prompt for the sampler."""
         ids = self.prompt(view, question, context)
         self.counters["prefilled_tokens"] += len(ids)
-        return Asked(ids, self._placed(view))
+        return Asked(ids, _features(view))
 
     def row(self, view: View | None, question: str, answer: Sequence[int], context: str = "") -> Row:
         """A prompt with an answer, for the scorer."""
-        return Row(self.prompt(view, question, context), tuple(answer), self._placed(view))
+        return Row(self.prompt(view, question, context), tuple(answer), _features(view))
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of an answer with its end."""
@@ -101,9 +101,6 @@ class Workbench:
         self.store.counters = dict.fromkeys(self.store.counters, 0)
         self.counters = dict.fromkeys(self.counters, 0)
 
-    def _placed(self, view: View | None) -> Tensor | None:
-        return None if view is None else view.features.to(self.backbone.device)
-
     def _whole_plan(self, info: ClipInfo) -> list[FramePlan]:
         return [uniform_plan(info.seconds, self.cfg.video.frames)]
 
@@ -111,6 +108,11 @@ class Workbench:
         spans = segment_spans(info.seconds, self.cfg.video.segment_seconds, self.cfg.video.max_segments)
         dense = [uniform_plan(info.seconds, self.cfg.video.segment_frames, *span) for span in spans]
         return [*self._whole_plan(info), *dense]
+
+
+def _features(view: View | None) -> Tensor | None:
+    """They stay in host memory until the rows of a micro-batch are embedded: a whole iteration's would fill a GPU."""
+    return None if view is None else view.features
 
 
 @contextmanager

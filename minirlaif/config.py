@@ -30,6 +30,7 @@ class ModelSection:
     lora_alpha: int = 16  # LoRA scale = alpha / r
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     gradient_checkpointing: bool = False  # recompute activations in the backward pass: slower, less memory
+    optimizer: str = "adamw"  # adamw (float32 moments), or paged_adamw_8bit (bitsandbytes: a quarter of their memory)
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,17 @@ class RewardSection:
     held_out: float = 0.1  # share of preferences kept for the accuracy figure
     min_accuracy: float = 0.55  # `ppo` refuses a reward model below this on held-out pairs
     save_steps: int = 100
+    base: str = ""  # a base of its own for reward and value model, with the tokenizer of model.base; empty: model.base
+    adapter: str = ""  # folder of an adapter to start from; empty: the SFT adapter, or a fresh one on a base of its own
+    rest: str = "cpu"  # where a base of its own is while the policy samples: cpu (host memory) or device
+
+
+@dataclass(frozen=True)
+class ReferenceSection:
+    """The frozen SFT model from which PPO measures its KL."""
+
+    kind: str = "adapter"  # adapter: a copy of the SFT adapter on the shared base; model: with base weights of its own
+    rest: str = "cpu"  # where it is while it scores nothing: cpu (host memory) or device
 
 
 @dataclass(frozen=True)
@@ -200,6 +212,7 @@ class Config:
     sft: SftSection = field(default_factory=SftSection)
     feedback: FeedbackSection = field(default_factory=FeedbackSection)
     reward: RewardSection = field(default_factory=RewardSection)
+    reference: ReferenceSection = field(default_factory=ReferenceSection)
     rollout: RolloutSection = field(default_factory=RolloutSection)
     ppo: PpoSection = field(default_factory=PpoSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
@@ -211,12 +224,16 @@ RULES = Rules(
         "model.dtype": ("auto", "float32", "bfloat16"),
         "model.quantization": ("none", "nf4"),
         "model.device": ("auto", "cpu", "cuda"),
+        "model.optimizer": ("adamw", "paged_adamw_8bit"),
         "data.world": ("", "tiny"),
         "sft.schedule": ("cosine", "linear", "constant"),
         "reward.schedule": ("cosine", "linear", "constant"),
         "ppo.schedule": ("cosine", "linear", "constant"),
         "feedback.readout": ("letter", "likelihood"),
         "feedback.disagreement": ("drop", "average"),
+        "reward.rest": ("cpu", "device"),
+        "reference.kind": ("adapter", "model"),
+        "reference.rest": ("cpu", "device"),
         "rollout.kl_estimator": ("k1", "k3"),
     },
     positive=frozenset(

@@ -20,23 +20,24 @@ class DevJudge:
     def win_rate(self) -> float:
         """Share of dev prompts won by the policy as it is now."""
         bench, f = self._bench, self._bench.cfg.feedback
-        with bench.roles.visiting("reference"):
+        judging = bench.reference
+        now = self._answers(bench, "policy")
+        with judging.roles.visiting("reference"):
             if self._sft is None:
-                self._sft = self._answers("reference")
-            now = self._answers("policy")
+                self._sft = self._answers(judging, "reference")
             pairs = [
                 Pair(row.id, row.video, row.turns[0].question, new, old, self._contexts[row.video] if f.context else "")
                 for row, new, old in zip(self._dev, now, self._sft, strict=True)
             ]
             views = {row.video: bench.whole(row.video) if f.judge_frames else None for row in self._dev}
-            with bench.roles.reading_as("reference"):
-                verdicts = judge(bench, pairs, views, f.readout, 0.0, f.disagreement, f.batch_size)
+            with judging.roles.reading_as("reference"):
+                verdicts = judge(judging, pairs, views, f.readout, 0.0, f.disagreement, f.batch_size)
         return sum({"A": 1.0, "B": 0.0}.get(v.choice, 0.5) for v in verdicts) / len(verdicts)
 
-    def _answers(self, role: str) -> list[str]:
-        bench, size = self._bench, self._bench.cfg.feedback.batch_size
+    def _answers(self, bench: Workbench, role: str) -> list[str]:
+        size = bench.cfg.feedback.batch_size
         texts: list[str] = []
-        with bench.roles.reading_as(role):
+        with bench.roles.visiting(role), bench.roles.reading_as(role):
             for start in range(0, len(self._dev), size):
                 some = self._dev[start : start + size]
                 asked = [bench.asked(bench.whole(row.video), row.turns[0].question) for row in some]

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from minirlaif.config import VideoSection
 from minirlaif.frames import FramePlan, FrameSize
+from minirlaif.resting import Resting
 from minirlaif.video import ClipInfo, ClipReader
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ Planner = Callable[[ClipInfo], Sequence[FramePlan]]
 
 
 class FeatureStore:
-    """Features of clips, made at the first call and read from disk ever after.
+    """Features of clips, made at the first call and read from disk ever after. Between encodings the backbone's eyes rest in
+    host memory.
 
     Args:
         path: the SQLite file; made when missing.
@@ -53,6 +55,7 @@ class FeatureStore:
         self._backbone, self._reader = backbone, reader
         self._limit, self._frame_pixels = int(video.cache_gib * (1 << 30)), video.frame_pixels
         self._vision = vision_hash(backbone)
+        self._eyes = resting_eyes(backbone)
         self._memory: OrderedDict[str, Tensor] = OrderedDict()
         self._memory_bytes = 0
         self.counters = {"decodes": 0, "encodes": 0, "encoded_frames": 0, "plans": 0}
@@ -91,7 +94,7 @@ class FeatureStore:
             frames = self._reader.frames(video, [plan for _, plan in missing], self.size(info))
             self.counters["decodes"] += len(missing)
             for (key, _), pixels in zip(missing, frames, strict=True):
-                features_GHWE = self._backbone.encode_frames(pixels).to("cpu").contiguous()
+                features_GHWE = self.encode(pixels)
                 self.counters["encodes"] += 1
                 self.counters["encoded_frames"] += len(pixels)
                 found[key] = features_GHWE
@@ -99,6 +102,11 @@ class FeatureStore:
             self._db.commit()
             self._shrink()
         return [(plan, _present(found[key])) for key, plan in zip(keys, plans, strict=True)]
+
+    def encode(self, pixels_FHW3: np.ndarray) -> Tensor:
+        """features_GHWE of frames on the CPU, past the cache; the eyes are on the device only meanwhile."""
+        with self._eyes.visiting():
+            return self._backbone.encode_frames(pixels_FHW3).to("cpu").contiguous()
 
     def strip(self, video: str, plan: FramePlan) -> bytes:
         """A JPEG of the frames side by side, as the model saw them; empty when the plan was never decoded."""
@@ -159,11 +167,18 @@ def vision_hash(backbone: Backbone) -> str:
     return digest.hexdigest()[:16]
 
 
-def blank_features(backbone: Backbone, count: int, size: FrameSize, cache: dict[tuple[int, FrameSize], Tensor]) -> Tensor:
+def resting_eyes(backbone: Backbone) -> Resting:
+    """The vision tower and projector, put to rest."""
+    eyes = Resting((t for part in backbone.eyes for t in (*part.parameters(), *part.buffers())), frozen=True)
+    eyes.rest()
+    return eyes
+
+
+def blank_features(store: FeatureStore, count: int, size: FrameSize, cache: dict[tuple[int, FrameSize], Tensor]) -> Tensor:
     """features_GHWE of `count` dark grey frames, for the blind control."""
     if (count, size) not in cache:
         grey = np.full((count, size.height, size.width, 3), 30, np.uint8)
-        cache[count, size] = backbone.encode_frames(grey).to("cpu")
+        cache[count, size] = store.encode(grey)
     return cache[count, size]
 
 

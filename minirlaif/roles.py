@@ -1,14 +1,15 @@
 """One base, many roles: named LoRA adapters and scalar heads. The only module that touches PEFT.
 
 Roles are "sft", "policy", "reference", "reward" and "value"; the role "base" is the model without any adapter. Which role
-the model plays is set for a block (`reading_as`, `training_as`) and put back afterwards, also after an error.
+the model plays is set for a block (`reading_as`, `training_as`) and put back afterwards, also after an error. A role that is
+parked rests in host memory and is on the device only while it is `visiting`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from minirlaif.config import ModelSection
 from minirlaif.records import UserError
+from minirlaif.resting import Resting
 
 if TYPE_CHECKING:
     from minirlaif.families.common import Backbone
@@ -35,8 +37,9 @@ class ScalarHead(nn.Module):
         self.beta = None if beta is None else nn.Parameter(torch.tensor(float(beta)))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """hidden [..., D] -> [...], in float32."""
-        result: Tensor = self.linear(hidden.float()).squeeze(-1)
+        """hidden [..., D] -> [...], in float32 also under autocast: bfloat16 scores have three digits."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            result: Tensor = self.linear(hidden.float()).squeeze(-1)
         return result
 
 
@@ -48,7 +51,7 @@ class Roles:
         self.section = section
         self.heads: dict[str, ScalarHead] = {}
         self._peft: Any = None
-        self._parked: dict[str, dict[str, Tensor]] = {}
+        self._parked: dict[str, Resting] = {}
 
     def add(self, role: str, seed: int, start_from: str | Path | None = None) -> None:
         """Create an adapter: fresh (it changes nothing yet), a copy of another role, or loaded from a folder.
@@ -79,8 +82,9 @@ class Roles:
         if isinstance(start_from, Path):
             self._load_adapter(role, start_from)
         elif start_from is not None:
-            self._fill(role, {_rename(n, start_from, role): p.detach().clone() for n, p in self.named(start_from).items()})
-        self._rest()
+            with self._here(start_from):
+                self._fill(role, {n.replace(f".{start_from}.", f".{role}."): p for n, p in self.named(start_from).items()})
+        self._freeze()
         if self.section.gradient_checkpointing:
             self.backbone.text_model.gradient_checkpointing_enable({"use_reentrant": False})
 
@@ -89,7 +93,7 @@ class Roles:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.heads[role] = ScalarHead(self.backbone.width, start, beta).to(self.backbone.device)
-        self._rest()
+        self._freeze()
 
     def named(self, role: str) -> dict[str, Tensor]:
         """Adapter weights of a role by name."""
@@ -121,9 +125,16 @@ class Roles:
         flags = {p: p.requires_grad for p in self._all_parameters()}
         training = self.backbone.text_model.training
         active = self._active()
+        away = [name for name in ("base", role) if name in self._parked and self._parked[name].away]
+        if away:
+            raise ValueError(f"role {away[0]} is parked in host memory; use visiting() to bring it back")
+        # Low precision is that of training for reading too, or the first PPO ratio would not be 1.
+        device, dtype = self.backbone.device.type, self.backbone.dtype
+        low = torch.autocast(device, dtype) if device == "cuda" and dtype == torch.bfloat16 else nullcontext()
         try:
             self._activate(role)
-            yield
+            with low:
+                yield
         finally:
             self._activate(active)
             self.backbone.text_model.train(training)
@@ -144,8 +155,6 @@ class Roles:
         return "base" if not layers or layers[0].disable_adapters else str(layers[0].active_adapters[0])
 
     def _activate(self, role: str) -> None:
-        if role in self._parked:
-            raise ValueError(f"role {role} is parked in host memory; use visiting() to bring it back")
         layers = self._lora_layers()
         if role != "base" and (self._peft is None or role not in self._peft.peft_config):
             raise ValueError(f"there is no role {role}")
@@ -156,46 +165,53 @@ class Roles:
                 layer.enable_adapters(True)
                 layer.set_adapter(role)
 
-    def _rest(self) -> None:
+    def _freeze(self) -> None:
         for parameter in self._all_parameters():
             parameter.requires_grad_(False)
 
     def park(self, role: str) -> None:
-        """Move a role's adapter to host memory: on a GPU it then takes no device memory (the reference while PPO trains)."""
-        self._parked[role] = {}
-        for name, parameter in self.named(role).items():
-            self._parked[role][name] = parameter.data.to("cpu", copy=True)
-            parameter.data = parameter.data.new_empty(0)
+        """From now on a role, head included, rests in host memory except while it is `visiting`. "base": the base model
+        itself, which comes along with every visitor; its eyes are the feature store's to move."""
+        if role == "base":
+            eyes = {id(p) for part in self.backbone.eyes for p in (*part.parameters(), *part.buffers())}
+            named = [*self.backbone.model.named_parameters(), *self.backbone.model.named_buffers()]
+            self._parked[role] = Resting((t for n, t in named if ".lora_" not in n and id(t) not in eyes), frozen=True)
+        else:
+            self._parked[role] = Resting(self.parameters(role))
+        self._parked[role].rest()
 
     @contextmanager
-    def visiting(self, role: str) -> Iterator[None]:
-        """Bring a parked role back for a block; a role that is not parked stays where it is."""
-        parked = self._parked.pop(role, None)
-        if parked is None:
+    def visiting(self, *roles: str) -> Iterator[None]:
+        """Bring parked roles to the device for a block; a role that is not parked stays where it is."""
+        with ExitStack() as stack:
+            for role in dict.fromkeys(("base", *roles)):
+                stack.enter_context(self._here(role))
             yield
-            return
-        for name, parameter in self.named(role).items():
-            parameter.data = parked[name].to(self.backbone.device)
-        try:
+
+    @contextmanager
+    def _here(self, role: str) -> Iterator[None]:
+        with ExitStack() as stack:
+            if role in self._parked:
+                stack.enter_context(self._parked[role].visiting())
             yield
-        finally:
-            self.park(role)
 
     def save(self, role: str, folder: Path) -> None:
         """A plain PEFT folder (opens with PeftModel.from_pretrained), with the head beside it. Safetensors only."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {n.replace(f".{role}.", "."): p.detach().to("cpu").contiguous() for n, p in self.named(role).items()}
-        save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        with self._here(role):
+            weights = {n.replace(f".{role}.", "."): p.detach().to("cpu").contiguous() for n, p in self.named(role).items()}
+            head = self.heads[role].state_dict() if role in self.heads else {}
+            state = {n: p.detach().to("cpu").contiguous() for n, p in head.items()}
+            save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+            if state:
+                save_file(state, folder / HEAD_FILE)
         config = self._peft.peft_config[role].to_dict()
         config = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
         config["base_model_name_or_path"] = self.section.base
         config["inference_mode"] = True
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str))
-        if role in self.heads:
-            state = {n: p.detach().to("cpu").contiguous() for n, p in self.heads[role].state_dict().items()}
-            save_file(state, folder / HEAD_FILE)
 
     def load_head(self, role: str, folder: Path) -> None:
         """Read a head back; its form (with or without beta) follows the file."""
@@ -204,7 +220,7 @@ class Roles:
         state = load_file(folder / HEAD_FILE)
         self.heads[role] = ScalarHead(self.backbone.width, 0.0, 0.0 if "beta" in state else None).to(self.backbone.device)
         self.heads[role].load_state_dict(state)
-        self._rest()
+        self._freeze()
 
     def _load_adapter(self, role: str, folder: Path) -> None:
         from safetensors.torch import load_file
@@ -225,7 +241,3 @@ class Roles:
     def _fill(self, role: str, weights: dict[str, Tensor]) -> None:
         for name, parameter in self.named(role).items():
             parameter.data.copy_(weights[name])
-
-
-def _rename(name: str, old: str, new: str) -> str:
-    return name.replace(f".{old}.", f".{new}.")

@@ -45,9 +45,11 @@ def collect(
 ) -> tuple[Rollout, dict[str, float]]:
     """1. sample 2. log-probabilities of policy and reference 3. scores and values 4. shaped rewards, advantages.
 
+    Each phase brings the roles that it needs to the device; the others rest.
+
     memory: "score_mean" and "score_deviation", None until the first batch sets them (rollout.normalize_score).
     """
-    cfg, roles, backbone = bench.cfg, bench.roles, bench.backbone
+    cfg, roles, backbone, reference, critic = bench.cfg, bench.roles, bench.backbone, bench.reference, bench.critic
     r, size = cfg.rollout, cfg.rollout.batch_size
     # 1. sample
     views = [bench.whole(p.video) for p in prompts]
@@ -55,23 +57,19 @@ def collect(
     drawn = _sampled(bench, asked, step)
     rows = [Row(a.ids, c.ids, a.features) for a, c in zip(asked, drawn, strict=True)]
     critic_rows = rows
-    if cfg.reward.context:
+    if cfg.reward.context or critic is not bench:
         critic_rows = [
-            bench.row(view, p.turns[0].question, c.ids, contexts[p.video])
-            for view, p, c in zip(views, prompts, drawn, strict=True)
+            critic.row(critic.whole(p.video), p.turns[0].question, c.ids, contexts[p.video] if cfg.reward.context else "")
+            for p, c in zip(prompts, drawn, strict=True)
         ]
     # 2. log-probabilities
-    with roles.reading_as("policy"):
+    with roles.visiting("policy"), roles.reading_as("policy"):
         logprobs_BR, mask_BR, spread = _over(rows, size, lambda part: token_logprobs(backbone, part, r.temperature, True))
-    with roles.visiting("reference"), roles.reading_as("reference"):
-        ref_BR, _, _ = _over(rows, size, lambda part: token_logprobs(backbone, part, r.temperature))
+    with reference.roles.visiting("reference"), reference.roles.reading_as("reference"):
+        ref_BR, _, _ = _over(rows, size, lambda part: token_logprobs(reference.backbone, part, r.temperature))
     # 3. scores and values
-    with roles.reading_as("reward"):
-        scores_B = torch.zeros(len(rows))
-        for index in micro_batches([len(row) for row in critic_rows], size):
-            scores_B[index] = sequence_scores(backbone, roles.heads["reward"], [critic_rows[i] for i in index]).cpu()
-    with roles.reading_as("value"):
-        values_BR, _, _ = _over(critic_rows, size, lambda part: (*token_values(backbone, roles.heads["value"], part), None))
+    with critic.roles.visiting("reward", "value"):
+        scores_B, values_BR = _criticised(critic, critic_rows, size)
     # 4. shaped rewards, advantages
     raw_B = scores_B - bias
     shown_B = _normalised(raw_B, memory) if r.normalize_score else raw_B
@@ -95,11 +93,23 @@ def collect(
     return Rollout(rows, critic_rows, logprobs_BR, values_BR, whiten(advantages_BR, mask_BR), returns_BR, mask_BR), stats
 
 
+def _criticised(critic: Workbench, rows: Sequence[Row], size: int) -> tuple[Tensor, Tensor]:
+    """Scores_B of the reward model and values_BR of the value model."""
+    backbone, heads = critic.backbone, critic.roles.heads
+    scores_B = torch.zeros(len(rows))
+    with critic.roles.reading_as("reward"):
+        for index in micro_batches([len(row) for row in rows], size):
+            scores_B[index] = sequence_scores(backbone, heads["reward"], [rows[i] for i in index]).cpu()
+    with critic.roles.reading_as("value"):
+        values_BR, _, _ = _over(rows, size, lambda part: (*token_values(backbone, heads["value"], part), None))
+    return scores_B, values_BR
+
+
 def _sampled(bench: Workbench, asked: Sequence[Asked], step: int) -> list[Completion]:
     """One answer per prompt; rows of like length together, each group with a generator of its own."""
     r = bench.cfg.rollout
     drawn: list[Completion] = [Completion((), False, ())] * len(asked)
-    with bench.roles.reading_as("policy"):
+    with bench.roles.visiting("policy"), bench.roles.reading_as("policy"):
         for number, index in enumerate(micro_batches([len(a.ids) for a in asked], r.batch_size)):
             source = generator(bench.cfg.seed, "ppo", step, number)
             some = sample(bench.backbone, [asked[i] for i in index], 1, r.temperature, 1.0, r.max_new_tokens, source)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from minirlaif.roles import ScalarHead
 from minirlaif.tokens import entropy, log_distribution, pad_stack, pick_logprobs
@@ -18,7 +19,8 @@ from minirlaif.tokens import entropy, log_distribution, pad_stack, pick_logprobs
 if TYPE_CHECKING:
     from minirlaif.families.common import Backbone
 
-CHUNK = 2048  # answer positions whose logits are in memory at once; 150k words x 2048 x 4 bytes = 1.2 GB
+CHUNK = 2048  # most answer positions whose logits are in memory at once
+LOGITS_BYTES = 1 << 27  # fewer where the vocabulary is large: of 150k words, 221; softmax and gradient need some copies of it
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,23 @@ def logprobs_of(
     """Log-probabilities (and entropies) from hidden states, counted positions only and in chunks."""
     states_ND, targets_N = states_BRD[mask_BR], targets_BR[mask_BR]
     banned = backbone.banned_V.to(states_ND.device)
+
+    def measured(part_ND: Tensor, part_N: Tensor) -> tuple[Tensor, Tensor | None]:
+        logits_NV = backbone.logits(part_ND)
+        spread_N = entropy(logits_NV, banned, temperature) if with_entropy else None
+        return pick_logprobs(logits_NV, part_N, banned, temperature), spread_N
+
+    size = min(CHUNK, max(1, LOGITS_BYTES // (4 * backbone.vocabulary)))
     picked, spread = [], []
-    for start in range(0, len(targets_N), CHUNK):
-        logits_NV = backbone.logits(states_ND[start : start + CHUNK])
-        picked.append(pick_logprobs(logits_NV, targets_N[start : start + CHUNK], banned, temperature))
-        if with_entropy:
-            spread.append(entropy(logits_NV, banned, temperature))
+    for part_ND, part_N in zip(states_ND.split(size), targets_N.split(size), strict=True):
+        if torch.is_grad_enabled() and part_ND.requires_grad:
+            # Logits are made again in the backward pass: those of a long answer are never all in memory.
+            logprobs_N, spread_N = checkpoint(measured, part_ND, part_N, use_reentrant=False, preserve_rng_state=False)
+        else:
+            logprobs_N, spread_N = measured(part_ND, part_N)
+        picked.append(logprobs_N)
+        if spread_N is not None:
+            spread.append(spread_N)
     empty = torch.zeros(mask_BR.shape, dtype=torch.float32, device=mask_BR.device)
     logprobs_BR = empty.masked_scatter(mask_BR, torch.cat(picked))
     return logprobs_BR, empty.masked_scatter(mask_BR, torch.cat(spread)) if with_entropy else None

@@ -1,7 +1,7 @@
-"""Optimising a role: accelerate's device, precision and trackers, AdamW, one optimiser step, and state on disk. No class of
+"""Optimising a role: accelerate's device, precision and trackers, the optimiser, one step of it, and state on disk. No class of
 ours holds a training loop; a stage writes its own.
 
-State on disk is safetensors: adapter weights and AdamW's moments. Randomness needs none, because every step derives its
+State on disk is safetensors: adapter weights and the optimiser's moments. Randomness needs none, because every step derives its
 generator from (seed, stage, step).
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from minirlaif.config import Config
-from minirlaif.records import StageStopped
+from minirlaif.records import StageStopped, UserError
 from minirlaif.roles import Roles
 
 
@@ -47,11 +47,19 @@ def seed_of(seed: int, *place: Any) -> int:
     return int.from_bytes(hashlib.sha256(repr((seed, *place)).encode()).digest()[:8], "big") >> 2
 
 
-def make_optimizer(accelerator: Any, parameters: Sequence[nn.Parameter], learning_rate: float, weight_decay: float) -> Any:
-    """AdamW over adapter weights, prepared by accelerate; the moments are float32."""
+def make_optimizer(
+    accelerator: Any, parameters: Sequence[nn.Parameter], learning_rate: float, weight_decay: float, kind: str = "adamw"
+) -> Any:
+    """AdamW over adapter weights, prepared by accelerate. kind: `model.optimizer`; "adamw" has float32 moments,
+    "paged_adamw_8bit" has 8-bit ones that the GPU's driver moves to host memory when the device is full."""
     if any(type(p).__name__ == "Params4bit" for p in parameters):
         raise ValueError("quantised weights cannot be trained: pass adapter weights only")
-    return accelerator.prepare(torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay))
+    made: type = torch.optim.AdamW
+    if kind == "paged_adamw_8bit":
+        from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+
+        made = PagedAdamW8bit if accelerator.device.type == "cuda" else AdamW8bit  # a CPU has nothing to page out
+    return accelerator.prepare(made(parameters, lr=learning_rate, weight_decay=weight_decay))
 
 
 def optimizer_step(
@@ -81,32 +89,55 @@ def check_finite(stage: str, step: int, numbers: Mapping[str, float]) -> None:
             )
 
 
-def write_state(
-    folder: Path, roles: Roles, names: Iterable[str], optimizers: Mapping[str, Any], extra: Mapping[str, Any]
-) -> None:
-    """Adapters, heads, optimiser moments and a few plain values, as safetensors and json."""
+def write_state(folder: Path, owners: Mapping[str, Roles], optimizers: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+    """Adapters and heads of roles (by name: who holds them), optimiser moments and a few plain values, as safetensors and
+    json."""
     from safetensors.torch import save_file
 
-    for name in names:
+    for name, roles in owners.items():
         roles.save(name, folder / name)
     for name, optimizer in optimizers.items():
-        state = optimizer.state_dict()["state"]
-        tensors = {f"{i}.{k}": torch.as_tensor(v).to("cpu").contiguous() for i, s in state.items() for k, v in s.items()}
+        tensors = {
+            f"{i}.{field}": torch.as_tensor(value).to("cpu", copy=True).contiguous()  # 8-bit states share their code tables
+            for i, parameter in enumerate(_trained(optimizer))
+            for field, value in optimizer.state.get(parameter, {}).items()
+        }
         save_file(tensors, folder / f"{name}.optimizer.safetensors")
     (folder / "extra.json").write_text(json.dumps(dict(extra)))
 
 
 def read_optimizer(folder: Path, name: str, optimizer: Any) -> None:
-    """Put AdamW's moments back."""
+    """Put the moments back.
+
+    Raises:
+        UserError: they are those of the other `model.optimizer`.
+    """
     from safetensors.torch import load_file
 
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in load_file(folder / f"{name}.optimizer.safetensors").items():
         index, field = key.split(".")
         state.setdefault(int(index), {})[field] = tensor
+    inner = optimizer.optimizer  # accelerate's wrapper
+    eight_bits = hasattr(inner, "init_state")
+    if state and eight_bits == any("exp_avg" in fields for fields in state.values()):
+        raise UserError(f"{folder}: kept by the other model.optimizer; set that one again, or start the stage with --redo")
+    if eight_bits:  # paged memory is allocated by the optimiser itself, so its buffers are filled rather than replaced
+        weights = _trained(optimizer)
+        for place, tensors in state.items():
+            inner.init_state(inner.param_groups[0], weights[place], 0, place)
+            mine = inner.state[weights[place]]
+            mine["step"] = int(tensors.pop("step"))
+            for field, tensor in tensors.items():
+                mine[field].copy_(tensor)
+        return
     whole = optimizer.state_dict()
     whole["state"] = state
     optimizer.load_state_dict(whole)
+
+
+def _trained(optimizer: Any) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def read_extra(folder: Path) -> dict[str, Any]:

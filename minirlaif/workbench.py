@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from minirlaif.artifacts import Run, StageDir
-from minirlaif.backbone import base_hash, open_backbone
+from minirlaif.backbone import base_folder, base_hash, model_type, open_backbone
 from minirlaif.chat import Shown
 from minirlaif.config import Config, section
 from minirlaif.data import load_preferences, load_samples
-from minirlaif.features import FeatureStore
+from minirlaif.families.common import load_tokenizer
+from minirlaif.features import FeatureStore, resting_eyes
 from minirlaif.frames import FramePlan, FrameSize, segment_spans, uniform_plan
 from minirlaif.records import Preference, Sample, UserError
 from minirlaif.roles import Roles
@@ -45,12 +46,17 @@ class View:
 
 
 class Workbench:
-    """An open backbone with roles and features. Built by `open_workbench`."""
+    """An open backbone with roles and features. Built by `open_workbench`.
+
+    reference and critic are the benches of PPO's reference and of its reward and value models: this one, unless
+    `open_workbench` was asked for those that have a base of their own.
+    """
 
     def __init__(self, cfg: Config, backbone: Backbone, store: FeatureStore, reader: ClipReader) -> None:
         self.cfg, self.backbone, self.store, self.reader = cfg, backbone, store, reader
         self.roles = Roles(backbone, cfg.model)
         self.counters: dict[str, int] = {"prefilled_tokens": 0}
+        self.reference = self.critic = self
 
     def whole(self, video: str) -> View:
         """The clip as the policy sees it: frames spread over its whole length."""
@@ -84,11 +90,11 @@ class Workbench:
         """A prompt for the sampler."""
         ids = self.prompt(view, question, context)
         self.counters["prefilled_tokens"] += len(ids)
-        return Asked(ids, _features(view))
+        return Asked(ids, view.features if view else None)
 
     def row(self, view: View | None, question: str, answer: Sequence[int], context: str = "") -> Row:
         """A prompt with an answer, for the scorer."""
-        return Row(self.prompt(view, question, context), tuple(answer), _features(view))
+        return Row(self.prompt(view, question, context), tuple(answer), view.features if view else None)
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of an answer with its end."""
@@ -96,10 +102,11 @@ class Workbench:
 
     def counted(self, out: StageDir) -> None:
         """Put the looks counted so far into the stage's counters (called before a state is committed, and at the end)."""
-        for name, value in {**self.store.counters, **self.counters}.items():
-            out.counters[name] = out.counters.get(name, 0) + value
-        self.store.counters = dict.fromkeys(self.store.counters, 0)
-        self.counters = dict.fromkeys(self.counters, 0)
+        benches = (self, self.reference, self.critic)
+        for counters in {id(c): c for bench in benches for c in (bench.store.counters, bench.counters)}.values():
+            for name, value in counters.items():
+                out.counters[name] = out.counters.get(name, 0) + value
+                counters[name] = 0
 
     def _whole_plan(self, info: ClipInfo) -> list[FramePlan]:
         return [uniform_plan(info.seconds, self.cfg.video.frames)]
@@ -110,23 +117,70 @@ class Workbench:
         return [*self._whole_plan(info), *dense]
 
 
-def _features(view: View | None) -> Tensor | None:
-    """They stay in host memory until the rows of a micro-batch are embedded: a whole iteration's would fill a GPU."""
-    return None if view is None else view.features
-
-
 @contextmanager
-def open_workbench(cfg: Config, run: Run) -> Iterator[Workbench]:
-    """Load the backbone and open the run's feature cache; closes the cache and the reader."""
-    backbone = open_backbone(cfg.model)
-    with ClipReader(cfg.video.timeout_seconds) as reader:
-        store = FeatureStore(run.root / "cache" / "features.sqlite", backbone, reader, cfg.video)
-        try:
-            yield Workbench(cfg, backbone, store, reader)
-        finally:
-            store.close()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+def open_workbench(cfg: Config, run: Run, for_ppo: bool = False) -> Iterator[Workbench]:
+    """Load the backbone and open the run's feature cache; closes the cache and the reader.
+
+    for_ppo: the reference and the reward base as well, where the config gives them weights of their own.
+    """
+    with ExitStack() as stack:
+        reader = stack.enter_context(ClipReader(cfg.video.timeout_seconds))
+        if torch.cuda.is_available():
+            stack.callback(torch.cuda.empty_cache)
+
+        def opened(own: Config) -> Workbench:
+            backbone = open_backbone(own.model)
+            store = FeatureStore(run.root / "cache" / "features.sqlite", backbone, reader, own.video)
+            stack.callback(store.close)
+            return Workbench(own, backbone, store, reader)
+
+        bench = opened(cfg)
+        if for_ppo and cfg.reference.kind == "model":
+            bench.reference = _reference_bench(bench)
+        if for_ppo and cfg.reward.base:
+            check_tokenizers(cfg)
+            bench.critic = opened(critic_config(cfg))
+            if cfg.reward.rest == "cpu":
+                bench.critic.roles.park("base")
+        yield bench
+
+
+def _reference_bench(bench: Workbench) -> Workbench:
+    """The same base loaded a second time. It sees what the first one sees, so its own eyes never leave host memory."""
+    backbone = open_backbone(bench.cfg.model)
+    resting_eyes(backbone)
+    reference = Workbench(bench.cfg, backbone, bench.store, bench.reader)
+    if bench.cfg.reference.rest == "cpu":
+        reference.roles.park("base")
+    return reference
+
+
+def critic_config(cfg: Config) -> Config:
+    """The config as reward and value model see it: on the base that is theirs."""
+    if not cfg.reward.base:
+        return cfg
+    return replace(cfg, model=replace(cfg.model, base=cfg.reward.base, revision="main"))
+
+
+def check_tokenizers(cfg: Config) -> None:
+    """The value model stands beside the policy token by token, and the reward model reads the policy's ids.
+
+    Raises:
+        UserError: model.base and reward.base number their tokens differently, or reward.base is no base at all.
+    """
+    if not cfg.reward.base:
+        return
+    sections = [cfg.model, critic_config(cfg).model]
+    try:
+        model_type(sections[1])
+    except UserError as error:
+        raise UserError(str(error).replace("model.base", "reward.base", 1)) from None
+    policy, critic = (load_tokenizer(base_folder(section), section.revision) for section in sections)
+    if policy.get_vocab() != critic.get_vocab():
+        raise UserError(
+            f"reward.base {cfg.reward.base}: its tokenizer has other tokens than that of model.base {cfg.model.base}; name a"
+            " reward base of the same family, or leave reward.base empty"
+        )
 
 
 def settings_of(cfg: Config, *names: str) -> dict[str, Any]:
@@ -134,6 +188,10 @@ def settings_of(cfg: Config, *names: str) -> dict[str, Any]:
     base trained again under the same name is noticed."""
     settings: dict[str, Any] = {"seed": cfg.seed} | {name: section(cfg, name) for name in names}
     settings["model"]["weights"] = base_hash(cfg.model)
+    if "reward" in names:
+        del settings["reward"]["rest"]  # where weights rest changes no number
+        if cfg.reward.base:
+            settings["reward"]["weights"] = base_hash(critic_config(cfg).model)
     return settings
 
 
@@ -160,6 +218,7 @@ def read_preferences(source: str, videos: str = "") -> list[Preference]:
 
 def check_data(bench: Workbench) -> None:
     """Look at the user's own rows and clips that later stages read, so that a bad one is named before anything trains."""
+    check_tokenizers(bench.cfg)
     data = bench.cfg.data
     if data.world:
         return

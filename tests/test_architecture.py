@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "minirlaif"
 LAYERS = {
     0: "losses returns stats tokens verdicts schedules records frames settings config",
-    1: "artifacts disk provenance metrics video data formats features chat families roles sampling scoring judge training"
+    1: "artifacts disk provenance metrics video data formats features chat families resting roles sampling scoring judge training"
     " tinyworld tinybase backbone workbench rollouts devjudge page story workings timeline _reader doctor",
     2: "stages",
     3: "cli __main__",

@@ -204,9 +204,35 @@ def test_strip_shows_the_frames_side_by_side(tmp_path: Path):
         store.close()
 
 
-def test_blank_frames_are_encoded_once():
-    eyes, known = Eyes(), {}
-    blank = blank_features(eyes, 4, FrameSize(8, 8), known)  # type: ignore[arg-type]
-    assert blank_features(eyes, 4, FrameSize(8, 8), known) is blank and eyes.calls == 1  # type: ignore[arg-type]
+def test_blank_frames_are_encoded_once(tmp_path: Path):
+    o, known = Opened(tmp_path), {}
+    blank = blank_features(o.store, 4, FrameSize(8, 8), known)
+    assert blank_features(o.store, 4, FrameSize(8, 8), known) is blank and o.eyes.calls == 1
     assert blank.shape == (4, 1, K, D) and blank.unique().numel() == 1
-    assert len(blank_features(eyes, 2, FrameSize(8, 8), known)) == 2  # type: ignore[arg-type]
+    assert len(blank_features(o.store, 2, FrameSize(8, 8), known)) == 2
+
+
+def test_the_eyes_are_on_the_device_only_while_they_see(tmp_path: Path, clip: str, monkeypatch: pytest.MonkeyPatch):
+    o, seen = Opened(tmp_path), []
+    real = o.eyes.encode_frames
+
+    def held() -> list[int]:
+        return [p.untyped_storage().nbytes() for part in o.eyes.eyes for p in part.parameters()]
+
+    monkeypatch.setattr(o.eyes, "encode_frames", lambda pixels: seen.append(held()) or real(pixels))
+    assert held() == [0, 0, 0]
+    first = o.store.get(clip, whole)
+    assert held() == [0, 0, 0] and seen == [[4, 4, 4]]
+    again = o.store.get(clip, halves)  # a plan that is not cached yet calls them back
+    assert held() == [0, 0, 0] and seen == [[4, 4, 4]] * 3
+    assert first[0][1].equal(again[0][1])
+    blank_features(o.store, 2, FrameSize(8, 8), {})
+    assert held() == [0, 0, 0] and seen == [[4, 4, 4]] * 4
+
+    def blind(pixels: np.ndarray) -> torch.Tensor:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(o.eyes, "encode_frames", blind)
+    with pytest.raises(ZeroDivisionError):
+        o.store.encode(np.zeros((1, 8, 8, 3), np.uint8))
+    assert held() == [0, 0, 0]

@@ -359,3 +359,39 @@ def test_clips_and_questions_of_ones_own(tmp_path: Path):
     assert described == {"a.mp4": 1, "b.mp4": 1, "world.mp4": 3}
     if with_report:
         assert (run / "report.html").is_file() or (run / "report" / "report.html").is_file()
+
+
+def test_two_bases_a_reference_model_and_8_bit_moments_resume_to_the_same_result(finished: Path, tmp_path: Path, monkeypatch):
+    """The shape of the paper's run, in 4 bits: reward and value on a base of their own, a reference with its own weights."""
+    import tiny
+
+    from minirlaif.stages import ppo, pretrain
+
+    pretrain.save(tiny.backbone(9, 3), tmp_path / "judge")
+    settings = [f"reward.base={tmp_path / 'judge'}", "reference.kind=model", "model.quantization=nf4"]
+    settings += ["model.optimizer=paged_adamw_8bit", "model.gradient_checkpointing=true"]
+    straight = begin(finished, tmp_path / "straight", ["world", "sft", "feedback"])
+    make(straight.parent, ["reward", "ppo"], *settings)
+    counted = manifest(straight, "ppo")["counters"]
+    assert counted["encodes"] == counted["decodes"] > 0 and counted["prefilled_tokens"] > 0
+
+    killed = begin(finished, tmp_path / "killed", ["world", "sft", "feedback"])
+    shutil.copytree(straight / "reward", killed / "reward")
+    real = ppo.update
+
+    def dies(bench: Any, rollout: Any, learner: Any, step: int) -> Any:
+        if step == 2:
+            raise KeyboardInterrupt
+        return real(bench, rollout, learner, step)
+
+    monkeypatch.setattr(ppo, "update", dies)
+    with contextlib.suppress(KeyboardInterrupt):
+        make(killed.parent, ["ppo"], *settings)
+    assert (killed / "ppo.partial" / "state").is_dir()
+    monkeypatch.setattr(ppo, "update", real)
+    make(killed.parent, ["ppo"], *settings)
+    name = "ppo/adapter/adapter_model.safetensors"
+    assert results(killed, ["ppo"])[name] == results(straight, ["ppo"])[name] != results(finished, ["ppo"])[name]
+    own = json.loads((straight / "reward" / "adapter" / "adapter_config.json").read_text())
+    assert own["base_model_name_or_path"] == str(tmp_path / "judge")
+    assert "layers.2." in (straight / "reward" / "adapter" / "adapter_model.safetensors").read_bytes()[:20000].decode("latin-1")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import tiny
 import torch
@@ -145,6 +147,52 @@ def test_chunks_do_not_change_a_number(base: SmolVLM, monkeypatch: pytest.Monkey
     assert whole[2] is not None and parts[2] is not None
     torch.testing.assert_close(whole[0], parts[0])
     torch.testing.assert_close(whole[2], parts[2])
+
+
+def test_chunks_follow_the_vocabulary(base: SmolVLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """5 positions of V float32 logits fit into the budget, whatever V is."""
+    monkeypatch.setattr(scoring, "LOGITS_BYTES", 5 * 4 * base.vocabulary + 3)
+    sizes, real = [], base.lm_head
+    monkeypatch.setattr(base, "logits", lambda hidden: sizes.append(len(hidden)) or real(hidden))
+    with torch.no_grad():
+        token_logprobs(base, tiny.rows(base))
+    total = sum(len(row.answer) for row in tiny.rows(base))
+    assert sizes == [5] * (total // 5) + [total % 5] * (total % 5 > 0)
+    sizes.clear()
+    monkeypatch.setattr(scoring, "LOGITS_BYTES", 1)  # a vocabulary that never fits goes one by one
+    with torch.no_grad():
+        token_logprobs(base, tiny.rows(base)[2:3])
+    assert sizes == [1] * len(tiny.rows(base)[2].answer)
+
+
+def test_logits_are_not_kept_for_the_backward_pass(base: SmolVLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing as wide as the vocabulary waits for it; loss and gradient are those of log-softmax over all logits at once."""
+    monkeypatch.setattr(scoring, "LOGITS_BYTES", 4 * 4 * base.vocabulary)
+    draw = torch.Generator().manual_seed(0)
+    states = torch.randn(2, 9, base.width, generator=draw)
+    targets = torch.randint(base.vocabulary, (2, 9), generator=draw)
+    targets[base.banned_V[targets]] = base.renderer.end_id
+    mask, weights = torch.ones(2, 9, dtype=torch.bool), torch.randn(2, 9, generator=draw)
+    mask[1, 6:] = False
+
+    def wide(run: Callable[[torch.Tensor], torch.Tensor]) -> tuple[list[int], float, torch.Tensor]:
+        leaf, kept = states.clone().requires_grad_(), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            loss = (run(leaf) * weights * mask).sum()
+        loss.backward()
+        assert leaf.grad is not None
+        own = {id(base.lm_head.weight), id(base.banned_V)}
+        return [t.numel() for t in kept if base.vocabulary in t.shape and id(t) not in own], float(loss.detach()), leaf.grad
+
+    def plainly(leaf: torch.Tensor) -> torch.Tensor:
+        logits = base.lm_head(leaf).masked_fill(base.banned_V, float("-inf"))
+        return logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+
+    held, loss, gradient = wide(lambda leaf: scoring.logprobs_of(base, leaf, targets, mask, 1.0, False)[0])
+    plain_held, plain_loss, plain_gradient = wide(plainly)
+    assert max(plain_held) >= 18 * base.vocabulary and held == []
+    assert loss == pytest.approx(plain_loss, abs=1e-4)
+    torch.testing.assert_close(gradient, plain_gradient, atol=1e-5, rtol=1e-4)
 
 
 def test_micro_batches_hold_every_row_once_and_like_lengths_together() -> None:

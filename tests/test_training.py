@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 
-from minirlaif.records import Preference, Sample, StageStopped, Turn
+from minirlaif.records import Preference, Sample, StageStopped, Turn, UserError
 from minirlaif.returns import whiten
 from minirlaif.rollouts import Rollout
 from minirlaif.scoring import sequence_scores, token_logprobs, token_values
@@ -128,7 +129,8 @@ def test_reward_learns_chosen_over_rejected(tmp_path: Path) -> None:
     assert after["accuracy"] == 1.0
 
 
-def test_a_resumed_optimiser_goes_on_bit_by_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["adamw", "paged_adamw_8bit"])
+def test_a_resumed_optimiser_goes_on_bit_by_bit(kind: str, tmp_path: Path) -> None:
     """Four steps in one go against two, a state on disk, a new process's worth of objects, and two more."""
 
     def train(made: tiny.TinyBench, optimizer: Any, accelerator: Any, steps: range) -> None:
@@ -137,13 +139,13 @@ def test_a_resumed_optimiser_goes_on_bit_by_bit(tmp_path: Path) -> None:
             optimizer_step(accelerator, optimizer, made.roles.parameters("reward"), 0.01 / (1 + step), 1.0)
 
     def opened(folder: Path | None) -> tuple[tiny.TinyBench, Any, Any]:
-        made = bench()
+        made = bench("model.lora_r=32")
         if folder:
             tiny.stir(made.roles, "reward", 99)  # nothing of a fresh role may stay
             made.roles._load_adapter("reward", folder / "reward")
             made.roles.load_head("reward", folder / "reward")
         accelerator = make_accelerator(made.cfg, tmp_path)
-        optimizer = make_optimizer(accelerator, made.roles.parameters("reward"), 0.01, 0.1)
+        optimizer = make_optimizer(accelerator, made.roles.parameters("reward"), 0.01, 0.1, kind)
         if folder:
             read_optimizer(folder, "reward", optimizer)
         return made, optimizer, accelerator
@@ -154,12 +156,64 @@ def test_a_resumed_optimiser_goes_on_bit_by_bit(tmp_path: Path) -> None:
     train(half, optimizer, accelerator, range(2))
     extra = {"updates": 2, "score_mean": 0.1 + 0.2, "best": {}}
     (tmp_path / "state").mkdir()
-    write_state(tmp_path / "state", half.roles, ["reward"], {"reward": optimizer}, extra)
+    write_state(tmp_path / "state", {"reward": half.roles}, {"reward": optimizer}, extra)
     assert read_extra(tmp_path / "state") == extra
+    moments = load_file(tmp_path / "state" / "reward.optimizer.safetensors")
+    assert any(t.dtype == torch.uint8 for t in moments.values()) == (kind != "adamw")
     resumed, optimizer, accelerator = opened(tmp_path / "state")
     train(resumed, optimizer, accelerator, range(2, 4))
     assert tiny.digest(resumed.roles.parameters("reward")) == tiny.digest(straight.roles.parameters("reward"))
     assert tiny.digest(resumed.roles.parameters("reward")) != tiny.digest(half.roles.parameters("reward"))
+
+
+@pytest.mark.parametrize(("kept", "asked"), [("adamw", "paged_adamw_8bit"), ("paged_adamw_8bit", "adamw")])
+def test_moments_of_the_other_optimiser_are_refused_in_one_line(kept: str, asked: str, tmp_path: Path) -> None:
+    made = bench()
+    accelerator, weights = make_accelerator(made.cfg, tmp_path), made.roles.parameters("reward")
+    first, second = (make_optimizer(accelerator, weights, 0.01, 0.1, kind) for kind in (kept, asked))
+    reward._backward(made, accelerator, preferences())
+    optimizer_step(accelerator, first, weights, 0.01, 1.0)
+    write_state(tmp_path, {"reward": made.roles}, {"reward": first}, {})
+    with pytest.raises(UserError, match="model.optimizer.*--redo") as caught:
+        read_optimizer(tmp_path, "reward", second)
+    assert "\n" not in str(caught.value)
+
+
+def test_8_bit_steps_are_nearly_those_of_adamw(tmp_path: Path) -> None:
+    moved = []
+    for kind in ("adamw", "paged_adamw_8bit"):
+        made = bench("model.lora_r=32")
+        accelerator, weights = make_accelerator(made.cfg, tmp_path), made.roles.parameters("reward")
+        optimizer = make_optimizer(accelerator, weights, 0.01, 0.0, kind)
+        before = torch.cat([p.detach().flatten().clone() for p in weights])
+        for _ in range(3):
+            reward._backward(made, accelerator, preferences())
+            optimizer_step(accelerator, optimizer, weights, 0.01, 1.0)
+        moved.append(torch.cat([p.detach().flatten() for p in weights]) - before)
+    assert float(moved[0].abs().mean()) > 1e-3
+    # 8 bits round the moments of small gradients away, so single weights differ; the direction is what must agree.
+    assert float(torch.cosine_similarity(moved[0], moved[1], 0)) > 0.9
+
+
+@pytest.mark.gpu
+def test_a_gpu_pages_the_moments_and_resumes_bit_by_bit(tmp_path: Path) -> None:
+    accelerator = make_accelerator(tiny.settings("model.device=cuda"), tmp_path)
+    draw = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(512, 512, generator=draw).cuda() for _ in range(4)]
+    ends = []
+    for resumed in (False, True):
+        weight = torch.nn.Parameter(torch.ones(512, 512, device="cuda"))
+        optimizer = make_optimizer(accelerator, [weight], 0.01, 0.1, "paged_adamw_8bit")
+        for step, gradient in enumerate(gradients):
+            if resumed and step == 2:
+                write_state(tmp_path, {}, {"w": optimizer}, {})
+                optimizer = make_optimizer(accelerator, [weight], 0.01, 0.1, "paged_adamw_8bit")
+                read_optimizer(tmp_path, "w", optimizer)
+            weight.grad = gradient.clone()
+            optimizer_step(accelerator, optimizer, [weight], 0.01, 1e9)
+        assert optimizer.state[weight]["state1"].is_paged
+        ends.append(weight.detach().cpu())
+    assert torch.equal(*ends)
 
 
 def test_a_nan_stops_the_stage_before_it_reaches_a_weight(tmp_path: Path) -> None:

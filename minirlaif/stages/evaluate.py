@@ -66,7 +66,7 @@ def _control(bench: Workbench, cfg: Config, control: str, blanks: dict[Any, Any]
 
     def change(row: Sample, view: View) -> View:
         if control == "blind":
-            return replace(view, features=blank_features(bench.backbone, len(view.times), view.size, blanks))
+            return replace(view, features=blank_features(bench.store, len(view.times), view.size, blanks))
         if control == "shuffled":
             order = shuffled(len(view.times), cfg.seed, "frames", row.id)
             return replace(view, features=bench.backbone.reordered(view.features, order))

@@ -1,7 +1,8 @@
 """Stage `ppo`: the policy learns from the reward model's scores (paper section 3.3).
 
-Roles on one base: policy (starts as the SFT adapter), reference (a frozen copy of it, out of device memory between scoring
-phases), reward (frozen), value (starts as the reward adapter with a head of zeros, as in the paper).
+Roles: policy (starts as the SFT adapter), reference (a frozen copy of it; `reference.kind` gives it base weights of its own),
+reward (frozen), value (starts as the reward adapter with a head of zeros, as in the paper). All share one base unless
+`reward.base` names another for reward and value. Each rests in host memory while a phase does not need it.
 Left out against the paper's code, on purpose: its clamp of negative KL terms, its unmasked means, its rule on question marks.
 The checkpoint that is kept is chosen by the judge on dev prompts; without dev prompts it is the last one. Truth is not read.
 Out: adapter/ (role "policy"), samples.jsonl.
@@ -21,6 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from minirlaif.artifacts import Run, StageDir
+from minirlaif.backbone import base_hash
 from minirlaif.config import Config
 from minirlaif.devjudge import DevJudge
 from minirlaif.losses import ppo_policy_loss, total_stats, value_loss
@@ -39,7 +41,16 @@ from minirlaif.training import (
     shuffled,
     write_state,
 )
-from minirlaif.workbench import Workbench, located, open_workbench, read_samples, readable, settings_of, stored
+from minirlaif.workbench import (
+    Workbench,
+    critic_config,
+    located,
+    open_workbench,
+    read_samples,
+    readable,
+    settings_of,
+    stored,
+)
 
 RATIO_TOLERANCE = 0.02  # of the first ratio from 1; low precision and other batch shapes move it a little
 
@@ -57,7 +68,10 @@ class Learner:
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. prompts 2. roles and optimisers 3. iterations: collect, update, log, sometimes judge 4. the chosen policy."""
     # feedback: how the judge picks the checkpoint
-    settings = settings_of(cfg, "model", "video", "data", "feedback", "rollout", "ppo") | {"context": cfg.reward.context}
+    settings = settings_of(cfg, "model", "video", "data", "feedback", "rollout", "ppo") | {
+        "context": cfg.reward.context,
+        "reward_base": base_hash(critic_config(cfg).model) if cfg.reward.base else "",
+    }
     with run.stage("ppo", settings, inputs=["sft", "feedback", "reward"], redo=redo) as out:
         if out is None:
             return
@@ -66,7 +80,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         prompts = read_samples(cfg, run, "prompts", need_answers=False)
         dev = read_samples(cfg, run, "dev", need_answers=False) if cfg.data.world or cfg.data.dev else []
         contexts = _contexts(run)
-        with open_workbench(cfg, run) as bench:
+        with open_workbench(cfg, run, for_ppo=True) as bench:
             prompts = [row for row in readable(bench, prompts) if row.video in contexts]
             dev = [row for row in readable(bench, dev) if row.video in contexts] if dev else []
             if not prompts:
@@ -102,7 +116,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                     break
                 if done % cfg.ppo.save_every == 0:
                     bench.counted(out)
-                    out.commit_state(done, lambda folder: _write_state(folder, bench, learner, out))
+                    out.commit_state(done, lambda folder: _write_state(folder, bench, learner))
             # 4. the chosen policy
             if not dev:
                 bench.roles.save("policy", out.path / "adapter")
@@ -132,22 +146,21 @@ def _contexts(run: Run) -> dict[str, str]:
 
 
 def _open(bench: Workbench, run: Run, state: Path | None) -> Learner:
-    cfg, roles = bench.cfg, bench.roles
+    cfg, critic = bench.cfg, bench.critic.roles
     sft, reward = run.require("sft") / "adapter", run.require("reward") / "adapter"
-    roles.add("policy", 0, state / "policy" if state else sft)
-    roles.add("reference", 0, sft)
-    roles.add("reward", 0, reward)
-    roles.load_head("reward", reward)
-    roles.add("value", 0, state / "value" if state else reward)
+    bench.roles.add("policy", 0, state / "policy" if state else sft)
+    bench.reference.roles.add("reference", 0, sft)
+    critic.add("reward", 0, reward)
+    critic.load_head("reward", reward)
+    critic.add("value", 0, state / "value" if state else reward)
     if state:
-        roles.load_head("value", state / "value")
+        critic.load_head("value", state / "value")
     else:
-        roles.add_head("value", 0)
-    roles.park("reference")
+        critic.add_head("value", 0)
     accelerator = make_accelerator(cfg, run.root)
-    parameters = {role: roles.parameters(role) for role in ("policy", "value")}
+    parameters = {"policy": bench.roles.parameters("policy"), "value": critic.parameters("value")}
     optimizers = {
-        role: make_optimizer(accelerator, weights, cfg.ppo.learning_rate, cfg.ppo.weight_decay)
+        role: make_optimizer(accelerator, weights, cfg.ppo.learning_rate, cfg.ppo.weight_decay, cfg.model.optimizer)
         for role, weights in parameters.items()
     }
     extra: dict[str, Any] = {"updates": 0, "score_mean": None, "score_deviation": None, "best": {}}
@@ -156,11 +169,23 @@ def _open(bench: Workbench, run: Run, state: Path | None) -> Learner:
         for role, optimizer in optimizers.items():
             if (state / f"{role}.optimizer.safetensors").is_file():
                 read_optimizer(state, role, optimizer)
+    park(bench)
     return Learner(accelerator, parameters, optimizers, extra)
 
 
-def _write_state(folder: Path, bench: Workbench, learner: Learner, out: StageDir) -> None:
-    write_state(folder, bench.roles, ["policy", "value"], learner.optimizers, learner.extra)
+def park(bench: Workbench) -> None:
+    """From now on every role is on the device only while a phase asks for it, but for what `reference.rest` and
+    `reward.rest` keep there."""
+    bench.roles.park("policy")
+    if bench.cfg.reference.rest == "cpu":
+        bench.reference.roles.park("reference")
+    for role in ("reward", "value"):
+        bench.critic.roles.park(role)
+
+
+def _write_state(folder: Path, bench: Workbench, learner: Learner) -> None:
+    owners = {"policy": bench.roles, "value": bench.critic.roles}
+    write_state(folder, owners, learner.optimizers, learner.extra)
 
 
 def _next_prompts(prompts: Sequence[Sample], cfg: Config, step: int) -> list[Sample]:
@@ -177,44 +202,45 @@ def update(bench: Workbench, rollout: Rollout, learner: Learner, step: int) -> d
     sizes = [len(row) for row in rollout.rows]
     rate = learning_rate(step, p.iterations, p.learning_rate, p.warmup_steps, p.schedule)
     all_stats: list[dict[str, float]] = []
-    for epoch in range(p.epochs):
-        order = shuffled(count, cfg.seed, "ppo-order", step, epoch)
-        for start in range(0, count, p.minibatch_size):
-            chosen = order[start : start + p.minibatch_size]
-            counted = int(rollout.mask_BR[chosen].sum())
-            stats = total_stats(
-                _micro(bench, rollout, learner, [chosen[i] for i in group], counted)
-                for group in micro_batches([sizes[i] for i in chosen], p.micro_batch_size)
-            )
-            if not all_stats and stats["ratio_gap"] > RATIO_TOLERANCE and bench.backbone.device.type == "cpu":
-                raise StageStopped(f"ppo: the first ratio is off 1 by {stats['ratio_gap']:.3g}: rollout and update disagree")
-            for role in ("policy", "value"):
-                norm = optimizer_step(
-                    learner.accelerator, learner.optimizers[role], learner.parameters[role], rate, p.max_grad_norm
+    with bench.roles.visiting("policy"), bench.critic.roles.visiting("value"):
+        for epoch in range(p.epochs):
+            order = shuffled(count, cfg.seed, "ppo-order", step, epoch)
+            for start in range(0, count, p.minibatch_size):
+                chosen = order[start : start + p.minibatch_size]
+                counted = int(rollout.mask_BR[chosen].sum())
+                stats = total_stats(
+                    _micro(bench, rollout, learner, [chosen[i] for i in group], counted)
+                    for group in micro_batches([sizes[i] for i in chosen], p.micro_batch_size)
                 )
-                stats[f"{role}_grad_norm"] = norm
-                check_finite("ppo", step + 1, {f"{role} gradient norm": norm})
-            learner.extra["updates"] += 1
-            all_stats.append(stats)
+                if not all_stats and stats["ratio_gap"] > RATIO_TOLERANCE and bench.backbone.device.type == "cpu":
+                    raise StageStopped(f"ppo: the first ratio is off 1 by {stats['ratio_gap']:.3g}: rollout and update disagree")
+                for role in ("policy", "value"):
+                    norm = optimizer_step(
+                        learner.accelerator, learner.optimizers[role], learner.parameters[role], rate, p.max_grad_norm
+                    )
+                    stats[f"{role}_grad_norm"] = norm
+                    check_finite("ppo", step + 1, {f"{role} gradient norm": norm})
+                learner.extra["updates"] += 1
+                all_stats.append(stats)
     mean = {name: sum(s[name] for s in all_stats) / len(all_stats) for name in all_stats[0]}
     return mean | {"first_ratio_gap": all_stats[0]["ratio_gap"], "learning_rate": rate}
 
 
 def _micro(bench: Workbench, rollout: Rollout, learner: Learner, index: list[int], counted: int) -> dict[str, float]:
     """Gradients of policy and value for some rows; `counted` answer tokens of the whole minibatch are the denominator."""
-    p, roles, backbone, device = bench.cfg.ppo, bench.roles, bench.backbone, bench.backbone.device
+    p, backbone, critic, device = bench.cfg.ppo, bench.backbone, bench.critic, bench.backbone.device
     width = int(rollout.mask_BR[index].sum(1).max())
 
     def part(x_BR: Tensor) -> Tensor:
         return x_BR[index, :width].to(device)
 
     mask_BR = part(rollout.mask_BR)
-    with roles.training_as("policy"), learner.accelerator.autocast():
+    with bench.roles.training_as("policy"), learner.accelerator.autocast():
         new_BR, _, _ = token_logprobs(backbone, [rollout.rows[i] for i in index], bench.cfg.rollout.temperature)
         loss, stats = ppo_policy_loss(new_BR, part(rollout.logprobs_BR), part(rollout.advantages_BR), mask_BR, p.clip, counted)
         learner.accelerator.backward(loss)
-    with roles.training_as("value"), learner.accelerator.autocast():
-        values_BR, _ = token_values(backbone, roles.heads["value"], [rollout.critic_rows[i] for i in index])
+    with critic.roles.training_as("value"), learner.accelerator.autocast():
+        values_BR, _ = token_values(critic.backbone, critic.roles.heads["value"], [rollout.critic_rows[i] for i in index])
         v_loss, v_stats = value_loss(values_BR, part(rollout.values_BR), part(rollout.returns_BR), mask_BR, p.value_clip, counted)
         learner.accelerator.backward(p.vf_coef * v_loss)
     found = {f"value_{name.removeprefix('value_')}": value for name, value in v_stats.items()}

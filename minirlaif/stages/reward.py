@@ -1,6 +1,7 @@
 """Stage `reward`: a reward model on the judge's preferences (paper section 3.3).
 
-Role "reward" starts from the SFT adapter and gets a scalar head; pairwise logistic loss plus 0.001 x |mean score|.
+Role "reward" starts from the SFT adapter and gets a scalar head; pairwise logistic loss plus 0.001 x |mean score|. With
+`reward.base` it stands on a base of its own, where only a fresh adapter or `reward.adapter` can start it.
 Two switches depart from the paper: `reward.context` shows the model the segment descriptions (the paper's code leaves them
 out), `reward.likelihood` adds beta x mean log-likelihood of the answer to its score.
 Out: adapter/ with head.safetensors, held_out.jsonl (scores of preferences kept back).
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from minirlaif.artifacts import Run, StageDir
@@ -30,7 +32,7 @@ from minirlaif.training import (
     shuffled,
     write_state,
 )
-from minirlaif.workbench import Workbench, open_workbench, read_preferences, settings_of, stored
+from minirlaif.workbench import Workbench, check_tokenizers, critic_config, open_workbench, read_preferences, settings_of, stored
 
 START_BETA = 3.0
 PADDING_TOLERANCE = 1e-3
@@ -43,20 +45,22 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
     with run.stage("reward", settings, inputs=["sft", "feedback"], redo=redo) as out:
         if out is None:
             return
+        check_tokenizers(cfg)
         # 1. preferences
         train, kept = _split(_preferences(cfg, run), cfg.reward.held_out)
-        with open_workbench(cfg, run) as bench:
+        with open_workbench(critic_config(cfg), run) as bench:
             # 2. role, head, optimiser
             begun = out.resume()
-            bench.roles.add("reward", 0, begun[1] / "reward" if begun else run.require("sft") / "adapter")
+            start = begun[1] / "reward" if begun else _start(cfg, run)
+            bench.roles.add("reward", seed_of(cfg.seed, "reward-adapter"), start)
             if begun:
                 bench.roles.load_head("reward", begun[1] / "reward")
             else:
                 beta = START_BETA if cfg.reward.likelihood else None
                 bench.roles.add_head("reward", seed_of(cfg.seed, "reward"), start=0.01, beta=beta)
             accelerator = make_accelerator(cfg, run.root)
-            parameters = bench.roles.parameters("reward")
-            optimizer = make_optimizer(accelerator, parameters, cfg.reward.learning_rate, cfg.reward.weight_decay)
+            parameters, kind = bench.roles.parameters("reward"), cfg.model.optimizer
+            optimizer = make_optimizer(accelerator, parameters, cfg.reward.learning_rate, cfg.reward.weight_decay, kind)
             if begun:
                 read_optimizer(begun[1], "reward", optimizer)
                 read_extra(begun[1])
@@ -78,12 +82,22 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 if (step + 1) % cfg.reward.save_steps == 0:
                     bench.counted(out)
                     out.commit_state(
-                        step + 1, lambda folder: write_state(folder, bench.roles, ["reward"], {"reward": optimizer}, {})
+                        step + 1, lambda folder: write_state(folder, {"reward": bench.roles}, {"reward": optimizer}, {})
                     )
             # 4. held-out scores
             bench.roles.save("reward", out.path / "adapter")
             _examine(bench, run, out, kept)
             bench.counted(out)
+
+
+def _start(cfg: Config, run: Run) -> Path | None:
+    """The adapter that training starts from; None: a fresh one."""
+    if cfg.reward.adapter:
+        folder = Path(cfg.reward.adapter)
+        if not (folder / "adapter_model.safetensors").is_file():
+            raise UserError(f"reward.adapter {folder}: holds no adapter_model.safetensors; name a PEFT folder, or leave it empty")
+        return folder
+    return None if cfg.reward.base else run.require("sft") / "adapter"
 
 
 def _preferences(cfg: Config, run: Run) -> list[Preference]:

@@ -45,8 +45,8 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             begun = out.resume()
             bench.roles.add("sft", seed_of(cfg.seed, "sft"), begun[1] / "sft" if begun else None)
             accelerator = make_accelerator(cfg, run.root)
-            parameters = bench.roles.parameters("sft")
-            optimizer = make_optimizer(accelerator, parameters, cfg.sft.learning_rate, cfg.sft.weight_decay)
+            parameters, kind = bench.roles.parameters("sft"), cfg.model.optimizer
+            optimizer = make_optimizer(accelerator, parameters, cfg.sft.learning_rate, cfg.sft.weight_decay, kind)
             if begun:
                 read_optimizer(begun[1], "sft", optimizer)
             first = begun[0] if begun else 0
@@ -67,7 +67,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 accelerator.log({"sft/loss": loss, "sft/grad_norm": norm}, step=step)
                 if (step + 1) % cfg.sft.save_steps == 0:
                     bench.counted(out)
-                    out.commit_state(step + 1, lambda folder: write_state(folder, bench.roles, ["sft"], {"sft": optimizer}, {}))
+                    out.commit_state(step + 1, lambda folder: write_state(folder, {"sft": bench.roles}, {"sft": optimizer}, {}))
             # 4. the adapter
             bench.roles.save("sft", out.path / "adapter")
             bench.counted(out)

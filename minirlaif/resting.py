@@ -1,0 +1,87 @@
+"""Weights that rest in host memory while nothing needs them. While they rest, their tensors are empty: no byte on the device.
+
+Works on tensors in place, so modules, optimisers and PEFT keep holding the same parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Resting:
+    """A set of tensors that leaves the device and comes back together.
+
+    Args:
+        tensors: parameters and buffers; a 4-bit bitsandbytes weight takes its quantisation state along.
+        frozen: nobody changes them while they are on the device, so their host copy stays and leaving copies nothing.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor], frozen: bool = False) -> None:
+        unique = {id(tensor): tensor for tensor in tensors}  # tied weights appear twice
+        self._places = [place for tensor in unique.values() for place in _places(tensor)]
+        self._frozen = frozen
+        self._host: list[Tensor] = []
+        self.away = False
+
+    def rest(self) -> None:
+        """Leave the device."""
+        if self.away:
+            return
+        present = [getattr(owner, name) for owner, name in self._places]
+        if not self._host:
+            self._host = [_host_copy(tensor) for tensor in present]
+        elif not self._frozen:
+            for host, tensor in zip(self._host, present, strict=True):
+                if host.data_ptr() != tensor.data_ptr():  # on a CPU it never left
+                    host.copy_(tensor)
+        for (owner, name), tensor in zip(self._places, present, strict=True):
+            setattr(owner, name, tensor.new_empty(0))
+        self.away = True
+
+    def come(self) -> None:
+        """Come back to the device. When it is full, everything stays where it was and torch's own error goes on."""
+        if not self.away:
+            return
+        devices = [getattr(owner, name).device for owner, name in self._places]
+        arrived = [host.to(device, non_blocking=True) for host, device in zip(self._host, devices, strict=True)]
+        for (owner, name), tensor in zip(self._places, arrived, strict=True):
+            setattr(owner, name, tensor)
+        self.away = False
+
+    @contextmanager
+    def visiting(self) -> Iterator[None]:
+        """On the device for a block; what is there already stays afterwards."""
+        was_away = self.away
+        self.come()
+        try:
+            yield
+        finally:
+            if was_away:
+                self.rest()
+
+
+def _places(tensor: Tensor) -> Iterator[tuple[Any, str]]:
+    """Owner and attribute of each tensor to move. Those of a quantisation state are replaced, not emptied in place:
+    bitsandbytes shares its code tables between layers."""
+    yield tensor, "data"
+    state = getattr(tensor, "quant_state", None)  # the layer holds the same object, so it sees the move too
+    for part in (state, getattr(state, "state2", None)):
+        for name in ("absmax", "code", "offset"):
+            if isinstance(getattr(part, name, None), Tensor):
+                yield part, name
+
+
+def _host_copy(tensor: Tensor) -> Tensor:
+    """A copy in pinned host memory, from which a GPU reads fastest; on a CPU the tensor itself."""
+    if tensor.device.type == "cpu":
+        return tensor
+    try:
+        host = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    except RuntimeError:  # the system limits how much may be pinned
+        host = torch.empty_like(tensor, device="cpu")
+    return host.copy_(tensor)

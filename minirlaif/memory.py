@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 FLOAT = 4  # bytes of float32: adapters, gradients, moments, norms and logits are always that
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes per weight: 4 bits, a byte of scale per 64, a float32 per 256 scales
+LOGITS_BYTES = 1 << 27  # of one array over the vocabulary; as scoring.LOGITS_BYTES
 CHUNK = 64  # tokens of a chunk of linear attention, in transformers' own code for it
 LINES = ("runtime", "weights", "adapters", "optimiser", "features", "kv cache", "activations", "logits")
 
@@ -67,7 +68,6 @@ class Precision:
     checkpointing: bool
     rank: int
     moments: float = 8.0  # bytes of optimiser state per trained weight on the device: 8 AdamW, 0 when paged to the host
-    fused_temporaries: bool = False  # the optimiser holds a second copy of its weights for a moment (torch's foreach on a GPU)
 
 
 @dataclass(frozen=True)
@@ -81,18 +81,6 @@ class Batch:
     visual: int
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Bytes by line of the table (names in LINES); lines that a stage has not are 0."""
-
-    lines: dict[str, float]
-
-    @property
-    def peak(self) -> float:
-        """All lines together: they are counted at one moment."""
-        return sum(self.lines.values())
-
-
 def standing(n: Numbers, p: Precision, adapters: float, trained: int, vision: bool = True) -> dict[str, float]:
     """Bytes that are there all the time: weights, adapters, and what training adds for `trained` adapters.
 
@@ -100,7 +88,7 @@ def standing(n: Numbers, p: Precision, adapters: float, trained: int, vision: bo
     """
     one = n.lora_units * p.rank
     plain = n.plain_weights + n.head_weights + (n.vision_weights if vision else 0)
-    weights = plain * p.compute + n.linear_weights * (NF4 if p.nf4 else p.compute)
+    weights: float = plain * p.compute + n.linear_weights * (NF4 if p.nf4 else p.compute)
     return {"weights": weights, "adapters": adapters * one * FLOAT, "optimiser": trained * one * (FLOAT + p.moments)}
 
 
@@ -111,9 +99,9 @@ def training(n: Numbers, p: Precision, b: Batch) -> dict[str, float]:
     layers = [(n.full_layers, _full_saved(n, p, b, masked)), (n.delta_layers, _delta_saved(n, p))]
     heaviest = max(saved for count, saved in layers if count) * spots
     backward = _backward(n, p) * spots + _dequantised(n, p)
-    logits = _logits_training(n, b.rows * b.answers)
+    logits = _logits(n, b.rows * b.answers)
     if p.checkpointing:
-        kept = n.layers * n.width * p.compute * spots
+        kept = float(n.layers * n.width * p.compute * spots)
         moving = heaviest + backward
     else:
         kept = sum(count * saved for count, saved in layers) * spots
@@ -141,17 +129,22 @@ def sampling(n: Numbers, p: Precision, b: Batch, answers: int, new: int) -> dict
     return {"features": _features(n, p, b), "kv cache": held, "activations": peak - held - shown, "logits": shown}
 
 
-def scoring(n: Numbers, p: Precision, b: Batch, chunk: int = 2048) -> dict[str, float]:
+def scoring(n: Numbers, p: Precision, b: Batch) -> dict[str, float]:
     """Features, activations and logits of a pass without gradients over whole rows."""
     forward = _forward(n, p, b) * b.rows * b.tokens + _dequantised(n, p)
-    positions = min(chunk, b.rows * b.answers)
-    logits = positions * n.vocabulary * 3 * FLOAT
+    logits = _logits(n, b.rows * b.answers)
     ends = _ends(n, p, b)
     return {
         "features": _features(n, p, b),
         "activations": ends + max(0.0, forward - logits),
         "logits": logits,
     }
+
+
+def looking(p: Precision, patches: int, width: int, ffn: int) -> float:
+    """Activations while the vision tower sees `patches` patches at once, without gradients: a layer's two feed-forward arrays and
+    attention's six. width and ffn: the tower's."""
+    return float(patches * (2 * ffn + 6 * width) * p.compute)
 
 
 def kv_bytes(n: Numbers, p: Precision, rows: int, tokens: int) -> float:
@@ -189,7 +182,7 @@ def _full_saved(n: Numbers, p: Precision, b: Batch, masked: bool) -> float:
     """
     repeated = n.query if masked else n.keys
     attention = 2 * n.query + 2 * repeated
-    numbers = p.compute * (attention + 3 * n.ffn) + FLOAT * (2 * n.width + n.heads + 2)
+    numbers: float = p.compute * (attention + 3 * n.ffn) + FLOAT * (2 * n.width + n.heads + 2)
     if n.head_norms:
         numbers += FLOAT * (n.query + n.keys)
     if n.gated:
@@ -208,8 +201,8 @@ def _adapter_inputs(n: Numbers, p: Precision, attention: int) -> float:
 
 
 def _delta_saved(n: Numbers, p: Precision) -> float:
-    """Bytes per token that a linear layer keeps: transformers' chunked delta rule, which computes in float32, and the feed-forward
-    part. Per value head five rows of a chunk's matrices, queries, keys and values in several forms, and a state per chunk."""
+    """Bytes per token that a linear layer keeps: transformers' chunked delta rule, in float32, and the feed-forward part.
+    Per value head five rows of a chunk's matrices, queries, keys and values in several forms, and a state per chunk."""
     d = n.delta
     if d is None:
         return 0.0
@@ -235,7 +228,8 @@ def _backward(n: Numbers, p: Precision) -> float:
     return float(max(p.compute * 2 * (n.ffn + n.width), rule))
 
 
-def _logits_training(n: Numbers, positions: int, chunk: int = 2048) -> float:
-    """Log-probabilities of all answer positions stay until the backward pass, and a chunk's logits beside them."""
-    now = min(chunk, positions)
-    return float(n.vocabulary * (positions * FLOAT + now * 2 * FLOAT))
+def _logits(n: Numbers, positions: int) -> float:
+    """Three arrays over the vocabulary for the answer positions of one chunk: raw, masked and normalised, or in the backward
+    pass, where they are made again, normalised and two gradients. Chunks are those of `scoring.logprobs_of`."""
+    chunk = min(positions, 2048, max(1, LOGITS_BYTES // (FLOAT * n.vocabulary)))
+    return 3.0 * FLOAT * n.vocabulary * chunk

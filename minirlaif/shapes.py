@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from minirlaif.backbone import FAMILIES, base_folder
+from minirlaif.backbone import base_folder
 from minirlaif.config import ModelSection
 from minirlaif.memory import Delta, Numbers
 from minirlaif.records import UserError
@@ -41,9 +41,14 @@ class Shape:
     scale: int  # SmolVLM: patches per side that become one vector
     feature_width: int  # E
 
+    @property
+    def _side(self) -> int:
+        """Patches per side of a frame, for families with frames of one size."""
+        return int(self.vision.get("image_size", 0)) // int(self.vision["patch_size"])
+
     def grid(self, frames: int, frame_pixels: int) -> tuple[int, int, int]:
         """G, H and W of the features of so many frames; frame_pixels counts for families that take frames of any size."""
-        side = int(self.vision.get("image_size", 0)) // int(self.vision["patch_size"])
+        side = self._side
         if self.kind == "smolvlm":
             return frames, side // self.scale, side // self.scale
         if self.kind == "llava":  # the paper's tokens: one per frame and one per patch, whatever the number of frames
@@ -51,6 +56,15 @@ class Shape:
         cell = int(self.vision["patch_size"]) * int(self.vision["spatial_merge_size"])
         height, width = _fitted(frame_pixels, cell)
         return -(-frames // int(self.vision["temporal_patch_size"])), height // cell, width // cell
+
+    def patches(self, frames: int, frame_pixels: int) -> tuple[int, int, int]:
+        """Patches that the vision tower sees at once, its width and feed-forward width. LLaVA's frames go in eights."""
+        groups, height, width = self.grid(frames, frame_pixels)
+        if "spatial_merge_size" in self.vision:
+            count = groups * height * width * int(self.vision["spatial_merge_size"]) ** 2
+        else:
+            count = (min(frames, 8) if self.kind == "llava" else frames) * self._side**2
+        return count, int(self.vision["hidden_size"]), int(self.vision["intermediate_size"])
 
     def prompt_tokens(self, frames: int, frame_pixels: int, text: int) -> int:
         """Tokens of a prompt: visual ones, the layout's own between the frames, and `text` tokens of question and context."""

@@ -6,6 +6,7 @@ Letters: G groups of frames, H x W vectors per group, E numbers per vector.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,11 @@ from torch import nn
 from minirlaif.backbone import pick_device, pick_dtype, quantization_config
 from minirlaif.chat import Layout
 from minirlaif.config import Config
+from minirlaif.features import resting_eyes
 from minirlaif.frames import FrameSize
-from minirlaif.shapes import Shape, empty_model
-from minirlaif.workbench import View, Workbench
+from minirlaif.records import UserError
+from minirlaif.shapes import empty_model, shape_of
+from minirlaif.workbench import View, Workbench, critic_config
 
 if TYPE_CHECKING:
     from minirlaif.families.common import Backbone
@@ -31,13 +34,19 @@ class StandIn(Workbench):
 
     Args:
         cfg: the settings of the run that is stood in for.
-        shape: numbers of the model.
+        config: config.json of `model.base`.
+        critic: config.json of `reward.base`, where PPO is stood in for and the settings name one.
     """
 
-    def __init__(self, cfg: Config, shape: Shape, config: Mapping[str, Any]) -> None:
+    def __init__(self, cfg: Config, config: Mapping[str, Any], critic: Mapping[str, Any] | None = None) -> None:
         nothing: Any = SimpleNamespace(counters={})
-        super().__init__(cfg, random_backbone(cfg, shape, config), nothing, nothing)
-        self._shape, self._views = shape, dict[int, View]()
+        super().__init__(cfg, random_backbone(cfg, config), nothing, nothing)
+        self._shape, self._views = shape_of(config, cfg.model.lora_targets), dict[int, View]()
+        if critic is not None:
+            self.critic = StandIn(critic_config(cfg), critic)
+            if cfg.reward.rest == "cpu":
+                self.critic.roles.park("base")
+        resting_eyes(self.backbone)
 
     def whole(self, video: str) -> View:
         """The same random view for every clip; on the CPU, as the feature cache gives it."""
@@ -61,12 +70,15 @@ class StandIn(Workbench):
         )
 
 
-def random_backbone(cfg: Config, shape: Shape, config: Mapping[str, Any]) -> Backbone:
+def random_backbone(cfg: Config, config: Mapping[str, Any]) -> Backbone:
     """A backbone of the family that `config` (a config.json) belongs to, frozen, with random weights."""
     from minirlaif.families.smolvlm import SmolVLM
 
+    if config["model_type"] != "smolvlm":
+        raise UserError(f"bench: no stand-in for model type {config['model_type']!r}; `plan` knows it without one")
     device = pick_device(cfg.model.device)
-    model = random_model(config, pick_dtype(cfg.model, device), quantization_config(cfg.model, pick_dtype(cfg.model, device)), device)
+    dtype = pick_dtype(cfg.model, device)
+    model = random_model(config, dtype, quantization_config(cfg.model, dtype), device)
     layout = Layout()
     return SmolVLM(model, letters(layout), layout, "stand-in")
 
@@ -104,13 +116,13 @@ def _filled(parameter: nn.Parameter, values: torch.Tensor, device: torch.device)
     if type(parameter).__name__ != "Params4bit":
         return nn.Parameter(values, requires_grad=False)
     settings = {name: parameter.__dict__[name] for name in ("blocksize", "compress_statistics", "quant_type", "quant_storage")}
-    return type(parameter)(values, requires_grad=False, **settings, module=parameter.__dict__.get("module")).to(device)
+    made: Any = type(parameter)  # bitsandbytes' own class
+    quantised: nn.Parameter = made(values, requires_grad=False, **settings, module=parameter.__dict__.get("module")).to(device)
+    return quantised
 
 
 def letters(layout: Layout) -> Any:
     """A tokenizer in which every letter is one token and every special token of the layout is known."""
-    import re
-
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

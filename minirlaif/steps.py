@@ -7,22 +7,27 @@ and more change nothing about memory. `Timed.share` says which part of a real st
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.judge import judge
-from minirlaif.records import Pair, Preference, Sample, Turn
+from minirlaif.records import Pair, Preference, Sample, Turn, UserError
 from minirlaif.rollouts import Rollout, collect
 from minirlaif.sampling import sample
 from minirlaif.scoring import Row, token_logprobs, token_values
+from minirlaif.shapes import read_config
 from minirlaif.stages import ppo, reward, sft
+from minirlaif.standin import StandIn
 from minirlaif.training import generator, make_accelerator, make_optimizer, optimizer_step, seed_of
-from minirlaif.workbench import Workbench
+from minirlaif.video import ClipReader, check_clips
+from minirlaif.workbench import Workbench, critic_config, open_workbench, read_samples
 
-STEPS = ("sft", "feedback", "reward", "collect", "update", "evaluate")
+QUESTION, ANSWER = 40, 254  # tokens of a stand-in's question and of its SFT answer, less its end
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ def prepare(name: str, bench: Workbench, full: Config, worst: Worst, folder: Pat
     """Roles, heads and optimisers of a stage; the result does one step each time it is called.
 
     Args:
-        name: one of STEPS; full: the settings before `shrunk`.
+        name: one of plan.STEPS; full: the settings before `shrunk`.
     """
     made = {
         "sft": _sft,
@@ -85,7 +90,7 @@ def _sft(bench: Workbench, full: Config, worst: Worst, folder: Path) -> Callable
     cfg = bench.cfg
     bench.roles.add("sft", seed_of(cfg.seed, "sft"))
     accelerator, parameters = make_accelerator(cfg, folder), bench.roles.parameters("sft")
-    optimizer = make_optimizer(accelerator, parameters, cfg.sft.learning_rate, cfg.sft.weight_decay)
+    optimizer = make_optimizer(accelerator, parameters, cfg.sft.learning_rate, cfg.sft.weight_decay, cfg.model.optimizer)
     rows = _samples(worst, cfg.sft.batch_size, worst.answer)
 
     def step() -> Done:
@@ -101,7 +106,7 @@ def _reward(bench: Workbench, full: Config, worst: Worst, folder: Path) -> Calla
     bench.roles.add("reward", seed_of(cfg.seed, "reward"))
     bench.roles.add_head("reward", 0, start=0.01, beta=reward.START_BETA if cfg.reward.likelihood else None)
     accelerator, parameters = make_accelerator(cfg, folder), bench.roles.parameters("reward")
-    optimizer = make_optimizer(accelerator, parameters, cfg.reward.learning_rate, cfg.reward.weight_decay)
+    optimizer = make_optimizer(accelerator, parameters, cfg.reward.learning_rate, cfg.reward.weight_decay, cfg.model.optimizer)
     pairs = [
         Preference(str(i), worst.video, worst.question, worst.sampled, worst.sampled[:-1], worst.context)
         for i in range(cfg.reward.batch_size)
@@ -154,22 +159,26 @@ def _tokens(drawn: Sequence[Sequence[Any]]) -> int:
 
 def _learner(bench: Workbench, folder: Path) -> ppo.Learner:
     """The roles of PPO as its stage opens them, without the folders of earlier stages."""
-    cfg, roles = bench.cfg, bench.roles
-    for role in ("policy", "reference", "reward", "value"):
-        roles.add(role, 0)
-    roles.add_head("reward", 0, start=0.01, beta=reward.START_BETA if cfg.reward.likelihood else None)
-    roles.add_head("value", 0)
-    roles.park("reference")
+    cfg, critic = bench.cfg, bench.critic.roles
+    bench.roles.add("policy", 0)
+    bench.reference.roles.add("reference", 0)
+    critic.add("reward", 0)
+    critic.add_head("reward", 0, start=0.01, beta=reward.START_BETA if cfg.reward.likelihood else None)
+    critic.add("value", 0)
+    critic.add_head("value", 0)
     accelerator = make_accelerator(cfg, folder)
-    parameters = {role: roles.parameters(role) for role in ("policy", "value")}
+    parameters = {"policy": bench.roles.parameters("policy"), "value": critic.parameters("value")}
     optimizers = {
-        role: make_optimizer(accelerator, weights, cfg.ppo.learning_rate, cfg.ppo.weight_decay)
+        role: make_optimizer(accelerator, weights, cfg.ppo.learning_rate, cfg.ppo.weight_decay, cfg.model.optimizer)
         for role, weights in parameters.items()
     }
-    return ppo.Learner(accelerator, parameters, optimizers, {"updates": 0, "score_mean": None, "score_deviation": None})
+    learner = ppo.Learner(accelerator, parameters, optimizers, {"updates": 0, "score_mean": None, "score_deviation": None})
+    _moments(learner)
+    ppo.park(bench)
+    return learner
 
 
-def _moments(learner: ppo.Learner, rate: float) -> None:
+def _moments(learner: ppo.Learner) -> None:
     """Give the optimisers their moments, which a run has from its first step on."""
     import torch
 
@@ -181,7 +190,6 @@ def _moments(learner: ppo.Learner, rate: float) -> None:
 
 def _collect(bench: Workbench, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
     cfg, learner = bench.cfg, _learner(bench, folder)
-    _moments(learner, cfg.ppo.learning_rate)
     rows = _samples(worst, cfg.rollout.rollouts, None)
 
     def step() -> Done:
@@ -203,15 +211,17 @@ def _update(bench: Workbench, full: Config, worst: Worst, folder: Path) -> Calla
         asked = bench.asked(bench.whole(worst.video), sample_row.turns[0].question)
         rows.append(Row(asked.ids, letter * length, asked.features))
     critics = rows
-    if cfg.reward.context:
-        critics = [bench.row(bench.whole(worst.video), worst.question, letter * length, worst.context) for _ in rows]
+    critic, context = bench.critic, worst.context if cfg.reward.context else ""
+    if context or critic is not bench:
+        critics = [critic.row(critic.whole(worst.video), worst.question, letter * length, context) for _ in rows]
 
     def step() -> Done:
-        with bench.roles.reading_as("policy"):
+        with bench.roles.visiting("policy"), bench.roles.reading_as("policy"):
             parts = [token_logprobs(backbone, [row], cfg.rollout.temperature) for row in rows]
-        with bench.roles.reading_as("value"):
-            values = [token_values(backbone, bench.roles.heads["value"], [row])[0] for row in critics]
-        logprobs_BR, mask_BR = (torch.cat([part[i] for part in parts]).cpu() for i in (0, 1))
+        with critic.roles.visiting("value"), critic.roles.reading_as("value"):
+            values = [token_values(critic.backbone, critic.roles.heads["value"], [row])[0] for row in critics]
+        logprobs_BR = torch.cat([part[0] for part in parts]).cpu()
+        mask_BR = torch.cat([part[1] for part in parts]).cpu()
         values_BR = torch.cat(values).float().cpu()
         flat = torch.ones_like(logprobs_BR)
         rollout = Rollout(rows, critics, logprobs_BR, values_BR, flat, flat, mask_BR)
@@ -230,3 +240,43 @@ def timed(step: Callable[[], Done]) -> tuple[Done, float]:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return done, time.perf_counter() - started
+
+
+@contextmanager
+def opened(cfg: Config, stage: str, rows: Mapping[str, Any] | None, folder: Path) -> Iterator[tuple[Workbench, Worst]]:
+    """The bench of a stage and its longest row: stand-ins, or the real model with a row that `longest` found."""
+    sampled = "a" * (cfg.feedback.max_new_tokens - 1)  # with the end token
+    if rows is None:
+        own = critic_config(cfg) if stage == "reward" else cfg
+        critic = read_config(critic_config(cfg).model) if cfg.reward.base and stage in ("collect", "update") else None
+        told = "c" * (cfg.video.max_segments * (cfg.feedback.describe_tokens + 4))
+        yield StandIn(own, read_config(own.model), critic), Worst("clip", "q" * QUESTION, "a" * ANSWER, sampled, told + "\n")
+        return
+    own = critic_config(cfg) if stage == "reward" else cfg
+    with open_workbench(own, Run(Path(rows["run"])), for_ppo=stage in ("collect", "update")) as bench:
+        told = "word " * (cfg.video.max_segments * cfg.feedback.describe_tokens)
+        filled = ("word " * cfg.feedback.max_new_tokens)[:-1]
+        yield bench, Worst(rows["video"], rows["question"], rows["answer"], filled, told + "\n")
+
+
+def longest(cfg: Config, folder: Path) -> dict[str, str]:
+    """The clip, the question and the answer that make the longest row of the config's data; found without the model.
+
+    Raises:
+        UserError: there is no data to read before the run.
+    """
+    if cfg.data.world:
+        raise UserError("data.world: the tiny world is made by the run itself, so there is no row to probe; use `bench`")
+    run = Run(folder)
+    samples = read_samples(cfg, run, "sft", need_answers=True)
+    if cfg.data.prompts:
+        samples += read_samples(cfg, run, "prompts", need_answers=False)
+    texts = [(turn.question, turn.answer or "", sample.video) for sample in samples for turn in sample.turns]
+    question = max((text[0] for text in texts), key=len)
+    answer = max((text[1] for text in texts), key=len)
+    with ClipReader(cfg.video.timeout_seconds) as reader:
+        infos, bad = check_clips(sorted({text[2] for text in texts}), reader, cfg.video.max_unreadable)
+    del bad  # they were counted against video.max_unreadable
+    # Frames of any shape are brought to the same number of pixels; the one closest to a square wastes least of it.
+    video = max(infos, key=lambda info: (min(info.width, info.height) / max(info.width, info.height), info.path)).path
+    return {"video": video, "question": question, "answer": answer, "run": str(folder)}

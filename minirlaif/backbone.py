@@ -65,21 +65,17 @@ def open_backbone(section: ModelSection) -> Backbone:
     Raises:
         UserError: unknown family, or a device that is not there.
     """
-    import torch
-
     device = pick_device(section.device)
-    dtype = {"auto": torch.bfloat16 if device.type == "cuda" else torch.float32, "float32": torch.float32}.get(
-        section.dtype, torch.bfloat16
-    )
-    load, family = _family(model_type(section))
-    quantization = _quantization(section, dtype, family.kept_whole)
+    dtype = pick_dtype(section, device)
+    load, family = family_of(model_type(section))
+    quantization = quantization_config(section, dtype, family.kept_whole)
     backbone = load(base_folder(section), section.revision, dtype, quantization, device)
     backbone.model.requires_grad_(False)
     backbone.model.eval()
     return backbone
 
 
-def _family(kind: str) -> tuple[Callable[..., Backbone], type[Backbone]]:
+def family_of(kind: str) -> tuple[Callable[..., Backbone], type[Backbone]]:
     """`load` and the class of the family's module, imported here because they load torch."""
     from minirlaif.families import llava, qwen3_5, qwen3_vl, smolvlm
 
@@ -105,7 +101,17 @@ def pick_device(wanted: str) -> Any:
     return torch.device(wanted, parallel.rank()) if wanted == "cuda" else torch.device(wanted)
 
 
-def _quantization(section: ModelSection, dtype: Any, kept_whole: Sequence[str]) -> Any:
+def pick_dtype(section: ModelSection, device: Any) -> Any:
+    """torch.dtype of `model.dtype`: auto is bfloat16 on a GPU and float32 on a CPU."""
+    import torch
+
+    wanted = section.dtype if section.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
+    return getattr(torch, wanted)
+
+
+def quantization_config(section: ModelSection, dtype: Any, kept_whole: Sequence[str]) -> Any:
+    """transformers' quantisation config of `model.quantization`, or None. dtype: what 4-bit weights are computed in;
+    kept_whole: starts of the names of what is not quantised."""
     if section.quantization == "none":
         return None
     from transformers import BitsAndBytesConfig

@@ -1,4 +1,5 @@
-"""The command line: one verb per stage, `run` for all, `status`, `path`, `convert`, `doctor`. No torch before work starts."""
+"""The command line: one verb per stage, `run` for all, `status`, `path`, `plan`, `bench`, `convert`, `doctor`. No torch before
+work starts."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Exit code 0: done, 1: `doctor` found something missing, 2: the user can put it right, 130: Ctrl-C."""
+    """Run one command. Exit code 0: done, 1: `doctor` found something missing, `plan` that it does not
+    fit, or `bench` that a stage fails, 2: the user can put it right, 130: Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(_parser().parse_args(arguments))
@@ -72,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
   python -m minirlaif run --config configs/tiny.yaml --run tiny         the whole laptop run, into runs/tiny/
   python -m minirlaif run --config configs/tiny.yaml --run b --set seed=1 rollout.kl_coef=0.05
   python -m minirlaif status --run tiny                                 what is finished
+  python -m minirlaif plan --config configs/24gb-smolvlm2-500m.yaml --gpu-gib 24    what each stage takes of a card
+  python -m minirlaif bench --model smolvlm2-500m --gpu-gib 24          what it really takes, with random weights
 """,
     )
     parser.add_argument("--version", action="version", version=f"minirlaif {__version__}")
@@ -96,8 +100,30 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--from", dest="old", metavar="OLD", required=True, help="folder or hub id of the old checkpoint")
     convert.add_argument("--to", dest="new", metavar="NEW", required=True, type=Path, help="folder to make")
     convert.add_argument("--vision", metavar="CLIP", default="", help="folder or hub id of the vision tower, if OLD has none")
+    _add_planning(verbs)
     _verb(verbs, "doctor", "versions, GPU, memory, decoders: what is missing and how to get it", "doctor")
     return parser
+
+
+def _add_planning(verbs: Any) -> None:
+    plan = _verb(
+        verbs, "plan", "what every stage takes of the card, before anything runs", "plan --config mine.yaml --gpu-gib 24"
+    )
+    plan.add_argument("--config", metavar="FILE", help="settings, such as configs/24gb-smolvlm2-500m.yaml")
+    plan.add_argument("--model-config", metavar="FOLDER", default="", help="where config.json lies, if not at model.base")
+    plan.add_argument("--fit", metavar="FILE", type=Path, help="write the config shrunk until it fits")
+    plan.add_argument("--probe", action="store_true", help="run the longest row of the data through every stage and compare")
+    plan.add_argument("--table", action="store_true", help="markdown: all configs/24gb-*.yaml on cards of 8, 12, 16 and 24 GiB")
+    bench = _verb(verbs, "bench", "peak memory and speed of every stage, with random weights", "bench --model smolvlm2-500m")
+    bench.add_argument("--config", metavar="FILE", help="settings to measure")
+    bench.add_argument("--model", metavar="NAME", default="", help="a standard backbone or folder; wins over model.base")
+    bench.add_argument("--stages", metavar="LIST", default="", help="such as sft,ppo (default: all)")
+    bench.add_argument("--out", metavar="FILE", type=Path, help="write the numbers as json")
+    for parser in (plan, bench):
+        parser.add_argument("--gpu-gib", metavar="GIB", type=float, help="card to plan for, or cap on the card that is there")
+        parser.add_argument(
+            "--set", metavar="SECTION.FIELD=VALUE", nargs="+", action="extend", default=[], help="settings that win over the file"
+        )
 
 
 def _verb(verbs: Any, name: str, help_text: str, example: str) -> argparse.ArgumentParser:
@@ -133,6 +159,10 @@ def _dispatch(options: argparse.Namespace) -> int:
         convert(options.old, options.new, options.vision)
         print(f"{options.new}: done; name it in model.base")
         return 0
+    if options.verb in ("plan", "bench"):
+        if options.gpu_gib is not None and not options.gpu_gib > 0:
+            raise UserError(f"--gpu-gib {options.gpu_gib}: must be above 0")
+        return _plan(options) if options.verb == "plan" else _bench(options)
     if not options.run or Path(options.run).name != options.run or options.run == "..":
         raise UserError(f"--run {options.run!r}: must be a plain name; the folder it lies in goes to --runs-dir")
     run = Run(options.runs_dir / options.run)
@@ -154,6 +184,10 @@ def _make(run: Run, cfg: config.Config, options: argparse.Namespace) -> int:
         if options.redo and len(names) > 1:  # all at once, so that after a kill the command without --redo goes on
             for name in names:
                 run.set_aside(name)
+        if options.verb == "run":
+            from minirlaif.bench import before_run
+
+            before_run(cfg, run.root)
     parallel.wait()
     for number, name in enumerate(names, start=1):
         if len(names) > 1 and parallel.leads():
@@ -167,6 +201,48 @@ def _make(run: Run, cfg: config.Config, options: argparse.Namespace) -> int:
     if "report" in names and parallel.leads():
         print(f"report: {run.root / 'report.html'}")
     return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    """`plan`: the table, the verdict, and what was asked for beside them. 0: it fits, 1: it does not."""
+    from minirlaif import plan
+
+    if options.table:
+        configs = [(path.name, config.load(path)) for path in sorted(Path("configs").glob("24gb-*.yaml"))]
+        if not configs:
+            raise UserError("configs/24gb-*.yaml: none here; run `plan --table` in the project's folder")
+        print(plan.markdown(configs, (8, 12, 16, 24)))
+        return 0
+    if options.config is None:
+        raise UserError("plan: name a config with --config; see `python -m minirlaif plan --help`")
+    cfg = config.load(options.config, options.set)
+    card = plan.find_card(options.gpu_gib, cfg.model.device)
+    found = plan.planned(cfg, card.gpu, options.model_config, runtime=plan.RUNTIME)
+    print(plan.table(plan.estimate(found)))
+    print("\n".join(plan.verdict(found, card)))
+    if options.fit is not None:
+        smaller, changes = plan.fitted(found, card)
+        write_atomic(options.fit, config.dump(smaller.cfg))
+        print(f"{options.fit}: {', '.join(changes) or 'nothing had to change'}")
+    if options.probe:
+        import tempfile
+
+        from minirlaif import bench
+
+        with tempfile.TemporaryDirectory() as folder:
+            if any("error" in result for result in bench.probe(cfg, Path(folder), options.gpu_gib)):
+                return 1
+    return 0 if plan.peak(found)[1] <= card.room or options.fit is not None else 1
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from minirlaif import bench
+
+    if options.config is None and not options.model:
+        raise UserError("bench: name a model with --model or a config with --config; see `python -m minirlaif bench --help`")
+    more = [f"model.base={options.model}"] if options.model else []
+    cfg = config.load(options.config, [*more, *options.set])
+    return bench.run(cfg, bench.chosen(options.stages), options.gpu_gib, options.out)
 
 
 def _chosen(options: argparse.Namespace, cfg: config.Config) -> list[str]:

@@ -17,12 +17,12 @@ from minirlaif.config import Config
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "minirlaif"
 LAYERS = {
-    0: "losses returns stats tokens verdicts schedules records frames settings config",
+    0: "losses returns stats tokens verdicts schedules records frames settings config memory",
     1: "artifacts disk provenance metrics video data formats features chat families resting roles sampling scoring judge training"
     " parallel stagedir tinyworld tinybase backbone workbench rollouts devjudge page story workings timeline _reader doctor"
-    " convert oldfiles",
+    " convert oldfiles shapes standin plan",
     2: "stages",
-    3: "cli __main__",
+    3: "cli __main__ steps bench",
 }
 LAYER = {module: layer for layer, names in LAYERS.items() for module in names.split()} | {"__init__": 0}
 # Mathematics and records: no disk, clock, randomness, processes or logging.

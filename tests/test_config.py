@@ -155,7 +155,7 @@ def test_defaults_keep_their_own_rules(tmp_path: Path):
 
 def test_every_shipped_config_loads():
     found = sorted((ROOT / "configs").rglob("*.yaml"))
-    assert {"tiny.yaml", "paper.yaml"} <= {path.name for path in found}
+    assert {"tiny.yaml", "paper.yaml", "24gb-smolvlm2-500m.yaml"} <= {path.name for path in found} and len(found) == 8
     for path in found:
         assert yaml.safe_load(path.read_text()), f"{path} sets nothing"
         config.load(path)

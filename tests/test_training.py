@@ -86,9 +86,9 @@ def gradients(stage: str, micro: int, folder: Path) -> tuple[list[torch.Tensor],
                  "reward.centering=0.5")  # fmt: skip
     accelerator = make_accelerator(made.cfg, folder)
     if stage == "sft":
-        stats, used = {"loss": sft._backward(made, accelerator, samples())}, ["sft"]
+        stats, used = {"loss": sft.backward(made, accelerator, samples())}, ["sft"]
     elif stage == "reward":
-        stats, used = reward._backward(made, accelerator, preferences()), ["reward"]
+        stats, used = reward.backward(made, accelerator, preferences()), ["reward"]
     else:
         rolled, found = rollout(made), learner(made, folder)
         counted = int(rolled.mask_BR.sum())
@@ -113,7 +113,7 @@ def test_sft_loss_is_the_mean_over_all_answer_tokens_of_the_batch(tmp_path: Path
     with made.roles.reading_as("sft"):
         rows = [made.row(made.whole(s.video), s.turns[0].question, made.answer_ids(str(s.turns[0].answer))) for s in samples()]
         logprobs, mask, _ = token_logprobs(made.backbone, rows)
-    found = sft._backward(made, make_accelerator(made.cfg, tmp_path), samples())
+    found = sft.backward(made, make_accelerator(made.cfg, tmp_path), samples())
     assert found == pytest.approx(-float(logprobs.sum() / mask.sum()), abs=1e-4)
 
 
@@ -121,10 +121,10 @@ def test_reward_learns_chosen_over_rejected(tmp_path: Path) -> None:
     made = bench()
     accelerator = make_accelerator(made.cfg, tmp_path)
     optimizer = make_optimizer(accelerator, made.roles.parameters("reward"), 0.01, 0.0)
-    before = reward._backward(made, accelerator, preferences())
+    before = reward.backward(made, accelerator, preferences())
     for _ in range(6):
         optimizer_step(accelerator, optimizer, made.roles.parameters("reward"), 0.01, 1.0)
-        after = reward._backward(made, accelerator, preferences())
+        after = reward.backward(made, accelerator, preferences())
     assert after["loss"] < before["loss"] - 0.1
     assert after["accuracy"] == 1.0
 
@@ -135,7 +135,7 @@ def test_a_resumed_optimiser_goes_on_bit_by_bit(kind: str, tmp_path: Path) -> No
 
     def train(made: tiny.TinyBench, optimizer: Any, accelerator: Any, steps: range) -> None:
         for step in steps:
-            reward._backward(made, accelerator, preferences()[step % 2 :])
+            reward.backward(made, accelerator, preferences()[step % 2 :])
             optimizer_step(accelerator, optimizer, made.roles.parameters("reward"), 0.01 / (1 + step), 1.0)
 
     def opened(folder: Path | None) -> tuple[tiny.TinyBench, Any, Any]:

@@ -74,7 +74,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 places = [divmod(place, len(train)) for place in range(step * size, (step + 1) * size)]
                 orders = {e: shuffled(len(train), cfg.seed, "reward", e) for e in {e for e, _ in places}}
                 batch = [train[orders[e][i]] for e, i in places]
-                stats = _backward(bench, accelerator, batch)
+                stats = backward(bench, accelerator, batch)
                 warmup = int(cfg.reward.warmup_ratio * total)
                 rate = learning_rate(step, total, cfg.reward.learning_rate, warmup, cfg.reward.schedule)
                 norm = optimizer_step(accelerator, optimizer, parameters, rate, cfg.reward.max_grad_norm)
@@ -129,7 +129,7 @@ def _rows(bench: Workbench, preferences: Sequence[Preference]) -> list[Row]:
     return rows
 
 
-def _backward(bench: Workbench, accelerator: Any, batch: Sequence[Preference]) -> dict[str, float]:
+def backward(bench: Workbench, accelerator: Any, batch: Sequence[Preference]) -> dict[str, float]:
     import torch
 
     cfg, head = bench.cfg.reward, bench.roles.heads["reward"]

@@ -64,7 +64,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 warmup = int(cfg.sft.warmup_ratio * per_stage[number])
                 rate = learning_rate(inner, per_stage[number], cfg.sft.learning_rate, warmup, cfg.sft.schedule)
                 batch = _batch(rows, cfg, name, inner)
-                loss = _backward(bench, accelerator, batch)
+                loss = backward(bench, accelerator, batch)
                 norm = optimizer_step(accelerator, optimizer, parameters, rate, cfg.sft.max_grad_norm)
                 check_finite("sft", step + 1, {"loss": loss, "gradient norm": norm})
                 out.summary["loss"] = loss
@@ -103,7 +103,7 @@ def _batch(rows: Sequence[Sample], cfg: Config, name: str, step: int) -> list[Sa
     return [rows[orders[epoch][index]] for epoch, index in chosen]
 
 
-def _backward(bench: Workbench, accelerator: Any, batch: Sequence[Sample]) -> float:
+def backward(bench: Workbench, accelerator: Any, batch: Sequence[Sample]) -> float:
     """Loss per answer token of the whole batch, its gradient summed over micro-batches."""
     import torch
 

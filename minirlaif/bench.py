@@ -1,0 +1,233 @@
+"""`bench`: peak memory and speed of every stage on this machine, with random weights of a named config. `plan --probe` uses the
+same children with the real model and the longest row of the data.
+
+Each stage runs in a process of its own, so that one stage's memory is not another's, and so that running out of it ends one
+stage and not the table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minirlaif import config
+from minirlaif.config import Config
+from minirlaif.plan import GIB, STEPS, TITLES, estimate, planned
+from minirlaif.records import UserError
+
+# Big blocks of glibc's heap come from the system one by one and go back at once: resident memory is then what is alive.
+STEADY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
+COLUMNS = ("stage", "peak MiB", "planned MiB", "s/step", "tokens/s", "samples/s")
+
+
+def run(cfg: Config, stages: Sequence[str], gpu_gib: float | None, out: Path | None) -> int:
+    """Measure stages, print the table, write json. Exit code 1 when a stage failed."""
+    from minirlaif.disk import write_atomic
+
+    results = [measure(cfg, stage, gpu_gib) for stage in stages]
+    print(table(results))
+    for result in results:
+        if "error" in result:
+            print(f"{result['stage']}: {result['error']}", file=sys.stderr)
+    if out is not None:
+        write_atomic(out, json.dumps({"versions": versions(), "config": config.dump(cfg), "stages": results}, indent=1))
+    return 1 if any("error" in result for result in results) else 0
+
+
+def chosen(text: str) -> list[str]:
+    """Steps named in a list such as "sft,ppo"; "ppo" means collecting and updating. UserError for others."""
+    names: list[str] = []
+    for name in filter(None, text.split(",")):
+        found = ["collect", "update"] if name == "ppo" else [name]
+        if not set(found) <= set(STEPS):
+            raise UserError(f"--stages {name}: no such stage; choose from sft, feedback, reward, ppo, evaluate")
+        names += found
+    return names or list(STEPS)
+
+
+def measure(cfg: Config, stage: str, gpu_gib: float | None, rows: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """One stage in a child process: a dictionary of numbers, or one with "error".
+
+    rows: for a probe, the longest row of the data ("video", "question", "answer", "run": the run folder); None: stand-ins.
+    """
+    job = {"config": config.dump(cfg), "stage": stage, "gpu_gib": gpu_gib, "rows": dict(rows) if rows else None}
+    code = "from minirlaif.bench import child; child()"
+    environment = {**os.environ, **STEADY, "TOKENIZERS_PARALLELISM": "false"}
+    root = str(Path(__file__).parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH", "")]))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], input=json.dumps(job), capture_output=True, text=True, env=environment
+    )
+    lines = done.stdout.strip().splitlines()
+    if done.returncode == 0 and lines:
+        found: dict[str, Any] = json.loads(lines[-1])
+        return found
+    told = [line for line in done.stderr.strip().splitlines() if line.strip()]
+    return {"stage": stage, "error": told[-1].strip() if told else f"ended with code {done.returncode}"}
+
+
+def child() -> None:
+    """Run in the child: read the job from stdin, print the result as the last line."""
+    job = json.load(sys.stdin)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(job["config"], encoding="utf-8")
+        cfg = config.load(path)
+        try:
+            result = _measured(cfg, job, Path(folder))
+        except UserError as error:
+            sys.exit(str(error))
+    print(json.dumps(result))
+
+
+def _measured(cfg: Config, job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    import torch
+
+    from minirlaif import steps
+    from minirlaif.backbone import pick_device
+
+    gpu = pick_device(cfg.model.device).type == "cuda"
+    if gpu and job["gpu_gib"]:
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, job["gpu_gib"] * GIB / total))
+    runtime = libraries(cfg)
+    plan = planned(cfg, gpu, runtime=runtime)
+    small, stage = steps.shrunk(cfg), str(job["stage"])
+    with steps.opened(small, stage, job["rows"], folder) as (bench, worst):
+        step = steps.prepare(stage, bench, cfg, worst, folder)
+        _forget_peak(gpu)
+        steps.timed(step)  # the first one warms up, and gives the optimisers their moments
+        done, seconds = steps.timed(step)
+        owner = bench.critic if stage == "reward" else bench
+        context = worst.context if stage == "reward" and cfg.reward.context else ""
+        prompt = len(owner.prompt(owner.whole(worst.video), worst.question, context))
+        guessed = estimate(plan, {stage: prompt})[stage]
+        return {
+            "stage": stage,
+            "peak": _peak(gpu),
+            "reserved": torch.cuda.max_memory_reserved() if gpu else None,
+            "planned": sum(guessed.values()),
+            "planned_lines": guessed,
+            "runtime": runtime,
+            "prompt_tokens": prompt,
+            "seconds_per_step": seconds / done.share,
+            "share": done.share,
+            "tokens_per_second": done.tokens / seconds,
+            "samples_per_second": done.samples / seconds,
+            "device": torch.cuda.get_device_name() if gpu else "cpu",
+        }
+
+
+def libraries(cfg: Config) -> float:
+    """Resident bytes of this process once everything that a stage imports is in it; 0 where that cannot be read."""
+    import accelerate  # noqa: F401
+    import peft  # noqa: F401
+
+    from minirlaif import steps  # noqa: F401
+
+    if cfg.model.quantization == "nf4" or cfg.model.optimizer != "adamw":
+        import bitsandbytes  # noqa: F401
+    from minirlaif.shapes import empty_model, read_config
+
+    empty_model(read_config(cfg.model))  # the model's own module
+    return _status("VmRSS")
+
+
+def _status(name: str) -> float:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0.0
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith(name)), 0.0)
+
+
+def _forget_peak(gpu: bool) -> None:
+    import torch
+
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the high-water mark starts anew
+    except OSError:
+        pass  # then it is that of the whole process, which building the model may have set
+
+
+def _peak(gpu: bool) -> float:
+    import torch
+
+    return float(torch.cuda.max_memory_allocated()) if gpu else _status("VmHWM")
+
+
+def versions() -> dict[str, str]:
+    """Of what moves the numbers, and the day."""
+    import time
+    from importlib import metadata
+
+    found = {name: metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate", "bitsandbytes")}
+    return found | {"date": time.strftime("%Y-%m-%d")}
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> str:
+    """A row per stage. s/step is for a whole step of the config; tokens are sampled ones."""
+    rows = [COLUMNS]
+    for r in results:
+        title = TITLES.get(r["stage"], r["stage"])
+        if "error" in r:
+            rows.append((title, "failed", "", "", "", ""))
+            continue
+        tokens = f"{r['tokens_per_second']:.1f}" if r["tokens_per_second"] else "-"
+        rows.append(
+            (
+                title,
+                f"{r['peak'] / 2**20:,.0f}",
+                f"{r['planned'] / 2**20:,.0f}",
+                f"{r['seconds_per_step']:.2f}",
+                tokens,
+                f"{r['samples_per_second']:.2f}",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
+
+
+def probe(cfg: Config, run_folder: Path, gpu_gib: float | None, stages: Sequence[str] = STEPS) -> list[dict[str, Any]]:
+    """The worst sample of the config's data (the longest row on the biggest frames) through every stage, one step each, with
+    the real model; and what was planned.
+
+    Raises:
+        UserError: the config names no data that can be read before the run (the tiny world is made by it).
+    """
+    from minirlaif import steps
+
+    rows = steps.longest(cfg, run_folder)
+    results = [measure(cfg, stage, gpu_gib, rows) for stage in stages]
+    print(table(results))
+    return results
+
+
+def before_run(cfg: Config, run_folder: Path) -> None:
+    """What `run` does on a GPU before the long work: the probe. On a CPU, and for the tiny world, nothing.
+
+    Raises:
+        UserError: a stage failed on the longest row, most often because it does not fit.
+    """
+    if cfg.data.world:
+        return
+    from minirlaif.backbone import pick_device
+
+    if pick_device(cfg.model.device).type != "cuda":
+        return
+    print("probe: the longest row through every stage", flush=True)
+    for result in probe(cfg, run_folder, None):
+        if "error" in result:
+            raise UserError(
+                f"probe: {result['stage']} fails on the longest row ({result['error']}); `python -m minirlaif plan` says what to"
+                " shrink first"
+            )

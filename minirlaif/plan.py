@@ -1,0 +1,336 @@
+"""`plan`: what every stage of a config takes, for the card found or named, before anything runs; and what to shrink first.
+
+It reads the model's config.json alone. Estimates come from `memory`; `bench` and `plan --probe` measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from minirlaif import memory
+from minirlaif.config import Config
+from minirlaif.memory import LINES, Batch, Precision
+from minirlaif.records import UserError
+from minirlaif.shapes import Shape, read_config, shape_of
+from minirlaif.workbench import critic_config
+
+GIB = 2**30
+TEXT = 96  # tokens of a question with the chat's own words
+GUIDING = 160  # tokens of the judge's instructions
+ANSWER = 256  # tokens of an answer in SFT data
+CONTEXT = 0.6 * GIB  # what CUDA and its libraries take of a card beside the allocator
+FIRST_STEP = 20 * 2**20  # what a CPU's first step adds for good: code of kernels, their buffers, autograd's threads
+RUNTIME = 0.45 * GIB  # what Python and its libraries take of main memory; `bench` measures it
+STEPS = ("sft", "feedback", "reward", "collect", "update", "evaluate")
+TITLES = {"collect": "ppo collect", "update": "ppo update"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What there is to fit into. bytes: all of it; gpu: a GPU (its library context goes off, roles rest in host memory)."""
+
+    name: str
+    bytes: float
+    gpu: bool
+
+    @property
+    def room(self) -> float:
+        """Bytes for tensors: 3 % are lost to the allocator's gaps."""
+        return (self.bytes - CONTEXT) * 0.97 if self.gpu else self.bytes
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A config with the numbers of its models: `critic` is the reward base where there is one, else the same."""
+
+    cfg: Config
+    policy: Shape
+    critic: Shape
+    gpu: bool
+    runtime: float = 0.0  # bytes of the process itself, which count on a CPU
+
+    @property
+    def own_critic(self) -> bool:
+        """Whether reward and value model have a base of their own."""
+        return bool(self.cfg.reward.base)
+
+
+def planned(cfg: Config, gpu: bool, folder: str = "", runtime: float = 0.0) -> Planned:
+    """Read the model's numbers. folder: where config.json lies when it is not at `model.base`."""
+    policy = shape_of(read_config(cfg.model, folder), cfg.model.lora_targets)
+    critic = policy
+    if cfg.reward.base:
+        section = critic_config(cfg).model
+        try:
+            critic = shape_of(read_config(section), section.lora_targets)
+        except UserError as error:
+            raise UserError(str(error).replace("model.base", "reward.base", 1)) from None
+    return Planned(cfg, policy, critic, gpu, runtime)
+
+
+def precision(cfg: Config, gpu: bool) -> Precision:
+    """How the config's models are held on such a device."""
+    m = cfg.model
+    low = m.dtype == "bfloat16" or (m.dtype == "auto" and gpu)
+    moments = 8.0 if m.optimizer == "adamw" else 2.0
+    return Precision(m.quantization == "nf4", 2 if low else 4, low and gpu, m.gradient_checkpointing, m.lora_r, moments)
+
+
+def estimate(plan: Planned, tokens: Mapping[str, int] | None = None) -> dict[str, dict[str, float]]:
+    """Bytes of each stage by line (names in memory.LINES), at the moment when most is taken.
+
+    tokens: prompt tokens per stage where they are known (a bench knows them); else worked out from the settings.
+    """
+    known = tokens or {}
+    makers = {
+        "sft": _sft,
+        "feedback": _feedback,
+        "reward": _reward,
+        "collect": _collect,
+        "update": _update,
+        "evaluate": _evaluate,
+    }
+    result = {}
+    for name, maker in makers.items():
+        moments = list(maker(plan, known.get(name)))
+        most = max(moments, key=lambda lines: sum(lines.values()))
+        runtime = 0.0 if plan.gpu else plan.runtime + FIRST_STEP
+        result[name] = {line: most.get(line, 0.0) for line in LINES} | {"runtime": runtime}
+    return result
+
+
+def _prompt(plan: Planned, shape: Shape, text: int = TEXT, frames: int = 0) -> int:
+    v = plan.cfg.video
+    return shape.prompt_tokens(frames or v.frames, v.frame_pixels, text)
+
+
+def _visual(plan: Planned, shape: Shape, frames: int = 0) -> int:
+    groups, height, width = shape.grid(frames or plan.cfg.video.frames, plan.cfg.video.frame_pixels)
+    return groups * height * width
+
+
+def _told(plan: Planned) -> int:
+    """Tokens of all segment descriptions together."""
+    return plan.cfg.video.max_segments * (plan.cfg.feedback.describe_tokens + 4)
+
+
+def _base(plan: Planned, shape: Shape, adapters: int, trained: int) -> dict[str, float]:
+    # On a GPU the eyes rest in host memory; on a CPU resting means staying.
+    return memory.standing(shape.numbers, precision(plan.cfg, plan.gpu), adapters, trained, vision=not plan.gpu)
+
+
+def _added(*parts: Mapping[str, float]) -> dict[str, float]:
+    return {line: sum(part.get(line, 0.0) for part in parts) for line in LINES}
+
+
+def _sft(plan: Planned, prompt: int | None) -> Iterator[dict[str, float]]:
+    s, p = plan.cfg.sft, precision(plan.cfg, plan.gpu)
+    start = prompt or _prompt(plan, plan.policy)
+    tokens = min(s.max_length, start + ANSWER)
+    rows = min(s.micro_batch_size, s.batch_size)
+    batch = Batch(rows, tokens, max(1, tokens - start), _visual(plan, plan.policy))
+    yield _added(_base(plan, plan.policy, 1, 1), memory.training(plan.policy.numbers, p, batch))
+    if prompt is None:  # a bench's clips were never decoded
+        eyes = plan.policy.patches(plan.cfg.video.frames, plan.cfg.video.frame_pixels)
+        looking = memory.looking(p, *eyes)
+        yield _added(memory.standing(plan.policy.numbers, p, 1, 1), {"activations": looking})
+
+
+def _feedback(plan: Planned, prompt: int | None) -> Iterator[dict[str, float]]:
+    f, p, n = plan.cfg.feedback, precision(plan.cfg, plan.gpu), plan.policy.numbers
+    base = _base(plan, plan.policy, 1, 0)
+    dense, seen = plan.cfg.video.segment_frames, _visual(plan, plan.policy)
+    part = Batch(f.batch_size, _prompt(plan, plan.policy, frames=dense), 0, _visual(plan, plan.policy, dense))
+    yield _added(base, memory.sampling(n, p, part, 1, f.describe_tokens))
+    whole = prompt or _prompt(plan, plan.policy)
+    yield _added(base, memory.sampling(n, p, Batch(f.batch_size, whole, 0, seen), f.answers, f.max_new_tokens))
+    context = _told(plan) if f.context else 0
+    # The bare comparison, made for the report, always shows the frames.
+    text = context + (2 * f.max_new_tokens + GUIDING if f.readout == "letter" else f.max_new_tokens)
+    answers = f.max_new_tokens if f.readout == "likelihood" else 1
+    bare = whole + text - context
+    judged = whole + text if f.judge_frames else max(bare, TEXT + text)
+    yield _added(base, memory.scoring(n, p, Batch(f.batch_size, judged, answers, seen)))
+
+
+def _reward(plan: Planned, prompt: int | None) -> Iterator[dict[str, float]]:
+    r, p, shape = plan.cfg.reward, precision(plan.cfg, plan.gpu), plan.critic
+    answer = plan.cfg.feedback.max_new_tokens
+    tokens = (prompt or _prompt(plan, shape) + (_told(plan) if r.context else 0)) + answer
+    scored = answer if r.likelihood else 0
+    rows = 2 * min(r.micro_batch_size, r.batch_size)  # both answers of a pair
+    base = _base(plan, shape, 1, 1)
+    yield _added(base, memory.training(shape.numbers, p, Batch(rows, tokens, scored, _visual(plan, shape))))
+    yield _added(base, memory.scoring(shape.numbers, p, Batch(r.batch_size, tokens, scored, _visual(plan, shape))))
+
+
+def _ppo(plan: Planned, phase: str) -> dict[str, float]:
+    """What stands while PPO samples, scores with the policy's base, scores with the critic's, or updates."""
+    p, c = plan.policy, plan.critic
+    if not plan.gpu:
+        both = [memory.standing(c.numbers, precision(plan.cfg, False), 2, 1)] if plan.own_critic else []
+        return _added(_base(plan, p, 2 if plan.own_critic else 4, 1 if plan.own_critic else 2), *both)
+    on = {"sample": (1, 0), "score": (1, 0), "criticise": (0, 2), "update": (1, 1)}[phase]
+    kept = 1 if plan.cfg.reference.rest == "device" else 0
+    held = precision(plan.cfg, True)
+    policy = memory.standing(p.numbers, held, on[0] + kept, 1, vision=False)
+    critic = memory.standing(c.numbers, held, on[1], 1, vision=False)
+    there = phase in ("criticise", "update") or plan.cfg.reward.rest == "device"
+    if not (plan.own_critic and there):
+        critic["weights"] = 0.0
+    twice = {}
+    if plan.cfg.reference.kind == "model" and (phase == "score" or plan.cfg.reference.rest == "device"):
+        twice = {"weights": policy["weights"]}
+    return _added(policy, critic, twice)
+
+
+def _collect(plan: Planned, prompt: int | None) -> Iterator[dict[str, float]]:
+    r, p = plan.cfg.rollout, precision(plan.cfg, plan.gpu)
+    rows = min(r.batch_size, r.rollouts)
+    start, seen = prompt or _prompt(plan, plan.policy), _visual(plan, plan.policy)
+    sampled = memory.sampling(plan.policy.numbers, p, Batch(rows, start, 0, seen), 1, r.max_new_tokens)
+    yield _added(_ppo(plan, "sample"), sampled)
+    scored = memory.scoring(plan.policy.numbers, p, Batch(rows, start + r.max_new_tokens, r.max_new_tokens, seen))
+    yield _added(_ppo(plan, "score"), scored)
+    longer = start + r.max_new_tokens + (_told(plan) if plan.cfg.reward.context else 0)
+    answers = r.max_new_tokens if plan.cfg.reward.likelihood else 0
+    judged = memory.scoring(plan.critic.numbers, p, Batch(rows, longer, answers, _visual(plan, plan.critic)))
+    yield _added(_ppo(plan, "criticise"), judged)
+
+
+def _update(plan: Planned, prompt: int | None) -> Iterator[dict[str, float]]:
+    r, p = plan.cfg.rollout, precision(plan.cfg, plan.gpu)
+    rows = min(plan.cfg.ppo.micro_batch_size, plan.cfg.ppo.minibatch_size, r.rollouts)
+    tokens = (prompt or _prompt(plan, plan.policy)) + r.max_new_tokens
+    base, seen = _ppo(plan, "update"), _visual(plan, plan.policy)
+    yield _added(base, memory.training(plan.policy.numbers, p, Batch(rows, tokens, r.max_new_tokens, seen)))
+    longer = tokens + (_told(plan) if plan.cfg.reward.context else 0)
+    yield _added(base, memory.training(plan.critic.numbers, p, Batch(rows, longer, 0, _visual(plan, plan.critic))))
+
+
+def _evaluate(plan: Planned, prompt: int | None) -> Iterator[dict[str, float]]:
+    e, p = plan.cfg.evaluate, precision(plan.cfg, plan.gpu)
+    batch = Batch(e.batch_size, prompt or _prompt(plan, plan.policy), 0, _visual(plan, plan.policy))
+    yield _added(_base(plan, plan.policy, 2, 0), memory.sampling(plan.policy.numbers, p, batch, 1, e.max_new_tokens))
+
+
+def peak(plan: Planned) -> tuple[str, float]:
+    """The stage that takes most, and its bytes."""
+    sums = {name: sum(lines.values()) for name, lines in estimate(plan).items()}
+    most = max(sums, key=lambda name: sums[name])
+    return most, sums[most]
+
+
+def fitted(plan: Planned, card: Card) -> tuple[Planned, list[str]]:
+    """The plan with settings shrunk until it fits, and what was changed: frames, then pixels, then micro-batches, then bits.
+
+    Raises:
+        UserError: nothing is left to shrink and it still does not fit.
+    """
+    changes: list[str] = []
+    while peak(plan)[1] > card.room:
+        step = _shrunk(plan)
+        if step is None:
+            name, size = peak(plan)
+            raise UserError(
+                f"{TITLES.get(name, name)} still takes {size / GIB:.1f} GiB of {card.bytes / GIB:.1f} with everything shrunk;"
+                " choose a smaller model.base"
+            )
+        plan, said = step
+        changes = [change for change in changes if change.split(" ")[0] != said.split(" ")[0]] + [said]
+    return plan, changes
+
+
+def _shrunk(plan: Planned) -> tuple[Planned, str] | None:
+    """One step smaller in the first setting that can still shrink."""
+    cfg = plan.cfg
+    if cfg.video.frames > 8:
+        frames = max(8, cfg.video.frames * 3 // 4)
+        video = replace(cfg.video, frames=frames, segment_frames=min(cfg.video.segment_frames, frames))
+        return replace(plan, cfg=replace(cfg, video=video)), f"video.frames {frames}"
+    if "spatial_merge_size" in plan.policy.vision and cfg.video.frame_pixels > 16384:
+        pixels = max(16384, cfg.video.frame_pixels * 3 // 4)
+        return replace(plan, cfg=replace(cfg, video=replace(cfg.video, frame_pixels=pixels))), f"video.frame_pixels {pixels}"
+    for section, field in _BATCHES:
+        now = getattr(getattr(cfg, section), field)
+        if now > 1 and now == max(getattr(getattr(cfg, s), f) for s, f in _BATCHES):
+            smaller = replace(getattr(cfg, section), **{field: now // 2})
+            return replace(plan, cfg=replace(cfg, **{section: smaller})), f"{section}.{field} {now // 2}"
+    if not cfg.model.gradient_checkpointing:
+        model = replace(cfg.model, gradient_checkpointing=True)
+        return replace(plan, cfg=replace(cfg, model=model)), "model.gradient_checkpointing true"
+    if cfg.model.quantization == "none":
+        model = replace(cfg.model, quantization="nf4")
+        return replace(plan, cfg=replace(cfg, model=model)), "model.quantization nf4"
+    return None
+
+
+_BATCHES = (
+    ("sft", "micro_batch_size"),
+    ("reward", "micro_batch_size"),
+    ("ppo", "micro_batch_size"),
+    ("rollout", "batch_size"),
+    ("feedback", "batch_size"),
+    ("evaluate", "batch_size"),
+)
+
+
+def table(stages: Mapping[str, Mapping[str, float]]) -> str:
+    """MiB by stage and line."""
+    lines = [line for line in LINES if any(values[line] for values in stages.values())]
+    rows = [["MiB", *lines, "peak"]]
+    for name, values in stages.items():
+        cells = [values[line] for line in lines] + [sum(values.values())]
+        rows.append([TITLES.get(name, name), *(f"{cell / 2**20:,.0f}" for cell in cells)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
+
+
+def verdict(plan: Planned, card: Card) -> list[str]:
+    """Whether it fits, and what to shrink first when it does not."""
+    name, size = peak(plan)
+    shown = f"{TITLES.get(name, name)} takes most: {size / GIB:.2f} of {card.bytes / GIB:.1f} GiB ({card.name})"
+    if size <= card.room:
+        return [f"fits: {shown}"]
+    said = [f"does not fit: {shown}"]
+    try:
+        said.append("shrink first: " + ", then ".join(fitted(plan, card)[1]))
+    except UserError as error:
+        said.append(str(error))
+    return said
+
+
+def markdown(configs: Sequence[tuple[str, Config]], sizes: Sequence[float]) -> str:
+    """The README's table: a row per config, a column per card."""
+    rows = ["| config | peak | " + " | ".join(f"{size:.0f} GiB" for size in sizes) + " | |"]
+    rows.append("| --- " * (len(sizes) + 3) + "|")
+    for name, cfg in configs:
+        plan = planned(cfg, gpu=True)
+        stage, size = peak(plan)
+        cells = [_cell(plan, Card("", gib * GIB, True)) for gib in sizes]
+        rows.append(f"| `{name}` | {size / GIB:.1f} GiB ({TITLES.get(stage, stage)}) | {' | '.join(cells)} | planned |")
+    return "\n".join(rows)
+
+
+def _cell(plan: Planned, card: Card) -> str:
+    if peak(plan)[1] <= card.room:
+        return "yes"
+    try:
+        return "with " + ", ".join(fitted(plan, card)[1])
+    except UserError:
+        return "no"
+
+
+def find_card(gib: float | None, wanted: Any) -> Card:
+    """The card named, or found; without a GPU main memory."""
+    import os
+
+    import torch
+
+    if gib is not None:
+        return Card("named with --gpu-gib", gib * GIB, True)
+    if wanted != "cpu" and torch.cuda.is_available():
+        return Card(torch.cuda.get_device_name(), float(torch.cuda.get_device_properties(0).total_memory), True)
+    return Card("main memory, no GPU", float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")), False)

@@ -1,0 +1,135 @@
+"""Stand-ins for measuring: a model of random weights, a tokenizer of letters and clips that were never decoded. Nothing is
+downloaded and no file is read, yet every forward and backward pass is the one of a real run.
+
+Letters: G groups of frames, H x W vectors per group, E numbers per vector.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from minirlaif.backbone import pick_device, pick_dtype, quantization_config
+from minirlaif.chat import Layout
+from minirlaif.config import Config
+from minirlaif.features import resting_eyes
+from minirlaif.frames import FrameSize
+from minirlaif.records import UserError
+from minirlaif.shapes import empty_model, shape_of
+from minirlaif.workbench import View, Workbench, critic_config
+
+if TYPE_CHECKING:
+    from minirlaif.families.common import Backbone
+
+SPREAD = 0.02  # deviation of random weights: small enough that nothing overflows
+
+
+class StandIn(Workbench):
+    """A workbench whose clips are all alike: random vectors in the number that the family gives a clip of the config's frames.
+
+    Args:
+        cfg: the settings of the run that is stood in for.
+        config: config.json of `model.base`.
+        critic: config.json of `reward.base`, where PPO is stood in for and the settings name one.
+    """
+
+    def __init__(self, cfg: Config, config: Mapping[str, Any], critic: Mapping[str, Any] | None = None) -> None:
+        nothing: Any = SimpleNamespace(counters={})
+        super().__init__(cfg, random_backbone(cfg, config), nothing, nothing)
+        self._shape, self._views = shape_of(config, cfg.model.lora_targets), dict[int, View]()
+        if critic is not None:
+            self.critic = StandIn(critic_config(cfg), critic)
+            if cfg.reward.rest == "cpu":
+                self.critic.roles.park("base")
+        resting_eyes(self.backbone)
+
+    def whole(self, video: str) -> View:
+        """The same random view for every clip; on the CPU, as the feature cache gives it."""
+        return self._view(self.cfg.video.frames)
+
+    def segments(self, video: str) -> list[tuple[tuple[float, float], View]]:
+        """One segment."""
+        return [((0.0, 1.0), self._view(self.cfg.video.segment_frames))]
+
+    def _view(self, frames: int) -> View:
+        if frames not in self._views:
+            self._views[frames] = self._made(frames)
+        return self._views[frames]
+
+    def _made(self, frames: int) -> View:
+        groups, height, width = self._shape.grid(frames, self.cfg.video.frame_pixels)
+        generator = torch.Generator().manual_seed(frames)
+        vectors = torch.randn(groups, height, width, self._shape.feature_width, generator=generator)
+        return View(
+            tuple(i + 0.5 for i in range(frames)), float(frames), FrameSize(32, 32), SPREAD * vectors.to(self.backbone.dtype)
+        )
+
+
+def random_backbone(cfg: Config, config: Mapping[str, Any]) -> Backbone:
+    """A backbone of the family that `config` (a config.json) belongs to, frozen, with random weights."""
+    from minirlaif.families.smolvlm import SmolVLM
+
+    if config["model_type"] != "smolvlm":
+        raise UserError(f"bench: no stand-in for model type {config['model_type']!r}; `plan` knows it without one")
+    device = pick_device(cfg.model.device)
+    dtype = pick_dtype(cfg.model, device)
+    model = random_model(config, dtype, quantization_config(cfg.model, dtype), device)
+    layout = Layout()
+    return SmolVLM(model, letters(layout), layout, "stand-in")
+
+
+def random_model(config: Mapping[str, Any], dtype: torch.dtype, quantization: Any, device: torch.device) -> Any:
+    """The model of a config.json with random weights, made weight by weight on the device: the model in full precision never
+    exists, so that what fits quantised can be built quantised.
+
+    Args:
+        quantization: a transformers quantisation config (NF4) or None.
+    """
+    model = empty_model(config, dtype)
+    if quantization is not None:
+        from transformers.integrations import replace_with_bnb_linear
+
+        model = replace_with_bnb_linear(model, quantization.llm_int8_skip_modules, quantization)
+        model.is_loaded_in_4bit = True  # PEFT asks for this
+    generator = torch.Generator(device).manual_seed(0)
+    made: dict[int, nn.Parameter] = {}  # tied weights are made once
+    for module in list(model.modules()):
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # as `families.common.load_weights`, for the same reason
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) not in made:
+                values = torch.empty(parameter.shape, dtype=dtype, device=device).normal_(0, SPREAD, generator=generator)
+                made[id(parameter)] = _filled(parameter, values, device)
+            setattr(module, name, made[id(parameter)])
+    model.to(device)  # the buffers
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def _filled(parameter: nn.Parameter, values: torch.Tensor, device: torch.device) -> nn.Parameter:
+    """A parameter of the same kind that holds values; a 4-bit one quantises them."""
+    if type(parameter).__name__ != "Params4bit":
+        return nn.Parameter(values, requires_grad=False)
+    settings = {name: parameter.__dict__[name] for name in ("blocksize", "compress_statistics", "quant_type", "quant_storage")}
+    made: Any = type(parameter)  # bitsandbytes' own class
+    quantised: nn.Parameter = made(values, requires_grad=False, **settings, module=parameter.__dict__.get("module")).to(device)
+    return quantised
+
+
+def letters(layout: Layout) -> Any:
+    """A tokenizer in which every letter is one token and every special token of the layout is known."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    engine = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    engine.decoder = decoders.ByteLevel()
+    found = re.findall(r"<[^<>]+>", " ".join(str(value) for value in layout.as_dict().values()))
+    engine.add_special_tokens([AddedToken(token, special=True) for token in dict.fromkeys(found)])
+    return PreTrainedTokenizerFast(tokenizer_object=engine, eos_token=layout.end, pad_token=layout.end)

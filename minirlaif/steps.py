@@ -1,0 +1,282 @@
+"""One step of every stage, by the code of the stages themselves: what `bench` times and `plan --probe` tries.
+
+A stage's step here is two micro-batches (or one batch of rollouts): with two of them gradients have piled up, as in a run,
+and more change nothing about memory. `Timed.share` says which part of a real step that was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from minirlaif.artifacts import Run
+from minirlaif.config import Config
+from minirlaif.judge import judge
+from minirlaif.records import Pair, Preference, Sample, Turn, UserError
+from minirlaif.rollouts import Rollout, collect
+from minirlaif.sampling import sample
+from minirlaif.scoring import Row, token_logprobs, token_values
+from minirlaif.shapes import read_config
+from minirlaif.stages import ppo, reward, sft
+from minirlaif.standin import StandIn
+from minirlaif.training import generator, make_accelerator, make_optimizer, optimizer_step, seed_of
+from minirlaif.video import ClipReader, check_clips
+from minirlaif.workbench import Workbench, critic_config, open_workbench, read_samples
+
+QUESTION, ANSWER = 40, 254  # tokens of a stand-in's question and of its SFT answer, less its end
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The texts of the longest row: a question, an answer of each kind, and the segment descriptions."""
+
+    video: str
+    question: str
+    answer: str  # of an SFT row
+    sampled: str  # as long as a sampled answer may get
+    context: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a step did: how many samples went through, sampled tokens, and which share of a real step it was."""
+
+    samples: int
+    tokens: int
+    share: float
+
+
+def shrunk(cfg: Config) -> Config:
+    """The settings with steps of two micro-batches; everything that memory depends on stays."""
+    size, pairs, rows = cfg.sft.micro_batch_size, cfg.reward.micro_batch_size, cfg.ppo.micro_batch_size
+    together = min(cfg.rollout.batch_size, cfg.rollout.rollouts)
+    return replace(
+        cfg,
+        report_to="none",
+        sft=replace(cfg.sft, batch_size=min(cfg.sft.batch_size, 2 * size)),
+        reward=replace(cfg.reward, batch_size=min(cfg.reward.batch_size, 2 * pairs)),
+        rollout=replace(cfg.rollout, rollouts=together),
+        ppo=replace(cfg.ppo, epochs=1, minibatch_size=min(cfg.ppo.minibatch_size, 2 * rows, cfg.rollout.rollouts)),
+    )
+
+
+def prepare(name: str, bench: Workbench, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
+    """Roles, heads and optimisers of a stage; the result does one step each time it is called.
+
+    Args:
+        name: one of plan.STEPS; full: the settings before `shrunk`.
+    """
+    made = {
+        "sft": _sft,
+        "feedback": _feedback,
+        "reward": _reward,
+        "collect": _collect,
+        "update": _update,
+        "evaluate": _evaluate,
+    }
+    return made[name](bench, full, worst, folder)
+
+
+def _samples(worst: Worst, count: int, answer: str | None) -> list[Sample]:
+    # One row is a little shorter: real rows differ in length, and padding brings a mask, which costs memory.
+    return [Sample(str(i), worst.video, (Turn(worst.question if i else worst.question[:-1], answer),)) for i in range(count)]
+
+
+def _sft(bench: Workbench, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
+    cfg = bench.cfg
+    bench.roles.add("sft", seed_of(cfg.seed, "sft"))
+    accelerator, parameters = make_accelerator(cfg, folder), bench.roles.parameters("sft")
+    optimizer = make_optimizer(accelerator, parameters, cfg.sft.learning_rate, cfg.sft.weight_decay, cfg.model.optimizer)
+    rows = _samples(worst, cfg.sft.batch_size, worst.answer)
+
+    def step() -> Done:
+        sft.backward(bench, accelerator, rows)
+        optimizer_step(accelerator, optimizer, parameters, cfg.sft.learning_rate, cfg.sft.max_grad_norm)
+        return Done(len(rows), 0, len(rows) / full.sft.batch_size)
+
+    return step
+
+
+def _reward(bench: Workbench, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
+    cfg = bench.cfg
+    bench.roles.add("reward", seed_of(cfg.seed, "reward"))
+    bench.roles.add_head("reward", 0, start=0.01, beta=reward.START_BETA if cfg.reward.likelihood else None)
+    accelerator, parameters = make_accelerator(cfg, folder), bench.roles.parameters("reward")
+    optimizer = make_optimizer(accelerator, parameters, cfg.reward.learning_rate, cfg.reward.weight_decay, cfg.model.optimizer)
+    pairs = [
+        Preference(str(i), worst.video, worst.question, worst.sampled, worst.sampled[:-1], worst.context)
+        for i in range(cfg.reward.batch_size)
+    ]
+
+    def step() -> Done:
+        reward.backward(bench, accelerator, pairs)
+        optimizer_step(accelerator, optimizer, parameters, cfg.reward.learning_rate, cfg.reward.max_grad_norm)
+        return Done(len(pairs), 0, len(pairs) / full.reward.batch_size)
+
+    return step
+
+
+def _feedback(bench: Workbench, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
+    f = bench.cfg.feedback
+    bench.roles.add("sft", 0)
+    rows = _samples(worst, f.batch_size, None)
+
+    def step() -> Done:
+        with bench.roles.reading_as("sft"):
+            asked = [bench.asked(bench.whole(row.video), row.turns[0].question) for row in rows]
+            drawn = sample(bench.backbone, asked, f.answers, f.temperature, f.top_p, f.max_new_tokens, generator(0, "bench"))
+            context = worst.context if f.context else ""
+            pairs = [Pair(row.id, row.video, worst.question, worst.sampled, worst.sampled[:-1], context) for row in rows]
+            views = {worst.video: bench.whole(worst.video) if f.judge_frames else None}
+            judge(bench, pairs, views, f.readout, f.margin, f.disagreement, f.batch_size)
+        return Done(len(rows), _tokens(drawn), 1.0)
+
+    return step
+
+
+def _evaluate(bench: Workbench, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
+    e = bench.cfg.evaluate
+    bench.roles.add("sft", 0)
+    bench.roles.add("policy", 0)
+    rows = _samples(worst, e.batch_size, None)
+
+    def step() -> Done:
+        with bench.roles.reading_as("policy"):
+            asked = [bench.asked(bench.whole(row.video), row.turns[0].question) for row in rows]
+            drawn = sample(bench.backbone, asked, temperature=0, max_new_tokens=e.max_new_tokens)
+        return Done(len(rows), _tokens(drawn), 1.0)
+
+    return step
+
+
+def _tokens(drawn: Sequence[Sequence[Any]]) -> int:
+    return sum(len(completion.ids) for completions in drawn for completion in completions)
+
+
+def _learner(bench: Workbench, folder: Path) -> ppo.Learner:
+    """The roles of PPO as its stage opens them, without the folders of earlier stages."""
+    cfg, critic = bench.cfg, bench.critic.roles
+    bench.roles.add("policy", 0)
+    bench.reference.roles.add("reference", 0)
+    critic.add("reward", 0)
+    critic.add_head("reward", 0, start=0.01, beta=reward.START_BETA if cfg.reward.likelihood else None)
+    critic.add("value", 0)
+    critic.add_head("value", 0)
+    accelerator = make_accelerator(cfg, folder)
+    parameters = {"policy": bench.roles.parameters("policy"), "value": critic.parameters("value")}
+    optimizers = {
+        role: make_optimizer(accelerator, weights, cfg.ppo.learning_rate, cfg.ppo.weight_decay, cfg.model.optimizer)
+        for role, weights in parameters.items()
+    }
+    learner = ppo.Learner(accelerator, parameters, optimizers, {"updates": 0, "score_mean": None, "score_deviation": None})
+    _moments(learner)
+    ppo.park(bench)
+    return learner
+
+
+def _moments(learner: ppo.Learner) -> None:
+    """Give the optimisers their moments, which a run has from its first step on."""
+    import torch
+
+    for role, weights in learner.parameters.items():
+        for weight in weights:
+            weight.grad = torch.zeros_like(weight)
+        optimizer_step(learner.accelerator, learner.optimizers[role], weights, 0.0, 1.0)
+
+
+def _collect(bench: Workbench, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
+    cfg, learner = bench.cfg, _learner(bench, folder)
+    rows = _samples(worst, cfg.rollout.rollouts, None)
+
+    def step() -> Done:
+        rollout, _ = collect(bench, rows, {worst.video: worst.context}, learner.extra, 0.0, 0)
+        return Done(len(rows), int(rollout.mask_BR.sum()), len(rows) / full.rollout.rollouts)
+
+    return step
+
+
+def _update(bench: Workbench, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
+    """The update over rollouts with answers of full length, whose old log-probabilities and values come from the scorer."""
+    import torch
+
+    cfg, learner, backbone = bench.cfg, _learner(bench, folder), bench.backbone
+    count, length = cfg.ppo.minibatch_size, cfg.rollout.max_new_tokens
+    letter = backbone.renderer.text_ids("a")
+    rows = []
+    for sample_row in _samples(worst, count, None):
+        asked = bench.asked(bench.whole(worst.video), sample_row.turns[0].question)
+        rows.append(Row(asked.ids, letter * length, asked.features))
+    critics = rows
+    critic, context = bench.critic, worst.context if cfg.reward.context else ""
+    if context or critic is not bench:
+        critics = [critic.row(critic.whole(worst.video), worst.question, letter * length, context) for _ in rows]
+
+    def step() -> Done:
+        with bench.roles.visiting("policy"), bench.roles.reading_as("policy"):
+            parts = [token_logprobs(backbone, [row], cfg.rollout.temperature) for row in rows]
+        with critic.roles.visiting("value"), critic.roles.reading_as("value"):
+            values = [token_values(critic.backbone, critic.roles.heads["value"], [row])[0] for row in critics]
+        logprobs_BR = torch.cat([part[0] for part in parts]).cpu()
+        mask_BR = torch.cat([part[1] for part in parts]).cpu()
+        values_BR = torch.cat(values).float().cpu()
+        flat = torch.ones_like(logprobs_BR)
+        rollout = Rollout(rows, critics, logprobs_BR, values_BR, flat, flat, mask_BR)
+        ppo.update(bench, rollout, learner, 0)
+        return Done(count, 0, count / (full.rollout.rollouts * full.ppo.epochs))
+
+    return step
+
+
+def timed(step: Callable[[], Done]) -> tuple[Done, float]:
+    """A step and its seconds."""
+    import torch
+
+    started = time.perf_counter()
+    done = step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return done, time.perf_counter() - started
+
+
+@contextmanager
+def opened(cfg: Config, stage: str, rows: Mapping[str, Any] | None, folder: Path) -> Iterator[tuple[Workbench, Worst]]:
+    """The bench of a stage and its longest row: stand-ins, or the real model with a row that `longest` found."""
+    sampled = "a" * (cfg.feedback.max_new_tokens - 1)  # with the end token
+    if rows is None:
+        own = critic_config(cfg) if stage == "reward" else cfg
+        critic = read_config(critic_config(cfg).model) if cfg.reward.base and stage in ("collect", "update") else None
+        told = "c" * (cfg.video.max_segments * (cfg.feedback.describe_tokens + 4))
+        yield StandIn(own, read_config(own.model), critic), Worst("clip", "q" * QUESTION, "a" * ANSWER, sampled, told + "\n")
+        return
+    own = critic_config(cfg) if stage == "reward" else cfg
+    with open_workbench(own, Run(Path(rows["run"])), for_ppo=stage in ("collect", "update")) as bench:
+        told = "word " * (cfg.video.max_segments * cfg.feedback.describe_tokens)
+        filled = ("word " * cfg.feedback.max_new_tokens)[:-1]
+        yield bench, Worst(rows["video"], rows["question"], rows["answer"], filled, told + "\n")
+
+
+def longest(cfg: Config, folder: Path) -> dict[str, str]:
+    """The clip, the question and the answer that make the longest row of the config's data; found without the model.
+
+    Raises:
+        UserError: there is no data to read before the run.
+    """
+    if cfg.data.world:
+        raise UserError("data.world: the tiny world is made by the run itself, so there is no row to probe; use `bench`")
+    run = Run(folder)
+    samples = read_samples(cfg, run, "sft", need_answers=True)
+    if cfg.data.prompts:
+        samples += read_samples(cfg, run, "prompts", need_answers=False)
+    texts = [(turn.question, turn.answer or "", sample.video) for sample in samples for turn in sample.turns]
+    question = max((text[0] for text in texts), key=len)
+    answer = max((text[1] for text in texts), key=len)
+    with ClipReader(cfg.video.timeout_seconds) as reader:
+        infos, bad = check_clips(sorted({text[2] for text in texts}), reader, cfg.video.max_unreadable)
+    del bad  # they were counted against video.max_unreadable
+    # Frames of any shape are brought to the same number of pixels; the one closest to a square wastes least of it.
+    video = max(infos, key=lambda info: (min(info.width, info.height) / max(info.width, info.height), info.path)).path
+    return {"video": video, "question": question, "answer": answer, "run": str(folder)}

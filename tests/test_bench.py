@@ -1,0 +1,115 @@
+"""`bench` runs every stage's own code on random weights, and `plan` is right about what it measures: resident memory on a CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from minirlaif import bench, cli, config, standin, steps
+from minirlaif.records import UserError
+from minirlaif.shapes import read_config
+
+SMALL = (
+    "model.device=cpu model.dtype=float32 model.lora_r=8 video.frames=4 video.segment_frames=2 video.max_segments=1"
+    " feedback.describe_tokens=4 feedback.max_new_tokens=8 feedback.batch_size=2 rollout.max_new_tokens=8 rollout.batch_size=2"
+    " evaluate.max_new_tokens=4 evaluate.batch_size=2 sft.micro_batch_size=1 reward.micro_batch_size=1 ppo.micro_batch_size=1"
+).split()
+# 21 million weights; activations outweigh what Python and its libraries take.
+MIDDLE = (
+    "model.device=cpu model.dtype=float32 model.lora_r=16 video.frames=8 feedback.max_new_tokens=32 rollout.max_new_tokens=32"
+    " evaluate.max_new_tokens=8 evaluate.batch_size=12 sft.micro_batch_size=3 sft.batch_size=3 reward.micro_batch_size=2"
+    " reward.batch_size=2 ppo.micro_batch_size=3 ppo.minibatch_size=3 rollout.batch_size=3"
+).split()
+
+
+def folder(tmp_path: Path, width: int, ffn: int, layers: int, words: int) -> str:
+    text = {"model_type": "llama", "hidden_size": width, "intermediate_size": ffn, "num_hidden_layers": layers}
+    text |= {"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": words, "tie_word_embeddings": True}
+    vision = {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 1, "num_attention_heads": 3}
+    vision |= {"image_size": 256, "patch_size": 16}
+    content = {"model_type": "smolvlm", "scale_factor": 4, "tie_word_embeddings": True, "image_token_id": 5}
+    (tmp_path / "config.json").write_text(json.dumps({**content, "text_config": text, "vision_config": vision}))
+    return f"model.base={tmp_path}"
+
+
+@pytest.mark.parametrize("name", bench.STEPS)
+@pytest.mark.parametrize("four_bits", [False, True])
+def test_every_stage_takes_a_step_on_random_weights(name: str, four_bits: bool, tmp_path: Path):
+    more = ["model.quantization=nf4", "model.gradient_checkpointing=true"] if four_bits else []
+    cfg = config.load(None, [*SMALL, *more, folder(tmp_path, 64, 96, 2, 300)])
+    with steps.opened(steps.shrunk(cfg), name, None, tmp_path) as (made, worst):
+        done, seconds = steps.timed(steps.prepare(name, made, cfg, worst, tmp_path))
+        kinds = {type(module).__name__ for module in made.backbone.model.modules()}
+        trained = [n for n, p in made.backbone.model.named_parameters() if "lora_B" in n and p.numel() and bool(p.any())]
+    assert done.samples > 0 and 0 < done.share <= 1 and seconds > 0
+    assert ("Linear4bit" in kinds) == four_bits
+    assert bool(trained) == (name in ("sft", "reward"))  # a real step; after ppo's all roles rest, so nothing is there to see
+    assert (done.tokens > 0) == (name in ("feedback", "collect", "evaluate"))
+
+
+def test_random_weights_are_made_without_the_whole_model_in_full_precision(tmp_path: Path, monkeypatch):
+    cfg = config.load(None, [*SMALL, "model.quantization=nf4", folder(tmp_path, 64, 96, 2, 300)])
+    biggest, real = [0], torch.Tensor.normal_
+
+    def watched(tensor: torch.Tensor, *args: object, **named: object) -> torch.Tensor:
+        biggest[0] = max(biggest[0], tensor.numel())
+        return real(tensor, *args, **named)
+
+    monkeypatch.setattr(torch.Tensor, "normal_", watched)
+    made = standin.random_backbone(cfg, read_config(cfg.model))
+    weights = [p for n, p in made.model.named_parameters() if "text_model.layers" in n and "proj" in n]
+    assert all(p.dtype == torch.uint8 for p in weights) and len(weights) == 2 * 7
+    assert biggest[0] == 64 * 96 * 4 * 4  # one matrix at a time: here the connector's is the biggest
+
+
+def close(result: dict[str, object]) -> None:
+    assert "error" not in result, result
+    off = result["planned"] / result["peak"] - 1  # type: ignore[operator]
+    assert -0.05 <= off <= 0.10, f"{result['stage']}: planned {off:+.1%} of {result['peak'] / 2**20:.0f} MiB"  # type: ignore[operator]
+
+
+def test_plan_is_near_the_measured_peak(tmp_path: Path):
+    cfg = config.load(None, [*MIDDLE, folder(tmp_path, 256, 768, 6, 8192)])
+    close(bench.measure(cfg, "sft", None))
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("name", ["sft", "reward", "update", "evaluate"])
+@pytest.mark.parametrize("more", ["", "model.quantization=nf4 model.gradient_checkpointing=true"])
+@pytest.mark.parametrize("size", [(384, 1024, 8, 16384), (512, 1536, 6, 32768), (256, 2048, 12, 4096)])
+def test_plan_is_near_the_measured_peak_wherever_one_looks(name: str, more: str, size: tuple[int, ...], tmp_path: Path):
+    close(bench.measure(config.load(None, [*MIDDLE, *more.split(), folder(tmp_path, *size)]), name, None))
+
+
+def test_bench_prints_a_table_and_writes_json(tmp_path: Path, capsys, monkeypatch):
+    row = {"stage": "sft", "peak": 3 * 2**20, "planned": 2 * 2**20, "seconds_per_step": 1.5}
+    row |= {"tokens_per_second": 0.0, "samples_per_second": 2.0}
+    monkeypatch.setattr(bench, "measure", lambda cfg, stage, gib: row if stage == "sft" else {"stage": stage, "error": "full"})
+    assert cli.main(["bench", "--model", "smolvlm2-500m", "--stages", "sft,reward", "--out", str(tmp_path / "b.json")]) == 1
+    told = capsys.readouterr()
+    assert told.out.splitlines()[1].split() == ["sft", "3", "2", "1.50", "-", "2.00"]
+    assert "failed" in told.out and told.err.strip() == "reward: full"
+    written = json.loads((tmp_path / "b.json").read_text())
+    assert written["stages"][0] == row and written["versions"]["torch"]
+
+
+def test_stage_names():
+    assert bench.chosen("sft,ppo") == ["sft", "collect", "update"]
+    assert bench.chosen("") == list(bench.STEPS)
+    with pytest.raises(UserError, match="--stages dpo"):
+        bench.chosen("dpo")
+
+
+def test_a_run_on_a_cpu_does_not_probe(monkeypatch):
+    monkeypatch.setattr(bench, "probe", lambda *_: pytest.fail("probed"))
+    bench.before_run(config.load(None, ["model.device=cpu", "data.sft=[a.jsonl]"]), Path("nowhere"))
+
+
+def test_the_bench_needs_no_reader_of_clips_or_rows(python, tmp_path: Path):
+    code = "import sys; sys.modules.update(dict.fromkeys(['datasets', 'decord', 'av', 'gradio', 'matplotlib']));"
+    code += "from minirlaif import bench, steps, standin"
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr

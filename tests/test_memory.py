@@ -1,0 +1,69 @@
+"""Bytes worked out by hand for small round numbers, and how they grow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from minirlaif import memory
+from minirlaif.memory import Batch, Delta, Numbers, Precision
+
+# Two layers of width 4 with two heads of 2, one key head, feed-forward 8, ten words.
+N = Numbers(
+    width=4, full_layers=2, delta_layers=0, query=4, keys=2, heads=2, ffn=8, vocabulary=10,
+    linear_weights=6400, plain_weights=100, head_weights=40, vision_weights=1000, lora_units=50, lora_modules=7, biggest=64,
+)  # fmt: skip
+FULL = Precision(nf4=False, compute=4, autocast=False, checkpointing=False, rank=2)
+
+
+def test_weights_adapters_and_optimiser():
+    standing = memory.standing(N, FULL, adapters=3, trained=1)
+    assert standing == {"weights": 4 * (6400 + 100 + 40 + 1000), "adapters": 3 * 100 * 4, "optimiser": 100 * (4 + 8)}
+    packed = memory.standing(N, replace(FULL, nf4=True, compute=2), 1, 0, vision=False)
+    # 6400 weights of 4 bits; 100 scales of a byte; 100/256 scales of scales in float32; 140 weights in bfloat16
+    assert packed["weights"] == pytest.approx(3200 + 100 + 4 * 100 / 256 + 280)
+
+
+def test_kv_cache():
+    assert memory.kv_bytes(N, FULL, rows=3, tokens=5) == 2 * 2 * 2 * 4 * 3 * 5  # keys and values, layers, key width, bytes
+    hybrid = replace(N, full_layers=1, delta_layers=1, delta=Delta(1, 2, 3, 5, 4))
+    state = 2 * 3 * 5 * 4 + (2 * 1 * 3 + 2 * 5) * 4 * 4  # float32 state of two heads, and the convolution's window
+    assert memory.kv_bytes(hybrid, FULL, 3, 5) == 2 * 1 * 2 * 4 * 15 + 3 * state
+    assert memory.kv_bytes(hybrid, FULL, 3, 50) - memory.kv_bytes(hybrid, FULL, 3, 5) == 2 * 1 * 2 * 4 * 3 * 45
+
+
+def kept(p: Precision, tokens: int, layers: int = 2, rows: int = 1) -> float:
+    lines = memory.training(replace(N, full_layers=layers), p, Batch(rows, tokens, 1, 0))
+    return lines["activations"] + lines["logits"]
+
+
+def test_what_a_layer_keeps_for_its_backward_pass():
+    # float32, one row, no mask: 4 D + 2 Q + 2 K + 4 I + heads + 2 + 7 r numbers
+    per_token = 4 * (4 * 4 + 2 * 4 + 2 * 2 + 4 * 8 + 2 + 2 + 7 * 2)
+    assert kept(FULL, 100, layers=3) - kept(FULL, 100, layers=2) == 100 * per_token
+    # with checkpointing a layer keeps its input alone
+    light = replace(FULL, checkpointing=True)
+    assert kept(light, 100, layers=3) - kept(light, 100, layers=2) == 100 * 4 * 4
+    # padding brings a mask in numbers and keys repeated to all heads
+    padded = kept(FULL, 100, layers=3, rows=2) - kept(FULL, 100, layers=2, rows=2)
+    assert padded == 2 * 100 * (per_token + 4 * 2 * (4 - 2) + 4 * 100)
+
+
+def test_linear_in_tokens_without_padding():
+    a, b, c = (kept(FULL, tokens) for tokens in (1000, 2000, 3000))
+    assert c - b == pytest.approx(b - a)
+
+
+def test_logits_are_held_by_chunks():
+    lines = memory.training(N, FULL, Batch(1, 100, 50, 0))
+    assert lines["logits"] == 3 * 4 * 10 * 50
+    wide = replace(N, vocabulary=2**20)
+    assert memory.training(wide, FULL, Batch(1, 100, 50, 0))["logits"] == 3 * 4 * 2**20 * 32  # 128 MiB hold 32 positions
+
+
+def test_sampling_holds_the_cache_of_all_answers():
+    few = memory.sampling(N, FULL, Batch(2, 10, 0, 0), answers=1, new=10_000)
+    many = memory.sampling(N, FULL, Batch(2, 10, 0, 0), answers=4, new=10_000)
+    assert few["kv cache"] == memory.kv_bytes(N, FULL, 2, 10_010)
+    assert many["kv cache"] == 4 * few["kv cache"]

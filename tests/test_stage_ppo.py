@@ -111,7 +111,8 @@ def test_where_roles_start_and_which_policy_is_kept(monkeypatch: pytest.MonkeyPa
 
     def collected(*arguments: Any) -> Any:
         starts.append({role: plain(bench, role) for role in ("policy", "reference", "reward", "value")})
-        heads.append(float(bench.roles.heads["value"].linear.weight.abs().max()))
+        with bench.roles.visiting("value"):
+            heads.append(float(bench.roles.heads["value"].linear.weight.abs().max()))
         return real(*arguments)
 
     class Judge:

@@ -64,10 +64,7 @@ class Roles:
 
         # Only the language model: the vision tower has projections of the same names, and a vision adapter would make
         # cached features and a separately exported projector wrong without a word.
-        layers = self.section.lora_targets
-        if layers == ModelSection.lora_targets:  # nobody chose
-            layers += self.backbone.more_lora_targets
-        targets = target_pattern(self.backbone.text_prefix, layers)
+        targets = target_pattern(self.backbone.text_prefix, self.backbone.adapted(self.section.lora_targets))
         config = LoraConfig(
             r=self.section.lora_r,
             lora_alpha=self.section.lora_alpha,

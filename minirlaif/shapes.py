@@ -15,20 +15,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from minirlaif.backbone import base_folder
+from minirlaif.backbone import FAMILIES, base_folder, family_of
 from minirlaif.config import ModelSection
 from minirlaif.memory import Delta, Numbers
 from minirlaif.records import UserError
+from minirlaif.roles import target_pattern
 
 KNOWN_FILE = Path(__file__).parent / "known_configs.json"  # config.json of standard backbones, with their sources
 CLIP = (16, 9)  # sides of a clip whose size is not known
-# model_type -> dotted name of the language model; what is never quantised; text tokens that the layout writes per group of frames
-PARTS = {
-    "smolvlm": ("model.text_model", ("model.vision_model", "model.connector", "lm_head"), 12),
-    "qwen3_vl": ("model.language_model", ("model.visual", "lm_head"), 10),
-    "qwen3_5": ("model.language_model", ("model.visual", "lm_head"), 10),
-    "llava": ("model.language_model", ("model.vision_tower", "model.multi_modal_projector", "lm_head"), 0),
-}
+TEXT_PER_GROUP = {
+    "smolvlm": 12,
+    "qwen3_vl": 10,
+    "qwen3_5": 10,
+    "llava": 0,
+}  # text tokens that a layout writes per group of frames
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Shape:
     def prompt_tokens(self, frames: int, frame_pixels: int, text: int) -> int:
         """Tokens of a prompt: visual ones, the layout's own between the frames, and `text` tokens of question and context."""
         groups, height, width = self.grid(frames, frame_pixels)
-        return groups * (height * width + PARTS[self.kind][2]) + text
+        return groups * (height * width + TEXT_PER_GROUP[self.kind]) + text
 
 
 def _fitted(pixels: int, cell: int) -> tuple[int, int]:
@@ -105,8 +105,8 @@ def read_config(section: ModelSection, folder: str = "") -> dict[str, Any]:
                 f"model.base {name}: no such folder, and the hub gave no config ({reason}); name a folder that holds its"
                 f" config.json with --model-config, or one of {', '.join(known_names())}"
             ) from None
-    if found.get("model_type") not in PARTS:
-        known_kinds = ", ".join(sorted(PARTS))
+    if found.get("model_type") not in FAMILIES:
+        known_kinds = ", ".join(sorted(FAMILIES))
         raise UserError(f"{name}: model type {found.get('model_type')!r} is not supported; known are {known_kinds}")
     return found
 
@@ -162,10 +162,11 @@ def shape_of(config: Mapping[str, Any], targets: Sequence[str]) -> Shape:
     from torch import nn
 
     kind = str(config["model_type"])
-    prefix, kept, _ = PARTS[kind]
+    family = family_of(kind)[1]
+    prefix = family.text_prefix
     model = empty_model(config)
     text, vision = model.config.get_text_config(), model.config.vision_config
-    wanted = re.compile(rf"{re.escape(prefix)}\..*\.({'|'.join(targets)})")
+    wanted = re.compile(target_pattern(prefix, family.adapted(targets)))
     head = model.get_output_embeddings().weight
     tied = head is model.get_input_embeddings().weight
     parts = {"linear": 0, "plain": 0, "vision": 0}

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from minirlaif.backbone import pick_device, pick_dtype, quantization_config
+from minirlaif.backbone import family_of, pick_device, pick_dtype, quantization_config
 from minirlaif.chat import Layout
 from minirlaif.config import Config
 from minirlaif.features import resting_eyes
 from minirlaif.frames import FrameSize
-from minirlaif.records import UserError
 from minirlaif.shapes import empty_model, shape_of
 from minirlaif.workbench import View, Workbench, critic_config
 
@@ -72,15 +71,11 @@ class StandIn(Workbench):
 
 def random_backbone(cfg: Config, config: Mapping[str, Any]) -> Backbone:
     """A backbone of the family that `config` (a config.json) belongs to, frozen, with random weights."""
-    from minirlaif.families.smolvlm import SmolVLM
-
-    if config["model_type"] != "smolvlm":
-        raise UserError(f"bench: no stand-in for model type {config['model_type']!r}; `plan` knows it without one")
+    family = family_of(str(config["model_type"]))[1]
     device = pick_device(cfg.model.device)
     dtype = pick_dtype(cfg.model, device)
-    model = random_model(config, dtype, quantization_config(cfg.model, dtype), device)
-    layout = Layout()
-    return SmolVLM(model, letters(layout), layout, "stand-in")
+    model = random_model(config, dtype, quantization_config(cfg.model, dtype, family.kept_whole), device)
+    return family(model, letters(family.own_layout), family.own_layout, "stand-in")
 
 
 def random_model(config: Mapping[str, Any], dtype: torch.dtype, quantization: Any, device: torch.device) -> Any:

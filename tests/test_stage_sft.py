@@ -38,7 +38,7 @@ def test_short_rows_first_then_the_long_ones(monkeypatch: pytest.MonkeyPatch, tm
         trained.extend(sample.id for sample in batch)
         return 1.0
 
-    monkeypatch.setattr(sft, "_backward", backward)
+    monkeypatch.setattr(sft, "backward", backward)
     run = Run(tmp_path / "run")
     sft.run(cfg, run)
     # 3 short rows x 2 epochs in 3 steps, 2 long rows x 2 epochs in 2 steps; an epoch has each row once.
@@ -55,6 +55,6 @@ def test_rows_without_short_answers_make_one_stage(monkeypatch: pytest.MonkeyPat
     cfg = tiny.settings("sft.short_words=0", "sft.batch_size=5")
     tiny.at_bench(monkeypatch, sft, tiny.TinyBench(base, {"/clip": tiny.view(base, 2, 0)}, cfg), sft=ROWS)
     trained: list[set[str]] = []
-    monkeypatch.setattr(sft, "_backward", lambda bench, accelerator, batch: trained.append({s.id for s in batch}) or 1.0)
+    monkeypatch.setattr(sft, "backward", lambda bench, accelerator, batch: trained.append({s.id for s in batch}) or 1.0)
     sft.run(cfg, Run(tmp_path / "run"))
     assert trained == [{sample.id for sample in ROWS}]

@@ -171,7 +171,7 @@ def test_moments_of_the_other_optimiser_are_refused_in_one_line(kept: str, asked
     made = bench()
     accelerator, weights = make_accelerator(made.cfg, tmp_path), made.roles.parameters("reward")
     first, second = (make_optimizer(accelerator, weights, 0.01, 0.1, kind) for kind in (kept, asked))
-    reward._backward(made, accelerator, preferences())
+    reward.backward(made, accelerator, preferences())
     optimizer_step(accelerator, first, weights, 0.01, 1.0)
     write_state(tmp_path, {"reward": made.roles}, {"reward": first}, {})
     with pytest.raises(UserError, match="model.optimizer.*--redo") as caught:
@@ -187,7 +187,7 @@ def test_8_bit_steps_are_nearly_those_of_adamw(tmp_path: Path) -> None:
         optimizer = make_optimizer(accelerator, weights, 0.01, 0.0, kind)
         before = torch.cat([p.detach().flatten().clone() for p in weights])
         for _ in range(3):
-            reward._backward(made, accelerator, preferences())
+            reward.backward(made, accelerator, preferences())
             optimizer_step(accelerator, optimizer, weights, 0.01, 1.0)
         moved.append(torch.cat([p.detach().flatten() for p in weights]) - before)
     assert float(moved[0].abs().mean()) > 1e-3

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from minirlaif.chat import Layout, Renderer
+from minirlaif.config import ModelSection
 from minirlaif.frames import FrameSize
 
 
@@ -46,6 +47,7 @@ class Backbone:
     text_model: Any
     lm_head: Any
     eyes: Sequence[nn.Module]
+    own_layout = Layout()  # how the family writes conversations, unless a folder says otherwise
     more_lora_targets: tuple[str, ...] = ()
 
     def __init__(self, model: Any, tokenizer: Any, layout: Layout, name: str) -> None:
@@ -60,6 +62,11 @@ class Backbone:
         banned[sorted(i for i in special - {self.renderer.end_id} if i < self.vocabulary)] = True
         banned[len(tokenizer) :] = True  # rows of a padded embedding that stand for no token
         self.banned_V = banned
+
+    @classmethod
+    def adapted(cls, targets: Sequence[str]) -> tuple[str, ...]:
+        """Names of the layers that get adapters: `model.lora_targets`, and the family's own where nobody chose them."""
+        return (*targets, *cls.more_lora_targets) if tuple(targets) == ModelSection.lora_targets else tuple(targets)
 
     @property
     def device(self) -> torch.device:

@@ -48,12 +48,13 @@ class Llava(Backbone):
 
     text_prefix = "model.language_model"
     kept_whole = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
+    own_layout = LAYOUT
 
-    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+    def __init__(self, model: Any, tokenizer: Any, layout: Layout, name: str) -> None:
         self.text_model, self.lm_head = model.model.language_model, model.lm_head
         self.eyes = (model.model.vision_tower, model.model.multi_modal_projector)
         self.tile: int = model.config.vision_config.image_size
-        super().__init__(model, tokenizer, LAYOUT, name)
+        super().__init__(model, tokenizer, layout, name)
 
     def frame_size(self, width: int, height: int, frame_pixels: int) -> FrameSize:
         """A square that holds the whole frame, its borders in CLIP's mean colour."""
@@ -115,4 +116,5 @@ def load(folder: str, revision: str, dtype: torch.dtype, quantization: Any, devi
     engine = tokenizer.backend_tokenizer
     engine.normalizer = None
     engine.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="never", split=False)
-    return Llava(load_weights(LlavaForConditionalGeneration, folder, revision, dtype, quantization, device), tokenizer, folder)
+    model = load_weights(LlavaForConditionalGeneration, folder, revision, dtype, quantization, device)
+    return Llava(model, tokenizer, LAYOUT, folder)

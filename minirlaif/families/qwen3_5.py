@@ -22,6 +22,7 @@ LAYOUT = replace(qwen3_vl.LAYOUT, assistant=qwen3_vl.LAYOUT.assistant + "<think>
 class Qwen35(qwen3_vl.Qwen3VL):
     """A loaded Qwen3.5 with its tokenizer."""
 
+    own_layout = LAYOUT
     more_lora_targets = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")
 
     def new_cache(self) -> Any:

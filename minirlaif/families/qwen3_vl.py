@@ -38,6 +38,7 @@ class Qwen3VL(Backbone):
 
     text_prefix = "model.language_model"
     kept_whole = ("model.visual", "lm_head")
+    own_layout = LAYOUT
 
     def __init__(self, model: Any, tokenizer: Any, layout: Layout, name: str) -> None:
         vision = model.config.vision_config

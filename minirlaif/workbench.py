@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ from minirlaif.artifacts import Run
 from minirlaif.backbone import base_hash, open_backbone
 from minirlaif.chat import Shown
 from minirlaif.config import Config, section
-from minirlaif.data import load_preferences, load_samples
+from minirlaif.data import fingerprint, load_preferences, load_samples
+from minirlaif.disk import disk_is_full
 from minirlaif.features import FeatureStore
 from minirlaif.frames import FramePlan, FrameSize, segment_spans, uniform_plan
 from minirlaif.records import Preference, Sample, UserError
@@ -29,6 +31,15 @@ from minirlaif.video import ClipInfo, ClipReader, check_clips
 
 if TYPE_CHECKING:
     from minirlaif.families.common import Backbone
+
+Record = TypeVar("Record", Sample, Preference)
+READS = {  # parts of the data, by stage
+    "sft": ("sft",),
+    "feedback": ("prompts", "dev"),
+    "reward": ("preferences",),
+    "ppo": ("prompts", "dev"),
+    "evaluate": ("test",),
+}
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,7 @@ class Workbench:
 
     def whole(self, video: str) -> View:
         """The clip as the policy sees it: frames spread over its whole length."""
-        ((plan, features),) = self.store.get(video, self._whole_plan)
+        ((plan, features),) = self.store.get(video, lambda info: [self.whole_plan(info)])
         info = self.store.info(video)
         return View(plan.times, info.seconds, self.store.size(info), features)
 
@@ -83,7 +94,7 @@ class Workbench:
 
     def strip(self, video: str) -> bytes:
         """JPEG of the whole-clip frames side by side."""
-        return self.store.strip(video, self._whole_plan(self.store.info(video))[0])
+        return self.store.strip(video, self.whole_plan(self.store.info(video)))
 
     def prompt(self, view: View | None, question: str, context: str = "") -> tuple[int, ...]:
         """Ids of a prompt about a view (None: text only)."""
@@ -113,35 +124,103 @@ class Workbench:
     def _placed(self, view: View | None) -> Tensor | None:
         return None if view is None else view.features.to(self.backbone.device)
 
-    def _whole_plan(self, info: ClipInfo) -> list[FramePlan]:
-        return [uniform_plan(info.seconds, self.cfg.video.frames)]
+    def whole_plan(self, info: ClipInfo) -> FramePlan:
+        """Which frames `whole` shows of a clip."""
+        return uniform_plan(info.seconds, self.cfg.video.frames)
 
     def _all_plans(self, info: ClipInfo) -> list[FramePlan]:
         spans = segment_spans(info.seconds, self.cfg.video.segment_seconds, self.cfg.video.max_segments)
         dense = [uniform_plan(info.seconds, self.cfg.video.segment_frames, *span) for span in spans]
-        return [*self._whole_plan(info), *dense]
+        return [self.whole_plan(info), *dense]
 
 
 @contextmanager
 def open_workbench(cfg: Config, run: Run) -> Iterator[Workbench]:
-    """Load the backbone and open the run's feature cache; closes the cache and the reader."""
+    """Load the backbone and open the run's feature cache; closes the cache and the reader.
+
+    The first one that a command opens looks at everything that this stage and the ones after it will read. UserError for
+    whatever is wrong with it.
+    """
+    ahead = {} if run.checked else _rows_ahead(cfg, run)  # rows before weights: a typing error is found at once
     backbone = open_backbone(cfg.model)
-    with ClipReader(cfg.video.timeout_seconds) as reader:
-        store = FeatureStore(run.root / "cache" / "features.sqlite", backbone, reader, cfg.video)
+    cache = run.root / "cache" / "features.sqlite"
+    with ClipReader(cfg.video.timeout_seconds) as reader, _readable_cache(cache):
+        store = FeatureStore(cache, backbone, reader, cfg.video)
         try:
-            yield Workbench(cfg, backbone, store, reader)
+            bench = Workbench(cfg, backbone, store, reader)
+            _check(bench, ahead)
+            run.checked = True
+            yield bench
         finally:
             store.close()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
 
-def settings_of(cfg: Config, *names: str) -> dict[str, Any]:
-    """What a stage's result depends on, for its manifest: whole sections, the seed, and the base's weights by hash, so that a
-    base trained again under the same name is noticed."""
+@contextmanager
+def _readable_cache(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        # Its subclasses are about the disk, locks and our own statements; the class itself is about the file's content.
+        if type(error) is not sqlite3.DatabaseError or disk_is_full(error, path.parent):
+            raise
+        raise UserError(f"{path}: not a feature cache ({error}); delete it, it is made again from the clips") from None
+
+
+def settings_of(cfg: Config, *names: str, sources: Sequence[str] = ()) -> dict[str, Any]:
+    """What a stage's result depends on, for its manifest: whole sections, the seed, the base by hash (so that one trained again
+    under the same name is noticed), and the parts of the data that it reads, each local file by hash."""
     settings: dict[str, Any] = {"seed": cfg.seed} | {name: section(cfg, name) for name in names}
-    settings["model"]["weights"] = base_hash(cfg.model)
+    settings["model"]["files"] = base_hash(cfg.model)
+    data = section(cfg, "data")
+    named = {part: data[part] for part in sources}
+    hashes = {source: fingerprint(source, cfg.data.videos) for part in sources for source in data[part]}
+    settings["data"] = {"world": data["world"], "videos": data["videos"], **named, "sha256": hashes}
     return settings
+
+
+def _rows_ahead(cfg: Config, run: Run) -> dict[str, list[Any]]:
+    """The rows that the first unfinished stage and all later ones read, by part of the data; of the tiny world only those with a
+    limit. A part that names no source is left out: whether a stage can do without it is the stage's to say."""
+    names = list(READS)
+    first = next((i for i, name in enumerate(names) if run.manifest(name) is None), len(names))
+    found: dict[str, list[Any]] = {}
+    for part in dict.fromkeys(part for name in names[first:] for part in READS[name]):
+        if part == "preferences":
+            found[part] = [row for source in cfg.data.preferences for row in read_preferences(source, cfg.data.videos)]
+        elif getattr(cfg.data, part) or (cfg.data.world and part == "sft"):
+            found[part] = read_samples(cfg, run, part, need_answers=part == "sft")
+    return found
+
+
+def _check(bench: Workbench, ahead: Mapping[str, list[Any]]) -> None:
+    """Open the clips of rows and measure what has a limit. Test clips stay closed until `evaluate`."""
+    for part, rows in ahead.items():
+        if part != "test" and rows:
+            good = readable(bench, rows)
+            if part == "sft":
+                _check_lengths(bench, good)
+
+
+def _check_lengths(bench: Workbench, samples: Sequence[Sample]) -> None:
+    """UserError naming the first conversation that is longer than sft.max_length."""
+    vectors: dict[FrameSize, int] = {}  # per frame: one clip of each size tells it for all
+    problems = []
+    for sample in samples:
+        info = bench.store.info(sample.video)
+        size = bench.store.size(info)
+        if size not in vectors:
+            bench.look([sample.video])
+            vectors[size] = bench.whole(sample.video).shown.vectors
+        shown = Shown(bench.whole_plan(info).times, info.seconds, vectors[size])
+        try:
+            bench.backbone.renderer.conversation(shown, sample.turns, "", bench.cfg.sft.max_length)
+        except UserError as error:
+            problems.append(f"{sample.where}: {error}")
+    if problems:
+        more = f" ({len(problems) - 1} more rows are too long)" if len(problems) > 1 else ""
+        raise UserError(problems[0] + more)
 
 
 def read_samples(cfg: Config, run: Run, part: str, need_answers: bool) -> list[Sample]:
@@ -165,17 +244,6 @@ def read_preferences(source: str, videos: str = "") -> list[Preference]:
     return [replace(row, video=os.path.abspath(row.video)) for row in load_preferences(source, videos)]
 
 
-def check_data(bench: Workbench) -> None:
-    """Look at the user's own rows and clips that later stages read, so that a bad one is named before anything trains."""
-    data = bench.cfg.data
-    if data.world:
-        return
-    for source in (*data.prompts, *data.dev, *data.test):
-        readable(bench, _whole_paths(load_samples(source, data.videos, need_answers=False)))
-    for source in data.preferences:
-        read_preferences(source, data.videos)
-
-
 def stored(run: Run, video: str) -> str:
     """How a stage's files name a clip: seen from the stage's folder when it lies in the run, which can then be moved."""
     root, path = Path(os.path.abspath(run.root)), Path(os.path.abspath(video))
@@ -192,8 +260,8 @@ def _whole_paths(samples: Sequence[Sample]) -> list[Sample]:
     return [replace(sample, video=os.path.abspath(sample.video)) for sample in samples]
 
 
-def readable(bench: Workbench, samples: Sequence[Sample]) -> list[Sample]:
-    """Samples whose clips can be read; refuses when too many cannot (video.max_unreadable)."""
+def readable(bench: Workbench, samples: Sequence[Record]) -> list[Record]:
+    """Rows whose clips can be read; refuses when too many cannot (video.max_unreadable)."""
     known = sorted({sample.video for sample in samples})
     if parallel.count() > 1:  # everyone looks at a share first; the cache then tells all of it to everyone
         check_clips(parallel.share(known), bench.store, 1.0)

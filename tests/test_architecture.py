@@ -19,7 +19,8 @@ PACKAGE = ROOT / "minirlaif"
 LAYERS = {
     0: "losses returns stats tokens verdicts schedules records frames settings config",
     1: "artifacts disk provenance metrics video data formats features chat families roles sampling scoring judge training"
-    " parallel stagedir tinyworld tinybase backbone workbench rollouts devjudge page story workings timeline _reader doctor",
+    " parallel stagedir tinyworld tinybase backbone workbench overlap rollouts devjudge page story workings timeline _reader"
+    " doctor",
     2: "stages",
     3: "cli __main__",
 }

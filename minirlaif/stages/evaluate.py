@@ -1,8 +1,8 @@
 """Stage `evaluate`: held-out answers of base, SFT and aligned model; the first stage that reads the truth.
 
 Out: answers.jsonl (a row per test question with every model's answer), strips/ (frames for the report), result.json.
-Controls: the same models on blank frames and on frames in a wrong order. Without true answers (a user's own clips) the
-answers are written side by side and no accuracy is given.
+Controls: the same models on blank frames and on frames in a wrong order. Questions without a true answer (a user's own
+clips) count in no accuracy; where none has one, the answers are written side by side and no accuracy is given.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.features import blank_features
 from minirlaif.metrics import progress
+from minirlaif.overlap import seen_before
 from minirlaif.records import Sample
 from minirlaif.sampling import sample
 from minirlaif.stagedir import StageDir
@@ -30,7 +31,7 @@ CONTROLS = ("blind", "shuffled")
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. models and questions 2. answers of every model and control 3. accuracy, intervals 4. judge and reward against truth."""
-    settings = settings_of(cfg, "model", "video", "data", "evaluate")
+    settings = settings_of(cfg, "model", "video", "evaluate", sources=["test"])
     with run.stage("evaluate", settings, inputs=["sft", "feedback", "reward", "ppo"], redo=redo) as out:
         if out is None:
             return
@@ -48,13 +49,16 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             for name, role, control in progress(jobs, len(jobs), "evaluate"):
                 answers[name] = _answers(bench, role, tests, _control(bench, cfg, control, blanks))
             _write(out, run, bench, tests, answers)
+            seen = seen_before(bench, run, tests)
             bench.counted(out)
         # 3. accuracy and intervals
         facts = _facts(run.require("world") / "truth.jsonl") if cfg.data.world else {}
-        truth = [row.turns[0].answer for row in tests]
+        known = [number for number, row in enumerate(tests) if row.turns[0].answer]
         result: dict[str, Any] = {"test_items": len(tests), "test_clips": len({row.video for row in tests}), "seed": cfg.seed}
-        if tests and all(truth):
-            result |= _accuracy(cfg, tests, answers, facts)
+        result |= {"test_clips_seen_before": seen, "answered_items": len(known)}
+        if known:
+            told = {name: [texts[number] for number in known] for name, texts in answers.items()}
+            result |= _accuracy(cfg, [tests[number] for number in known], told, facts)
         # 4. judge and reward model against truth
         if cfg.data.world:
             result |= {"judge": _judge(run, facts), "reward_model": _reward(run, facts), "context": _segments(run, facts)}

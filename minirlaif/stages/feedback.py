@@ -30,7 +30,7 @@ LETTER_SHARE = 16  # of so many pairs one is also judged by letters, to compare 
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. open the SFT model 2. per chunk: describe, answer, judge, write 3. describe dev clips 4. count."""
-    settings = settings_of(cfg, "model", "video", "data", "feedback")
+    settings = settings_of(cfg, "model", "video", "feedback", sources=["prompts", "dev"])
     with run.stage("feedback", settings, inputs=["sft"], redo=redo) as out:
         if out is None:
             return

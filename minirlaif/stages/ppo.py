@@ -58,7 +58,8 @@ class Learner:
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. prompts 2. roles and optimisers 3. iterations: collect, update, log, sometimes judge 4. the chosen policy."""
     # feedback: how the judge picks the checkpoint
-    settings = settings_of(cfg, "model", "video", "data", "feedback", "rollout", "ppo") | {"context": cfg.reward.context}
+    settings = settings_of(cfg, "model", "video", "feedback", "rollout", "ppo", sources=["prompts", "dev"])
+    settings["context"] = cfg.reward.context
     with run.stage("ppo", settings, inputs=["sft", "feedback", "reward"], redo=redo) as out:
         if out is None:
             return

@@ -31,7 +31,7 @@ from minirlaif.training import (
     shuffled,
     write_state,
 )
-from minirlaif.workbench import Workbench, open_workbench, read_preferences, settings_of, stored
+from minirlaif.workbench import Workbench, open_workbench, read_preferences, readable, settings_of, stored
 
 START_BETA = 3.0
 PADDING_TOLERANCE = 1e-3
@@ -39,14 +39,13 @@ PADDING_TOLERANCE = 1e-3
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. preferences, some kept back 2. role, head, optimiser 3. train 4. held-out scores, bias and padding check."""
-    settings = settings_of(cfg, "model", "video", "reward")
-    settings["preferences"] = list(cfg.data.preferences)
+    settings = settings_of(cfg, "model", "video", "reward", sources=["preferences"])
     with run.stage("reward", settings, inputs=["sft", "feedback"], redo=redo) as out:
         if out is None:
             return
-        # 1. preferences
-        train, kept = _split(_preferences(cfg, run), cfg.reward.held_out)
         with open_workbench(cfg, run) as bench:
+            # 1. preferences
+            train, kept = _split(readable(bench, _preferences(cfg, run)), cfg.reward.held_out)
             # 2. role, head, optimiser
             begun = out.resume()
             bench.roles.add("reward", 0, begun[1] / "reward" if begun else run.require("sft") / "adapter")

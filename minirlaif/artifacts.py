@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ class Run:
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
+        self.accepted: Callable[[str], None] = lambda stage: None  # called once a stage has taken its settings
+        self.checked = False  # whether this command has looked at all rows and clips that are still to be read
 
     def dir(self, stage: str) -> Path:
         """Where a finished stage lies (it need not exist)."""
@@ -119,6 +121,7 @@ class Run:
             with locked(partial):
                 try:
                     out = self._open(name, begun)
+                    self.accepted(name)
                     parallel.wait()
                     start_gpu_count()
                     yield out
@@ -140,6 +143,7 @@ class Run:
             self._publish(name)
         if not self._is_finished(name, begun):
             return False
+        self.accepted(name)
         print(f"{name}: finished already (--redo makes it again)", flush=True)
         return True
 

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from minirlaif import parallel
 from minirlaif.config import ModelSection
+from minirlaif.disk import sha256
 from minirlaif.records import UserError
 
 if TYPE_CHECKING:
     from minirlaif.families.common import Backbone
 
 TINY = Path(__file__).parent / "tiny_base"
+BASE_SUFFIXES = (".safetensors", ".json", ".txt", ".model")  # what a folder's result depends on; .txt: merges.txt of tokenizers
 FAMILIES = {  # model_type -> name; one module each in families/
     "smolvlm": "SmolVLM and SmolVLM2",
     "qwen3_vl": "Qwen3-VL",
@@ -63,16 +65,28 @@ def open_backbone(section: ModelSection) -> Backbone:
     """Load the base model with its tokenizer, frozen and in eval mode.
 
     Raises:
-        UserError: unknown family, or a device that is not there.
+        UserError: unknown family, files that cannot be read, a device that is not there, or LoRA targets that name no layer.
     """
     device = pick_device(section.device)
     dtype = pick_dtype(section, device)
     load, family = family_of(model_type(section))
     quantization = quantization_config(section, dtype, family.kept_whole)
     backbone = load(base_folder(section), section.revision, dtype, quantization, device)
+    _check_targets(section, backbone)
     backbone.model.requires_grad_(False)
     backbone.model.eval()
     return backbone
+
+
+def _check_targets(section: ModelSection, backbone: Backbone) -> None:
+    """PEFT passes over a target that matches nothing as long as another one matches."""
+    from torch import nn
+
+    layers = {name.split(".")[-1] for name, part in backbone.text_model.named_modules() if isinstance(part, nn.Linear)}
+    unknown = [name for name in section.lora_targets if name not in layers]
+    if unknown:
+        known = ", ".join(sorted(layers))
+        raise UserError(f"model.lora_targets: {', '.join(unknown)} is no layer of {section.base}; it has {known}")
 
 
 def family_of(kind: str) -> tuple[Callable[..., Backbone], type[Backbone]]:
@@ -128,14 +142,12 @@ def quantization_config(section: ModelSection, dtype: Any, kept_whole: Sequence[
 
 
 def base_hash(section: ModelSection) -> str:
-    """sha256 (16 hex) of the base's weights: of the files for a folder, of name and revision for a hub id."""
+    """sha256 (16 hex) of the base: of weights, config, tokenizer and layout for a folder, of name and revision for a hub id."""
     name = base_folder(section)
     digest = hashlib.sha256()
     if Path(name).is_dir():
-        for path in sorted(Path(name).glob("*.safetensors")):
-            with path.open("rb") as file:
-                for block in iter(lambda: file.read(1 << 22), b""):
-                    digest.update(block)
+        for path in sorted(path for path in Path(name).iterdir() if path.suffix in BASE_SUFFIXES and path.is_file()):
+            digest.update(f"{path.name} {sha256(path)}\n".encode())
     else:
         digest.update(f"{name}@{section.revision}".encode())
     return digest.hexdigest()[:16]

@@ -78,6 +78,11 @@ class Renderer:
         added = tokenizer.added_tokens_decoder.items()
         self._special = {token.content: number for number, token in added if token.special}
         self._split = re.compile("(" + "|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) + ")")
+        missing = [token for token in (layout.image, layout.end) if token not in self._special]
+        if missing:
+            raise UserError(
+                f"the tokenizer of model.base has no special token {' or '.join(missing)}: not one of this model family"
+            )
         self.image_id, self.end_id = self._special[layout.image], self._special[layout.end]
 
     def _template(self, text: str) -> list[str | int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib.util
 import json
 import shlex
 import sys
@@ -16,7 +17,7 @@ import yaml
 
 from minirlaif import __version__, config, parallel
 from minirlaif.artifacts import Run
-from minirlaif.disk import disk_is_full, write_atomic
+from minirlaif.disk import disk_is_full, read_json, write_atomic
 from minirlaif.metrics import clock
 from minirlaif.records import UserError
 
@@ -31,6 +32,8 @@ STAGES = {  # in the order of `run`, except pretrain, which `run` leaves out bec
     "report": "write report.html and report.json",
 }
 TOGETHER = ("sft", "feedback", "reward", "ppo")  # several processes share these; the leader does the others alone
+NEEDS = {"sft": "sft", "feedback": "prompts", "ppo": "prompts", "evaluate": "test"}  # the data that a stage cannot do without
+TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX")}  # packages; the others are named as accelerate names them
 PIPELINE = tuple(name for name in STAGES if name != "pretrain")
 
 
@@ -166,6 +169,9 @@ def _dispatch(options: argparse.Namespace) -> int:
     if not options.run or Path(options.run).name != options.run or options.run == "..":
         raise UserError(f"--run {options.run!r}: must be a plain name; the folder it lies in goes to --runs-dir")
     run = Run(options.runs_dir / options.run)
+    for path in (run.root, *run.root.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path}: is a file, run folders cannot lie in it; choose another --run or --runs-dir")
     if options.verb in ("status", "path"):
         if not run.root.is_dir():
             others = sorted(path.name for path in options.runs_dir.glob("*") if path.is_dir())
@@ -178,9 +184,13 @@ def _dispatch(options: argparse.Namespace) -> int:
 def _make(run: Run, cfg: config.Config, options: argparse.Namespace) -> int:
     """Make the stages that were asked for."""
     names = _chosen(options, cfg)
+    _check_settings(options.config, cfg, names)
     parallel.start(on_cpu=cfg.model.device == "cpu")
     if parallel.leads():
-        record_config(run, cfg)
+        check_base(run, cfg)
+        if not (run.root / "config.yaml").is_file():
+            record_config(run, cfg)
+        run.accepted = lambda name: record_config(run, cfg, name)
         if options.redo and len(names) > 1:  # all at once, so that after a kill the command without --redo goes on
             for name in names:
                 run.set_aside(name)
@@ -271,8 +281,21 @@ def _folder(run: Run, stage: str) -> Path:
     return run.dir(stage)
 
 
-def record_config(run: Run, cfg: config.Config) -> None:
-    """Write the resolved settings to the run folder. UserError when the folder was made with another base model."""
+def _check_settings(where: str, cfg: config.Config, names: Sequence[str]) -> None:
+    """UserError for what can be known before the first of these stages starts: a source or a tracker that is missing."""
+    missing = [f"data.{NEEDS[name]}" for name in names if name in NEEDS and not getattr(cfg.data, NEEDS[name])]
+    if len(names) > 1 and missing and not cfg.data.world:  # a stage asked for by itself says so itself
+        listed = " and ".join(dict.fromkeys(missing))
+        raise UserError(f"{where}: {listed} names no file; set it, or make only stages that can do without: `run sft …`")
+    trackers = TRACKERS.get(cfg.report_to, (cfg.report_to,))
+    # A folder of logs in the working folder, such as wandb/, is found too, but has no origin.
+    installed = any(getattr(importlib.util.find_spec(name), "origin", None) for name in trackers)
+    if cfg.report_to != "none" and not installed:
+        raise UserError(f"{where}: report_to is {cfg.report_to}, which is not installed; `pip install {trackers[0]}`, or none")
+
+
+def check_base(run: Run, cfg: config.Config) -> None:
+    """UserError when the run folder was made with another base model."""
     path = run.root / "config.yaml"
     if path.is_file():
         try:
@@ -281,8 +304,24 @@ def record_config(run: Run, cfg: config.Config) -> None:
             raise UserError(f"{path}: cannot be read as this run's settings; choose another --run") from None
         if base != cfg.model.base:
             raise UserError(f"{path}: made with model.base {base}, the settings now say {cfg.model.base}; choose another --run")
+
+
+def record_config(run: Run, cfg: config.Config, accepted: str = "") -> None:
+    """Write the settings of the run to its folder: `cfg`, but what other stages were made or begun with stays as it was.
+
+    accepted: the stage whose settings are known to be those of `cfg`.
+    """
+    values = yaml.safe_load(config.dump(cfg))
+    for name in [*(name for name in PIPELINE if name != accepted), accepted]:
+        begun = run.partial(name) / "begun.json"
+        made = run.manifest(name) or (read_json(begun) if name and begun.is_file() else {"config": {}})
+        for key, value in made["config"].items():
+            if key in values and isinstance(value, dict):
+                values[key].update({field: item for field, item in value.items() if field in values[key]})
+            elif key in values:
+                values[key] = value
     run.root.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, config.dump(cfg))
+    write_atomic(run.root / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=130))
 
 
 def stage_function(name: str) -> Callable[..., None]:

@@ -56,7 +56,7 @@ class DataSection:
     sft: tuple[str, ...] = ()  # conversations for supervised fine-tuning
     prompts: tuple[str, ...] = ()  # questions without answers, for feedback and PPO
     dev: tuple[str, ...] = ()  # prompts on which the judge picks the checkpoint
-    test: tuple[str, ...] = ()  # read by `evaluate` only
+    test: tuple[str, ...] = ()  # rows are checked before anything trains; clips are opened by `evaluate` only
     preferences: tuple[str, ...] = ()  # extra preference rows for `reward`
 
 
@@ -203,7 +203,7 @@ class Config:
     """A whole run."""
 
     seed: int = 0
-    report_to: str = "none"  # none, tensorboard, or another tracker that accelerate knows
+    report_to: str = "none"  # none, or a tracker that accelerate knows, such as tensorboard
     model: ModelSection = field(default_factory=ModelSection)
     video: VideoSection = field(default_factory=VideoSection)
     data: DataSection = field(default_factory=DataSection)
@@ -221,6 +221,9 @@ class Config:
 # Numbers are finite and at least 0; positive, shares and any_sign hold field names of any section with another rule.
 RULES = Rules(
     choices={
+        "report_to": (
+            "none tensorboard wandb mlflow comet_ml clearml aim dvclive swanlab trackio"  # accelerate 1.15's, which skips others
+        ).split(),
         "model.dtype": ("auto", "float32", "bfloat16"),
         "model.quantization": ("none", "nf4"),
         "model.device": ("auto", "cpu", "cuda"),
@@ -239,14 +242,15 @@ RULES = Rules(
     positive=frozenset(
         (
             "frames segment_frames frame_pixels segment_seconds max_segments timeout_seconds lora_r lora_alpha"
-            " questions_per_clip test_clips steps learning_rate epochs batch_size micro_batch_size minibatch_size"
+            " questions_per_clip prompt_clips dev_clips test_clips"
+            " steps learning_rate epochs batch_size micro_batch_size minibatch_size"
             " max_length save_steps save_every dev_every max_grad_norm pairs_per_prompt temperature top_p"
             " max_new_tokens describe_tokens rollouts iterations clip value_clip bootstrap"
         ).split()
     ),
     shares=frozenset("max_unreadable still_share shuffled_share warmup_ratio top_p held_out min_accuracy gamma lam".split()),
     any_sign=frozenset({"reward_scale"}),  # a negative one turns score and KL term round together
-    not_empty=frozenset({"model.base", "report_to"}),
+    not_empty=frozenset({"model.base", "model.lora_targets"}),
 )
 
 
@@ -275,11 +279,21 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
 
 def _conflicts(cfg: Config) -> list[str]:
     """What no setting shows alone."""
+    problems = []
     answers, wanted = cfg.feedback.answers, cfg.feedback.pairs_per_prompt
     possible = answers * (answers - 1) // 2
     if possible < wanted:
-        return [f"feedback.pairs_per_prompt is {wanted}, but {answers} answers form {possible}: raise feedback.answers"]
-    return []
+        problems.append(f"feedback.pairs_per_prompt is {wanted}, but {answers} answers form {possible}: raise feedback.answers")
+    if cfg.rollout.normalize_score and cfg.rollout.rollouts < 2:
+        problems.append("rollout.normalize_score needs the deviation of several scores: raise rollout.rollouts, which is 1")
+    if cfg.data.world:
+        unread = [name for name in ("sft", "prompts", "dev", "test") if getattr(cfg.data, name)]
+        if unread:
+            named = ", ".join(f"data.{name}" for name in unread)
+            problems.append(f'data.world is {cfg.data.world}, so {named} would not be read: empty it, or set data.world to ""')
+        if not cfg.world.sft_clips + cfg.world.sft_short_clips:
+            problems.append("world.sft_clips and world.sft_short_clips are both 0: raise one, sft needs rows")
+    return problems
 
 
 def dump(cfg: Config) -> str:

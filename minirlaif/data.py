@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from minirlaif.disk import sha256
 from minirlaif.formats import CLIP_SUFFIXES, BadRow, parse_preference, parse_sample
 from minirlaif.records import Preference, Sample, UserError
 
@@ -68,6 +69,16 @@ def load_samples(source: str, videos: str = "", need_answers: bool = True) -> li
 def load_preferences(source: str, videos: str = "") -> list[Preference]:
     """Pairs with a winner; arguments, ids and errors as for `load_samples`, one question per row."""
     return _load(_table(source, videos), parse_preference, _preference_text)
+
+
+def fingerprint(source: str, videos: str = "") -> str:
+    """sha256 of a data file; for a folder, of its questions and its clips' names; "" for a hub name, or where nothing lies."""
+    path = Path(os.path.expanduser(source))
+    if not path.is_dir():
+        return sha256(path) if path.is_file() else ""
+    asked = [sha256(path / name) for name in _QUESTION_FILES if (path / name).is_file()]
+    names = [str(clip) for clip in _clip_files(Path(os.path.expanduser(videos or source)))]
+    return hashlib.sha256(json.dumps([asked, names]).encode()).hexdigest()
 
 
 def _sample_text(sample: Sample) -> list[str]:
@@ -128,9 +139,10 @@ class _Clips:
 
     def find(self, name: str) -> str:
         """Path of the clip; BadRow if there is none or more than one."""
-        if name not in self._known:
-            self._known[name] = self._find(name)
-        return self._known[name]
+        path = self._known[name] = self._known.get(name) or self._find(name)
+        if not path.isascii() and any("\ud800" <= letter <= "\udfff" for letter in path):  # bytes that are no text
+            raise BadRow(f"the name of clip {path!a} is not UTF-8: rename the file")
+        return path
 
     def _find(self, name: str) -> str:
         if "\0" in name:
@@ -184,8 +196,7 @@ def _table(source: str, videos: str) -> _Table:
             raise UserError(f"{source}: only {', '.join(_DATA_SUFFIXES)} files and folders of clips with questions are read")
         rows = list(_parquet_rows(source)) if suffix == ".parquet" else _json_rows(source)
         return _Table(source, clips or path.parent, rows)
-    match = _HUB.fullmatch(source)
-    if not match or suffix in (*_DATA_SUFFIXES, ".txt", ".csv"):
+    if not (match := _HUB.fullmatch(source)) or suffix in (*_DATA_SUFFIXES, ".txt", ".csv"):
         raise UserError(f"{source}: no such file or folder (sources are named in the data section of the config)")
     return _Table(source, clips, list(_hub_rows(source, match.groupdict())))
 

@@ -23,7 +23,7 @@ _WORDS: Mapping[Any, str] = {bool: "true or false", int: "a whole number", float
 class Rules:
     """What values settings allow. Numbers are finite and at least 0 unless listed here."""
 
-    choices: Mapping[str, tuple[str, ...]]  # section.field -> the allowed texts
+    choices: Mapping[str, Sequence[str]]  # section.field -> the allowed texts
     positive: frozenset[str]  # field names: above 0
     shares: frozenset[str]  # field names: 0 to 1
     any_sign: frozenset[str]  # field names: negative values too

@@ -16,6 +16,7 @@ from typing import Any
 from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.judge import judge
+from minirlaif.opening import open_workbench
 from minirlaif.records import Pair, Preference, Sample, Turn, UserError
 from minirlaif.rollouts import Rollout, collect
 from minirlaif.sampling import sample
@@ -25,7 +26,7 @@ from minirlaif.stages import ppo, reward, sft
 from minirlaif.standin import StandIn
 from minirlaif.training import generator, make_accelerator, make_optimizer, optimizer_step, seed_of
 from minirlaif.video import ClipReader, check_clips
-from minirlaif.workbench import Workbench, critic_config, open_workbench, read_samples
+from minirlaif.workbench import Workbench, critic_config, read_samples
 
 QUESTION, ANSWER = 40, 254  # tokens of a stand-in's question and of its SFT answer, less its end
 

@@ -38,10 +38,12 @@ def headline(name: str, numbers: Numbers) -> Html:
     """The result in one sentence, with intervals, and whether the base is passed; then the figures worth a glance."""
     accuracy, clips = numbers["accuracy"], number(numbers["test_clips"])
     top = tag("p", f"minirlaif report · run {name} · seed {numbers['seed']}", class_="eyebrow")
-    asked = f"{number(numbers['test_items'])} held-out questions about {clips} clips"
+    seen, without = numbers["test_clips_seen_before"], numbers["test_items"] - numbers["answered_items"]
+    asked = f"{number(numbers['test_items'])} {'held-out' if seen == 0 else 'test'} questions about {clips} clips"
     if accuracy.get("sft") is None:
         told = "These questions come without true answers, so there is no accuracy here: read the answers and judge for yourself."
-        return tag("header", top, tag("h1", f"Answers to {asked}, side by side"), tag("p", told, class_="lead"), _tiles(numbers))
+        lead = f"{told} {_new_clips(numbers)}"
+        return tag("header", top, tag("h1", f"Answers to {asked}, side by side"), tag("p", lead, class_="lead"), _tiles(numbers))
     gain, sft, rlaif = numbers["accuracy_gain"], percent(accuracy["sft"]), percent(accuracy["rlaif"])
     title = {
         "above": f"AI feedback took accuracy from {sft} to {rlaif}",
@@ -50,9 +52,21 @@ def headline(name: str, numbers: Numbers) -> Html:
     }[compared(gain)]
     lead = (
         f"That is {points(gain['mean'])} points over SFT (95 % interval {interval(gain['ci95_low'], gain['ci95_high'])}),"
-        f" on {asked} that no stage before this evaluation has read."
+        f" on {asked}. {_new_clips(numbers)}"
     )
+    if without:
+        lead += f" {number(without)} of the questions come without a true answer and count in no figure of accuracy."
     return tag("header", top, tag("h1", title), tag("p", lead, class_="lead"), _against_base(numbers), _tiles(numbers))
+
+
+def _new_clips(numbers: Numbers) -> str:
+    """Whether the test is one of unseen clips."""
+    seen = numbers["test_clips_seen_before"]
+    if seen is None:
+        return "Whether an earlier stage has used these clips can no longer be told."
+    if seen:
+        return f"Earlier stages have used {number(seen)} of these clips too, so this says little about clips that are new."
+    return "No stage before this evaluation has looked at these clips."
 
 
 def _against_base(numbers: Numbers) -> Html:
@@ -93,7 +107,7 @@ def accuracy(numbers: Numbers) -> Html:
         changes = [_change(row["rlaif"] - row[other]) for other in ("sft", "base")]
         lines.append([kind, number(row["n"]), *(share(row[name]) for name in MODELS), *changes])
     gains = [_change(numbers[name]["mean"]) for name in ("accuracy_gain", "gain_over_base")]
-    lines.append(["all", number(numbers["test_items"]), *(share(right[name]) for name in MODELS), *gains])
+    lines.append(["all", number(numbers["answered_items"]), *(share(right[name]) for name in MODELS), *gains])
     head = ["Question type", "n", "Base", "SFT", "Aligned", "over SFT", "over base"]
     note = (
         f"Exact match with the truth. Whiskers: 95 % intervals, whole clips drawn. Dashed: guessing, {percent(right['guess'])}."
@@ -134,7 +148,7 @@ def gallery(rows: Sequence[Mapping[str, Any]], pictures: Mapping[str, Html], num
     for group, title in KINDS.items():
         some = [row for row in rows if kind(row) == group]
         if some:
-            count = f"{number(numbers['cases'][group])} of {number(numbers['test_items'])} questions" if group else ""
+            count = f"{number(numbers['cases'][group])} of {number(numbers['answered_items'])} questions" if group else ""
             parts += [
                 tag("h3", title, " ", tag("small", count)),
                 tag("div", *(_card(row, pictures) for row in some), class_="cards"),

@@ -1,25 +1,24 @@
-"""What every stage works with: one open backbone, its roles, the clips' features, and prompts made of them."""
+"""What every stage works with: an open backbone, its roles, the clips' features, prompts made of them, and rows of data.
+
+opening.py opens it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from minirlaif import parallel
 from minirlaif.artifacts import Run
-from minirlaif.backbone import base_folder, base_hash, model_type, open_backbone
+from minirlaif.backbone import base_hash
 from minirlaif.chat import Shown
 from minirlaif.config import Config, section
-from minirlaif.data import load_preferences, load_samples
-from minirlaif.families.common import load_tokenizer
-from minirlaif.features import FeatureStore, resting_eyes
+from minirlaif.data import fingerprint, load_preferences, load_samples
+from minirlaif.features import FeatureStore
 from minirlaif.frames import FramePlan, FrameSize, segment_spans, uniform_plan
 from minirlaif.records import Preference, Sample, UserError
 from minirlaif.roles import Roles
@@ -30,6 +29,8 @@ from minirlaif.video import ClipInfo, ClipReader, check_clips
 
 if TYPE_CHECKING:
     from minirlaif.families.common import Backbone
+
+Record = TypeVar("Record", Sample, Preference)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Workbench:
 
     def whole(self, video: str) -> View:
         """The clip as the policy sees it: frames spread over its whole length."""
-        ((plan, features),) = self.store.get(video, self._whole_plan)
+        ((plan, features),) = self.store.get(video, lambda info: [self.whole_plan(info)])
         info = self.store.info(video)
         return View(plan.times, info.seconds, self.store.size(info), features)
 
@@ -89,7 +90,7 @@ class Workbench:
 
     def strip(self, video: str) -> bytes:
         """JPEG of the whole-clip frames side by side."""
-        return self.store.strip(video, self._whole_plan(self.store.info(video))[0])
+        return self.store.strip(video, self.whole_plan(self.store.info(video)))
 
     def prompt(self, view: View | None, question: str, context: str = "") -> tuple[int, ...]:
         """Ids of a prompt about a view (None: text only)."""
@@ -117,51 +118,14 @@ class Workbench:
                 out.counters[name] = out.counters.get(name, 0) + value
                 counters[name] = 0
 
-    def _whole_plan(self, info: ClipInfo) -> list[FramePlan]:
-        return [uniform_plan(info.seconds, self.cfg.video.frames)]
+    def whole_plan(self, info: ClipInfo) -> FramePlan:
+        """Which frames `whole` shows of a clip."""
+        return uniform_plan(info.seconds, self.cfg.video.frames)
 
     def _all_plans(self, info: ClipInfo) -> list[FramePlan]:
         spans = segment_spans(info.seconds, self.cfg.video.segment_seconds, self.cfg.video.max_segments)
         dense = [uniform_plan(info.seconds, self.cfg.video.segment_frames, *span) for span in spans]
-        return [*self._whole_plan(info), *dense]
-
-
-@contextmanager
-def open_workbench(cfg: Config, run: Run, for_ppo: bool = False) -> Iterator[Workbench]:
-    """Load the backbone and open the run's feature cache; closes the cache and the reader.
-
-    for_ppo: the reference and the reward base as well, where the config gives them weights of their own.
-    """
-    with ExitStack() as stack:
-        reader = stack.enter_context(ClipReader(cfg.video.timeout_seconds))
-        if torch.cuda.is_available():
-            stack.callback(torch.cuda.empty_cache)
-
-        def opened(own: Config) -> Workbench:
-            backbone = open_backbone(own.model)
-            store = FeatureStore(run.root / "cache" / "features.sqlite", backbone, reader, own.video)
-            stack.callback(store.close)
-            return Workbench(own, backbone, store, reader)
-
-        bench = opened(cfg)
-        if for_ppo and cfg.reference.kind == "model":
-            bench.reference = _reference_bench(bench)
-        if for_ppo and cfg.reward.base:
-            check_tokenizers(cfg)
-            bench.critic = opened(critic_config(cfg))
-            if cfg.reward.rest == "cpu":
-                bench.critic.roles.park("base")
-        yield bench
-
-
-def _reference_bench(bench: Workbench) -> Workbench:
-    """The same base loaded a second time. It sees what the first one sees, so its own eyes never leave host memory."""
-    backbone = open_backbone(bench.cfg.model)
-    resting_eyes(backbone)
-    reference = Workbench(bench.cfg, backbone, bench.store, bench.reader)
-    if bench.cfg.reference.rest == "cpu":
-        reference.roles.park("base")
-    return reference
+        return [self.whole_plan(info), *dense]
 
 
 def critic_config(cfg: Config) -> Config:
@@ -171,36 +135,19 @@ def critic_config(cfg: Config) -> Config:
     return replace(cfg, model=replace(cfg.model, base=cfg.reward.base, revision="main"))
 
 
-def check_tokenizers(cfg: Config) -> None:
-    """The value model stands beside the policy token by token, and the reward model reads the policy's ids.
-
-    Raises:
-        UserError: model.base and reward.base number their tokens differently, or reward.base is no base at all.
-    """
-    if not cfg.reward.base:
-        return
-    sections = [cfg.model, critic_config(cfg).model]
-    try:
-        model_type(sections[1])
-    except UserError as error:
-        raise UserError(str(error).replace("model.base", "reward.base", 1)) from None
-    policy, critic = (load_tokenizer(base_folder(section), section.revision) for section in sections)
-    if policy.get_vocab() != critic.get_vocab():
-        raise UserError(
-            f"reward.base {cfg.reward.base}: its tokenizer has other tokens than that of model.base {cfg.model.base}; name a"
-            " reward base of the same family, or leave reward.base empty"
-        )
-
-
-def settings_of(cfg: Config, *names: str) -> dict[str, Any]:
-    """What a stage's result depends on, for its manifest: whole sections, the seed, and the base's weights by hash, so that a
-    base trained again under the same name is noticed."""
+def settings_of(cfg: Config, *names: str, sources: Sequence[str] = ()) -> dict[str, Any]:
+    """What a stage's result depends on, for its manifest: whole sections, the seed, the base by hash (so that one trained again
+    under the same name is noticed), and the parts of the data that it reads, each local file by hash."""
     settings: dict[str, Any] = {"seed": cfg.seed} | {name: section(cfg, name) for name in names}
-    settings["model"]["weights"] = base_hash(cfg.model)
+    settings["model"]["files"] = base_hash(cfg.model)
     if "reward" in names:
         del settings["reward"]["rest"]  # where weights rest changes no number
         if cfg.reward.base:
-            settings["reward"]["weights"] = base_hash(critic_config(cfg).model)
+            settings["reward"]["files"] = base_hash(critic_config(cfg).model)
+    data = section(cfg, "data")
+    named = {part: data[part] for part in sources}
+    hashes = {source: fingerprint(source, cfg.data.videos) for part in sources for source in data[part]}
+    settings["data"] = {"world": data["world"], "videos": data["videos"], **named, "sha256": hashes}
     return settings
 
 
@@ -225,18 +172,6 @@ def read_preferences(source: str, videos: str = "") -> list[Preference]:
     return [replace(row, video=os.path.abspath(row.video)) for row in load_preferences(source, videos)]
 
 
-def check_data(bench: Workbench) -> None:
-    """Look at the user's own rows and clips that later stages read, so that a bad one is named before anything trains."""
-    check_tokenizers(bench.cfg)
-    data = bench.cfg.data
-    if data.world:
-        return
-    for source in (*data.prompts, *data.dev, *data.test):
-        readable(bench, _whole_paths(load_samples(source, data.videos, need_answers=False)))
-    for source in data.preferences:
-        read_preferences(source, data.videos)
-
-
 def stored(run: Run, video: str) -> str:
     """How a stage's files name a clip: seen from the stage's folder when it lies in the run, which can then be moved."""
     root, path = Path(os.path.abspath(run.root)), Path(os.path.abspath(video))
@@ -253,8 +188,8 @@ def _whole_paths(samples: Sequence[Sample]) -> list[Sample]:
     return [replace(sample, video=os.path.abspath(sample.video)) for sample in samples]
 
 
-def readable(bench: Workbench, samples: Sequence[Sample]) -> list[Sample]:
-    """Samples whose clips can be read; refuses when too many cannot (video.max_unreadable)."""
+def readable(bench: Workbench, samples: Sequence[Record]) -> list[Record]:
+    """Rows whose clips can be read; refuses when too many cannot (video.max_unreadable)."""
     known = sorted({sample.video for sample in samples})
     if parallel.count() > 1:  # everyone looks at a share first; the cache then tells all of it to everyone
         check_clips(parallel.share(known), bench.store, 1.0)

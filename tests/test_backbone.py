@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -92,14 +94,65 @@ def test_four_bits_on_a_cpu_say_nearly_the_same() -> None:
 
 def test_the_hash_follows_the_weights(tmp_path: Path) -> None:
     assert base_hash(section("tiny")) == base_hash(section(TINY))
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).write_bytes((TINY / name).read_bytes())
-    assert base_hash(section(tmp_path)) == base_hash(section("tiny"))
-    changed = bytearray((tmp_path / "model.safetensors").read_bytes())
-    changed[-1] ^= 1
-    (tmp_path / "model.safetensors").write_bytes(changed)
-    assert base_hash(section(tmp_path)) != base_hash(section("tiny"))
+    seen = {base_hash(section("tiny"))}
+    for name in (
+        "",
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_layout.json",
+        "RECIPE.md",
+    ):
+        folder = tmp_path / (name or "copy")
+        shutil.copytree(TINY, folder)
+        if name:
+            changed = bytearray((folder / name).read_bytes())
+            changed[-1] ^= 1
+            (folder / name).write_bytes(changed)
+        assert (base_hash(section(folder)) in seen) == (name in ("", "RECIPE.md")), name
+        seen.add(base_hash(section(folder)))
+    shutil.copytree(TINY, tmp_path / "more")
+    (tmp_path / "more" / "chat_layout.json").unlink()
+    assert base_hash(section(tmp_path / "more")) not in seen
     assert base_hash(section("a/b")) != base_hash(ModelSection(base="a/b", revision="other"))
+
+
+def shortened(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "words"),
+    [
+        ("tokenizer.json", Path.unlink, "no tokenizer.json that can be read"),
+        ("tokenizer.json", lambda path: path.write_text("{"), "no tokenizer.json that can be read"),
+        ("tokenizer.json", lambda path: path.write_text('{"version": "1.0"}'), "no tokenizer.json that can be read"),
+        ("model.safetensors", shortened, "its weights cannot be loaded"),
+        ("model.safetensors", lambda path: path.write_bytes(b""), "its weights cannot be loaded"),
+        ("model.safetensors", Path.unlink, "its weights cannot be loaded"),
+    ],
+)
+def test_a_base_that_cannot_be_read(tmp_path: Path, name: str, spoil: Callable[[Path], object], words: str) -> None:
+    shutil.copytree(TINY, tmp_path / "base")
+    spoil(tmp_path / "base" / name)
+    with pytest.raises(UserError, match=words) as error:
+        open_backbone(ModelSection(base=str(tmp_path / "base"), device="cpu"))
+    assert str(tmp_path / "base") in one_line(error)
+
+
+def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
+    from minirlaif.chat import Layout, Renderer
+
+    with pytest.raises(UserError, match="no special token <other>") as error:
+        Renderer(tiny.tokenizer(), Layout(image="<other>"))
+    one_line(error)
+
+
+def test_lora_targets_are_layers_of_the_language_model() -> None:
+    for targets in (("foo",), ("q_proj", "foo")):
+        with pytest.raises(UserError, match="model.lora_targets: foo is no layer of tiny; it has down_proj, gate_proj, k_proj"):
+            open_backbone(ModelSection(device="cpu", lora_targets=targets))
 
 
 def test_a_broken_layout_beside_a_model_is_refused_by_name(tmp_path: Path) -> None:

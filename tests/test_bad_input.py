@@ -42,7 +42,8 @@ class Desk:
         flags = ["--config", str(shrunk.TINY), "--run", "a", "--runs-dir", str(self.folder / "runs")]
         data = ['data.world=""', f"data.sft=[{self.folder / 'sft.json'}]"]
         self._capsys.readouterr()
-        code = cli.main([verb, *flags, "--set", *data, *QUICK, *settings])
+        redo = [word for word in settings if word == "--redo"]
+        code = cli.main([verb, *flags, "--set", *data, *QUICK, *(word for word in settings if word not in redo), *redo])
         printed = self._capsys.readouterr().err
         assert "Traceback" not in printed
         complaints = [line for line in printed.splitlines() if line.startswith("minirlaif: ")]
@@ -162,6 +163,93 @@ def test_clips_of_later_stages_are_looked_at_before_anything_trains(desk: Desk):
     assert code == 2 and "bad.mp4: the file is empty (0 bytes)" in complaint and not (desk.partial / "metrics.jsonl").exists()
 
 
+@pytest.mark.parametrize("part", ["prompts", "dev", "preferences", "test"])
+def test_clips_are_opened_before_anything_trains_but_those_of_the_test(desk: Desk, part: str):
+    (desk.folder / "bad.mp4").touch()
+    row = {"question": "what happens?", "chosen": "a.", "rejected": "b."}
+    path = desk.write("more.json", [{"video": "bad.mp4", **row}, {"video": "good.mp4", **row}])
+    code, complaint = desk.call("sft", f"data.{part}=[{path}]", "sft.epochs=0.25")
+    if part == "test":
+        assert (code, complaint) == (0, "")
+        return
+    assert code == 2 and "bad.mp4: the file is empty (0 bytes)" in complaint and not (desk.partial / "metrics.jsonl").exists()
+    assert desk.call("sft", f"data.{part}=[{path}]", "video.max_unreadable=0.5", "sft.epochs=0.25") == (0, "")
+
+
+def test_a_row_that_is_too_long_is_named_before_anything_trains(desk: Desk):
+    long = conversation("good.mp4", "<video>\n" + "and then? " * 300)
+    short = conversation("good.mp4", "<video>\nwhat?")
+    path = desk.write("sft.json", [conversation("good.mp4"), long, short, {**long, "id": "4"}])
+    code, complaint = desk.call("sft", "sft.max_length=500")
+    assert code == 2 and f"{path}:2: a conversation has" in complaint and "sft.max_length allows 500" in complaint
+    assert "(1 more rows are too long)" in complaint and not (desk.partial / "metrics.jsonl").exists()
+
+
+def test_a_run_on_the_world_is_looked_at_too(desk: Desk):
+    sizes = [f"world.{part}_clips=1" for part in ("sft_short", "sft", "prompt", "dev", "test")]
+    world = ["data.world=tiny", "data.sft=[]", *sizes]
+    assert desk.call("world", *world)[0] == 0
+    code, complaint = desk.call("sft", *world, "sft.max_length=20")
+    assert code == 2 and "sft.jsonl:1: a conversation has" in complaint
+    path = desk.write("more.json", [{"video": "gone.mp4", "question": "what?", "chosen": "a.", "rejected": "b."}])
+    code, complaint = desk.call("sft", *world, f"data.preferences=[{path}]")
+    assert code == 2 and f"{path}, row 1: " in complaint and not (desk.partial / "metrics.jsonl").exists()
+
+
+def test_rows_that_changed_are_noticed_where_they_are_read(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    from minirlaif.stages import sft
+
+    changed = desk.write("prompts.json", [{"video": "good.mp4", "question": "what?"}])
+    rows = json.loads((desk.folder / "sft.json").read_text())
+    real, losses = sft.sft_loss, []
+
+    def stopped(*arguments: Any) -> Any:
+        losses.append(1)
+        return real(*arguments) * (float("nan") if len(losses) == 3 else 1.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "sft_loss", stopped)
+        assert desk.call("sft")[0] == 2 and (desk.partial / "state").is_dir()
+    rows[0]["conversations"][1]["value"] = "another answer."
+    desk.write("sft.json", rows)
+    code, complaint = desk.call("sft")
+    assert code == 2 and "sft.json" in complaint and "begun with other settings" in complaint, "it went on over other rows"
+    assert desk.call("sft", f"data.prompts=[{changed}]")[0] == 2  # still the old attempt
+    rows[0]["conversations"][1]["value"] = "a red circle."
+    desk.write("sft.json", rows)
+    assert desk.call("sft", f"data.prompts=[{changed}]") == (0, ""), "other parts of the data are none of its business"
+    assert desk.call("sft", f"data.test=[{changed}]", "data.preferences=[owner/name]") == (0, "")
+    rows[0]["conversations"][1]["value"] = "another answer."
+    desk.write("sft.json", rows)
+    code, complaint = desk.call("sft")
+    assert code == 2 and "sft.json" in complaint and "--redo makes it again" in complaint
+
+
+def test_a_clip_whose_name_is_no_text(desk: Desk):
+    folder = desk.folder / "clips"
+    folder.mkdir()
+    (folder / "questions.txt").write_text("what?\n")
+    clips.write_clip(folder / "fine.mp4")
+    os.rename(folder / "fine.mp4", os.fsencode(folder) + b"/caf\xe9.mp4")
+    code, complaint = desk.call("sft", f"data.prompts=[{folder}]")
+    assert code == 2 and "row 1: the name of clip" in complaint and "caf\\udce9.mp4' is not UTF-8: rename" in complaint
+
+
+def test_a_feature_cache_that_is_none(desk: Desk):
+    cache = desk.run / "cache" / "features.sqlite"
+    cache.parent.mkdir(parents=True)
+    cache.write_bytes(b"garbage" * 1000)
+    code, complaint = desk.call("sft")
+    assert code == 2 and f"{cache}: not a feature cache" in complaint and "delete it" in complaint
+    cache.unlink()
+    assert desk.call("sft") == (0, "")
+    with cache.open("r+b") as file:  # whole at its start, spoilt further on
+        file.seek(4096)
+        file.write(b"\xff" * (cache.stat().st_size - 4096))
+    code, complaint = desk.call("sft", "--redo")
+    assert code == 2 and "delete it, it is made again" in complaint
+
+
 # --- stages
 
 
@@ -173,7 +261,7 @@ def test_a_stage_before_its_predecessor(desk: Desk, stage: str, first: str):
 
 
 def test_sft_before_its_world(desk: Desk):
-    code, complaint = desk.call("sft", "data.world=tiny")
+    code, complaint = desk.call("sft", "data.world=tiny", "data.sft=[]")
     assert code == 2 and "run `python -m minirlaif world " in complaint
 
 

@@ -70,7 +70,8 @@ def test_run_makes_all_stages_in_order_and_skips_them_afterwards(call, done, run
 
 
 def test_run_without_a_world(call, done):
-    assert call("run", "--set", "data.world=")[0] == 0
+    named = ["data.sft=a.json", "data.prompts=b.json", "data.test=c.json"]
+    assert call("run", "--set", "data.world=", *named)[0] == 0
     assert done == ["sft", "feedback", "reward", "ppo", "evaluate", "report"]
     assert "data.world is empty" in call("world", "--set", "data.world=")[2]
 
@@ -176,6 +177,50 @@ def test_full_disk_while_the_config_is_written(call, monkeypatch):
 
     monkeypatch.setattr(cli, "write_atomic", full)
     assert "disk is full" in call("sft")[2]
+
+
+def test_settings_that_a_finished_stage_refused_are_not_recorded(call, runs_dir: Path, monkeypatch):
+    def stage_function(name: str):
+        def run(cfg: config.Config, run: Run, redo: bool = False) -> None:
+            with run.stage(name, {"seed": cfg.seed, name: config.section(cfg, name)}, redo=redo):
+                pass
+
+        return run
+
+    def recorded() -> tuple[int, float]:
+        values = yaml.safe_load((runs_dir / "a" / "config.yaml").read_text())
+        return values["ppo"]["iterations"], values["sft"]["epochs"]
+
+    monkeypatch.setattr(cli, "stage_function", stage_function)
+    assert call("sft", "--set", "sft.epochs=2")[0] == 0 and recorded() == (100, 2.0)
+    assert call("sft", "--set", "sft.epochs=3", "ppo.iterations=7")[0] == 2 and recorded() == (100, 2.0)
+    assert call("ppo", "--set", "sft.epochs=3", "ppo.iterations=7")[0] == 0 and recorded() == (7, 2.0), "sft was made with 2"
+    assert call("sft", "--set", "sft.epochs=2", "ppo.iterations=999")[0] == 0 and recorded() == (7, 2.0), "ppo was made with 7"
+    assert call("ppo", "--redo", "--set", "ppo.iterations=9")[0] == 0 and recorded() == (9, 2.0)
+    config.load(runs_dir / "a" / "config.yaml")
+
+
+@pytest.mark.parametrize("place", ["runs-dir", "name"])
+def test_a_file_where_a_folder_should_be(settings: Path, tmp_path: Path, capsys, place: str):
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    (folder / "file").touch()
+    flags = ["a", str(folder / "file")] if place == "runs-dir" else ["file", str(folder)]
+    for words in (["sft", "--config", str(settings)], ["status"]):
+        assert cli.main([*words, "--run", flags[0], "--runs-dir", flags[1]]) == 2
+        assert f"{folder / 'file'}: is a file" in capsys.readouterr().err
+
+
+def test_a_tracker_that_is_not_installed(call, done, tmp_path: Path, monkeypatch):
+    (tmp_path / "dvclive").mkdir()  # where a tracker of that name once wrote
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "`pip install dvclive`" in call("sft", "--set", "report_to=dvclive")[2] and done == []
+    assert call("sft", "--set", "report_to=tensorboard")[0] == 0
+
+
+def test_a_run_whose_last_stages_have_no_data_does_not_start(call, done, runs_dir: Path):
+    code, _, text = call("run", "--set", "data.world=", "data.sft=a.json")
+    assert code == 2 and "data.prompts and data.test names no file" in text and done == [] and not (runs_dir / "a").exists()
 
 
 def test_other_errors_are_tracebacks(call):

@@ -85,6 +85,10 @@ def test_unknown_settings_name_the_nearest(problem, text: str, near: str):
         ("feedback.readout=words", "feedback.readout must be 'letter' or 'likelihood'"),
         ("sft.schedule=step", "sft.schedule must be"),
         ("feedback.pairs_per_prompt=2", "feedback.pairs_per_prompt is 2, but 2 answers form 1"),
+        ("report_to=foo", "report_to must be 'none' or 'tensorboard'"),
+        ("model.lora_targets=[]", "model.lora_targets is empty"),
+        ("world.dev_clips=0", "world.dev_clips must be above 0"),
+        ("world.prompt_clips=0", "world.prompt_clips must be above 0"),
         ("model=tiny", "model is a section"),
         ("ppo.clip", "--set ppo.clip: write section.field=value"),
         ("=3", "--set =3: write section.field=value"),
@@ -93,6 +97,22 @@ def test_unknown_settings_name_the_nearest(problem, text: str, near: str):
 )
 def test_wrong_values(problem, setting: str, words: str):
     assert words in problem("", setting)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (("rollout.normalize_score=true", "rollout.rollouts=1"), "raise rollout.rollouts, which is 1"),
+        (("data.world=tiny", "data.sft=[a]", "data.test=[b]"), "data.world is tiny, so data.sft, data.test would not be read"),
+        (("data.world=tiny", "world.sft_clips=0", "world.sft_short_clips=0"), "both 0: raise one"),
+    ],
+)
+def test_settings_that_do_not_go_together(problem, settings: tuple[str, ...], words: str):
+    assert words in problem("", *settings)
+    for kept in range(len(settings)):  # each of the two is right without the other
+        if "data.test" not in words:
+            config.load(None, [s for i, s in enumerate(settings) if i != kept])
+    config.load(None, ["data.world=tiny", "data.preferences=[a]"])
 
 
 def test_a_negative_reward_scale_is_allowed():
@@ -129,7 +149,7 @@ def test_missing_and_binary_files(tmp_path: Path):
 
 
 def test_dump_loads_back(tmp_path: Path):
-    cfg = config.load(None, ["sft.learning_rate=2e-5", "data.sft=[a, b]", "data.world=tiny", "rollout.reward_scale=-3"])
+    cfg = config.load(None, ["sft.learning_rate=2e-5", "data.sft=[a, b]", "data.videos=clips", "rollout.reward_scale=-3"])
     (tmp_path / "c.yaml").write_text(config.dump(cfg))
     assert config.load(tmp_path / "c.yaml") == cfg
 

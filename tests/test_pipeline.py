@@ -333,11 +333,14 @@ def test_clips_and_questions_of_ones_own(tmp_path: Path):
         for name, said in zip(names, ("a person is moving.", "two things happen.", "the world is turning."), strict=True)
     ]
     (folder / "sft.json").write_text(json.dumps(rows))
+    asked = [{"video": name, "question": "What is this about?"} for name in names]
+    (folder / "test.json").write_text(json.dumps([*asked[:2], {**asked[2], "answer": "the world."}]))
     ours = {"question": "What is this about?"}
     (folder / "dev.jsonl").write_text("".join(json.dumps({"video": name, **ours}) + "\n" for name in names))
     settings = [
         'data.world=""', f"data.sft=[{folder / 'sft.json'}]", f"data.prompts=[{folder}]", f"data.dev=[{folder / 'dev.jsonl'}]",
-        f"data.test=[{folder}]", "video.frames=4", "video.segment_frames=2", "video.segment_seconds=5", "video.max_segments=3",
+        f"data.test=[{folder / 'test.json'}]",
+        "video.frames=4", "video.segment_frames=2", "video.segment_seconds=5", "video.max_segments=3",
         "rollout.rollouts=4", "rollout.max_new_tokens=12", "feedback.max_new_tokens=12", "ppo.iterations=1",
         "evaluate.max_new_tokens=12",
     ]  # fmt: skip
@@ -345,9 +348,11 @@ def test_clips_and_questions_of_ones_own(tmp_path: Path):
     run = make(tmp_path, [] if with_report else STAGES[1:], *settings)
     assert not (run / "world").exists()
     answers = lines(run / "evaluate" / "answers.jsonl")
-    assert len(answers) == 6 and {Path(row["video"]) for row in answers} == {folder / name for name in names}
+    assert len(answers) == 3 and {Path(row["video"]) for row in answers} == {folder / name for name in names}
     result = json.loads((run / "evaluate" / "result.json").read_text())
-    assert result["test_items"] == 6 and "accuracy" not in result and "judge" not in result
+    assert result["test_items"] == 3 and result["answered_items"] == 1 and "judge" not in result
+    assert set(result["accuracy"].values()) <= {0.0, 1.0} and result["accuracy_by_type"]["all"]["n"] == 1
+    assert result["test_clips_seen_before"] == 3, "sft has read all of them"
     for stage in ("feedback", "reward", "ppo"):
         samples = lines(run / stage / "samples.jsonl")
         assert samples and all(Path(row["video"]).is_file() and row["question"].endswith("?") for row in samples)

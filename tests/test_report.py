@@ -54,6 +54,7 @@ def result(rows: list[dict[str, Any]], **other: Any) -> dict[str, Any]:
         "letter_n": 0,
     }
     told: dict[str, Any] = {"test_items": len(rows), "test_clips": len(rows), "seed": 3, "accuracy": right}
+    told["test_clips_seen_before"] = 0
     told["accuracy_by_type"] = {"what": {**right, "n": len(rows)}}
     told["accuracy_gain"] = {"mean": 0.23, "ci95_low": 0.19, "ci95_high": 0.27}
     told["gain_over_base"] = {"mean": 0.01, "ci95_low": -0.02, "ci95_high": 0.04}
@@ -223,6 +224,44 @@ def test_whether_the_base_is_passed(tmp_path: Path, gain: tuple[float, float, fl
     over = dict(zip(("mean", "ci95_low", "ci95_high"), gain, strict=True))
     _, html = written(*make(tmp_path / "r", ROWS, result(ROWS, gain_over_base=over)))
     assert words in Reader(html).text
+
+
+@pytest.mark.parametrize(
+    ("seen", "words"),
+    [
+        (0, "on 5 held-out questions about 5 clips. No stage before this evaluation has looked at these clips."),
+        (2, "on 5 test questions about 5 clips. Earlier stages have used 2 of these clips too"),
+        (None, "on 5 test questions about 5 clips. Whether an earlier stage has used these clips can no longer be told."),
+    ],
+)
+def test_whether_the_clips_are_new(tmp_path: Path, seen: int | None, words: str):
+    numbers, html = written(*make(tmp_path / "r", ROWS, result(ROWS, test_clips_seen_before=seen)))
+    assert words in Reader(html).text and numbers["test_clips_seen_before"] == seen
+    assert seen == 0 or ("held-out questions" not in html and "No stage before" not in html)
+
+
+def test_questions_without_an_answer_count_in_no_accuracy(tmp_path: Path):
+    rows = [*ROWS, row(7, "both wrong", truth=False)]
+    numbers, html = written(*make(tmp_path / "r", rows, result(rows, answered_items=5)))
+    assert numbers["answered_items"] == 5 and numbers["test_items"] == 6
+    alone, _ = written(*make(tmp_path / "alone", ROWS, result(ROWS)))
+    assert numbers["accuracy_ci95"] == alone["accuracy_ci95"] and alone["answered_items"] == 5
+    assert "1 of the questions come without a true answer" in Reader(html).text and "1 of 5 questions" in Reader(html).text
+
+
+def test_settings_are_those_that_the_stages_were_made_with(tmp_path: Path):
+    cfg, run = make(tmp_path / "r", ROWS, result(ROWS))
+    made = {"ppo": {"ppo": {"iterations": 40}, "video": {"frames": 8}, "data": {"dev": ["d"], "sha256": {"d": "34"}}}}
+    made["evaluate"] = {"video": {"frames": 9}, "data": {"test": ["t"], "sha256": {"t": "12"}}}
+    for stage, settings in made.items():
+        path = run.dir(stage) / "manifest.json"
+        manifest = json.loads(path.read_text())
+        path.write_text(json.dumps({**manifest, "config": {**manifest["config"], **settings}}))
+    other = load(None, ["evaluate.bootstrap=50", "ppo.iterations=999", "seed=8"])
+    assert written(other, run) == written(cfg, run)
+    text = written(other, run)[1]
+    assert "iterations: 40" in text and "999" not in text and "video (evaluate):" in text
+    assert all(words in text for words in ("t: &#x27;12&#x27;", "d: &#x27;34&#x27;", "test:", "dev:")), text[-3000:]
 
 
 @pytest.mark.parametrize(("low", "high", "words"), [(-0.2, -0.1, "lowered accuracy"), (-0.1, 0.1, "No clear change")])

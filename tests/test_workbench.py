@@ -27,7 +27,7 @@ def test_a_base_retrained_under_the_same_name_is_noticed(tmp_path: Path) -> None
     weights[-1] ^= 1
     (base / "model.safetensors").write_bytes(weights)
     after = settings_of(cfg, "model", "sft")
-    with pytest.raises(UserError, match="model.weights.*--redo"), Run(tmp_path / "a").stage("sft", after):
+    with pytest.raises(UserError, match="model.files.*--redo"), Run(tmp_path / "a").stage("sft", after):
         pass
 
 

@@ -116,6 +116,27 @@ def test_another_seed_makes_other_clips_but_the_same_test(tiny: Path, tmp_path: 
         assert (other[f"world/clips/{part}0000.mp4"] == same[f"world/clips/{part}0000.mp4"]) is kept, part
 
 
+@pytest.mark.parametrize("seed", [2024, 2025])
+def test_no_seed_draws_the_clips_of_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int):
+    """2024 and 2025 are the numbers that test and dev are drawn from."""
+    drawn: list[tuple[tuple[Event, ...], bytes]] = []
+    real = tinyworld.render
+
+    def render(rng, clips, *rest):  # type: ignore[no-untyped-def]
+        videos = real(rng, clips, *rest)
+        drawn.extend((tuple(clip), video.tobytes()) for clip, video in zip(clips, videos, strict=True))
+        return videos
+
+    monkeypatch.setattr(tinyworld, "render", render)
+    monkeypatch.setattr(world, "_write_clip", lambda path, frames: path.touch())
+    sizes = ["world.sft_short_clips=0", *(f"world.{part}_clips=20" for part in ("sft", "prompt", "dev", "test"))]
+    made(tmp_path / "a", f"seed={seed}", *sizes)
+    parts = [drawn[start : start + 20] for start in range(0, 80, 20)]
+    assert len(drawn) == 80 == len({clip for part in parts for clip in part})
+    starts = {tuple(events for events, _ in part[:5]) for part in parts}
+    assert len(starts) == 4, "two parts come from one stream"
+
+
 def test_the_files_read_as_users_files_do(tiny: Path):
     folder = tiny / "world"
     for part, answers in (("sft", True), ("prompts", False), ("dev", False), ("test", True)):

@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from minirlaif.chat import Layout, Renderer
 from minirlaif.config import ModelSection
 from minirlaif.frames import FrameSize
+from minirlaif.records import UserError
 
 
 @dataclass(frozen=True)
@@ -161,18 +163,21 @@ class Backbone:
 def load_weights(kind: Any, folder: str, revision: str, dtype: torch.dtype, quantization: Any, device: torch.device) -> Any:
     """A model of transformers class `kind` from a folder or hub id: safetensors only, no remote code.
 
-    quantization: a transformers quantisation config or None.
+    quantization: a transformers quantisation config or None. UserError when the files cannot be read.
     """
-    model = kind.from_pretrained(
-        folder,
-        revision=revision,
-        dtype=dtype,
-        quantization_config=quantization,
-        device_map={"": device} if quantization is not None or device.type != "cpu" else None,
-        attn_implementation="sdpa",
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
+    try:
+        model = kind.from_pretrained(
+            folder,
+            revision=revision,
+            dtype=dtype,
+            quantization_config=quantization,
+            device_map={"": device} if quantization is not None or device.type != "cpu" else None,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"model.base {folder}: its weights cannot be loaded ({_reason(error)}); get the model again") from None
     for module in model.modules():
         # bitsandbytes on a CPU with bf16 instructions repacks 4-bit weights at the first look, and packed weights have no
         # backward pass: gradients through the base would silently be missing.
@@ -182,7 +187,17 @@ def load_weights(kind: Any, folder: str, revision: str, dtype: torch.dtype, quan
 
 
 def load_tokenizer(folder: str, revision: str) -> Any:
-    """The fast tokenizer of a folder or hub id."""
+    """The fast tokenizer of a folder or hub id. UserError when there is none."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
+    except Exception as error:  # whatever stands in the file: ValueError, KeyError, and a bare Exception from the Rust side
+        raise UserError(
+            f"model.base {folder}: no tokenizer.json that can be read ({_reason(error)}); save the tokenizer beside the model"
+        ) from None
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error, without what stands before a list."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(": ")

@@ -1,8 +1,8 @@
 """Stage `evaluate`: held-out answers of base, SFT and aligned model; the first stage that reads the truth.
 
 Out: answers.jsonl (a row per test question with every model's answer), strips/ (frames for the report), result.json.
-Controls: the same models on blank frames and on frames in a wrong order. Without true answers (a user's own clips) the
-answers are written side by side and no accuracy is given.
+Controls: the same models on blank frames and on frames in a wrong order. Questions without a true answer (a user's own
+clips) count in no accuracy; where none has one, the answers are written side by side and no accuracy is given.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.features import blank_features
 from minirlaif.metrics import progress
+from minirlaif.opening import open_workbench
+from minirlaif.overlap import seen_before
 from minirlaif.records import Sample
 from minirlaif.sampling import sample
 from minirlaif.stagedir import StageDir
 from minirlaif.stats import exact_match, guess_rate, paired_bootstrap, wilson
 from minirlaif.training import seed_of, shuffled
-from minirlaif.workbench import View, Workbench, open_workbench, read_samples, readable, settings_of, stored
+from minirlaif.workbench import View, Workbench, read_samples, readable, settings_of, stored
 
 MODELS = {"base": "base", "sft": "sft", "rlaif": "policy"}  # name in the report -> role
 CONTROLS = ("blind", "shuffled")
@@ -31,7 +33,7 @@ Facts = Mapping[str, Mapping[str, Any]]
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. models and questions 2. answers of every model and control 3. accuracy, intervals 4. judge and reward against truth."""
-    settings = settings_of(cfg, "model", "video", "data", "evaluate")
+    settings = settings_of(cfg, "model", "video", "evaluate", sources=["test"])
     with run.stage("evaluate", settings, inputs=["sft", "feedback", "reward", "ppo"], redo=redo) as out:
         if out is None:
             return
@@ -49,13 +51,17 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             for name, role, control in progress(jobs, len(jobs), "evaluate"):
                 answers[name] = _answers(bench, role, tests, _control(bench, cfg, control, blanks))
             _write(out, run, bench, tests, answers)
+            seen = seen_before(bench, run, tests)
             bench.counted(out)
         # 3. accuracy and intervals
         facts = {row["id"]: row for row in _lines(run.require("world") / "truth.jsonl")} if cfg.data.world else {}
-        truth = [row.turns[0].answer for row in tests]
+        known = [number for number, row in enumerate(tests) if row.turns[0].answer]
         result: dict[str, Any] = {"test_items": len(tests), "test_clips": len({row.video for row in tests}), "seed": cfg.seed}
-        if tests and all(truth):
-            result |= _accuracy(tests, answers, facts, cfg.evaluate.bootstrap, seed_of(cfg.seed, "bootstrap"))
+        result |= {"test_clips_seen_before": seen, "answered_items": len(known)}
+        if known:
+            told = {name: [texts[number] for number in known] for name, texts in answers.items()}
+            answered = [tests[number] for number in known]
+            result |= _accuracy(answered, told, facts, cfg.evaluate.bootstrap, seed_of(cfg.seed, "bootstrap"))
         # 4. judge and reward model against truth
         if cfg.data.world:
             feedback, reward = run.require("feedback"), run.require("reward")

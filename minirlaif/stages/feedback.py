@@ -18,12 +18,13 @@ from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.judge import judge, swap_consistent
 from minirlaif.metrics import progress
+from minirlaif.opening import open_workbench
 from minirlaif.records import Pair, Sample, UserError, Verdict
 from minirlaif.sampling import sample
 from minirlaif.stagedir import StageDir
 from minirlaif.training import generator, seed_of
 from minirlaif.verdicts import context_text
-from minirlaif.workbench import Workbench, located, open_workbench, read_samples, readable, settings_of, stored
+from minirlaif.workbench import Workbench, located, read_samples, readable, settings_of, stored
 
 Lines = list[tuple[str, dict[str, Any]]]  # (file, record) of each line to write
 LETTER_SHARE = 16  # of so many pairs one is also judged by letters, to compare the read-outs
@@ -31,7 +32,7 @@ LETTER_SHARE = 16  # of so many pairs one is also judged by letters, to compare 
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. open the SFT model 2. per chunk: describe, answer, judge, write 3. describe dev clips 4. count."""
-    settings = settings_of(cfg, "model", "video", "data", "feedback")
+    settings = settings_of(cfg, "model", "video", "feedback", sources=["prompts", "dev"])
     with run.stage("feedback", settings, inputs=["sft"], redo=redo) as out:
         if out is None:
             return

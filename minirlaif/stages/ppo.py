@@ -29,6 +29,7 @@ from minirlaif.config import Config
 from minirlaif.devjudge import DevJudge
 from minirlaif.losses import ppo_policy_loss, total_stats, value_loss
 from minirlaif.metrics import progress
+from minirlaif.opening import open_workbench
 from minirlaif.records import Sample, StageStopped, UserError
 from minirlaif.rollouts import Rollout, collect
 from minirlaif.schedules import learning_rate
@@ -44,16 +45,7 @@ from minirlaif.training import (
     shuffled,
     write_state,
 )
-from minirlaif.workbench import (
-    Workbench,
-    critic_config,
-    located,
-    open_workbench,
-    read_samples,
-    readable,
-    settings_of,
-    stored,
-)
+from minirlaif.workbench import Workbench, critic_config, located, read_samples, readable, settings_of, stored
 
 RATIO_TOLERANCE = 0.02  # of the first ratio from 1; low precision and other batch shapes move it a little
 
@@ -71,10 +63,9 @@ class Learner:
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. prompts 2. roles and optimisers 3. iterations: collect, update, log, sometimes judge 4. the chosen policy."""
     # feedback: how the judge picks the checkpoint
-    settings = settings_of(cfg, "model", "video", "data", "feedback", "rollout", "ppo") | {
-        "context": cfg.reward.context,
-        "reward_base": base_hash(critic_config(cfg).model) if cfg.reward.base else "",
-    }
+    settings = settings_of(cfg, "model", "video", "feedback", "rollout", "ppo", sources=["prompts", "dev"])
+    settings["context"] = cfg.reward.context
+    settings["reward_base"] = base_hash(critic_config(cfg).model) if cfg.reward.base else ""
     with run.stage("ppo", settings, inputs=["sft", "feedback", "reward"], redo=redo) as out:
         if out is None:
             return

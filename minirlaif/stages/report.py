@@ -16,9 +16,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from minirlaif import page, story, workings
 from minirlaif.artifacts import Run
-from minirlaif.config import Config, dump
+from minirlaif.config import Config
 from minirlaif.disk import plain, read_json, write_atomic
 from minirlaif.page import Html
 from minirlaif.stats import exact_match, paired_bootstrap
@@ -75,6 +77,8 @@ def summary(cfg: Config, found: Found) -> dict[str, Any]:
     return {
         "test_items": result["test_items"],
         "test_clips": result["test_clips"],
+        "test_clips_seen_before": result.get("test_clips_seen_before"),
+        "answered_items": result.get("answered_items", result["test_items"] if result.get("accuracy") else 0),
         "seed": result["seed"],
         "accuracy": result.get("accuracy") or dict.fromkeys(names),
         "accuracy_ci95": _intervals(cfg, found) if result.get("accuracy") else None,
@@ -116,11 +120,24 @@ def document(cfg: Config, name: str, found: Found, numbers: Mapping[str, Any]) -
         story.gallery(rows, pictures, numbers),
         workings.time(numbers),
         workings.looks(numbers),
-        workings.foot(found.manifests, dump(cfg)),
+        workings.foot(found.manifests, _settings(found.manifests)),
     ]
     style = (files("minirlaif") / "page.css").read_text(encoding="utf-8")
     named = {key: data for data, key in by_content.items() if data}
     return page.page(f"minirlaif report: {name}", parts, style, page.strip_styles(named))
+
+
+def _settings(manifests: Mapping[str, dict[str, Any]]) -> str:
+    """What the stages were made with, as YAML: a section once, and again where a later stage had other values in it."""
+    shown: dict[str, Any] = {}
+    for stage, manifest in manifests.items():
+        for name, values in manifest["config"].items():
+            if name == "data":  # each stage has its own parts of it
+                known = shown.setdefault(name, {"sha256": {}})
+                known.update({**values, "sha256": {**known["sha256"], **values["sha256"]}})
+            elif shown.setdefault(name, values) != values:
+                shown[f"{name} ({stage})"] = values
+    return str(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=130))
 
 
 def chosen(answers: Sequence[dict[str, Any]], wanted: int) -> list[dict[str, Any]]:
@@ -157,9 +174,9 @@ def _intervals(cfg: Config, found: Found) -> dict[str, list[float]]:
     ends = {}
     for model in ("base", "sft", "rlaif"):
         clusters: dict[str, list[float]] = {}
-        for row in found.answers:
-            clusters.setdefault(row["video"], []).append(float(exact_match(row[model], row["truth"] or "")))
-        ends[model] = list(paired_bootstrap(clusters, cfg.evaluate.bootstrap, cfg.seed)[1:])
+        for row in filter(story.kind, found.answers):  # those with a true answer
+            clusters.setdefault(row["video"], []).append(float(exact_match(row[model], row["truth"])))
+        ends[model] = list(paired_bootstrap(clusters, cfg.evaluate.bootstrap, found.result["seed"])[1:])
     return ends
 
 

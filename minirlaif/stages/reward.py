@@ -19,6 +19,7 @@ from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.losses import bradley_terry_loss, centering_penalty
 from minirlaif.metrics import progress
+from minirlaif.opening import check_tokenizers, open_workbench
 from minirlaif.records import Preference, StageStopped, UserError
 from minirlaif.schedules import learning_rate
 from minirlaif.scoring import Row, micro_batches, sequence_scores
@@ -34,7 +35,7 @@ from minirlaif.training import (
     shuffled,
     write_state,
 )
-from minirlaif.workbench import Workbench, check_tokenizers, critic_config, open_workbench, read_preferences, settings_of, stored
+from minirlaif.workbench import Workbench, critic_config, read_preferences, readable, settings_of, stored
 
 START_BETA = 3.0
 PADDING_TOLERANCE = 1e-3
@@ -42,15 +43,14 @@ PADDING_TOLERANCE = 1e-3
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. preferences, some kept back 2. role, head, optimiser 3. train 4. held-out scores, bias and padding check."""
-    settings = settings_of(cfg, "model", "video", "reward")
-    settings["preferences"] = list(cfg.data.preferences)
+    settings = settings_of(cfg, "model", "video", "reward", sources=["preferences"])
     with run.stage("reward", settings, inputs=["sft", "feedback"], redo=redo) as out:
         if out is None:
             return
         check_tokenizers(cfg)
-        # 1. preferences
-        train, kept = _split(_preferences(cfg, run), cfg.reward.held_out)
         with open_workbench(critic_config(cfg), run) as bench:
+            # 1. preferences
+            train, kept = _split(readable(bench, _preferences(cfg, run)), cfg.reward.held_out)
             # 2. role, head, optimiser
             begun = out.resume()
             start = begun[1] / "reward" if begun else _start(cfg, run)

@@ -13,6 +13,7 @@ from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.losses import sft_loss
 from minirlaif.metrics import progress
+from minirlaif.opening import open_workbench
 from minirlaif.records import Sample, UserError
 from minirlaif.sampling import sample
 from minirlaif.schedules import learning_rate
@@ -28,21 +29,20 @@ from minirlaif.training import (
     shuffled,
     write_state,
 )
-from minirlaif.workbench import Workbench, check_data, open_workbench, read_samples, readable, settings_of, stored
+from minirlaif.workbench import Workbench, read_samples, readable, settings_of, stored
 
 SHOWN, SHOWN_TOKENS = 4, 64  # rows of each stage that samples.jsonl shows, and the longest answer there
 
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. rows by answer length 2. role and optimiser 3. both stages, one after the other 4. the adapter."""
-    settings = settings_of(cfg, "model", "video", "data", "sft")
+    settings = settings_of(cfg, "model", "video", "sft", sources=["sft"])
     with run.stage("sft", settings, inputs=["world"] if cfg.data.world else [], redo=redo) as out:
         if out is None:
             return
         samples = read_samples(cfg, run, "sft", need_answers=True)
         with open_workbench(cfg, run) as bench:
             # 1. rows by answer length
-            check_data(bench)
             stages = by_length(readable(bench, samples), cfg.sft.short_words)
             plan = [(name, rows) for name, rows in stages.items() if rows]
             per_stage = [max(1, round(cfg.sft.epochs * len(rows) / cfg.sft.batch_size)) for _, rows in plan]

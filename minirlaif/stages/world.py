@@ -23,7 +23,7 @@ from minirlaif.metrics import progress
 from minirlaif.tinyworld import SEGMENT_QUESTION, Event, Question
 
 SIZE = 64  # pixels of a side of the mp4 files; the model looks at half of that
-TEST_SEED = 20_24  # the test clips are the same for every seed of a run
+TEST_SEED = 20_24  # the test clips are the same for every seed of a run; dev has the next number
 
 CARD = """# Data card of the tiny world
 
@@ -50,13 +50,14 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
     with run.stage("world", settings, redo=redo) as out:
         if out is None:
             return
-        w, rng = cfg.world, np.random.default_rng(cfg.seed)
+        w = cfg.world
         clips = out.path / "clips"
         clips.mkdir(exist_ok=True)
         parts: list[tuple[str, int, Any]] = [
-            ("short", w.sft_short_clips, rng),
-            ("sft", w.sft_clips, rng),
-            ("prompts", w.prompt_clips, rng),
+            # A stream of its own for each part. A pair whose second number is not 0 never equals a number, whatever the seed.
+            ("short", w.sft_short_clips, np.random.default_rng([cfg.seed, 1])),
+            ("sft", w.sft_clips, np.random.default_rng([cfg.seed, 2])),
+            ("prompts", w.prompt_clips, np.random.default_rng([cfg.seed, 3])),
             ("dev", w.dev_clips, np.random.default_rng(TEST_SEED + 1)),
             ("test", w.test_clips, np.random.default_rng(TEST_SEED)),
         ]

@@ -19,7 +19,8 @@ PACKAGE = ROOT / "minirlaif"
 LAYERS = {
     0: "losses returns stats tokens verdicts schedules records frames settings config memory",
     1: "artifacts disk provenance metrics video data formats features chat families resting roles sampling scoring judge training"
-    " tinyworld tinybase backbone workbench rollouts devjudge page story workings timeline _reader doctor shapes standin plan fitting",
+    " tinyworld tinybase backbone workbench rollouts devjudge page story workings timeline _reader doctor"
+    " shapes standin plan fitting",
     2: "stages",
     3: "cli __main__ steps bench",
 }

@@ -127,9 +127,10 @@ def _measured(cfg: Config, job: Mapping[str, Any], folder: Path) -> dict[str, An
 def libraries(cfg: Config) -> float:
     """Resident bytes of this process once everything that a stage imports is in it; 0 where that cannot be read."""
     import accelerate  # noqa: F401
-    import peft  # noqa: F401
 
-    from minirlaif import steps  # noqa: F401
+    from minirlaif import roles, steps  # noqa: F401
+
+    roles.import_peft()
 
     if cfg.model.quantization == "nf4" or cfg.model.optimizer != "adamw":
         import bitsandbytes  # noqa: F401

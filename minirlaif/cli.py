@@ -215,23 +215,23 @@ def _make(run: Run, cfg: config.Config, options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     """`plan`: the table, the verdict, and what was asked for beside them. 0: it fits, 1: it does not."""
-    from minirlaif import plan
+    from minirlaif import fitting, plan
 
     if options.table:
         configs = [(path.name, config.load(path)) for path in sorted(Path("configs").glob("24gb-*.yaml"))]
         if not configs:
             raise UserError("configs/24gb-*.yaml: none here; run `plan --table` in the project's folder")
-        print(plan.markdown(configs, (8, 12, 16, 24)))
+        print(fitting.markdown(configs, (8, 12, 16, 24)))
         return 0
     if options.config is None:
         raise UserError("plan: name a config with --config; see `python -m minirlaif plan --help`")
     cfg = config.load(options.config, options.set)
-    card = plan.find_card(options.gpu_gib, cfg.model.device)
+    card = fitting.find_card(options.gpu_gib, cfg.model.device)
     found = plan.planned(cfg, card.gpu, options.model_config, runtime=plan.RUNTIME)
     print(plan.table(plan.estimate(found)))
-    print("\n".join(plan.verdict(found, card)))
+    print("\n".join(fitting.verdict(found, card)))
     if options.fit is not None:
-        smaller, changes = plan.fitted(found, card)
+        smaller, changes = fitting.fitted(found, card)
         write_atomic(options.fit, config.dump(smaller.cfg))
         print(f"{options.fit}: {', '.join(changes) or 'nothing had to change'}")
     if options.probe:

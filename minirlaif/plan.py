@@ -5,9 +5,8 @@ It reads the model's config.json alone. Estimates come from `memory`; `bench` an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from minirlaif import memory
 from minirlaif.config import Config
@@ -20,25 +19,10 @@ GIB = 2**30
 TEXT = 96  # tokens of a question with the chat's own words
 GUIDING = 160  # tokens of the judge's instructions
 ANSWER = 256  # tokens of an answer in SFT data
-CONTEXT = 0.6 * GIB  # what CUDA and its libraries take of a card beside the allocator
 FIRST_STEP = 20 * 2**20  # what a CPU's first step adds for good: code of kernels, their buffers, autograd's threads
 RUNTIME = 0.45 * GIB  # what Python and its libraries take of main memory; `bench` measures it
 STEPS = ("sft", "feedback", "reward", "collect", "update", "evaluate")
 TITLES = {"collect": "ppo collect", "update": "ppo update"}
-
-
-@dataclass(frozen=True)
-class Card:
-    """What there is to fit into. bytes: all of it; gpu: a GPU (its library context goes off, roles rest in host memory)."""
-
-    name: str
-    bytes: float
-    gpu: bool
-
-    @property
-    def room(self) -> float:
-        """Bytes for tensors: 3 % are lost to the allocator's gaps."""
-        return (self.bytes - CONTEXT) * 0.97 if self.gpu else self.bytes
 
 
 @dataclass(frozen=True)
@@ -223,60 +207,6 @@ def peak(plan: Planned) -> tuple[str, float]:
     return most, sums[most]
 
 
-def fitted(plan: Planned, card: Card) -> tuple[Planned, list[str]]:
-    """The plan with settings shrunk until it fits, and what was changed: frames, then pixels, then micro-batches, then bits.
-
-    Raises:
-        UserError: nothing is left to shrink and it still does not fit.
-    """
-    changes: list[str] = []
-    while peak(plan)[1] > card.room:
-        step = _shrunk(plan)
-        if step is None:
-            name, size = peak(plan)
-            raise UserError(
-                f"{TITLES.get(name, name)} still takes {size / GIB:.1f} GiB of {card.bytes / GIB:.1f} with everything shrunk;"
-                " choose a smaller model.base"
-            )
-        plan, said = step
-        changes = [change for change in changes if change.split(" ")[0] != said.split(" ")[0]] + [said]
-    return plan, changes
-
-
-def _shrunk(plan: Planned) -> tuple[Planned, str] | None:
-    """One step smaller in the first setting that can still shrink."""
-    cfg = plan.cfg
-    if cfg.video.frames > 8:
-        frames = max(8, cfg.video.frames * 3 // 4)
-        video = replace(cfg.video, frames=frames, segment_frames=min(cfg.video.segment_frames, frames))
-        return replace(plan, cfg=replace(cfg, video=video)), f"video.frames {frames}"
-    if "spatial_merge_size" in plan.policy.vision and cfg.video.frame_pixels > 16384:
-        pixels = max(16384, cfg.video.frame_pixels * 3 // 4)
-        return replace(plan, cfg=replace(cfg, video=replace(cfg.video, frame_pixels=pixels))), f"video.frame_pixels {pixels}"
-    for section, field in _BATCHES:
-        now = getattr(getattr(cfg, section), field)
-        if now > 1 and now == max(getattr(getattr(cfg, s), f) for s, f in _BATCHES):
-            smaller = replace(getattr(cfg, section), **{field: now // 2})
-            return replace(plan, cfg=replace(cfg, **{section: smaller})), f"{section}.{field} {now // 2}"
-    if not cfg.model.gradient_checkpointing:
-        model = replace(cfg.model, gradient_checkpointing=True)
-        return replace(plan, cfg=replace(cfg, model=model)), "model.gradient_checkpointing true"
-    if cfg.model.quantization == "none":
-        model = replace(cfg.model, quantization="nf4")
-        return replace(plan, cfg=replace(cfg, model=model)), "model.quantization nf4"
-    return None
-
-
-_BATCHES = (
-    ("sft", "micro_batch_size"),
-    ("reward", "micro_batch_size"),
-    ("ppo", "micro_batch_size"),
-    ("rollout", "batch_size"),
-    ("feedback", "batch_size"),
-    ("evaluate", "batch_size"),
-)
-
-
 def table(stages: Mapping[str, Mapping[str, float]]) -> str:
     """MiB by stage and line."""
     lines = [line for line in LINES if any(values[line] for values in stages.values())]
@@ -286,51 +216,3 @@ def table(stages: Mapping[str, Mapping[str, float]]) -> str:
         rows.append([TITLES.get(name, name), *(f"{cell / 2**20:,.0f}" for cell in cells)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
-
-
-def verdict(plan: Planned, card: Card) -> list[str]:
-    """Whether it fits, and what to shrink first when it does not."""
-    name, size = peak(plan)
-    shown = f"{TITLES.get(name, name)} takes most: {size / GIB:.2f} of {card.bytes / GIB:.1f} GiB ({card.name})"
-    if size <= card.room:
-        return [f"fits: {shown}"]
-    said = [f"does not fit: {shown}"]
-    try:
-        said.append("shrink first: " + ", then ".join(fitted(plan, card)[1]))
-    except UserError as error:
-        said.append(str(error))
-    return said
-
-
-def markdown(configs: Sequence[tuple[str, Config]], sizes: Sequence[float]) -> str:
-    """The README's table: a row per config, a column per card."""
-    rows = ["| config | peak | " + " | ".join(f"{size:.0f} GiB" for size in sizes) + " | |"]
-    rows.append("| --- " * (len(sizes) + 3) + "|")
-    for name, cfg in configs:
-        plan = planned(cfg, gpu=True)
-        stage, size = peak(plan)
-        cells = [_cell(plan, Card("", gib * GIB, True)) for gib in sizes]
-        rows.append(f"| `{name}` | {size / GIB:.1f} GiB ({TITLES.get(stage, stage)}) | {' | '.join(cells)} | planned |")
-    return "\n".join(rows)
-
-
-def _cell(plan: Planned, card: Card) -> str:
-    if peak(plan)[1] <= card.room:
-        return "yes"
-    try:
-        return "with " + ", ".join(fitted(plan, card)[1])
-    except UserError:
-        return "no"
-
-
-def find_card(gib: float | None, wanted: Any) -> Card:
-    """The card named, or found; without a GPU main memory."""
-    import os
-
-    import torch
-
-    if gib is not None:
-        return Card("named with --gpu-gib", gib * GIB, True)
-    if wanted != "cpu" and torch.cuda.is_available():
-        return Card(torch.cuda.get_device_name(), float(torch.cuda.get_device_properties(0).total_memory), True)
-    return Card("main memory, no GPU", float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")), False)

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 HEAD_FILE = "head.safetensors"
 
 
+def import_peft() -> None:
+    """Load PEFT now rather than with the first adapter, so that what the library itself takes can be measured before."""
+    import peft  # noqa: F401
+
+
 class ScalarHead(nn.Module):
     """hidden -> one number, weight and bias zero or small at the start; `beta` weighs the answer's mean log-likelihood."""
 

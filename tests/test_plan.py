@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from minirlaif import cli, config, plan, shapes
+from minirlaif import cli, config, fitting, plan, shapes
 from minirlaif.config import ModelSection
 from minirlaif.records import UserError
 
@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_shrunk_frames_first(tmp_path: Path, capsys):
 def test_the_order_of_shrinking():
     cfg = config.load(None, ["model.base=qwen3-vl-4b"])
     said, found = [], plan.planned(cfg, gpu=True)
-    while (step := plan._shrunk(found)) is not None:
+    while (step := fitting._shrunk(found)) is not None:
         found = step[0]
         said.append(step[1].split(" ")[0])
     kinds = ["micro" if "batch" in name else name for name in dict.fromkeys(said)]
@@ -95,7 +95,7 @@ def test_the_order_of_shrinking():
 def test_a_model_too_big_for_a_card_is_said_so():
     cfg = config.load(None, ["model.base=llava-1.5-13b"])
     with pytest.raises(UserError, match="choose a smaller model.base"):
-        plan.fitted(plan.planned(cfg, gpu=True), plan.Card("a small one", 4 * plan.GIB, True))
+        fitting.fitted(plan.planned(cfg, gpu=True), fitting.Card("a small one", 4 * plan.GIB, True))
 
 
 def test_a_reward_base_of_its_own_is_counted_while_it_scores():

@@ -1,0 +1,128 @@
+"""Whether a plan fits a card, what to shrink first when it does not, and the smaller config."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from minirlaif.config import Config
+from minirlaif.plan import GIB, TITLES, Planned, peak, planned
+from minirlaif.records import UserError
+
+CONTEXT = 0.6 * GIB  # what CUDA and its libraries take of a card beside the allocator
+
+
+@dataclass(frozen=True)
+class Card:
+    """What there is to fit into. bytes: all of it; gpu: a GPU (its library context goes off, roles rest in host memory)."""
+
+    name: str
+    bytes: float
+    gpu: bool
+
+    @property
+    def room(self) -> float:
+        """Bytes for tensors: 3 % are lost to the allocator's gaps."""
+        return (self.bytes - CONTEXT) * 0.97 if self.gpu else self.bytes
+
+
+def fitted(plan: Planned, card: Card) -> tuple[Planned, list[str]]:
+    """The plan with settings shrunk until it fits, and what was changed: frames, then pixels, then micro-batches, then bits.
+
+    Raises:
+        UserError: nothing is left to shrink and it still does not fit.
+    """
+    changes: list[str] = []
+    while peak(plan)[1] > card.room:
+        step = _shrunk(plan)
+        if step is None:
+            name, size = peak(plan)
+            raise UserError(
+                f"{TITLES.get(name, name)} still takes {size / GIB:.1f} GiB of {card.bytes / GIB:.1f} with everything shrunk;"
+                " choose a smaller model.base"
+            )
+        plan, said = step
+        changes = [change for change in changes if change.split(" ")[0] != said.split(" ")[0]] + [said]
+    return plan, changes
+
+
+def _shrunk(plan: Planned) -> tuple[Planned, str] | None:
+    """One step smaller in the first setting that can still shrink."""
+    cfg = plan.cfg
+    if cfg.video.frames > 8:
+        frames = max(8, cfg.video.frames * 3 // 4)
+        video = replace(cfg.video, frames=frames, segment_frames=min(cfg.video.segment_frames, frames))
+        return replace(plan, cfg=replace(cfg, video=video)), f"video.frames {frames}"
+    if "spatial_merge_size" in plan.policy.vision and cfg.video.frame_pixels > 16384:
+        pixels = max(16384, cfg.video.frame_pixels * 3 // 4)
+        return replace(plan, cfg=replace(cfg, video=replace(cfg.video, frame_pixels=pixels))), f"video.frame_pixels {pixels}"
+    for section, field in _BATCHES:
+        now = getattr(getattr(cfg, section), field)
+        if now > 1 and now == max(getattr(getattr(cfg, s), f) for s, f in _BATCHES):
+            smaller = replace(getattr(cfg, section), **{field: now // 2})
+            return replace(plan, cfg=replace(cfg, **{section: smaller})), f"{section}.{field} {now // 2}"
+    if not cfg.model.gradient_checkpointing:
+        model = replace(cfg.model, gradient_checkpointing=True)
+        return replace(plan, cfg=replace(cfg, model=model)), "model.gradient_checkpointing true"
+    if cfg.model.quantization == "none":
+        model = replace(cfg.model, quantization="nf4")
+        return replace(plan, cfg=replace(cfg, model=model)), "model.quantization nf4"
+    return None
+
+
+_BATCHES = (
+    ("sft", "micro_batch_size"),
+    ("reward", "micro_batch_size"),
+    ("ppo", "micro_batch_size"),
+    ("rollout", "batch_size"),
+    ("feedback", "batch_size"),
+    ("evaluate", "batch_size"),
+)
+
+
+def verdict(plan: Planned, card: Card) -> list[str]:
+    """Whether it fits, and what to shrink first when it does not."""
+    name, size = peak(plan)
+    shown = f"{TITLES.get(name, name)} takes most: {size / GIB:.2f} of {card.bytes / GIB:.1f} GiB ({card.name})"
+    if size <= card.room:
+        return [f"fits: {shown}"]
+    said = [f"does not fit: {shown}"]
+    try:
+        said.append("shrink first: " + ", then ".join(fitted(plan, card)[1]))
+    except UserError as error:
+        said.append(str(error))
+    return said
+
+
+def markdown(configs: Sequence[tuple[str, Config]], sizes: Sequence[float]) -> str:
+    """The README's table: a row per config, a column per card."""
+    rows = ["| config | peak | " + " | ".join(f"{size:.0f} GiB" for size in sizes) + " | |"]
+    rows.append("| --- " * (len(sizes) + 3) + "|")
+    for name, cfg in configs:
+        plan = planned(cfg, gpu=True)
+        stage, size = peak(plan)
+        cells = [_cell(plan, Card("", gib * GIB, True)) for gib in sizes]
+        rows.append(f"| `{name}` | {size / GIB:.1f} GiB ({TITLES.get(stage, stage)}) | {' | '.join(cells)} | planned |")
+    return "\n".join(rows)
+
+
+def _cell(plan: Planned, card: Card) -> str:
+    if peak(plan)[1] <= card.room:
+        return "yes"
+    try:
+        return "with " + ", ".join(fitted(plan, card)[1])
+    except UserError:
+        return "no"
+
+
+def find_card(gib: float | None, wanted: Any) -> Card:
+    """The card named, or found; without a GPU main memory."""
+    import torch
+
+    if gib is not None:
+        return Card("named with --gpu-gib", gib * GIB, True)
+    if wanted != "cpu" and torch.cuda.is_available():
+        return Card(torch.cuda.get_device_name(), float(torch.cuda.get_device_properties(0).total_memory), True)
+    return Card("main memory, no GPU", float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")), False)

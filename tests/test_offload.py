@@ -15,14 +15,14 @@ from minirlaif import config, resting, rollouts
 from minirlaif.backbone import open_backbone
 from minirlaif.families.smolvlm import SmolVLM
 from minirlaif.features import resting_eyes
-from minirlaif.opening import check_tokenizers
+from minirlaif.opening import _reference_bench, check_tokenizers
 from minirlaif.records import Sample, Turn, UserError
 from minirlaif.resting import Resting
 from minirlaif.scoring import token_logprobs, token_values
 from minirlaif.stages import ppo
 from minirlaif.stages.pretrain import save
 from minirlaif.training import make_accelerator, make_optimizer
-from minirlaif.workbench import _reference_bench, critic_config
+from minirlaif.workbench import critic_config
 
 ROLES = ("policy", "reference", "reward", "value")
 CLIPS = range(3)

@@ -54,11 +54,13 @@ class FeatureStore:
         self._db.execute("CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, shape TEXT, data BLOB, strip BLOB)")
         self._backbone, self._reader = backbone, reader
         self._limit, self._frame_pixels = int(video.cache_gib * (1 << 30)), video.frame_pixels
+        # Every plan that was ever looked at; features may be deleted for their size, and a second look must show.
+        self._db.execute("CREATE TABLE IF NOT EXISTS looked (key TEXT PRIMARY KEY)")
         self._vision = vision_hash(backbone)
         self._eyes = resting_eyes(backbone)
         self._memory: OrderedDict[str, Tensor] = OrderedDict()
         self._memory_bytes = 0
-        self.counters = {"decodes": 0, "encodes": 0, "encoded_frames": 0, "plans": 0}
+        self.counters = {"decodes": 0, "encodes": 0, "encoded_frames": 0, "plans": 0, "opened": 0}
 
     def close(self) -> None:
         """Close the file; the reader is the caller's."""
@@ -75,6 +77,7 @@ class FeatureStore:
         if known:
             return ClipInfo(**json.loads(known[0]))
         info = self._reader.info(video)
+        self.counters["opened"] += 1
         self._db.execute("REPLACE INTO clips VALUES (?, ?, ?)", (video, stamp, json.dumps(info.__dict__)))
         self._db.commit()
         return info
@@ -131,7 +134,7 @@ class FeatureStore:
         kept = features_GHWE.to(self._backbone.dtype)
         data = kept.view(torch.uint8).numpy().tobytes()
         self._db.execute("REPLACE INTO vectors VALUES (?, ?, ?, ?)", (key, json.dumps(list(kept.shape)), data, strip))
-        self.counters["plans"] += 1
+        self.counters["plans"] += self._db.execute("INSERT OR IGNORE INTO looked VALUES (?)", (key,)).rowcount
         self._remember(key, kept)
 
     def _remember(self, key: str, features: Tensor) -> None:

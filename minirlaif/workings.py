@@ -137,10 +137,16 @@ def time(numbers: Numbers) -> Html:
 def looks(numbers: Numbers) -> Html:
     """Decodes, encodes and prefilled tokens."""
     c = numbers["counts"]
-    names = {"decodes": "Decodes", "encodes": "Encodes", "plans": "Clip × frame plan", "encoded_frames": "Frames encoded"}
+    names = {
+        "decodes": "Decodes",
+        "encodes": "Encodes",
+        "plans": "Clip × frame plan",
+        "encoded_frames": "Frames encoded",
+        "opened": "Clips opened to check",
+    }
     names["prefilled_tokens"] = "Tokens prefilled"
     rows = [[stage, *(number(row.get(name, 0)) for name in names)] for stage, row in c["by_stage"].items()]
-    rows.append(["all", *(number(c["total"][name]) for name in names)])
+    rows.append(["all", *(number(c["total"].get(name, 0)) for name in names)])
     told = "One look per clip and frame plan means 1.00 here."
     if c["decodes_per_clip"] == 1 and c["encodes_per_clip"] == 1:
         told = "Each clip was decoded and encoded once per frame plan; everything after that came from the run's cache."

@@ -98,7 +98,7 @@ def test_a_second_look_decodes_nothing(tmp_path: Path, clip: str):
     assert first[0][1].equal(again[0][1])
     assert first[0][1][:, 0, 0, 0].tolist() == [0.0, 7.0, 14.0, 21.0] and first[0][1].shape == (4, 1, K, D)
     assert len(o.reader.asked) == o.eyes.calls == 1 and len(o.reader.looked) == 1
-    assert o.store.counters == {"decodes": 1, "encodes": 1, "encoded_frames": 4, "plans": 1}
+    assert o.store.counters == {"decodes": 1, "encodes": 1, "encoded_frames": 4, "plans": 1, "opened": 1}
 
 
 def test_the_cache_outlives_the_process(tmp_path: Path, clip: str):
@@ -118,7 +118,7 @@ def test_plans_of_a_clip_come_from_one_pass_and_only_missing_ones(tmp_path: Path
     o.store.get(clip, halves)
     keys = [plan.key for plan in halves(o.store.info(clip))]
     assert o.reader.asked == [("a.mp4", keys[:1]), ("a.mp4", keys[1:])]
-    assert o.store.counters == {"decodes": 3, "encodes": 3, "encoded_frames": 8, "plans": 3}
+    assert o.store.counters == {"decodes": 3, "encodes": 3, "encoded_frames": 8, "plans": 3, "opened": 1}
 
 
 def test_a_plan_asked_for_twice_is_looked_at_once(tmp_path: Path, clip: str):
@@ -202,6 +202,18 @@ def test_strip_shows_the_frames_side_by_side(tmp_path: Path):
         parts = np.asarray(picture).reshape(96, 4, 96, 3).swapaxes(0, 1)
         assert [clips.number_of(part) for part in parts] == [clips.number_of(frame) for frame in frames] == [4, 12, 20, 28]
         store.close()
+
+
+def test_a_second_look_at_features_that_were_deleted_shows(tmp_path: Path, clip: str):
+    """The report divides decodes by plans: a cache that forgets must not look like one that never had to."""
+    o = Opened(tmp_path, limit_gib=0.0)
+    for _ in range(3):
+        o.store.get(clip, whole)
+        o.store._memory.clear()
+    again = Opened(tmp_path, limit_gib=0.0)
+    again.store.get(clip, whole)
+    assert (o.store.counters["decodes"], o.store.counters["encodes"], o.store.counters["plans"]) == (3, 3, 1)
+    assert (again.store.counters["decodes"], again.store.counters["plans"]) == (1, 0)
 
 
 def test_blank_frames_are_encoded_once(tmp_path: Path):

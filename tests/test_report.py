@@ -174,6 +174,7 @@ def test_numbers(tmp_path: Path):
         "encodes": 20,
         "encoded_frames": 240,
         "plans": 20,
+        "opened": 0,
         "prefilled_tokens": 14,
     }
     assert set(numbers["seconds"]) == set(report.READ) and numbers["seed"] == 3 and numbers["test_items"] == 5
@@ -398,7 +399,7 @@ def test_a_bar_stays_in_its_track():
 
 
 def test_looks_without_any_new_entry():
-    nothing = {"decodes": 0, "encodes": 0, "plans": 0, "encoded_frames": 0, "prefilled_tokens": 0}
+    nothing = {"decodes": 0, "encodes": 0, "plans": 0, "encoded_frames": 0, "opened": 0, "prefilled_tokens": 0}
     counts = {"decodes_per_clip": None, "encodes_per_clip": None, "prefilled_tokens_per_clip": None, "clips": None,
               "cached_plans": None, "total": nothing, "by_stage": {"sft": nothing}}  # fmt: skip
     assert "decoded and encoded once" not in workings.looks({"counts": counts})

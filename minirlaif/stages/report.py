@@ -207,7 +207,7 @@ def _judge(found: Found) -> dict[str, Any]:
 def _counts(found: Found) -> dict[str, Any]:
     """Looks and prefills. Per clip means: looks per (clip, frame plan), prefilled prompt tokens per clip."""
     stages = {name: manifest["counters"] for name, manifest in found.manifests.items() if manifest["counters"]}
-    names = ("decodes", "encodes", "encoded_frames", "plans", "prefilled_tokens")
+    names = ("decodes", "encodes", "encoded_frames", "plans", "opened", "prefilled_tokens")
     total = {name: sum(counters.get(name, 0) for counters in stages.values()) for name in names}
     clips, cached = found.looked or (0, 0)
     return {
@@ -227,7 +227,7 @@ def _looked(cache: Path) -> tuple[int, int] | None:
         return None
     try:
         with closing(sqlite3.connect(f"{cache.absolute().as_uri()}?mode=ro", uri=True)) as db:
-            clips, plans = (db.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in ("clips", "features"))
+            clips, plans = (db.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in ("clips", "vectors"))
     except sqlite3.Error:
         return None
     return int(clips), int(plans)

@@ -93,7 +93,8 @@ def test_every_stage_leaves_exactly_its_files(finished: Path):
         "feedback": {f"{name}.jsonl" for name in ("answers", "contexts", "verdicts", "preferences", "samples", "metrics")},
         "reward": ADAPTER | {"adapter/head.safetensors", "held_out.jsonl", "metrics.jsonl", "samples.jsonl"},
         "ppo": ADAPTER | {"metrics.jsonl", "samples.jsonl"},
-        "evaluate": {"answers.jsonl", "result.json"} | {f"strips/{n:03d}.jpg" for n in range(4)},  # one picture per clip
+        "evaluate": {"answers.jsonl", "metrics.jsonl", "result.json", "samples.jsonl"}
+        | {f"strips/{n:03d}.jpg" for n in range(4)},  # one picture per clip
     }
     for stage in STAGES:
         assert files(finished / stage) == expected[stage] | {"manifest.json"}, stage

@@ -55,6 +55,7 @@ class Watcher:
 
 
 def test_each_model_answers_about_true_grey_and_mixed_frames(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(evaluate, "seen_before", lambda *_: 0)
     base = tiny.backbone()
     cfg = tiny.settings("evaluate.gallery=0", "evaluate.batch_size=2", "evaluate.bootstrap=10", "data.world=tiny")
     bench = tiny.TinyBench(base, {f"/clips/{n}": tiny.view(base, 6, n) for n in range(3)}, cfg)

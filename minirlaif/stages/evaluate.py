@@ -28,6 +28,7 @@ from minirlaif.workbench import View, Workbench, read_samples, readable, setting
 
 MODELS = {"base": "base", "sft": "sft", "rlaif": "policy"}  # name in the report -> role
 CONTROLS = ("blind", "shuffled")
+SAMPLE_EVERY = 25  # of so many test rows one stands in samples.jsonl
 Facts = Mapping[str, Mapping[str, Any]]
 
 
@@ -44,12 +45,19 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             bench.roles.add("policy", 0, run.require("ppo") / "adapter")
             tests = readable(bench, tests)
             # 2. answers
-            answers: dict[str, list[str]] = {}
+            begun = out.resume()
+            first = begun[0] if begun else 0
+            answers: dict[str, list[str]] = json.loads((begun[1] / "answers.json").read_text()) if begun else {}
             blanks: dict[Any, Any] = {}
             jobs = [(name, role, "") for name, role in MODELS.items()]
             jobs += [(f"{name}_{control}", role, control) for name, role in MODELS.items() for control in CONTROLS]
-            for name, role, control in progress(jobs, len(jobs), "evaluate"):
+            for number, (name, role, control) in enumerate(
+                progress(jobs[first:], len(jobs), "evaluate", initial=first), first + 1
+            ):
                 answers[name] = _answers(bench, role, tests, _control(bench, cfg, control, blanks))
+                out.log(number, answers=name, different=len(set(answers[name])), words=_mean_words(answers[name]))
+                bench.counted(out)
+                out.commit_state(number, lambda folder: _keep(folder, answers))
             _write(out, run, bench, tests, answers)
             seen = seen_before(bench, run, tests)
             bench.counted(out)
@@ -70,6 +78,14 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             result["context"] = _segments(_lines(feedback / "contexts.jsonl"), facts)
         (out.path / "result.json").write_text(json.dumps(result, indent=1))
         out.summary.update({"accuracy": result.get("accuracy"), "accuracy_gain": result.get("accuracy_gain")})
+
+
+def _keep(folder: Path, answers: Mapping[str, list[str]]) -> None:
+    (folder / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
+
+
+def _mean_words(texts: Sequence[str]) -> float:
+    return sum(len(text.split()) for text in texts) / max(1, len(texts))
 
 
 def _control(bench: Workbench, cfg: Config, control: str, blanks: dict[Any, Any]) -> Callable[[Sample, View], View]:
@@ -162,6 +178,7 @@ def _accuracy(
     return {
         "accuracy": accuracy,
         "accuracy_by_type": by_type,
+        "guess_with_hindsight": guess_rate(keys),  # constants read off the test truths themselves, which nobody can know
         "accuracy_gain": gain("rlaif", "sft"),
         "gain_over_base": gain("rlaif", "base"),
     }

@@ -84,6 +84,7 @@ def summary(cfg: Config, found: Found) -> dict[str, Any]:
         "accuracy_ci95": _intervals(cfg, found) if result.get("accuracy") else None,
         "accuracy_by_type": result.get("accuracy_by_type"),
         "accuracy_gain": result.get("accuracy_gain", nothing),
+        "guess_with_hindsight": result.get("guess_with_hindsight"),
         "gain_over_base": result.get("gain_over_base", nothing),
         "against_base": story.compared(result["gain_over_base"]) if result.get("gain_over_base") else None,
         "judge": _judge(found),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from minirlaif import artifacts, disk, stagedir
+from minirlaif import disk, stagedir
 from minirlaif.artifacts import Run
 from minirlaif.records import StageStopped, UserError
 

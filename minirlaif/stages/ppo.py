@@ -128,6 +128,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             bench.counted(out)
             best = learner.extra["best"]
             out.summary.update({"chosen_iteration": best["iteration"], "dev_win_rate": best.get("win_rate")})
+            out.summary["dev_questions"] = len(dev)
 
 
 def _refuse_poor_reward(cfg: Config, run: Run) -> None:

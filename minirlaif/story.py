@@ -157,8 +157,9 @@ def controls(numbers: Numbers) -> Html:
     """The same models on blank frames and on frames in a wrong order, beside guessing."""
     right = numbers["accuracy"]
     far = max(0.0, *(right[f"{name}_blind"] - right["guess"] for name in MODELS))  # falling below it is no sign of cheating
+    over = f"more than {100 * far:.1f} points above" if far else "better than"
     told = (
-        f"With blank frames no model is more than {100 * far:.1f} points above guessing: the answers come from the pictures."
+        f"With blank frames no model is {over} guessing: the answers come from the pictures."
         if far <= 0.05
         else f"With blank frames a model is still {100 * far:.1f} points above guessing:"
         " do not trust that all answers come from the pictures."

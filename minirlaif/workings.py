@@ -108,7 +108,7 @@ def training(numbers: Numbers, metrics: Mapping[str, Sequence[Mapping[str, Any]]
         drawn("ppo", "kl", "KL to SFT", "nats per answer", mark=best),
         drawn("ppo", "length", "Length", "tokens per answer", mark=best),
         drawn("ppo", "entropy", "Entropy", "nats per token", mark=best),
-        drawn("ppo", "dev_win_rate", "Dev win rate", "dev answers the judge prefers to SFT's; 0.5: no better", mark=best),
+        drawn("ppo", "dev_win_rate", "Dev win rate", "dev answers preferred to SFT's; 0.5: no better", mark=best),
     ]
     short = [row["step"] for row in metrics["sft"] if row.get("stage") == "long"]
     others = [

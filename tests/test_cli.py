@@ -306,6 +306,15 @@ def test_doctor_tries_things_in_a_child():
     assert doctor.attempt("import time; time.sleep(9)", seconds=0.2) == (False, "no answer within 0 s")
 
 
+def test_doctor_says_what_it_is_trying(monkeypatch, capsys):
+    doctor.tried(lambda code: (True, "x"))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(doctor.sys.stderr, "isatty", lambda: True)
+    doctor.tried(lambda code: (True, "x"))
+    shown = capsys.readouterr().err.split("\r\x1b[K")
+    assert shown[1:3] == ["trying: device …", "trying: torchvision …"] and shown[-1] == ""
+
+
 def test_doctor_says_what_a_run_cannot_do_without():
     def attempt(code: str) -> tuple[bool, str]:
         return ("decord" not in code and "bitsandbytes" not in code, "x")

@@ -12,6 +12,7 @@ Paths inside manifests are relative, so a run folder can be moved.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,14 +26,20 @@ from minirlaif.provenance import start_gpu_count
 from minirlaif.records import StageStopped, UserError
 from minirlaif.stagedir import SCHEMA, STATES, StageDir
 
+ORDER = ("pretrain", "world", "sft", "feedback", "reward", "ppo", "evaluate", "report")  # of the stages
+
 
 class Run:
-    """The folder of one run."""
+    """The folder of one run.
 
-    def __init__(self, root: Path | str) -> None:
+    given: the settings that the command in progress was started with, as flags; shown in the commands of messages.
+    """
+
+    def __init__(self, root: Path | str, given: Sequence[str] = ()) -> None:
         self.root = Path(root)
         self.accepted: Callable[[str], None] = lambda stage: None  # called once a stage has taken its settings
         self.checked = False  # whether this command has looked at all rows and clips that are still to be read
+        self.given = tuple(given)
 
     def dir(self, stage: str) -> Path:
         """Where a finished stage lies (it need not exist)."""
@@ -44,18 +51,40 @@ class Run:
 
     def command(self, stage: str) -> str:
         """What a user types to make a stage."""
-        config = self.root / "config.yaml"
-        folder = "" if self.root.parent == Path("runs") else f" --runs-dir {self.root.parent}"
-        return f"python -m minirlaif {stage} --config {config if config.is_file() else '…'} --run {self.root.name}{folder}"
+        return self._typed([stage], self._last())
+
+    def remake(self, stage: str, *settings: str) -> str:
+        """What a user types to make a stage again, and whatever was made of it; with settings (section.field=value) changed."""
+        start = ORDER.index(stage) if stage in ORDER else 0
+        later = [] if stage not in ORDER[1:] else [name for name in ORDER[start + 1 :] if self._is_there(name)]
+        given = [*(self.given or self._last())]
+        if settings:
+            given += [*([] if "--set" in given else ["--set"]), *settings]
+        return self._typed(["run", stage, *later] if later else [stage], given) + " --redo"
+
+    def _last(self) -> tuple[str, str]:
+        return "--config", str(path) if (path := self.root / "config.yaml").is_file() else "…"
+
+    def _typed(self, verbs: Sequence[str], settings: Sequence[str]) -> str:
+        folder = [] if self.root.parent == Path("runs") else ["--runs-dir", str(self.root.parent)]
+        words = ["python", "-m", "minirlaif", *verbs, *settings, "--run", self.root.name, *folder]
+        return " ".join(word if word.endswith("…") else shlex.quote(word) for word in words)
+
+    def _is_there(self, stage: str) -> bool:
+        """Whether a stage was made or begun; the report is a file at the root."""
+        return any(path.exists() for path in (self.dir(stage), self.partial(stage), self.root / f"{stage}.html"))
 
     def manifest(self, stage: str) -> dict[str, Any] | None:
         """The manifest of a finished stage, or None."""
         path = self.dir(stage) / "manifest.json"
         if not path.is_file():
             return None
-        manifest = read_json(path)
+        try:
+            manifest = read_json(path)
+        except UserError as error:
+            raise self._with_command(error, stage) from None
         if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-            raise UserError(f"{path}: not a manifest of this version; make the stage again: `{self.command(stage)} --redo`")
+            raise UserError(f"{path}: not a manifest of this version; make the stage again: `{self.remake(stage)}`")
         return manifest
 
     def require(self, stage: str) -> Path:
@@ -68,10 +97,10 @@ class Run:
             path = self.dir(stage) / name
             if not path.is_file() or path.stat().st_size != output["bytes"] or sha256(path) != output["sha256"]:
                 what = "has changed since the stage finished" if path.is_file() else "is missing"
-                raise UserError(f"{path}: {what}; make the stage again: `{self.command(stage)} --redo`")
+                raise UserError(f"{path}: {what}; make the stage again: `{self.remake(stage)}`")
         older = self.outdated(stage)
         if older:
-            raise UserError(f"{self.dir(stage)}: made from another {older}; make it again: `{self.command(stage)} --redo`")
+            raise UserError(f"{self.dir(stage)}: made from another {older}; make it again: `{self.remake(stage)}`")
         return self.dir(stage)
 
     def outdated(self, stage: str) -> str:
@@ -132,8 +161,14 @@ class Run:
                         raise StageStopped(
                             f"{partial}: the disk is full; free some space and repeat the command, it goes on"
                         ) from error
+                    if isinstance(error, UserError) and error.again is not None:
+                        raise self._with_command(error, name) from None
                     raise
             parallel.wait()
+
+    def _with_command(self, error: UserError, stage: str) -> UserError:
+        """The same error with the command that makes the stage again."""
+        return type(error)(f"{error}: `{self.remake(stage, *(error.again or ()))}`")
 
     def _settled(self, name: str, begun: Mapping[str, Any], redo: bool) -> bool:
         """Whether there is nothing left to do. What an earlier attempt left half done is cleared or completed first."""
@@ -144,7 +179,7 @@ class Run:
         if not self._is_finished(name, begun):
             return False
         self.accepted(name)
-        print(f"{name}: finished already (--redo makes it again)", flush=True)
+        print(f"{name}: finished already; to make it again: `{self.remake(name)}`", flush=True)
         return True
 
     def _identity(self, stage: str) -> str:
@@ -157,7 +192,9 @@ class Run:
             return False
         changes = _differences({key: manifest[key] for key in ("config", "inputs")}, begun)
         if changes:
-            raise UserError(f"{self.dir(name)}: made with other settings or inputs ({changes}); --redo makes it again")
+            raise UserError(
+                f"{self.dir(name)}: made with other settings or inputs ({changes}); make it again: `{self.remake(name)}`"
+            )
         return True
 
     def _open(self, name: str, begun: Mapping[str, Any]) -> StageDir:
@@ -169,7 +206,7 @@ class Run:
             return out
         changes = _differences(read_json(partial / "begun.json"), begun)
         if changes:
-            raise UserError(f"{partial}: begun with other settings or inputs ({changes}); --redo starts it again")
+            raise UserError(f"{partial}: begun with other settings or inputs ({changes}); start it again: `{self.remake(name)}`")
         return out
 
     def _publish(self, name: str) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.util
-import json
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -18,8 +18,8 @@ import yaml
 from minirlaif import __version__, config, parallel
 from minirlaif.artifacts import Run
 from minirlaif.disk import disk_is_full, read_json, write_atomic
-from minirlaif.metrics import clock
 from minirlaif.records import UserError
+from minirlaif.status import report_state, status_table
 
 STAGES = {  # in the order of `run`, except pretrain, which `run` leaves out because the tiny base ships with the package
     "pretrain": "train the tiny base model from nothing",
@@ -39,6 +39,10 @@ PIPELINE = tuple(name for name in STAGES if name != "pretrain")
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        if match := re.match(r"argument VERB: invalid choice: '(.*?)'", message):
+            known = [*STAGES, "run", "status", "path", "convert", "doctor"]
+            near = difflib.get_close_matches(match[1], known, n=1, cutoff=0.0)[0]
+            message = f"{match[1]}: no such verb (did you mean {near}?)"
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
@@ -46,13 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit code 0: done, 1: `doctor` found something missing, `plan` that it does not
     fit, or `bench` that a stage fails, 2: the user can put it right, 130: Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments:
+        _parser().print_help()
+        return 0
     try:
         return _dispatch(_parser().parse_args(arguments))
     except UserError as error:
         return _complain(str(error))
     except KeyboardInterrupt:
         again = shlex.join(["python", "-m", "minirlaif", *(word for word in arguments if word != "--redo")])
-        return _complain(f"stopped; `{again}` goes on from here", code=130)
+        return _complain(f"stopped; `{again}` goes on from the last saved step", code=130)
     except OSError as error:
         if disk_is_full(error, Path.cwd()):
             return _complain("the disk is full; free some space and repeat the command, it goes on")
@@ -94,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, help_text in STAGES.items():
         _add_run_flags(_verb(verbs, name, help_text, f"{name} --config configs/tiny.yaml --run tiny"), trains=True)
     _add_run_flags(_verb(verbs, "status", "table of a run's stages", "status --run tiny"), trains=False)
-    path = _verb(verbs, "path", "print the folder of a finished stage", "path ppo --run tiny")
+    path = _verb(verbs, "path", "print the folder of a finished stage, of report the page itself", "path ppo --run tiny")
     path.add_argument("stage", metavar="STAGE", help=", ".join(STAGES))
     _add_run_flags(path, trains=False)
     convert = _verb(
@@ -168,7 +175,9 @@ def _dispatch(options: argparse.Namespace) -> int:
         return _plan(options) if options.verb == "plan" else _bench(options)
     if not options.run or Path(options.run).name != options.run or options.run == "..":
         raise UserError(f"--run {options.run!r}: must be a plain name; the folder it lies in goes to --runs-dir")
-    run = Run(options.runs_dir / options.run)
+    settings = getattr(options, "set", [])
+    given = ["--config", options.config, *(["--set", *settings] if settings else [])] if hasattr(options, "set") else []
+    run = Run(options.runs_dir / options.run, given)
     for path in (run.root, *run.root.parents):
         if path.exists() and not path.is_dir():
             raise UserError(f"{path}: is a file, run folders cannot lie in it; choose another --run or --runs-dir")
@@ -176,7 +185,7 @@ def _dispatch(options: argparse.Namespace) -> int:
         if not run.root.is_dir():
             others = sorted(path.name for path in options.runs_dir.glob("*") if path.is_dir())
             raise UserError(f"{run.root}: no such run folder; runs there: {', '.join(others) or 'none'}")
-        print(status_table(run) if options.verb == "status" else _folder(run, options.stage))
+        print(status_table(run, list(STAGES)) if options.verb == "status" else _folder(run, options.stage))
         return 0
     return _make(run, config.load(options.config, options.set), options)
 
@@ -276,7 +285,9 @@ def _known(name: str) -> str:
 
 
 def _folder(run: Run, stage: str) -> Path:
-    if run.manifest(_known(stage)) is None:
+    if _known(stage) == "report" and report_state(run)[0] != "missing":
+        return run.root / "report.html"
+    if run.manifest(stage) is None:
         raise UserError(f"{run.dir(stage)}: not finished; run `{run.command(stage)}` first")
     return run.dir(stage)
 
@@ -343,42 +354,3 @@ def stage_function(name: str) -> Callable[..., None]:
     else:
         from minirlaif.stages.report import run
     return run
-
-
-def status_table(run: Run) -> str:
-    """One line per stage: finished, outdated, partial or missing; seconds; the first metric, or how far a partial one came."""
-    rows = [("stage", "state", "time", "result")]
-    for name in STAGES:
-        manifest = run.manifest(name)
-        if manifest is not None:
-            older = run.outdated(name)
-            state = f"outdated: made from another {older}" if older else "finished"
-            first = next(iter(manifest["metrics"].items()), None)
-            result = "" if first is None else f"{first[0]} {_short(first[1])}"
-            rows.append((name, state, clock(manifest["seconds"]), result))
-        elif run.partial(name).is_dir():
-            rows.append((name, "partial", "", _how_far(run.partial(name))))
-        elif name != "pretrain":
-            rows.append((name, "missing", "", ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows]
-    return "\n".join(lines)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _how_far(partial: Path) -> str:
-    """Last logged step, and the step that a repeated command goes on from."""
-    logged, saved = None, 0
-    try:
-        lines = (partial / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        logged = json.loads(lines[-1])["step"]
-    except (OSError, ValueError, LookupError):  # nothing logged yet, or killed in the middle of a line
-        pass
-    try:
-        saved = json.loads((partial / "state" / "position.json").read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, LookupError):
-        pass
-    return f"last step {'none' if logged is None else logged}, goes on from {saved}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,10 @@ class VideoSection:
 
 @dataclass(frozen=True)
 class DataSection:
-    """Where clips and rows come from. Sources are files (json, jsonl, parquet), folders or hub names."""
+    """Where clips and rows come from. Sources are files (json, jsonl, parquet), folders or hub names.
+
+    A relative path that does not exist seen from the current folder is looked for in the config file's own folder.
+    """
 
     world: str = ""  # "tiny": make the tiny world and use its files; empty: use the sources below
     videos: str = ""  # folder that relative clip paths start from; empty: the data file's own folder
@@ -58,6 +61,9 @@ class DataSection:
     dev: tuple[str, ...] = ()  # prompts on which the judge picks the checkpoint
     test: tuple[str, ...] = ()  # rows are checked before anything trains; clips are opened by `evaluate` only
     preferences: tuple[str, ...] = ()  # extra preference rows for `reward`
+
+
+SOURCES = ("sft", "prompts", "dev", "test", "preferences")  # fields of DataSection that name files
 
 
 @dataclass(frozen=True)
@@ -257,6 +263,7 @@ RULES = Rules(
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """Defaults, then the YAML file, then `section.field=value` overrides, whose values are read as YAML too.
 
+    Data that lie beside the file rather than in the current folder get its folder in front of their names.
     Raises one UserError that lists every problem of the file and the overrides.
     """
     values: Mapping[Any, Any] = {}
@@ -273,8 +280,17 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
         problems = _conflicts(cfg)
     if cfg is None or problems:
         count = "" if len(problems) == 1 else f"{len(problems)} problems: "
-        raise UserError(f"{path or 'settings'}: {count}{'; '.join(problems)}")
-    return cfg
+        where = "" if all(problem.startswith("--set ") for problem in problems) else f"{path or 'settings'}: "
+        raise UserError(f"{where}{count}{'; '.join(problems)}")
+    return cfg if path is None else replace(cfg, data=_found_beside(Path(path).parent, cfg.data))
+
+
+def _found_beside(folder: Path, data: DataSection) -> DataSection:
+    def found(name: str) -> str:
+        return str(folder / name) if name and not Path(name).exists() and (folder / name).exists() else name
+
+    parts: dict[str, Any] = {part: tuple(map(found, getattr(data, part))) for part in SOURCES}
+    return replace(data, videos=found(data.videos), **parts)
 
 
 def _conflicts(cfg: Config) -> list[str]:

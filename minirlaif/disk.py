@@ -33,7 +33,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); make the stage again with --redo") from None
+        raise UserError(f"{path}: cannot be read ({error}); make the stage again", again=()) from None
 
 
 def sync(path: Path) -> None:

@@ -134,14 +134,19 @@ def attempt(code: str, seconds: float = 120.0) -> tuple[bool, str]:
 def tried(attempt: Callable[[str], tuple[bool, str]] = attempt) -> list[Finding]:
     """What imports and works, each tried in a child process."""
     install = "python -m pip install -r requirements.txt"
-    results = {
-        "device": attempt(_TORCH),
-        "torchvision": attempt(_VISION),
-        "decord reads": attempt("import decord; print('imports')"),
-        "av reads": attempt("import av; print('imports')"),
-        "4-bit": attempt(_NF4),
-        "tensorboard logs": attempt(_TRACKER),
+    codes = {
+        "device": _TORCH,
+        "torchvision": _VISION,
+        "decord reads": "import decord; print('imports')",
+        "av reads": "import av; print('imports')",
+        "4-bit": _NF4,
+        "tensorboard logs": _TRACKER,
     }
+    results = {}
+    for name, code in codes.items():
+        _say(f"trying: {name} …")
+        results[name] = attempt(code)
+    _say("")
     # PyAV also writes the tiny world's clips, so nothing stands in for it. A torchvision that fails breaks transformers.
     needed = ("device", "torchvision", "av reads")
     remedies = {"torchvision": "python -m pip uninstall torchvision"}
@@ -150,6 +155,12 @@ def tried(attempt: Callable[[str], tuple[bool, str]] = attempt) -> list[Finding]
         state = "ok" if works else "missing" if name in needed else "note"
         findings.append(Finding(name, state, text if works else f"fails: {text}", "" if works else remedies.get(name, install)))
     return findings
+
+
+def _say(text: str) -> None:
+    """One line that the next one replaces; on a terminal alone."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def memory() -> Finding:

@@ -101,7 +101,7 @@ class FeatureStore:
                 self.counters["encodes"] += 1
                 self.counters["encoded_frames"] += len(pixels)
                 found[key] = features_GHWE
-                self._write(key, features_GHWE, _strip(pixels))
+                self._write(key, features_GHWE, _strip(pixels, info.width / info.height))
             self._db.commit()
             self._shrink()
         return [(plan, _present(found[key])) for key, plan in zip(keys, plans, strict=True)]
@@ -112,7 +112,7 @@ class FeatureStore:
             return self._backbone.encode_frames(pixels_FHW3).to("cpu").contiguous()
 
     def strip(self, video: str, plan: FramePlan) -> bytes:
-        """A JPEG of the frames side by side, as the model saw them; empty when the plan was never decoded."""
+        """A JPEG of the frames side by side, in the proportions of the clip; empty when the plan was never decoded."""
         row = self._db.execute("SELECT strip FROM vectors WHERE key = ?", (self._key(self.info(video), plan),)).fetchone()
         return b"" if row is None else bytes(row[0])
 
@@ -190,11 +190,12 @@ def _present(features: Tensor | None) -> Tensor:
     return features
 
 
-def _strip(pixels_FHW3: np.ndarray) -> bytes:
+def _strip(pixels_FHW3: np.ndarray, aspect: float) -> bytes:
+    """aspect: width by height of the clip, which the model may have seen squeezed into a square."""
     from PIL import Image
 
-    height, width = pixels_FHW3.shape[1:3]
-    shape = (round(PICTURE * width / height), PICTURE)
+    height = pixels_FHW3.shape[1]
+    shape = (max(1, round(PICTURE * aspect)), PICTURE)
     how = Image.Resampling.NEAREST if height < PICTURE else Image.Resampling.BICUBIC
     sheet = Image.new("RGB", (shape[0] * len(pixels_FHW3), PICTURE))
     for number, pixels in enumerate(pixels_FHW3):

@@ -79,7 +79,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def tile(label: str, value: str, note: str = "", tone: str = "") -> Html:
+def tile(label: str, value: str, note: object = "", tone: str = "") -> Html:
     """A figure worth a glance."""
     return tag("div", tag("dt", label), tag("dd", value), tag("p", note), class_=f"tile {tone}".strip())
 
@@ -138,13 +138,20 @@ def ticks(low: float, high: float, wanted: int = 3) -> list[float]:
 
 
 def curve(
-    title: str, rows: Sequence[tuple[float, float | None]], tone: str = "rlaif", mark: float | None = None, note: str = ""
+    title: str,
+    rows: Sequence[tuple[float, float | None]],
+    tone: str = "rlaif",
+    mark: float | None = None,
+    note: str = "",
+    span: tuple[float, float] | None = None,
 ) -> Html:
-    """A small line chart of (x, y) rows; rows without y are left out. mark: an x drawn as a dashed line."""
+    """A small line chart of (x, y) rows; rows without y are left out. mark: an x drawn as a dashed line; span: what the y axis
+    shows at least."""
     known = [(x, y) for x, y in rows if y is not None and math.isfinite(y)]
     if not known:
         return tag("figure", tag("figcaption", title, tag("small", "not measured in this run")), class_="curve")
-    y_ticks = ticks(min(y for _, y in known), max(y for _, y in known))
+    heights = [*(y for _, y in known), *(span or ())]
+    y_ticks = ticks(min(heights), max(heights))
     x_low, x_high = min(x for x, _ in rows), max(x for x, _ in rows)
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -189,12 +196,12 @@ def card(question: str, kind: str, strip: Html, truth: str, answers: Iterable[Ht
     )
 
 
-def frames(name: str, count: int) -> Html:
-    """The frames of a strip in two rows; `name` is its key in `strip_styles`."""
+def frames(name: str, count: int, aspect: float = 1.0) -> Html:
+    """The frames of a strip in two rows; `name` is its key in `strip_styles`, aspect the width by the height of one frame."""
     columns = min(8, max(1, math.ceil(count / 2)))
     places = [0.0 if count == 1 else 100 * i / (count - 1) for i in range(count)]
     inside = [tag("i", style=f"background-position:{place:.3f}% 0") for place in places]
-    style = f"--n:{count};grid-template-columns:repeat({columns},1fr)"
+    style = f"--n:{count};--aspect:{aspect:.4g};grid-template-columns:repeat({columns},1fr)"
     return tag(
         "div", *inside, class_=f"frames {name}", style=style, role="img", aria_label=f"{count} frames of the clip in order"
     )

@@ -7,12 +7,20 @@ One mask rule: True means "this position counts".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 
 class UserError(Exception):
-    """Something the user can put right: one line that names the file or field, what is wrong and the way out."""
+    """Something the user can put right: one line that names the file or field, what is wrong and the way out.
+
+    again: the way out is to make the stage again, with these settings changed (section.field=value; maybe none). Whoever raises
+    it inside a stage need not know the command: `Run.stage` adds it.
+    """
+
+    def __init__(self, message: str, again: Sequence[str] | None = None) -> None:
+        super().__init__(message)
+        self.again = again
 
 
 class StageStopped(UserError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -78,7 +79,9 @@ class Roles:
             bias="none",
             task_type="CAUSAL_LM",
         )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # PEFT asks for it by the name that transformers is giving up.
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
             torch.manual_seed(seed)
             if self._peft is None:
                 self._peft = get_peft_model(self.backbone.model, config, adapter_name=role)
@@ -92,7 +95,7 @@ class Roles:
                 self._fill(role, {n.replace(f".{start_from}.", f".{role}."): p for n, p in self.named(start_from).items()})
         self._freeze()
         if self.section.gradient_checkpointing:
-            self.backbone.text_model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.backbone.text_model.activation_checkpointing_enable({"use_reentrant": False})
 
     def add_head(self, role: str, seed: int, start: float = 0.0, beta: float | None = None) -> None:
         """Give a role a scalar head. start: deviation of its first weights, 0: all zero."""
@@ -122,8 +125,8 @@ class Roles:
         with self._switched(role):
             for parameter in self.parameters(role):
                 parameter.requires_grad_(True)
-            # Gradient checkpointing works only in train mode; there is no dropout, so the mode changes nothing else.
-            self.backbone.text_model.train(self.section.gradient_checkpointing)
+            if self.section.gradient_checkpointing:  # works only in train mode; no dropout, so the mode changes nothing else
+                self.backbone.text_model.train()
             yield
 
     @contextmanager

@@ -53,6 +53,7 @@ def build(kind: type[R], values: Mapping[Any, Any], overrides: Sequence[str], ru
     """A record of class `kind` from its defaults, then `values`, then `overrides`; or None and every problem."""
     sections, types = _sections(kind), _types(kind)
     given: dict[str, object] = {}
+    typed: dict[str, str] = {}  # name -> the override it comes from
     problems: list[str] = []
     for key, value in values.items():
         if key in sections and (value is None or isinstance(value, Mapping)):  # `sft:` with all lines commented out is empty
@@ -68,6 +69,7 @@ def build(kind: type[R], values: Mapping[Any, Any], overrides: Sequence[str], ru
             given[name] = yaml.safe_load(text) if text else ""
         except (yaml.YAMLError, ValueError):
             given[name] = text
+        typed[name] = f"--set {item}: "
 
     accepted: dict[str, dict[str, Any]] = {name: {} for name in ["", *sections]}
     for name, value in given.items():
@@ -77,7 +79,7 @@ def build(kind: type[R], values: Mapping[Any, Any], overrides: Sequence[str], ru
             owner, _, leaf = name.rpartition(".")
             accepted[owner][leaf] = _checked(name, _typed(name, types[name], value), rules)
         except ValueError as error:
-            problems.append(str(error))
+            problems.append(f"{typed.get(name, '')}{error}")
     if problems:
         return None, problems
     return kind(**accepted[""], **{name: record(**accepted[name]) for name, record in sections.items()}), []

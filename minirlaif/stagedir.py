@@ -17,6 +17,7 @@ from minirlaif.provenance import code_version, gpu_use, package_versions
 from minirlaif.records import UserError
 
 SCHEMA = 1
+SAVE_SECONDS = 120.0  # no more work than this is lost to a kill, whatever the settings say about steps
 STATES = ("state", "state.new", "state.old")  # in the order of trust, see commit_state
 
 
@@ -34,7 +35,7 @@ class StageDir:
         self.summary: dict[str, Any] = {}
         self.counters: dict[str, Any] = {}
         self._seconds_before = 0.0
-        self._started = time.monotonic()
+        self._started = self._saved = time.monotonic()
 
     @property
     def seconds(self) -> float:
@@ -52,6 +53,11 @@ class StageDir:
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain(record), ensure_ascii=False) + "\n")
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether to commit the state after this step: every so many steps, and when the last commit is SAVE_SECONDS old. Of
+        several processes the leader's clock counts, so everyone has to ask."""
+        return step % every == 0 or parallel.from_leader(lambda: time.monotonic() - self._saved >= SAVE_SECONDS)
 
     def commit_state(self, step: int, write: Callable[[Path], None]) -> None:
         """Let `write` fill a fresh folder with everything that later steps need, then make it the state to resume from.
@@ -81,6 +87,7 @@ class StageDir:
             state.rename(old)
         new.rename(state)
         shutil.rmtree(old, ignore_errors=True)
+        self._saved = time.monotonic()
 
     def resume(self) -> tuple[int, Path] | None:
         """(finished steps, state folder) of the last commit_state, or None. jsonl lines written after it are cut off."""
@@ -99,7 +106,7 @@ class StageDir:
             if length is None:
                 path.unlink()
             elif path.stat().st_size < length:
-                raise UserError(f"{path}: shorter than when the state was saved; --redo starts the stage again")
+                raise UserError(f"{path}: shorter than when the state was saved; start the stage again", again=())
             else:
                 os.truncate(path, length)
         parallel.wait()  # the others read these files now

@@ -5,7 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minirlaif.page import Html, answer, bar, bars, card, interval, number, percent, points, section, share, table, tag, tile
+from minirlaif.page import (
+    Html,
+    answer,
+    bar,
+    bars,
+    card,
+    interval,
+    join,
+    number,
+    percent,
+    points,
+    section,
+    share,
+    table,
+    tag,
+    tile,
+)
 from minirlaif.stats import exact_match
 
 MODELS = {"base": "Base, before SFT", "sft": "SFT", "rlaif": "Aligned (RLAIF)"}
@@ -17,10 +33,14 @@ KINDS = {
     "": "Answers side by side",
 }
 Numbers = Mapping[str, Any]
+FEW = 30  # below so many a share says little: its 95 % interval is wider than 30 points
+NOT_KEPT = "PPO was not kept: the aligned model is the SFT model."
 
 
 def compared(gain: Mapping[str, float]) -> str:
-    """ "above", "below" or "level" (the 95 % interval holds zero)."""
+    """ "above", "below" or "level" (the 95 % interval holds zero, or so little was asked that it has no width)."""
+    if gain["ci95_low"] == gain["ci95_high"]:
+        return "level"
     return "above" if gain["ci95_low"] > 0 else "below" if gain["ci95_high"] < 0 else "level"
 
 
@@ -50,13 +70,29 @@ def headline(name: str, numbers: Numbers) -> Html:
         "below": f"AI feedback lowered accuracy from {sft} to {rlaif}",
         "level": f"No clear change: {sft} of answers right after SFT, {rlaif} after AI feedback",
     }[compared(gain)]
-    lead = (
-        f"That is {points(gain['mean'])} points over SFT (95 % interval {interval(gain['ci95_low'], gain['ci95_high'])}),"
-        f" on {asked}. {_new_clips(numbers)}"
-    )
+    lead = f"That is {points(gain['mean'])} points over SFT ({_surely(gain)}), on {asked}. {_new_clips(numbers)}"
     if without:
         lead += f" {number(without)} of the questions come without a true answer and count in no figure of accuracy."
-    return tag("header", top, tag("h1", title), tag("p", lead, class_="lead"), _against_base(numbers), _tiles(numbers))
+    return tag(
+        "header",
+        top,
+        tag("h1", title),
+        tag("p", lead, class_="lead"),
+        _against_base(numbers),
+        _not_kept(numbers),
+        _tiles(numbers),
+    )
+
+
+def _surely(gain: Mapping[str, float]) -> str:
+    low, high = gain["ci95_low"], gain["ci95_high"]
+    return "too few questions for an interval" if low == high else f"95 % interval {interval(low, high)}"
+
+
+def _not_kept(numbers: Numbers) -> object:
+    if numbers["ppo"]["chosen_iteration"] != 0:
+        return ""
+    return tag("p", tag("strong", NOT_KEPT), " The judge preferred none of its checkpoints on dev questions.", class_="lead")
 
 
 def _new_clips(numbers: Numbers) -> str:
@@ -71,11 +107,15 @@ def _new_clips(numbers: Numbers) -> str:
 
 def _against_base(numbers: Numbers) -> Html:
     over, base = numbers["gain_over_base"], percent(numbers["accuracy"]["base"])
-    known = f"{points(over['mean'])} points, 95 % interval {interval(over['ci95_low'], over['ci95_high'])}"
+    known = f"{points(over['mean'])} points, {_surely(over)}"
+    zero = "" if over["ci95_low"] == over["ci95_high"] else ", which includes zero"
+    poor = " That is no surprise here: the tiny world's SFT labels are poor on purpose, so SFT unlearns what the base knew."
+    if not numbers.get("world"):
+        poor = ""
     strong, rest = {
         "above": ("It passes the base before SFT", f" ({base}): {known}."),
-        "below": ("It does not pass the base before SFT", f" ({base}): {known}."),
-        "level": ("It is not shown to pass the base before SFT", f" ({base}): {known}, which includes zero."),
+        "below": ("It does not pass the base before SFT", f" ({base}): {known}.{poor}"),
+        "level": ("It is not shown to pass the base before SFT", f" ({base}): {known}{zero}."),
     }[compared(over)]
     return tag("p", tag("strong", strong), rest, class_="lead")
 
@@ -83,18 +123,26 @@ def _against_base(numbers: Numbers) -> Html:
 def _tiles(numbers: Numbers) -> Html:
     right, judge, model, win = numbers["accuracy"], numbers["judge"], numbers["reward_model"], numbers["ppo"]["dev_win_rate"]
     tiles = []
+    asked = numbers.get("answered_items", numbers["test_items"])
     if right.get("sft") is not None:
-        tiles = [tile(MODELS[name], percent(right[name]), _ends(numbers["accuracy_ci95"][name]), name) for name in MODELS]
+        for name, label in MODELS.items():
+            tiles.append(
+                tile(label, percent(right[name]), _counted(asked, "questions", _ends(numbers["accuracy_ci95"][name])), name)
+            )
     if judge["with_context"] is not None:
-        note = f"{number(judge['with_context_n'])} decided pairs"
+        note = _counted(judge["with_context_n"], "decided pairs")
         tiles.append(tile("Judge agrees with truth", percent(judge["with_context"]), note))
     else:
-        tiles.append(tile("Judge decided", percent(judge["decided_share"]), "of its pairs"))
+        tiles.append(tile("Judge decided", percent(judge["decided_share"]), _counted(judge["pairs"], "pairs")))
     if model["accuracy"] is not None:
-        tiles.append(tile("Reward model", percent(model["accuracy"]), f"against truth, {number(model['n'])} pairs"))
+        note = _counted(model["n"], "held-out pairs", "against truth")
+        tiles.append(tile("Reward model", percent(model["accuracy"]), note))
     else:
-        tiles.append(tile("Reward model", percent(model["against_judge"]), "against the judge"))
-    tiles.append(tile("Dev win rate", percent(win), "over SFT, by the judge"))
+        note = _counted(model["held_out_pairs"], "held-out pairs", "against the judge")
+        tiles.append(tile("Reward model", percent(model["against_judge"]), note))
+    if win is not None:
+        note = _counted(numbers["ppo"]["dev_questions"], "dev questions", "over SFT, by the judge")
+        tiles.append(tile("Dev win rate", percent(win), note))
     return tag("dl", *tiles, class_="tiles")
 
 
@@ -103,7 +151,7 @@ def accuracy(numbers: Numbers) -> Html:
     right, ends, kinds = numbers["accuracy"], numbers["accuracy_ci95"], numbers["accuracy_by_type"]
     rows = [bar(label, right[name], name, ends[name], right["guess"]) for name, label in MODELS.items()]
     lines = []
-    for kind, row in sorted(kinds.items()):
+    for kind, row in sorted(kinds.items() if set(kinds) != {"all"} else ()):
         changes = [_change(row["rlaif"] - row[other]) for other in ("sft", "base")]
         lines.append([kind, number(row["n"]), *(share(row[name]) for name in MODELS), *changes])
     gains = [_change(numbers[name]["mean"]) for name in ("accuracy_gain", "gain_over_base")]
@@ -112,21 +160,24 @@ def accuracy(numbers: Numbers) -> Html:
     note = (
         f"Exact match with the truth. Whiskers: 95 % intervals, whole clips drawn. Dashed: guessing, {percent(right['guess'])}."
     )
-    by_type = table(head, lines, "By type of question: % right, and the change in points", strong_last=True)
+    by_type = table(head, lines, "% right, and the change in points", strong_last=True)
     return section("accuracy", "Accuracy", bars(rows, "Accuracy per model"), tag("p", note, class_="note"), by_type)
 
 
 def controls(numbers: Numbers) -> Html:
     """The same models on blank frames and on frames in a wrong order, beside guessing."""
     right = numbers["accuracy"]
-    far = max(right[f"{name}_blind"] - right["guess"] for name in MODELS)
-    off = max(abs(right[f"{name}_blind"] - right["guess"]) for name in MODELS)
+    far = max(0.0, *(right[f"{name}_blind"] - right["guess"] for name in MODELS))  # falling below it is no sign of cheating
+    over = f"more than {100 * far:.1f} points above" if far else "better than"
     told = (
-        f"With blank frames every model falls to within {100 * off:.1f} points of guessing: the answers come from the pictures."
-        if off <= 0.05
-        else f"With blank frames the models stay up to {100 * off:.1f} points away from guessing ({points(far)} at the best):"
+        f"With blank frames no model is {over} guessing: the answers come from the pictures."
+        if far <= 0.05
+        else f"With blank frames a model is still {100 * far:.1f} points above guessing:"
         " do not trust that all answers come from the pictures."
     )
+    asked = numbers.get("answered_items", numbers["test_items"])
+    if asked < FEW:
+        told += f" {number(asked)} questions are too few to be sure."
     ways = {"": "frames as they are", "_shuffled": "frames in a wrong order", "_blind": "blank frames"}
     groups = [
         tag(
@@ -173,7 +224,19 @@ def _card(row: Mapping[str, Any], pictures: Mapping[str, Html]) -> Html:
     return card(row["question"], row.get("type") or "", pictures.get(row.get("strip") or "", missing), truth, told)
 
 
+def _counted(n: int | None, what: str, note: str = "") -> Html:
+    """The note of a tile: out of how many, and whether that is too few."""
+    words: list[object] = [note] if note else []
+    if n is not None:
+        words.append(f"{number(n)} {what}")
+    if n is not None and n < FEW:
+        words.append(tag("span", "too few to rely on", class_="no"))
+    return join(words, " · ")
+
+
 def _ends(ends: Sequence[float]) -> str:
+    if ends[0] == ends[1]:
+        return "too few questions for an interval"
     return f"95 % interval {100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
 
 

@@ -85,7 +85,8 @@ def check_finite(stage: str, step: int, numbers: Mapping[str, float]) -> None:
         if not math.isfinite(value):
             raise StageStopped(
                 f"{stage}: {name} is {value} at step {step}; the state before it is kept: lower {stage}.learning_rate"
-                " and start the stage again with --redo"
+                " and start the stage again",
+                again=(f"{stage}.learning_rate=…",),
             )
 
 
@@ -121,7 +122,7 @@ def read_optimizer(folder: Path, name: str, optimizer: Any) -> None:
     inner = optimizer.optimizer  # accelerate's wrapper
     eight_bits = hasattr(inner, "init_state")
     if state and eight_bits == any("exp_avg" in fields for fields in state.values()):
-        raise UserError(f"{folder}: kept by the other model.optimizer; set that one again, or start the stage with --redo")
+        raise UserError(f"{folder}: kept by the other model.optimizer; set that one, or start the stage again", again=())
     if eight_bits:  # paged memory is allocated by the optimiser itself, so its buffers are filled rather than replaced
         weights = _trained(optimizer)
         for place, tensors in state.items():

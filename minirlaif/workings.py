@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minirlaif.page import Html, bar, bars, curve, duration, number, percent, points, section, table, tag, tile
+from minirlaif.story import NOT_KEPT
 
 Numbers = Mapping[str, Any]
+SHARES = ("dev_win_rate", "accuracy")  # curves whose axis is all of 0 to 1
 
 
 def judge(numbers: Numbers, settings: Mapping[str, Any]) -> Html:
@@ -24,7 +26,7 @@ def judge(numbers: Numbers, settings: Mapping[str, Any]) -> Html:
         note = "Decided pairs of which exactly one answer is true. Whiskers: 95 % intervals. Dashed: a coin."
         parts += [bars(rows, "Agreement of the judge with truth"), tag("p", note, class_="note")]
     tables = [table(["The judge's verdicts", ""], _firmness(numbers, settings))]
-    if j.get("by_type"):
+    if set(j.get("by_type") or ()) - {"all"}:
         tables.append(
             table(["Right with context, by type", ""], [[kind, percent(share)] for kind, share in j["by_type"].items()])
         )
@@ -32,8 +34,10 @@ def judge(numbers: Numbers, settings: Mapping[str, Any]) -> Html:
     if settings["readout"] == "likelihood":
         note = (
             "The likelihood read-out scores each answer by itself, so both orders agree by construction: that figure says nothing"
-            " about position bias. The letter read-out can disagree with itself; it is measured here, never trained on."
+            " about position bias."
         )
+        if j["letter_pairs"]:
+            note += " The letter read-out can disagree with itself; it is measured here, never trained on."
         parts.append(tag("p", note, class_="note"))
     return section("judge", "The judge", *parts)
 
@@ -75,7 +79,9 @@ def reward(numbers: Numbers, settings: Mapping[str, Any]) -> Html:
         rows.insert(0, bar("against truth", r["accuracy"], "plain", r.get("ci95"), 0.5, note=note))
     kinds = [bar(kind, share, "plain", mark=0.5) for kind, share in sorted(r["by_type"].items())]
     left = tag("div", tag("h3", "Picks the better answer"), bars(rows, "Accuracy of the reward model"))
-    right = tag("div", tag("h3", "By type, against the judge"), bars(kinds, "Accuracy by type of question"))
+    right: object = ""
+    if set(r["by_type"]) - {"all"}:
+        right = tag("div", tag("h3", "By type, against the judge"), bars(kinds, "Accuracy by type of question"))
     departures = []
     if settings["context"]:
         departures.append(tag("li", tag("code", "reward.context"), ": it reads the segment descriptions; the paper's does not."))
@@ -95,25 +101,28 @@ def training(numbers: Numbers, metrics: Mapping[str, Sequence[Mapping[str, Any]]
 
     def drawn(stage: str, field: str, title: str, note: str = "", tone: str = "rlaif", mark: float | None = None) -> Html:
         rows = [(row["step"], row.get(field)) for row in metrics[stage]]
-        return curve(title, rows, tone, mark, note)
+        return curve(title, rows, tone, mark, note, (0.0, 1.0) if field in SHARES else None)
 
     ppo = [
         drawn("ppo", "score", "Score", "reward model, mean over a batch", mark=best),
         drawn("ppo", "kl", "KL to SFT", "nats per answer", mark=best),
         drawn("ppo", "length", "Length", "tokens per answer", mark=best),
         drawn("ppo", "entropy", "Entropy", "nats per token", mark=best),
-        drawn("ppo", "dev_win_rate", "Dev win rate", "share of dev answers the judge prefers to SFT's", mark=best),
+        drawn("ppo", "dev_win_rate", "Dev win rate", "dev answers preferred to SFT's; 0.5: no better", mark=best),
     ]
     short = [row["step"] for row in metrics["sft"] if row.get("stage") == "long"]
     others = [
         drawn("sft", "loss", "SFT loss", "dashed: long answers begin" if short else "", "sft", min(short, default=None)),
         drawn("reward", "loss", "Reward model loss", "", "plain"),
-        drawn("reward", "accuracy", "Reward model accuracy", "on the pairs of each step", "plain"),
+        drawn("reward", "accuracy", "Reward model accuracy", "on each step's training pairs; above: held-out", "plain"),
     ]
-    told = (
-        f"The dashed line marks iteration {number(best)}, whose weights were kept. Truth is not read before the evaluation, so"
-        " the judge's win rate on dev questions stands in for accuracy while PPO runs."
-    )
+    told = "The weights after the last iteration were kept: there were no dev questions to choose by."
+    if numbers["ppo"]["dev_win_rate"] is not None:
+        told = NOT_KEPT if best == 0 else f"The dashed line marks iteration {number(best)}, whose weights were kept."
+        told += (
+            " Truth is not read before the evaluation, so the judge's win rate on dev questions stands in for accuracy while PPO"
+            " runs."
+        )
     return section(
         "training",
         "Training",

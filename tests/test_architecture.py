@@ -20,7 +20,7 @@ LAYERS = {
     0: "losses returns stats tokens verdicts schedules records frames settings config memory",
     1: "artifacts disk provenance metrics video data formats features chat families resting roles sampling scoring judge training"
     " parallel stagedir tinyworld tinybase backbone workbench opening overlap rollouts devjudge page story workings timeline"
-    " _reader doctor convert oldfiles shapes standin plan fitting",
+    " _reader doctor status convert oldfiles shapes standin plan fitting",
     2: "stages",
     3: "cli __main__ steps bench",
 }
@@ -28,7 +28,7 @@ LAYER = {module: layer for layer, names in LAYERS.items() for module in names.sp
 # Mathematics and records: no disk, clock, randomness, processes or logging.
 PURE = "os pathlib shutil tempfile time datetime random secrets logging subprocess socket threading multiprocessing numpy".split()
 PURE_EXCEPT = {("config", "pathlib"), ("stats", "random")}  # stats: a bootstrap seeded by an argument
-NO_TORCH = "records settings config artifacts stagedir disk provenance metrics doctor cli __init__ __main__".split()
+NO_TORCH = "records settings config artifacts stagedir disk provenance metrics status doctor cli __init__ __main__".split()
 ONLY_INSIDE_FUNCTIONS = {"decord", "av", "bitsandbytes", "datasets"}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from minirlaif import artifacts, disk
+from minirlaif import disk, stagedir
 from minirlaif.artifacts import Run
 from minirlaif.records import StageStopped, UserError
 
@@ -152,6 +152,44 @@ def test_failed_redo_keeps_the_old_stage_aside(run: Run):
     assert (run.root / "sft.old" / "adapter" / "w.bin").read_text() == "weights"
 
 
+def test_the_command_that_makes_a_stage_again(tmp_path: Path):
+    """It names what stands on the stage, nothing before it, and the settings in force; a name with a space is quoted."""
+    run = Run(tmp_path / "my runs" / "a b", ["--config", "c.yaml", "--set", "seed=1"])
+    make(run)
+    told = f"--config c.yaml --set seed=1 --run 'a b' --runs-dir '{tmp_path}/my runs' --redo"
+    assert run.remake("sft") == f"python -m minirlaif sft {told}"
+    make(run, "feedback", inputs=["sft"])
+    run.partial("reward").mkdir()
+    (run.root / "report.html").touch()
+    assert run.remake("sft") == f"python -m minirlaif run sft feedback reward report {told}"
+    assert "run feedback reward report" in run.remake("feedback") and "minirlaif pretrain" in run.remake("pretrain")
+    assert "--set seed=1 ppo.clip=0.1 --run" in run.remake("ppo", "ppo.clip=0.1")
+    with pytest.raises(UserError) as caught:
+        make(run, config={"sft": {"epochs": 2.0}})
+    assert f"`{run.remake('sft')}`" in str(caught.value)
+    (run.root / "config.yaml").touch()
+    found = Run(run.root).remake("evaluate", "evaluate.gallery=3")
+    assert f"--config '{run.root}/config.yaml' --set evaluate.gallery=3 --run" in found
+
+
+def test_an_error_in_a_stage_gets_the_command(run: Run):
+    with pytest.raises(StageStopped) as caught, run.stage("sft", {}):
+        raise StageStopped("sft: loss is nan; start again", again=("sft.learning_rate=…",))
+    assert str(caught.value).startswith("sft: loss is nan; start again: `python -m minirlaif sft")
+    assert "--set sft.learning_rate=… --run r" in str(caught.value) and str(caught.value).endswith("--redo`")
+
+
+def test_a_state_is_due_by_steps_and_by_time(run: Run, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(stagedir.time, "monotonic", lambda: now[0])
+    with run.stage("sft", {}) as out:
+        assert [step for step in range(1, 7) if out.due(step, 3)] == [3, 6]
+        now[0] += stagedir.SAVE_SECONDS
+        assert out.due(7, 3)
+        out.commit_state(7, lambda folder: None)
+        assert not out.due(8, 3)
+
+
 def test_other_settings_do_not_go_on_from_a_state(run: Run):
     with pytest.raises(ZeroDivisionError), run.stage("sft", {"a": 1}) as out:
         out.commit_state(1, lambda folder: None)
@@ -230,14 +268,14 @@ def test_two_processes_cannot_fill_one_stage(run: Run):
 
 
 def test_full_disk_keeps_the_last_state(run: Run, monkeypatch):
-    real = artifacts.write_atomic
+    real = stagedir.write_atomic
 
     def full(path: Path, text: str) -> None:
         if path.name == "position.json" and json.loads(text)["step"] == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(path, text)
 
-    monkeypatch.setattr(artifacts, "write_atomic", full)
+    monkeypatch.setattr(stagedir, "write_atomic", full)
     with pytest.raises(StageStopped, match="disk is full") as caught, run.stage("sft", {}) as out:
         for step in (1, 2):
             out.log(step)

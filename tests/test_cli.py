@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
-from minirlaif import cli, config, doctor, metrics
+from minirlaif import artifacts, cli, config, doctor, metrics
 from minirlaif.artifacts import Run
 from minirlaif.records import StageStopped
 
@@ -109,7 +111,10 @@ def test_ctrl_c_names_the_command_that_goes_on(call):
     failures["sft"] = KeyboardInterrupt()
     code, _, complaint = call("sft", "--set", "rollout.kl_coef=0.2")
     assert code == 130
-    assert "python -m minirlaif sft --run a" in complaint and "--set rollout.kl_coef=0.2` goes on from here" in complaint
+    assert (
+        "python -m minirlaif sft --run a" in complaint
+        and "--set rollout.kl_coef=0.2` goes on from the last saved step" in complaint
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,7 +135,8 @@ def test_bad_input_is_one_line(call, runs_dir: Path, words, complaint: str):
 
 
 def test_unknown_verb_and_missing_flags(call):
-    assert "invalid choice: 'trian'" in call("trian", flags=False)[2]
+    assert "trian: no such verb (did you mean train?)" not in call("trian", flags=False)[2]
+    assert "statsu: no such verb (did you mean status?)" in call("statsu", flags=False)[2]
     assert "--config" in call("sft", flags=False)[2]
 
 
@@ -242,9 +248,55 @@ def test_status_and_path(call, runs_dir: Path):
     assert "pretrain" not in rows
     assert rows["sft"].split() == ["finished", "0", "s", "accuracy", "0.5123"]
     assert rows["ppo"] == "partial         last step 2, goes on from 1"
+    shutil.rmtree(run.partial("ppo") / "state")
+    assert call("status")[1].splitlines()[-3].endswith("partial         last step 2, starts again")
+    (run.partial("ppo") / "metrics.jsonl").unlink()
+    assert call("status")[1].splitlines()[-3].endswith("partial         starts again")
     assert rows["world"] == rows["evaluate"] == "missing"
     assert call("path", "sft")[1] == f"{runs_dir / 'a' / 'sft'}\n"
     assert "ppo: not finished; run `python -m minirlaif ppo" in call("path", "ppo")[2]
+
+
+def test_the_report_counts_as_a_stage(call, runs_dir: Path):
+    run, page = Run(runs_dir / "a"), runs_dir / "a" / "report.html"
+    call("evaluate")
+
+    def state() -> str:
+        return call("status")[1].splitlines()[-1].split(maxsplit=1)[1]
+
+    assert state() == "missing" and "not finished; run `python -m minirlaif report" in call("path", "report")[2]
+    for path in (page, run.root / "report.json"):
+        path.touch()
+    assert state().split() == ["finished", str(page)] and call("path", "report")[1] == f"{page}\n"
+    call("evaluate", "--redo")
+    for path in (page, run.root / "report.json"):
+        os.utime(path, (1, 1))
+    assert state().startswith("outdated: made from another evaluate")
+    run.set_aside("evaluate")
+    assert state().startswith("outdated")
+
+
+def test_status_shows_one_headline_number(call, runs_dir: Path):
+    run = Run(runs_dir / "a")
+    right = {"base": 0.6766666, "sft": 0.2426666666, "rlaif": 0.62533333}
+    for accuracy, gain in ((right, {"mean": 0.38266666}), (None, None)):
+        with run.stage("evaluate", {}, redo=True) as out:
+            out.summary.update({"accuracy": accuracy, "accuracy_gain": gain})
+        shown = call("status")[1].splitlines()[-2].split(maxsplit=4)
+        assert shown[4:] == (["rlaif 0.625, +0.383 over sft"] if accuracy else [])
+
+
+def test_status_of_a_run_without_a_world(call):
+    call("sft", "--set", "data.world=")
+    assert "world" not in call("status")[1]
+
+
+def test_a_bare_command_shows_the_help(capsys):
+    assert cli.main([]) == 0 and "examples:" in capsys.readouterr().out
+
+
+def test_stages_have_one_order():
+    assert tuple(cli.STAGES) == artifacts.ORDER
 
 
 def test_status_shows_what_is_outdated(call, runs_dir: Path):
@@ -297,6 +349,15 @@ def test_doctor_tries_things_in_a_child():
     assert doctor.attempt("raise OSError('no codec')") == (False, "OSError: no codec")
     assert doctor.attempt("import os; os.kill(os.getpid(), 11)") == (False, "killed by signal 11")
     assert doctor.attempt("import time; time.sleep(9)", seconds=0.2) == (False, "no answer within 0 s")
+
+
+def test_doctor_says_what_it_is_trying(monkeypatch, capsys):
+    doctor.tried(lambda code: (True, "x"))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(doctor.sys.stderr, "isatty", lambda: True)
+    doctor.tried(lambda code: (True, "x"))
+    shown = capsys.readouterr().err.split("\r\x1b[K")
+    assert shown[1:3] == ["trying: device …", "trying: torchvision …"] and shown[-1] == ""
 
 
 def test_doctor_says_what_a_run_cannot_do_without():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from minirlaif import formats
 from minirlaif.data import load_preferences, load_samples
 from minirlaif.records import Turn, UserError
 
@@ -411,3 +413,13 @@ def test_clip_inside_a_parquet_file_is_refused_undecoded(folder: Path) -> None:
     rows = [own(video={"path": None, "bytes": b"clip"})]  # type: ignore[arg-type]
     datasets.Dataset.from_list(rows, features=columns).to_parquet(folder / "rows.parquet")
     assert "row 1: `video` holds the clip itself" in error(str(folder / "rows.parquet"))
+
+
+def test_the_rows_shown_in_the_readme_are_read():
+    """One line each of conversations, questions and test rows; the file's name stands before it."""
+    shown = re.findall(r"^(\w+)\.jsonl +(\{.*\})$", (Path(__file__).parent.parent / "README.md").read_text(), re.M)
+    assert [name for name, _ in shown] == ["conversations", "questions", "test"]
+    for name, line in shown:
+        sample = formats.parse_sample(json.loads(line), need_answers=name == "conversations")
+        assert sample.video.endswith(".mp4") and "<video>" not in sample.turns[0].question
+        assert bool(sample.turns[0].answer) == (name != "questions")

@@ -216,6 +216,19 @@ def test_a_second_look_at_features_that_were_deleted_shows(tmp_path: Path, clip:
     assert (again.store.counters["decodes"], again.store.counters["plans"]) == (1, 0)
 
 
+def test_a_strip_has_the_proportions_of_the_clip(tmp_path: Path):
+    """Also where the model sees every clip as a square."""
+    from PIL import Image
+
+    path = str(clips.write_clip(tmp_path / "wide.mp4", times=[n / 8 for n in range(8)], width=128))
+    with ClipReader(60) as reader:
+        store = FeatureStore(tmp_path / "f.sqlite", Eyes(size=64), reader, settings(1.0))  # type: ignore[arg-type]
+        plan = uniform_plan(store.info(path).seconds, 4)
+        store.get(path, lambda info: [plan])
+        assert Image.open(io.BytesIO(store.strip(path, plan))).size == (4 * 192, 96)
+        store.close()
+
+
 def test_blank_frames_are_encoded_once(tmp_path: Path):
     o, known = Opened(tmp_path), {}
     blank = blank_features(o.store, 4, FrameSize(8, 8), known)

@@ -120,7 +120,7 @@ def _reward(out: Any) -> None:
 def _ppo(out: Any) -> None:
     out.log(1, score=0.1, kl=0.0, length=8.0, entropy=0.3)
     out.log(2, score=0.4, kl=0.2, length=9.0, entropy=0.2, dev_win_rate=0.6)
-    out.summary.update({"chosen_iteration": 2, "dev_win_rate": 0.6, "kl": 0.2, "score": 0.4})
+    out.summary.update({"chosen_iteration": 2, "dev_win_rate": 0.6, "dev_questions": 40, "kl": 0.2, "score": 0.4})
 
 
 FILL = {"sft": _sft, "feedback": _feedback, "reward": _reward, "ppo": _ppo}
@@ -191,6 +191,72 @@ def test_numbers(tmp_path: Path):
     low, high = numbers["accuracy_ci95"]["sft"]
     assert 0 <= low < 0.4 < high <= 1  # two of five answers are right
     assert numbers["accuracy_ci95"]["base"] == [0, 0]
+
+
+def test_tiles_say_out_of_how_many(tmp_path: Path):
+    _, html = written(*make(tmp_path / "r", ROWS, result(ROWS)))
+    tiles = [" ".join(text.split()) for text in Reader(html).words]
+    for told in (
+        "5 questions · ",
+        "60 decided pairs",
+        "against truth · 20 held-out pairs · ",
+        "over SFT, by the judge · 40 dev questions",
+    ):
+        assert any(told.strip() in text for text in tiles), told
+    assert tiles.count("too few to rely on") == 4  # three models and the reward model
+
+
+def test_an_interval_without_width_is_none(tmp_path: Path):
+    """Of one clip every resample is the same: neither a gain nor a loss is shown by it."""
+    nothing = {"mean": 1.0, "ci95_low": 1.0, "ci95_high": 1.0}
+    rows = [row(0, "better")]
+    numbers, html = written(*make(tmp_path / "r", rows, result(rows, accuracy_gain=nothing, gain_over_base=nothing)))
+    read = Reader(html).text
+    assert "No clear change" in read and "+100.0 points over SFT (too few questions for an interval)" in read
+    assert "100.0 to" not in read and numbers["against_base"] == "level" and "0.0 to 0.0" not in read
+
+
+def test_a_policy_that_was_not_kept_is_said(tmp_path: Path):
+    cfg, run = make(tmp_path / "r", ROWS, result(ROWS))
+    found = report.read(run)
+    found.manifests["ppo"]["metrics"]["chosen_iteration"] = 0
+    html = report.document(cfg, "r", found, report.summary(cfg, found))
+    assert (
+        Reader(html).text.count(story.NOT_KEPT) == 2 and "dashed line marks" not in html and html.count('"chosen"') == 1
+    )  # SFT's own
+
+
+def test_why_the_base_may_stay_ahead_in_the_tiny_world(tmp_path: Path):
+    worse = {"mean": -0.05, "ci95_low": -0.08, "ci95_high": -0.02}
+    cfg, run = make(tmp_path / "r", ROWS, result(ROWS, gain_over_base=worse))
+    assert "poor on purpose" not in written(cfg, run)[1]
+    with run.stage("world", {}):
+        pass
+    assert "labels are poor on purpose" in written(cfg, run)[1]
+
+
+def test_nothing_is_said_about_what_is_not_there(tmp_path: Path):
+    """Questions without types, and no letters: no table of one row, no heading over nothing, no remark about letters."""
+    told = result(ROWS)
+    told["accuracy_by_type"] = {"all": told["accuracy_by_type"]["what"]}
+    told["judge"]["by_type"], told["reward_model"]["by_type"] = {"all": 0.9}, {}
+    cfg, run = make(tmp_path / "r", ROWS, told, overrides=("feedback.readout=likelihood",))
+    found = report.read(run)
+    for line in found.verdicts:
+        line.pop("letter", None)
+    page_ = report.document(cfg, "r", found, report.summary(cfg, found))
+    html = Reader(page_[: page_.index("<footer")] + "</main></body></html>").text
+    assert "by type" not in html.lower().replace("type of question", "") and "etter read-out" not in html
+    assert page_[: page_.index('id="controls"')].count('<th scope="row">all</th>') == 1
+
+
+def test_strips_keep_their_proportions(tmp_path: Path):
+    cfg, run = make(tmp_path / "r", ROWS, result(ROWS))
+    found = report.read(run)
+    assert "--n:12;--aspect:1;" in report.document(cfg, "r", found, report.summary(cfg, found))
+    found.manifests["evaluate"]["config"]["video"] = {"frames": 6}  # the same pictures, taken for half as many twice as wide
+    html = report.document(cfg, "r", found, report.summary(cfg, found))
+    assert "--n:6;--aspect:2;" in html and "aspect-ratio:var(--aspect,1)" in html
 
 
 def test_a_second_look_shows(tmp_path: Path):
@@ -305,6 +371,27 @@ def test_gallery_shows_other_clips_first_and_borrows_frames():
     assert shown[3]["strip"] == "strips/003.jpg"
 
 
+def test_frames_are_kept_of_every_kind_of_case():
+    """Ten clips put right come before the one made worse, but two pictures are enough for both kinds."""
+    from minirlaif.records import Sample, Turn
+    from minirlaif.stages.evaluate import _gallery
+
+    kinds = ["better"] * 10 + ["worse", "worse"]
+    tests = [Sample(f"q{n}", f"{n}.mp4", (Turn("what?", ANSWERS[name][0]),)) for n, name in enumerate(kinds)]
+    said = {model: [ANSWERS[name][place] for name in kinds] for place, model in ((1, "sft"), (2, "rlaif"))}
+    assert _gallery(tests, said, 2) == {"0.mp4", "10.mp4"}
+    assert _gallery(tests, said, 5) == {"0.mp4", "1.mp4", "2.mp4", "10.mp4", "11.mp4"}
+    unknown = [Sample(row.id, row.video, (Turn("what?"),)) for row in tests]
+    assert _gallery(unknown, said, 3) == {"0.mp4", "1.mp4", "2.mp4"} and _gallery(tests, said, 99) == {row.video for row in tests}
+
+
+def test_gallery_is_balanced():
+    """As many cards of harm as of help; harm is shown without frames rather than not at all; the rest is filled in turn."""
+    rows = [row(n, "better") for n in range(30)] + [row(n, "worse", strip=n > 46) for n in range(40, 50)]
+    kinds = [story.kind(line) for line in report.chosen([*rows, *(row(n, "both right") for n in range(60, 70))], 24)]
+    assert kinds.count("worse") == 7 and 7 <= kinds.count("better") <= 11 and kinds.count("both right") >= 7
+
+
 def test_no_worse_case_is_said(tmp_path: Path):
     rows = [row(0, "better"), row(1, "both wrong")]
     _, html = written(*make(tmp_path / "r", rows, result(rows)))
@@ -338,9 +425,12 @@ def test_departures_and_the_swap_note_follow_the_settings(tmp_path: Path):
 
 def test_controls_say_when_blank_frames_do_not_blind():
     right = {f"{m}{c}": 0.3 for m in story.MODELS for c in ("", "_blind", "_shuffled")} | {"guess": 0.28}
-    assert "within 2.0 points of guessing" in story.controls({"accuracy": right})
-    for far in (0.34, 0.2):
-        assert "do not trust" in story.controls({"accuracy": right | {"sft_blind": far}})
+    assert "more than 2.0 points above guessing" in story.controls({"accuracy": right, "test_items": 30})
+    assert "still 6.0 points above" in (far := story.controls({"accuracy": right | {"sft_blind": 0.34}, "test_items": 30}))
+    assert "do not trust" in far and "too few" not in far
+    # Below guessing is what blindness looks like, not a warning sign.
+    below = story.controls({"accuracy": right | {f"{m}_blind": 0.1 for m in story.MODELS}, "test_items": 29})
+    assert "no model is better than guessing" in below and "29 questions are too few" in below
 
 
 def test_written_anew_each_time_without_a_folder(tmp_path: Path):
@@ -382,6 +472,8 @@ def test_curve():
     spots = drawn.split('points="')[1].split('"')[0].split()
     assert spots == [f"{page.LEFT:.1f},{page.HEIGHT - page.BOTTOM:.1f}", f"{page.WIDTH - page.RIGHT:.1f},{page.TOP:.1f}"]
     assert "chosen" in drawn and "chosen" not in page.curve("Score", [(1, 0.0)], mark=7)
+    share = page.curve("Win", [(1, 0.5), (2, 0.6)], span=(0.0, 1.0))
+    assert [text.split("<")[0] for text in share.split('text-anchor="end">')[1:4]] == ["0", "0.5", "1"]
     assert "not measured" in page.curve("Score", [(1, None), (2, float("nan"))])
     Reader(page.curve("<b>", [(1, 2.0)]))
 

@@ -174,9 +174,9 @@ def test_moments_of_the_other_optimiser_are_refused_in_one_line(kept: str, asked
     reward.backward(made, accelerator, preferences())
     optimizer_step(accelerator, first, weights, 0.01, 1.0)
     write_state(tmp_path, {"reward": made.roles}, {"reward": first}, {})
-    with pytest.raises(UserError, match="model.optimizer.*--redo") as caught:
+    with pytest.raises(UserError, match="model.optimizer") as caught:
         read_optimizer(tmp_path, "reward", second)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and caught.value.again == ()
 
 
 def test_8_bit_steps_are_nearly_those_of_adamw(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_nan_stops_the_stage_before_it_reaches_a_weight(tmp_path: Path) -> Non
     rolled, found = rollout(made), learner(made, tmp_path)
     before = tiny.digest([p for role in ("policy", "value") for p in made.roles.parameters(role)])
     rolled.advantages_BR[2, 0] = float("nan")
-    with pytest.raises(StageStopped, match="ppo: policy gradient norm is nan at step 4.*--redo"):
+    with pytest.raises(StageStopped, match="ppo: policy gradient norm is nan at step 4.*start the stage again"):
         ppo.update(made, rolled, found, 3)
     assert tiny.digest([p for role in ("policy", "value") for p in made.roles.parameters(role)]) == before
 
@@ -231,7 +231,7 @@ def test_check_finite_names_stage_step_and_number(value: float) -> None:
     check_finite("sft", 1, {"loss": 0.0, "gradient norm": 1e30})
     with pytest.raises(StageStopped, match="sft: loss is .* at step 7") as caught:
         check_finite("sft", 7, {"gradient norm": 1.0, "loss": value})
-    assert "\n" not in str(caught.value) and "sft.learning_rate" in str(caught.value)
+    assert "\n" not in str(caught.value) and caught.value.again == ("sft.learning_rate=…",)
 
 
 def test_an_update_that_sees_other_logprobs_than_the_rollout_stops(tmp_path: Path) -> None:

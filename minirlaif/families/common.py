@@ -9,8 +9,10 @@ per group, E numbers per vector (D, or more where deeper layers get features of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -166,16 +168,17 @@ def load_weights(kind: Any, folder: str, revision: str, dtype: torch.dtype, quan
     quantization: a transformers quantisation config or None. UserError when the files cannot be read.
     """
     try:
-        model = kind.from_pretrained(
-            folder,
-            revision=revision,
-            dtype=dtype,
-            quantization_config=quantization,
-            device_map={"": device} if quantization is not None or device.type != "cpu" else None,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+        with _no_bars() if Path(folder).is_dir() else nullcontext():  # a download keeps its bars
+            model = kind.from_pretrained(
+                folder,
+                revision=revision,
+                dtype=dtype,
+                quantization_config=quantization,
+                device_map={"": device} if quantization is not None or device.type != "cpu" else None,
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"model.base {folder}: its weights cannot be loaded ({_reason(error)}); get the model again") from None
     for module in model.modules():
@@ -184,6 +187,20 @@ def load_weights(kind: Any, folder: str, revision: str, dtype: torch.dtype, quan
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without transformers' progress bars, which every stage would show anew."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def load_tokenizer(folder: str, revision: str) -> Any:

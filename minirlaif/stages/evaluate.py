@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
+from minirlaif import story
 from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.features import blank_features
@@ -116,10 +118,11 @@ def _answers(bench: Workbench, role: str, tests: Sequence[Sample], change: Calla
 
 def _write(out: StageDir, run: Run, bench: Workbench, tests: Sequence[Sample], answers: Mapping[str, list[str]]) -> None:
     (out.path / "strips").mkdir(exist_ok=True)
-    strips: dict[str, str] = {}  # clip -> its picture, for the first `gallery` clips
+    strips: dict[str, str] = {}  # clip -> its picture
+    shown = _gallery(tests, answers, bench.cfg.evaluate.gallery)
     with (out.path / "answers.jsonl").open("w", encoding="utf-8") as file:
         for number, row in enumerate(tests):
-            if row.video not in strips and len(strips) < bench.cfg.evaluate.gallery:
+            if row.video in shown and row.video not in strips:
                 strips[row.video] = f"strips/{len(strips):03d}.jpg"
                 (out.path / strips[row.video]).write_bytes(bench.strip(row.video))
             strip = strips.get(row.video, "")
@@ -133,6 +136,15 @@ def _write(out: StageDir, run: Run, bench: Workbench, tests: Sequence[Sample], a
                 **{name: texts[number] for name, texts in answers.items()},
             }
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _gallery(tests: Sequence[Sample], answers: Mapping[str, list[str]], wanted: int) -> set[str]:
+    """Clips whose frames are kept: in turn one of each kind of question (see `story.kind`), so that no kind goes without."""
+    kinds: dict[str, list[str]] = {name: [] for name in story.KINDS}
+    for row, sft, rlaif in zip(tests, answers["sft"], answers["rlaif"], strict=True):
+        kinds[story.kind({"truth": row.turns[0].answer, "sft": sft, "rlaif": rlaif})].append(row.video)
+    turns = (clip for turn in zip_longest(*map(dict.fromkeys, kinds.values())) for clip in turn if clip)
+    return set(islice(dict.fromkeys(turns), wanted))
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -72,9 +72,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             # 4. count
             out.summary.update(_counts(out.path))
             if not out.summary["decided"]:
-                raise UserError(
-                    "feedback: the judge decided no pair; lower feedback.margin or raise feedback.answers, then --redo"
-                )
+                raise _undecided(out.summary, cfg)
 
 
 def describe(bench: Workbench, run: Run, rows: Sequence[Sample], contexts: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -128,9 +126,10 @@ def _label(bench: Workbench, run: Run, rows: Sequence[Sample], contexts: Mapping
         if verdict.choice in ("A", "B"):
             lines.append(("preferences.jsonl", _preference(pair, verdict)))
     if pairs and chunk % 4 == 0:
-        v = verdicts[0]
-        shown = {"video": stored(run, pairs[0].video), "question": pairs[0].question, "context": pairs[0].context}
-        said = {"a": pairs[0].answer_a, "b": pairs[0].answer_b, "choice": v.choice, "margin": v.margin}
+        v = next((verdict for verdict in verdicts if verdict.choice in ("A", "B")), verdicts[0])
+        pair = next(pair for pair in pairs if pair.id == v.pair)
+        shown = {"video": stored(run, pair.video), "question": pair.question, "context": pair.context}
+        said = {"a": pair.answer_a, "b": pair.answer_b, "choice": v.choice, "margin": v.margin}
         lines.append(("samples.jsonl", {**shown, **said}))
     return lines
 
@@ -186,6 +185,28 @@ def _counts(folder: Path) -> dict[str, Any]:
         "swap_consistency": round(sum(firm) / max(1, sum(row["choice"] != "tie" for row in asked)), 4),
         "longer_wins": round(sum(longer) / max(1, len(longer)), 4),
     }
+
+
+def _undecided(counts: Mapping[str, Any], cfg: Config) -> UserError:
+    """What became of all pairs when none was decided, and the setting that most likely changes it."""
+    f = cfg.feedback
+    became = {
+        "disagree": counts["disagree"],
+        "tie": counts["tie"] - counts["same_answers"],
+        "invalid": counts["invalid"],
+        "alike": counts["same_answers"],
+    }
+    why = max(became, key=lambda name: became[name])
+    if why in ("disagree", "invalid") and f.readout == "letter":
+        remedy, setting = "score each answer by itself", "feedback.readout=likelihood"
+    elif why == "disagree" and f.disagreement == "drop":
+        remedy, setting = "let the mean of both orders decide", "feedback.disagreement=average"
+    elif why == "tie" and f.margin > 0:
+        remedy, setting = "let less clear verdicts count", f"feedback.margin={f.margin / 10:.2g}"
+    else:
+        remedy, setting = "draw more answers per question", f"feedback.answers={2 * f.answers}"
+    told = ", ".join(f"{name} {count}" for name, count in became.items())
+    return UserError(f"feedback: the judge decided no pair ({told}); {remedy}", again=(setting,))
 
 
 def read_lines(path: Path) -> Iterable[dict[str, Any]]:

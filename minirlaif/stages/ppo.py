@@ -78,7 +78,8 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             prompts = [row for row in readable(bench, prompts) if row.video in contexts]
             dev = [row for row in readable(bench, dev) if row.video in contexts] if dev else []
             if not prompts:
-                raise UserError("ppo: no prompt is left whose clip `feedback` has described; make it again with --redo")
+                again = run.remake("feedback")
+                raise UserError(f"ppo: no prompt is left whose clip `feedback` has described; make it again: `{again}`")
             # 2. roles and optimisers
             begun = out.resume()
             learner = _open(bench, run, begun[1] if begun else None)
@@ -108,7 +109,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 if stopped:
                     print(f"ppo: stopped at iteration {done}, KL {stats['kl']:.2f} nats is over ppo.max_kl", flush=True)
                     break
-                if done % cfg.ppo.save_every == 0:
+                if out.due(done, cfg.ppo.save_every):
                     bench.counted(out)
                     out.commit_state(done, lambda folder: _write_state(folder, bench, learner))
             # 4. the chosen policy
@@ -118,6 +119,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             bench.counted(out)
             best = learner.extra["best"]
             out.summary.update({"chosen_iteration": best["iteration"], "dev_win_rate": best.get("win_rate")})
+            out.summary["dev_questions"] = len(dev)
 
 
 def _refuse_poor_reward(cfg: Config, run: Run) -> None:

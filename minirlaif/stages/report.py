@@ -9,10 +9,11 @@ import io
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.resources import files
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from minirlaif.stats import exact_match, paired_bootstrap
 
 READ = ("sft", "feedback", "reward", "ppo", "evaluate")
 CURVES = ("sft", "reward", "ppo")
-QUOTA = {"worse": 6, "better": 8, "both wrong": 6, "both right": 4}  # cards of each kind, as far as there are any
+QUOTA = {"worse": 7, "better": 7, "both wrong": 6, "both right": 4}  # cards of each kind, as far as there are any
 
 
 @dataclass(frozen=True)
@@ -88,17 +89,21 @@ def summary(cfg: Config, found: Found) -> dict[str, Any]:
         "gain_over_base": result.get("gain_over_base", nothing),
         "against_base": story.compared(result["gain_over_base"]) if result.get("gain_over_base") else None,
         "judge": _judge(found),
-        "reward_model": result.get("reward_model")
-        or {
-            "accuracy": None,
-            "n": 0,
-            "against_judge": reward["accuracy"],
-            "by_type": reward["accuracy_by_type"],
-            "bias": reward.get("bias"),
-            "beta": reward.get("beta"),
-        },
+        "reward_model": {"held_out_pairs": reward.get("held_out_pairs")}
+        | (
+            result.get("reward_model")
+            or {
+                "accuracy": None,
+                "n": 0,
+                "against_judge": reward["accuracy"],
+                "by_type": reward["accuracy_by_type"],
+                "bias": reward.get("bias"),
+                "beta": reward.get("beta"),
+            }
+        ),
         "context": result.get("context"),
-        "ppo": {name: ppo.get(name) for name in ("chosen_iteration", "dev_win_rate", "kl", "score")},
+        "ppo": {name: ppo.get(name) for name in ("chosen_iteration", "dev_win_rate", "dev_questions", "kl", "score")},
+        "world": "world" in found.manifests,
         "cases": {kind: sum(story.kind(row) == kind for row in found.answers) for kind in QUOTA},
         "counts": _counts(found),
         "seconds": {name: manifest["seconds"] for name, manifest in found.manifests.items()},
@@ -110,7 +115,8 @@ def document(cfg: Config, name: str, found: Found, numbers: Mapping[str, Any]) -
     rows = chosen(found.answers, max(1, cfg.evaluate.gallery))
     shown = {row["strip"]: found.strips[row["strip"]] for row in rows if row.get("strip") in found.strips}
     by_content = {data: f"s{place}" for place, data in enumerate(dict.fromkeys(shown.values()))}
-    pictures = {strip: page.frames(by_content[data], _frames(data)) for strip, data in shown.items() if data}
+    count = found.manifests["evaluate"]["config"].get("video", {}).get("frames")
+    pictures = {strip: page.frames(by_content[data], *_frames(data, count)) for strip, data in shown.items() if data}
     settings = {name: manifest["config"] for name, manifest in found.manifests.items()}
     parts = [
         story.headline(name, numbers),
@@ -152,21 +158,23 @@ def chosen(answers: Sequence[dict[str, Any]], wanted: int) -> list[dict[str, Any
     for kind, quota in QUOTA.items():
         some = [row for row in rows if story.kind(row) == kind]
         framed = _spread([row for row in some if row["strip"]])
-        picked += (framed or some)[: max(1, round(quota * wanted / sum(QUOTA.values())))]
+        picked += (framed + [row for row in some if not row["strip"]] if kind == "worse" else framed or some)[
+            : max(1, round(quota * wanted / sum(QUOTA.values())))
+        ]
     ids = {row["id"] for row in picked}
-    picked += [row for row in rows if row["id"] not in ids and row["strip"]]
+    picked += _spread([row for row in rows if row["id"] not in ids and row["strip"]], story.kind)
     if not strips:
         picked += [row for row in rows if row["id"] not in ids]
     return picked[:wanted]
 
 
-def _spread(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same rows, first one of each clip, then a second one, and so on."""
+def _spread(rows: Sequence[dict[str, Any]], by: Callable[[dict[str, Any]], str] = itemgetter("video")) -> list[dict[str, Any]]:
+    """The same rows, first one of each clip (or of what `by` says), then a second one, and so on."""
     seen: Counter[str] = Counter()
     turns = []
     for row in rows:
-        seen[row["video"]] += 1
-        turns.append((seen[row["video"]], row))
+        seen[by(row)] += 1
+        turns.append((seen[by(row)], row))
     return [row for _, row in sorted(turns, key=lambda turn: turn[0])]
 
 
@@ -234,12 +242,13 @@ def _looked(cache: Path) -> tuple[int, int] | None:
     return int(clips), int(plans)
 
 
-def _frames(jpeg: bytes) -> int:
-    """How many square pictures lie side by side in a strip."""
+def _frames(jpeg: bytes, count: int | None) -> tuple[int, float]:
+    """How many pictures lie side by side in a strip (None: they are square), and the width by the height of one."""
     from PIL import Image
 
     with Image.open(io.BytesIO(jpeg)) as picture:
-        return max(1, picture.width // max(1, picture.height))
+        count = count or max(1, picture.width // picture.height)
+        return count, picture.width / count / picture.height
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -81,7 +81,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 check_finite("reward", step + 1, {"loss": stats["loss"], "gradient norm": norm})
                 out.log(step + 1, **stats, grad_norm=norm, learning_rate=rate)
                 accelerator.log({f"reward/{k}": v for k, v in stats.items()}, step=step)
-                if (step + 1) % cfg.reward.save_steps == 0:
+                if out.due(step + 1, cfg.reward.save_steps):
                     bench.counted(out)
                     out.commit_state(
                         step + 1, lambda folder: write_state(folder, {"reward": bench.roles}, {"reward": optimizer}, {})

@@ -70,7 +70,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 out.summary["loss"] = loss
                 out.log(step + 1, stage=name, loss=loss, grad_norm=norm, learning_rate=rate)
                 accelerator.log({"sft/loss": loss, "sft/grad_norm": norm}, step=step)
-                if (step + 1) % cfg.sft.save_steps == 0:
+                if out.due(step + 1, cfg.sft.save_steps):
                     bench.counted(out)
                     out.commit_state(step + 1, lambda folder: write_state(folder, {"sft": bench.roles}, {"sft": optimizer}, {}))
             # 4. the adapter

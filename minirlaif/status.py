@@ -1,0 +1,75 @@
+"""What `status` shows: how far the stages of a run have come. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from minirlaif.artifacts import Run
+from minirlaif.metrics import clock
+
+
+def status_table(run: Run, stages: Sequence[str]) -> str:
+    """One line per stage: finished, outdated, partial or missing; seconds; its headline number, or how far a partial one came."""
+    rows = [("stage", "state", "time", "result")]
+    for name in stages:
+        manifest = run.manifest(name)
+        if name == "report":
+            rows.append((name, report_state(run)[0], "", report_state(run)[1]))
+        elif manifest is not None:
+            older = run.outdated(name)
+            state = f"outdated: made from another {older}" if older else "finished"
+            rows.append((name, state, clock(manifest["seconds"]), _headline(manifest["metrics"])))
+        elif run.partial(name).is_dir():
+            rows.append((name, "partial", "", _how_far(run.partial(name))))
+        elif name != "pretrain" and not (name == "world" and _has_no_world(run)):
+            rows.append((name, "missing", "", ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows]
+    return "\n".join(lines)
+
+
+def report_state(run: Run) -> tuple[str, str]:
+    """State and page of the report. It has no folder and no manifest: its age against that of the evaluation says what it is."""
+    page, data, source = run.root / "report.html", run.root / "report.json", run.dir("evaluate") / "manifest.json"
+    if not (page.is_file() and data.is_file()):
+        return "missing", ""
+    if not source.is_file() or min(page.stat().st_mtime_ns, data.stat().st_mtime_ns) < source.stat().st_mtime_ns:
+        return "outdated: made from another evaluate", str(page)
+    return "finished", str(page)
+
+
+def _headline(metrics: Mapping[str, Any]) -> str:
+    """The first number of a stage; of an evaluation the aligned model's accuracy and what it gained."""
+    name, value = next(iter(metrics.items()), ("", None))
+    if isinstance(value, Mapping):
+        gain = (metrics.get("accuracy_gain") or {}).get("mean")
+        return f"rlaif {value['rlaif']:.3f}" + ("" if gain is None else f", {gain:+.3f} over sft")
+    return "" if value is None else f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+
+
+def _has_no_world(run: Run) -> bool:
+    """Whether the run is known to use clips of the user's own."""
+    try:
+        return not yaml.safe_load((run.root / "config.yaml").read_text(encoding="utf-8"))["data"]["world"]
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+        return False
+
+
+def _how_far(partial: Path) -> str:
+    """Last logged step, and the step that a repeated command goes on from."""
+    logged, saved = "", 0
+    try:
+        lines = (partial / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        logged = f"last step {json.loads(lines[-1])['step']}, "
+    except (OSError, ValueError, LookupError):  # nothing logged yet, or killed in the middle of a line
+        pass
+    try:
+        saved = json.loads((partial / "state" / "position.json").read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, LookupError):
+        pass
+    return f"{logged}goes on from {saved}" if saved else f"{logged}starts again"

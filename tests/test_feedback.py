@@ -1,0 +1,53 @@
+"""Stage `feedback`: what it says when the judge decides nothing, and which pair it shows."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from minirlaif import config
+from minirlaif.artifacts import Run
+from minirlaif.records import Sample, Turn, Verdict
+from minirlaif.stages import feedback
+
+NONE = {"disagree": 0, "tie": 0, "invalid": 0, "same_answers": 0}
+
+
+@pytest.mark.parametrize(
+    ("counts", "settings", "told", "remedy"),
+    [
+        (
+            {"disagree": 9, "tie": 3, "same_answers": 2},
+            [],
+            "disagree 9, tie 1, invalid 0, alike 2",
+            "feedback.readout=likelihood",
+        ),
+        ({"invalid": 4}, [], "invalid 4", "feedback.readout=likelihood"),
+        ({"disagree": 4}, ["feedback.readout=likelihood"], "disagree 4", "feedback.disagreement=average"),
+        ({"tie": 7, "same_answers": 3}, ["feedback.margin=0.2"], "tie 4", "feedback.margin=0.02"),
+        ({"tie": 7, "same_answers": 4}, ["feedback.margin=0.2", "feedback.answers=3"], "tie 3", "feedback.answers=6"),
+        ({"tie": 7}, [], "tie 7", "feedback.answers=4"),
+    ],
+)
+def test_no_decided_pair_names_counts_and_the_remedy(counts, settings, told: str, remedy: str):
+    error = feedback._undecided(NONE | counts, config.load(None, settings))
+    assert told in str(error) and error.again == (remedy,)
+
+
+def test_the_sample_is_a_decided_pair(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    """Where the chunk has one; else its first."""
+    rows = [Sample(f"r{number}", f"{number}.mp4", (Turn(f"q{number}"),)) for number in range(2)]
+    backbone = SimpleNamespace(renderer=SimpleNamespace(decode=str))
+    cfg = config.load(None, ["feedback.readout=likelihood"])
+    bench = SimpleNamespace(cfg=cfg, backbone=backbone, whole=lambda video: None, asked=lambda *words: None)
+    monkeypatch.setattr(feedback, "sample", lambda *words: [[SimpleNamespace(ids=n) for n in (1, 2)] for _ in rows])
+
+    def shown(*choices: str) -> dict:
+        told = [Verdict(f"r{number}#0", choice, 1.0, (choice, choice)) for number, choice in enumerate(choices)]
+        monkeypatch.setattr(feedback, "judge", lambda bench, pairs, *words: told[: len(pairs)])
+        lines = feedback._label(bench, Run(tmp_path), rows, {"0.mp4": "", "1.mp4": ""}, 0)  # type: ignore[arg-type]
+        return next(record for name, record in lines if name == "samples.jsonl")
+
+    assert shown("tie", "B")["question"] == "q1" and shown("tie", "B")["choice"] == "B"
+    assert shown("A", "B")["question"] == shown("tie", "tie")["question"] == "q0"

@@ -34,13 +34,16 @@ def status_table(run: Run, stages: Sequence[str]) -> str:
 
 
 def report_state(run: Run) -> tuple[str, str]:
-    """State and page of the report. It has no folder and no manifest: its age against that of the evaluation says what it is."""
-    page, data, source = run.root / "report.html", run.root / "report.json", run.dir("evaluate") / "manifest.json"
+    """State and page of the report. It has no folder and no manifest; report.json names the evaluation that it shows."""
+    page, data = run.root / "report.html", run.root / "report.json"
     if not (page.is_file() and data.is_file()):
         return "missing", ""
-    if not source.is_file() or min(page.stat().st_mtime_ns, data.stat().st_mtime_ns) < source.stat().st_mtime_ns:
-        return "outdated: made from another evaluate", str(page)
-    return "finished", str(page)
+    try:
+        shown = json.loads(data.read_text(encoding="utf-8"))["evaluation"]
+    except (OSError, ValueError, LookupError, TypeError):
+        shown = ""
+    same = shown == (run.manifest("evaluate") or {"identity": None})["identity"] and not run.outdated("evaluate")
+    return "finished" if same else "outdated: made from another evaluate", str(page)
 
 
 def _headline(metrics: Mapping[str, Any]) -> str:

@@ -62,8 +62,14 @@ def headline(name: str, numbers: Numbers) -> Html:
     asked = f"{number(numbers['test_items'])} {'held-out' if seen == 0 else 'test'} questions about {clips} clips"
     if accuracy.get("sft") is None:
         told = "These questions come without true answers, so there is no accuracy here: read the answers and judge for yourself."
-        lead = f"{told} {_new_clips(numbers)}"
-        return tag("header", top, tag("h1", f"Answers to {asked}, side by side"), tag("p", lead, class_="lead"), _tiles(numbers))
+        return tag(
+            "header",
+            top,
+            tag("h1", f"Answers to {asked}, side by side"),
+            tag("p", f"{told} {_new_clips(numbers)}", class_="lead"),
+            _not_kept(numbers),
+            _tiles(numbers),
+        )
     gain, sft, rlaif = numbers["accuracy_gain"], percent(accuracy["sft"]), percent(accuracy["rlaif"])
     title = {
         "above": f"AI feedback took accuracy from {sft} to {rlaif}",

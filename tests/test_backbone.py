@@ -176,3 +176,10 @@ def test_frames_are_scaled_as_published_and_keep_their_channels() -> None:
     frame[..., 0] = 255
     base.encode_frames(frame)
     assert seen["pixel_values"][0, :, 0, 0].tolist() == [1.0, -1.0, -1.0]
+
+
+def test_opening_a_folder_shows_no_progress_bar(capfd):
+    from transformers.utils import logging
+
+    open_backbone(ModelSection(device="cpu"))
+    assert capfd.readouterr().err == "" and logging.is_progress_bar_enabled()

@@ -259,6 +259,17 @@ def test_strips_keep_their_proportions(tmp_path: Path):
     assert "--n:6;--aspect:2;" in html and "aspect-ratio:var(--aspect,1)" in html
 
 
+def test_status_knows_the_evaluation_that_a_report_shows(tmp_path: Path):
+    from minirlaif.status import report_state
+
+    cfg, run = make(tmp_path / "r", ROWS, result(ROWS))
+    written(cfg, run)
+    assert report_state(run) == ("finished", str(run.root / "report.html"))
+    with run.stage("ppo", {"other": 1}, redo=True):
+        pass
+    assert report_state(run)[0].startswith("outdated")  # what the evaluation stands on was made again
+
+
 def test_a_second_look_shows(tmp_path: Path):
     numbers, html = written(*make(tmp_path / "r", ROWS, result(ROWS), decodes=15))
     assert numbers["counts"]["decodes_per_clip"] == 1.5

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -246,3 +247,14 @@ def test_an_adapter_of_another_scale_is_refused(made: tuple[SmolVLM, Roles], tmp
     other = Roles(tiny.backbone(), ModelSection(lora_r=4, lora_alpha=16))
     with pytest.raises(UserError, match="lora_alpha"):
         other.add("policy", 0, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_roles_speak_to_their_libraries_by_today_s_names(checkpointing: bool):
+    """No FutureWarning, and recomputation is on exactly where it was asked for."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        base, roles = make(checkpointing)
+        with roles.training_as("policy"):
+            assert base.text_model.training == checkpointing
+    assert base.text_model.is_activation_checkpointing == checkpointing and not base.text_model.training

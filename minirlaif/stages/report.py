@@ -81,6 +81,7 @@ def summary(cfg: Config, found: Found) -> dict[str, Any]:
         "test_clips_seen_before": result.get("test_clips_seen_before"),
         "answered_items": result.get("answered_items", result["test_items"] if result.get("accuracy") else 0),
         "seed": result["seed"],
+        "evaluation": found.manifests["evaluate"]["identity"],  # so that `status` knows when there is a newer one
         "accuracy": result.get("accuracy") or dict.fromkeys(names),
         "accuracy_ci95": _intervals(cfg, found) if result.get("accuracy") else None,
         "accuracy_by_type": result.get("accuracy_by_type"),

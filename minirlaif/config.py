@@ -49,9 +49,7 @@ class VideoSection:
 
 @dataclass(frozen=True)
 class DataSection:
-    """Where clips and rows come from. Sources are files (json, jsonl, parquet), folders or hub names."""
-
-    # A relative path that does not exist seen from the current folder is looked for in the config file's own folder.
+    """Sources of rows: files (json, jsonl, parquet), folders, hub names; from the current folder, or else the config's own."""
 
     world: str = ""  # "tiny": make the tiny world and use its files; empty: use the sources below
     videos: str = ""  # folder that relative clip paths start from; empty: the data file's own folder

@@ -49,10 +49,7 @@ class VideoSection:
 
 @dataclass(frozen=True)
 class DataSection:
-    """Where clips and rows come from. Sources are files (json, jsonl, parquet), folders or hub names.
-
-    A relative path that does not exist seen from the current folder is looked for in the config file's own folder.
-    """
+    """Sources of rows: files (json, jsonl, parquet), folders, hub names; from the current folder, or else the config's own."""
 
     world: str = ""  # "tiny": make the tiny world and use its files; empty: use the sources below
     videos: str = ""  # folder that relative clip paths start from; empty: the data file's own folder
@@ -61,9 +58,6 @@ class DataSection:
     dev: tuple[str, ...] = ()  # prompts on which the judge picks the checkpoint
     test: tuple[str, ...] = ()  # rows are checked before anything trains; clips are opened by `evaluate` only
     preferences: tuple[str, ...] = ()  # extra preference rows for `reward`
-
-
-SOURCES = ("sft", "prompts", "dev", "test", "preferences")  # fields of DataSection that name files
 
 
 @dataclass(frozen=True)
@@ -263,7 +257,6 @@ RULES = Rules(
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """Defaults, then the YAML file, then `section.field=value` overrides, whose values are read as YAML too.
 
-    Data that lie beside the file rather than in the current folder get its folder in front of their names.
     Raises one UserError that lists every problem of the file and the overrides.
     """
     values: Mapping[Any, Any] = {}
@@ -280,7 +273,7 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
         problems = _conflicts(cfg)
     if cfg is None or problems:
         count = "" if len(problems) == 1 else f"{len(problems)} problems: "
-        where = "" if all(problem.startswith("--set ") for problem in problems) else f"{path or 'settings'}: "
+        where = "" if all(each.startswith("--set ") for each in problems) else f"{path or 'settings'}: "
         raise UserError(f"{where}{count}{'; '.join(problems)}")
     return cfg if path is None else replace(cfg, data=_found_beside(Path(path).parent, cfg.data))
 
@@ -289,7 +282,7 @@ def _found_beside(folder: Path, data: DataSection) -> DataSection:
     def found(name: str) -> str:
         return str(folder / name) if name and not Path(name).exists() and (folder / name).exists() else name
 
-    parts: dict[str, Any] = {part: tuple(map(found, getattr(data, part))) for part in SOURCES}
+    parts: dict[str, Any] = {name: tuple(map(found, v)) for name, v in vars(data).items() if isinstance(v, tuple)}
     return replace(data, videos=found(data.videos), **parts)
 
 

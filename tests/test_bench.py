@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from bases_llava import llava
+from bases_qwen import qwen3_5, qwen3_vl
+from bases_smolvlm import smolvlm
 
 from minirlaif import bench, cli, config, standin, steps
 from minirlaif.records import UserError
@@ -101,6 +105,34 @@ def test_stage_names():
     assert bench.chosen("") == list(bench.STEPS)
     with pytest.raises(UserError, match="--stages dpo"):
         bench.chosen("dpo")
+
+
+@pytest.mark.parametrize("family", ["smolvlm", "qwen3_vl", "qwen3_5", "llava"])
+@pytest.mark.parametrize("four_bits", [False, True], ids=["whole", "nf4"])
+def test_every_family_through_every_stage(family: str, four_bits: bool, tiny_bases: dict[str, Path], tmp_path: Path):
+    more = ["model.quantization=nf4", "model.gradient_checkpointing=true"] if four_bits else []
+    cfg = config.load(None, [*SMALL, *more, f"model.base={tiny_bases[family]}", "video.frame_pixels=4096"])
+    for stage in bench.STEPS:
+        folder = tmp_path / stage
+        folder.mkdir()
+        found = bench._measured(cfg, {"stage": stage, "gpu_gib": None, "rows": None}, folder)
+        numbers = [found[name] for name in ("peak", "planned", "seconds_per_step", "samples_per_second", "prompt_tokens")]
+        assert all(math.isfinite(number) and number > 0 for number in numbers), (stage, found)
+        assert (found["tokens_per_second"] > 0) == (stage in ("feedback", "collect", "evaluate"))
+
+
+@pytest.fixture(scope="module")
+def tiny_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    makers = {"smolvlm": smolvlm, "qwen3_vl": qwen3_vl, "qwen3_5": qwen3_5, "llava": llava}
+    return {name: make(tmp_path_factory.mktemp(name)) for name, make in makers.items()}
+
+
+def test_a_run_on_a_gpu_probes_and_stops_where_a_stage_fails(monkeypatch, tmp_path: Path):
+    monkeypatch.setattr("minirlaif.backbone.pick_device", lambda wanted: torch.device("cuda", 0))
+    monkeypatch.setattr(bench, "probe", lambda cfg, folder, gib: [{"stage": "sft"}, {"stage": "reward", "error": "too big"}])
+    with pytest.raises(UserError, match="probe: reward fails on the longest row .too big.*minirlaif plan"):
+        bench.before_run(config.load(None, ["data.sft=[a.jsonl]"]), tmp_path)
+    bench.before_run(config.load(None, ["data.world=tiny"]), tmp_path)  # its clips are made by the run
 
 
 def test_a_run_on_a_cpu_does_not_probe(monkeypatch):

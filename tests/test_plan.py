@@ -20,7 +20,15 @@ TARGETS = ModelSection().lora_targets
 def test_standard_backbones_have_the_published_number_of_weights(name: str):
     entry = json.loads(shapes.KNOWN_FILE.read_text())[name]
     n = shapes.shape_of(entry["config"], TARGETS).numbers
-    assert n.linear_weights + n.plain_weights + n.head_weights + n.vision_weights == entry["parameters"]
+    count = (n.linear_weights + n.plain_weights + n.head_weights + n.vision_weights) / 1e9
+    digits = len(entry["billions"].replace(".", "").lstrip("0"))  # to as many as were published
+    assert f"{count:.{digits}g}" == entry["billions"]
+    assert entry["billions_from"] and all(" (" in source for source in entry["sources"])  # where, and for which part
+
+
+def test_the_vision_tower_of_qwen3_5_2b_has_its_published_weights():
+    n = shapes.shape_of(shapes.known_config("qwen3.5-2b") or {}, TARGETS).numbers
+    assert round(n.vision_weights / 1e6) == 331  # strands-labs/strands-decider docs/vision.md
 
 
 def test_counts_of_a_real_model_and_its_adapter(tmp_path: Path):

@@ -53,7 +53,7 @@ def fitted(plan: Planned, card: Card) -> tuple[Planned, list[str]]:
 def _shrunk(plan: Planned) -> tuple[Planned, str] | None:
     """One step smaller in the first setting that can still shrink."""
     cfg = plan.cfg
-    if cfg.video.frames > 8:
+    if cfg.video.frames > 8 and plan.policy.kind != "llava":  # which pools frames: fewer of them save next to nothing
         frames = max(8, cfg.video.frames * 3 // 4)
         video = replace(cfg.video, frames=frames, segment_frames=min(cfg.video.segment_frames, frames))
         return replace(plan, cfg=replace(cfg, video=video)), f"video.frames {frames}"

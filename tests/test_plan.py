@@ -71,6 +71,25 @@ def test_shipped_configs_fit_24_gib(path: Path, capsys):
     assert (cfg.video.frames, cfg.rollout.max_new_tokens) in ((16, 256), (50, 256)) and cfg.rollout.batch_size >= 4
 
 
+def test_the_papers_setup_fits_24_gib_and_is_the_papers(capsys):
+    path = ROOT / "configs" / "paper.yaml"
+    assert cli.main(["plan", "--config", str(path), "--gpu-gib", "24"]) == 0
+    cfg = config.load(path)
+    found = plan.planned(cfg, gpu=True)
+    for shape in (found.policy, found.critic):
+        groups, height, width = shape.grid(cfg.video.frames, cfg.video.frame_pixels)
+        assert groups * height * width == 626
+    assert (found.policy.numbers.layers, found.critic.numbers.layers) == (32, 40)  # 7B and 13B
+    assert (cfg.video.frames, cfg.sft.max_length, cfg.rollout.max_new_tokens) == (50, 2048, 896)
+    assert "SmolVLM" not in path.read_text()
+
+
+def test_pooled_frames_are_not_shrunk():
+    found = plan.planned(config.load(None, ["model.base=llava-1.5-7b", "video.frames=50"]), gpu=True)
+    said = fitting.fitted(found, fitting.Card("", 12 * plan.GIB, True))[1]
+    assert said and not any(change.startswith("video.frames") for change in said)
+
+
 def test_one_config_per_backbone():
     assert len(SHIPPED) == 6
 

@@ -27,17 +27,22 @@ COLUMNS = ("stage", "peak MiB", "planned MiB", "s/step", "tokens/s", "samples/s"
 
 
 def run(cfg: Config, stages: Sequence[str], gpu_gib: float | None, out: Path | None) -> int:
-    """Measure stages, print the table, write json. Exit code 1 when a stage failed."""
+    """Measure stages, print the table and, when all stages were measured, the header line for the config; write json.
+    Exit code 1 when a stage failed."""
     from minirlaif.disk import write_atomic
+    from minirlaif.fitting import header
 
     results = [measure(cfg, stage, gpu_gib) for stage in stages]
     print(table(results))
     for result in results:
         if "error" in result:
             print(f"{result['stage']}: {result['error']}", file=sys.stderr)
+    failed = any("error" in result for result in results)
+    if not failed and set(stages) == set(STEPS):
+        print(header(results, gpu_gib, versions()))
     if out is not None:
         write_atomic(out, json.dumps({"versions": versions(), "config": config.dump(cfg), "stages": results}, indent=1))
-    return 1 if any("error" in result for result in results) else 0
+    return 1 if failed else 0
 
 
 def chosen(text: str) -> list[str]:

@@ -11,11 +11,11 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import yaml
 
-from minirlaif import __version__, config, parallel
+from minirlaif import __version__, config, parallel, planning
 from minirlaif.artifacts import Run
 from minirlaif.disk import disk_is_full, read_json, write_atomic
 from minirlaif.records import UserError
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"minirlaif {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    everything = _verb(
+    everything = planning.verb(
         verbs, "run", "all stages in order; finished ones are skipped", "run --config configs/tiny.yaml --run tiny"
     )
     everything.add_argument(
@@ -99,51 +99,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_run_flags(everything, trains=True)
     for name, help_text in STAGES.items():
-        _add_run_flags(_verb(verbs, name, help_text, f"{name} --config configs/tiny.yaml --run tiny"), trains=True)
-    _add_run_flags(_verb(verbs, "status", "table of a run's stages", "status --run tiny"), trains=False)
-    path = _verb(verbs, "path", "print the folder of a finished stage, of report the page itself", "path ppo --run tiny")
+        _add_run_flags(planning.verb(verbs, name, help_text, f"{name} --config configs/tiny.yaml --run tiny"), trains=True)
+    _add_run_flags(planning.verb(verbs, "status", "table of a run's stages", "status --run tiny"), trains=False)
+    path = planning.verb(verbs, "path", "print the folder of a finished stage, of report the page itself", "path ppo --run tiny")
     path.add_argument("stage", metavar="STAGE", help=", ".join(STAGES))
     _add_run_flags(path, trains=False)
-    convert = _verb(
-        verbs, "convert", "make a checkpoint in LLaVA's old layout usable as model.base", "convert --from OLD --to NEW"
-    )
-    convert.add_argument("--from", dest="old", metavar="OLD", required=True, help="folder or hub id of the old checkpoint")
-    convert.add_argument("--to", dest="new", metavar="NEW", required=True, type=Path, help="folder to make")
-    convert.add_argument("--vision", metavar="CLIP", default="", help="folder or hub id of the vision tower, if OLD has none")
-    _add_planning(verbs)
-    _verb(verbs, "doctor", "versions, GPU, memory, decoders: what is missing and how to get it", "doctor")
-    return parser
-
-
-def _add_planning(verbs: Any) -> None:
-    plan = _verb(
-        verbs, "plan", "what every stage takes of the card, before anything runs", "plan --config mine.yaml --gpu-gib 24"
-    )
-    plan.add_argument("--config", metavar="FILE", help="settings, such as configs/24gb-smolvlm2-500m.yaml")
-    plan.add_argument("--model-config", metavar="FOLDER", default="", help="where config.json lies, if not at model.base")
-    plan.add_argument("--fit", metavar="FILE", type=Path, help="write the config shrunk until it fits")
-    plan.add_argument("--probe", action="store_true", help="run the longest row of the data through every stage and compare")
-    plan.add_argument("--table", action="store_true", help="markdown: all configs/24gb-*.yaml on cards of 8, 12, 16 and 24 GiB")
-    bench = _verb(verbs, "bench", "peak memory and speed of every stage, with random weights", "bench --model smolvlm2-500m")
-    bench.add_argument("--config", metavar="FILE", help="settings to measure")
-    bench.add_argument("--model", metavar="NAME", default="", help="a standard backbone or folder; wins over model.base")
-    bench.add_argument("--stages", metavar="LIST", default="", help="such as sft,ppo (default: all)")
-    bench.add_argument("--out", metavar="FILE", type=Path, help="write the numbers as json")
-    for parser in (plan, bench):
-        parser.add_argument("--gpu-gib", metavar="GIB", type=float, help="card to plan for, or cap on the card that is there")
-        parser.add_argument(
-            "--set", metavar="SECTION.FIELD=VALUE", nargs="+", action="extend", default=[], help="settings that win over the file"
-        )
-
-
-def _verb(verbs: Any, name: str, help_text: str, example: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = verbs.add_parser(
-        name,
-        help=help_text,
-        description=help_text[0].upper() + help_text[1:] + ".",
-        epilog=f"example:\n  python -m minirlaif {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    planning.add(verbs)
+    planning.verb(verbs, "doctor", "versions, GPU, memory, decoders: what is missing and how to get it", "doctor")
     return parser
 
 
@@ -163,16 +125,8 @@ def _dispatch(options: argparse.Namespace) -> int:
         from minirlaif.doctor import run as examine
 
         return examine()
-    if options.verb == "convert":
-        from minirlaif.convert import convert
-
-        convert(options.old, options.new, options.vision)
-        print(f"{options.new}: done; name it in model.base")
-        return 0
-    if options.verb in ("plan", "bench"):
-        if options.gpu_gib is not None and not options.gpu_gib > 0:
-            raise UserError(f"--gpu-gib {options.gpu_gib}: must be above 0")
-        return _plan(options) if options.verb == "plan" else _bench(options)
+    if options.verb in planning.VERBS:
+        return planning.dispatch(options)
     if not options.run or Path(options.run).name != options.run or options.run == "..":
         raise UserError(f"--run {options.run!r}: must be a plain name; the folder it lies in goes to --runs-dir")
     settings = getattr(options, "set", [])
@@ -220,48 +174,6 @@ def _make(run: Run, cfg: config.Config, options: argparse.Namespace) -> int:
     if "report" in names and parallel.leads():
         print(f"report: {run.root / 'report.html'}")
     return 0
-
-
-def _plan(options: argparse.Namespace) -> int:
-    """`plan`: the table, the verdict, and what was asked for beside them. 0: it fits, 1: it does not."""
-    from minirlaif import fitting, plan
-
-    if options.table:
-        configs = [(path.name, config.load(path)) for path in sorted(Path("configs").glob("24gb-*.yaml"))]
-        if not configs:
-            raise UserError("configs/24gb-*.yaml: none here; run `plan --table` in the project's folder")
-        print(fitting.markdown(configs, (8, 12, 16, 24)))
-        return 0
-    if options.config is None:
-        raise UserError("plan: name a config with --config; see `python -m minirlaif plan --help`")
-    cfg = config.load(options.config, options.set)
-    card = fitting.find_card(options.gpu_gib, cfg.model.device)
-    found = plan.planned(cfg, card.gpu, options.model_config, runtime=plan.RUNTIME)
-    print(plan.table(plan.estimate(found)))
-    print("\n".join(fitting.verdict(found, card)))
-    if options.fit is not None:
-        smaller, changes = fitting.fitted(found, card)
-        write_atomic(options.fit, config.dump(smaller.cfg))
-        print(f"{options.fit}: {', '.join(changes) or 'nothing had to change'}")
-    if options.probe:
-        import tempfile
-
-        from minirlaif import bench
-
-        with tempfile.TemporaryDirectory() as folder:
-            if any("error" in result for result in bench.probe(cfg, Path(folder), options.gpu_gib)):
-                return 1
-    return 0 if plan.peak(found)[1] <= card.room or options.fit is not None else 1
-
-
-def _bench(options: argparse.Namespace) -> int:
-    from minirlaif import bench
-
-    if options.config is None and not options.model:
-        raise UserError("bench: name a model with --model or a config with --config; see `python -m minirlaif bench --help`")
-    more = [f"model.base={options.model}"] if options.model else []
-    cfg = config.load(options.config, [*more, *options.set])
-    return bench.run(cfg, bench.chosen(options.stages), options.gpu_gib, options.out)
 
 
 def _chosen(options: argparse.Namespace, cfg: config.Config) -> list[str]:

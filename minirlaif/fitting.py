@@ -1,10 +1,12 @@
-"""Whether a plan fits a card, what to shrink first when it does not, and the smaller config."""
+"""Whether a plan fits a card, what to shrink first when it does not, the smaller config, and the table of all configs."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from minirlaif.config import Config
@@ -51,7 +53,7 @@ def fitted(plan: Planned, card: Card) -> tuple[Planned, list[str]]:
 def _shrunk(plan: Planned) -> tuple[Planned, str] | None:
     """One step smaller in the first setting that can still shrink."""
     cfg = plan.cfg
-    if cfg.video.frames > 8:
+    if cfg.video.frames > 8 and plan.policy.kind != "llava":  # which pools frames: fewer of them save next to nothing
         frames = max(8, cfg.video.frames * 3 // 4)
         video = replace(cfg.video, frames=frames, segment_frames=min(cfg.video.segment_frames, frames))
         return replace(plan, cfg=replace(cfg, video=video)), f"video.frames {frames}"
@@ -96,16 +98,54 @@ def verdict(plan: Planned, card: Card) -> list[str]:
     return said
 
 
-def markdown(configs: Sequence[tuple[str, Config]], sizes: Sequence[float]) -> str:
-    """The README's table: a row per config, a column per card."""
+def markdown(configs: Sequence[tuple[Path, Config]], sizes: Sequence[float]) -> str:
+    """The README's table: a row per config, a column per card, and what was measured according to the file's header."""
     rows = ["| config | peak | " + " | ".join(f"{size:.0f} GiB" for size in sizes) + " | |"]
     rows.append("| --- " * (len(sizes) + 3) + "|")
-    for name, cfg in configs:
+    for path, cfg in configs:
         plan = planned(cfg, gpu=True)
         stage, size = peak(plan)
         cells = [_cell(plan, Card("", gib * GIB, True)) for gib in sizes]
-        rows.append(f"| `{name}` | {size / GIB:.1f} GiB ({TITLES.get(stage, stage)}) | {' | '.join(cells)} | planned |")
+        row = f"| `{path.name}` | {size / GIB:.1f} GiB ({TITLES.get(stage, stage)}) | {' | '.join(cells)} |"
+        rows.append(f"{row} {measured(path) or 'planned'} |")
     return "\n".join(rows)
+
+
+def header(results: Sequence[Mapping[str, Any]], gpu_gib: float | None, versions: Mapping[str, str]) -> str:
+    """The header line of a config that `bench` has measured in all stages; `measured` reads it.
+
+    results: as `bench.measure` gives them, none with an error; gpu_gib: the cap; versions: with the "date".
+    """
+    most = max(results, key=lambda result: float(result["peak"]))
+    device = str(most["device"])
+    card = f"{device}, capped at {gpu_gib:g} GiB" if gpu_gib and device != "cpu" else device
+    seconds = ", ".join(f"{TITLES.get(r['stage'], r['stage'])} {r['seconds_per_step']:.1f}" for r in results)
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "date")
+    peak_text = f"{most['peak'] / GIB:.1f} GiB ({TITLES.get(most['stage'], most['stage'])})"
+    return (
+        f"# Card or cap: {card}. Measured peak: {peak_text}. Seconds: {seconds}. Date: {versions['date']}. Versions: {packages}."
+    )
+
+
+def measured(path: Path) -> str | None:
+    """What a config's header says was measured, for the table; None when it says "not measured".
+
+    Raises:
+        UserError: it has a header line that says neither.
+    """
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# Card or cap: ")]
+    if not lines or _UNMEASURED in lines[0]:
+        return None
+    found = _MEASURED.match(lines[0])
+    if found is None:
+        raise UserError(f"{path}: its line `# Card or cap:` cannot be read; paste the one that `bench --config {path}` prints")
+    return f"measured {found['peak']} on {found['card']}, {found['date']}"
+
+
+_UNMEASURED = "Measured peak: not measured."
+_MEASURED = re.compile(
+    r"# Card or cap: (?P<card>.+?)\. Measured peak: (?P<peak>[\d.]+ GiB \([a-z ]+\))\. Seconds: .+\. Date: (?P<date>[\d-]+)\. "
+)
 
 
 def _cell(plan: Planned, card: Card) -> str:

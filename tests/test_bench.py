@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from bases_llava import llava
+from bases_middle import middle
+from bases_qwen import qwen3_5, qwen3_vl
 
 from minirlaif import bench, cli, config, standin, steps
 from minirlaif.records import UserError
@@ -17,29 +21,20 @@ SMALL = (
     " feedback.describe_tokens=4 feedback.max_new_tokens=8 feedback.batch_size=2 rollout.max_new_tokens=8 rollout.batch_size=2"
     " evaluate.max_new_tokens=4 evaluate.batch_size=2 sft.micro_batch_size=1 reward.micro_batch_size=1 ppo.micro_batch_size=1"
 ).split()
-# 21 million weights; activations outweigh what Python and its libraries take.
+FOUR_BITS = "model.quantization=nf4 model.gradient_checkpointing=true"
+SIZES = [(384, 1024, 8, 16384), (512, 1536, 6, 32768), (256, 2048, 12, 4096)]  # width, feed-forward, layers, words
 MIDDLE = (
     "model.device=cpu model.dtype=float32 model.lora_r=16 video.frames=8 feedback.max_new_tokens=32 rollout.max_new_tokens=32"
     " evaluate.max_new_tokens=8 evaluate.batch_size=12 sft.micro_batch_size=3 sft.batch_size=3 reward.micro_batch_size=2"
-    " reward.batch_size=2 ppo.micro_batch_size=3 ppo.minibatch_size=3 rollout.batch_size=3"
+    " reward.batch_size=2 ppo.micro_batch_size=3 ppo.minibatch_size=3 rollout.batch_size=3 feedback.batch_size=3"
 ).split()
-
-
-def folder(tmp_path: Path, width: int, ffn: int, layers: int, words: int) -> str:
-    text = {"model_type": "llama", "hidden_size": width, "intermediate_size": ffn, "num_hidden_layers": layers}
-    text |= {"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": words, "tie_word_embeddings": True}
-    vision = {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 1, "num_attention_heads": 3}
-    vision |= {"image_size": 256, "patch_size": 16}
-    content = {"model_type": "smolvlm", "scale_factor": 4, "tie_word_embeddings": True, "image_token_id": 5}
-    (tmp_path / "config.json").write_text(json.dumps({**content, "text_config": text, "vision_config": vision}))
-    return f"model.base={tmp_path}"
 
 
 @pytest.mark.parametrize("name", bench.STEPS)
 @pytest.mark.parametrize("four_bits", [False, True])
 def test_every_stage_takes_a_step_on_random_weights(name: str, four_bits: bool, tmp_path: Path):
-    more = ["model.quantization=nf4", "model.gradient_checkpointing=true"] if four_bits else []
-    cfg = config.load(None, [*SMALL, *more, folder(tmp_path, 64, 96, 2, 300)])
+    more = FOUR_BITS.split() if four_bits else []
+    cfg = config.load(None, [*SMALL, *more, middle(tmp_path, "smolvlm", 64, 96, 2, 300)])
     with steps.opened(steps.shrunk(cfg), name, None, tmp_path) as (made, worst):
         done, seconds = steps.timed(steps.prepare(name, made, cfg, worst, tmp_path))
         kinds = {type(module).__name__ for module in made.backbone.model.modules()}
@@ -51,7 +46,7 @@ def test_every_stage_takes_a_step_on_random_weights(name: str, four_bits: bool, 
 
 
 def test_random_weights_are_made_without_the_whole_model_in_full_precision(tmp_path: Path, monkeypatch):
-    cfg = config.load(None, [*SMALL, "model.quantization=nf4", folder(tmp_path, 64, 96, 2, 300)])
+    cfg = config.load(None, [*SMALL, "model.quantization=nf4", middle(tmp_path, "smolvlm", 64, 96, 2, 300)])
     biggest, real = [0], torch.Tensor.normal_
 
     def watched(tensor: torch.Tensor, *args: object, **named: object) -> torch.Tensor:
@@ -71,17 +66,31 @@ def close(result: dict[str, object]) -> None:
     assert -0.05 <= off <= 0.10, f"{result['stage']}: planned {off:+.1%} of {result['peak'] / 2**20:.0f} MiB"  # type: ignore[operator]
 
 
-def test_plan_is_near_the_measured_peak(tmp_path: Path):
-    cfg = config.load(None, [*MIDDLE, folder(tmp_path, 256, 768, 6, 8192)])
-    close(bench.measure(cfg, "sft", None))
+@pytest.mark.parametrize(
+    ("family", "stage", "more"),
+    [("smolvlm", "sft", ""), ("qwen3_vl", "update", ""), ("llava", "collect", FOUR_BITS)],
+    ids=lambda value: "nf4" if value == FOUR_BITS else value,
+)
+def test_plan_is_near_the_measured_peak(family: str, stage: str, more: str, tmp_path: Path):
+    small = "rollout.max_new_tokens=12 rollout.batch_size=2 ppo.micro_batch_size=2 ppo.minibatch_size=2".split()
+    cfg = config.load(None, [*MIDDLE, *small, *more.split(), middle(tmp_path, family, 256, 768, 6, 8192)])
+    close(bench.measure(cfg, stage, None))
+
+
+CASES = [
+    *(("smolvlm", stage, size) for stage in ("sft", "reward", "update", "evaluate") for size in SIZES),
+    *(("smolvlm", stage, SIZES[0]) for stage in ("feedback", "collect")),
+    *((family, stage, SIZES[0]) for family in ("qwen3_vl", "qwen3_5", "llava") for stage in bench.STEPS),
+]
 
 
 @pytest.mark.learning
-@pytest.mark.parametrize("name", ["sft", "reward", "update", "evaluate"])
-@pytest.mark.parametrize("more", ["", "model.quantization=nf4 model.gradient_checkpointing=true"])
-@pytest.mark.parametrize("size", [(384, 1024, 8, 16384), (512, 1536, 6, 32768), (256, 2048, 12, 4096)])
-def test_plan_is_near_the_measured_peak_wherever_one_looks(name: str, more: str, size: tuple[int, ...], tmp_path: Path):
-    close(bench.measure(config.load(None, [*MIDDLE, *more.split(), folder(tmp_path, *size)]), name, None))
+@pytest.mark.parametrize(("family", "stage", "size"), CASES, ids=lambda value: str(value).replace(" ", ""))
+@pytest.mark.parametrize("more", ["", FOUR_BITS], ids=["whole", "nf4"])
+def test_plan_is_near_the_measured_peak_wherever_one_looks(
+    family: str, stage: str, size: tuple[int, ...], more: str, tmp_path: Path
+):
+    close(bench.measure(config.load(None, [*MIDDLE, *more.split(), middle(tmp_path, family, *size)]), stage, None))
 
 
 def test_bench_prints_a_table_and_writes_json(tmp_path: Path, capsys, monkeypatch):
@@ -101,6 +110,36 @@ def test_stage_names():
     assert bench.chosen("") == list(bench.STEPS)
     with pytest.raises(UserError, match="--stages dpo"):
         bench.chosen("dpo")
+
+
+# SmolVLM: test_every_stage_takes_a_step_on_random_weights, and the probe in test_planning.
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_5", "llava"])
+@pytest.mark.parametrize("four_bits", [False, True], ids=["whole", "nf4"])
+def test_every_family_through_every_stage(family: str, four_bits: bool, tiny_bases: dict[str, Path], tmp_path: Path):
+    more = FOUR_BITS.split() if four_bits else []
+    short = ["video.frames=2", "video.frame_pixels=4096", "feedback.max_new_tokens=3", "rollout.max_new_tokens=3"]
+    cfg = config.load(None, [*SMALL, *more, *short, f"model.base={tiny_bases[family]}"])
+    for stage in bench.STEPS:
+        folder = tmp_path / stage
+        folder.mkdir()
+        found = bench._measured(cfg, {"stage": stage, "gpu_gib": None, "rows": None}, folder)
+        numbers = [found[name] for name in ("peak", "planned", "seconds_per_step", "samples_per_second", "prompt_tokens")]
+        assert all(math.isfinite(number) and number > 0 for number in numbers), (stage, found)
+        assert (found["tokens_per_second"] > 0) == (stage in ("feedback", "collect", "evaluate"))
+
+
+@pytest.fixture(scope="module")
+def tiny_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    makers = {"qwen3_vl": qwen3_vl, "qwen3_5": qwen3_5, "llava": llava}
+    return {name: make(tmp_path_factory.mktemp(name)) for name, make in makers.items()}
+
+
+def test_a_run_on_a_gpu_probes_and_stops_where_a_stage_fails(monkeypatch, tmp_path: Path):
+    monkeypatch.setattr("minirlaif.backbone.pick_device", lambda wanted: torch.device("cuda", 0))
+    monkeypatch.setattr(bench, "probe", lambda cfg, folder, gib: [{"stage": "sft"}, {"stage": "reward", "error": "too big"}])
+    with pytest.raises(UserError, match="probe: reward fails on the longest row .too big.*minirlaif plan"):
+        bench.before_run(config.load(None, ["data.sft=[a.jsonl]"]), tmp_path)
+    bench.before_run(config.load(None, ["data.world=tiny"]), tmp_path)  # its clips are made by the run
 
 
 def test_a_run_on_a_cpu_does_not_probe(monkeypatch):

@@ -20,7 +20,15 @@ TARGETS = ModelSection().lora_targets
 def test_standard_backbones_have_the_published_number_of_weights(name: str):
     entry = json.loads(shapes.KNOWN_FILE.read_text())[name]
     n = shapes.shape_of(entry["config"], TARGETS).numbers
-    assert n.linear_weights + n.plain_weights + n.head_weights + n.vision_weights == entry["parameters"]
+    count = (n.linear_weights + n.plain_weights + n.head_weights + n.vision_weights) / 1e9
+    digits = len(entry["billions"].replace(".", "").lstrip("0"))  # to as many as were published
+    assert f"{count:.{digits}g}" == entry["billions"]
+    assert entry["billions_from"] and all(" (" in source for source in entry["sources"])  # where, and for which part
+
+
+def test_the_vision_tower_of_qwen3_5_2b_has_its_published_weights():
+    n = shapes.shape_of(shapes.known_config("qwen3.5-2b") or {}, TARGETS).numbers
+    assert round(n.vision_weights / 1e6) == 331  # strands-labs/strands-decider docs/vision.md
 
 
 def test_counts_of_a_real_model_and_its_adapter(tmp_path: Path):
@@ -61,6 +69,25 @@ def test_shipped_configs_fit_24_gib(path: Path, capsys):
     assert "not measured" in path.read_text()
     cfg = config.load(path)
     assert (cfg.video.frames, cfg.rollout.max_new_tokens) in ((16, 256), (50, 256)) and cfg.rollout.batch_size >= 4
+
+
+def test_the_papers_setup_fits_24_gib_and_is_the_papers(capsys):
+    path = ROOT / "configs" / "paper.yaml"
+    assert cli.main(["plan", "--config", str(path), "--gpu-gib", "24"]) == 0
+    cfg = config.load(path)
+    found = plan.planned(cfg, gpu=True)
+    for shape in (found.policy, found.critic):
+        groups, height, width = shape.grid(cfg.video.frames, cfg.video.frame_pixels)
+        assert groups * height * width == 626
+    assert (found.policy.numbers.layers, found.critic.numbers.layers) == (32, 40)  # 7B and 13B
+    assert (cfg.video.frames, cfg.sft.max_length, cfg.rollout.max_new_tokens) == (50, 2048, 896)
+    assert "SmolVLM" not in path.read_text()
+
+
+def test_pooled_frames_are_not_shrunk():
+    found = plan.planned(config.load(None, ["model.base=llava-1.5-7b", "video.frames=50"]), gpu=True)
+    said = fitting.fitted(found, fitting.Card("", 12 * plan.GIB, True))[1]
+    assert said and not any(change.startswith("video.frames") for change in said)
 
 
 def test_one_config_per_backbone():

@@ -1,0 +1,107 @@
+"""The verbs beside a run: `plan`, `bench` and `convert`. Their flags, and what each does. No torch before work starts."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from minirlaif import config
+from minirlaif.disk import write_atomic
+from minirlaif.records import UserError
+
+VERBS = ("plan", "bench", "convert")
+CARDS = (8, 12, 16, 24)  # GiB; the columns of `plan --table`
+
+
+def verb(verbs: Any, name: str, help_text: str, example: str) -> argparse.ArgumentParser:
+    """A parser for one verb, with its help and an example."""
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=help_text,
+        description=help_text[0].upper() + help_text[1:] + ".",
+        epilog=f"example:\n  python -m minirlaif {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
+def add(verbs: Any) -> None:
+    """Add the parsers of VERBS."""
+    plan = verb(verbs, "plan", "what every stage takes of the card, before anything runs", "plan --config mine.yaml --gpu-gib 24")
+    plan.add_argument("--config", metavar="FILE", help="settings, such as configs/24gb-smolvlm2-500m.yaml")
+    plan.add_argument("--model-config", metavar="FOLDER", default="", help="where config.json lies, if not at model.base")
+    plan.add_argument("--fit", metavar="FILE", type=Path, help="write the config shrunk until it fits")
+    plan.add_argument("--probe", action="store_true", help="run the longest row of the data through every stage and compare")
+    plan.add_argument("--table", action="store_true", help="markdown: all configs/24gb-*.yaml on cards of 8, 12, 16 and 24 GiB")
+    bench = verb(verbs, "bench", "peak memory and speed of every stage, with random weights", "bench --model smolvlm2-500m")
+    bench.add_argument("--config", metavar="FILE", help="settings to measure")
+    bench.add_argument("--model", metavar="NAME", default="", help="a standard backbone or folder; wins over model.base")
+    bench.add_argument("--stages", metavar="LIST", default="", help="such as sft,ppo (default: all)")
+    bench.add_argument("--out", metavar="FILE", type=Path, help="write the numbers as json")
+    for parser in (plan, bench):
+        parser.add_argument("--gpu-gib", metavar="GIB", type=float, help="card to plan for, or cap on the card that is there")
+        parser.add_argument(
+            "--set", metavar="SECTION.FIELD=VALUE", nargs="+", action="extend", default=[], help="settings that win over the file"
+        )
+    convert = verb(
+        verbs, "convert", "make a checkpoint in LLaVA's old layout usable as model.base", "convert --from OLD --to NEW"
+    )
+    convert.add_argument("--from", dest="old", metavar="OLD", required=True, help="folder or hub id of the old checkpoint")
+    convert.add_argument("--to", dest="new", metavar="NEW", required=True, type=Path, help="folder to make")
+    convert.add_argument("--vision", metavar="CLIP", default="", help="folder or hub id of the vision tower, if OLD has none")
+
+
+def dispatch(options: argparse.Namespace) -> int:
+    """Run one of VERBS; returns the exit code. UserError for what the user can put right."""
+    if options.verb == "convert":
+        from minirlaif.convert import convert
+
+        convert(options.old, options.new, options.vision)
+        print(f"{options.new}: done; name it in model.base")
+        return 0
+    if options.gpu_gib is not None and not options.gpu_gib > 0:
+        raise UserError(f"--gpu-gib {options.gpu_gib}: must be above 0")
+    return _plan(options) if options.verb == "plan" else _bench(options)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    """The table, the verdict, and what was asked for beside them. 0: it fits, 1: it does not, or the probe failed."""
+    from minirlaif import fitting, plan
+
+    if options.table:
+        paths = sorted(Path("configs").glob("24gb-*.yaml"))
+        if not paths:
+            raise UserError("configs/24gb-*.yaml: none here; run `plan --table` in the project's folder")
+        print(fitting.markdown([(path, config.load(path)) for path in paths], CARDS))
+        return 0
+    if options.config is None:
+        raise UserError("plan: name a config with --config; see `python -m minirlaif plan --help`")
+    cfg = config.load(options.config, options.set)
+    card = fitting.find_card(options.gpu_gib, cfg.model.device)
+    found = plan.planned(cfg, card.gpu, options.model_config, runtime=plan.RUNTIME)
+    print(plan.table(plan.estimate(found)))
+    print("\n".join(fitting.verdict(found, card)))
+    if options.fit is not None:
+        smaller, changes = fitting.fitted(found, card)
+        write_atomic(options.fit, config.dump(smaller.cfg))
+        print(f"{options.fit}: {', '.join(changes) or 'nothing had to change'}")
+    if options.probe:
+        from minirlaif import bench
+
+        with tempfile.TemporaryDirectory() as folder:
+            results = bench.probe(cfg, Path(folder), options.gpu_gib)
+        if any("error" in result for result in results):
+            return 1
+    return 0 if plan.peak(found)[1] <= card.room or options.fit is not None else 1
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from minirlaif import bench
+
+    if options.config is None and not options.model:
+        raise UserError("bench: name a model with --model or a config with --config; see `python -m minirlaif bench --help`")
+    more = [f"model.base={options.model}"] if options.model else []
+    cfg = config.load(options.config, [*more, *options.set])
+    return bench.run(cfg, bench.chosen(options.stages), options.gpu_gib, options.out)

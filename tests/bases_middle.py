@@ -1,4 +1,4 @@
-"""config.json of models of 10 to 60 million weights, one per family: big enough that activations outweigh what Python takes."""
+"""config.json of models of 10 to 40 million weights, one per family: big enough that activations outweigh what Python takes."""
 
 from __future__ import annotations
 

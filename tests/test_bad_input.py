@@ -222,7 +222,7 @@ def test_rows_that_changed_are_noticed_where_they_are_read(desk: Desk, monkeypat
     rows[0]["conversations"][1]["value"] = "another answer."
     desk.write("sft.json", rows)
     code, complaint = desk.call("sft")
-    assert code == 2 and "sft.json" in complaint and "--redo makes it again" in complaint
+    assert code == 2 and "sft.json" in complaint and "made with other settings" in complaint and "--redo`" in complaint
 
 
 def test_a_clip_whose_name_is_no_text(desk: Desk):
@@ -305,7 +305,7 @@ FAULTS = {
     "disk full in a state": ("write_state", full_disk, 2, "the disk is full"),
     "disk full in weights": ("write_state", full_disk_in_safetensors, 2, "the disk is full"),
     "not a number": ("sft_loss", not_a_number, 2, "sft: loss is nan at step 3"),
-    "ctrl-c": ("optimizer_step", ctrl_c, 130, "goes on from here"),
+    "ctrl-c": ("optimizer_step", ctrl_c, 130, "goes on from the last saved step"),
 }
 
 

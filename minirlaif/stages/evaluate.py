@@ -136,6 +136,8 @@ def _write(out: StageDir, run: Run, bench: Workbench, tests: Sequence[Sample], a
                 **{name: texts[number] for name, texts in answers.items()},
             }
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            if number % SAMPLE_EVERY == 0:
+                out.sample({name: record[name] for name in ("video", "question", "truth", *MODELS)})
 
 
 def _gallery(tests: Sequence[Sample], answers: Mapping[str, list[str]], wanted: int) -> set[str]:

@@ -391,13 +391,18 @@ def test_two_bases_a_reference_model_and_8_bit_moments_resume_to_the_same_result
         return real(bench, rollout, learner, step)
 
     monkeypatch.setattr(ppo, "update", dies)
-    with contextlib.suppress(KeyboardInterrupt):
-        make(killed.parent, ["ppo"], *settings)
+    assert cli.main(shrunk.words(killed.parent, ["ppo"], *settings)) == 130
     assert (killed / "ppo.partial" / "state").is_dir()
     monkeypatch.setattr(ppo, "update", real)
     make(killed.parent, ["ppo"], *settings)
     name = "ppo/adapter/adapter_model.safetensors"
-    assert results(killed, ["ppo"])[name] == results(straight, ["ppo"])[name] != results(finished, ["ppo"])[name]
+    assert results(killed, ["ppo"])[name] == results(straight, ["ppo"])[name]
+    # The kept adapter may be the one of iteration 0; the losses tell the runs apart.
+    told = [
+        [(row["policy_loss"], row["value_loss"]) for row in lines(r / "ppo" / "metrics.jsonl")]
+        for r in (killed, straight, finished)
+    ]
+    assert told[0] == told[1] != told[2]
     own = json.loads((straight / "reward" / "adapter" / "adapter_config.json").read_text())
     assert own["base_model_name_or_path"] == str(tmp_path / "judge")
     assert "layers.2." in (straight / "reward" / "adapter" / "adapter_model.safetensors").read_bytes()[:20000].decode("latin-1")

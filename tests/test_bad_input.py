@@ -297,6 +297,7 @@ def not_a_number(real: Callable[..., Any], *arguments: Any, **named: Any) -> Any
 
 
 def ctrl_c(real: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started with the signal ignored
     os.kill(os.getpid(), signal.SIGINT)
     return real(*arguments, **named)
 

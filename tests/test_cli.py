@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -246,7 +247,7 @@ def test_status_and_path(call, runs_dir: Path):
         raise ZeroDivisionError
     rows = {line.split()[0]: line.split(maxsplit=1)[1] for line in call("status")[1].splitlines()}
     assert "pretrain" not in rows
-    assert rows["sft"].split() == ["finished", "0", "s", "accuracy", "0.5123"]
+    assert re.fullmatch(r"finished +\d s +accuracy 0\.5123", rows["sft"])  # a busy machine may need a second
     assert rows["ppo"] == "partial         last step 2, goes on from 1"
     shutil.rmtree(run.partial("ppo") / "state")
     assert call("status")[1].splitlines()[-3].endswith("partial         last step 2, starts again")

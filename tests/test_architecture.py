@@ -20,7 +20,7 @@ LAYERS = {
     0: "losses returns stats tokens verdicts schedules records frames settings config memory",
     1: "artifacts disk provenance metrics video data formats features chat families resting roles sampling scoring judge training"
     " parallel stagedir tinyworld tinybase backbone workbench opening overlap rollouts devjudge page story workings timeline"
-    " _reader doctor status convert oldfiles shapes standin plan fitting",
+    " _reader doctor status convert oldfiles shapes standin plan fitting talk hf gguf",
     2: "stages",
     3: "cli __main__ planning steps bench",
 }
@@ -29,7 +29,7 @@ LAYER = {module: layer for layer, names in LAYERS.items() for module in names.sp
 PURE = "os pathlib shutil tempfile time datetime random secrets logging subprocess socket threading multiprocessing numpy".split()
 PURE_EXCEPT = {("config", "pathlib"), ("stats", "random")}  # stats: a bootstrap seeded by an argument
 NO_TORCH = (
-    "records settings config artifacts stagedir disk provenance metrics status doctor cli planning __init__ __main__"
+    "records settings config artifacts stagedir disk provenance metrics status doctor cli planning talk __init__ __main__"
 ).split()
 ONLY_INSIDE_FUNCTIONS = {"decord", "av", "bitsandbytes", "datasets"}
 

@@ -67,7 +67,7 @@ class Precision:
     autocast: bool  # adapters compute in bfloat16 while training (accelerate's mixed precision, on a GPU)
     checkpointing: bool
     rank: int
-    moments: float = 8.0  # bytes of optimiser state per trained weight on the device: 8 AdamW, 0 when paged to the host
+    moments: float = 8.0  # bytes of optimiser state per trained weight on the device: 8 AdamW, 2 with 8 bits
 
 
 @dataclass(frozen=True)

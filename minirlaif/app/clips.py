@@ -37,6 +37,9 @@ _OTHERS = (
 )
 
 
+EXAMPLES = "examples"  # folder of clips that are ours
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a clip may be at most."""
@@ -99,7 +102,7 @@ class Desk:
         for number, clip in enumerate(clips):
             if len(kept) == wanted:
                 break
-            copy = self.folder / "examples" / f"{number}" / clip.name
+            copy = self.folder / EXAMPLES / f"{number}" / clip.name
             copy.parent.mkdir(parents=True, exist_ok=True)
             try:
                 shutil.copyfile(clip, copy)
@@ -110,13 +113,18 @@ class Desk:
             kept.append(copy)
         return kept
 
-    def sweep(self, used: Sequence[str], older: float) -> None:
-        """Delete uploads that nobody uses and that are older than so many seconds; examples stay."""
-        keep = {Path(path).resolve().parent for path in used}
+    def drop(self, clip: Path) -> None:
+        """Delete an upload with the folder that it came in. Examples stay, and so does whatever lies elsewhere."""
+        folder = clip.resolve().parent
+        if folder.parent == self.folder and folder.name != EXAMPLES:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def sweep(self, used: Sequence[Path], older: float) -> None:
+        """Delete uploads that nobody uses and that came more than so many seconds ago."""
+        keep = {path.resolve().parent for path in used}
         for folder in self.folder.iterdir():
-            if folder.name == "examples" or folder in keep or time.time() - folder.stat().st_mtime < older:
-                continue
-            shutil.rmtree(folder, ignore_errors=True) if folder.is_dir() else folder.unlink(missing_ok=True)
+            if folder.is_dir() and folder not in keep and time.time() - folder.stat().st_mtime >= older:
+                self.drop(folder / "clip")
 
     def close(self) -> None:
         """End the decoder."""

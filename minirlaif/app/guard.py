@@ -22,12 +22,12 @@ _GET = re.compile(
     r"|/gradio_api/(?:queue/data|upload_progress|startup-events|user|login_check|app_id|theme\.css|info|heartbeat/\w+)/?"
     r"|/gradio_api/file=.+"
 )
-_POST = re.compile(r"/login/?|/gradio_api/(?:queue/join|upload|cancel|reset)/?")
+_POST = re.compile(r"/login/?|/gradio_api/(?:queue/join|upload|cancel|reset|run/predict)/?")
 # Nothing is loaded from elsewhere, whatever a model, a person or a component writes into the page.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline';"
-    " img-src 'self' data: blob:; media-src 'self' blob: data:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:;"
-    " frame-src 'none'; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
+    " img-src 'self' data: blob:; media-src 'self' blob: data:; font-src 'self' data:; connect-src 'self';"
+    " worker-src 'self' blob:; frame-src 'none'; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
 HEADERS = {
     "content-security-policy": POLICY,

@@ -268,9 +268,7 @@ class Talks:
         session.busy = False
         session.idle.set()
 
-    def _speak(
-        self, session: Session, look: Look, before: Sequence[Turn], answer: Answer, options: Options
-    ) -> Iterator[None]:
+    def _speak(self, session: Session, look: Look, before: Sequence[Turn], answer: Answer, options: Options) -> Iterator[None]:
         """Stream one answer into `answer`. Errors of the model end it with a note."""
         if session.stop.is_set():
             answer.state, answer.note = "done", "stopped"

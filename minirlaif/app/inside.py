@@ -9,7 +9,7 @@ from typing import Any
 from minirlaif import story
 from minirlaif.app import shelf
 from minirlaif.app.shelf import Row
-from minirlaif.app.views import CHOICE_WORDS, NAMES, root
+from minirlaif.app.views import NAMES, root
 from minirlaif.artifacts import Run
 from minirlaif.page import Html, bar, bars, curve, frames, number, strip_styles, table, tag
 from minirlaif.records import UserError
@@ -63,13 +63,18 @@ def curves(run: Run | None) -> Html:
         return Html("")
     drawn = []
     for stage, field, title, note, tone in CURVES:
-        points = [(row["step"], row.get(field)) for row in shelf.rows(run, stage, "metrics.jsonl") if "step" in row]
+        points = [(row["step"], row.get(field)) for row in _measured(run, stage)]
         if any(y is not None for _, y in points):
             whole = (0.0, 1.0) if field in ("dev_win_rate", "accuracy") else None
             drawn.append(curve(title, points, tone, note=note, span=whole))
     if not drawn:
         return root(tag("p", "No stage has measured anything yet.", class_="empty"))
     return root(tag("div", *drawn, class_="curves"))
+
+
+def _measured(run: Run, stage: str) -> list[Row]:
+    """Lines of metrics.jsonl; without those of feedback that only describe dev clips."""
+    return [row for row in shelf.rows(run, stage, "metrics.jsonl") if "step" in row and row.get("pairs") != 0]
 
 
 def gallery(run: Run | None, kind: str, page: int) -> tuple[Html, int]:
@@ -136,16 +141,14 @@ def _said(row: Mapping[str, Any]) -> Html:
     """The verdict as read out in both orders, and the other ways in which the same pair was judged."""
 
     def line(name: str, said: Mapping[str, Any]) -> list[object]:
-        orders = [CHOICE_WORDS.get(order, order) for order in said["orders"]]
-        choice = CHOICE_WORDS.get(said["choice"], "the orders disagree")
-        return [name, *orders, choice, f"{said['margin']:.3f}"]
+        return [name, *said["orders"], said["choice"], f"{said['margin']:.3f}"]
 
-    lines = [line("the verdict", row)]
+    lines = [line("verdict", row)]
     if row.get("without_context"):
-        lines.append(line("without context, with frames", row["without_context"]))
+        lines.append(line("without context", row["without_context"]))
     if row.get("letter"):
-        lines.append(line("read out as letters", row["letter"]))
-    parts = [table(["", "A shown first", "B shown first", "together", "margin"], lines)]
+        lines.append(line("as letters", row["letter"]))
+    parts = [table(["", "A first", "B first", "together", "margin"], lines)]
     if row.get("scores"):
         chosen, rejected = row["scores"]
         told = "agrees" if row["reward_says"] == "same" else "disagrees"

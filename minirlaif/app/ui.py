@@ -341,12 +341,12 @@ def _run_tab(page: gr.Blocks, place: Place) -> None:
             with gr.Tab("Test answers"):
                 with gr.Row(equal_height=True):
                     kind = gr.Dropdown(list(inside.KINDS), value="all", label="What alignment did", elem_id="kind")
-                    page_number = gr.Number(1, label="Page", precision=0, minimum=1, elem_id="page")
+                    page_number = _paged("Page", "page")
                 gallery = gr.HTML(apply_default_css=False, elem_id="gallery")
             with gr.Tab("Verdicts"):
                 with gr.Row(equal_height=True):
                     wanted = gr.Dropdown(list(shelf.VERDICT_FILTERS), value="all", label="Show", elem_id="filter")
-                    number = gr.Number(1, label="Verdict", precision=0, minimum=1, elem_id="number")
+                    number = _paged("Verdict", "number")
                 verdict = gr.HTML(apply_default_css=False, elem_id="verdict")
     clock = gr.Timer(4.0, active=False)
 
@@ -377,6 +377,17 @@ def _run_tab(page: gr.Blocks, place: Place) -> None:
         event(some_answers, [chosen, kind, page_number], [gallery, page_number], **READS)
     for event in (page.load, tab.select, chosen.change, wanted.change, number.change):
         event(one_verdict, [chosen, wanted, number], [verdict, number], **READS)
+
+
+def _paged(label: str, name: str) -> Any:
+    """A number with buttons for the one before and after it."""
+    with gr.Column(min_width=220), gr.Row(elem_classes="paged", equal_height=True):
+        number = gr.Number(1, label=label, precision=0, minimum=1, elem_id=name, min_width=90, scale=3)
+        before = gr.Button("‹", min_width=40, scale=1, elem_id=f"{name}-before", elem_classes="step")
+        after = gr.Button("›", min_width=40, scale=1, elem_id=f"{name}-after", elem_classes="step")
+    before.click(None, number, number, js="(at) => Math.max(1, (at || 1) - 1)", api_visibility="private")
+    after.click(None, number, number, js="(at) => (at || 0) + 1", api_visibility="private")
+    return number
 
 
 def _votes_tab(place: Place, talks: Talks) -> None:

@@ -44,7 +44,10 @@ SAVE = """(text) => {
 
 
 class ClipInput(gr.Video):
-    """A video that is taken as it is: gradio's own component calls ffmpeg to take the sound out."""
+    """A video that is taken as it is: gradio's own component calls ffmpeg to take the sound out.
+
+    Its editor would also load a second ffmpeg from elsewhere; the policy of guard.py forbids that, and app.css hides the editor.
+    """
 
     is_template = True  # drawn by the component it is made from
 

@@ -91,6 +91,8 @@ class Session:
             seeing = self._mtmd.mtmd_context_params_default()
             seeing.use_gpu, seeing.print_timings, seeing.warmup, seeing.n_threads = False, False, False, self._threads
             seeing.flash_attn_type = self._c.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            # Frames come in their final size: its own bounds would scale small ones up.
+            seeing.image_min_tokens, seeing.image_max_tokens = 1, 1 << 16
             self._eyes = self._mtmd.mtmd_init_from_file(str(mmproj).encode(), self._model, seeing)
             if not self._eyes:
                 raise UserError(f"{mmproj}: llama.cpp cannot use it with {text.name} ({_complaint()}); take both from one export")

@@ -35,7 +35,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--remember", action="store_true", help="keep earlier questions and answers in the prompt")
     parser.add_argument("--mmproj", metavar="FILE", type=Path, help="another mmproj GGUF than the export's")
     parser.add_argument("--type", metavar="TYPE", default="", help="which text GGUF of the folder, such as q8_0")
-    parser.add_argument("--threads", metavar="N", type=_count, default=1, help="CPU threads of llama.cpp (default: 1)")
+    parser.add_argument("--threads", metavar="N", type=_count, default=0, help="CPU threads of llama.cpp (default: one per core)")
     parser.add_argument("--ctx", metavar="N", type=_count, default=0, help="tokens of its memory (default: as many as needed)")
 
 
@@ -78,8 +78,8 @@ def _engine(options: argparse.Namespace) -> Any:
         from minirlaif.gguf.runtime import GgufEngine
 
         return GgufEngine(options.gguf, options.mmproj, options.type, options.threads, options.ctx)
-    if options.mmproj or options.type or options.ctx:
-        raise UserError("chat: --mmproj, --type and --ctx belong to --gguf; leave them out with --run")
+    if options.mmproj or options.type or options.ctx or options.threads:
+        raise UserError("chat: --mmproj, --type, --ctx and --threads belong to --gguf; leave them out with --run")
     from minirlaif.artifacts import Run
 
     try:

@@ -184,6 +184,21 @@ class Renderer:
         return [context, question, *self._template(asked + layout.assistant)]
 
 
+def pieces(renderer: Renderer, tokens: Iterator[int]) -> Iterator[str]:
+    """Text of tokens as it grows: what is told stays as it is. A character of several tokens is told when it is whole."""
+    ids: list[int] = []
+    told = ""
+    for token in tokens:
+        ids.append(token)
+        text = renderer.decode(ids)
+        if not text.endswith("\ufffd") and text.startswith(told) and text != told:
+            yield text[len(told) :]
+            told = text
+    rest = renderer.decode(ids)
+    if rest.startswith(told) and rest != told:  # an answer cut in the middle of a character
+        yield rest[len(told) :]
+
+
 def group_times(times: Sequence[float], size: int) -> list[float]:
     """When each group of `size` frames is (0: all of them): the middle between its first and last one. A last group that is
     short repeats its last frame, as Qwen's processors do."""

@@ -18,7 +18,7 @@ import torch
 from minirlaif import config
 from minirlaif.artifacts import Run
 from minirlaif.backbone import open_backbone
-from minirlaif.chat import Renderer
+from minirlaif.chat import pieces
 from minirlaif.features import FeatureStore
 from minirlaif.frames import FramePlan, uniform_plan
 from minirlaif.judge import judge, narrate
@@ -130,7 +130,7 @@ class HfEngine:
             tokens = kept.stream(bench.backbone, asked, options.temperature, options.top_p, room, source)
             try:
                 with closing(tokens):
-                    yield from _pieces(bench.backbone.renderer, tokens)
+                    yield from pieces(bench.backbone.renderer, tokens)
             finally:
                 self._reading.update(read=kept.read - before[0], reused=kept.reused - before[1])
 
@@ -189,18 +189,3 @@ class HfEngine:
                 lines = narrate(self._bench, [look.video])[look.video]
             self._contexts[clip] = context_text([span for span, _ in lines], [text for _, text in lines])
         return self._contexts[clip]
-
-
-def _pieces(renderer: Renderer, tokens: Iterator[int]) -> Iterator[str]:
-    """Text of tokens as it grows: what is told stays as it is. A character of several tokens is told when it is whole."""
-    ids: list[int] = []
-    told = ""
-    for token in tokens:
-        ids.append(token)
-        text = renderer.decode(ids)
-        if not text.endswith("\ufffd") and text.startswith(told) and text != told:
-            yield text[len(told) :]
-            told = text
-    rest = renderer.decode(ids)
-    if rest.startswith(told) and rest != told:  # an answer cut in the middle of a character
-        yield rest[len(told) :]

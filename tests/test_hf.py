@@ -15,8 +15,9 @@ import torch
 
 from minirlaif.artifacts import Run
 from minirlaif.backbone import open_backbone
+from minirlaif.chat import pieces
 from minirlaif.config import ModelSection
-from minirlaif.hf import HfEngine, _pieces
+from minirlaif.hf import HfEngine
 from minirlaif.records import Turn, UserError
 from minirlaif.sampling import Asked, Kept, sample
 from minirlaif.scoring import sequence_scores
@@ -152,10 +153,10 @@ def test_special_tokens_in_a_question_stay_letters(engine: HfEngine, folder: Pat
 def test_a_character_of_several_tokens_is_told_when_it_is_whole() -> None:
     renderer = tiny.backbone().renderer
     ids = renderer.text_ids(" a \u00e9\u4e2d b")
-    pieces = list(_pieces(renderer, iter(ids)))
-    assert "".join(pieces) == "a \u00e9\u4e2d b" and not any("\ufffd" in piece for piece in pieces)
-    assert len(pieces) < len(ids)
-    assert "".join(_pieces(renderer, iter(renderer.text_ids(" a \u4e2d")[:-1]))) == "a \ufffd"
+    told = list(pieces(renderer, iter(ids)))
+    assert "".join(told) == "a \u00e9\u4e2d b" and not any("\ufffd" in piece for piece in told)
+    assert len(told) < len(ids)
+    assert "".join(pieces(renderer, iter(renderer.text_ids(" a \u4e2d")[:-1]))) == "a \ufffd"
 
 
 BASES = {

@@ -131,15 +131,15 @@ def chromium() -> Iterator[Any]:
 class Page:
     """A page of its own in a browser, with the words of the tests. problems: requests elsewhere and errors of its scripts."""
 
-    def __init__(self, browser: Any, served: Served, width: int = 1280, dark: bool = False) -> None:
+    def __init__(self, browser: Any, address: str, width: int = 1280, dark: bool = False) -> None:
         self.context = browser.new_context(viewport={"width": width, "height": 860}, color_scheme="dark" if dark else "light")
         self.page = self.context.new_page()
         self.problems: list[str] = []
-        here = (served.address, "data:", "blob:")
+        here = (address, "data:", "blob:")
         self.page.on("request", lambda r: None if r.url.startswith(here) else self.problems.append(f"asked for {r.url}"))
         self.page.on("pageerror", self._failed)
         self.page.set_default_timeout(20_000)
-        self.page.goto(served.address)
+        self.page.goto(address)
         self.page.wait_for_selector("#question textarea")
 
     def _failed(self, error: Any) -> None:

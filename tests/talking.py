@@ -61,3 +61,18 @@ def shown(features: Any) -> Shown:
 def ballot(folder: Path) -> Ballot:
     """Where the votes of a test go."""
     return Ballot(folder)
+
+
+def exported(folder: Path) -> Path:
+    """An export of the shipped base: as "rlaif", and as "sft" with an adapter of random weights that changes its answers."""
+    import gguf_files
+
+    rng = np.random.default_rng(0)
+    layers = {
+        f"blk.{number}.attn_{part}": (rng.normal(0, 0.2, (4, 128)), rng.normal(0, 0.2, (128, 4)))
+        for number in range(4)
+        for part in ("v", "output")
+    }
+    folder.mkdir(parents=True)
+    gguf_files.adapter(folder / "sft.gguf", layers, 4.0)
+    return gguf_files.tiny(folder, ("rlaif", "sft"), {"sft": "sft.gguf"})

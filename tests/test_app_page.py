@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +19,7 @@ from clips import picture, write_clip
 from pages import FakeEngine, Page, Served, chromium, serving
 from PIL import Image
 
+from minirlaif.artifacts import Run
 from minirlaif.data import load_preferences, load_samples
 from minirlaif.hf import HfEngine
 
@@ -59,8 +63,8 @@ def opened(browser: Any) -> Iterator[Callable[..., Page]]:
     """Open pages; they are closed after the test, and none of them may have asked elsewhere or failed in a script."""
     pages: list[Page] = []
 
-    def open_page(served: Served, **how: Any) -> Page:
-        pages.append(Page(browser, served, **how))
+    def open_page(address: str, **how: Any) -> Page:
+        pages.append(Page(browser, address, **how))
         return pages[-1]
 
     yield open_page
@@ -69,60 +73,102 @@ def opened(browser: Any) -> Iterator[Callable[..., Page]]:
     assert [problem for page in pages for problem in page.problems] == []
 
 
-def test_from_a_clip_to_a_vote(place: Path, opened: Callable[..., Page], tmp_path: Path) -> None:
-    """Upload, frames, a streamed answer, a second question without a second encode, a comparison, a vote that `reward` reads."""
-    from minirlaif.artifacts import Run
+GROWS = """() => { window.seen = new Set(); new MutationObserver(() => {
+    const told = document.querySelector('#chat .told .bubble'); if (told) window.seen.add(told.innerText.trim());
+}).observe(document.querySelector('#chat'), {subtree: true, childList: true, characterData: true}); }"""
 
+
+def from_a_clip_to_a_vote(page: Page, place: Path, counters: Callable[[], dict[str, int]], frames: int, votes: Path) -> None:
+    """Upload, frames, a streamed answer, a second question without a second encode, a comparison, a vote that `reward` reads."""
+    page.upload(place / "good.mp4")
+    assert page.frames() == frames
+    assert "32 × 32 pixels" in page.text("#strip") and page.page.locator("#strip figcaption").all_inner_texts()[0].endswith(" s")
+    page.page.evaluate(GROWS)
+    page.ask("describe the video.")
+    page.page.wait_for_selector("#chat .copy")
+    page.rest()
+    assert len(page.page.evaluate("[...window.seen]")) > 3  # it grew on the page
+    assert page.answers()[0].startswith("first a")
+    first = counters()
+    page.ask("how many things happen?")
+    page.page.wait_for_selector("#chat .copy >> nth=1")
+    page.rest()
+    second = counters()
+    assert (second["decodes"], second["encodes"]) == (first["decodes"], first["encodes"]) and first["encodes"] >= 1
+    assert second["reused_tokens"] - first["reused_tokens"] >= frames  # the frames were not read again
+    assert len(page.answers()) == 2 and page.answers()[1]
+
+    page.tab("compare")
+    page.page.fill("#duel-question textarea", "describe the video.")
+    page.page.press("#duel-question textarea", "Enter")
+    page.page.wait_for_selector("#vote-A:not([disabled])")
+    told = page.text("#duel")
+    assert not any(word in told for word in ("Aligned", "SFT", "reward"))  # who is who is hidden
+    page.page.click("#vote-A")
+    page.page.wait_for_selector("#vote-B[disabled]")
+    wait_for(lambda: "You chose Answer A" in page.text("#duel"))
+    told = page.text("#duel")
+    assert "Aligned (RLAIF)" in told and "SFT" in told
+    (vote,) = load_preferences(str(votes / "votes.jsonl"))
+    (row,) = tiny.read_lines(votes / "votes.jsonl")
+    assert vote.question == "describe the video." and (vote.chosen, vote.rejected) == (row["output_1"], row["output_2"])
+    assert Path(vote.video).read_bytes() == (place / "good.mp4").read_bytes()
+    assert {row["model_1"], row["model_2"]} == {"rlaif", "sft"} and row["frames"] == frames
+    page.tab("votes")
+    page.page.wait_for_selector("#voted .card")
+    assert "1 vote:" in page.text("#agreement")
+
+
+def test_from_a_clip_to_a_vote(place: Path, opened: Callable[..., Page], tmp_path: Path) -> None:
     run = Run(shutil.copytree(place / "runs" / "a", tmp_path / "runs" / "a"))
     with serving(lambda: HfEngine(run), run, tmp_path / "runs", tmp_path / FOLDER) as served:
-        page, engine = opened(served), served.talks.engine
-        page.upload(place / "good.mp4")
-        assert page.frames() == 12
-        assert page.text("#strip").count(" s\n") + 1 >= 12 and "32 × 32 pixels" in page.text("#strip")
-        looked = dict(engine.counters)
-        assert (looked["decodes"], looked["encodes"]) == (1, 1)
-        page.page.evaluate(
-            """() => { window.seen = new Set(); new MutationObserver(() => {
-            const told = document.querySelector('#chat .told .bubble'); if (told) window.seen.add(told.innerText.trim());
-            }).observe(document.querySelector('#chat'), {subtree: true, childList: true, characterData: true}); }"""
-        )
-        page.ask("describe the video.")
-        page.page.wait_for_selector("#chat .chip")
-        assert len(page.page.evaluate("[...window.seen]")) > 3  # it grew on the page
-        assert page.answers()[0].startswith("first a")
-        page.page.click("#settings button")
-        assert page.page.locator("#settings input[type=number]").first.input_value() == "12"
-        first = dict(engine.counters)
-        page.ask("how many things happen?")
-        page.page.wait_for_selector("#chat .chip >> nth=1")
-        page.rest()
-        second = dict(engine.counters)
-        assert (second["decodes"], second["encodes"]) == (first["decodes"], first["encodes"])
-        assert second["reused_tokens"] - first["reused_tokens"] >= 12  # the frames were not read again
-        assert len(page.answers()) == 2 and page.answers()[1]
-
+        page, engine = opened(served.address), served.talks.engine
+        from_a_clip_to_a_vote(page, place, lambda: dict(engine.counters), 12, run.root / "votes")
         page.tab("compare")
-        page.page.fill("#duel-question textarea", "what happens first?")
-        page.page.press("#duel-question textarea", "Enter")
-        page.page.wait_for_selector("#vote-A:not([disabled])")
-        assert "Aligned" not in page.text("#duel") and "SFT" not in page.text("#duel") and "reward" not in page.text("#duel")
-        page.page.click("#vote-A")
-        page.page.wait_for_selector("#duel .verdict")
         told = page.text("#duel")
-        assert "Aligned (RLAIF)" in told and "SFT" in told and told.count("reward") == 2
-        assert "The judge chose" in told and "0s: " in told
-        assert page.page.is_disabled("#vote-B")
-        file = run.root / "votes" / "votes.jsonl"
-        (vote,) = load_preferences(str(file))
-        (row,) = tiny.read_lines(file)
-        assert vote.question == "what happens first?" and vote.chosen == row["output_1"] and vote.rejected == row["output_2"]
-        assert Path(vote.video).read_bytes() == (place / "good.mp4").read_bytes()
-        assert vote.context.startswith("0s: ") and {row["model_1"], row["model_2"]} == {"rlaif", "sft"}
-        page.tab("votes")
-        page.page.wait_for_selector("#voted .card")
-        assert "1 vote:" in page.text("#agreement")
+        assert told.count("reward") == 2 and "The judge chose" in told and "0s: " in told
+        (vote,) = load_preferences(str(run.root / "votes" / "votes.jsonl"))
+        assert vote.context.startswith("0s: ") and vote.tags["judge"] in ("1", "2")
         page.close()
-        wait_for(lambda: uploads(served) == [])
+        wait_for(lambda: uploads(served.folder) == [])
+    assert not (tmp_path / FOLDER).exists()
+
+
+def test_the_same_over_exported_files_without_torch(place: Path, opened: Callable[..., Page], tmp_path: Path) -> None:
+    """In a process of its own, which never imports torch."""
+    export = tmp_path / "export"
+    talking.exported(export)
+    program = Path(__file__).parent / "serve_without_torch.py"
+    words = ["--gguf", str(export), "--port", "0", "--runs-dir", str(tmp_path / "none")]
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "TMPDIR": str(tmp_path / "temp")}
+    (tmp_path / "temp").mkdir()
+    with subprocess.Popen(
+        [sys.executable, str(program), *words],
+        cwd=tmp_path,
+        env=variables,
+        text=True,
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+    ) as child:
+        assert child.stdin is not None and child.stdout is not None
+
+        def said(question: str) -> str:
+            if question:
+                child.stdin.write(question + "\n")  # type: ignore[union-attr]
+                child.stdin.flush()  # type: ignore[union-attr]
+            return child.stdout.readline().strip()  # type: ignore[union-attr]
+
+        try:
+            address = said("").removeprefix("open ").split()[0].rstrip("/")
+            page = opened(address)
+            from_a_clip_to_a_vote(page, place, lambda: json.loads(said("counters")), 4, export / "votes")
+            assert "This engine has no judge" in page.text("#duel")
+            page.close()
+            assert json.loads(said("modules")) == []
+        finally:
+            child.terminate()
+        assert child.wait(30) == 0
+    assert list((tmp_path / "temp").glob("minirlaif-app-*")) == []
 
 
 def wait_for(done: Callable[[], bool], seconds: float = 30.0) -> None:
@@ -132,10 +178,8 @@ def wait_for(done: Callable[[], bool], seconds: float = 30.0) -> None:
     assert done()
 
 
-def uploads(served: Served) -> list[Path]:
-    return [
-        path for path in served.folder.rglob("*") if path.is_file() and "examples" not in path.parts and path.suffix != ".png"
-    ]
+def uploads(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and "examples" not in path.parts and path.suffix != ".png"]
 
 
 REJECTED = {
@@ -151,14 +195,14 @@ def test_files_that_are_no_clips_are_refused_in_words(
     place: Path, fake: tuple[Served, FakeEngine], opened: Callable[..., Page]
 ) -> None:
     served, engine = fake
-    page, before = opened(served), len(engine.looks)
+    page, before = opened(served.address), len(engine.looks)
     for name, told in REJECTED.items():
         page.upload(place / name)
         page.page.wait_for_selector("#clip-notice .notice")
         wait_for(lambda told=told: told in page.text("#clip-notice"))  # type: ignore[misc]
         assert str(served.folder) not in page.text("#clip-notice")
         assert page.page.locator("#clip video").count() == 0  # ready for the next one
-        assert uploads(served) == []
+        assert uploads(served.folder) == []
     page.upload(place / "photo.png")
     page.page.wait_for_selector("text=Invalid file type: photo.png")
     assert len(engine.looks) == before
@@ -169,7 +213,7 @@ def test_files_that_are_no_clips_are_refused_in_words(
 
 def test_a_question_needs_a_clip_and_words(fake: tuple[Served, FakeEngine], place: Path, opened: Callable[..., Page]) -> None:
     served, engine = fake
-    page, before = opened(served), len(engine.asked)
+    page, before = opened(served.address), len(engine.asked)
     page.ask("what happens?")
     page.page.wait_for_selector("#clip-notice .notice")
     assert "Choose a clip first" in page.text("#clip-notice")
@@ -189,7 +233,7 @@ def test_a_question_needs_a_clip_and_words(fake: tuple[Served, FakeEngine], plac
 
 def test_asking_twice_at_once_asks_once(fake: tuple[Served, FakeEngine], place: Path, opened: Callable[..., Page]) -> None:
     served, engine = fake
-    page = opened(served)
+    page = opened(served.address)
     page.upload(place / "good.mp4")
     page.frames()
     before = len(engine.asked)
@@ -208,7 +252,7 @@ def test_stopping_keeps_what_was_said_and_frees_the_model(
     fake: tuple[Served, FakeEngine], place: Path, opened: Callable[..., Page]
 ) -> None:
     served, engine = fake
-    page = opened(served)
+    page = opened(served.address)
     page.upload(place / "good.mp4")
     page.frames()
     page.ask("a slow one")
@@ -230,7 +274,7 @@ def test_stopping_keeps_what_was_said_and_frees_the_model(
 
 def test_two_browsers_wait_for_one_model(fake: tuple[Served, FakeEngine], place: Path, opened: Callable[..., Page]) -> None:
     served, engine = fake
-    first, second = opened(served), opened(served)
+    first, second = opened(served.address), opened(served.address)
     for page, clip in ((first, "good.mp4"), (second, "other.mp4")):
         page.upload(place / clip)
         page.frames()
@@ -244,7 +288,7 @@ def test_two_browsers_wait_for_one_model(fake: tuple[Served, FakeEngine], place:
     assert second.answers() == ["rlaif heard: mine"]
     assert first.answers()[0].endswith("word39") and "mine" not in first.text("#chat")
     assert engine.most_at_once == 1
-    third = opened(served)
+    third = opened(served.address)
     third.upload(place / "good.mp4")
     third.frames()
     first.ask("a slow two")
@@ -263,7 +307,7 @@ def test_two_browsers_wait_for_one_model(fake: tuple[Served, FakeEngine], place:
 
 def test_an_error_of_the_model_is_a_message(fake: tuple[Served, FakeEngine], place: Path, opened: Callable[..., Page]) -> None:
     served, _ = fake
-    page = opened(served)
+    page = opened(served.address)
     page.upload(place / "good.mp4")
     page.frames()
     page.ask("fail")
@@ -288,7 +332,7 @@ def test_what_is_written_is_never_markup(fake: tuple[Served, FakeEngine], place:
     from pages import MARKUP
 
     served, _ = fake
-    page = opened(served)
+    page = opened(served.address)
     dialogs: list[str] = []
     page.page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
     page.upload(place / "good.mp4")
@@ -312,7 +356,7 @@ def test_retry_clear_export_and_who_answers(
     fake: tuple[Served, FakeEngine], place: Path, opened: Callable[..., Page], tmp_path: Path
 ) -> None:
     served, engine = fake
-    page = opened(served)
+    page = opened(served.address)
     page.upload(place / "good.mp4")
     page.frames()
     page.page.click("#tab-chat label:has-text('SFT')")
@@ -344,7 +388,7 @@ def test_it_fits_a_phone_and_the_keyboard_reaches_everything(
     fake: tuple[Served, FakeEngine], place: Path, opened: Callable[..., Page]
 ) -> None:
     served, _ = fake
-    page = opened(served, width=390, dark=True)
+    page = opened(served.address, width=390, dark=True)
     page.upload(place / "good.mp4")
     page.frames()
     for name in ("chat", "compare", "votes", "inside"):

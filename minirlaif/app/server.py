@@ -81,7 +81,7 @@ def serving(options: argparse.Namespace) -> Iterator[str]:
         if options.gguf or run is not None:
             worker = Worker(lambda: _engine(options, run))
             stack.callback(worker.close)
-            talks = Talks(worker, desk, Ballot(run.root / "votes") if run else None)
+            talks = Talks(worker, desk, Ballot(_votes_of(options, run)))
         yield stack.enter_context(page_at(options, talks, run, folder))
 
 
@@ -145,7 +145,24 @@ def _chosen_run(options: argparse.Namespace) -> Run | None:
             known = ", ".join(each.root.name for each in shelf.runs(options.runs_dir)) or "none"
             raise UserError(f"{run.root}: no such run folder; runs there: {known}")
         return run
-    return shelf.newest(options.runs_dir)
+    return _home(options) or shelf.newest(options.runs_dir)
+
+
+def _home(options: argparse.Namespace) -> Run | None:
+    """The run that exported files lie in, as `export` puts them."""
+    folder = _export(options).absolute().parent if options.gguf else Path()
+    return Run(folder) if options.gguf and (folder / "config.yaml").is_file() else None
+
+
+def _export(options: argparse.Namespace) -> Path:
+    where: Path = options.gguf
+    return where.parent if where.is_file() else where
+
+
+def _votes_of(options: argparse.Namespace, run: Run | None) -> Path:
+    """Where votes are kept: with the run whose models they are about, or with exported files that lie in no run."""
+    theirs = run if options.run or not options.gguf else _home(options)
+    return (theirs.root if theirs else _export(options)) / "votes"
 
 
 def _engine(options: argparse.Namespace, run: Run | None) -> Engine:

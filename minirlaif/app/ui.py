@@ -43,21 +43,18 @@ SAVE = """(text) => {
 }"""
 
 
-class ClipInput(gr.Video):
-    """A video that is taken as it is: gradio's own component calls ffmpeg to take the sound out.
+def _clip_input() -> gr.Video:
+    """A video that is taken as it is: gradio's own way calls ffmpeg to take the sound out, and to convert what it shows.
 
     Its editor would also load a second ffmpeg from elsewhere; the policy of guard.py forbids that, and app.css hides the editor.
+    The methods are replaced on the object because gradio writes a file beside the source of a class made from its own.
     """
-
-    is_template = True  # drawn by the component it is made from
-
-    def preprocess(self, payload: Any) -> str | None:
-        """The path of the upload."""
-        return payload.path if payload else None
-
-    def postprocess(self, value: Any) -> Any:
-        """The file as it is; nothing is converted."""
-        return None if value is None else gr.FileData(path=str(value), orig_name=Path(value).name)
+    video = gr.Video(
+        label="Clip", show_label=False, sources=["upload", "webcam"], include_audio=False, elem_id="clip", buttons=[]
+    )
+    video.preprocess = lambda payload: payload.path if payload else None
+    video.postprocess = lambda value: value and gr.FileData(path=str(value), orig_name=Path(value).name)
+    return video
 
 
 @dataclass(frozen=True)
@@ -155,9 +152,7 @@ def _clip_panel(place: Place, talks: Talks) -> _Clip:
     """Clip, examples, the frames that the model sees, and how it answers."""
     trained, limits = talks.engine.options, talks.desk.limits
     told = f"Clips of at most {limits.seconds / 60:.0f} minutes and {limits.megabytes} MB."
-    video = ClipInput(
-        label="Clip", show_label=False, sources=["upload", "webcam"], include_audio=False, elem_id="clip", buttons=[]
-    )
+    video = _clip_input()
     if place.examples:
         with gr.Row(elem_id="examples"):
             for number, (path, picture) in enumerate(place.examples, start=1):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -53,7 +53,11 @@ class Engine(Protocol):
     title: str
     frames: int
     options: Options
-    counters: Mapping[str, int]
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """See the class."""
+        ...
 
     def look(self, video: str, frames: int = 0) -> Look:
         """Decode `frames` frames (0: `self.frames`), spread evenly over the clip. UserError when it cannot be read."""
@@ -73,4 +77,24 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model and the clip reader."""
+        ...
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a run's own judge says about answers A and B: choice, margin and orders as in `records.Verdict`, and the context
+    that it read ("": none)."""
+
+    choice: str
+    margin: float
+    orders: tuple[str, str]
+    context: str
+
+
+@runtime_checkable
+class Judging(Protocol):
+    """An engine that also has the run's judge."""
+
+    def judge(self, look: Look, question: str, answer_a: str, answer_b: str) -> Judged:
+        """Which answer is better."""
         ...

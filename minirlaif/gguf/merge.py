@@ -1,0 +1,86 @@
+"""From a run to one folder in transformers' layout: the policy added to the full-precision base, with everything that opens it.
+
+Letters: T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from minirlaif.families.common import Backbone
+from minirlaif.gguf.template import chat_template
+from minirlaif.records import UserError
+from minirlaif.roles import Roles
+
+TEXT_NAMES = {"smolvlm": ["VLlama3ForCausalLM"]}  # text_config.architectures that the converter looks up, by model type
+# Files of a base that are copied as they are. What transformers would write again from memory may differ from them.
+COPIED = (
+    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt tokenizer.model"
+    " chat_template.jinja chat_template.json chat_layout.json preprocessor_config.json processor_config.json"
+    " video_preprocessor_config.json generation_config.json LICENSE"
+).split()
+
+
+def check_adapter(folder: Path, text_prefix: str) -> None:
+    """UserError for an adapter that llama.cpp would get wrong without a word, or that a merge here would."""
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    for name, what in {"use_rslora": "rank-stabilised LoRA", "use_dora": "DoRA", "modules_to_save": "whole trained modules"}.items():
+        if settings.get(name):
+            raise UserError(f"{folder}: {what} ({name}) is not exported: llama.cpp would read it as plain LoRA; train without it")
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        names = list(file.keys())
+    inside = f"base_model.model.{text_prefix}."
+    wrong = [name for name in names if not name.startswith(inside) or "embed" in name or ".lora_" not in name]
+    if wrong:
+        raise UserError(
+            f"{folder}: {len(wrong)} weights are not LoRA on the language model's layers (such as {wrong[0]}); llama.cpp would"
+            " drop them without a word, so this adapter is not exported"
+        )
+
+
+def save_model(backbone: Backbone, roles: Roles, role: str, folder: Path, dtype: torch.dtype) -> None:
+    """Add a role to the base's weights for good and write the whole model in `dtype`; the roles are gone after that."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = roles.merge(role).to(dtype)
+    text = model.config.get_text_config()
+    if names := TEXT_NAMES.get(model.config.model_type):
+        text.architectures = names
+    model.save_pretrained(folder, max_shard_size="4GB")
+    model.float()
+
+
+def copy_files(backbone: Backbone, revision: str, folder: Path) -> None:
+    """Put the base's tokenizer, image processor, chat template and generation settings beside the weights; what the base does
+    not have is made from what the family knows."""
+    from transformers.utils import cached_file
+
+    for name in COPIED:
+        path = cached_file(
+            backbone.name,
+            name,
+            revision=revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if path is not None:
+            shutil.copyfile(path, folder / name)
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(f"model.base {backbone.name}: has no tokenizer.json; save its fast tokenizer beside it")
+    sight = folder / "preprocessor_config.json"
+    if not sight.is_file():
+        sight.write_text(json.dumps(backbone.processor_settings(), indent=2), encoding="utf-8")
+    if not any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")) and not _has_template(folder):
+        (folder / "chat_template.jinja").write_text(chat_template(backbone.renderer.layout), encoding="utf-8")
+
+
+def _has_template(folder: Path) -> bool:
+    path = folder / "tokenizer_config.json"
+    settings: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return bool(settings.get("chat_template"))

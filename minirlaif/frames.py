@@ -1,4 +1,4 @@
-"""Which moments of a clip the model looks at, and as how many pixels. No decoding, no disk."""
+"""Which moments of a clip the model looks at, as how many pixels and how many vectors. No decoding, no disk."""
 
 from __future__ import annotations
 
@@ -49,6 +49,44 @@ class FrameSize:
         pad = "" if self.pad is None else f"-pad{'.'.join(map(str, self.pad))}"
         way = (f"-by{self.longest}" if self.longest else "") + ("" if self.filter == "bicubic" else f"-{self.filter}")
         return f"{self.height}x{self.width}{pad}{way}"
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """How a model turns a clip's width and height into the pixels of its frames.
+
+    unit: pixels of a side of the square that becomes one vector; tile: every frame becomes one square of so many pixels (0: whole
+    units near the clip's own size and shape); pad, longest, filter: as in FrameSize.
+    """
+
+    unit: int
+    tile: int = 0
+    pad: tuple[int, int, int] | None = None
+    longest: int = 0
+    filter: str = "bicubic"
+
+    def size(self, width: int, height: int, frame_pixels: int) -> FrameSize:
+        """Pixels that each frame of a width x height clip becomes.
+
+        frame_pixels: the most, where there is no tile (more only where a side would vanish).
+
+        Source: `smart_resize` of transformers for a clip of an even number of frames, its limit shared by the frames.
+        """
+        if self.tile:
+            return FrameSize(self.tile, self.tile, self.pad, self.longest, self.filter)
+        unit = self.unit
+        if min(width, height) < unit:
+            scale = max(unit / height, unit / width)
+            width, height = int(width * scale), int(height * scale)
+        high, wide = round(height / unit) * unit, round(width / unit) * unit
+        if high * wide > frame_pixels:
+            shrink = math.sqrt(height * width / frame_pixels)
+            high, wide = (max(unit, math.floor(side / shrink / unit) * unit) for side in (height, width))
+        return FrameSize(high, wide, self.pad, self.longest, self.filter)
+
+    def vectors(self, size: FrameSize) -> int:
+        """How many vectors a frame of these pixels becomes, or a group of frames that share placeholders."""
+        return (size.height // self.unit) * (size.width // self.unit)
 
 
 def uniform_plan(seconds: float, count: int, start: float = 0.0, end: float | None = None) -> FramePlan:

@@ -29,7 +29,7 @@ def test_the_shipped_base_opens_frozen_in_eval_mode() -> None:
     base = open_backbone(section("tiny"))
     assert not any(p.requires_grad for p in base.model.parameters())
     assert not any(m.training for m in base.model.modules())
-    assert (base.tile, base.side, base.width, base.vocabulary) == (32, 1, 128, 442)
+    assert (base.sizing.tile, base.side, base.width, base.vocabulary) == (32, 1, 128, 442)
     assert {p.dtype for p in base.model.parameters()} == {torch.float32}
     assert base.renderer.layout.frame == "{image}"  # its own layout, not the family's
 

@@ -1,6 +1,6 @@
 """What every backbone family shares: tokens and features in, hidden states and logits out. A family adds how it sees.
 
-A family module has a subclass of `Backbone` and `load`. The subclass says which pixels a clip's frames become (`frame_size`),
+A family module has a subclass of `Backbone` and `load`. The subclass says which pixels a clip's frames become (`sizing`),
 turns them into cacheable features (`encode_frames`), and, where it differs, where tokens stand (`positions`).
 
 Letters: B rows, T tokens, F frames, G groups of frames that share placeholders (one frame each, pairs, or all), H x W vectors
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from minirlaif.chat import Layout, Renderer
 from minirlaif.config import ModelSection
-from minirlaif.frames import FrameSize
+from minirlaif.frames import FrameSize, Sizing
 from minirlaif.records import UserError
 
 
@@ -37,12 +37,12 @@ class Embedded:
 
 
 class Backbone:
-    """A loaded model with its tokenizer. A subclass sets `text_model`, `lm_head` and `eyes` before calling __init__, and says
-    of its class where in the model the language model is (`text_prefix`) and what is never quantised (`kept_whole`).
+    """A loaded model with its tokenizer. A subclass sets `text_model`, `lm_head`, `eyes` and `sizing` before calling __init__,
+    and says of its class where in the model the language model is (`text_prefix`) and what is never quantised (`kept_whole`).
 
     Attributes:
         renderer: makes prompts; width: D; vocabulary: V; pad_id; banned_V: tokens that answers may not contain.
-        eyes: the vision tower and what lies between it and the language model.
+        eyes: the vision tower and what lies between it and the language model; sizing: which pixels it sees.
         more_lora_targets: linear layers that this family adds to the default `model.lora_targets`.
     """
 
@@ -51,6 +51,7 @@ class Backbone:
     text_model: Any
     lm_head: Any
     eyes: Sequence[nn.Module]
+    sizing: Sizing
     own_layout = Layout()  # how the family writes conversations, unless a folder says otherwise
     more_lora_targets: tuple[str, ...] = ()
 
@@ -91,7 +92,7 @@ class Backbone:
 
     def frame_size(self, width: int, height: int, frame_pixels: int) -> FrameSize:
         """Pixels that each frame of a width x height clip becomes; frame_pixels: the most, where the family lets one choose."""
-        raise NotImplementedError
+        return self.sizing.size(width, height, frame_pixels)
 
     def encode_frames(self, pixels_FHW3: np.ndarray) -> Tensor:
         """Frames of one frame plan (uint8 RGB of `frame_size`) -> features_GHWE on the vision tower's device."""

@@ -16,7 +16,7 @@ import torch
 
 from minirlaif.chat import Layout
 from minirlaif.families.common import Backbone, load_tokenizer, load_weights
-from minirlaif.frames import FrameSize
+from minirlaif.frames import Sizing
 from minirlaif.records import UserError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, as a share of full brightness; red, green, blue
@@ -53,12 +53,9 @@ class Llava(Backbone):
     def __init__(self, model: Any, tokenizer: Any, layout: Layout, name: str) -> None:
         self.text_model, self.lm_head = model.model.language_model, model.lm_head
         self.eyes = (model.model.vision_tower, model.model.multi_modal_projector)
-        self.tile: int = model.config.vision_config.image_size
+        # A square that holds the whole frame, its borders in CLIP's mean colour.
+        self.sizing = Sizing(model.config.vision_config.patch_size, model.config.vision_config.image_size, PAD)
         super().__init__(model, tokenizer, layout, name)
-
-    def frame_size(self, width: int, height: int, frame_pixels: int) -> FrameSize:
-        """A square that holds the whole frame, its borders in CLIP's mean colour."""
-        return FrameSize(self.tile, self.tile, PAD)
 
     @torch.no_grad()
     def encode_frames(self, pixels_FHW3: np.ndarray) -> torch.Tensor:

@@ -7,7 +7,6 @@ Letters: B rows, T tokens, F frames, G pairs, H x W vectors per pair, N patches,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import floor, sqrt
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from minirlaif.chat import Layout
 from minirlaif.families.common import Backbone, load_tokenizer, load_weights
-from minirlaif.frames import FrameSize
+from minirlaif.frames import Sizing
 
 # As the models were trained: the pairs stand in the user turn without a further pair of vision marks around all of them.
 LAYOUT = Layout(
@@ -45,22 +44,8 @@ class Qwen3VL(Backbone):
         self.text_model, self.lm_head, self.eyes = model.model.language_model, model.lm_head, (model.model.visual,)
         self.patch: int = vision.patch_size
         self.merge: int = vision.spatial_merge_size  # merge x merge patches become one vector
+        self.sizing = Sizing(unit=self.patch * self.merge)
         super().__init__(model, tokenizer, layout, name)
-
-    def frame_size(self, width: int, height: int, frame_pixels: int) -> FrameSize:
-        """Whole vectors near the clip's own size and shape, at most `frame_pixels` (more only where a side would vanish).
-
-        Source: `smart_resize` of transformers for a clip of an even number of frames, its limit shared by the frames.
-        """
-        unit = self.patch * self.merge
-        if min(width, height) < unit:
-            scale = max(unit / height, unit / width)
-            width, height = int(width * scale), int(height * scale)
-        high, wide = round(height / unit) * unit, round(width / unit) * unit
-        if high * wide > frame_pixels:
-            shrink = sqrt(height * width / frame_pixels)
-            high, wide = (max(unit, floor(side / shrink / unit) * unit) for side in (height, width))
-        return FrameSize(high, wide)
 
     @torch.no_grad()
     def encode_frames(self, pixels_FHW3: np.ndarray) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 
 from minirlaif.chat import Layout
 from minirlaif.families.common import Backbone, load_tokenizer, load_weights
-from minirlaif.frames import FrameSize
+from minirlaif.frames import Sizing
 from minirlaif.records import UserError
 
 LAYOUT_FILE = "chat_layout.json"  # beside a model whose layout is not the family's own
@@ -30,15 +30,13 @@ class SmolVLM(Backbone):
         vision = model.config.vision_config
         self.text_model, self.lm_head = model.model.text_model, model.lm_head
         self.eyes = (model.model.vision_model, model.model.connector)
-        self.tile: int = vision.image_size
-        self.longest = longest
         self.grid: int = vision.image_size // vision.patch_size
         self.side: int = self.grid // model.config.scale_factor  # a frame becomes side x side vectors
+        # One square tile, whatever the clip; published models saw it by way of a larger frame of the clip's own shape.
+        way = "lanczos" if longest else "bicubic"
+        unit = vision.patch_size * model.config.scale_factor
+        self.sizing = Sizing(unit, vision.image_size, longest=longest, filter=way)
         super().__init__(model, tokenizer, layout, name)
-
-    def frame_size(self, width: int, height: int, frame_pixels: int) -> FrameSize:
-        """One square tile, whatever the clip; published models saw it by way of a larger frame of the clip's own shape."""
-        return FrameSize(self.tile, self.tile, longest=self.longest, filter="lanczos" if self.longest else "bicubic")
 
     @torch.no_grad()
     def encode_frames(self, pixels_FHW3: np.ndarray) -> torch.Tensor:

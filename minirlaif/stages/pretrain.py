@@ -167,7 +167,7 @@ def make_batch(backbone: SmolVLM, rng: np.random.Generator, counts: dict[str, in
     clips = [tinyworld.draw_events(rng, 1 if kind == "segment" else None) for kind in kinds]
     seen = [clip for clip, kind in zip(clips, kinds, strict=True) if kind != "text"]
     wanted = [SEGMENT_FRAMES if kind == "segment" else FRAMES for kind in kinds if kind != "text"]
-    drawn = tinyworld.render(rng, seen, backbone.tile) if seen else []
+    drawn = tinyworld.render(rng, seen, backbone.sizing.tile) if seen else []
     frames = [pixels[((np.arange(n) + 0.5) * len(pixels) / n).astype(int)] for pixels, n in zip(drawn, wanted, strict=True)]
     rows = [_row(backbone, rng, kind, clip) for kind, clip in zip(kinds, clips, strict=True)]
     width = max(len(row[0]) for row in rows)

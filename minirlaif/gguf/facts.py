@@ -1,0 +1,79 @@
+"""What a runtime has to know about exported files beside their weights: `minirlaif.json` in the export's folder. No torch.
+
+Written by the export, read by the runtime, so that a prompt and its frames are at run time what they were in training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from minirlaif.chat import Layout
+from minirlaif.disk import write_atomic
+from minirlaif.frames import Sizing
+from minirlaif.records import UserError
+from minirlaif.talk import Options
+
+FILE = "minirlaif.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Facts:
+    """An export. File names are relative to its folder.
+
+    run: name of the training run; family: transformers' model_type of the base; layout and sizing: how prompts are written and
+    frames made; frames and frame_pixels: of a clip in training; options: how the policy sampled.
+    text: text model by type, such as {"f16": "tiny-F16.gguf", "q8_0": …}, best first; mmproj: what sees.
+    models: what can be talked to, best first; adapters: LoRA file by model, where a model is not the text file as it is.
+    """
+
+    run: str
+    family: str
+    layout: Layout
+    sizing: Sizing
+    frames: int
+    frame_pixels: int
+    text: Mapping[str, str]
+    mmproj: str
+    options: Options = Options()
+    models: tuple[str, ...] = ("rlaif",)
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise ValueError(f"schema {self.schema}, this version reads {SCHEMA}")
+        if not self.text or not self.models or self.frames < 1 or self.sizing.unit < 1:
+            raise ValueError("no text model, no model name, no frames or no unit of pixels")
+        if unknown := set(self.adapters) - set(self.models):
+            raise ValueError(f"adapters of unknown models: {', '.join(sorted(unknown))}")
+
+
+def write(folder: Path, facts: Facts) -> None:
+    """Write FILE into an export's folder."""
+    write_atomic(folder / FILE, json.dumps(asdict(facts), indent=1, ensure_ascii=False) + "\n")
+
+
+def read(folder: Path) -> Facts:
+    """The facts of an export's folder. UserError when there are none, or when they cannot be understood."""
+    path = folder / FILE
+    if not path.is_file():
+        raise UserError(
+            f"{folder}: no {FILE} in it, so nobody knows how its frames and prompts are made; name a folder that"
+            " `python -m minirlaif export` made"
+        )
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        sizing, pad = found["sizing"], found["sizing"].get("pad")
+        parts = {
+            "layout": Layout(**found["layout"]),
+            "sizing": Sizing(**{**sizing, "pad": pad and tuple(pad)}),
+            "options": Options(**found["options"]),
+            "models": tuple(found["models"]),
+        }
+        return Facts(**{**found, **parts})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be understood ({error}); export the run again") from None

@@ -1,0 +1,342 @@
+"""One model in llama.cpp, by its low-level interface: text and frames in, logits out. Called in this process; no torch.
+
+The ready-made chat handlers would change the prompt (SmolVLM: a tile beside the overview, Qwen: every frame for itself), so ids
+come from our own renderer, and of what llama.cpp makes of a frame only the vectors are used.
+
+A native assertion ends the process without an exception: `worker.py` runs this class in a child. F frames, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minirlaif.gguf.vocabulary import Vocabulary
+from minirlaif.records import UserError
+
+INSTALL = "pip install llama-cpp-python==0.3.36"
+BATCH = 512  # tokens per call of the model
+WORK, MARK = 0, 1  # sequences: the conversation, and a copy of it at its mark (see `Session.mark`)
+KV_TYPES = {"f32": 0, "f16": 1}  # ggml's numbers
+
+_said: deque[str] = deque(maxlen=20)  # the last complaints of llama.cpp, for error messages
+_callbacks: list[Any] = []  # C keeps pointers to them
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A frame, or a group of frames that share placeholders, as vectors: what stands in a prompt in place of image tokens.
+
+    vectors: how many; positions: how far the text behind it is moved on; embeddings_NE: their numbers; chunk: llama.cpp's handle.
+    """
+
+    vectors: int
+    positions: int
+    embeddings_NE: np.ndarray
+    chunk: Any
+
+
+class Session:
+    """An opened text GGUF with its mmproj, and a conversation in its memory. A context manager: nothing is freed by itself.
+
+    Args:
+        text: text model; mmproj: what sees (None: text alone); n_ctx: tokens that the memory holds, image vectors included.
+        threads: of the CPU; kv: number format of keys and values, "f16" or "f32".
+    Attributes:
+        vocabulary: the tokenizer; trained_ctx: tokens that the model was made for.
+        counters: encodes (groups of frames), prefilled_tokens, reused_tokens, decoded_tokens.
+    Raises:
+        UserError: files that cannot be read or do not belong together; llama-cpp-python is missing.
+    """
+
+    def __init__(self, text: Path, mmproj: Path | None, n_ctx: int, threads: int = 1, kv: str = "f16") -> None:
+        self._c, self._mtmd = _libraries()
+        self._model = self._context = self._eyes = None
+        self._adapters: dict[Path, Any] = {}
+        self._scales: dict[Path, float] = {}
+        self._chunks: list[Any] = []
+        self._threads, self._kv = threads, KV_TYPES[kv]
+        self._items: list[int | Seen] = []  # what is in the memory, and at which position each one starts
+        self._starts: list[int] = []
+        self._marked = 0  # items in the copy
+        self._next = 0  # position of the next token
+        self.counters = {"encodes": 0, "prefilled_tokens": 0, "reused_tokens": 0, "decoded_tokens": 0}
+        try:
+            self._open(text, mmproj)
+            self.resize(n_ctx)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, text: Path, mmproj: Path | None) -> None:
+        for path in filter(None, (text, mmproj)):
+            if not path.is_file():
+                raise UserError(f"{path}: no such file; name a GGUF that `python -m minirlaif export` made")
+        settings = self._c.llama_model_default_params()
+        settings.n_gpu_layers = 0
+        self._model = self._c.llama_model_load_from_file(str(text).encode(), settings)
+        if not self._model:
+            raise UserError(f"{text}: llama.cpp cannot open it ({_complaint()}); export the model again")
+        self._width = self._c.llama_model_n_embd_inp(self._model)
+        self.trained_ctx: int = self._c.llama_model_n_ctx_train(self._model)
+        self._keeps_states = self._c.llama_model_is_recurrent(self._model) or self._c.llama_model_is_hybrid(self._model)
+        self.vocabulary = Vocabulary(self._c, self._c.llama_model_get_vocab(self._model))
+        if mmproj is not None:
+            seeing = self._mtmd.mtmd_context_params_default()
+            seeing.use_gpu, seeing.print_timings, seeing.warmup, seeing.n_threads = False, False, False, self._threads
+            seeing.flash_attn_type = self._c.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            self._eyes = self._mtmd.mtmd_init_from_file(str(mmproj).encode(), self._model, seeing)
+            if not self._eyes:
+                raise UserError(f"{mmproj}: llama.cpp cannot use it with {text.name} ({_complaint()}); take both from one export")
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *rest: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free everything. May be called twice."""
+        for chunk in self._chunks:
+            self._mtmd.mtmd_input_chunk_free(chunk)
+        self._chunks = []
+        if self._context:
+            self._c.llama_free(self._context)
+        if self._eyes:
+            self._mtmd.mtmd_free(self._eyes)
+        if self._model:  # with its adapters
+            self._c.llama_model_free(self._model)
+        self._context = self._eyes = self._model = None
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that the memory holds."""
+        return int(self._c.llama_n_ctx(self._context))
+
+    def resize(self, n_ctx: int) -> None:
+        """A new memory of `n_ctx` tokens; what was in the old one is gone. UserError when the machine has no room for it."""
+        if self._context:
+            self._c.llama_free(self._context)
+        settings = self._c.llama_context_default_params()
+        settings.n_ctx, settings.n_batch, settings.n_ubatch = n_ctx, BATCH, BATCH
+        settings.n_seq_max, settings.kv_unified = 2, True
+        settings.n_threads = settings.n_threads_batch = self._threads
+        settings.type_k = settings.type_v = self._kv
+        settings.flash_attn_type = self._c.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        settings.no_perf = True
+        self._context = self._c.llama_init_from_model(self._model, settings)
+        if not self._context:
+            raise UserError(f"no memory for a context of {n_ctx} tokens ({_complaint()}); show fewer frames")
+        self._memory = self._c.llama_get_memory(self._context)
+        self._forget()
+        self._apply()
+
+    def adapt(self, scales: Mapping[Path, float]) -> None:
+        """Add these LoRA files to the model, each times its scale, and no others. UserError when one does not fit."""
+        wanted = {path: scale for path, scale in scales.items() if scale}
+        for path in wanted:
+            if path not in self._adapters:
+                adapter = self._c.llama_adapter_lora_init(self._model, str(path).encode()) if path.is_file() else None
+                if not adapter:
+                    raise UserError(
+                        f"{path}: not an adapter of this model ({_complaint() if path.is_file() else 'no such file'})"
+                        "; export it again"
+                    )
+                self._adapters[path] = adapter
+        if wanted != self._scales:
+            self._scales = wanted
+            self._apply()
+            self._forget()
+
+    def _apply(self) -> None:
+        count = len(self._scales)
+        pointers = (self._c.llama_adapter_lora_p_ctypes * count)(*(self._adapters[path] for path in self._scales))
+        scales = (ctypes.c_float * count)(*self._scales.values())
+        self._c.llama_set_adapters_lora(self._context, pointers, count, scales)
+
+    def encode(self, pixels_FHW3: np.ndarray) -> Seen:
+        """A group of uint8 frames that share placeholders -> their vectors, once for any number of prompts.
+
+        The pixels have to be those of training already: llama.cpp's own scaling is another one. UserError when it refuses them.
+        """
+        if self._eyes is None:
+            raise UserError("no mmproj file is open, so the model sees nothing; name it with --mmproj")
+        marks = self._mtmd.mtmd_default_marker() * len(pixels_FHW3)
+        told = self._mtmd.mtmd_input_text(marks, len(marks), False, False)
+        chunks = self._mtmd.mtmd_input_chunks_init()
+        maps: list[Any] = []
+        try:
+            for frame in np.ascontiguousarray(pixels_FHW3):
+                data = frame.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+                maps.append(self._mtmd.mtmd_bitmap_init(frame.shape[1], frame.shape[0], data))
+                self._mtmd.mtmd_bitmap_set_mergeable(maps[-1], len(pixels_FHW3) > 1)
+            pointers = (self._mtmd.mtmd_bitmap_p_ctypes * len(maps))(*maps)
+            failed = self._mtmd.mtmd_tokenize(self._eyes, chunks, ctypes.byref(told), pointers, len(maps))
+            found = [self._mtmd.mtmd_input_chunks_get(chunks, i) for i in range(self._mtmd.mtmd_input_chunks_size(chunks))]
+            images = [c for c in found if self._mtmd.mtmd_input_chunk_get_type(c) == self._mtmd.MTMD_INPUT_CHUNK_TYPE_IMAGE]
+            if failed or not images or self._mtmd.mtmd_encode_chunk(self._eyes, images[-1]):
+                raise UserError(
+                    f"llama.cpp cannot look at frames of {pixels_FHW3.shape[2]}x{pixels_FHW3.shape[1]} pixels"
+                    f" ({_complaint()}); export the model again"
+                )
+            return self._kept(images[-1])  # SmolVLM: tiles come first, the whole frame last
+        finally:
+            self._mtmd.mtmd_input_chunks_free(chunks)
+            for bitmap in maps:
+                self._mtmd.mtmd_bitmap_free(bitmap)
+
+    def _kept(self, image: Any) -> Seen:
+        """What was just encoded, without its pixels."""
+        vectors = self._mtmd.mtmd_input_chunk_get_n_tokens(image)
+        found = np.ctypeslib.as_array(self._mtmd.mtmd_get_output_embd(self._eyes), (vectors, self._width)).copy()
+        self._chunks.append(self._mtmd.mtmd_input_chunk_get_placeholder(image))
+        self.counters["encodes"] += 1
+        return Seen(vectors, self._mtmd.mtmd_input_chunk_get_n_pos(image), found, self._chunks[-1])
+
+    def drop(self, seen: Seen) -> None:
+        """Forget a group of frames; nothing that is still asked about may hold it."""
+        self._chunks.remove(seen.chunk)
+        self._mtmd.mtmd_input_chunk_free(seen.chunk)
+
+    def prefill(self, items: Sequence[int | Seen], mark: int = 0) -> np.ndarray:
+        """Bring the memory to exactly these token ids and frames; logits_V (float32) of what comes next.
+
+        What the memory holds already is not computed again. mark: how many of the items later prompts will share; models that
+        cannot go back to any place go back to this one. UserError when the items do not fit `n_ctx`.
+        """
+        if length(items) > self.n_ctx:
+            raise UserError(f"{length(items)} tokens do not fit a context of {self.n_ctx}")
+        if not items or isinstance(items[-1], Seen):
+            raise ValueError("a prompt ends with a token")
+        kept = self._go_back(items)
+        self.counters["reused_tokens"] += length(items[:kept])
+        self.counters["prefilled_tokens"] += length(items[kept:])
+        if self._keeps_states and kept < mark <= len(items) - 1:
+            self._advance(items[kept:mark])
+            self._set_mark()
+            kept = mark
+        self._advance(items[kept:])
+        return self._logits()
+
+    def step(self, token: int) -> np.ndarray:
+        """Add one token; logits_V of the next."""
+        if length(self._items) + 1 > self.n_ctx:
+            raise UserError(f"the conversation has filled its context of {self.n_ctx} tokens")
+        self._advance([token])
+        self.counters["decoded_tokens"] += 1
+        return self._logits()
+
+    def _go_back(self, items: Sequence[int | Seen]) -> int:
+        """Keep what the memory and the items have in common, but the last item; how many items that is."""
+        pairs = zip(self._items, items[:-1], strict=False)
+        kept = next((number for number, (old, new) in enumerate(pairs) if old is not new and old != new), None)
+        kept = min(len(self._items), len(items) - 1) if kept is None else kept
+        if kept == len(self._items):
+            return kept
+        position = self._starts[kept]
+        if kept and self._c.llama_memory_seq_rm(self._memory, WORK, position, -1):
+            self._next = position
+        elif self._keeps_states and 0 < self._marked <= kept:
+            kept = self._marked
+            self._c.llama_memory_seq_rm(self._memory, WORK, -1, -1)
+            self._c.llama_memory_seq_cp(self._memory, MARK, WORK, -1, -1)
+            self._next = self._starts[kept]
+        else:
+            self._forget()
+            return 0
+        del self._items[kept:], self._starts[kept:]
+        self._marked = self._marked if self._marked <= kept else 0
+        return kept
+
+    def _set_mark(self) -> None:
+        self._c.llama_memory_seq_rm(self._memory, MARK, -1, -1)
+        self._c.llama_memory_seq_cp(self._memory, WORK, MARK, -1, -1)
+        self._marked = len(self._items)
+
+    def _forget(self) -> None:
+        self._c.llama_memory_clear(self._memory, True)
+        self._items, self._starts, self._next, self._marked = [], [], 0, 0
+
+    def _advance(self, items: Sequence[int | Seen]) -> None:
+        """Compute items and append them to the memory."""
+        at = 0
+        while at < len(items):
+            item = items[at]
+            run = [item]
+            if isinstance(item, Seen):
+                self._look(item)
+            else:
+                while at + len(run) < len(items) and len(run) < BATCH and not isinstance(items[at + len(run)], Seen):
+                    run.append(items[at + len(run)])
+                self._read([int(token) for token in run])  # type: ignore[arg-type]
+            at += len(run)
+
+    def _look(self, seen: Seen) -> None:
+        numbers = seen.embeddings_NE.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        after = self._c.llama_pos(self._next)
+        nothing = self._mtmd.mtmd_helper_post_decode_callback()
+        arguments = (seen.chunk, numbers, self._next, WORK, BATCH, ctypes.byref(after), nothing, None)
+        self._check(self._mtmd.mtmd_helper_decode_image_chunk(self._eyes, self._context, *arguments))
+        self._items.append(seen)
+        self._starts.append(self._next)
+        self._next += seen.positions
+
+    def _read(self, tokens: Sequence[int]) -> None:
+        """At most BATCH tokens; positions are said, since those behind Qwen's frames are not one more than the last."""
+        batch = self._c.llama_batch_init(len(tokens), 0, 1)
+        try:
+            batch.n_tokens = len(tokens)
+            for number, token in enumerate(tokens):
+                batch.token[number], batch.pos[number] = token, self._next + number
+                batch.n_seq_id[number], batch.seq_id[number][0] = 1, WORK
+                batch.logits[number] = number == len(tokens) - 1
+            self._check(self._c.llama_decode(self._context, batch))
+        finally:
+            self._c.llama_batch_free(batch)
+        self._items += tokens
+        self._starts += range(self._next, self._next + len(tokens))
+        self._next += len(tokens)
+
+    def _check(self, code: int) -> None:
+        if code:
+            self._forget()  # half a prompt may be in it
+            raise UserError(f"llama.cpp stopped ({_complaint()}, code {code}); show fewer frames or ask for less")
+
+    def _logits(self) -> np.ndarray:
+        found = self._c.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(found, (len(self.vocabulary),)).copy()
+
+
+def length(items: Sequence[int | Seen]) -> int:
+    """Places in the memory that items take: one per token, and one per vector of a frame."""
+    return sum(item.vectors if isinstance(item, Seen) else 1 for item in items)
+
+
+def _complaint() -> str:
+    """What llama.cpp said last."""
+    return (_said[-1] if _said else "it gave no reason").strip()[:200]
+
+
+def _libraries() -> tuple[Any, Any]:
+    """llama_cpp's two modules of C functions, made silent."""
+    try:
+        from llama_cpp import llama_cpp, mtmd_cpp
+    except (ImportError, OSError, RuntimeError) as error:
+        raise UserError(f"llama-cpp-python cannot be used ({str(error)[:100]}); `{INSTALL}`") from None
+    if not _callbacks:
+
+        def note(level: int, text: bytes, user_data: Any) -> None:
+            if level in (2, 3):  # warnings and errors
+                _said.append(text.decode(errors="replace"))
+
+        _callbacks.append(llama_cpp.llama_log_callback(note))
+        llama_cpp.llama_log_set(_callbacks[0], ctypes.c_void_p(0))
+        mtmd_cpp.mtmd_helper_log_set(_callbacks[0], ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+    return llama_cpp, mtmd_cpp

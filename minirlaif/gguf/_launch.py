@@ -62,6 +62,11 @@ class Vocabulary:
             kinds = [base.gguf.TokenType.CONTROL if token in control else kind for token, kind in zip(tokens, kinds, strict=True)]
             return tokens, kinds, name
 
+        def no_pieces(model: Any, add_to_gguf: bool = True) -> None:
+            # Llama's models ask for a tokenizer.model first. No family here has one, and reading it takes another package.
+            raise FileNotFoundError("tokenizer.model")
+
+        base.TextModel._set_vocab_sentencepiece = no_pieces
         base.TextModel.get_vocab_base_pre, base.TextModel.get_vocab_base = pre, vocabulary
 
     def choose(self, folder: Path, model: str, names: Sequence[str], probes: Sequence[tuple[str, list[int]]]) -> str:

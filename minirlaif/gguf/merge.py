@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from minirlaif.families.common import Backbone
-from minirlaif.gguf.template import chat_template
+from minirlaif.families.common import Backbone, no_bars
+from minirlaif.gguf.template import chat_template, processor_settings
 from minirlaif.records import UserError
 from minirlaif.roles import Roles
 
@@ -52,7 +52,8 @@ def save_model(backbone: Backbone, roles: Roles, role: str, folder: Path, dtype:
     text = model.config.get_text_config()
     if names := TEXT_NAMES.get(model.config.model_type):
         text.architectures = names
-    model.save_pretrained(folder, max_shard_size="4GB")
+    with no_bars():
+        model.save_pretrained(folder, max_shard_size="4GB")
     model.float()
 
 
@@ -73,9 +74,10 @@ def copy_files(backbone: Backbone, revision: str, folder: Path) -> None:
             shutil.copyfile(path, folder / name)
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"model.base {backbone.name}: has no tokenizer.json; save its fast tokenizer beside it")
+    kind = backbone.model.config.model_type
     sight = folder / "preprocessor_config.json"
     if not sight.is_file():
-        sight.write_text(json.dumps(backbone.processor_settings(), indent=2), encoding="utf-8")
+        sight.write_text(json.dumps(processor_settings(kind, backbone.sizing), indent=2), encoding="utf-8")
     if not any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")) and not _has_template(folder):
         (folder / "chat_template.jinja").write_text(chat_template(backbone.renderer.layout), encoding="utf-8")
 

@@ -68,7 +68,7 @@ def qwen3_vl(folder: Path) -> Path:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 16,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2], "mrope_interleaved": True},
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2], "mrope_interleaved": True},
     }
     vision = VISION | {"deepstack_visual_indexes": [0, 1]}
     return _save(folder, "qwen3_vl", Qwen3VLConfig, Qwen3VLForConditionalGeneration, text, vision)

@@ -27,7 +27,7 @@ def main() -> None:
     error = ""
     for job in order["jobs"]:
         if "--mmproj" not in job["args"] and order["probes"] and not seen.name:
-            error = seen.choose(folder, job["args"][0], order["names"], order["probes"])
+            error = seen.choose(folder, job["args"], order["names"], order["probes"])
             if error:
                 break
         run(folder / job["script"], job["args"])
@@ -69,15 +69,16 @@ class Vocabulary:
         base.TextModel._set_vocab_sentencepiece = no_pieces
         base.TextModel.get_vocab_base_pre, base.TextModel.get_vocab_base = pre, vocabulary
 
-    def choose(self, folder: Path, model: str, names: Sequence[str], probes: Sequence[tuple[str, list[int]]]) -> str:
+    def choose(self, folder: Path, args: Sequence[str], names: Sequence[str], probes: Sequence[tuple[str, list[int]]]) -> str:
         """Settle the name; "" or what is wrong. The name of the converter's own hash is tried first."""
+        more = [word for word in args if word == "--no-nextn"]
         wrong: dict[str, str] = {}
         for name in ("", *names):
             self._forced = name
             with tempfile.TemporaryDirectory() as work:
                 path = Path(work) / "vocabulary.gguf"
                 try:
-                    run(folder / "convert_hf_to_gguf.py", [model, "--outfile", str(path), "--vocab-only"])
+                    run(folder / "convert_hf_to_gguf.py", [args[0], "--outfile", str(path), "--vocab-only", *more])
                 except NotImplementedError:
                     continue  # no hash of a known tokenizer
                 differing = [text for text, ids in probes if tokens_of(path, text) != ids]
@@ -85,7 +86,7 @@ class Vocabulary:
                 return ""
             wrong[self.name] = f"{len(differing)} of {len(probes)}, such as {differing[0]!r:.40}"
         listed = "; ".join(f"{name}: {text}" for name, text in wrong.items())
-        return f"{model}: no pre-tokenizer of llama.cpp gives the ids that transformers gives ({listed}); it cannot be exported"
+        return f"{args[0]}: no pre-tokenizer of llama.cpp gives the ids that transformers gives ({listed}); it cannot be exported"
 
 
 def tokens_of(path: Path, text: str) -> list[int]:

@@ -7,7 +7,7 @@ Training, sampling, judging and the exported model all go through these function
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
@@ -115,15 +115,19 @@ class Renderer:
         """Text of an answer: special tokens dropped, outer spaces stripped."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
-    def prompt(self, shown: Shown | None, question: str, context: str = "") -> tuple[int, ...]:
+    def prompt(self, shown: Shown | None, question: str, context: str = "", turns: Sequence[Turn] = ()) -> tuple[int, ...]:
         """Ids of a user turn up to the place where the answer starts.
 
         Args:
             shown: the video; None for a prompt without one.
             question: what is asked.
             context: text between the frames and the question; must end with a line break when not empty.
+            turns: the conversation so far, with its answers; frames and context stand before its first question.
         """
-        return self._joined([*self._opening(shown), *self._question(context, question)])
+        asked = [*(turn.question for turn in turns), question]
+        answers = [self.answer(turn.answer or "") for turn in turns]
+        told = zip(self._questions(shown, asked, context), [*answers, ()], strict=True)
+        return tuple(number for question_ids, answer_ids in told for number in (*question_ids, *answer_ids))
 
     def conversation(self, shown: Shown | None, turns: Sequence[Turn], context: str = "", limit: int = 0) -> Rendered:
         """A whole conversation with answers; the video stands in its first user turn.
@@ -133,21 +137,26 @@ class Renderer:
         """
         ids: list[int] = []
         learned: list[bool] = []
-        before = self._opening(shown)
-        # A header that ends with a colon stands before frames or, as here, with a space before text ("User: What").
-        header = self.layout.user.rstrip() + " " if self.layout.user.rstrip().endswith(":") else self.layout.user
-        for number, turn in enumerate(turns):
-            question = self._joined([*before, *self._question("" if number else context, turn.question)])
+        questions = self._questions(shown, [turn.question for turn in turns], context)
+        for turn, question in zip(turns, questions, strict=True):
             answer = self.answer(turn.answer or "")
             ids += [*question, *answer]
             learned += [False] * len(question) + [True] * len(answer)
-            before = self._template(self.layout.after_end + header)
         after = self._joined(self._template(self.layout.after_end))
         ids += after
         learned += [False] * len(after)
         if limit and len(ids) > limit:
             raise UserError(f"a conversation has {len(ids)} tokens, sft.max_length allows {limit}: raise it or shorten the row")
         return Rendered(tuple(ids), tuple(learned))
+
+    def _questions(self, shown: Shown | None, questions: Sequence[str], context: str) -> Iterator[tuple[int, ...]]:
+        """Ids of each question of a conversation, up to the place where its answer starts."""
+        before = self._opening(shown)
+        # A header that ends with a colon stands before frames or, as here, with a space before text ("User: What").
+        header = self.layout.user.rstrip() + " " if self.layout.user.rstrip().endswith(":") else self.layout.user
+        for question in questions:
+            yield self._joined([*before, *self._question(context, question)])
+            before, context = self._template(self.layout.after_end + header), ""
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Ids of an answer with the token that ends it."""
@@ -173,6 +182,21 @@ class Renderer:
         layout = self.layout
         asked = layout.end + layout.after_end if layout.asked is None else layout.asked
         return [context, question, *self._template(asked + layout.assistant)]
+
+
+def pieces(renderer: Renderer, tokens: Iterator[int]) -> Iterator[str]:
+    """Text of tokens as it grows: what is told stays as it is. A character of several tokens is told when it is whole."""
+    ids: list[int] = []
+    told = ""
+    for token in tokens:
+        ids.append(token)
+        text = renderer.decode(ids)
+        if not text.endswith("\ufffd") and text.startswith(told) and text != told:
+            yield text[len(told) :]
+            told = text
+    rest = renderer.decode(ids)
+    if rest.startswith(told) and rest != told:  # an answer cut in the middle of a character
+        yield rest[len(told) :]
 
 
 def group_times(times: Sequence[float], size: int) -> list[float]:

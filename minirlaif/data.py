@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from minirlaif.disk import sha256
-from minirlaif.formats import CLIP_SUFFIXES, BadRow, parse_preference, parse_sample
+from minirlaif.formats import CLIP_SUFFIXES, UNDECIDED, BadRow, parse_preference, parse_sample
 from minirlaif.records import Preference, Sample, UserError
 
 _SHOWN = 20  # problems of a file that are listed
@@ -67,8 +67,12 @@ def load_samples(source: str, videos: str = "", need_answers: bool = True) -> li
 
 
 def load_preferences(source: str, videos: str = "") -> list[Preference]:
-    """Pairs with a winner; arguments, ids and errors as for `load_samples`, one question per row."""
-    return _load(_table(source, videos), parse_preference, _preference_text)
+    """Pairs with a winner; arguments, ids and errors as for `load_samples`, one question per row; other votes are left out."""
+    table = _table(source, videos)
+    rows = [row for row in table.rows if not (isinstance(row[1], dict) and row[1].get("preference") in UNDECIDED)]
+    if len(rows) < len(table.rows):
+        print(f"{source}: {len(table.rows) - len(rows)} votes without a winner (tie, both bad) are left out", flush=True)
+    return _load(replace(table, rows=rows), parse_preference, _preference_text)
 
 
 def fingerprint(source: str, videos: str = "") -> str:
@@ -98,30 +102,27 @@ def _load(table: _Table, parse: Callable[[Any], _Record], text: Callable[[_Recor
         try:
             if isinstance(row, BadRow):
                 raise row
-            parsed = parse(row)
+            parsed: _Record = parse(row)
             found.append((number, parsed, find(parsed.video)))
         except BadRow as problem:
             problems.append((number, str(problem)))
     own = Counter(item[1].id for item in found)
     seen: dict[str, int] = {}
     records: list[_Record] = []
-    record: _Record
-    for number, record, path in found:
-        content = json.dumps([record.video, *text(record)]).encode()
-        id_ = record.id if record.id and own[record.id] == 1 else hashlib.sha256(content).hexdigest()[:16]
-        if id_ in seen:
+    for number, parsed, path in found:
+        content = json.dumps([parsed.video, *text(parsed)]).encode()
+        id_ = parsed.id if parsed.id and own[parsed.id] == 1 else hashlib.sha256(content).hexdigest()[:16]
+        if seen.setdefault(id_, number) != number:
             problems.append((number, f"repeats row {seen[id_]} (same clip and text): remove one of them"))
-        seen.setdefault(id_, number)
-        records.append(replace(record, id=id_, video=path, where=f"{table.name}:{number}"))
-    _raise_all(table.name, problems)
+        records.append(replace(parsed, id=id_, video=path, where=f"{table.name}:{number}"))
+    if problems:
+        _raise_all(table.name, problems)
     if not records:
         raise UserError(f"{table.name}: holds no rows")
     return records
 
 
 def _raise_all(name: str, problems: list[tuple[int, str]]) -> None:
-    if not problems:
-        return
     lines = [f"row {number}: {' '.join(message.splitlines())[:400]}" for number, message in sorted(problems)]
     if len(lines) == 1:
         raise UserError(f"{name}, {lines[0]}")

@@ -94,17 +94,31 @@ class FeatureStore:
         found = {key: self._read(key) for key in keys}
         missing = list({key: plan for key, plan in zip(keys, plans, strict=True) if found[key] is None}.items())
         if missing:  # a plan that is asked for twice, as of a clip with a single segment, is decoded once
-            frames = self._reader.frames(video, [plan for _, plan in missing], self.size(info))
-            self.counters["decodes"] += len(missing)
-            for (key, _), pixels in zip(missing, frames, strict=True):
-                features_GHWE = self.encode(pixels)
-                self.counters["encodes"] += 1
-                self.counters["encoded_frames"] += len(pixels)
-                found[key] = features_GHWE
-                self._write(key, features_GHWE, _strip(pixels, info.width / info.height))
-            self._db.commit()
-            self._shrink()
+            made = self._look(info, missing)
+            found |= {key: features for (key, _), (_, features) in zip(missing, made, strict=True)}
         return [(plan, _present(found[key])) for key, plan in zip(keys, plans, strict=True)]
+
+    def pixels(self, video: str, plan: FramePlan) -> tuple[np.ndarray, Tensor]:
+        """The frames of a plan as the model gets them, uint8 [F, H, W, 3], with their features_GHWE, which are kept for `get`.
+        The frames are not: every call decodes."""
+        info = self.info(video)
+        ((pixels_FHW3, features_GHWE),) = self._look(info, [(self._key(info, plan), plan)])
+        return pixels_FHW3, features_GHWE
+
+    def _look(self, info: ClipInfo, missing: Sequence[tuple[str, FramePlan]]) -> list[tuple[np.ndarray, Tensor]]:
+        """Decode and encode plans by key, in one pass over the file, and keep their features."""
+        frames = self._reader.frames(info.path, [plan for _, plan in missing], self.size(info))
+        self.counters["decodes"] += len(missing)
+        made = []
+        for (key, _), pixels in zip(missing, frames, strict=True):
+            features_GHWE = self.encode(pixels)
+            self.counters["encodes"] += 1
+            self.counters["encoded_frames"] += len(pixels)
+            self._write(key, features_GHWE, _strip(pixels, info.width / info.height))
+            made.append((pixels, features_GHWE))
+        self._db.commit()
+        self._shrink()
+        return made
 
     def encode(self, pixels_FHW3: np.ndarray) -> Tensor:
         """features_GHWE of frames on the CPU, past the cache; the eyes are on the device only meanwhile."""

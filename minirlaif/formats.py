@@ -9,7 +9,8 @@ Plain rows (`<video>` may be left out, there is only one place for the clip):
   VideoInstruct100K   {"q", "a", "video_id"}; benchmark files with `video_name` and `Q`, `A` read the same way
   TRL                 {"prompt", "completion", "videos"}, text or messages
 Preferences: TRL {"prompt", "chosen", "rejected", "videos"}, LLaMA-Factory {"conversations", "chosen", "rejected"},
-  ms-swift {"messages", "rejected_response"}, VLM-RLAIF {"conversations", "output_1", "output_2", "preference": 1 or 2}.
+  ms-swift {"messages", "rejected_response"}, VLM-RLAIF {"conversations", "output_1", "output_2", "preference": 1 or 2};
+  the app's votes are rows of the last kind, and there the preference may also be one of UNDECIDED.
 
 System turns are not rendered (every stage lays prompts out in one way); they are kept as the tag "system".
 Columns that no format uses pass through as tags, as strings.
@@ -27,6 +28,7 @@ from typing import Any
 from minirlaif.records import Preference, Sample, Turn
 
 PLACEHOLDER = "<video>"
+UNDECIDED = ("tie", "both bad")  # votes without a winner: sound rows, but nothing to learn from
 CLIP_SUFFIXES = tuple(
     f".{s}" for s in ("mp4", "mkv", "webm", "avi", "mov", "m4v", "mpg", "mpeg", "ts", "wmv", "flv", "3gp", "ogv", "gif")
 )

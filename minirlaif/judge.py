@@ -1,4 +1,4 @@
-"""The judge: which of two answers is better, asked in both orders, by the role that is active now.
+"""The judge: what happens in a clip, and which of two answers is better, asked in both orders, by the role that is active now.
 
 Two read-outs. "letter": the logits of A and B after the judge's question (the paper asks for a letter). "likelihood": the mean
 log-likelihood of each answer after frames, context and question; small models manage that one. It shows one answer at a
@@ -11,11 +11,26 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from minirlaif.records import Pair, Verdict
+from minirlaif.sampling import sample
 from minirlaif.scoring import Row, first_token_logprobs, micro_batches, token_logprobs
 from minirlaif.verdicts import choice_from_margin, combine_orders, judge_question
 
 if TYPE_CHECKING:
     from minirlaif.workbench import View, Workbench
+
+
+def narrate(bench: Workbench, videos: Sequence[str]) -> dict[str, list[tuple[tuple[float, float], str]]]:
+    """Descriptions of the segments of clips, greedy and from dense frames: clip -> (start and end in seconds, text) of each."""
+    f = bench.cfg.feedback
+    parts = [(video, span, view) for video in videos for span, view in bench.segments(video)]
+    told: dict[str, list[tuple[tuple[float, float], str]]] = {video: [] for video in videos}
+    for start in range(0, len(parts), f.batch_size):
+        some = parts[start : start + f.batch_size]
+        asked = [bench.asked(view, f.describe_prompt) for _, _, view in some]
+        answers = sample(bench.backbone, asked, temperature=0, max_new_tokens=f.describe_tokens)
+        for (video, span, _), (answer,) in zip(some, answers, strict=True):
+            told[video].append((span, bench.backbone.renderer.decode(answer.ids)))
+    return told
 
 
 def judge(

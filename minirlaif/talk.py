@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -73,4 +73,24 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model and the clip reader."""
+        ...
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a run's own judge says about answers A and B: choice, margin and orders as in `records.Verdict`, and the context
+    that it read ("": none)."""
+
+    choice: str
+    margin: float
+    orders: tuple[str, str]
+    context: str
+
+
+@runtime_checkable
+class Judging(Protocol):
+    """An engine that also has the run's judge."""
+
+    def judge(self, look: Look, question: str, answer_a: str, answer_b: str) -> Judged:
+        """Which answer is better."""
         ...

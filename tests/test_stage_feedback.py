@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny
 
+from minirlaif import judge as judging
 from minirlaif.artifacts import Run
 from minirlaif.records import Pair, Sample, Turn, Verdict
 from minirlaif.sampling import Asked, Completion
@@ -51,6 +52,7 @@ def label(patch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> tuple[Pat
 
     tiny.at_bench(patch, feedback, bench, prompts=PROMPTS)
     patch.setattr(feedback, "sample", sample)
+    patch.setattr(judging, "sample", sample)  # the descriptions
     patch.setattr(feedback, "judge", judge)
     run = Run(folder / "run")
     tiny.finished(run, "sft", lambda path: tiny.save_adapter(path / "adapter", 1))

@@ -9,37 +9,20 @@ A native assertion ends the process without an exception: `worker.py` runs this 
 from __future__ import annotations
 
 import ctypes
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from minirlaif.gguf.eyes import Eyes, Seen
+from minirlaif.gguf.library import complaint, library
 from minirlaif.gguf.vocabulary import Vocabulary
 from minirlaif.records import UserError
 
-INSTALL = "pip install llama-cpp-python==0.3.36"
 BATCH = 512  # tokens per call of the model
 WORK, MARK = 0, 1  # sequences: the conversation, and a copy of it at its mark (see `Session.mark`)
 KV_TYPES = {"f32": 0, "f16": 1}  # ggml's numbers
-
-_said: deque[str] = deque(maxlen=20)  # the last complaints of llama.cpp, for error messages
-_callbacks: list[Any] = []  # C keeps pointers to them
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """A frame, or a group of frames that share placeholders, as vectors: what stands in a prompt in place of image tokens.
-
-    vectors: how many; positions: how far the text behind it is moved on; embeddings_NE: their numbers; chunk: llama.cpp's handle.
-    """
-
-    vectors: int
-    positions: int
-    embeddings_NE: np.ndarray
-    chunk: Any
 
 
 class Session:
@@ -56,11 +39,11 @@ class Session:
     """
 
     def __init__(self, text: Path, mmproj: Path | None, n_ctx: int, threads: int = 1, kv: str = "f16") -> None:
-        self._c, self._mtmd = _libraries()
-        self._model = self._context = self._eyes = None
+        self._c = library()
+        self._model = self._context = self._memory = None
+        self._eyes: Eyes | None = None
         self._adapters: dict[Path, Any] = {}
         self._scales: dict[Path, float] = {}
-        self._chunks: list[Any] = []
         self._threads, self._kv = threads, KV_TYPES[kv]
         self._items: list[int | Seen] = []  # what is in the memory, and at which position each one starts
         self._starts: list[int] = []
@@ -82,18 +65,12 @@ class Session:
         settings.n_gpu_layers = 0
         self._model = self._c.llama_model_load_from_file(str(text).encode(), settings)
         if not self._model:
-            raise UserError(f"{text}: llama.cpp cannot open it ({_complaint()}); export the model again")
-        self._width = self._c.llama_model_n_embd_inp(self._model)
+            raise UserError(f"{text}: llama.cpp cannot open it ({complaint()}); export the model again")
         self.trained_ctx: int = self._c.llama_model_n_ctx_train(self._model)
-        self._keeps_states = self._c.llama_model_is_recurrent(self._model) or self._c.llama_model_is_hybrid(self._model)
-        self.vocabulary = Vocabulary(self._c, self._c.llama_model_get_vocab(self._model))
+        self._keeps_states: bool = self._c.llama_model_is_recurrent(self._model) or self._c.llama_model_is_hybrid(self._model)
+        self.vocabulary: Vocabulary = Vocabulary(self._c, self._c.llama_model_get_vocab(self._model))
         if mmproj is not None:
-            seeing = self._mtmd.mtmd_context_params_default()
-            seeing.use_gpu, seeing.print_timings, seeing.warmup, seeing.n_threads = False, False, False, self._threads
-            seeing.flash_attn_type = self._c.LLAMA_FLASH_ATTN_TYPE_DISABLED
-            self._eyes = self._mtmd.mtmd_init_from_file(str(mmproj).encode(), self._model, seeing)
-            if not self._eyes:
-                raise UserError(f"{mmproj}: llama.cpp cannot use it with {text.name} ({_complaint()}); take both from one export")
+            self._eyes = Eyes(self._c, self._model, mmproj, self._threads)
 
     def __enter__(self) -> Session:
         return self
@@ -103,13 +80,10 @@ class Session:
 
     def close(self) -> None:
         """Free everything. May be called twice."""
-        for chunk in self._chunks:
-            self._mtmd.mtmd_input_chunk_free(chunk)
-        self._chunks = []
         if self._context:
             self._c.llama_free(self._context)
         if self._eyes:
-            self._mtmd.mtmd_free(self._eyes)
+            self._eyes.close()
         if self._model:  # with its adapters
             self._c.llama_model_free(self._model)
         self._context = self._eyes = self._model = None
@@ -132,7 +106,7 @@ class Session:
         settings.no_perf = True
         self._context = self._c.llama_init_from_model(self._model, settings)
         if not self._context:
-            raise UserError(f"no memory for a context of {n_ctx} tokens ({_complaint()}); show fewer frames")
+            raise UserError(f"no memory for a context of {n_ctx} tokens ({complaint()}); show fewer frames")
         self._memory = self._c.llama_get_memory(self._context)
         self._forget()
         self._apply()
@@ -145,7 +119,7 @@ class Session:
                 adapter = self._c.llama_adapter_lora_init(self._model, str(path).encode()) if path.is_file() else None
                 if not adapter:
                     raise UserError(
-                        f"{path}: not an adapter of this model ({_complaint() if path.is_file() else 'no such file'})"
+                        f"{path}: not an adapter of this model ({complaint() if path.is_file() else 'no such file'})"
                         "; export it again"
                     )
                 self._adapters[path] = adapter
@@ -161,48 +135,18 @@ class Session:
         self._c.llama_set_adapters_lora(self._context, pointers, count, scales)
 
     def encode(self, pixels_FHW3: np.ndarray) -> Seen:
-        """A group of uint8 frames that share placeholders -> their vectors, once for any number of prompts.
-
-        The pixels have to be those of training already: llama.cpp's own scaling is another one. UserError when it refuses them.
-        """
+        """A group of uint8 frames that share placeholders -> their vectors, once for any number of prompts. See `Eyes.encode`."""
         if self._eyes is None:
             raise UserError("no mmproj file is open, so the model sees nothing; name it with --mmproj")
-        marks = self._mtmd.mtmd_default_marker() * len(pixels_FHW3)
-        told = self._mtmd.mtmd_input_text(marks, len(marks), False, False)
-        chunks = self._mtmd.mtmd_input_chunks_init()
-        maps: list[Any] = []
-        try:
-            for frame in np.ascontiguousarray(pixels_FHW3):
-                data = frame.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-                maps.append(self._mtmd.mtmd_bitmap_init(frame.shape[1], frame.shape[0], data))
-                self._mtmd.mtmd_bitmap_set_mergeable(maps[-1], len(pixels_FHW3) > 1)
-            pointers = (self._mtmd.mtmd_bitmap_p_ctypes * len(maps))(*maps)
-            failed = self._mtmd.mtmd_tokenize(self._eyes, chunks, ctypes.byref(told), pointers, len(maps))
-            found = [self._mtmd.mtmd_input_chunks_get(chunks, i) for i in range(self._mtmd.mtmd_input_chunks_size(chunks))]
-            images = [c for c in found if self._mtmd.mtmd_input_chunk_get_type(c) == self._mtmd.MTMD_INPUT_CHUNK_TYPE_IMAGE]
-            if failed or not images or self._mtmd.mtmd_encode_chunk(self._eyes, images[-1]):
-                raise UserError(
-                    f"llama.cpp cannot look at frames of {pixels_FHW3.shape[2]}x{pixels_FHW3.shape[1]} pixels"
-                    f" ({_complaint()}); export the model again"
-                )
-            return self._kept(images[-1])  # SmolVLM: tiles come first, the whole frame last
-        finally:
-            self._mtmd.mtmd_input_chunks_free(chunks)
-            for bitmap in maps:
-                self._mtmd.mtmd_bitmap_free(bitmap)
-
-    def _kept(self, image: Any) -> Seen:
-        """What was just encoded, without its pixels."""
-        vectors = self._mtmd.mtmd_input_chunk_get_n_tokens(image)
-        found = np.ctypeslib.as_array(self._mtmd.mtmd_get_output_embd(self._eyes), (vectors, self._width)).copy()
-        self._chunks.append(self._mtmd.mtmd_input_chunk_get_placeholder(image))
         self.counters["encodes"] += 1
-        return Seen(vectors, self._mtmd.mtmd_input_chunk_get_n_pos(image), found, self._chunks[-1])
+        return self._eyes.encode(pixels_FHW3)
 
     def drop(self, seen: Seen) -> None:
-        """Forget a group of frames; nothing that is still asked about may hold it."""
-        self._chunks.remove(seen.chunk)
-        self._mtmd.mtmd_input_chunk_free(seen.chunk)
+        """Free a group of frames. Prompts may no longer show it."""
+        assert self._eyes is not None
+        if any(item is seen for item in self._items):
+            self._forget()
+        self._eyes.drop(seen)
 
     def prefill(self, items: Sequence[int | Seen], mark: int = 0) -> np.ndarray:
         """Bring the memory to exactly these token ids and frames; logits_V (float32) of what comes next.
@@ -278,11 +222,8 @@ class Session:
             at += len(run)
 
     def _look(self, seen: Seen) -> None:
-        numbers = seen.embeddings_NE.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        after = self._c.llama_pos(self._next)
-        nothing = self._mtmd.mtmd_helper_post_decode_callback()
-        arguments = (seen.chunk, numbers, self._next, WORK, BATCH, ctypes.byref(after), nothing, None)
-        self._check(self._mtmd.mtmd_helper_decode_image_chunk(self._eyes, self._context, *arguments))
+        assert self._eyes is not None
+        self._check(self._eyes.show(seen, self._context, self._next, WORK, BATCH))
         self._items.append(seen)
         self._starts.append(self._next)
         self._next += seen.positions
@@ -306,7 +247,7 @@ class Session:
     def _check(self, code: int) -> None:
         if code:
             self._forget()  # half a prompt may be in it
-            raise UserError(f"llama.cpp stopped ({_complaint()}, code {code}); show fewer frames or ask for less")
+            raise UserError(f"llama.cpp stopped ({complaint()}, code {code}); show fewer frames or ask for less")
 
     def _logits(self) -> np.ndarray:
         found = self._c.llama_get_logits_ith(self._context, -1)
@@ -316,27 +257,3 @@ class Session:
 def length(items: Sequence[int | Seen]) -> int:
     """Places in the memory that items take: one per token, and one per vector of a frame."""
     return sum(item.vectors if isinstance(item, Seen) else 1 for item in items)
-
-
-def _complaint() -> str:
-    """What llama.cpp said last."""
-    return (_said[-1] if _said else "it gave no reason").strip()[:200]
-
-
-def _libraries() -> tuple[Any, Any]:
-    """llama_cpp's two modules of C functions, made silent."""
-    try:
-        from llama_cpp import llama_cpp, mtmd_cpp
-    except (ImportError, OSError, RuntimeError) as error:
-        raise UserError(f"llama-cpp-python cannot be used ({str(error)[:100]}); `{INSTALL}`") from None
-    if not _callbacks:
-
-        def note(level: int, text: bytes, user_data: Any) -> None:
-            if level in (2, 3):  # warnings and errors
-                _said.append(text.decode(errors="replace"))
-
-        _callbacks.append(llama_cpp.llama_log_callback(note))
-        llama_cpp.llama_log_set(_callbacks[0], ctypes.c_void_p(0))
-        mtmd_cpp.mtmd_helper_log_set(_callbacks[0], ctypes.c_void_p(0))
-        llama_cpp.llama_backend_init()
-    return llama_cpp, mtmd_cpp

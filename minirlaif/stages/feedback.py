@@ -16,7 +16,7 @@ from typing import Any
 from minirlaif import parallel
 from minirlaif.artifacts import Run
 from minirlaif.config import Config
-from minirlaif.judge import judge, swap_consistent
+from minirlaif.judge import judge, narrate, swap_consistent
 from minirlaif.metrics import progress
 from minirlaif.opening import open_workbench
 from minirlaif.records import Pair, Sample, UserError, Verdict
@@ -76,17 +76,8 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
 
 
 def describe(bench: Workbench, run: Run, rows: Sequence[Sample], contexts: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Describe the segments of clips that have no context yet; greedy, from dense frames. Clip -> line for contexts.jsonl."""
-    videos = [video for video in dict.fromkeys(row.video for row in rows) if video not in contexts]
-    parts = [(video, span, view) for video in videos for span, view in bench.segments(video)]
-    told: dict[str, list[tuple[tuple[float, float], str]]] = {video: [] for video in videos}
-    size = bench.cfg.feedback.batch_size
-    for start in range(0, len(parts), size):
-        some = parts[start : start + size]
-        asked = [bench.asked(view, bench.cfg.feedback.describe_prompt) for _, _, view in some]
-        answers = sample(bench.backbone, asked, temperature=0, max_new_tokens=bench.cfg.feedback.describe_tokens)
-        for (video, span, _), (answer,) in zip(some, answers, strict=True):
-            told[video].append((span, bench.backbone.renderer.decode(answer.ids)))
+    """Describe the segments of clips that have no context yet. Clip -> line for contexts.jsonl."""
+    told = narrate(bench, [video for video in dict.fromkeys(row.video for row in rows) if video not in contexts])
     return {
         video: {
             "video": stored(run, video),

@@ -1,0 +1,80 @@
+"""The process in which llama.cpp runs: `runtime.GgufEngine` starts it and asks over stdin. Whatever ends it, the program goes on.
+
+A request is one JSON line, followed by the raw bytes of frames where it has a shape; a reply is one JSON line. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from minirlaif.gguf import facts
+from minirlaif.gguf.speaker import Speaker
+from minirlaif.records import Turn, UserError
+from minirlaif.talk import Options
+
+
+class Answering:
+    """A speaker and the answer in progress. One method per verb; each takes the request and the frames that came with it."""
+
+    speaker: Speaker
+    pieces: Iterator[str]
+
+    def open(self, request: dict[str, Any], pixels_FHW3: np.ndarray) -> dict[str, Any]:
+        """Open the files."""
+        folder = Path(request["folder"])
+        found = facts.read(folder)
+        adapters = {model: folder / name for model, name in found.adapters.items()}
+        files = Path(request["text"]), Path(request["mmproj"])
+        self.speaker = Speaker(found, adapters, *files, request["threads"], request["n_ctx"])
+        return {}
+
+    def see(self, request: dict[str, Any], pixels_FHW3: np.ndarray) -> dict[str, Any]:
+        """Look at a clip."""
+        self.speaker.see(request["key"], request["times"], request["seconds"], pixels_FHW3)
+        return {}
+
+    def begin(self, request: dict[str, Any], pixels_FHW3: np.ndarray) -> dict[str, Any]:
+        """Start an answer; {"known": False} when the clip has to be looked at first."""
+        if not self.speaker.knows(request["key"]):
+            return {"known": False}
+        turns = [Turn(*turn) for turn in request["turns"]]
+        options = Options(**request["options"])
+        self.pieces = self.speaker.stream(request["key"], turns, request["question"], options, request["model"])
+        return {"known": True}
+
+    def next(self, request: dict[str, Any], pixels_FHW3: np.ndarray) -> dict[str, Any]:
+        """The next piece of the answer; None behind the last."""
+        return {"piece": next(self.pieces, None)}
+
+
+def main() -> None:
+    """Answer requests until stdin closes."""
+    replies: IO[bytes] = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever prints must not print into the replies
+    answering = Answering()
+    try:
+        for line in sys.stdin.buffer:
+            request = json.loads(line)
+            shape = request.get("shape", (0,))
+            pixels = np.frombuffer(sys.stdin.buffer.read(int(np.prod(shape))), np.uint8).reshape(shape)
+            try:
+                reply = getattr(answering, request["verb"])(request, pixels)
+            except UserError as error:
+                reply = {"error": str(error)}
+            speaker = getattr(answering, "speaker", None)
+            replies.write(json.dumps(reply | {"counters": speaker.counters if speaker else {}}).encode() + b"\n")
+            replies.flush()
+    finally:
+        if hasattr(answering, "speaker"):
+            answering.speaker.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What sees: an opened mmproj. Frames in, vectors out, and vectors into the language model's memory. No torch.
+
+Of what llama.cpp makes of a frame only the vectors are used; the tokens around them come from our own renderer. F frames, N
+vectors, E numbers of each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minirlaif.gguf.library import complaint
+from minirlaif.records import UserError
+
+MOST = 1 << 16  # vectors of a frame; frames come in their final size, and llama.cpp's own bounds would scale them
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A frame, or a group of frames that share placeholders, as vectors: what stands in a prompt in place of image tokens.
+
+    vectors: how many; positions: how far the text behind it is moved on; embeddings_NE: their numbers; chunk: llama.cpp's handle.
+    """
+
+    vectors: int
+    positions: int
+    embeddings_NE: np.ndarray
+    chunk: Any
+
+
+class Eyes:
+    """An opened mmproj. UserError when it cannot be read or belongs to another text model.
+
+    Args:
+        library: llama_cpp's C functions; model: the text model's handle; threads: of the CPU.
+    """
+
+    def __init__(self, library: Any, model: Any, mmproj: Path, threads: int) -> None:
+        from llama_cpp import mtmd_cpp
+
+        self._mtmd: Any = mtmd_cpp
+        self._width: int = library.llama_model_n_embd_inp(model)
+        self._chunks: list[Any] = []
+        settings = self._mtmd.mtmd_context_params_default()
+        settings.use_gpu, settings.print_timings, settings.warmup, settings.n_threads = False, False, False, threads
+        settings.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        settings.image_min_tokens, settings.image_max_tokens = 1, MOST
+        self._handle = self._mtmd.mtmd_init_from_file(str(mmproj).encode(), model, settings)
+        if not self._handle:
+            raise UserError(f"{mmproj}: does not fit the text model ({complaint()}); take both from one export")
+
+    def close(self) -> None:
+        """Free everything; what was seen can no longer be shown."""
+        for chunk in self._chunks:
+            self._mtmd.mtmd_input_chunk_free(chunk)
+        self._mtmd.mtmd_free(self._handle)
+        self._chunks = []
+
+    def encode(self, pixels_FHW3: np.ndarray) -> Seen:
+        """A group of uint8 frames that share placeholders -> their vectors.
+
+        The pixels have to be those of training already: llama.cpp's own scaling is another one. UserError when it refuses them.
+        """
+        m = self._mtmd
+        marks = m.mtmd_default_marker() * len(pixels_FHW3)
+        told = m.mtmd_input_text(marks, len(marks), False, False)
+        chunks, maps = m.mtmd_input_chunks_init(), []
+        try:
+            for frame in np.ascontiguousarray(pixels_FHW3):
+                maps.append(
+                    m.mtmd_bitmap_init(frame.shape[1], frame.shape[0], frame.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))
+                )
+                m.mtmd_bitmap_set_mergeable(maps[-1], len(pixels_FHW3) > 1)
+            pointers = (m.mtmd_bitmap_p_ctypes * len(maps))(*maps)
+            failed = m.mtmd_tokenize(self._handle, chunks, ctypes.byref(told), pointers, len(maps))
+            found = [m.mtmd_input_chunks_get(chunks, i) for i in range(m.mtmd_input_chunks_size(chunks))]
+            images = [chunk for chunk in found if m.mtmd_input_chunk_get_type(chunk) == m.MTMD_INPUT_CHUNK_TYPE_IMAGE]
+            if failed or not images or m.mtmd_encode_chunk(self._handle, images[-1]):
+                size = f"{pixels_FHW3.shape[2]}x{pixels_FHW3.shape[1]}"
+                raise UserError(f"llama.cpp cannot look at frames of {size} pixels ({complaint()}); export the model again")
+            return self._kept(images[-1])  # SmolVLM: its tiles come first, the whole frame last
+        finally:
+            m.mtmd_input_chunks_free(chunks)
+            for bitmap in maps:
+                m.mtmd_bitmap_free(bitmap)
+
+    def _kept(self, image: Any) -> Seen:
+        """What was just encoded, without its pixels."""
+        vectors = self._mtmd.mtmd_input_chunk_get_n_tokens(image)
+        found = np.ctypeslib.as_array(self._mtmd.mtmd_get_output_embd(self._handle), (vectors, self._width)).copy()
+        self._chunks.append(self._mtmd.mtmd_input_chunk_get_placeholder(image))
+        return Seen(vectors, self._mtmd.mtmd_input_chunk_get_n_pos(image), found, self._chunks[-1])
+
+    def drop(self, seen: Seen) -> None:
+        """Free what was seen."""
+        self._chunks.remove(seen.chunk)
+        self._mtmd.mtmd_input_chunk_free(seen.chunk)
+
+    def show(self, seen: Seen, context: Any, position: int, sequence: int, batch: int) -> int:
+        """Put vectors into the memory of a llama.cpp context from `position` on; 0, or llama.cpp's number of an error."""
+        numbers = seen.embeddings_NE.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        after, nothing = ctypes.c_int32(position), self._mtmd.mtmd_helper_post_decode_callback()
+        arguments = (seen.chunk, numbers, position, sequence, batch, ctypes.byref(after), nothing, None)
+        return int(self._mtmd.mtmd_helper_decode_image_chunk(self._handle, context, *arguments))

@@ -1,0 +1,116 @@
+"""The engine over exported GGUF files, on a CPU through llama.cpp. See talk.py for what an engine is. No torch, no transformers.
+
+llama.cpp works in a child process (see child.py).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from minirlaif.config import VideoSection
+from minirlaif.frames import uniform_plan
+from minirlaif.gguf import facts
+from minirlaif.gguf.child import Child
+from minirlaif.records import Turn, UserError
+from minirlaif.talk import Look, Options
+from minirlaif.video import ClipReader
+
+LOOKS = 8  # clips whose frames are kept, the latest ones
+
+
+class GgufEngine:
+    """Exported files as an engine.
+
+    Args:
+        where: the export's folder, or one text GGUF in it; kind: which type of text model, such as "q8_0" ("": the first one).
+        mmproj: another file that sees; threads: of the CPU; n_ctx: tokens of the memory (0: as many as a conversation needs).
+    Raises:
+        UserError: a file is missing, broken or does not belong to the others.
+    """
+
+    def __init__(self, where: Path, mmproj: Path | None = None, kind: str = "", threads: int = 1, n_ctx: int = 0) -> None:
+        folder, text = _text_file(where, kind)
+        self._facts = facts.read(folder)
+        eyes = mmproj or folder / self._facts.mmproj
+        self.models = self._facts.models
+        self.title = f"{text.name}, run {self._facts.run}"
+        self.frames, self.options = self._facts.frames, self._facts.options
+        self._looks: OrderedDict[str, Look] = OrderedDict()
+        self._reader = ClipReader(VideoSection.timeout_seconds)
+        self._child = Child(folder=str(folder), text=str(text), mmproj=str(eyes), threads=threads, n_ctx=n_ctx)
+        try:
+            self._child.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> GgufEngine:
+        return self
+
+    def __exit__(self, *rest: object) -> None:
+        self.close()
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """decodes, encodes, prefilled_tokens, reused_tokens and decoded_tokens so far."""
+        return {"decodes": self._reader.decodes, **self._child.counters}
+
+    def look(self, video: str, frames: int = 0) -> Look:
+        """Decode `frames` frames (0: as many as in training), spread evenly over the clip; known ones are kept.
+
+        Raises:
+            UserError: the clip cannot be read.
+        """
+        info = self._reader.info(video)
+        plan = uniform_plan(info.seconds, frames or self.frames)
+        size = self._facts.sizing.size(info.width, info.height, self._facts.frame_pixels)
+        key = f"{info.id}:{plan.key}:{size.key}"
+        if key not in self._looks:
+            (pixels_FHW3,) = self._reader.frames(video, [plan], size)
+            self._looks[key] = Look(video, info.seconds, plan.times, pixels_FHW3, info.width / info.height, key)
+        self._looks.move_to_end(key)
+        while len(self._looks) > LOOKS:
+            self._looks.popitem(last=False)
+        return replace(self._looks[key], video=video)
+
+    def stream(self, look: Look, turns: Sequence[Turn], question: str, options: Options, model: str = "") -> Iterator[str]:
+        """Pieces of the answer as they are sampled; see `talk.Engine`. Finish or close one stream before the next call."""
+        told = [(turn.question, turn.answer) for turn in turns]
+        asked: dict[str, Any] = {
+            "turns": told,
+            "question": question,
+            "options": asdict(options),
+            "model": model or self.models[0],
+        }
+        if not self._child.ask("begin", key=look.key, **asked)["known"]:
+            self._child.ask("see", look.pixels_FHW3, key=look.key, times=look.times, seconds=look.seconds)
+            self._child.ask("begin", key=look.key, **asked)
+        while (piece := self._child.ask("next")["piece"]) is not None:
+            yield piece
+
+    def score(self, look: Look, question: str, answer: str) -> float | None:
+        """None: the reward model is not exported."""
+        return None
+
+    def close(self) -> None:
+        """End both children: the one that decodes and the one that answers."""
+        self._reader.close()
+        self._child.close()
+
+
+def _text_file(where: Path, kind: str) -> tuple[Path, Path]:
+    """The export's folder and its text model."""
+    if where.is_dir():
+        texts = facts.read(where).text
+        if kind and kind.lower() not in texts:
+            raise UserError(f"{where}: no text model of type {kind}; it has {', '.join(texts)}")
+        return where, where / texts[kind.lower() if kind else next(iter(texts))]
+    if not where.is_file():
+        raise UserError(f"{where}: no such file or folder; `python -m minirlaif export` makes one")
+    if kind:
+        raise UserError(f"{where}: is one file, so there is no type to choose; leave --type out, or name its folder")
+    return where.parent, where

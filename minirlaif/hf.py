@@ -1,0 +1,191 @@
+"""The engine over a training run: its own adapters on its own base, on a GPU or a CPU. See talk.py for what an engine is.
+
+A clip is decoded and encoded once per frame plan, and a model reads its frames once: later questions start from the kept cache.
+"""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from minirlaif import config
+from minirlaif.artifacts import Run
+from minirlaif.backbone import open_backbone
+from minirlaif.chat import pieces
+from minirlaif.features import FeatureStore
+from minirlaif.frames import FramePlan, uniform_plan
+from minirlaif.judge import judge, narrate
+from minirlaif.records import Pair, Turn, UserError
+from minirlaif.sampling import Asked, Kept
+from minirlaif.scoring import sequence_scores
+from minirlaif.talk import Judged, Look, Options
+from minirlaif.verdicts import context_text
+from minirlaif.video import ClipReader
+from minirlaif.workbench import View, Workbench, critic_config
+
+ROLES = {"rlaif": "policy", "sft": "sft", "base": "base"}  # name of a model -> role
+LOOKS = 8  # looks whose frames and features are kept, the latest ones
+KEPT = 4  # caches of (look, model)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    look: Look
+    plan: FramePlan
+    view: View
+
+
+class HfEngine:
+    """A finished run as an engine; without `ppo` only its SFT model and its base talk.
+
+    Raises:
+        UserError: the run has no finished `sft`, or what it holds was changed.
+    """
+
+    def __init__(self, run: Run) -> None:
+        sft = run.require("sft") / "adapter"
+        cfg = config.load(run.root / "config.yaml")
+        aligned = run.require("ppo") / "adapter" if run.manifest("ppo") else None
+        reward = run.manifest("reward")
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="minirlaif-")))
+            reader = stack.enter_context(ClipReader(cfg.video.timeout_seconds))
+
+            def opened(own: config.Config, name: str) -> Workbench:
+                backbone = open_backbone(own.model)
+                store = FeatureStore(folder / name, backbone, reader, own.video)
+                stack.callback(store.close)
+                return Workbench(own, backbone, store, reader)
+
+            bench = self._bench = opened(cfg, "features.sqlite")
+            bench.roles.add("sft", 0, sft)
+            if aligned:
+                bench.roles.add("policy", 0, aligned)
+            self._mean = float(reward["metrics"]["bias"]) if reward else None
+            if reward:
+                adapter = run.require("reward") / "adapter"
+                if cfg.reward.base:
+                    bench.critic = opened(critic_config(cfg), "critic.sqlite")
+                bench.critic.roles.add("reward", 0, adapter)
+                bench.critic.roles.load_head("reward", adapter)
+            self._open = stack.pop_all()
+        self.models = tuple(name for name in ROLES if name != "rlaif" or aligned)
+        self.title = f"{Path(cfg.model.base).name}, run {run.root.name}"
+        self.frames = cfg.video.frames
+        self.options = Options(cfg.rollout.temperature, cfg.feedback.top_p, cfg.rollout.max_new_tokens, cfg.seed)
+        self._looks: OrderedDict[str, _Seen] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], Kept] = OrderedDict()
+        self._contexts: dict[str, str] = {}
+        self._reading: Counter[str] = Counter()
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """decodes, encodes, prefilled_tokens and reused_tokens so far."""
+        looked = self._bench.store.counters
+        read = {"prefilled_tokens": self._bench.counters["prefilled_tokens"] + self._reading["read"]}
+        return {name: looked[name] for name in ("decodes", "encodes")} | read | {"reused_tokens": self._reading["reused"]}
+
+    def look(self, video: str, frames: int = 0) -> Look:
+        """Decode and encode `frames` frames (0: as many as in training), spread evenly over the clip; known ones are kept.
+
+        Raises:
+            UserError: the clip cannot be read.
+        """
+        store = self._bench.store
+        info = store.info(video)
+        plan = uniform_plan(info.seconds, frames or self.frames)
+        size = store.size(info)
+        key = f"{info.id}:{plan.key}:{size.key}"
+        if key not in self._looks:
+            pixels_FHW3, features_GHWE = store.pixels(video, plan)
+            view = View(plan.times, info.seconds, size, features_GHWE)
+            look = Look(video, info.seconds, plan.times, pixels_FHW3, info.width / info.height, key)
+            self._looks[key] = _Seen(look, plan, view)
+        self._looks.move_to_end(key)
+        while len(self._looks) > LOOKS:
+            self._looks.popitem(last=False)
+        return replace(self._looks[key].look, video=video)
+
+    def stream(self, look: Look, turns: Sequence[Turn], question: str, options: Options, model: str = "") -> Iterator[str]:
+        """Pieces of the answer as they are sampled; see `talk.Engine`. Finish or close one stream before the next call."""
+        name = model or self.models[0]
+        bench, view = self._bench, self._seen(look).view
+        ids = bench.backbone.renderer.prompt(view.shown, question, turns=turns)
+        limit = int(bench.backbone.model.config.get_text_config().max_position_embeddings)
+        room = min(options.max_new_tokens, limit - len(ids))
+        if room < 1:
+            raise UserError(f"the conversation has {len(ids)} tokens, the model takes {limit}: clear it, or show fewer frames")
+        source = torch.Generator().manual_seed(options.seed)
+        kept = self._cache(look.key, name)
+        before = kept.read, kept.reused
+        with bench.roles.reading_as(ROLES[name]):
+            asked = Asked(ids, view.features)
+            tokens = kept.stream(bench.backbone, asked, options.temperature, options.top_p, room, source)
+            try:
+                with closing(tokens):
+                    yield from pieces(bench.backbone.renderer, tokens)
+            finally:
+                self._reading.update(read=kept.read - before[0], reused=kept.reused - before[1])
+
+    def score(self, look: Look, question: str, answer: str) -> float | None:
+        """The reward model's score of an answer, above or below its mean on held-out answers; None where the run has none."""
+        if self._mean is None:
+            return None
+        seen, critic = self._seen(look), self._bench.critic
+        view = seen.view
+        if critic is not self._bench:
+            ((_, features),) = critic.store.get(look.video, lambda info: [seen.plan])
+            view = View(seen.plan.times, look.seconds, critic.store.size(critic.store.info(look.video)), features)
+        context = self._context(look) if critic.cfg.reward.context else ""
+        row = critic.row(view, question, critic.answer_ids(answer), context)
+        with critic.roles.reading_as("reward"):
+            return float(sequence_scores(critic.backbone, critic.roles.heads["reward"], [row])) - self._mean
+
+    def judge(self, look: Look, question: str, answer_a: str, answer_b: str) -> Judged:
+        """The run's own judge on two answers, read out as in its stage `feedback`."""
+        f, view = self._bench.cfg.feedback, self._seen(look).view
+        context = self._context(look) if f.context else ""
+        pair = Pair("", look.video, question, answer_a, answer_b, context)
+        views = {look.video: view if f.judge_frames else None}
+        with self._bench.roles.reading_as("sft"):
+            (verdict,) = judge(self._bench, [pair], views, f.readout, f.margin, f.disagreement, 1)
+        return Judged(verdict.choice, verdict.margin, verdict.orders, context)
+
+    def close(self) -> None:
+        """Free the model, end the clip reader, delete the feature cache."""
+        self._open.close()
+        self._looks.clear()
+        self._kept.clear()
+        del self._bench
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _seen(self, look: Look) -> _Seen:
+        """What is kept of a look; made again where too many others came between."""
+        if look.key not in self._looks:
+            self.look(look.video, len(look.times))
+        return self._looks[look.key]
+
+    def _cache(self, key: str, model: str) -> Kept:
+        kept = self._kept.setdefault((key, model), Kept())
+        self._kept.move_to_end((key, model))
+        while len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+        return kept
+
+    def _context(self, look: Look) -> str:
+        """Descriptions of the clip's segments, by the SFT model as in `feedback`; made once per clip."""
+        clip = look.key.split(":", 1)[0]
+        if clip not in self._contexts:
+            with self._bench.roles.reading_as("sft"):
+                lines = narrate(self._bench, [look.video])[look.video]
+            self._contexts[clip] = context_text([span for span, _ in lines], [text for _, text in lines])
+        return self._contexts[clip]

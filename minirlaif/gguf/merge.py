@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
+from minirlaif.artifacts import Run
+from minirlaif.backbone import base_folder, open_backbone
+from minirlaif.config import Config, ModelSection
 from minirlaif.families.common import Backbone, no_bars
+from minirlaif.gguf.reference import logits_of, reference_of
 from minirlaif.gguf.template import chat_template, processor_settings
 from minirlaif.records import UserError
 from minirlaif.roles import Roles
+from minirlaif.shapes import empty_model, read_config
 
 TEXT_NAMES = {"smolvlm": ["VLlama3ForCausalLM"]}  # text_config.architectures that the converter looks up, by model type
 # Files of a base that are copied as they are. What transformers would write again from memory may differ from them.
@@ -45,10 +51,44 @@ def check_adapter(folder: Path, text_prefix: str) -> None:
         )
 
 
-def save_model(backbone: Backbone, roles: Roles, role: str, folder: Path, dtype: torch.dtype) -> None:
-    """Add a role to the base's weights for good and write the whole model in `dtype`; the roles are gone after that."""
+def merged(cfg: Config, run: Run, folder: Path, keep_apart: bool = False) -> dict[str, Any]:
+    """Write the policy as one model in transformers' layout.
+
+    Args:
+        folder: where to; keep_apart: write the base as it is, the adapters stay files of their own.
+
+    Returns:
+        logit_difference: largest, to the policy as it was trained (on the base in four bits, where it was); and "trained_on".
+    """
+    section = plain_section(cfg.model)
+    backbone = open_backbone(section)
+    if keep_apart:
+        save_model(backbone, backbone.model, folder, own_dtype(cfg.model))
+    adapter = run.require("ppo") / "adapter"
+    roles = Roles(backbone, section)
+    roles.add("policy", 0, adapter)
+    if cfg.model.quantization == "none":
+        trained = reference_of(cfg, run, backbone, {"policy": roles.reading_as("policy")})
+    else:
+        small = open_backbone(replace(section, quantization=cfg.model.quantization))
+        others = Roles(small, section)
+        others.add("policy", 0, adapter)
+        trained = reference_of(cfg, run, small, {"policy": others.reading_as("policy")})
+    if keep_apart:
+        with roles.reading_as("policy"):
+            now = logits_of(backbone, trained.probes)
+    else:
+        save_model(backbone, roles.merge("policy"), folder, own_dtype(cfg.model))
+        now = logits_of(backbone, trained.probes)
+    copy_files(backbone, cfg.model.revision, folder)
+    difference = float(abs(now - trained.logits["policy"]).max())
+    return {"logit_difference": difference, "trained_on": cfg.model.quantization, "dtype": str(own_dtype(cfg.model))[6:]}
+
+
+def save_model(backbone: Backbone, model: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Write a model in `dtype`; afterwards it holds the rounded weights in float32, as one that opens the folder sees them."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = roles.merge(role).to(dtype)
+    model.to(dtype)
     text = model.config.get_text_config()
     if names := TEXT_NAMES.get(model.config.model_type):
         text.architectures = names
@@ -86,3 +126,24 @@ def _has_template(folder: Path) -> bool:
     path = folder / "tokenizer_config.json"
     settings: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return bool(settings.get("chat_template"))
+
+
+def plain_section(section: ModelSection, base: str = "") -> ModelSection:
+    """The settings of a base for an export: whole weights in float32 on the CPU, whatever it was trained with."""
+    plain = replace(section, quantization="none", dtype="float32", device="cpu", gradient_checkpointing=False)
+    return replace(plain, base=base) if base else plain
+
+
+def own_dtype(section: ModelSection) -> torch.dtype:
+    """Number format of the base's own files, in which the merged model is saved: the size and precision its users know."""
+    from transformers import AutoConfig
+
+    found: Any = AutoConfig.from_pretrained(base_folder(section), revision=section.revision).dtype
+    return found if isinstance(found, torch.dtype) else torch.float32
+
+
+def bytes_needed(section: ModelSection, kinds: Sequence[float]) -> int:
+    """Room that an export takes at most. kinds: bytes per weight of each type of the text model."""
+    weights = sum(parameter.numel() for parameter in empty_model(read_config(section)).parameters())
+    whole = own_dtype(section).itemsize + 4 + 4  # hf/, and text model and projector in float32 and F16 while it is compared
+    return int(1.05 * weights * (whole + sum(kinds))) + 2**26

@@ -21,7 +21,7 @@ from minirlaif.gguf.converter import in_child
 from minirlaif.records import Turn
 
 if TYPE_CHECKING:
-    from minirlaif.gguf.reference import Probe
+    from minirlaif.gguf.reference import Reference
 
 TEXT_GATE = 1e-4  # float32 files with float32 keys and values: only the order of additions differs
 FRAMES_GATE = 5e-3  # through the vision tower, whose activation is a table in llama.cpp
@@ -54,25 +54,16 @@ class Parity:
         return found
 
 
-def measure(
-    text: Path,
-    mmproj: Path,
-    layout: Layout,
-    texts: Sequence[tuple[str, Sequence[int]]],
-    probes: Sequence[Probe],
-    logits: np.ndarray,
-    kv: str = "f32",
-    adapter: Path | None = None,
-) -> Parity:
-    """Compare files with transformers.
+def measure(text: Path, mmproj: Path, reference: Reference, model: str, kv: str = "f32", adapter: Path | None = None) -> Parity:
+    """Compare files with one model of the reference.
 
     Args:
-        texts: texts with their ids; probes: prompts, and logits [probes, V] that follow them in transformers.
         kv: number format of keys and values, "f32" or "f16"; adapter: a LoRA file to add to the text model.
 
     Raises:
         UserError: llama.cpp cannot use the files; its last words.
     """
+    probes = reference.probes
     with tempfile.TemporaryDirectory() as work:
         arrays = {str(number): p.pixels_FHW3 for number, p in enumerate(probes) if p.pixels_FHW3 is not None}
         np.savez(Path(work) / "frames.npz", **arrays)  # type: ignore[arg-type]
@@ -80,8 +71,8 @@ def measure(
         order = {
             "text": str(text),
             "mmproj": str(mmproj),
-            "layout": layout.as_dict(),
-            "texts": [text for text, _ in texts],
+            "layout": reference.layout.as_dict(),
+            "texts": [text for text, _ in reference.texts],
             "probes": rows,
             "folder": work,
             "kv": kv,
@@ -89,18 +80,14 @@ def measure(
         }
         answer = in_child("minirlaif.gguf.parity", order)
         found = np.load(Path(work) / "logits.npz")
-        return _compared(answer, texts, probes, logits, found["right"], found["other"])
+        return _compared(answer, reference, reference.logits[model], found["right"], found["other"])
 
 
 def _compared(
-    answer: Mapping[str, Any],
-    texts: Sequence[tuple[str, Sequence[int]]],
-    probes: Sequence[Probe],
-    wanted: np.ndarray,
-    right: np.ndarray,
-    other: np.ndarray,
+    answer: Mapping[str, Any], reference: Reference, wanted: np.ndarray, right: np.ndarray, other: np.ndarray
 ) -> Parity:
-    wrong = [text for (text, ids), got in zip(texts, answer["texts"], strict=True) if list(ids) != got]
+    probes = reference.probes
+    wrong = [text for (text, ids), got in zip(reference.texts, answer["texts"], strict=True) if list(ids) != got]
     wrong += [p.question for p, got in zip(probes, answer["prompts"], strict=True) if list(p.ids) != got]
     # A GGUF may have fewer rows than a padded embedding, never more.
     gaps = np.abs(right - wanted[:, : right.shape[1]]).max(1)
@@ -149,6 +136,7 @@ def _logits(session: Any, renderer: Renderer, ids: Sequence[int], pixels_FHW3: n
     if shown is None or pixels_FHW3 is None:
         return session.prefill(ids)
     size = renderer.layout.group or len(pixels_FHW3)
+    pixels_FHW3 = np.concatenate([pixels_FHW3, pixels_FHW3[-1:].repeat(-len(pixels_FHW3) % size, 0)])  # a short group repeats
     groups = [session.encode(pixels_FHW3[start : start + size]) for start in range(0, len(pixels_FHW3), size)]
     items: list[Any] = []
     waiting = iter(groups)

@@ -5,19 +5,25 @@ Letters: T tokens, V vocabulary, F frames.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from minirlaif.chat import Shown
-from minirlaif.config import VideoSection
+from minirlaif.artifacts import Run
+from minirlaif.chat import Layout, Shown
+from minirlaif.config import Config, VideoSection
 from minirlaif.families.common import Backbone
-from minirlaif.frames import uniform_plan
+from minirlaif.frames import Sizing, uniform_plan
+from minirlaif.gguf.trial import questions
 from minirlaif.records import Turn
 from minirlaif.sampling import Asked
 from minirlaif.video import ClipReader
+from minirlaif.workbench import read_samples
+
+ROWS, CLIPS, EACH, QUESTIONS = 200, 2, 2, 4  # rows looked through; clips, questions about each, questions without a clip
 
 # Texts whose ids must be equal: numbers, accents, scripts without spaces, line breaks, contractions, tokens spelled by a user.
 TEXTS = (
@@ -36,13 +42,50 @@ TEXTS = (
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A prompt: its ids, and the clip it shows (None: text alone) with frames exactly as the model gets them."""
+    """A prompt: its ids, and the clip it shows (None: text alone) with frames [F, H, W, 3] exactly as the model gets them."""
 
     ids: tuple[int, ...]
     question: str
     answer: str = ""  # what of an answer stands in the prompt already
     shown: Shown | None = None
     pixels_FHW3: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What to compare files with: texts with their ids, prompts with (by model) the logits [prompts, V] that follow them.
+
+    layout, sizing: how the model's prompts are written and frames made; control: tokens that text never turns into.
+    """
+
+    layout: Layout
+    sizing: Sizing
+    control: tuple[str, ...]
+    texts: tuple[tuple[str, list[int]], ...]
+    probes: tuple[Probe, ...]
+    logits: Mapping[str, np.ndarray]
+
+
+def reference_of(cfg: Config, run: Run, backbone: Backbone, roles: Mapping[str, AbstractContextManager[None]]) -> Reference:
+    """Ask the model in transformers. roles: by name of a model, the block in which the backbone is this model."""
+    rows = asked_of(cfg, run)
+    asked = list(dict.fromkeys(question for _, question in rows))[:QUESTIONS]
+    with ClipReader(cfg.video.timeout_seconds) as reader:
+        probes = (*text_probes(backbone, asked), *clip_probes(backbone, reader, cfg.video, rows))
+    logits = {}
+    for name, role in roles.items():
+        with role:
+            logits[name] = logits_of(backbone, probes)
+    control = tuple(token.content for token in backbone.tokenizer.added_tokens_decoder.values() if token.special)
+    return Reference(backbone.renderer.layout, backbone.sizing, control, tuple(ids_of(backbone, asked)), probes, logits)
+
+
+def asked_of(cfg: Config, run: Run) -> list[tuple[str, str]]:
+    """(clip, question) of two clips: of the test where it was read already, else of the prompts."""
+    rows = [(row.video, row.question) for row in questions(run, ROWS)]
+    rows = rows or [(row.video, row.turns[0].question) for row in read_samples(cfg, run, "prompts", need_answers=False)]
+    clips = list(dict.fromkeys(clip for clip, _ in rows))[:CLIPS]
+    return [(clip, question) for clip in clips for _, question in [row for row in rows if row[0] == clip][:EACH]]
 
 
 def ids_of(backbone: Backbone, texts: Sequence[str]) -> list[tuple[str, list[int]]]:
@@ -52,26 +95,22 @@ def ids_of(backbone: Backbone, texts: Sequence[str]) -> list[tuple[str, list[int
     return [(text, list(backbone.renderer.text_ids(text))) for text in chosen]
 
 
-def text_probes(backbone: Backbone, questions: Sequence[str]) -> list[Probe]:
-    """Prompts without a clip: questions, and a question with the start of an answer, so that later places are compared too."""
+def text_probes(backbone: Backbone, asked: Sequence[str]) -> list[Probe]:
+    """Prompts without a clip: questions, and each with an answer behind it, so that later places are compared too."""
     made = []
-    for number, question in enumerate(questions):
-        answer = TEXTS[number % len(TEXTS)] if number % 2 else ""
-        ids = backbone.renderer.prompt(None, question)
-        if answer:
-            ids = backbone.renderer.conversation(None, [Turn(question, answer)]).ids
-        made.append(Probe(ids, question, answer))
+    for number, question in enumerate(asked):
+        made.append(Probe(backbone.renderer.prompt(None, question), question))
+        answer = TEXTS[number % len(TEXTS)]
+        made.append(Probe(backbone.renderer.conversation(None, [Turn(question, answer)]).ids, question, answer))
     return made
 
 
-def clip_probes(
-    backbone: Backbone, reader: ClipReader, video: VideoSection, rows: Sequence[tuple[str, str]], frames: int = 0
-) -> list[Probe]:
-    """Prompts about clips. rows: (clip, question); frames: how many of each clip (0: as in training). UnreadableClip."""
+def clip_probes(backbone: Backbone, reader: ClipReader, video: VideoSection, rows: Sequence[tuple[str, str]]) -> list[Probe]:
+    """Prompts about clips, with as many frames as in training. rows: (clip, question). UnreadableClip."""
     made = []
     for path, question in rows:
         info = reader.info(path)
-        plan = uniform_plan(info.seconds, frames or video.frames)
+        plan = uniform_plan(info.seconds, video.frames)
         size = backbone.frame_size(info.width, info.height, video.frame_pixels)
         (pixels_FHW3,) = reader.frames(path, [plan], size)
         shown = Shown(plan.times, info.seconds, backbone.sizing.vectors(size))

@@ -51,7 +51,7 @@ class Eyes:
         settings.image_min_tokens, settings.image_max_tokens = 1, MOST
         self._handle = self._mtmd.mtmd_init_from_file(str(mmproj).encode(), model, settings)
         if not self._handle:
-            raise UserError(f"{mmproj}: does not fit the text model ({complaint()}); take both from one export")
+            raise UserError(f"{mmproj}: cannot be used with this text model ({complaint()}); take both from one export")
 
     def close(self) -> None:
         """Free everything; what was seen can no longer be shown."""

@@ -9,7 +9,7 @@ from typing import Any
 from minirlaif.records import UserError
 
 INSTALL = "pip install llama-cpp-python==0.3.36"
-ERROR = 3  # ggml's number of that level
+ERROR = 4  # ggml's number of that level
 
 _said: deque[str] = deque(maxlen=20)
 _callbacks: list[Any] = []  # C keeps a pointer to it
@@ -21,6 +21,7 @@ def library() -> Any:
         from llama_cpp import llama_cpp, mtmd_cpp
     except (ImportError, OSError, RuntimeError) as error:
         raise UserError(f"llama-cpp-python cannot be used ({str(error)[:100]}); `{INSTALL}`") from None
+    _said.clear()
     if not _callbacks:
 
         def note(level: int, text: bytes, user_data: Any) -> None:
@@ -35,5 +36,7 @@ def library() -> Any:
 
 
 def complaint() -> str:
-    """What llama.cpp complained about last."""
-    return next((line[:200] for line in reversed(_said) if line), "it gave no reason")
+    """What llama.cpp has complained about since the last call: the first line, which is nearest to the cause."""
+    found = next((line[:200] for line in _said if line), "it gave no reason")
+    _said.clear()
+    return found

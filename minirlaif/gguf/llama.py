@@ -32,7 +32,7 @@ class Session:
         text: text model; mmproj: what sees (None: text alone); n_ctx: tokens that the memory holds, image vectors included.
         threads: of the CPU; kv: number format of keys and values, "f16" or "f32".
     Attributes:
-        vocabulary: the tokenizer; trained_ctx: tokens that the model was made for.
+        vocabulary: the tokenizer; n_ctx: as above; trained_ctx: tokens that the model was made for, the most that n_ctx can be.
         counters: encodes (groups of frames), prefilled_tokens, reused_tokens, decoded_tokens.
     Raises:
         UserError: files that cannot be read or do not belong together; llama-cpp-python is missing.
@@ -48,6 +48,7 @@ class Session:
         self._items: list[int | Seen] = []  # what is in the memory, and at which position each one starts
         self._starts: list[int] = []
         self._marked = 0  # items in the copy
+        self.n_ctx = n_ctx
         self._next = 0  # position of the next token
         self.counters = {"encodes": 0, "prefilled_tokens": 0, "reused_tokens": 0, "decoded_tokens": 0}
         try:
@@ -88,13 +89,10 @@ class Session:
             self._c.llama_model_free(self._model)
         self._context = self._eyes = self._model = None
 
-    @property
-    def n_ctx(self) -> int:
-        """Tokens that the memory holds."""
-        return int(self._c.llama_n_ctx(self._context))
-
     def resize(self, n_ctx: int) -> None:
         """A new memory of `n_ctx` tokens; what was in the old one is gone. UserError when the machine has no room for it."""
+        if n_ctx > self.trained_ctx:
+            raise UserError(f"a context of {n_ctx} tokens: the model was made for {self.trained_ctx}; ask for fewer with --ctx")
         if self._context:
             self._c.llama_free(self._context)
         settings = self._c.llama_context_default_params()
@@ -107,6 +105,7 @@ class Session:
         self._context = self._c.llama_init_from_model(self._model, settings)
         if not self._context:
             raise UserError(f"no memory for a context of {n_ctx} tokens ({complaint()}); show fewer frames")
+        self.n_ctx = n_ctx  # llama.cpp rounds up; what is asked for counts
         self._memory = self._c.llama_get_memory(self._context)
         self._forget()
         self._apply()

@@ -44,10 +44,8 @@ class Speaker:
         self, facts: Facts, adapters: Mapping[str, Path], text: Path, mmproj: Path, threads: int = 1, n_ctx: int = 0
     ) -> None:
         self._facts, self._adapters, self._fixed = facts, adapters, bool(n_ctx)
-        self._session = Session(text, mmproj, n_ctx or GRAIN, threads)
+        self._session = Session(text, mmproj, n_ctx or 1, threads)
         try:
-            if n_ctx > self._session.trained_ctx:
-                raise UserError(f"--ctx {n_ctx}: the model was made for {self._session.trained_ctx} tokens; ask for fewer")
             self.renderer = Renderer(self._session.vocabulary, facts.layout)
         except BaseException:
             self._session.close()

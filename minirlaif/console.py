@@ -1,0 +1,128 @@
+"""The verb `chat`: questions about one clip on a terminal, to a training run or exported files (those need no torch)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minirlaif.records import Turn, UserError
+
+if TYPE_CHECKING:
+    from minirlaif.talk import Engine, Look, Options
+
+PROMPT = "> "
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The flags of `chat`."""
+    parser.add_argument("question", nargs="?", metavar="QUESTION", help="one question; without it, as many as you like")
+    parser.add_argument("--gguf", metavar="DIR_OR_FILE", type=Path, help="an export's folder, or one text GGUF in it")
+    parser.add_argument("--run", metavar="NAME", default="", help="a training run instead: its own adapters, with torch")
+    parser.add_argument("--runs-dir", metavar="DIR", default="runs", type=Path, help="where run folders lie (default: runs)")
+    parser.add_argument("--video", metavar="FILE", required=True, help="the clip")
+    parser.add_argument("--model", metavar="NAME", default="", help="rlaif or sft, where there are several (default: rlaif)")
+    parser.add_argument("--frames", metavar="N", type=_count, default=0, help="frames to look at (default: as in training)")
+    parser.add_argument("--temperature", metavar="T", type=float, default=0.0, help="0 (default): the same answer every time")
+    parser.add_argument("--top-p", metavar="P", type=float, default=1.0, help="only the most likely tokens, so much in all")
+    parser.add_argument("--max-new-tokens", metavar="N", type=_count, default=0, help="longest answer (default: as in training)")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the sampling, where the temperature is above 0")
+    parser.add_argument("--remember", action="store_true", help="keep earlier questions and answers in the prompt")
+    parser.add_argument("--mmproj", metavar="FILE", type=Path, help="another mmproj GGUF than the export's")
+    parser.add_argument("--type", metavar="TYPE", default="", help="which text GGUF of the folder, such as q8_0")
+    parser.add_argument("--threads", metavar="N", type=_count, default=1, help="CPU threads of llama.cpp (default: 1)")
+    parser.add_argument("--ctx", metavar="N", type=_count, default=0, help="tokens of its memory (default: as many as needed)")
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0")
+    return number
+
+
+def run(options: argparse.Namespace) -> int:
+    """Answer one question or many; returns the exit code. UserError for what the user can put right."""
+    if bool(options.run) == (options.gguf is not None):
+        raise UserError("chat: name exported files with --gguf DIR, or a training run with --run NAME")
+    if not Path(options.video).is_file():
+        raise UserError(f"{options.video}: no such file; name a clip with --video")
+    if options.temperature < 0 or not 0 < options.top_p <= 1:
+        raise UserError("chat: --temperature is 0 or more, --top-p above 0 and at most 1")
+    try:
+        with closing(_engine(options)) as engine:
+            if options.model and options.model not in engine.models:
+                raise UserError(f"--model {options.model}: there is {', '.join(engine.models)}")
+            look = engine.look(options.video, options.frames)
+            how = _options(engine, options)
+            if options.question is None:
+                _converse(engine, look, how, options)
+            else:
+                _answer(engine, look, [], options.question, how, options.model)
+    except KeyboardInterrupt:
+        print()
+        return 130
+    return 0
+
+
+def _engine(options: argparse.Namespace) -> Any:
+    if options.gguf is not None:
+        from minirlaif.gguf.runtime import GgufEngine
+
+        return GgufEngine(options.gguf, options.mmproj, options.type, options.threads, options.ctx)
+    if options.mmproj or options.type or options.ctx:
+        raise UserError("chat: --mmproj, --type and --ctx belong to --gguf; leave them out with --run")
+    from minirlaif.artifacts import Run
+    from minirlaif.hf import HfEngine
+
+    return HfEngine(Run(options.runs_dir / options.run))
+
+
+def _options(engine: Engine, options: argparse.Namespace) -> Options:
+    longest = options.max_new_tokens or engine.options.max_new_tokens
+    return replace(
+        engine.options, temperature=options.temperature, top_p=options.top_p, max_new_tokens=longest, seed=options.seed
+    )
+
+
+def _converse(engine: Engine, look: Look, how: Options, options: argparse.Namespace) -> None:
+    """Questions until /quit or the end of input. Ctrl-C during an answer ends that answer, and otherwise the conversation."""
+    try:
+        import readline  # noqa: F401  arrow keys and history, where there are any
+    except ImportError:
+        pass
+    times = ", ".join(f"{time:.1f}" for time in look.times)
+    print(f"{engine.title}: {len(look.times)} frames at {times} seconds. Ask about the clip; /quit ends.", flush=True)
+    turns: list[Turn] = []
+    while True:
+        try:
+            question = input(PROMPT).strip()
+        except EOFError:
+            print()
+            return
+        if question == "/quit":
+            return
+        if not question:
+            continue
+        try:
+            answer = _answer(engine, look, turns, question, how, options.model)
+        except UserError as error:
+            print(f"minirlaif: {error}", file=sys.stderr, flush=True)
+            continue
+        if options.remember:
+            turns.append(Turn(question, answer))
+
+
+def _answer(engine: Engine, look: Look, turns: list[Turn], question: str, how: Options, model: str) -> str:
+    """Print an answer as it comes."""
+    pieces: list[str] = []
+    stream: Any = engine.stream(look, turns, question, how, model)
+    with closing(stream):
+        for piece in stream:
+            pieces.append(piece)
+            print(piece, end="", flush=True)
+    print(flush=True)
+    return "".join(pieces)

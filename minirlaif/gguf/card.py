@@ -25,10 +25,14 @@ def table(told: Mapping[str, Any]) -> str:
     if accuracy:
         rows.append(("transformers", "", "", "", "", _share(accuracy.get("hf")), ""))
     for kind, found in told["parity"]["types"].items():
-        size = next((bytes for name, bytes in sizes.items() if name.endswith(f"-{kind.upper()}.gguf") and "mmproj" not in name), 0)
+        size = next(
+            (bytes for name, bytes in sizes.items() if name.endswith(f"-{kind.upper()}.gguf") and "mmproj" not in name), 0
+        )
         row = (kind, f"{size / 1e6:.1f}", _small(found["text"]), _small(found["frames"]), _share(found["same_choice"]))
         rows.append((*row, _share(accuracy.get(kind)), _share(agreement.get(kind))))
-    rows += [(name, "", "", "", "", _share(value), _share(agreement.get(name))) for name, value in accuracy.items() if "blind" in name]
+    rows += [
+        (name, "", "", "", "", _share(value), _share(agreement.get(name))) for name, value in accuracy.items() if "blind" in name
+    ]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "| " + " | ".join("---" for _ in rows[0]) + " |")
     return "\n".join(lines)
@@ -71,9 +75,9 @@ def lines(final: Path, facts: Facts) -> dict[str, str]:
     studio = f"~/.lmstudio/models/minirlaif/{facts.run}"
     return {
         "minirlaif (frames and prompt as in training)": (
-            f"python -m minirlaif chat --gguf {shlex.quote(str(final))} --video CLIP.mp4 \"What happens?\""
+            f'python -m minirlaif chat --gguf {shlex.quote(str(final))} --video CLIP.mp4 "What happens?"'
         ),
-        "llama-mtmd-cli": f"llama-mtmd-cli {files} --image FRAME.jpg -p \"What is in the picture?\" --temp 0 --jinja",
+        "llama-mtmd-cli": f'llama-mtmd-cli {files} --image FRAME.jpg -p "What is in the picture?" --temp 0 --jinja',
         "llama-server": f"llama-server {files} --temp 0 --jinja --port 8080",
         "Ollama": f"cd {shlex.quote(str(final))} && ollama create {shlex.quote(facts.run.lower())} -f Modelfile",
         "LM Studio": f"mkdir -p {studio} && cp {text} {eyes} {studio}/",

@@ -37,7 +37,11 @@ COPIED = (
 def check_adapter(folder: Path, text_prefix: str) -> None:
     """UserError for an adapter that llama.cpp would get wrong without a word, or that a merge here would."""
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    for name, what in {"use_rslora": "rank-stabilised LoRA", "use_dora": "DoRA", "modules_to_save": "whole trained modules"}.items():
+    for name, what in {
+        "use_rslora": "rank-stabilised LoRA",
+        "use_dora": "DoRA",
+        "modules_to_save": "whole trained modules",
+    }.items():
         if settings.get(name):
             raise UserError(f"{folder}: {what} ({name}) is not exported: llama.cpp would read it as plain LoRA; train without it")
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:

@@ -10,6 +10,7 @@ from minirlaif.artifacts import Run
 from minirlaif.gguf.quantize import chosen_types
 from minirlaif.records import UserError
 
+TYPES = "f16,q8_0,q4_k_m"
 QUESTIONS = {True: 500, False: 20}  # most questions for each file: of the tiny world, of clips that take a CPU longer
 
 
@@ -18,14 +19,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="settings (default: those of the run)")
     parser.add_argument("--run", metavar="NAME", required=True, help="name of the run folder")
     parser.add_argument("--runs-dir", metavar="DIR", default="runs", type=Path, help="where run folders lie (default: runs)")
+    parser.add_argument("--types", metavar="LIST", default=TYPES, help="of the text model, best first (default: %(default)s)")
+    parser.add_argument("--adapters", action="store_true", help="the base, and small LoRA files of sft and rlaif")
     parser.add_argument(
-        "--types", metavar="LIST", default="f16,q8_0,q4_k_m", help="of the text model, best first (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--adapters", action="store_true", help="the base and small LoRA files of sft and rlaif, not one merged model"
-    )
-    parser.add_argument(
-        "--questions", metavar="N", type=int, help="most test questions to ask each file (default: 500, own clips: 20)"
+        "--questions", metavar="N", type=int, help="test questions to ask each file (default: 500, own clips: 20)"
     )
     parser.add_argument(
         "--verify",
@@ -50,10 +47,10 @@ def run(options: argparse.Namespace) -> int:
     if questions < 1:
         raise UserError(f"--questions {questions}: must be at least 1")
     if options.verify is not None:
-        from minirlaif.stages.export import verify
+        from minirlaif.gguf.verify import verify
 
-        return verify(cfg, found, options.verify, questions)
-    given = ["--types", options.types] if options.types != "f16,q8_0,q4_k_m" else []
+        return verify(cfg, found, options.verify if options.verify != Path() else found.dir("export"), questions)
+    given = ["--types", options.types] if options.types != TYPES else []
     found = Run(found.root, [*found.given, *given, *(["--adapters"] if options.adapters else [])])
     from minirlaif.stages import export
 

@@ -25,7 +25,7 @@ class StageDir:
     """The folder of a stage while it is filled.
 
     `path` is where outputs go. `summary` becomes manifest["metrics"], its first entry is what `status` shows; `counters` becomes
-    manifest["counters"]. Both survive a kill as they were at the last commit_state. `told` becomes entries of the manifest itself.
+    manifest["counters"]. Both survive a kill as they were at the last commit_state. `told`: further entries of the manifest.
 
     Of several processes only the leader fills the real folder; the others fill a scratch folder and `follow` the leader's.
     """

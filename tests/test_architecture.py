@@ -29,7 +29,8 @@ LAYER = {module: layer for layer, names in LAYERS.items() for module in names.sp
 PURE = "os pathlib shutil tempfile time datetime random secrets logging subprocess socket threading multiprocessing numpy".split()
 PURE_EXCEPT = {("config", "pathlib"), ("stats", "random")}  # stats: a bootstrap seeded by an argument
 NO_TORCH = (
-    "records settings config artifacts stagedir disk provenance metrics status doctor cli exporting planning console talk __init__ __main__"
+    "records settings config artifacts stagedir disk provenance metrics status doctor cli exporting planning console talk"
+    " __init__ __main__"
 ).split()
 ONLY_INSIDE_FUNCTIONS = {"decord", "av", "bitsandbytes", "datasets"}
 

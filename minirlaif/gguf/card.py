@@ -25,9 +25,8 @@ def table(told: Mapping[str, Any]) -> str:
     if accuracy:
         rows.append(("transformers", "", "", "", "", _share(accuracy.get("hf")), ""))
     for kind, found in told["parity"]["types"].items():
-        size = next(
-            (bytes for name, bytes in sizes.items() if name.endswith(f"-{kind.upper()}.gguf") and "mmproj" not in name), 0
-        )
+        ends = f"-{kind.upper()}.gguf"
+        size = next((many for name, many in sizes.items() if name.endswith(ends) and not name.startswith("mmproj")), 0)
         row = (kind, f"{size / 1e6:.1f}", _small(found["text"]), _small(found["frames"]), _share(found["same_choice"]))
         rows.append((*row, _share(accuracy.get(kind)), _share(agreement.get(kind))))
     rows += [
@@ -90,9 +89,9 @@ def readme(final: Path, facts: Facts, told: Mapping[str, Any]) -> str:
     merge, parity = told["merge"], told["parity"]
     fallen = {kind: len(names) for kind, names in told["fell_back"].items() if names}
     notes = [
-        f"- Converted with llama.cpp's converter out of llama-cpp-python {told['converter']}, pre-tokenizer `{told['pre_tokenizer']}`.",
-        f"- {'Base with adapters' if facts.adapters else 'Merged model'} in {merge['dtype']}; largest logit difference to the policy"
-        f" as it was trained (quantization: {merge['trained_on']}): {merge['logit_difference']:.2g}.",
+        f"- Converted with the converter of llama-cpp-python {told['converter']}, pre-tokenizer `{told['pre_tokenizer']}`.",
+        f"- {'Base with adapters' if facts.adapters else 'Merged model'} in {merge['dtype']}; largest logit difference to the"
+        f" policy as it was trained (quantization: {merge['trained_on']}): {merge['logit_difference']:.2g}.",
         f"- Token ids equal. Largest logit difference to transformers in float32: text {parity['text_f32']:.2g}, with frames"
         f" {parity['frames_f32']:.2g}; other frames change the logits by at least {parity['control']:.2g}.",
         f"- A clip is shown as {facts.frames} frames, spread evenly, scaled before llama.cpp sees them.",

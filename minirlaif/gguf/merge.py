@@ -19,13 +19,14 @@ from minirlaif.artifacts import Run
 from minirlaif.backbone import base_folder, open_backbone
 from minirlaif.config import Config, ModelSection
 from minirlaif.families.common import Backbone, no_bars
-from minirlaif.gguf.reference import logits_of, reference_of
+from minirlaif.gguf.reference import logits_of, plain_section, reference_of
 from minirlaif.gguf.template import chat_template, processor_settings
 from minirlaif.records import UserError
 from minirlaif.roles import Roles
 from minirlaif.shapes import empty_model, read_config
 
 TEXT_NAMES = {"smolvlm": ["VLlama3ForCausalLM"]}  # text_config.architectures that the converter looks up, by model type
+REFUSED = {"use_rslora": "rank-stabilised LoRA", "use_dora": "DoRA", "modules_to_save": "whole trained modules"}
 # Files of a base that are copied as they are. What transformers would write again from memory may differ from them.
 COPIED = (
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt tokenizer.model"
@@ -37,11 +38,7 @@ COPIED = (
 def check_adapter(folder: Path, text_prefix: str) -> None:
     """UserError for an adapter that llama.cpp would get wrong without a word, or that a merge here would."""
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    for name, what in {
-        "use_rslora": "rank-stabilised LoRA",
-        "use_dora": "DoRA",
-        "modules_to_save": "whole trained modules",
-    }.items():
+    for name, what in REFUSED.items():
         if settings.get(name):
             raise UserError(f"{folder}: {what} ({name}) is not exported: llama.cpp would read it as plain LoRA; train without it")
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
@@ -130,12 +127,6 @@ def _has_template(folder: Path) -> bool:
     path = folder / "tokenizer_config.json"
     settings: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return bool(settings.get("chat_template"))
-
-
-def plain_section(section: ModelSection, base: str = "") -> ModelSection:
-    """The settings of a base for an export: whole weights in float32 on the CPU, whatever it was trained with."""
-    plain = replace(section, quantization="none", dtype="float32", device="cpu", gradient_checkpointing=False)
-    return replace(plain, base=base) if base else plain
 
 
 def own_dtype(section: ModelSection) -> torch.dtype:

@@ -1,6 +1,6 @@
 """What llama.cpp makes of the same prompts: ids, logits, and logits with other frames. No torch.
 
-It runs in a child of its own, `python -m minirlaif.gguf.parity`, because llama.cpp ends the process where it does not like a file.
+It runs in a child of its own, `python -m minirlaif.gguf.parity`: llama.cpp ends the process where it does not like a file.
 Letters: V vocabulary, F frames.
 """
 
@@ -42,9 +42,17 @@ class Parity:
     control: float | None
     same_choice: float
 
+    def wrong(self) -> list[str]:
+        """What is wrong with files of any type, in words: other ids, or frames that do not count."""
+        found = [f"{len(self.wrong_ids)} texts have other ids, such as {self.wrong_ids[0]!r:.60}"] if self.wrong_ids else []
+        if self.frames is not None and self.control is not None and not self.frames < self.control:
+            right, other = f"{self.frames:.2g}", f"{self.control:.2g}"
+            found.append(f"with the right frames its logits are as far off ({right}) as with others ({other})")
+        return found
+
     def faults(self) -> list[str]:
         """What is wrong with a float32 export, in words."""
-        found = [f"{len(self.wrong_ids)} texts have other ids, such as {self.wrong_ids[0]!r:.60}"] if self.wrong_ids else []
+        found = self.wrong()
         if self.text is None or not self.text < TEXT_GATE:
             found.append(f"text logits differ by {self.text}, allowed is {TEXT_GATE}")
         if self.frames is None or not self.frames < FRAMES_GATE:

@@ -6,23 +6,27 @@ Letters: T tokens, V vocabulary, F frames.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from minirlaif.artifacts import Run
+from minirlaif.backbone import open_backbone
 from minirlaif.chat import Layout, Shown
-from minirlaif.config import Config, VideoSection
+from minirlaif.config import Config, ModelSection, VideoSection
 from minirlaif.families.common import Backbone
 from minirlaif.frames import Sizing, uniform_plan
 from minirlaif.gguf.trial import questions
 from minirlaif.records import Turn
+from minirlaif.roles import Roles
 from minirlaif.sampling import Asked
 from minirlaif.video import ClipReader
 from minirlaif.workbench import read_samples
 
+ADAPTERS = {"rlaif": "ppo", "sft": "sft"}  # model -> the stage that trained its adapter
 ROWS, CLIPS, EACH, QUESTIONS = 200, 2, 2, 4  # rows looked through; clips, questions about each, questions without a clip
 
 # Texts whose ids must be equal: numbers, accents, scripts without spaces, line breaks, contractions, tokens spelled by a user.
@@ -78,6 +82,24 @@ def reference_of(cfg: Config, run: Run, backbone: Backbone, roles: Mapping[str, 
             logits[name] = logits_of(backbone, probes)
     control = tuple(token.content for token in backbone.tokenizer.added_tokens_decoder.values() if token.special)
     return Reference(backbone.renderer.layout, backbone.sizing, control, tuple(ids_of(backbone, asked)), probes, logits)
+
+
+def plain_section(section: ModelSection, base: str = "") -> ModelSection:
+    """The settings of a base for an export: whole weights in float32 on the CPU, whatever it was trained with."""
+    plain = replace(section, quantization="none", dtype="float32", device="cpu", gradient_checkpointing=False)
+    return replace(plain, base=base) if base else plain
+
+
+def of_run(cfg: Config, run: Run, saved: Path | None) -> Reference:
+    """What a run's files have to equal: the model saved in transformers' layout, or (None) the base with the run's adapters."""
+    if saved is not None:
+        return reference_of(cfg, run, open_backbone(plain_section(cfg.model, str(saved))), {"rlaif": nullcontext()})
+    section = plain_section(cfg.model)
+    backbone = open_backbone(section)
+    roles = Roles(backbone, section)
+    for model, stage in ADAPTERS.items():
+        roles.add(model, 0, run.require(stage) / "adapter")
+    return reference_of(cfg, run, backbone, {model: roles.reading_as(model) for model in (*ADAPTERS, "base")})
 
 
 def asked_of(cfg: Config, run: Run) -> list[tuple[str, str]]:

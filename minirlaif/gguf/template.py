@@ -41,7 +41,8 @@ def ollama_template(layout: Layout) -> str:
     return (
         f"{layout.start}{{{{ range $i, $m := .Messages }}}}"
         f'{{{{ if eq $m.Role "assistant" }}}}{layout.assistant}{layout.answer}{{{{ $m.Content }}}}{layout.end}'
-        f"{{{{ else }}}}{{{{ if $i }}}}{later}{{{{ else }}}}{layout.user}{{{{ end }}}}{{{{ $m.Content }}}}{asked(layout)}{{{{ end }}}}"
+        f"{{{{ else }}}}{{{{ if $i }}}}{later}{{{{ else }}}}{layout.user}{{{{ end }}}}"
+        f"{{{{ $m.Content }}}}{asked(layout)}{{{{ end }}}}"
         f"{{{{ end }}}}{layout.assistant}"
     )
 
@@ -63,7 +64,13 @@ def _text(text: str) -> str:
 
 def processor_settings(kind: str, sizing: Sizing) -> dict[str, Any]:
     """preprocessor_config.json for a base of `model_type` kind that has none."""
-    shared = {"do_convert_rgb": True, "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+    shared: dict[str, Any] = {
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+    }
     shared |= {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "resample": 3}
     if kind == "smolvlm":
         edge = {"longest_edge": sizing.tile}

@@ -79,6 +79,5 @@ def faults(kind: str, found: Result, wanted: float | None) -> list[str]:
     gap = abs(found.accuracy - wanted)
     if gap <= BOUNDS[kind] + 1e-9:
         return []
-    return [
-        f"{kind}: its accuracy {found.accuracy:.3f} is {100 * gap:.1f} points from {wanted:.3f}, allowed is {100 * BOUNDS[kind]:g}"
-    ]
+    allowed = f"allowed is {100 * BOUNDS[kind]:g}"
+    return [f"{kind}: its accuracy {found.accuracy:.3f} is {100 * gap:.1f} points from {wanted:.3f}, {allowed}"]

@@ -10,29 +10,26 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from minirlaif.artifacts import Run
-from minirlaif.backbone import family_of, model_type, open_backbone
+from minirlaif.backbone import family_of, model_type
 from minirlaif.config import Config
 from minirlaif.gguf import card, facts, merge, trial
 from minirlaif.gguf.converter import VERSION, Job, check_installed, convert, fetch, free_or_refuse
 from minirlaif.gguf.parity import measure
 from minirlaif.gguf.quantize import BYTES, fell_back, quantize
-from minirlaif.gguf.reference import Reference, reference_of
+from minirlaif.gguf.reference import ADAPTERS, Reference, of_run
 from minirlaif.gguf.runtime import GgufEngine
 from minirlaif.metrics import progress
 from minirlaif.records import UserError
-from minirlaif.roles import Roles
 from minirlaif.stagedir import StageDir
 from minirlaif.talk import Options
 from minirlaif.workbench import settings_of
 
-ADAPTERS = {"rlaif": "ppo", "sft": "sft"}  # model -> the stage that trained its adapter
 NEVER = 1 << 62  # a step's number that is never due by itself: commits go by the clock
 
 
@@ -99,9 +96,11 @@ class Work:
 
     def commit(self, number: int) -> None:
         """From here on the export goes on behind this step."""
-        self.out.commit_state(
-            number, lambda folder: (folder / "told.json").write_text(json.dumps(self.told), encoding="utf-8") and None
-        )
+
+        def write(folder: Path) -> None:
+            (folder / "told.json").write_text(json.dumps(self.told), encoding="utf-8")
+
+        self.out.commit_state(number, write)
 
     def text(self, kind: str) -> Path:
         """The text model's file of a type."""
@@ -109,8 +108,9 @@ class Work:
         return (self.out.path if kind in self.wanted.types else self.temporary) / name
 
     def eyes(self, kind: str) -> Path:
-        """The projector's file of a type; users get the F16 one."""
-        return (self.out.path if kind == "f16" else self.temporary) / f"mmproj-{self.run.root.name}-{kind.upper()}.gguf"
+        """The projector's file in f32 or f16; users get F16, and F32 beside a text model in F32."""
+        kept = kind == "f16" or kind in self.wanted.types
+        return (self.out.path if kept else self.temporary) / f"mmproj-{self.run.root.name}-{kind.upper()}.gguf"
 
     def adapter(self, model: str) -> Path:
         """A model's LoRA file."""
@@ -118,16 +118,8 @@ class Work:
 
     @cached_property
     def reference(self) -> Reference:
-        """What transformers makes of the prompts to compare with: of the saved folder, or of the base with its adapters."""
-        if not self.wanted.adapters:
-            backbone = open_backbone(merge.plain_section(self.cfg.model, str(self.hf)))
-            return reference_of(self.cfg, self.run, backbone, {"rlaif": nullcontext()})
-        section = merge.plain_section(self.cfg.model)
-        backbone = open_backbone(section)
-        roles = Roles(backbone, section)
-        for model, stage in ADAPTERS.items():
-            roles.add(model, 0, self.run.require(stage) / "adapter")
-        return reference_of(self.cfg, self.run, backbone, {m: roles.reading_as(m) for m in (*ADAPTERS, "base")})
+        """What the files have to equal."""
+        return of_run(self.cfg, self.run, None if self.wanted.adapters else self.hf)
 
     def merge(self) -> Mapping[str, Any]:
         """Save hf/, and say how far its logits are from the policy's as it was trained."""
@@ -181,7 +173,7 @@ class Work:
         return self.adapter("rlaif") if self.wanted.adapters else None
 
     def ask(self) -> Mapping[str, Any]:
-        """The test questions, of every type, and with blank frames of the first one. Killed, it goes on behind the last commit."""
+        """The test questions, of every type, and with blank frames of the first one. A killed one goes on behind a commit."""
         self.write_facts()
         rows = trial.questions(self.run, self.wanted.questions)
         if not rows:

@@ -99,7 +99,7 @@ def _converse(engine: Engine, look: Look, how: Options, options: argparse.Namesp
     turns: list[Turn] = []
     while True:
         try:
-            question = input(PROMPT).strip()
+            question = input(PROMPT if sys.stdin.isatty() else "").strip()
         except EOFError:
             print()
             return

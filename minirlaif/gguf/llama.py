@@ -21,6 +21,7 @@ from minirlaif.gguf.vocabulary import Vocabulary
 from minirlaif.records import UserError
 
 BATCH = 512  # tokens per call of the model
+LEAST = 256  # llama.cpp makes its memory in such steps, and asserts where it is much smaller
 WORK, MARK = 0, 1  # sequences: the conversation, and a copy of it at its mark (see `Session.mark`)
 KV_TYPES = {"f32": 0, "f16": 1}  # ggml's numbers
 
@@ -96,7 +97,7 @@ class Session:
         if self._context:
             self._c.llama_free(self._context)
         settings = self._c.llama_context_default_params()
-        settings.n_ctx, settings.n_batch, settings.n_ubatch = n_ctx, BATCH, BATCH
+        settings.n_ctx, settings.n_batch, settings.n_ubatch = max(n_ctx, LEAST), BATCH, BATCH
         settings.n_seq_max, settings.kv_unified = 2, True
         settings.n_threads = settings.n_threads_batch = self._threads
         settings.type_k = settings.type_v = self._kv

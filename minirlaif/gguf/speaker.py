@@ -111,7 +111,7 @@ class Speaker:
         session, most = self._session, self._most(asked)
         answer = min(answer, most - asked)
         if asked + answer > session.n_ctx:
-            session.resize(min(most, -(-(asked + answer) // GRAIN + 1) * GRAIN))
+            session.resize(min(most, (-(-(asked + answer) // GRAIN) + 1) * GRAIN))
         return answer
 
     def _most(self, asked: int) -> int:

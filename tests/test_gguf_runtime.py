@@ -222,6 +222,14 @@ def test_faults_of_files_are_one_line(folder: Path, tmp_path: Path) -> None:
         assert f"{name}.gguf: cannot be used with this text model" in fault(folder, folder / f"{name}.gguf")
 
 
+def test_a_projector_of_another_model_is_noticed(folder: Path, tmp_path: Path) -> None:
+    """One of the same width, that makes other numbers of vectors."""
+    made = gguf_files.tiny(tmp_path)
+    facts.write(made, replace(facts.read(made), sizing=Sizing(16, 32)))
+    with GgufEngine(made) as engine, pytest.raises(UserError, match="mmproj.gguf: makes 1 vectors of a frame, .* says 4"):
+        said(engine, engine.look(str(folder / "a.mp4")), QUESTIONS[0])
+
+
 def test_a_file_of_an_export_may_be_named_itself(folder: Path) -> None:
     (folder / "other.gguf").write_bytes((folder / "text.gguf").read_bytes())
     with GgufEngine(folder / "other.gguf", folder / "mmproj.gguf") as engine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -30,10 +31,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", metavar="P", type=float, default=1.0, help="only the most likely tokens, so much in all")
     parser.add_argument("--max-new-tokens", metavar="N", type=_count, default=0, help="longest answer (default: as in training)")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the sampling, where the temperature is above 0")
+    parser.add_argument("--times", action="store_true", help="say on stderr how long each answer took")
     parser.add_argument("--remember", action="store_true", help="keep earlier questions and answers in the prompt")
     parser.add_argument("--mmproj", metavar="FILE", type=Path, help="another mmproj GGUF than the export's")
     parser.add_argument("--type", metavar="TYPE", default="", help="which text GGUF of the folder, such as q8_0")
-    parser.add_argument("--threads", metavar="N", type=_count, default=1, help="CPU threads of llama.cpp (default: 1)")
+    parser.add_argument("--threads", metavar="N", type=_count, default=0, help="CPU threads of llama.cpp (default: one per core)")
     parser.add_argument("--ctx", metavar="N", type=_count, default=0, help="tokens of its memory (default: as many as needed)")
 
 
@@ -56,12 +58,15 @@ def run(options: argparse.Namespace) -> int:
         with closing(_engine(options)) as engine:
             if options.model and options.model not in engine.models:
                 raise UserError(f"--model {options.model}: there is {', '.join(engine.models)}")
+            started = time.perf_counter()
             look = engine.look(options.video, options.frames)
+            if options.times:
+                print(f"[frames {time.perf_counter() - started:.3f} s]", file=sys.stderr, flush=True)
             how = _options(engine, options)
             if options.question is None:
                 _converse(engine, look, how, options)
             else:
-                _answer(engine, look, [], options.question, how, options.model)
+                _answer(engine, look, [], options.question, how, options)
     except KeyboardInterrupt:
         print()
         return 130
@@ -73,10 +78,14 @@ def _engine(options: argparse.Namespace) -> Any:
         from minirlaif.gguf.runtime import GgufEngine
 
         return GgufEngine(options.gguf, options.mmproj, options.type, options.threads, options.ctx)
-    if options.mmproj or options.type or options.ctx:
-        raise UserError("chat: --mmproj, --type and --ctx belong to --gguf; leave them out with --run")
+    if options.mmproj or options.type or options.ctx or options.threads:
+        raise UserError("chat: --mmproj, --type, --ctx and --threads belong to --gguf; leave them out with --run")
     from minirlaif.artifacts import Run
-    from minirlaif.hf import HfEngine
+
+    try:
+        from minirlaif.hf import HfEngine
+    except ModuleNotFoundError as error:
+        raise UserError(f"chat --run: {error.name} is not installed; `pip install -r requirements.txt`, or --gguf") from None
 
     return HfEngine(Run(options.runs_dir / options.run))
 
@@ -108,7 +117,7 @@ def _converse(engine: Engine, look: Look, how: Options, options: argparse.Namesp
         if not question:
             continue
         try:
-            answer = _answer(engine, look, turns, question, how, options.model)
+            answer = _answer(engine, look, turns, question, how, options)
         except UserError as error:
             print(f"minirlaif: {error}", file=sys.stderr, flush=True)
             continue
@@ -116,13 +125,21 @@ def _converse(engine: Engine, look: Look, how: Options, options: argparse.Namesp
             turns.append(Turn(question, answer))
 
 
-def _answer(engine: Engine, look: Look, turns: list[Turn], question: str, how: Options, model: str) -> str:
+def _answer(engine: Engine, look: Look, turns: list[Turn], question: str, how: Options, options: argparse.Namespace) -> str:
     """Print an answer as it comes."""
     pieces: list[str] = []
-    stream: Any = engine.stream(look, turns, question, how, model)
+    clock = [time.perf_counter()]
+    before = dict(engine.counters)
+    stream: Any = engine.stream(look, turns, question, how, options.model)
     with closing(stream):
         for piece in stream:
+            clock.append(time.perf_counter())
             pieces.append(piece)
             print(piece, end="", flush=True)
     print(flush=True)
+    if options.times and pieces:
+        first, rest = clock[1] - clock[0], clock[-1] - clock[1]
+        speed = f"{(len(pieces) - 1) / rest:.0f} words or parts a second" if rest else "one word"
+        read, kept = (engine.counters[name] - before[name] for name in ("prefilled_tokens", "reused_tokens"))
+        print(f"[first word {first:.3f} s, then {speed}; prompt: {read} tokens read, {kept} kept]", file=sys.stderr, flush=True)
     return "".join(pieces)

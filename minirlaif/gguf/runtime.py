@@ -5,6 +5,7 @@ llama.cpp works in a child process (see child.py).
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -20,6 +21,7 @@ from minirlaif.talk import Look, Options
 from minirlaif.video import ClipReader
 
 LOOKS = 8  # clips whose frames are kept, the latest ones
+MOST_THREADS = 8  # that are started unasked; more share their cores' arithmetic units, or wait for memory
 
 
 class GgufEngine:
@@ -27,12 +29,13 @@ class GgufEngine:
 
     Args:
         where: the export's folder, or one text GGUF in it; kind: which type of text model, such as "q8_0" ("": the first one).
-        mmproj: another file that sees; threads: of the CPU; n_ctx: tokens of the memory (0: as many as a conversation needs).
+        mmproj: another file that sees; threads: of the CPU (0: one per core, at most MOST_THREADS).
+        n_ctx: tokens of the memory (0: as many as a conversation needs).
     Raises:
         UserError: a file is missing, broken or does not belong to the others.
     """
 
-    def __init__(self, where: Path, mmproj: Path | None = None, kind: str = "", threads: int = 1, n_ctx: int = 0) -> None:
+    def __init__(self, where: Path, mmproj: Path | None = None, kind: str = "", threads: int = 0, n_ctx: int = 0) -> None:
         folder, text = _text_file(where, kind)
         self._facts = facts.read(folder)
         eyes = mmproj or folder / self._facts.mmproj
@@ -41,7 +44,7 @@ class GgufEngine:
         self.frames, self.options = self._facts.frames, self._facts.options
         self._looks: OrderedDict[str, Look] = OrderedDict()
         self._reader = ClipReader(VideoSection.timeout_seconds)
-        self._child = Child(folder=str(folder), text=str(text), mmproj=str(eyes), threads=threads, n_ctx=n_ctx)
+        self._child = Child(folder=str(folder), text=str(text), mmproj=str(eyes), threads=threads or _cores(), n_ctx=n_ctx)
         try:
             self._child.start()
         except BaseException:
@@ -100,6 +103,12 @@ class GgufEngine:
         """End both children: the one that decodes and the one that answers."""
         self._reader.close()
         self._child.close()
+
+
+def _cores() -> int:
+    """Cores that this process may use, as far as MOST_THREADS."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, MOST_THREADS)
 
 
 def _text_file(where: Path, kind: str) -> tuple[Path, Path]:

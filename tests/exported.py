@@ -1,4 +1,4 @@
-"""Runs to export, made by hand: a small base with random adapters, clips, and what the model in transformers answers about them."""
+"""Runs to export, made by hand: a small base with random adapters, clips, and what the model in transformers says about them."""
 
 from __future__ import annotations
 

@@ -107,9 +107,7 @@ def _download(work: Path) -> Path:
     return path
 
 
-def convert(
-    family: str, jobs: Sequence[Job], probes: Sequence[tuple[str, Sequence[int]]], control: Sequence[str] = ()
-) -> str:
+def convert(family: str, jobs: Sequence[Job], probes: Sequence[tuple[str, Sequence[int]]], control: Sequence[str] = ()) -> str:
     """Run the converter for every job, in one process of its own: loading its libraries takes longer than small models do.
 
     Args:

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import yaml
 
-from minirlaif import __version__, config, console, parallel, planning
+from minirlaif import __version__, config, console, exporting, parallel, planning
 from minirlaif.artifacts import Run
 from minirlaif.disk import disk_is_full, read_json, write_atomic
 from minirlaif.records import UserError
@@ -39,7 +39,7 @@ PIPELINE = tuple(name for name in STAGES if name != "pretrain")
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if match := re.match(r"argument VERB: invalid choice: '(.*?)'", message):
-            known = [*STAGES, "run", "status", "path", *planning.VERBS, "chat", "doctor"]
+            known = [*STAGES, "run", "status", "path", *planning.VERBS, "chat", "export", "doctor"]
             near = difflib.get_close_matches(match[1], known, n=1, cutoff=0.0)[0]
             message = f"{match[1]}: no such verb (did you mean {near}?)"
         raise UserError(f"{message}; see `{self.prog} --help`")
@@ -104,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     path.add_argument("stage", metavar="STAGE", help=", ".join(STAGES))
     _add_run_flags(path, trains=False)
     planning.add(verbs)
+    exporting.add(planning.verb(verbs, "export", "the aligned model as GGUF files, compared with it", "export --run tiny"))
     ask = 'chat --gguf runs/tiny/export --video clip.mp4 "what happens first?"'
     console.add(planning.verb(verbs, "chat", "ask a trained or exported model about a clip", ask))
     planning.verb(verbs, "doctor", "versions, GPU, memory, decoders: what is missing and how to get it", "doctor")
@@ -132,6 +133,8 @@ def _dispatch(options: argparse.Namespace) -> int:
         return console.run(options)
     if not options.run or Path(options.run).name != options.run or options.run == "..":
         raise UserError(f"--run {options.run!r}: must be a plain name; the folder it lies in goes to --runs-dir")
+    if options.verb == "export":
+        return exporting.run(options)
     settings = getattr(options, "set", [])
     given = ["--config", options.config, *(["--set", *settings] if settings else [])] if hasattr(options, "set") else []
     run = Run(options.runs_dir / options.run, given)

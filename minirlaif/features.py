@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from minirlaif.config import VideoSection
-from minirlaif.frames import FramePlan, FrameSize
+from minirlaif.frames import BLANK, FramePlan, FrameSize
 from minirlaif.resting import Resting
 from minirlaif.video import ClipInfo, ClipReader
 
@@ -194,7 +194,7 @@ def resting_eyes(backbone: Backbone) -> Resting:
 def blank_features(store: FeatureStore, count: int, size: FrameSize, cache: dict[tuple[int, FrameSize], Tensor]) -> Tensor:
     """features_GHWE of `count` dark grey frames, for the blind control."""
     if (count, size) not in cache:
-        grey = np.full((count, size.height, size.width, 3), 30, np.uint8)
+        grey = np.full((count, size.height, size.width, 3), BLANK, np.uint8)
         cache[count, size] = store.encode(grey)
     return cache[count, size]
 

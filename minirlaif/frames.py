@@ -6,6 +6,8 @@ import hashlib
 import math
 from dataclasses import dataclass
 
+BLANK = 30  # brightness of the dark grey frames of the blind control, of 255
+
 
 @dataclass(frozen=True)
 class FramePlan:

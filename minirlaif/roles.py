@@ -204,6 +204,12 @@ class Roles:
                 stack.enter_context(self._parked[role].visiting())
             yield
 
+    def merge(self, role: str) -> Any:
+        """Add an adapter to the base's weights for good; returns the model, now without any adapter. No role is left then."""
+        model = self._peft.merge_and_unload(adapter_names=[role])
+        self._peft = None
+        return model
+
     def save(self, role: str, folder: Path) -> None:
         """A plain PEFT folder (opens with PeftModel.from_pretrained), with the head beside it. Safetensors only."""
         from safetensors.torch import save_file

@@ -25,7 +25,7 @@ class StageDir:
     """The folder of a stage while it is filled.
 
     `path` is where outputs go. `summary` becomes manifest["metrics"], its first entry is what `status` shows; `counters` becomes
-    manifest["counters"]. Both survive a kill as they were at the last commit_state.
+    manifest["counters"]. Both survive a kill as they were at the last commit_state. `told`: further entries of the manifest.
 
     Of several processes only the leader fills the real folder; the others fill a scratch folder and `follow` the leader's.
     """
@@ -34,6 +34,7 @@ class StageDir:
         self.path, self.name, self._follows = path, name, follows
         self.summary: dict[str, Any] = {}
         self.counters: dict[str, Any] = {}
+        self.told: dict[str, Any] = {}
         self._seconds_before = 0.0
         self._started = self._saved = time.monotonic()
 
@@ -151,6 +152,7 @@ class StageDir:
             "identity": _identity_of(begun, outputs),
             "metrics": plain(self.summary),
             "counters": plain(self.counters),
+            **plain(self.told),
             "seconds": round(self.seconds, 3),
             "code": code_version(),
             "versions": package_versions(),

@@ -22,14 +22,15 @@ LAYERS = {
     " parallel stagedir tinyworld tinybase backbone workbench opening overlap rollouts devjudge page story workings timeline"
     " _reader doctor status convert oldfiles shapes standin plan fitting talk hf gguf",
     2: "stages",
-    3: "cli __main__ planning console steps bench",
+    3: "cli __main__ exporting planning console steps bench",
 }
 LAYER = {module: layer for layer, names in LAYERS.items() for module in names.split()} | {"__init__": 0}
 # Mathematics and records: no disk, clock, randomness, processes or logging.
 PURE = "os pathlib shutil tempfile time datetime random secrets logging subprocess socket threading multiprocessing numpy".split()
 PURE_EXCEPT = {("config", "pathlib"), ("stats", "random")}  # stats: a bootstrap seeded by an argument
 NO_TORCH = (
-    "records settings config artifacts stagedir disk provenance metrics status doctor cli planning console talk __init__ __main__"
+    "records settings config artifacts stagedir disk provenance metrics status doctor cli exporting planning console talk"
+    " __init__ __main__"
 ).split()
 ONLY_INSIDE_FUNCTIONS = {"decord", "av", "bitsandbytes", "datasets"}
 

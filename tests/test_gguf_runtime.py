@@ -63,10 +63,13 @@ def test_answers_are_those_of_transformers(engine: GgufEngine, folder: Path) -> 
         assert look.times == pytest.approx([look.seconds * part / 8 for part in (1, 3, 5, 7)])
         shown = Shown(look.times, look.seconds, 1)
         talked = [Turn(QUESTIONS[0], "a red circle moves left.")]
-        for turns, question in [*(((), question) for question in QUESTIONS), (talked, QUESTIONS[2])]:
+        heard = []
+        for turns, question in [*(((), question) for question in QUESTIONS), (talked, QUESTIONS[1])]:
             asked = Asked(base.renderer.prompt(shown, question, turns=turns), base.encode_frames(pixels))
-            (((answer,),),) = (sample(base, [asked], 1, 0.0, 1.0, 32),)
-            assert said(engine, look, question, turns) == base.renderer.decode(answer.ids)
+            ((answer,),) = sample(base, [asked], 1, 0.0, 1.0, 32)
+            heard.append(said(engine, look, question, turns))
+            assert heard[-1] == base.renderer.decode(answer.ids)
+        assert len(set(heard)) == 4  # what was talked about before counts
     assert engine.models == ("rlaif",) and engine.title == "text.gguf, run tiny"
     assert engine.score(look, "", "") is None
 
@@ -217,6 +220,14 @@ def test_faults_of_files_are_one_line(folder: Path, tmp_path: Path) -> None:
         (folder / f"{name}.gguf").write_bytes(broken)
         assert f"{name}.gguf: llama.cpp cannot open it" in fault(folder / f"{name}.gguf")
         assert f"{name}.gguf: cannot be used with this text model" in fault(folder, folder / f"{name}.gguf")
+
+
+def test_a_projector_of_another_model_is_noticed(folder: Path, tmp_path: Path) -> None:
+    """One of the same width, that makes other numbers of vectors."""
+    made = gguf_files.tiny(tmp_path)
+    facts.write(made, replace(facts.read(made), sizing=Sizing(16, 32)))
+    with GgufEngine(made) as engine, pytest.raises(UserError, match="mmproj.gguf: makes 1 vectors of a frame, .* says 4"):
+        said(engine, engine.look(str(folder / "a.mp4")), QUESTIONS[0])
 
 
 def test_a_file_of_an_export_may_be_named_itself(folder: Path) -> None:

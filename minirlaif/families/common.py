@@ -169,7 +169,7 @@ def load_weights(kind: Any, folder: str, revision: str, dtype: torch.dtype, quan
     quantization: a transformers quantisation config or None. UserError when the files cannot be read.
     """
     try:
-        with _no_bars() if Path(folder).is_dir() else nullcontext():  # a download keeps its bars
+        with no_bars() if Path(folder).is_dir() else nullcontext():  # a download keeps its bars
             model = kind.from_pretrained(
                 folder,
                 revision=revision,
@@ -191,7 +191,7 @@ def load_weights(kind: Any, folder: str, revision: str, dtype: torch.dtype, quan
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
     """Without transformers' progress bars, which every stage would show anew."""
     from transformers.utils import logging
 

@@ -15,7 +15,7 @@ import numpy as np
 from minirlaif.chat import Renderer, Shown, pieces
 from minirlaif.frames import FrameSize
 from minirlaif.gguf.eyes import Seen
-from minirlaif.gguf.facts import Facts
+from minirlaif.gguf.facts import FILE, Facts
 from minirlaif.gguf.llama import Session, length
 from minirlaif.records import Turn, UserError
 from minirlaif.talk import Options
@@ -43,7 +43,7 @@ class Speaker:
     def __init__(
         self, facts: Facts, adapters: Mapping[str, Path], text: Path, mmproj: Path, threads: int = 1, n_ctx: int = 0
     ) -> None:
-        self._facts, self._adapters, self._fixed = facts, adapters, bool(n_ctx)
+        self._facts, self._adapters, self._fixed, self._eyes_name = facts, adapters, bool(n_ctx), mmproj.name
         self._session = Session(text, mmproj, n_ctx or 1, threads)
         try:
             self.renderer = Renderer(self._session.vocabulary, facts.layout)
@@ -71,12 +71,16 @@ class Speaker:
     def see(self, key: str, times: Sequence[float], seconds: float, pixels_FHW3: np.ndarray) -> None:
         """Look at a clip's frames, once. A short last group repeats its last frame, as in training."""
         size = self._facts.layout.group or len(pixels_FHW3)
-        groups, pixels = -(-len(pixels_FHW3) // size), FrameSize(*pixels_FHW3.shape[1:3])
-        self._most(groups * self._facts.sizing.vectors(pixels))  # before anything costly
+        vectors = self._facts.sizing.vectors(FrameSize(*pixels_FHW3.shape[1:3]))
+        self._most(-(-len(pixels_FHW3) // size) * vectors)  # before anything costly
         frames_FHW3 = np.concatenate([pixels_FHW3, pixels_FHW3[-1:].repeat(-len(pixels_FHW3) % size, 0)])
         seen = tuple(self._session.encode(frames_FHW3[i : i + size]) for i in range(0, len(frames_FHW3), size))
+        if seen[0].vectors != vectors:
+            raise UserError(
+                f"{self._eyes_name}: makes {seen[0].vectors} vectors of a frame, {FILE} says {vectors}; take both from one export"
+            )
         self._encodes += 1
-        self._clips[key] = _Clip(Shown(tuple(times), seconds, seen[0].vectors), seen)
+        self._clips[key] = _Clip(Shown(tuple(times), seconds, vectors), seen)
         while len(self._clips) > CLIPS:
             for old in self._clips.popitem(last=False)[1].seen:
                 self._session.drop(old)

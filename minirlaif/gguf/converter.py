@@ -1,0 +1,170 @@
+"""llama.cpp's own converter: fetched once from the source package of the very llama-cpp-python that runs the files. No torch.
+
+The converter is in no package that pip installs, and the PyPI package `gguf` does not fit it, so it is taken out of the source
+package and run in processes of its own (`_launch.py`), where its `gguf` cannot meet another one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from minirlaif.disk import sha256
+from minirlaif.records import UserError
+
+PACKAGE = "llama-cpp-python"
+VERSION = "0.3.36"  # also in requirements.txt; another version reads and writes other files
+SOURCE = f"llama_cpp_python-{VERSION}.tar.gz"
+SOURCE_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+INSIDE = f"llama_cpp_python-{VERSION}/vendor/llama.cpp/"
+WANTED = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
+# Names of pre-tokenizers that a tokenizer trained by oneself may have; llama.cpp knows those of published ones by a hash. The
+# first that gives the right ids is taken, those of the family before others: few words may not tell two apart.
+PRE_TOKENIZERS = {
+    "smolvlm": ("gpt-2", "smollm", "qwen2", "llama-bpe", "default"),
+    "qwen3_vl": ("qwen2", "gpt-2", "smollm", "llama-bpe", "default"),
+    "qwen3_5": ("qwen35", "qwen2", "gpt-2", "smollm", "llama-bpe", "default"),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to make. args: words for `script`, one of the converter's own."""
+
+    script: str
+    args: tuple[str, ...]
+
+
+def check_installed() -> None:
+    """UserError unless this version of llama-cpp-python is installed."""
+    try:
+        found = metadata.version(PACKAGE)
+    except metadata.PackageNotFoundError:
+        found = ""
+    if found != VERSION:
+        what = f"is {found}, this needs {VERSION}" if found else "is not installed"
+        raise UserError(f"{PACKAGE} {what}; `{sys.executable} -m pip install {PACKAGE}=={VERSION}` (it compiles for minutes)")
+
+
+def cache_folder() -> Path:
+    """Where the converter is kept between exports."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "minirlaif"
+
+
+def fetch() -> Path:
+    """The folder of the converter's scripts; fetched through pip the first time (77 MB, 2 MB of them are kept).
+
+    Raises:
+        UserError: pip cannot get the source package, or it is not the known one.
+    """
+    folder = cache_folder() / f"converter-{VERSION}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+        source = folder.parent / SOURCE  # put there by hand where no network is
+        if not source.is_file():
+            source = _download(Path(work))
+        if (found := sha256(source)) != SOURCE_SHA256:
+            raise UserError(f"{source}: sha256 {found} is not that of {SOURCE} ({SOURCE_SHA256}); delete it and try again")
+        unpacked = Path(work) / "converter"
+        with tarfile.open(source) as archive:
+            members = [m for m in archive if m.name.startswith(tuple(INSIDE + name for name in WANTED))]
+            for member in members:
+                member.name = member.name.removeprefix(INSIDE)
+            archive.extractall(unpacked, members=members, filter="data")
+        try:
+            unpacked.rename(folder)
+        except OSError:  # another export was faster
+            if not folder.is_dir():
+                raise
+    return folder
+
+
+def _download(work: Path) -> Path:
+    print(f"fetching the source package of {PACKAGE} {VERSION} for its converter (once) …", flush=True)
+    words = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    words += ["--no-binary", PACKAGE, "--dest", str(work), f"{PACKAGE}=={VERSION}"]
+    done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    path = work / SOURCE
+    if done.returncode != 0 or not path.is_file():
+        reason = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        raise UserError(
+            f"{PACKAGE} {VERSION}: pip cannot fetch its source package ({reason}); repeat where a network is, or put {SOURCE}"
+            f" into {cache_folder()}"
+        )
+    return path
+
+
+def convert(family: str, jobs: Sequence[Job], probes: Sequence[tuple[str, Sequence[int]]], control: Sequence[str] = ()) -> str:
+    """Run the converter for every job, in one process of its own: loading its libraries takes longer than small models do.
+
+    Args:
+        family: model_type; probes: texts with their ids, which decide the pre-tokenizer of a tokenizer that the converter does
+            not know.
+        control: added tokens that text can never turn into, whatever the tokenizer's files say of them.
+
+    Returns:
+        the name of the pre-tokenizer.
+
+    Raises:
+        UserError: a model that the converter cannot convert, or no pre-tokenizer gives the same ids as transformers.
+    """
+    order = {
+        "folder": str(fetch()),
+        "jobs": [asdict(job) for job in jobs],
+        "names": list(PRE_TOKENIZERS[family]),
+        "probes": [[text, list(ids)] for text, ids in probes],
+        "control": list(control),
+    }
+    answer = in_child("minirlaif.gguf._launch", order)
+    if "error" in answer:
+        raise UserError(str(answer["error"]))
+    return str(answer["pre"])
+
+
+def in_child(module: str, order: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Run a module in a process of its own: it reads `order` as json from stdin and writes json to the file named there.
+
+    Native code that gives up ends the child alone. UserError with its last words then.
+    """
+    root = str(Path(__file__).parent.parent.parent)
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    with tempfile.TemporaryDirectory() as work:
+        result = Path(work) / "result.json"
+        done = subprocess.run(
+            [sys.executable, "-P", "-W", "ignore", "-m", module],
+            input=json.dumps({**order, "result": str(result)}),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env={**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false", **(environment or {})},
+        )
+        if done.returncode == 0 and result.is_file():
+            answer: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+            return answer
+    raise UserError(f"{last_words(done.stderr)} ({module} ended with code {done.returncode})")
+
+
+def last_words(text: str) -> str:
+    """The last line of what a process printed that says something."""
+    lines = [line.strip() for line in text.splitlines() if line.strip(" *")]
+    return lines[-1][:300] if lines else "it said nothing"
+
+
+def free_or_refuse(folder: Path, need: int) -> None:
+    """UserError when a folder's disk has less than `need` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise UserError(f"{folder}: the export needs about {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make room")

@@ -1,0 +1,144 @@
+"""From a run to one folder in transformers' layout: the policy added to the full-precision base, with everything that opens it.
+
+Letters: T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from minirlaif.artifacts import Run
+from minirlaif.backbone import base_folder, open_backbone
+from minirlaif.config import Config, ModelSection
+from minirlaif.families.common import Backbone, no_bars
+from minirlaif.gguf.reference import logits_of, plain_section, reference_of
+from minirlaif.gguf.template import chat_template, processor_settings
+from minirlaif.records import UserError
+from minirlaif.roles import Roles
+from minirlaif.shapes import empty_model, read_config
+
+TEXT_NAMES = {"smolvlm": ["VLlama3ForCausalLM"]}  # text_config.architectures that the converter looks up, by model type
+REFUSED = {"use_rslora": "rank-stabilised LoRA", "use_dora": "DoRA", "modules_to_save": "whole trained modules"}
+# Files of a base that are copied as they are. What transformers would write again from memory may differ from them.
+COPIED = (
+    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt tokenizer.model"
+    " chat_template.jinja chat_template.json chat_layout.json preprocessor_config.json processor_config.json"
+    " video_preprocessor_config.json generation_config.json LICENSE"
+).split()
+
+
+def check_adapter(folder: Path, text_prefix: str) -> None:
+    """UserError for an adapter that llama.cpp would get wrong without a word, or that a merge here would."""
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    for name, what in REFUSED.items():
+        if settings.get(name):
+            raise UserError(f"{folder}: {what} ({name}) is not exported: llama.cpp would read it as plain LoRA; train without it")
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        names = list(file.keys())
+    inside = f"base_model.model.{text_prefix}."
+    wrong = [name for name in names if not name.startswith(inside) or "embed" in name or ".lora_" not in name]
+    if wrong:
+        raise UserError(
+            f"{folder}: {len(wrong)} weights are not LoRA on the language model's layers (such as {wrong[0]}); llama.cpp would"
+            " drop them without a word, so this adapter is not exported"
+        )
+
+
+def merged(cfg: Config, run: Run, folder: Path, keep_apart: bool = False) -> dict[str, Any]:
+    """Write the policy as one model in transformers' layout.
+
+    Args:
+        folder: where to; keep_apart: write the base as it is, the adapters stay files of their own.
+
+    Returns:
+        logit_difference: largest, to the policy as it was trained (on the base in four bits, where it was); and "trained_on".
+    """
+    section = plain_section(cfg.model)
+    backbone = open_backbone(section)
+    if keep_apart:
+        save_model(backbone, backbone.model, folder, own_dtype(cfg.model))
+    adapter = run.require("ppo") / "adapter"
+    roles = Roles(backbone, section)
+    roles.add("policy", 0, adapter)
+    if cfg.model.quantization == "none":
+        trained = reference_of(cfg, run, backbone, {"policy": roles.reading_as("policy")})
+    else:
+        small = open_backbone(replace(section, quantization=cfg.model.quantization))
+        others = Roles(small, section)
+        others.add("policy", 0, adapter)
+        trained = reference_of(cfg, run, small, {"policy": others.reading_as("policy")})
+    if keep_apart:
+        with roles.reading_as("policy"):
+            now = logits_of(backbone, trained.probes)
+    else:
+        save_model(backbone, roles.merge("policy"), folder, own_dtype(cfg.model))
+        now = logits_of(backbone, trained.probes)
+    copy_files(backbone, cfg.model.revision, folder)
+    difference = float(abs(now - trained.logits["policy"]).max())
+    return {"logit_difference": difference, "trained_on": cfg.model.quantization, "dtype": str(own_dtype(cfg.model))[6:]}
+
+
+def save_model(backbone: Backbone, model: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Write a model in `dtype`; afterwards it holds the rounded weights in float32, as one that opens the folder sees them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.to(dtype)
+    text = model.config.get_text_config()
+    if names := TEXT_NAMES.get(model.config.model_type):
+        text.architectures = names
+    with no_bars():
+        model.save_pretrained(folder, max_shard_size="4GB")
+    model.float()
+
+
+def copy_files(backbone: Backbone, revision: str, folder: Path) -> None:
+    """Put the base's tokenizer, image processor, chat template and generation settings beside the weights; what the base does
+    not have is made from what the family knows."""
+    from transformers.utils import cached_file
+
+    for name in COPIED:
+        path = cached_file(
+            backbone.name,
+            name,
+            revision=revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if path is not None:
+            shutil.copyfile(path, folder / name)
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(f"model.base {backbone.name}: has no tokenizer.json; save its fast tokenizer beside it")
+    kind = backbone.model.config.model_type
+    sight = folder / "preprocessor_config.json"
+    if not sight.is_file():
+        sight.write_text(json.dumps(processor_settings(kind, backbone.sizing), indent=2), encoding="utf-8")
+    if not any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")) and not _has_template(folder):
+        (folder / "chat_template.jinja").write_text(chat_template(backbone.renderer.layout), encoding="utf-8")
+
+
+def _has_template(folder: Path) -> bool:
+    path = folder / "tokenizer_config.json"
+    settings: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return bool(settings.get("chat_template"))
+
+
+def own_dtype(section: ModelSection) -> torch.dtype:
+    """Number format of the base's own files, in which the merged model is saved: the size and precision its users know."""
+    from transformers import AutoConfig
+
+    found: Any = AutoConfig.from_pretrained(base_folder(section), revision=section.revision).dtype
+    return found if isinstance(found, torch.dtype) else torch.float32
+
+
+def bytes_needed(section: ModelSection, kinds: Sequence[float]) -> int:
+    """Room that an export takes at most. kinds: bytes per weight of each type of the text model."""
+    weights = sum(parameter.numel() for parameter in empty_model(read_config(section)).parameters())
+    whole = own_dtype(section).itemsize + 4 + 4  # hf/, and text model and projector in float32 and F16 while it is compared
+    return int(1.05 * weights * (whole + sum(kinds))) + 2**26

@@ -1,0 +1,167 @@
+"""What llama.cpp makes of the same prompts: ids, logits, and logits with other frames. No torch.
+
+It runs in a child of its own, `python -m minirlaif.gguf.parity`: llama.cpp ends the process where it does not like a file.
+Letters: V vocabulary, F frames.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minirlaif.chat import Layout, Renderer, Shown
+from minirlaif.gguf.converter import in_child
+from minirlaif.records import Turn
+
+if TYPE_CHECKING:
+    from minirlaif.gguf.reference import Reference
+
+TEXT_GATE = 1e-4  # float32 files with float32 keys and values: only the order of additions differs
+FRAMES_GATE = 5e-3  # through the vision tower, whose activation is a table in llama.cpp
+CONTROL = 10  # other frames must make a difference of so many times FRAMES_GATE, or the check above would see nothing
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Largest absolute differences of logits to transformers'; None where there was no such prompt.
+
+    wrong_ids: texts or prompts whose ids differ; control: the smallest difference, over prompts, with other frames shown;
+    same_choice: share of prompts whose most likely token is the same.
+    """
+
+    wrong_ids: tuple[str, ...]
+    text: float | None
+    frames: float | None
+    control: float | None
+    same_choice: float
+
+    def wrong(self) -> list[str]:
+        """What is wrong with files of any type, in words: other ids, or frames that do not count."""
+        found = [f"{len(self.wrong_ids)} texts have other ids, such as {self.wrong_ids[0]!r:.60}"] if self.wrong_ids else []
+        if self.frames is not None and self.control is not None and not self.frames < self.control:
+            right, other = f"{self.frames:.2g}", f"{self.control:.2g}"
+            found.append(f"with the right frames its logits are as far off ({right}) as with others ({other})")
+        return found
+
+    def faults(self) -> list[str]:
+        """What is wrong with a float32 export, in words."""
+        found = self.wrong()
+        if self.text is None or not self.text < TEXT_GATE:
+            found.append(f"text logits differ by {self.text}, allowed is {TEXT_GATE}")
+        if self.frames is None or not self.frames < FRAMES_GATE:
+            found.append(f"logits with frames differ by {self.frames}, allowed is {FRAMES_GATE}")
+        if self.control is None or not self.control >= CONTROL * FRAMES_GATE:
+            found.append(f"other frames change the logits by {self.control} only, so the check with frames sees nothing")
+        return found
+
+
+def measure(text: Path, mmproj: Path, reference: Reference, model: str, kv: str = "f32", adapter: Path | None = None) -> Parity:
+    """Compare files with one model of the reference.
+
+    Args:
+        kv: number format of keys and values, "f32" or "f16"; adapter: a LoRA file to add to the text model.
+
+    Raises:
+        UserError: llama.cpp cannot use the files; its last words.
+    """
+    probes = reference.probes
+    with tempfile.TemporaryDirectory() as work:
+        arrays = {str(number): p.pixels_FHW3 for number, p in enumerate(probes) if p.pixels_FHW3 is not None}
+        np.savez(Path(work) / "frames.npz", **arrays)  # type: ignore[arg-type]
+        rows = [{"question": p.question, "answer": p.answer, "shown": p.shown and asdict(p.shown)} for p in probes]
+        order = {
+            "text": str(text),
+            "mmproj": str(mmproj),
+            "layout": reference.layout.as_dict(),
+            "texts": [text for text, _ in reference.texts],
+            "probes": rows,
+            "folder": work,
+            "kv": kv,
+            "adapter": adapter and str(adapter),
+        }
+        answer = in_child("minirlaif.gguf.parity", order)
+        found = np.load(Path(work) / "logits.npz")
+        return _compared(answer, reference, reference.logits[model], found["right"], found["other"])
+
+
+def _compared(
+    answer: Mapping[str, Any], reference: Reference, wanted: np.ndarray, right: np.ndarray, other: np.ndarray
+) -> Parity:
+    probes = reference.probes
+    wrong = [text for (text, ids), got in zip(reference.texts, answer["texts"], strict=True) if list(ids) != got]
+    wrong += [p.question for p, got in zip(probes, answer["prompts"], strict=True) if list(p.ids) != got]
+    # A GGUF may have fewer rows than a padded embedding, never more.
+    gaps = np.abs(right - wanted[:, : right.shape[1]]).max(1)
+    controls = np.abs(other - wanted[:, : other.shape[1]]).max(1)
+    seen = np.array([p.shown is not None for p in probes])
+    return Parity(
+        tuple(wrong),
+        float(gaps[~seen].max()) if (~seen).any() else None,
+        float(gaps[seen].max()) if seen.any() else None,
+        float(controls[seen].min()) if seen.any() else None,
+        float((right.argmax(1) == wanted.argmax(1)).mean()),
+    )
+
+
+def main() -> None:
+    """Answer one order: ids of texts and prompts as json, logits as a file in the order's folder."""
+    order = json.load(sys.stdin)
+    from minirlaif.gguf.llama import Session
+
+    folder = Path(order["folder"])
+    frames = np.load(folder / "frames.npz")
+    right, other, prompts = [], [], []
+    with Session(Path(order["text"]), Path(order["mmproj"]), 512, kv=order["kv"]) as session:
+        renderer = Renderer(session.vocabulary, Layout(**order["layout"]))
+        if order["adapter"]:
+            session.adapt({Path(order["adapter"]): 1.0})
+        for number, row in enumerate(order["probes"]):
+            shown = row["shown"] and Shown(**{**row["shown"], "times": tuple(row["shown"]["times"])})
+            ids = renderer.prompt(shown, row["question"])
+            if row["answer"]:
+                ids = renderer.conversation(shown, [Turn(row["question"], row["answer"])]).ids
+            prompts.append(list(ids))
+            if len(ids) + 8 > session.n_ctx:
+                session.resize(len(ids) + 8)
+            pixels_FHW3 = frames[str(number)] if shown else None
+            right.append(_logits(session, renderer, ids, pixels_FHW3, shown))
+            # Colours turned round: other frames of the same form, for a clip that stands still too.
+            other.append(right[-1] if pixels_FHW3 is None else _logits(session, renderer, ids, 255 - pixels_FHW3, shown))
+        answer = {"texts": [list(renderer.text_ids(text)) for text in order["texts"]], "prompts": prompts}
+    np.savez(folder / "logits.npz", right=np.stack(right), other=np.stack(other))
+    Path(order["result"]).write_text(json.dumps(answer), encoding="utf-8")
+
+
+def _logits(session: Any, renderer: Renderer, ids: Sequence[int], pixels_FHW3: np.ndarray | None, shown: Shown | None) -> Any:
+    """logits_V after a prompt; every group of frames takes the place of its placeholders."""
+    if shown is None or pixels_FHW3 is None:
+        return session.prefill(ids)
+    size = renderer.layout.group or len(pixels_FHW3)
+    pixels_FHW3 = np.concatenate([pixels_FHW3, pixels_FHW3[-1:].repeat(-len(pixels_FHW3) % size, 0)])  # a short group repeats
+    groups = [session.encode(pixels_FHW3[start : start + size]) for start in range(0, len(pixels_FHW3), size)]
+    items: list[Any] = []
+    waiting = iter(groups)
+    place = 0
+    for token in ids:
+        if token != renderer.image_id:
+            items.append(token)
+            continue
+        if place % shown.vectors == 0:
+            items.append(next(waiting))
+        place += 1
+    try:
+        return session.prefill(items)
+    finally:
+        for seen in groups:
+            session.drop(seen)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""What transformers makes of a few prompts, for comparing exported files with: ids and next-token logits in float32.
+
+Letters: T tokens, V vocabulary, F frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from minirlaif.artifacts import Run
+from minirlaif.backbone import open_backbone
+from minirlaif.chat import Layout, Shown
+from minirlaif.config import Config, ModelSection, VideoSection
+from minirlaif.families.common import Backbone
+from minirlaif.frames import Sizing, uniform_plan
+from minirlaif.gguf.trial import questions
+from minirlaif.records import Turn
+from minirlaif.roles import Roles
+from minirlaif.sampling import Asked
+from minirlaif.video import ClipReader
+from minirlaif.workbench import read_samples
+
+ADAPTERS = {"rlaif": "ppo", "sft": "sft"}  # model -> the stage that trained its adapter
+ROWS, CLIPS, EACH, QUESTIONS = 200, 2, 2, 4  # rows looked through; clips, questions about each, questions without a clip
+
+# Texts whose ids must be equal: numbers, accents, scripts without spaces, line breaks, contractions, tokens spelled by a user.
+TEXTS = (
+    "What happens first, and what happens after 3 seconds?",
+    "It's 12345.678 kg; they've said I'm, you'll and WE'RE  two  spaces",
+    "Crème brûlée à la façon de Zoë, naïve Ærø",
+    "他在做什么？これは何ですか。무엇을 하나요?",
+    "🙂👩‍👩‍👧 ✓ 50 € ½",
+    "one\ntwo\n\nthree\r\nfour\t\tfive \n six",
+    "def f(x): return x**2  # <image> <|im_start|> <|im_end|> <end_of_utterance> <think> <|video_pad|>",
+    " leading and trailing ",
+    "...---!!!???(((a)))[[b]]{{c}}",
+    "Привет, мир! مرحبا بالعالم १२३",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A prompt: its ids, and the clip it shows (None: text alone) with frames [F, H, W, 3] exactly as the model gets them."""
+
+    ids: tuple[int, ...]
+    question: str
+    answer: str = ""  # what of an answer stands in the prompt already
+    shown: Shown | None = None
+    pixels_FHW3: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What to compare files with: texts with their ids, prompts with (by model) the logits [prompts, V] that follow them.
+
+    layout, sizing: how the model's prompts are written and frames made; control: tokens that text never turns into.
+    """
+
+    layout: Layout
+    sizing: Sizing
+    control: tuple[str, ...]
+    texts: tuple[tuple[str, list[int]], ...]
+    probes: tuple[Probe, ...]
+    logits: Mapping[str, np.ndarray]
+
+
+def reference_of(cfg: Config, run: Run, backbone: Backbone, roles: Mapping[str, AbstractContextManager[None]]) -> Reference:
+    """Ask the model in transformers. roles: by name of a model, the block in which the backbone is this model."""
+    rows = asked_of(cfg, run)
+    asked = list(dict.fromkeys(question for _, question in rows))[:QUESTIONS]
+    with ClipReader(cfg.video.timeout_seconds) as reader:
+        probes = (*text_probes(backbone, asked), *clip_probes(backbone, reader, cfg.video, rows))
+    logits = {}
+    for name, role in roles.items():
+        with role:
+            logits[name] = logits_of(backbone, probes)
+    control = tuple(token.content for token in backbone.tokenizer.added_tokens_decoder.values() if token.special)
+    return Reference(backbone.renderer.layout, backbone.sizing, control, tuple(ids_of(backbone, asked)), probes, logits)
+
+
+def plain_section(section: ModelSection, base: str = "") -> ModelSection:
+    """The settings of a base for an export: whole weights in float32 on the CPU, whatever it was trained with."""
+    plain = replace(section, quantization="none", dtype="float32", device="cpu", gradient_checkpointing=False)
+    return replace(plain, base=base) if base else plain
+
+
+def of_run(cfg: Config, run: Run, saved: Path | None) -> Reference:
+    """What a run's files have to equal: the model saved in transformers' layout, or (None) the base with the run's adapters."""
+    if saved is not None:
+        return reference_of(cfg, run, open_backbone(plain_section(cfg.model, str(saved))), {"rlaif": nullcontext()})
+    section = plain_section(cfg.model)
+    backbone = open_backbone(section)
+    roles = Roles(backbone, section)
+    for model, stage in ADAPTERS.items():
+        roles.add(model, 0, run.require(stage) / "adapter")
+    return reference_of(cfg, run, backbone, {model: roles.reading_as(model) for model in (*ADAPTERS, "base")})
+
+
+def asked_of(cfg: Config, run: Run) -> list[tuple[str, str]]:
+    """(clip, question) of two clips: of the test where it was read already, else of the prompts."""
+    rows = [(row.video, row.question) for row in questions(run, ROWS)]
+    rows = rows or [(row.video, row.turns[0].question) for row in read_samples(cfg, run, "prompts", need_answers=False)]
+    clips = list(dict.fromkeys(clip for clip, _ in rows))[:CLIPS]
+    return [(clip, question) for clip in clips for _, question in [row for row in rows if row[0] == clip][:EACH]]
+
+
+def ids_of(backbone: Backbone, texts: Sequence[str]) -> list[tuple[str, list[int]]]:
+    """TEXTS, some further texts and every special token spelled out, each with its ids."""
+    spelled = [token.content for token in backbone.tokenizer.added_tokens_decoder.values()]
+    chosen = dict.fromkeys([*TEXTS, *texts, " ".join(spelled), "".join(spelled)])
+    return [(text, list(backbone.renderer.text_ids(text))) for text in chosen]
+
+
+def text_probes(backbone: Backbone, asked: Sequence[str]) -> list[Probe]:
+    """Prompts without a clip: questions, and each with an answer behind it, so that later places are compared too."""
+    made = []
+    for number, question in enumerate(asked):
+        made.append(Probe(backbone.renderer.prompt(None, question), question))
+        answer = TEXTS[number % len(TEXTS)]
+        made.append(Probe(backbone.renderer.conversation(None, [Turn(question, answer)]).ids, question, answer))
+    return made
+
+
+def clip_probes(backbone: Backbone, reader: ClipReader, video: VideoSection, rows: Sequence[tuple[str, str]]) -> list[Probe]:
+    """Prompts about clips, with as many frames as in training. rows: (clip, question). UnreadableClip."""
+    made = []
+    for path, question in rows:
+        info = reader.info(path)
+        plan = uniform_plan(info.seconds, video.frames)
+        size = backbone.frame_size(info.width, info.height, video.frame_pixels)
+        (pixels_FHW3,) = reader.frames(path, [plan], size)
+        shown = Shown(plan.times, info.seconds, backbone.sizing.vectors(size))
+        made.append(Probe(backbone.renderer.prompt(shown, question), question, "", shown, pixels_FHW3))
+    return made
+
+
+@torch.no_grad()
+def logits_of(backbone: Backbone, probes: Sequence[Probe]) -> np.ndarray:
+    """Logits [probes, V] of the token that follows each prompt, in the role that is active now."""
+    found = []
+    for probe in probes:
+        features = None if probe.pixels_FHW3 is None else backbone.encode_frames(probe.pixels_FHW3)
+        found.append(next_logits(backbone, Asked(probe.ids, features)))
+    return np.stack([logits_V.float().cpu().numpy() for logits_V in found])
+
+
+def next_logits(backbone: Backbone, asked: Asked) -> torch.Tensor:
+    """logits_V after one prompt."""
+    ids_BT = torch.tensor([asked.ids], device=backbone.device)
+    mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+    positions = backbone.positions(ids_BT, mask_BT, [asked.features])
+    hidden_BTD = backbone.hidden(backbone.embed(ids_BT, [asked.features]), mask_BT, positions)
+    return backbone.logits(hidden_BTD[0, -1])

@@ -1,0 +1,92 @@
+"""A `Layout` as other programs read it: a Jinja chat template and an Ollama template; and settings of an image processor.
+
+Only for bases that bring none of their own.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from minirlaif.chat import Layout
+from minirlaif.frames import Sizing
+
+
+def chat_template(layout: Layout) -> str:
+    """Jinja that writes text conversations as `chat.Renderer` does. A system message goes in front of the first question;
+    an image becomes its placeholder (a clip's frames and times are more than a template can say)."""
+    return (
+        f"{{{{- {_text(layout.start)} -}}}}"
+        "{%- set seen = namespace(turns=0, system='') -%}"
+        "{%- for message in messages -%}"
+        "{%- set parts = namespace(text='') -%}"
+        "{%- if message['content'] is string -%}{%- set parts.text = message['content'] -%}"
+        "{%- else -%}{%- for part in message['content'] -%}"
+        f"{{%- set parts.text = parts.text + (part['text'] if 'text' in part else {_text(layout.image)}) -%}}"
+        "{%- endfor -%}{%- endif -%}"
+        "{%- if message['role'] == 'system' -%}{%- set seen.system = parts.text + '\\n' -%}"
+        "{%- elif message['role'] == 'user' -%}"
+        f"{{{{- {_text(layout.user)} if seen.turns == 0 else {_text(layout.after_end + header(layout))} -}}}}"
+        f"{{{{- seen.system + parts.text + {_text(asked(layout))} -}}}}"
+        "{%- set seen.turns = seen.turns + 1 -%}{%- set seen.system = '' -%}"
+        f"{{%- else -%}}{{{{- {_text(layout.assistant + layout.answer)} + parts.text + {_text(layout.end)} -}}}}{{%- endif -%}}"
+        "{%- endfor -%}"
+        f"{{%- if add_generation_prompt -%}}{{{{- {_text(layout.assistant)} -}}}}{{%- endif -%}}"
+    )
+
+
+def ollama_template(layout: Layout) -> str:
+    """The same in Go's templates, for an Ollama Modelfile."""
+    later = layout.after_end + header(layout)
+    return (
+        f"{layout.start}{{{{ range $i, $m := .Messages }}}}"
+        f'{{{{ if eq $m.Role "assistant" }}}}{layout.assistant}{layout.answer}{{{{ $m.Content }}}}{layout.end}'
+        f"{{{{ else }}}}{{{{ if $i }}}}{later}{{{{ else }}}}{layout.user}{{{{ end }}}}"
+        f"{{{{ $m.Content }}}}{asked(layout)}{{{{ end }}}}"
+        f"{{{{ end }}}}{layout.assistant}"
+    )
+
+
+def asked(layout: Layout) -> str:
+    """What ends a question."""
+    return layout.end + layout.after_end if layout.asked is None else layout.asked
+
+
+def header(layout: Layout) -> str:
+    """What starts a user turn that is not the first."""
+    bare = layout.user.rstrip()
+    return bare + " " if bare.endswith(":") else layout.user
+
+
+def _text(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def processor_settings(kind: str, sizing: Sizing) -> dict[str, Any]:
+    """preprocessor_config.json for a base of `model_type` kind that has none."""
+    shared: dict[str, Any] = {
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+    }
+    shared |= {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "resample": 3}
+    if kind == "smolvlm":
+        edge = {"longest_edge": sizing.tile}
+        return shared | {
+            "image_processor_type": "SmolVLMImageProcessor",
+            "processor_class": "SmolVLMProcessor",
+            "do_image_splitting": False,
+            "do_pad": True,
+            "size": edge,
+            "max_image_size": edge,
+        }
+    return shared | {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen3VLProcessor",
+        "patch_size": sizing.unit // 2,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "size": {"shortest_edge": 65536, "longest_edge": 16777216},
+    }

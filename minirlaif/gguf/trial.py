@@ -1,0 +1,83 @@
+"""The task itself, through the runtime: exported files answer the questions that `evaluate` has asked the model. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minirlaif.artifacts import Run
+from minirlaif.frames import BLANK
+from minirlaif.stats import exact_match
+from minirlaif.talk import Engine, Options
+
+# How far the accuracy of a type may lie from that of the model in transformers, in shares of the questions.
+BOUNDS = {"f32": 0.005, "f16": 0.005, "bf16": 0.005, "q8_0": 0.01, "q6_k": 0.02, "q5_k_m": 0.03, "q4_k_m": 0.05}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question of `evaluate`. truth: None where nobody knows it; answer: what the model said in transformers."""
+
+    video: str
+    question: str
+    truth: str | None
+    answer: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of one file: shares of questions answered right (None without truth) and answered as the model in transformers does."""
+
+    questions: int
+    accuracy: float | None
+    agreement: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain form."""
+        return dict(vars(self))
+
+
+def questions(run: Run, most: int, model: str = "rlaif") -> list[Asked]:
+    """The first `most` questions of a finished `evaluate`, with the answers of one of its models; none when it has not run."""
+    path = run.dir("evaluate") / "answers.jsonl"
+    if run.manifest("evaluate") is None:
+        return []
+    with path.open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line, _ in zip(file, range(most), strict=False)]
+    folder = os.path.abspath(path.parent)
+    return [Asked(os.path.normpath(Path(folder, r["video"])), r["question"], r["truth"], r[model]) for r in rows]
+
+
+def answers(engine: Engine, rows: Sequence[Asked], max_new_tokens: int, blank: bool = False) -> Iterator[str]:
+    """Greedy answers, one by one. blank: every frame is dark grey instead."""
+    options = Options(max_new_tokens=max_new_tokens)
+    for row in rows:
+        look = engine.look(row.video)
+        if blank:
+            look = replace(look, pixels_FHW3=np.full_like(look.pixels_FHW3, BLANK), key=look.key + ":blank")
+        yield "".join(engine.stream(look, (), row.question, options)).strip()
+
+
+def result(rows: Sequence[Asked], told: Sequence[str]) -> Result:
+    """Count answers against truth and against the model's own."""
+    known = [(row.truth, text) for row, text in zip(rows, told, strict=True) if row.truth]
+    right = sum(exact_match(text, truth) for truth, text in known) / len(known) if known else None
+    same = sum(row.answer == text for row, text in zip(rows, told, strict=True)) / len(rows)
+    return Result(len(rows), right, same)
+
+
+def faults(kind: str, found: Result, wanted: float | None) -> list[str]:
+    """Whether a type's accuracy is further from `wanted` than BOUNDS allows, in words."""
+    if found.accuracy is None or wanted is None or kind not in BOUNDS:
+        return []
+    gap = abs(found.accuracy - wanted)
+    if gap <= BOUNDS[kind] + 1e-9:
+        return []
+    allowed = f"allowed is {100 * BOUNDS[kind]:g}"
+    return [f"{kind}: its accuracy {found.accuracy:.3f} is {100 * gap:.1f} points from {wanted:.3f}, {allowed}"]

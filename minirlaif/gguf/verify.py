@@ -1,0 +1,130 @@
+"""Compares GGUF files, made here or elsewhere, with the model that a run trained."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from minirlaif.artifacts import Run
+from minirlaif.backbone import model_type
+from minirlaif.config import Config
+from minirlaif.gguf import card, facts, trial
+from minirlaif.gguf.converter import check_installed
+from minirlaif.gguf.parity import FRAMES_GATE, TEXT_GATE, measure
+from minirlaif.gguf.quantize import TYPES, listed
+from minirlaif.gguf.reference import ADAPTERS, Reference, of_run
+from minirlaif.gguf.runtime import GgufEngine
+from minirlaif.metrics import progress
+from minirlaif.records import UserError
+from minirlaif.talk import Options
+
+
+@dataclass(frozen=True)
+class Files:
+    """GGUF files of a folder, by what they are. text: by type, best first; eyes: projectors by type; adapters: by model."""
+
+    text: Mapping[str, Path]
+    eyes: Mapping[str, Path]
+    adapters: Mapping[str, Path]
+
+
+def verify(cfg: Config, run: Run, folder: Path, most: int) -> int:
+    """Print a table of all files of a folder against the run's model; 0, or 1 when something differs that must not.
+
+    Args:
+        folder: with text GGUFs and an mmproj; most: questions to ask each text file.
+
+    Raises:
+        UserError: no such files, or llama.cpp cannot use them.
+    """
+    check_installed()
+    files = files_of(folder)
+    saved = run.dir("export") / "hf"
+    reference = of_run(cfg, run, saved if saved.is_dir() and not files.adapters else None)
+    model = next(iter(reference.logits))
+    adapter = files.adapters.get(model)
+    found, faults = {}, []
+    for kind, path in progress(files.text.items(), len(files.text), "compare"):
+        eyes = files.eyes.get(kind, next(iter(files.eyes.values())))
+        found[kind] = measure(path, eyes, reference, model, "f32" if kind == "f32" else "f16", adapter)
+        whole = kind == "f32" and kind in files.eyes
+        faults += [f"{path.name}: {fault}" for fault in (found[kind].faults() if whole else found[kind].wrong())]
+    told: dict[str, Any] = {"parity": {"types": {kind: asdict(parity) for kind, parity in found.items()}}}
+    told["sizes"] = {path.name: path.stat().st_size for path in files.text.values()}
+    rows = trial.questions(run, most)
+    if rows:
+        results = _asked(cfg, run, files, reference, rows)
+        own = trial.result(rows, [row.answer for row in rows]).accuracy
+        told["accuracy"] = {"hf": own} | {kind: result.accuracy for kind, result in results.items()}
+        told["agreement"] = {kind: result.agreement for kind, result in results.items()}
+        faults += [fault for kind, result in results.items() for fault in trial.faults(kind, result, own)]
+    print(card.table(told))
+    print(f"text and frames: largest difference of logits; float32 files are held to {TEXT_GATE} and {FRAMES_GATE}")
+    if "f32" not in found:
+        print(f"{folder}: no text model in float32, so logits show quantisation too; `export --types f32,…` keeps one")
+    if not rows:
+        print(f"{run.dir('evaluate')}: not finished, so no question was asked; `{run.command('evaluate')}` makes it")
+    for fault in faults:
+        print(f"differs: {fault}")
+    return 1 if faults else 0
+
+
+def _asked(cfg: Config, run: Run, files: Files, reference: Reference, rows: list[trial.Asked]) -> dict[str, trial.Result]:
+    """Every text file answers the rows through the runtime, which reads from a folder of its own what it has to know."""
+    model = next(iter(reference.logits))
+    results = {}
+    with tempfile.TemporaryDirectory() as work:
+        known = facts.Facts(
+            run=run.root.name,
+            family=model_type(cfg.model),
+            layout=reference.layout,
+            sizing=reference.sizing,
+            frames=cfg.video.frames,
+            frame_pixels=cfg.video.frame_pixels,
+            text={kind: str(path) for kind, path in files.text.items()},
+            mmproj=str(next(iter(files.eyes.values()))),
+            options=Options(max_new_tokens=cfg.evaluate.max_new_tokens),
+            models=(model,),
+            adapters={model: str(files.adapters[model])} if model in files.adapters else {},
+        )
+        facts.write(Path(work), known)
+        for kind in files.text:
+            with GgufEngine(Path(work), kind=kind) as engine:
+                texts = trial.answers(engine, rows, cfg.evaluate.max_new_tokens)
+                results[kind] = trial.result(rows, list(progress(texts, len(rows), f"ask {kind}")))
+    return results
+
+
+def files_of(folder: Path) -> Files:
+    """What lies in a folder, read from the files themselves where a name does not say it. UserError when a part is missing."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; export the run first, or name the folder of the files")
+    text: dict[str, Path] = {}
+    eyes: dict[str, Path] = {}
+    adapters: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.gguf")):
+        fields = listed(path)["fields"]
+        kind = _type_of(path, fields)
+        if fields.get("general.type") == "adapter":
+            model = next((name for name in ADAPTERS if f"-{name}-" in path.name), "")
+            adapters[model] = path
+        elif fields.get("general.architecture") == "clip":
+            eyes[kind] = path
+        else:
+            text[kind] = path
+    if not text or not eyes:
+        raise UserError(
+            f"{folder}: {'no text model' if not text else 'no mmproj file'} among its *.gguf files; export the run again"
+        )
+    best = [kind for kind in TYPES if kind in text] + [kind for kind in text if kind not in TYPES]
+    return Files({kind: text[kind] for kind in best}, eyes, adapters)
+
+
+def _type_of(path: Path, fields: Mapping[str, Any]) -> str:
+    """A file's type: at the end of its name as usual, or llama.cpp's number of it."""
+    named = re.search(r"[-.](i?q\d\w*|bf16|f16|f32)\.gguf$", path.name.lower())
+    return named[1] if named else f"type {fields.get('general.file_type', '?')}"

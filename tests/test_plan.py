@@ -327,6 +327,29 @@ def test_an_unreachable_model_is_one_line(capsys, tmp_path: Path):
     assert cli.main(words) == 0
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (
+            {"model_type": "llava", "mm_vision_tower": "openai/clip", "hidden_size": 5120},
+            "old layout; run `python -m minirlaif convert",
+        ),
+        ({"model_type": "qwen3_vl", "text_config": 5}, "transformers refuses it"),
+        ({"model_type": "smolvlm", "text_config": {"hidden_size": 64, "num_attention_heads": 7}}, "transformers refuses it"),
+        ([1], "no config.json that can be read"),
+        ({"model_type": "qwen2_5_vl"}, "is not supported; known are"),
+    ],
+)
+def test_a_config_that_is_none_is_one_line(content: Any, says: str, tmp_path: Path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    (tmp_path / "c.yaml").write_text(f"model: {{base: {tmp_path}}}\n")
+    assert cli.main(["plan", "--config", str(tmp_path / "c.yaml"), "--gpu-gib", "24"]) == 2
+    told = capsys.readouterr().err
+    assert says in told and told.count("\n") == 1
+    words = ["plan", "--config", str(tmp_path / "c.yaml"), "--gpu-gib", "24", "--model-config", "/no/such"]
+    assert cli.main(words) == 2 and "--model-config /no/such: no such folder" in capsys.readouterr().err
+
+
 def test_the_readme_table_has_a_row_per_config(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert cli.main(["plan", "--table"]) == 0

@@ -19,7 +19,10 @@ GIB = 2**30
 TEXT = 96  # tokens of a question with the chat's own words
 GUIDING = 160  # tokens of the judge's instructions
 ANSWER = 256  # tokens of an answer in SFT data
-FIRST_STEP = 20 * 2**20  # what a CPU's first step adds for good: code of kernels, their buffers, autograd's threads
+# MiB that a CPU's first step adds for good: code of kernels (those for bfloat16 are made on the spot), their buffers, autograd's
+# threads. Measured with models of next to no weights, by bytes per number; with gradients and without.
+FIRST_STEP = {True: {4: 31, 2: 55}, False: {4: 17, 2: 30}}
+TRAIN = ("sft", "reward", "update")
 CONTEXT = 0.6 * GIB  # what CUDA and its libraries take of a card beside the allocator
 RUNTIME = 0.45 * GIB  # what Python and its libraries take of main memory; `bench` measures it
 Known = tuple[int, int]  # tokens of a row's prompt, and of a written answer
@@ -83,7 +86,8 @@ def estimate(plan: Planned, tokens: Mapping[str, Known] | None = None) -> dict[s
     for name, maker in makers.items():
         moments = list(maker(plan, known.get(name)))
         most = max(moments, key=lambda lines: sum(lines.values()))
-        runtime = 0.0 if plan.gpu else plan.runtime + FIRST_STEP
+        first = FIRST_STEP[name in TRAIN][precision(plan.cfg, plan.gpu).compute] * 2**20
+        runtime = 0.0 if plan.gpu else plan.runtime + first
         result[name] = {line: most.get(line, 0.0) for line in LINES} | {"runtime": runtime}
     return result
 

@@ -53,7 +53,11 @@ class Engine(Protocol):
     title: str
     frames: int
     options: Options
-    counters: Mapping[str, int]
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """See the class."""
+        ...
 
     def look(self, video: str, frames: int = 0) -> Look:
         """Decode `frames` frames (0: `self.frames`), spread evenly over the clip. UserError when it cannot be read."""

@@ -56,7 +56,7 @@ class Engine(Protocol):
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """See the class."""
+        """What was done so far, by name."""
         ...
 
     def look(self, video: str, frames: int = 0) -> Look:

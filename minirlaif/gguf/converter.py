@@ -28,9 +28,13 @@ SOURCE = f"llama_cpp_python-{VERSION}.tar.gz"
 SOURCE_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 INSIDE = f"llama_cpp_python-{VERSION}/vendor/llama.cpp/"
 WANTED = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
-# Names of pre-tokenizers that a tokenizer trained by oneself may have; llama.cpp knows those of published ones by a hash.
-# Earlier ones are tried first, and the first that gives the right ids is taken.
-PRE_TOKENIZERS = ("gpt-2", "smollm", "qwen2", "qwen35", "default", "llama-bpe")
+# Names of pre-tokenizers that a tokenizer trained by oneself may have; llama.cpp knows those of published ones by a hash. The
+# first that gives the right ids is taken, those of the family before others: few words may not tell two apart.
+PRE_TOKENIZERS = {
+    "smolvlm": ("gpt-2", "smollm", "qwen2", "llama-bpe", "default"),
+    "qwen3_vl": ("qwen2", "gpt-2", "smollm", "llama-bpe", "default"),
+    "qwen3_5": ("qwen35", "qwen2", "gpt-2", "smollm", "llama-bpe", "default"),
+}
 
 
 @dataclass(frozen=True)
@@ -103,15 +107,16 @@ def _download(work: Path) -> Path:
     return path
 
 
-def convert(jobs: Sequence[Job], probes: Sequence[tuple[str, Sequence[int]]] = (), control: Sequence[str] = ()) -> str:
+def convert(family: str, jobs: Sequence[Job], probes: Sequence[tuple[str, Sequence[int]]], control: Sequence[str] = ()) -> str:
     """Run the converter for every job, in one process of its own: loading its libraries takes longer than small models do.
 
     Args:
-        probes: texts with their ids; for a tokenizer that the converter does not know they decide which pre-tokenizer it has.
+        family: model_type; probes: texts with their ids, which decide the pre-tokenizer of a tokenizer that the converter does
+            not know.
         control: added tokens that text can never turn into, whatever the tokenizer's files say of them.
 
     Returns:
-        the name of the pre-tokenizer ("" when no vocabulary was written).
+        the name of the pre-tokenizer.
 
     Raises:
         UserError: a model that the converter cannot convert, or no pre-tokenizer gives the same ids as transformers.
@@ -119,7 +124,7 @@ def convert(jobs: Sequence[Job], probes: Sequence[tuple[str, Sequence[int]]] = (
     order = {
         "folder": str(fetch()),
         "jobs": [asdict(job) for job in jobs],
-        "names": list(PRE_TOKENIZERS),
+        "names": list(PRE_TOKENIZERS[family]),
         "probes": [[text, list(ids)] for text, ids in probes],
         "control": list(control),
     }

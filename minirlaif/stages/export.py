@@ -138,7 +138,8 @@ class Work:
             folder = str(self.run.require(stage) / "adapter")
             words = ("--base", whole, "--outfile", str(self.adapter(model)), "--outtype", "f32", folder)
             jobs.append(Job("convert_lora_to_gguf.py", words))
-        return {"pre_tokenizer": convert(jobs, self.reference.texts, self.reference.control), "converter": VERSION}
+        name = convert(model_type(self.cfg.model), jobs, self.reference.texts, self.reference.control)
+        return {"pre_tokenizer": name, "converter": VERSION}
 
     def quantize(self) -> Mapping[str, Any]:
         """The text model in every type, and which of its weights got another type than was asked for."""

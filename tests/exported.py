@@ -1,0 +1,59 @@
+"""Runs to export, made by hand: a small base with random adapters, clips, and what the model in transformers says about them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import talking
+import tiny
+from clips import write_clip
+
+from minirlaif import cli
+from minirlaif.artifacts import Run
+from minirlaif.hf import HfEngine
+from minirlaif.talk import Options
+
+QUESTIONS = ("what happens first?", "how many things happen?", "what happens then?", "describe the video.")
+TOKENS = 8  # longest answer
+FALSE = "something else"  # the truth of every second question, which no model says
+
+
+def coloured_clip(path: Path, seed: int) -> Path:
+    """Four pictures of coarse coloured squares, one a second."""
+    squares = np.random.default_rng(seed).integers(0, 256, (4, 4, 4, 3), np.uint8)
+    images = [np.kron(image, np.ones((24, 24, 1), np.uint8)) for image in squares]
+    return write_clip(path, [0.0, 1.0, 2.0, 3.0], 96, 96, images=images, last_seconds=1.0)
+
+
+def trained(folder: Path, base: Path | str = "tiny", *overrides: str, clip: Callable[..., Path] = coloured_clip) -> Run:
+    """A run with sft, ppo and evaluate. Of its eight test questions every second one was answered right."""
+    settings = ("video.frames=4", f"model.base={base}", f"evaluate.max_new_tokens={TOKENS}", *overrides)
+    run = talking.run_of(folder, *settings, reward=False)
+    paths = [clip(folder / f"clip{seed}.mp4", seed=seed) for seed in range(2)]
+    with closing(HfEngine(run)) as engine:
+        rows = [row(engine, path, question) for path in paths for question in QUESTIONS]
+    for number, each in enumerate(rows):
+        each["truth"] = FALSE if number % 2 else each["rlaif"]
+    tiny.finished(run, "evaluate", lambda path: tiny.write_lines(path / "answers.jsonl", rows))
+    return run
+
+
+def row(engine: HfEngine, path: Path, question: str) -> dict[str, Any]:
+    look = engine.look(str(path))
+    said = {model: "".join(engine.stream(look, (), question, Options(max_new_tokens=TOKENS), model)) for model in engine.models}
+    return {"video": f"../{path.name}", "question": question, **said, "rlaif_blind": ""}
+
+
+def export(run: Run, *words: str) -> int:
+    """Exit code of the command."""
+    return cli.main(["export", "--run", run.root.name, "--runs-dir", str(run.root.parent), *words])
+
+
+def manifest(run: Run) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run.dir("export") / "manifest.json").read_text())
+    return content

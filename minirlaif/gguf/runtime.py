@@ -44,7 +44,7 @@ class GgufEngine:
         self.frames, self.options = self._facts.frames, self._facts.options
         self._looks: OrderedDict[str, Look] = OrderedDict()
         self._reader = ClipReader(VideoSection.timeout_seconds)
-        self._child = Child(folder=str(folder), text=str(text), mmproj=str(eyes), threads=threads or _cores(), n_ctx=n_ctx)
+        self._child = Child(folder=str(folder), text=str(text), mmproj=str(eyes), threads=threads or cores(), n_ctx=n_ctx)
         try:
             self._child.start()
         except BaseException:
@@ -105,7 +105,7 @@ class GgufEngine:
         self._child.close()
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use, as far as MOST_THREADS."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(allowed, MOST_THREADS)

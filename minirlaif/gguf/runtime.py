@@ -21,7 +21,7 @@ from minirlaif.talk import Look, Options
 from minirlaif.video import ClipReader
 
 LOOKS = 8  # clips whose frames are kept, the latest ones
-SMALL = 50_000_000  # bytes of a text model whose steps are too short to be shared: two threads gain nothing on the tiny world's
+SMALL = 1 << 27  # bytes of a text model up to which threads wait for one another longer than they work
 MOST_THREADS = 8  # that are started unasked; more share their cores' arithmetic units, or wait for memory
 
 
@@ -45,7 +45,9 @@ class GgufEngine:
         self.frames, self.options = self._facts.frames, self._facts.options
         self._looks: OrderedDict[str, Look] = OrderedDict()
         self._reader = ClipReader(VideoSection.timeout_seconds)
-        self._child = Child(folder=str(folder), text=str(text), mmproj=str(eyes), threads=threads or _threads(text), n_ctx=n_ctx)
+        self._child = Child(
+            folder=str(folder), text=str(text), mmproj=str(eyes), threads=threads or threads_for(text), n_ctx=n_ctx
+        )
         try:
             self._child.start()
         except BaseException:
@@ -106,7 +108,7 @@ class GgufEngine:
         self._child.close()
 
 
-def _threads(text: Path) -> int:
+def threads_for(text: Path) -> int:
     """One thread for a small model, else one per core that this process may use, as far as MOST_THREADS."""
     if not text.is_file() or text.stat().st_size < SMALL:
         return 1

@@ -109,7 +109,7 @@ class GgufEngine:
 
 
 def threads_for(text: Path) -> int:
-    """One thread for a small model, else one per core that this process may use, as far as MOST_THREADS."""
+    """One thread for a small text model, else one per core that this process may use, as far as MOST_THREADS."""
     if not text.is_file() or text.stat().st_size < SMALL:
         return 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

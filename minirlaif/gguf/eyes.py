@@ -7,6 +7,7 @@ vectors, E numbers of each.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,24 @@ class Eyes:
         after, nothing = ctypes.c_int32(position), self._mtmd.mtmd_helper_post_decode_callback()
         arguments = (seen.chunk, numbers, position, sequence, batch, ctypes.byref(after), nothing, None)
         return int(self._mtmd.mtmd_helper_decode_image_chunk(self._handle, context, *arguments))
+
+
+def grouped(pixels_FHW3: np.ndarray, size: int) -> list[np.ndarray]:
+    """Frames in groups that share placeholders. A short last group repeats its last frame, as in training."""
+    frames_FHW3 = np.concatenate([pixels_FHW3, pixels_FHW3[-1:].repeat(-len(pixels_FHW3) % size, 0)])
+    return [frames_FHW3[start : start + size] for start in range(0, len(frames_FHW3), size)]
+
+
+def placed(ids: Sequence[int], image_id: int, seen: Sequence[Seen]) -> list[int | Seen]:
+    """Ids with each group's placeholders replaced by what was seen."""
+    items: list[int | Seen] = []
+    groups, covered = iter(seen), 0
+    for token in ids:
+        if token != image_id:
+            items.append(token)
+        elif covered:
+            covered -= 1
+        else:
+            items.append(group := next(groups))
+            covered = group.vectors - 1
+    return items

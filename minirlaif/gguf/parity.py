@@ -18,6 +18,9 @@ import numpy as np
 
 from minirlaif.chat import Layout, Renderer, Shown
 from minirlaif.gguf.converter import in_child
+from minirlaif.gguf.eyes import grouped, placed
+from minirlaif.gguf.llama import Session
+from minirlaif.gguf.runtime import threads_for
 from minirlaif.records import Turn
 
 if TYPE_CHECKING:
@@ -84,6 +87,7 @@ def measure(text: Path, mmproj: Path, reference: Reference, model: str, kv: str 
             "probes": rows,
             "folder": work,
             "kv": kv,
+            "threads": threads_for(text),
             "adapter": adapter and str(adapter),
         }
         answer = in_child("minirlaif.gguf.parity", order)
@@ -113,12 +117,10 @@ def _compared(
 def main() -> None:
     """Answer one order: ids of texts and prompts as json, logits as a file in the order's folder."""
     order = json.load(sys.stdin)
-    from minirlaif.gguf.llama import Session
-
     folder = Path(order["folder"])
     frames = np.load(folder / "frames.npz")
     right, other, prompts = [], [], []
-    with Session(Path(order["text"]), Path(order["mmproj"]), 512, kv=order["kv"]) as session:
+    with Session(Path(order["text"]), Path(order["mmproj"]), 512, order["threads"], order["kv"]) as session:
         renderer = Renderer(session.vocabulary, Layout(**order["layout"]))
         if order["adapter"]:
             session.adapt({Path(order["adapter"]): 1.0})
@@ -131,36 +133,24 @@ def main() -> None:
             if len(ids) + 8 > session.n_ctx:
                 session.resize(len(ids) + 8)
             pixels_FHW3 = frames[str(number)] if shown else None
-            right.append(_logits(session, renderer, ids, pixels_FHW3, shown))
+            right.append(_logits(session, renderer, ids, pixels_FHW3))
             # Colours turned round: other frames of the same form, for a clip that stands still too.
-            other.append(right[-1] if pixels_FHW3 is None else _logits(session, renderer, ids, 255 - pixels_FHW3, shown))
+            other.append(right[-1] if pixels_FHW3 is None else _logits(session, renderer, ids, 255 - pixels_FHW3))
         answer = {"texts": [list(renderer.text_ids(text)) for text in order["texts"]], "prompts": prompts}
     np.savez(folder / "logits.npz", right=np.stack(right), other=np.stack(other))
     Path(order["result"]).write_text(json.dumps(answer), encoding="utf-8")
 
 
-def _logits(session: Any, renderer: Renderer, ids: Sequence[int], pixels_FHW3: np.ndarray | None, shown: Shown | None) -> Any:
-    """logits_V after a prompt; every group of frames takes the place of its placeholders."""
-    if shown is None or pixels_FHW3 is None:
+def _logits(session: Session, renderer: Renderer, ids: Sequence[int], pixels_FHW3: np.ndarray | None) -> np.ndarray:
+    """logits_V after a prompt about these frames."""
+    if pixels_FHW3 is None:
         return session.prefill(ids)
-    size = renderer.layout.group or len(pixels_FHW3)
-    pixels_FHW3 = np.concatenate([pixels_FHW3, pixels_FHW3[-1:].repeat(-len(pixels_FHW3) % size, 0)])  # a short group repeats
-    groups = [session.encode(pixels_FHW3[start : start + size]) for start in range(0, len(pixels_FHW3), size)]
-    items: list[Any] = []
-    waiting = iter(groups)
-    place = 0
-    for token in ids:
-        if token != renderer.image_id:
-            items.append(token)
-            continue
-        if place % shown.vectors == 0:
-            items.append(next(waiting))
-        place += 1
+    seen = [session.encode(group) for group in grouped(pixels_FHW3, renderer.layout.group or len(pixels_FHW3))]
     try:
-        return session.prefill(items)
+        return session.prefill(placed(ids, renderer.image_id, seen))
     finally:
-        for seen in groups:
-            session.drop(seen)
+        for group in seen:
+            session.drop(group)
 
 
 if __name__ == "__main__":

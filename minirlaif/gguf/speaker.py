@@ -14,7 +14,7 @@ import numpy as np
 
 from minirlaif.chat import Renderer, Shown, pieces
 from minirlaif.frames import FrameSize
-from minirlaif.gguf.eyes import Seen
+from minirlaif.gguf.eyes import Seen, grouped, placed
 from minirlaif.gguf.facts import FILE, Facts
 from minirlaif.gguf.llama import Session, length
 from minirlaif.records import Turn, UserError
@@ -73,8 +73,7 @@ class Speaker:
         size = self._facts.layout.group or len(pixels_FHW3)
         vectors = self._facts.sizing.vectors(FrameSize(*pixels_FHW3.shape[1:3]))
         self._most(-(-len(pixels_FHW3) // size) * vectors)  # before anything costly
-        frames_FHW3 = np.concatenate([pixels_FHW3, pixels_FHW3[-1:].repeat(-len(pixels_FHW3) % size, 0)])
-        seen = tuple(self._session.encode(frames_FHW3[i : i + size]) for i in range(0, len(frames_FHW3), size))
+        seen = tuple(map(self._session.encode, grouped(pixels_FHW3, size)))
         if seen[0].vectors != vectors:
             raise UserError(
                 f"{self._eyes_name}: makes {seen[0].vectors} vectors of a frame, {FILE} says {vectors}; take both from one export"
@@ -89,26 +88,12 @@ class Speaker:
         """Pieces of the answer; see `talk.Engine`. UserError when the conversation does not fit the model's context."""
         self._clips.move_to_end(key)
         clip = self._clips[key]
-        items = self._items(clip, self.renderer.prompt(clip.shown, question, turns=turns))
+        items = placed(self.renderer.prompt(clip.shown, question, turns=turns), self.renderer.image_id, clip.seen)
         room = self._make_room(length(items), options.max_new_tokens)
         path = self._adapters.get(model)
         self._session.adapt({path: 1.0} if path else {})
-        opening = len(self._items(clip, self.renderer.opening(clip.shown)))
+        opening = len(placed(self.renderer.opening(clip.shown), self.renderer.image_id, clip.seen))
         yield from pieces(self.renderer, self._tokens(items, opening, options, room))
-
-    def _items(self, clip: _Clip, ids: Sequence[int]) -> list[int | Seen]:
-        """Ids with each group's placeholders replaced by what was seen."""
-        items: list[int | Seen] = []
-        groups, covered = iter(clip.seen), 0
-        for token in ids:
-            if token != self.renderer.image_id:
-                items.append(token)
-            elif covered:
-                covered -= 1
-            else:
-                items.append(group := next(groups))
-                covered = group.vectors - 1
-        return items
 
     def _make_room(self, asked: int, answer: int) -> int:
         """A memory for a prompt of `asked` tokens and an answer; how many tokens the answer may have."""

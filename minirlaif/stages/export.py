@@ -202,7 +202,8 @@ class Work:
     def _asked(self, kind: str, blank: bool, rows: list[trial.Asked], told: list[str], path: Path) -> list[str]:
         """Answers of one file to the rows behind those that were told already; each is written down at once."""
         name, new = kind + "_blind" * blank, []
-        with GgufEngine(self.out.path, kind=kind) as engine, path.open("a", encoding="utf-8") as file:
+        engine = GgufEngine(self.out.path, kind=kind)
+        with engine, path.open("a", encoding="utf-8") as file:
             left = rows[len(told) :]
             texts = trial.answers(engine, left, self.cfg.evaluate.max_new_tokens, blank)
             for row, text in zip(left, progress(texts, len(rows), f"ask {name}", initial=len(told)), strict=True):

@@ -55,8 +55,8 @@ class Limits:
 def check_content(path: Path, limits: Limits) -> None:
     """UserError unless the file begins like a video and is not too large. Nothing is decoded."""
     size = path.stat().st_size
-    if not size:
-        raise UserError("the file is empty (0 bytes)")
+    if size < 64:  # also what a browser makes of a recording that it had no time to write
+        raise UserError(f"the file is empty ({size} bytes)")
     if size > limits.megabytes << 20:
         raise UserError(f"the file has {size / (1 << 20):.0f} MB, {limits.megabytes} MB are allowed; cut the clip or shrink it")
     with path.open("rb") as file:

@@ -43,20 +43,6 @@ SAVE = """(text) => {
 }"""
 
 
-def _clip_input() -> gr.Video:
-    """A video that is taken as it is: gradio's own way calls ffmpeg to take the sound out, and to convert what it shows.
-
-    Its editor would also load a second ffmpeg from elsewhere; the policy of guard.py forbids that, and app.css hides the editor.
-    The methods are replaced on the object because gradio writes a file beside the source of a class made from its own.
-    """
-    video = gr.Video(
-        label="Clip", show_label=False, sources=["upload", "webcam"], include_audio=False, elem_id="clip", buttons=[]
-    )
-    video.preprocess = lambda payload: payload.path if payload else None
-    video.postprocess = lambda value: value and gr.FileData(path=str(value), orig_name=Path(value).name)
-    return video
-
-
 @dataclass(frozen=True)
 class Place:
     """What the pages are about.
@@ -117,13 +103,14 @@ def _talking(page: gr.Blocks, place: Place, talks: Talks) -> None:
 
     shown = [clip.strip, clip.notice, chat.view, *chat.buttons, duel.view, *duel.buttons]
 
-    def opened(path: str | None, frames: float, request: gr.Request) -> list[Any]:
-        session = talks.session(request.session_hash or "")
-        talks.open(session, path, int(frames))
+    def opened(upload: dict[str, Any] | None, frames: float, request: gr.Request) -> list[Any]:
+        session, path = talks.session(request.session_hash or ""), upload["path"] if upload else None
+        talks.open(session, path, min(max(1, int(frames)), clip.most_frames))
         drawn = [views.strip(session.look, clip.limits), views.notice(session.notice), *chat.draw(request), *duel.draw(request)]
         return [gr.skip() if session.clip or path is None else None, *drawn]
 
     bound = {"inputs": [clip.video, clip.frames], "outputs": [clip.video, *shown], **MODEL, "show_progress_on": clip.strip}
+    bound["preprocess"] = False  # gradio would call ffmpeg to take the sound out
     clip.video.change(opened, **bound)
     clip.frames.release(opened, **bound)
 
@@ -141,6 +128,7 @@ class _Clip:
     frames: Any
     sampling: list[Any]  # temperature, top-p, length
     limits: str  # in words
+    most_frames: int
 
     def options(self, talks: Talks, values: Sequence[float]) -> Options:
         """What the sliders say."""
@@ -152,7 +140,10 @@ def _clip_panel(place: Place, talks: Talks) -> _Clip:
     """Clip, examples, the frames that the model sees, and how it answers."""
     trained, limits = talks.engine.options, talks.desk.limits
     told = f"Clips of at most {limits.seconds / 60:.0f} minutes and {limits.megabytes} MB."
-    video = _clip_input()
+    # Its editor would load ffmpeg from elsewhere: guard.py's policy forbids that, and app.css hides the editor.
+    video = gr.Video(
+        label="Clip", show_label=False, sources=["upload", "webcam"], include_audio=False, elem_id="clip", buttons=[]
+    )
     if place.examples:
         with gr.Row(elem_id="examples"):
             for number, (path, picture) in enumerate(place.examples, start=1):
@@ -167,7 +158,7 @@ def _clip_panel(place: Place, talks: Talks) -> _Clip:
         top_p = gr.Slider(0.05, 1, trained.top_p, step=0.05, label="Top-p", info="1: no word is ruled out")
         longest = max(512, trained.max_new_tokens)
         length = gr.Slider(1, longest, trained.max_new_tokens, step=1, label="Longest answer", info="in tokens")
-    return _Clip(video, strip, notice, frames, [temperature, top_p, length], told)
+    return _Clip(video, strip, notice, frames, [temperature, top_p, length], told, most)
 
 
 @dataclass(frozen=True)

@@ -90,10 +90,10 @@ def page_at(options: argparse.Namespace, talks: Talks | None, run: Run | None, f
     """The pages over what is given. UserError where the port is taken."""
     from starlette.middleware import Middleware
 
-    from minirlaif.app import ui
+    from minirlaif.app import tabs, ui
 
     examples = talks.desk.examples(shelf.example_clips(run)) if talks else []
-    page = ui.build(ui.Place(talks, run, options.runs_dir, examples, shelf.example_questions(run)))
+    page = ui.build(tabs.Place(talks, run, options.runs_dir, examples, shelf.example_questions(run)))
     _warn(options)
     local = options.host in LOOPBACK and not options.share
     guard = Middleware(Guard, folder=folder, hosts=LOOPBACK if local else ())

@@ -79,7 +79,7 @@ class Client:
 
     def open(self, path: str, frames: int = 4) -> dict[str, Any]:
         """Let the page open a clip by its path on the server."""
-        return self.event(self.events["clip", "change"], [{"path": path, "meta": {"_type": "gradio.FileData"}}, frames])
+        return self.event(self.events["clip", "upload"], [{"path": path, "meta": {"_type": "gradio.FileData"}}, frames])
 
     def show(self, clip: Path) -> None:
         status, path = self.upload(clip.name, clip.read_bytes())

@@ -41,7 +41,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "empty.mp4").touch()
     Image.fromarray(picture(1)).save(folder / "photo.png")
     shutil.copyfile(folder / "photo.png", folder / "photo.mp4")
-    (folder / "playlist.mp4").write_text("#EXTM3U\n#EXTINF:1,\n/etc/passwd\n")
+    (folder / "playlist.mp4").write_text("#EXTM3U\n" + "#EXTINF:1,\n/etc/passwd\n" * 9)
     (folder / "broken.mp4").write_bytes((folder / "good.mp4").read_bytes()[:900])
     write_clip(folder / "lengthy.mp4", [0.0, 100.0, 200.0], last_seconds=1.0)
     talking.run_of(folder / "runs" / "a")

@@ -19,7 +19,7 @@ Receive = Callable[[], Awaitable[Message]]
 
 _GET = re.compile(
     r"/|/(?:config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|login_check|logout)/?"
-    r"|/(?:static|assets)/[\w./-]+"
+    r"|/(?:static(?!/ffmpeg)|assets)/[\w./-]+"  # 30 MB for the player's editor, which app.css hides
     r"|/gradio_api/(?:queue/data|upload_progress|startup-events|user|login_check|app_id|theme\.css|info|heartbeat/\w+)/?"
     r"|/gradio_api/file=.+"
 )
@@ -67,14 +67,23 @@ class Guard:
             await _refuse(send, *reason)
             return
 
+        started = False
+
         async def marked(message: Message) -> None:
+            nonlocal started
+            started = True
             if message["type"] == "http.response.start":
                 known = {name for name, _ in message.get("headers", ())}
                 more = [(name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in known]
                 message["headers"] = [*message.get("headers", ()), *more]
             await send(message)
 
-        await self.app(scope, receive, marked)
+        try:
+            await self.app(scope, receive, marked)
+        except (RuntimeError, OSError):
+            if started or self.refuses(scope) is None:
+                raise
+            await _refuse(send, 404, "")  # a clip that was refused, and deleted while the player asked for it
 
     def refuses(self, scope: Mapping[str, Any]) -> tuple[int, str] | None:
         """Status and reason where a request is refused."""
@@ -85,11 +94,11 @@ class Guard:
         path = str(scope["path"])
         if scope["method"] in ("GET", "HEAD"):
             if not _GET.fullmatch(path) or ".." in path.split("/"):
-                return 404, "not found"
+                return 404, ""
             if path.startswith("/gradio_api/file=") and not self._is_ours(path.removeprefix("/gradio_api/file=")):
                 return 403, "this file is not served"
         elif scope["method"] != "POST" or not _POST.fullmatch(path):
-            return 404, "not found"
+            return 404, ""
         return None
 
     def _names_others(self, body: bytes) -> tuple[int, str] | None:
@@ -149,7 +158,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 async def _refuse(send: Send, status: int, reason: str) -> None:
-    body = (reason + "\n").encode()
+    body = reason.encode()
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -105,8 +105,6 @@ class Talks:
 
     def open(self, session: Session, path: str | None, frames: int) -> None:
         """Show a clip to the engine; a new one starts a new conversation. What is wrong with it stands in `session.notice`."""
-        if path is None and session.clip is None:  # the player is empty again after a refusal, whose reason stays
-            return
         session.notice = ""
         known = session.clip is not None and path is not None and Path(path) == session.clip
         if not known:

@@ -93,8 +93,10 @@ def _talking(page: gr.Blocks, place: Place, talks: Talks) -> None:
 
     bound = {"inputs": [clip.video, clip.frames], "outputs": [clip.video, *shown], **MODEL, "show_progress_on": clip.strip}
     bound["preprocess"] = False  # gradio would call ffmpeg to take the sound out
-    clip.video.change(opened, **bound)
-    clip.frames.release(opened, **bound)
+    brought = [clip.video.upload, clip.video.stop_recording, clip.video.clear, clip.frames.release]
+    gr.on(brought, opened, trigger_mode="always_last", **bound)
+    for chosen in clip.examples:
+        chosen.then(opened, **bound)
 
     def left(request: gr.Request) -> None:
         talks.leave(request.session_hash or "")
@@ -111,6 +113,7 @@ class _Clip:
     sampling: list[Any]  # temperature, top-p, length
     limits: str  # in words
     most_frames: int
+    examples: list[Any]  # events that put one there
 
     def options(self, talks: Talks, values: Sequence[float]) -> Options:
         """What the sliders say."""
@@ -122,15 +125,15 @@ def _clip_panel(place: Place, talks: Talks) -> _Clip:
     """Clip, examples, the frames that the model sees, and how it answers."""
     trained, limits = talks.engine.options, talks.desk.limits
     told = f"Clips of at most {limits.seconds / 60:.0f} minutes and {limits.megabytes} MB."
-    # Its editor would load ffmpeg from elsewhere: guard.py's policy forbids that, and app.css hides the editor.
     video = gr.Video(
         label="Clip", show_label=False, sources=["upload", "webcam"], include_audio=False, elem_id="clip", buttons=[]
     )
+    chosen = []
     if place.examples:
         with gr.Row(elem_id="examples"):
             for number, (path, picture) in enumerate(place.examples, start=1):
                 button = gr.Button(f"Example {number}", icon=str(picture), size="sm", min_width=70)
-                button.click(lambda chosen=str(path): chosen, outputs=video, **QUICK)
+                chosen.append(button.click(lambda name=str(path): name, outputs=video, **QUICK))
     strip = gr.HTML(views.strip(None, told), apply_default_css=False, elem_id="strip")
     notice = gr.HTML("", apply_default_css=False, elem_id="clip-notice")
     with gr.Accordion("How it looks and answers", open=False, elem_id="settings"):
@@ -140,7 +143,7 @@ def _clip_panel(place: Place, talks: Talks) -> _Clip:
         top_p = gr.Slider(0.05, 1, trained.top_p, step=0.05, label="Top-p", info="1: no word is ruled out")
         longest = max(512, trained.max_new_tokens)
         length = gr.Slider(1, longest, trained.max_new_tokens, step=1, label="Longest answer", info="in tokens")
-    return _Clip(video, strip, notice, frames, [temperature, top_p, length], told, most)
+    return _Clip(video, strip, notice, frames, [temperature, top_p, length], told, most, chosen)
 
 
 @dataclass(frozen=True)

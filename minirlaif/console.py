@@ -35,7 +35,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--remember", action="store_true", help="keep earlier questions and answers in the prompt")
     parser.add_argument("--mmproj", metavar="FILE", type=Path, help="another mmproj GGUF than the export's")
     parser.add_argument("--type", metavar="TYPE", default="", help="which text GGUF of the folder, such as q8_0")
-    parser.add_argument("--threads", metavar="N", type=_count, default=0, help="CPU threads of llama.cpp (default: one per core)")
+    parser.add_argument(
+        "--threads",
+        metavar="N",
+        type=_count,
+        default=0,
+        help="CPU threads of llama.cpp (default: one per core; one for a tiny model)",
+    )
     parser.add_argument("--ctx", metavar="N", type=_count, default=0, help="tokens of its memory (default: as many as needed)")
 
 

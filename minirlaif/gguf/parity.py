@@ -20,7 +20,7 @@ from minirlaif.chat import Layout, Renderer, Shown
 from minirlaif.gguf.converter import in_child
 from minirlaif.gguf.eyes import grouped, placed
 from minirlaif.gguf.llama import Session
-from minirlaif.gguf.trial import threads_for
+from minirlaif.gguf.runtime import threads_for
 from minirlaif.records import Turn
 
 if TYPE_CHECKING:

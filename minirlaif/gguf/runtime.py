@@ -21,6 +21,7 @@ from minirlaif.talk import Look, Options
 from minirlaif.video import ClipReader
 
 LOOKS = 8  # clips whose frames are kept, the latest ones
+SMALL = 1 << 27  # bytes of a text model up to which threads wait for one another longer than they work
 MOST_THREADS = 8  # that are started unasked; more share their cores' arithmetic units, or wait for memory
 
 
@@ -29,7 +30,7 @@ class GgufEngine:
 
     Args:
         where: the export's folder, or one text GGUF in it; kind: which type of text model, such as "q8_0" ("": the first one).
-        mmproj: another file that sees; threads: of the CPU (0: one per core, at most MOST_THREADS).
+        mmproj: another file that sees; threads: of the CPU (0: one per core, at most MOST_THREADS; one for a small model).
         n_ctx: tokens of the memory (0: as many as a conversation needs).
     Raises:
         UserError: a file is missing, broken or does not belong to the others.
@@ -44,7 +45,9 @@ class GgufEngine:
         self.frames, self.options = self._facts.frames, self._facts.options
         self._looks: OrderedDict[str, Look] = OrderedDict()
         self._reader = ClipReader(VideoSection.timeout_seconds)
-        self._child = Child(folder=str(folder), text=str(text), mmproj=str(eyes), threads=threads or cores(), n_ctx=n_ctx)
+        self._child = Child(
+            folder=str(folder), text=str(text), mmproj=str(eyes), threads=threads or threads_for(text), n_ctx=n_ctx
+        )
         try:
             self._child.start()
         except BaseException:
@@ -105,8 +108,10 @@ class GgufEngine:
         self._child.close()
 
 
-def cores() -> int:
-    """Cores that this process may use, as far as MOST_THREADS."""
+def threads_for(text: Path) -> int:
+    """One thread for a small text model, else one per core that this process may use, as far as MOST_THREADS."""
+    if not text.is_file() or text.stat().st_size < SMALL:
+        return 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(allowed, MOST_THREADS)
 

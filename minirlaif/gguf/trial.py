@@ -13,20 +13,11 @@ import numpy as np
 
 from minirlaif.artifacts import Run
 from minirlaif.frames import BLANK
-from minirlaif.gguf.runtime import cores
 from minirlaif.stats import exact_match
 from minirlaif.talk import Engine, Options
 
 # How far the accuracy of a type may lie from that of the model in transformers, in shares of the questions.
 BOUNDS = {"f32": 0.005, "f16": 0.005, "bf16": 0.005, "q8_0": 0.01, "q6_k": 0.02, "q5_k_m": 0.03, "q4_k_m": 0.05}
-
-
-SMALL = 1 << 27  # bytes of a text model up to which two threads wait for one another longer than they work
-
-
-def threads_for(text: Path) -> int:
-    """Of a check, on a machine that may be busy."""
-    return 1 if text.stat().st_size < SMALL else cores()
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def _asked(cfg: Config, run: Run, files: Files, reference: Reference, rows: list
         )
         facts.write(Path(work), known)
         for kind in files.text:
-            with GgufEngine(Path(work), kind=kind, threads=trial.threads_for(files.text[kind])) as engine:
+            with GgufEngine(Path(work), kind=kind) as engine:
                 texts = trial.answers(engine, rows, cfg.evaluate.max_new_tokens)
                 results[kind] = trial.result(rows, list(progress(texts, len(rows), f"ask {kind}")))
     return results

@@ -202,7 +202,7 @@ class Work:
     def _asked(self, kind: str, blank: bool, rows: list[trial.Asked], told: list[str], path: Path) -> list[str]:
         """Answers of one file to the rows behind those that were told already; each is written down at once."""
         name, new = kind + "_blind" * blank, []
-        engine = GgufEngine(self.out.path, kind=kind, threads=trial.threads_for(self.text(kind)))
+        engine = GgufEngine(self.out.path, kind=kind)
         with engine, path.open("a", encoding="utf-8") as file:
             left = rows[len(told) :]
             texts = trial.answers(engine, left, self.cfg.evaluate.max_new_tokens, blank)

@@ -13,25 +13,30 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from minirlaif import config
+from minirlaif.artifacts import Run
 from minirlaif.config import Config
-from minirlaif.plan import GIB, STEPS, TITLES, estimate, planned
+from minirlaif.plan import CONTEXT, GIB, STEPS, TITLES, estimate, planned
 from minirlaif.records import UserError
 
 # Big blocks of glibc's heap come from the system one by one and go back at once: resident memory is then what is alive.
 STEADY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
+# An `accelerate launch` tells its processes with these that there are others; a child works alone.
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 COLUMNS = ("stage", "peak MiB", "planned MiB", "s/step", "tokens/s", "samples/s")
 
 
 def run(cfg: Config, stages: Sequence[str], gpu_gib: float | None, out: Path | None) -> int:
     """Measure stages, print the table and, when all stages were measured, the header line for the config; write json.
-    Exit code 1 when a stage failed."""
+    Exit code 1 when a stage failed. UserError when the models' sizes are not known."""
     from minirlaif.disk import write_atomic
     from minirlaif.fitting import header
 
+    planned(cfg, gpu=False)  # a wrong name is told once, not by every child
     results = [measure(cfg, stage, gpu_gib) for stage in stages]
     print(table(results))
     for result in results:
@@ -59,11 +64,12 @@ def chosen(text: str) -> list[str]:
 def measure(cfg: Config, stage: str, gpu_gib: float | None, rows: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """One stage in a child process: a dictionary of numbers, or one with "error".
 
-    rows: for a probe, the longest row of the data ("video", "question", "answer", "run": the run folder); None: stand-ins.
+    rows: for a probe, what `steps.longest` found in the data; None: stand-ins.
     """
     job = {"config": config.dump(cfg), "stage": stage, "gpu_gib": gpu_gib, "rows": dict(rows) if rows else None}
     code = "from minirlaif.bench import child; child()"
-    environment = {**os.environ, **STEADY, "TOKENIZERS_PARALLELISM": "false"}
+    mine = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+    environment = {**mine, **STEADY, "TOKENIZERS_PARALLELISM": "false"}
     root = str(Path(__file__).parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH", "")]))
     done = subprocess.run(
@@ -100,19 +106,19 @@ def _measured(cfg: Config, job: Mapping[str, Any], folder: Path) -> dict[str, An
     gpu = pick_device(cfg.model.device).type == "cuda"
     if gpu and job["gpu_gib"]:
         total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, job["gpu_gib"] * GIB / total))
+        torch.cuda.set_per_process_memory_fraction(allowed(job["gpu_gib"], total))
     runtime = libraries(cfg)
     plan = planned(cfg, gpu, runtime=runtime)
     small, stage = steps.shrunk(cfg), str(job["stage"])
     with steps.opened(small, stage, job["rows"], folder) as (bench, worst):
         step = steps.prepare(stage, bench, cfg, worst, folder)
+        before = bench.store.counters.get("encodes", 0)
         _forget_peak(gpu)
         steps.timed(step)  # the first one warms up, and gives the optimisers their moments
         done, seconds = steps.timed(step)
-        owner = bench.critic if stage == "reward" else bench
-        context = worst.context if stage == "reward" and cfg.reward.context else ""
-        prompt = len(owner.prompt(owner.whole(worst.video), worst.question, context))
-        guessed = estimate(plan, {stage: prompt})[stage]
+        looked = bench.store.counters.get("encodes", 0) > before  # a stand-in's clips never are
+        prompt, answer = steps.size(stage, bench, worst)
+        guessed = estimate(replace(plan, looks=looked), {stage: (prompt, answer)})[stage]
         return {
             "stage": stage,
             "peak": _peak(gpu),
@@ -127,6 +133,11 @@ def _measured(cfg: Config, job: Mapping[str, Any], folder: Path) -> dict[str, An
             "samples_per_second": done.samples / seconds,
             "device": torch.cuda.get_device_name() if gpu else "cpu",
         }
+
+
+def allowed(gib: float, total: float) -> float:
+    """Share of a card of `total` bytes that the allocator may take to be like one of `gib`, which has the libraries beside it."""
+    return min(1.0, max(0.0, gib * GIB - CONTEXT) / total)
 
 
 def libraries(cfg: Config) -> float:
@@ -218,20 +229,23 @@ def probe(cfg: Config, run_folder: Path, gpu_gib: float | None, stages: Sequence
     return results
 
 
-def before_run(cfg: Config, run_folder: Path) -> None:
-    """What `run` does on a GPU before the long work: the probe. On a CPU, and for the tiny world, nothing.
+def before_run(cfg: Config, run: Run, names: Sequence[str], redo: bool = False) -> None:
+    """What `run` does on a GPU before the long work: the probe of those of the stages that are not finished. On a CPU, and for
+    the tiny world, nothing.
 
     Raises:
         UserError: a stage failed on the longest row, most often because it does not fit.
     """
-    if cfg.data.world:
+    ahead = [name for name in names if redo or run.manifest(name) is None]
+    steps_ahead = [step for name in ahead for step in (("collect", "update") if name == "ppo" else (name,)) if step in STEPS]
+    if cfg.data.world or not steps_ahead:
         return
     from minirlaif.backbone import pick_device
 
     if pick_device(cfg.model.device).type != "cuda":
         return
     print("probe: the longest row through every stage", flush=True)
-    for result in probe(cfg, run_folder, None):
+    for result in probe(cfg, run.root, None, steps_ahead):
         if "error" in result:
             raise UserError(
                 f"probe: {result['stage']} fails on the longest row ({result['error']}); `python -m minirlaif plan` says what to"

@@ -39,7 +39,7 @@ PIPELINE = tuple(name for name in STAGES if name != "pretrain")
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if match := re.match(r"argument VERB: invalid choice: '(.*?)'", message):
-            known = [*STAGES, "run", "status", "path", "export", "convert", "chat", "doctor"]
+            known = [*STAGES, "run", "status", "path", *planning.VERBS, "chat", "export", "doctor"]
             near = difflib.get_close_matches(match[1], known, n=1, cutoff=0.0)[0]
             message = f"{match[1]}: no such verb (did you mean {near}?)"
         raise UserError(f"{message}; see `{self.prog} --help`")
@@ -166,7 +166,7 @@ def _make(run: Run, cfg: config.Config, options: argparse.Namespace) -> int:
         if options.verb == "run":
             from minirlaif.bench import before_run
 
-            before_run(cfg, run.root)
+            before_run(cfg, run, names, options.redo)
     parallel.wait()
     for number, name in enumerate(names, start=1):
         if len(names) > 1 and parallel.leads():

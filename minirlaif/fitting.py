@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.config import Config
-from minirlaif.plan import GIB, TITLES, Planned, peak, planned
+from minirlaif.plan import CONTEXT, GIB, TITLES, Planned, peak, planned
 from minirlaif.records import UserError
-
-CONTEXT = 0.6 * GIB  # what CUDA and its libraries take of a card beside the allocator
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class Precision:
     autocast: bool  # adapters compute in bfloat16 while training (accelerate's mixed precision, on a GPU)
     checkpointing: bool
     rank: int
-    moments: float = 8.0  # bytes of optimiser state per trained weight on the device: 8 AdamW, 0 when paged to the host
+    moments: float = 8.0  # bytes of optimiser state per trained weight on the device: 8 AdamW, 2 with 8 bits
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def training(n: Numbers, p: Precision, b: Batch) -> dict[str, float]:
     """Features, activations and logits while one micro-batch goes forward and backward."""
     spots = b.rows * b.tokens
     masked = b.rows > 1
-    layers = [(n.full_layers, _full_saved(n, p, b, masked)), (n.delta_layers, _delta_saved(n, p))]
+    layers = [(n.full_layers, _full_saved(n, p, b, masked)), (n.delta_layers, _delta_saved(n, p, b.tokens))]
     heaviest = max(saved for count, saved in layers if count) * spots
     backward = _backward(n, p) * spots + _dequantised(n, p)
     logits = _logits(n, b.rows * b.answers)
@@ -185,8 +185,8 @@ def _full_saved(n: Numbers, p: Precision, b: Batch, masked: bool) -> float:
     numbers: float = p.compute * (attention + 3 * n.ffn) + FLOAT * (2 * n.width + n.heads + 2)
     if n.head_norms:
         numbers += FLOAT * (n.query + n.keys)
-    if n.gated:
-        numbers += p.compute * 2 * n.query
+    if n.gated:  # in float32 the norm's input lies in one piece with the gate, and the gated result is the last adapter's input
+        numbers += p.compute * n.query * (4 if p.compute == FLOAT else 2)
     numbers += _adapter_inputs(n, p, 3 * n.width + n.query)
     return numbers + (b.tokens * p.compute if masked else 0.0)
 
@@ -200,16 +200,19 @@ def _adapter_inputs(n: Numbers, p: Precision, attention: int) -> float:
     return own * (attention + 2 * n.width + n.ffn) + inner
 
 
-def _delta_saved(n: Numbers, p: Precision) -> float:
+def _delta_saved(n: Numbers, p: Precision, tokens: int) -> float:
     """Bytes per token that a linear layer keeps: transformers' chunked delta rule, in float32, and the feed-forward part.
-    Per value head five rows of a chunk's matrices, queries, keys and values in several forms, and a state per chunk."""
+    Per value head, over whole chunks, five rows of its matrices, six forms of queries and keys, three of values, a state for
+    each; before and after that, two and four. In the model's own format the convolution's input and output, and the gate."""
     d = n.delta
     if d is None:
         return 0.0
-    channels = 6 * d.key_heads * d.key_dim + 8 * d.value_heads * d.value_dim
-    per_head = 5 * CHUNK + 10 + 10 * d.key_dim + 2 * d.value_dim + d.key_dim * d.value_dim / CHUNK
-    rule = p.compute * channels + FLOAT * d.value_heads * per_head
-    return rule + p.compute * 3 * n.ffn + FLOAT * (2 * n.width + 2) + _adapter_inputs(n, p, 0)
+    filled = -(-tokens // CHUNK) * CHUNK / max(1, tokens)  # the last chunk is filled up
+    chunked = 5 * CHUNK + 6 * d.key_dim + 3 * d.value_dim + 4 + d.key_dim * d.value_dim / CHUNK
+    per_head = filled * chunked + 2 * d.key_dim + 4 * d.value_dim + 5
+    channels = 2 * d.key_heads * d.key_dim + d.value_heads * d.value_dim
+    rule = FLOAT * d.value_heads * per_head + p.compute * (2 * channels + d.value_heads * d.value_dim)
+    return rule + p.compute * 3 * n.ffn + FLOAT * (2 * n.width + 2) + _adapter_inputs(n, p, 4 * n.width)
 
 
 def _forward(n: Numbers, p: Precision, b: Batch) -> float:

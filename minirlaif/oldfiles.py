@@ -102,7 +102,9 @@ def llama_tokenizer(old: Path, image: str) -> Any:
     else:
         raise UserError(f"{old}: neither tokenizer.json nor tokenizer.model in it; download the checkpoint again")
     # legacy: with a space before every piece of text between special tokens, as the old tokenizer had it.
-    tokenizer = LlamaTokenizer(vocab=vocabulary, merges=merges, legacy=True, pad_token="<unk>", padding_side="left")
+    tokenizer = LlamaTokenizer(
+        vocab=vocabulary, merges=merges, legacy=True, add_bos_token=True, pad_token="<unk>", padding_side="left"
+    )
     added = [token for token, number in sorted(more.items(), key=lambda item: item[1]) if number >= len(vocabulary)]
     tokenizer.add_special_tokens({"additional_special_tokens": [*added, *({image} - set(added))]})
     return tokenizer

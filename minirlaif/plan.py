@@ -19,8 +19,13 @@ GIB = 2**30
 TEXT = 96  # tokens of a question with the chat's own words
 GUIDING = 160  # tokens of the judge's instructions
 ANSWER = 256  # tokens of an answer in SFT data
-FIRST_STEP = 20 * 2**20  # what a CPU's first step adds for good: code of kernels, their buffers, autograd's threads
+# MiB that a CPU's first step adds for good: code of kernels (those for bfloat16 are made on the spot), their buffers, autograd's
+# threads. Measured with models of next to no weights, by bytes per number; with gradients and without.
+FIRST_STEP = {True: {4: 31, 2: 55}, False: {4: 17, 2: 30}}
+TRAIN = ("sft", "reward", "update")
+CONTEXT = 0.6 * GIB  # what CUDA and its libraries take of a card beside the allocator
 RUNTIME = 0.45 * GIB  # what Python and its libraries take of main memory; `bench` measures it
+Known = tuple[int, int]  # tokens of a row's prompt, and of a written answer
 STEPS = ("sft", "feedback", "reward", "collect", "update", "evaluate")
 TITLES = {"collect": "ppo collect", "update": "ppo update"}
 
@@ -34,6 +39,7 @@ class Planned:
     critic: Shape
     gpu: bool
     runtime: float = 0.0  # bytes of the process itself, which count on a CPU
+    looks: bool = True  # clips are seen for the first time, so the vision tower works, too
 
     @property
     def own_critic(self) -> bool:
@@ -62,10 +68,10 @@ def precision(cfg: Config, gpu: bool) -> Precision:
     return Precision(m.quantization == "nf4", 2 if low else 4, low and gpu, m.gradient_checkpointing, m.lora_r, moments)
 
 
-def estimate(plan: Planned, tokens: Mapping[str, int] | None = None) -> dict[str, dict[str, float]]:
+def estimate(plan: Planned, tokens: Mapping[str, Known] | None = None) -> dict[str, dict[str, float]]:
     """Bytes of each stage by line (names in memory.LINES), at the moment when most is taken.
 
-    tokens: prompt tokens per stage where they are known (a bench knows them); else worked out from the settings.
+    tokens: of the longest row per stage, where they are known (a bench knows them); else worked out from the settings.
     """
     known = tokens or {}
     makers = {
@@ -80,7 +86,8 @@ def estimate(plan: Planned, tokens: Mapping[str, int] | None = None) -> dict[str
     for name, maker in makers.items():
         moments = list(maker(plan, known.get(name)))
         most = max(moments, key=lambda lines: sum(lines.values()))
-        runtime = 0.0 if plan.gpu else plan.runtime + FIRST_STEP
+        first = FIRST_STEP[name in TRAIN][precision(plan.cfg, plan.gpu).compute] * 2**20
+        runtime = 0.0 if plan.gpu else plan.runtime + first
         result[name] = {line: most.get(line, 0.0) for line in LINES} | {"runtime": runtime}
     return result
 
@@ -109,53 +116,68 @@ def _added(*parts: Mapping[str, float]) -> dict[str, float]:
     return {line: sum(part.get(line, 0.0) for part in parts) for line in LINES}
 
 
-def _sft(plan: Planned, prompt: int | None) -> Iterator[dict[str, float]]:
+def _looking(plan: Planned, shape: Shape, adapters: int, trained: int, frames: int = 0) -> Iterator[dict[str, float]]:
+    """While the vision tower, which rests otherwise, sees a clip."""
+    if plan.looks:
+        v, p = plan.cfg.video, precision(plan.cfg, plan.gpu)
+        seen = memory.looking(p, *shape.patches(frames or v.frames, v.frame_pixels))
+        yield _added(memory.standing(shape.numbers, p, adapters, trained), {"activations": seen})
+
+
+def _sft(plan: Planned, known: Known | None) -> Iterator[dict[str, float]]:
     s, p = plan.cfg.sft, precision(plan.cfg, plan.gpu)
-    start = prompt or _prompt(plan, plan.policy)
-    tokens = min(s.max_length, start + ANSWER)
+    start, answer = known or (_prompt(plan, plan.policy), ANSWER)
+    tokens = min(s.max_length, start + answer)
     rows = min(s.micro_batch_size, s.batch_size)
     batch = Batch(rows, tokens, max(1, tokens - start), _visual(plan, plan.policy))
     yield _added(_base(plan, plan.policy, 1, 1), memory.training(plan.policy.numbers, p, batch))
-    if prompt is None:  # a bench's clips were never decoded
-        eyes = plan.policy.patches(plan.cfg.video.frames, plan.cfg.video.frame_pixels)
-        looking = memory.looking(p, *eyes)
-        yield _added(memory.standing(plan.policy.numbers, p, 1, 1), {"activations": looking})
+    yield from _looking(plan, plan.policy, 1, 1)
 
 
-def _feedback(plan: Planned, prompt: int | None) -> Iterator[dict[str, float]]:
+def _feedback(plan: Planned, known: Known | None) -> Iterator[dict[str, float]]:
     f, p, n = plan.cfg.feedback, precision(plan.cfg, plan.gpu), plan.policy.numbers
     base = _base(plan, plan.policy, 1, 0)
     dense, seen = plan.cfg.video.segment_frames, _visual(plan, plan.policy)
     part = Batch(f.batch_size, _prompt(plan, plan.policy, frames=dense), 0, _visual(plan, plan.policy, dense))
     yield _added(base, memory.sampling(n, p, part, 1, f.describe_tokens))
-    whole = prompt or _prompt(plan, plan.policy)
+    whole = known[0] if known else _prompt(plan, plan.policy)
     yield _added(base, memory.sampling(n, p, Batch(f.batch_size, whole, 0, seen), f.answers, f.max_new_tokens))
+    yield _added(base, memory.scoring(n, p, _judged(plan, whole)))
+    yield from _looking(plan, plan.policy, 1, 0, max(plan.cfg.video.frames, dense))
+
+
+def _judged(plan: Planned, whole: int) -> Batch:
+    """What the judge reads at once. whole: tokens of a prompt with the frames."""
+    f = plan.cfg.feedback
     context = _told(plan) if f.context else 0
     # The bare comparison, made for the report, always shows the frames.
     text = context + (2 * f.max_new_tokens + GUIDING if f.readout == "letter" else f.max_new_tokens)
     answers = f.max_new_tokens if f.readout == "likelihood" else 1
     bare = whole + text - context
     judged = whole + text if f.judge_frames else max(bare, TEXT + text)
-    yield _added(base, memory.scoring(n, p, Batch(f.batch_size, judged, answers, seen)))
+    return Batch(f.batch_size, judged, answers, _visual(plan, plan.policy))
 
 
-def _reward(plan: Planned, prompt: int | None) -> Iterator[dict[str, float]]:
+def _reward(plan: Planned, known: Known | None) -> Iterator[dict[str, float]]:
     r, p, shape = plan.cfg.reward, precision(plan.cfg, plan.gpu), plan.critic
-    answer = plan.cfg.feedback.max_new_tokens
-    tokens = (prompt or _prompt(plan, shape) + (_told(plan) if r.context else 0)) + answer
+    prompt, answer = known or (_prompt(plan, shape) + (_told(plan) if r.context else 0), plan.cfg.feedback.max_new_tokens)
+    tokens = prompt + answer
     scored = answer if r.likelihood else 0
     rows = 2 * min(r.micro_batch_size, r.batch_size)  # both answers of a pair
     base = _base(plan, shape, 1, 1)
     yield _added(base, memory.training(shape.numbers, p, Batch(rows, tokens, scored, _visual(plan, shape))))
     yield _added(base, memory.scoring(shape.numbers, p, Batch(r.batch_size, tokens, scored, _visual(plan, shape))))
+    yield from _looking(plan, shape, 1, 1)
 
 
 def _ppo(plan: Planned, phase: str) -> dict[str, float]:
     """What stands while PPO samples, scores with the policy's base, scores with the critic's, or updates."""
     p, c = plan.policy, plan.critic
+    own_reference = plan.cfg.reference.kind == "model"
     if not plan.gpu:
-        both = [memory.standing(c.numbers, precision(plan.cfg, False), 2, 1)] if plan.own_critic else []
-        return _added(_base(plan, p, 2 if plan.own_critic else 4, 1 if plan.own_critic else 2), *both)
+        others = [memory.standing(c.numbers, precision(plan.cfg, False), 2, 1)] if plan.own_critic else []
+        others += [_base(plan, p, 0, 0)] if own_reference else []
+        return _added(_base(plan, p, 2 if plan.own_critic else 4, 1 if plan.own_critic else 2), *others)
     on = {"sample": (1, 0), "score": (1, 0), "criticise": (0, 2), "update": (1, 1)}[phase]
     kept = 1 if plan.cfg.reference.rest == "device" else 0
     held = precision(plan.cfg, True)
@@ -165,39 +187,51 @@ def _ppo(plan: Planned, phase: str) -> dict[str, float]:
     if not (plan.own_critic and there):
         critic["weights"] = 0.0
     twice = {}
-    if plan.cfg.reference.kind == "model" and (phase == "score" or plan.cfg.reference.rest == "device"):
+    if own_reference and (phase == "score" or plan.cfg.reference.rest == "device"):
         twice = {"weights": policy["weights"]}
     return _added(policy, critic, twice)
 
 
-def _collect(plan: Planned, prompt: int | None) -> Iterator[dict[str, float]]:
+def _more(plan: Planned) -> int:
+    """Tokens that a prompt of the reward and value model has more than one of the policy."""
+    seen = _prompt(plan, plan.critic) - _prompt(plan, plan.policy)
+    return seen + (_told(plan) if plan.cfg.reward.context else 0)
+
+
+def _collect(plan: Planned, known: Known | None) -> Iterator[dict[str, float]]:
     r, p = plan.cfg.rollout, precision(plan.cfg, plan.gpu)
     rows = min(r.batch_size, r.rollouts)
-    start, seen = prompt or _prompt(plan, plan.policy), _visual(plan, plan.policy)
+    start, seen = known[0] if known else _prompt(plan, plan.policy), _visual(plan, plan.policy)
     sampled = memory.sampling(plan.policy.numbers, p, Batch(rows, start, 0, seen), 1, r.max_new_tokens)
     yield _added(_ppo(plan, "sample"), sampled)
     scored = memory.scoring(plan.policy.numbers, p, Batch(rows, start + r.max_new_tokens, r.max_new_tokens, seen))
     yield _added(_ppo(plan, "score"), scored)
-    longer = start + r.max_new_tokens + (_told(plan) if plan.cfg.reward.context else 0)
+    longer = start + r.max_new_tokens + _more(plan)
     answers = r.max_new_tokens if plan.cfg.reward.likelihood else 0
     judged = memory.scoring(plan.critic.numbers, p, Batch(rows, longer, answers, _visual(plan, plan.critic)))
     yield _added(_ppo(plan, "criticise"), judged)
+    if known is None and (plan.cfg.data.dev or plan.cfg.data.world):  # a judge chooses the checkpoint; a bench has none
+        batch = Batch(plan.cfg.feedback.batch_size, start, 0, seen)
+        yield _added(_ppo(plan, "sample"), memory.sampling(plan.policy.numbers, p, batch, 1, r.max_new_tokens))
+        yield _added(_ppo(plan, "score"), memory.scoring(plan.policy.numbers, p, _judged(plan, start)))
 
 
-def _update(plan: Planned, prompt: int | None) -> Iterator[dict[str, float]]:
+def _update(plan: Planned, known: Known | None) -> Iterator[dict[str, float]]:
     r, p = plan.cfg.rollout, precision(plan.cfg, plan.gpu)
     rows = min(plan.cfg.ppo.micro_batch_size, plan.cfg.ppo.minibatch_size, r.rollouts)
-    tokens = (prompt or _prompt(plan, plan.policy)) + r.max_new_tokens
+    tokens = (known[0] if known else _prompt(plan, plan.policy)) + r.max_new_tokens
     base, seen = _ppo(plan, "update"), _visual(plan, plan.policy)
     yield _added(base, memory.training(plan.policy.numbers, p, Batch(rows, tokens, r.max_new_tokens, seen)))
-    longer = tokens + (_told(plan) if plan.cfg.reward.context else 0)
+    longer = tokens + _more(plan)
     yield _added(base, memory.training(plan.critic.numbers, p, Batch(rows, longer, 0, _visual(plan, plan.critic))))
 
 
-def _evaluate(plan: Planned, prompt: int | None) -> Iterator[dict[str, float]]:
+def _evaluate(plan: Planned, known: Known | None) -> Iterator[dict[str, float]]:
     e, p = plan.cfg.evaluate, precision(plan.cfg, plan.gpu)
-    batch = Batch(e.batch_size, prompt or _prompt(plan, plan.policy), 0, _visual(plan, plan.policy))
+    start = known[0] if known else _prompt(plan, plan.policy)
+    batch = Batch(e.batch_size, start, 0, _visual(plan, plan.policy))
     yield _added(_base(plan, plan.policy, 2, 0), memory.sampling(plan.policy.numbers, p, batch, 1, e.max_new_tokens))
+    yield from _looking(plan, plan.policy, 2, 0)
 
 
 def peak(plan: Planned) -> tuple[str, float]:

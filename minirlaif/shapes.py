@@ -83,14 +83,16 @@ def read_config(section: ModelSection, folder: str = "") -> dict[str, Any]:
     """config.json of `model.base`, or of `folder` where one is given: from a folder, the table of standard backbones or the hub.
 
     Raises:
-        UserError: none of them has it, or its model_type belongs to no family.
+        UserError: none of them has it, its model_type belongs to no family, or it is in LLaVA's old layout.
     """
     name = folder or base_folder(section)
     found: dict[str, Any]
+    if folder and not Path(folder).is_dir():
+        raise UserError(f"--model-config {folder}: no such folder; name one that holds config.json")
     if Path(name).is_dir():
         try:
-            found = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            found = dict(json.loads((Path(name) / "config.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
             raise UserError(f"{name}: no config.json that can be read; name a folder saved by save_pretrained") from None
     elif (known := known_config(name)) is not None:
         return known
@@ -108,6 +110,10 @@ def read_config(section: ModelSection, folder: str = "") -> dict[str, Any]:
     if found.get("model_type") not in FAMILIES:
         known_kinds = ", ".join(sorted(FAMILIES))
         raise UserError(f"{name}: model type {found.get('model_type')!r} is not supported; known are {known_kinds}")
+    if "mm_vision_tower" in found:  # transformers would fill in its own sizes
+        raise UserError(
+            f"{name}: is in LLaVA's old layout; run `python -m minirlaif convert --from {name} --to NEW` and name NEW"
+        )
     return found
 
 
@@ -138,6 +144,7 @@ def empty_model(config: Mapping[str, Any], dtype: Any = None) -> Any:
     """
     import torch
     from accelerate import init_empty_weights
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     values = {name: value for name, value in config.items() if name not in ("model_type", "transformers_version")}
@@ -146,7 +153,7 @@ def empty_model(config: Mapping[str, Any], dtype: Any = None) -> Any:
         built._attn_implementation = "sdpa"
         with init_empty_weights(include_buffers=False):
             model = AutoModelForImageTextToText.from_config(built, dtype=dtype or torch.float32)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"config.json of a {config['model_type']} model: transformers refuses it ({reason})") from None
     model.tie_weights()

@@ -19,7 +19,7 @@ from minirlaif.chat import Layout
 from minirlaif.config import Config
 from minirlaif.features import resting_eyes
 from minirlaif.frames import FrameSize
-from minirlaif.shapes import empty_model, shape_of
+from minirlaif.shapes import empty_model, read_config, shape_of
 from minirlaif.workbench import View, Workbench, critic_config
 
 if TYPE_CHECKING:
@@ -34,15 +34,20 @@ class StandIn(Workbench):
     Args:
         cfg: the settings of the run that is stood in for.
         config: config.json of `model.base`.
-        critic: config.json of `reward.base`, where PPO is stood in for and the settings name one.
+        for_ppo: the reference and the reward base as well, where the settings give them weights of their own.
     """
 
-    def __init__(self, cfg: Config, config: Mapping[str, Any], critic: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, cfg: Config, config: Mapping[str, Any], for_ppo: bool = False) -> None:
         nothing: Any = SimpleNamespace(counters={})
         super().__init__(cfg, random_backbone(cfg, config), nothing, nothing)
         self._shape, self._views = shape_of(config, cfg.model.lora_targets), dict[int, View]()
-        if critic is not None:
-            self.critic = StandIn(critic_config(cfg), critic)
+        if for_ppo and cfg.reference.kind == "model":
+            self.reference = StandIn(cfg, config)
+            if cfg.reference.rest == "cpu":
+                self.reference.roles.park("base")
+        if for_ppo and cfg.reward.base:
+            own = critic_config(cfg)
+            self.critic = StandIn(own, read_config(own.model))
             if cfg.reward.rest == "cpu":
                 self.critic.roles.park("base")
         resting_eyes(self.backbone)
@@ -52,8 +57,8 @@ class StandIn(Workbench):
         return self._view(self.cfg.video.frames)
 
     def segments(self, video: str) -> list[tuple[tuple[float, float], View]]:
-        """One segment."""
-        return [((0.0, 1.0), self._view(self.cfg.video.segment_frames))]
+        """As many segments as a clip may have."""
+        return [((i + 0.0, i + 1.0), self._view(self.cfg.video.segment_frames)) for i in range(self.cfg.video.max_segments)]
 
     def _view(self, frames: int) -> View:
         if frames not in self._views:

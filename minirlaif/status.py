@@ -15,7 +15,15 @@ from minirlaif.metrics import clock
 
 def status_table(run: Run, stages: Sequence[str]) -> str:
     """One line per stage: finished, outdated, partial or missing; seconds; its headline number, or how far a partial one came."""
-    rows = [("stage", "state", "time", "result")]
+    rows = [("stage", "state", "time", "result"), *status_rows(run, stages)]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows]
+    return "\n".join(lines)
+
+
+def status_rows(run: Run, stages: Sequence[str]) -> list[tuple[str, str, str, str]]:
+    """Stage, state, time and result of each, as `status_table` shows them."""
+    rows = []
     for name in stages:
         manifest = run.manifest(name)
         if name == "report":
@@ -28,9 +36,7 @@ def status_table(run: Run, stages: Sequence[str]) -> str:
             rows.append((name, "partial", "", _how_far(run.partial(name))))
         elif name != "pretrain" and not (name == "world" and _has_no_world(run)):
             rows.append((name, "missing", "", ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows]
-    return "\n".join(lines)
+    return rows
 
 
 def report_state(run: Run) -> tuple[str, str]:

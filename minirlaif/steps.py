@@ -20,24 +20,24 @@ from minirlaif.opening import open_workbench
 from minirlaif.records import Pair, Preference, Sample, Turn, UserError
 from minirlaif.rollouts import Rollout, collect
 from minirlaif.sampling import sample
-from minirlaif.scoring import Row, token_logprobs, token_values
+from minirlaif.scoring import token_logprobs, token_values
 from minirlaif.shapes import read_config
 from minirlaif.stages import ppo, reward, sft
 from minirlaif.standin import StandIn
 from minirlaif.training import generator, make_accelerator, make_optimizer, optimizer_step, seed_of
 from minirlaif.video import ClipReader, check_clips
-from minirlaif.workbench import Workbench, critic_config, read_samples
+from minirlaif.workbench import Workbench, critic_config, read_preferences, read_samples
 
 QUESTION, ANSWER = 40, 254  # tokens of a stand-in's question and of its SFT answer, less its end
 
 
 @dataclass(frozen=True)
 class Worst:
-    """The texts of the longest row: a question, an answer of each kind, and the segment descriptions."""
+    """The longest texts of each kind: a question, a conversation of SFT, an answer to compare, and the segment descriptions."""
 
     video: str
     question: str
-    answer: str  # of an SFT row
+    turns: tuple[Turn, ...]
     sampled: str  # as long as a sampled answer may get
     context: str
 
@@ -82,9 +82,12 @@ def prepare(name: str, bench: Workbench, full: Config, worst: Worst, folder: Pat
     return made[name](bench, full, worst, folder)
 
 
-def _samples(worst: Worst, count: int, answer: str | None) -> list[Sample]:
-    # One row is a little shorter: real rows differ in length, and padding brings a mask, which costs memory.
-    return [Sample(str(i), worst.video, (Turn(worst.question if i else worst.question[:-1], answer),)) for i in range(count)]
+def _samples(worst: Worst, count: int, turns: tuple[Turn, ...] = ()) -> list[Sample]:
+    """Rows of the longest conversation, or question. One is a little shorter: real rows differ in length, and padding brings a
+    mask, which costs memory."""
+    first, *others = turns or (Turn(worst.question),)
+    shorter = replace(first, question=first.question[:-1])
+    return [Sample(str(i), worst.video, (first if i else shorter, *others)) for i in range(count)]
 
 
 def _sft(bench: Workbench, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
@@ -92,7 +95,7 @@ def _sft(bench: Workbench, full: Config, worst: Worst, folder: Path) -> Callable
     bench.roles.add("sft", seed_of(cfg.seed, "sft"))
     accelerator, parameters = make_accelerator(cfg, folder), bench.roles.parameters("sft")
     optimizer = make_optimizer(accelerator, parameters, cfg.sft.learning_rate, cfg.sft.weight_decay, cfg.model.optimizer)
-    rows = _samples(worst, cfg.sft.batch_size, worst.answer)
+    rows = _samples(worst, cfg.sft.batch_size, worst.turns)
 
     def step() -> Done:
         sft.backward(bench, accelerator, rows)
@@ -124,16 +127,21 @@ def _reward(bench: Workbench, full: Config, worst: Worst, folder: Path) -> Calla
 def _feedback(bench: Workbench, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
     f = bench.cfg.feedback
     bench.roles.add("sft", 0)
-    rows = _samples(worst, f.batch_size, None)
+    rows = _samples(worst, f.batch_size)
 
     def step() -> Done:
         with bench.roles.reading_as("sft"):
+            drawn = []
+            parts = [view for row in rows for _, view in bench.segments(row.video)]  # as if every prompt had a clip of its own
+            for start in range(0, len(parts), f.batch_size):
+                asked = [bench.asked(view, f.describe_prompt) for view in parts[start : start + f.batch_size]]
+                drawn += sample(bench.backbone, asked, temperature=0, max_new_tokens=f.describe_tokens)
             asked = [bench.asked(bench.whole(row.video), row.turns[0].question) for row in rows]
-            drawn = sample(bench.backbone, asked, f.answers, f.temperature, f.top_p, f.max_new_tokens, generator(0, "bench"))
-            context = worst.context if f.context else ""
-            pairs = [Pair(row.id, row.video, worst.question, worst.sampled, worst.sampled[:-1], context) for row in rows]
-            views = {worst.video: bench.whole(worst.video) if f.judge_frames else None}
-            judge(bench, pairs, views, f.readout, f.margin, f.disagreement, f.batch_size)
+            drawn += sample(bench.backbone, asked, f.answers, f.temperature, f.top_p, f.max_new_tokens, generator(0, "bench"))
+            whole = bench.whole(worst.video)
+            for context, view in ((worst.context if f.context else "", whole if f.judge_frames else None), ("", whole)):
+                pairs = [Pair(row.id, row.video, worst.question, worst.sampled, worst.sampled[:-1], context) for row in rows]
+                judge(bench, pairs, {worst.video: view}, f.readout, f.margin, f.disagreement, f.batch_size)
         return Done(len(rows), _tokens(drawn), 1.0)
 
     return step
@@ -143,7 +151,7 @@ def _evaluate(bench: Workbench, full: Config, worst: Worst, folder: Path) -> Cal
     e = bench.cfg.evaluate
     bench.roles.add("sft", 0)
     bench.roles.add("policy", 0)
-    rows = _samples(worst, e.batch_size, None)
+    rows = _samples(worst, e.batch_size)
 
     def step() -> Done:
         with bench.roles.reading_as("policy"):
@@ -191,7 +199,7 @@ def _moments(learner: ppo.Learner) -> None:
 
 def _collect(bench: Workbench, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
     cfg, learner = bench.cfg, _learner(bench, folder)
-    rows = _samples(worst, cfg.rollout.rollouts, None)
+    rows = _samples(worst, cfg.rollout.rollouts)
 
     def step() -> Done:
         rollout, _ = collect(bench, rows, {worst.video: worst.context}, learner.extra, 0.0, 0)
@@ -207,14 +215,12 @@ def _update(bench: Workbench, full: Config, worst: Worst, folder: Path) -> Calla
     cfg, learner, backbone = bench.cfg, _learner(bench, folder), bench.backbone
     count, length = cfg.ppo.minibatch_size, cfg.rollout.max_new_tokens
     letter = backbone.renderer.text_ids("a")
-    rows = []
-    for sample_row in _samples(worst, count, None):
-        asked = bench.asked(bench.whole(worst.video), sample_row.turns[0].question)
-        rows.append(Row(asked.ids, letter * length, asked.features))
+    questions = [row.turns[0].question for row in _samples(worst, count)]
+    rows = [bench.row(bench.whole(worst.video), question, letter * length) for question in questions]
     critics = rows
     critic, context = bench.critic, worst.context if cfg.reward.context else ""
     if context or critic is not bench:
-        critics = [critic.row(critic.whole(worst.video), worst.question, letter * length, context) for _ in rows]
+        critics = [critic.row(critic.whole(worst.video), question, letter * length, context) for question in questions]
 
     def step() -> Done:
         with bench.roles.visiting("policy"), bench.roles.reading_as("policy"):
@@ -232,6 +238,16 @@ def _update(bench: Workbench, full: Config, worst: Worst, folder: Path) -> Calla
     return step
 
 
+def size(stage: str, bench: Workbench, worst: Worst) -> tuple[int, int]:
+    """Tokens of the prompt and of the written answer of the longest row."""
+    view = bench.whole(worst.video)
+    if stage == "sft":
+        told = bench.backbone.renderer.conversation(view.shown, worst.turns)
+        return len(told) - sum(told.answer), sum(told.answer)
+    context = worst.context if stage == "reward" and bench.cfg.reward.context else ""
+    return len(bench.prompt(view, worst.question, context)), len(bench.answer_ids(worst.sampled))
+
+
 def timed(step: Callable[[], Done]) -> tuple[Done, float]:
     """A step and its seconds."""
     import torch
@@ -247,21 +263,24 @@ def timed(step: Callable[[], Done]) -> tuple[Done, float]:
 def opened(cfg: Config, stage: str, rows: Mapping[str, Any] | None, folder: Path) -> Iterator[tuple[Workbench, Worst]]:
     """The bench of a stage and its longest row: stand-ins, or the real model with a row that `longest` found."""
     sampled = "a" * (cfg.feedback.max_new_tokens - 1)  # with the end token
+    own, for_ppo = critic_config(cfg) if stage == "reward" else cfg, stage in ("collect", "update")
     if rows is None:
-        own = critic_config(cfg) if stage == "reward" else cfg
-        critic = read_config(critic_config(cfg).model) if cfg.reward.base and stage in ("collect", "update") else None
         told = "c" * (cfg.video.max_segments * (cfg.feedback.describe_tokens + 4))
-        yield StandIn(own, read_config(own.model), critic), Worst("clip", "q" * QUESTION, "a" * ANSWER, sampled, told + "\n")
+        turns: tuple[Turn, ...] = (Turn("q" * QUESTION, "a" * ANSWER),)
+        yield StandIn(own, read_config(own.model), for_ppo), Worst("clip", turns[0].question, turns, sampled, told + "\n")
         return
-    own = critic_config(cfg) if stage == "reward" else cfg
-    with open_workbench(own, Run(Path(rows["run"])), for_ppo=stage in ("collect", "update")) as bench:
+    with open_workbench(own, Run(Path(rows["run"])), for_ppo) as bench:
         told = "word " * (cfg.video.max_segments * cfg.feedback.describe_tokens)
         filled = ("word " * cfg.feedback.max_new_tokens)[:-1]
-        yield bench, Worst(rows["video"], rows["question"], rows["answer"], filled, told + "\n")
+        if stage == "reward":  # which reads written answers, too
+            filled = max(filled, rows["answer"], key=len)
+        turns = tuple(Turn(*turn) for turn in rows["turns"])
+        yield bench, Worst(rows["video"], rows["question"], turns, filled, told + "\n")
 
 
-def longest(cfg: Config, folder: Path) -> dict[str, str]:
-    """The clip, the question and the answer that make the longest row of the config's data; found without the model.
+def longest(cfg: Config, folder: Path) -> dict[str, Any]:
+    """The longest of the config's data, found without the model: "video", "question", "turns" of a conversation (pairs of
+    question and answer), "answer" among written preferences; and "run", the folder.
 
     Raises:
         UserError: there is no data to read before the run.
@@ -269,15 +288,21 @@ def longest(cfg: Config, folder: Path) -> dict[str, str]:
     if cfg.data.world:
         raise UserError("data.world: the tiny world is made by the run itself, so there is no row to probe; use `bench`")
     run = Run(folder)
-    samples = read_samples(cfg, run, "sft", need_answers=True)
-    if cfg.data.prompts:
-        samples += read_samples(cfg, run, "prompts", need_answers=False)
-    texts = [(turn.question, turn.answer or "", sample.video) for sample in samples for turn in sample.turns]
-    question = max((text[0] for text in texts), key=len)
-    answer = max((text[1] for text in texts), key=len)
+    parts = [part for part in ("sft", "prompts", "dev", "test") if getattr(cfg.data, part)]
+    rows = {part: read_samples(cfg, run, part, need_answers=part == "sft") for part in parts}
+    written = [row for source in cfg.data.preferences for row in read_preferences(source, cfg.data.videos)]
+    asked = [row.turns[0].question for some in rows.values() for row in some] + [row.question for row in written]
+    if not asked:
+        raise UserError("data: names no file, so there is no row to probe; set data.sft and data.prompts")
+    question = max(asked, key=len)
+    talks = [[(turn.question, turn.answer or "") for turn in row.turns] for row in rows.get("sft", ())]
+    turns = max(talks, key=lambda talk: sum(len(text) for turn in talk for text in turn), default=[(question, "")])
+    answer = max((text for row in written for text in (row.chosen, row.rejected)), key=len, default="")
+    # Test clips stay closed until `evaluate`, unless they are all there is.
+    videos = {row.video for part in parts if part != "test" for row in rows[part]} | {row.video for row in written}
     with ClipReader(cfg.video.timeout_seconds) as reader:
-        infos, bad = check_clips(sorted({text[2] for text in texts}), reader, cfg.video.max_unreadable)
-    del bad  # they were counted against video.max_unreadable
+        some = sorted(videos or {row.video for row in rows["test"]})
+        infos, _ = check_clips(some, reader, cfg.video.max_unreadable)  # bad ones count against video.max_unreadable
     # Frames of any shape are brought to the same number of pixels; the one closest to a square wastes least of it.
     video = max(infos, key=lambda info: (min(info.width, info.height) / max(info.width, info.height), info.path)).path
-    return {"video": video, "question": question, "answer": answer, "run": str(folder)}
+    return {"video": video, "question": question, "turns": turns, "answer": answer, "run": str(folder)}

@@ -12,6 +12,7 @@ import tiny
 from clips import write_clip
 
 from minirlaif import config
+from minirlaif.app.votes import Ballot
 from minirlaif.artifacts import Run
 from minirlaif.backbone import open_backbone
 from minirlaif.chat import Shown
@@ -55,3 +56,23 @@ def run_of(folder: Path, *overrides: str, aligned: bool = True, reward: bool = T
 def shown(features: Any) -> Shown:
     """What a prompt shows of four frames with these features_GHWE, one per second."""
     return Shown((0.5, 1.5, 2.5, 3.5), 4.0, features.shape[1] * features.shape[2])
+
+
+def ballot(folder: Path) -> Ballot:
+    """Where the votes of a test go."""
+    return Ballot(folder)
+
+
+def exported(folder: Path) -> Path:
+    """An export of the shipped base: as "rlaif", and as "sft" with an adapter of random weights that changes its answers."""
+    import gguf_files
+
+    rng = np.random.default_rng(0)
+    layers = {
+        f"blk.{number}.attn_{part}": (rng.normal(0, 0.2, (4, 128)), rng.normal(0, 0.2, (128, 4)))
+        for number in range(4)
+        for part in ("v", "output")
+    }
+    folder.mkdir(parents=True)
+    gguf_files.adapter(folder / "sft.gguf", layers, 4.0)
+    return gguf_files.tiny(folder, ("rlaif", "sft"), {"sft": "sft.gguf"})

@@ -22,7 +22,7 @@ LAYERS = {
     " parallel stagedir tinyworld tinybase backbone workbench opening overlap rollouts devjudge page story workings timeline"
     " _reader doctor status convert oldfiles shapes standin plan fitting talk hf gguf",
     2: "stages",
-    3: "cli __main__ exporting planning console steps bench",
+    3: "app cli __main__ exporting planning console steps bench",
 }
 LAYER = {module: layer for layer, names in LAYERS.items() for module in names.split()} | {"__init__": 0}
 # Mathematics and records: no disk, clock, randomness, processes or logging.
@@ -226,7 +226,7 @@ def test_every_setting_is_read(section: str):
 
 IMPORT_ALL = """
 import os, random, socket, sys, threading
-import numpy, torch, transformers, peft  # their own effects are not ours
+import numpy, torch, transformers, peft, gradio  # their own effects are not ours
 
 def closed(*_):
     raise RuntimeError("the network was touched on import")

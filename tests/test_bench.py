@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ from bases_middle import middle
 from bases_qwen import qwen3_5, qwen3_vl
 
 from minirlaif import bench, cli, config, standin, steps
-from minirlaif.records import UserError
+from minirlaif.artifacts import Run
+from minirlaif.records import Pair, UserError
+from minirlaif.rollouts import Rollout
 from minirlaif.shapes import read_config
 
 SMALL = (
@@ -25,8 +29,9 @@ FOUR_BITS = "model.quantization=nf4 model.gradient_checkpointing=true"
 SIZES = [(384, 1024, 8, 16384), (512, 1536, 6, 32768), (256, 2048, 12, 4096)]  # width, feed-forward, layers, words
 MIDDLE = (
     "model.device=cpu model.dtype=float32 model.lora_r=16 video.frames=8 feedback.max_new_tokens=32 rollout.max_new_tokens=32"
-    " evaluate.max_new_tokens=8 evaluate.batch_size=12 sft.micro_batch_size=3 sft.batch_size=3 reward.micro_batch_size=2"
-    " reward.batch_size=2 ppo.micro_batch_size=3 ppo.minibatch_size=3 rollout.batch_size=3 feedback.batch_size=3"
+    " video.max_segments=2 feedback.describe_tokens=8 evaluate.max_new_tokens=8 evaluate.batch_size=12 sft.micro_batch_size=3"
+    " sft.batch_size=3 reward.micro_batch_size=2 reward.batch_size=2 ppo.micro_batch_size=3 ppo.minibatch_size=3"
+    " rollout.batch_size=3 feedback.batch_size=3"
 ).split()
 
 
@@ -127,17 +132,119 @@ def tiny_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: make(tmp_path_factory.mktemp(name)) for name, make in makers.items()}
 
 
-def test_a_run_on_a_gpu_probes_and_stops_where_a_stage_fails(monkeypatch, tmp_path: Path):
+def test_a_run_on_a_gpu_probes_what_is_ahead_and_stops_where_a_stage_fails(monkeypatch, tmp_path: Path):
+    asked: list[str] = []
+
+    def probe(cfg: config.Config, folder: Path, gib: float | None, stages: Sequence[str]) -> list[dict[str, str]]:
+        asked[:] = stages
+        return [{"stage": stage, **({"error": "too big"} if stage == "update" else {})} for stage in stages]
+
     monkeypatch.setattr("minirlaif.backbone.pick_device", lambda wanted: torch.device("cuda", 0))
-    monkeypatch.setattr(bench, "probe", lambda cfg, folder, gib: [{"stage": "sft"}, {"stage": "reward", "error": "too big"}])
-    with pytest.raises(UserError, match="probe: reward fails on the longest row .too big.*minirlaif plan"):
-        bench.before_run(config.load(None, ["data.sft=[a.jsonl]"]), tmp_path)
-    bench.before_run(config.load(None, ["data.world=tiny"]), tmp_path)  # its clips are made by the run
+    monkeypatch.setattr(bench, "probe", probe)
+    cfg, run = config.load(None, ["data.sft=[a.jsonl]"]), Run(tmp_path)
+    with run.stage("sft", {}):
+        pass
+    with pytest.raises(UserError, match="probe: update fails on the longest row .too big.*minirlaif plan"):
+        bench.before_run(cfg, run, ["sft", "feedback", "ppo", "report"])
+    assert asked == ["feedback", "collect", "update"]
+    bench.before_run(cfg, run, ["sft"], redo=True)
+    assert asked == ["sft"]
+    asked.clear()
+    bench.before_run(cfg, run, ["sft", "report"])  # nothing is ahead
+    bench.before_run(config.load(None, ["data.world=tiny"]), run, ["feedback"])  # its clips are made by the run
+    bench.before_run(config.load(None, ["model.device=cpu"]), run, ["report"])
+    assert not asked
 
 
 def test_a_run_on_a_cpu_does_not_probe(monkeypatch):
     monkeypatch.setattr(bench, "probe", lambda *_: pytest.fail("probed"))
-    bench.before_run(config.load(None, ["model.device=cpu", "data.sft=[a.jsonl]"]), Path("nowhere"))
+    bench.before_run(config.load(None, ["model.device=cpu", "data.sft=[a.jsonl]"]), Run(Path("nowhere")), ["sft"])
+
+
+def test_run_asks_for_the_probe_before_the_first_stage(monkeypatch, tmp_path: Path):
+    asked: list[object] = []
+
+    def before_run(*given: object) -> None:
+        asked.extend(given)
+        raise UserError("probed")
+
+    monkeypatch.setattr(bench, "before_run", before_run)
+    (tmp_path / "c.yaml").write_text("model: {device: cpu}\ndata: {sft: [a.jsonl]}\n")
+    words = ["--config", str(tmp_path / "c.yaml"), "--run", "a", "--runs-dir", str(tmp_path)]
+    assert cli.main(["run", "sft", "reward", *words, "--redo"]) == 2
+    assert asked[2:] == [["sft", "reward"], True]
+
+
+def test_a_child_works_alone(monkeypatch):
+    """`accelerate launch` tells its processes of each other; a child that believed it would wait for the others for ever."""
+    seen: dict[str, str] = {}
+
+    def run(*given: object, env: dict[str, str], **named: object) -> subprocess.CompletedProcess[str]:
+        seen.update(env)
+        return subprocess.CompletedProcess([], 0, '{"stage": "sft"}', "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "KEPT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert bench.measure(config.load(None), "sft", None) == {"stage": "sft"}
+    assert seen["KEPT"] == "1" and not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} & seen.keys()
+
+
+def test_a_capped_card_has_the_libraries_beside_the_allocator():
+    assert bench.allowed(24, 80 * 2**30) == pytest.approx((24 - 0.6) / 80)
+    assert bench.allowed(100, 80 * 2**30) == 1.0
+    assert bench.allowed(0.5, 80 * 2**30) == 0.0
+
+
+def test_a_model_that_is_not_known_is_said_once(capsys):
+    assert cli.main(["bench", "--model", "nobody/nothing"]) == 2
+    told = capsys.readouterr()
+    assert told.err.count("\n") == 1 and "model.base nobody/nothing" in told.err and not told.out
+
+
+@pytest.mark.parametrize("more", [["reward.context=true"], ["reward.base=BASE"], []], ids=["context", "base", "plain"])
+def test_the_rows_of_an_update_differ_in_length(more: list[str], tmp_path: Path, monkeypatch):
+    """Rows of one length need no mask, so they would take less memory than a real minibatch."""
+    base = middle(tmp_path, "smolvlm", 64, 96, 1, 300)
+    more = [each.replace("BASE", base.split("=")[1]) for each in more]
+    found: list[Rollout] = []
+    monkeypatch.setattr(steps.ppo, "update", lambda bench, rollout, learner, step: found.append(rollout))
+    cfg = config.load(None, [*SMALL, "ppo.micro_batch_size=3", "ppo.minibatch_size=3", "rollout.rollouts=3", *more, base])
+    with steps.opened(steps.shrunk(cfg), "update", None, tmp_path) as (made, worst):
+        steps.prepare("update", made, cfg, worst, tmp_path)()
+    for rows in (found[0].rows, found[0].critic_rows):
+        lengths = [len(row) for row in rows]
+        assert sorted({length - max(lengths) for length in lengths}) == [-1, 0]
+    assert (len(found[0].critic_rows[1]) > len(found[0].rows[1])) == ("context" in more[0] if more else False)
+
+
+@pytest.mark.parametrize("rest", ["cpu", "device"])
+def test_stand_ins_have_the_bases_of_their_own_that_a_run_has(rest: str, tmp_path: Path):
+    base = middle(tmp_path, "smolvlm", 64, 96, 1, 300)
+    more = [base, base.replace("model.", "reward."), "reference.kind=model", f"reference.rest={rest}", f"reward.rest={rest}"]
+    with steps.opened(config.load(None, [*SMALL, *more]), "collect", None, tmp_path) as (made, _):
+        for other in (made.reference, made.critic):
+            assert other is not made
+            assert bool(other.backbone.text_model.embed_tokens.weight.numel()) == (rest == "device")
+
+
+def test_the_feedback_step_describes_answers_and_judges_twice(tmp_path: Path, monkeypatch):
+    """As the stage: the comparison without context is made for the report."""
+    base = middle(tmp_path, "smolvlm", 64, 96, 1, 300)
+    more = ["video.max_segments=3", "feedback.describe_tokens=2", "feedback.max_new_tokens=4", "feedback.judge_frames=false"]
+    judged: list[tuple[bool, bool]] = []
+    real = steps.judge
+
+    def judge(bench: object, pairs: list[Pair], views: dict[str, object], *rest: object) -> object:
+        judged.append((bool(pairs[0].context), all(view is not None for view in views.values())))
+        return real(bench, pairs, views, *rest)
+
+    monkeypatch.setattr(steps, "judge", judge)
+    cfg = config.load(None, [*SMALL, *more, base])
+    with steps.opened(cfg, "feedback", None, tmp_path) as (made, worst):
+        done = steps.prepare("feedback", made, cfg, worst, tmp_path)()
+    assert judged == [(True, False), (False, True)]
+    assert 0 < done.tokens - 2 * 3 * 2 <= 2 * 2 * 4  # two prompts: three descriptions of 2 tokens, two answers of at most 4
 
 
 def test_the_bench_needs_no_reader_of_clips_or_rows(python, tmp_path: Path):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from minirlaif import cli, oldfiles
 from minirlaif.backbone import open_backbone
@@ -50,6 +50,7 @@ SETTINGS = {
     "bos_token_id": 1,
     "eos_token_id": 2,
     "rope_scaling": None,
+    "rope_theta": 50.0,  # not transformers' own
 }
 
 
@@ -68,6 +69,7 @@ class Parts:
                     num_attention_heads=4,
                     max_position_embeddings=4096,
                     rms_norm_eps=1e-5,
+                    rope_parameters={"rope_type": "default", "rope_theta": 50.0},
                     initializer_range=0.1,
                 )
             ).eval()
@@ -198,7 +200,10 @@ def test_ids_are_those_of_the_old_code(parts: Parts, tmp_path: Path) -> None:
     expected = json.loads((GOLDEN / "llava.json").read_text())
     assert found.keys() == expected.keys()
     for name, case in expected.items():
-        assert list(found[name]) == [render.image_id if i == "<image>" else i for i in case["ids"]], name
+        whole = [render.image_id if i == "<image>" else i for i in case["ids"]]
+        assert list(found[name]) == whole, name
+        plain = AutoTokenizer.from_pretrained(tmp_path / "new")  # as others open it
+        assert plain(case["text"])["input_ids"] == whole, name
 
 
 def refused(old: Path, new: Path, vision: str = "") -> str:

@@ -113,8 +113,14 @@ def by_hand(base: Llava, pixels_FHW3: np.ndarray) -> torch.Tensor:
 @pytest.mark.parametrize("count", [1, 3, 11])  # 11: more than go into the tower at once
 def test_logits_from_features_are_those_from_pixels(base: Llava, count: int) -> None:
     pixels = frames(count, 1)
+    at_once: list[int] = []
+    hook = base.eyes[0].register_forward_pre_hook(
+        lambda module, args, named: at_once.append(len(named["pixel_values"])), with_kwargs=True
+    )
     features = base.encode_frames(pixels)
+    hook.remove()
     assert features.shape == (1, count + 16, 1, 64)
+    assert sum(at_once) == count and max(at_once) <= 8  # as `plan` counts on
     ids = torch.tensor([base.renderer.prompt(Shown((0.0,) * count, 1.0, count + 16), "what happens?")])
     with torch.no_grad():
         ours = base.logits(base.hidden(base.embed(ids, [features]), torch.ones_like(ids)))

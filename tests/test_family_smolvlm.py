@@ -128,6 +128,14 @@ def test_greedy_answers_are_those_of_generate(base: SmolVLM) -> None:
         assert list(answer.ids) == theirs[0, len(one.ids) :].tolist()
 
 
+def test_a_clip_of_another_number_of_vectors_than_places_is_refused(base: SmolVLM, golden: dict[str, Any]) -> None:
+    """Vectors that are too many would be cut off without a word."""
+    ids, features = torch.tensor([golden["wide prompt"]]), base.encode_frames(pixels_of(base, "wide"))
+    for wrong in (torch.cat([features, features]), features[:2], None):
+        with pytest.raises(ValueError, match=r"image placeholders \[48\] do not match"):
+            base.embed(ids, [wrong])
+
+
 def test_four_bits_are_in_the_language_model_alone(folder: Path) -> None:
     small = open_backbone(ModelSection(base=str(folder), device="cpu", quantization="nf4", dtype="float32"))
     low = {name for name, module in small.model.named_modules() if type(module).__name__ == "Linear4bit"}

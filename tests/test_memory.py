@@ -67,3 +67,59 @@ def test_sampling_holds_the_cache_of_all_answers():
     many = memory.sampling(N, FULL, Batch(2, 10, 0, 0), answers=4, new=10_000)
     assert few["kv cache"] == memory.kv_bytes(N, FULL, 2, 10_010)
     assert many["kv cache"] == 4 * few["kv cache"]
+
+
+def test_what_a_linear_layer_keeps() -> None:
+    # Two key heads of 3, four value heads of 5, one full chunk of 64 tokens, no full layer.
+    hybrid = replace(N, full_layers=0, delta_layers=2, delta=Delta(2, 4, 3, 5, 4))
+    per_head = (5 * 64 + 6 * 3 + 3 * 5 + 4 + 15 / 64) + 2 * 3 + 4 * 5 + 5
+    others = 3 * 8 + (2 * 4 + 2) + (2 * 4 + 8) + 7 * 2  # gate, norms, adapters' inputs and what is between their halves
+    both = 2 * (2 * 2 * 3 + 4 * 5) + 4 * 5  # the convolution's input and output, the gate
+
+    def layer(p: Precision, tokens: int) -> float:
+        one, two = (memory.training(replace(hybrid, delta_layers=n), p, Batch(1, tokens, 1, 0)) for n in (1, 2))
+        return two["activations"] - one["activations"]
+
+    assert layer(FULL, 64) == pytest.approx(64 * 4 * (4 * per_head + both + others))
+    # in bfloat16 the rule stays in float32, and each of the four projections' adapters keeps a float32 copy of its input
+    low = 64 * (4 * (4 * per_head) + 2 * both + 2 * 3 * 8 + 4 * (2 * 4 + 2) + 4 * (4 * 4 + 2 * 4 + 8) + 4 * 7 * 2)
+    assert layer(replace(FULL, compute=2), 64) == pytest.approx(low)
+    # a chunk is filled up: 65 tokens take two
+    more = layer(FULL, 65) - layer(FULL, 64)
+    inside = 64 * (5 * 64 + 6 * 3 + 3 * 5 + 4 + 15 / 64)
+    assert more == pytest.approx(4 * (4 * (inside + 2 * 3 + 4 * 5 + 5) + both + others))
+
+
+def test_what_a_gated_layer_keeps_more() -> None:
+    gated = [replace(N, gated=on, full_layers=3) for on in (False, True)]
+    for compute, numbers in ((4, 4 * 4), (2, 2 * 4)):
+        p = replace(FULL, compute=compute)
+        plain, more = (memory.training(n, p, Batch(1, 10, 1, 0))["activations"] for n in gated)
+        assert more - plain == 3 * 10 * compute * numbers
+
+
+def test_features_are_held_twice_with_those_of_deeper_layers() -> None:
+    assert memory.training(N, FULL, Batch(2, 20, 1, 10))["features"] == 2 * (2 * 10) * 4 * 4
+    assert memory.scoring(replace(N, deep=3), FULL, Batch(1, 20, 1, 10))["features"] == 2 * 10 * 4 * (1 + 3) * 4
+
+
+def test_a_vision_tower_at_work() -> None:
+    assert memory.looking(FULL, patches=10, width=4, ffn=8) == 10 * (2 * 8 + 6 * 4) * 4
+
+
+def test_choosing_a_token_takes_five_arrays_over_the_vocabulary() -> None:
+    wide = replace(N, vocabulary=2**20)
+    lines = memory.sampling(wide, FULL, Batch(1, 1, 0, 0), answers=3, new=1)
+    assert lines["logits"] == 3 * 2**20 * (3 * 4 + 2 * 8)
+
+
+def test_four_bits_are_unpacked_one_matrix_at_a_time() -> None:
+    """No tokens, so nothing else is there."""
+    for p, size in ((replace(FULL, nf4=True), 64 * 4), (replace(FULL, nf4=True, compute=2), 64 * 2), (FULL, 0)):
+        assert memory.scoring(N, p, Batch(1, 0, 0, 0))["activations"] == size
+        assert memory.training(N, p, Batch(1, 0, 0, 0))["activations"] == size
+
+
+def test_autocast_keeps_the_adapters_once_more_in_low_precision() -> None:
+    low = replace(FULL, compute=2, autocast=True)
+    assert memory.training(N, low, Batch(1, 0, 0, 0))["activations"] == 50 * 2 * 2  # inputs + outputs, rank, bytes

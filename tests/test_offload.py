@@ -12,10 +12,11 @@ import tiny
 import torch
 
 from minirlaif import config, resting, rollouts
+from minirlaif.artifacts import Run
 from minirlaif.backbone import open_backbone
 from minirlaif.families.smolvlm import SmolVLM
 from minirlaif.features import resting_eyes
-from minirlaif.opening import _reference_bench, check_tokenizers
+from minirlaif.opening import _reference_bench, check_tokenizers, open_workbench
 from minirlaif.records import Sample, Turn, UserError
 from minirlaif.resting import Resting
 from minirlaif.scoring import token_logprobs, token_values
@@ -241,6 +242,8 @@ def test_a_parked_role_is_saved_with_its_head_and_stays_parked(tmp_path: Path) -
 def test_four_bit_weights_take_their_state_along() -> None:
     base = open_backbone(config.ModelSection(quantization="nf4", device="cpu", dtype="float32"))
     layers = [m for m in base.model.modules() if type(m).__name__ == "Linear4bit"]
+    for state in (layer.weight.quant_state for layer in layers):
+        assert state.quant_type == "nf4" and state.nested  # double quantisation: the scales are quantised, too
     rows = tiny.rows(base)  # type: ignore[arg-type]
     with torch.no_grad():
         before, _, _ = token_logprobs(base, rows)
@@ -275,6 +278,22 @@ def test_a_full_device_leaves_everything_where_it_was() -> None:
         assert one.tolist() == [1, 1, 1] and two.tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("rest", ["cpu", "device"])
+def test_a_workbench_for_ppo_opens_the_bases_of_its_own_and_puts_them_to_rest(rest: str, tmp_path: Path) -> None:
+    save(small(9), tmp_path / "judge")
+    named = [f"reward.base={tmp_path / 'judge'}", f"reward.rest={rest}", "reference.kind=model", f"reference.rest={rest}"]
+    cfg = tiny.settings(*named, "data.world=")
+    with open_workbench(cfg, Run(tmp_path / "run"), for_ppo=True) as bench:
+        for other in (bench.reference, bench.critic):
+            assert other is not bench
+            seeing = {id(p) for part in other.backbone.eyes for p in part.parameters()}
+            assert bool(stored_bytes(p for p in other.backbone.model.parameters() if id(p) not in seeing)) == (rest == "device")
+        assert bench.critic.cfg.model.base == str(tmp_path / "judge")
+        assert stored_bytes(bench.backbone.text_model.parameters())
+    with open_workbench(cfg, Run(tmp_path / "run")) as bench:
+        assert bench.reference is bench.critic is bench
+
+
 def test_nobody_reads_through_a_parked_base() -> None:
     bench = opened("reference.kind=model")
     with pytest.raises(ValueError, match="base is parked"), bench.reference.roles.reading_as("reference"):
@@ -290,6 +309,8 @@ def test_gradients_reach_every_adapter_layer_through_four_bits_and_checkpointing
         rows = tiny.rows(bench.backbone)  # type: ignore[arg-type]
         norms = [p for n, p in bench.backbone.model.named_parameters() if "norm" in n and "lora_" not in n]
         assert {p.dtype for p in norms} == {getattr(torch, dtype)}
+        packed = [m for m in bench.backbone.model.modules() if hasattr(m, "compute_dtype")]
+        assert len(packed) == 4 * 7 and {m.compute_dtype for m in packed} == {getattr(torch, dtype)}
         with bench.roles.visiting("policy"), bench.roles.training_as("policy"):
             (-token_logprobs(bench.backbone, rows)[0].sum()).backward()
             weights = bench.roles.named("policy")

@@ -11,7 +11,8 @@ from bases_smolvlm import smolvlm
 from clips import write_clip
 
 from minirlaif import bench, cli, config, fitting, steps
-from minirlaif.records import UserError
+from minirlaif.plan import Planned
+from minirlaif.records import Turn, UserError
 
 RESULTS = [
     {"stage": "sft", "peak": 5.0 * 2**30, "seconds_per_step": 12.34, "device": "NVIDIA GeForce RTX 4090"},
@@ -94,11 +95,20 @@ def test_a_probe_runs_the_longest_row_through_every_stage(tmp_path: Path, monkey
         folder.mkdir()
         return bench._measured(cfg, {"stage": stage, "gpu_gib": gib, "rows": rows}, folder)
 
+    looked: dict[str, bool] = {}
+    real = bench.estimate
+
+    def estimate(plan: Planned, tokens: Any) -> Any:
+        looked[next(iter(tokens))] = plan.looks
+        return real(plan, tokens)
+
+    monkeypatch.setattr(bench, "estimate", estimate)
     monkeypatch.setattr(bench, "measure", here)  # without a process for each
     assert cli.main(["plan", "--config", str(path), "--probe"]) == 0
     for row in asked:
         assert row["question"] == "what happens first, and what happens after that?"
-        assert row["answer"] == "it moves and then it stops" and Path(row["video"]).name == "square.mp4"
+        assert row["turns"] == [("what happens?", "it moves and then it stops")] and Path(row["video"]).name == "square.mp4"
+    assert (looked["sft"], looked["evaluate"]) == (True, False)  # a clip is seen once, and the tower is planned for then
     told = capsys.readouterr().out.split("planned MiB")[1].splitlines()[1:]
     names = ["sft", "feedback", "reward", "ppo collect", "ppo update", "evaluate"]
     assert [line[:11].strip() for line in told] == names
@@ -116,6 +126,51 @@ def test_a_stage_that_fails_the_probe_is_the_exit_code(tmp_path: Path, monkeypat
 def test_the_tiny_world_has_no_row_to_probe(tmp_path: Path):
     with pytest.raises(UserError, match="data.world.*use `bench`"):
         steps.longest(config.load(None, ["data.world=tiny"]), tmp_path)
+    with pytest.raises(UserError, match="data: names no file"):
+        steps.longest(config.load(None), tmp_path)
+
+
+def test_the_longest_rows_are_found_wherever_they_stand(tmp_path: Path):
+    """A conversation of many short turns may be longer than the longest question with the longest answer."""
+    write_clip(tmp_path / "a.mp4")
+    turns = [("what moves?", "a ball moves"), ("and then?", "it stops there"), ("and at last?", "nothing at all")]
+    talk = [{"from": who, "value": text} for turn in turns for who, text in zip(("human", "gpt"), turn, strict=True)]
+    talk[0]["value"] = "<video>\n" + talk[0]["value"]
+    files = {
+        "sft": [
+            {"id": "1", "video": "a.mp4", "question": "what happens in the video?", "answer": "something happens"},
+            {"id": "2", "video": "a.mp4", "conversations": talk},
+        ],
+        "test": [{"id": "3", "video": "b.mp4", "question": "a question that only the test has, longer than all others?"}],
+        "preferences": [
+            {"id": "4", "video": "a.mp4", "question": "which?", "chosen": "no", "rejected": "a long answer, not so good"}
+        ],
+    }
+    for name, rows in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "b.mp4").write_bytes(b"not opened before evaluate")
+    named = [f"data.{name}=[{tmp_path}/{name}.jsonl]" for name in files]
+    found = steps.longest(config.load(None, [f"data.videos={tmp_path}", *named]), tmp_path)
+    assert found["turns"] == turns and found["answer"] == "a long answer, not so good"
+    assert found["question"].startswith("a question that only the test") and Path(found["video"]).name == "a.mp4"
+    write_clip(tmp_path / "b.mp4")
+    alone = steps.longest(config.load(None, [f"data.videos={tmp_path}", named[1]]), tmp_path)
+    assert Path(alone["video"]).name == "b.mp4" and alone["turns"] == [(alone["question"], "")]
+
+
+def test_the_longest_conversation_is_what_sft_trains_on(tmp_path: Path):
+    cfg = config.load(data(tmp_path))
+    turns = [("what happens?", "it moves"), ("then?", "it stops"), ("then?", "it moves again and stops")]
+    rows = {**steps.longest(cfg, tmp_path), "turns": turns, "answer": "w" * 300}
+    with steps.opened(cfg, "sft", rows, tmp_path) as (bench_, worst):
+        known = steps.size("sft", bench_, worst)
+        renderer, shown = bench_.backbone.renderer, bench_.whole(worst.video).shown
+        whole = len(renderer.conversation(shown, [Turn(*turn) for turn in turns]))
+        answers = sum(len(renderer.answer(answer)) for _, answer in turns)
+    assert known == (whole - answers, answers)
+    with steps.opened(cfg, "reward", rows, tmp_path) as (bench_, worst):
+        assert worst.sampled == "w" * 300  # a written answer longer than a sampled one may get
+        assert steps.size("reward", bench_, worst)[1] == len(bench_.answer_ids("w" * 300))
 
 
 @pytest.mark.learning

@@ -13,6 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
+from minirlaif.frames import FramePlan
 from minirlaif.records import UserError
 from minirlaif.video import ClipInfo, ClipReader, UnreadableClip
 
@@ -52,8 +55,8 @@ class Limits:
 def check_content(path: Path, limits: Limits) -> None:
     """UserError unless the file begins like a video and is not too large. Nothing is decoded."""
     size = path.stat().st_size
-    if not size:
-        raise UserError("the file is empty (0 bytes)")
+    if size < 64:  # also what a browser makes of a recording that it had no time to write
+        raise UserError(f"the file is empty ({size} bytes)")
     if size > limits.megabytes << 20:
         raise UserError(f"the file has {size / (1 << 20):.0f} MB, {limits.megabytes} MB are allowed; cut the clip or shrink it")
     with path.open("rb") as file:
@@ -96,9 +99,9 @@ class Desk:
             raise UserError(f"the clip has {info.width} x {info.height} pixels, {self.limits.pixels} are allowed; scale it down")
         return info
 
-    def examples(self, clips: Iterable[Path], wanted: int = 4) -> list[Path]:
-        """Copies of the first clips that pass, in a folder of their own below `folder`."""
-        kept: list[Path] = []
+    def examples(self, clips: Iterable[Path], wanted: int = 4) -> list[tuple[Path, Path]]:
+        """Copies of the first clips that pass, in a folder of their own below `folder`, each with a picture from its middle."""
+        kept: list[tuple[Path, Path]] = []
         for number, clip in enumerate(clips):
             if len(kept) == wanted:
                 break
@@ -106,11 +109,15 @@ class Desk:
             copy.parent.mkdir(parents=True, exist_ok=True)
             try:
                 shutil.copyfile(clip, copy)
-                self.examine(copy)
+                middle = FramePlan((self.examine(copy).seconds / 2,))
+                with self._lock:
+                    ((pixels_HW3,),) = self._reader.frames(copy, [middle])
             except (OSError, UserError):
                 shutil.rmtree(copy.parent)
                 continue
-            kept.append(copy)
+            picture = copy.with_suffix(".png")
+            Image.fromarray(pixels_HW3).resize((96, 96)).save(picture)
+            kept.append((copy, picture))
         return kept
 
     def drop(self, clip: Path) -> None:

@@ -6,8 +6,9 @@ refused before it gets there.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -22,12 +23,14 @@ _GET = re.compile(
     r"|/gradio_api/(?:queue/data|upload_progress|startup-events|user|login_check|app_id|theme\.css|info|heartbeat/\w+)/?"
     r"|/gradio_api/file=.+"
 )
-_POST = re.compile(r"/login/?|/gradio_api/(?:queue/join|upload|cancel|reset)/?")
+_POST = re.compile(r"/login/?|/gradio_api/(?:queue/join|upload|cancel|reset|run/predict)/?")
+ASKS = ("/queue/join", "/run/predict")  # requests that may name files
+MOST_ASKED = 1 << 20  # bytes of such a request
 # Nothing is loaded from elsewhere, whatever a model, a person or a component writes into the page.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline';"
-    " img-src 'self' data: blob:; media-src 'self' blob: data:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:;"
-    " frame-src 'none'; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
+    " img-src 'self' data: blob:; media-src 'self' blob: data:; font-src 'self' data:; connect-src 'self';"
+    " worker-src 'self' blob:; frame-src 'none'; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
 HEADERS = {
     "content-security-policy": POLICY,
@@ -56,6 +59,10 @@ class Guard:
                 await self.app(scope, receive, send)
             return
         reason = self.refuses(scope)
+        if not reason and scope["method"] == "POST" and str(scope["path"]).rstrip("/").endswith(ASKS):
+            body = await _whole(receive)
+            reason = (413, "too much at once") if body is None else self._names_others(body)
+            receive = _again(body or b"", receive)
         if reason:
             await _refuse(send, *reason)
             return
@@ -85,15 +92,60 @@ class Guard:
             return 404, "not found"
         return None
 
-    def _is_ours(self, name: str) -> bool:
+    def _names_others(self, body: bytes) -> tuple[int, str] | None:
+        """Gradio would fetch a file that a request names by its address, or copy one of another folder."""
+        try:
+            named = list(_paths(json.loads(body)))
+        except (ValueError, RecursionError):
+            return 400, "not JSON"
+        return None if all(name is None or self._is_ours(name) for name in named) else (403, "this file was not uploaded here")
+
+    def _is_ours(self, name: Any) -> bool:
         """Whether a file lies in the folder, by its real path; a name that is still escaped has no business here."""
-        if unquote(name) != name or "\0" in name or "\\" in name or not name.startswith("/"):
+        if not isinstance(name, str) or unquote(name) != name or "\0" in name or "\\" in name or not name.startswith("/"):
             return False
         try:
             path = Path(name).resolve()
         except (OSError, RuntimeError, ValueError):
             return False
         return path.is_relative_to(self.folder) and path.is_file()
+
+
+def _paths(value: Any) -> Iterator[Any]:
+    """What stands under the name "path" anywhere in a JSON value."""
+    if isinstance(value, dict):
+        yield from (value["path"] for _ in range("path" in value))
+        for inner in value.values():
+            yield from _paths(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _paths(inner)
+
+
+async def _whole(receive: Receive) -> bytes | None:
+    """The body of a request; None when it is longer than MOST_ASKED."""
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > MOST_ASKED:
+            return None
+        if not message.get("more_body"):
+            return body
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """A body that was read, for the next reader; then whatever else comes."""
+    told = False
+
+    async def once() -> Message:
+        nonlocal told
+        if told:
+            return await receive()
+        told = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return once
 
 
 async def _refuse(send: Send, status: int, reason: str) -> None:

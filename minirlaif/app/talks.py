@@ -105,6 +105,8 @@ class Talks:
 
     def open(self, session: Session, path: str | None, frames: int) -> None:
         """Show a clip to the engine; a new one starts a new conversation. What is wrong with it stands in `session.notice`."""
+        if path is None and session.clip is None:  # the player is empty again after a refusal, whose reason stays
+            return
         session.notice = ""
         known = session.clip is not None and path is not None and Path(path) == session.clip
         if not known:
@@ -268,9 +270,7 @@ class Talks:
         session.busy = False
         session.idle.set()
 
-    def _speak(
-        self, session: Session, look: Look, before: Sequence[Turn], answer: Answer, options: Options
-    ) -> Iterator[None]:
+    def _speak(self, session: Session, look: Look, before: Sequence[Turn], answer: Answer, options: Options) -> Iterator[None]:
         """Stream one answer into `answer`. Errors of the model end it with a note."""
         if session.stop.is_set():
             answer.state, answer.note = "done", "stopped"

@@ -27,10 +27,10 @@ def notice(text: str, tone: str = "warn") -> Html:
     return root(tag("p", text, class_=f"notice {tone}", role="status")) if text else Html("")
 
 
-def strip(look: Look | None) -> Html:
-    """The frames exactly as the model gets them, each with its time."""
+def strip(look: Look | None, limits: str) -> Html:
+    """The frames exactly as the model gets them, each with its time. limits: of clips, in words."""
     if look is None:
-        return root(tag("p", "The frames that the model sees will stand here.", class_="note placeholder"))
+        return root(tag("p", f"The frames that the model sees will stand here. {limits}", class_="note placeholder"))
     height, width = look.pixels_FHW3.shape[1:3]
     count = len(look.times)
     pictures = [
@@ -68,7 +68,7 @@ def _picture(pixels_HW3: np.ndarray, aspect: float, what: str) -> Html:
 def chat(session: Session, title: str) -> Html:
     """The conversation, newest last."""
     if not session.turns:
-        told = "Ask something about the clip." if session.look else "Choose a clip on the left, then ask about it."
+        told = "Ask something about the clip." if session.look else "Choose a clip, then ask about it."
         return root(tag("div", tag("p", told), tag("p", title, class_="note"), class_="empty"))
     parts: list[object] = []
     for turn in session.turns:
@@ -110,7 +110,9 @@ def duel(session: Session, compares: bool) -> Html:
     """Two answers side by side; who is who shows after the vote."""
     pair = session.duel
     if not compares:
-        return root(tag("p", "This engine has no SFT model beside an aligned one, so there is nothing to compare.", class_="empty"))
+        return root(
+            tag("p", "This engine has no SFT model beside an aligned one, so there is nothing to compare.", class_="empty")
+        )
     if pair is None:
         told = "Ask one question: SFT and the aligned model answer side by side, in hidden order. Vote, then see who is who."
         return root(tag("div", tag("p", told), class_="empty"))

@@ -35,16 +35,17 @@ class Worker:
     def stream(self, job: Callable[[Engine], Iterator[str]], stop: threading.Event) -> Iterator[str]:
         """The pieces of a job as they come. `stop` ends it after the piece in progress; so does a consumer that goes away."""
         pieces: queue.Queue[Any] = queue.Queue()
+        gone = threading.Event()
 
         def work() -> None:
             try:
-                if stop.is_set():
+                if stop.is_set() or gone.is_set():
                     return
                 source: Any = job(self.engine)
                 with closing(source):
                     for piece in source:
                         pieces.put(piece)
-                        if stop.is_set():
+                        if stop.is_set() or gone.is_set():
                             break
             except BaseException as error:
                 pieces.put(error)
@@ -58,7 +59,7 @@ class Worker:
                     raise piece
                 yield piece
         finally:
-            stop.set()
+            gone.set()
 
     def close(self) -> None:
         """Let the job in progress end, free the engine, end the thread."""

@@ -3,7 +3,8 @@
 Role "reward" starts from the SFT adapter and gets a scalar head; pairwise logistic loss plus 0.001 x |mean score|. With
 `reward.base` it stands on a base of its own, where only a fresh adapter or `reward.adapter` can start it.
 Two switches depart from the paper: `reward.context` shows the model the segment descriptions (the paper's code leaves them
-out), `reward.likelihood` adds beta x mean log-likelihood of the answer to its score.
+out), `reward.likelihood` adds beta x mean log-likelihood of the answer to its score. The paper's code asks for a score by a
+prompt behind the answer; here it is read at the answer's last token.
 Out: adapter/ with head.safetensors, held_out.jsonl (scores of preferences kept back).
 """
 

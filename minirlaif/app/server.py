@@ -1,0 +1,193 @@
+"""Starting and ending the app: which engine, which addresses, and a folder for uploads that is gone afterwards. No torch."""
+
+from __future__ import annotations
+
+import argparse
+import hmac
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from minirlaif.app import shelf
+from minirlaif.app.clips import Desk, Limits
+from minirlaif.app.guard import Guard
+from minirlaif.app.talks import Talks
+from minirlaif.app.votes import Ballot
+from minirlaif.app.worker import Worker
+from minirlaif.artifacts import Run
+from minirlaif.records import UserError
+from minirlaif.talk import Engine
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until Ctrl-C. Exit code 2: the user can put it right."""
+    options = _parser().parse_args(argv)
+    done = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: done.set())
+    try:
+        with serving(options) as address:
+            print(f"open {address} (Ctrl-C ends it)", flush=True)
+            while not done.wait(1.0):
+                pass
+    except KeyboardInterrupt:
+        print("ended", file=sys.stderr)
+    except UserError as error:
+        print(f"minirlaif: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python app.py",
+        description="Chat with an aligned model over a clip, compare it with its SFT self, look inside its run.",
+    )
+    parser.add_argument("--run", metavar="NAME", help="the run to talk with (default: the one that finished last)")
+    parser.add_argument(
+        "--runs-dir", metavar="DIR", type=Path, default=Path("runs"), help="where run folders lie (default: runs)"
+    )
+    parser.add_argument("--gguf", metavar="DIR", type=Path, help="talk with exported files through llama.cpp, without torch")
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default: 127.0.0.1, this machine alone)")
+    parser.add_argument("--port", type=int, default=7860, help="default: 7860; 0: any free one")
+    parser.add_argument("--share", action="store_true", help="open a public address through gradio.live for three days")
+    parser.add_argument(
+        "--password", default=os.environ.get("MINIRLAIF_PASSWORD", ""), help="ask for it (any name goes); or MINIRLAIF_PASSWORD"
+    )
+    limits = Limits()
+    parser.add_argument("--max-mb", type=int, default=limits.megabytes, help=f"largest clip (default: {limits.megabytes})")
+    parser.add_argument("--max-seconds", type=float, default=limits.seconds, help=f"longest clip (default: {limits.seconds:.0f})")
+    return parser
+
+
+@contextmanager
+def serving(options: argparse.Namespace) -> Iterator[str]:
+    """The app at an address, for a block. Afterwards its folder is gone."""
+    with ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix="minirlaif-app-"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        _quiet_gradio(folder)
+        run = _chosen_run(options)
+        desk = Desk(folder, Limits(options.max_mb, options.max_seconds))
+        stack.callback(desk.close)
+        talks = None
+        if options.gguf or run is not None:
+            worker = Worker(lambda: _engine(options, run))
+            stack.callback(worker.close)
+            talks = Talks(worker, desk, Ballot(_votes_of(options, run)))
+        yield stack.enter_context(page_at(options, talks, run, folder))
+
+
+@contextmanager
+def page_at(options: argparse.Namespace, talks: Talks | None, run: Run | None, folder: Path) -> Iterator[str]:
+    """The pages over what is given. UserError where the port is taken."""
+    from starlette.middleware import Middleware
+
+    from minirlaif.app import tabs, ui
+
+    examples = talks.desk.examples(shelf.example_clips(run)) if talks else []
+    page = ui.build(tabs.Place(talks, run, options.runs_dir, examples, shelf.example_questions(run)))
+    _warn(options)
+    local = options.host in LOOPBACK and not options.share
+    guard = Middleware(Guard, folder=folder, hosts=LOOPBACK if local else ())
+    word = options.password
+    try:
+        _, address, shared = page.launch(
+            server_name=options.host,
+            server_port=options.port or _free_port(options.host),
+            share=options.share,
+            auth=(lambda _, given: hmac.compare_digest(given.encode(), word.encode())) if word else None,
+            auth_message="Any name, and the password." if word else None,
+            max_file_size=options.max_mb << 20,
+            app_kwargs={"middleware": [guard]},
+            theme=ui.theme(),
+            css=ui.page_style(),
+            head=ui.SCRIPT,
+            quiet=True,
+            prevent_thread_lock=True,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            mcp_server=False,
+            pwa=False,
+            show_error=False,
+        )
+    except OSError as error:
+        raise UserError(f"--port {options.port}: cannot be served on ({error}); choose another one") from None
+    try:
+        yield shared or address
+    finally:
+        page.close(verbose=False)
+
+
+def _quiet_gradio(folder: Path) -> None:
+    """Before gradio is loaded: uploads go to our folder, and it asks nobody for anything."""
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    os.environ["GRADIO_EXAMPLES_CACHE"] = str(folder / "cached")
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+
+def _chosen_run(options: argparse.Namespace) -> Run | None:
+    if options.run:
+        if Path(options.run).name != options.run or options.run == "..":
+            raise UserError(f"--run {options.run!r}: must be a plain name; the folder it lies in goes to --runs-dir")
+        run = Run(options.runs_dir / options.run)
+        if not run.root.is_dir():
+            known = ", ".join(each.root.name for each in shelf.runs(options.runs_dir)) or "none"
+            raise UserError(f"{run.root}: no such run folder; runs there: {known}")
+        return run
+    return _home(options) or shelf.newest(options.runs_dir)
+
+
+def _home(options: argparse.Namespace) -> Run | None:
+    """The run that exported files lie in, as `export` puts them."""
+    folder = _export(options).absolute().parent if options.gguf else Path()
+    return Run(folder) if options.gguf and (folder / "config.yaml").is_file() else None
+
+
+def _export(options: argparse.Namespace) -> Path:
+    where: Path = options.gguf
+    return where.parent if where.is_file() else where
+
+
+def _votes_of(options: argparse.Namespace, run: Run | None) -> Path:
+    """Where votes are kept: with the run whose models they are about, or with exported files that lie in no run."""
+    theirs = run if options.run or not options.gguf else _home(options)
+    return (theirs.root if theirs else _export(options)) / "votes"
+
+
+def _engine(options: argparse.Namespace, run: Run | None) -> Engine:
+    if options.gguf:
+        from minirlaif.gguf.runtime import GgufEngine
+
+        exported: Engine = GgufEngine(options.gguf)
+        return exported
+    from minirlaif.hf import HfEngine
+
+    assert run is not None
+    print(f"loading {run.root} …", flush=True)
+    return HfEngine(run)
+
+
+def _warn(options: argparse.Namespace) -> None:
+    if (options.share or options.host not in LOOPBACK) and not options.password:
+        where = "everybody who knows the address" if options.share else f"everybody who reaches {options.host}"
+        print(f"warning: {where} can use this model and upload clips; set --password", file=sys.stderr, flush=True)
+
+
+def _free_port(host: str) -> int:
+    import socket
+
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port

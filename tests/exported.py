@@ -19,6 +19,8 @@ from minirlaif.hf import HfEngine
 from minirlaif.talk import Options
 
 QUESTIONS = ("what happens first?", "how many things happen?", "what happens then?", "describe the video.")
+CLIPS = 2
+ROWS = CLIPS * len(QUESTIONS)
 TOKENS = 8  # longest answer
 FALSE = "something else"  # the truth of every second question, which no model says
 
@@ -30,22 +32,27 @@ def coloured_clip(path: Path, seed: int) -> Path:
     return write_clip(path, [0.0, 1.0, 2.0, 3.0], 96, 96, images=images, last_seconds=1.0)
 
 
-def trained(folder: Path, base: Path | str = "tiny", *overrides: str, clip: Callable[..., Path] = coloured_clip) -> Run:
-    """A run with sft, ppo and evaluate. Of its eight test questions every second one was answered right."""
-    settings = ("video.frames=4", f"model.base={base}", f"evaluate.max_new_tokens={TOKENS}", *overrides)
+def world_clip(path: Path, seed: int) -> Path:
+    """A clip of the tiny world."""
+    return talking.world_clip(path, seed=seed)
+
+
+def trained(folder: Path, base: Path | str = "tiny", clip: Callable[[Path, int], Path] = coloured_clip) -> Run:
+    """A run with sft, ppo and evaluate. Of its test questions every second one was answered right."""
+    settings = ("video.frames=4", f"model.base={base}", f"evaluate.max_new_tokens={TOKENS}")
     run = talking.run_of(folder, *settings, reward=False)
-    paths = [clip(folder / f"clip{seed}.mp4", seed=seed) for seed in range(2)]
+    paths = [clip(folder / f"clip{seed}.mp4", seed) for seed in range(CLIPS)]
     with closing(HfEngine(run)) as engine:
-        rows = [row(engine, path, question) for path in paths for question in QUESTIONS]
-    for number, each in enumerate(rows):
-        each["truth"] = FALSE if number % 2 else each["rlaif"]
+        rows = [_row(engine, path, question) for path in paths for question in QUESTIONS]
+    for number, row in enumerate(rows):
+        row["truth"] = FALSE if number % 2 else row["rlaif"]
     tiny.finished(run, "evaluate", lambda path: tiny.write_lines(path / "answers.jsonl", rows))
     return run
 
 
-def row(engine: HfEngine, path: Path, question: str) -> dict[str, Any]:
-    look = engine.look(str(path))
-    said = {model: "".join(engine.stream(look, (), question, Options(max_new_tokens=TOKENS), model)) for model in engine.models}
+def _row(engine: HfEngine, path: Path, question: str) -> dict[str, Any]:
+    look, options = engine.look(str(path)), Options(max_new_tokens=TOKENS)
+    said = {model: "".join(engine.stream(look, (), question, options, model)) for model in engine.models}
     return {"video": f"../{path.name}", "question": question, **said, "rlaif_blind": ""}
 
 
@@ -55,5 +62,15 @@ def export(run: Run, *words: str) -> int:
 
 
 def manifest(run: Run) -> dict[str, Any]:
+    """The export's manifest."""
     content: dict[str, Any] = json.loads((run.dir("export") / "manifest.json").read_text())
     return content
+
+
+def check_parity(run: Run) -> None:
+    """The bounds that every family has to hold in float32."""
+    parity = manifest(run)["parity"]
+    assert parity["text_f32"] < 1e-4, parity  # other order of additions
+    assert parity["frames_f32"] < 5e-3, parity  # llama.cpp's activations come from a table
+    assert parity["control"] >= 5e-2, parity
+    assert parity["types"] and all(found["wrong_ids"] == [] for found in parity["types"].values())

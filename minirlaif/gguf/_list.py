@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-LONG = 200  # characters of a text, or items of a list, from which on it is left out
+LONG = 100  # items of a list from which on it is left out
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     reader = GGUFReader(order["path"])
     tensors = {t.name: (t.tensor_type.name, int(t.shape[0])) for t in reader.tensors if len(t.shape) > 1}
     values = {name: field.contents() for name, field in reader.fields.items()}
-    fields = {name: value for name, value in values.items() if not isinstance(value, str | list) or len(value) < LONG}
+    fields = {name: value for name, value in values.items() if not isinstance(value, list) or len(value) < LONG}
     Path(order["result"]).write_text(json.dumps({"tensors": tensors, "fields": fields}), encoding="utf-8")
 
 

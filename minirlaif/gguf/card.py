@@ -96,6 +96,10 @@ def readme(final: Path, facts: Facts, told: Mapping[str, Any]) -> str:
         f" {parity['frames_f32']:.2g}; other frames change the logits by at least {parity['control']:.2g}.",
         f"- A clip is shown as {facts.frames} frames, spread evenly, scaled before llama.cpp sees them.",
     ]
+    if not merge["template_fits"]:
+        notes.append(
+            "- The base's own chat template writes another prompt than training did; only `minirlaif chat` writes the same."
+        )
     if fallen:
         counts = ", ".join(f"{number} in {kind}" for kind, number in fallen.items())
         notes.append(f"- Rows that do not divide into a type's blocks kept a larger type: weights {counts} (see manifest.json).")

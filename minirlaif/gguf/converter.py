@@ -128,16 +128,16 @@ def convert(family: str, jobs: Sequence[Job], probes: Sequence[tuple[str, Sequen
         "probes": [[text, list(ids)] for text, ids in probes],
         "control": list(control),
     }
-    answer = in_child("minirlaif.gguf._launch", order)
+    answer = in_child("minirlaif.gguf._launch", Path(jobs[0].args[0]), order)
     if "error" in answer:
         raise UserError(str(answer["error"]))
     return str(answer["pre"])
 
 
-def in_child(module: str, order: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+def in_child(module: str, about: Path, order: Mapping[str, Any]) -> dict[str, Any]:
     """Run a module in a process of its own: it reads `order` as json from stdin and writes json to the file named there.
 
-    Native code that gives up ends the child alone. UserError with its last words then.
+    Native code that gives up ends the child alone: a UserError with its last words about the file `about`.
     """
     root = str(Path(__file__).parent.parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
@@ -149,18 +149,22 @@ def in_child(module: str, order: Mapping[str, Any], environment: Mapping[str, st
             capture_output=True,
             text=True,
             errors="replace",
-            env={**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false", **(environment or {})},
+            env={**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"},
         )
         if done.returncode == 0 and result.is_file():
             answer: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
             return answer
-    raise UserError(f"{last_words(done.stderr)} ({module} ended with code {done.returncode})")
+    raise UserError(_told(done.stderr, about, done.returncode))
 
 
-def last_words(text: str) -> str:
-    """The last line of what a process printed that says something."""
-    lines = [line.strip() for line in text.splitlines() if line.strip(" *")]
-    return lines[-1][:300] if lines else "it said nothing"
+def _told(printed: str, about: Path, code: int) -> str:
+    """What to say of a child that failed."""
+    lines = [line.strip() for line in printed.splitlines() if line.strip(" *")]
+    reason = next((line for line in lines if "ASSERT" in line), lines[-1] if lines else "it said nothing")
+    own = f"{UserError.__module__}.{UserError.__name__}: "
+    if reason.startswith(own):
+        return reason.removeprefix(own)
+    return f"{about}: cannot be used ({reason[:300]}; exit status {code}); make it again with `python -m minirlaif export`"
 
 
 def free_or_refuse(folder: Path, need: int) -> None:

@@ -59,7 +59,8 @@ def merged(cfg: Config, run: Run, folder: Path, keep_apart: bool = False) -> dic
         folder: where to; keep_apart: write the base as it is, the adapters stay files of their own.
 
     Returns:
-        logit_difference: largest, to the policy as it was trained (on the base in four bits, where it was); and "trained_on".
+        logit_difference: largest, to the policy as it was trained (on the base in four bits, where it was); trained_on: that
+        quantisation; dtype: of the saved weights; template_fits: see there.
     """
     section = plain_section(cfg.model)
     backbone = open_backbone(section)
@@ -83,7 +84,12 @@ def merged(cfg: Config, run: Run, folder: Path, keep_apart: bool = False) -> dic
         now = logits_of(backbone, trained.probes)
     copy_files(backbone, cfg.model.revision, folder)
     difference = float(abs(now - trained.logits["policy"]).max())
-    return {"logit_difference": difference, "trained_on": cfg.model.quantization, "dtype": str(own_dtype(cfg.model))[6:]}
+    return {
+        "logit_difference": difference,
+        "trained_on": cfg.model.quantization,
+        "dtype": str(own_dtype(cfg.model)).removeprefix("torch."),
+        "template_fits": template_fits(folder, backbone),
+    }
 
 
 def save_model(backbone: Backbone, model: Any, folder: Path, dtype: torch.dtype) -> None:
@@ -121,6 +127,20 @@ def copy_files(backbone: Backbone, revision: str, folder: Path) -> None:
         sight.write_text(json.dumps(processor_settings(kind, backbone.sizing), indent=2), encoding="utf-8")
     if not any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")) and not _has_template(folder):
         (folder / "chat_template.jinja").write_text(chat_template(backbone.renderer.layout), encoding="utf-8")
+
+
+def template_fits(folder: Path, backbone: Backbone) -> bool:
+    """Whether the folder's chat template, which other programs use, writes a text prompt as it was in training."""
+    from transformers import AutoTokenizer
+
+    turns = [{"role": "user", "content": [{"type": "text", "text": "What happens?"}]}]
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    try:
+        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    except Exception:  # whatever a base's template may raise over such a message
+        return False
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tuple(ids) == backbone.renderer.prompt(None, "What happens?")
 
 
 def _has_template(folder: Path) -> bool:

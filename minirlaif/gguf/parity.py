@@ -90,7 +90,7 @@ def measure(text: Path, mmproj: Path, reference: Reference, model: str, kv: str 
             "threads": threads_for(text),
             "adapter": adapter and str(adapter),
         }
-        answer = in_child("minirlaif.gguf.parity", order)
+        answer = in_child("minirlaif.gguf.parity", text, order)
         found = np.load(Path(work) / "logits.npz")
         return _compared(answer, reference, reference.logits[model], found["right"], found["other"])
 

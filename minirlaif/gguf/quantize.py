@@ -51,7 +51,7 @@ def chosen_types(text: str) -> tuple[str, ...]:
 
 def quantize(source: Path, target: Path, kind: str) -> None:
     """Write `source` (F32 or F16) as `kind`, one of TYPES. UserError with llama.cpp's last words when it gives up."""
-    in_child("minirlaif.gguf.quantize", {"source": str(source), "target": str(target), "kind": kind})
+    in_child("minirlaif.gguf.quantize", source, {"source": str(source), "target": str(target), "kind": kind})
 
 
 def fell_back(path: Path, kind: str) -> dict[str, str]:
@@ -62,8 +62,8 @@ def fell_back(path: Path, kind: str) -> dict[str, str]:
 
 def listed(path: Path) -> dict[str, Any]:
     """What the converter's own reader finds in a file: "tensors" (name -> type and width of its rows; those of more than one
-    dimension) and "fields" (name -> value of the short ones)."""
-    return in_child("minirlaif.gguf._list", {"folder": str(fetch()), "path": str(path)})
+    dimension) and "fields" (name -> value, without long lists)."""
+    return in_child("minirlaif.gguf._list", path, {"folder": str(fetch()), "path": str(path)})
 
 
 def main() -> None:

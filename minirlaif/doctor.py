@@ -21,6 +21,7 @@ OPTIONAL = {
     "bitsandbytes": "needed for model.quantization=nf4",
     "tensorboard": "needed for report_to=tensorboard",
     "protobuf": "needed to convert old LLaVA checkpoints with a tokenizer.model",
+    "llama-cpp-python": "needed for export and for chat with exported files",
     "gradio": "needed for the chat and its test clips",
     "pytest": "needed for the checks",
     "ruff": "needed for the checks",
@@ -52,6 +53,7 @@ if u.find_spec("torchvision"):
 else:
     print("not installed, as it should be")
 """
+_LLAMA = "from llama_cpp import mtmd_cpp; print('loads')"  # one that was built for another processor dies here
 _TRACKER = "from torch.utils.tensorboard import SummaryWriter; print('imports')"
 
 
@@ -140,6 +142,7 @@ def tried(attempt: Callable[[str], tuple[bool, str]] = attempt) -> list[Finding]
         "decord reads": "import decord; print('imports')",
         "av reads": "import av; print('imports')",
         "4-bit": _NF4,
+        "llama.cpp": _LLAMA,
         "tensorboard logs": _TRACKER,
     }
     results = {}

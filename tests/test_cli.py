@@ -343,7 +343,7 @@ def test_doctor_compares_with_the_pins():
 
 def test_doctor_reads_the_pins_and_knows_the_optional_ones():
     pins = doctor.pins()
-    assert pins["torch"] == "2.13.0" and "torchvision" not in pins and "llama-cpp-python" not in pins
+    assert pins["torch"] == "2.13.0" and "torchvision" not in pins
     assert set(doctor.OPTIONAL) <= set(pins)
 
 

@@ -6,6 +6,7 @@ finished runs seed0, seed1, seed2 to look at instead of making them.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,10 +20,11 @@ pytestmark = pytest.mark.learning
 
 
 @pytest.fixture(scope="module", params=SEEDS)
-def report(request, tmp_path_factory):
+def made(request, tmp_path_factory):
+    """The folder of a finished run."""
     runs = Path(os.environ.get("MINIRLAIF_RUNS", tmp_path_factory.mktemp("runs")))
     run = f"seed{request.param}"
-    words = [
+    command(
         "run",
         "--config",
         str(ROOT / "configs/tiny.yaml"),
@@ -32,9 +34,26 @@ def report(request, tmp_path_factory):
         str(runs),
         "--set",
         f"seed={request.param}",
-    ]
+    )
+    return runs / run
+
+
+def command(*words):
     subprocess.run([sys.executable, "-m", "minirlaif", *words], cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    return json.loads((runs / run / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def report(made):
+    return json.loads((made / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def export(made, tmp_path_factory):
+    """The manifest of an export of a copy of the run."""
+    runs = tmp_path_factory.mktemp("exported")
+    shutil.copytree(made, runs / "copy", ignore=shutil.ignore_patterns("cache", "export*"))
+    command("export", "--run", "copy", "--runs-dir", str(runs))
+    return json.loads((runs / "copy" / "export" / "manifest.json").read_text())
 
 
 def test_alignment_beats_sft_by_a_clear_margin(report):
@@ -61,3 +80,19 @@ def test_sight_is_real(report, model):
 def test_every_clip_is_looked_at_once(report):
     assert report["counts"]["decodes_per_clip"] == 1.0
     assert report["counts"]["encodes_per_clip"] == 1.0
+
+
+def test_the_exported_model_is_the_same(export):
+    parity = export["parity"]
+    assert parity["text_f32"] < 1e-4 and parity["frames_f32"] < 5e-3 and parity["control"] >= 5e-2
+    assert all(not found["wrong_ids"] for found in parity["types"].values())
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("f16", 0.005), ("q8_0", 0.01), ("q4_k_m", 0.05)])
+def test_the_exported_model_is_as_often_right(export, kind, bound):
+    assert export["questions"] == 500
+    assert abs(export["accuracy"][kind] - export["accuracy"]["hf"]) <= bound
+
+
+def test_the_exported_model_sees(export, report):
+    assert abs(export["accuracy"]["f16_blind"] - report["accuracy"]["guess"]) <= 0.05

@@ -133,7 +133,7 @@ def template_fits(folder: Path, backbone: Backbone) -> bool:
     """Whether the folder's chat template, which other programs use, writes a text prompt as it was in training."""
     from transformers import AutoTokenizer
 
-    turns = [{"role": "user", "content": [{"type": "text", "text": "What happens?"}]}]
+    turns: Any = [{"role": "user", "content": [{"type": "text", "text": "What happens?"}]}]
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     try:
         text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)

@@ -153,6 +153,7 @@ def _dispatch(options: argparse.Namespace) -> int:
 def _make(run: Run, cfg: config.Config, options: argparse.Namespace) -> int:
     """Make the stages that were asked for."""
     names = _chosen(options, cfg)
+    exports = cfg.export.enabled and options.verb == "run" and not options.stages
     _check_settings(options.config, cfg, names)
     parallel.start(on_cpu=cfg.model.device == "cpu")
     if parallel.leads():
@@ -161,7 +162,7 @@ def _make(run: Run, cfg: config.Config, options: argparse.Namespace) -> int:
             record_config(run, cfg)
         run.accepted = lambda name: record_config(run, cfg, name)
         if options.redo and len(names) > 1:  # all at once, so that after a kill the command without --redo goes on
-            for name in names:
+            for name in [*names, *(["export"] if exports else [])]:
                 run.set_aside(name)
         if options.verb == "run":
             from minirlaif.bench import before_run
@@ -179,6 +180,10 @@ def _make(run: Run, cfg: config.Config, options: argparse.Namespace) -> int:
         parallel.wait()
     if "report" in names and parallel.leads():
         print(f"report: {run.root / 'report.html'}")
+    if exports and parallel.leads():
+        with parallel.alone():
+            exporting.after_run(cfg, run, options.redo)
+        print(f"GGUF: {run.dir('export')}")
     return 0
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from minirlaif.records import UserError
-from minirlaif.settings import Rules, build, parse_yaml
+from minirlaif.rules import RULES
+from minirlaif.settings import build, parse_yaml
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,13 @@ class EvaluateSection:
 
 
 @dataclass(frozen=True)
+class ExportSection:
+    """Whether `run` ends with an export; the verb `export` needs no setting."""
+
+    enabled: bool = False
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole run."""
 
@@ -216,42 +224,7 @@ class Config:
     rollout: RolloutSection = field(default_factory=RolloutSection)
     ppo: PpoSection = field(default_factory=PpoSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
-
-
-# Numbers are finite and at least 0; positive, shares and any_sign hold field names of any section with another rule.
-RULES = Rules(
-    choices={
-        "report_to": (
-            "none tensorboard wandb mlflow comet_ml clearml aim dvclive swanlab trackio"  # accelerate 1.15's, which skips others
-        ).split(),
-        "model.dtype": ("auto", "float32", "bfloat16"),
-        "model.quantization": ("none", "nf4"),
-        "model.device": ("auto", "cpu", "cuda"),
-        "model.optimizer": ("adamw", "paged_adamw_8bit"),
-        "data.world": ("", "tiny"),
-        "sft.schedule": ("cosine", "linear", "constant"),
-        "reward.schedule": ("cosine", "linear", "constant"),
-        "ppo.schedule": ("cosine", "linear", "constant"),
-        "feedback.readout": ("letter", "likelihood"),
-        "feedback.disagreement": ("drop", "average"),
-        "reward.rest": ("cpu", "device"),
-        "reference.kind": ("adapter", "model"),
-        "reference.rest": ("cpu", "device"),
-        "rollout.kl_estimator": ("k1", "k3"),
-    },
-    positive=frozenset(
-        (
-            "frames segment_frames frame_pixels segment_seconds max_segments timeout_seconds lora_r lora_alpha"
-            " questions_per_clip prompt_clips dev_clips test_clips"
-            " steps learning_rate epochs batch_size micro_batch_size minibatch_size"
-            " max_length save_steps save_every dev_every max_grad_norm pairs_per_prompt temperature top_p"
-            " max_new_tokens describe_tokens rollouts iterations clip value_clip bootstrap"
-        ).split()
-    ),
-    shares=frozenset("max_unreadable still_share shuffled_share warmup_ratio top_p held_out min_accuracy gamma lam".split()),
-    any_sign=frozenset({"reward_scale"}),  # a negative one turns score and KL term round together
-    not_empty=frozenset({"model.base", "model.lora_targets"}),
-)
+    export: ExportSection = field(default_factory=ExportSection)
 
 
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:

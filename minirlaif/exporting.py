@@ -52,7 +52,17 @@ def run(options: argparse.Namespace) -> int:
         return verify(cfg, found, options.verify if options.verify != Path() else found.dir("export"), questions)
     given = ["--types", options.types] if options.types != TYPES else []
     found = Run(found.root, [*found.given, *given, *(["--adapters"] if options.adapters else [])])
+    export_run(cfg, found, types, options.adapters, questions, options.redo)
+    return 0
+
+
+def after_run(cfg: config.Config, run: Run, redo: bool) -> None:
+    """What `run` does at its end where `export.enabled`: the export that the verb makes without flags."""
+    export_run(cfg, Run(run.root), chosen_types(TYPES), False, QUESTIONS[bool(cfg.data.world)], redo)
+
+
+def export_run(cfg: config.Config, run: Run, types: tuple[str, ...], adapters: bool, questions: int, redo: bool) -> None:
+    """The stage, which loads torch."""
     from minirlaif.stages import export
 
-    export.run(cfg, found, export.Wanted(types, options.adapters, questions), redo=options.redo)
-    return 0
+    export.run(cfg, run, export.Wanted(types, adapters, questions), redo=redo)

@@ -21,7 +21,7 @@ SETTINGS = (
     " feedback.answers=4 feedback.pairs_per_prompt=2 feedback.batch_size=6 feedback.margin=0 feedback.readout=likelihood"
     " reward.epochs=1 reward.batch_size=4 reward.save_steps=1 reward.min_accuracy=0 reward.held_out=0.3"
     " rollout.rollouts=8 ppo.iterations=3 ppo.minibatch_size=4 ppo.dev_every=2 ppo.save_every=1"
-    " evaluate.bootstrap=50"
+    " evaluate.bootstrap=50 export.enabled=false"
 ).split()
 
 

@@ -17,7 +17,7 @@ from minirlaif.config import Config
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "minirlaif"
 LAYERS = {
-    0: "losses returns stats tokens verdicts schedules records frames settings config memory",
+    0: "losses returns stats tokens verdicts schedules records frames settings rules config memory",
     1: "artifacts disk provenance metrics video data formats features chat families resting roles sampling scoring judge training"
     " parallel stagedir tinyworld tinybase backbone workbench opening overlap rollouts devjudge page story workings timeline"
     " _reader doctor status convert oldfiles shapes standin plan fitting talk hf gguf",
@@ -29,7 +29,7 @@ LAYER = {module: layer for layer, names in LAYERS.items() for module in names.sp
 PURE = "os pathlib shutil tempfile time datetime random secrets logging subprocess socket threading multiprocessing numpy".split()
 PURE_EXCEPT = {("config", "pathlib"), ("stats", "random")}  # stats: a bootstrap seeded by an argument
 NO_TORCH = (
-    "records settings config artifacts stagedir disk provenance metrics status doctor cli exporting planning console talk"
+    "records settings rules config artifacts stagedir disk provenance metrics status doctor cli exporting planning console talk"
     " __init__ __main__"
 ).split()
 ONLY_INSIDE_FUNCTIONS = {"decord", "av", "bitsandbytes", "datasets"}

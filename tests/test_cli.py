@@ -72,6 +72,20 @@ def test_run_makes_all_stages_in_order_and_skips_them_afterwards(call, done, run
     assert yaml.safe_load((runs_dir / "a" / "config.yaml").read_text())["data"]["world"] == "tiny"
 
 
+def test_a_whole_run_ends_with_an_export_where_it_is_enabled(call, runs_dir: Path, monkeypatch):
+    exported: list[tuple[str, bool]] = []
+    monkeypatch.setattr(cli.exporting, "after_run", lambda cfg, run, redo: exported.append((run.root.name, redo)))
+    call("run")
+    call("sft", "--set", "export.enabled=true")
+    call("run", "sft", "--set", "export.enabled=true")
+    assert exported == []
+    _, out, _ = call("run", "--set", "export.enabled=true")
+    assert exported == [("a", False)] and out.endswith(f"GGUF: {runs_dir / 'a' / 'export'}\n")
+    (runs_dir / "a" / "export").mkdir()
+    assert call("run", "--redo", "--set", "export.enabled=true")[0] == 0
+    assert exported[1:] == [("a", True)] and not (runs_dir / "a" / "export").exists()  # a stopped --redo goes on without it
+
+
 def test_run_without_a_world(call, done):
     named = ["data.sft=a.json", "data.prompts=b.json", "data.test=c.json"]
     assert call("run", "--set", "data.world=", *named)[0] == 0

@@ -16,8 +16,11 @@ from minirlaif.app.votes import Ballot
 from minirlaif.artifacts import Run
 from minirlaif.backbone import open_backbone
 from minirlaif.chat import Shown
+from minirlaif.features import FeatureStore
+from minirlaif.frames import uniform_plan
 from minirlaif.roles import Roles
 from minirlaif.tinyworld import FPS, Event, render
+from minirlaif.video import ClipReader
 
 CONFIG = Path(__file__).parent.parent / "configs" / "tiny.yaml"
 TWO = (Event("red", "circle", "moves left"), Event("blue", "square", "moves up"))
@@ -76,3 +79,60 @@ def exported(folder: Path) -> Path:
     folder.mkdir(parents=True)
     gguf_files.adapter(folder / "sft.gguf", layers, 4.0)
     return gguf_files.tiny(folder, ("rlaif", "sft"), {"sft": "sft.gguf"})
+
+
+VERDICTS = (  # choice, orders, choice without context, orders of the letters
+    ("A", ["A", "A"], "A", None),
+    ("disagree", ["A", "B"], "tie", None),
+    ("B", ["B", "B"], "A", ["A", "B"]),
+    ("tie", ["tie", "tie"], "tie", None),
+    ("invalid", ["invalid", "A"], "B", None),
+)
+
+
+def seen_inside(run: Run, clip: Path) -> None:
+    """Give a run what its pages show: verdicts, test answers of each kind, curves, and the clip in its cache."""
+    (run.root / "world").mkdir()
+    (run.root / "world" / "clip.mp4").write_bytes(clip.read_bytes())
+    name, said = "../world/clip.mp4", ("a red circle <b>moves</b> left.", "a blue square.")
+    verdicts = [
+        {
+            "id": f"p{number}#0",
+            "video": name,
+            "question": f"question {number}?",
+            "answer_a": said[0],
+            "answer_b": said[1],
+            "context": "0s: a red circle moves left.\n1s: a blue square moves up.\n",
+            "choice": choice,
+            "margin": 0.5,
+            "orders": orders,
+            "without_context": {"choice": bare, "margin": 0.1, "orders": [bare, bare]},
+            **({"letter": {"choice": "disagree", "margin": 0.01, "orders": letters}} if letters else {}),
+        }
+        for number, (choice, orders, bare, letters) in enumerate(VERDICTS)
+    ]
+    told = [("y", "x"), ("x", "y"), ("y", "z"), ("x", "x")] * 3  # SFT, aligned; the truth is x
+    asked = {"video": name, "type": "what", "truth": "x", "base": "x"}
+    answers = [
+        {**asked, "id": f"t{number}", "question": f"test {number}?", "sft": sft, "rlaif": rlaif}
+        for number, (sft, rlaif) in enumerate(told)
+    ]
+    scores = {"p0#0": (1.0, 2.0), "p2#0": (3.0, 2.0)}  # chosen, rejected
+    held = [{"id": id_, "score_chosen": chosen, "score_rejected": rejected} for id_, (chosen, rejected) in scores.items()]
+    tiny.finished(run, "feedback", lambda path: tiny.write_lines(path / "verdicts.jsonl", verdicts), decided=2)
+    tiny.finished(run, "evaluate", lambda path: tiny.write_lines(path / "answers.jsonl", answers), test_items=12)
+    tiny.write_lines(run.dir("reward") / "held_out.jsonl", held)
+    tiny.write_lines(run.dir("ppo") / "metrics.jsonl", [{"step": n, "score": n / 10, "kl": n / 20} for n in range(1, 31)])
+    cfg = config.load(run.root / "config.yaml")
+    with ClipReader(60) as reader:
+        store = FeatureStore(run.root / "cache" / "features.sqlite", open_backbone(cfg.model), reader, cfg.video)
+        store.get(str(run.root / "world" / "clip.mp4"), lambda info: [uniform_plan(info.seconds, cfg.video.frames)])
+        store.close()
+
+
+def begun(run: Run, steps: int) -> Path:
+    """PPO in the making; returns the file that its steps are written to."""
+    run.partial("ppo").mkdir(parents=True)
+    file = run.partial("ppo") / "metrics.jsonl"
+    tiny.write_lines(file, [{"step": n, "score": float(n)} for n in range(1, steps + 1)])
+    return file

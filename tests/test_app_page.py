@@ -44,7 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "playlist.mp4").write_text("#EXTM3U\n" + "#EXTINF:1,\n/etc/passwd\n" * 9)
     (folder / "broken.mp4").write_bytes((folder / "good.mp4").read_bytes()[:900])
     write_clip(folder / "lengthy.mp4", [0.0, 100.0, 200.0], last_seconds=1.0)
-    talking.run_of(folder / "runs" / "a")
+    talking.seen_inside(talking.run_of(folder / "runs" / "a"), folder / "good.mp4")
     return folder
 
 
@@ -407,3 +407,44 @@ def test_it_fits_a_phone_and_the_keyboard_reaches_everything(
     page.page.keyboard.press("Enter")
     page.page.wait_for_selector("#chat .chip")
     assert page.answers() == ["rlaif heard: by keyboard"]
+
+
+def test_inside_a_run(place: Path, tmp_path: Path, opened: Callable[..., Page]) -> None:
+    """Curves, test answers, verdicts with filters, and a second run that trains while one looks."""
+    shutil.copytree(place / "runs", tmp_path / "runs")
+    run, live = Run(tmp_path / "runs" / "a"), Run(tmp_path / "runs" / "b")
+    live.root.mkdir()
+    shutil.copyfile(run.root / "config.yaml", live.root / "config.yaml")
+    file = talking.begun(live, 2)
+    with serving(FakeEngine(), run, tmp_path / "runs", tmp_path / FOLDER) as served:
+        page = opened(served.address)
+        page.tab("inside")
+        page.page.wait_for_selector("#curves figure")
+        assert page.page.locator("#curves figure").count() == 2  # score and KL
+        assert "finished" in page.text("#progress")
+        page.page.click("button[role=tab]:has-text('Test answers')")
+        page.page.wait_for_selector("#gallery .card")
+        assert page.page.locator("#gallery .card").count() == 8 and "Page (of 2)" in page.text("#page")
+        assert page.page.locator("#gallery .frames").count() == 8
+        page.page.click("#kind input")
+        page.page.click("li:has-text('Alignment put it right')")
+        wait_for(lambda: page.page.locator("#gallery .card").count() == 3)
+        assert page.text("#gallery .card >> nth=0").startswith("test 0?")
+        page.page.click("button[role=tab]:has-text('Verdicts')")
+        page.page.wait_for_selector("#verdict .frames")
+        assert "question 0?" in page.text("#verdict") and "Verdict (of 5)" in page.text("#number")
+        assert "a red circle <b>moves</b> left." in page.text("#verdict")  # as it was written
+        assert "0s: a red circle moves left." in page.text("#verdict") and "it disagrees" in page.text("#verdict")
+        page.page.click("#number-after")
+        wait_for(lambda: "question 1?" in page.text("#verdict"))
+        page.page.click("#filter input")
+        page.page.click("li:has-text('context changed the verdict')")
+        wait_for(lambda: "Verdict (of 3)" in page.text("#number"))
+        page.page.click("button[role=tab]:has-text('Progress')")
+        page.page.click("#run input")
+        page.page.click("li:has-text('b')")
+        wait_for(lambda: "ppo is running" in page.text("#progress"))
+        assert "step 2 of 30" in page.text("#progress")
+        with file.open("a") as more:
+            more.write(json.dumps({"step": 3, "score": 3.0}) + "\n")
+        wait_for(lambda: "step 3 of 30" in page.text("#progress"))  # by itself

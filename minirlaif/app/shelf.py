@@ -64,7 +64,7 @@ def at_work(run: Run) -> str:
 
 def rows(run: Run, stage: str, name: str) -> Sequence[Row]:
     """Lines of a stage's file, also while it is made; none where there is none. A last line may be half written."""
-    for folder in (run.dir(stage), run.partial(stage)):
+    for folder in (run.partial(stage), run.dir(stage)):
         path = folder / name
         if path.is_file():
             status = path.stat()

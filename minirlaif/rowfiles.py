@@ -8,6 +8,7 @@ A row that cannot be decoded is a BadRow in its place. Clips are only looked for
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -96,9 +97,12 @@ def table_rows(path: Path) -> list[tuple[int, Any]]:
 
 def _csv_rows(name: str) -> list[tuple[int, Any]]:
     """Rows under a header line. The delimiter is the one that the header has most of: TGIF-QA's .csv files have tabs."""
-    lines = _text(name).splitlines()
-    delimiter = max("\t,;", key=lines[0].count)
-    head, *rows = csv.reader(lines, delimiter=delimiter)
+    text = _text(name)
+    delimiter = max("\t,;", key=text.splitlines()[0].count)
+    try:
+        head, *rows = csv.reader(io.StringIO(text), delimiter=delimiter)
+    except csv.Error as error:
+        raise UserError(f"{name}: not a table of text ({error})") from None
     return [
         (number, dict(zip(head, row, strict=True)) if len(row) == len(head) else BadRow(f"{len(row)} cells under {len(head)}"))
         for number, row in enumerate(rows, 1)

@@ -17,7 +17,7 @@ from minirlaif.config import Config
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "minirlaif"
 LAYERS = {
-    0: "losses returns stats tokens verdicts schedules records frames settings config memory",
+    0: "losses returns stats rubric tokens verdicts schedules records frames settings config memory",
     1: "artifacts disk provenance metrics video data formats features chat families resting roles sampling scoring judge training"
     " parallel stagedir tinyworld tinybase backbone workbench opening overlap rollouts devjudge page story workings timeline"
     " rowfiles _reader doctor status convert oldfiles shapes standin plan fitting talk hf gguf",

@@ -44,7 +44,8 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 
 @dataclass(frozen=True)
 class Prompt:
-    """Texts of one metric. {question}, {answer}, {pred} stand for the row's own; consistency has {question1}, {pred1} and so on."""
+    """Texts of one metric. {question}, {answer}, {pred} stand for the row's own; consistency has {question1}, {pred1} and so
+    on."""
 
     system: str
     user: str
@@ -92,7 +93,7 @@ PROMPTS: Mapping[str, Prompt] = {
         "Mark how far the answer's facts agree with the reference: take marks off for whatever is false or made up.", _ONE + _ASK
     ),
     "detail": _prompt(
-        "Mark how detailed the answer is: it should cover every main point of the reference, in specific words, not general ones.",
+        "Mark how detailed the answer is: it should cover every main point of the reference, in specific words.",
         _ONE + _ASK,
     ),
     "context": _prompt(

@@ -1,7 +1,7 @@
 """Predictions in the benchmarks' own format, out and in: `pred` (or `pred1` and `pred2`) beside the row's own columns.
 
-What is written here is read by other people's judging scripts, and their files are judged here. Rows are matched by id, or by clip
-and question, never by place: a script that skips a clip shortens its file.
+What is written here is read by other people's judging scripts, and their files are judged here. Rows are matched by id, or by
+clip and question, never by place: a script that skips a clip shortens its file.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _matched(row: Any, keys: Mapping[tuple[str, ...], Sequence[Item]], found: Ma
         raise BadRow("a row must be an object with named columns")
     questions = tuple(str(row[k]) for k in ("Q1", "Q2") if k in row) or (str(row.get("Q", row.get("question", ""))),)
     names = [str(row[k]) for k in ("video_name", "video", "video_id") if k in row]
-    wanted = [("id", str(row[k])) for k in _IDS if row.get(k) not in (None, "")]
+    wanted: list[tuple[str, ...]] = [("id", str(row[k])) for k in _IDS if row.get(k) not in (None, "")]
     wanted += [(name, *map(_plain, questions)) for name in names]
     wanted.append(("", *map(_plain, questions), _plain(str(row.get("A", row.get("answer", ""))))))
     matches = next((keys[key] for key in wanted if key in keys), [])

@@ -20,7 +20,7 @@ LAYERS = {
     0: "losses returns stats rubric tokens verdicts schedules records frames settings config memory",
     1: "artifacts disk provenance metrics video data formats features chat families resting roles sampling scoring judge training"
     " parallel stagedir tinyworld tinybase backbone workbench opening overlap rollouts devjudge page story workings timeline"
-    " rowfiles benchrows benchmarks predictions _reader doctor status convert oldfiles shapes standin plan fitting talk hf gguf",
+    " rowfiles benchrows benchmarks predictions grading _reader doctor status convert oldfiles shapes standin plan fitting talk hf gguf",
     2: "stages",
     3: "cli __main__ planning steps bench",
 }

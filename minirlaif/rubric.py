@@ -39,6 +39,8 @@ LABELS = {
 }
 SHARES = frozenset({"accuracy", "top1", "top5", "r1", "r5", "r10"})  # from 0 to 1; the others are scores from 0 to 5
 
+CHOOSE = "Reply with the letter of the right option alone."
+
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 
@@ -177,6 +179,22 @@ def prompt_hash(prompts: Mapping[str, Prompt]) -> str:
     """12 hex digits of everything that is asked, and of how replies are read."""
     texts = [[name, prompts[name].system, prompts[name].user] for name in sorted(prompts)]
     return hashlib.sha256(json.dumps([texts, complaint("x"), "integer part, 0 to 5"]).encode()).hexdigest()[:12]
+
+
+def asked_choice(question: str, options: Sequence[str]) -> str:
+    """A multiple-choice question as one text, with letters."""
+    lines = "".join(f"\n{chr(ord('A') + i)}. {option}" for i, option in enumerate(options))
+    return f"{question}{lines}\n{CHOOSE}"
+
+
+def chosen_option(reply: str, options: Sequence[str]) -> int | None:
+    """Which option a reply names: its letter first, alone or with the option's text behind it, or the text alone; or None."""
+    text = reply.strip()
+    letter = re.match(r"\(?([A-Za-z])(?:[.):]|\s*$)", text)
+    if letter and ord(letter[1].upper()) - ord("A") < len(options):
+        return ord(letter[1].upper()) - ord("A")
+    same = [i for i, option in enumerate(options) if plain_answer(option) == plain_answer(text)]
+    return same[0] if len(same) == 1 else None
 
 
 _NUMBERS = dict(zip("zero one two three four five six seven eight nine ten".split(), map(str, range(11)), strict=True))

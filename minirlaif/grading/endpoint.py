@@ -78,8 +78,8 @@ class EndpointJudge:
             if self._closed.is_set():
                 break
         raise UserError(
-            f"judge {self.name}: no reply from {s.url} after {s.retries + 1} tries ({reason}); replies so far are kept, repeat the"
-            " command when it answers again"
+            f"judge {self.name}: no reply from {s.url} after {s.retries + 1} tries ({reason}); replies so far are kept, repeat"
+            " the command when it answers again"
         )
 
     def _ask_once(self, messages: Sequence[Message]) -> Reply:

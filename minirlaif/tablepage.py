@@ -80,9 +80,7 @@ def document(
         tag("h1", str(table["benchmark"])),
         tag("p", LEAD, class_="lead"),
     )
-    parts: list[object] = [head]
-    for number, each in enumerate(table["tables"], 1):
-        parts.append(_judged(f"judge{number}", each))
+    parts: list[object] = [head, *(_judged(f"judge{number}", each) for number, each in enumerate(table["tables"], 1))]
     for number, (judge, rows) in enumerate(_published(table), 1):
         metrics = _metrics(row["values"] for row in rows)
         lines = [[_name(row), *(_value(row["values"].get(m), m) for m in metrics)] for row in rows]
@@ -112,6 +110,19 @@ def document(
             parts.append(section(name, title, tag("div", *(_card(example) for example in some), class_="cards")))
     style = (files("minirlaif") / "page.css").read_text(encoding="utf-8")
     return page.page(f"minirlaif: {table['benchmark']}", parts, style, page.strip_styles(strips))
+
+
+def comparison(tables: Sequence[Table], title: str, notes: Sequence[str]) -> Html:
+    """The page of `compare`: a table as in `document` per benchmark, and what could not be compared."""
+    top = tag("p", "minirlaif comparison", class_="eyebrow")
+    parts: list[object] = [tag("header", top, tag("h1", title), tag("p", LEAD, class_="lead"))]
+    for place, table in enumerate(tables):
+        parts.append(tag("h2", table["benchmark"]))
+        parts += [_judged(f"table{place}-{number}", each) for number, each in enumerate(table["tables"])]
+    if notes:
+        parts.append(section("notes", "Not compared", tag("ul", *(tag("li", note) for note in notes), class_="plain")))
+    style = (files("minirlaif") / "page.css").read_text(encoding="utf-8")
+    return page.page(f"minirlaif: {title}", parts, style)
 
 
 def notes(each: Mapping[str, Any]) -> list[str]:

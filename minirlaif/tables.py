@@ -6,9 +6,10 @@ a mark; beside them stands how many have none and where the mean would lie if al
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from minirlaif.published import published
@@ -82,36 +83,38 @@ def blocks(found: Sequence[Scores]) -> list[list[Scores]]:
     return list(groups.values())
 
 
+def judged(group: Sequence[Scores], pairs: Sequence[tuple[Scores, Scores]]) -> dict[str, Any]:
+    """One judge's table: a row per model, and the differences of the pairs (second minus first)."""
+    rows = [
+        {
+            "model": scores.title,
+            "cells": {metric: vars(cell) for metric, cell in cells(scores).items()},
+            "without_mark": why_unmarked(scores),
+            "counts": dict(scores.counts),
+        }
+        for scores in group
+    ]
+    differences = [
+        {"first": a.title, "second": b.title, "changes": {m: vars(c) for m, c in changes(a, b).items()}} for a, b in pairs
+    ]
+    judge = group[0].judge
+    dates = tuple(sorted({date for scores in group for date in scores.judge.dates}))
+    dates = (dates[0], dates[-1]) if dates else ()
+    told = {"kind": judge.kind, "name": judge.name, "version": judge.version, "prompt": judge.prompt, "dates": dates}
+    return {"judge": told, "title": replace(judge, dates=dates).title, "rows": rows, "differences": differences}
+
+
 def table_json(found: Sequence[Scores]) -> dict[str, Any]:
-    """Everything that the pages show, for programs. ValueError without scores."""
+    """Everything that the pages show of one benchmark, for programs. ValueError without scores."""
     if not found:
         raise ValueError("no scores")
-    tables = []
-    for group in blocks(found):
-        rows: list[dict[str, Any]] = [
-            {
-                "model": scores.title,
-                "cells": {metric: vars(cell) for metric, cell in cells(scores).items()},
-                "without_mark": why_unmarked(scores),
-                "counts": dict(scores.counts),
-            }
-            for scores in group
-        ]
-        differences = [
-            {"first": a.title, "second": b.title, "changes": {m: vars(c) for m, c in changes(a, b).items()}}
-            for i, a in enumerate(group)
-            for b in group[i + 1 :]
-        ]
-        judge = group[0].judge
-        dates = sorted({date for scores in group for date in scores.judge.dates})
-        told = {"kind": judge.kind, "name": judge.name, "version": judge.version, "prompt": judge.prompt, "dates": dates}
-        tables.append({"judge": told, "title": judge.title, "rows": rows, "differences": differences})
-    benchmark, kind = found[0].benchmark, found[0].kind
+    tables = [judged(group, list(itertools.combinations(group, 2))) for group in blocks(found)]
     rows = [
         {"model": row.model, "values": dict(row.values), "judge": row.judge, "read_off": row.read_off}
-        for row in published(benchmark, kind)
+        for row in published(found[0].benchmark, found[0].kind)
     ]
-    return {"benchmark": benchmark, "kind": kind, "sha256": found[0].sha256, "tables": tables, "published": rows}
+    head = {"benchmark": found[0].benchmark, "kind": found[0].kind, "sha256": found[0].sha256}
+    return {**head, "tables": tables, "published": rows}
 
 
 def examples(scores: Scores, count: int) -> tuple[list[str], list[str]]:

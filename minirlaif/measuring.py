@@ -11,7 +11,8 @@ from typing import Any
 from minirlaif import planning
 from minirlaif.records import UserError
 
-VERBS = ("compare",)
+VERBS = ("compare", "audit")
+READ_SECONDS = 60.0  # for a clip that is shown
 
 
 def add_benchmark_flags(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +54,17 @@ def add(verbs: Any) -> None:
     compare.add_argument("--runs-dir", metavar="DIR", default="runs", type=Path, help="where run folders lie (default: runs)")
     compare.add_argument("--out", metavar="DIR", default="", help="folder for the files (default: compare-RUN_A-RUN_B)")
 
+    audit = planning.verb(
+        verbs, "audit", "label a sample of the judge's verdicts and see how far it is right", "audit --run tiny"
+    )
+    audit.add_argument("--run", metavar="NAME", required=True, help="a run whose stage feedback is finished")
+    audit.add_argument("--runs-dir", metavar="DIR", default="runs", type=Path, help="where run folders lie (default: runs)")
+    audit.add_argument("--count", metavar="N", type=int, default=50, help="pairs to label (default: 50)")
+    audit.add_argument("--seed", metavar="N", type=int, default=0, help="other seed, other pairs")
+    audit.add_argument("--port", metavar="N", type=int, default=7861, help="of the page on 127.0.0.1; 0: any free one")
+    audit.add_argument("--report", action="store_true", help="print and write the figures, open no page")
+    audit.add_argument("--redo", action="store_true", help="draw a new sample; labels so far are set aside")
+
 
 def evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
     """Evaluate models on a benchmark; words: the command line, for messages. UserError for what the user can put right."""
@@ -69,6 +81,25 @@ def evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
 
 def dispatch(options: argparse.Namespace) -> int:
     """Run one of VERBS; returns the exit code."""
-    from minirlaif.comparing import compare
+    if options.verb == "compare":
+        from minirlaif.comparing import compare
 
-    return compare(options.runs_dir, options.first, options.second, options.out)
+        return compare(options.runs_dir, options.first, options.second, options.out)
+    return _audit(options)
+
+
+def _audit(options: argparse.Namespace) -> int:
+    if options.count < 1:
+        raise UserError(f"--count {options.count}: must be above 0")
+    from minirlaif.artifacts import Run
+    from minirlaif.audit import Audit, told
+
+    found = Audit(Run(options.runs_dir / options.run), options.count, options.seed, options.redo)
+    if options.report:
+        print(told(found))
+        print(f"audit: {found.write()}")
+        return 0
+    from minirlaif.auditpage import serve
+
+    serve(found, options.port, READ_SECONDS)
+    return 0

@@ -72,7 +72,7 @@ def paired_bootstrap(
         drawn = generator.choices(range(len(clusters)), k=len(clusters))
         means.append(math.fsum(sums[i] for i in drawn) / sum(counts[i] for i in drawn))
     means.sort()
-    return math.fsum(sums) / sum(counts), _quantile(means, 0.025), _quantile(means, 0.975)
+    return math.fsum(sums) / sum(counts), quantile(means, 0.025), quantile(means, 0.975)
 
 
 def mean_of_means(parts: Sequence[Mapping[str, Sequence[float]]], resamples: int, seed: int) -> tuple[float, float, float]:
@@ -99,7 +99,7 @@ def mean_of_means(parts: Sequence[Mapping[str, Sequence[float]]], resamples: int
         if drawn is not None:
             means.append(drawn)
     means.sort()
-    return mean(range(len(names))) or 0.0, _quantile(means, 0.025), _quantile(means, 0.975)
+    return mean(range(len(names))) or 0.0, quantile(means, 0.025), quantile(means, 0.975)
 
 
 def sign_flip(parts: Sequence[Mapping[str, Sequence[float]]], resamples: int, seed: int) -> float:
@@ -159,7 +159,8 @@ def _t95(freedom: int) -> float:
     return z + first / (4 * freedom) + second / (96 * freedom**2) + third / (384 * freedom**3)
 
 
-def _quantile(ordered: Sequence[float], share: float) -> float:
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """The value below which a share of sorted values lies, between two of them where it must."""
     place = share * (len(ordered) - 1)
     below = math.floor(place)
     above = min(below + 1, len(ordered) - 1)

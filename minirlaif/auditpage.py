@@ -36,7 +36,8 @@ def serve(found: Audit, port: int, timeout: float, ready: Callable[[ThreadingHTT
     """Serve until Ctrl-C; then the figures are written. ready: called with the server before it serves, to learn its port."""
     with ClipReader(timeout) as reader:
         try:
-            server = ThreadingHTTPServer(("127.0.0.1", port), _handler(found, reader))
+            parts = {"found": found, "reader": reader, "one": threading.Lock()}
+            server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), parts))
         except OSError as error:
             raise UserError(f"--port {port}: cannot be used ({error.strerror}); name another, or 0 for any free one") from None
         with server:
@@ -51,86 +52,85 @@ def serve(found: Audit, port: int, timeout: float, ready: Callable[[ThreadingHTT
     print(f"audit: {found.write()}")
 
 
-def _handler(found: Audit, reader: ClipReader) -> type[BaseHTTPRequestHandler]:
-    one = threading.Lock()  # browsers open several connections, reader and labels take one at a time
+class _Handler(BaseHTTPRequestHandler):
+    """What is asked of the page. `serve` sets the attributes; browsers open several connections, `one` lets one in at a time."""
 
-    class Handler(BaseHTTPRequestHandler):
-        server_version = "minirlaif"
-        sys_version = ""
+    found: Audit
+    reader: ClipReader
+    one: threading.Lock
+    server_version = "minirlaif"
+    sys_version = ""
 
-        def do_GET(self) -> None:
-            if not self._is_local():
-                return
-            name, _, number = self.path.strip("/").partition("/")
-            place = int(number) if number.isdigit() and int(number) < len(found.items) else None
-            if not self.path.strip("/"):
-                name, place = "item", found.next_place()
-                name = "result" if place is None else name
-            if name == "result":
-                self._page(lambda: _result_page(found))
-            elif name == "item" and place is not None:
-                self._page(lambda: _item_page(found, reader, place))
-            elif name == "clip" and place is not None:
-                self._clip(place)
-            else:
-                self.send_error(HTTPStatus.NOT_FOUND)
+    def do_GET(self) -> None:
+        if not self._is_local():
+            return
+        name, _, number = self.path.strip("/").partition("/")
+        place = int(number) if number.isdecimal() and int(number) < len(self.found.items) else None
+        if not self.path.strip("/"):
+            name, place = "item", self.found.next_place()
+            name = "result" if place is None else name
+        if name == "result":
+            self._page(lambda: _result_page(self.found))
+        elif name == "item" and place is not None:
+            self._page(lambda: _item_page(self.found, self.reader, place))
+        elif name == "clip" and place is not None:
+            self._clip(place)
+        else:
+            self.send_error(HTTPStatus.NOT_FOUND)
 
-        def do_POST(self) -> None:
-            length = self.headers.get("Content-Length", "")
-            if not self._is_local():
-                return
-            if not length.isdigit() or int(length) > MOST_BYTES:
-                return self.send_error(HTTPStatus.BAD_REQUEST)
-            form = {name: values[0] for name, values in parse_qs(self.rfile.read(int(length)).decode(errors="replace")).items()}
-            number, label = form.get("item", ""), form.get("label", "")
-            if form.get("token") != found.token:  # another page in the same browser must not label
-                return self.send_error(HTTPStatus.FORBIDDEN, "this form is from an earlier start; open the first page again")
-            if not number.isdigit() or int(number) >= len(found.items) or label not in LABELS:
-                return self.send_error(HTTPStatus.BAD_REQUEST)
-            with one:
-                found.label(found.items[int(number)], label)
-                found.write()
-            self.send_response(HTTPStatus.SEE_OTHER)
-            self.send_header("Location", "/")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+    def do_POST(self) -> None:
+        length = self.headers.get("Content-Length", "")
+        if not self._is_local():
+            return
+        if not length.isdecimal() or int(length) > MOST_BYTES:
+            return self.send_error(HTTPStatus.BAD_REQUEST)
+        form = {name: values[0] for name, values in parse_qs(self.rfile.read(int(length)).decode(errors="replace")).items()}
+        number, label = form.get("item", ""), form.get("label", "")
+        if form.get("token") != self.found.token:  # another page in the same browser must not label
+            return self.send_error(HTTPStatus.FORBIDDEN, "this form is from an earlier start; open the first page again")
+        if not number.isdecimal() or int(number) >= len(self.found.items) or label not in LABELS:
+            return self.send_error(HTTPStatus.BAD_REQUEST)
+        with self.one:
+            self.found.label(self.found.items[int(number)], label)
+        self.send_response(HTTPStatus.SEE_OTHER)
+        self.send_header("Location", "/")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
-        def _is_local(self) -> bool:
-            """A page elsewhere may point a name of its own at this machine; its requests bring that name along."""
-            host = self.headers.get("Host", "").rsplit(":", 1)[0]
-            if host in ("127.0.0.1", "localhost"):
-                return True
-            self.send_error(HTTPStatus.FORBIDDEN)
-            return False
+    def _is_local(self) -> bool:
+        """A page elsewhere may point a name of its own at this machine; its requests bring that name along."""
+        host = self.headers.get("Host", "").rsplit(":", 1)[0]
+        if host in ("127.0.0.1", "localhost"):
+            return True
+        self.send_error(HTTPStatus.FORBIDDEN)
+        return False
 
-        def _page(self, make: Callable[[], Html]) -> None:
-            with one:
-                text = make()
-            self._send(text.encode(), "text/html; charset=utf-8")
+    def _page(self, make: Callable[[], Html]) -> None:
+        with self.one:
+            text = make()
+        self._send(text.encode(), "text/html; charset=utf-8")
 
-        def _clip(self, number: int) -> None:
-            path = Path(found.items[number].video)
-            try:
-                self._send(path.read_bytes(), TYPES.get(path.suffix.lower(), "application/octet-stream"))
-            except OSError:
-                self.send_error(HTTPStatus.NOT_FOUND)
+    def _clip(self, number: int) -> None:
+        path = Path(self.found.items[number].video)
+        try:
+            self._send(path.read_bytes(), TYPES.get(path.suffix.lower(), "application/octet-stream"))
+        except OSError:
+            self.send_error(HTTPStatus.NOT_FOUND)
 
-        def _send(self, data: bytes, kind: str) -> None:
-            self.send_response(HTTPStatus.OK)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(data)))
-            self.send_header("Cache-Control", "no-store")
-            self.send_header("X-Content-Type-Options", "nosniff")
-            self.end_headers()
-            try:
-                self.wfile.write(data)
-            except (TimeoutError, BrokenPipeError, ConnectionResetError):
-                pass  # the browser went on to another page
+    def _send(self, data: bytes, kind: str) -> None:
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.end_headers()
+        try:
+            self.wfile.write(data)
+        except (TimeoutError, BrokenPipeError, ConnectionResetError):
+            pass  # the browser went on to another page
 
-        def log_message(self, format: str, *arguments: object) -> None:
-            """Requests are not printed."""
-
-    return Handler
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Requests are not printed."""
 
 
 def _item_page(found: Audit, reader: ClipReader, place: int) -> Html:
@@ -161,6 +161,7 @@ def _item_page(found: Audit, reader: ClipReader, place: int) -> Html:
 
 
 def _result_page(found: Audit) -> Html:
+    found.write()
     head = tag("p", f"minirlaif audit · {len(found.labels)} of {len(found.items)} labelled", class_="eyebrow")
     more = "" if found.next_place() is None else tag("p", tag("a", "go on labelling", href="/"))
     shown = page.table(["", "Value", "95 % interval", "Out of"], rows_of(found))

@@ -205,6 +205,7 @@ def _items(part: str, file: Path, rows: Sequence[tuple[int, Any]], clips: _Clips
     rows = _merged(rows)
     first = next((row for _, row in rows if isinstance(row, dict)), None)
     if first is None:
+        raise_all(str(file), [(number, str(row)) for number, row in rows if isinstance(row, BadRow)])
         raise UserError(f"{file}: holds no rows that are objects with named columns")
     kind = "action" if part == "action" else kind_of(first, part)
     if not kind:

@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_flags(everything, trains=True)
     for name, help_text in STAGES.items():
         stage = planning.verb(verbs, name, help_text, f"{name} --config configs/tiny.yaml --run tiny")
-        _add_run_flags(stage, trains=True)
+        _add_run_flags(stage, trains=True, needs_config=name != "evaluate")
         if name == "evaluate":
             measuring.add_benchmark_flags(stage)
     _add_run_flags(planning.verb(verbs, "status", "table of a run's stages", "status --run tiny"), trains=False)
@@ -113,8 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_run_flags(parser: argparse.ArgumentParser, trains: bool) -> None:
-    parser.add_argument("--config", metavar="FILE", help="settings, such as configs/tiny.yaml")
+def _add_run_flags(parser: argparse.ArgumentParser, trains: bool, needs_config: bool = True) -> None:
+    required = trains and needs_config
+    parser.add_argument("--config", metavar="FILE", required=required, help="settings, such as configs/tiny.yaml")
     parser.add_argument("--run", metavar="NAME", required=True, help="name of the run folder")
     parser.add_argument("--runs-dir", metavar="DIR", default="runs", type=Path, help="where run folders lie (default: runs)")
     if trains:

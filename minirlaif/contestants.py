@@ -250,7 +250,7 @@ def _adapter_section(path: Path, cfg: Config) -> Any:
 
 def _gguf_engine(entry: Entry) -> Engine:
     try:
-        from minirlaif.gguf.runtime import GgufEngine  # type: ignore[import-not-found]
+        from minirlaif.gguf.runtime import GgufEngine  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         raise UserError(f"{entry.path}: this build has no GGUF runtime") from None
     engine: Engine = GgufEngine(Path(entry.path))

@@ -15,8 +15,8 @@ import numpy as np
 WIDTH, HEADS, CONTEXT = 32, 2, 2048
 SAY, END = "<|say|>", "<|end|>"
 TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'assistant' %}<|say|>{{ m['content'] }}<|end|>{% else %}{{ m['content'] }}\n{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}<|say|>{% endif %}"
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}<|say|>{{ m['content'] }}<|end|>"
+    "{% else %}{{ m['content'] }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|say|>{% endif %}"
 )
 
 

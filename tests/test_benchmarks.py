@@ -211,7 +211,7 @@ def test_a_subset_is_of_whole_clips_and_says_so(tmp_path: Path, world: World, vi
 
 
 def official_input(name: str, rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """What Video-ChatGPT's judging scripts read of a file: clips get a number each time they come again, columns must be there."""
+    """What Video-ChatGPT's judging scripts read of a file: clips that come again get a number, columns must be there."""
     counts: dict[str, int] = {}
     found = []
     for row in rows:

@@ -78,12 +78,21 @@ def judge_settings(spec: str, changes: Sequence[str] = ()) -> JudgeSettings:
     wrong = [change for change in changes if "=" not in change]
     if wrong:
         raise UserError(f"--judge-set {wrong[0]}: write FIELD=VALUE, such as timeout_seconds=120")
-    settings, problems = build(JudgeSettings, values, changes, RULES)
+    # JSON is YAML too, and would be read as a mapping; it is text here.
+    if isinstance(values.get("extra"), Mapping):
+        values = {**values, "extra": json.dumps(values["extra"])}
+    texts = [f"extra={json.dumps(text)}" if name == "extra" else f"{name}={text}" for name, _, text in map(_parted, changes)]
+    settings, problems = build(JudgeSettings, values, texts, RULES)
     if settings is not None:
         problems = _conflicts(settings)
     if settings is None or problems:
         raise UserError(f"{where}: {'; '.join(problems).replace('--set ', '--judge-set ')}")
     return settings
+
+
+def _parted(change: str) -> tuple[str, str, str]:
+    name, equals, text = change.partition("=")
+    return name.strip(), equals, text.strip()
 
 
 def _conflicts(s: JudgeSettings) -> list[str]:

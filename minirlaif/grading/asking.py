@@ -98,26 +98,32 @@ def mark_all(
     Raises:
         UserError: the judge cannot be asked at all. Replies so far are kept.
     """
-    counts, lock, stop = Counts(), threading.Lock(), threading.Event()
+    counts, lock = Counts(), threading.Lock()
+    stopped: list[BaseException] = []  # the first error, after which nobody is asked any more
     distinct = {_key(judge, q.messages): q for q in questions}
     marks: dict[str, Marked] = {}
 
-    def work(key: str, question: Question) -> tuple[str, Marked]:
-        if stop.is_set():
-            raise UserError("stopped")
-        return key, _marked(judge, settings, question, replies, counts, lock)
+    def work(key: str, question: Question) -> Marked:
+        if stopped:
+            raise stopped[0]
+        try:
+            return _marked(judge, settings, question, replies, counts, lock)
+        except BaseException as error:
+            stopped.append(error)
+            raise
 
     pool = ThreadPoolExecutor(max_workers=judge.parallel)
     try:
-        futures = [pool.submit(work, key, q) for key, q in distinct.items()]
+        futures = {pool.submit(work, key, q): key for key, q in distinct.items()}
         for future in progress(as_completed(futures), len(futures), f"judge {judge.name}"):
-            key, marked = future.result()
-            marks[key] = marked
-    except BaseException:
+            if future.exception() is not None:
+                raise stopped[0]
+            marks[futures[future]] = future.result()
+    except BaseException as error:
+        stopped.append(error)
         judge.close()  # the other threads need not pause and try again
         raise
     finally:
-        stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
     return [marks[_key(judge, q.messages)] for q in questions], counts
 

@@ -7,6 +7,7 @@ and can also say how likely given texts are; an engine (talk.py) answers one que
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from minirlaif.talk import Engine, Options
 
 ROLES = {"rlaif": ("ppo", "policy"), "sft": ("sft", "sft"), "base": ("", "base")}  # model of a run -> its stage, its role
 SEARCHED = 4  # folders above an adapter that may be its run
+EXPORT = "minirlaif.json"  # what an export has beside its .gguf files
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Entry:
     cfg: Config
     settings: Mapping[str, Any]
     inputs: tuple[str, ...] = ()
+    which: str = ""  # of an export that holds several models, "" for its best one
 
 
 class Contestant(Protocol):
@@ -70,14 +73,19 @@ def entered(name: str, run: Run, given: str | None, changes: Sequence[str]) -> E
     if name in ROLES:
         return _of_run(name, run, given, changes)
     path = Path(name).expanduser()
+    where, colon, which = name.rpartition(":")
+    if colon and _is_gguf(Path(where)):
+        path = Path(where)
     title = re.sub(r"[^\w.-]+", "-", path.name).strip("-.").lower()
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise UserError(f"--model {name}: a file that is no .gguf; name one, or a folder")
-        cfg = config.load(given or _config_near(path, run), changes)
-        settings = {"model": {"gguf": path.name, "sha256": sha256(path)}, **_seen(cfg)}
-        return Entry(title, "gguf", str(path), cfg, settings)
     cfg = config.load(given or _config_near(path, run), changes)
+    if _is_gguf(path):
+        which = which if colon else ""
+        files = sorted(path.iterdir()) if path.is_dir() else [path, *path.parent.glob("*mmproj*"), path.parent / EXPORT]
+        hashes = {file.name: sha256(file) for file in files if file.suffix in (".gguf", ".json") and file.is_file()}
+        settings = {"model": {"files": hashes, "which": which}, "max_new_tokens": cfg.evaluate.max_new_tokens}
+        return Entry(f"{title}-{which}".strip("-"), "gguf", str(path), cfg, settings, which=which)
+    if path.is_file():
+        raise UserError(f"--model {name}: a file that is no .gguf; name one, or a folder")
     if (path / "adapter_config.json").is_file():
         cfg = replace(cfg, model=_adapter_section(path, cfg))
         weights = {file.name: sha256(file) for file in sorted(path.glob("*.safetensors"))}
@@ -97,7 +105,7 @@ def opened(entry: Entry, run: Run) -> Iterator[Contestant]:
     if entry.kind == "gguf":
         engine = _gguf_engine(entry)
         try:
-            yield EngineContestant(engine, entry.cfg)
+            yield EngineContestant(engine, entry.cfg, entry.which)
         finally:
             engine.close()
         return
@@ -161,8 +169,10 @@ class EngineContestant:
 
     batch_size = 1
 
-    def __init__(self, engine: Engine, cfg: Config) -> None:
-        self._engine, self._cfg = engine, cfg
+    def __init__(self, engine: Engine, cfg: Config, which: str = "") -> None:
+        if which and which not in engine.models:
+            raise UserError(f"{engine.title}: holds no model {which}; it has {', '.join(engine.models)}")
+        self._engine, self._cfg, self._which = engine, cfg, which
         self._look: Any = None
         self._counted: Mapping[str, int] = {}
 
@@ -181,7 +191,7 @@ class EngineContestant:
         for video, question in asked:
             if self._look is None or self._look.video != video:
                 self._look = self._engine.look(video)
-            texts.append("".join(self._engine.stream(self._look, (), question, options)).strip())
+            texts.append("".join(self._engine.stream(self._look, (), question, options, self._which)).strip())
         return texts
 
     def likelihoods(self, told: Sequence[tuple[str, str, str]]) -> list[float]:
@@ -248,10 +258,15 @@ def _adapter_section(path: Path, cfg: Config) -> Any:
     return replace(cfg.model, base=str(base), lora_r=int(rank), lora_alpha=int(alpha), lora_targets=tuple(names))
 
 
+def _is_gguf(path: Path) -> bool:
+    """A .gguf file, or the folder of an export."""
+    return (path.suffix == ".gguf" and path.is_file()) or (path / EXPORT).is_file()
+
+
 def _gguf_engine(entry: Entry) -> Engine:
     try:
         from minirlaif.gguf.runtime import GgufEngine  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         raise UserError(f"{entry.path}: this build has no GGUF runtime") from None
-    engine: Engine = GgufEngine(Path(entry.path))
+    engine: Engine = GgufEngine(Path(entry.path), threads=os.cpu_count() or 1)
     return engine

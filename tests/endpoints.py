@@ -75,6 +75,7 @@ def llama_server(model: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = ["-m", "llama_cpp.server", "--model", str(model), "--n_ctx", "2048", "--port", str(port)]
+    words += ["--n_threads", "1", "--n_threads_batch", "1"]  # more would wait for one another on a busy machine
     with (model.parent / "server.log").open("w") as log:
         child = subprocess.Popen([sys.executable, *words], stdout=log, stderr=log)
     try:

@@ -202,7 +202,7 @@ REPLY = '{"pred": "yes", "score": 4}'
 
 def test_a_gguf_file_judges(tmp_path: Path, replies):
     path = parrot.write_gguf(tmp_path / "parrot.gguf", REPLY)
-    judge = GgufJudge(JudgeSettings("gguf", str(path), context=512))
+    judge = GgufJudge(JudgeSettings("gguf", str(path), context=512, threads=1))
     try:
         long = Question(({"role": "user", "content": "long " * 300},), True)
         marked, counts = mark_all(judge, SETTINGS, [*questions(2, with_pred=True), long], replies)

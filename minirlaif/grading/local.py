@@ -85,7 +85,15 @@ class GgufJudge:
             "context": settings.context,
         }
         try:
-            self._model = llama_cpp.Llama(str(path), n_ctx=settings.context, n_gpu_layers=-1, seed=0, verbose=False)
+            self._model = llama_cpp.Llama(
+                str(path),
+                n_ctx=settings.context,
+                n_gpu_layers=-1,
+                n_threads=settings.threads or None,
+                n_threads_batch=settings.threads or None,
+                seed=0,
+                verbose=False,
+            )
         except ValueError as error:
             raise UserError(f"judge gguf:{settings.name}: llama.cpp cannot load it ({error})") from None
 

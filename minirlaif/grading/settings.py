@@ -44,6 +44,7 @@ class JudgeSettings:
     dtype: str = "auto"
     quantization: str = "none"  # hf: none or nf4
     context: int = 4096  # gguf: tokens of question and reply together
+    threads: int = 0  # gguf: of the CPU; 0: as many as llama.cpp likes
 
 
 RULES = Rules(

@@ -62,24 +62,26 @@ class Audit:
         self.readout = str(manifest["config"].get("feedback", {}).get("readout", ""))
         self.token = secrets.token_urlsafe(16)
         sample = self._sample(manifest["identity"], count, seed, redo)
-        self.items = [self._asked(run, self._rows[id_], seed) for id_ in sample]
+        # Which answer stands first comes from the sample's own seed: labels say first and second.
+        self.items = [self._asked(run, self._rows[id_], sample["seed"]) for id_ in sample["ids"]]
         self.labels = self._read_labels()
 
-    def _sample(self, identity: str, count: int, seed: int, redo: bool) -> list[str]:
+    def _sample(self, identity: str, count: int, seed: int, redo: bool) -> dict[str, Any]:
+        """ids and seed of the sample that is there, or else of a new one."""
         path = self._folder / "sample.json"
         if path.is_file() and not redo:
-            kept = read_json(path)
+            kept: dict[str, Any] = read_json(path)
             if kept["feedback"] != identity:
                 raise UserError(
                     f"{path}: drawn from other verdicts; draw again with --redo (old labels are kept in labels.old.jsonl)"
                 )
-            return [str(id_) for id_ in kept["ids"]]
+            return kept
         self._folder.mkdir(parents=True, exist_ok=True)
         if (self._folder / "labels.jsonl").is_file():
             (self._folder / "labels.jsonl").replace(self._folder / "labels.old.jsonl")
-        ids = drawn(self._rows, count, seed)
-        write_atomic(path, json.dumps({"feedback": identity, "seed": seed, "ids": ids}, indent=1))
-        return ids
+        sample = {"feedback": identity, "seed": seed, "ids": drawn(self._rows, count, seed)}
+        write_atomic(path, json.dumps(sample, indent=1))
+        return sample
 
     def _asked(self, run: Run, row: Mapping[str, Any], seed: int) -> Asked:
         from minirlaif.workbench import located

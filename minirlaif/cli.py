@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import yaml
 
-from minirlaif import __version__, config, console, exporting, parallel, planning
+from minirlaif import __version__, config, console, exporting, measuring, parallel, planning
 from minirlaif.artifacts import Run
 from minirlaif.disk import disk_is_full, read_json, write_atomic
 from minirlaif.records import UserError
@@ -39,7 +39,7 @@ PIPELINE = tuple(name for name in STAGES if name != "pretrain")
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if match := re.match(r"argument VERB: invalid choice: '(.*?)'", message):
-            known = [*STAGES, "run", "status", "path", *planning.VERBS, "chat", "export", "doctor"]
+            known = [*STAGES, "run", "status", "path", *planning.VERBS, *measuring.VERBS, "chat", "export", "doctor"]
             near = difflib.get_close_matches(match[1], known, n=1, cutoff=0.0)[0]
             message = f"{match[1]}: no such verb (did you mean {near}?)"
         raise UserError(f"{message}; see `{self.prog} --help`")
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _parser().print_help()
         return 0
     try:
-        return _dispatch(_parser().parse_args(arguments))
+        return _dispatch(_parser().parse_args(arguments), arguments)
     except UserError as error:
         return _complain(str(error))
     except KeyboardInterrupt:
@@ -98,7 +98,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_run_flags(everything, trains=True)
     for name, help_text in STAGES.items():
-        _add_run_flags(planning.verb(verbs, name, help_text, f"{name} --config configs/tiny.yaml --run tiny"), trains=True)
+        stage = planning.verb(verbs, name, help_text, f"{name} --config configs/tiny.yaml --run tiny")
+        _add_run_flags(stage, trains=True, needs_config=name != "evaluate")
+        if name == "evaluate":
+            measuring.add_benchmark_flags(stage)
     _add_run_flags(planning.verb(verbs, "status", "table of a run's stages", "status --run tiny"), trains=False)
     path = planning.verb(verbs, "path", "print the folder of a finished stage, of report the page itself", "path ppo --run tiny")
     path.add_argument("stage", metavar="STAGE", help=", ".join(STAGES))
@@ -107,12 +110,14 @@ def _parser() -> argparse.ArgumentParser:
     exporting.add(planning.verb(verbs, "export", "the aligned model as GGUF files, compared with it", "export --run tiny"))
     ask = 'chat --gguf runs/tiny/export --video clip.mp4 "what happens first?"'
     console.add(planning.verb(verbs, "chat", "ask a trained or exported model about a clip", ask))
+    measuring.add(verbs)
     planning.verb(verbs, "doctor", "versions, GPU, memory, decoders: what is missing and how to get it", "doctor")
     return parser
 
 
-def _add_run_flags(parser: argparse.ArgumentParser, trains: bool) -> None:
-    parser.add_argument("--config", metavar="FILE", required=trains, help="settings, such as configs/tiny.yaml")
+def _add_run_flags(parser: argparse.ArgumentParser, trains: bool, needs_config: bool = True) -> None:
+    required = trains and needs_config
+    parser.add_argument("--config", metavar="FILE", required=required, help="settings, such as configs/tiny.yaml")
     parser.add_argument("--run", metavar="NAME", required=True, help="name of the run folder")
     parser.add_argument("--runs-dir", metavar="DIR", default="runs", type=Path, help="where run folders lie (default: runs)")
     if trains:
@@ -122,7 +127,7 @@ def _add_run_flags(parser: argparse.ArgumentParser, trains: bool) -> None:
         parser.add_argument("--redo", action="store_true", help="make finished or begun stages again from their start")
 
 
-def _dispatch(options: argparse.Namespace) -> int:
+def _dispatch(options: argparse.Namespace, words: Sequence[str]) -> int:
     if options.verb == "doctor":
         from minirlaif.doctor import run as examine
 
@@ -131,6 +136,8 @@ def _dispatch(options: argparse.Namespace) -> int:
         return planning.dispatch(options)
     if options.verb == "chat":
         return console.run(options)
+    if options.verb in measuring.VERBS:
+        return measuring.dispatch(options)
     if not options.run or Path(options.run).name != options.run or options.run == "..":
         raise UserError(f"--run {options.run!r}: must be a plain name; the folder it lies in goes to --runs-dir")
     if options.verb == "export":
@@ -147,6 +154,10 @@ def _dispatch(options: argparse.Namespace) -> int:
             raise UserError(f"{run.root}: no such run folder; runs there: {', '.join(others) or 'none'}")
         print(status_table(run, list(STAGES)) if options.verb == "status" else _folder(run, options.stage))
         return 0
+    if getattr(options, "benchmark", None):
+        return measuring.evaluate(options, words)
+    if not options.config:
+        raise UserError(f"{options.verb}: name the settings with --config; see `python -m minirlaif {options.verb} --help`")
     return _make(run, config.load(options.config, options.set), options)
 
 

@@ -1,10 +1,7 @@
 """Data files in: rows of any known format (formats.py) from json, jsonl, parquet, a folder of clips, or the hub.
 
 Everything is checked before training: a file's problems are collected and raised together, each with its row. Rows count from 1;
-in jsonl and questions.txt the row is the line. Clips are only looked for here, video.py opens them.
-
-json and jsonl are read by the standard library: `datasets` infers one type per column, which turns ids that look like dates into
-dates and ids of two types into another, fills ragged rows with empty columns, and does not say which line is broken.
+in jsonl and questions.txt the row is the line. Clips are only looked for (rowfiles.py), video.py opens them.
 """
 
 from __future__ import annotations
@@ -14,7 +11,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,8 +19,8 @@ from typing import Any, TypeVar
 from minirlaif.disk import sha256
 from minirlaif.formats import CLIP_SUFFIXES, UNDECIDED, BadRow, parse_preference, parse_sample
 from minirlaif.records import Preference, Sample, UserError
+from minirlaif.rowfiles import ClipFolder, clip_files, hub_rows, json_rows, json_value, parquet_rows, raise_all, text_lines
 
-_SHOWN = 20  # problems of a file that are listed
 _DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
 _QUESTION_FILES = ("questions.txt", "questions.json", "questions.jsonl")
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?(?::(?P<split>[\w.-]+))?")
@@ -81,7 +78,7 @@ def fingerprint(source: str, videos: str = "") -> str:
     if not path.is_dir():
         return sha256(path) if path.is_file() else ""
     asked = [sha256(path / name) for name in _QUESTION_FILES if (path / name).is_file()]
-    names = [str(clip) for clip in _clip_files(Path(os.path.expanduser(videos or source)))]
+    names = [str(clip) for clip in clip_files(Path(os.path.expanduser(videos or source)))]
     return hashlib.sha256(json.dumps([asked, names]).encode()).hexdigest()
 
 
@@ -95,7 +92,7 @@ def _preference_text(pair: Preference) -> list[str]:
 
 def _load(table: _Table, parse: Callable[[Any], _Record], text: Callable[[_Record], list[str]]) -> list[_Record]:
     """Parse all rows, find their clips, give them ids; raise every problem at once."""
-    find = _Clips(table.clips).find
+    find = ClipFolder(table.clips).find
     problems: list[tuple[int, str]] = []
     found: list[tuple[int, _Record, str]] = []  # row, record as parsed, path of the clip
     for number, row in table.rows:
@@ -115,72 +112,10 @@ def _load(table: _Table, parse: Callable[[Any], _Record], text: Callable[[_Recor
         if seen.setdefault(id_, number) != number:
             problems.append((number, f"repeats row {seen[id_]} (same clip and text): remove one of them"))
         records.append(replace(parsed, id=id_, video=path, where=f"{table.name}:{number}"))
-    if problems:
-        _raise_all(table.name, problems)
+    raise_all(table.name, problems)
     if not records:
         raise UserError(f"{table.name}: holds no rows")
     return records
-
-
-def _raise_all(name: str, problems: list[tuple[int, str]]) -> None:
-    lines = [f"row {number}: {' '.join(message.splitlines())[:400]}" for number, message in sorted(problems)]
-    if len(lines) == 1:
-        raise UserError(f"{name}, {lines[0]}")
-    rest = [f"  {line}" for line in lines[1:_SHOWN]] + ([f"  … and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else [])
-    raise UserError("\n".join([f"{name}: {len(lines)} bad rows, the first is {lines[0]}", *rest]))
-
-
-class _Clips:
-    """Finds clips by path, or by name without suffix in a folder that is listed once."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-        self._known: dict[str, str] = {}
-        self._stems: dict[str, list[str]] | None = None
-
-    def find(self, name: str) -> str:
-        """Path of the clip; BadRow if there is none or more than one."""
-        path = self._known[name] = self._known.get(name) or self._find(name)
-        if not path.isascii() and any("\ud800" <= letter <= "\udfff" for letter in path):  # bytes that are no text
-            raise BadRow(f"the name of clip {path!a} is not UTF-8: rename the file")
-        return path
-
-    def _find(self, name: str) -> str:
-        if "\0" in name:
-            raise BadRow(f"{name[:60]!r} cannot be a file name")
-        path = Path(name)
-        if self._folder is None and not path.is_absolute():
-            raise BadRow(f"{name} is a relative path: set data.videos to the folder of the clips")
-        path = (self._folder or Path()) / path
-        try:
-            if path.is_file():
-                return str(path)
-            if path.is_dir():
-                raise BadRow(f"{path} is a folder; frame folders are not read, name a clip file")
-        except OSError:  # too long for the file system
-            raise BadRow(f"{name[:60]!r} cannot be a file name") from None
-        if path.suffix.lower() not in CLIP_SUFFIXES and self._folder is not None:
-            if self._stems is None:
-                self._stems = _stems(self._folder)
-            hits = self._stems.get(name) or self._stems.get(f"v_{name}") or []  # ActivityNet lists leave the v_ out
-            if len(hits) == 1:
-                return hits[0]
-            if hits:
-                raise BadRow(f"clip {name} is there more than once ({hits[0]}, {hits[1]}): name the file with its suffix")
-        raise BadRow(f"clip {path} does not exist (relative names start from data.videos, or from the data file's folder)")
-
-
-def _stems(folder: Path) -> dict[str, list[str]]:
-    """Clips below a folder by name without suffix."""
-    stems: dict[str, list[str]] = {}
-    for path in _clip_files(folder):
-        stems.setdefault(path.stem, []).append(str(path))
-    return stems
-
-
-def _clip_files(folder: Path) -> list[Path]:
-    files = [Path(root) / name for root, _, names in os.walk(folder) for name in names if not name.startswith(".")]
-    return sorted(path for path in files if path.suffix.lower() in CLIP_SUFFIXES)
 
 
 def _table(source: str, videos: str) -> _Table:
@@ -195,11 +130,11 @@ def _table(source: str, videos: str) -> _Table:
     if path.is_file():
         if suffix not in _DATA_SUFFIXES:
             raise UserError(f"{source}: only {', '.join(_DATA_SUFFIXES)} files and folders of clips with questions are read")
-        rows = list(_parquet_rows(source)) if suffix == ".parquet" else _json_rows(source)
+        rows = list(parquet_rows(source)) if suffix == ".parquet" else json_rows(source)
         return _Table(source, clips or path.parent, rows)
     if not (match := _HUB.fullmatch(source)) or suffix in (*_DATA_SUFFIXES, ".txt", ".csv"):
         raise UserError(f"{source}: no such file or folder (sources are named in the data section of the config)")
-    return _Table(source, clips, list(_hub_rows(source, match.groupdict())))
+    return _Table(source, clips, list(hub_rows(source, match.groupdict())))
 
 
 def _folder_table(folder: Path, clips: Path) -> _Table:
@@ -209,9 +144,9 @@ def _folder_table(folder: Path, clips: Path) -> _Table:
         what = "no file of questions" if not files else f"{files[0].name} and {files[1].name}"
         raise UserError(f"{folder}: {what} in the folder; it needs one of {', '.join(_QUESTION_FILES)} beside the clips")
     name = str(files[0])
-    value = list(_lines(name)) if files[0].suffix == ".txt" else _json_value(name)
+    value = list(text_lines(name)) if files[0].suffix == ".txt" else json_value(name)
     if isinstance(value, list) and value and all(isinstance(item, str) for _, item in value):
-        names = [str(path.relative_to(clips)) for path in _clip_files(clips)]
+        names = [str(path.relative_to(clips)) for path in clip_files(clips)]
         if not names:
             raise UserError(f"{clips}: no clips in the folder ({', '.join(CLIP_SUFFIXES[:6])} …)")
         value = [(number, {"video": clip, "question": text}) for clip in names for number, text in value]
@@ -228,93 +163,3 @@ def _asked(clip: str, questions: Any) -> list[Any]:
     if not all(isinstance(asked, (str, dict)) for asked in questions):
         return [BadRow(f"{clip} must have a list of questions (texts)")]
     return [{"question": asked, "video": clip} if isinstance(asked, str) else {**asked, "video": clip} for asked in questions]
-
-
-def _lines(name: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines that hold something."""
-    yield from ((number, line.strip()) for number, line in enumerate(_text(name).split("\n"), 1) if line.strip())
-
-
-def _text(name: str) -> str:
-    try:
-        text = Path(os.path.expanduser(name)).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror})") from None
-    if not text.strip():
-        raise UserError(f"{name}: the file is empty")
-    return text
-
-
-def _json_value(name: str) -> list[tuple[int, Any]] | dict[str, Any]:
-    """Rows of a json or jsonl file, told apart by content since both suffixes are used for both; a json object as it is."""
-    text = _text(name)
-    if text.lstrip().startswith("[") or name.endswith(".json"):
-        try:
-            value = json.loads(text)
-            return value if isinstance(value, dict) else list(enumerate(value if isinstance(value, list) else [value], 1))
-        except json.JSONDecodeError as error:
-            if error.msg != "Extra data" or text.lstrip().startswith("["):
-                raise UserError(f"{name}, line {error.lineno}: not valid JSON ({error.msg}, column {error.colno})") from None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{name}: not valid JSON ({str(error)[:80]})") from None
-    return [(number, _json_line(line)) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-
-
-def _json_line(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        return BadRow(f"not valid JSON ({error.msg}, column {error.colno})")
-    except (ValueError, RecursionError) as error:
-        return BadRow(f"not valid JSON ({str(error)[:80]})")
-
-
-def _json_rows(name: str) -> list[tuple[int, Any]]:
-    value = _json_value(name)
-    if isinstance(value, list):
-        return value
-    if any(isinstance(cell, list) and cell and isinstance(cell[0], dict) for cell in value.values()) and len(value) < 4:
-        raise UserError(f"{name}: one object instead of a list of rows; keep only the list")
-    return [(1, value)]  # a file of one jsonl line
-
-
-def _parquet_rows(name: str) -> Iterator[tuple[int, Any]]:
-    import datasets
-    import pyarrow.parquet
-
-    try:  # read beside the library's own cache, which would keep a second copy of the file
-        with open(os.path.expanduser(name), "rb") as file:
-            table = datasets.Dataset(pyarrow.parquet.read_table(file))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: cannot be read as parquet ({_one_line(error)})") from None
-    yield from _dataset_rows(table)
-
-
-def _hub_rows(source: str, parts: Mapping[str, str | None]) -> Iterator[tuple[int, Any]]:
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(parts["name"], parts["config"], revision=parts["revision"], split=parts["split"])
-    except Exception as error:  # the library and its client raise a dozen unrelated classes
-        raise UserError(f"{source}: no such file or folder here, and the hub says: {_one_line(error)}") from None
-    if isinstance(loaded, Mapping):
-        split = "train" if "train" in loaded else next(iter(loaded)) if len(loaded) == 1 else ""
-        if not split:
-            raise UserError(f"{source}: has the splits {', '.join(loaded)}; name one, such as {source}:{next(iter(loaded))}")
-        loaded = loaded[split]
-    yield from _dataset_rows(loaded)
-
-
-def _dataset_rows(table: Any) -> Iterator[tuple[int, Any]]:
-    """Rows of a data set, in batches (ten times faster than one by one) and with media left undecoded."""
-    number = 0
-    for batch in table.to_iterable_dataset().decode(False).iter(batch_size=1000):
-        for cells in zip(*batch.values(), strict=True):
-            number += 1
-            yield number, dict(zip(batch, cells, strict=True))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

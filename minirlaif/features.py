@@ -8,7 +8,6 @@ Letters: F frames, G groups of frames, H x W vectors per group, E numbers per ve
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import sqlite3
 from collections import OrderedDict
@@ -24,11 +23,11 @@ from minirlaif.config import VideoSection
 from minirlaif.frames import BLANK, FramePlan, FrameSize
 from minirlaif.resting import Resting
 from minirlaif.video import ClipInfo, ClipReader
+from minirlaif.video import picture_strip as _strip
 
 if TYPE_CHECKING:
     from minirlaif.families.common import Backbone
 
-PICTURE = 96  # pixels of a side of one picture in a strip
 MEMORY = 1 << 30  # bytes of features kept in host memory
 
 Planner = Callable[[ClipInfo], Sequence[FramePlan]]
@@ -202,18 +201,3 @@ def blank_features(store: FeatureStore, count: int, size: FrameSize, cache: dict
 def _present(features: Tensor | None) -> Tensor:
     assert features is not None
     return features
-
-
-def _strip(pixels_FHW3: np.ndarray, aspect: float) -> bytes:
-    """aspect: width by height of the clip, which the model may have seen squeezed into a square."""
-    from PIL import Image
-
-    height = pixels_FHW3.shape[1]
-    shape = (max(1, round(PICTURE * aspect)), PICTURE)
-    how = Image.Resampling.NEAREST if height < PICTURE else Image.Resampling.BICUBIC
-    sheet = Image.new("RGB", (shape[0] * len(pixels_FHW3), PICTURE))
-    for number, pixels in enumerate(pixels_FHW3):
-        sheet.paste(Image.fromarray(pixels).resize(shape, how), (number * shape[0], 0))
-    buffer = io.BytesIO()
-    sheet.save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()

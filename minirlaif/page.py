@@ -219,13 +219,14 @@ def section(name: str, title: str, *inside: object) -> Html:
     return tag("section", tag("h2", title), *inside, id=name)
 
 
-def page(title: str, body: Iterable[object], style: str, extra: str = "") -> Html:
-    """The whole document. style and extra are CSS. UserError when CSS could close its own element."""
+def page(title: str, body: Iterable[object], style: str, extra: str = "", policy: str = POLICY) -> Html:
+    """The whole document. style and extra are CSS; policy: what the browser may load. UserError when CSS could close its own
+    element."""
     if "</" in style + extra:
         raise UserError("report: a style holds markup")
     head = [
         Html('<meta charset="utf-8">'),
-        Html(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
+        Html(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
         Html('<meta name="viewport" content="width=device-width,initial-scale=1">'),
         Html('<meta name="color-scheme" content="light dark">'),
         tag("title", title),

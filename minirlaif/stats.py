@@ -72,7 +72,56 @@ def paired_bootstrap(
         drawn = generator.choices(range(len(clusters)), k=len(clusters))
         means.append(math.fsum(sums[i] for i in drawn) / sum(counts[i] for i in drawn))
     means.sort()
-    return math.fsum(sums) / sum(counts), _quantile(means, 0.025), _quantile(means, 0.975)
+    return math.fsum(sums) / sum(counts), quantile(means, 0.025), quantile(means, 0.975)
+
+
+def mean_of_means(parts: Sequence[Mapping[str, Sequence[float]]], resamples: int, seed: int) -> tuple[float, float, float]:
+    """Mean of several means, such as a benchmark's five metrics, with a percentile interval.
+
+    parts: per metric its values by clip; a draw of clips is the same for all of them, since one clip's rows go right or wrong
+    together whatever is marked. A draw in which a metric has no value is drawn again. ValueError for a part without values.
+    """
+    names = sorted({name for part in parts for name in part if part[name]})
+    if not parts or resamples < 1 or any(not any(part.values()) for part in parts):
+        raise ValueError("mean_of_means: needs values in every part and one resample")
+    sums = [[(math.fsum(part.get(name, ())), len(part.get(name, ()))) for name in names] for part in parts]
+    generator = random.Random(seed)
+
+    def mean(places: Sequence[int]) -> float | None:
+        counts = [sum(part[i][1] for i in places) for part in sums]
+        if 0 in counts:
+            return None
+        return math.fsum(math.fsum(part[i][0] for i in places) / n for part, n in zip(sums, counts, strict=True)) / len(sums)
+
+    means: list[float] = []
+    while len(means) < resamples:
+        drawn = mean(generator.choices(range(len(names)), k=len(names)))
+        if drawn is not None:
+            means.append(drawn)
+    means.sort()
+    return mean(range(len(names))) or 0.0, quantile(means, 0.025), quantile(means, 0.975)
+
+
+def sign_flip(parts: Sequence[Mapping[str, Sequence[float]]], resamples: int, seed: int) -> float:
+    """Two-sided p-value that a mean difference (of one metric, or the mean of several) is no more than chance.
+
+    parts: per metric its differences by clip. If the two models were the same, each clip's differences could as well have the
+    other sign: the share of random signs, one per clip, under which the mean is at least as far from 0 as it is. The true signs
+    count as one of the draws, so it is never 0. ValueError for a part without values.
+    """
+    names = sorted({name for part in parts for name in part if part[name]})
+    if not parts or resamples < 1 or any(not any(part.values()) for part in parts):
+        raise ValueError("sign_flip: needs differences in every part and one resample")
+    counts = [sum(len(values) for values in part.values()) for part in parts]
+    shares = [math.fsum(math.fsum(part.get(name, ())) / n for part, n in zip(parts, counts, strict=True)) for name in names]
+    seen = abs(math.fsum(shares))
+    generator = random.Random(seed)
+    as_far = 0
+    for _ in range(resamples):
+        signs = generator.getrandbits(len(shares))
+        flipped = math.fsum(-share if signs >> i & 1 else share for i, share in enumerate(shares))
+        as_far += abs(flipped) >= seen - 1e-12 * max(1.0, seen)
+    return (as_far + 1) / (resamples + 1)
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
@@ -110,7 +159,8 @@ def _t95(freedom: int) -> float:
     return z + first / (4 * freedom) + second / (96 * freedom**2) + third / (384 * freedom**3)
 
 
-def _quantile(ordered: Sequence[float], share: float) -> float:
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """The value below which a share of sorted values lies, between two of them where it must."""
     place = share * (len(ordered) - 1)
     below = math.floor(place)
     above = min(below + 1, len(ordered) - 1)

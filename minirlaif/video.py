@@ -6,6 +6,7 @@ in this process: `ClipReader` talks to `_reader.py`, which also says which decod
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -26,6 +27,7 @@ from minirlaif.records import UserError
 
 START_SECONDS = 120.0  # the reader's imports may come from a cold disk
 NAMED = 20  # unreadable clips that an error lists
+PICTURE = 96  # pixels of a side of one picture in a strip
 
 
 @dataclass(frozen=True)
@@ -237,3 +239,18 @@ def check_clips(
             f"Repair or remove them, or skip them with --set video.max_unreadable={min(1.0, -(-100 * len(bad) // total) / 100)}"
         )
     return good, bad
+
+
+def picture_strip(pixels_FHW3: NDArray[np.uint8], aspect: float) -> bytes:
+    """A JPEG of frames side by side. aspect: width by height of the clip, which may be squeezed into a square here."""
+    from PIL import Image
+
+    height = pixels_FHW3.shape[1]
+    shape = (max(1, round(PICTURE * aspect)), PICTURE)
+    how = Image.Resampling.NEAREST if height < PICTURE else Image.Resampling.BICUBIC
+    sheet = Image.new("RGB", (shape[0] * len(pixels_FHW3), PICTURE))
+    for number, pixels in enumerate(pixels_FHW3):
+        sheet.paste(Image.fromarray(pixels).resize(shape, how), (number * shape[0], 0))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()

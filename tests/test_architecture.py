@@ -17,20 +17,22 @@ from minirlaif.config import Config
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "minirlaif"
 LAYERS = {
-    0: "losses returns stats tokens verdicts schedules records frames settings rules config memory",
+    0: "losses returns stats rubric published agreement tokens verdicts schedules records frames settings rules config memory",
     1: "artifacts disk provenance metrics video data formats features chat families resting roles sampling scoring judge training"
     " parallel stagedir tinyworld tinybase backbone workbench opening overlap rollouts devjudge page story workings timeline"
-    " _reader doctor status convert oldfiles shapes standin plan fitting talk hf gguf",
+    ""
+    " rowfiles benchrows benchmarks predictions grading contestants benchanswers scores tables charts tablepage benchtable"
+    " comparing audit auditpage _reader doctor status convert oldfiles shapes standin plan fitting talk hf gguf",
     2: "stages",
-    3: "app cli __main__ exporting planning console steps bench",
+    3: "app cli __main__ exporting planning measuring evaluation console steps bench",
 }
 LAYER = {module: layer for layer, names in LAYERS.items() for module in names.split()} | {"__init__": 0}
 # Mathematics and records: no disk, clock, randomness, processes or logging.
 PURE = "os pathlib shutil tempfile time datetime random secrets logging subprocess socket threading multiprocessing numpy".split()
-PURE_EXCEPT = {("config", "pathlib"), ("stats", "random")}  # stats: a bootstrap seeded by an argument
+PURE_EXCEPT = {("config", "pathlib"), ("stats", "random"), ("agreement", "random")}  # bootstraps seeded by an argument
 NO_TORCH = (
-    "records settings rules config artifacts stagedir disk provenance metrics status doctor cli exporting planning console talk"
-    " __init__ __main__"
+    "records settings rules config artifacts stagedir disk provenance metrics status doctor cli exporting planning measuring"
+    " console talk __init__ __main__"
 ).split()
 ONLY_INSIDE_FUNCTIONS = {"decord", "av", "bitsandbytes", "datasets"}
 

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from minirlaif.stats import exact_match, guess_rate, mean_interval, paired_bootstrap, wilson, win_rate
+from minirlaif.stats import (
+    exact_match,
+    guess_rate,
+    mean_interval,
+    mean_of_means,
+    paired_bootstrap,
+    sign_flip,
+    wilson,
+    win_rate,
+)
 
 
 @pytest.mark.parametrize("answer", ["the ball rolls", "The Ball rolls.", "  the  ball\nrolls . ", "THE BALL ROLLS"])
@@ -115,3 +124,39 @@ def test_bootstrap_refuses_nothing() -> None:
 def test_needs_no_torch() -> None:
     code = "import sys, minirlaif.stats, minirlaif.verdicts, minirlaif.schedules; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
+
+
+def test_mean_of_means_weighs_metrics_alike():
+    """Two metrics: 1, 2, 3 (mean 2) and 5 (mean 5): 3.5, whatever the number of rows."""
+    mean, low, high = mean_of_means([{"a": [1.0, 2.0], "b": [3.0]}, {"a": [5.0]}], 200, 0)
+    # Draws without clip a have no second metric and are drawn again; the others: a alone (1.5, 5), a and b (2, 5).
+    assert mean == 3.5 and (low, high) == (3.25, 3.5)
+
+
+def test_mean_of_means_draws_the_same_clips_for_every_metric():
+    """The metrics of a clip are mirrored, so that every draw of clips gives the same mean: no interval is left."""
+    first = {f"c{n}": [float(n)] for n in range(20)}
+    second = {f"c{n}": [19.0 - n] for n in range(20)}
+    assert mean_of_means([first, second], 300, 1) == pytest.approx((9.5, 9.5, 9.5))
+    with pytest.raises(ValueError, match="values in every part"):
+        mean_of_means([{"a": [1.0]}, {"a": []}], 10, 0)
+
+
+def test_sign_flip_by_enumeration():
+    """Three clips, differences 1, 1, 1: of the eight signs two (all plus, all minus) are as far from zero: p near 1/4."""
+    p = sign_flip([{"a": [1.0], "b": [1.0], "c": [1.0]}], 20_000, 0)
+    assert p == pytest.approx(0.25, abs=0.01)  # the deviation of 20,000 draws is 0.003
+    assert sign_flip([{"a": [1.0], "b": [-1.0]}], 500, 0) == 1.0  # mean 0: every sign is as far
+
+
+def test_sign_flip_flips_whole_clips():
+    """One clip with ten equal differences is one witness, not ten."""
+    assert sign_flip([{"a": [1.0] * 10}], 500, 0) == 1.0
+    assert sign_flip([{str(n): [1.0] for n in range(10)}], 2000, 0) < 0.01
+
+
+def test_sign_flip_of_several_metrics_weighs_them_alike():
+    """Clip a: +1 in a metric of one row; clip b: -1 in a metric of one row; together 0."""
+    assert sign_flip([{"a": [1.0]}, {"b": [-1.0]}], 500, 0) == 1.0
+    with pytest.raises(ValueError, match="differences in every part"):
+        sign_flip([{}], 10, 0)

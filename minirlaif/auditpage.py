@@ -1,0 +1,190 @@
+"""The page of `audit`: one pair at a time, served to this machine alone. Every answer of a person is a form that is sent back."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from pathlib import Path
+from urllib.parse import parse_qs
+
+from minirlaif import page
+from minirlaif.audit import BY_CONSTRUCTION, LABELS, Audit, rows_of, told
+from minirlaif.frames import uniform_plan
+from minirlaif.page import Html, tag
+from minirlaif.records import UserError
+from minirlaif.video import ClipReader, UnreadableClip, picture_strip
+
+FRAMES = 8
+MOST_BYTES = 4096  # of a form
+TYPES = {".mp4": "video/mp4", ".webm": "video/webm", ".mov": "video/quicktime", ".mkv": "video/x-matroska", ".ogv": "video/ogg"}
+STYLE = (
+    ".choose{display:flex;flex-wrap:wrap;gap:10px;margin-top:16px}"
+    ".choose button{font:inherit;padding:10px 18px;border-radius:10px;border:1px solid var(--line);background:var(--card);"
+    "color:var(--ink);cursor:pointer}.choose button:hover{border-color:var(--rlaif)}"
+    "video{display:block;max-width:100%;height:min(320px,40vh);border-radius:8px;margin:12px 0}"
+    ".frames{grid-template-columns:repeat(8,1fr)!important}tbody th{white-space:normal}"
+    ".pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,320px),1fr));gap:0 20px;align-items:start}"
+    ".answer{border-left:4px solid var(--line);padding:2px 14px}"
+)
+
+
+def serve(found: Audit, port: int, timeout: float, ready: Callable[[ThreadingHTTPServer], None] | None = None) -> None:
+    """Serve until Ctrl-C; then the figures are written. ready: called with the server before it serves, to learn its port."""
+    with ClipReader(timeout) as reader:
+        try:
+            parts = {"found": found, "reader": reader, "one": threading.Lock()}
+            server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), parts))
+        except OSError as error:
+            raise UserError(f"--port {port}: cannot be used ({error.strerror}); name another, or 0 for any free one") from None
+        with server:
+            print(f"label here: http://127.0.0.1:{server.server_address[1]}/ (Ctrl-C ends; labels are kept)", flush=True)
+            if ready:
+                ready(server)
+            try:
+                server.serve_forever(poll_interval=0.1)
+            except KeyboardInterrupt:
+                print(file=sys.stderr)
+    print(told(found))
+    print(f"audit: {found.write()}")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """What is asked of the page. `serve` sets the attributes; browsers open several connections, `one` lets one in at a time."""
+
+    found: Audit
+    reader: ClipReader
+    one: threading.Lock
+    server_version = "minirlaif"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        if not self._is_local():
+            return
+        name, _, number = self.path.strip("/").partition("/")
+        place = int(number) if number.isdecimal() and int(number) < len(self.found.items) else None
+        if not self.path.strip("/"):
+            name, place = "item", self.found.next_place()
+            name = "result" if place is None else name
+        if name == "result":
+            self._page(lambda: _result_page(self.found))
+        elif name == "item" and place is not None:
+            self._page(lambda: _item_page(self.found, self.reader, place))
+        elif name == "clip" and place is not None:
+            self._clip(place)
+        else:
+            self.send_error(HTTPStatus.NOT_FOUND)
+
+    def do_POST(self) -> None:
+        length = self.headers.get("Content-Length", "")
+        if not self._is_local():
+            return
+        if not length.isdecimal() or int(length) > MOST_BYTES:
+            return self.send_error(HTTPStatus.BAD_REQUEST)
+        form = {name: values[0] for name, values in parse_qs(self.rfile.read(int(length)).decode(errors="replace")).items()}
+        number, label = form.get("item", ""), form.get("label", "")
+        if form.get("token") != self.found.token:  # another page in the same browser must not label
+            return self.send_error(HTTPStatus.FORBIDDEN, "this form is from an earlier start; open the first page again")
+        if not number.isdecimal() or int(number) >= len(self.found.items) or label not in LABELS:
+            return self.send_error(HTTPStatus.BAD_REQUEST)
+        with self.one:
+            self.found.label(self.found.items[int(number)], label)
+        self.send_response(HTTPStatus.SEE_OTHER)
+        self.send_header("Location", "/")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _is_local(self) -> bool:
+        """A page elsewhere may point a name of its own at this machine; its requests bring that name along."""
+        host = self.headers.get("Host", "").rsplit(":", 1)[0]
+        if host in ("127.0.0.1", "localhost"):
+            return True
+        self.send_error(HTTPStatus.FORBIDDEN)
+        return False
+
+    def _page(self, make: Callable[[], Html]) -> None:
+        with self.one:
+            text = make()
+        self._send(text.encode(), "text/html; charset=utf-8")
+
+    def _clip(self, number: int) -> None:
+        path = Path(self.found.items[number].video)
+        try:
+            self._send(path.read_bytes(), TYPES.get(path.suffix.lower(), "application/octet-stream"))
+        except OSError:
+            self.send_error(HTTPStatus.NOT_FOUND)
+
+    def _send(self, data: bytes, kind: str) -> None:
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.end_headers()
+        try:
+            self.wfile.write(data)
+        except (TimeoutError, BrokenPipeError, ConnectionResetError):
+            pass  # the browser went on to another page
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Requests are not printed."""
+
+
+def _item_page(found: Audit, reader: ClipReader, place: int) -> Html:
+    item = found.items[place]
+    shown = item.answers[::-1] if item.flipped else item.answers
+    buttons = [
+        tag("button", text, type="submit", name_="label", value=name, accesskey=str(key))
+        for key, (name, text) in enumerate(LABELS.items(), 1)
+    ]
+    form = tag("form", *_hidden(found, place), tag("div", *buttons, class_="choose"), method="post", action="/label")
+    strip, jpeg = _strip(reader, item.video)
+    clip = tag("video", src=f"/clip/{place}", controls="", preload="metadata")
+    answers = [
+        tag("div", tag("h3", name), tag("p", text), class_="answer")
+        for name, text in zip(("First answer", "Second answer"), shown, strict=True)
+    ]
+    before = tag("p", tag("a", "the one before", href=f"/item/{place - 1}")) if place else ""
+    so_far = tag("a", "figures so far", href="/result")
+    head = tag("p", f"minirlaif audit · {len(found.labels)} of {len(found.items)} labelled · ", so_far, class_="eyebrow")
+    body = [
+        head,
+        tag("h1", item.question),
+        page.section(
+            "pair", "Which answer is better?", strip, tag("div", clip, tag("div", *answers), class_="pair"), form, before
+        ),
+    ]
+    return _document("minirlaif audit", body, page.strip_styles({"s": jpeg}) if jpeg else "")
+
+
+def _result_page(found: Audit) -> Html:
+    found.write()
+    head = tag("p", f"minirlaif audit · {len(found.labels)} of {len(found.items)} labelled", class_="eyebrow")
+    more = "" if found.next_place() is None else tag("p", tag("a", "go on labelling", href="/"))
+    shown = page.table(["", "Value", "95 % interval", "Out of"], rows_of(found))
+    by_construction = tag("p", BY_CONSTRUCTION, class_="note") if found.readout == "likelihood" else ""
+    note = tag("p", "Labels are kept in labels.jsonl, the figures in result.json of the run's folder audit.", class_="note")
+    return _document("minirlaif audit", [head, tag("h1", "Judge and person"), shown, by_construction, more, note], "")
+
+
+def _hidden(found: Audit, place: int) -> list[Html]:
+    values = {"token": found.token, "item": place}
+    return [Html(tag("input", type="hidden", name_=name, value=value).removesuffix("</input>")) for name, value in values.items()]
+
+
+def _strip(reader: ClipReader, video: str) -> tuple[Html, bytes]:
+    try:
+        info = reader.info(video)
+        (pixels_FHW3,) = reader.frames(video, [uniform_plan(info.seconds, FRAMES)])
+    except UnreadableClip as error:
+        return tag("p", f"The clip cannot be read: {error.reason}", class_="note"), b""
+    aspect = info.width / info.height
+    return page.frames("s", FRAMES, aspect), picture_strip(pixels_FHW3, aspect)
+
+
+def _document(title: str, body: Sequence[object], strips: str) -> Html:
+    style = (files("minirlaif") / "page.css").read_text(encoding="utf-8")
+    return page.page(title, body, style + STYLE, strips, f"{page.POLICY}; media-src 'self'; form-action 'self'")

@@ -1,0 +1,95 @@
+"""The files of a table: table.json, table.md, table.html and the pictures, from every file of marks of a benchmark in a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from minirlaif import charts, tablepage
+from minirlaif.artifacts import Run
+from minirlaif.benchanswers import read_answers
+from minirlaif.benchmarks import Benchmark, Item
+from minirlaif.disk import plain, write_atomic
+from minirlaif.frames import uniform_plan
+from minirlaif.rubric import HIGHEST, LABELS, SHARES
+from minirlaif.scores import Scores, load_all
+from minirlaif.tablepage import Example
+from minirlaif.tables import examples, table_json
+from minirlaif.video import ClipReader, UnreadableClip, picture_strip
+
+FRAMES = 8  # of an example
+EXAMPLES = 6  # worst ones, and as many best ones
+
+
+def write_tables(run: Run, benchmark: Benchmark, shown: Sequence[Scores], timeout: float) -> str:
+    """Write the files beside the scores; returns the Markdown.
+
+    shown: what the command in progress has marked, best model last; the examples are that model's.
+    """
+    folder = run.root / "benchmarks" / benchmark.name
+    table = plain(table_json(load_all(run, benchmark.name)))
+    drawn = draw(table)
+    for name, svg in drawn.items():
+        write_atomic(folder / name, svg)
+    text = tablepage.markdown(table, list(drawn))
+    worst, best, strips = _examples(run, benchmark, shown, timeout)
+    page = tablepage.document(table, f"run {run.root.name}", drawn, worst, best, strips)
+    write_atomic(folder / "table.json", json.dumps(table, ensure_ascii=False, indent=1) + "\n")
+    write_atomic(folder / "table.md", text)
+    write_atomic(folder / "table.html", page)
+    return text
+
+
+def draw(table: Mapping[str, Any]) -> dict[str, str]:
+    """File name -> SVG, for the pictures that the table has figures for."""
+    found = charts.panels(table)
+    drawn = {"radar.svg": charts.radar(found), "bars.svg": charts.bars(found)}
+    return {name: svg for name, svg in drawn.items() if svg}
+
+
+def _examples(
+    run: Run, benchmark: Benchmark, shown: Sequence[Scores], timeout: float
+) -> tuple[list[Example], list[Example], dict[str, bytes]]:
+    """Worst and best items of the last model, with what every model of the command said."""
+    items = {item.id: item for item in benchmark.items}
+    answers = {s.model["title"]: read_answers(run.dir(f"benchmarks/{benchmark.name}/{s.model['title']}"))[0] for s in shown}
+    sides = examples(shown[-1], EXAMPLES)
+    strips = _strips([items[id_].video for side in sides for id_ in side], timeout)
+
+    def example(item: Item) -> Example:
+        said = []
+        for scores in shown:
+            found = answers[scores.model["title"]].get(item.id)
+            said.append((scores.title, " / ".join(found.said[:2]) if found else "", _marks(scores, item.id)))
+        key, _, aspect = strips.get(item.video, ("", b"", 1.0))
+        question = " / ".join(item.questions) or {"action": "Which action?", "retrieval": "Which clip?"}[item.part]
+        return Example(question, item.answer, said, key, FRAMES, aspect)
+
+    worst, best = ([example(items[id_]) for id_ in side] for side in sides)
+    return worst, best, {key: jpeg for key, jpeg, _ in strips.values()}
+
+
+def _marks(scores: Scores, id_: str) -> str:
+    """An item's marks in words."""
+    told = []
+    for mark in scores.marks:
+        if mark.id == id_:
+            value = "no mark" if mark.value is None else f"{mark.value:g}" + ("" if mark.metric in SHARES else f" of {HIGHEST}")
+            told.append(f"{LABELS[mark.metric].lower()} {value}")
+    return ", ".join(told)
+
+
+def _strips(videos: Sequence[str], timeout: float) -> dict[str, tuple[str, bytes, float]]:
+    """Frames of clips: key for the page, JPEG, width by height; clips that cannot be read are left out."""
+    found: dict[str, tuple[str, bytes, float]] = {}
+    with ClipReader(timeout) as reader:
+        for video in dict.fromkeys(filter(None, videos)):
+            try:
+                info = reader.info(video)
+                (pixels_FHW3,) = reader.frames(video, [uniform_plan(info.seconds, FRAMES)])
+            except UnreadableClip:
+                continue
+            aspect = info.width / info.height
+            found[video] = (f"s{len(found)}", picture_strip(pixels_FHW3, aspect), aspect)
+    return found

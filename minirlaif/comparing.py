@@ -1,0 +1,109 @@
+"""Two runs side by side on whatever both were evaluated on: benchmarks with a judge in common, and their own test questions.
+
+RUN stands for all its models, RUN:MODEL for one. Models of the same name are compared, and two that are alone on their sides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from minirlaif import tablepage
+from minirlaif.artifacts import Run
+from minirlaif.disk import plain, write_atomic
+from minirlaif.grading.match import NAMES
+from minirlaif.records import UserError
+from minirlaif.scores import ORDER, Mark, Scores, load_all
+from minirlaif.stats import exact_match
+from minirlaif.tables import blocks, judged
+
+OWN_TEST = "test questions of the runs"  # as the stage evaluate asked them
+
+
+def compare(runs_dir: Path, first: str, second: str, out: str) -> int:
+    """Print the tables and write compare.json, compare.md and compare.html. UserError when nothing can be compared."""
+    if first == second:
+        raise UserError(f"{first}: the same on both sides; name two runs, or two models as in {first}:sft {first}:rlaif")
+    tables, notes = compared(_scores(runs_dir, first), _scores(runs_dir, second))
+    if not tables:
+        told = "; ".join(notes) or "they have no benchmark and no finished stage evaluate in common"
+        raise UserError(f"{first} and {second}: nothing to compare ({told})")
+    folder = Path(out or f"compare-{first}-{second}".replace(":", "-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "\n".join(tablepage.markdown(table) for table in tables) + "".join(f"\nNot compared: {note}.\n" for note in notes)
+    write_atomic(folder / "compare.json", json.dumps(plain({"tables": tables, "not_compared": notes}), indent=1) + "\n")
+    write_atomic(folder / "compare.md", text)
+    write_atomic(folder / "compare.html", tablepage.comparison(tables, f"{first} and {second}", notes))
+    print(text)
+    print(f"comparison: {folder / 'compare.html'}")
+    return 0
+
+
+def compared(first: Sequence[Scores], second: Sequence[Scores]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Tables in the form of `tables.table_json`, one per benchmark, and what could not be compared, in words."""
+    tables: dict[tuple[str, str], dict[str, Any]] = {}
+    notes = []
+    for name in sorted({s.benchmark for s in first} & {s.benchmark for s in second}):
+        sides = [[s for s in side if s.benchmark == name] for side in (first, second)]
+        found = False
+        for group in blocks([*sides[0], *sides[1]]):
+            mine, others = ([s for s in group if any(s is each for each in side)] for side in sides)
+            pairs = _pairs(mine, others)
+            if pairs:
+                head = {"benchmark": name, "kind": group[0].kind, "sha256": group[0].sha256, "published": []}
+                table = tables.setdefault((name, group[0].sha256), {**head, "tables": []})
+                table["tables"].append(judged([s for s in group if any(s is each for pair in pairs for each in pair)], pairs))
+                found = True
+            elif mine and others:
+                notes.append(f"{name}: several models and none of the same name; name one on each side, as in RUN:MODEL")
+                found = True
+        if not found:
+            alike = {s.sha256 for s in sides[0]} & {s.sha256 for s in sides[1]}
+            judges = ["; ".join(dict.fromkeys(s.judge.title for s in side)) for side in sides]
+            why = f"marked by {judges[0]} on one side and by {judges[1]} on the other" if alike else "the two files differ"
+            notes.append(f"{name}: {why}")
+    return list(tables.values()), notes
+
+
+def _pairs(first: Sequence[Scores], second: Sequence[Scores]) -> list[tuple[Scores, Scores]]:
+    pairs = [(a, b) for a in first for b in second if a.model["title"] == b.model["title"]]
+    return pairs or ([(first[0], second[0])] if len(first) == len(second) == 1 else [])
+
+
+def _scores(runs_dir: Path, name: str) -> list[Scores]:
+    """Every mark of a run, or of one of its models."""
+    root, _, model = name.partition(":")
+    run = Run(runs_dir / root)
+    if not root or not run.root.is_dir():
+        raise UserError(f"{run.root}: no such run folder; name two runs below {runs_dir}, or another --runs-dir")
+    folders = sorted(path.parent.name for path in (run.root / "benchmarks").glob("*/scores"))
+    found = [*_own_test(run), *(scores for folder in folders for scores in load_all(run, folder))]
+    if not model:
+        return found
+    some = [scores for scores in found if scores.model["title"] == model]
+    if not some:
+        known = ", ".join(dict.fromkeys(scores.model["title"] for scores in found)) or "none"
+        raise UserError(f"{name}: run {root} has no evaluated model {model}; it has {known}")
+    return some
+
+
+def _own_test(run: Run) -> list[Scores]:
+    """The answers of the stage evaluate, marked as there."""
+    manifest = run.manifest("evaluate")
+    if manifest is None:
+        return []
+    lines = (run.dir("evaluate") / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if row.get("truth")]
+    asked = json.dumps(sorted([row["id"], row["question"], row["truth"]] for row in rows))
+    digest = hashlib.sha256(asked.encode()).hexdigest()
+    found = []
+    for title in ORDER if rows else ():
+        marks = tuple(
+            Mark(row["id"], Path(row["video"]).name, "accuracy", float(exact_match(row[title], row["truth"]))) for row in rows
+        )
+        model = {"run": run.root.name, "title": title, "answers": manifest["identity"]}
+        found.append(Scores(OWN_TEST, "test", digest, model, NAMES["exact"], marks, {}))
+    return found

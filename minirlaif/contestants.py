@@ -1,0 +1,272 @@
+"""Models that a benchmark can ask: those of a run, an adapter folder, a folder or hub id of transformers, a GGUF file.
+
+Whatever a model is, it answers (clip, question) pairs with its most likely words. What lives on a workbench answers in batches
+and can also say how likely given texts are; an engine (talk.py) answers one question at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from minirlaif import config
+from minirlaif.artifacts import Run
+from minirlaif.config import Config
+from minirlaif.disk import sha256
+from minirlaif.records import UserError
+from minirlaif.stagedir import StageDir
+from minirlaif.talk import Engine, Options
+
+ROLES = {"rlaif": ("ppo", "policy"), "sft": ("sft", "sft"), "base": ("", "base")}  # model of a run -> its stage, its role
+SEARCHED = 4  # folders above an adapter that may be its run
+EXPORT = "minirlaif.json"  # what an export has beside its .gguf files
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model before it is loaded. title: for tables and folders; kind: run, adapter, folder or gguf; path: of what is loaded
+    ("" for a run's own); cfg: how it sees and answers; settings and inputs: what its answers depend on, for the manifest."""
+
+    title: str
+    kind: str
+    path: str
+    cfg: Config
+    settings: Mapping[str, Any]
+    inputs: tuple[str, ...] = ()
+    which: str = ""  # of an export that holds several models, "" for its best one
+
+
+class Contestant(Protocol):
+    """A loaded model."""
+
+    batch_size: int
+
+    def unreadable(self, videos: Sequence[str]) -> dict[str, str]:
+        """Clips that cannot be read, with reasons. UserError when they are more than video.max_unreadable allows."""
+        ...
+
+    def answers(self, asked: Sequence[tuple[str, str]]) -> list[str]:
+        """The most likely answer to each (clip, question)."""
+        ...
+
+    def likelihoods(self, told: Sequence[tuple[str, str, str]]) -> list[float]:
+        """Mean log-probability per token of each (clip, question, text), in nats. UserError where a model cannot say."""
+        ...
+
+    def counted(self, out: StageDir) -> None:
+        """Put looks and prefills since the last call into the stage's counters."""
+        ...
+
+
+def entered(name: str, run: Run, given: str | None, changes: Sequence[str]) -> Entry:
+    """What `--model NAME` stands for.
+
+    given: `--config`, or None: the config of the run that the model belongs to, or else the defaults; changes: `--set`.
+    UserError when there is no such model.
+    """
+    if name in ROLES:
+        return _of_run(name, run, given, changes)
+    path = Path(name).expanduser()
+    where, colon, which = name.rpartition(":")
+    if colon and _is_gguf(Path(where)):
+        path = Path(where)
+    title = re.sub(r"[^\w.-]+", "-", path.name).strip("-.").lower()
+    cfg = config.load(given or _config_near(path, run), changes)
+    if _is_gguf(path):
+        which = which if colon else ""
+        files = sorted(path.iterdir()) if path.is_dir() else [path, *path.parent.glob("*mmproj*"), path.parent / EXPORT]
+        hashes = {file.name: sha256(file) for file in files if file.suffix in (".gguf", ".json") and file.is_file()}
+        settings = {"model": {"files": hashes, "which": which}, "max_new_tokens": cfg.evaluate.max_new_tokens}
+        return Entry(f"{title}-{which}".strip("-"), "gguf", str(path), cfg, settings, which=which)
+    if path.is_file():
+        raise UserError(f"--model {name}: a file that is no .gguf; name one, or a folder")
+    if (path / "adapter_config.json").is_file():
+        cfg = replace(cfg, model=_adapter_section(path, cfg))
+        weights = {file.name: sha256(file) for file in sorted(path.glob("*.safetensors"))}
+        return Entry(f"{path.parent.name}-{title}".lower(), "adapter", str(path), cfg, {**_told(cfg), "adapter": weights})
+    if path.is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        cfg = replace(cfg, model=replace(cfg.model, base=name, revision=cfg.model.revision if path.is_dir() else "main"))
+        return Entry(title, "folder", name, cfg, _told(cfg))
+    known = ", ".join(ROLES)
+    raise UserError(
+        f"--model {name}: no such file or folder, and none of {known}; name a run's model, an adapter, a folder or a .gguf"
+    )
+
+
+@contextmanager
+def opened(entry: Entry, run: Run) -> Iterator[Contestant]:
+    """Load a model; it is freed at the end of the block."""
+    if entry.kind == "gguf":
+        engine = _gguf_engine(entry)
+        try:
+            yield EngineContestant(engine, entry.cfg, entry.which)
+        finally:
+            engine.close()
+        return
+    from minirlaif.opening import open_workbench
+
+    run.checked = True  # the data named in the config are not what is read here
+    with open_workbench(entry.cfg, run) as bench:
+        role = "base"
+        if entry.kind == "run" and entry.inputs:
+            role = ROLES[entry.title][1]
+            bench.roles.add(role, 0, run.require(entry.inputs[0]) / "adapter")
+        elif entry.kind == "adapter":
+            role = "policy"
+            bench.roles.add(role, 0, Path(entry.path))
+        yield BenchContestant(bench, role)
+
+
+class BenchContestant:
+    """A role on a workbench: batches, and likelihoods. Its clips go through the run's feature cache."""
+
+    def __init__(self, bench: Any, role: str) -> None:
+        self._bench, self._role = bench, role
+        self.batch_size: int = bench.cfg.evaluate.batch_size
+
+    def unreadable(self, videos: Sequence[str]) -> dict[str, str]:
+        """See Contestant."""
+        from minirlaif.video import check_clips
+
+        _, bad = check_clips(videos, self._bench.store, self._bench.cfg.video.max_unreadable)
+        return {clip.path: clip.reason for clip in bad}
+
+    def answers(self, asked: Sequence[tuple[str, str]]) -> list[str]:
+        """See Contestant."""
+        from minirlaif.sampling import sample
+
+        bench, length = self._bench, self._bench.cfg.evaluate.max_new_tokens
+        texts = []
+        with bench.roles.reading_as(self._role):
+            for start in range(0, len(asked), self.batch_size):
+                prompts = [bench.asked(bench.whole(video), text) for video, text in asked[start : start + self.batch_size]]
+                for (said,) in sample(bench.backbone, prompts, temperature=0, max_new_tokens=length):
+                    texts.append(bench.backbone.renderer.decode(said.ids))
+        return texts
+
+    def likelihoods(self, told: Sequence[tuple[str, str, str]]) -> list[float]:
+        """See Contestant."""
+        from minirlaif.judge import mean_logprobs
+
+        bench = self._bench
+        with bench.roles.reading_as(self._role):
+            rows = [bench.row(bench.whole(video), asked, bench.answer_ids(text)) for video, asked, text in told]
+            return mean_logprobs(bench, rows, self.batch_size)
+
+    def counted(self, out: StageDir) -> None:
+        """See Contestant."""
+        self._bench.counted(out)
+
+
+class EngineContestant:
+    """An engine of talk.py. It looks once at a clip whose questions come one after the other."""
+
+    batch_size = 1
+
+    def __init__(self, engine: Engine, cfg: Config, which: str = "") -> None:
+        if which and which not in engine.models:
+            raise UserError(f"{engine.title}: holds no model {which}; it has {', '.join(engine.models)}")
+        self._engine, self._cfg, self._which = engine, cfg, which
+        self._look: Any = None
+        self._counted: Mapping[str, int] = {}
+
+    def unreadable(self, videos: Sequence[str]) -> dict[str, str]:
+        """See Contestant."""
+        from minirlaif.video import ClipReader, check_clips
+
+        with ClipReader(self._cfg.video.timeout_seconds) as reader:
+            _, bad = check_clips(videos, reader, self._cfg.video.max_unreadable)
+        return {clip.path: clip.reason for clip in bad}
+
+    def answers(self, asked: Sequence[tuple[str, str]]) -> list[str]:
+        """See Contestant."""
+        options = Options(max_new_tokens=self._cfg.evaluate.max_new_tokens)
+        texts = []
+        for video, question in asked:
+            if self._look is None or self._look.video != video:
+                self._look = self._engine.look(video)
+            texts.append("".join(self._engine.stream(self._look, (), question, options, self._which)).strip())
+        return texts
+
+    def likelihoods(self, told: Sequence[tuple[str, str, str]]) -> list[float]:
+        """Engines have none."""
+        raise UserError(
+            f"{self._engine.title}: this engine gives no likelihoods of candidates; evaluate the run or the folder that it was"
+            " exported from, or for multiple choice use --readout letter"
+        )
+
+    def counted(self, out: StageDir) -> None:
+        """See Contestant."""
+        now = dict(self._engine.counters)
+        for name, value in now.items():
+            out.counters[name] = out.counters.get(name, 0) + value - self._counted.get(name, 0)
+        self._counted = now
+
+
+def _of_run(name: str, run: Run, given: str | None, changes: Sequence[str]) -> Entry:
+    from minirlaif.workbench import settings_of
+
+    if not (run.root / "config.yaml").is_file():
+        raise UserError(f"{run.root}: no such run; name another --run, or with --model a folder, an adapter or a .gguf file")
+    cfg = config.load(given or run.root / "config.yaml", changes)
+    stage = ROLES[name][0]
+    if stage:
+        run.require(stage)
+    settings = settings_of(cfg, "model", "video")
+    del settings["data"], settings["seed"]
+    return Entry(name, "run", "", cfg, {**settings, **_seen(cfg)}, (stage,) if stage else ())
+
+
+def _told(cfg: Config) -> dict[str, Any]:
+    from minirlaif.workbench import settings_of
+
+    settings = settings_of(cfg, "model", "video")
+    return {"model": settings["model"], **_seen(cfg)}
+
+
+def _seen(cfg: Config) -> dict[str, Any]:
+    """How clips are seen and how long answers may be."""
+    return {"video": config.section(cfg, "video"), "max_new_tokens": cfg.evaluate.max_new_tokens}
+
+
+def _config_near(path: Path, run: Run) -> Path | None:
+    """The settings of the run that a model lies in, else of the run that its results go to, else none: the defaults."""
+    folders = [*path.resolve().parents[:SEARCHED], run.root]
+    return next((folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()), None)
+
+
+def _adapter_section(path: Path, cfg: Config) -> Any:
+    """The model section that an adapter folder asks for. UserError when it is no plain LoRA adapter."""
+    try:
+        told = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+        base, rank, alpha, targets = (told[k] for k in ("base_model_name_or_path", "r", "lora_alpha", "target_modules"))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{path}/adapter_config.json: cannot be read as a LoRA adapter ({error!r:.80})") from None
+    if told.get("use_dora") or told.get("use_rslora") or told.get("bias", "none") != "none":
+        raise UserError(f"{path}: only plain LoRA adapters are opened (no DoRA, no rsLoRA, no biases)")
+    if isinstance(targets, str):  # a pattern, as roles.py writes it
+        match = re.search(r"\(([\w|]+)\)$", targets)
+        names = match[1].split("|") if match else [targets.rsplit(".", 1)[-1]]
+    else:
+        names = sorted({str(each).rsplit(".", 1)[-1] for each in targets})
+    return replace(cfg.model, base=str(base), lora_r=int(rank), lora_alpha=int(alpha), lora_targets=tuple(names))
+
+
+def _is_gguf(path: Path) -> bool:
+    """A .gguf file, or the folder of an export."""
+    return (path.suffix == ".gguf" and path.is_file()) or (path / EXPORT).is_file()
+
+
+def _gguf_engine(entry: Entry) -> Engine:
+    try:
+        from minirlaif.gguf.runtime import GgufEngine  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        raise UserError(f"{entry.path}: this build has no GGUF runtime") from None
+    engine: Engine = GgufEngine(Path(entry.path), threads=os.cpu_count() or 1)
+    return engine

@@ -1,0 +1,108 @@
+"""What `evaluate --benchmark` does: models answer, a judge marks, tables are written. Each step goes on where it was stopped."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from minirlaif.benchanswers import ASKS, BenchmarkRun, answer_benchmark, read_answers, take_predictions
+from minirlaif.benchmarks import Benchmark, first_items, read_benchmark
+from minirlaif.benchtable import write_tables
+from minirlaif.contestants import entered
+from minirlaif.disk import read_json
+from minirlaif.grading import AskedJudge
+from minirlaif.grading.asking import Counts
+from minirlaif.grading.replies import Replies
+from minirlaif.grading.settings import JudgeSettings, judge_prompts, judge_settings
+from minirlaif.records import UserError
+from minirlaif.scores import RANKED, Scores, ask_judge, mark_rows, save, uses_model
+
+REPLIES = "judge-replies.sqlite"  # in the folder of runs: whoever asks the same again pays nothing
+READ_SECONDS = 60.0  # for the clips of examples
+
+
+def evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
+    """1. settings and files, before anything expensive 2. each model's answers 3. marks 4. tables. Returns the exit code."""
+    # 1. settings and files
+    run = BenchmarkRun(options.runs_dir / options.run, words)
+    settings = judge_settings(options.judge, options.judge_set)
+    judge_prompts(settings)
+    benchmark = first_items(read_benchmark(options.benchmark, options.videos), options.limit, 0)
+    if benchmark.kind in RANKED and settings.kind not in ("normalised", "none"):
+        raise UserError(f"--judge {options.judge}: {benchmark.name} has candidates and needs no judge; leave --judge out")
+    if benchmark.kind in ASKS and options.predictions:
+        raise UserError(
+            f"--predictions: {benchmark.name} compares candidates by likelihood, which a file of answers does not hold"
+        )
+    # 2. answers
+    folders = _answers(options, run, benchmark)
+    if settings.kind == "none":
+        print("\n".join(f"predictions: {folder}" for folder in folders.values()))
+        return 0
+    # 3. marks
+    shown = _marks(options, run, benchmark, settings, folders)
+    # 4. tables
+    print(write_tables(run, benchmark, shown, READ_SECONDS))
+    print(f"table: {run.root / 'benchmarks' / benchmark.name / 'table.html'}")
+    return 0
+
+
+def _answers(options: argparse.Namespace, run: BenchmarkRun, benchmark: Benchmark) -> dict[str, Path]:
+    """Folder of each model's answers, by title."""
+    if options.predictions:
+        title = re.sub(r"[^\w.-]+", "-", options.model[0]).strip("-.").lower()
+        return {title: take_predictions(run, benchmark, options.predictions, title, options.redo)}
+    entries = [entered(name, run, options.config, options.set) for name in options.model or ["rlaif"]]
+    twice = {entry.title for entry in entries if [other.title for other in entries].count(entry.title) > 1}
+    if twice:
+        raise UserError(f"--model: two models are called {twice.pop()}; evaluate them into two runs")
+    readout = options.readout if benchmark.kind == "choice" else ""
+    return {entry.title: answer_benchmark(run, benchmark, entry, readout, options.ask, options.redo) for entry in entries}
+
+
+def _marks(
+    options: argparse.Namespace, run: BenchmarkRun, benchmark: Benchmark, settings: JudgeSettings, folders: Mapping[str, Path]
+) -> list[Scores]:
+    """Every model's marks, saved."""
+    judge = _opened(settings) if uses_model(settings) and benchmark.kind not in RANKED else None
+    replies = Replies(options.runs_dir / REPLIES) if judge else None
+    found = []
+    try:
+        for title, folder in folders.items():
+            answers, without = read_answers(folder)
+            if judge is None or replies is None:
+                ask = options.ask or ASKS.get(benchmark.kind, "")
+                name, marks, counts = mark_rows(benchmark, answers, without, settings, ask)
+            else:
+                name, marks, counts = ask_judge(benchmark, answers, without, judge, settings, replies)
+                print(_told(judge.name, counts), flush=True)
+            model = {"run": run.root.name, "title": title, "answers": read_json(folder / "manifest.json")["identity"]}
+            told = {"asked": counts.asked, "kept": counts.kept, "unreadable": counts.unreadable, "refused": counts.refused}
+            scores = Scores(benchmark.name, benchmark.kind, benchmark.sha256, model, name, tuple(marks), told)
+            save(run.root / "benchmarks" / benchmark.name / "scores", scores)
+            found.append(scores)
+    finally:
+        for each in (judge, replies):
+            if each is not None:
+                each.close()
+    return found
+
+
+def _told(name: str, counts: Counts) -> str:
+    tokens = f" ({counts.tokens_in:,} tokens in, {counts.tokens_out:,} out)" if counts.tokens_in else ""
+    unreadable = f", {counts.unreadable} could not be read" if counts.unreadable else ""
+    refused = f", {counts.refused} refused" if counts.refused else ""
+    return f"judge {name}: {counts.asked} replies asked for{tokens}, {counts.kept} kept from before{unreadable}{refused}"
+
+
+def _opened(settings: JudgeSettings) -> AskedJudge:
+    """Imported here and one at a time: local models load torch or llama.cpp."""
+    if settings.kind == "openai":
+        from minirlaif.grading.endpoint import EndpointJudge
+
+        return EndpointJudge(settings)
+    from minirlaif.grading.local import GgufJudge, HfJudge
+
+    return HfJudge(settings) if settings.kind == "hf" else GgufJudge(settings)

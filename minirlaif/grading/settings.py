@@ -1,0 +1,139 @@
+"""Which judge, and how it is asked: `--judge` names one or a YAML file, `--judge-set FIELD=VALUE` changes single settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minirlaif.records import UserError
+from minirlaif.rubric import PROMPTS, Prompt
+from minirlaif.settings import Rules, build, parse_yaml
+
+MATCH = ("exact", "normalised")
+ASKED = ("hf", "gguf", "openai")
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """How a judge is asked. Fields of one kind do nothing for the others."""
+
+    kind: str = "normalised"  # none (predictions only), exact, normalised, hf, gguf, openai
+    name: str = ""  # hf: folder or hub id; gguf: file; openai: the model's name
+    prompts: str = ""  # YAML file of other prompts: metric -> {system, user}; empty: our own
+    temperature: float = 0.0
+    max_tokens: int = 128  # longest reply
+    attempts: int = 2  # how often a question is asked until the reply can be read
+    # openai
+    url: str = ""  # such as http://127.0.0.1:8000/v1
+    key_env: str = ""  # name of the environment variable that holds the key; empty: none is sent
+    timeout_seconds: float = 60.0
+    retries: int = 6  # after no reply, a busy or broken server
+    backoff_seconds: float = 1.0  # before the first retry, doubled each time
+    per_minute: float = 0.0  # most requests per minute; 0: no limit
+    parallel: int = 4  # requests under way at once
+    extra: str = ""  # JSON object merged into each request; a null takes a field out
+    price_in: float = 0.0  # per million tokens, for the estimate
+    price_out: float = 0.0
+    max_cost: float = 0.0  # refuse to start when the estimate is above it; 0: no limit
+    drop_version: str = ""  # forget kept replies of a model that called itself so
+    # hf and gguf
+    device: str = "auto"  # hf: auto, cpu or cuda
+    dtype: str = "auto"
+    quantization: str = "none"  # hf: none or nf4
+    context: int = 4096  # gguf: tokens of question and reply together
+    threads: int = 0  # gguf: of the CPU; 0: as many as llama.cpp likes
+
+
+RULES = Rules(
+    choices={
+        "kind": ("none", *MATCH, *ASKED),
+        "device": ("auto", "cpu", "cuda"),
+        "dtype": ("auto", "float32", "bfloat16"),
+        "quantization": ("none", "nf4"),
+    },
+    positive=frozenset("max_tokens attempts timeout_seconds parallel context backoff_seconds".split()),
+    shares=frozenset(),
+    any_sign=frozenset(),
+    not_empty=frozenset(),
+)
+
+
+def judge_settings(spec: str, changes: Sequence[str] = ()) -> JudgeSettings:
+    """Settings from `--judge` (a kind, kind:name, or a YAML file) and `--judge-set`. UserError with every problem."""
+    values: Mapping[Any, Any] = {}
+    where = f"--judge {spec}"
+    kind, colon, name = spec.partition(":")
+    if kind in RULES.choices["kind"]:
+        values = {"kind": kind, "name": name}
+    elif Path(spec).suffix in (".yaml", ".yml"):
+        try:
+            values, where = parse_yaml(Path(spec).read_text(encoding="utf-8"), spec), spec
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{spec}: cannot be read ({error}); name a YAML file of judge settings") from None
+    else:
+        known = ", ".join((*MATCH, "hf:FOLDER", "gguf:FILE", "openai:MODEL", "none"))
+        raise UserError(f"{where}: no such judge; known are {known}, or a YAML file")
+    wrong = [change for change in changes if "=" not in change]
+    if wrong:
+        raise UserError(f"--judge-set {wrong[0]}: write FIELD=VALUE, such as timeout_seconds=120")
+    # JSON is YAML too, and would be read as a mapping; it is text here.
+    if isinstance(values.get("extra"), Mapping):
+        values = {**values, "extra": json.dumps(values["extra"])}
+    texts = [f"extra={json.dumps(text)}" if name == "extra" else f"{name}={text}" for name, _, text in map(_parted, changes)]
+    settings, problems = build(JudgeSettings, values, texts, RULES)
+    if settings is not None:
+        problems = _conflicts(settings)
+    if settings is None or problems:
+        raise UserError(f"{where}: {'; '.join(problems).replace('--set ', '--judge-set ')}")
+    return settings
+
+
+def _parted(change: str) -> tuple[str, str, str]:
+    name, equals, text = change.partition("=")
+    return name.strip(), equals, text.strip()
+
+
+def _conflicts(s: JudgeSettings) -> list[str]:
+    problems = []
+    if s.kind in ASKED and not s.name:
+        problems.append(f"a judge of kind {s.kind} needs a name, as in {s.kind}:NAME")
+    if s.kind == "openai" and not s.url:
+        problems.append("url is empty: set the address, as in --judge-set url=http://127.0.0.1:8000/v1")
+    elif s.kind == "openai" and (not s.url.startswith(("http://", "https://")) or "@" in s.url or "?" in s.url):
+        problems.append("url must begin with http:// or https:// and hold no name, password or query; the key goes to key_env")
+    if s.max_cost and not (s.price_in or s.price_out):
+        problems.append("max_cost needs price_in and price_out (per million tokens)")
+    try:
+        if not isinstance(json.loads(s.extra or "{}"), dict):
+            raise ValueError
+    except ValueError:
+        problems.append("extra must be a JSON object, such as '{\"top_p\": 1}'")
+    return problems
+
+
+def judge_prompts(settings: JudgeSettings) -> Mapping[str, Prompt]:
+    """The prompts that the settings name, ours where they name none. UserError for a file that lacks a metric or a place."""
+    if not settings.prompts:
+        return PROMPTS
+    try:
+        values = parse_yaml(Path(settings.prompts).read_text(encoding="utf-8"), settings.prompts)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{settings.prompts}: cannot be read ({error}); name a YAML file in prompts") from None
+    unknown = [name for name in values if name not in PROMPTS]
+    if unknown:
+        raise UserError(f"{settings.prompts}: {unknown[0]} is no metric; known are {', '.join(PROMPTS)}")
+    found = dict(PROMPTS)
+    for name, texts in values.items():
+        places = (
+            ("question1", "question2", "answer", "pred1", "pred2") if name == "consistency" else ("question", "answer", "pred")
+        )
+        if not isinstance(texts, Mapping) or not all(isinstance(texts.get(key), str) for key in ("system", "user")):
+            raise UserError(f"{settings.prompts}: {name} needs two texts, system and user")
+        lost = [place for place in places if f"{{{place}}}" not in texts["user"]]
+        if lost:
+            raise UserError(f"{settings.prompts}: {name}.user has no place for {{{lost[0]}}}")
+        found[name] = Prompt(texts["system"], texts["user"])
+    return found

@@ -1,0 +1,207 @@
+"""Metrics of the benchmarks: what a judge is asked for each, and what its reply means. Texts and numbers only.
+
+The five metrics of the VideoInstruct benchmark and the yes/no-and-score of zero-shot QA, asked in words of our own. A judge sees
+no video: the reference answer stands for it. Prompts are part of a score's name (`prompt_hash`): other words, other scores.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+HIGHEST = 5  # best score; 0 is the worst
+PARTS = {  # part of a benchmark -> the metrics that its rows get from a judge
+    "generic_qa": ("correctness", "detail", "context"),
+    "temporal_qa": ("temporal",),
+    "consistency_qa": ("consistency",),
+    "qa": ("qa",),
+}
+FIVE = ("correctness", "detail", "context", "temporal", "consistency")
+LABELS = {
+    "correctness": "Correctness",
+    "detail": "Detail",
+    "context": "Context",
+    "temporal": "Temporal",
+    "consistency": "Consistency",
+    "mean": "Mean of five",
+    "accuracy": "Accuracy",
+    "score": "Score",
+    "top1": "Top-1",
+    "top5": "Top-5",
+    "r1": "R@1",
+    "r5": "R@5",
+    "r10": "R@10",
+}
+SHARES = frozenset({"accuracy", "top1", "top5", "r1", "r5", "r10"})  # from 0 to 1; the others are scores from 0 to 5
+
+CHOOSE = "Reply with the letter of the right option alone."
+
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Texts of one metric. {question}, {answer}, {pred} stand for the row's own; consistency has {question1}, {pred1} and so
+    on."""
+
+    system: str
+    user: str
+
+
+class Unreadable(ValueError):
+    """A reply that is not what was asked for; the text says why."""
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What a judge said of one row. score: 0 to 5; yes: whether the answer is right, where that was asked."""
+
+    score: int
+    yes: bool | None = None
+
+
+_ROLE = (
+    "You mark answers that a program gave to questions about videos. You cannot watch the video; a person who watched it wrote"
+    " the reference answer, so take that as the truth. Other words for the same thing are as good as its own. {task}"
+)
+_SCALE = "whole numbers from 0 (worst) to 5 (best)"
+_ASK = (
+    'Reply with one JSON object and nothing else, such as {"score": 3}. Allowed scores are '
+    + _SCALE
+    + "."  # the braces are no places to fill in: see `fill`
+)
+_ASK_QA = (
+    'Reply with one JSON object and nothing else, such as {"pred": "no", "score": 1}. "pred" is "yes" when the answer means the'
+    ' same as the reference and "no" otherwise; "score" says how well they match, in ' + _SCALE + "."
+)
+_ONE = "Question: {question}\nReference answer: {answer}\nAnswer to mark: {pred}\n\n"
+_TWO = (
+    "First question: {question1}\nSecond question, which asks the same in other words: {question2}\nReference answer to both:"
+    " {answer}\nAnswer to the first: {pred1}\nAnswer to the second: {pred2}\n\n"
+)
+
+
+def _prompt(task: str, user: str) -> Prompt:
+    return Prompt(_ROLE.replace("{task}", task), user)
+
+
+PROMPTS: Mapping[str, Prompt] = {
+    "correctness": _prompt(
+        "Mark how far the answer's facts agree with the reference: take marks off for whatever is false or made up.", _ONE + _ASK
+    ),
+    "detail": _prompt(
+        "Mark how detailed the answer is: it should cover every main point of the reference, in specific words.",
+        _ONE + _ASK,
+    ),
+    "context": _prompt(
+        "Mark how well the answer fits what the video as a whole is about: its main theme, place and mood, and nothing else.",
+        _ONE + _ASK,
+    ),
+    "temporal": _prompt(
+        "Mark how well the answer keeps to the order and the timing of events that the reference tells.", _ONE + _ASK
+    ),
+    "consistency": _prompt(
+        "You get two answers to one question asked in two ways. Mark how consistent they are, with one another and with the"
+        " reference: take marks off for every contradiction.",
+        _TWO + _ASK,
+    ),
+    "qa": _prompt("Say whether the answer is right, and how well it matches the reference.", _ONE + _ASK_QA),
+}
+
+
+def messages(prompt: Prompt, questions: Sequence[str], answer: str, preds: Sequence[str]) -> list[Message]:
+    """What a judge is sent about one row: one question and prediction, or two of each for consistency."""
+    told = {"answer": answer}
+    if len(questions) == 1:
+        told |= {"question": questions[0], "pred": preds[0]}
+    else:
+        told |= {f"question{i}": text for i, text in enumerate(questions, 1)} | {f"pred{i}": t for i, t in enumerate(preds, 1)}
+    # On one line each: an answer cannot bring labels or instructions on lines of their own.
+    told = {name: " ".join(text.split()) for name, text in told.items()}
+    return [{"role": "system", "content": prompt.system}, {"role": "user", "content": fill(prompt.user, told)}]
+
+
+def fill(text: str, told: Mapping[str, str]) -> str:
+    """Put values in the places of their names, all at once: a place that a value brings along stays text."""
+    return re.sub("|".join(rf"\{{{name}\}}" for name in told), lambda found: told[found[0][1:-1]], text)
+
+
+def complaint(reason: str) -> str:
+    """What a judge is told after a reply that could not be read."""
+    return f"That reply cannot be read: {reason}. Reply again, with the JSON object alone."
+
+
+def parse_grade(reply: str, with_pred: bool) -> Grade:
+    """The grade in a reply: one JSON object (or Python dictionary), maybe in a code fence or after a closed <think> block.
+
+    A score between whole numbers is cut to the one below, as the published scripts do. with_pred: yes or no is needed too.
+
+    Raises:
+        Unreadable: anything else, words around the object included.
+    """
+    text = re.sub(r"^<think>.*?</think>", "", reply.strip(), flags=re.DOTALL).strip()
+    fenced = re.fullmatch(r"```(?:json|python)?\s*(.*?)\s*```", text, flags=re.DOTALL)
+    found = _mapping(fenced[1] if fenced else text)
+    score = found.get("score")
+    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        raise Unreadable(f"no number under score ({'missing' if score is None else repr(score)[:40]})")
+    if not 0 <= score <= HIGHEST:
+        raise Unreadable(f"score {score:g} is not between 0 and {HIGHEST}")
+    if not with_pred:
+        return Grade(int(score))
+    pred = found.get("pred")
+    if not isinstance(pred, str) or pred.strip().lower() not in ("yes", "no"):
+        raise Unreadable(f"pred is neither yes nor no ({'missing' if pred is None else repr(pred)[:40]})")
+    return Grade(int(score), pred.strip().lower() == "yes")
+
+
+def _mapping(text: str) -> dict[str, object]:
+    if len(text) > 4000:
+        raise Unreadable(f"{len(text)} letters long")
+    found: object = None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(text)
+            break
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+    if not isinstance(found, dict):
+        raise Unreadable(f"not a JSON object: {' '.join(text.split())[:60]!r}")
+    return {str(key): value for key, value in found.items()}
+
+
+def prompt_hash(prompts: Mapping[str, Prompt]) -> str:
+    """12 hex digits of everything that is asked, and of how replies are read."""
+    texts = [[name, prompts[name].system, prompts[name].user] for name in sorted(prompts)]
+    return hashlib.sha256(json.dumps([texts, complaint("x"), "integer part, 0 to 5"]).encode()).hexdigest()[:12]
+
+
+def asked_choice(question: str, options: Sequence[str]) -> str:
+    """A multiple-choice question as one text, with letters."""
+    lines = "".join(f"\n{chr(ord('A') + i)}. {option}" for i, option in enumerate(options))
+    return f"{question}{lines}\n{CHOOSE}"
+
+
+def chosen_option(reply: str, options: Sequence[str]) -> int | None:
+    """Which option a reply names: its letter first, alone or with the option's text behind it, or the text alone; or None."""
+    text = reply.strip()
+    letter = re.match(r"\(?([A-Za-z])(?:[.):]|\s*$)", text)
+    if letter and ord(letter[1].upper()) - ord("A") < len(options):
+        return ord(letter[1].upper()) - ord("A")
+    same = [i for i, option in enumerate(options) if plain_answer(option) == plain_answer(text)]
+    return same[0] if len(same) == 1 else None
+
+
+_NUMBERS = dict(zip("zero one two three four five six seven eight nine ten".split(), map(str, range(11)), strict=True))
+
+
+def plain_answer(text: str) -> str:
+    """The form in which answers match for the judge `normalised`: lower case, no punctuation, no articles, small numbers as
+    digits."""
+    words = re.sub(r"[^\w\s]", " ", text.lower().replace("'", "")).split()
+    return " ".join(_NUMBERS.get(word, word) for word in words if word not in ("a", "an", "the"))

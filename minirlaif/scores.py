@@ -1,0 +1,178 @@
+"""Marks of one model's answers by one judge: a value per row and metric, or the reason why there is none, and whose they are.
+
+A file per model and judge: runs/NAME/benchmarks/B/scores/MODEL.JUDGE.json. Rows without a mark stay in it, so that no mean can
+leave them out without a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from minirlaif.artifacts import Run
+from minirlaif.benchanswers import Answer
+from minirlaif.benchmarks import Benchmark, Item
+from minirlaif.disk import plain, read_json, write_atomic
+from minirlaif.grading import AskedJudge, JudgeName
+from minirlaif.grading.asking import Counts, Marked, Question, estimate, judge_name, mark_all
+from minirlaif.grading.match import NAMES, match_grade
+from minirlaif.grading.replies import Replies
+from minirlaif.grading.settings import MATCH, JudgeSettings, judge_prompts
+from minirlaif.records import UserError
+from minirlaif.rubric import CHOOSE, PARTS, chosen_option, messages, prompt_hash
+
+SCHEMA = 1
+ORDER = {"base": 0, "sft": 1, "rlaif": 2}  # of rows in a table, so that differences read as gains
+RANKED = {"action": {"top1": 1, "top5": 5}, "retrieval": {"r1": 1, "r5": 5, "r10": 10}, "choice": {"accuracy": 1}}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One row under one metric. value: 0 to 5, or 0 or 1 for shares; None for the reason in `why`. reply: what the judge said."""
+
+    id: str
+    clip: str
+    metric: str
+    value: float | None
+    why: str = ""
+    reply: str = ""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All marks of one model by one judge. model: its run, title and the identity of its answers; counts: asked, kept, …"""
+
+    benchmark: str
+    kind: str
+    sha256: str
+    model: Mapping[str, Any]
+    judge: JudgeName
+    marks: tuple[Mark, ...]
+    counts: Mapping[str, int]
+
+    @property
+    def title(self) -> str:
+        """The model's name in a table."""
+        return f"{self.model['run']} {self.model['title']}".strip()
+
+
+def mark_rows(
+    benchmark: Benchmark, answers: Mapping[str, Answer], without: Mapping[str, str], settings: JudgeSettings, ask: str
+) -> tuple[JudgeName, list[Mark], Counts]:
+    """Marks that need no model: ranks and letters of candidates, and the match judges.
+
+    without: items that have no answer, with the reason; ask: what was asked where candidates were ranked.
+    """
+    if benchmark.kind in RANKED:
+        ranked = any(answer.rank for answer in answers.values())
+        prompt = hashlib.sha256((ask or CHOOSE).encode()).hexdigest()[:12]
+        name = ("likelihood", "likeliest candidate per token") if ranked else ("letter", "letter of the reply")
+        marks = [mark for item in benchmark.items for mark in _ranked(item, answers.get(item.id), without.get(item.id, ""))]
+        return JudgeName(*name, "1", "" if ranked and benchmark.kind == "choice" else prompt), marks, Counts()
+    marks = []
+    for item in benchmark.items:
+        said = answers.get(item.id)
+        marked = Marked(match_grade(settings.kind, item.answer, said.said)) if said else Marked(None, without.get(item.id, ""))
+        marks += [mark for metric in PARTS[item.part] for mark in _marks(item, metric, marked)]
+    return NAMES[settings.kind], marks, Counts()
+
+
+def ask_judge(
+    benchmark: Benchmark,
+    answers: Mapping[str, Answer],
+    without: Mapping[str, str],
+    judge: AskedJudge,
+    settings: JudgeSettings,
+    replies: Replies,
+) -> tuple[JudgeName, list[Mark], Counts]:
+    """Marks by a model, after saying what that will take. UserError when it cannot be asked, or is not one version."""
+    prompts = judge_prompts(settings)
+    if settings.drop_version:
+        print(
+            f"judge {judge.name}: {replies.drop(settings.drop_version)} replies of {settings.drop_version} forgotten", flush=True
+        )
+    places: list[tuple[Item, str]] = [(item, metric) for item in benchmark.items for metric in PARTS[item.part]]
+    wanted = [(item, metric) for item, metric in places if item.id in answers]
+    questions = [
+        Question(tuple(messages(prompts[metric], item.questions, item.answer, answers[item.id].said)), metric == "qa")
+        for item, metric in wanted
+    ]
+    print(
+        estimate(judge, settings, questions, replies).told(judge.name, bool(settings.price_in or settings.price_out)), flush=True
+    )
+    marked, counts = mark_all(judge, settings, questions, replies)
+    found = {(item.id, metric): each for (item, metric), each in zip(wanted, marked, strict=True)}
+    used = {metric: prompts[metric] for _, metric in places}
+    name = judge_name(judge, prompt_hash(used), counts)
+    marks: list[Mark] = []
+    for item, metric in places:
+        each = found.get((item.id, metric)) or Marked(None, without.get(item.id, ""))
+        marks += _marks(item, metric, each)
+    return name, marks, counts
+
+
+def _marks(item: Item, metric: str, marked: Marked) -> list[Mark]:
+    """One mark, or accuracy and score for zero-shot QA."""
+    grade, why = marked.grade, marked.why or ("" if marked.grade else "no prediction")
+    if metric == "qa":
+        yes = None if grade is None else float(bool(grade.yes))
+        accuracy = Mark(item.id, item.name, "accuracy", yes, why, marked.reply)
+        return [accuracy, replace(accuracy, metric="score", value=None if grade is None else float(grade.score), reply="")]
+    return [Mark(item.id, item.name, metric, None if grade is None else float(grade.score), why, marked.reply)]
+
+
+def _ranked(item: Item, answer: Answer | None, why: str) -> list[Mark]:
+    """Hits of one item. A reply that names no option is a wrong answer, and says so."""
+    marks = []
+    for metric, depth in RANKED[item.part].items():
+        if answer is None:
+            marks.append(Mark(item.id, item.name, metric, None, why or "no prediction"))
+        elif answer.rank is not None:
+            marks.append(Mark(item.id, item.name, metric, float(answer.rank <= depth)))
+        else:
+            chosen = chosen_option(answer.said[0], item.options)
+            right = chosen is not None and item.options[chosen] == item.answer
+            marks.append(Mark(item.id, item.name, metric, float(right), "" if chosen is not None else "names no option"))
+    return marks
+
+
+def save(folder: Path, scores: Scores) -> Path:
+    """Write one file of marks; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(json.dumps(scores.judge.key).encode()).hexdigest()[:8]
+    judge = re.sub(r"[^\w.-]+", "-", scores.judge.name).strip("-").lower()
+    path = folder / f"{scores.model['title']}.{judge}.{digest}.json"
+    write_atomic(path, json.dumps(plain({"schema": SCHEMA, **asdict(scores)}), ensure_ascii=False, indent=1))
+    return path
+
+
+def load(path: Path) -> Scores:
+    """Read a file that `save` wrote. UserError when it is none."""
+    value = read_json(path)
+    try:
+        if value["schema"] != SCHEMA:
+            raise ValueError(f"schema {value['schema']}")
+        judge = JudgeName(**{**value["judge"], "dates": tuple(value["judge"]["dates"])})
+        marks = tuple(Mark(**mark) for mark in value["marks"])
+        return Scores(value["benchmark"], value["kind"], value["sha256"], value["model"], judge, marks, value["counts"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a file of marks of this version ({error}); delete it and evaluate again") from None
+
+
+def load_all(run: Run, benchmark: str) -> list[Scores]:
+    """Every file of marks of one benchmark in one run: base, SFT, aligned model, then others by name; marks of answers that were
+    made again since are left out."""
+    found = [load(path) for path in sorted((run.root / "benchmarks" / benchmark / "scores").glob("*.json"))]
+    manifests = {scores.model["title"]: run.manifest(f"benchmarks/{benchmark}/{scores.model['title']}") for scores in found}
+    found.sort(key=lambda s: (ORDER.get(s.model["title"], len(ORDER)), s.model["title"]))
+    return [s for s in found if (manifests[s.model["title"]] or {}).get("identity") == s.model["answers"]]
+
+
+def uses_model(settings: JudgeSettings) -> bool:
+    """Whether a judge has to be opened and asked."""
+    return settings.kind not in MATCH

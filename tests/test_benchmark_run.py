@@ -1,0 +1,463 @@
+"""`evaluate --benchmark` from end to end: every layout, every kind of judge, kills, models of every kind, and `compare`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import benchfiles
+import endpoints
+import parrot
+import pytest
+import shrunk
+import tiny
+from endpoints import Server, answer
+from test_benchmarks import official_input
+
+from minirlaif import backbone, cli, config, contestants, rubric, sampling, tables, talk
+from minirlaif.artifacts import Run
+from minirlaif.roles import Roles
+from minirlaif.talk import Look
+
+QUICK = ["model.device=cpu", "evaluate.max_new_tokens=10", "evaluate.batch_size=16", "video.frames=4", "model.lora_r=2"]
+REPLY = '{"pred": "yes", "score": 4}'
+KEY = "sk-test-0123456789"
+
+
+class Home:
+    """A folder with a run `a` (settings, random adapters, no training), ten clips and every benchmark file about them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.runs = folder, folder / "runs"
+        world = shrunk.make(folder / "made", ["world"], f"world.test_clips={benchfiles.CLIPS}") / "world"
+        self.rows = [json.loads(line) for line in (world / "test.jsonl").read_text().splitlines()]
+        self.videos = folder / "videos"
+        self.videos.mkdir()
+        for clip in sorted((world / "clips").glob("test*.mp4")):
+            shutil.copy(clip, self.videos / clip.name)
+        (self.runs / "a").mkdir(parents=True)
+        cfg = config.load(shrunk.TINY, QUICK)
+        (self.runs / "a" / "config.yaml").write_text(config.dump(cfg))
+        roles = Roles(backbone.open_backbone(cfg.model), cfg.model)
+        for seed, (stage, role) in enumerate((("sft", "sft"), ("ppo", "policy"))):
+            roles.add(role, seed)
+            tiny.stir(roles, role, seed, size=0.05)
+            tiny.finished(Run(self.runs / "a"), stage, lambda path, role=role: roles.save(role, path / "adapter"))  # type: ignore[misc]
+
+    def words(self, benchmark: Path, *more: str) -> list[str]:
+        where = ["--run", "a", "--runs-dir", str(self.runs)]
+        return ["evaluate", *where, "--benchmark", str(benchmark), "--videos", str(self.videos), *more]
+
+    def call(self, benchmark: Path, *more: str) -> int:
+        return cli.main(self.words(benchmark, *more))
+
+    def table(self, name: str) -> dict[str, Any]:
+        folder = self.runs / "a" / "benchmarks" / name
+        assert (folder / "table.html").is_file() and (folder / "table.md").is_file()
+        return json.loads((folder / "table.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return Home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(autouse=True)
+def _few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals are tested elsewhere; here they only take time."""
+    monkeypatch.setattr(tables, "RESAMPLES", 100)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def start(*acts: Any) -> Server:
+        servers.append(Server(*acts))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def cells(table: dict[str, Any], block: int = 0, row: int = 0) -> dict[str, Any]:
+    return table["tables"][block]["rows"][row]["cells"]
+
+
+LAYOUTS = {
+    "videoinstruct": (benchfiles.videoinstruct, "", ["correctness", "detail", "context", "temporal", "consistency", "mean"]),
+    "zeroshot": (benchfiles.two_files, "", ["accuracy", "score"]),
+    "anet_qa": (benchfiles.merged, ".json", ["accuracy", "score"]),
+    "tgif": (benchfiles.tgif, ".csv", ["accuracy", "score"]),
+    "videomme": (benchfiles.choice, ".json", ["accuracy"]),
+    "nextqa": (benchfiles.choice_csv, ".csv", ["accuracy"]),
+    "msrvtt": (benchfiles.retrieval, ".csv", ["r1", "r5", "r10"]),
+    "ucf101": (benchfiles.ucf101, "", ["top1", "top5"]),
+    "hmdb51": (benchfiles.hmdb51, "", ["top1", "top5"]),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout(name: str, home: Home, capsys: pytest.CaptureFixture[str]):
+    make, suffix, metrics = LAYOUTS[name]
+    source = make(home.folder / f"{name}{suffix}", home.rows)
+    more = ["--readout", "likelihood"] if name == "nextqa" else []
+    assert home.call(source, "--model", "base", *more) == 0
+    table = home.table(name)
+    found = cells(table)
+    assert list(found) == metrics
+    for metric, cell in found.items():
+        assert metric == "mean" or (cell["rows"] == cell["marked"] == 20 and cell["low"] <= cell["mean"] <= cell["high"])
+    assert f"table: {home.runs / 'a' / 'benchmarks' / name / 'table.html'}" in capsys.readouterr().out
+    folder = home.runs / "a" / "benchmarks" / name / "base"
+    if name in ("videoinstruct", "zeroshot"):
+        for path in folder.glob("*qa.json"):
+            assert len(official_input(path.name, json.loads(path.read_text()))) == 20
+    if name == "msrvtt":  # twenty rows are about seven clips: the right one is among the first ten, whatever the model knows
+        assert found["r10"]["mean"] == 1.0 and found["r1"]["mean"] <= found["r5"]["mean"]
+        assert {len(row["ranked"]) for row in json.loads((folder / "retrieval.json").read_text())} == {7}
+    if name == "hmdb51":  # two classes
+        assert found["top5"]["mean"] == 1.0
+    if name == "videomme":
+        (row,) = table["tables"][0]["rows"]
+        assert table["tables"][0]["judge"]["kind"] == "letter" and set(row["without_mark"]) <= {"names no option"}
+    strips = (home.runs / "a" / "benchmarks" / name / "table.html").read_text().count("data:image/jpeg")
+    assert strips > 0
+
+
+def test_likelihoods_find_what_the_base_can_see(home: Home):
+    """The base was trained on this world: of its own answers' texts it finds the right one far more often than a guess would."""
+    source = benchfiles.choice(home.folder / "seen.json", home.rows)
+    more = ["--readout", "likelihood", "--set", "video.frames=12"]
+    assert home.call(source, "--model", "base", *more) == 0
+    assert cells(home.table("seen"))["accuracy"]["mean"] >= 0.6  # of four options; a guess is right in 0.25
+
+
+@pytest.fixture(scope="module")
+def judged(home: Home) -> dict[str, Path]:
+    """Two benchmarks with answers of the base already there."""
+    sources = {
+        "five": benchfiles.videoinstruct(home.folder / "five", home.rows),
+        "msvd_qa": benchfiles.merged(home.folder / "msvd_qa.json", home.rows),
+    }
+    for source in sources.values():
+        assert home.call(source, "--model", "base", "--judge", "none") == 0
+    return sources
+
+
+def flags(kind: str, folder: Path, server: str) -> list[str]:
+    """Judges that read every letter as a token get short prompts, to save time."""
+    prompts = folder / "prompts.yaml"
+    one, two = "{question} | {answer} | {pred}", "{question1} {question2} | {answer} | {pred1} {pred2}"
+    texts = {metric: {"system": metric, "user": two if metric == "consistency" else one} for metric in rubric.PROMPTS}
+    prompts.write_text(json.dumps(texts))
+    if kind == "hf":
+        where = [f"hf:{parrot.write_folder(folder / 'parrot', REPLY)}", "--judge-set", "device=cpu"]
+    elif kind == "gguf":
+        where = [f"gguf:{parrot.write_gguf(folder / 'parrot.gguf', REPLY)}", "--judge-set", "context=512", "threads=1"]
+    elif kind == "openai":
+        where = ["openai:parrot", "--judge-set", f"url={server}", "retries=1"]
+    else:
+        return ["--judge", kind]
+    return ["--judge", *where, f"prompts={prompts}"]
+
+
+@pytest.mark.parametrize("kind", ["exact", "normalised", "hf", "gguf", "openai"])
+def test_every_judge(kind: str, home: Home, judged: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """openai: llama.cpp's own server; the three that are models say the same, and stand in tables of their own all the same."""
+    if kind == "openai":
+        with endpoints.llama_server(parrot.write_gguf(tmp_path / "parrot.gguf", REPLY)) as url:
+            assert [home.call(source, "--model", "base", *flags(kind, tmp_path, url)) for source in judged.values()] == [0, 0]
+    else:
+        assert [home.call(source, "--model", "base", *flags(kind, tmp_path, "")) for source in judged.values()] == [0, 0]
+    told = capsys.readouterr().out
+    for name, metrics in (("five", 6), ("msvd_qa", 2)):
+        tables = [each for each in home.table(name)["tables"] if each["judge"]["kind"] == kind]
+        (found,) = [row["cells"] for each in tables for row in each["rows"]]
+        assert len(found) == metrics and all(cell["rows"] == cell["marked"] for cell in found.values())
+        if kind in ("hf", "gguf", "openai"):
+            assert {m: c["mean"] for m, c in found.items()} == {m: 1.0 if m == "accuracy" else 4.0 for m in found}
+            assert tables[0]["judge"]["dates"] and tables[0]["judge"]["prompt"]
+    if kind in ("hf", "gguf", "openai"):
+        asked = re.findall(r"judge parrot\S*: (\d+) questions, 0 replies kept, (\d+) to ask", told)
+        assert len(asked) == 2 and all(first == second for first, second in asked) and 80 <= int(asked[0][0]) <= 100
+
+
+def test_judges_never_share_a_column(home: Home, judged: dict[str, Path], tmp_path: Path):
+    for words in (["--judge", "exact"], ["--judge", "normalised"], flags("gguf", tmp_path, "")):
+        assert home.call(judged["msvd_qa"], "--model", "base", *words) == 0
+    prompts = tmp_path / "kind.yaml"
+    prompts.write_text("qa: {system: Be kind., user: '{question}{answer}{pred}'}\n")
+    assert home.call(judged["msvd_qa"], "--model", "base", *flags("gguf", tmp_path, ""), f"prompts={prompts}") == 0
+    judges = [tuple(each["judge"][k] for k in ("kind", "name", "version", "prompt")) for each in home.table("msvd_qa")["tables"]]
+    assert len(judges) == len(set(judges)) >= 4
+    assert sum(judge[0] == "gguf" for judge in judges) == 2
+
+
+def test_rows_without_a_mark_are_told(home: Home, judged: dict[str, Path], serve, capsys: pytest.CaptureFixture[str]):
+    """Every third reply is no mark, twice over; one row is refused."""
+
+    def act(handler: Any, body: dict[str, Any]) -> None:
+        asked = body["messages"][1]["content"]
+        number = next(n for n, row in enumerate(home.rows) if row["question"] in asked and f": {row['answer']}" in asked)
+        if number == 1:
+            endpoints.send(handler, b"too long", 400)
+        else:
+            answer(handler, '{"pred": "yes", "score": 7}' if number % 3 == 0 else REPLY, model="third-1")
+
+    server = serve(act)
+    words = ["--judge", "openai:third", "--judge-set", f"url={server.url}", "retries=0"]
+    assert home.call(judged["msvd_qa"], "--model", "base", *words) == 0
+    (found,) = [each for each in home.table("msvd_qa")["tables"] if each["judge"]["name"] == "third"]
+    row = found["rows"][0]
+    lost = row["cells"]["accuracy"]["rows"] - row["cells"]["accuracy"]["marked"]
+    assert lost >= 3 and row["cells"]["accuracy"]["mean"] == 1.0
+    assert row["cells"]["accuracy"]["worst"] == pytest.approx((20 - lost) / 20) and row["cells"]["accuracy"]["best"] == 1.0
+    assert sum(row["without_mark"].values()) == 2 * lost  # under accuracy and under score
+    assert set(row["without_mark"]) == {"unreadable", "refused"}
+    told = capsys.readouterr().out
+    assert "could not be read" in told and f"{lost} of 20 rows have no mark" in told
+
+
+def test_the_key_is_in_no_file_and_on_no_screen(home: Home, judged: dict[str, Path], serve, monkeypatch, capfd):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    server = serve(lambda handler, body: answer(handler, REPLY, model="keyed-1"))
+    words = ["--judge", "openai:keyed", "--judge-set", f"url={server.url}", "key_env=JUDGE_KEY"]
+    assert home.call(judged["msvd_qa"], "--model", "base", *words) == 0
+    assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
+    broken = serve(lambda handler, body: endpoints.send(handler, f"bad key {KEY}".encode(), 401))
+    assert home.call(judged["msvd_qa"], "--model", "base", "--judge", "openai:k", "--judge-set", f"url={broken.url}",
+                     "key_env=JUDGE_KEY") == 2  # fmt: skip
+    printed = capfd.readouterr()
+    assert "bad key [key]" in printed.err and KEY not in printed.out + printed.err
+    for path in home.runs.rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
+
+
+# --- kills
+
+
+def test_killed_while_judging_asks_only_for_what_is_missing(home: Home, judged: dict[str, Path], serve, tmp_path: Path, capsys):
+    """kill -9 in the middle; the server counts. The table is that of a run that was never killed."""
+
+    def act(handler: Any, body: dict[str, Any]) -> None:
+        if len(server.bodies) > 30 and child.poll() is None:
+            os.kill(child.pid, signal.SIGKILL)
+        answer(handler, json.dumps({"score": len(body["messages"][1]["content"]) % 6}), model="slow-1")
+
+    runs = tmp_path / "runs"
+    shutil.copytree(home.runs / "a", runs / "a", ignore=shutil.ignore_patterns("cache"))
+    server = serve(act)
+    words = home.words(judged["five"], "--model", "base", "--judge", "openai:slow", "--judge-set", f"url={server.url}")
+    elsewhere = [str(runs) if word == str(home.runs) else word for word in words]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    with (tmp_path / "log").open("w") as log:
+        child = subprocess.Popen([sys.executable, "-m", "minirlaif", *elsewhere], env=environment, stdout=log, stderr=log)
+        assert child.wait(120) == -signal.SIGKILL, (tmp_path / "log").read_text()
+    time.sleep(0.3)  # requests that were under way are counted too
+    before = len(server.bodies)
+    assert cli.main(elsewhere) == 0
+    questions, kept, rest = map(
+        int, re.search(r"(\d+) questions, (\d+) replies kept, (\d+) to ask", capsys.readouterr().out).groups()
+    )
+    asked = [json.dumps(body["messages"]) for body in server.bodies]
+    assert len(set(asked)) == questions and len(asked) - before == rest == questions - kept
+    assert 0 <= before - kept <= 4  # four requests at once may each have had a reply on its way that nobody was there to keep
+    assert kept > 20
+    killed = json.loads((runs / "a" / "benchmarks" / "five" / "table.json").read_text())
+    assert cli.main(words) == 0  # in another folder of runs: everything asked anew, never killed
+    whole = home.table("five")
+    found = [[t["rows"][0]["cells"] for t in table["tables"] if t["judge"]["name"] == "slow"] for table in (killed, whole)]
+    assert found[0] == found[1] and len(found[0]) == 1
+    count = len(server.bodies)
+    assert cli.main(words) == 0 and len(server.bodies) == count  # a re-run costs nothing
+
+
+def test_killed_while_answering_goes_on(home: Home, monkeypatch, tmp_path: Path):
+    source = benchfiles.merged(tmp_path / "stop.json", home.rows)
+    real, calls = sampling.sample, []
+
+    def stop_at(last: int) -> None:
+        def sample(*arguments: Any, **named: Any) -> Any:
+            calls.append(1)
+            if len(calls) == last:
+                raise KeyboardInterrupt
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(sampling, "sample", sample)
+
+    small = ["--model", "sft", "--set", "evaluate.batch_size=5"]
+    stop_at(3)
+    assert home.call(source, *small) == 130
+    calls.clear()
+    stop_at(99)
+    assert home.call(source, *small) == 0 and len(calls) == 2  # of four batches two were there
+    folder = home.runs / "a" / "benchmarks" / "stop" / "sft"
+    went_on = (folder / "answers.jsonl").read_bytes()
+    assert home.call(source, *small, "--redo") == 0 and len(calls) == 6
+    assert (folder / "answers.jsonl").read_bytes() == went_on and went_on.count(b"\n") == 20
+
+
+# --- models
+
+
+def test_models_of_every_kind(home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """SFT and aligned model of the run, the aligned model again by its adapter folder, and the base again by its folder."""
+    source = benchfiles.merged(tmp_path / "kinds.json", home.rows)
+    folder = shutil.copytree(backbone.TINY, tmp_path / "copy")
+    adapter = home.runs / "a" / "ppo" / "adapter"
+    assert home.call(source, "--model", "base", "sft", "rlaif", str(adapter), str(folder)) == 0
+    said = {
+        path.parent.name: [line["said"] for line in map(json.loads, path.read_text().splitlines())]
+        for path in (home.runs / "a" / "benchmarks" / "kinds").glob("*/answers.jsonl")
+    }
+    assert said["ppo-adapter"] == said["rlaif"] != said["sft"] != said["base"] == said["copy"]
+    (table,) = home.table("kinds")["tables"]
+    assert [row["model"] for row in table["rows"]] == ["a base", "a sft", "a rlaif", "a copy", "a ppo-adapter"]
+    names = [(change["first"], change["second"]) for change in table["differences"]]
+    assert ("a sft", "a rlaif") in names and len(names) == 10
+    same = next(c for c, pair in zip(table["differences"], names, strict=True) if pair == ("a rlaif", "a ppo-adapter"))
+    assert same["changes"]["accuracy"] == {"rows": 20, "left_out": 0, "mean": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+
+
+class Echo:
+    """An engine that says what it is asked; see talk.Engine."""
+
+    models, title, frames, options = ("rlaif", "sft"), "echo.gguf", 4, talk.Options()
+
+    def __init__(self, *where: Any, **how: Any) -> None:
+        self.looks: list[str] = []
+        self.closed = False
+        self.counters: dict[str, int] = {"decodes": 0, "encodes": 0, "prefilled_tokens": 0, "reused_tokens": 0}
+
+    def look(self, video: str, frames: int = 0) -> Look:
+        self.looks.append(video)
+        self.counters["decodes"] += 1
+        return Look(video, 1.0, (0.5,), None, 1.0, video)  # type: ignore[arg-type]
+
+    def stream(self, look: Look, turns: Any, question: str, options: talk.Options, model: str = "") -> Iterator[str]:
+        assert options.temperature == 0 and not turns
+        yield from (f"{model or 'first'} ", f"{Path(look.video).stem} ", question)
+
+    def score(self, look: Look, question: str, text: str) -> None:
+        return None
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_an_engine_answers_through_the_same_command(home: Home, monkeypatch, tmp_path: Path, capsys):
+    source = benchfiles.merged(tmp_path / "engine.json", home.rows)
+    (tmp_path / "tiny-Q8_0.gguf").write_bytes(b"GGUF")
+    engine = Echo()
+    monkeypatch.setattr(contestants, "_gguf_engine", lambda entry: engine)
+    assert home.call(source, "--model", f"{tmp_path / 'tiny-Q8_0.gguf'}:sft") == 0
+    folder = home.runs / "a" / "benchmarks" / "engine" / "tiny-q8_0.gguf-sft"
+    rows = json.loads((folder / "qa.json").read_text())
+    assert rows[4]["pred"] == f"sft {rows[4]['video_name']} {rows[4]['question']}"
+    assert len(engine.looks) == len({row["video_name"] for row in rows}) and engine.closed  # once at each clip
+    assert json.loads((folder / "manifest.json").read_text())["counters"]["decodes"] == len(engine.looks)
+    assert home.call(source, "--model", f"{tmp_path / 'tiny-Q8_0.gguf'}:best") == 2
+    assert "holds no model best; it has rlaif, sft" in capsys.readouterr().err
+    choice = benchfiles.choice(tmp_path / "mc.json", home.rows)
+    assert home.call(choice, "--model", str(tmp_path / "tiny-Q8_0.gguf"), "--readout", "likelihood") == 2
+    assert "gives no likelihoods" in capsys.readouterr().err
+
+
+# --- predictions of others, faults, comparing
+
+
+def test_predictions_of_another_program(home: Home, tmp_path: Path, capsys):
+    source = benchfiles.merged(tmp_path / "others.json", home.rows)
+    rows = [{"id": f"q{n}", "question": row["question"], "pred": row["answer"]} for n, row in enumerate(home.rows[:15])]
+    benchfiles.put(tmp_path / "p.json", rows)
+    words = ["--predictions", str(tmp_path / "p.json"), "--model", "Other Model"]
+    assert home.call(source, *words) == 0
+    (row,) = home.table("others")["tables"][0]["rows"]
+    accuracy = row["cells"]["accuracy"]
+    assert (row["model"], accuracy["rows"], accuracy["marked"], accuracy["mean"]) == ("a other-model", 20, 15, 1.0)
+    assert accuracy["worst"] == 0.75 and row["without_mark"] == {"not in the file of predictions": 10}
+    benchfiles.put(tmp_path / "p.json", rows[:3])
+    assert home.call(source, *words) == 2
+    assert "made with other settings" in capsys.readouterr().err
+
+
+def test_clips_that_are_missing(home: Home, tmp_path: Path, capsys):
+    source = benchfiles.merged(tmp_path / "gone.json", home.rows)
+    benchfiles.put(source, [*json.loads(source.read_text()), {"video_name": "never", "question": "who?", "answer": "x"}])
+    assert home.call(source, "--model", "base") == 2
+    assert "1 of 8 clips are not below --videos (never; frame folders are not read)" in capsys.readouterr().err
+    assert home.call(source, "--model", "base", "--set", "video.max_unreadable=0.2") == 0
+    (row,) = home.table("gone")["tables"][0]["rows"]
+    assert row["without_mark"] == {"no such clip": 2} and row["cells"]["accuracy"]["rows"] == 21
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--model", "policy"], "--model policy: no such file or folder"),
+        (["--judge", "gpt4"], "no such judge"),
+        (["--limit", "-1"], "must not be negative"),
+        (["--predictions", "x.json"], "say with --model whose answers these are"),
+        (["--model", "base", "base"], "two models are called base"),
+    ],
+)
+def test_wrong_flags(more: list[str], words: str, home: Home, judged: dict[str, Path], capsys):
+    assert home.call(judged["msvd_qa"], *more) == 2
+    complaint = capsys.readouterr().err.splitlines()[-1]
+    assert complaint.startswith("minirlaif: ") and words in complaint
+
+
+def test_a_benchmark_needs_clips_and_a_stage_needs_settings(home: Home, judged: dict[str, Path], capsys):
+    assert cli.main(["evaluate", "--run", "a", "--benchmark", str(judged["msvd_qa"])]) == 2
+    assert "name the folder of its clips with --videos" in capsys.readouterr().err
+    assert cli.main(["evaluate", "--run", "a"]) == 2
+    assert "name the settings with --config" in capsys.readouterr().err
+
+
+def test_candidates_need_no_judge(home: Home, tmp_path: Path, capsys):
+    source = benchfiles.retrieval(tmp_path / "r.csv", home.rows)
+    assert home.call(source, "--model", "base", "--judge", "exact") == 2
+    assert "has candidates and needs no judge" in capsys.readouterr().err
+
+
+def test_a_subset(home: Home, judged: dict[str, Path]):
+    assert home.call(judged["msvd_qa"], "--model", "base", "--limit", "5") == 0
+    (folder,) = (home.runs / "a" / "benchmarks").glob("msvd_qa-*-of-20")
+    table = json.loads((folder / "table.json").read_text())
+    assert 5 <= cells(table)["accuracy"]["rows"] <= 7 and table["benchmark"] == folder.name
+
+
+def test_compare(home: Home, tmp_path: Path, capsys):
+    source = benchfiles.merged(tmp_path / "common.json", home.rows)
+    assert home.call(source, "--model", "sft", "rlaif") == 0
+    shutil.copytree(home.runs / "a", home.runs / "b", ignore=shutil.ignore_patterns("cache"))
+    out = ["--runs-dir", str(home.runs), "--out", str(tmp_path / "out")]
+    assert cli.main(["compare", "a:sft", "a:rlaif", *out]) == 0
+    found = json.loads((tmp_path / "out" / "compare.json").read_text())
+    (table,) = [t for t in found["tables"] if t["benchmark"] == "common"]
+    (change,) = table["tables"][0]["differences"]
+    assert (change["first"], change["second"]) == ("a sft", "a rlaif") and change["changes"]["accuracy"]["rows"] == 20
+    assert (tmp_path / "out" / "compare.html").read_text().startswith("<!doctype html>")
+    assert "a rlaif minus a sft" in capsys.readouterr().out
+    assert cli.main(["compare", "a", "b", *out]) == 0
+    found = json.loads((tmp_path / "out" / "compare.json").read_text())
+    (table,) = [t for t in found["tables"] if t["benchmark"] == "common"]
+    assert [c["changes"]["accuracy"]["mean"] for c in table["tables"][0]["differences"]] == [0.0, 0.0]
+    for words, complaint in (
+        (["a", "nowhere"], "no such run folder"),
+        (["a", "a"], "the same on both sides"),
+        (["a:sft", "b:gpt"], "run b has no evaluated model gpt"),
+    ):
+        assert cli.main(["compare", *words, *out]) == 2
+        assert complaint in capsys.readouterr().err

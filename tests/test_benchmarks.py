@@ -1,0 +1,277 @@
+"""Benchmark files in every published layout, and prediction files out and in. No model, no clip is opened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import benchfiles
+import pytest
+from benchfiles import ROWS, World, number_of, put, stem
+
+from minirlaif.benchmarks import Benchmark, first_items, read_benchmark
+from minirlaif.predictions import prediction_files, read_predictions
+from minirlaif.records import UserError
+
+
+@pytest.fixture
+def world() -> World:
+    """Thirty rows about ten clips."""
+    return [
+        {"video": f"clips/test{n // 3:04d}.mp4", "question": f"what happens {n}?", "answer": f"thing {n} moves."}
+        for n in range(30)
+    ]
+
+
+@pytest.fixture
+def videos(tmp_path: Path, world: World) -> Path:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for row in world:
+        (folder / f"{stem(row)}.mp4").touch()
+    return folder
+
+
+def read(path: Path, videos: Path) -> Benchmark:
+    return read_benchmark(str(path), str(videos))
+
+
+def test_videoinstruct(tmp_path: Path, world: World, videos: Path):
+    found = read(benchfiles.videoinstruct(tmp_path / "VideoInstruct", world), videos)
+    assert (found.name, found.kind, len(found.items), found.missing) == ("videoinstruct", "videoinstruct", 3 * ROWS, [])
+    parts = {
+        part: [item for item in found.items if item.part == part] for part in ("generic_qa", "temporal_qa", "consistency_qa")
+    }
+    assert [len(items) for items in parts.values()] == [ROWS] * 3
+    first, pair = parts["generic_qa"][4], parts["consistency_qa"][4]
+    assert (first.questions, first.answer, first.name) == (("what happens 4?",), "thing 4 moves.", "test0001")
+    assert first.video == str(videos / "test0001.mp4")
+    assert pair.questions == ("what happens 4?", "please tell me: what happens 4?")
+    assert parts["temporal_qa"][0].questions == ("what happens 19?",)
+    assert len({item.id for item in found.items}) == 3 * ROWS
+
+
+def test_one_of_its_files_alone(tmp_path: Path, world: World, videos: Path):
+    folder = benchfiles.videoinstruct(tmp_path / "b", world)
+    assert {item.part for item in read(folder / "temporal_qa.json", videos).items} == {"temporal_qa"}
+    (folder / "generic_qa_pred.json").write_text("[]")  # what another program left there is no part of the benchmark
+    assert len(read(folder, videos).items) == 3 * ROWS
+
+
+def test_the_hub_repack_is_the_same_benchmark(tmp_path: Path, world: World, videos: Path):
+    one = read(benchfiles.videoinstruct(tmp_path / "one", world), videos)
+    two = read(benchfiles.repack(tmp_path / "two", world), videos)
+    told = [sorted((i.part, i.questions, i.answer, i.video) for i in found.items) for found in (one, two)]
+    assert told[0] == told[1]
+    keys = {item.part: set(item.row) for item in two.items}
+    assert keys["generic_qa"] == {"video_name", "Q", "A"} and keys["consistency_qa"] == {"video_name", "Q1", "Q2", "A"}
+
+
+def test_half_a_pair_of_the_repack_is_reported(tmp_path: Path, videos: Path):
+    row = {"video_name": "test0001", "question_1": "one?", "question_2": "None", "answer": "yes"}
+    with pytest.raises(UserError, match="clip test0001: its other question is missing"):
+        read(put(tmp_path / "consistency.json", [row]), videos)
+
+
+def test_questions_and_answers_in_two_files_are_matched_by_id(tmp_path: Path, world: World, videos: Path):
+    found = read(benchfiles.two_files(tmp_path / "MSVD_Zero_Shot_QA", world), videos)
+    assert (found.kind, len(found.items)) == ("qa", ROWS)
+    assert [(i.questions[0], i.answer) for i in found.items] == [(row["question"], row["answer"]) for row in world[:ROWS]]
+    assert read(tmp_path / "MSVD_Zero_Shot_QA" / "test_q.json", videos).items == found.items
+
+
+def test_a_question_without_an_answer_is_reported(tmp_path: Path, world: World, videos: Path):
+    folder = benchfiles.two_files(tmp_path / "b", world)
+    put(folder / "test_a.json", json.loads((folder / "test_a.json").read_text())[:-1])
+    with pytest.raises(UserError, match="row 1: question_id test0000_0 has no answer in test_a.json"):
+        read(folder, videos)
+
+
+@pytest.mark.parametrize(("make", "name"), [(benchfiles.merged, "msvd_qa.json"), (benchfiles.tgif, "Test_frameqa_question.csv")])
+def test_one_list(make: Callable[[Path, World], Path], name: str, tmp_path: Path, world: World, videos: Path):
+    found = read(make(tmp_path / name, world), videos)
+    assert (found.kind, len(found.items), found.missing) == ("qa", ROWS, [])
+    assert [(i.questions[0], i.answer, i.name) for i in found.items] == [
+        (r["question"], r["answer"], stem(r)) for r in world[:ROWS]
+    ]
+
+
+@pytest.mark.parametrize("called", ["vid{}.avi", "video{}.mp4", "youtube"])
+def test_clips_that_are_numbers(called: str, tmp_path: Path, world: World):
+    videos = tmp_path / "numbered"
+    videos.mkdir()
+    numbers = sorted({number_of(row) for row in world})
+    for number in numbers:
+        (videos / (f"-Abc_{number}_9.avi" if called == "youtube" else called.format(number))).touch()
+    if called == "youtube":
+        (videos / "youtube_mapping.txt").write_text("".join(f"-Abc_{number}_9 vid{number}\n" for number in numbers))
+    found = read(benchfiles.original_msvd(tmp_path / "test_qa.json", world), videos)
+    assert found.kind == "qa" and found.missing == [] and found.items[5].id == "qa:105"
+    assert Path(found.items[19].video).stem in ("vid6", "video6", "-Abc_6_9")
+
+
+@pytest.mark.parametrize("make", [benchfiles.choice, benchfiles.choice_csv])
+def test_multiple_choice(make: Callable[[Path, World], Path], tmp_path: Path, world: World, videos: Path):
+    suffix = "csv" if make is benchfiles.choice_csv else "json"
+    found = read(make(tmp_path / f"mc.{suffix}", world), videos)
+    assert (found.kind, len(found.items), found.missing) == ("choice", ROWS, [])
+    for item, row in zip(found.items, world, strict=False):
+        assert item.answer == row["answer"] and item.answer in item.options and len(item.options) in (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "right"),
+    [
+        ({"options": ["a", "b"], "answer": "B"}, ("a", "b"), "b"),
+        ({"candidates": ["a cat", "a dog"], "answer": "a dog"}, ("a cat", "a dog"), "a dog"),  # MVBench: the text itself
+        ({"choices": ["a", "b", "c"], "answer": 2}, ("a", "b", "c"), "c"),
+        ({"options": ["3", "2", "1"], "answer": "2"}, ("3", "2", "1"), "2"),  # a text before a number
+        ({"options": {"A": "x", "B": "y"}, "answer": "(A)"}, ("x", "y"), "x"),
+        ({"A": "x", "B": "y", "C": "z", "answer": "C"}, ("x", "y", "z"), "z"),
+        ({"option 0": "x", "option 1": "y", "truth": 1}, ("x", "y"), "y"),  # EgoSchema
+        ({"options": '["x", "y"]', "answer": "x"}, ("x", "y"), "x"),  # a cell of a csv file
+        ({"options": ["(A) x", "(B) y"], "answer": "(B) y"}, ("x", "y"), "y"),
+    ],
+)
+def test_forms_of_options(row: dict[str, Any], options: tuple[str, ...], right: str, tmp_path: Path, videos: Path):
+    (item,) = read(put(tmp_path / "mc.json", [{"video": "test0001", "question": "which?", **row}]), videos).items
+    assert (item.options, item.answer) == (options, right)
+
+
+def test_retrieval(tmp_path: Path, world: World, videos: Path):
+    found = read(benchfiles.retrieval(tmp_path / "MSRVTT_JSFUSION_test.csv", world), videos)
+    assert (found.kind, len(found.items)) == ("retrieval", ROWS)
+    assert (found.items[7].answer, found.items[7].name, found.items[7].questions) == ("thing 7 moves.", "test0002", ())
+
+
+def test_ucf101(tmp_path: Path, world: World, videos: Path):
+    found = read(benchfiles.ucf101(tmp_path / "ucf101", world), videos)
+    assert (found.kind, len(found.items), found.missing) == ("action", ROWS, [])
+    assert found.items[4].answer == "baseball pitch"
+    assert found.items[4].options == ("apply eye makeup", "baseball pitch", "typing", "yo yo")
+
+
+def test_hmdb51(tmp_path: Path, world: World, videos: Path):
+    found = read(benchfiles.hmdb51(tmp_path / "hmdb51", world), videos)
+    assert (found.kind, len(found.items), found.missing) == ("action", 20, [])
+    assert {item.answer for item in found.items} == {"brush hair", "cartwheel"} == set(found.items[0].options)
+
+
+def test_a_name_without_a_path_is_looked_for_in_benchmarks(tmp_path: Path, world: World, videos: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    benchfiles.merged((tmp_path / "benchmarks").mkdir() or tmp_path / "benchmarks" / "anet_qa.json", world)
+    assert read_benchmark("anet", str(videos)).name == "anet_qa"
+    with pytest.raises(UserError, match="--benchmark msvd: no such file or folder"):
+        read_benchmark("msvd", str(videos))
+
+
+def test_missing_clips_are_named(tmp_path: Path, world: World, videos: Path):
+    (videos / "test0003.mp4").unlink()
+    found = read(benchfiles.merged(tmp_path / "q.json", world), videos)
+    assert found.missing == ["test0003"] and sum(not item.video for item in found.items) == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"video_name": "x", "question": "a?", "answer": ""}, "`answer` is empty"),
+        ({"question": "a?", "answer": "b"}, "no clip: needs a `video_name`"),
+        ({"video_name": "x", "Q": "a?"}, "`answer` is missing"),
+        ({"video": "x", "question": "a?", "options": ["one"], "answer": "A"}, "two options or more"),
+        ({"video": "x", "question": "a?", "options": ["one", "two"], "answer": "C"}, "none of the 2 options"),
+        ({"video": "x", "caption": " "}, "the caption is empty"),
+        ({"name": "x"}, "columns name are those of no known benchmark"),
+    ],
+)
+def test_bad_rows(row: dict[str, Any], words: str, tmp_path: Path, videos: Path):
+    with pytest.raises(UserError, match=words):
+        read(put(tmp_path / "b.json", [row]), videos)
+
+
+def test_a_folder_that_is_no_benchmark(tmp_path: Path, videos: Path):
+    for name in ("one.json", "two.json"):
+        put(tmp_path / "b" / name, [])
+    with pytest.raises(UserError, match=r"cannot tell which of its files is the benchmark \(one.json, two.json\)"):
+        read(tmp_path / "b", videos)
+
+
+def test_a_subset_is_of_whole_clips_and_says_so(tmp_path: Path, world: World, videos: Path):
+    whole = read(benchfiles.merged(tmp_path / "q.json", world), videos)
+    some = first_items(whole, 7, seed=0)
+    assert len(some.items) in (8, 9) and some.name == f"q-{len(some.items)}-of-20"
+    assert some == first_items(whole, 7, seed=0) != first_items(whole, 7, seed=1)
+    names = {item.name for item in some.items}
+    assert [item for item in whole.items if item.name in names] == list(some.items)
+    assert first_items(whole, 0, 0) is whole is first_items(whole, 20, 0)
+
+
+# --- predictions
+
+
+def official_input(name: str, rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """What Video-ChatGPT's judging scripts read of a file: clips that come again get a number, columns must be there."""
+    counts: dict[str, int] = {}
+    found = []
+    for row in rows:
+        counts[row["video_name"]] = counts.get(row["video_name"], -1) + 1
+        key = f"{row['video_name']}_{counts[row['video_name']]}"
+        columns = ("Q1", "A", "pred1", "pred2") if name.startswith("consistency") else ("Q", "A", "pred")
+        found.append((key, *(row[column] for column in columns)))
+    assert len({key for key, *_ in found}) == len(rows)
+    return found
+
+
+@pytest.mark.parametrize("make", [benchfiles.videoinstruct, benchfiles.repack, benchfiles.two_files])
+def test_predictions_are_what_other_scripts_read(make: Callable[[Path, World], Path], tmp_path: Path, world: World, videos: Path):
+    found = read(make(tmp_path / "b", world), videos)
+    said = {item.id: tuple(f"{item.id} says {n}" for n, _ in enumerate(item.questions)) for item in found.items}
+    files = prediction_files(found, said)
+    for name, rows in files.items():
+        assert len(official_input(name, rows)) == ROWS
+    if found.kind == "videoinstruct":
+        assert set(files) == {"generic_qa.json", "temporal_qa.json", "consistency_qa.json"}
+        fourth = [item for item in found.items if item.part == "consistency_qa"][3]
+        row = files["consistency_qa.json"][3]
+        assert row["Q2"] == fourth.questions[1] and (row["pred1"], row["pred2"]) == said[fourth.id]
+    else:  # VLM-RLAIF's own script has these four
+        assert {"id", "question", "answer", "pred"} <= files["qa.json"][0].keys()
+    folder = tmp_path / "predictions"
+    for name, rows in files.items():
+        put(folder / name, rows)
+    assert read_predictions(folder, found) == said
+
+
+def test_other_peoples_predictions(tmp_path: Path, world: World, videos: Path):
+    """Rows in another order, some missing, with what sloppy scripts leave in."""
+    found = read(benchfiles.merged(tmp_path / "q.json", world), videos)
+    lines = [
+        {"id": "q3", "question": "<image>\nwhat happens 3?", "answer": "thing 3 moves.", "pred": " it moves </s>"},
+        {"video_name": "test0000", "question": "what happens 1?", "answer": "x", "pred": "no id here"},
+    ]
+    path = tmp_path / "merge.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_predictions(path, found) == {"qa:q3": ("it moves",), "qa:q1": ("no id here",)}
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"id": "q3", "question": "what happens 4?", "pred": "x"}, "has the id of another question"),
+        ({"id": "zzz", "question": "who?", "pred": "x"}, "is no row of the benchmark: 'zzz'"),
+        ({"id": "q3", "question": "what happens 3?"}, "needs text under pred"),
+        ({"id": "q3", "question": "what happens 3?", "pred": 4}, "needs text under pred"),
+    ],
+)
+def test_predictions_that_belong_elsewhere(row: dict[str, Any], words: str, tmp_path: Path, world: World, videos: Path):
+    found = read(benchfiles.merged(tmp_path / "q.json", world), videos)
+    with pytest.raises(UserError, match=words):
+        read_predictions(put(tmp_path / "p.json", [row]), found)
+
+
+def test_an_item_answered_twice_is_refused(tmp_path: Path, world: World, videos: Path):
+    found = read(benchfiles.merged(tmp_path / "q.json", world), videos)
+    row = {"id": "q3", "question": "what happens 3?", "pred": "x"}
+    with pytest.raises(UserError, match="row 2: answers a question for the second time"):
+        read_predictions(put(tmp_path / "p.json", [row, row]), found)

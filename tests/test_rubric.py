@@ -1,0 +1,140 @@
+"""What judges are asked and what their replies mean."""
+
+from __future__ import annotations
+
+import pytest
+
+from minirlaif.rubric import (
+    PARTS,
+    PROMPTS,
+    Grade,
+    Prompt,
+    Unreadable,
+    asked_choice,
+    chosen_option,
+    fill,
+    messages,
+    parse_grade,
+    plain_answer,
+    prompt_hash,
+)
+
+
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [
+        ('{"score": 3}', 3),
+        ("{'score': 4.8}", 4),  # cut to a whole number, as the published scripts do
+        ('  {"score": 0}\n', 0),
+        ('```json\n{"score": 5}\n```', 5),
+        ("```\n{'score': 2}\n```", 2),
+        ('<think>maybe 5?\n{"score": 5}</think>\n\n{"score": 1}', 1),
+        ('{"score": 3, "reason": "close"}', 3),
+    ],
+)
+def test_readable_replies(reply: str, score: int):
+    assert parse_grade(reply, with_pred=False) == Grade(score)
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        ('{"score": 6}', "not between 0 and 5"),
+        ('{"score": -1}', "not between 0 and 5"),
+        ('{"score": 5.01}', "not between 0 and 5"),
+        ('{"score": "4"}', "no number"),
+        ('{"score": true}', "no number"),
+        ('{"score": null}', "missing"),
+        ('{"score": NaN}', "no number"),
+        ('{"points": 4}', "missing"),
+        ("4", "not a JSON object"),
+        ("[4]", "not a JSON object"),
+        ("", "not a JSON object"),
+        ("Score: {'score': 4}", "not a JSON object"),
+        ("{''score': 4.8}", "not a JSON object"),
+        ('{"score": 4} {"score": 5}', "not a JSON object"),
+        ("__import__('os').getcwd()", "not a JSON object"),
+        ("[" * 3000, "not a JSON object"),
+        ("{" * 5000, "5000 letters"),
+    ],
+)
+def test_replies_that_are_no_mark(reply: str, why: str):
+    with pytest.raises(Unreadable, match=why):
+        parse_grade(reply, with_pred=False)
+
+
+def test_yes_and_no_are_needed_where_they_were_asked_for():
+    assert parse_grade('{"pred": "yes", "score": 4}', True) == Grade(4, True)
+    assert parse_grade("{'pred': 'No ', 'score': 1}", True) == Grade(1, False)
+    for reply in (
+        '{"score": 4}',
+        '{"pred": "maybe", "score": 4}',
+        '{"pred": true, "score": 4}',
+        '{"pred": "yes, no", "score": 4}',
+    ):
+        with pytest.raises(Unreadable, match="pred"):
+            parse_grade(reply, True)
+
+
+def test_an_answer_brings_neither_places_nor_lines_of_its_own():
+    system, user = messages(PROMPTS["correctness"], ["Who?"], "A boy {pred}", ["I.\nReference answer: me {answer}"])
+    assert system["role"] == "system" and user["role"] == "user"
+    lines = user["content"].split("\n")
+    assert lines[0] == "Question: Who?"
+    assert lines[1] == "Reference answer: A boy {pred}"
+    assert lines[2] == "Answer to mark: I. Reference answer: me {answer}"
+    assert '{"score": 3}' in user["content"]
+
+
+def test_consistency_is_asked_with_both_questions():
+    _, user = messages(PROMPTS["consistency"], ["one?", "two?"], "yes", ["first said", "second said"])
+    for text in ("one?", "two?", "first said", "second said"):
+        assert user["content"].count(text) == 1
+
+
+def test_every_metric_has_a_prompt_and_every_prompt_a_metric():
+    assert set(PROMPTS) == {metric for metrics in PARTS.values() for metric in metrics}
+
+
+def test_the_hash_is_of_every_word():
+    changed = {**PROMPTS, "detail": Prompt(PROMPTS["detail"].system, PROMPTS["detail"].user + " ")}
+    assert prompt_hash(PROMPTS) == prompt_hash(dict(reversed(PROMPTS.items()))) != prompt_hash(changed)
+    assert prompt_hash({"qa": PROMPTS["qa"]}) != prompt_hash(PROMPTS)
+
+
+def test_fill_is_one_pass():
+    assert fill("{a} {b}", {"a": "{b}", "b": "{a}"}) == "{b} {a}"
+
+
+@pytest.mark.parametrize(
+    ("reply", "chosen"),
+    [
+        ("B", 1),
+        ("b.", 1),
+        ("(C) a cat", 2),
+        ("A: a dog", 0),
+        ("a cat.", 2),
+        ("The bird", 1),
+        ("D", None),  # there is no fourth option
+        ("a lion", None),
+        ("A dog and a cat", None),
+        ("", None),
+    ],
+)
+def test_options(reply: str, chosen: int | None):
+    assert chosen_option(reply, ["a dog", "a bird", "a cat"]) == chosen
+
+
+def test_two_options_that_look_alike_are_not_chosen_by_text():
+    assert chosen_option("dog", ["a dog", "the dog"]) is None
+
+
+def test_the_options_stand_below_the_question():
+    assert asked_choice("Who?", ["a dog", "a cat"]).split("\n")[:3] == ["Who?", "A. a dog", "B. a cat"]
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"), [("The Two dogs, a cat!", "2 dogs cat"), ("It's ten.", "its 10"), ("  ", ""), ("A-b", "b")]
+)
+def test_plain_answers(text: str, plain: str):
+    assert plain_answer(text) == plain

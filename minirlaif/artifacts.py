@@ -114,10 +114,10 @@ class Run:
         return ""
 
     def take_over(self, other: Run, stages: Sequence[str]) -> None:
-        """Use finished stages of another run as this run's own, with its feature cache. They stay where they lie: here are links.
+        """Use finished stages of another run as this run's own, with its feature cache. They stay where they lie, behind links.
 
-        A link is checked as a stage is, by its hashes, and what is made of it remembers its identity: `require` and `outdated` see
-        it when the other run makes the stage again. UserError when one is not finished, or when something else lies here.
+        A link is checked as a stage is, by its hashes, and what is made of it remembers its identity: `require` and `outdated`
+        see it when the other run makes the stage again. UserError when one is not finished, or something else lies here.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         (other.root / "cache").mkdir(exist_ok=True)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from minirlaif.families.common import Backbone
 
 Record = TypeVar("Record", Sample, Preference)
-# Switches younger than some finished runs: section, field, the value that changes nothing. Off, they leave no trace in a manifest,
-# so those runs count as what they are: made with the same settings.
+# Switches younger than some finished runs: section, field, the value that changes nothing. Off, they leave no trace in a
+# manifest, so those runs count as what they are: made with the same settings.
 OFF = (("sft", "curriculum", True), ("feedback", "limit", 0), ("reward", "pairs", 0))
 
 

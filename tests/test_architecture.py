@@ -22,7 +22,7 @@ LAYERS = {
     " parallel stagedir tinyworld tinybase backbone workbench opening overlap rollouts devjudge page story workings timeline"
     " _reader doctor status convert oldfiles shapes standin plan fitting talk hf gguf",
     2: "stages",
-    3: "cli __main__ planning steps bench",
+    3: "cli __main__ planning steps bench ablation",
 }
 LAYER = {module: layer for layer, names in LAYERS.items() for module in names.split()} | {"__init__": 0}
 # Mathematics and records: no disk, clock, randomness, processes or logging.

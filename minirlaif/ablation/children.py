@@ -33,19 +33,20 @@ class Job:
     weight: int = 60
 
 
-def carry_out(jobs: Sequence[Job], at_once: int, failed: dict[str, str]) -> Iterator[Job]:
-    """Run jobs, at most `at_once` at a time, and give back each one that is over, done or not.
+def carry_out(jobs: Sequence[Job], at_once: int, failed: dict[str, str]) -> Iterator[float]:
+    """Run jobs, at most `at_once` at a time. Yields, several times a second, how much of their weight is done.
 
     A job that fails stands in `failed` with the last line it said; what needs it is not begun, and stands there too. When the
     caller stops early, running children are stopped: they go on from their last saved step another time.
     """
-    waiting, over = list(jobs), set[str]()
+    waiting = list(jobs)
+    over: dict[str, int] = {}  # weights of jobs that are done or failed
     running: dict[Job, tuple[subprocess.Popen[bytes], float]] = {}
     try:
         while waiting or running:
             for job in list(waiting):
                 lost = next((name for name in job.needs if name in failed), None)
-                if lost is None and (len(running) >= at_once or not over.issuperset(job.needs)):
+                if lost is None and (len(running) >= at_once or not over.keys() >= set(job.needs)):
                     continue
                 waiting.remove(job)
                 if lost is not None:
@@ -53,17 +54,18 @@ def carry_out(jobs: Sequence[Job], at_once: int, failed: dict[str, str]) -> Iter
                 elif child := _started(job, failed):
                     running[job] = child, time.monotonic()
                     continue
-                over.add(job.name)
-                yield job
+                over[job.name] = job.weight
             for job, (child, since) in list(running.items()):
                 if child.poll() is not None:
                     del running[job]
-                    over.add(job.name)
+                    over[job.name] = job.weight
                     if child.returncode:
                         failed[job.name] = _last_line(job.log) or f"ended with {child.returncode}"
                     took = clock(time.monotonic() - since)
                     print(f"{job.name}: {'failed' if job.name in failed else 'done'} after {took}", flush=True)
-                    yield job
+            # A job that runs counts for the time it took so far, but never as done.
+            begun = (min(0.9 * job.weight, time.monotonic() - since) for job, (_, since) in running.items())
+            yield sum(over.values()) + sum(begun)
             time.sleep(POLL_SECONDS if running else 0)
     finally:
         for child, _ in running.values():

@@ -35,7 +35,7 @@ def summary(cfg: Config, runs: Runs, arms: Sequence[Arm]) -> dict[str, Any]:
     return {
         "seeds": list(runs),
         "rule": RULE,
-        "groups": [group for group in shown if group["entries"]],
+        "groups": [group for group in shown if group["claims"]],
         "arms": {arm.name: {"changed": list(arm.changed), "shares": list(arm.shares), "makes": list(arm.makes)} for arm in arms},
         "seconds": _seconds(runs, arms),
     }

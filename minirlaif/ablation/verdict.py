@@ -13,12 +13,14 @@ from minirlaif.stats import paired_bootstrap
 
 Items = Mapping[str, tuple[str, float]]  # item -> (clip, value)
 COUNTS = 0.01  # a difference of less than a point does not count
+FEW = 30  # below so many items no interval is to be trusted
 HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
 RULE = (
     "A claim is a difference that should be above zero. It holds when the whole 95 % interval over all seeds lies above zero"
     " and no seed by itself points the other way. Otherwise it does not hold when the whole interval lies below one point, so"
-    " that any advantage would be smaller than that. Everything else is undecided. The intervals draw whole clips and speak of"
-    " these seeds; about one in forty claims without any truth would still seem to hold."
+    f" that any advantage would be smaller than that. Everything else is undecided, as is what stands on fewer than {FEW} items."
+    " The intervals draw whole clips and speak of these seeds; about one in forty claims without any truth would still seem to"
+    " hold."
 )
 
 
@@ -34,6 +36,8 @@ class Figure:
 
 def verdict(pooled: Figure, seeds: Mapping[int, Figure]) -> str:
     """HOLDS, FAILS or OPEN, by RULE."""
+    if pooled.n < FEW:
+        return OPEN
     if pooled.low > 0 and all(figure.mean >= 0 for figure in seeds.values()):
         return HOLDS
     return FAILS if pooled.high < COUNTS else OPEN

@@ -57,6 +57,8 @@ def run(options: argparse.Namespace) -> int:
     # 1. settings
     if not options.run or Path(options.run).name != options.run or options.run == "..":
         raise UserError(f"--run {options.run!r}: must be a plain name; the folder it lies in goes to --runs-dir")
+    if options.jobs < 1:
+        raise UserError(f"--jobs {options.jobs}: must be at least 1")
     seeds, root = _seeds(options.seeds), options.runs_dir / options.run
     cfg = config.load(options.config, options.set)
     if not cfg.data.world:
@@ -70,9 +72,7 @@ def run(options: argparse.Namespace) -> int:
     # 2. main runs and arms
     failed: dict[str, str] = {}
     jobs = [_main_job(options, root, seed, mains[seed]) for seed in seeds] + [_arm_job(place) for place in places]
-    done = sum(place.arm.weight for place in places if _finished(place))
-    total = sum(job.weight for job in jobs)
-    for _ in progress(_ticks(jobs, places, options.jobs, failed), total, "ablate, seconds of work", initial=done):
+    for _ in progress(_ticks(jobs, options.jobs, failed), sum(job.weight for job in jobs), "ablate, seconds of work"):
         pass
     # 3. the report
     runs = {seed: {MAIN: mains[seed]} for seed in seeds if f"seed {seed}, {MAIN}" not in failed}
@@ -129,15 +129,16 @@ def _arm_job(place: Place) -> Job:
         _prepare(place)
         return [sys.executable, "-m", "minirlaif.ablation.trial", str(place.run.root)]
 
-    return Job(place.name, command, place.run.root / "log.txt", (f"seed {place.seed}, {MAIN}",), place.arm.weight)
+    weight = 0 if _finished(place) else place.arm.weight
+    return Job(place.name, command, place.run.root / "log.txt", (f"seed {place.seed}, {MAIN}",), weight)
 
 
-def _ticks(jobs: Sequence[Job], places: Sequence[Place], at_once: int, failed: dict[str, str]) -> Iterator[None]:
-    """As many items as a job has weight, once it is over; those of arms that were finished before were counted then."""
-    before = {place.name for place in places if _finished(place)}
-    for job in carry_out(jobs, at_once, failed):
-        if job.name not in before:
-            yield from repeat(None, job.weight)
+def _ticks(jobs: Sequence[Job], at_once: int, failed: dict[str, str]) -> Iterator[None]:
+    """An item for each second's worth of work."""
+    given = 0
+    for done in carry_out(jobs, at_once, failed):
+        yield from repeat(None, int(done) - given)
+        given = max(given, int(done))
 
 
 def _made_with(place: Place) -> dict[str, Any]:

@@ -324,7 +324,9 @@ def test_a_killed_parent_takes_its_children_along(tmp_path: Path) -> None:
         "words = [sys.executable, '-S', '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)']\n"
         f"list(carry_out([Job('a', lambda: words, Path({str(tmp_path / 'log.txt')!r}))], 1, {{}}))"
     )
-    parent = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    )
     log = tmp_path / "log.txt"
     while not (log.is_file() and log.read_text().endswith("\n")):
         time.sleep(0.02)

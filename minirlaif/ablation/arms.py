@@ -20,10 +20,10 @@ PAIRS = (250, 1000)
 # What a figure counts, each between 0 and 1 per item.
 ANSWERS, JUDGE, REWARD, SEGMENTS = "answers", "judge", "reward", "segments"
 COUNTS = {
-    ANSWERS: "test questions answered right",
     JUDGE: "pairs judged right",
     REWARD: "held-out pairs scored right",
     SEGMENTS: "segments described right",
+    ANSWERS: "test questions answered right",
 }
 
 
@@ -143,7 +143,7 @@ def _segments() -> Group:
         "segments",
         "How many segments should the context have?",
         "Clips hold two to four events of one second. Every segment is described from the same number of frames. A clip as one"
-        " segment is described twice over: asked for a part, as all segments are, and asked for the whole video.",
+        " segment is tried twice: asked for a part, as all segments are, and asked for the whole video.",
         (
             entry("segments-1", "One segment"),
             entry("segments-1-whole", "One segment, asked for the whole"),
@@ -153,7 +153,7 @@ def _segments() -> Group:
         ),
         (
             Claim("A segment for each event makes a better judge than one segment", MAIN, "segments-1"),
-            Claim("That holds also when the one segment is asked about as a whole", MAIN, "segments-1-whole"),
+            Claim("It also beats one segment that is asked about as a whole video", MAIN, "segments-1-whole"),
             Claim("A segment for each event makes a better judge than two segments", MAIN, "segments-2"),
             Claim("Cutting finer than the events makes a worse judge", MAIN, "segments-fine"),
         ),

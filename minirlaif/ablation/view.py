@@ -24,7 +24,7 @@ STYLE = """.open{color:var(--soft);font-weight:650}
 .claim{border-top:1px solid var(--line);padding-top:12px;margin-top:14px}
 .claim .bars{gap:5px}.claim .bars li{grid-template-columns:minmax(90px,130px) 1fr 12.5em}
 .claim .bars b{font-weight:500;font-size:.88rem}
-.verdicts td:nth-child(n){vertical-align:top}.verdicts td:last-child{text-align:left}
+.verdicts td:nth-child(n){vertical-align:top}.verdicts tr>:last-child{text-align:left}
 @media(max-width:560px){.claim .bars li{grid-template-columns:1fr auto}.claim .gap{grid-row:2;grid-column:1/-1}}
 """
 
@@ -153,9 +153,10 @@ def _level(figure: Numbers) -> str:
 
 
 def _remarks(entry: Numbers) -> str:
-    """Shares as percent, other numbers as they are."""
+    """Shares as percent, other numbers as they are. Orders that always agree (the likelihood read-out's) are not news."""
     shares = ("decided", "both orders agree", "agrees with the judge")
-    told = {name: percent(value) if name in shares else number(value) for name, value in entry["remarks"].items()}
+    known = {name: value for name, value in entry["remarks"].items() if (name, value) != ("both orders agree", 1.0)}
+    told = {name: percent(value) if name in shares else number(value) for name, value in known.items()}
     return ", ".join(f"{name} {value}" for name, value in told.items())
 
 

@@ -290,7 +290,7 @@ def test_no_more_children_than_asked_for_and_none_stays_behind(tmp_path: Path) -
     def job(name: str) -> Job:
         def command() -> list[str]:
             begun.append(name)
-            return child(f"open({str(tmp_path / name)!r}, 'w').write(str(__import__('os').getpid())); time.sleep(60)")
+            return child(f"open({str(tmp_path / name)!r}, 'w').write(str(__import__('os').getpid())); time.sleep(120)")
 
         return Job(name, command, tmp_path / "log.txt")
 
@@ -300,7 +300,9 @@ def test_no_more_children_than_asked_for_and_none_stays_behind(tmp_path: Path) -
         time.sleep(0.02)
     next(working)
     assert begun == ["a", "b"]
+    began = time.monotonic()
     working.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - began < 60  # stopped, not waited for
     for name in "ab":
         assert gone(int((tmp_path / name).read_text()))
 
@@ -438,6 +440,11 @@ def test_what_the_user_can_put_right(runs_dir: Path, words: list[str], told: str
     said = capsys.readouterr().err
     assert told in said and said.count("\n") == 1
     assert not list(runs_dir.iterdir())
+
+
+def test_the_parent_needs_no_torch(python) -> None:  # type: ignore[no-untyped-def]
+    done = python("-c", "import sys, minirlaif.ablation.work; assert 'torch' not in sys.modules")
+    assert done.returncode == 0, done.stderr
 
 
 def test_main_runs_are_looked_for_where_from_says(runs_dir: Path) -> None:

@@ -120,8 +120,8 @@ def _context() -> Group:
         "context",
         "Does the judge need the context?",
         "The judge is the SFT model itself. With context it reads the segment descriptions, without it sees the frames. In the"
-        " second comparison neither reward model reads descriptions, so the arms differ in the judge alone; it also picks the"
-        " checkpoint.",
+        " second comparison neither reward model reads descriptions, so the arms differ in the judge alone; it decides fewer"
+        " pairs without context, and it also picks the checkpoint.",
         (
             Entry("judge", "Judge with context", MAIN, JUDGE),
             Entry("judge-bare", "Judge without context", MAIN, JUDGE, "without_context"),

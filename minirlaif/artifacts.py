@@ -12,6 +12,7 @@ Paths inside manifests are relative, so a run folder can be moved.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import tempfile
@@ -112,6 +113,22 @@ class Run:
                 return str(name)
         return ""
 
+    def take_over(self, other: Run, stages: Sequence[str]) -> None:
+        """Use finished stages of another run as this run's own, with its feature cache. They stay where they lie, behind links.
+
+        A link is checked as a stage is, by its hashes, and what is made of it remembers its identity: `require` and `outdated`
+        see it when the other run makes the stage again. UserError when one is not finished, or something else lies here.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        (other.root / "cache").mkdir(exist_ok=True)
+        for name in [*stages, "cache"]:
+            source, link = other.root / name if name == "cache" else other.require(name), self.root / name
+            if link.is_symlink() and link.resolve() == source.resolve():
+                continue
+            if link.is_symlink() or link.exists():
+                raise UserError(f"{link}: is in the way of a link to {source}; delete it")
+            link.symlink_to(os.path.relpath(source.resolve(), self.root.resolve()))
+
     def set_aside(self, stage: str) -> None:
         """Forget an attempt in progress, and keep a finished stage as <stage>.old until a new one is finished."""
         partial, old = self.partial(stage), self.root / f"{stage}.old"
@@ -119,7 +136,9 @@ class Run:
             with locked(partial):
                 empty(partial)
                 partial.rmdir()
-        if self.dir(stage).exists():
+        if self.dir(stage).is_symlink():  # the stage of another run, see take_over
+            self.dir(stage).unlink()
+        elif self.dir(stage).exists():
             shutil.rmtree(old, ignore_errors=True)
             self.dir(stage).rename(old)
 

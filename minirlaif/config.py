@@ -88,6 +88,7 @@ class SftSection:
     """Two-stage supervised fine-tuning: short answers first, then long ones (paper section 3)."""
 
     short_words: int = 12  # answers of at most so many words belong to the first stage
+    curriculum: bool = True  # short answers first, then long ones; false: all rows mixed
     epochs: float = 1.0  # per stage
     learning_rate: float = 1e-4
     warmup_ratio: float = 0.03
@@ -104,6 +105,7 @@ class SftSection:
 class FeedbackSection:
     """The model answers, describes and judges (paper section 3.2)."""
 
+    limit: int = 0  # label the first so many prompts only; 0: all
     answers: int = 2  # sampled answers per prompt
     pairs_per_prompt: int = 1  # distinct pairs formed from them
     temperature: float = 1.0
@@ -135,6 +137,7 @@ class RewardSection:
     context: bool = False  # show the reward model the segment descriptions; the paper does not
     likelihood: bool = False  # add beta x mean log-likelihood of the answer to the score; not in the paper
     held_out: float = 0.1  # share of preferences kept for the accuracy figure
+    pairs: int = 0  # train on so many of the others, drawn; 0: all
     min_accuracy: float = 0.55  # `ppo` refuses a reward model below this on held-out pairs
     save_steps: int = 100
     base: str = ""  # a base of its own for reward and value model, with the tokenizer of model.base; empty: model.base

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -66,18 +67,20 @@ class FeatureStore:
         self._db.close()
 
     def info(self, video: str) -> ClipInfo:
-        """What is known about a clip; the file is opened only when it has changed since it was last looked at."""
+        """What is known about a clip; the file is opened only when it has changed since it was last looked at, under whichever
+        name (a run may see another run's clips through a link)."""
         try:
             status = Path(video).stat()
         except OSError:
             return self._reader.info(video)  # says by name and reason why there is none
         stamp = f"{status.st_size}:{status.st_mtime_ns}"
-        known = self._db.execute("SELECT info FROM clips WHERE path = ? AND stamp = ?", (video, stamp)).fetchone()
+        name = os.path.realpath(video)
+        known = self._db.execute("SELECT info FROM clips WHERE path = ? AND stamp = ?", (name, stamp)).fetchone()
         if known:
-            return ClipInfo(**json.loads(known[0]))
+            return ClipInfo(**{**json.loads(known[0]), "path": video})
         info = self._reader.info(video)
         self.counters["opened"] += 1
-        self._db.execute("REPLACE INTO clips VALUES (?, ?, ?)", (video, stamp, json.dumps(info.__dict__)))
+        self._db.execute("REPLACE INTO clips VALUES (?, ?, ?)", (name, stamp, json.dumps(info.__dict__)))
         self._db.commit()
         return info
 

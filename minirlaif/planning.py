@@ -1,4 +1,5 @@
-"""The verbs beside a run: `plan`, `bench` and `convert`. Their flags, and what each does. No torch before work starts."""
+"""The verbs beside a run: `plan`, `bench`, `convert` and `ablate`. Their flags, and what each does. No torch before
+work starts."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from minirlaif import config
 from minirlaif.disk import write_atomic
 from minirlaif.records import UserError
 
-VERBS = ("plan", "bench", "convert")
+VERBS = ("plan", "bench", "convert", "ablate")
 CARDS = (8, 12, 16, 24)  # GiB; the columns of `plan --table`
 
 
@@ -51,6 +52,22 @@ def add(verbs: Any) -> None:
     convert.add_argument("--from", dest="old", metavar="OLD", required=True, help="folder or hub id of the old checkpoint")
     convert.add_argument("--to", dest="new", metavar="NEW", required=True, type=Path, help="folder to make")
     convert.add_argument("--vision", metavar="CLIP", default="", help="folder or hub id of the vision tower, if OLD has none")
+    ablate = verb(
+        verbs, "ablate", "on the tiny world, which parts of the method matter", "ablate --config configs/tiny.yaml --jobs 2"
+    )
+    ablate.add_argument("--config", metavar="FILE", required=True, help="settings of the main runs, such as configs/tiny.yaml")
+    ablate.add_argument("--seeds", metavar="LIST", default="0,1,2", help="one main run each (default: 0,1,2)")
+    ablate.add_argument("--arms", metavar="LIST", default="", help="only these, such as short,kl-0.1 (default: all)")
+    ablate.add_argument("--jobs", metavar="N", type=int, default=2, help="child processes at a time (default: 2)")
+    ablate.add_argument("--run", metavar="NAME", default="ablation", help="folder for arms and report (default: ablation)")
+    ablate.add_argument("--runs-dir", metavar="DIR", default="runs", type=Path, help="where it lies (default: runs)")
+    ablate.add_argument(
+        "--from", dest="main_runs", metavar="DIR", type=Path, help="where the main runs seed0, seed1 … lie (default: --runs-dir)"
+    )
+    ablate.add_argument("--redo", action="store_true", help="make arms again from their start; main runs stay")
+    ablate.add_argument(
+        "--set", metavar="SECTION.FIELD=VALUE", nargs="+", action="extend", default=[], help="settings that win over the file"
+    )
 
 
 def dispatch(options: argparse.Namespace) -> int:
@@ -61,6 +78,10 @@ def dispatch(options: argparse.Namespace) -> int:
         convert(options.old, options.new, options.vision)
         print(f"{options.new}: done; name it in model.base")
         return 0
+    if options.verb == "ablate":
+        from minirlaif.ablation import work
+
+        return work.run(options)
     if options.gpu_gib is not None and not options.gpu_gib > 0:
         raise UserError(f"--gpu-gib {options.gpu_gib}: must be above 0")
     return _plan(options) if options.verb == "plan" else _bench(options)

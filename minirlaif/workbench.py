@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from minirlaif.families.common import Backbone
 
 Record = TypeVar("Record", Sample, Preference)
+# Switches younger than some finished runs: section, field, the value that changes nothing. Off, they leave no trace in a
+# manifest, so those runs count as what they are: made with the same settings.
+OFF = (("sft", "curriculum", True), ("feedback", "limit", 0), ("reward", "pairs", 0))
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,9 @@ def settings_of(cfg: Config, *names: str, sources: Sequence[str] = ()) -> dict[s
     under the same name is noticed), and the parts of the data that it reads, each local file by hash."""
     settings: dict[str, Any] = {"seed": cfg.seed} | {name: section(cfg, name) for name in names}
     settings["model"]["files"] = base_hash(cfg.model)
+    for name, field, off in OFF:
+        if name in names and settings[name][field] == off:
+            del settings[name][field]
     if "reward" in names:
         del settings["reward"]["rest"]  # where weights rest changes no number
         if cfg.reward.base:

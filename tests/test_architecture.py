@@ -24,7 +24,7 @@ LAYERS = {
     " rowfiles benchrows benchmarks predictions grading contestants benchanswers scores tables charts tablepage benchtable"
     " comparing audit auditpage _reader doctor status convert oldfiles shapes standin plan fitting talk hf gguf",
     2: "stages",
-    3: "app cli __main__ exporting planning measuring evaluation console steps bench",
+    3: "app cli __main__ exporting planning measuring evaluation console steps bench ablation",
 }
 LAYER = {module: layer for layer, names in LAYERS.items() for module in names.split()} | {"__init__": 0}
 # Mathematics and records: no disk, clock, randomness, processes or logging.

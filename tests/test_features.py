@@ -150,6 +150,18 @@ def test_content_counts_not_the_name(tmp_path: Path, clip: str):
     assert len(o.reader.asked) == 2 and o.store.info(clip).id == "0909"
 
 
+def test_a_run_behind_a_link_looks_at_nothing_again(tmp_path: Path, clip: str):
+    """Another run sees the same clips and the same cache through links: one entry, under the name that it asked for."""
+    Opened(tmp_path).store.get(clip, whole)
+    (tmp_path / "other").symlink_to(tmp_path)
+    o = Opened(tmp_path / "other")
+    mine = str(tmp_path / "other" / "a.mp4")
+    assert o.store.info(mine).path == mine and o.store.info(clip).path == clip
+    o.store.get(mine, whole)
+    assert not o.reader.looked and not o.reader.asked and not o.eyes.calls
+    assert o.store._db.execute("SELECT count(*) FROM clips").fetchone() == (1,)
+
+
 def test_a_clip_that_vanished_is_named(tmp_path: Path):
     o = Opened(tmp_path)
     with pytest.raises(UnreadableClip, match="gone.mp4: does not exist"):

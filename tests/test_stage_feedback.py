@@ -90,6 +90,13 @@ def test_context_and_frames_can_be_kept_from_the_judge(monkeypatch: pytest.Monke
     assert all(row["chosen"] == FALSE for row in tiny.read_lines(folder / "preferences.jsonl"))
 
 
+def test_a_limit_labels_the_first_prompts_as_they_were_without_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Chunks are of 20 prompts, sorted by clip: the odd prompts come last, so the limit has to count in the order of the file."""
+    folder, _ = label(monkeypatch, tmp_path, "feedback.limit=11")
+    assert {row["id"] for row in tiny.read_lines(folder / "answers.jsonl")} == {f"q{number:02d}" for number in range(11)}
+    assert len(tiny.read_lines(folder / "preferences.jsonl")) == 11
+
+
 @pytest.mark.parametrize(("choice", "chosen", "rejected"), [("A", "one", "two"), ("B", "two", "one")])
 def test_a_verdict_becomes_a_preference(choice: str, chosen: str, rejected: str) -> None:
     pair = Pair("p#0", "clip", "what?", "one", "two", "0s: x\n", {"type": "count"})

@@ -67,6 +67,38 @@ def test_what_training_and_examination_read(monkeypatch: pytest.MonkeyPatch, tmp
     assert all((CONTEXT in text) == context for texts in read.values() for text in texts)
 
 
+def test_a_limit_on_pairs_draws_from_those_for_training_and_keeps_the_held_out_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = [preference(f"p{n}", f"/clips/{n}", "a red circle.", "a red cross.") for n in range(20)]
+    trained: list[str] = []
+
+    def backward(bench: Any, accelerator: Any, batch: list[Preference]) -> dict[str, float]:
+        trained.extend(p.id for p in batch)
+        return {"loss": 1.0}
+
+    monkeypatch.setattr(reward, "backward", backward)
+    monkeypatch.setattr(reward, "read_preferences", lambda *_: list(rows))
+    found: dict[int, set[str]] = {}
+    kept: dict[int, list[str]] = {}
+    for pairs in (0, 3, 6):
+        cfg = tiny.settings("reward.held_out=0.4", "reward.epochs=1", "reward.batch_size=3", f"reward.pairs={pairs}")
+        bench = tiny.TinyBench(base := tiny.backbone(), {p.video: tiny.view(base, 1, 0) for p in rows}, cfg)
+        tiny.at_bench(monkeypatch, reward, bench)
+        run = Run(tmp_path / str(pairs))
+        tiny.finished(run, "sft", lambda path: tiny.save_adapter(path / "adapter", 1))
+        tiny.finished(run, "feedback")
+        trained.clear()
+        reward.run(cfg, run)
+        found[pairs] = set(trained)
+        kept[pairs] = [row["id"] for row in tiny.read_lines(run.dir("reward") / "held_out.jsonl")]
+    assert (len(found[3]), len(found[6]), len(found[0])) == (3, 6, 12)
+    assert found[3] < found[6] < found[0]  # the smaller draw lies in the larger one
+    assert kept[0] == kept[3] == kept[6] and len(kept[0]) == 8 and not found[0] & set(kept[0])
+    first = {p.id for p in rows if p.id not in kept[0]} - {p.id for p in rows[-4:]}
+    assert found[6] != set(sorted(first, key=lambda name: int(name[1:]))[:6])  # drawn, not the first clips
+
+
 def examined(folder: Path, bench: tiny.TinyBench, kept: list[Preference]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     run = Run(folder / "run")
     with run.stage("reward", {}) as out:

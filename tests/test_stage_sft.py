@@ -58,3 +58,15 @@ def test_rows_without_short_answers_make_one_stage(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sft, "backward", lambda bench, accelerator, batch: trained.append({s.id for s in batch}) or 1.0)
     sft.run(cfg, Run(tmp_path / "run"))
     assert trained == [{sample.id for sample in ROWS}]
+
+
+def test_without_the_curriculum_rows_of_all_lengths_are_mixed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    base = tiny.backbone()
+    cfg = tiny.settings("sft.short_words=3", "sft.batch_size=5", "sft.epochs=2", "sft.curriculum=false")
+    tiny.at_bench(monkeypatch, sft, tiny.TinyBench(base, {"/clip": tiny.view(base, 2, 0)}, cfg), sft=ROWS)
+    trained: list[set[str]] = []
+    monkeypatch.setattr(sft, "backward", lambda bench, accelerator, batch: trained.append({s.id for s in batch}) or 1.0)
+    run = Run(tmp_path / "run")
+    sft.run(cfg, run)
+    assert trained == [{sample.id for sample in ROWS}] * 2  # one stage, two epochs of all five
+    assert [line["stage"] for line in tiny.read_lines(run.dir("sft") / "metrics.jsonl")] == ["mixed"] * 2

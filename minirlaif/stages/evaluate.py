@@ -56,7 +56,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             for number, (name, role, control) in enumerate(
                 progress(jobs[first:], len(jobs), "evaluate", initial=first), first + 1
             ):
-                answers[name] = _answers(bench, role, tests, _control(bench, cfg, control, blanks))
+                answers[name] = greedy_answers(bench, role, tests, _control(bench, cfg, control, blanks))
                 out.log(number, answers=name, different=len(set(answers[name])), words=_mean_words(answers[name]))
                 bench.counted(out)
                 out.commit_state(number, lambda folder: _keep(folder, answers))
@@ -104,7 +104,7 @@ def _control(bench: Workbench, cfg: Config, control: str, blanks: dict[Any, Any]
     return change
 
 
-def _answers(bench: Workbench, role: str, tests: Sequence[Sample], change: Callable[[Sample, View], View]) -> list[str]:
+def greedy_answers(bench: Workbench, role: str, tests: Sequence[Sample], change: Callable[[Sample, View], View]) -> list[str]:
     """Greedy answers, in the order of the questions."""
     e, texts = bench.cfg.evaluate, []
     with bench.roles.reading_as(role):

@@ -36,7 +36,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
     with run.stage("feedback", settings, inputs=["sft"], redo=redo) as out:
         if out is None:
             return
-        prompts = read_samples(cfg, run, "prompts", need_answers=False)
+        prompts = read_samples(cfg, run, "prompts", need_answers=False)[: cfg.feedback.limit or None]
         dev = read_samples(cfg, run, "dev", need_answers=False) if cfg.data.world or cfg.data.dev else []
         with open_workbench(cfg, run) as bench:
             # 1. the SFT model

@@ -44,6 +44,8 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         with open_workbench(cfg, run) as bench:
             # 1. rows by answer length
             stages = by_length(readable(bench, samples), cfg.sft.short_words)
+            if not cfg.sft.curriculum:
+                stages = {"mixed": [*stages["short"], *stages["long"]]}
             plan = [(name, rows) for name, rows in stages.items() if rows]
             per_stage = [max(1, round(cfg.sft.epochs * len(rows) / cfg.sft.batch_size)) for _, rows in plan]
             # 2. role and optimiser

@@ -1,0 +1,275 @@
+"""What the ablation compares: its arms, and for each question the figures that are shown and the claims that they decide.
+
+An arm is the run `main` of a seed with some settings changed. It makes only the stages that these settings touch and takes the
+others from the main run. Where an arm goes through PPO, it takes a third of the main run's iterations, and so does the arm that
+it is compared with.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from minirlaif.config import Config
+
+MAIN = "main"
+BEFORE_PPO = ("world", "sft", "feedback", "reward")
+BEST_OF = (2, 4, 8)
+KL = (0.01, 0.03, 0.1, 0.3)
+PAIRS = (250, 1000)
+# What a figure counts, each between 0 and 1 per item.
+ANSWERS, JUDGE, REWARD, SEGMENTS = "answers", "judge", "reward", "segments"
+COUNTS = {
+    JUDGE: "pairs judged right",
+    REWARD: "held-out pairs scored right",
+    SEGMENTS: "segments described right",
+    ANSWERS: "test questions answered right",
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to run the pipeline. exam: who answers the test questions at the end, "policy", "sft" or "best" (the best of some
+    SFT answers by the reward model); "": nobody. weight: about how many seconds it takes on one busy core."""
+
+    name: str
+    changed: tuple[str, ...]  # settings, section.field=value
+    shares: tuple[str, ...]  # stages of the main run
+    makes: tuple[str, ...]  # stages of its own, in order
+    exam: str = ""
+    weight: int = 60
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One figure of a group: of which arm, what it counts, and which column of the arm's file is read."""
+
+    key: str
+    label: str
+    arm: str
+    counts: str
+    column: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That one entry of a group is better than another one."""
+
+    text: str
+    better: str
+    worse: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """One question."""
+
+    name: str
+    title: str
+    note: str
+    entries: tuple[Entry, ...]
+    claims: tuple[Claim, ...]
+
+
+def arms(cfg: Config) -> tuple[Arm, ...]:
+    """All arms but the main run, in the order in which they are made: long ones first."""
+    short = f"ppo.iterations={max(1, round(cfg.ppo.iterations / 3))}"
+    # Whole batches of prompts, a fifth of all: then an arm's pairs are the main run's, answer by answer.
+    size, prompts = cfg.feedback.batch_size, cfg.world.prompt_clips * cfg.world.questions_per_clip
+    some = f"feedback.limit={size * math.ceil(prompts / 5 / size)}"
+    bare, any_reward = "reward.context=false", "reward.min_accuracy=0"
+    to_reward, to_ppo = ("reward", "ppo", "exam"), ("ppo", "exam")
+    upto_sft, upto_feedback, upto_reward = (BEFORE_PPO[:n] for n in (2, 3, 4))
+
+    def judged(name: str, *changed: str) -> Arm:
+        return Arm(name, (*changed, some), upto_sft, ("feedback",))
+
+    def trained(name: str, weight: int, *changed: str) -> Arm:
+        return Arm(name, (*changed, any_reward, short), upto_feedback, to_reward, "policy", weight)
+
+    one, long, other = "video.max_segments=1", "feedback.describe_tokens=40", "feedback.describe_prompt=describe the video."
+    letter = ("feedback.readout=letter", "feedback.margin=0", "feedback.disagreement=average")
+    no_context = ("feedback.context=false", "feedback.judge_frames=true", bare, any_reward, short)
+    return (
+        Arm("bare", no_context, upto_sft, ("feedback", *to_reward), "policy", 400),
+        Arm("sft-mixed", ("sft.curriculum=false", some), ("world",), ("sft", "feedback", "exam"), "sft", 220),
+        trained("reward-bare", 230, bare),
+        *(trained(f"pairs-{n}", 150 + n // 25, f"reward.pairs={n}") for n in reversed(PAIRS)),
+        Arm("short", (short,), upto_reward, to_ppo, "policy", 140),
+        *(
+            Arm(f"kl-{kl:g}", (f"rollout.kl_coef={kl:g}", short), upto_reward, to_ppo, "policy", 140)
+            for kl in KL
+            if kl != cfg.rollout.kl_coef
+        ),
+        Arm("best", (), upto_reward, ("exam",), "best", 80),
+        judged("segments-1", one, long),
+        judged("segments-1-whole", one, long, other),
+        judged("segments-2", "video.max_segments=2", long),
+        judged("segments-fine", f"video.segment_seconds={cfg.video.segment_seconds / 2:g}"),
+        judged("letter", *letter),
+    )
+
+
+def groups(cfg: Config) -> tuple[Group, ...]:
+    """The eight questions, in the order of the report."""
+    return (_context(), _segments(), _pairs(), _curriculum(), _best_of(), _reward_input(), _readout(), _kl(cfg))
+
+
+def _context() -> Group:
+    return Group(
+        "context",
+        "Does the judge need the context?",
+        "The judge is the SFT model itself. With context it reads the segment descriptions, without it sees the frames. In the"
+        " second comparison neither reward model reads descriptions, so the arms differ in the judge alone; it decides fewer"
+        " pairs without context, and it also picks the checkpoint.",
+        (
+            Entry("judge", "Judge with context", MAIN, JUDGE),
+            Entry("judge-bare", "Judge without context", MAIN, JUDGE, "without_context"),
+            Entry("model", "Model, verdicts with context", "reward-bare", ANSWERS, "policy"),
+            Entry("model-bare", "Model, verdicts without context", "bare", ANSWERS, "policy"),
+        ),
+        (
+            Claim("With the segment descriptions the judge is right more often", "judge", "judge-bare"),
+            Claim("Verdicts with context make the better model", "model", "model-bare"),
+        ),
+    )
+
+
+def _segments() -> Group:
+    def entry(arm: str, label: str) -> Entry:
+        return Entry(arm, label, arm, JUDGE)
+
+    return Group(
+        "segments",
+        "How many segments should the context have?",
+        "Clips hold two to four events of one second. Every segment is described from the same number of frames. A clip as one"
+        " segment is tried twice: asked for a part, as all segments are, and asked for the whole video.",
+        (
+            entry("segments-1", "One segment"),
+            entry("segments-1-whole", "One segment, asked for the whole"),
+            entry("segments-2", "Two segments"),
+            entry(MAIN, "A segment for each event"),
+            entry("segments-fine", "Two segments for each event"),
+        ),
+        (
+            Claim("A segment for each event makes a better judge than one segment", MAIN, "segments-1"),
+            Claim("It also beats one segment that is asked about as a whole video", MAIN, "segments-1-whole"),
+            Claim("A segment for each event makes a better judge than two segments", MAIN, "segments-2"),
+            Claim("Cutting finer than the events makes a worse judge", MAIN, "segments-fine"),
+        ),
+    )
+
+
+def _pairs() -> Group:
+    scored = [Entry(f"reward-{n}", f"Reward model, {n:,} pairs", f"pairs-{n}", REWARD) for n in PAIRS]
+    learned = [Entry(f"model-{n}", f"Model, {n:,} pairs", f"pairs-{n}", ANSWERS, "policy") for n in PAIRS]
+    few, some = PAIRS
+    return Group(
+        "pairs",
+        "Do more preference pairs help?",
+        "One epoch over the pairs, so fewer pairs also mean fewer steps. Pairs are drawn from all training pairs; the held-out"
+        " ones are the same for all. Counted are those of which exactly one answer is true.",
+        (
+            *scored,
+            Entry("reward", "Reward model, all pairs", MAIN, REWARD),
+            *learned,
+            Entry("model", "Model, all pairs", "short", ANSWERS, "policy"),
+        ),
+        (
+            Claim(f"{some:,} pairs make a better reward model than {few:,}", f"reward-{some}", f"reward-{few}"),
+            Claim(f"All pairs make a better reward model than {some:,}", "reward", f"reward-{some}"),
+            Claim(f"{some:,} pairs make a better model than {few:,}", f"model-{some}", f"model-{few}"),
+            Claim(f"All pairs make a better model than {some:,}", "model", f"model-{some}"),
+        ),
+    )
+
+
+def _curriculum() -> Group:
+    return Group(
+        "curriculum",
+        "Does the curriculum help SFT?",
+        "Short answers first, then long ones, against the same rows mixed, for as many epochs. Segments are those of prompts.",
+        (
+            Entry("sft", "SFT, curriculum", MAIN, ANSWERS, "sft"),
+            Entry("sft-mixed", "SFT, mixed", "sft-mixed", ANSWERS, "sft"),
+            Entry("told", "Segments, curriculum", MAIN, SEGMENTS),
+            Entry("told-mixed", "Segments, mixed", "sft-mixed", SEGMENTS),
+        ),
+        (
+            Claim("After the curriculum more test questions are answered right", "sft", "sft-mixed"),
+            Claim("After the curriculum more segments are described right", "told", "told-mixed"),
+        ),
+    )
+
+
+def _best_of() -> Group:
+    best = [Entry(f"best-{n}", f"Best of {n} by the reward model", "best", ANSWERS, f"best_{n}") for n in BEST_OF]
+    most = f"best-{BEST_OF[-1]}"
+    return Group(
+        "best-of",
+        "Is PPO worth it, beside picking the best answer?",
+        "Best of n: the SFT model answers n times and describes the segments, and the reward model picks; that costs n answers"
+        " and the descriptions at every question. PPO is the main run, all iterations, one greedy answer, no descriptions.",
+        (
+            Entry("base", "Base, before SFT", MAIN, ANSWERS, "base"),
+            Entry("sft", "SFT", MAIN, ANSWERS, "sft"),
+            *best,
+            Entry("ppo", "PPO", MAIN, ANSWERS, "rlaif"),
+        ),
+        (
+            Claim(f"The best of {BEST_OF[-1]} answers by the reward model is better than SFT", most, "sft"),
+            Claim("PPO is better than SFT", "ppo", "sft"),
+            Claim(f"PPO is better than the best of {BEST_OF[-1]} answers", "ppo", most),
+            Claim("PPO passes the base before SFT", "ppo", "base"),
+        ),
+    )
+
+
+def _reward_input() -> Group:
+    return Group(
+        "reward-input",
+        "Should the reward model read the context?",
+        "The same verdicts, made with context; the reward model reads the segment descriptions beside the frames, or frames"
+        " alone as in the paper's code.",
+        (
+            Entry("reward", "Reward model with context", MAIN, REWARD),
+            Entry("reward-bare", "Reward model without", "reward-bare", REWARD),
+            Entry("model", "Model, reward with context", "short", ANSWERS, "policy"),
+            Entry("model-bare", "Model, reward without", "reward-bare", ANSWERS, "policy"),
+        ),
+        (
+            Claim("With context in its input the reward model is right more often", "reward", "reward-bare"),
+            Claim("With context in the reward model's input the model gets better", "model", "model-bare"),
+        ),
+    )
+
+
+def _readout() -> Group:
+    return Group(
+        "readout",
+        "How should the verdict be read?",
+        "Likelihood: the mean log-likelihood of each answer. Letter: the logits of A and B, both orders averaged, since this"
+        " model's orders hardly ever agree.",
+        (Entry(MAIN, "Likelihood", MAIN, JUDGE), Entry("letter", "Letter", "letter", JUDGE)),
+        (Claim("The likelihood read-out is right more often than the letter", MAIN, "letter"),),
+    )
+
+
+def _kl(cfg: Config) -> Group:
+    chosen = cfg.rollout.kl_coef
+    entries = [
+        Entry(f"{kl:g}", f"KL coefficient {kl:g}", "short" if kl == chosen else f"kl-{kl:g}", ANSWERS, "policy")
+        for kl in sorted({*KL, chosen})
+    ]
+    claims = [
+        Claim(f"A {'looser' if kl < chosen else 'tighter'} leash is worse: {chosen:g} beats {kl:g}", f"{chosen:g}", f"{kl:g}")
+        for kl in KL
+        if kl != chosen
+    ]
+    return Group(
+        "kl",
+        "How tight should the leash to SFT be?",
+        f"The coefficient of the KL penalty per token; this run's is {chosen:g}, the paper's 0.1.",
+        tuple(entries),
+        tuple(claims),
+    )

@@ -1,0 +1,102 @@
+"""Child processes, some at a time, in an order that respects what each one needs. No torch."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from minirlaif.metrics import clock
+from minirlaif.records import UserError
+
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Job:
+    """Something that a child process makes.
+
+    needs: names of jobs that must be done before. command: called when the job's turn has come; the words to start, or None when
+    there is nothing to do. log: what the child says. weight: about how many seconds it takes.
+    """
+
+    name: str
+    command: Callable[[], Sequence[str] | None]
+    log: Path
+    needs: tuple[str, ...] = ()
+    weight: int = 60
+
+
+def carry_out(jobs: Sequence[Job], at_once: int, failed: dict[str, str]) -> Iterator[float]:
+    """Run jobs, at most `at_once` at a time. Yields, several times a second, how much of their weight is done.
+
+    A job that fails stands in `failed` with the last line it said; what needs it is not begun, and stands there too. When the
+    caller stops early, running children are stopped: they go on from their last saved step another time.
+    """
+    waiting = list(jobs)
+    over: dict[str, int] = {}  # weights of jobs that are done or failed
+    running: dict[Job, tuple[subprocess.Popen[bytes], float]] = {}
+    try:
+        while waiting or running:
+            for job in list(waiting):
+                lost = next((name for name in job.needs if name in failed), None)
+                if lost is None and (len(running) >= at_once or not over.keys() >= set(job.needs)):
+                    continue
+                waiting.remove(job)
+                if lost is not None:
+                    failed[job.name] = f"needs {lost}"
+                elif child := _started(job, failed):
+                    running[job] = child, time.monotonic()
+                    continue
+                over[job.name] = job.weight
+            for job, (child, since) in list(running.items()):
+                if child.poll() is not None:
+                    del running[job]
+                    over[job.name] = job.weight
+                    if child.returncode:
+                        failed[job.name] = _last_line(job.log) or f"ended with {child.returncode}"
+                    took = clock(time.monotonic() - since)
+                    print(f"{job.name}: {'failed' if job.name in failed else 'done'} after {took}", flush=True)
+            # A job that runs counts for the time it took so far, but never as done.
+            begun = (min(0.9 * job.weight, time.monotonic() - since) for job, (_, since) in running.items())
+            yield sum(over.values()) + sum(begun)
+            time.sleep(POLL_SECONDS if running else 0)
+    finally:
+        for child, _ in running.values():
+            child.terminate()
+        for child, _ in running.values():
+            child.wait()
+
+
+def _started(job: Job, failed: dict[str, str]) -> subprocess.Popen[bytes] | None:
+    try:
+        words = job.command()
+    except UserError as error:
+        failed[job.name] = str(error)
+        return None
+    if words is None:
+        return None
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    one = {"OMP_NUM_THREADS": "1"}  # a small model is faster on one thread, and there are other children
+    with job.log.open("ab") as log:
+        return subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**one, **os.environ}, preexec_fn=_end_with_parent
+        )
+
+
+def _end_with_parent() -> None:
+    """In the child: stop when the parent is gone, also when it was killed. Linux only; elsewhere the child goes on to its end."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    said = next((line for line in reversed(lines) if line.strip()), "")
+    return said.removeprefix("minirlaif: ")

@@ -1,0 +1,41 @@
+"""The child process that makes one arm: `python -m minirlaif.ablation.trial FOLDER`. `work` has left config.yaml and arm.json
+in the folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from minirlaif import config
+from minirlaif.artifacts import Run
+from minirlaif.disk import read_json
+from minirlaif.records import UserError
+
+
+def main(folder: str) -> int:
+    """Make the stages that are not finished. Exit code 2, with one line, for what the user can put right."""
+    root = Path(folder)
+    try:
+        _make(root)
+    except UserError as error:
+        print(f"minirlaif: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return 2
+    return 0
+
+
+def _make(root: Path) -> None:
+    from minirlaif.ablation import exam
+    from minirlaif.stages import feedback, ppo, reward, sft
+
+    arm, cfg = read_json(root / "arm.json"), config.load(root / "config.yaml")
+    run = Run(root, ("--config", str(root / "config.yaml")))
+    stages = {"sft": sft.run, "feedback": feedback.run, "reward": reward.run, "ppo": ppo.run}
+    for name in arm["makes"]:
+        if name == "exam":
+            exam.run(cfg, run, arm["exam"])
+        else:
+            stages[name](cfg, run)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -4,6 +4,7 @@ work starts."""
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,15 @@ def dispatch(options: argparse.Namespace) -> int:
         return work.run(options)
     if options.gpu_gib is not None and not options.gpu_gib > 0:
         raise UserError(f"--gpu-gib {options.gpu_gib}: must be above 0")
+    for flag in ("fit", "out"):
+        _check_place(flag, getattr(options, flag, None))
     return _plan(options) if options.verb == "plan" else _bench(options)
+
+
+def _check_place(flag: str, path: Path | None) -> None:
+    """UserError when a file cannot be written there, before the work whose result it is to hold."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK)):
+        raise UserError(f"--{flag} {path}: no file can be written there; make its folder first, or name another file")
 
 
 def _plan(options: argparse.Namespace) -> int:

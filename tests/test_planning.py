@@ -63,6 +63,14 @@ def test_bench_prints_the_line_when_every_stage_was_measured(stages: str, printe
     assert ("\n# Card or cap: NVIDIA GeForce RTX 4090. Measured peak: 5.0 GiB (" in told) == printed
 
 
+@pytest.mark.parametrize("words", [["bench", "--model", "tiny", "--out"], ["plan", "--config", "c.yaml", "--fit"]])
+def test_a_file_that_cannot_be_written_is_said_before_the_work(words: list[str], tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "measure", lambda *_: pytest.fail("worked"))
+    for place in (tmp_path / "nowhere" / "b.json", tmp_path):
+        assert cli.main([*words, str(place)]) == 2
+        assert f"{words[-1]} {place}: no file can be written there" in capsys.readouterr().err
+
+
 def data(tmp_path: Path) -> Path:
     """A config with two clips and rows of several lengths, over a tiny SmolVLM2."""
     write_clip(tmp_path / "wide.mp4", width=96, height=32)

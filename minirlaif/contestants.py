@@ -76,7 +76,9 @@ def entered(name: str, run: Run, given: str | None, changes: Sequence[str]) -> E
     where, colon, which = name.rpartition(":")
     if colon and _is_gguf(Path(where)):
         path = Path(where)
-    title = re.sub(r"[^\w.-]+", "-", path.name).strip("-.").lower()
+    title = re.sub(r"[^\w.-]+", "-", path.resolve().name).strip("-.").lower()
+    if title in (*ROLES, "scores", ""):  # names of the run's own models, and of a folder beside them
+        title = f"{title}-model".strip("-")
     cfg = config.load(given or _config_near(path, run), changes)
     if _is_gguf(path):
         which = which if colon else ""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minirlaif import planning
+from minirlaif import parallel, planning
 from minirlaif.records import UserError
 
 VERBS = ("compare", "audit")
@@ -68,6 +68,8 @@ def add(verbs: Any) -> None:
 
 def evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
     """Evaluate models on a benchmark; words: the command line, for messages. UserError for what the user can put right."""
+    if parallel.count() > 1:
+        raise UserError("evaluate --benchmark: works in one process; start it without `accelerate launch`")
     if not options.videos:
         raise UserError("evaluate --benchmark: name the folder of its clips with --videos")
     if options.limit < 0:

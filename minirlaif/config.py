@@ -59,6 +59,7 @@ class DataSection:
     dev: tuple[str, ...] = ()  # prompts on which the judge picks the checkpoint
     test: tuple[str, ...] = ()  # rows are checked before anything trains; clips are opened by `evaluate` only
     preferences: tuple[str, ...] = ()  # extra preference rows for `reward`
+    preference_limit: int = 0  # `reward` trains on so many rows, drawn from those not held out; 0: all
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,6 @@ class RewardSection:
     context: bool = False  # show the reward model the segment descriptions; the paper does not
     likelihood: bool = False  # add beta x mean log-likelihood of the answer to the score; not in the paper
     held_out: float = 0.1  # share of preferences kept for the accuracy figure
-    pairs: int = 0  # train on so many of the others, drawn; 0: all
     min_accuracy: float = 0.55  # `ppo` refuses a reward model below this on held-out pairs
     save_steps: int = 100
     base: str = ""  # a base of its own for reward and value model, with the tokenizer of model.base; empty: model.base

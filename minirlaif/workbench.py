@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Record = TypeVar("Record", Sample, Preference)
 # Switches younger than some finished runs: section, field, the value that changes nothing. Off, they leave no trace in a
 # manifest, so those runs count as what they are: made with the same settings.
-OFF = (("sft", "curriculum", True), ("feedback", "limit", 0), ("reward", "pairs", 0))
+OFF = (("sft", "curriculum", True), ("feedback", "limit", 0))
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,8 @@ def settings_of(cfg: Config, *names: str, sources: Sequence[str] = ()) -> dict[s
     named = {part: data[part] for part in sources}
     hashes = {source: fingerprint(source, cfg.data.videos) for part in sources for source in data[part]}
     settings["data"] = {"world": data["world"], "videos": data["videos"], **named, "sha256": hashes}
+    if "preferences" in sources and cfg.data.preference_limit:
+        settings["data"]["preference_limit"] = cfg.data.preference_limit
     return settings
 
 

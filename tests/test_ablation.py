@@ -195,10 +195,11 @@ def test_arms_follow_the_main_run() -> None:
 
 
 def test_a_switch_that_is_off_keeps_older_runs_current(tmp_path: Path) -> None:
-    settings = settings_of(CFG, "model", "sft", "feedback", "reward")
-    for name, field, on in (("sft", "curriculum", "false"), ("feedback", "limit", "5"), ("reward", "pairs", "5")):
+    sections = ("model", "sft", "feedback")
+    settings = settings_of(CFG, *sections, sources=["preferences"])
+    for name, field, on in (("sft", "curriculum", "false"), ("feedback", "limit", "5"), ("data", "preference_limit", "5")):
         assert field not in settings[name]
-        other = settings_of(config.load(shrunk.TINY, [f"{name}.{field}={on}"]), "model", "sft", "feedback", "reward")
+        other = settings_of(config.load(shrunk.TINY, [f"{name}.{field}={on}"]), *sections, sources=["preferences"])
         assert field in other[name]
         run = Run(tmp_path / name)
         with run.stage(name, settings):

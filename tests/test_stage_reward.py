@@ -82,7 +82,7 @@ def test_a_limit_on_pairs_draws_from_those_for_training_and_keeps_the_held_out_o
     found: dict[int, set[str]] = {}
     kept: dict[int, list[str]] = {}
     for pairs in (0, 3, 6):
-        cfg = tiny.settings("reward.held_out=0.4", "reward.epochs=1", "reward.batch_size=3", f"reward.pairs={pairs}")
+        cfg = tiny.settings("reward.held_out=0.4", "reward.epochs=1", "reward.batch_size=3", f"data.preference_limit={pairs}")
         bench = tiny.TinyBench(base := tiny.backbone(), {p.video: tiny.view(base, 1, 0) for p in rows}, cfg)
         tiny.at_bench(monkeypatch, reward, bench)
         run = Run(tmp_path / str(pairs))

@@ -94,7 +94,7 @@ def arms(cfg: Config) -> tuple[Arm, ...]:
         Arm("bare", no_context, upto_sft, ("feedback", *to_reward), "policy", 400),
         Arm("sft-mixed", ("sft.curriculum=false", some), ("world",), ("sft", "feedback", "exam"), "sft", 220),
         trained("reward-bare", 230, bare),
-        *(trained(f"pairs-{n}", 150 + n // 25, f"reward.pairs={n}") for n in reversed(PAIRS)),
+        *(trained(f"pairs-{n}", 150 + n // 25, f"data.preference_limit={n}") for n in reversed(PAIRS)),
         Arm("short", (short,), upto_reward, to_ppo, "policy", 140),
         *(
             Arm(f"kl-{kl:g}", (f"rollout.kl_coef={kl:g}", short), upto_reward, to_ppo, "policy", 140)

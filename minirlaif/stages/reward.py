@@ -52,8 +52,8 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         with open_workbench(critic_config(cfg), run) as bench:
             # 1. preferences
             train, kept = _split(readable(bench, _preferences(cfg, run)), cfg.reward.held_out)
-            if cfg.reward.pairs:
-                train = [train[i] for i in shuffled(len(train), cfg.seed, "reward-pairs")[: cfg.reward.pairs]]
+            if cfg.data.preference_limit:
+                train = [train[i] for i in shuffled(len(train), cfg.seed, "reward-pairs")[: cfg.data.preference_limit]]
             # 2. role, head, optimiser
             begun = out.resume()
             start = begun[1] / "reward" if begun else _start(cfg, run)

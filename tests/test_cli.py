@@ -6,6 +6,8 @@ import errno
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -410,3 +412,15 @@ def test_progress_without_a_terminal_prints_about_ten_lines(capsys):
 
 def test_clock():
     assert [metrics.clock(seconds) for seconds in (42.4, 185, 7620)] == ["42 s", "3 min 05 s", "2 h 07 min"]
+
+
+def test_a_reader_that_leaves_early_sees_no_traceback(tmp_path: Path):
+    """As in `python -m minirlaif status --run a | true`."""
+    with Run(tmp_path / "a").stage("world", {}):
+        pass
+    words = [sys.executable, "-m", "minirlaif", "status", "--run", "a", "--runs-dir", str(tmp_path)]
+    folder = Path(__file__).parent.parent
+    with subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        child.stdout.close()
+        assert child.stderr.read() == ""
+    assert child.returncode == 141

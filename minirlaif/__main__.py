@@ -1,6 +1,7 @@
 """`python -m minirlaif`."""
 
 import os
+import select
 import sys
 
 from minirlaif.cli import main
@@ -9,17 +10,16 @@ from minirlaif.cli import main
 def _spoken() -> int:
     """`main`, for a reader of the output that may leave early, as `head` does: what other programs die of quietly (SIGPIPE)."""
     try:
-        try:
-            return main()
-        finally:  # also when argparse ends the program, after --help
-            sys.stdout.flush()
+        code = main()
+        sys.stdout.flush()
     except BrokenPipeError:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
-            return 141
-        raise  # another pipe's trouble
+        watch = select.poll()
+        watch.register(sys.stdout.fileno(), 0)
+        if not any(what & select.POLLERR for _, what in watch.poll(0)):
+            raise  # another pipe's trouble
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
+        return 141
+    return code
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from PIL import Image
 
 from minirlaif.artifacts import Run
 from minirlaif.data import load_preferences, load_samples
+from minirlaif.gguf.runtime import GgufEngine
 from minirlaif.hf import HfEngine
 
 FOLDER = "served"
@@ -169,6 +170,52 @@ def test_the_same_over_exported_files_without_torch(place: Path, opened: Callabl
             child.terminate()
         assert child.wait(30) == 0
     assert list((tmp_path / "temp").glob("minirlaif-app-*")) == []
+
+
+FIRST = """async (question) => {  // milliseconds from the question to the first word of its answer
+    const box = document.querySelector('#question textarea'), before = document.querySelectorAll('#chat .told .bubble').length;
+    Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, 'value').set.call(box, question);
+    box.dispatchEvent(new Event('input', {bubbles: true}));
+    const began = performance.now();
+    document.querySelector('#ask').click();
+    return await new Promise((done) => {
+        const look = () => {
+            const told = [...document.querySelectorAll('#chat .told .bubble')];
+            if (told.length > before && told[told.length - 1].innerText.trim()) done(performance.now() - began);
+            else requestAnimationFrame(look);
+        };
+        look();
+    });
+}"""
+
+
+@pytest.mark.learning  # seconds on the clock: not beside other tests
+def test_the_first_word_comes_soon_and_the_second_question_sooner(
+    place: Path, opened: Callable[..., Page], tmp_path: Path
+) -> None:
+    """From a clip and a question to the first word, and from a second question about the clip to its first word."""
+    run = Run(shutil.copytree(place / "runs" / "a", tmp_path / "runs" / "a"))
+    exported = talking.exported(tmp_path / "export")
+    for name, engine in (("run", lambda: HfEngine(run)), ("gguf", lambda: GgufEngine(exported))):
+        with serving(engine, run, tmp_path / "runs", tmp_path / f"served-{name}") as served:
+            warm = opened(served.address)  # the first clip of all pays for what is loaded once
+            warm.upload(place / "other.mp4")
+            warm.frames()
+            warm.page.evaluate(FIRST, "describe the video.")
+            warm.rest()
+            page = opened(served.address)
+            began = time.monotonic()
+            page.upload(place / "good.mp4")
+            page.frames()
+            seen = time.monotonic() - began
+            page.page.evaluate(FIRST, "describe the video.")
+            first = time.monotonic() - began
+            page.rest()
+            second = page.page.evaluate(FIRST, "what happens first?") / 1000
+            print(f"{name}: frames after {seen:.3f} s, first word after {first:.3f} s, of the second question {second:.3f} s")
+            assert first < 2 and second < first / 2
+            warm.close()
+            page.close()
 
 
 def wait_for(done: Callable[[], bool], seconds: float = 30.0) -> None:

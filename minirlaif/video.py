@@ -65,6 +65,7 @@ class ClipReader:
 
     Args:
         timeout_seconds: time for one call of `info` or `frames` and for one decoder.
+        most_pixels: of a frame; a clip with more is not decoded. 0: no limit.
     Attributes:
         decodes: (clip, plan) pairs decoded by `frames` so far. `info` looks at three frames, which do not count.
     """
@@ -76,9 +77,9 @@ class ClipReader:
         "minirlaif._reader",
     )  # -P: nothing in the working folder may shadow a module
 
-    def __init__(self, timeout_seconds: float) -> None:
+    def __init__(self, timeout_seconds: float, most_pixels: int = 0) -> None:
         self.decodes = 0
-        self._timeout = timeout_seconds
+        self._timeout, self._most_pixels = timeout_seconds, most_pixels
         self._child: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None  # what the child printed
         self._only_av: set[str] = set()  # clips that decord hung on
@@ -125,7 +126,9 @@ class ClipReader:
         path, lost = request["path"], []
         for only_av in (True,) if path in self._only_av else (False, True):
             try:
-                header, frames = self._exchange({**request, "only_av": only_av, "seconds": self._timeout})
+                header, frames = self._exchange(
+                    {**request, "only_av": only_av, "seconds": self._timeout, "most_pixels": self._most_pixels}
+                )
             except _Lost as error:
                 lost.append(str(error))
                 self._only_av.add(path)

@@ -177,7 +177,7 @@ def test_limits_of_a_clip(desk: Desk, tmp_path: Path) -> None:
     assert desk.examine(brought(desk)).width == 64
     with pytest.raises(UserError, match="the clip lasts .* 60 s are allowed"):
         desk.examine(brought(desk, "long.mp4", times=[0.0, 100.0, 200.0], last_seconds=1.0))
-    with pytest.raises(UserError, match="128 x 96 pixels, 10000 are allowed"):
+    with pytest.raises(UserError, match="^a frame has 12,288 pixels, 10,000 are allowed; scale"):
         desk.examine(brought(desk, "wide.mp4", width=128, height=96))
     large = Path(brought(desk, "large.mp4"))
     with large.open("ab") as file:
@@ -458,7 +458,7 @@ def test_filters_of_verdicts(finished: Path, wanted: str, numbers: list[int]) ->
     assert [row["question"] for row in found] == [f"question {number}?" for number in numbers]
     drawn, count = inside.verdict(Run(finished / "a"), wanted, 99)  # past the end: the last one
     assert count == len(numbers) and f"question {numbers[-1]}?" in drawn
-    assert set(shelf.VERDICT_FILTERS) >= {wanted} and len(shelf.VERDICT_FILTERS) == 8
+    assert set(shelf.VERDICT_FILTERS) >= {wanted} and len(shelf.VERDICT_FILTERS) == 9
 
 
 def test_frames_are_found_in_a_run_that_was_moved(finished: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def check_content(path: Path, limits: Limits) -> None:
     """UserError unless the file begins like a video and is not too large. Nothing is decoded."""
     size = path.stat().st_size
     if size < 64:  # also what a browser makes of a recording that it had no time to write
-        raise UserError(f"the file is empty ({size} bytes)")
+        raise UserError("the file is empty" if size == 0 else f"the file is too short for a clip ({size} bytes)")
     if size > limits.megabytes << 20:
         raise UserError(f"the file has {size / (1 << 20):.0f} MB, {limits.megabytes} MB are allowed; cut the clip or shrink it")
     with path.open("rb") as file:
@@ -77,7 +78,7 @@ class Desk:
 
     def __init__(self, folder: Path, limits: Limits, seconds: float = 15.0) -> None:
         self.folder, self.limits = folder.resolve(), limits
-        self._reader = ClipReader(seconds)
+        self._reader = ClipReader(seconds, limits.pixels)
         self._lock = threading.Lock()
 
     def examine(self, path: str | Path) -> ClipInfo:
@@ -90,13 +91,12 @@ class Desk:
             with self._lock:
                 info = self._reader.info(file)
         except UnreadableClip as error:
-            raise UserError(f"cannot be read: {_plain(error.reason)}") from None
+            large = error.reason.startswith("a frame has")
+            raise UserError(("" if large else "cannot be read: ") + _plain(error.reason)) from None
         if info.seconds > self.limits.seconds:
             raise UserError(
                 f"the clip lasts {_minutes(info.seconds)}, {_minutes(self.limits.seconds)} are allowed; cut out what matters"
             )
-        if info.width * info.height > self.limits.pixels:
-            raise UserError(f"the clip has {info.width} x {info.height} pixels, {self.limits.pixels} are allowed; scale it down")
         return info
 
     def examples(self, clips: Iterable[Path], wanted: int = 4) -> list[tuple[Path, Path]]:
@@ -127,11 +127,16 @@ class Desk:
             shutil.rmtree(folder, ignore_errors=True)
 
     def sweep(self, used: Sequence[Path], older: float) -> None:
-        """Delete uploads that nobody uses and that came more than so many seconds ago."""
+        """Delete uploads that nobody uses and that came more than so many seconds ago, and what is left of broken ones."""
         keep = {path.resolve().parent for path in used}
-        for folder in self.folder.iterdir():
-            if folder.is_dir() and folder not in keep and time.time() - folder.stat().st_mtime >= older:
-                self.drop(folder / "clip")
+        for path in self.folder.iterdir():
+            with suppress(OSError):  # somebody else deleted it
+                if path in keep or time.time() - path.stat().st_mtime < older:
+                    continue
+                if path.is_dir():
+                    self.drop(path / "clip")
+                else:
+                    path.unlink()
 
     def close(self) -> None:
         """End the decoder."""

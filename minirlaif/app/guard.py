@@ -6,12 +6,14 @@ refused before it gets there.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
+from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
@@ -24,8 +26,11 @@ _GET = re.compile(
     r"|/gradio_api/file=.+"
 )
 _POST = re.compile(r"/login/?|/gradio_api/(?:queue/join|upload|cancel|reset|run/predict)/?")
+UPLOAD = "/gradio_api/upload"
 ASKS = ("/queue/join", "/run/predict")  # requests that may name files
 MOST_ASKED = 1 << 20  # bytes of such a request
+MOST_KEPT = 8 << 30  # bytes of all uploads together
+LOGIN_SECONDS = 1.0  # after a wrong password, for everybody who tries one
 # Nothing is loaded from elsewhere, whatever a model, a person or a component writes into the page.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline';"
@@ -51,6 +56,8 @@ class Guard:
 
     def __init__(self, app: Any, folder: Path, hosts: Sequence[str] = ()) -> None:
         self.app, self.folder, self.hosts = app, folder.resolve(), tuple(hosts)
+        self._uploads = 0  # under way
+        self._login = asyncio.Lock()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Pass a request on or refuse it."""
@@ -58,7 +65,7 @@ class Guard:
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return
-        reason = self.refuses(scope)
+        reason = self.refuses(scope) or self._unknown(scope) or self._full(scope)
         if not reason and scope["method"] == "POST" and str(scope["path"]).rstrip("/").endswith(ASKS):
             body = await _whole(receive)
             reason = (413, "too much at once") if body is None else self._names_others(body)
@@ -79,11 +86,55 @@ class Guard:
             await send(message)
 
         try:
-            await self.app(scope, receive, marked)
+            await self._passed(scope, receive, marked)
         except (RuntimeError, OSError):
             if started or self.refuses(scope) is None:
                 raise
             await _refuse(send, 404, "")  # a clip that was refused, and deleted while the player asked for it
+
+    async def _passed(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Gradio's part; uploads that broke off and wrong passwords are seen to here."""
+        path = str(scope["path"]).rstrip("/")
+        if scope["method"] == "POST" and path == UPLOAD:
+            self._uploads += 1
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                self._uploads -= 1
+                if not self._uploads:  # whole ones lie in folders; what broke off, or had no business there, is a plain file
+                    for left in self.folder.iterdir():
+                        if left.is_file():
+                            left.unlink(missing_ok=True)
+        elif scope["method"] == "POST" and path == "/login":
+            async with self._login:
+                status = 0
+
+                async def seen(message: Message) -> None:
+                    nonlocal status
+                    status = message.get("status", status)
+                    if message["type"] == "http.response.start" and status >= 400:
+                        await asyncio.sleep(LOGIN_SECONDS)
+                    await send(message)
+
+                await self.app(scope, receive, seen)
+        else:
+            await self.app(scope, receive, send)
+
+    def _unknown(self, scope: Mapping[str, Any]) -> tuple[int, str] | None:
+        """Gradio asks for no password where a page says that it lives, or that it stops waiting; a stranger could end it."""
+        app, path = scope.get("app"), str(scope["path"]).rstrip("/")
+        if getattr(app, "auth", None) is None or not re.fullmatch(r"/gradio_api/(?:heartbeat/\w+|cancel|reset)", path):
+            return None
+        cookies = SimpleCookie(dict(scope.get("headers", ())).get(b"cookie", b"").decode("latin-1"))
+        names = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")  # type: ignore[union-attr]
+        known = any(name in cookies and cookies[name].value in app.tokens for name in names)  # type: ignore[union-attr]
+        return None if known else (401, "log in first")
+
+    def _full(self, scope: Mapping[str, Any]) -> tuple[int, str] | None:
+        if scope["method"] != "POST" or str(scope["path"]).rstrip("/") != UPLOAD:
+            return None
+        kept = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        return (507, "there is no room for more clips now") if kept > MOST_KEPT else None
 
     def refuses(self, scope: Mapping[str, Any]) -> tuple[int, str] | None:
         """Status and reason where a request is refused."""
@@ -91,15 +142,28 @@ class Guard:
         host = headers.get(b"host", b"").decode("latin-1")
         if self.hosts and re.sub(r":\d*$", "", host) not in self.hosts:
             return 403, "this name is not served"
+        if self._from_elsewhere(scope["method"], headers, host):
+            return 403, "another page may not ask"
         path = str(scope["path"])
         if scope["method"] in ("GET", "HEAD"):
             if not _GET.fullmatch(path) or ".." in path.split("/"):
                 return 404, ""
-            if path.startswith("/gradio_api/file=") and not self._is_ours(path.removeprefix("/gradio_api/file=")):
-                return 403, "this file is not served"
+            if path.startswith("/gradio_api/file="):
+                name = path.removeprefix("/gradio_api/file=")
+                # Who reads the name again, or twice again, must not come out of the folder either.
+                if not self._is_ours(name) or not all(self._is_inside(n) for n in (unquote(name), unquote(unquote(name)))):
+                    return 403, "this file is not served"
         elif scope["method"] != "POST" or not _POST.fullmatch(path):
             return 404, ""
         return None
+
+    def _from_elsewhere(self, method: str, headers: Mapping[bytes, bytes], host: str) -> bool:
+        """Whether a page of another address asks, through the browser of somebody who may use this one."""
+        if method == "POST" and headers.get(b"sec-fetch-site", b"") == b"cross-site":
+            return True
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        # Under any name (--share, --host) a proxy may stand between, which tells another host than the page's.
+        return bool(origin and self.hosts) and urlsplit(origin).netloc != host
 
     def _names_others(self, body: bytes) -> tuple[int, str] | None:
         """Gradio would fetch a file that a request names by its address, or copy one of another folder."""
@@ -110,14 +174,16 @@ class Guard:
         return None if all(name is None or self._is_ours(name) for name in named) else (403, "this file was not uploaded here")
 
     def _is_ours(self, name: Any) -> bool:
-        """Whether a file lies in the folder, by its real path; a name that is still escaped has no business here."""
-        if not isinstance(name, str) or unquote(name) != name or "\0" in name or "\\" in name or not name.startswith("/"):
+        """Whether there is such a file in the folder, by its real path."""
+        return self._is_inside(name) and Path(name).is_file()
+
+    def _is_inside(self, name: Any) -> bool:
+        if not isinstance(name, str) or "\0" in name or "\\" in name or not name.startswith("/"):
             return False
         try:
-            path = Path(name).resolve()
+            return Path(name).resolve().is_relative_to(self.folder)
         except (OSError, RuntimeError, ValueError):
             return False
-        return path.is_relative_to(self.folder) and path.is_file()
 
 
 def _paths(value: Any) -> Iterator[Any]:
@@ -158,7 +224,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 async def _refuse(send: Send, status: int, reason: str) -> None:
-    body = reason.encode()
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+    body = json.dumps({"detail": reason}).encode()  # which the page shows
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

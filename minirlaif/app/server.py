@@ -24,6 +24,7 @@ from minirlaif.artifacts import Run
 from minirlaif.records import UserError
 from minirlaif.talk import Engine
 
+SWEEP_SECONDS = 300.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C. Exit code 2: the user can put it right."""
     options = _parser().parse_args(argv)
     done = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: done.set())
+    for ending in (signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ())):  # HUP: its terminal was closed
+        signal.signal(ending, lambda *_: done.set())
     try:
         with serving(options) as address:
             print(f"open {address} (Ctrl-C ends it)", flush=True)
@@ -82,7 +84,24 @@ def serving(options: argparse.Namespace) -> Iterator[str]:
             worker = Worker(lambda: _engine(options, run))
             stack.callback(worker.close)
             talks = Talks(worker, desk, Ballot(_votes_of(options, run)))
+            stack.enter_context(_sweeping(talks))
         yield stack.enter_context(page_at(options, talks, run, folder))
+
+
+@contextmanager
+def _sweeping(talks: Talks) -> Iterator[None]:
+    """Now and then, also while nobody comes or goes, what pages have left behind is deleted."""
+    done = threading.Event()
+
+    def sweep() -> None:
+        while not done.wait(SWEEP_SECONDS):
+            talks.sweep()
+
+    threading.Thread(target=sweep, name="sweep", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 @contextmanager

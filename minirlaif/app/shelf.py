@@ -29,6 +29,7 @@ VERDICT_FILTERS = {
     "context changed the verdict": lambda row: row["choice"] != (row.get("without_context") or row)["choice"],
     "the reward model disagrees": lambda row: row.get("reward_says") == "other",
     "tie": lambda row: row["choice"] == "tie" and row["answer_a"] != row["answer_b"],
+    "the same answer twice": lambda row: row["choice"] == "tie" and row["answer_a"] == row["answer_b"],
     "invalid": lambda row: row["choice"] == "invalid",
     "decided": lambda row: row["choice"] in ("A", "B"),
 }

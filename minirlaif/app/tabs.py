@@ -19,6 +19,7 @@ from minirlaif.artifacts import Run
 
 MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+LIVE, QUIET = 4.0, 8.0  # seconds between looks at a run at work, and at one that rests
 READS: dict[str, Any] = {"concurrency_limit": 4, "show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -58,7 +59,7 @@ def run_tab(page: gr.Blocks, place: Place) -> None:
                     wanted = gr.Dropdown(list(shelf.VERDICT_FILTERS), value="all", label="Show", elem_id="filter")
                     number = _paged("Verdict", "number")
                 verdict = gr.HTML(apply_default_css=False, elem_id="verdict")
-    clock = gr.Timer(4.0, active=False)
+    clock = gr.Timer(LIVE)  # it never stops: the next stage may begin, or a run
 
     def run_of(name: str | None) -> Run | None:
         """A run by the name that the page sends: one of those that are there."""
@@ -67,17 +68,17 @@ def run_tab(page: gr.Blocks, place: Place) -> None:
 
     def followed(name: str | None) -> list[Any]:
         run = run_of(name)
-        return [inside.progress(run), inside.curves(run), gr.Timer(active=bool(run and shelf.at_work(run)))]
+        return [inside.progress(run), inside.curves(run), gr.Timer(QUIET if run is None or not shelf.at_work(run) else LIVE)]
 
     def some_answers(name: str | None, of_kind: str, at: float | None) -> list[Any]:
         drawn, pages = inside.gallery(run_of(name), of_kind, int(at or 1))
-        return [drawn, gr.Number(maximum=pages, label=f"Page (of {pages})", value=min(max(1, int(at or 1)), pages))]
+        return [drawn, gr.Number(label=f"Page (of {pages})", value=min(max(1, int(at or 1)), pages))]
 
     def one_verdict(name: str | None, of_filter: str, at: float | None) -> list[Any]:
         drawn, count = inside.verdict(run_of(name), of_filter, int(at or 1))
         return [
             drawn,
-            gr.Number(maximum=max(1, count), label=f"Verdict (of {count})", value=min(max(1, int(at or 1)), max(1, count))),
+            gr.Number(label=f"Verdict (of {count})", value=min(max(1, int(at or 1)), max(1, count))),
         ]
 
     following = [progress, curves, clock]
@@ -92,7 +93,7 @@ def run_tab(page: gr.Blocks, place: Place) -> None:
 def _paged(label: str, name: str) -> Any:
     """A number with buttons for the one before and after it."""
     with gr.Column(min_width=220), gr.Row(elem_classes="paged", equal_height=True):
-        number = gr.Number(1, label=label, precision=0, minimum=1, elem_id=name, min_width=90, scale=3)
+        number = gr.Number(1, label=label, precision=0, elem_id=name, min_width=90, scale=3)
         before = gr.Button("‹", min_width=40, scale=1, elem_id=f"{name}-before", elem_classes="step")
         after = gr.Button("›", min_width=40, scale=1, elem_id=f"{name}-after", elem_classes="step")
     before.click(None, number, number, js="(at) => Math.max(1, (at || 1) - 1)", api_visibility="private")

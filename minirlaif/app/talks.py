@@ -7,67 +7,21 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 import threading
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from minirlaif.app.clips import Desk
+from minirlaif.app.sessions import PAIR, Answer, Duel, Session, current, told
 from minirlaif.app.votes import CHOICES, Ballot, Vote
 from minirlaif.app.worker import Worker
 from minirlaif.records import Turn, UserError
-from minirlaif.talk import Engine, Judged, Judging, Look, Options
+from minirlaif.talk import Engine, Judging, Look, Options
 
 LONGEST = 4000  # letters of a question
-PAIR = ("rlaif", "sft")  # the models that are compared
-
-
-@dataclass
-class Answer:
-    """A question with what became of its answer. state: "waiting", "speaking", "done"; note: why it ended early, "" otherwise."""
-
-    question: str
-    model: str
-    seed: int = 0
-    text: str = ""
-    state: str = "waiting"
-    note: str = ""
-    score: float | None = None
-
-
-@dataclass
-class Duel:
-    """Both models' answers to one question, in the order in which they stand on the page. vote: a key of votes.CHOICES or "";
-    ready: both answers are there and everything that a vote keeps is known."""
-
-    answers: tuple[Answer, Answer]
-    judged: Judged | None = None
-    vote: str = ""
-    ready: bool = False
-    note: str = ""
-
-    @property
-    def alike(self) -> bool:
-        """There is nothing to choose between."""
-        return self.answers[0].text.strip() == self.answers[1].text.strip()
-
-
-@dataclass
-class Session:
-    """One open page."""
-
-    clip: Path | None = None
-    look: Look | None = None
-    notice: str = ""  # what is wrong with the clip or the question, for its owner
-    turns: list[Answer] = field(default_factory=list)
-    duel: Duel | None = None
-    asked: int = 0  # questions so far: each has a seed of its own, so that asking again may answer anew
-    busy: bool = False
-    stop: threading.Event = field(default_factory=threading.Event)
-    idle: threading.Event = field(default_factory=threading.Event)
+CLIP_SECONDS = 30.0  # a question waits so long for the frames of its clip
 
 
 class Talks:
@@ -91,7 +45,9 @@ class Talks:
 
     def session(self, name: str) -> Session:
         """The page of this name, opened at its first call."""
-        return self._sessions.setdefault(name, Session())
+        if name not in self._sessions:
+            self._sessions.setdefault(name, Session()).read.set()
+        return self._sessions[name]
 
     def leave(self, name: str) -> None:
         """A page was closed: stop what it waits for and delete its clip."""
@@ -101,14 +57,24 @@ class Talks:
 
     def sweep(self, older: float = 3600.0) -> None:
         """Delete uploads that no page shows and that came more than so many seconds ago."""
-        self.desk.sweep([session.clip for session in self._sessions.values() if session.clip], older)
+        self.desk.sweep([session.clip for session in list(self._sessions.values()) if session.clip], older)
+
+    def expect(self, session: Session) -> None:
+        """A clip is on its way: questions wait for `open`."""
+        session.read.clear()
 
     def open(self, session: Session, path: str | None, frames: int) -> None:
         """Show a clip to the engine; a new one starts a new conversation. What is wrong with it stands in `session.notice`."""
+        try:
+            self._open(session, path, frames)
+        finally:
+            session.read.set()
+
+    def _open(self, session: Session, path: str | None, frames: int) -> None:
         session.notice = ""
         known = session.clip is not None and path is not None and Path(path) == session.clip
         if not known:
-            self._forget(session)
+            self._forget(session, Path(path).parent if path else None)
         if path is None:
             return
         try:
@@ -116,19 +82,20 @@ class Talks:
             session.look = self.worker.call(lambda engine: engine.look(path, frames))
             session.clip = Path(path)
         except Exception as error:
-            session.notice = f"This clip was not taken: {error}" if isinstance(error, UserError) else _told(error)
+            session.notice = f"This clip was not taken: {error}" if isinstance(error, UserError) else told(error)
             if not known:
                 self._drop(Path(path))
 
-    def _forget(self, session: Session) -> None:
+    def _forget(self, session: Session, keep: Path | None = None) -> None:
         session.stop.set()
         clip, session.clip, session.look, session.turns, session.duel = session.clip, None, None, [], None
-        if clip is not None:
+        if clip is not None and clip.parent != keep:
             self._drop(clip)
         self.sweep()
 
     def _drop(self, clip: Path) -> None:
-        if all(session.clip != clip for session in self._sessions.values()):
+        """Files of the same content share a folder, whatever their names."""
+        if all(session.clip is None or session.clip.parent != clip.parent for session in list(self._sessions.values())):
             self.desk.drop(clip)
 
     def begin(self, session: Session, question: str) -> bool:
@@ -152,7 +119,7 @@ class Talks:
                 yield
                 last.score = self.worker.call(lambda engine: engine.score(look, last.question, last.text))
         except Exception as error:
-            last.note = _told(error)
+            last.note = told(error)
         finally:
             self._end(session)
         yield
@@ -160,14 +127,21 @@ class Talks:
     def halt(self, session: Session) -> None:
         """Stop what this page waits for. What was said stays."""
         session.stop.set()
-        if any(answer.state == "speaking" for answer in _current(session)):
+        if any(answer.state == "speaking" for answer in current(session)):
             session.idle.wait(2.0)
-        for answer in _current(session):
+        for answer in current(session):
             if answer.state != "done":
                 answer.state, answer.note = "done", "stopped"
         if session.duel is not None and not session.duel.ready:
             session.duel.note = "Stopped: there is nothing to vote on."
         session.busy = False
+
+    def give_up(self, session: Session) -> None:
+        """The question never came to the model."""
+        if any(answer.state == "waiting" for answer in current(session)):
+            self.halt(session)
+            for answer in current(session):
+                answer.note = "not asked: the queue is full, or a setting was not taken; ask again"
 
     def again(self, session: Session) -> bool:
         """Ask the last question once more, in place of its answer."""
@@ -184,7 +158,8 @@ class Talks:
         """Take a question for both models; which one is A is drawn."""
         if session.busy or not self._can_ask(session, question):
             return False
-        seed, names = self._seed(session), random.sample(PAIR, 2)
+        # Not from the shared generator, which loading a model seeds: the order would be the same after every start.
+        seed, names = self._seed(session), random.SystemRandom().sample(PAIR, 2)
         session.duel = Duel((Answer(question.strip(), names[0], seed), Answer(question.strip(), names[1], seed)))
         self._start(session)
         return True
@@ -195,15 +170,23 @@ class Talks:
         if duel is None or look is None or duel.answers[0].state != "waiting":
             return
         try:
+            # Nothing shows before both are there: which of them has read the clip before could be told by its speed.
+            behind = [replace(answer) for answer in duel.answers]
             for answer in duel.answers:
-                yield from self._speak(session, look, [], answer, options)
-                if answer.note:
-                    duel.note = "Stopped: there is nothing to vote on." if answer.note == "stopped" else answer.note
+                answer.state = "speaking"
+            for answer, spoken in zip(duel.answers, behind, strict=True):
+                for _ in self._speak(session, look, [], spoken, options):
+                    yield
+                if spoken.note:
+                    answer.state, answer.note = "done", spoken.note
+                    duel.note = "Stopped: there is nothing to vote on." if spoken.note == "stopped" else spoken.note
                     return
+            for answer, spoken in zip(duel.answers, behind, strict=True):
+                answer.text, answer.state = spoken.text, "done"
             yield
             self.worker.call(lambda engine: _examine(engine, look, duel))
         except Exception as error:  # a vote can do without a judge
-            duel.note = _told(error)
+            duel.note, duel.unjudged = told(error), True
         finally:
             duel.ready = all(answer.state == "done" and not answer.note for answer in duel.answers)
             self._end(session)
@@ -231,23 +214,29 @@ class Talks:
 
     def export(self, session: Session) -> str:
         """The conversation as a row in the messages format that `data.sft` takes, with what else is known; "" without one."""
-        told = [turn for turn in session.turns if turn.text]
-        if not told or session.look is None:
+        answered = [turn for turn in session.turns if turn.text]
+        if not answered or session.look is None:
             return ""
         messages = []
-        for number, turn in enumerate(told):
+        for number, turn in enumerate(answered):
             tag = "" if number else "<video>\n"
             messages += [{"role": "user", "content": tag + turn.question}, {"role": "assistant", "content": turn.text}]
-        known = [{"model": turn.model, "seed": turn.seed, "reward": turn.score, "ended": turn.note or "whole"} for turn in told]
+        known = [
+            {"model": turn.model, "seed": turn.seed, "reward": turn.score, "ended": turn.note or "whole"} for turn in answered
+        ]
         times = [round(time, 3) for time in session.look.times]
         row = {"videos": [session.clip.name if session.clip else ""], "messages": messages, "frames": times, "answers": known}
         return json.dumps(row, ensure_ascii=False, indent=1)
 
     def _can_ask(self, session: Session, question: str) -> bool:
-        if session.look is None:
+        if session.look is None and not session.read.is_set() and not session.read.wait(CLIP_SECONDS):
+            session.notice = "The clip is still being read. Ask again when its frames stand here."
+        elif session.look is None:
             session.notice = "Choose a clip first: drop one, record one, or take an example."
         elif not question.strip():
             session.notice = "Type a question first."
+        elif not question.isascii() and any("\ud800" <= letter <= "\udfff" for letter in question):
+            session.notice = "The question holds half a character, which no model reads. Type it again."
         elif len(question) > LONGEST:
             session.notice = f"The question has {len(question)} letters, {LONGEST} are allowed."
         else:
@@ -262,7 +251,7 @@ class Talks:
         session.stop, session.idle, session.busy = threading.Event(), threading.Event(), True
 
     def _end(self, session: Session) -> None:
-        for answer in _current(session):
+        for answer in current(session):
             if answer.state == "speaking":
                 answer.state, answer.note = "done", answer.note or "stopped"
         session.busy = False
@@ -285,13 +274,8 @@ class Talks:
                 if stop.is_set():
                     answer.note = "stopped"
         except Exception as error:
-            answer.note = _told(error)
+            answer.note = told(error)
         answer.state = "done"
-
-
-def _current(session: Session) -> list[Answer]:
-    """Answers that may be in progress."""
-    return session.turns[-1:] + list(session.duel.answers if session.duel else ())
 
 
 def _examine(engine: Engine, look: Look, duel: Duel) -> None:
@@ -300,13 +284,3 @@ def _examine(engine: Engine, look: Look, duel: Duel) -> None:
             answer.score = engine.score(look, answer.question, answer.text)
     if isinstance(engine, Judging) and all(answer.text for answer in duel.answers):
         duel.judged = engine.judge(look, *(duel.answers[0].question, *(answer.text for answer in duel.answers)))
-
-
-def _told(error: Exception) -> str:
-    """An error for a page: what its owner can put right in words, anything else by name (the rest goes to the terminal)."""
-    if isinstance(error, UserError):
-        return str(error)
-    traceback.print_exception(error, file=sys.stderr)
-    if "OutOfMemory" in type(error).__name__ or "out of memory" in str(error):
-        return "The model ran out of memory; show fewer frames or ask for a shorter answer."
-    return f"The model failed ({type(error).__name__}); the terminal says more. The page works on."

@@ -6,6 +6,7 @@ The tabs that read a run's files are in tabs.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -85,14 +86,19 @@ def _talking(page: gr.Blocks, place: Place, talks: Talks) -> None:
 
     shown = [clip.strip, clip.notice, chat.view, *chat.buttons, duel.view, *duel.buttons]
 
-    def opened(upload: dict[str, Any] | None, frames: float, request: gr.Request) -> list[Any]:
+    def expected(request: gr.Request) -> None:
+        talks.expect(talks.session(request.session_hash or ""))
+
+    def opened(upload: dict[str, Any] | None, frames: float | None, request: gr.Request) -> list[Any]:
         session, path = talks.session(request.session_hash or ""), upload["path"] if upload else None
-        talks.open(session, path, min(max(1, int(frames)), clip.most_frames))
+        count = int(frames) if frames and math.isfinite(frames) else talks.engine.frames  # an emptied box counts as untouched
+        talks.open(session, path, min(max(1, count), clip.most_frames))
         drawn = [views.strip(session.look, clip.limits), views.notice(session.notice), *chat.draw(request), *duel.draw(request)]
         return [gr.skip() if session.clip or path is None else None, *drawn]
 
     bound = {"inputs": [clip.video, clip.frames], "outputs": [clip.video, *shown], **MODEL, "show_progress_on": clip.strip}
     bound["preprocess"] = False  # gradio would call ffmpeg to take the sound out
+    gr.on([clip.video.upload, clip.video.stop_recording], expected, **QUICK)
     brought = [clip.video.upload, clip.video.stop_recording, clip.video.clear, clip.frames.release]
     gr.on(brought, opened, trigger_mode="always_last", **bound)
     for chosen in clip.examples:
@@ -213,6 +219,8 @@ def _chat_tab(place: Place, talks: Talks, clip: _Clip) -> _Tab:
     started = gr.on([box.submit, ask.click], begin, box, [box, clip.notice, view, *buttons], **QUICK)
     first = started.then(**answering)
     second = retry.click(again, None, [clip.notice, view, *buttons], **QUICK).then(**answering)
+    for asked in (first, second):  # a full queue, or a value that gradio refuses
+        asked.failure(act(talks.give_up), None, [view, *buttons], **QUICK)
     stop.click(act(talks.halt), None, [view, *buttons], cancels=[first, second], **QUICK)
     clear.click(act(talks.clear), None, [view, *buttons], **QUICK)
     export.click(told, None, saved, **QUICK).then(None, saved, None, js=SAVE)
@@ -283,6 +291,10 @@ def _compare_tab(place: Place, talks: Talks, clip: _Clip) -> _Tab:
         talks.halt(talks.session(request.session_hash or ""))
         return draw(request)
 
+    def give_up(request: gr.Request) -> list[Any]:
+        talks.give_up(talks.session(request.session_hash or ""))
+        return draw(request)
+
     def chosen(choice: str) -> Callable[..., list[Any]]:
         def vote(temperature: float, top_p: float, length: float, request: gr.Request) -> list[Any]:
             options = clip.options(talks, (temperature, top_p, length))
@@ -294,6 +306,7 @@ def _compare_tab(place: Place, talks: Talks, clip: _Clip) -> _Tab:
     fighting = {"fn": _with_request(fight), "inputs": [box, *clip.sampling], "outputs": [view, *buttons], **MODEL}
     fighting |= {"show_progress": "minimal", "show_progress_on": status}
     begun = gr.on([box.submit, ask.click], begin, box, [box, clip.notice, view, *buttons], **QUICK).then(**fighting)
+    begun.failure(give_up, None, [view, *buttons], **QUICK)
     stop.click(halt, None, [view, *buttons], cancels=[begun], **QUICK)
     for button, choice in zip(votes, CHOICES, strict=True):
         button.click(chosen(choice), clip.sampling, [view, *buttons], **QUICK)

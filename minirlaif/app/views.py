@@ -7,7 +7,7 @@ import io
 
 import numpy as np
 
-from minirlaif.app.talks import PAIR, Answer, Duel, Session
+from minirlaif.app.sessions import PAIR, Answer, Duel, Session
 from minirlaif.app.votes import Agreement
 from minirlaif.page import Html, bar, bars, join, number, percent, tag
 from minirlaif.talk import Look
@@ -111,7 +111,12 @@ def duel(session: Session, compares: bool) -> Html:
     pair = session.duel
     if not compares:
         return root(
-            tag("p", "This engine has no SFT model beside an aligned one, so there is nothing to compare.", class_="empty")
+            tag(
+                "p",
+                "Here is no SFT model beside an aligned one, so there is nothing to compare. A finished run has both, and"
+                " so has an export with --adapters.",
+                class_="empty",
+            )
         )
     if pair is None:
         told = "Ask one question: SFT and the aligned model answer side by side, in hidden order. Vote, then see who is who."
@@ -150,7 +155,7 @@ def _asked_to(pair: Duel) -> str:
 def _verdict(pair: Duel) -> Html:
     judged = pair.judged
     if judged is None:
-        return tag("p", "This engine has no judge, so only your vote is kept.", class_="note")
+        return tag("p", "The judge could not be asked." if pair.unjudged else "This engine has no judge.", class_="note")
     choice = CHOICE_WORDS.get(judged.choice, "neither: its two orders disagree")
     agrees = {True: "the same as you", False: "not as you"}[judged.choice == pair.vote]
     parts: list[object] = [tag("p", "The judge chose ", tag("strong", choice), f", {agrees} (margin {judged.margin:.2f}).")]

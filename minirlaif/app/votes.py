@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from uuid import uuid4
 
 from minirlaif.disk import sha256
@@ -89,10 +89,8 @@ class Ballot:
                 shutil.copyfile(vote.clip, part)
                 part.replace(kept)
             with self.file.open("ab+") as file:
-                size = file.seek(0, os.SEEK_END)
-                torn = size and _last_byte(self.file) != b"\n"  # a row that a full disk or a kill cut short
-                line = json.dumps(row, ensure_ascii=False) + "\n"
-                file.write((("\n" if torn else "") + line).encode())
+                file.truncate(_whole_rows(file))
+                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
                 file.flush()
                 os.fsync(file.fileno())
 
@@ -101,7 +99,7 @@ class Ballot:
         if not self.file.is_file():
             return []
         found = []
-        for line in self.file.read_text(encoding="utf-8").splitlines():
+        for line in self.file.read_text(encoding="utf-8").split("\n"):
             try:
                 found.append(json.loads(line))
             except ValueError:
@@ -109,10 +107,10 @@ class Ballot:
         return found
 
 
-def _last_byte(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1)
+def _whole_rows(file: IO[bytes]) -> int:
+    """Bytes of a file up to the end of its last row: what comes behind was cut short by a full disk or a kill."""
+    file.seek(0)
+    return file.read().rfind(b"\n") + 1
 
 
 @dataclass(frozen=True)

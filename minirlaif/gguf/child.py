@@ -83,8 +83,10 @@ class Child:
         printed = [line.strip() for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
         reason = next((line for line in printed if "ASSERT" in line or "Error" in line), printed[-1] if printed else "no reason")
         self.close()
-        files = f"{self._opening['text']} and {self._opening['mmproj']}"
-        return UserError(f"llama.cpp ended with status {status} over {files} ({reason[:200]}); export them again")
+        files = " and ".join(Path(self._opening[name]).name for name in ("text", "mmproj"))
+        return UserError(
+            f"llama.cpp ended with status {status} over {files} ({reason[:200]}); export the files again if it stays"
+        )
 
     def close(self) -> None:
         """End the process."""

@@ -246,7 +246,7 @@ def _has_decord() -> bool:
 def answer(request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """One request -> the reply's JSON part and its frames (None for `info`). Raises Unreadable."""
     timeline = inspect(request["path"])
-    only_av, count, most = request["only_av"], len(timeline.ticks), request["most_pixels"]
+    only_av, count, most = request["only_av"], len(timeline.ticks), request.get("most_pixels", 0)
     if most and timeline.pixels > most:  # a few bytes may announce gigabytes of picture
         raise Unreadable(f"a frame has {timeline.pixels:,} pixels, {most:,} are allowed; scale the clip down")
     if request["verb"] == "frames":

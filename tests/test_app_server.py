@@ -122,7 +122,7 @@ def test_what_is_not_an_upload_is_not_opened(place: Path, served: Served) -> Non
         "http://127.0.0.1:1/x.mp4",
         "https://127.0.0.1/x.mp4",
     ):
-        assert client.open(path) == {"success": False, "status": 403, "output": "this file was not uploaded here"}
+        assert client.open(path) == {"success": False, "status": 403, "output": '{"detail": "this file was not uploaded here"}'}
     assert len(engine.looks) == before  # type: ignore[attr-defined]
     answering = client.after[client.events["question", "submit"]]
     status, _ = client.quick(answering, ["rlaif", 0, 1, 9])  # past the queue

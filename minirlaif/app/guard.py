@@ -71,7 +71,7 @@ class Guard:
             reason = (413, "too much at once") if body is None else self._names_others(body)
             receive = _again(body or b"", receive)
         if reason:
-            await _refuse(send, *reason)
+            await _refuse(send, *reason, in_json=scope["method"] == "POST")
             return
 
         started = False
@@ -223,8 +223,10 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return once
 
 
-async def _refuse(send: Send, status: int, reason: str) -> None:
-    body = json.dumps({"detail": reason}).encode()  # which the page shows
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+async def _refuse(send: Send, status: int, reason: str, in_json: bool = False) -> None:
+    """in_json: as the page expects answers to what it sends, and shows the reason; what it loads as a script must not be JSON."""
+    body = json.dumps({"detail": reason}).encode() if in_json else reason.encode()
+    kind = b"application/json" if in_json else b"text/plain; charset=utf-8"
+    headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import threading
@@ -150,15 +151,21 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(place: Path) -> Iterator[Served]:
-    with serving(FakeEngine(), None, place / "none", place / "uploads", "--password", "open sesame") as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def unlocked(place: Path) -> Iterator[Served]:
     with serving(FakeEngine(), None, place / "none", place / "uploads2") as found:
         yield found
+
+
+def test_strangers_cannot_end_anything(place: Path) -> None:
+    """Before the other servers: gradio keeps one folder of uploads for a process."""
+    with serving(FakeEngine(), None, place / "none", place / "uploads", "--password", "open sesame") as served:
+        host, port = served.address.removeprefix("http://").split(":")
+        for path in ("heartbeat/abc123", "cancel", "reset"):
+            connection = http.client.HTTPConnection(host, int(port), timeout=30)
+            method, body = ("GET", None) if path.startswith("heartbeat") else ("POST", json.dumps({}))
+            connection.request(method, f"/gradio_api/{path}", body, {"Content-Type": "application/json"})
+            assert connection.getresponse().status == 401
+            connection.close()
 
 
 def test_pages_of_other_addresses_may_not_ask(unlocked: Served) -> None:
@@ -180,25 +187,16 @@ def test_an_upload_under_another_name_leaves_nothing(unlocked: Served) -> None:
     client = Client(unlocked.address)
     body = b'--cut\r\nContent-Disposition: form-data; name="other"; filename="a.mp4"\r\n\r\nxyz\r\n--cut--\r\n'
     client.send("POST", "/gradio_api/upload", body, {"Content-Type": "multipart/form-data; boundary=cut"})
-    assert [path.name for path in unlocked.folder.iterdir() if path.is_file()] == []
+    end = time.monotonic() + 5  # it goes when the request is over, which its answer does not wait for
+    while (left := [path.name for path in unlocked.folder.iterdir() if path.is_file()]) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert left == []
 
 
 def test_a_clip_with_an_escaped_name_is_taken(unlocked: Served, place: Path) -> None:
     client = Client(unlocked.address)
     status, path = client.upload("my%20clip.mp4", (place / "good.mp4").read_bytes())
     assert status == 200 and "<img" in str(client.open(path.decode())["output"])
-
-
-@pytest.mark.parametrize("path", ["heartbeat/abc123", "cancel", "reset"])
-def test_strangers_cannot_end_anything(served: Served, path: str) -> None:
-    import http.client
-
-    host, port = served.address.removeprefix("http://").split(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=30)
-    method, body = ("GET", None) if path.startswith("heartbeat") else ("POST", json.dumps({}))
-    connection.request(method, f"/gradio_api/{path}", body, {"Content-Type": "application/json"})
-    assert connection.getresponse().status == 401
-    connection.close()
 
 
 # On the page

@@ -31,6 +31,19 @@ document.addEventListener("click", async (event) => {
   }
   button.textContent = "Copied"; setTimeout(() => { button.textContent = "Copy"; }, 1500);
 });
+// The newest turn stays in sight, unless somebody has scrolled up to read an older one.
+let asked = 0, near = true;
+document.addEventListener("scroll", (event) => {
+  const box = event.target;
+  if (box.id === "chat") near = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
+}, true);
+new MutationObserver(() => {
+  const box = document.querySelector("#chat");
+  if (!box) return;
+  const count = box.querySelectorAll(".asked").length;
+  if (near || count > asked) box.scrollTop = box.scrollHeight;
+  asked = count;
+}).observe(document, {subtree: true, childList: true, characterData: true});
 </script>"""
 SAVE = """(text) => {
   if (!text) return;
@@ -162,7 +175,7 @@ class _Tab:
 
 
 def _chat_tab(place: Place, talks: Talks, clip: _Clip) -> _Tab:
-    view = gr.HTML(views.chat(talks.session("nobody"), ""), apply_default_css=False, elem_id="chat", autoscroll=True)
+    view = gr.HTML(views.chat(talks.session("nobody"), ""), apply_default_css=False, elem_id="chat")
     status = gr.HTML("", apply_default_css=False, elem_id="chat-status")
     suggestions = _suggestions(place)
     with gr.Row(elem_classes="asking", equal_height=True):

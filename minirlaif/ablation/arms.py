@@ -112,7 +112,7 @@ def arms(cfg: Config) -> tuple[Arm, ...]:
 
 def groups(cfg: Config) -> tuple[Group, ...]:
     """The eight questions, in the order of the report."""
-    return (_context(), _segments(), _pairs(), _curriculum(), _best_of(), _reward_input(), _readout(), _kl(cfg))
+    return (_context(), _segments(), _pairs(), _curriculum(), _best_of(), _reward_input(), _readout(cfg), _kl(cfg))
 
 
 def _context() -> Group:
@@ -244,12 +244,17 @@ def _reward_input() -> Group:
     )
 
 
-def _readout() -> Group:
+def _readout(cfg: Config) -> Group:
+    # Not the read-out alone: a margin in nats per token means nothing to the log-odds of letters, and dropping pairs whose orders
+    # differ would leave hardly any.
+    f = cfg.feedback
     return Group(
         "readout",
         "How should the verdict be read?",
-        "Likelihood: the mean log-likelihood of each answer. Letter: the logits of A and B, both orders averaged, since this"
-        " model's orders hardly ever agree.",
+        f"Likelihood: the mean log-likelihood of each answer, with the run's margin of {f.margin:g} nats per token, below which a"
+        " pair is undecided. Letter: the logits of A and B, with margin 0; where the two orders differ their mean decides, since"
+        " this model's orders hardly ever agree. An undecided pair counts one half, so the margin moves the figure too: this"
+        " compares the two read-outs with these settings.",
         (Entry(MAIN, "Likelihood", MAIN, JUDGE), Entry("letter", "Letter", "letter", JUDGE)),
         (Claim("The likelihood read-out is right more often than the letter", MAIN, "letter"),),
     )

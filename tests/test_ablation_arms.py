@@ -107,6 +107,21 @@ def test_no_other_arm_goes_through_ppo() -> None:
 # The verb.
 
 
+def test_help_says_what_each_arm_is_and_how_long_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["ablate", "--help"])
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("arms "))
+    listed = dict(line.split(maxsplit=1) for line in lines[start + 1 : lines.index("", start)])
+    # Whatever the run's own KL coefficient is, every arm that there can be is in the list.
+    others = arms(config.load(shrunk.TINY, ["rollout.kl_coef=0.5"]))
+    assert set(listed) == {arm.name for arm in (*ARMS.values(), *others)}
+    assert len(set(listed.values())) == len(listed) and max(map(len, lines)) <= 100
+    told = " ".join(lines)
+    assert "about an hour and a half on two cores with --jobs 2" in told and "that are finished are taken over" in told
+
+
 def given(runs_dir: Path, *more: str) -> list[str]:
     return ["ablate", "--config", str(shrunk.TINY), "--runs-dir", str(runs_dir), *more]
 

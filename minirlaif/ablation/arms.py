@@ -26,6 +26,22 @@ COUNTS = {
     ANSWERS: "test questions answered right",
 }
 
+# What `ablate --help` says of each arm.
+ABOUT = {
+    "bare": "judge sees frames instead of descriptions, reward model frames alone; then PPO",
+    "sft-mixed": "SFT without the curriculum, its segment descriptions, its answers",
+    "reward-bare": "reward model without descriptions, verdicts of the main run; then PPO",
+    **{f"pairs-{n}": f"reward model on {n:,} preference pairs; then PPO" for n in reversed(PAIRS)},
+    "short": "PPO alone, nothing else changed: what the other arms with PPO are compared with",
+    **{f"kl-{kl:g}": f"PPO alone, KL coefficient {kl:g}" for kl in KL},
+    "best": f"no PPO: best of {', '.join(map(str, BEST_OF))} SFT answers by the reward model",
+    "segments-1": "judge reads each clip described as one segment",
+    "segments-1-whole": "the same, asked to describe the video instead of a part",
+    "segments-2": "judge reads each clip described as two segments",
+    "segments-fine": "judge reads each clip described in segments of half the length",
+    "letter": "judge answers A or B (margin 0, orders averaged) instead of likelihoods",
+}
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -107,6 +123,21 @@ def arms(cfg: Config) -> tuple[Arm, ...]:
         judged("segments-2", "video.max_segments=2", long),
         judged("segments-fine", f"video.segment_seconds={cfg.video.segment_seconds / 2:g}"),
         judged("letter", *letter),
+    )
+
+
+def listing() -> str:
+    """What `ablate --help` says below its flags."""
+    wide = max(map(len, ABOUT))
+    lines = [f"  {name:<{wide}}  {line}" for name, line in ABOUT.items()]
+    return "\n".join(
+        [
+            "arms (PPO: a third of the main run's iterations; kl-… of its own coefficient is short):",
+            *lines,
+            "",
+            "All arms of three seeds take about an hour and a half on two cores with --jobs 2. Main runs",
+            "seed0, seed1 … that are finished are taken over, others are made first; finished arms are kept.",
+        ]
     )
 
 

@@ -10,14 +10,14 @@ from typing import Any
 from minirlaif import page
 from minirlaif.ablation.arms import COUNTS
 from minirlaif.ablation.verdict import FAILS, HOLDS, MISSING, OPEN
-from minirlaif.page import Html, bar, bars, duration, interval, number, percent, points, section, share, table, tag
+from minirlaif.page import Html, bar, bars, duration, interval, join, number, percent, points, section, share, table, tag
 
 Numbers = Mapping[str, Any]
 TONES = {HOLDS: "ok", FAILS: "no", OPEN: "open", MISSING: "open"}
 SIGNS = {HOLDS: "✓", FAILS: "✗", OPEN: "?", MISSING: "–"}
 FAILED = "Could not be made; what stands on it was not measured"
 HEAD = ("arm", "changed settings", "makes", "made for seeds")
-STYLE = """.open{color:var(--soft);font-weight:650}
+STYLE = """.open{color:var(--soft);font-weight:650}.ok,.no,.open{white-space:nowrap}
 .gap{position:relative;height:16px;background:linear-gradient(90deg,var(--track) 50%,transparent 50%);border-radius:5px}
 .gap{background:var(--track)}.gap i{position:absolute;display:block;top:0;bottom:0}
 .gap .zero{left:50%;border-left:2px dashed var(--ink);opacity:.55;top:-5px;bottom:-5px}
@@ -27,7 +27,17 @@ STYLE = """.open{color:var(--soft);font-weight:650}
 .claim .bars{gap:5px}.claim .bars li{grid-template-columns:minmax(90px,130px) 1fr 12.5em}
 .claim .bars b{font-weight:500;font-size:.88rem}
 .verdicts td:nth-child(n){vertical-align:top}.verdicts tr>:last-child{text-align:left}
-@media(max-width:560px){.claim .bars li{grid-template-columns:1fr auto}.claim .gap{grid-row:2;grid-column:1/-1}}
+.lost{background:var(--hint);border-radius:12px;padding:12px 16px;margin:0 0 1em}.lost p,.lost ul{margin:.2em 0}
+.lost li,.claim p{overflow-wrap:anywhere}
+.arms td,.arms th{text-align:left;vertical-align:top}.arms td{white-space:normal}.arms tbody th{white-space:nowrap}
+.arms td span{display:block;overflow-wrap:anywhere}
+@media(max-width:560px){.claim .bars li{grid-template-columns:1fr auto}.claim .gap{grid-row:2;grid-column:1/-1}
+.verdicts thead,.arms thead{position:absolute;clip-path:inset(50%)}
+.verdicts tbody,.verdicts th,.verdicts td,.arms tbody,.arms tr,.arms th,.arms td{display:block;border:0;padding:1px 0}
+.verdicts tr,.arms tr{border-bottom:1px solid var(--line);padding:8px 0}
+.verdicts tr{display:grid;grid-template-columns:3.6em 1fr auto}.verdicts th{grid-column:1/-1}
+.verdicts td{text-align:left}.arms tbody th{font-weight:650}.arms td:nth-child(3)::before{content:"makes "}
+.arms td:last-child::before{content:"made for seeds "}}
 """
 
 
@@ -101,7 +111,9 @@ def document(numbers: Numbers) -> Html:
             tag("p", f"minirlaif ablation · tiny world · seeds {seeds}", class_="eyebrow"),
             tag("h1", "Does it do what the paper says?"),
             tag("p", lead(numbers), class_="lead"),
-            tag("div", tag("p", f"{FAILED}:"), tag("ul", *(tag("li", line) for line in lost)), class_="lost") if lost else "",
+            tag("div", tag("p", f"{FAILED}:"), tag("ul", *(tag("li", line) for line in lost), class_="plain"), class_="lost")
+            if lost
+            else "",
             tag("p", numbers["rule"], class_="note"),
         ),
         section("verdicts", "Claims", tag("div", _verdicts(claims), class_="verdicts")),
@@ -199,7 +211,7 @@ def _remarks(entry: Numbers) -> str:
 
 def _foot(numbers: Numbers) -> Html:
     rows = [
-        (name, " ".join(arm["changed"]) or "–", " ".join(arm["makes"]), ", ".join(map(str, arm["seeds"])) or "none")
+        (name, _lines(arm["changed"]), " ".join(arm["makes"]), ", ".join(map(str, arm["seeds"])) or "none")
         for name, arm in numbers["arms"].items()
     ]
     spent = numbers["seconds"]
@@ -207,4 +219,9 @@ def _foot(numbers: Numbers) -> Html:
         f"Stages of the main runs took {duration(spent['main'])}, those of the arms {duration(spent['arms'])}, on one core each."
     )
     shared = "An arm makes the stages named here; the others are those of the main run of its seed."
-    return section("arms", "Arms", tag("p", f"{told} {shared}", class_="note"), table(HEAD, rows))
+    return section("arms", "Arms", tag("p", f"{told} {shared}", class_="note"), tag("div", table(HEAD, rows), class_="arms"))
+
+
+def _lines(texts: Sequence[str]) -> Html:
+    """Each on its own line."""
+    return join(tag("span", text) for text in texts or ("–",))

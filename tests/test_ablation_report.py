@@ -14,6 +14,7 @@ import pytest
 import shrunk
 import tiny
 from madeup import FALSE, TRUE
+from pages import chromium
 
 from minirlaif import cli, config
 from minirlaif.ablation import report, view, work
@@ -161,6 +162,18 @@ def test_people_read_what_failed_and_which_claims_it_took_along(told: tuple[Path
     assert row.count("|") == 6  # five cells: the reason opens none of its own
     assert page.count("– not measured") == 4  # in the table of claims and under the question, for both
     assert "<td>0</td>" in page and "<td>0, 1</td>" in page  # the table of arms says for which seeds
+
+
+def test_nothing_is_cut_off_on_a_phone_or_a_wide_screen(told: tuple[Path, str]) -> None:
+    """No table is wider than its place: the verdicts stand in the last column, and arms change long settings."""
+    wide = 'Array.from(document.querySelectorAll(".scroll, main")).filter(e => e.scrollWidth > e.clientWidth).length'
+    with chromium() as browser:
+        for width in (390, 1440):
+            page = browser.new_page(viewport={"width": width, "height": 900})
+            page.goto((told[0] / "ablation.html").as_uri())
+            page.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true })")
+            assert page.evaluate(wide) == 0 and page.evaluate("document.documentElement.scrollWidth") <= width, width
+            assert page.locator(".verdicts .open").last.is_visible()
 
 
 def test_a_claim_on_an_arm_that_nobody_asked_for_is_no_failure(made: dict[str, Run]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif import config
+from minirlaif.ablation import arms
 from minirlaif.disk import write_atomic
 from minirlaif.records import UserError
 
@@ -56,6 +57,7 @@ def add(verbs: Any) -> None:
     ablate = verb(
         verbs, "ablate", "on the tiny world, which parts of the method matter", "ablate --config configs/tiny.yaml --jobs 2"
     )
+    ablate.epilog = f"{arms.listing()}\n\n{ablate.epilog}"
     ablate.add_argument("--config", metavar="FILE", required=True, help="settings of the main runs, such as configs/tiny.yaml")
     ablate.add_argument("--seeds", metavar="LIST", default="0,1,2", help="one main run each (default: 0,1,2)")
     ablate.add_argument("--arms", metavar="LIST", default="", help="only these, such as short,kl-0.1 (default: all)")

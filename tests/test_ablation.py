@@ -462,7 +462,7 @@ def test_main_runs_are_looked_for_where_from_says(runs_dir: Path) -> None:
 
 
 def numbers_of(runs: dict[int, dict[str, Run]]) -> dict[str, Any]:
-    return report.summary(config.load(shrunk.TINY, ["evaluate.bootstrap=20"]), runs, [])
+    return report.summary(config.load(shrunk.TINY, ["evaluate.bootstrap=20"]), runs, [], {})
 
 
 def test_the_report_by_hand(main: Run, runs_dir: Path) -> None:

@@ -26,6 +26,22 @@ COUNTS = {
     ANSWERS: "test questions answered right",
 }
 
+# What `ablate --help` says of each arm.
+ABOUT = {
+    "bare": "judge sees frames instead of descriptions, reward model frames alone; then PPO",
+    "sft-mixed": "SFT without the curriculum, its segment descriptions, its answers",
+    "reward-bare": "reward model without descriptions, verdicts of the main run; then PPO",
+    **{f"pairs-{n}": f"reward model on {n:,} preference pairs; then PPO" for n in reversed(PAIRS)},
+    "short": "PPO alone, nothing else changed: what the other arms with PPO are compared with",
+    **{f"kl-{kl:g}": f"PPO alone, KL coefficient {kl:g}" for kl in KL},
+    "best": f"no PPO: best of {', '.join(map(str, BEST_OF))} SFT answers by the reward model",
+    "segments-1": "judge reads each clip described as one segment",
+    "segments-1-whole": "the same, asked to describe the video instead of a part",
+    "segments-2": "judge reads each clip described as two segments",
+    "segments-fine": "judge reads each clip described in segments of half the length",
+    "letter": "judge answers A or B (margin 0, orders averaged) instead of likelihoods",
+}
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -110,9 +126,24 @@ def arms(cfg: Config) -> tuple[Arm, ...]:
     )
 
 
+def listing() -> str:
+    """What `ablate --help` says below its flags."""
+    wide = max(map(len, ABOUT))
+    lines = [f"  {name:<{wide}}  {line}" for name, line in ABOUT.items()]
+    return "\n".join(
+        [
+            "arms (PPO: a third of the main run's iterations; kl-… of its own coefficient is short):",
+            *lines,
+            "",
+            "All arms of three seeds take about an hour and a half on two cores with --jobs 2. Main runs",
+            "seed0, seed1 … that are finished are taken over, others are made first; finished arms are kept.",
+        ]
+    )
+
+
 def groups(cfg: Config) -> tuple[Group, ...]:
     """The eight questions, in the order of the report."""
-    return (_context(), _segments(), _pairs(), _curriculum(), _best_of(), _reward_input(), _readout(), _kl(cfg))
+    return (_context(), _segments(), _pairs(), _curriculum(), _best_of(), _reward_input(), _readout(cfg), _kl(cfg))
 
 
 def _context() -> Group:
@@ -244,12 +275,17 @@ def _reward_input() -> Group:
     )
 
 
-def _readout() -> Group:
+def _readout(cfg: Config) -> Group:
+    # Not the read-out alone: a margin in nats per token means nothing to the log-odds of letters, and dropping pairs whose orders
+    # differ would leave hardly any.
+    f = cfg.feedback
     return Group(
         "readout",
         "How should the verdict be read?",
-        "Likelihood: the mean log-likelihood of each answer. Letter: the logits of A and B, both orders averaged, since this"
-        " model's orders hardly ever agree.",
+        f"Likelihood: the mean log-likelihood of each answer, with the run's margin of {f.margin:g} nats per token, below which a"
+        " pair is undecided. Letter: the logits of A and B, with margin 0; where the two orders differ their mean decides, since"
+        " this model's orders hardly ever agree. An undecided pair counts one half, so the margin moves the figure too: this"
+        " compares the two read-outs with these settings.",
         (Entry(MAIN, "Likelihood", MAIN, JUDGE), Entry("letter", "Letter", "letter", JUDGE)),
         (Claim("The likelihood read-out is right more often than the letter", MAIN, "letter"),),
     )

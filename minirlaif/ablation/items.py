@@ -68,12 +68,13 @@ def _judged(path: Path, facts: Facts, column: str) -> Iterator[tuple[str, tuple[
 
 
 def _scored(path: Path, facts: Facts) -> Iterator[tuple[str, tuple[str, float]]]:
-    """Held-out preferences of which exactly one answer is true: 1 if the reward model gives it the higher score."""
+    """Held-out preferences of which exactly one answer is true: 1 if the reward model scores it higher, 0 also for a tie."""
     for row in _lines(path):
         fact = facts[row["id"].split("#")[0]]
         chosen, rejected = exact_match(row["chosen"], fact["answer"]), exact_match(row["rejected"], fact["answer"])
         if chosen != rejected:
-            right = (row["score_chosen"] > row["score_rejected"]) == chosen
+            true, false = ("chosen", "rejected") if chosen else ("rejected", "chosen")
+            right = row[f"score_{true}"] > row[f"score_{false}"]
             yield f"{row['id']}|{row['chosen']}|{row['rejected']}", (_clip(fact["video"]), float(right))
 
 

@@ -15,6 +15,7 @@ Items = Mapping[str, tuple[str, float]]  # item -> (clip, value)
 COUNTS = 0.01  # a difference of less than a point does not count
 FEW = 30  # below so many items no interval is to be trusted
 HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
+MISSING = "not measured"  # an arm that the claim stands on failed; no figures, so not a matter of RULE
 RULE = (
     "A claim is a difference that should be above zero. It holds when the whole 95 % interval over all seeds lies above zero"
     " and no seed by itself points the other way. Otherwise it does not hold when the whole interval lies below one point, so"

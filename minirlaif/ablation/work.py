@@ -80,7 +80,11 @@ def run(options: argparse.Namespace) -> int:
         if place.name not in failed:
             runs[place.seed][place.arm.name] = place.run
     if all(seed in runs for seed in seeds):
-        report.write(root, cfg, runs, chosen)
+        lost: dict[int, dict[str, str]] = {}
+        for place in places:
+            if place.name in failed:
+                lost.setdefault(place.seed, {})[place.arm.name] = failed[place.name]
+        report.write(root, cfg, runs, chosen, lost)
         print(f"ablate: {clock(time.monotonic() - began)}; report: {root / 'ablation.html'}", flush=True)
     if failed:
         name, why = next(iter(failed.items()))

@@ -13,9 +13,9 @@ from minirlaif.benchtable import write_tables
 from minirlaif.contestants import entered
 from minirlaif.disk import read_json
 from minirlaif.grading import AskedJudge
-from minirlaif.grading.asking import Counts
+from minirlaif.grading.asking import Counts, nothing_read
 from minirlaif.grading.replies import Replies
-from minirlaif.grading.settings import JudgeSettings, judge_prompts, judge_settings
+from minirlaif.grading.settings import JudgeSettings, check_judge, judge_prompts, judge_settings
 from minirlaif.records import UserError
 from minirlaif.scores import RANKED, Scores, ask_judge, mark_rows, save, uses_model
 
@@ -29,6 +29,7 @@ def evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
     run = BenchmarkRun(options.runs_dir / options.run, words)
     settings = judge_settings(options.judge, options.judge_set)
     judge_prompts(settings)
+    check_judge(settings)
     benchmark = first_items(read_benchmark(options.benchmark, options.videos), options.limit, 0)
     if benchmark.kind in RANKED and settings.kind not in ("normalised", "none"):
         raise UserError(f"--judge {options.judge}: {benchmark.name} has candidates and needs no judge; leave --judge out")
@@ -46,6 +47,9 @@ def evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
     # 4. tables
     print(write_tables(run, benchmark, shown, READ_SECONDS))
     print(f"table: {run.root / 'benchmarks' / benchmark.name / 'table.html'}")
+    last = next((mark.reply for scores in reversed(shown) for mark in reversed(scores.marks) if mark.reply), "")
+    if failed := nothing_read(shown[-1].judge.name, [scores.counts for scores in shown], last):
+        raise failed
     return 0
 
 

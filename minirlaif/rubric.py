@@ -41,6 +41,8 @@ SHARES = frozenset({"accuracy", "top1", "top5", "r1", "r5", "r10"})  # from 0 to
 
 CHOOSE = "Reply with the letter of the right option alone."
 
+_THOUGHT = re.compile(r"^<think>.*?</think>", re.DOTALL)
+
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 
@@ -144,14 +146,14 @@ def parse_grade(reply: str, with_pred: bool) -> Grade:
     Raises:
         Unreadable: anything else, words around the object included.
     """
-    text = re.sub(r"^<think>.*?</think>", "", reply.strip(), flags=re.DOTALL).strip()
+    text = _THOUGHT.sub("", reply.strip()).strip()
     fenced = re.fullmatch(r"```(?:json|python)?\s*(.*?)\s*```", text, flags=re.DOTALL)
     found = _mapping(fenced[1] if fenced else text)
     score = found.get("score")
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+    if isinstance(score, bool) or not isinstance(score, int | float) or score != score or abs(score) == math.inf:
         raise Unreadable(f"no number under score ({'missing' if score is None else repr(score)[:40]})")
     if not 0 <= score <= HIGHEST:
-        raise Unreadable(f"score {score:g} is not between 0 and {HIGHEST}")
+        raise Unreadable(f"score {repr(score)[:40]} is not between 0 and {HIGHEST}")
     if not with_pred:
         return Grade(int(score))
     pred = found.get("pred")
@@ -164,10 +166,12 @@ def _mapping(text: str) -> dict[str, object]:
     if len(text) > 4000:
         raise Unreadable(f"{len(text)} letters long")
     found: object = None
-    for read in (json.loads, ast.literal_eval):
+    for read in (lambda said: json.loads(said, object_pairs_hook=_once), _python):
         try:
             found = read(text)
             break
+        except Unreadable:
+            raise
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             continue
     if not isinstance(found, dict):
@@ -175,10 +179,27 @@ def _mapping(text: str) -> dict[str, object]:
     return {str(key): value for key, value in found.items()}
 
 
+def _python(text: str) -> object:
+    """A Python literal, whose dictionaries have every key once."""
+    tree = ast.parse(text, mode="eval")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            _once([(key.value if isinstance(key, ast.Constant) else object(), None) for key in node.keys])
+    return ast.literal_eval(tree)
+
+
+def _once(pairs: Sequence[tuple[object, object]]) -> dict[object, object]:
+    """A dictionary of the pairs. Readers would silently keep the last of two equal keys; that is no mark but two."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise Unreadable("a key stands in it twice")
+    return found
+
+
 def prompt_hash(prompts: Mapping[str, Prompt]) -> str:
     """12 hex digits of everything that is asked, and of how replies are read."""
     texts = [[name, prompts[name].system, prompts[name].user] for name in sorted(prompts)]
-    return hashlib.sha256(json.dumps([texts, complaint("x"), "integer part, 0 to 5"]).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([texts, complaint("x"), "integer part, 0 to 5, keys once"]).encode()).hexdigest()[:12]
 
 
 def asked_choice(question: str, options: Sequence[str]) -> str:
@@ -187,14 +208,29 @@ def asked_choice(question: str, options: Sequence[str]) -> str:
     return f"{question}{lines}\n{CHOOSE}"
 
 
+_LEAD = re.compile(r"^(?:(?:the )?(?:(?:correct|right|best|final) )?(?:answer|option|choice)\b(?: is\b)?\s*:?\s*)*", re.I)
+_LETTER = re.compile(r"\(?([A-Za-z])(?:[.):]|\s*(?:\n|$))")  # alone, on a line of its own, or with a mark behind it
+_OTHER = re.compile(r"(?<!\w)\(?([A-Z])(?:[.):]|\s*(?:\n|$))")  # the same further on, where a small a is an article
+
+
 def chosen_option(reply: str, options: Sequence[str]) -> int | None:
-    """Which option a reply names: its letter first, alone or with the option's text behind it, or the text alone; or None."""
-    text = reply.strip()
-    letter = re.match(r"\(?([A-Za-z])(?:[.):]|\s*$)", text)
-    if letter and ord(letter[1].upper()) - ord("A") < len(options):
-        return ord(letter[1].upper()) - ord("A")
-    same = [i for i, option in enumerate(options) if plain_answer(option) == plain_answer(text)]
+    """Which option a reply names, first or after words such as `The answer is`: by its letter, with or without the option's text
+    or an explanation behind it, or by its text alone. None where it names none or several."""
+    text = re.sub(r"[*`]", "", _THOUGHT.sub("", reply.strip())).strip()
+    whole, text = text, _LEAD.sub("", text, count=1)
+    letter = _LETTER.match(text)
+    chosen = _number(letter[1]) if letter else len(options)
+    if letter and chosen < len(options):
+        rest = text[letter.end() :].replace(options[chosen], "", 1)  # the text may end with a letter of its own: vitamin C
+        others = {_number(found[1]) for found in _OTHER.finditer(rest)} - {chosen}
+        return None if any(other < len(options) for other in others) else chosen
+    said = {plain_answer(whole), plain_answer(text)} - {""}
+    same = [i for i, option in enumerate(options) if plain_answer(option) in said]
     return same[0] if len(same) == 1 else None
+
+
+def _number(letter: str) -> int:
+    return ord(letter.upper()) - ord("A")
 
 
 _NUMBERS = dict(zip("zero one two three four five six seven eight nine ten".split(), map(str, range(11)), strict=True))

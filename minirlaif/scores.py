@@ -71,9 +71,9 @@ def mark_rows(
     if benchmark.kind in RANKED:
         ranked = any(answer.rank for answer in answers.values())
         prompt = hashlib.sha256((ask or CHOOSE).encode()).hexdigest()[:12]
-        name = ("likelihood", "likeliest candidate per token") if ranked else ("letter", "letter of the reply")
+        name = ("likelihood", "likeliest candidate per token", "1") if ranked else ("letter", "letter of the reply", "2")
         marks = [mark for item in benchmark.items for mark in _ranked(item, answers.get(item.id), without.get(item.id, ""))]
-        return JudgeName(*name, "1", "" if ranked and benchmark.kind == "choice" else prompt), marks, Counts()
+        return JudgeName(*name, "" if ranked and benchmark.kind == "choice" else prompt), marks, Counts()
     marks = []
     for item in benchmark.items:
         said = answers.get(item.id)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import socket
 import struct
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import fields
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +21,7 @@ import parrot
 import pytest
 from endpoints import Act, Server, answer, send
 
-from minirlaif.grading import Refused
+from minirlaif.grading import Refused, endpoint, settings
 from minirlaif.grading.endpoint import EndpointJudge
 from minirlaif.grading.settings import JudgeSettings, judge_settings
 from minirlaif.records import UserError
@@ -55,6 +60,26 @@ def raw(data: bytes) -> Act:
     return lambda handler, body: send(handler, data)
 
 
+def chat(text: str, **more: Any) -> bytes:
+    return json.dumps({"model": "judge-1", "choices": [{"message": {"content": text}}], **more}).encode()
+
+
+def dripping(code: int) -> Act:
+    """A byte every 0.1 s, for ten seconds: no read waits long."""
+
+    def act(handler: Any, body: Any) -> None:
+        handler.send_response(code)
+        handler.send_header("Content-Length", "100")
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                handler.wfile.write(b" ")
+                handler.wfile.flush()
+                time.sleep(0.1)
+
+    return act
+
+
 def silent(handler: Any, body: Any) -> None:
     time.sleep(0.6)
 
@@ -89,7 +114,10 @@ def test_a_request_is_what_the_protocol_says(serve):
     [
         status(429),
         status(500),
+        status(502),
         status(503),
+        status(504),
+        status(520),
         status(408),
         cut_before,
         cut_within,
@@ -99,8 +127,9 @@ def test_a_request_is_what_the_protocol_says(serve):
         raw(b'{"choices": []}'),
         raw(b'{"choices": [{"text": "old form"}]}'),
         raw(b'["not", "an object"]'),
+        lambda handler, body: send(handler, chat('{"score": 1}') + b" " * (1 << 20)),  # more than a reply may have
     ],
-    ids="429 500 503 408 reset cut html empty bytes no-choices other-form list".split(),
+    ids="429 500 502 503 504 520 408 reset cut html empty bytes no-choices other-form list endless".split(),
 )
 def test_what_passes_is_tried_again(serve, fault: Act):
     server = serve(fault, fault, good)
@@ -113,6 +142,13 @@ def test_a_silent_server_is_left_after_the_time_out(serve):
     assert judge(server, timeout_seconds=0.2).ask(ASKED).text == '{"score": 4}'
     with pytest.raises(UserError, match=r"after 2 tries \(no answer within 0.2 s\)"):
         judge(serve(silent), timeout_seconds=0.2, retries=1).ask(ASKED)
+
+
+@pytest.mark.parametrize("code", [200, 500])
+def test_the_time_out_is_of_the_whole_request(serve, code: int):
+    started = time.monotonic()
+    assert judge(serve(dripping(code), good), timeout_seconds=0.5).ask(ASKED).text == '{"score": 4}'
+    assert time.monotonic() - started < 5.0  # of the ten that it would take; half a second and a slow machine
 
 
 def test_tries_come_to_an_end_and_nothing_is_lost(serve):
@@ -150,6 +186,109 @@ def test_a_server_says_how_long_to_wait(serve, monkeypatch):
     assert pauses == [7.0, 120.0]
 
 
+def test_a_date_to_wait_for(serve, monkeypatch):
+    pauses: list[float] = []
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    subject = judge(serve(status(429, Retry_After=later), status(429, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT"),
+                          status(429, Retry_After="soon"), good))  # fmt: skip
+    monkeypatch.setattr(subject._closed, "wait", lambda seconds: pauses.append(seconds))
+    subject.ask(ASKED)
+    assert 30.0 < pauses[0] <= 60.0  # a slow machine needs some of it
+    assert len(pauses) == 3 and max(pauses[1:]) < 1.0  # a date that has passed, and what is none
+
+
+def test_a_long_pause_says_why(serve, capsys, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(endpoint.time, "monotonic", lambda: now[0])
+    subject = judge(serve(status(503, "busy", Retry_After="7")), retries=6, backoff_seconds=0.001)
+    monkeypatch.setattr(subject._closed, "wait", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    with pytest.raises(UserError):
+        subject.ask(ASKED)
+    told = capsys.readouterr().err.splitlines()  # at 0, 14 and 28 s, not at 7, 21 and 35
+    assert told == [f"judge judge: HTTP 503 busy; trying again in 7 s ({number} of 7)" for number in (2, 4, 6)]
+
+
+def test_short_pauses_say_nothing(serve, capsys):
+    judge(serve(status(503), good)).ask(ASKED)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_closed_judge_neither_pauses_nor_asks(serve):
+    server = serve(status(503, "busy", Retry_After="100"))
+    subject = judge(server)
+    errors: list[str] = []
+
+    def ask() -> None:
+        with pytest.raises(UserError) as error:
+            subject.ask(ASKED)
+        errors.append(str(error.value))
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    while len(server.bodies) < 2:
+        time.sleep(0.01)
+    subject.close()
+    for thread in threads:
+        thread.join(10)
+    assert len(errors) == 2 and all("closed before" in error for error in errors)
+    ask()
+    assert len(server.bodies) == 2
+
+
+def test_who_waits_for_its_turn_is_woken_by_close_and_does_not_send(serve):
+    server = serve(good)
+    subject = judge(server, per_minute=1.0)
+    subject.ask(ASKED)
+    ended = threading.Event()
+
+    def ask() -> None:
+        with pytest.raises(UserError, match="closed before"):
+            subject.ask(ASKED)
+        ended.set()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    assert not ended.wait(0.2)
+    subject.close()
+    assert ended.wait(10) and len(server.bodies) == 1
+
+
+def test_pages_and_endless_replies_are_of_another_address(serve):
+    for act in (raw(b"<html>welcome</html>"), raw(b" " * (1 << 21))):
+        with pytest.raises(UserError, match="after 1 tries .*check that url is the address"):
+            judge(serve(act), retries=0).ask(ASKED)
+    with pytest.raises(UserError, match="repeat the command when it answers again"):
+        judge(serve(status(503)), retries=0).ask(ASKED)
+
+
+def test_an_empty_account_is_not_asked_again(serve):
+    server = serve(status(429, '{"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}'))
+    with pytest.raises(UserError, match="no credit left"):
+        judge(server).ask(ASKED)
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    ("usage", "counted"),
+    [
+        ('{"prompt_tokens": 1e999, "completion_tokens": NaN}', (0, 0)),
+        ('{"prompt_tokens": -4, "completion_tokens": "many"}', (0, 0)),
+        ('{"prompt_tokens": 4, "completion_tokens": null}', (4, 0)),
+        ("null", (0, 0)),
+    ],
+)
+def test_token_counts_that_are_none(serve, usage: str, counted: tuple[int, int]):
+    server = serve(raw(chat("yes", usage="U").replace(b'"U"', usage.encode())))
+    reply = judge(server, retries=0).ask(ASKED)
+    assert (reply.tokens_in, reply.tokens_out) == counted
+
+
+def test_halves_of_letters_can_be_written(serve, tmp_path: Path):
+    reply = judge(serve(raw(chat("a \ud83d b").replace(b"judge-1", b"judge-\\ud83d")))).ask(ASKED)
+    assert reply.text == "a ? b" and reply.version == "judge-?"
+
+
 @pytest.mark.parametrize(
     ("code", "words"), [(401, "set key_env"), (403, "set key_env"), (404, "check url and name"), (302, "check url and name")]
 )
@@ -182,6 +321,58 @@ def test_the_key_is_cut_out_of_what_a_server_says(serve, monkeypatch, code: int)
     with pytest.raises((UserError, Refused)) as error:
         judge(serve(status(code, f"wrong key {KEY}!")), key_env="JUDGE_KEY", retries=0).ask(ASKED)
     assert KEY not in str(error.value) and "wrong key [key]!" in str(error.value)
+
+
+@pytest.mark.parametrize("before", range(200 - len(KEY), 201))
+def test_no_part_of_the_key_is_told_where_an_error_is_cut(serve, monkeypatch, before: int):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    with pytest.raises(Refused) as error:
+        judge(serve(status(400, "x" * before + KEY)), key_env="JUDGE_KEY").ask(ASKED)
+    assert "sk" not in str(error.value)
+
+
+@pytest.mark.parametrize("before", [1960, 1985, 1990, 1995, 2000, 2010, 2020, 2025, 2030, 2035])
+def test_no_part_of_the_key_is_told_where_reading_ends(serve, monkeypatch, before: int):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    with pytest.raises(Refused) as error:
+        judge(serve(status(400, "no" + " " * (before - 2) + KEY + " " * 100)), key_env="JUDGE_KEY").ask(ASKED)
+    assert "HTTP 400 no [key]".startswith(str(error.value))
+
+
+def test_the_key_is_cut_out_of_replies(serve, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    server = serve(raw(chat(f"{KEY}!").replace(b"judge-1", KEY.encode())))
+    reply = judge(server, key_env="JUDGE_KEY").ask(ASKED)
+    assert reply.text == "[key]!" and reply.version == "[key]"
+    monkeypatch.setenv("JUDGE_KEY", "no")  # any word, for a server that asks for one: it hides nothing
+    assert judge(serve(raw(chat("no"))), key_env="JUDGE_KEY").ask(ASKED).text == "no"
+
+
+def test_escaped_slashes_hide_no_key(serve, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    with pytest.raises(Refused) as error:
+        judge(serve(status(400, "wrong " + KEY.replace("/", "\\/"))), key_env="JUDGE_KEY").ask(ASKED)
+    assert str(error.value) == "HTTP 400 wrong [key]"
+
+
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [("http://judge.example/v1", True), ("https://judge.example/v1", False), ("http://127.0.0.1:1/v1", False)],
+)
+def test_a_key_that_others_can_read_is_told(monkeypatch, capsys, url: str, warned: bool):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    EndpointJudge(JudgeSettings("openai", "judge", url=url, key_env="JUDGE_KEY"))
+    assert ("is not encrypted" in capsys.readouterr().out) == warned
+    EndpointJudge(JudgeSettings("openai", "judge", url=url))  # without a key there is nothing to read
+    assert capsys.readouterr().out == ""
+
+
+def test_a_judge_is_known_by_how_it_is_asked():
+    ways: list[dict[str, Any]] = [
+        {}, {"url": "http://b/v1"}, {"temperature": 0.5}, {"max_tokens": 5}, {"name": "m"}, {"extra": '{"top_p": 0.5}'},
+    ]  # fmt: skip
+    found = [dict(EndpointJudge(JudgeSettings(**{"kind": "openai", "url": "http://a/v1", **way})).signature) for way in ways]
+    assert all(a != b for a, b in itertools.combinations(found, 2))
 
 
 def test_the_key_is_in_no_setting(serve, monkeypatch):
@@ -240,6 +431,18 @@ def test_proxies_are_not_asked_for_this_machine(serve, monkeypatch):
         ("normalised", ["timeout_seconds=0"], "--judge-set timeout_seconds=0: timeout_seconds must be above 0"),
         ("normalised", ["extra=[1]"], "extra must be a JSON object"),
         ("normalised", ["max_cost=1"], "max_cost needs price_in"),
+        ("normalized", [], "did you mean normalised"),
+        ("normalised", ["judge=3"], r"unknown setting judge \(normalised has none\)"),
+        ("gguf:x", ["batch=3"], r"batch \(gguf has prompts, temperature, max_tokens, attempts, context, threads\)"),
+        ("hf:x", ["seed=3"], "seed .hf has prompts, temperature, max_tokens, attempts, device, dtype, quantization"),
+        ("hf:x", ["temperature=0.5"], "temperature is 0.5: a judge of kind hf"),
+        ("openai:m", ["url=http://[::1/v1"], r"url http://\[::1/v1 is no address"),
+        ("openai:m", ["url=http:///v1"], "is no address"),
+        ("openai:m", ["url=http://host:99999/v1"], "is no address"),
+        ("openai:m", ["url=http://my host/v1"], "is no address"),
+        ("openai:m", ["url=http://host", 'extra={"API_Key": "x"}'], "extra holds API_Key, .*key_env"),
+        ("openai:m", ["url=http://host", 'extra={"headers": {"Authorization": "x"}}'], "extra holds Authorization"),
+        ("openai:m", ["url=http://host", 'extra={"token": "x"}'], "extra holds token"),
         ("nowhere.yaml", [], "cannot be read"),
     ],
 )
@@ -248,11 +451,16 @@ def test_wrong_settings(spec: str, changes: list[str], words: str):
         judge_settings(spec, changes)
 
 
+def test_every_setting_is_of_some_kind():
+    listed = [*settings.OF_ALL, *(name for names in settings.OF_KIND.values() for name in names)]
+    assert sorted(listed) == sorted(field.name for field in fields(JudgeSettings))
+
+
 def test_settings_from_a_file(tmp_path: Path):
     path = tmp_path / "judge.yaml"
     path.write_text("kind: openai\nname: m\nurl: http://127.0.0.1:1/v1\nper_minute: 60\nextra: {seed: 1}\n")
-    settings = judge_settings(str(path), ["per_minute=30", "parallel=1"])
-    assert (settings.name, settings.per_minute, settings.parallel, settings.extra) == ("m", 30.0, 1, '{"seed": 1}')
+    found = judge_settings(str(path), ["per_minute=30", "parallel=1"])
+    assert (found.name, found.per_minute, found.parallel, found.extra) == ("m", 30.0, 1, '{"seed": 1}')
     assert judge_settings(str(path), ['extra={"top_p": 1, "max_tokens": null}']).extra == '{"top_p": 1, "max_tokens": null}'
 
 

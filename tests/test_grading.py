@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import parrot
 import pytest
+import torch
 
-from minirlaif.grading import Refused, Reply
-from minirlaif.grading.asking import Question, estimate, judge_name, mark_all
+from minirlaif.grading import JudgeName, Refused, Reply, local
+from minirlaif.grading.asking import Question, estimate, judge_name, mark_all, nothing_read
 from minirlaif.grading.local import GgufJudge, HfJudge
 from minirlaif.grading.match import match_grade
 from minirlaif.grading.replies import Replies
-from minirlaif.grading.settings import JudgeSettings, judge_prompts
+from minirlaif.grading.settings import JudgeSettings, check_judge, judge_prompts
 from minirlaif.records import UserError
 from minirlaif.rubric import Grade, Message
+from minirlaif.scores import Scores, load, save
 
 SETTINGS = JudgeSettings("openai", "judge", url="http://127.0.0.1:1/v1", attempts=2)
 
@@ -132,8 +138,8 @@ def test_two_versions_are_never_one_judge(replies):
     assert replies.drop("v1") == 2
     _, counts = mark_all(judge, SETTINGS, questions(3), replies)
     name = judge_name(judge, "p", counts)
-    assert name.key == ("openai", "judge", "v2", "p") and len(judge.asked) == 3
-    assert name.title == "judge (openai), version v2, prompt p, 2026-01-02"
+    assert name.key[:4] == ("openai", "judge", "v2", "p") and len(judge.asked) == 3
+    assert name.title == "judge (openai), version v2, who s, prompt p, 2026-01-02"
 
 
 def test_the_estimate(replies):
@@ -146,9 +152,36 @@ def test_the_estimate(replies):
     assert found.cost == pytest.approx(0.116 + 0.032)
     assert found.told("j", True) == (
         "judge j: 3 questions, 2 replies kept, 1 to ask (about 116 tokens in and 16 out, about 0.15 at the given prices)"
+        "; a reply that cannot be read is asked for once more"
     )
+    once, four = (replace(found, attempts=attempts).told("j", False) for attempts in (1, 4))
+    assert "once more" not in once and "asked for up to 3 times more" in four
     with pytest.raises(UserError, match="would cost about 0.15, max_cost is 0.1"):
         estimate(Fake(""), JudgeSettings(price_in=1000.0, price_out=2000.0, max_cost=0.1), asked, replies)
+
+
+def a_name(**more: Any) -> JudgeName:
+    return JudgeName("openai", "judge", "v1", "p", (), {"url": "http://one:80/v1", "temperature": 0.0, "max_tokens": 9, **more})
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"url": "http://two/v1"}, "judge (openai at two), version v1, prompt p"),
+        ({"temperature": 0.7}, "judge (openai at one:80), version v1, temperature 0.7, prompt p"),
+        ({"top_p": 0.5}, "judge (openai at one:80), version v1, top_p 0.5, prompt p"),
+        ({"quantization": "nf4"}, "judge (openai at one:80), version v1, quantization nf4, prompt p"),
+        ({"dtype": "float32"}, "judge (openai at one:80), version v1, dtype float32, prompt p"),
+        ({"max_tokens": 10}, "judge (openai at one:80), version v1, prompt p"),
+    ],
+)
+def test_marks_that_were_asked_for_otherwise_are_of_another_judge(tmp_path: Path, more: dict[str, Any], words: str):
+    first, second = a_name(), a_name(**more)
+    assert first.key != second.key and second.title == words
+    model = {"run": "r", "title": "sft", "answers": "id"}
+    files = [save(tmp_path, Scores("b", "zeroshot", "f" * 64, model, name, (), {})) for name in (first, second, a_name())]
+    assert files[0] != files[1] and files[0] == files[2]
+    assert [load(path).judge.key for path in files[:2]] == [first.key, second.key]  # what was read again fits what was not
 
 
 def test_replies_are_on_disk_one_by_one(tmp_path: Path, replies):
@@ -220,6 +253,109 @@ def test_a_gguf_file_that_is_none(tmp_path: Path):
         GgufJudge(JudgeSettings("gguf", str(tmp_path / "x.gguf")))
     with pytest.raises(UserError, match="no such file"):
         GgufJudge(JudgeSettings("gguf", str(tmp_path / "y.gguf")))
+
+
+class Decodes:
+    """Stands for llama_cpp.Llama: says when it is inside, stays there until it may go, and notices when it is freed below."""
+
+    def __init__(self, path: str, **settings: Any) -> None:
+        self.inside, self.go, self.frees, self.freed_inside = threading.Event(), threading.Event(), 0, False
+        self.busy = False
+
+    def create_chat_completion(self, messages: Any, **settings: Any) -> dict[str, Any]:
+        self.busy = True
+        self.inside.set()
+        self.go.wait(10)
+        self.busy = False
+        return {"choices": [{"message": {"content": REPLY}}]}
+
+    def close(self) -> None:
+        self.frees += 1
+        self.freed_inside |= self.busy
+
+
+def fake_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> GgufJudge:
+    monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace(Llama=Decodes))
+    (tmp_path / "x.gguf").write_text("weights")
+    return GgufJudge(JudgeSettings("gguf", str(tmp_path / "x.gguf"), **changes))
+
+
+def test_a_gguf_judge_is_not_freed_while_it_decodes(tmp_path: Path, monkeypatch):
+    judge = fake_gguf(tmp_path, monkeypatch)
+    model: Any = judge._model
+    asks = threading.Thread(target=judge.ask, args=(questions(1)[0].messages,))
+    closes = threading.Thread(target=judge.close)
+    asks.start()
+    assert model.inside.wait(10)
+    closes.start()
+    closes.join(0.2)
+    assert closes.is_alive() and not model.frees
+    model.go.set()
+    asks.join(10)
+    closes.join(10)
+    judge.close()
+    assert model.frees == 1 and not model.freed_inside
+    with pytest.raises(UserError, match="closed before"):
+        judge.ask(questions(1)[0].messages)
+
+
+def test_a_gguf_judge_is_known_by_how_it_is_asked(tmp_path: Path, monkeypatch):
+    ways: list[dict[str, Any]] = [{}, {"temperature": 0.5}, {"max_tokens": 5}, {"context": 99}]
+    found = [dict(fake_gguf(tmp_path, monkeypatch, **changes).signature) for changes in ways]
+    assert all(a != b for a, b in itertools.combinations(found, 2))
+    assert dict(fake_gguf(tmp_path, monkeypatch, threads=3).signature) == found[0]
+
+
+def test_a_model_of_transformers_is_known_by_how_it_is_asked(monkeypatch):
+    monkeypatch.setattr(local, "_open", lambda section: (None, None))
+    ways: list[dict[str, Any]] = [{}, {"quantization": "nf4"}, {"dtype": "bfloat16"}, {"max_tokens": 5}]
+    found = [dict(HfJudge(JudgeSettings("hf", "tiny", **{"device": "cpu", **changes})).signature) for changes in ways]
+    assert all(a != b for a, b in itertools.combinations(found, 2))
+    # auto is float32 on a CPU and bfloat16 on a GPU, and the replies are of that, not of auto
+    assert dict(HfJudge(JudgeSettings("hf", "tiny", device="cpu", dtype="float32")).signature) == found[0]
+    monkeypatch.setattr(local, "pick_device", lambda wanted: torch.device("cuda"))
+    assert dict(HfJudge(JudgeSettings("hf", "tiny")).signature) == found[2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "words"),
+    [
+        ("gguf", "folder", "judge gguf:.*folder: is a folder; name the .gguf file in it"),
+        ("gguf", "nothing", "judge gguf:.*nothing: no such file"),
+        ("hf", "nothing", "judge hf:.*nothing: no such folder"),
+        ("hf", "x.gguf", "judge hf:.*x.gguf: is a file; name the folder"),
+        ("openai", "m", "the environment variable JUDGE_KEY .* is empty"),
+    ],
+)
+def test_what_can_be_seen_before_a_judge_is_opened(tmp_path: Path, monkeypatch, kind: str, name: str, words: str):
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "x.gguf").write_text("")
+    where = name if kind == "openai" else str(tmp_path / name)
+    with pytest.raises(UserError, match=words):
+        check_judge(JudgeSettings(kind, where, key_env="JUDGE_KEY"))
+
+
+def test_judges_that_may_be_there(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "x")
+    (tmp_path / "x.gguf").write_text("")
+    for kind, name in (
+        ("hf", "tiny"), ("hf", "owner/name"), ("hf", str(tmp_path)), ("gguf", str(tmp_path / "x.gguf")), ("openai", "m"),
+        ("normalised", ""),
+    ):  # fmt: skip
+        check_judge(JudgeSettings(kind, name, key_env="JUDGE_KEY"))
+
+
+def test_a_judge_that_says_nothing_of_use():
+    """Over all models that were marked; one readable reply is enough, and who was not asked is not to blame."""
+    counts = {"asked": 2, "kept": 1, "unreadable": 3, "refused": 1}
+    found = nothing_read("j", [counts, counts], "I would\nsay 4")
+    assert str(found) == (
+        "judge j: none of its 6 replies could be read, the last one was 'I would say 4'; name a bigger model, or other prompts"
+        " with --judge-set prompts=FILE"
+    )
+    assert nothing_read("j", [counts, {**counts, "asked": 3}], "") is None
+    assert nothing_read("j", [{"asked": 0, "kept": 0, "unreadable": 0, "refused": 5}], "") is None
 
 
 def test_a_text_model_of_transformers_judges(tmp_path: Path, replies):

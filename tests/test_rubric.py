@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from minirlaif import rubric
 from minirlaif.rubric import (
     PARTS,
     PROMPTS,
@@ -53,6 +54,12 @@ def test_readable_replies(reply: str, score: int):
         ("Score: {'score': 4}", "not a JSON object"),
         ("{''score': 4.8}", "not a JSON object"),
         ('{"score": 4} {"score": 5}', "not a JSON object"),
+        (f'{{"score": {"9" * 400}}}', "not between 0 and 5"),  # no float holds it
+        (f"{{'score': -{'9' * 400}}}", "not between 0 and 5"),
+        ('{"score": 1e999}', "no number"),
+        ('{"score": 1, "score": 5}', "twice"),
+        ("{'score': 1, \"score\": 5}", "twice"),
+        ('{"score": 1, "why": {"a": 1, "a": 2}}', "twice"),
         ("__import__('os').getcwd()", "not a JSON object"),
         ("[" * 3000, "not a JSON object"),
         ("{" * 5000, "5000 letters"),
@@ -102,6 +109,12 @@ def test_the_hash_is_of_every_word():
     assert prompt_hash({"qa": PROMPTS["qa"]}) != prompt_hash(PROMPTS)
 
 
+def test_the_hash_is_of_the_complaint_too(monkeypatch):
+    before = prompt_hash(PROMPTS)
+    monkeypatch.setattr(rubric, "complaint", lambda reason: f"No: {reason}")
+    assert prompt_hash(PROMPTS) != before
+
+
 def test_fill_is_one_pass():
     assert fill("{a} {b}", {"a": "{b}", "b": "{a}"}) == "{b} {a}"
 
@@ -123,6 +136,54 @@ def test_fill_is_one_pass():
 )
 def test_options(reply: str, chosen: int | None):
     assert chosen_option(reply, ["a dog", "a bird", "a cat"]) == chosen
+
+
+FOUR = ["a dog", "a bird", "vitamin C", "Team A. runs"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "chosen"),
+    [
+        ("B", 1),
+        ("D.", 3),
+        ("(D)", 3),
+        ("D)", 3),
+        ("A. a dog", 0),
+        ("The answer is A.", 0),
+        ("The answer is C", 2),
+        ("the answer is b", 1),
+        ("Answer: B", 1),
+        ("The correct option is (D).", 3),
+        ("The best answer is: C", 2),
+        ("The correct answer is option (B)", 1),
+        ("Option D", 3),
+        ("**C**", 2),
+        ("**Answer:** B", 1),
+        ("<think>A or B? hm</think>B", 1),
+        ("B\nThe wings are seen. A dog has none.", 1),
+        ("The answer is a bird.", 1),
+        ("Answer: Vitamin C", 2),
+        ("The answer is A dog", 0),
+        ("C. vitamin C", 2),  # the second letter is of the option's own text
+        ("D: Team A. runs", 3),
+    ],
+)
+def test_the_forms_that_replies_have(reply: str, chosen: int):
+    assert chosen_option(reply, FOUR) == chosen
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["A dog runs", "I am not sure", "A and B", "A or B", "A, B", "(A) or (C)", "A. B.", "The answer is A or B", "AB", "B\nA",
+     "A: a dog\nB: a bird", "Answers", "The answer is", "The answer is E", "Not B", "Because A.", "<think>B"],
+)  # fmt: skip
+def test_replies_that_name_no_option_or_two(reply: str):
+    assert chosen_option(reply, FOUR) is None
+
+
+def test_a_letter_that_is_a_word_is_no_option():
+    assert chosen_option("I am not sure", list("abcdefghi")) is None
+    assert chosen_option("...", ["?", "a dog"]) is None  # nothing is left of either that could be compared
 
 
 def test_two_options_that_look_alike_are_not_chosen_by_text():

@@ -8,11 +8,16 @@ local.py     a model of transformers, a GGUF file through llama.cpp
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from minirlaif.rubric import Message
+
+UNTOLD = ("kind", "name", "model", "url", "file", "files", "max_tokens", "context")  # of `more`: not in a title, or already
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,15 @@ class JudgeName:
     version: str
     prompt: str
     dates: tuple[str, ...] = ()
-    more: Mapping[str, Any] = field(default_factory=dict)  # address, temperature and the like, for the record
+    more: Mapping[str, Any] = field(default_factory=dict)  # how it is asked: address, temperature and the like
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
-        """Equal for marks that may be compared."""
-        return self.kind, self.name, self.version, self.prompt
+    def key(self) -> tuple[str, ...]:
+        """Equal for marks that may be compared. Ends with a hash of how was asked: the same name at another address, or at
+        another temperature, is another judge."""
+        asked = json.dumps(dict(self.more), sort_keys=True, default=str)
+        digest = hashlib.sha256(asked.encode()).hexdigest()[:12] if self.more else ""
+        return self.kind, self.name, self.version, self.prompt, digest
 
     @property
     def title(self) -> str:
@@ -42,7 +50,10 @@ class JudgeName:
         version = "" if self.version in ("", self.name) else f", version {self.version}"
         dates = f", {' to '.join(dict.fromkeys(self.dates))}" if self.dates else ""
         prompt = f", prompt {self.prompt}" if self.prompt else ""
-        return f"{self.name} ({self.kind}){version}{prompt}{dates}"
+        host = f" at {urlsplit(str(self.more['url'])).netloc}" if "url" in self.more else ""
+        told = [(name, value) for name, value in self.more.items() if name not in UNTOLD and value not in (0, "none")]
+        more = "".join(f", {name} {json.dumps(value, default=str).strip(chr(34))[:20]}" for name, value in told)
+        return f"{self.name} ({self.kind}{host}){version}{more}{prompt}{dates}"
 
 
 @dataclass(frozen=True)

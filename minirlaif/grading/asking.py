@@ -7,7 +7,7 @@ with what was wrong with it; when no attempt is left, the row stays without a ma
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
@@ -65,13 +65,16 @@ class Estimate:
     tokens_in: int
     tokens_out: int
     cost: float
+    attempts: int = 1  # how often one question may be asked
 
     def told(self, name: str, priced: bool) -> str:
         """For people."""
         ahead = self.questions - self.kept
         cost = f", about {self.cost:.2f} at the given prices" if priced else ""
         tokens = f"about {self.tokens_in:,} tokens in and {self.tokens_out:,} out"
-        return f"judge {name}: {self.questions} questions, {self.kept} replies kept, {ahead} to ask ({tokens}{cost})"
+        more = "once more" if self.attempts == 2 else f"up to {self.attempts - 1} times more"
+        again = f"; a reply that cannot be read is asked for {more}" if ahead and self.attempts > 1 else ""
+        return f"judge {name}: {self.questions} questions, {self.kept} replies kept, {ahead} to ask ({tokens}{cost}){again}"
 
 
 def estimate(judge: AskedJudge, settings: JudgeSettings, questions: Sequence[Question], replies: Replies) -> Estimate:
@@ -87,7 +90,7 @@ def estimate(judge: AskedJudge, settings: JudgeSettings, questions: Sequence[Que
             f"judge {judge.name}: {len(missing)} questions would cost about {cost:.2f}, max_cost is {settings.max_cost:g}; raise"
             " it, or ask about fewer rows with --limit"
         )
-    return Estimate(len(first), len(first) - len(missing), tokens_in, tokens_out, cost)
+    return Estimate(len(first), len(first) - len(missing), tokens_in, tokens_out, cost, settings.attempts)
 
 
 def mark_all(
@@ -138,6 +141,19 @@ def judge_name(judge: AskedJudge, prompt: str, counts: Counts) -> JudgeName:
         )
     dates = (min(counts.dates), max(counts.dates)) if counts.dates else ()
     return JudgeName(judge.kind, judge.name, next(iter(counts.versions), ""), prompt, dates, judge.signature)
+
+
+def nothing_read(name: str, counts: Sequence[Mapping[str, int]], last: str) -> UserError | None:
+    """The complaint about a judge none of whose replies was a mark, or None. counts: `asked`, `kept` and `unreadable` of each
+    model that was marked; last: its last reply."""
+    replies, unreadable = (sum(each[name] for each in counts for name in names) for names in (("asked", "kept"), ("unreadable",)))
+    if not replies or unreadable < replies:
+        return None
+    shown = " ".join(last.split())
+    return UserError(
+        f"judge {name}: none of its {replies} replies could be read, the last one was {shown[:80]!r}; name a bigger model, or"
+        " other prompts with --judge-set prompts=FILE"
+    )
 
 
 def _key(judge: AskedJudge, messages: Sequence[Message]) -> str:

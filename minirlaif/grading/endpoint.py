@@ -12,6 +12,7 @@ import ipaddress
 import json
 import os
 import random
+import sys
 import threading
 import time
 import urllib.error
@@ -23,22 +24,26 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from minirlaif.grading import Refused, Reply
-from minirlaif.grading.settings import JudgeSettings
+from minirlaif.grading.settings import JudgeSettings, check_judge
 from minirlaif.records import UserError
 from minirlaif.rubric import Message
 
 LONGEST_PAUSE = 120.0  # seconds, whatever a server asks for
 MOST_BYTES = 1 << 20  # of a reply
+MOST_SAID = 2000  # bytes of an error that are read
+SHOWN = 200  # letters of it that are told
+SECRET = 8  # letters: a shorter key is none, as local servers ask for, and may be a word of any reply
+TOLD_PAUSE, TOLD_EVERY = 2.0, 10.0  # seconds: shorter pauses are not told, and no two lines come closer
 BUSY = (408, 409, 425, 429)  # and every 5xx: tried again
 REFUSES = (400, 413, 422)  # this question alone, as far as one can tell
 
 
 class _TryAgain(Exception):
-    """The request may work later. wait: seconds that the server asked for, 0 for none."""
+    """The request may work later. wait: seconds that the server asked for, 0 for none; hint: what to do when it never does."""
 
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
+    def __init__(self, reason: str, wait: float = 0.0, hint: str = "") -> None:
         super().__init__(reason)
-        self.wait = wait
+        self.wait, self.hint = wait, hint or "repeat the command when it answers again"
 
 
 class EndpointJudge:
@@ -55,32 +60,45 @@ class EndpointJudge:
         self._key = _key_from(settings)
         self._url = settings.url.rstrip("/") + "/chat/completions"
         self._open = _opener(settings.url)
-        self._pace = _Pace(settings.per_minute)
         self._closed = threading.Event()
+        self._pace = _Pace(settings.per_minute, self._closed)
+        self._told_at, self._lock = -TOLD_EVERY, threading.Lock()
 
     def close(self) -> None:
-        """Nothing stays open between requests; whoever pauses before another try gives up."""
+        """Nothing stays open between requests; whoever pauses or waits for its turn gives up."""
         self._closed.set()
 
     def ask(self, messages: Sequence[Message]) -> Reply:
         """One reply, after as many tries as the settings allow."""
-        s, reason = self._settings, ""
+        s, failed = self._settings, _TryAgain("")
         for attempt in range(s.retries + 1):
             self._pace.wait()
+            if self._closed.is_set():
+                raise UserError(f"judge {self.name}: closed before this question had a reply")
             try:
                 return self._ask_once(messages)
             except _TryAgain as error:
-                reason = self._hidden(str(error))
+                failed = error
                 if attempt < s.retries:
                     # Doubled each time; the random part keeps several threads from coming back all at once.
                     pause = max(error.wait, s.backoff_seconds * 2**attempt * (1 + random.random()) / 1.5)
-                    self._closed.wait(min(pause, LONGEST_PAUSE))
-            if self._closed.is_set():
-                break
+                    pause = min(pause, LONGEST_PAUSE)
+                    self._tell(
+                        f"{self._hidden(str(error))}; trying again in {pause:.0f} s ({attempt + 2} of {s.retries + 1})", pause
+                    )
+                    self._closed.wait(pause)
         raise UserError(
-            f"judge {self.name}: no reply from {s.url} after {s.retries + 1} tries ({reason}); replies so far are kept, repeat"
-            " the command when it answers again"
+            f"judge {self.name}: no reply from {s.url} after {s.retries + 1} tries ({self._hidden(str(failed))}); replies so far"
+            f" are kept, {failed.hint}"
         )
+
+    def _tell(self, text: str, pause: float) -> None:
+        """Why nothing happens, on the screen, and not once for each thread."""
+        with self._lock:
+            if pause < TOLD_PAUSE or time.monotonic() - self._told_at < TOLD_EVERY:
+                return
+            self._told_at = time.monotonic()
+        print(f"judge {self.name}: {text}", file=sys.stderr, flush=True)
 
     def _ask_once(self, messages: Sequence[Message]) -> Reply:
         body = json.dumps(self._with_extra({**self._body, "messages": list(messages)})).encode()
@@ -88,27 +106,37 @@ class EndpointJudge:
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         request = urllib.request.Request(self._url, body, headers, method="POST")
+        ends = time.monotonic() + self._settings.timeout_seconds
+        late = f"no answer within {self._settings.timeout_seconds:g} s"
         try:
             with self._open.open(request, timeout=self._settings.timeout_seconds) as response:
-                return self._read(response.read(MOST_BYTES + 1))
+                return self._read(_body(response, MOST_BYTES, ends))
         except urllib.error.HTTPError as error:
-            raise self._meaning(error) from None
+            raise self._meaning(error, ends) from None
         except TimeoutError:
-            raise _TryAgain(f"no answer within {self._settings.timeout_seconds:g} s") from None
+            raise _TryAgain(late) from None
         except urllib.error.URLError as error:
-            timed_out = isinstance(error.reason, TimeoutError)
-            reason = f"no answer within {self._settings.timeout_seconds:g} s" if timed_out else str(error.reason)
-            raise _TryAgain(reason) from None
+            raise _TryAgain(late if isinstance(error.reason, TimeoutError) else str(error.reason)) from None
         except (http.client.HTTPException, ConnectionError, OSError) as error:
             raise _TryAgain(f"the connection was cut ({type(error).__name__})") from None
 
-    def _meaning(self, error: urllib.error.HTTPError) -> Exception:
+    def _meaning(self, error: urllib.error.HTTPError, ends: float) -> Exception:
         """What an HTTP error means for the one question and for all."""
+        reach = 2 * len(self._key)  # of a key, every letter escaped
+        most = MOST_SAID + reach
         try:
-            said = " ".join(error.read(2000).decode(errors="replace").split())[:200]
-        except OSError:
-            said = ""
-        told = self._hidden(f"HTTP {error.code} {said}".strip())
+            data = _body(error, most, ends)
+        except (OSError, http.client.HTTPException):
+            data = b""
+        said = self._hidden(data.decode(errors="replace"))
+        if len(data) >= most and reach:
+            said = said[:-reach]  # where the text was cut, the first part of a key may stand
+        told = f"HTTP {error.code} {' '.join(said.split())[:SHOWN]}".strip()
+        if error.code == 429 and "insufficient_quota" in said:
+            return UserError(
+                f"judge {self.name}: {self._settings.url} says that its account has no credit left (insufficient_quota);"
+                " replies so far are kept, repeat the command when it has"
+            )
         if error.code in BUSY or error.code >= 500:
             return _TryAgain(told, _wait_of(error.headers.get("Retry-After")))
         if error.code in REFUSES:
@@ -117,40 +145,75 @@ class EndpointJudge:
         return UserError(f"judge {self.name}: {self._settings.url} says {told}; {hint}")
 
     def _read(self, data: bytes) -> Reply:
+        hint = "check that url is the address of its API"
+        if len(data) > MOST_BYTES:
+            raise _TryAgain(f"the reply is longer than {MOST_BYTES} bytes", hint=hint)
         try:
             found = json.loads(data)
             text = found["choices"][0]["message"]["content"]
             usage = found.get("usage") or {}
-            tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+            tokens = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
             version = str(found.get("model") or self.name)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise _TryAgain(f"the reply is not what the protocol says ({len(data)} bytes)") from None
+            raise _TryAgain(f"the reply is not what the protocol says ({len(data)} bytes)", hint=hint) from None
         if not isinstance(text, str):
             raise Refused("the reply holds no text")
+        # Halves of letters, which JSON can spell, can be written into no file.
+        text, version = (said.encode(errors="replace").decode() for said in (text, version))
+        if len(self._key) >= SECRET:
+            text, version = self._hidden(text), self._hidden(version)
         return Reply(text, version, datetime.now(UTC).date().isoformat(), *tokens)
 
     def _with_extra(self, body: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in {**body, **self._extra}.items() if value is not None}
 
     def _hidden(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if self._key else text
+        """The text without the key, whichever way JSON spells its slashes."""
+        for key in {self._key, self._key.replace("/", "\\/")} if self._key else ():
+            text = text.replace(key, "[key]")
+        return text
 
 
 class _Pace:
     """Keeps requests of all threads at least so far apart."""
 
-    def __init__(self, per_minute: float) -> None:
+    def __init__(self, per_minute: float, closed: threading.Event) -> None:
+        self._closed = closed
         self._gap = 60.0 / per_minute if per_minute else 0.0
         self._next, self._lock = 0.0, threading.Lock()
 
     def wait(self) -> None:
-        """Sleep until it is this request's turn."""
+        """Sleep until it is this request's turn, or until the judge is closed."""
         if not self._gap:
             return
         with self._lock:
             turn = max(self._next, time.monotonic())
             self._next = turn + self._gap
-        time.sleep(max(0.0, turn - time.monotonic()))
+        self._closed.wait(max(0.0, turn - time.monotonic()))
+
+
+def _body(response: Any, most: int, ends: float) -> bytes:
+    """What a server says, of too much one byte more than `most`. TimeoutError after `ends` (of the monotonic clock): the time-out
+    of a socket is for each read, and a server that sends a byte now and then would hold a request for ever."""
+    data = b""
+    while len(data) <= most:
+        part = response.read1(most + 1 - len(data))
+        if not part:
+            if getattr(response, "length", 0):  # bytes that were announced; read1 does not complain
+                raise http.client.IncompleteRead(data)
+            break
+        data += part
+        if time.monotonic() > ends:
+            raise TimeoutError
+    return data
+
+
+def _count(value: Any) -> int:
+    """Tokens as a server counts them; 0 for whatever is no number."""
+    try:
+        return max(0, int(value or 0))
+    except (ValueError, TypeError, OverflowError):
+        return 0
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -177,11 +240,8 @@ def _is_here(url: str) -> bool:
 def _key_from(settings: JudgeSettings) -> str:
     if not settings.key_env:
         return ""
-    key = os.environ.get(settings.key_env, "").strip()
-    if not key:
-        raise UserError(
-            f"judge {settings.name}: the environment variable {settings.key_env} (key_env) is empty; put the key there"
-        )
+    check_judge(settings)
+    key = os.environ[settings.key_env].strip()
     if not key.isascii() or not key.isprintable():
         raise UserError(f"judge {settings.name}: what {settings.key_env} holds cannot be a key (letters that no header may have)")
     if settings.url.startswith("http://") and not _is_here(settings.url):

@@ -6,6 +6,7 @@ unless the question changes; it does (see asking.py).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from minirlaif.backbone import quantization_config as quantization_of
 from minirlaif.config import ModelSection
 from minirlaif.disk import sha256
 from minirlaif.grading import Refused, Reply
-from minirlaif.grading.settings import JudgeSettings
+from minirlaif.grading.settings import JudgeSettings, check_judge
 from minirlaif.records import Turn, UserError
 from minirlaif.rubric import Message
 
@@ -32,19 +33,23 @@ class HfJudge:
     parallel = 1  # one model, one question at a time
 
     def __init__(self, settings: JudgeSettings) -> None:
+        check_judge(settings)
         section = ModelSection(
             base=settings.name, device=settings.device, dtype=settings.dtype, quantization=settings.quantization
         )
         self.name = Path(settings.name).name
         self._settings = settings
         self._version = base_hash(section)
-        self.signature: Mapping[str, Any] = {
-            "kind": self.kind,
-            "files": self._version,
-            "max_tokens": settings.max_tokens,
-            "quantization": settings.quantization,
-        }
         try:
+            # auto is another number format on a GPU, and other numbers make other replies
+            dtype = str(pick_dtype(section, pick_device(section.device))).removeprefix("torch.")
+            self.signature: Mapping[str, Any] = {
+                "kind": self.kind,
+                "files": self._version,
+                "max_tokens": settings.max_tokens,
+                "quantization": settings.quantization,
+                "dtype": dtype,
+            }
             self._backbone, self._render = _open(section)
         except UserError as error:
             raise UserError(str(error).replace("model.base", "judge hf", 1)) from None
@@ -69,14 +74,14 @@ class GgufJudge:
     parallel = 1
 
     def __init__(self, settings: JudgeSettings) -> None:
+        check_judge(settings)
         path = Path(settings.name)
-        if not path.is_file():
-            raise UserError(f"judge gguf:{settings.name}: no such file")
         try:
             import llama_cpp
         except ImportError:
             raise UserError(f"judge gguf:{settings.name}: needs llama.cpp; `pip install llama-cpp-python`") from None
         self.name, self._settings, self._version = path.name, settings, sha256(path)[:16]
+        self._lock, self._closed = threading.Lock(), False
         self.signature: Mapping[str, Any] = {
             "kind": self.kind,
             "file": self._version,
@@ -98,21 +103,27 @@ class GgufJudge:
             raise UserError(f"judge gguf:{settings.name}: llama.cpp cannot load it ({error})") from None
 
     def close(self) -> None:
-        """Free the model."""
-        self._model.close()
+        """Free the model once no thread decodes any more: llama.cpp would read what is freed, and take the process along."""
+        with self._lock:
+            if not self._closed:
+                self._model.close()
+            self._closed = True
 
     def ask(self, messages: Sequence[Message]) -> Reply:
         """One reply. Refused when question and reply do not fit the context."""
         s = self._settings
-        try:
-            found: Any = self._model.create_chat_completion(
-                list(messages),  # type: ignore[arg-type]
-                temperature=s.temperature,
-                max_tokens=s.max_tokens,
-                repeat_penalty=1.0,
-            )
-        except ValueError as error:  # longer than the context
-            raise Refused(f"{error} (raise context, which is {s.context})") from None
+        with self._lock:
+            if self._closed:
+                raise UserError(f"judge {self.name}: closed before this question was asked")
+            try:
+                found: Any = self._model.create_chat_completion(
+                    list(messages),  # type: ignore[arg-type]
+                    temperature=s.temperature,
+                    max_tokens=s.max_tokens,
+                    repeat_penalty=1.0,
+                )
+            except ValueError as error:  # longer than the context
+                raise Refused(f"{error} (raise context, which is {s.context})") from None
         usage = found.get("usage", {})
         text = found["choices"][0]["message"]["content"] or ""
         tokens = (int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0)))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from minirlaif.records import UserError
 from minirlaif.rubric import PROMPTS, Prompt
@@ -23,7 +27,7 @@ class JudgeSettings:
     kind: str = "normalised"  # none (predictions only), exact, normalised, hf, gguf, openai
     name: str = ""  # hf: folder or hub id; gguf: file; openai: the model's name
     prompts: str = ""  # YAML file of other prompts: metric -> {system, user}; empty: our own
-    temperature: float = 0.0
+    temperature: float = 0.0  # hf: 0 only
     max_tokens: int = 128  # longest reply
     attempts: int = 2  # how often a question is asked until the reply can be read
     # openai
@@ -46,6 +50,16 @@ class JudgeSettings:
     context: int = 4096  # gguf: tokens of question and reply together
     threads: int = 0  # gguf: of the CPU; 0: as many as llama.cpp likes
 
+
+OF_ALL = "kind name prompts temperature max_tokens attempts".split()  # settings of whatever is asked
+OF_KIND = {  # and those of one kind
+    "hf": "device dtype quantization".split(),
+    "gguf": "context threads".split(),
+    "openai": (
+        "url key_env timeout_seconds retries backoff_seconds per_minute parallel extra price_in price_out max_cost drop_version"
+    ).split(),
+}
+SECRETS = "key apikey authorization auth token accesstoken authtoken bearer secret password".split()  # names without - and _
 
 RULES = Rules(
     choices={
@@ -75,7 +89,9 @@ def judge_settings(spec: str, changes: Sequence[str] = ()) -> JudgeSettings:
             raise UserError(f"{spec}: cannot be read ({error}); name a YAML file of judge settings") from None
     else:
         known = ", ".join((*MATCH, "hf:FOLDER", "gguf:FILE", "openai:MODEL", "none"))
-        raise UserError(f"{where}: no such judge; known are {known}, or a YAML file")
+        near = difflib.get_close_matches(kind, RULES.choices["kind"], n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"{where}: no such judge; {meant}known are {known}, or a YAML file")
     wrong = [change for change in changes if "=" not in change]
     if wrong:
         raise UserError(f"--judge-set {wrong[0]}: write FIELD=VALUE, such as timeout_seconds=120")
@@ -83,7 +99,9 @@ def judge_settings(spec: str, changes: Sequence[str] = ()) -> JudgeSettings:
     if isinstance(values.get("extra"), Mapping):
         values = {**values, "extra": json.dumps(values["extra"])}
     texts = [f"extra={json.dumps(text)}" if name == "extra" else f"{name}={text}" for name, _, text in map(_parted, changes)]
-    settings, problems = build(JudgeSettings, values, texts, RULES)
+    settings, problems = None, _unknown(values, changes)
+    if not problems:
+        settings, problems = build(JudgeSettings, values, texts, RULES)
     if settings is not None:
         problems = _conflicts(settings)
     if settings is None or problems:
@@ -96,20 +114,78 @@ def _parted(change: str) -> tuple[str, str, str]:
     return name.strip(), equals, text.strip()
 
 
+def _unknown(values: Mapping[Any, Any], changes: Sequence[str]) -> list[str]:
+    """Names that are no setting, each with the one that was meant or with all that this kind of judge has."""
+    given = {**{str(name): value for name, value in values.items()}, **{name: text for name, _, text in map(_parted, changes)}}
+    known = [each.name for each in fields(JudgeSettings)]
+    kind = given.get("kind", "normalised")
+    its = f"{kind} has {', '.join([*OF_ALL[2:], *OF_KIND[kind]])}" if kind in OF_KIND else f"{kind} has none"
+    problems = []
+    for name in given:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+        if name not in known:
+            problems.append(f"unknown setting {name} ({f'did you mean {near[0]}?' if near else its})")
+    return problems
+
+
+def check_judge(settings: JudgeSettings) -> None:
+    """What can be seen of a judge before anything is opened or asked: models may answer for hours first. UserError."""
+    where, path = f"judge {settings.kind}:{settings.name}", Path(settings.name)
+    if settings.kind == "gguf" and not path.is_file():
+        raise UserError(f"{where}: {'is a folder; name the .gguf file in it' if path.is_dir() else 'no such file'}")
+    # A name with one slash may be one of the hub.
+    if settings.kind == "hf" and not path.is_dir():
+        if path.exists():
+            raise UserError(f"{where}: is a file; name the folder of a model, or use gguf:FILE for a GGUF file")
+        if settings.name.startswith((".", "/", "~")) or len(path.parts) > 2 or path.is_absolute():
+            raise UserError(f"{where}: no such folder")
+    if settings.kind == "openai" and settings.key_env and not os.environ.get(settings.key_env, "").strip():
+        raise UserError(
+            f"judge {settings.name}: the environment variable {settings.key_env} (key_env) is empty; put the key there"
+        )
+
+
+def _url_fault(url: str) -> str:
+    """What is wrong with an address, or an empty text."""
+    if not url:
+        return "url is empty: set the address, as in --judge-set url=http://127.0.0.1:8000/v1"
+    if not url.startswith(("http://", "https://")) or "@" in url or "?" in url:
+        return "url must begin with http:// or https:// and hold no name, password or query; the key goes to key_env"
+    try:
+        parts = urlsplit(url)
+        if parts.hostname and parts.port != 0 and not re.search(r"\s", url):  # port: ValueError where it is none
+            return ""
+    except ValueError:
+        pass
+    return f"url {url} is no address; write it as in http://127.0.0.1:8000/v1"
+
+
+def _secret_in(value: Any) -> str:
+    """A name that looks like a key's, at any depth; or an empty text."""
+    for name, inside in value.items() if isinstance(value, Mapping) else ():
+        found = str(name) if re.sub("[^a-z]", "", str(name).lower()).removeprefix("x") in SECRETS else _secret_in(inside)
+        if found:
+            return found
+    return ""
+
+
 def _conflicts(s: JudgeSettings) -> list[str]:
     problems = []
     if s.kind in ASKED and not s.name:
         problems.append(f"a judge of kind {s.kind} needs a name, as in {s.kind}:NAME")
-    if s.kind == "openai" and not s.url:
-        problems.append("url is empty: set the address, as in --judge-set url=http://127.0.0.1:8000/v1")
-    elif s.kind == "openai" and (not s.url.startswith(("http://", "https://")) or "@" in s.url or "?" in s.url):
-        problems.append("url must begin with http:// or https:// and hold no name, password or query; the key goes to key_env")
+    if s.kind == "openai" and _url_fault(s.url):
+        problems.append(_url_fault(s.url))
+    if s.kind == "hf" and s.temperature:
+        problems.append(f"temperature is {s.temperature:g}: a judge of kind hf gives its most likely reply, so leave it at 0")
     if s.max_cost and not (s.price_in or s.price_out):
         problems.append("max_cost needs price_in and price_out (per million tokens)")
     try:
-        if not isinstance(json.loads(s.extra or "{}"), dict):
+        extra = json.loads(s.extra or "{}")
+        if not isinstance(extra, dict):
             raise ValueError
-    except ValueError:
+        if _secret_in(extra):
+            problems.append(f"extra holds {_secret_in(extra)}, and is written into files: name the key's variable with key_env")
+    except (ValueError, RecursionError):
         problems.append("extra must be a JSON object, such as '{\"top_p\": 1}'")
     return problems
 

@@ -123,7 +123,7 @@ def read_answers(folder: Path) -> tuple[dict[str, Answer], dict[str, str]]:
     """Answers by item id, and the items without one with the reason."""
     answers: dict[str, Answer] = {}
     without: dict[str, str] = {}
-    for line in (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in (folder / "answers.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:  # answers may hold other ends of lines
         row = json.loads(line)
         if row.get("why"):
             without[row["id"]] = row["why"]

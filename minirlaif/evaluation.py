@@ -56,8 +56,8 @@ def _answers(options: argparse.Namespace, run: BenchmarkRun, benchmark: Benchmar
         title = title_of(options.model[0])
         if not title:
             raise UserError(
-                f"--model {options.model[0]}: is a name of this program's own, or none that a folder can have; choose another name"
-                " for these predictions"
+                f"--model {options.model[0]}: is a name of this program's own, or none that a folder can have; choose another"
+                " name for the predictions"
             )
         return {title: take_predictions(run, benchmark, options.predictions, title, options.redo)}
     readout = options.readout if benchmark.kind == "choice" else ""

@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minirlaif.artifacts import Run
-from minirlaif.benchmarks import Benchmark, Item
+from minirlaif.benchmarks import Benchmark, Item, listed
 from minirlaif.contestants import Contestant, Entry, opened
+from minirlaif.disk import empty, read_json
 from minirlaif.metrics import progress
 from minirlaif.predictions import prediction_files, read_predictions
 from minirlaif.records import UserError
 from minirlaif.rubric import asked_choice
 from minirlaif.stagedir import StageDir
 
+EVERY_CLIP = "In retrieval every clip is a candidate, and fewer make it easier: get them, or remove their rows"
 SHOWN = 10  # candidates of a ranking that are kept
 SAMPLE_EVERY = 25
 NO_CLIP = "no such clip"
 NOT_PREDICTED = "not in the file of predictions"
+NO_NUMBER = "the likelihood of a candidate is not a number"
 ASKS = {  # what is asked where candidates are compared by their likelihood
     "action": "What is the person in the video doing?",
     "retrieval": "Describe the video.",
@@ -36,10 +41,12 @@ ASKS = {  # what is asked where candidates are compared by their likelihood
 @dataclass(frozen=True)
 class Answer:
     """What a model said to one item. said: one text, two for consistency, or the likeliest candidates in order; rank: place of
-    the right candidate from 1, candidates that are as likely counted before it; None where nothing was ranked."""
+    the right candidate from 1, candidates that are as likely counted before it; None where nothing was ranked; why: the reason
+    where nothing could be said, "" otherwise."""
 
     said: tuple[str, ...]
     rank: int | None = None
+    why: str = ""
 
 
 class BenchmarkRun(Run):
@@ -61,27 +68,41 @@ class BenchmarkRun(Run):
         return "python -m minirlaif " + shlex.join(self._words)
 
 
-def answer_benchmark(run: Run, benchmark: Benchmark, entry: Entry, readout: str, ask: str, redo: bool) -> Path:
+def answer_benchmark(run: Run, benchmark: Benchmark, entry: Entry, readout: str, ask: str) -> Path:
     """Let a model answer; returns the folder.
 
     readout: of multiple choice, letter or likelihood; ask: the question for action and retrieval ("": as in ASKS).
     UserError when clips are missing or unreadable beyond video.max_unreadable, or the folder was made with other settings.
     """
+    stage = f"benchmarks/{benchmark.name}/{entry.title}"
+    _check_folder(run, benchmark, entry.title, False, predictions=False)
     asked = ask or ASKS.get(benchmark.kind, "")
     gone = hashlib.sha256(json.dumps(sorted(benchmark.missing)).encode()).hexdigest()[:16] if benchmark.missing else ""
     named = {"name": benchmark.name, "sha256": benchmark.sha256, "items": len(benchmark.items), "missing_clips": gone}
     settings = {**entry.settings, "benchmark": named, "readout": readout, "ask": asked}
-    stage = f"benchmarks/{benchmark.name}/{entry.title}"
-    with run.stage(stage, settings, inputs=entry.inputs, redo=redo) as out:
+    with run.stage(stage, settings, inputs=entry.inputs) as out:
         if out is not None:
-            _check_missing(benchmark, entry)
-            with opened(entry, run) as model:
-                _ask_all(out, benchmark, model, readout, asked)
+            with _nothing_left(out):
+                _check_missing(benchmark, entry)
+                with opened(entry, run) as model:
+                    _ask_all(out, benchmark, model, readout, asked)
     return run.dir(stage)
 
 
+def begin_again(run: Run, benchmark: Benchmark, entries: Sequence[Entry]) -> None:
+    """Set the folders of several models aside at once, so that after a kill the command without --redo goes on. UserError before
+    anything is touched when clips are missing, or a folder is another program's."""
+    for entry in entries:
+        _check_folder(run, benchmark, entry.title, True, predictions=False)
+        _check_missing(benchmark, entry)
+    for entry in entries:
+        run.set_aside(f"benchmarks/{benchmark.name}/{entry.title}")
+
+
 def take_predictions(run: Run, benchmark: Benchmark, source: Path, title: str, redo: bool) -> Path:
-    """Other people's predictions as if a model had answered here; returns the folder. UserError as `read_predictions`."""
+    """Other people's predictions as if a model had answered here; returns the folder. UserError as `read_predictions`, and when
+    something else has the name."""
+    _check_folder(run, benchmark, title, redo, predictions=True)
     found = read_predictions(source, benchmark)
     told = json.dumps(sorted(found.items()))
     named = {"name": benchmark.name, "sha256": benchmark.sha256, "items": len(benchmark.items)}
@@ -102,7 +123,7 @@ def read_answers(folder: Path) -> tuple[dict[str, Answer], dict[str, str]]:
     """Answers by item id, and the items without one with the reason."""
     answers: dict[str, Answer] = {}
     without: dict[str, str] = {}
-    for line in (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in (folder / "answers.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:  # answers may hold other ends of lines
         row = json.loads(line)
         if row.get("why"):
             without[row["id"]] = row["why"]
@@ -111,15 +132,52 @@ def read_answers(folder: Path) -> tuple[dict[str, Answer], dict[str, str]]:
     return answers, without
 
 
+def _check_folder(run: Run, benchmark: Benchmark, title: str, redo: bool, predictions: bool) -> None:
+    """UserError when the folder of this name holds what --redo must not destroy: predictions of another program where a model is
+    to answer, or the other way round; or, unless it was asked for, answers to another file of the benchmark's name."""
+    stage = f"benchmarks/{benchmark.name}/{title}"
+    begun = run.partial(stage) / "begun.json"
+    made = run.manifest(stage) or (read_json(begun) if begun.is_file() else None)
+    if made is None:
+        return
+    if ("predictions" in made["config"]) != predictions:
+        what = "answers of a model" if predictions else "predictions of another program"
+        advice = "choose another name" if predictions else "evaluate into another --run"
+        raise UserError(f"--model {title}: the name is taken: {run.dir(stage)} holds {what}; {advice}")
+    if made["config"]["benchmark"]["sha256"] != benchmark.sha256 and not redo:
+        raise UserError(
+            f"{run.dir(stage)}: holds answers to another file of the name {benchmark.name}; rename one of the two files, or make"
+            f" it again: `{run.remake(stage)}`"
+        )
+
+
+@contextmanager
+def _nothing_left(out: StageDir) -> Iterator[None]:
+    """Delete a folder in which nothing was said yet when a model or clips are refused: a wrong name leaves no trace."""
+    try:
+        yield
+    except UserError:
+        if out.state() is None:
+            with suppress(OSError):  # other models' folders lie in those above it
+                empty(out.path)
+                out.path.rmdir()
+                out.path.parent.rmdir()
+                out.path.parent.parent.rmdir()
+        raise
+
+
 def _check_missing(benchmark: Benchmark, entry: Entry) -> None:
-    missing = benchmark.missing
-    clips = len({item.name for item in benchmark.items})
+    missing, clips = benchmark.missing, len(benchmark.clips)
+    shown = f"{listed(missing)}; frame folders are not read"
+    if len(missing) == clips:
+        raise UserError(f"none of the {clips} clips is below --videos ({shown}): is it the right folder?")
+    if missing and benchmark.kind == "retrieval":
+        raise UserError(f"{len(missing)} of {clips} clips are not below --videos ({shown}). {EVERY_CLIP}")
     if missing and len(missing) / clips > entry.cfg.video.max_unreadable:
-        shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
         share = min(1.0, -(-100 * len(missing) // clips) / 100)
         raise UserError(
-            f"{len(missing)} of {clips} clips are not below --videos ({shown}; frame folders are not read). Get them, or count"
-            f" their rows as unanswered with --set video.max_unreadable={share}"
+            f"{len(missing)} of {clips} clips are not below --videos ({shown}). Get them, or count their rows as unanswered with"
+            f" --set video.max_unreadable={share}"
         )
 
 
@@ -128,6 +186,10 @@ def _ask_all(out: StageDir, benchmark: Benchmark, model: Contestant, readout: st
     # 1. clips
     names = {item.video: item.name for item in benchmark.items if item.video}
     unreadable = model.unreadable(sorted(names))
+    if unreadable and benchmark.kind == "retrieval":
+        raise UserError(
+            f"clips cannot be read: {listed([f'{names[video]} ({why})' for video, why in unreadable.items()])}. {EVERY_CLIP}"
+        )
     good = {video: name for video, name in sorted(names.items()) if video not in unreadable}
     # 2. answers, the rows of one clip together: an engine looks at a clip once. By name: the same order wherever the clips lie.
     order = sorted(benchmark.items, key=lambda item: item.name)
@@ -141,7 +203,7 @@ def _ask_all(out: StageDir, benchmark: Benchmark, model: Contestant, readout: st
         with (out.path / "answers.jsonl").open("a", encoding="utf-8") as file:
             for item in batch:
                 file.write(json.dumps(_line(item, said.get(item.id), unreadable), ensure_ascii=False) + "\n")
-        out.log(number, answered=len(said))
+        out.log(number, answered=sum(not answer.why for answer in said.values()))
         model.counted(out)
         out.commit_state(number, lambda folder: None)
     # 3. prediction files
@@ -158,7 +220,9 @@ def _ask_all(out: StageDir, benchmark: Benchmark, model: Contestant, readout: st
 def _line(item: Item, answer: Answer | None, unreadable: Mapping[str, str]) -> dict[str, Any]:
     if answer is None:
         return {"id": item.id, "why": unreadable.get(item.video, NO_CLIP) if item.video else NO_CLIP}
-    return {"id": item.id, "said": answer.said, **({"rank": answer.rank} if answer.rank else {})}
+    if answer.why:
+        return {"id": item.id, "why": answer.why}
+    return {"id": item.id, "said": answer.said, **({"rank": answer.rank} if answer.rank is not None else {})}
 
 
 def _said(model: Contestant, items: Sequence[Item], readout: str, asked: str, good: Mapping[str, str]) -> list[Answer]:
@@ -182,7 +246,10 @@ def _said(model: Contestant, items: Sequence[Item], readout: str, asked: str, go
 
 
 def _ranked(model: Contestant, told: Sequence[tuple[str, str, str]], candidates: Sequence[str], right: int) -> Answer:
-    """Candidates by likelihood. Ties count against the model: one that finds all alike is no better than the last place."""
+    """Candidates by likelihood. Ties count against the model: one that finds all alike is no better than the last place. A
+    likelihood that is not a number is neither above nor below another: then there is no place."""
     values = model.likelihoods(told)
+    if not all(map(math.isfinite, values)):
+        return Answer((), why=NO_NUMBER)
     order = sorted(range(len(values)), key=lambda i: -values[i])
     return Answer(tuple(candidates[i] for i in order[:SHOWN]), sum(value >= values[right] for value in values))

@@ -3,7 +3,8 @@
 A benchmark is one file, or the folder that its authors publish; what it is shows in its columns and file names:
   videoinstruct   generic_qa, temporal_qa and consistency_qa (`Q`, `A`, `video_name`; `Q1`, `Q2`), or the hub repack's columns
   qa              one list of question and answer, or test_q and test_a matched by `question_id`; json, csv or tsv (TGIF)
-  choice          `question`, `options` (also `candidates`, `choices`, a0 …, A …) and `answer` (letter, number or text)
+  choice          `question`, `options` (also `candidates`, `choices`, a0 …, A …) and `answer` (letter, number or text);
+                  EgoSchema's questions.json with subset_answers.json
   action          `video` and `label`; UCF101's testlist01.txt with classInd.txt; HMDB51's *_test_split1.txt
   retrieval       `video` and `caption` (or `sentence`): every clip of the file is a candidate for every caption
 """
@@ -11,30 +12,30 @@ A benchmark is one file, or the folder that its authors publish; what it is show
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from minirlaif.benchlayouts import PlacedRow, find_source, source_rows
 from minirlaif.benchrows import KINDS, Row, kind_of, parse_row, words_of
 from minirlaif.disk import sha256
 from minirlaif.formats import CLIP_SUFFIXES, BadRow
 from minirlaif.records import UserError
-from minirlaif.rowfiles import TABLES, ClipFolder, raise_all, table_rows, text_lines
+from minirlaif.rowfiles import ClipFolder, raise_all, text_lines
 
-WELL_KNOWN = Path("benchmarks")  # where `--benchmark NAME` is looked for when NAME is no path
+SHOWN = 6  # names of files and clips that are told
 
 
 @dataclass(frozen=True)
 class Item:
     """One row of a benchmark.
 
-    id: unique in the benchmark; part: the file it belongs to, a key of `rubric.PARTS`, or choice, action or retrieval;
+    id: unique in the benchmark; part: the part it belongs to, a key of `rubric.PARTS`, or choice, action or retrieval;
     name: its clip as the file names it; video: that clip's path, "" when it is not there; questions: what is asked (two for
     consistency, none for action and retrieval); answer: the reference, the right option, the label or the caption;
-    row: the row under the keys that other people's scripts read.
+    row: the row under the keys that other people's scripts read; own: the row's own id, which others may have too, "" for none.
     """
 
     id: str
@@ -45,21 +46,40 @@ class Item:
     answer: str
     options: tuple[str, ...] = ()
     row: Mapping[str, Any] = field(default_factory=dict)
+    own: str = ""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark's items. name: for folders and titles; kind: one of KINDS; sha256: of the files it was read from."""
+    """A benchmark's items. name: for folders and titles; kind: one of KINDS; sha256: of the files it was read from; files: their
+    names, unread: those of tables beside them that were not read."""
 
     name: str
     kind: str
     items: tuple[Item, ...]
     sha256: str
+    files: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+
+    @property
+    def clips(self) -> list[str]:
+        """Names of its clips."""
+        return list(dict.fromkeys(item.name for item in self.items))
 
     @property
     def missing(self) -> list[str]:
         """Names of clips that are not there."""
         return list(dict.fromkeys(item.name for item in self.items if not item.video))
+
+    def told(self) -> str:
+        """What was understood, in a line: a folder taken for something else is seen before anything is asked."""
+        rows = f"{self.kind}, {len(self.items)} rows about {len(self.clips)} clips, from {listed(self.files)}"
+        return f"benchmark {self.name}: {rows}" + (f"; not read: {listed(self.unread)}" if self.unread else "")
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few of some names, and how many others."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def read_benchmark(source: str, videos: str) -> Benchmark:
@@ -67,27 +87,33 @@ def read_benchmark(source: str, videos: str) -> Benchmark:
 
     Args:
         source: a file, a folder, or the name of one in benchmarks/.
-        videos: the folder of its clips; they may lie in folders below it, and names without suffix are found.
+        videos: the folder of its clips; they may lie in folders below it, and names without suffix are found. "": clips are not
+            looked for.
 
     Raises:
         UserError: no such benchmark, a layout that is none of the known ones, or every bad row of a file.
     """
-    path = _found(source)
-    if not Path(videos).is_dir():
+    found = find_source(source)
+    if videos and not Path(videos).is_dir():
         raise UserError(f"--videos {videos}: no such folder; name the folder of the benchmark's clips")
-    files = _files(path)
-    clips = _Clips(Path(videos), path)
-    items: list[Item] = []
+    clips = _Clips(Path(videos), found.path) if videos else None
+    parts: dict[str, list[Row]] = {}
     kinds: set[str] = set()
-    for part, file, rows in _tables(path, files):
-        kind, found = _items(part, file, rows, clips)
+    for part, rows in source_rows(found):
+        kind, parsed = _parsed(part, rows, found.path)
         kinds.add(kind)
-        items += found
+        for row in parsed:
+            parts.setdefault(row.part, []).append(row)
     if len(kinds) != 1:
-        raise UserError(f"{path}: holds benchmarks of several kinds ({', '.join(sorted(kinds))}); name one of its files")
-    digest = hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()
-    kind = kinds.pop()
-    return Benchmark(_slug(path), kind, tuple(_with_options(kind, items, path)), digest)
+        raise UserError(f"{found.path}: holds benchmarks of several kinds ({', '.join(sorted(kinds))}); name one of its files")
+    (kind,) = kinds
+    items = _with_options(kind, [item for rows in parts.values() for item in _items(rows, clips)], found.path)
+    if len({item.id for item in items}) < len(items):  # one's answer would be marked as another's
+        raise UserError(f"{found.path}: two rows would have one id; give every row a `question_id` of its own")
+    digest = hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in found.files).encode()).hexdigest()
+    root = found.path if found.path.is_dir() else found.path.parent
+    names = [tuple(file.relative_to(root).as_posix() for file in files) for files in (found.files, found.unread)]
+    return Benchmark(found.name, kind, tuple(items), digest, *names)
 
 
 def first_items(benchmark: Benchmark, limit: int, seed: int) -> Benchmark:
@@ -106,154 +132,56 @@ def first_items(benchmark: Benchmark, limit: int, seed: int) -> Benchmark:
     return replace(benchmark, items=items, name=f"{benchmark.name}-{len(items)}-of-{len(benchmark.items)}")
 
 
-def _found(source: str) -> Path:
-    for path in (Path(source).expanduser(), WELL_KNOWN / source):
-        if path.exists():
-            return path
-    near = [*WELL_KNOWN.glob(f"{source}.*"), *WELL_KNOWN.glob(f"{source}_qa.*")] if Path(source).name == source else []
-    if len(near) == 1:
-        return near[0]
-    raise UserError(f"--benchmark {source}: no such file or folder (and none of that name in {WELL_KNOWN}/)")
-
-
-def _slug(path: Path) -> str:
-    """A name that can be a folder: the file's without its suffix, the folder's own."""
-    path = path.resolve()
-    return re.sub(r"[^\w.-]+", "-", path.stem if path.is_file() else path.name).strip("-.").lower() or "benchmark"
-
-
-def _files(path: Path) -> list[Path]:
-    """The files of a folder that make up its benchmark, in order; a file is its own."""
-    if path.is_file():
-        pair = _answers_beside(path)
-        return [path, pair] if pair else [path]
-    tables = sorted(file for file in path.rglob("*") if file.suffix.lower() in TABLES and not file.name.startswith("."))
-    texts = sorted(file for file in path.rglob("*.txt"))
-    for split in ("test", "val", "train", ""):
-        questions = [file for file in tables if file.stem.lower() in (f"{split}_q", f"{split}_question", f"{split}_questions")]
-        if len(questions) == 1 and (answers := _answers_beside(questions[0])):
-            return [questions[0], answers]
-    named = [file for file in tables if _videoinstruct_part(file, path)]
-    if named:
-        return named
-    splits = [file for file in texts if file.name.endswith("_test_split1.txt")]
-    lists = [file for file in texts if file.name == "testlist01.txt"]
-    if splits or lists:
-        return splits or [*lists[:1], *(file for file in texts if file.name == "classInd.txt")][:2]
-    if len(tables) == 1:
-        return tables
-    shown = ", ".join(file.name for file in tables[:6]) or "none"
-    raise UserError(f"{path}: cannot tell which of its files is the benchmark ({shown}); name the file")
-
-
-def _answers_beside(path: Path) -> Path | None:
-    """The file of answers that belongs to a file of questions: test_a.json to test_q.json."""
-    match = re.fullmatch(r"(.*_)(q|question|questions)", path.stem, re.IGNORECASE)
-    names = {"q": "a", "question": "answer", "questions": "answers"}
-    other = path.with_name(match[1] + names[match[2].lower()] + path.suffix) if match else path
-    return other if match and other.is_file() else None
-
-
-def _videoinstruct_part(file: Path, root: Path) -> str:
-    """generic_qa, temporal_qa or consistency_qa by the name of the file or of a folder above it; "" for others."""
-    folders = file.relative_to(root).parts[:-1] if root in file.parents else ()
-    for name in (file.stem.lower(), *(folder.lower() for folder in folders)):
-        if name.removesuffix("_qa") in ("generic", "temporal", "consistency"):
-            return name.removesuffix("_qa") + "_qa"
-    return ""
-
-
-def _tables(path: Path, files: Sequence[Path]) -> Iterator[tuple[str, Path, list[tuple[int, Any]]]]:
-    """(part, file, rows) of each file that has rows of its own."""
-    if files[0].suffix == ".txt":
-        yield "action", files[0], _action_lists(files)
-    elif len(files) == 2 and files[1] == _answers_beside(files[0]):
-        yield "qa", files[0], _joined(files[0], files[1])
-    else:
-        for file in files:
-            yield _videoinstruct_part(file, path), file, table_rows(file)
-
-
-def _joined(questions: Path, answers: Path) -> list[tuple[int, Any]]:
-    """Rows of test_q with the answers of test_a, by question_id: never by place, which the two files need not share."""
-    known = {str(row.get("question_id")): row for _, row in table_rows(answers) if isinstance(row, dict)}
-    rows: list[tuple[int, Any]] = []
-    for number, row in table_rows(questions):
-        found = known.get(str(row.get("question_id"))) if isinstance(row, dict) else None
-        if isinstance(row, dict) and found is None:
-            rows.append((number, BadRow(f"question_id {row.get('question_id')} has no answer in {answers.name}")))
-        else:
-            rows.append((number, {**found, **row} if isinstance(row, dict) and found else row))
-    return rows
-
-
-def _action_lists(files: Sequence[Path]) -> list[tuple[int, Any]]:
-    """Rows of UCF101's list (class/clip.avi on a line) or of HMDB51's files (clip.avi and 2 where it is a test clip)."""
-    rows: list[dict[str, str]] = []
-    for file in files:
-        for _, line in text_lines(str(file)):
-            name = line.split()[0]
-            if file.name == "testlist01.txt":
-                rows.append({"video": name, "label": name.split("/")[0]})
-            elif file.name.endswith("_test_split1.txt") and line.split()[-1] == "2":
-                rows.append({"video": name, "label": file.name.removesuffix("_test_split1.txt")})
-    return list(enumerate(rows, 1))
-
-
-def _items(part: str, file: Path, rows: Sequence[tuple[int, Any]], clips: _Clips) -> tuple[str, list[Item]]:
-    """The items of one file, and the kind of benchmark that they are."""
-    rows = _merged(rows)
-    first = next((row for _, row in rows if isinstance(row, dict)), None)
+def _parsed(part: str, rows: Sequence[PlacedRow], path: Path) -> tuple[str, list[Row]]:
+    """The kind of benchmark that a part's rows are, and the rows. UserError for every bad row of the first file that has any."""
+    first = next((row for _, _, row in rows if isinstance(row, dict)), None)
+    problems: dict[Path, list[tuple[int, str]]] = {}
     if first is None:
-        raise_all(str(file), [(number, str(row)) for number, row in rows if isinstance(row, BadRow)])
-        raise UserError(f"{file}: holds no rows that are objects with named columns")
+        for file, number, row in rows:
+            problems.setdefault(file, []).append((number, str(row) if isinstance(row, BadRow) else "not an object"))
+        for file, found in problems.items():
+            raise_all(str(file), found)
+        raise UserError(f"{path}: holds no rows that are objects with named columns")
+    file = next(file for file, _, row in rows if row is first)
     kind = "action" if part == "action" else kind_of(first, part)
     if not kind:
         raise UserError(
             f"{file}: columns {', '.join(map(str, first))[:120]} are those of no known benchmark; known: {KINDS_TOLD}"
         )
-    problems: list[tuple[int, str]] = []
-    parsed: list[tuple[int, Row]] = []
-    for number, row in rows:
+    parsed: list[Row] = []
+    for file, number, row in rows:
         try:
-            parsed.append((number, parse_row(row, kind, part)))
+            parsed.append(parse_row(row, kind, part))
         except BadRow as problem:
-            problems.append((number, str(problem)))
-    raise_all(str(file), problems)
-    own = Counter(row.id for _, row in parsed)
-    return kind, [
+            problems.setdefault(file, []).append((number, str(problem)))
+    for file, found in problems.items():
+        raise_all(str(file), found)
+    return kind, parsed
+
+
+def _ids(rows: Sequence[Row]) -> list[str]:
+    """Names of a part's rows: their own ids if every row has one that no other has, else their numbers over all files. Never some
+    of each: the number of one row may be the id of another."""
+    own = [row.id for row in rows]
+    return own if all(own) and len(set(own)) == len(own) else [str(number) for number in range(1, len(rows) + 1)]
+
+
+def _items(rows: Sequence[Row], clips: _Clips | None) -> list[Item]:
+    """The items of one part."""
+    return [
         Item(
-            f"{row.part}:{row.id if row.id and own[row.id] == 1 else number}",
+            f"{row.part}:{id_}",
             row.part,
             row.name,
-            clips.find(row.name),
+            clips.find(row.name) if clips else "",
             row.questions,
             row.answer,
             row.options,
             row.row,
+            row.id,
         )
-        for number, row in parsed
+        for id_, row in zip(_ids(rows), rows, strict=True)
     ]
-
-
-def _merged(rows: Sequence[tuple[int, Any]]) -> list[tuple[int, Any]]:
-    """The hub repack has consistency's two questions in two rows, with the text "None" in place of the other one."""
-    waiting: dict[tuple[str, str], dict[str, Any]] = {}
-    merged: list[tuple[int, Any]] = []
-    for number, row in rows:
-        empty = [k for k in ("question_1", "question_2") if isinstance(row, dict) and row.get(k) in ("None", None) and k in row]
-        if len(empty) != 1:
-            merged.append((number, row))
-            continue
-        key = (str(row.get("video_name")), str(row.get("answer")))
-        half = waiting.pop(key, None)
-        if half is None:
-            waiting[key] = row
-        else:
-            given = {k: v for side in (half, row) for k, v in side.items() if v not in ("None", None)}
-            merged.append((number, {**row, **given}))
-    alone = [(0, BadRow(f"clip {name}: its other question is missing")) for name, _ in waiting]
-    return merged + alone
 
 
 def _with_options(kind: str, items: Sequence[Item], path: Path) -> list[Item]:

@@ -17,7 +17,7 @@ KINDS = {
     "action": "video, label",
     "retrieval": "video, caption",
 }
-_CLIPS = ("video", "video_name", "gif_name", "videoID", "video_id", "video_path", "q_uid")  # the first one counts
+CLIPS = ("video", "video_name", "gif_name", "videoID", "video_id", "video_path", "q_uid")  # the first one counts
 _OPTIONS = ("options", "candidates", "choices")
 _CAPTIONS = ("caption", "sentence", "captions")
 _LABELS = ("label", "class", "action")
@@ -53,7 +53,7 @@ def kind_of(row: Mapping[str, Any], part: str) -> str:
         return "videoinstruct"
     if "question" in row:
         return "qa" if "answer" in row else ""
-    if _first(row, _CLIPS):
+    if _first(row, CLIPS):
         return "retrieval" if _first(row, _CAPTIONS) else "action" if _first(row, _LABELS) else ""
     return ""
 
@@ -65,7 +65,9 @@ def parse_row(row: Any, kind: str, part: str) -> Row:
     if not isinstance(row, Mapping):
         raise BadRow("a row must be an object with named columns")
     row = {str(name): value for name, value in row.items() if value is not None}
-    column = _first(row, _CLIPS)
+    if half_letters(json.dumps(row, ensure_ascii=False, default=str)):
+        raise BadRow("holds half a letter (a lone surrogate), which no file can hold: write the file as UTF-8")
+    column = _first(row, CLIPS)
     if not column:
         raise BadRow(f"no clip: needs a `video_name`, `video` or `video_id` column (it has {', '.join(row)})")
     name = _text(row, column)
@@ -151,6 +153,11 @@ def _right(row: Mapping[str, Any], options: Sequence[str]) -> int:
     if not 0 <= place < len(options):
         raise BadRow(f"`{column}` {text[:40]!r} is none of the {len(options)} options, no letter of one and no number from 0")
     return place
+
+
+def half_letters(text: str) -> bool:
+    """Whether a text cannot be written: JSON can hold halves of a pair of surrogates, UTF-8 cannot."""
+    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _first(row: Mapping[str, Any], names: Sequence[str]) -> str:

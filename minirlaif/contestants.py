@@ -19,13 +19,15 @@ from minirlaif import config
 from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.disk import sha256
+from minirlaif.gguf import facts
 from minirlaif.records import UserError
 from minirlaif.stagedir import StageDir
 from minirlaif.talk import Engine, Options
 
 ROLES = {"rlaif": ("ppo", "policy"), "sft": ("sft", "sft"), "base": ("", "base")}  # model of a run -> its stage, its role
 SEARCHED = 4  # folders above an adapter that may be its run
-EXPORT = "minirlaif.json"  # what an export has beside its .gguf files
+# What lies beside the models' folders: a model of such a name would overwrite it, or be overwritten.
+TAKEN = (*ROLES, "scores", "table.json", "table.md", "table.html", "radar.svg", "bars.svg")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Entry:
     cfg: Config
     settings: Mapping[str, Any]
     inputs: tuple[str, ...] = ()
-    which: str = ""  # of an export that holds several models, "" for its best one
+    which: str = ""  # of a run's models, or of an export that holds several ("": its best one)
+    frames: int = 0  # that an engine looks at, 0: as many as it was made for
 
 
 class Contestant(Protocol):
@@ -64,6 +67,12 @@ class Contestant(Protocol):
         ...
 
 
+def title_of(name: str) -> str:
+    """A name as a folder beside other models' folders; "" for one that cannot be, or that is taken by something else."""
+    title = re.sub(r"[^\w.-]+", "-", name).strip("-.").lower()
+    return "" if title in TAKEN or title.endswith((".partial", ".old")) else title
+
+
 def entered(name: str, run: Run, given: str | None, changes: Sequence[str]) -> Entry:
     """What `--model NAME` stands for.
 
@@ -76,22 +85,18 @@ def entered(name: str, run: Run, given: str | None, changes: Sequence[str]) -> E
     where, colon, which = name.rpartition(":")
     if colon and _is_gguf(Path(where)):
         path = Path(where)
-    title = re.sub(r"[^\w.-]+", "-", path.resolve().name).strip("-.").lower()
-    if title in (*ROLES, "scores", ""):  # names of the run's own models, and of a folder beside them
-        title = f"{title}-model".strip("-")
+    title = _own_title(path.resolve().name)
     cfg = config.load(given or _config_near(path, run), changes)
     if _is_gguf(path):
-        which = which if colon else ""
-        files = sorted(path.iterdir()) if path.is_dir() else [path, *path.parent.glob("*mmproj*"), path.parent / EXPORT]
-        hashes = {file.name: sha256(file) for file in files if file.suffix in (".gguf", ".json") and file.is_file()}
-        settings = {"model": {"files": hashes, "which": which}, "max_new_tokens": cfg.evaluate.max_new_tokens}
-        return Entry(f"{title}-{which}".strip("-"), "gguf", str(path), cfg, settings, which=which)
+        chosen = any(change.startswith("video.frames=") for change in changes) or given is not None
+        return _of_export(name, path, which if colon else "", cfg, cfg.video.frames if chosen else 0)
     if path.is_file():
         raise UserError(f"--model {name}: a file that is no .gguf; name one, or a folder")
     if (path / "adapter_config.json").is_file():
         cfg = replace(cfg, model=_adapter_section(path, cfg))
         weights = {file.name: sha256(file) for file in sorted(path.glob("*.safetensors"))}
-        return Entry(f"{path.parent.name}-{title}".lower(), "adapter", str(path), cfg, {**_told(cfg), "adapter": weights})
+        told = {**_told(cfg), "adapter": weights}
+        return Entry(_own_title(f"{path.resolve().parent.name}-{path.resolve().name}"), "adapter", str(path), cfg, told)
     if path.is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         cfg = replace(cfg, model=replace(cfg.model, base=name, revision=cfg.model.revision if path.is_dir() else "main"))
         return Entry(title, "folder", name, cfg, _told(cfg))
@@ -107,7 +112,7 @@ def opened(entry: Entry, run: Run) -> Iterator[Contestant]:
     if entry.kind == "gguf":
         engine = _gguf_engine(entry)
         try:
-            yield EngineContestant(engine, entry.cfg, entry.which)
+            yield EngineContestant(engine, entry.cfg, entry.which, entry.frames)
         finally:
             engine.close()
         return
@@ -117,7 +122,7 @@ def opened(entry: Entry, run: Run) -> Iterator[Contestant]:
     with open_workbench(entry.cfg, run) as bench:
         role = "base"
         if entry.kind == "run" and entry.inputs:
-            role = ROLES[entry.title][1]
+            role = ROLES[entry.which][1]
             bench.roles.add(role, 0, run.require(entry.inputs[0]) / "adapter")
         elif entry.kind == "adapter":
             role = "policy"
@@ -171,10 +176,10 @@ class EngineContestant:
 
     batch_size = 1
 
-    def __init__(self, engine: Engine, cfg: Config, which: str = "") -> None:
+    def __init__(self, engine: Engine, cfg: Config, which: str = "", frames: int = 0) -> None:
         if which and which not in engine.models:
             raise UserError(f"{engine.title}: holds no model {which}; it has {', '.join(engine.models)}")
-        self._engine, self._cfg, self._which = engine, cfg, which
+        self._engine, self._cfg, self._which, self._frames = engine, cfg, which, frames
         self._look: Any = None
         self._counted: Mapping[str, int] = {}
 
@@ -192,7 +197,7 @@ class EngineContestant:
         texts = []
         for video, question in asked:
             if self._look is None or self._look.video != video:
-                self._look = self._engine.look(video)
+                self._look = self._engine.look(video, self._frames)
             texts.append("".join(self._engine.stream(self._look, (), question, options, self._which)).strip())
         return texts
 
@@ -222,7 +227,29 @@ def _of_run(name: str, run: Run, given: str | None, changes: Sequence[str]) -> E
         run.require(stage)
     settings = settings_of(cfg, "model", "video")
     del settings["data"], settings["seed"]
-    return Entry(name, "run", "", cfg, {**settings, **_seen(cfg)}, (stage,) if stage else ())
+    return Entry(name, "run", "", cfg, {**settings, **_seen(cfg)}, (stage,) if stage else (), name)
+
+
+def _of_export(name: str, path: Path, which: str, cfg: Config, frames: int) -> Entry:
+    """An exported file, or the folder of an export. frames: 0 for as many as it was made for."""
+    folder = path if path.is_dir() else path.parent
+    known = facts.read(folder) if (folder / facts.FILE).is_file() else None
+    if known and path.name in (known.mmproj, *known.adapters.values()):
+        text = next(iter(known.text.values()))
+        raise UserError(f"--model {name}: is a part of a model; name the file that talks: --model {folder / text}")
+    frames = frames or (known.frames if known else 0)
+    files = sorted(path.iterdir()) if path.is_dir() else [path, *path.parent.glob("*mmproj*"), path.parent / facts.FILE]
+    if known and path.is_file():
+        files += [folder / file for file in (known.mmproj, *known.adapters.values())]
+    hashes = {file.name: sha256(file) for file in files if file.suffix in (".gguf", ".json") and file.is_file()}
+    settings = {"model": {"files": hashes, "which": which}, "frames": frames, "max_new_tokens": cfg.evaluate.max_new_tokens}
+    title = f"{path.resolve().name}-{which}" if which else path.resolve().name
+    return Entry(_own_title(title), "gguf", str(path), cfg, settings, which=which, frames=frames)
+
+
+def _own_title(name: str) -> str:
+    """A title for a model that nobody named, from what its file or folder is called."""
+    return title_of(name) or title_of(f"{name}-model".lstrip("-."))
 
 
 def _told(cfg: Config) -> dict[str, Any]:
@@ -262,7 +289,7 @@ def _adapter_section(path: Path, cfg: Config) -> Any:
 
 def _is_gguf(path: Path) -> bool:
     """A .gguf file, or the folder of an export."""
-    return (path.suffix == ".gguf" and path.is_file()) or (path / EXPORT).is_file()
+    return (path.suffix == ".gguf" and path.is_file()) or (path / facts.FILE).is_file()
 
 
 def _gguf_engine(entry: Entry) -> Engine:

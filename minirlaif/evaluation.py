@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from minirlaif.benchanswers import ASKS, BenchmarkRun, answer_benchmark, read_answers, take_predictions
+from minirlaif.benchanswers import ASKS, BenchmarkRun, answer_benchmark, begin_again, read_answers, take_predictions
 from minirlaif.benchmarks import Benchmark, first_items, read_benchmark
 from minirlaif.benchtable import write_tables
-from minirlaif.contestants import entered
+from minirlaif.contestants import Entry, entered, title_of
 from minirlaif.disk import read_json
 from minirlaif.grading import AskedJudge
 from minirlaif.grading.asking import Counts, nothing_read
@@ -30,7 +30,8 @@ def evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
     settings = judge_settings(options.judge, options.judge_set)
     judge_prompts(settings)
     check_judge(settings)
-    benchmark = first_items(read_benchmark(options.benchmark, options.videos), options.limit, 0)
+    benchmark = first_items(read_benchmark(options.benchmark, options.videos or ""), options.limit, 0)
+    print(benchmark.told(), flush=True)
     if benchmark.kind in RANKED and settings.kind not in ("normalised", "none"):
         raise UserError(f"--judge {options.judge}: {benchmark.name} has candidates and needs no judge; leave --judge out")
     if benchmark.kind in ASKS and options.predictions:
@@ -56,14 +57,32 @@ def evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
 def _answers(options: argparse.Namespace, run: BenchmarkRun, benchmark: Benchmark) -> dict[str, Path]:
     """Folder of each model's answers, by title."""
     if options.predictions:
-        title = re.sub(r"[^\w.-]+", "-", options.model[0]).strip("-.").lower()
+        title = title_of(options.model[0])
+        if not title:
+            raise UserError(
+                f"--model {options.model[0]}: is a name of this program's own, or none that a folder can have; choose another"
+                " name for the predictions"
+            )
         return {title: take_predictions(run, benchmark, options.predictions, title, options.redo)}
+    readout = options.readout if benchmark.kind == "choice" else ""
     entries = [entered(name, run, options.config, options.set) for name in options.model or ["rlaif"]]
+    if readout == "likelihood":  # beside the same model's letters, not in their place
+        entries = [replace(entry, title=f"{entry.title}-likelihood") for entry in entries]
     twice = {entry.title for entry in entries if [other.title for other in entries].count(entry.title) > 1}
     if twice:
         raise UserError(f"--model: two models are called {twice.pop()}; evaluate them into two runs")
-    readout = options.readout if benchmark.kind == "choice" else ""
-    return {entry.title: answer_benchmark(run, benchmark, entry, readout, options.ask, options.redo) for entry in entries}
+    _tell_frames(entries)
+    if options.redo:
+        begin_again(run, benchmark, entries)
+    return {entry.title: answer_benchmark(run, benchmark, entry, readout, options.ask) for entry in entries}
+
+
+def _tell_frames(entries: Sequence[Entry]) -> None:
+    """A difference between models may be one of frames: exported files look at as many as they were made for."""
+    frames = {entry.title: entry.frames if entry.kind == "gguf" else entry.cfg.video.frames for entry in entries}
+    if len({number for number in frames.values() if number}) > 1:
+        told = ", ".join(f"{title} {number}" for title, number in frames.items() if number)
+        print(f"models look at different numbers of frames ({told}); --set video.frames=N gives all the same", flush=True)
 
 
 def _marks(

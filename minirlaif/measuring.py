@@ -37,7 +37,11 @@ def add_benchmark_flags(parser: argparse.ArgumentParser) -> None:
         "--judge-set", metavar="FIELD=VALUE", nargs="+", action="extend", default=[], help="such as url=… key_env=NAME"
     )
     group.add_argument(
-        "--predictions", metavar="FILE", type=Path, help="judge these answers of another program; --model names it"
+        "--predictions",
+        metavar="FILE",
+        type=Path,
+        help="judge these answers of another program: the benchmark's rows with `pred` (consistency: `pred1` and `pred2`), a file"
+        " or a folder; --model names it, --videos is for examples only",
     )
     group.add_argument(
         "--readout", choices=("letter", "likelihood"), default="letter", help="of multiple choice (default: letter)"
@@ -70,7 +74,7 @@ def evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
     """Evaluate models on a benchmark; words: the command line, for messages. UserError for what the user can put right."""
     if parallel.count() > 1:
         raise UserError("evaluate --benchmark: works in one process; start it without `accelerate launch`")
-    if not options.videos:
+    if not options.videos and not options.predictions:
         raise UserError("evaluate --benchmark: name the folder of its clips with --videos")
     if options.limit < 0:
         raise UserError(f"--limit {options.limit}: must not be negative")

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.benchmarks import Benchmark, Item
+from minirlaif.benchrows import CLIPS, half_letters
 from minirlaif.formats import BadRow
 from minirlaif.records import UserError
 from minirlaif.rowfiles import raise_all, table_rows
 
+_ID = "\0id"  # no clip is called so
 _END = re.compile(r"(?:\s*(?:</s>|<\|im_end\|>|<\|eot_id\|>|<end_of_utterance>))+\s*$")  # some scripts leave them in
-_IDS = ("id", "question_id", "qid")
+_IDS = ("id", "question_id", "qid", "q_uid")
 
 
 def prediction_files(benchmark: Benchmark, preds: Mapping[str, Sequence[str]]) -> dict[str, list[dict[str, Any]]]:
@@ -38,14 +40,12 @@ def prediction_files(benchmark: Benchmark, preds: Mapping[str, Sequence[str]]) -
 
 
 def read_predictions(source: Path, benchmark: Benchmark) -> dict[str, tuple[str, ...]]:
-    """Answers by item id from a file of predictions, or from a folder of such files (json, jsonl, csv).
+    """Answers by item id from a file of predictions (json, jsonl, csv), or from a folder of such files.
 
     Raises:
         UserError: a row that belongs to no item of the benchmark, answers it twice, or has no `pred`; no row at all.
     """
-    files = sorted(path for path in source.iterdir() if path.suffix in (".json", ".jsonl")) if source.is_dir() else [source]
-    if not source.exists() or not files:
-        raise UserError(f"--predictions {source}: no such file, and no folder of json files")
+    files = _files(source, benchmark)
     keys: dict[tuple[str, ...], list[Item]] = {}
     for item in benchmark.items:
         for key in _keys_of(item):
@@ -55,7 +55,7 @@ def read_predictions(source: Path, benchmark: Benchmark) -> dict[str, tuple[str,
         problems: list[tuple[int, str]] = []
         for number, row in table_rows(file):
             try:
-                item, said = _matched(row, keys, found)
+                item, said = _matched(row, keys, found, file.stem)
                 found[item.id] = said
             except BadRow as problem:
                 problems.append((number, str(problem)))
@@ -65,39 +65,68 @@ def read_predictions(source: Path, benchmark: Benchmark) -> dict[str, tuple[str,
     return found
 
 
-def _matched(row: Any, keys: Mapping[tuple[str, ...], Sequence[Item]], found: Mapping[str, Any]) -> tuple[Item, tuple[str, ...]]:
-    """The item that a row of predictions belongs to, and what it says. BadRow when there is none."""
+def _files(source: Path, benchmark: Benchmark) -> list[Path]:
+    """The files of predictions in a folder: those that are called like the benchmark's parts, as `prediction_files` calls them
+    (this program writes others beside them), or else all."""
+    files = sorted(path for path in source.iterdir() if path.suffix in (".json", ".jsonl")) if source.is_dir() else [source]
+    if not source.exists() or not files:
+        raise UserError(f"--predictions {source}: no such file, and no folder of json files")
+    parts = {item.part for item in benchmark.items}
+    return [path for path in files if path.stem in parts] or files
+
+
+def _matched(
+    row: Any, keys: Mapping[tuple[str, ...], Sequence[Item]], found: Mapping[str, Any], part: str
+) -> tuple[Item, tuple[str, ...]]:
+    """The item that a row of predictions belongs to, and what it says. part: that the file's name says. BadRow when there is
+    none."""
     if isinstance(row, BadRow):
         raise row
     if not isinstance(row, Mapping):
         raise BadRow("a row must be an object with named columns")
     questions = tuple(str(row[k]) for k in ("Q1", "Q2") if k in row) or (str(row.get("Q", row.get("question", ""))),)
-    names = [str(row[k]) for k in ("video_name", "video", "video_id") if k in row]
-    wanted: list[tuple[str, ...]] = [("id", str(row[k])) for k in _IDS if row.get(k) not in (None, "")]
-    wanted += [(name, *map(_plain, questions)) for name in names]
-    wanted.append(("", *map(_plain, questions), _plain(str(row.get("A", row.get("answer", ""))))))
-    matches = next((keys[key] for key in wanted if key in keys), [])
-    free = [item for item in matches if item.id not in found]
+    asked = tuple(map(_plain, questions))
+    names = [str(row[k]) for k in CLIPS if k in row]
+    answer = _plain(str(row.get("A", row.get("answer", ""))))
+    wanted: list[tuple[str, ...]] = [(_ID, str(row[k])) for k in _IDS if row.get(k) not in (None, "")]
+    wanted += [(name, *asked) for name in names]
+    wanted.append(("", *asked, answer))
+    matches: Sequence[Item] = ()
+    for key in wanted:
+        matches = keys.get(key, ())
+        if len(matches) > 1 and key[0] == _ID:  # ids that begin anew with every clip
+            matches = [item for item in matches if _asked(item) == asked and (not names or item.name in names)]
+        if matches:
+            break
+    # Of several the one that asks the same, in the part that the file is called by, with the same reference.
+    free = sorted(
+        (item for item in matches if item.id not in found),
+        key=lambda item: (_asked(item) != asked, item.part != part, _plain(item.answer) != answer),
+    )
     if not free:
         raise BadRow(
             "answers a question for the second time" if matches else f"is no row of the benchmark: {wanted[0][-1]!r:.60}"
         )
     item = free[0]
-    if questions[0] and tuple(map(_plain, questions)) != tuple(map(_plain, item.questions)):
+    if questions[0] and asked != _asked(item):
         raise BadRow(f"has the id of another question of the benchmark: {item.questions[0]!r:.60}")
     columns = ("pred1", "pred2") if len(item.questions) == 2 else ("pred",)
     said = [row.get(column) for column in columns]
     if not all(isinstance(text, str) for text in said):
         raise BadRow(f"needs text under {' and '.join(columns)}")
+    if broken := next((column for column, text in zip(columns, said, strict=True) if half_letters(str(text))), ""):
+        raise BadRow(f"`{broken}` holds half a letter (a lone surrogate), which no file can hold: write the file as UTF-8")
     return item, tuple(_END.sub("", str(text)).strip() for text in said)
 
 
 def _keys_of(item: Item) -> list[tuple[str, ...]]:
     """What a row of predictions may call the item by: its id, clip and question, question and answer."""
-    own = item.row.get("id", item.row.get("question_id", ""))
-    keys = [("id", str(own))] if own not in (None, "") else []
-    asked = tuple(map(_plain, item.questions))
-    return [*keys, (item.name, *asked), ("", *asked, _plain(item.answer))]
+    keys = [(_ID, item.own)] if item.own else []
+    return [*keys, (item.name, *_asked(item)), ("", *_asked(item), _plain(item.answer))]
+
+
+def _asked(item: Item) -> tuple[str, ...]:
+    return tuple(map(_plain, item.questions))
 
 
 def _plain(text: str) -> str:

@@ -30,7 +30,7 @@ def raise_all(name: str, problems: list[tuple[int, str]]) -> None:
     if len(lines) == 1:
         raise UserError(f"{name}, {lines[0]}")
     rest = [f"  {line}" for line in lines[1:SHOWN]] + ([f"  … and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])
-    raise UserError("\n".join([f"{name}: {len(lines)} bad rows, the first is {lines[0]}", *rest]))
+    raise UserError(";\n".join([f"{name}: {len(lines)} bad rows, the first is {lines[0]}", *rest]))
 
 
 class ClipFolder:

@@ -70,6 +70,51 @@ def two_files(folder: Path, world: World) -> Path:
     return folder
 
 
+def original_two_files(folder: Path, world: World) -> Path:
+    """The same layout about MSVD's clips, which are called vid<N>; their files may have kept the names on YouTube."""
+    rows = [*enumerate(world[:ROWS])]
+    questions = [
+        {"video_name": f"vid{number_of(row)}", "question": row["question"], "question_id": str(n), "answer": "?"}
+        for n, row in rows
+    ]
+    answers = [{"question": "another", "answer": row["answer"], "type": "what", "question_id": n} for n, row in rows]
+    put(folder / "test_q.json", questions)
+    put(folder / "test_a.json", answers[::-1])
+    return folder
+
+
+def msrvtt_qa(path: Path, world: World) -> Path:
+    """MSRVTT-QA's own list: clips are numbers, the files are called video<N>."""
+    rows = [
+        {"answer": row["answer"], "category_id": 3, "id": 158581 + n, "question": row["question"], "video_id": number_of(row)}
+        for n, row in enumerate(world[:ROWS])
+    ]
+    return put(path, rows)
+
+
+def egoschema(folder: Path, world: World) -> Path:
+    """questions.json with options in columns, a question a clip, and the public part of the answers: those of every second one."""
+    questions, answers = [], {}
+    firsts = {stem(row): number for number, row in reversed([*enumerate(world)])}
+    for count, number in enumerate(sorted(firsts.values())):
+        options, place = options_of(world, number, 5)
+        row = {"q_uid": stem(world[number]), "google_drive_id": "x", "question": f"What of {number}?"}
+        questions.append({**row, **{f"option {i}": option for i, option in enumerate(options)}})
+        if count % 2:
+            answers[stem(world[number])] = place
+    put(folder / "questions.json", questions)
+    put(folder / "subset_answers.json", answers)
+    return folder
+
+
+def sharded(folder: Path, world: World) -> Path:
+    """Generic's rows in two files of a folder, as the hub cuts them: row numbers begin anew in each."""
+    one = [{"video_name": stem(row), "question": row["question"], "answer": row["answer"]} for row in world[:ROWS]]
+    for number, rows in enumerate((one[: ROWS // 2], one[ROWS // 2 :])):
+        put(folder / "Generic" / f"test-{number:05d}-of-00002.json", rows)
+    return folder
+
+
 def merged(path: Path, world: World) -> Path:
     """VLM-RLAIF's own <task>_qa.json: one list; its questions keep the clip's place."""
     return put(

@@ -21,8 +21,8 @@ LAYERS = {
     1: "artifacts disk provenance metrics video data formats features chat families resting roles sampling scoring judge training"
     " parallel stagedir tinyworld tinybase backbone workbench opening overlap rollouts devjudge page story workings timeline"
     ""
-    " rowfiles benchrows benchmarks predictions grading contestants benchanswers scores tables charts tablepage benchtable"
-    " comparing audit auditpage _reader doctor status convert oldfiles shapes standin plan fitting talk hf gguf",
+    " rowfiles benchrows benchlayouts benchmarks predictions grading contestants benchanswers scores tables charts tablepage"
+    " benchtable comparing audit auditpage _reader doctor status convert oldfiles shapes standin plan fitting talk hf gguf",
     2: "stages",
     3: "app cli __main__ exporting planning measuring evaluation console steps bench ablation",
 }

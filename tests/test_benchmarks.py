@@ -11,6 +11,7 @@ import benchfiles
 import pytest
 from benchfiles import ROWS, World, number_of, put, stem
 
+from minirlaif import benchmarks
 from minirlaif.benchmarks import Benchmark, first_items, read_benchmark
 from minirlaif.predictions import prediction_files, read_predictions
 from minirlaif.records import UserError
@@ -53,6 +54,52 @@ def test_videoinstruct(tmp_path: Path, world: World, videos: Path):
     assert len({item.id for item in found.items}) == 3 * ROWS
 
 
+def test_rows_of_a_part_are_numbered_over_all_its_files(tmp_path: Path, world: World, videos: Path):
+    """Their numbers begin anew in each file; one's answer would be taken for another's."""
+    found = read(benchfiles.sharded(tmp_path / "b", world), videos)
+    assert len({item.id for item in found.items}) == len(found.items) == ROWS
+    said = {item.id: (f"about {item.questions[0]}",) for item in found.items}
+    rows = prediction_files(found, said)["generic_qa.json"]
+    assert [row["pred"] for row in rows] == [f"about {row['question']}" for row in world[:ROWS]]
+    assert read_predictions(put(tmp_path / "p.json", rows[::-1]), found) == said
+
+
+@pytest.mark.parametrize("ids", [["0", "1", "2", "0"], ["4", "3", "2", "2"], ["1", None, "3", "4"], ["", "1", "2", "3"]])
+def test_ids_of_a_file_count_only_when_each_row_has_its_own(ids: list[Any], tmp_path: Path, world: World, videos: Path):
+    rows = [
+        {"video_name": stem(row), "question": row["question"], "answer": row["answer"], "question_id": id_}
+        for id_, row in zip(ids, world, strict=False)
+    ]
+    found = read(put(tmp_path / "b.json", rows), videos)
+    assert [item.id for item in found.items] == ["qa:1", "qa:2", "qa:3", "qa:4"]
+    told = [{**row, "pred": f"to {row['question']}"} for row in rows]
+    expected = {f"qa:{n}": (f"to {row['question']}",) for n, row in enumerate(rows, 1)}
+    assert read_predictions(put(tmp_path / "p.json", told[::-1]), found) == expected
+    for row in told:
+        del row["video_name"]
+    assert read_predictions(put(tmp_path / "p.json", told), found) == expected
+
+
+def test_ids_that_begin_anew_with_every_clip(tmp_path: Path, world: World, videos: Path):
+    """NExT-QA's qids, with the same question about every clip."""
+    rows = [{**row, "question": "what happens?"} for row in world[:ROWS]]
+    table = benchfiles.choice_csv(tmp_path / "mc.csv", rows)
+    text = table.read_text().splitlines()
+    cells = [line.split(",") for line in text[1:]]
+    path = tmp_path / "val.csv"
+    path.write_text("\n".join([text[0], *(",".join([*c[:3], str(n % 3), *c[4:]]) for n, c in enumerate(cells))]) + "\n")
+    found = read(path, videos)
+    assert len({item.id for item in found.items}) == ROWS
+    said = {item.id: (f"{n}",) for n, item in enumerate(found.items)}
+    assert read_predictions(put(tmp_path / "p.json", prediction_files(found, said)["choice.json"]), found) == said
+
+
+def test_two_rows_of_one_id_are_refused(tmp_path: Path, world: World, videos: Path, monkeypatch):
+    monkeypatch.setattr(benchmarks, "_ids", lambda rows: ["1"] * len(rows))  # a net below the rule above
+    with pytest.raises(UserError, match="two rows would have one id"):
+        read(benchfiles.merged(tmp_path / "b.json", world), videos)
+
+
 def test_one_of_its_files_alone(tmp_path: Path, world: World, videos: Path):
     folder = benchfiles.videoinstruct(tmp_path / "b", world)
     assert {item.part for item in read(folder / "temporal_qa.json", videos).items} == {"temporal_qa"}
@@ -71,15 +118,69 @@ def test_the_hub_repack_is_the_same_benchmark(tmp_path: Path, world: World, vide
 
 def test_half_a_pair_of_the_repack_is_reported(tmp_path: Path, videos: Path):
     row = {"video_name": "test0001", "question_1": "one?", "question_2": "None", "answer": "yes"}
-    with pytest.raises(UserError, match="clip test0001: its other question is missing"):
-        read(put(tmp_path / "consistency.json", [row]), videos)
+    whole = {**row, "video_name": "test0000", "question_2": "two?"}
+    alone = {**row, "video_name": "test0002", "question_1": "None", "question_2": "three?"}
+    complaint = "row 1: clip test0001: its other question is missing;\n  row 3: clip test0002: its other question is missing"
+    with pytest.raises(UserError, match=complaint):
+        read(put(tmp_path / "consistency.json", [row, whole, alone]), videos)
+
+
+def test_pairs_of_one_clip_and_answer_are_not_mixed_up(tmp_path: Path, videos: Path):
+    """Both first questions come before the second ones."""
+    sides = [("a?", "None"), ("b?", "None"), ("None", "a again?"), ("None", "b again?")]
+    rows = [{"video_name": "test0001", "question_1": one, "question_2": two, "answer": "yes"} for one, two in sides]
+    found = read(put(tmp_path / "consistency.json", rows), videos)
+    assert [item.questions for item in found.items] == [("a?", "a again?"), ("b?", "b again?")]
 
 
 def test_questions_and_answers_in_two_files_are_matched_by_id(tmp_path: Path, world: World, videos: Path):
     found = read(benchfiles.two_files(tmp_path / "MSVD_Zero_Shot_QA", world), videos)
     assert (found.kind, len(found.items)) == ("qa", ROWS)
     assert [(i.questions[0], i.answer) for i in found.items] == [(row["question"], row["answer"]) for row in world[:ROWS]]
-    assert read(tmp_path / "MSVD_Zero_Shot_QA" / "test_q.json", videos).items == found.items
+    alone = read(tmp_path / "MSVD_Zero_Shot_QA" / "test_q.json", videos)
+    assert alone.items == found.items and alone.name == found.name == "msvd_zero_shot_qa"
+
+
+def test_each_side_of_two_files_keeps_what_is_its_own(tmp_path: Path, world: World, videos: Path):
+    """The answers' file may repeat the question in other words, the questions' file may have a place for the answer."""
+    found = read(benchfiles.original_two_files(tmp_path / "msvd", world), videos)
+    assert [(i.questions[0], i.answer) for i in found.items] == [(row["question"], row["answer"]) for row in world[:ROWS]]
+
+
+@pytest.mark.parametrize(
+    ("side", "change", "words"),
+    [
+        ("test_a.json", {"question_id": "test0000_0"}, "test_a.json, row 3: question_id test0000_0 is that of row 1 already"),
+        ("test_q.json", {"question_id": "test0000_0"}, "test_q.json, row 3: question_id test0000_0 is that of row 1 already"),
+        ("test_a.json", {"question_id": None}, "test_a.json, row 3: `question_id` is missing"),
+        ("test_q.json", {"question_id": ""}, "test_q.json, row 3: `question_id` is missing"),
+    ],
+)
+def test_a_question_id_that_is_missing_or_taken(
+    side: str, change: dict[str, Any], words: str, tmp_path: Path, world: World, videos: Path
+):
+    folder = benchfiles.two_files(tmp_path / "b", world)
+    rows = json.loads((folder / side).read_text())[:: -1 if side == "test_a.json" else 1]
+    rows[2] |= change
+    put(folder / side, rows)
+    with pytest.raises(UserError) as caught:
+        read(folder, videos)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("sides", [("test_q.json", "test_a.json"), ("test_q.json",), ("test_a.json",)])
+def test_questions_and_answers_without_ids_are_not_matched_by_place(
+    sides: tuple[str, ...], tmp_path: Path, world: World, videos: Path
+):
+    folder = benchfiles.two_files(tmp_path / "b", world)
+    for side in sides:
+        rows = json.loads((folder / side).read_text())
+        put(folder / side, [{k: v for k, v in row.items() if k != "question_id"} for row in rows])
+    with pytest.raises(UserError, match="`question_id`"):
+        read(folder, videos)
+    if len(sides) == 2:
+        with pytest.raises(UserError, match="not matched with answers by their place; give both files the column"):
+            read(folder, videos)
 
 
 def test_a_question_without_an_answer_is_reported(tmp_path: Path, world: World, videos: Path):
@@ -140,6 +241,38 @@ def test_forms_of_options(row: dict[str, Any], options: tuple[str, ...], right: 
     assert (item.options, item.answer) == (options, right)
 
 
+@pytest.mark.parametrize("named", ["", "questions.json"])
+def test_egoschema(named: str, tmp_path: Path, world: World, videos: Path):
+    found = read(benchfiles.egoschema(tmp_path / "EgoSchema", world) / named, videos)
+    assert (found.name, found.kind, found.missing, len(found.items)) == ("egoschema", "choice", [], 5)
+    numbers = range(3, 30, 6)
+    assert [(i.answer, i.questions[0]) for i in found.items] == [(world[n]["answer"], f"What of {n}?") for n in numbers]
+    assert [i.id for i in found.items] == [f"choice:{stem(world[n])}" for n in numbers]
+    assert all(len(i.options) == 5 and i.options.index(i.answer) == n % 5 for i, n in zip(found.items, numbers, strict=True))
+    put(tmp_path / "EgoSchema" / "subset_answers.json", {"elsewhere": 0})
+    with pytest.raises(UserError, match="1 answers have no question in questions.json, such as elsewhere"):
+        read(tmp_path / "EgoSchema" / named, videos)
+
+
+def test_what_was_read_and_what_was_not_is_told(tmp_path: Path, world: World, videos: Path):
+    folder = benchfiles.videoinstruct(tmp_path / "vi", world)
+    assert read(folder, videos).told() == (
+        "benchmark vi: videoinstruct, 60 rows about 7 clips, from consistency_qa.json, generic_qa.json, temporal_qa.json"
+    )
+    put(folder / "deep" / "train_q.json", [])
+    assert read(folder, videos).told().endswith("temporal_qa.json; not read: deep/train_q.json")
+    assert read(folder / "generic_qa.json", videos).told().endswith(", from generic_qa.json")
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("test_qa.json", "msvd-qa"), ("val.json", "msvd-qa"), ("test-00000-of-00001.json", "msvd-qa"), ("anet_qa.json", "anet_qa")],
+)
+def test_a_file_whose_name_says_nothing_is_called_as_its_folder(file: str, name: str, tmp_path: Path, world: World, videos: Path):
+    (tmp_path / "MSVD-QA").mkdir()
+    assert read(benchfiles.merged(tmp_path / "MSVD-QA" / file, world), videos).name == name
+
+
 def test_retrieval(tmp_path: Path, world: World, videos: Path):
     found = read(benchfiles.retrieval(tmp_path / "MSRVTT_JSFUSION_test.csv", world), videos)
     assert (found.kind, len(found.items)) == ("retrieval", ROWS)
@@ -182,6 +315,7 @@ def test_missing_clips_are_named(tmp_path: Path, world: World, videos: Path):
         ({"video": "x", "question": "a?", "options": ["one"], "answer": "A"}, "two options or more"),
         ({"video": "x", "question": "a?", "options": ["one", "two"], "answer": "C"}, "none of the 2 options"),
         ({"video": "x", "caption": " "}, "the caption is empty"),
+        ({"video_name": "x", "question": "a\ud83d?", "answer": "b"}, "half a letter"),
         ({"name": "x"}, "columns name are those of no known benchmark"),
     ],
 )
@@ -262,6 +396,7 @@ def test_other_peoples_predictions(tmp_path: Path, world: World, videos: Path):
         ({"id": "zzz", "question": "who?", "pred": "x"}, "is no row of the benchmark: 'zzz'"),
         ({"id": "q3", "question": "what happens 3?"}, "needs text under pred"),
         ({"id": "q3", "question": "what happens 3?", "pred": 4}, "needs text under pred"),
+        ({"id": "q3", "question": "what happens 3?", "pred": "a \ud83d"}, "row 1: `pred` holds half a letter"),
     ],
 )
 def test_predictions_that_belong_elsewhere(row: dict[str, Any], words: str, tmp_path: Path, world: World, videos: Path):
@@ -275,3 +410,32 @@ def test_an_item_answered_twice_is_refused(tmp_path: Path, world: World, videos:
     row = {"id": "q3", "question": "what happens 3?", "pred": "x"}
     with pytest.raises(UserError, match="row 2: answers a question for the second time"):
         read_predictions(put(tmp_path / "p.json", [row, row]), found)
+
+
+def test_a_question_of_two_parts_is_answered_in_the_part_that_the_file_is_called_by(tmp_path: Path, world: World, videos: Path):
+    found = read(benchfiles.videoinstruct(tmp_path / "b", world), videos)
+    row = {"video_name": stem(world[4]), "Q": world[4]["question"], "A": world[4]["answer"], "pred": "x"}
+    (id_,) = read_predictions(put(tmp_path / "temporal_qa.json", [row]), found)
+    assert id_.startswith("temporal_qa:")
+
+
+def test_of_two_answers_to_one_question_the_same_reference_decides(tmp_path: Path, videos: Path):
+    rows = [{"video_name": "test0001", "question": "who?", "answer": answer} for answer in ("a man", "a dog")]
+    found = read(put(tmp_path / "b.json", rows), videos)
+    told = [{**rows[1], "pred": "dog"}, {**rows[0], "pred": "man"}]
+    assert read_predictions(put(tmp_path / "p.json", told), found) == {"qa:2": ("dog",), "qa:1": ("man",)}
+
+
+def test_a_folder_of_ones_own_predictions(tmp_path: Path, world: World, videos: Path):
+    """Only the files called like parts are read, if there are any."""
+    found = read(benchfiles.merged(tmp_path / "q.json", world), videos)
+    said = {item.id: ("x",) for item in found.items}
+    put(tmp_path / "p" / "qa.json", prediction_files(found, said)["qa.json"])
+    for name in ("answers.jsonl", "manifest.json", "samples.jsonl"):
+        put(tmp_path / "p" / name, {"video": "no row"})
+    assert read_predictions(tmp_path / "p", found) == said
+
+
+def test_clips_need_not_be_looked_for(tmp_path: Path, world: World):
+    found = read_benchmark(str(benchfiles.merged(tmp_path / "q.json", world)), "")
+    assert len(found.items) == ROWS and {item.video for item in found.items} == {""}

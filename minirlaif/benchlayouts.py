@@ -1,0 +1,217 @@
+"""Which files a benchmark is, what it is called, and the rows of each of its parts before anything is made of their columns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minirlaif.formats import BadRow
+from minirlaif.records import UserError
+from minirlaif.rowfiles import TABLES, json_value, raise_all, table_rows, text_lines
+
+WELL_KNOWN = Path("benchmarks")  # where `--benchmark NAME` is looked for when NAME is no path
+EGOSCHEMA = ("questions.json", "subset_answers.json")
+# Names that say which rows a file has, not which benchmark's; its folder does.
+_SPLIT = r"(?:test|val|valid|validation|train)"
+_NAMELESS = re.compile(rf"(?:{_SPLIT}(?:[_-]?(?:q|questions?|qa))?|questions?)(?:-\d+-of-\d+)?", re.IGNORECASE)
+
+PlacedRow = tuple[Path, int, Any]  # file, number of the row in it, the row
+
+
+@dataclass(frozen=True)
+class Source:
+    """A benchmark's files. path: what was named; name: for folders and titles; files: all that are read; unread: tables that lie
+    in the same folder and are not."""
+
+    path: Path
+    name: str
+    files: tuple[Path, ...]
+    unread: tuple[Path, ...] = ()
+
+
+def find_source(source: str) -> Source:
+    """The files of a benchmark. UserError when there are none, or when a folder's files are those of no known benchmark."""
+    path = _found(source)
+    if path.is_file():
+        answers = _answers_beside(path)
+        return Source(path, _slug(path), (path, answers) if answers else (path,))
+    tables = sorted(file for file in path.rglob("*") if file.suffix.lower() in TABLES and not file.name.startswith("."))
+    files = _of_folder(path, tables)
+    return Source(path, _slug(path), tuple(files), tuple(file for file in tables if file not in files))
+
+
+def source_rows(source: Source) -> Iterator[tuple[str, list[PlacedRow]]]:
+    """(part, rows) for each part, over all of its files. part: "" where the names of the files say nothing."""
+    files = source.files
+    if files[0].suffix == ".txt":
+        yield "action", _action_lists(files)
+    elif len(files) == 2 and files[1] == _answers_beside(files[0]):
+        join = _subset if files[1].name.lower() == EGOSCHEMA[1] else _joined
+        yield "", [(files[0], number, row) for number, row in join(files[0], files[1])]
+    else:
+        parts: dict[str, list[PlacedRow]] = {}
+        for file in files:
+            rows = parts.setdefault(_videoinstruct_part(file, source.path), [])
+            rows += [(file, number, row) for number, row in table_rows(file)]
+        yield from ((part, _paired(rows)) for part, rows in parts.items())
+
+
+def _found(source: str) -> Path:
+    for path in (Path(source).expanduser(), WELL_KNOWN / source):
+        if path.exists():
+            return path
+    near = [*WELL_KNOWN.glob(f"{source}.*"), *WELL_KNOWN.glob(f"{source}_qa.*")] if Path(source).name == source else []
+    if len(near) == 1:
+        return near[0]
+    raise UserError(f"--benchmark {source}: no such file or folder (and none of that name in {WELL_KNOWN}/)")
+
+
+def _slug(path: Path) -> str:
+    """A name that can be a folder: the file's without its suffix, the folder's own; that of the folder, too, of a file whose name
+    every benchmark's could have, such as test_q.json."""
+    path = path.resolve()
+    name = path.stem if path.is_file() else path.name
+    if path.is_file() and _NAMELESS.fullmatch(name):
+        name = path.parent.name or name
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.").lower() or "benchmark"
+
+
+def _of_folder(path: Path, tables: Sequence[Path]) -> list[Path]:
+    """The files of a folder that make up its benchmark, in order."""
+    texts = sorted(file for file in path.rglob("*.txt"))
+    for split in ("test", "val", "train", ""):
+        questions = [file for file in tables if file.stem.lower() in (f"{split}_q", f"{split}_question", f"{split}_questions")]
+        if len(questions) == 1 and (answers := _answers_beside(questions[0])):
+            return [questions[0], answers]
+    for file in tables:
+        if file.name.lower() == EGOSCHEMA[0] and (answers := _answers_beside(file)):
+            return [file, answers]
+    named = [file for file in tables if _videoinstruct_part(file, path)]
+    if named:
+        return named
+    splits = [file for file in texts if file.name.endswith("_test_split1.txt")]
+    lists = [file for file in texts if file.name == "testlist01.txt"]
+    if splits or lists:
+        return splits or [*lists[:1], *(file for file in texts if file.name == "classInd.txt")][:2]
+    if len(tables) == 1:
+        return [*tables]
+    shown = ", ".join(file.name for file in tables[:6]) or "none"
+    raise UserError(f"{path}: cannot tell which of its files is the benchmark ({shown}); name the file")
+
+
+def _answers_beside(path: Path) -> Path | None:
+    """The file of answers that belongs to a file of questions: test_a.json to test_q.json, and EgoSchema's."""
+    match = re.fullmatch(r"(.*_)(q|question|questions)", path.stem, re.IGNORECASE)
+    names = {"q": "a", "question": "answer", "questions": "answers"}
+    if path.name.lower() == EGOSCHEMA[0]:
+        other = path.with_name(EGOSCHEMA[1])
+    elif match:
+        other = path.with_name(match[1] + names[match[2].lower()] + path.suffix)
+    else:
+        return None
+    return other if other.is_file() else None
+
+
+def _videoinstruct_part(file: Path, root: Path) -> str:
+    """generic_qa, temporal_qa or consistency_qa by the name of the file or of a folder above it; "" for others."""
+    folders = file.relative_to(root).parts[:-1] if root in file.parents else ()
+    for name in (file.stem.lower(), *(folder.lower() for folder in folders)):
+        if name.removesuffix("_qa") in ("generic", "temporal", "consistency"):
+            return name.removesuffix("_qa") + "_qa"
+    return ""
+
+
+def _joined(questions: Path, answers: Path) -> list[tuple[int, Any]]:
+    """Rows of test_q with the answers of test_a, by question_id: never by place, which the two files need not share."""
+    sides = (table_rows(questions), table_rows(answers))
+    if not any(isinstance(row, dict) and "question_id" in row for side in sides for _, row in side):
+        raise UserError(
+            f"{questions}: no row here or in {answers.name} has a `question_id`, and questions are not matched with answers by"
+            " their place; give both files the column, or make one list of question and answer"
+        )
+    known = _by_id(answers, sides[1], {})
+    lacking = {
+        number: f"question_id {row['question_id']} has no answer in {answers.name}"
+        for number, row in sides[0]
+        if isinstance(row, dict) and row.get("question_id") is not None and str(row["question_id"]) not in known
+    }
+    asked = _by_id(questions, sides[0], lacking)
+    return [(number, {**known[id_][1], **row, "answer": known[id_][1].get("answer")}) for id_, (number, row) in asked.items()]
+
+
+def _by_id(file: Path, rows: Sequence[tuple[int, Any]], problems: dict[int, str]) -> dict[str, tuple[int, dict[str, Any]]]:
+    """Numbered rows by question_id. UserError for the problems that are known by row, and for rows whose id is missing or taken:
+    they would get the answer of another."""
+    found: dict[str, tuple[int, dict[str, Any]]] = {}
+    told = dict(problems)
+    for number, row in rows:
+        if not isinstance(row, dict):
+            told[number] = str(row) if isinstance(row, BadRow) else "a row must be an object with named columns"
+            continue
+        id_ = str(row.get("question_id") if row.get("question_id") is not None else "").strip()
+        if not id_:
+            told[number] = "`question_id` is missing, by which questions and answers are matched"
+        elif id_ in found:
+            told[number] = f"question_id {id_} is that of row {found[id_][0]} already"
+        else:
+            found[id_] = (number, row)
+    raise_all(str(file), [*told.items()])
+    return found
+
+
+def _subset(questions: Path, answers: Path) -> list[tuple[int, Any]]:
+    """EgoSchema's questions with the numbers of the right options, which are public for some of them: the others are left out."""
+    told = json_value(str(answers))
+    if not isinstance(told, dict):
+        raise UserError(f"{answers}: must be one object with the number of the right option by q_uid")
+    rows: list[tuple[int, Any]] = []
+    for number, row in table_rows(questions):
+        if not isinstance(row, dict):
+            rows.append((number, row))
+        elif str(row.get("q_uid")) in told:
+            rows.append((number, {**row, "answer": told[str(row["q_uid"])]}))
+    without = told.keys() - {str(row["q_uid"]) for _, row in rows if isinstance(row, dict)}
+    if without:
+        raise UserError(f"{answers}: {len(without)} answers have no question in {questions.name}, such as {min(without)}")
+    return rows
+
+
+def _action_lists(files: Sequence[Path]) -> list[PlacedRow]:
+    """Rows of UCF101's list (class/clip.avi on a line) or of HMDB51's files (clip.avi and 2 where it is a test clip)."""
+    rows: list[PlacedRow] = []
+    for file in files:
+        for number, line in text_lines(str(file)):
+            name = line.split()[0]
+            if file.name == "testlist01.txt":
+                rows.append((file, number, {"video": name, "label": name.split("/")[0]}))
+            elif file.name.endswith("_test_split1.txt") and line.split()[-1] == "2":
+                rows.append((file, number, {"video": name, "label": file.name.removesuffix("_test_split1.txt")}))
+    return rows
+
+
+def _paired(rows: Sequence[PlacedRow]) -> list[PlacedRow]:
+    """The hub repack has consistency's two questions in two rows, with the text "None" in place of the other one."""
+    waiting: dict[tuple[str, ...], list[PlacedRow]] = {}
+    paired: list[PlacedRow] = []
+    sides = ("question_1", "question_2")
+    for file, number, row in rows:
+        given = [k for k in sides if isinstance(row, dict) and k in row and row[k] not in ("None", None)]
+        if len(given) != 1 or not set(sides) <= row.keys():
+            paired.append((file, number, row))
+            continue
+        pair = (str(row.get("video_name")), str(row.get("answer")))
+        (other,) = set(sides) - set(given)
+        if halves := waiting.get((*pair, other)):
+            half = halves.pop(0)[2]
+            paired.append((file, number, {**row, other: half[other]}))
+        else:
+            waiting.setdefault((*pair, given[0]), []).append((file, number, row))
+    alone = [
+        (file, number, BadRow(f"clip {key[0]}: its other question is missing"))
+        for key, halves in waiting.items()
+        for file, number, _ in halves
+    ]
+    return paired + alone

@@ -40,6 +40,15 @@ def test_kappa_by_hand():
     assert kappa([("A", "A"), ("A", "none"), ("none", "A"), ("none", "none")]) == 0.0
 
 
+def test_the_interval_of_kappa_by_hand():
+    """Two clips, one all alike and one all unlike, each with as many A as B: a draw of the one alone gives 1, of the other
+    alone -1, each one time in four."""
+    alike = [ballot("A", "A", "good"), ballot("B", "B", "good")]
+    unlike = [ballot("A", "B", "bad"), ballot("B", "A", "bad")]
+    figure = audit([*alike, *unlike], RESAMPLES, 0)["kappa"]
+    assert (figure.value, figure.low, figure.high, figure.n) == (0.0, -1.0, 1.0, 4)
+
+
 def test_agreement_counts_what_both_decided():
     found = audit([ballot("A", "A"), ballot("A", "B"), ballot("A", "none"), ballot("none", "B"), ballot("B", "")], RESAMPLES, 0)
     assert (found["agreement"].value, found["agreement"].n) == (0.5, 2)
@@ -117,6 +126,13 @@ def test_labels_are_kept_and_their_order_is_undone(run: Run):
     figures = again.figures()
     assert (figures["agreement"].value, figures["agreement"].n) == (1.0, 6)
     assert figures["person_longer"].value == 0.0
+    again.label(again.items[1], "tie")  # undecided: no agreement, but a label
+    found = Audit(run, 6, 0).figures()
+    assert (found["agreement"].n, found["kappa"].n) == (5, 6)
+    again.label(again.items[1], "skip")  # whoever cannot tell has said nothing
+    found = Audit(run, 6, 0).figures()
+    assert (found["agreement"].n, found["kappa"].n) == (5, 5)
+    again.label(again.items[1], "second" if again.items[1].flipped else "first")
     again.label(again.items[0], "skip")  # a label can be taken back
     assert Audit(run, 6, 0).figures()["agreement"].n == 5
 

@@ -117,6 +117,46 @@ def test_the_mean_of_five_differences():
     assert found["mean"].mean == pytest.approx((0.75 + 1 + 0.75 + 1 + 0.5) / 5)
 
 
+def by_clip(*values: float) -> list[Mark]:
+    """All five metrics, one row of each per clip, with these marks."""
+    return [Mark(f"{m}{n}", f"clip{n}", m, value) for m in FIVE for n, value in enumerate(values)]
+
+
+def test_the_interval_of_the_mean_of_five():
+    """Two clips, one all 0 and one all 5: one draw in four is all 0, one is all 5."""
+    cell = cells(scores("m", by_clip(0, 5)))["mean"]
+    assert (cell.mean, cell.low, cell.high) == (2.5, 0.0, 5.0)
+
+
+def test_interval_and_p_of_the_mean_of_five_look_at_all_five():
+    """Correctness stays; the other four rise by 1 on every second clip of two: a fifth of nothing and four fifths of 0 to 1."""
+    two = [replace(m, value=1.0) if m.clip == "clip1" and m.metric != "correctness" else m for m in by_clip(0, 0)]
+    found = changes(scores("a", by_clip(0, 0)), scores("b", two))
+    assert (found["correctness"].low, found["correctness"].high, found["correctness"].p) == (0.0, 0.0, 1.0)
+    assert (found["mean"].mean, found["mean"].low, found["mean"].high) == (pytest.approx(0.4), 0.0, pytest.approx(0.8))
+    many = by_clip(*[0.0] * 12)
+    risen = [mark if mark.metric == "correctness" else replace(mark, value=1.0) for mark in many]
+    found = changes(scores("a", many), scores("b", risen))
+    assert found["correctness"].p == 1.0 and found["mean"].p is not None
+    assert found["mean"].p == pytest.approx(2 / 2**12, abs=5e-3)  # twelve clips of one sign: of 4096 signs two are as far
+
+
+def test_rows_left_out_of_the_mean_of_five_are_those_of_all_five():
+    gone = {"correctness0", "detail1", "temporal0"}
+    second = [replace(mark, value=None, why="no such clip") if mark.id in gone else mark for mark in five()]
+    found = changes(scores("a", five()), scores("b", second))
+    assert {metric: change.left_out for metric, change in found.items()} == {
+        "correctness": 1, "detail": 1, "context": 0, "temporal": 1, "consistency": 0, "mean": 3}  # fmt: skip
+
+
+@pytest.mark.parametrize("other", [{"sha256": "e" * 64}, {"benchmark": "another"}])
+def test_other_files_make_other_tables(other: dict[str, str]):
+    one, two = scores("a", five()), scores("b", five(), **other)
+    assert blocks([one, two]) == [[one], [two]]
+    with pytest.raises(ValueError, match="benchmarks"):
+        changes(one, two)
+
+
 @pytest.mark.parametrize("change", ["kind", "name", "version", "prompt"])
 def test_other_judges_make_other_tables(change: str):
     one, two = scores("a", five()), scores("b", five(), replace(JUDGE, **{change: "other"}))
@@ -157,6 +197,54 @@ def test_published_rows_stand_apart_with_their_judge():
 )
 def test_published_rows_by_name(name: str, kind: str, own: float):
     assert list(published(name, kind)[-1].values.values()) == [own]
+
+
+PAPER = """
+VideoChat 2.23 2.50 2.53 1.94 2.24
+LLaMA-Adapter 2.03 2.32 2.30 1.98 2.15
+Video-LLaMA 1.96 2.18 2.16 1.82 1.79
+Video-ChatGPT 2.40 2.52 2.62 1.98 2.37
+Valley 2.43 2.13 2.86 2.04 2.45
+BT-Adapter 2.68 2.69 3.27 2.34 2.46
+VTimeLLM 2.78 3.10 3.40 2.49 2.47
+Video-LLaVA 2.84 2.86 3.44 2.46 2.57
+VideoChat2 3.02 2.88 3.51 2.66 2.81
+LLaMA-VID_7B 2.96 3.00 3.53 2.46 2.51
+LLaMA-VID_13B 3.07 3.05 3.60 2.58 2.63
+GPT-4V 3.85 3.45 3.84 3.63 2.80
+VLM-SFT_7B 2.79 2.82 3.37 2.28 2.49
+VLM-RLAIF_7B 3.63 3.25 4.00 3.23 3.32
+"""  # Table 1, as printed: correctness, detail, context, temporal, consistency
+MEANS = (2.288, 2.156, 1.982, 2.378, 2.382, 2.688, 2.848, 2.834, 2.976, 2.892, 2.986, 3.514, 2.750, 3.486)  # by hand
+IN_PERCENT = {  # as printed; ~: read off the pixels of a figure
+    ("msvd", "qa"): "Video-ChatGPT ~64.9, Video-LLaVA ~70.6, LLaMA-VID ~69.7, VLM-SFT 7B 67.2, VLM-RLAIF 7B 76.4",
+    ("msrvtt", "qa"): "Video-ChatGPT ~49.3, Video-LLaVA ~58.9, LLaMA-VID ~57.6, VLM-SFT 7B 52.4, VLM-RLAIF 7B 63.0",
+    ("activitynet", "qa"): "Video-ChatGPT ~35.2, Video-LLaVA ~45.3, LLaMA-VID ~47.3, VLM-SFT 7B 44.1, VLM-RLAIF 7B 57.3",
+    ("msvd", "retrieval"): "Video-ChatGPT ~26.0, Video-LLaVA ~29.3, LLaMA-VID ~27.3, VLM-SFT 26.65, VLM-RLAIF 36.03",
+    ("msrvtt", "retrieval"): "Video-ChatGPT ~14.5, Video-LLaVA ~18.6, LLaMA-VID ~16.5, VLM-SFT ~13.2, VLM-RLAIF ~21.0",
+    ("ucf101", "action"): "Video-ChatGPT ~51.6, Video-LLaVA ~52.3, LLaMA-VID ~56.5, VLM-SFT 53.03, VLM-RLAIF 62.83",
+    ("hmdb51", "action"): "Video-ChatGPT ~37.0, LLaMA-VID ~38.9, VLM-SFT ~38.5, VLM-RLAIF ~44.8",
+}
+
+
+def test_every_published_score_is_the_papers():
+    found = {row.model: row for row in published("videoinstruct", "videoinstruct")}
+    lines = [line.split() for line in PAPER.split("\n") if line]
+    assert list(found) == [name.replace("_", " ") for name, *_ in lines]
+    for (name, *values), mean in zip(lines, MEANS, strict=True):
+        row = found[name.replace("_", " ")]
+        assert row.values == {**dict(zip(FIVE, map(float, values), strict=True)), "mean": pytest.approx(mean, abs=1e-9)}, name
+        assert "gpt-3.5-turbo" in row.judge and not row.read_off
+
+
+@pytest.mark.parametrize("benchmark", IN_PERCENT, ids=" ".join)
+def test_every_published_share_is_the_papers(benchmark: tuple[str, str]):
+    metric = {"qa": "accuracy", "action": "top1", "retrieval": "r1"}[benchmark[1]]
+    rows = [(row.model, row.read_off, row.values) for row in published(*benchmark)]
+    wanted = [each.rsplit(" ", 1) for each in IN_PERCENT[benchmark].split(", ")]
+    assert rows == [
+        (name, "~" in value, {metric: pytest.approx(float(value.strip("~")) / 100, abs=1e-9)}) for name, value in wanted
+    ]
 
 
 def test_unknown_benchmarks_have_no_published_rows():

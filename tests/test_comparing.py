@@ -1,0 +1,170 @@
+"""Two runs side by side, marks that are read again, and which examples a page shows: over run folders written by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from minirlaif import benchtable, cli
+from minirlaif.artifacts import Run
+from minirlaif.benchanswers import Answer
+from minirlaif.benchmarks import Benchmark, Item
+from minirlaif.comparing import compared
+from minirlaif.grading import JudgeName
+from minirlaif.grading.settings import JudgeSettings
+from minirlaif.scores import Mark, Scores, load_all, mark_rows, save
+
+JUDGE = JudgeName("exact", "exact match", "1", "")
+
+
+def marked(run: Run, title: str, values: Sequence[float], benchmark: str = "msvd", **changes: Any) -> Scores:
+    """Marks of a model of the run, saved; its answers are made first where they are not there."""
+    stage = f"benchmarks/{benchmark}/{title}"
+    manifest = run.manifest(stage) or (tiny.finished(run, stage), run.manifest(stage))[1]
+    marks = tuple(Mark(f"q{n}", f"clip{n}", "accuracy", value) for n, value in enumerate(values))
+    model = {"run": run.root.name, "title": title, "answers": (manifest or {})["identity"]}
+    scores = replace(Scores(benchmark, "qa", "f" * 64, model, JUDGE, marks, {}), **changes)
+    save(run.root / "benchmarks" / benchmark / "scores", scores)
+    return scores
+
+
+def with_own_test(run: Run, *rows: tuple[str, str, str, str]) -> Run:
+    """A finished stage `evaluate`: (question, truth, answer of sft, answer of rlaif) per row."""
+    lines = [
+        {"id": f"t{n}", "video": f"clip{n}.mp4", "question": q, "truth": truth, "base": "?", "sft": sft, "rlaif": rlaif}
+        for n, (q, truth, sft, rlaif) in enumerate(rows)
+    ]
+    tiny.finished(run, "evaluate", lambda path: tiny.write_lines(path / "answers.jsonl", lines))
+    return run
+
+
+class Desk:
+    """Two empty runs, and `compare` between whatever is in them."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.runs, self._capsys = folder / "runs", capsys
+        self.a, self.b = Run(self.runs / "a"), Run(self.runs / "b")
+        for run in (self.a, self.b):
+            run.root.mkdir(parents=True)
+
+    def compare(self, first: str, second: str, *more: str) -> tuple[int, str]:
+        """Exit code, and what was printed or complained of."""
+        code = cli.main(["compare", first, second, "--runs-dir", str(self.runs), *more])
+        printed = self._capsys.readouterr()
+        return code, printed.out if code == 0 else printed.err
+
+    def table(self, folder: str) -> dict[str, Any]:
+        return json.loads((self.runs / folder / "compare.json").read_text())
+
+
+@pytest.fixture
+def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Desk:
+    return Desk(tmp_path, capsys)
+
+
+# --- the runs' own test questions
+
+
+def test_own_test_questions_by_hand(desk: Desk, tmp_path: Path):
+    """a: one of three right, b: two of three; a full stop and capitals are forgiven, nothing else is."""
+    asked = [("colour?", "red"), ("shape?", "a square"), ("where?", "left")]
+    with_own_test(desk.a, *[(*row, "", said) for row, said in zip(asked, ("Red.", "square", "right"), strict=True)])
+    with_own_test(desk.b, *[(*row, "", said) for row, said in zip(asked, ("red", "a square", "up"), strict=True)])
+    assert desk.compare("a:rlaif", "b:rlaif", "--out", str(tmp_path / "runs" / "out"))[0] == 0
+    (table,) = desk.table("out")["tables"]
+    (judge,) = table["tables"]
+    assert [row["cells"]["accuracy"]["mean"] for row in judge["rows"]] == [pytest.approx(1 / 3), pytest.approx(2 / 3)]
+    change = judge["differences"][0]["changes"]["accuracy"]
+    assert (change["rows"], change["mean"]) == (3, pytest.approx(1 / 3))
+
+
+@pytest.mark.parametrize("other", [("hue?", "red"), ("colour?", "blue")])
+def test_other_test_questions_are_not_compared(desk: Desk, other: tuple[str, str]):
+    with_own_test(desk.a, ("colour?", "red", "red", "red"))
+    with_own_test(desk.b, (*other, "red", "red"))
+    code, told = desk.compare("a", "b")
+    assert code == 2 and "a and b: nothing to compare" in told and "the two files differ" in told
+
+
+# --- what cannot be compared, in words
+
+
+def test_other_judges_are_named_side_by_side(desk: Desk):
+    first, second = marked(desk.a, "sft", [1, 0]), marked(desk.b, "sft", [1, 1], judge=replace(JUDGE, name="other", version="7"))
+    tables, notes = compared([first], [second])
+    names = "exact match (exact), version 1 on one side and by other (exact), version 7 on the other"
+    assert tables == [] and notes == [f"msvd: marked by {names}"]
+
+
+def test_other_files_of_a_benchmark_differ(desk: Desk):
+    _, notes = compared([marked(desk.a, "sft", [1])], [marked(desk.b, "sft", [1], sha256="e" * 64)])
+    assert notes == ["msvd: the two files differ"]
+
+
+def test_nothing_in_common_is_said_so(desk: Desk):
+    code, told = desk.compare("a", "b")
+    assert code == 2 and "a and b: nothing to compare (they have no benchmark and no finished stage evaluate in common)" in told
+
+
+# --- marks
+
+
+def test_marks_of_answers_that_were_made_again_are_left_out(desk: Desk):
+    marked(desk.a, "sft", [1, 0])
+    marked(desk.a, "rlaif", [1, 1])
+    assert [scores.model["title"] for scores in load_all(desk.a, "msvd")] == ["sft", "rlaif"]
+    desk.a.set_aside("benchmarks/msvd/sft")
+    assert [scores.model["title"] for scores in load_all(desk.a, "msvd")] == ["rlaif"]
+    with desk.a.stage("benchmarks/msvd/sft", {"answered": "again"}) as out:
+        assert out is not None
+    assert [scores.model["title"] for scores in load_all(desk.a, "msvd")] == ["rlaif"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank", "hits"),
+    [
+        ("action", 1, {"top1": 1, "top5": 1}),
+        ("action", 2, {"top1": 0, "top5": 1}),
+        ("action", 5, {"top1": 0, "top5": 1}),
+        ("action", 6, {"top1": 0, "top5": 0}),
+        ("retrieval", 1, {"r1": 1, "r5": 1, "r10": 1}),
+        ("retrieval", 2, {"r1": 0, "r5": 1, "r10": 1}),
+        ("retrieval", 5, {"r1": 0, "r5": 1, "r10": 1}),
+        ("retrieval", 6, {"r1": 0, "r5": 0, "r10": 1}),
+        ("retrieval", 10, {"r1": 0, "r5": 0, "r10": 1}),
+        ("retrieval", 11, {"r1": 0, "r5": 0, "r10": 0}),
+        ("choice", 1, {"accuracy": 1}),
+        ("choice", 2, {"accuracy": 0}),
+    ],
+)
+def test_hits_by_rank(kind: str, rank: int, hits: dict[str, int]):
+    item = Item("i", kind, "clip", "", (), "right", ("right", "wrong"))
+    _, marks, _ = mark_rows(Benchmark("b", kind, (item,), "f"), {"i": Answer(("wrong",), rank)}, {}, JudgeSettings(), "")
+    assert {mark.metric: mark.value for mark in marks} == hits
+
+
+# --- examples of a page
+
+
+def test_examples_are_those_of_the_last_model(desk: Desk):
+    """The first model is wrong where the last is right: the worst and the best are the last one's."""
+    items = tuple(Item(f"q{n}", "qa", f"clip{n}", "", (f"question {n}?",), f"truth {n}") for n in range(2))
+
+    def said(title: str) -> Any:
+        lines = [{"id": item.id, "said": [f"{title} says {item.id}"]} for item in items]
+        return lambda path: tiny.write_lines(path / "answers.jsonl", lines)
+
+    for title in ("sft", "rlaif"):
+        tiny.finished(desk.a, f"benchmarks/msvd/{title}", said(title))
+    shown = [marked(desk.a, "sft", [0, 1]), marked(desk.a, "rlaif", [1, 0])]
+    benchtable.write_tables(desk.a, Benchmark("msvd", "qa", items, "f" * 64), shown, 5.0)
+    page = (desk.a.root / "benchmarks" / "msvd" / "table.html").read_text()
+    worst, best = page.index('id="worst"'), page.index('id="best"')
+    assert worst < page.index("question 1?") < best < page.index("question 0?")
+    assert "sft says q1" in page and "rlaif says q1" in page

@@ -30,9 +30,14 @@ EDITOR = ("failed to import ffmpeg-core.js",)  # the player's editor misses its 
 MARKUP = "<img src=http://outside.invalid/x.png onerror=alert(1)> <b>bold</b> ${1+1} {{value}} <script>alert(1)</script>"
 
 
+BLIND = {"rlaif": "one thing happens", "sft": "another thing happens"}
+OURS = ("rlaif", BLIND["rlaif"])  # how answers of the aligned model begin
+
+
 class FakeEngine:
     """Answers by the question's words: "slow" takes 40 pieces of 0.1 s, "fail" breaks in the middle, "long" does not fit,
-    "markup" answers in HTML; anything else is repeated. It has a reward model and a judge."""
+    "markup" answers in HTML, "blind" without saying which model it is; anything else is repeated. It has a reward model and a
+    judge, both for "rlaif"."""
 
     models = ("rlaif", "sft")
     title = "a fake engine"
@@ -68,6 +73,9 @@ class FakeEngine:
             elif "fail" in question:
                 yield "it begins "
                 raise RuntimeError("a secret of the server")
+            elif "blind" in question:
+                yield BLIND[model][:4]
+                yield BLIND[model][4:]
             else:
                 yield MARKUP if "markup" in question else f"{model} heard: "
                 yield "" if "markup" in question else question
@@ -75,10 +83,10 @@ class FakeEngine:
             self.at_once -= 1
 
     def score(self, look: Look, question: str, answer: str) -> float | None:
-        return 1.25 if answer.startswith("rlaif") else -0.5
+        return 1.25 if answer.startswith(OURS) else -0.5
 
     def judge(self, look: Look, question: str, answer_a: str, answer_b: str) -> Judged:
-        choice = "A" if answer_a.startswith("rlaif") else "B"
+        choice = "A" if answer_a.startswith(OURS) else "B"
         return Judged(choice, 0.75, (choice, choice), "0s: something <b>happens</b>.\n")
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import threading
@@ -165,6 +166,18 @@ def test_containers_are_known_by_their_content(name: str, tmp_path: Path) -> Non
     check_content(path, Limits())
 
 
+@pytest.mark.parametrize("size", [0, 19, 63])
+def test_a_file_that_is_only_the_head_of_a_video_is_empty(size: int, tmp_path: Path) -> None:
+    """What a browser leaves of a recording that it had no time to write."""
+    path, whole = tmp_path / "clip.mp4", HEADS["mp4"] + bytes(52)
+    assert len(whole) == 64
+    path.write_bytes(whole)
+    check_content(path, Limits())
+    path.write_bytes(whole[:size])
+    with pytest.raises(UserError, match=rf"the file is empty \({size} bytes\)"):
+        check_content(path, Limits())
+
+
 @pytest.mark.parametrize("head", OTHERS)
 def test_other_content_is_refused_before_anything_decodes_it(head: bytes, tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
@@ -251,6 +264,18 @@ def test_a_clip_is_kept_while_another_page_shows_it(room: Talks) -> None:
     assert list(room.desk.folder.iterdir()) == []
 
 
+def test_stale_uploads_go_when_somebody_leaves(room: Talks) -> None:
+    """An upload that no page ever opened; nothing but the pages' coming and going cleans up behind it."""
+    opened(room)
+    old, new = brought(room.desk, upload="o" * 64), brought(room.desk, upload="n" * 64)
+    os.utime(Path(old).parent, (time.time() - 4000,) * 2)
+    room.leave("nobody here")
+    assert Path(old).is_file()
+    room.leave("me")
+    assert not Path(old).parent.exists()
+    assert Path(new).is_file()  # its page may be about to open it
+
+
 def test_what_cannot_be_asked(room: Talks) -> None:
     session = room.session("me")
     assert not room.begin(session, "what?") and "Choose a clip first" in session.notice
@@ -284,6 +309,22 @@ def test_a_page_that_goes_away_in_the_middle_frees_the_model(room: Talks) -> Non
     assert not session.busy
 
 
+def test_clearing_stops_the_answer_in_progress(room: Talks) -> None:
+    session = opened(room)
+    room.begin(session, "a slow one")
+    steps, (said,) = room.answer(session, OPTIONS, "rlaif"), session.turns
+    for _ in range(4):
+        next(steps)
+    room.clear(session)
+    finish(steps)
+    assert "word1" in said.text and "word39" not in said.text  # of 40 pieces
+    assert session.turns == [] and session.clip is not None
+    room.begin(session, "next?")
+    finish(room.answer(session, OPTIONS, "rlaif"))
+    assert [turn.text for turn in session.turns] == ["rlaif heard: next?"]
+    assert room.engine.asked[-1][2] == ()  # type: ignore[attr-defined]  # nothing is remembered
+
+
 def test_who_is_a_is_drawn(room: Talks) -> None:
     session, firsts = opened(room), []
     for _ in range(40):
@@ -293,6 +334,59 @@ def test_who_is_a_is_drawn(room: Talks) -> None:
         room.halt(session)
     assert 5 < firsts.count("rlaif") < 35  # of 40 fair draws; missed once in a million
     assert {answer.model for answer in session.duel.answers} == {"rlaif", "sft"}
+
+
+def test_both_models_draw_with_one_seed(room: Talks) -> None:
+    """Else one of them may be lucky; the next pair has another seed, so that asking again answers anew."""
+    session, seeds = opened(room), []
+    for _ in range(3):
+        room.begin_duel(session, "who?")
+        finish(room.fight(session, OPTIONS))
+        asked = room.engine.asked[-2:]  # type: ignore[attr-defined]
+        assert {model for _, model, _, _ in asked} == {"rlaif", "sft"}
+        assert asked[0][3] == asked[1][3]  # the same options, the seed among them
+        seeds.append(asked[0][3].seed)
+        room.vote(session, "A", OPTIONS)
+    assert len(set(seeds)) == 3
+    assert room.ballot is not None and [row["seed"] for row in room.ballot.rows()] == seeds
+
+
+HIDDEN = re.compile("rlaif|aligned|sft|reward|judge chose|the same as you", re.IGNORECASE)  # what tells who is who
+
+
+def blind(room: Talks) -> Session:
+    """A page with a pair to vote on, whose answers do not say who gave them."""
+    session = opened(room)
+    room.begin_duel(session, "a blind one")
+    return session
+
+
+def test_nothing_tells_who_is_who_before_the_vote(room: Talks) -> None:
+    """In no class, attribute or text, at no step: whoever looks at the page's source votes blind as well."""
+    session = blind(room)
+    drawn = [views.duel(session, True)]
+    drawn += [views.duel(session, True) for _ in room.fight(session, OPTIONS)]
+    assert session.duel is not None and session.duel.ready and session.duel.judged is not None
+    assert session.duel.answers[0].score is not None and len(drawn) > 5
+    assert "one thing happens" in drawn[-1] and "another thing happens" in drawn[-1]
+    assert [HIDDEN.findall(each) for each in drawn] == [[]] * len(drawn)
+    room.vote(session, "tie", OPTIONS)
+    told = views.duel(session, True)
+    assert set(HIDDEN.findall(told)) >= {"rlaif", "Aligned", "SFT", "sft", "reward", "judge chose"}
+
+
+@pytest.mark.parametrize("choice", ["aligned", "other", "tie"])
+def test_the_judge_is_said_to_agree_when_it_does(room: Talks, choice: str) -> None:
+    """The judge of the tests is for the aligned model."""
+    session = blind(room)
+    finish(room.fight(session, OPTIONS))
+    assert session.duel is not None
+    aligned = "AB"[[answer.model for answer in session.duel.answers].index("rlaif")]
+    room.vote(session, {"aligned": aligned, "other": "AB".replace(aligned, "")}.get(choice, choice), OPTIONS)
+    told = re.sub("<[^>]*>", "", views.duel(session, True))
+    assert (
+        f"The judge chose Answer {aligned}, {'the same as you' if choice == 'aligned' else 'not as you'} (margin 0.75)." in told
+    )
 
 
 def test_one_vote_a_pair_and_none_on_equals(room: Talks) -> None:
@@ -311,8 +405,11 @@ def test_one_vote_a_pair_and_none_on_equals(room: Talks) -> None:
     assert (row["frames"], row["temperature"], row["context"]) == (4, 0.0, "0s: something <b>happens</b>.\n")
     room.begin_duel(session, "markup")
     finish(room.fight(session, OPTIONS))
-    assert session.duel.alike
-    room.vote(session, "A", OPTIONS)
+    assert session.duel.alike and session.duel.ready
+    for choice in ("A", "tie"):
+        room.vote(session, choice, OPTIONS)
+        assert (session.duel.vote, session.duel.note) == ("", "")  # it was not even tried to keep it
+    assert "nothing to vote on" in views.duel(session, True) and "Aligned" not in views.duel(session, True)
     assert len(room.ballot.rows()) == 1
 
 
@@ -405,6 +502,22 @@ def test_agreement_by_hand() -> None:
     assert agreement([]).win_interval is None and "No votes yet" in views.votes(agreement([]), "")
 
 
+def test_votes_in_which_people_and_the_judge_differ() -> None:
+    said: list[tuple[Any, Any]] = [(1, 1), (1, 2), ("tie", "tie"), ("tie", 1), (2, "disagree"), ("both bad", ""), (2, 2)]
+    rows = [
+        {"prompt": f"question {number}?", "preference": vote, "judge": judge, "output_1": "x", "output_2": "y"}
+        for number, (vote, judge) in enumerate(said)
+    ]
+
+    def shown(only_other: bool, **how: int) -> list[int]:
+        return [int(number) for number in re.findall(r"question (\d)\?", inside.voted(rows, only_other, **how))]
+
+    assert shown(False) == [6, 5, 4, 3, 2, 1, 0]  # the last one first
+    assert shown(True) == [4, 3, 1]  # not the one that the judge was never asked about
+    assert shown(True, most=2) == [4, 3] and shown(False, most=2) == [6, 5]
+    assert "None." in inside.voted(rows[:1], True) and inside.voted([], True) == ""
+
+
 # Runs
 
 
@@ -436,7 +549,9 @@ def test_a_stage_that_wrote_lately_is_at_work(finished: Path, tmp_path: Path) ->
     with file.open("a") as more:
         more.write('{"step": 4, "sco')  # in the middle of a line
     assert "step 3 of 30" in inside.progress(run)
-    os.utime(file, (1000, 1000))
+    os.utime(file, (time.time() - 130,) * 2)
+    assert shelf.at_work(run) == "ppo" and "ppo is running" in inside.progress(run)  # a long step: states come every 120 s
+    os.utime(file, (time.time() - 400,) * 2)
     assert shelf.at_work(run) == "" and "running" not in inside.progress(run)
 
 

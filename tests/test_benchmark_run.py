@@ -23,7 +23,7 @@ import tiny
 from endpoints import Server, answer
 from test_benchmarks import official_input
 
-from minirlaif import backbone, cli, config, contestants, rubric, sampling, tables, talk
+from minirlaif import backbone, cli, config, contestants, evaluation, rubric, sampling, tables, talk
 from minirlaif.artifacts import Run
 from minirlaif.roles import Roles
 from minirlaif.talk import Look
@@ -227,6 +227,24 @@ def test_rows_without_a_mark_are_told(home: Home, judged: dict[str, Path], serve
     assert set(row["without_mark"]) == {"unreadable", "refused"}
     told = capsys.readouterr().out
     assert "could not be read" in told and f"{lost} of 20 rows have no mark" in told
+
+
+def test_a_judge_that_says_nothing_of_use_fails_after_the_tables(home: Home, judged: dict[str, Path], serve, capsys):
+    server = serve(lambda handler, body: answer(handler, "I would say 4", model="vague-1"))
+    words = ["--judge", "openai:vague", "--judge-set", f"url={server.url}"]
+    assert home.call(judged["msvd_qa"], "--model", "base", *words) == 2
+    printed = capsys.readouterr()
+    assert "table.html" in printed.out
+    complaint = f"judge vague: none of its {len(server.bodies)} replies could be read, the last one was 'I would say 4'; "
+    assert complaint in printed.err and len(server.bodies) > 20  # each row twice, but equal rows once
+    (found,) = [each for each in home.table("msvd_qa")["tables"] if each["judge"]["name"] == "vague"]
+    assert found["rows"][0]["cells"]["accuracy"]["marked"] == 0
+
+
+def test_a_judge_that_is_not_there_is_told_before_models_answer(home: Home, judged: dict[str, Path], monkeypatch, capsys):
+    monkeypatch.setattr(evaluation, "_answers", lambda *arguments: pytest.fail("models were asked"))
+    assert home.call(judged["msvd_qa"], "--model", "base", "--judge", f"gguf:{home.folder}") == 2
+    assert "is a folder; name the .gguf file in it" in capsys.readouterr().err
 
 
 def test_the_key_is_in_no_file_and_on_no_screen(home: Home, judged: dict[str, Path], serve, monkeypatch, capfd):

@@ -336,6 +336,12 @@ def test_what_can_be_seen_before_a_judge_is_opened(tmp_path: Path, monkeypatch, 
         check_judge(JudgeSettings(kind, where, key_env="JUDGE_KEY"))
 
 
+@pytest.mark.parametrize("name", ["no/such/folder", "./folder", "~/folder"])
+def test_a_path_is_no_name_of_the_hub(name: str):
+    with pytest.raises(UserError, match="no such folder"):
+        check_judge(JudgeSettings("hf", name))
+
+
 def test_judges_that_may_be_there(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "x")
     (tmp_path / "x.gguf").write_text("")

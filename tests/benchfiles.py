@@ -93,7 +93,7 @@ def msrvtt_qa(path: Path, world: World) -> Path:
 
 
 def egoschema(folder: Path, world: World) -> Path:
-    """questions.json with options in columns, a question a clip, and the public part of the answers: those of every second one."""
+    """questions.json with options in columns, a question a clip, and the public part of the answers: every second one."""
     questions, answers = [], {}
     firsts = {stem(row): number for number, row in reversed([*enumerate(world)])}
     for count, number in enumerate(sorted(firsts.values())):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -16,14 +17,17 @@ from typing import Any
 
 import benchfiles
 import endpoints
+import gguf_files
+import numpy as np
 import parrot
 import pytest
 import shrunk
+import talking
 import tiny
 from endpoints import Server, answer
 from test_benchmarks import official_input
 
-from minirlaif import backbone, cli, config, contestants, evaluation, rubric, sampling, tables, talk
+from minirlaif import backbone, benchmarks, cli, config, contestants, evaluation, rubric, sampling, tables, talk
 from minirlaif.artifacts import Run
 from minirlaif.roles import Roles
 from minirlaif.talk import Look
@@ -96,6 +100,7 @@ def cells(table: dict[str, Any], block: int = 0, row: int = 0) -> dict[str, Any]
 
 LAYOUTS = {
     "videoinstruct": (benchfiles.videoinstruct, "", ["correctness", "detail", "context", "temporal", "consistency", "mean"]),
+    "hub": (benchfiles.repack, "", ["correctness", "detail", "context", "temporal", "consistency", "mean"]),
     "zeroshot": (benchfiles.two_files, "", ["accuracy", "score"]),
     "anet_qa": (benchfiles.merged, ".json", ["accuracy", "score"]),
     "tgif": (benchfiles.tgif, ".csv", ["accuracy", "score"]),
@@ -120,7 +125,7 @@ def test_every_layout(name: str, home: Home, capsys: pytest.CaptureFixture[str])
         assert metric == "mean" or (cell["rows"] == cell["marked"] == 20 and cell["low"] <= cell["mean"] <= cell["high"])
     assert f"table: {home.runs / 'a' / 'benchmarks' / name / 'table.html'}" in capsys.readouterr().out
     folder = home.runs / "a" / "benchmarks" / name / "base"
-    if name in ("videoinstruct", "zeroshot"):
+    if name in ("videoinstruct", "hub", "zeroshot"):
         for path in folder.glob("*qa.json"):
             assert len(official_input(path.name, json.loads(path.read_text()))) == 20
     if name == "msrvtt":  # twenty rows are about seven clips: the right one is among the first ten, whatever the model knows
@@ -133,6 +138,74 @@ def test_every_layout(name: str, home: Home, capsys: pytest.CaptureFixture[str])
         assert table["tables"][0]["judge"]["kind"] == "letter" and set(row["without_mark"]) <= {"names no option"}
     strips = (home.runs / "a" / "benchmarks" / name / "table.html").read_text().count("data:image/jpeg")
     assert strips > 0
+
+
+@pytest.mark.parametrize(
+    ("make", "called"), [(benchfiles.original_two_files, "vid{}.mp4"), (benchfiles.original_two_files, "-Abc_{}_9.mp4"),
+                         (benchfiles.msrvtt_qa, "video{}.mp4")]
+)  # fmt: skip
+def test_clips_that_their_benchmark_counts(
+    make: Callable[[Path, Any], Path], called: str, home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """MSVD's clips, by number or under their names on YouTube, and MSRVTT's: what is said is what is said of the same clips and
+    questions in a plain list."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    numbers = sorted({benchfiles.number_of(row) for row in home.rows})
+    for number in numbers:
+        shutil.copy(home.videos / f"test{number:04d}.mp4", videos / called.format(number))
+    (videos / "youtube_mapping.txt").write_text("".join(f"-Abc_{number}_9 vid{number}\n" for number in numbers))
+    name = re.sub(r"\W", "", called).lower()
+    source = (
+        make(tmp_path / name, home.rows) if make is benchfiles.original_two_files else make(tmp_path / f"{name}.json", home.rows)
+    )
+    assert home.call(source, "--videos", str(videos), "--model", "sft") == 0
+    assert home.call(benchfiles.merged(tmp_path / f"plain-{name}.json", home.rows), "--model", "sft") == 0
+    rows = [json.loads((home.runs / "a" / "benchmarks" / b / "sft" / "qa.json").read_text()) for b in (name, f"plain-{name}")]
+    told = [[(row["question"], row["answer"], row["pred"]) for row in side] for side in rows]
+    assert len(told[0]) == 20 and sorted(told[0]) == sorted((q.removeprefix("<image>\n"), a, p) for q, a, p in told[1])
+    assert cells(home.table(name)) == cells(home.table(f"plain-{name}"))
+    assert f"benchmark {name}: qa, 20 rows about" in capsys.readouterr().out
+
+
+def test_egoschema(home: Home):
+    source = benchfiles.egoschema(home.folder / "EgoSchema", home.rows)
+    assert home.call(source / "questions.json", "--model", "base") == 0
+    assert cells(home.table("egoschema"))["accuracy"]["rows"] == 5
+
+
+def test_letters_and_likelihoods_of_one_model_stand_side_by_side(home: Home, tmp_path: Path):
+    source = benchfiles.choice(tmp_path / "both.json", home.rows)
+    assert home.call(source, "--model", "base", "sft") == 0
+    assert home.call(source, "--model", "base", "sft", "--readout", "likelihood") == 0
+    tables = {each["judge"]["kind"]: [row["model"] for row in each["rows"]] for each in home.table("both")["tables"]}
+    assert tables == {"letter": ["a base", "a sft"], "likelihood": ["a base-likelihood", "a sft-likelihood"]}
+
+
+def test_as_likely_as_all_others_is_not_right(home: Home, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(contestants.BenchContestant, "likelihoods", lambda self, told: [-1.0] * len(told))
+    assert home.call(benchfiles.choice(tmp_path / "tied.json", home.rows), "--model", "base", "--readout", "likelihood") == 0
+    assert cells(home.table("tied"))["accuracy"]["mean"] == 0.0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_likelihood_that_is_no_number_gives_no_mark(value: float, home: Home, tmp_path: Path, monkeypatch):
+    """Neither a hit nor a miss, and no letter of a reply that nobody gave."""
+
+    def likelihoods(self: Any, told: Any) -> list[float]:
+        broken = told[0][1] == home.rows[3]["question"]
+        return [value if broken and number == 1 else -float(number) for number in range(len(told))]
+
+    monkeypatch.setattr(contestants.BenchContestant, "likelihoods", likelihoods)
+    source = benchfiles.choice(tmp_path / f"likelihood{value}.json", home.rows)
+    assert home.call(source, "--model", "base", "--readout", "likelihood") == 0
+    lost = sum(row["question"] == home.rows[3]["question"] for row in home.rows[: benchfiles.ROWS])
+    assert 0 < lost < 20
+    (table,) = home.table(benchmarks.find_source(str(source)).name)["tables"]
+    (row,) = table["rows"]
+    assert table["judge"]["kind"] == "likelihood"
+    assert row["without_mark"] == {"the likelihood of a candidate is not a number": lost}
+    assert (row["cells"]["accuracy"]["rows"], row["cells"]["accuracy"]["marked"]) == (20, 20 - lost)
 
 
 def test_likelihoods_find_what_the_base_can_see(home: Home):
@@ -392,7 +465,249 @@ def test_an_engine_answers_through_the_same_command(home: Home, monkeypatch, tmp
     assert "gives no likelihoods" in capsys.readouterr().err
 
 
+def test_an_engine_looks_once_at_a_clip_whose_rows_are_apart(home: Home, monkeypatch, tmp_path: Path):
+    rows = [home.rows[n] for side in (0, 1) for n in range(side, benchfiles.ROWS, 2)]
+    source = benchfiles.merged(tmp_path / "apart.json", rows)
+    (tmp_path / "one.gguf").write_bytes(b"GGUF")
+    engine = Echo()
+    monkeypatch.setattr(contestants, "_gguf_engine", lambda entry: engine)
+    assert home.call(source, "--model", str(tmp_path / "one.gguf")) == 0
+    assert len(engine.looks) == len(set(engine.looks)) < 20
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Path:
+    """An export of the base with another text model beside it, which says other things; and "sft" by an adapter."""
+    folder = talking.exported(tmp_path / "export")
+    weights = gguf_files.load_file(gguf_files.TINY / "model.safetensors")
+    rng = np.random.default_rng(0)
+    stirred = {name: value + rng.normal(0, 0.05, value.shape).astype(value.dtype) for name, value in weights.items()}
+    text = gguf_files.TEXT | gguf_files.vocabulary()
+    gguf_files.write(folder / "other.gguf", text, gguf_files.text_tensors(stirred))
+    return folder
+
+
+def said(home: Home, name: str) -> dict[str, list[str]]:
+    """What each model said, row by row."""
+    return {
+        path.parent.name: [row["pred"] for row in json.loads(path.read_text())]
+        for path in (home.runs / "a" / "benchmarks" / name).glob("*/qa.json")
+    }
+
+
+def test_exported_files_and_the_model_that_they_are_of(home: Home, export: Path, tmp_path: Path, capsys):
+    """Through one command: llama.cpp says what transformers says, so that the difference between them is none. With other frames
+    both say something else, and again the same."""
+    for frames, more in ((4, []), (2, ["--set", "video.frames=2"])):
+        source = benchfiles.merged(tmp_path / f"real{frames}.json", home.rows)
+        models = ["base", str(export / "text.gguf"), str(export / "other.gguf"), f"{export / 'text.gguf'}:sft"]
+        assert home.call(source, "--model", *models, *more) == 0
+        found = said(home, f"real{frames}")
+        assert found["text.gguf"] == found["base"] and len(set(found["base"])) > 3
+        assert found["other.gguf"] != found["base"] != found["text.gguf-sft"]
+        (table,) = home.table(f"real{frames}")["tables"]
+        (change,) = [c for c in table["differences"] if (c["first"], c["second"]) == ("a base", "a text.gguf")]
+        score = change["changes"]["score"]
+        assert (score["rows"], score["mean"], score["low"], score["high"]) == (20, 0.0, 0.0, 0.0)
+        (other,) = [c for c in table["differences"] if {c["first"], c["second"]} == {"a base", "a other.gguf"}]
+        assert other["changes"]["score"]["low"] <= other["changes"]["score"]["mean"] <= other["changes"]["score"]["high"]
+        manifest = json.loads((home.runs / "a" / "benchmarks" / f"real{frames}" / "text.gguf" / "manifest.json").read_text())
+        assert manifest["config"]["frames"] == frames
+    assert said(home, "real2")["text.gguf"] != said(home, "real4")["text.gguf"]
+    assert "different numbers of frames" not in capsys.readouterr().out
+    assert home.call(tmp_path / "real4.json", "--model", str(export / "text.gguf"), "--set", "video.frames=2") == 2
+    assert "frames 4 -> 2" in capsys.readouterr().err
+
+
+def test_models_that_look_at_different_frames_are_told(home: Home, export: Path, tmp_path: Path, capsys):
+    shutil.copytree(home.runs / "a", tmp_path / "runs" / "b", ignore=shutil.ignore_patterns("benchmarks", "cache"))
+    text = (tmp_path / "runs" / "b" / "config.yaml").read_text()
+    (tmp_path / "runs" / "b" / "config.yaml").write_text(text.replace("frames: 4\n", "frames: 3\n", 1))
+    source = benchfiles.merged(tmp_path / "differ.json", home.rows)
+    words = home.words(source, "--run", "b", "--runs-dir", str(tmp_path / "runs"), "--model", "base", str(export / "text.gguf"))
+    assert cli.main([*words, "--limit", "1", "--judge", "none"]) == 0
+    assert "different numbers of frames (base 3, text.gguf 4)" in capsys.readouterr().out
+
+
+def test_what_an_exported_model_is_made_of_is_in_its_settings(home: Home, export: Path):
+    """Every file that it is read from: one that was changed makes other answers."""
+    name, run = f"{export / 'text.gguf'}:sft", Run(home.runs / "a")
+    seen = [contestants.entered(name, run, None, []).settings]
+    for file in ("text.gguf", "mmproj.gguf", "sft.gguf", "minirlaif.json"):
+        with (export / file).open("ab") as out:
+            out.write(b"\n")
+        seen.append(contestants.entered(name, run, None, []).settings)
+    assert all(one != two for one, two in zip(seen, seen[1:], strict=False)) and seen[0]["frames"] == gguf_files.FRAMES
+
+
+@pytest.mark.parametrize("part", ["mmproj.gguf", "sft.gguf", "gone.gguf", "broken.gguf"])
+def test_a_file_that_is_no_model_is_refused_and_leaves_nothing(part: str, home: Home, export: Path, tmp_path: Path, capsys):
+    source = benchfiles.merged(tmp_path / f"no-{part}.json", home.rows)
+    (export / "broken.gguf").write_bytes(b"GGUF")
+    assert home.call(source, "--model", str(export / part)) == 2
+    if part in ("mmproj.gguf", "sft.gguf"):
+        assert f"name the file that talks: --model {export / 'text.gguf'}" in capsys.readouterr().err
+    assert not (home.runs / "a" / "benchmarks" / f"no-{part}").exists()
+
+
 # --- predictions of others, faults, comparing
+
+
+def predicted(path: Path, home: Home, count: int) -> Path:
+    """A file of right answers to the first so many rows of `merged`."""
+    return benchfiles.put(
+        path, [{"id": f"q{n}", "question": row["question"], "pred": row["answer"]} for n, row in enumerate(home.rows[:count])]
+    )
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["scores", "///", "..", "sft", "RLAIF", "base", "table.json", "base.old", "base.partial"])
+@pytest.mark.parametrize("more", [[], ["--redo"]])
+def test_predictions_take_no_name_that_is_taken(name: str, more: list[str], home: Home, judged, tmp_path: Path, capsys):
+    before = everything(home.runs / "a" / "benchmarks" / "msvd_qa")
+    words = ["--predictions", str(predicted(tmp_path / "p.json", home, 5)), "--model", name, *more]
+    assert home.call(judged["msvd_qa"], *words) == 2
+    assert "choose another name" in capsys.readouterr().err
+    assert everything(home.runs / "a" / "benchmarks" / "msvd_qa") == before
+
+
+def test_predictions_and_models_do_not_overwrite_each_other(home: Home, tmp_path: Path, capsys):
+    source = benchfiles.merged(tmp_path / "names.json", home.rows)
+    folder = shutil.copytree(backbone.TINY, tmp_path / "mine")
+    theirs = ["--predictions", str(predicted(tmp_path / "p.json", home, 5)), "--model"]
+    assert home.call(source, "--model", str(folder)) == 0 and home.call(source, *theirs, "other") == 0
+    capsys.readouterr()
+    before = everything(home.runs / "a" / "benchmarks" / "names")
+    for more in ([], ["--redo"]):
+        for words in (
+            [*theirs, "mine", *more],
+            ["--model", str(shutil.copytree(folder, tmp_path / str(len(more)) / "other")), *more],
+        ):
+            assert home.call(source, *words) == 2
+            complaint = capsys.readouterr().err
+            assert "the name is taken" in complaint and "--redo" not in complaint
+    assert everything(home.runs / "a" / "benchmarks" / "names") == before
+
+
+def test_predictions_need_no_clips_and_a_folder_of_this_program_is_one_of_predictions(home: Home, judged, capsys):
+    made = home.runs / "a" / "benchmarks" / "msvd_qa" / "base"
+    where = ["--run", "a", "--runs-dir", str(home.runs), "--benchmark", str(judged["msvd_qa"])]
+    assert cli.main(["evaluate", *where, "--predictions", str(made), "--model", "again"]) == 0
+    capsys.readouterr()
+    assert home.call(judged["msvd_qa"], "--model", "base") == 0
+    rows = {row["model"]: row["cells"] for row in cells_of(home.table("msvd_qa"), "normalised")}
+    assert rows["a again"] == rows["a base"]
+
+
+def cells_of(table: dict[str, Any], judge: str) -> list[dict[str, Any]]:
+    (found,) = [each for each in table["tables"] if each["judge"]["kind"] == judge]
+    return found["rows"]
+
+
+def test_rows_without_a_prediction_stay_in_the_table(home: Home, serve, tmp_path: Path):
+    """Of a judged kind, of choice, and of actions (whose clip is missing)."""
+    server = serve(lambda handler, body: answer(handler, REPLY, model="all-1"))
+    source = benchfiles.merged(tmp_path / "some.json", home.rows)
+    words = ["--predictions", str(predicted(tmp_path / "p.json", home, 15)), "--model", "others"]
+    assert home.call(source, *words, "--judge", "openai:all", "--judge-set", f"url={server.url}") == 0
+    (row,) = cells_of(home.table("some"), "openai")
+    assert [(c["rows"], c["marked"], c["mean"]) for c in row["cells"].values()] == [(20, 15, 1.0), (20, 15, 4.0)]
+    assert row["without_mark"] == {"not in the file of predictions": 10}
+
+    source = benchfiles.choice(tmp_path / "somemc.json", home.rows)
+    told = [{**row, "pred": row["answer"]} for row in json.loads(source.read_text())[:15]]
+    benchfiles.put(tmp_path / "mc-p.json", told)
+    assert home.call(source, "--predictions", str(tmp_path / "mc-p.json"), "--model", "others") == 0
+    (row,) = cells_of(home.table("somemc"), "letter")
+    assert (row["cells"]["accuracy"]["rows"], row["cells"]["accuracy"]["marked"], row["cells"]["accuracy"]["mean"]) == (
+        20,
+        15,
+        1.0,
+    )
+    assert row["without_mark"] == {"not in the file of predictions": 5}
+
+    folder = benchfiles.ucf101(tmp_path / "someucf", home.rows)
+    lines = (folder / "testlist01.txt").read_text()
+    (folder / "testlist01.txt").write_text(lines + "Typing/never.avi\n")
+    assert home.call(folder, "--model", "base", "--set", "video.max_unreadable=0.5") == 0
+    (row,) = cells_of(home.table("someucf"), "likelihood")
+    assert [(c["rows"], c["marked"]) for c in row["cells"].values()] == [(21, 20), (21, 20)]
+    assert row["without_mark"] == {"no such clip": 2}
+
+
+def test_a_redo_of_several_models_that_was_stopped_goes_on_without_redo(home: Home, monkeypatch, tmp_path: Path):
+    """Also when they were made with other settings: those not yet made again must not be in the way."""
+    source = benchfiles.merged(tmp_path / "twice.json", home.rows)
+    assert home.call(source, "--model", "base", "sft") == 0
+    real, calls = sampling.sample, []
+
+    def sample(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(sampling, "sample", sample)
+    words = ["--model", "base", "sft", "--set", "evaluate.max_new_tokens=3"]
+    assert home.call(source, *words, "--redo") == 130
+    assert home.call(source, *words) == 0 and len(calls) == 1 + 2 * 2
+    assert not [*(home.runs / "a" / "benchmarks" / "twice").glob("*.old")]
+
+
+def test_a_redo_that_cannot_begin_leaves_what_is_there(home: Home, judged, tmp_path: Path, capsys):
+    before = everything(home.runs / "a" / "benchmarks" / "msvd_qa" / "base")
+    (tmp_path / "empty").mkdir()
+    assert home.call(judged["msvd_qa"], "--model", "base", "--videos", str(tmp_path / "empty"), "--redo") == 2
+    assert "is it the right folder?" in capsys.readouterr().err
+    assert everything(home.runs / "a" / "benchmarks" / "msvd_qa" / "base") == before
+
+
+def test_another_file_of_the_same_name(home: Home, tmp_path: Path, capsys):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        benchfiles.merged(tmp_path / folder / "same.json", home.rows if folder == "one" else home.rows[::-1])
+    assert home.call(tmp_path / "one" / "same.json", "--model", "base") == 0
+    assert home.call(tmp_path / "two" / "same.json", "--model", "base") == 2
+    complaint = capsys.readouterr().err
+    assert "benchmarks/same/base: holds answers to another file of the name same; rename one of the two files" in complaint
+    assert home.call(tmp_path / "two" / "same.json", "--model", "base", "--redo") == 0
+
+
+def test_retrieval_is_among_all_clips(home: Home, tmp_path: Path, capsys):
+    """A clip that is missing would make it easier without a word, whatever share of clips may be bad elsewhere."""
+    source = benchfiles.retrieval(tmp_path / "pool.csv", home.rows)
+    videos = shutil.copytree(home.videos, tmp_path / "videos")
+    clip = videos / f"{benchfiles.stem(home.rows[0])}.mp4"
+    words = ["--model", "base", "--videos", str(videos), "--set", "video.max_unreadable=0.9"]
+    clip.write_bytes(b"no clip")
+    assert home.call(source, *words) == 2
+    complaint = capsys.readouterr().err
+    assert f"clips cannot be read: {clip.stem}" in complaint and "In retrieval every clip is a candidate" in complaint
+    clip.unlink()
+    assert home.call(source, *words) == 2
+    complaint = capsys.readouterr().err
+    assert f"({clip.stem}; frame folders are not read). In retrieval every clip is a candidate" in complaint
+    assert not (home.runs / "a" / "benchmarks" / "pool").exists()
+
+
+def test_no_clip_is_there(home: Home, tmp_path: Path, capsys):
+    source = benchfiles.merged(tmp_path / "none.json", home.rows)
+    (tmp_path / "empty").mkdir()
+    assert home.call(source, "--videos", str(tmp_path / "empty"), "--model", "base") == 2
+    complaint = capsys.readouterr().err
+    assert "none of the 7 clips is below --videos" in complaint and "is it the right folder?" in complaint
+    assert "max_unreadable" not in complaint and not (home.runs / "a" / "benchmarks" / "none").exists()
+
+
+def test_answers_with_other_ends_of_lines(home: Home, tmp_path: Path):
+    source = benchfiles.merged(tmp_path / "ends.json", home.rows)
+    benchfiles.put(tmp_path / "p.json", [{"id": "q0", "pred": "one\u2028two\x85three"}])
+    assert home.call(source, "--predictions", str(tmp_path / "p.json"), "--model", "ends") == 0
+    (row,) = home.table("ends")["tables"][0]["rows"]
+    assert row["cells"]["accuracy"]["marked"] == 1
 
 
 def test_predictions_of_another_program(home: Home, tmp_path: Path, capsys):

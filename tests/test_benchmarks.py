@@ -91,7 +91,8 @@ def test_ids_that_begin_anew_with_every_clip(tmp_path: Path, world: World, video
     found = read(path, videos)
     assert len({item.id for item in found.items}) == ROWS
     said = {item.id: (f"{n}",) for n, item in enumerate(found.items)}
-    assert read_predictions(put(tmp_path / "p.json", prediction_files(found, said)["choice.json"]), found) == said
+    told = prediction_files(found, said)["choice.json"]
+    assert read_predictions(put(tmp_path / "p.json", told[::-1]), found) == said
 
 
 def test_two_rows_of_one_id_are_refused(tmp_path: Path, world: World, videos: Path, monkeypatch):

@@ -166,15 +166,18 @@ def test_containers_are_known_by_their_content(name: str, tmp_path: Path) -> Non
     check_content(path, Limits())
 
 
-@pytest.mark.parametrize("size", [0, 19, 63])
-def test_a_file_that_is_only_the_head_of_a_video_is_empty(size: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [(0, "the file is empty$"), (19, r"too short for a clip \(19 bytes"), (63, r"too short for a clip \(63 bytes")],
+)
+def test_a_file_that_is_only_the_head_of_a_video_is_refused(size: int, told: str, tmp_path: Path) -> None:
     """What a browser leaves of a recording that it had no time to write."""
     path, whole = tmp_path / "clip.mp4", HEADS["mp4"] + bytes(52)
     assert len(whole) == 64
     path.write_bytes(whole)
     check_content(path, Limits())
     path.write_bytes(whole[:size])
-    with pytest.raises(UserError, match=rf"the file is empty \({size} bytes\)"):
+    with pytest.raises(UserError, match=told):
         check_content(path, Limits())
 
 

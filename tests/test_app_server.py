@@ -231,10 +231,12 @@ def program(folder: Path, *words: str) -> subprocess.Popen[str]:
     (folder / "temp").mkdir(exist_ok=True)
     variables = {**os.environ, "TMPDIR": str(folder / "temp"), "PYTHONDONTWRITEBYTECODE": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, str(ROOT / "app.py"), "--port", "0", *words], cwd=folder, env=variables, **pipes)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  a shell's background job has it ignored
+    command = [sys.executable, str(ROOT / "app.py"), "--port", "0", *words]
+    return subprocess.Popen(command, cwd=folder, env=variables, preexec_fn=heard, **pipes)
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_without_a_run_the_page_says_which_command_makes_one(tmp_path: Path, end: signal.Signals) -> None:
     with program(tmp_path, "--password", "open sesame") as app:
         try:

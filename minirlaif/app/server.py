@@ -128,7 +128,7 @@ def page_at(options: argparse.Namespace, talks: Talks | None, run: Run | None, f
             app_kwargs={"middleware": [guard]},
             theme=ui.theme(),
             css=ui.page_style(),
-            head=ui.SCRIPT,
+            head=ui.page_script(),
             quiet=True,
             prevent_thread_lock=True,
             footer_links=[],

@@ -20,37 +20,17 @@ from minirlaif.app.talks import Talks
 from minirlaif.app.votes import CHOICES
 from minirlaif.talk import Options
 
-SCRIPT = """<script>
-document.addEventListener("click", async (event) => {
-  const button = event.target.closest("[data-copy]");
-  if (!button) return;
-  const text = button.dataset.copy;
-  try { await navigator.clipboard.writeText(text); } catch {
-    const area = document.createElement("textarea");
-    area.value = text; document.body.append(area); area.select(); document.execCommand("copy"); area.remove();
-  }
-  button.textContent = "Copied"; setTimeout(() => { button.textContent = "Copy"; }, 1500);
-});
-// The newest turn stays in sight, unless somebody has scrolled up to read an older one.
-let asked = 0, near = true;
-document.addEventListener("scroll", (event) => {
-  const box = event.target;
-  if (box.id === "chat") near = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
-}, true);
-new MutationObserver(() => {
-  const box = document.querySelector("#chat");
-  if (!box) return;
-  const count = box.querySelectorAll(".asked").length;
-  if (near || count > asked) box.scrollTop = box.scrollHeight;
-  asked = count;
-}).observe(document, {subtree: true, childList: true, characterData: true});
-</script>"""
 SAVE = """(text) => {
   if (!text) return;
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
   link.download = "conversation.json"; link.click(); setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }"""
+
+
+def page_script() -> str:
+    """For the head of the page."""
+    return f"<script>{(files('minirlaif') / 'app/app.js').read_text(encoding='utf-8')}</script>"
 
 
 def page_style() -> str:

@@ -1,0 +1,24 @@
+// Copying an answer, and keeping the newest turn in sight.
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (!button) return;
+  const text = button.dataset.copy;
+  try { await navigator.clipboard.writeText(text); } catch {
+    const area = document.createElement("textarea");
+    area.value = text; document.body.append(area); area.select(); document.execCommand("copy"); area.remove();
+  }
+  button.textContent = "Copied"; setTimeout(() => { button.textContent = "Copy"; }, 1500);
+});
+// The newest turn stays in sight, unless somebody has scrolled up to read an older one.
+let asked = 0, near = true;
+document.addEventListener("scroll", (event) => {
+  const box = event.target;
+  if (box.id === "chat") near = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
+}, true);
+new MutationObserver(() => {
+  const box = document.querySelector("#chat");
+  if (!box) return;
+  const count = box.querySelectorAll(".asked").length;
+  if (near || count > asked) box.scrollTop = box.scrollHeight;
+  asked = count;
+}).observe(document, {subtree: true, childList: true, characterData: true});

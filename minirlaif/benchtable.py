@@ -15,7 +15,7 @@ from minirlaif.frames import uniform_plan
 from minirlaif.rubric import HIGHEST, LABELS, SHARES, chosen_option
 from minirlaif.scores import Scores, load_all
 from minirlaif.tablepage import Example
-from minirlaif.tables import examples, table_json
+from minirlaif.tables import examples, judge_head, table_json
 from minirlaif.video import ClipReader, UnreadableClip, picture_strip
 
 FRAMES = 8  # of an example
@@ -34,7 +34,7 @@ def write_tables(run: Run, benchmark: Benchmark, shown: Sequence[Scores], timeou
     for name, svg in drawn.items():
         write_atomic(folder / name, svg)
     text = tablepage.markdown(table, list(drawn))
-    judge = tablepage.judge_head(vars(shown[-1].judge)) if len(table["tables"]) > 1 else ""
+    judge = judge_head(vars(shown[-1].judge)) if len(table["tables"]) > 1 else ""
     worst, best, strips = _examples(run, benchmark, shown, timeout, judge)
     page = tablepage.document(table, f"run {run.root.name}", drawn, worst, best, strips)
     write_atomic(folder / "table.json", json.dumps(table, ensure_ascii=False, indent=1) + "\n")

@@ -13,7 +13,7 @@ from minirlaif.agreement import FEW
 from minirlaif.page import Html, section, tag
 from minirlaif.published import NO_PROTOCOL
 from minirlaif.rubric import LABELS, SHARES
-from minirlaif.tables import uncertain
+from minirlaif.tables import judge_head, uncertain
 
 Table = Mapping[str, Any]
 FEW_CLIPS = "†"  # behind a figure of fewer than FEW clips
@@ -138,19 +138,12 @@ def notes(each: Mapping[str, Any]) -> list[str]:
     if any(map(uncertain, figures)):
         told.append(f"{FEW_CLIPS} Fewer than {FEW} clips: interval and p are not to be trusted.")
     if each.get("first_only"):
-        first, *others = (row["model"].replace(" ", ":") for row in each["rows"])
+        first, *others = (":".join(row["model"].rsplit(" ", 1)) for row in each["rows"])
         told.append(
             f"Differences are to {each['rows'][0]['model']} alone; `python -m minirlaif compare RUN:MODEL RUN:MODEL` shows any"
             f" other pair, such as {others[0]} {others[1]}."
         )
     return told
-
-
-def judge_head(judge: Mapping[str, Any]) -> str:
-    """Who marked, in a few words: "tiny (hf)". What exactly that was stands below it."""
-    return (
-        judge["name"] if judge["kind"] in judge["name"] or judge["kind"] == "likelihood" else f"{judge['name']} ({judge['kind']})"
-    )
 
 
 def _judge(judge: Mapping[str, Any]) -> list[str]:

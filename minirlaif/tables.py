@@ -59,6 +59,12 @@ def uncertain(figure: Mapping[str, Any]) -> bool:
     return figure["mean"] is not None and int(figure["clips"]) < FEW
 
 
+def judge_head(judge: Mapping[str, Any]) -> str:
+    """Who marked, in a few words: "tiny (hf)". The rest of its name (version, prompt, dates) is told apart."""
+    name, kind = str(judge["name"]), str(judge["kind"])
+    return name if kind in name or kind == "likelihood" else f"{name} ({kind})"
+
+
 def metrics_of(scores: Scores) -> list[str]:
     """Metrics in order, the mean of five at the end where all five are there."""
     found = [name for name in LABELS if name in {mark.metric for mark in scores.marks}]

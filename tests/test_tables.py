@@ -13,7 +13,7 @@ from minirlaif import charts, tablepage
 from minirlaif.grading import JudgeName
 from minirlaif.published import ROWS, published
 from minirlaif.scores import Mark, Scores
-from minirlaif.tables import blocks, cells, changes, examples, table_json, why_unmarked
+from minirlaif.tables import blocks, cells, changes, examples, judge_head, table_json, why_unmarked
 
 JUDGE = JudgeName("openai", "judge", "v1", "abc", ("2026-01-01", "2026-01-02"))
 
@@ -333,7 +333,7 @@ def test_heads_are_short_and_what_makes_them_exact_stands_below():
     page = tablepage.document(table, "r", {}, [], [], {})
     assert "<h2>Judge: tiny (hf)</h2>" in page and "<span>2026-11-25</span>" in page
     assert "## Published, protocol not named" in text and "Protocol not named. Not comparable" in page
-    assert tablepage.judge_head(vars(JudgeName("normalised", "normalised match", "1", ""))) == "normalised match"
+    assert judge_head(vars(JudgeName("normalised", "normalised match", "1", ""))) == "normalised match"
 
 
 def test_worst_and_best_examples():

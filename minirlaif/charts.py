@@ -20,7 +20,7 @@ INK, SOFT, LINE = "#1b1f23", "#5b6570", "#d5d8d5"
 DARK = {INK: "#e9ebed", SOFT: "#9fa9b3", LINE: "#3d454c"}  # of a page in dark colours
 WIDTH = 4.6  # inches: on a phone the letters are then still nine pixels high
 MOST = 6  # models in one panel
-LABELLED = 3  # up to so many, every bar has its value on it
+LABELLED = 12  # up to so many, every bar of a panel has its value on it
 LEGEND: dict[str, Any] = {"ncols": 2, "frameon": False, "fontsize": 8.5, "labelcolor": INK}
 THICKEST = 0.5  # inches, of a bar
 KNOWN = ("Video-ChatGPT", "Video-LLaVA", "VLM-SFT", "VLM-RLAIF")  # of the published models, those that are drawn
@@ -45,10 +45,9 @@ class Panel:
     series: Sequence[Series]
     left_out: str = ""
 
-    @property
-    def told(self) -> str:
-        """The head of its picture, on lines."""
-        few = f"dotted: fewer than {FEW} clips" if any(series.few for series in self.series) else ""
+    def told(self, whiskers: bool) -> str:
+        """The head of its picture, on lines; whiskers: whether the picture shows intervals."""
+        few = f"dotted: fewer than {FEW} clips" if whiskers and any(series.few for series in self.series) else ""
         return "\n".join("\n".join(textwrap.wrap(text, 56)) for text in (self.title, self.left_out, few) if text)
 
 
@@ -70,7 +69,7 @@ def panels(table: Mapping[str, Any]) -> list[Panel]:
     for judge in dict.fromkeys(row["judge"] for row in rows):
         some = [Series(row["model"], row["values"], {}) for row in rows if row["judge"] == judge]
         more = sum(row["judge"] == judge for row in table["published"]) - len(some)
-        found.append(Panel(f"Published ({judge})", some, f"not drawn: {more} more models of the table" if more else ""))
+        found.append(Panel(f"Published ({judge})", some, f"not drawn: {more} more of the table's models" if more else ""))
     return found
 
 
@@ -96,7 +95,7 @@ def radar(found: Sequence[Panel]) -> str:
                 heights = [series.values[metric] for metric in FIVE]
                 axes.plot([*angles, angles[0]], [*heights, heights[0]], color=colour, linewidth=1.8, label=series.model)
                 axes.fill(angles, heights, color=colour, alpha=0.08)
-        axes.set_title(panel.told, size=9, color=SOFT, pad=26)  # above the word of the upper axis
+        axes.set_title(panel.told(False), size=9, color=SOFT, pad=26)  # above the word of the upper axis
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.09), **LEGEND)
     return _svg(figure)
 
@@ -124,13 +123,13 @@ def bars(found: Sequence[Panel]) -> str:
                 if m in series.ends:
                     low, high = (end / tops[m] for end in series.ends[m])
                     axes.plot([x, x], [low, high], color=INK, linewidth=1.1, linestyle=":" if m in series.few else "-", zorder=3)
-                if len(panel.series) <= LABELLED:
+                if len(panel.series) * len(metrics) <= LABELLED:
                     shown = f"{100 * series.values[m]:.0f}" if m in SHARES else f"{series.values[m]:.2f}"
                     axes.annotate(shown, (x, high), (0, 2), textcoords="offset points", ha="center", size=7.5, color=SOFT)
         axes.set_xticks(range(len(metrics)), [LABELS[m].replace(" of ", "\nof ") for m in metrics], size=9, color=INK)
         axes.set_xlim(-0.5, len(metrics) - 0.5)
         _scale(axes, [m in SHARES for m in metrics])
-        axes.set_title(panel.told, size=9, color=SOFT, loc="left")
+        axes.set_title(panel.told(True), size=9, color=SOFT, loc="left")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), **LEGEND)
     return _svg(figure)
 
@@ -165,8 +164,10 @@ def _colours(panel: Panel) -> list[str]:
 def _figure(height: float) -> Any:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure((WIDTH, height), layout="constrained", facecolor="none")
+    layout = ConstrainedLayoutEngine(hspace=0.08)  # the head of a panel must not touch the legend of the one above
+    figure = Figure((WIDTH, height), layout=layout, facecolor="none")
     FigureCanvasSVG(figure)
     return figure
 

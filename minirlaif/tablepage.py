@@ -131,7 +131,7 @@ def notes(each: Mapping[str, Any]) -> list[str]:
                     f" with all of them worst or best the mean would be {low} or {high}."
                 )
             elif cell["mean"] is None:
-                none = "one of the five has no mark" if metric == "mean" else f"not one of {cell['rows']} rows has a mark"
+                none = "not all of the five have a mark" if metric == "mean" else f"not one of {cell['rows']} rows has a mark"
                 told.append(f"{row['model']}, {LABELS[metric]}: {none}.")
     figures = [cell for row in each["rows"] for cell in row["cells"].values()]
     figures += [change for pair in each["differences"] for change in pair["changes"].values()]
@@ -140,7 +140,7 @@ def notes(each: Mapping[str, Any]) -> list[str]:
     if each.get("first_only"):
         first, *others = (":".join(row["model"].rsplit(" ", 1)) for row in each["rows"])
         told.append(
-            f"Differences are to {each['rows'][0]['model']} alone; `python -m minirlaif compare RUN:MODEL RUN:MODEL` shows any"
+            f"Differences are to {each['rows'][0]['model']} alone; compare RUN:MODEL RUN:MODEL shows any"
             f" other pair, such as {others[0]} {others[1]}."
         )
     return told

@@ -378,6 +378,39 @@ def test_pictures_keep_judges_apart():
         assert svg.startswith("<?xml") and svg.count('id="axes_') == 3
 
 
+def test_pictures_say_whom_they_leave_out_and_which_whiskers_to_trust():
+    (panel,) = charts.panels(table_json(models(8)))
+    assert [series.model for series in panel.series] == [f"r m{n}" for n in range(6)]
+    assert panel.told(False) == "judge (openai)\nnot drawn, in the table alone: r m6, r m7"
+    assert panel.told(True).endswith("\ndotted: fewer than 30 clips")
+    many = [Mark(f"q{n}", f"clip{n}", "accuracy", 1.0) for n in range(30)]
+    (panel,) = charts.panels(table_json([scores("m", many, kind="qa", benchmark="mine")]))
+    assert panel.told(True) == "judge (openai)"
+    published_panel = charts.panels(table_json([scores("m", five())]))[1]
+    assert published_panel.told(False).endswith("not drawn: 10 more of the table's models")  # of fourteen four are drawn
+    two = [scores("m", five()), scores("n", five(), replace(JUDGE, version="v2"))]
+    assert "version v1" in charts.panels(table_json(two))[0].title  # two versions of one judge are told apart
+
+
+def bar_widths(svg: str) -> list[float]:
+    """Widths of the bars in points, legend apart."""
+    axes = svg.split('id="legend_1"')[0]
+    paths = re.findall(r'<path d="M (\S+) \S+ \nL (\S+) \S+ \n[^"]*" clip-path[^>]*style="fill: #4d8c7d"', axes)
+    return [float(right) - float(left) for left, right in paths]
+
+
+def test_one_model_gets_no_huge_bar_and_values_have_an_axis():
+    (panel,) = charts.panels(table_json(models(1)))
+    svg = charts.bars([panel])
+    score = next(iter(charts.panels(table_json([scores("a", five())]))))
+    assert len(bar_widths(svg)) == 1 and 10 < bar_widths(svg)[0] < 40  # points: half an inch is 36
+    assert "<!-- % -->" in svg and "<!-- 80 -->" in svg and "score, 0 to 5" not in svg
+    scored = charts.bars([score])
+    assert "<!-- score, 0 to 5 -->" in scored and "<!-- % -->" not in scored
+    both = charts.Panel("j", [charts.Series("a", {"accuracy": 0.5, "score": 2.5}, {})])
+    assert "<!-- % -->" in charts.bars([both]) and "<!-- score, 0 to 5 -->" in charts.bars([both])
+
+
 def test_pictures_of_what_has_no_figures():
     nothing = charts.panels(table_json([scores("a", rows("accuracy", None), kind="qa", benchmark="mine")]))
     assert charts.radar(nothing) == charts.bars(nothing) == ""

@@ -46,10 +46,11 @@ class Asked:
 
 
 class Audit:
-    """The sample and its labels, in runs/NAME/audit/.
+    """The sample and its labels, in runs/NAME/audit/. kept: in words, that an earlier sample is used and not what was asked for;
+    "" where it is what was asked for.
 
     Raises:
-        UserError: no finished `feedback`, or a sample of verdicts that were made again since.
+        UserError: no finished `feedback`, a sample of verdicts that were made again since, or a file that is no sample.
     """
 
     def __init__(self, run: Run, count: int, seed: int, redo: bool = False) -> None:
@@ -61,6 +62,7 @@ class Audit:
         self._rows = {row["id"]: row for row in rows if row["answer_a"] != row["answer_b"]}
         self.readout = str(manifest["config"].get("feedback", {}).get("readout", ""))
         self.token = secrets.token_urlsafe(16)
+        self.kept = ""
         sample = self._sample(manifest["identity"], count, seed, redo)
         # Which answer stands first comes from the sample's own seed: labels say first and second.
         self.items = [self._asked(run, self._rows[id_], sample["seed"]) for id_ in sample["ids"]]
@@ -71,10 +73,18 @@ class Audit:
         path = self._folder / "sample.json"
         if path.is_file() and not redo:
             kept: dict[str, Any] = read_json(path)
-            if kept["feedback"] != identity:
+            try:
+                old, known = kept["feedback"], (kept["seed"], len(kept["ids"]))
+                if old == identity and not set(kept["ids"]) <= set(self._rows):
+                    raise ValueError
+            except (LookupError, TypeError, ValueError):
+                raise UserError(f"{path}: not a sample of these verdicts; draw again with --redo") from None
+            if old != identity:
                 raise UserError(
                     f"{path}: drawn from other verdicts; draw again with --redo (old labels are kept in labels.old.jsonl)"
                 )
+            if known != (seed, min(count, len(self._rows))):
+                self.kept = f"{known[1]} pairs drawn before (seed {known[0]}) are used; --redo draws anew and sets labels aside"
             return kept
         self._folder.mkdir(parents=True, exist_ok=True)
         if (self._folder / "labels.jsonl").is_file():
@@ -96,9 +106,9 @@ class Audit:
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
                     row = json.loads(line)
-                except ValueError:  # killed in the middle of a line
+                    labels[row["id"]] = row["label"]
+                except (ValueError, LookupError, TypeError):  # killed in the middle of a line
                     continue
-                labels[row["id"]] = row["label"]
         return labels
 
     def label(self, item: Asked, label: str) -> None:
@@ -152,21 +162,20 @@ def drawn(rows: Mapping[str, Mapping[str, Any]], count: int, seed: int) -> list[
     return [id_ for _, _, id_ in sorted(ranked)[:count]]
 
 
-def rows_of(found: Audit) -> list[tuple[str, str, str, str]]:
-    """The figures for people: what, value, interval, out of how many."""
+def rows_of(found: Audit, few: str = f", fewer than {FEW}: only a hint") -> list[tuple[str, str, str, str]]:
+    """The figures for people: what, value, interval, out of how many, and behind a small number what it means."""
     rows = []
     for name, figure in found.figures().items():
         if figure.value is None:
             rows.append((MEANING[name], "–", "", "0"))
             continue
         ends = "" if figure.low is None or figure.high is None else f"{figure.low:.3f} to {figure.high:.3f}"
-        few = f"{figure.n}, fewer than {FEW}: only a hint" if figure.n < FEW else str(figure.n)
-        rows.append((MEANING[name], f"{figure.value:.3f}", ends, few))
+        rows.append((MEANING[name], f"{figure.value:.3f}", ends, f"{figure.n}{few}" if figure.n < FEW else str(figure.n)))
     return rows
 
 
 def told(found: Audit) -> str:
     """The figures as lines of text."""
-    lines = [f"{len(found.items)} pairs drawn, {len(found.labels)} labelled"]
+    lines = [*([found.kept] if found.kept else []), f"{len(found.items)} pairs drawn, {len(found.labels)} labelled"]
     lines += [f"{what}: {value}" + (f" [{ends}]" if ends else "") + f" (n {n})" for what, value, ends, n in rows_of(found)]
     return "\n".join([*lines, *([BY_CONSTRUCTION] if found.readout == "likelihood" else [])])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -12,6 +14,7 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 from minirlaif import page
+from minirlaif.agreement import FEW
 from minirlaif.audit import BY_CONSTRUCTION, LABELS, Audit, rows_of, told
 from minirlaif.frames import uniform_plan
 from minirlaif.page import Html, tag
@@ -26,10 +29,17 @@ STYLE = (
     ".choose button{font:inherit;padding:10px 18px;border-radius:10px;border:1px solid var(--line);background:var(--card);"
     "color:var(--ink);cursor:pointer}.choose button:hover{border-color:var(--rlaif)}"
     "video{display:block;max-width:100%;height:min(320px,40vh);border-radius:8px;margin:12px 0}"
-    ".frames{grid-template-columns:repeat(8,1fr)!important}tbody th{white-space:normal}"
+    ".frames{grid-template-columns:repeat(8,1fr)!important}tbody th{white-space:normal;min-width:9em}"
     ".pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,320px),1fr));gap:0 20px;align-items:start}"
-    ".answer{border-left:4px solid var(--line);padding:2px 14px}"
+    ".answer{border-left:4px solid var(--line);padding:2px 14px}kbd{font:inherit;color:var(--soft);margin-right:.5em}"
 )
+# The page's only program: keys 1 to 4 press the buttons. A key that is held down must not label the pairs that follow.
+KEYS = (
+    'document.addEventListener("keydown",e=>{'
+    "if(e.repeat||e.ctrlKey||e.altKey||e.metaKey||document.activeElement?.matches('input,textarea,select,[contenteditable]'))return;"
+    "const b=document.querySelectorAll('.choose button')[e.key-1];if(b)b.click()})"
+)
+KEYS_HASH = base64.b64encode(hashlib.sha256(KEYS.encode()).digest()).decode()
 
 
 def serve(found: Audit, port: int, timeout: float, ready: Callable[[ThreadingHTTPServer], None] | None = None) -> None:
@@ -41,6 +51,8 @@ def serve(found: Audit, port: int, timeout: float, ready: Callable[[ThreadingHTT
         except OSError as error:
             raise UserError(f"--port {port}: cannot be used ({error.strerror}); name another, or 0 for any free one") from None
         with server:
+            if found.kept:
+                print(found.kept, flush=True)
             print(f"label here: http://127.0.0.1:{server.server_address[1]}/ (Ctrl-C ends; labels are kept)", flush=True)
             if ready:
                 ready(server)
@@ -137,7 +149,7 @@ def _item_page(found: Audit, reader: ClipReader, place: int) -> Html:
     item = found.items[place]
     shown = item.answers[::-1] if item.flipped else item.answers
     buttons = [
-        tag("button", text, type="submit", name_="label", value=name, accesskey=str(key))
+        tag("button", tag("kbd", key), text, type="submit", name_="label", value=name)
         for key, (name, text) in enumerate(LABELS.items(), 1)
     ]
     form = tag("form", *_hidden(found, place), tag("div", *buttons, class_="choose"), method="post", action="/label")
@@ -154,8 +166,15 @@ def _item_page(found: Audit, reader: ClipReader, place: int) -> Html:
         head,
         tag("h1", item.question),
         page.section(
-            "pair", "Which answer is better?", strip, tag("div", clip, tag("div", *answers), class_="pair"), form, before
+            "pair",
+            "Which answer is better?",
+            strip,
+            tag("div", clip, tag("div", *answers), class_="pair"),
+            form,
+            tag("p", f"Keys 1 to {len(LABELS)} press these buttons.", class_="note"),
+            before,
         ),
+        Html(f"<script>{KEYS}</script>"),
     ]
     return _document("minirlaif audit", body, page.strip_styles({"s": jpeg}) if jpeg else "")
 
@@ -164,10 +183,14 @@ def _result_page(found: Audit) -> Html:
     found.write()
     head = tag("p", f"minirlaif audit · {len(found.labels)} of {len(found.items)} labelled", class_="eyebrow")
     more = "" if found.next_place() is None else tag("p", tag("a", "go on labelling", href="/"))
-    shown = page.table(["", "Value", "95 % interval", "Out of"], rows_of(found))
+    rows = rows_of(found, " †")
+    few = tag("p", f"† Out of fewer than {FEW}: only a hint.", class_="note") if any("†" in row[3] for row in rows) else ""
+    shown = page.table(["", "Value", "95 % interval", "Out of"], rows)
     by_construction = tag("p", BY_CONSTRUCTION, class_="note") if found.readout == "likelihood" else ""
     note = tag("p", "Labels are kept in labels.jsonl, the figures in result.json of the run's folder audit.", class_="note")
-    return _document("minirlaif audit", [head, tag("h1", "Judge and person"), shown, by_construction, more, note], "")
+    kept = tag("p", f"{found.kept}.", class_="note") if found.kept else ""
+    figures = page.section("figures", "Figures", shown, few, by_construction)
+    return _document("minirlaif audit", [head, tag("h1", "Judge and person"), figures, more, kept, note], "")
 
 
 def _hidden(found: Audit, place: int) -> list[Html]:
@@ -187,4 +210,5 @@ def _strip(reader: ClipReader, video: str) -> tuple[Html, bytes]:
 
 def _document(title: str, body: Sequence[object], strips: str) -> Html:
     style = (files("minirlaif") / "page.css").read_text(encoding="utf-8")
-    return page.page(title, body, style + STYLE, strips, f"{page.POLICY}; media-src 'self'; form-action 'self'")
+    policy = f"{page.POLICY}; media-src 'self'; form-action 'self'; script-src 'sha256-{KEYS_HASH}'"
+    return page.page(title, body, style + STYLE, strips, policy)

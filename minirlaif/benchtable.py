@@ -8,18 +8,19 @@ from typing import Any
 
 from minirlaif import charts, tablepage
 from minirlaif.artifacts import Run
-from minirlaif.benchanswers import read_answers
+from minirlaif.benchanswers import Answer, read_answers
 from minirlaif.benchmarks import Benchmark, Item
 from minirlaif.disk import plain, write_atomic
 from minirlaif.frames import uniform_plan
-from minirlaif.rubric import HIGHEST, LABELS, SHARES
+from minirlaif.rubric import HIGHEST, LABELS, SHARES, chosen_option
 from minirlaif.scores import Scores, load_all
 from minirlaif.tablepage import Example
-from minirlaif.tables import examples, table_json
+from minirlaif.tables import examples, judge_head, table_json
 from minirlaif.video import ClipReader, UnreadableClip, picture_strip
 
 FRAMES = 8  # of an example
 EXAMPLES = 6  # worst ones, and as many best ones
+RANKED = 3  # candidates of a ranking that an example shows
 
 
 def write_tables(run: Run, benchmark: Benchmark, shown: Sequence[Scores], timeout: float) -> str:
@@ -33,7 +34,8 @@ def write_tables(run: Run, benchmark: Benchmark, shown: Sequence[Scores], timeou
     for name, svg in drawn.items():
         write_atomic(folder / name, svg)
     text = tablepage.markdown(table, list(drawn))
-    worst, best, strips = _examples(run, benchmark, shown, timeout)
+    judge = judge_head(vars(shown[-1].judge)) if len(table["tables"]) > 1 else ""
+    worst, best, strips = _examples(run, benchmark, shown, timeout, judge)
     page = tablepage.document(table, f"run {run.root.name}", drawn, worst, best, strips)
     write_atomic(folder / "table.json", json.dumps(table, ensure_ascii=False, indent=1) + "\n")
     write_atomic(folder / "table.md", text)
@@ -49,9 +51,10 @@ def draw(table: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _examples(
-    run: Run, benchmark: Benchmark, shown: Sequence[Scores], timeout: float
+    run: Run, benchmark: Benchmark, shown: Sequence[Scores], timeout: float, judge: str
 ) -> tuple[list[Example], list[Example], dict[str, bytes]]:
-    """Worst and best items of the last model, with what every model of the command said."""
+    """Worst and best items of the last model, with what every model of the command said. judge: named with every mark, "" where
+    the page has one judge alone."""
     items = {item.id: item for item in benchmark.items}
     answers = {s.model["title"]: read_answers(run.dir(f"benchmarks/{benchmark.name}/{s.model['title']}"))[0] for s in shown}
     sides = examples(shown[-1], EXAMPLES)
@@ -61,13 +64,44 @@ def _examples(
         said = []
         for scores in shown:
             found = answers[scores.model["title"]].get(item.id)
-            said.append((scores.title, " / ".join(found.said[:2]) if found else "", _marks(scores, item.id)))
+            marks = _marks(scores, item.id)
+            said.append((scores.title, told_answer(item, found), f"{marks}, by {judge}" if judge and marks else marks))
         key, _, aspect = strips.get(item.video, ("", b"", 1.0))
-        question = " / ".join(item.questions) or {"action": "Which action?", "retrieval": "Which clip?"}[item.part]
-        return Example(question, item.answer, said, key, FRAMES, aspect)
+        return Example(told_question(item), told_truth(item), said, key, FRAMES, aspect)
 
     worst, best = ([example(items[id_]) for id_ in side] for side in sides)
     return worst, best, {key: jpeg for key, jpeg, _ in strips.values()}
+
+
+def told_question(item: Item) -> str:
+    """What was asked, on lines: two questions of consistency with their names, options with their letters."""
+    if len(item.questions) == 2:
+        return f"First question: {item.questions[0]}\nSecond question: {item.questions[1]}"
+    asked = " ".join(item.questions) or {"action": "Which action?", "retrieval": "Which clip?"}[item.part]
+    options = [f"{chr(ord('A') + place)}. {option}" for place, option in enumerate(item.options)] if item.part == "choice" else []
+    return "\n".join([asked, *options])
+
+
+def told_truth(item: Item) -> str:
+    """The right answer, with its letter where there are letters."""
+    if item.part == "choice" and item.answer in item.options:
+        return f"{chr(ord('A') + item.options.index(item.answer))}. {item.answer}"
+    return item.answer
+
+
+def told_answer(item: Item, answer: Answer | None) -> str:
+    """What was said, on lines: both answers of consistency by name, a letter with its option, candidates in their order."""
+    if answer is None:
+        return ""
+    if answer.rank is not None:
+        first = [f"{place}. {said}" for place, said in enumerate(answer.said[:RANKED], 1)]
+        beyond = [f"(the right one is number {answer.rank})"] if answer.rank > RANKED else []
+        return "\n".join(["Likeliest candidates in order:", *first, *beyond])
+    if len(item.questions) == 2:
+        return "\n".join(f"{name} answer: {said}" for name, said in zip(("First", "Second"), answer.said, strict=True))
+    chosen = chosen_option(answer.said[0], item.options) if item.part == "choice" else None
+    text = answer.said[0]
+    return text if chosen is None or item.options[chosen] in text else f"{text} ({item.options[chosen]})"
 
 
 def _marks(scores: Scores, id_: str) -> str:

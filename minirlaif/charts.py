@@ -5,68 +5,89 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from minirlaif.agreement import FEW
 from minirlaif.rubric import FIVE, HIGHEST, LABELS, SHARES
+from minirlaif.tables import judge_head, uncertain
 
 OWN = {"base": "#8b94a0", "sft": "#d6801f", "rlaif": "#2b6cd8"}  # as in the report
-COLOURS = ("#4d8c7d", "#a05195", "#b3261e", "#7a5c00", "#2f4b7c", "#5b6570")
+COLOURS = ("#4d8c7d", "#b565a7", "#cf4b3f", "#9a7b1f", "#5572b0", "#8a6fd1")  # at least 3 to 1 on white and on the dark page
 INK, SOFT, LINE = "#1b1f23", "#5b6570", "#d5d8d5"
+DARK = {INK: "#e9ebed", SOFT: "#9fa9b3", LINE: "#3d454c"}  # of a page in dark colours
+WIDTH = 4.6  # inches: on a phone the letters are then still nine pixels high
 MOST = 6  # models in one panel
-LABELLED = 3  # up to so many, every bar has its value on it
+LABELLED = 12  # up to so many, every bar of a panel has its value on it
+LEGEND: dict[str, Any] = {"ncols": 2, "frameon": False, "fontsize": 8.5, "labelcolor": INK}
+THICKEST = 0.5  # inches, of a bar
 KNOWN = ("Video-ChatGPT", "Video-LLaVA", "VLM-SFT", "VLM-RLAIF")  # of the published models, those that are drawn
 
 
 @dataclass(frozen=True)
 class Series:
-    """One model in a panel. values: by metric; ends: low and high by metric, where there is an interval."""
+    """One model in a panel. values: by metric; ends: low and high by metric, where there is an interval; few: metrics whose
+    interval stands on too few clips."""
 
     model: str
     values: Mapping[str, float]
     ends: Mapping[str, tuple[float, float]]
+    few: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One judge's models."""
+    """One judge's models. left_out: what the table has and the picture has not, in words."""
 
     title: str
     series: Sequence[Series]
+    left_out: str = ""
+
+    def told(self, whiskers: bool) -> str:
+        """The head of its picture, on lines; whiskers: whether the picture shows intervals."""
+        few = f"dotted: fewer than {FEW} clips" if whiskers and any(series.few for series in self.series) else ""
+        return "\n".join("\n".join(textwrap.wrap(text, 56)) for text in (self.title, self.left_out, few) if text)
 
 
 def panels(table: Mapping[str, Any]) -> list[Panel]:
     """The panels of a table as `tables.table_json` gives it: one per judge, then one per judge of the published rows."""
     found = []
-    for each in table["tables"]:
+    heads = [judge_head(each["judge"]) for each in table["tables"]]
+    for head, each in zip(heads, table["tables"], strict=True):
         series = []
         for row in each["rows"][:MOST]:
             known = {m: cell for m, cell in row["cells"].items() if cell["mean"] is not None}
             ends = {m: (cell["low"], cell["high"]) for m, cell in known.items()}
-            series.append(Series(row["model"], {m: cell["mean"] for m, cell in known.items()}, ends))
-        found.append(Panel(each["title"], series))
+            few = frozenset(m for m, cell in known.items() if uncertain(cell))
+            series.append(Series(row["model"], {m: cell["mean"] for m, cell in known.items()}, ends, few))
+        others = ", ".join(row["model"] for row in each["rows"][MOST:])
+        title = head if heads.count(head) == 1 else each["title"]  # two versions of one judge
+        found.append(Panel(title, series, f"not drawn, in the table alone: {others}" if others else ""))
     rows = [row for row in table["published"] if row["model"].startswith(KNOWN)]
     for judge in dict.fromkeys(row["judge"] for row in rows):
         some = [Series(row["model"], row["values"], {}) for row in rows if row["judge"] == judge]
-        found.append(Panel(f"Published ({judge})", some))
+        more = sum(row["judge"] == judge for row in table["published"]) - len(some)
+        found.append(Panel(f"Published ({judge})", some, f"not drawn: {more} more of the table's models" if more else ""))
     return found
 
 
 def radar(found: Sequence[Panel]) -> str:
-    """Five axes from 0 to 5, a polygon per model. "" when no panel has all five metrics."""
+    """Five axes from 0 to 5, a polygon per model, panels one below the other. "" when no panel has all five metrics."""
     found = [panel for panel in found if any(set(FIVE) <= set(series.values) for series in panel.series)]
     if not found:
         return ""
-    figure = _figure(5.2 * len(found), 5.2)
+    figure = _figure(4.9 * len(found))
     angles = [2 * math.pi * i / len(FIVE) for i in range(len(FIVE))]
     for place, panel in enumerate(found, 1):
-        axes = figure.add_subplot(1, len(found), place, projection="polar")
+        axes = figure.add_subplot(len(found), 1, place, projection="polar")
+        axes.set_facecolor("none")
         axes.set_theta_offset(math.pi / 2)
         axes.set_theta_direction(-1)
-        axes.set_xticks(angles, [LABELS[metric] for metric in FIVE], color=INK, size=9)
+        axes.set_xticks(angles, [LABELS[metric] for metric in FIVE], color=INK, size=9.5)
         axes.set_ylim(0, HIGHEST)
-        axes.set_yticks(range(1, HIGHEST + 1), map(str, range(1, HIGHEST + 1)), color=SOFT, size=7)
+        axes.set_yticks(range(1, HIGHEST + 1), map(str, range(1, HIGHEST + 1)), color=SOFT, size=8)
         axes.grid(color=LINE)
         axes.spines["polar"].set_color(LINE)
         for colour, series in zip(_colours(panel), panel.series, strict=True):
@@ -74,46 +95,65 @@ def radar(found: Sequence[Panel]) -> str:
                 heights = [series.values[metric] for metric in FIVE]
                 axes.plot([*angles, angles[0]], [*heights, heights[0]], color=colour, linewidth=1.8, label=series.model)
                 axes.fill(angles, heights, color=colour, alpha=0.08)
-        axes.set_title(_wrapped(panel.title), size=8.5, color=SOFT, pad=22)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=2, frameon=False, fontsize=8)
+        axes.set_title(panel.told(False), size=9, color=SOFT, pad=26)  # above the word of the upper axis
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.09), **LEGEND)
     return _svg(figure)
 
 
 def bars(found: Sequence[Panel]) -> str:
-    """A group of bars per metric, whiskers where there are intervals. "" without any value."""
+    """A group of bars per metric, whiskers where there are intervals (dotted where they are not to be trusted). "" without any
+    value."""
     found = [panel for panel in found if any(series.values for series in panel.series)]
     if not found:
         return ""
-    figure = _figure(9.0, 2.9 * len(found) + 0.3)
+    figure = _figure(3.4 * len(found))
     for place, panel in enumerate(found, 1):
         metrics = [m for m in LABELS if any(m in series.values for series in panel.series)]
         axes = figure.add_subplot(len(found), 1, place)
-        width = 0.8 / len(panel.series)
+        width = min(0.8 / len(panel.series), THICKEST / WIDTH * len(metrics))
         # Shares and scores of 0 to 5 share an axis as parts of the best mark.
         tops = {m: 1.0 if m in SHARES else float(HIGHEST) for m in metrics}
         for number, (colour, series) in enumerate(zip(_colours(panel), panel.series, strict=True)):
             known = [(i, m) for i, m in enumerate(metrics) if m in series.values]
             across = [i + (number - (len(panel.series) - 1) / 2) * width for i, _ in known]
             heights = [series.values[m] / tops[m] for _, m in known]
-            axes.bar(across, heights, width * 0.92, color=colour, label=series.model)
+            axes.bar(across, heights, width * 0.92, color=colour, label=series.model, zorder=2)
             for x, height, (_, m) in zip(across, heights, known, strict=True):
                 high = height
                 if m in series.ends:
                     low, high = (end / tops[m] for end in series.ends[m])
-                    axes.plot([x, x], [low, high], color=INK, linewidth=1.1)
-                if len(panel.series) <= LABELLED:
+                    axes.plot([x, x], [low, high], color=INK, linewidth=1.1, linestyle=":" if m in series.few else "-", zorder=3)
+                if len(panel.series) * len(metrics) <= LABELLED:
                     shown = f"{100 * series.values[m]:.0f}" if m in SHARES else f"{series.values[m]:.2f}"
-                    axes.annotate(shown, (x, high), (0, 2), textcoords="offset points", ha="center", size=7, color=SOFT)
-        axes.set_xticks(range(len(metrics)), [f"{LABELS[m]}\n{'%' if m in SHARES else '0 to 5'}" for m in metrics], size=8.5)
-        axes.set_ylim(0, 1.12)
-        axes.set_yticks([])
-        axes.tick_params(length=0, colors=INK)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        axes.spines["bottom"].set_color(LINE)
-        axes.set_title(_wrapped(panel.title, 110), size=8.5, color=SOFT, loc="left")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
+                    axes.annotate(shown, (x, high), (0, 2), textcoords="offset points", ha="center", size=7.5, color=SOFT)
+        axes.set_xticks(range(len(metrics)), [LABELS[m].replace(" of ", "\nof ") for m in metrics], size=9, color=INK)
+        axes.set_xlim(-0.5, len(metrics) - 0.5)
+        _scale(axes, [m in SHARES for m in metrics])
+        axes.set_title(panel.told(True), size=9, color=SOFT, loc="left")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), **LEGEND)
     return _svg(figure)
+
+
+def _scale(axes: Any, are_shares: Sequence[bool]) -> None:
+    """The axis of the values: percent, scores, or percent at the left and scores at the right where there are both."""
+    steps = [i / HIGHEST for i in range(HIGHEST + 1)]
+    percents, marks = [str(100 * i // HIGHEST) for i in range(HIGHEST + 1)], list(map(str, range(HIGHEST + 1)))
+    axes.set_facecolor("none")
+    axes.set_ylim(0, 1.12)
+    axes.set_yticks(steps, percents if are_shares[0] else marks, size=8, color=SOFT)
+    axes.set_ylabel("%" if are_shares[0] else f"score, 0 to {HIGHEST}", size=8, color=SOFT)
+    if len(set(are_shares)) > 1:
+        right = axes.secondary_yaxis("right")
+        right.set_yticks(steps, marks if are_shares[0] else percents, size=8, color=SOFT)
+        right.set_ylabel(f"score, 0 to {HIGHEST}" if are_shares[0] else "%", size=8, color=SOFT)
+        right.tick_params(length=0)
+        right.spines["right"].set_visible(False)
+    axes.grid(axis="y", color=LINE, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(LINE)
 
 
 def _colours(panel: Panel) -> list[str]:
@@ -121,25 +161,27 @@ def _colours(panel: Panel) -> list[str]:
     return [OWN.get(series.model.rsplit(" ", 1)[-1]) or next(spare) for series in panel.series]
 
 
-def _figure(width: float, height: float) -> Any:
+def _figure(height: float) -> Any:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure((width, height), layout="constrained", facecolor="white")
+    layout = ConstrainedLayoutEngine(hspace=0.08)  # the head of a panel must not touch the legend of the one above
+    figure = Figure((WIDTH, height), layout=layout, facecolor="none")
     FigureCanvasSVG(figure)
     return figure
 
 
 def _svg(figure: Any) -> str:
+    """The figure on no ground of its own; its ink turns light where the page around it, or the reader, is dark."""
     import matplotlib
 
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "minirlaif"}):  # the same picture, the same bytes
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
-
-
-def _wrapped(text: str, width: int = 46) -> str:
-    import textwrap
-
-    return "\n".join(textwrap.wrap(text, width))
+    inks = [(what, ink, light) for ink, light in DARK.items() for what in ("fill", "stroke")]
+    rules = "".join(f'[style*="{what}: {ink}"]{{{what}:{light}!important}}' for what, ink, light in inks)
+    style = f"<style>@media(prefers-color-scheme:dark){{{rules}}}</style>"
+    head, svg, rest = buffer.getvalue().partition("<svg")
+    opening, close, inside = rest.partition(">")
+    return head + svg + opening + close + style + inside

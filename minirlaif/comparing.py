@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,18 @@ OWN_TEST = "test questions of the runs"  # as the stage evaluate asked them
 
 def compare(runs_dir: Path, first: str, second: str, out: str) -> int:
     """Print the tables and write compare.json, compare.md and compare.html. UserError when nothing can be compared."""
-    if first == second:
-        raise UserError(f"{first}: the same on both sides; name two runs, or two models as in {first}:sft {first}:rlaif")
-    tables, notes = compared(_scores(runs_dir, first), _scores(runs_dir, second))
+    if _overlap(runs_dir, first, second):
+        root = first.partition(":")[0]
+        raise UserError(
+            f"{first} and {second}: a run on both sides, so the same on both sides; name two runs, or two models as in"
+            f" {root}:sft {root}:rlaif"
+        )
+    names = (first, second)
+    tables, notes = compared(_scores(runs_dir, first), _scores(runs_dir, second), names)
     if not tables:
         told = "; ".join(notes) or "they have no benchmark and no finished stage evaluate in common"
         raise UserError(f"{first} and {second}: nothing to compare ({told})")
-    folder = Path(out or f"compare-{first}-{second}".replace(":", "-"))
+    folder = Path(out) if out else runs_dir / f"compare-{'-'.join(re.sub(r'[:/]+', '-', name).strip('-') for name in names)}"
     folder.mkdir(parents=True, exist_ok=True)
     text = "\n".join(tablepage.markdown(table) for table in tables) + "".join(f"\nNot compared: {note}.\n" for note in notes)
     write_atomic(folder / "compare.json", json.dumps(plain({"tables": tables, "not_compared": notes}), indent=1) + "\n")
@@ -42,30 +48,60 @@ def compare(runs_dir: Path, first: str, second: str, out: str) -> int:
     return 0
 
 
-def compared(first: Sequence[Scores], second: Sequence[Scores]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Tables in the form of `tables.table_json`, one per benchmark, and what could not be compared, in words."""
+def compared(first: Sequence[Scores], second: Sequence[Scores], names: tuple[str, str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Tables in the form of `tables.table_json`, one per benchmark, and what was not compared, in words. names: of the sides."""
     tables: dict[tuple[str, str], dict[str, Any]] = {}
-    notes = []
-    for name in sorted({s.benchmark for s in first} & {s.benchmark for s in second}):
+    notes: list[str] = []
+    for name in sorted({s.benchmark for s in (*first, *second)}):
         sides = [[s for s in side if s.benchmark == name] for side in (first, second)]
-        found = False
-        for group in blocks([*sides[0], *sides[1]]):
-            mine, others = ([s for s in group if any(s is each for each in side)] for side in sides)
+        if not all(sides):
+            notes.append(f"{name}: evaluated in {names[0] if sides[0] else names[1]} alone")
+            continue
+        groups = [
+            [[s for s in group if any(s is each for each in side)] for side in sides] for group in blocks([*sides[0], *sides[1]])
+        ]
+        if not any(all(group) for group in groups):
+            notes.append(f"{name}: {_why_apart(sides)}")
+            continue
+        for mine, others in groups:
+            if not mine or not others:
+                notes.append(f"{name}: {_alone(mine or others, names[0] if mine else names[1], sides[1 if mine else 0])}")
+                continue
             pairs = _pairs(mine, others)
-            if pairs:
-                head = {"benchmark": name, "kind": group[0].kind, "sha256": group[0].sha256, "published": []}
-                table = tables.setdefault((name, group[0].sha256), {**head, "tables": []})
-                table["tables"].append(judged([s for s in group if any(s is each for pair in pairs for each in pair)], pairs))
-                found = True
-            elif mine and others:
+            if not pairs:
                 notes.append(f"{name}: several models and none of the same name; name one on each side, as in RUN:MODEL")
-                found = True
-        if not found:
-            alike = {s.sha256 for s in sides[0]} & {s.sha256 for s in sides[1]}
-            judges = ["; ".join(dict.fromkeys(s.judge.title for s in side)) for side in sides]
-            why = f"marked by {judges[0]} on one side and by {judges[1]} on the other" if alike else "the two files differ"
-            notes.append(f"{name}: {why}")
+                continue
+            there = [s for s in (*mine, *others) if any(s is each for pair in pairs for each in pair)]
+            head = {"benchmark": name, "kind": there[0].kind, "sha256": there[0].sha256, "published": []}
+            table = tables.setdefault((name, there[0].sha256), {**head, "tables": []})
+            table["tables"].append(judged(there, pairs))
+            for side, some in zip(names, (mine, others), strict=True):
+                left = [s.model["title"] for s in some if not any(s is each for each in there)]
+                if left:
+                    notes.append(f"{name}, judge {mine[0].judge.title}: {', '.join(left)} in {side} alone")
     return list(tables.values()), notes
+
+
+def _overlap(runs_dir: Path, first: str, second: str) -> bool:
+    """Whether both sides are of one run, and one of them is all of it or both are the same model."""
+    sides = [name.partition(":") for name in (first, second)]
+    (one, _, model), (two, _, other) = sides
+    return (runs_dir / one).resolve() == (runs_dir / two).resolve() and (model == other or not model or not other)
+
+
+def _why_apart(sides: Sequence[Sequence[Scores]]) -> str:
+    """Why no marks of one side can stand beside any of the other."""
+    if not {s.sha256 for s in sides[0]} & {s.sha256 for s in sides[1]}:
+        return "the two files differ"
+    judges = ["; ".join(dict.fromkeys(s.judge.title for s in side)) for side in sides]
+    return f"marked by {judges[0]} on one side and by {judges[1]} on the other"
+
+
+def _alone(some: Sequence[Scores], name: str, others: Sequence[Scores]) -> str:
+    """What only one side has of a benchmark that both have: a judge, or another file."""
+    if some[0].sha256 not in {s.sha256 for s in others}:
+        return f"marks of another file in {name} alone"
+    return f"marked by {some[0].judge.title} in {name} alone"
 
 
 def _pairs(first: Sequence[Scores], second: Sequence[Scores]) -> list[tuple[Scores, Scores]]:

@@ -56,7 +56,9 @@ def add(verbs: Any) -> None:
     compare.add_argument("first", metavar="RUN_A", help="a run, or RUN:MODEL such as tiny:sft")
     compare.add_argument("second", metavar="RUN_B", help="the same; differences are RUN_B minus RUN_A")
     compare.add_argument("--runs-dir", metavar="DIR", default="runs", type=Path, help="where run folders lie (default: runs)")
-    compare.add_argument("--out", metavar="DIR", default="", help="folder for the files (default: compare-RUN_A-RUN_B)")
+    compare.add_argument(
+        "--out", metavar="DIR", default="", help="folder for the files (default: compare-RUN_A-RUN_B below --runs-dir)"
+    )
 
     audit = planning.verb(
         verbs, "audit", "label a sample of the judge's verdicts and see how far it is right", "audit --run tiny"

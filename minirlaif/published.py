@@ -7,11 +7,12 @@ moved by ten points, so these rows stand in tables of their own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 GPT = "gpt-3.5-turbo, version not named"
-NO_PROTOCOL = "protocol not published"
+NO_PROTOCOL = "protocol not named"
 
 
 @dataclass(frozen=True)
@@ -104,18 +105,24 @@ ROWS: Mapping[str, tuple[Published, ...]] = {  # by a word of the benchmark's na
         _top("top1", "VLM-RLAIF", 0.448),
     ),
 }
-_OTHER_NAMES = {"activitynet": ("activitynet", "anet"), "ucf101": ("ucf",), "hmdb51": ("hmdb",)}
+_NAMES = {  # as whole words, "qa" behind them or not: "planet_qa" is not ActivityNet's "anet_qa"
+    "msvd": "msvd",
+    "msrvtt": "msr ?vtt",
+    "activitynet": "activity ?net|anet",
+    "ucf101": "ucf ?(101)?",
+    "hmdb51": "hmdb ?(51)?",
+}
 
 
 def published(name: str, kind: str) -> tuple[Published, ...]:
     """Rows for a benchmark of this name and kind, none for one that the paper does not know."""
     if kind == "videoinstruct":
         return ROWS["videoinstruct"]
-    words = name.lower().replace("-", "").replace("_", "")
+    words = " ".join(re.findall(r"[a-z0-9]+", name.lower()))
     wanted = {"qa": ("msvd", "msrvtt", "activitynet"), "action": ("ucf101", "hmdb51"), "retrieval": ("msvd", "msrvtt")}.get(
         kind, ()
     )
     for each in wanted:
-        if any(word in words for word in _OTHER_NAMES.get(each, (each,))):
+        if re.search(rf"\b({_NAMES[each]})(qa)?\b", words):
             return ROWS[f"{each} retrieval" if kind == "retrieval" else each]
     return ()

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from minirlaif.agreement import FEW
 from minirlaif.published import published
 from minirlaif.rubric import FIVE, HIGHEST, LABELS, SHARES
 from minirlaif.scores import Scores
@@ -19,12 +20,14 @@ from minirlaif.stats import mean_of_means, paired_bootstrap, sign_flip
 
 RESAMPLES = 2000
 SEED = 0
+PAIRED = 4  # up to so many models in a table all pairs are told apart; above it each from the first one
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One model under one metric. rows: all; marked: those with a mark; low, high: 95 % of bootstrap draws of clips; worst, best:
-    the mean if all rows without a mark had the worst or the best one; None without any mark."""
+    """One model under one metric. rows: all; marked: those with a mark (of the mean of five: marks of all five); low, high: 95 %
+    of bootstrap draws of clips; worst, best: the mean if all rows without a mark had the worst or the best one; None without any
+    mark. clips: that have a mark, of the mean of five the fewest that one of them has."""
 
     rows: int
     marked: int
@@ -33,12 +36,13 @@ class Cell:
     high: float | None
     worst: float | None
     best: float | None
+    clips: int
 
 
 @dataclass(frozen=True)
 class Change:
     """Second model minus first, over rows that both have a mark for. left_out: rows that only one of them, or none, has; p: of a
-    sign-flip test by clips."""
+    sign-flip test by clips. Rows of the mean of five are marks of all five; clips: as in `Cell`."""
 
     rows: int
     left_out: int
@@ -46,6 +50,19 @@ class Change:
     low: float | None
     high: float | None
     p: float | None
+    clips: int
+
+
+def uncertain(figure: Mapping[str, Any]) -> bool:
+    """Whether so few clips stand behind a cell or a change that neither its interval nor its p is to be trusted: a bootstrap of a
+    few clips is too narrow, and cannot leave the values that they happen to have."""
+    return figure["mean"] is not None and int(figure["clips"]) < FEW
+
+
+def judge_head(judge: Mapping[str, Any]) -> str:
+    """Who marked, in a few words: "tiny (hf)". The rest of its name (version, prompt, dates) is told apart."""
+    name, kind = str(judge["name"]), str(judge["kind"])
+    return name if kind in name or kind == "likelihood" else f"{name} ({kind})"
 
 
 def metrics_of(scores: Scores) -> list[str]:
@@ -76,6 +93,11 @@ def why_unmarked(scores: Scores) -> dict[str, int]:
     return dict(Counter(_short(mark.why) for mark in scores.marks if mark.why).most_common())
 
 
+def rows_unmarked(scores: Scores) -> dict[str, int]:
+    """The same reasons, and how many rows lack at least one mark for each."""
+    return dict(Counter(why for why, _ in {(_short(mark.why), mark.id) for mark in scores.marks if mark.why}))
+
+
 def blocks(found: Sequence[Scores]) -> list[list[Scores]]:
     """Scores in groups that may stand in one table."""
     groups: dict[Any, list[Scores]] = {}
@@ -89,8 +111,11 @@ def judged(group: Sequence[Scores], pairs: Sequence[tuple[Scores, Scores]]) -> d
     rows = [
         {
             "model": scores.title,
+            "rows": len({mark.id for mark in scores.marks}),
+            "clips": len({mark.clip for mark in scores.marks if mark.value is not None}),
             "cells": {metric: vars(cell) for metric, cell in cells(scores).items()},
             "without_mark": why_unmarked(scores),
+            "rows_without_mark": rows_unmarked(scores),
             "counts": dict(scores.counts),
         }
         for scores in group
@@ -109,7 +134,7 @@ def table_json(found: Sequence[Scores]) -> dict[str, Any]:
     """Everything that the pages show of one benchmark, for programs. ValueError without scores."""
     if not found:
         raise ValueError("no scores")
-    tables = [judged(group, list(itertools.combinations(group, 2))) for group in blocks(found)]
+    tables = [{**judged(group, pairs_of(group)), "first_only": len(group) > PAIRED} for group in blocks(found)]
     rows = [
         {"model": row.model, "values": dict(row.values), "judge": row.judge, "read_off": row.read_off}
         for row in published(found[0].benchmark, found[0].kind)
@@ -118,15 +143,22 @@ def table_json(found: Sequence[Scores]) -> dict[str, Any]:
     return {**head, "tables": tables, "published": rows}
 
 
+def pairs_of(group: Sequence[Scores]) -> list[tuple[Scores, Scores]]:
+    """Which models a table tells apart: ten models would make 45 pairs, which nobody reads."""
+    return list(itertools.combinations(group, 2)) if len(group) <= PAIRED else [(group[0], other) for other in group[1:]]
+
+
 def examples(scores: Scores, count: int) -> tuple[list[str], list[str]]:
-    """Ids of the worst and of the best items by their mean mark (as shares of the best one), `count` of each, none in both."""
+    """Ids of the worst and of the best items by their mean mark (as shares of the best one), `count` of each, none in both: the
+    best possible one is never among the worst, nor the worst possible one among the best."""
     values: dict[str, list[float]] = {}
     for mark in scores.marks:
         if mark.value is not None:
             values.setdefault(mark.id, []).append(mark.value / (1 if mark.metric in SHARES else HIGHEST))
-    order = sorted(values, key=lambda id_: (sum(values[id_]) / len(values[id_]), id_))
+    means = {id_: sum(some) / len(some) for id_, some in values.items()}
+    order = sorted(means, key=lambda id_: (means[id_], id_))
     count = min(count, len(order) // 2)
-    return order[:count], order[len(order) - count :][::-1]
+    return [i for i in order[:count] if means[i] < 1], [i for i in order[len(order) - count :][::-1] if means[i] > 0]
 
 
 def _cell(scores: Scores, metric: str) -> Cell:
@@ -134,20 +166,21 @@ def _cell(scores: Scores, metric: str) -> Cell:
     by_clip = _by_clip(scores, metric)
     known = [value for values in by_clip.values() for value in values]
     if not known:
-        return Cell(len(marks), 0, None, None, None, None, None)
+        return Cell(len(marks), 0, None, None, None, None, None, 0)
     mean, low, high = paired_bootstrap(by_clip, RESAMPLES, SEED)
     missing, top = len(marks) - len(known), 1.0 if metric in SHARES else float(HIGHEST)
-    return Cell(len(marks), len(known), mean, low, high, sum(known) / len(marks), (sum(known) + missing * top) / len(marks))
+    worst, best = sum(known) / len(marks), (sum(known) + missing * top) / len(marks)
+    return Cell(len(marks), len(known), mean, low, high, worst, best, len(by_clip))
 
 
 def _mean_cell(scores: Scores, five: Sequence[Cell]) -> Cell:
     """The mean of the five means, as the paper's authors average, not of all marks: generic_qa has four times as many rows."""
     rows, marked = sum(cell.rows for cell in five), sum(cell.marked for cell in five)
     if not all(cell.marked for cell in five):
-        return Cell(rows, marked, None, None, None, None, None)
+        return Cell(rows, marked, None, None, None, None, None, 0)
     mean, low, high = mean_of_means([_by_clip(scores, metric) for metric in FIVE], RESAMPLES, SEED)
     worst, best = (sum(values) / 5 for values in zip(*((cell.worst or 0.0, cell.best or 0.0) for cell in five), strict=True))
-    return Cell(rows, marked, mean, low, high, worst, best)
+    return Cell(rows, marked, mean, low, high, worst, best, min(cell.clips for cell in five))
 
 
 def _by_clip(scores: Scores, metric: str) -> dict[str, list[float]]:
@@ -172,9 +205,9 @@ def _paired(first: Scores, second: Scores, metric: str) -> tuple[dict[str, list[
 def _change(parts: Sequence[Mapping[str, Sequence[float]]], left_out: int) -> Change:
     rows = sum(len(values) for part in parts for values in part.values())
     if not all(part for part in parts):
-        return Change(rows, left_out, None, None, None, None)
+        return Change(rows, left_out, None, None, None, None, 0)
     mean, low, high = paired_bootstrap(parts[0], RESAMPLES, SEED) if len(parts) == 1 else mean_of_means(parts, RESAMPLES, SEED)
-    return Change(rows, left_out, mean, low, high, sign_flip(parts, RESAMPLES, SEED))
+    return Change(rows, left_out, mean, low, high, sign_flip(parts, RESAMPLES, SEED), min(map(len, parts)))
 
 
 def _short(why: str) -> str:

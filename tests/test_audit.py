@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import http.client
 import json
 import re
@@ -14,6 +16,7 @@ from typing import Any
 import clips
 import pytest
 import tiny
+from pages import chromium
 
 from minirlaif import auditpage, cli
 from minirlaif.agreement import Ballot, audit, kappa
@@ -121,7 +124,9 @@ def test_labels_are_kept_and_their_order_is_undone(run: Run):
     assert len(first.items) == 6 and {item.flipped for item in first.items} == {True, False} and first.next_place() == 0
     for item in first.items:  # the person always likes A, wherever it stands
         first.label(item, "second" if item.flipped else "first")
-    again = Audit(run, 99, 5)  # an old sample stays what it was
+    again = Audit(run, 99, 5)  # an old sample stays what it was, and says so
+    assert again.kept == "6 pairs drawn before (seed 0) are used; --redo draws anew and sets labels aside"
+    assert first.kept == Audit(run, 6, 0).kept == "" and Audit(run, 6, 1).kept and Audit(run, 5, 0).kept
     assert [item.id for item in again.items] == [item.id for item in first.items] and again.next_place() is None
     figures = again.figures()
     assert (figures["agreement"].value, figures["agreement"].n) == (1.0, 6)
@@ -156,6 +161,23 @@ def test_other_verdicts_need_another_sample(run: Run):
         Audit(run, 4, 0)
     assert Audit(run, 4, 0, redo=True).labels == {}
     assert (run.root / "audit" / "labels.old.jsonl").is_file()
+
+
+def test_all_pairs_there_are_is_what_was_asked_for(run: Run):
+    assert len(Audit(run, 50, 0).items) == 8 and Audit(run, 50, 0).kept == "" == Audit(run, 8, 0).kept
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"feedback": 1}', '{"feedback": "IDENTITY", "seed": 0, "ids": ["p99"]}'])
+def test_a_sample_that_is_none_is_one_line(run: Run, text: str, capsys: pytest.CaptureFixture[str]):
+    Audit(run, 4, 0)
+    identity = (run.manifest("feedback") or {})["identity"]
+    (run.root / "audit" / "sample.json").write_text(text.replace("IDENTITY", identity))
+    words = ["audit", "--run", "a", "--runs-dir", str(run.root.parent), "--report"]
+    assert cli.main(words) == 2
+    assert (
+        capsys.readouterr().err.splitlines()[-1].endswith("sample.json: not a sample of these verdicts; draw again with --redo")
+    )
+    assert cli.main([*words, "--redo"]) == 0
 
 
 def served(found: Audit, act: Callable[[http.client.HTTPConnection], None]) -> None:
@@ -193,7 +215,12 @@ def test_the_page(run: Run, capsys: pytest.CaptureFixture[str]):
 
     def act(line: http.client.HTTPConnection) -> None:
         status, page = got(line, "GET", "/")
-        assert status == 200 and found.items[0].question in page and "data:image/jpeg" in page and "<script" not in page
+        assert status == 200 and found.items[0].question in page and "data:image/jpeg" in page
+        (program,) = re.findall("<script>(.*?)</script>", page)  # one, and the policy lets in no other
+        digest = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()
+        policy = re.search('Content-Security-Policy" content="([^"]+)"', page)[1]  # type: ignore[index]
+        assert page.count("<script") == 1 and policy.endswith(f"; script-src 'sha256-{digest}'")
+        assert policy.startswith("default-src 'none'") and "Keys 1 to 4 press these buttons." in page
         found._rows[found.items[0].id].update(choice="B", orders=["B", "B"])
         assert got(line, "GET", "/")[1] == page  # blind: whatever the judge said
         found._rows[found.items[0].id].update(choice="A", orders=["A", "A"])
@@ -210,9 +237,46 @@ def test_the_page(run: Run, capsys: pytest.CaptureFixture[str]):
         assert status == 200 and "Judge and person" in page and "only a hint" in page
 
     served(found, act)
-    assert "3 pairs drawn, 3 labelled" in capsys.readouterr().out
+    assert "label here" in (printed := capsys.readouterr().out) and "drawn before" not in printed
+    assert "3 pairs drawn, 3 labelled" in printed
     result = json.loads((run.root / "audit" / "result.json").read_text())
     assert result["labels"] == {"first": 3, "second": 0, "tie": 0, "skip": 0} and result["agreement"]["n"] == 3
+
+
+def test_keys_press_the_buttons(run: Run):
+    """1 to 4 on three pairs; no key with Ctrl, none that is held down, none beyond."""
+    found = Audit(run, 3, 0)
+
+    def act(line: http.client.HTTPConnection) -> None:
+        with chromium() as browser:
+            page = browser.new_page(viewport={"width": 390, "height": 800})
+            page.goto(f"http://127.0.0.1:{line.port}/")
+            page.keyboard.press("9")
+            page.keyboard.press("Control+1")
+            page.evaluate("document.dispatchEvent(new KeyboardEvent('keydown', {key: '1', repeat: true}))")
+            page.wait_for_timeout(300)
+            assert found.labels == {}
+            for key in "142":
+                with page.expect_navigation():
+                    page.keyboard.press(key)
+            assert [found.labels[item.id] for item in found.items] == ["first", "skip", "second"]
+            page.goto(f"http://127.0.0.1:{line.port}/result")
+            cells = page.locator("tbody td, tbody th").evaluate_all("all => all.map(e => e.getBoundingClientRect().right)")
+            assert max(cells) <= 390  # nothing is cut at the right
+            page.close()
+
+    served(found, act)
+
+
+def test_a_kept_sample_is_told_by_the_command(run: Run, capsys: pytest.CaptureFixture[str]):
+    words = ["audit", "--run", "a", "--runs-dir", str(run.root.parent), "--report"]
+    assert cli.main([*words, "--count", "2"]) == 0 and "drawn before" not in capsys.readouterr().out
+    assert cli.main([*words, "--count", "4", "--seed", "5"]) == 0
+    assert "2 pairs drawn before (seed 0) are used; --redo draws anew" in capsys.readouterr().out
+    auditpage.serve(Audit(run, 4, 5), 0, 60.0, lambda server: threading.Thread(target=server.shutdown).start())
+    assert capsys.readouterr().out.startswith("2 pairs drawn before (seed 0) are used")
+    assert cli.main([*words, "--count", "4", "--seed", "5", "--redo"]) == 0
+    assert "4 pairs drawn, 0 labelled" in (told := capsys.readouterr().out) and "before" not in told
 
 
 def test_the_command(run: Run, capsys: pytest.CaptureFixture[str]):

@@ -416,9 +416,14 @@ def test_models_of_every_kind(home: Home, tmp_path: Path, capsys: pytest.Capture
     (table,) = home.table("kinds")["tables"]
     assert [row["model"] for row in table["rows"]] == ["a base", "a sft", "a rlaif", "a copy", "a ppo-adapter"]
     names = [(change["first"], change["second"]) for change in table["differences"]]
-    assert ("a sft", "a rlaif") in names and len(names) == 10
-    same = next(c for c, pair in zip(table["differences"], names, strict=True) if pair == ("a rlaif", "a ppo-adapter"))
-    assert same["changes"]["accuracy"] == {"rows": 20, "left_out": 0, "mean": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+    assert names == [("a base", f"a {other}") for other in ("sft", "rlaif", "copy", "ppo-adapter")]
+    same = next(c for c, pair in zip(table["differences"], names, strict=True) if pair == ("a base", "a copy"))
+    wanted = {"rows": 20, "left_out": 0, "mean": 0.0, "low": 0.0, "high": 0.0, "p": 1.0, "clips": 7}
+    assert same["changes"]["accuracy"] == wanted
+    assert cli.main(["compare", "a:rlaif", "a:ppo-adapter", "--runs-dir", str(home.runs), "--out", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "compare.json").read_text())
+    (table,) = [t for t in found["tables"] if t["benchmark"] == "kinds"]
+    assert table["tables"][0]["differences"][0]["changes"]["accuracy"] == wanted
 
 
 class Echo:

@@ -97,19 +97,55 @@ def test_other_test_questions_are_not_compared(desk: Desk, other: tuple[str, str
 
 def test_other_judges_are_named_side_by_side(desk: Desk):
     first, second = marked(desk.a, "sft", [1, 0]), marked(desk.b, "sft", [1, 1], judge=replace(JUDGE, name="other", version="7"))
-    tables, notes = compared([first], [second])
+    tables, notes = compared([first], [second], ("a", "b"))
     names = "exact match (exact), version 1 on one side and by other (exact), version 7 on the other"
     assert tables == [] and notes == [f"msvd: marked by {names}"]
 
 
 def test_other_files_of_a_benchmark_differ(desk: Desk):
-    _, notes = compared([marked(desk.a, "sft", [1])], [marked(desk.b, "sft", [1], sha256="e" * 64)])
+    other = marked(desk.b, "sft", [1], sha256="e" * 64)
+    _, notes = compared([marked(desk.a, "sft", [1])], [other], ("a", "b"))
     assert notes == ["msvd: the two files differ"]
 
 
 def test_nothing_in_common_is_said_so(desk: Desk):
     code, told = desk.compare("a", "b")
     assert code == 2 and "a and b: nothing to compare (they have no benchmark and no finished stage evaluate in common)" in told
+
+
+def test_what_one_side_alone_has_is_told(desk: Desk):
+    """A benchmark, a judge, a file and a model that the other side lacks, beside what both have."""
+    other = replace(JUDGE, name="other", version="7")
+    a = [marked(desk.a, "sft", [1, 0]), marked(desk.a, "rlaif", [1, 1]), marked(desk.a, "sft", [1], "tgif")]
+    a += [marked(desk.a, "sft", [1], judge=other), marked(desk.a, "sft", [1], sha256="e" * 64)]
+    b = [marked(desk.b, "sft", [1, 1]), marked(desk.b, "sft", [0], "anet")]
+    tables, notes = compared(a, b, ("a", "b"))
+    assert [(t["benchmark"], len(t["tables"]), len(t["tables"][0]["differences"])) for t in tables] == [("msvd", 1, 1)]
+    assert sorted(notes) == [
+        "anet: evaluated in b alone",
+        "msvd, judge exact match (exact), version 1: rlaif in a alone",
+        "msvd: marked by other (exact), version 7 in a alone",
+        "msvd: marks of another file in a alone",
+        "tgif: evaluated in a alone",
+    ]
+    tables, notes = compared(b, [b[0]], ("b", "b:sft"))
+    assert notes == ["anet: evaluated in b alone"] and len(tables) == 1
+    assert compared([a[0]], [b[0]], ("a", "b"))[1] == []
+
+
+@pytest.mark.parametrize(("first", "second"), [("a", "a"), ("a", "a:sft"), ("a:sft", "a"), ("a/", "a"), ("a/:sft", "a:sft")])
+def test_a_run_is_not_compared_with_itself(desk: Desk, first: str, second: str):
+    marked(desk.a, "sft", [1, 0])
+    code, told = desk.compare(first, second)
+    assert code == 2 and f"{first} and {second}: " in told and "the same on both sides" in told
+
+
+def test_the_files_lie_beside_the_runs(desk: Desk):
+    marked(desk.a, "sft", [1, 0])
+    marked(desk.a, "rlaif", [1, 1])
+    code, told = desk.compare("a/:sft", "a:rlaif")
+    assert code == 0 and f"comparison: {desk.runs / 'compare-a-sft-a-rlaif' / 'compare.html'}" in told
+    assert (desk.runs / "compare-a-sft-a-rlaif" / "compare.md").is_file()
 
 
 # --- marks
@@ -168,3 +204,32 @@ def test_examples_are_those_of_the_last_model(desk: Desk):
     worst, best = page.index('id="worst"'), page.index('id="best"')
     assert worst < page.index("question 1?") < best < page.index("question 0?")
     assert "sft says q1" in page and "rlaif says q1" in page
+
+
+def test_an_example_names_the_judge_where_there_are_several(desk: Desk):
+    items = (Item("q0", "qa", "clip0", "", ("what?",), "x"), Item("q1", "qa", "clip1", "", ("who?",), "y"))
+    lines = [{"id": item.id, "said": ["z"]} for item in items]
+    tiny.finished(desk.a, "benchmarks/msvd/sft", lambda path: tiny.write_lines(path / "answers.jsonl", lines))
+    page = desk.a.root / "benchmarks" / "msvd" / "table.html"
+    one = marked(desk.a, "sft", [0, 1])
+    benchtable.write_tables(desk.a, Benchmark("msvd", "qa", items, "f" * 64), [one], 5.0)
+    assert "accuracy 0</b>" in page.read_text()
+    two = marked(desk.a, "sft", [0, 1], judge=JudgeName("hf", "tiny", "v", "p"))
+    benchtable.write_tables(desk.a, Benchmark("msvd", "qa", items, "f" * 64), [two], 5.0)
+    assert "accuracy 0, by tiny (hf)</b>" in page.read_text()
+
+
+def test_examples_say_what_an_answer_is():
+    two = Item("i", "consistency_qa", "c", "", ("one?", "other?"), "x")
+    assert benchtable.told_question(two) == "First question: one?\nSecond question: other?"
+    assert benchtable.told_answer(two, Answer(("p", "q"))) == "First answer: p\nSecond answer: q"
+    choice = Item("i", "choice", "c", "", ("which?",), "dog", ("cat", "dog"))
+    assert benchtable.told_question(choice) == "which?\nA. cat\nB. dog" and benchtable.told_truth(choice) == "B. dog"
+    assert benchtable.told_answer(choice, Answer(("A",))) == "A (cat)"
+    assert benchtable.told_answer(choice, Answer(("B. dog",))) == "B. dog"
+    assert benchtable.told_answer(choice, Answer(("no idea",))) == "no idea"
+    action = Item("i", "action", "c", "", (), "run", ("run", "sit", "eat", "fly"))
+    ranked = "Likeliest candidates in order:\n1. sit\n2. eat\n3. fly"
+    assert benchtable.told_answer(action, Answer(("sit", "eat", "fly", "run"), 4)) == f"{ranked}\n(the right one is number 4)"
+    assert benchtable.told_answer(action, Answer(("sit", "eat", "fly", "run"), 3)) == ranked  # as likely as the third
+    assert benchtable.told_answer(action, None) == ""

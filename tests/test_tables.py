@@ -13,7 +13,7 @@ from minirlaif import charts, tablepage
 from minirlaif.grading import JudgeName
 from minirlaif.published import ROWS, published
 from minirlaif.scores import Mark, Scores
-from minirlaif.tables import blocks, cells, changes, examples, table_json, why_unmarked
+from minirlaif.tables import blocks, cells, changes, examples, judge_head, table_json, why_unmarked
 
 JUDGE = JudgeName("openai", "judge", "v1", "abc", ("2026-01-01", "2026-01-02"))
 
@@ -189,6 +189,10 @@ def test_published_rows_stand_apart_with_their_judge():
         ("MSVD_Zero_Shot_QA", "qa", 0.764),
         ("msrvtt_qa", "qa", 0.630),
         ("anet_qa", "qa", 0.573),
+        ("ActivityNet-QA", "qa", 0.573),
+        ("activitynetqa-60-of-8000", "qa", 0.573),
+        ("msr-vtt_qa", "qa", 0.630),
+        ("UCF-101", "action", 0.6283),
         ("ucf101", "action", 0.6283),
         ("hmdb51", "action", 0.448),
         ("msvd-ret", "retrieval", 0.3603),
@@ -251,17 +255,95 @@ def test_unknown_benchmarks_have_no_published_rows():
     assert published("mine", "qa") == () == published("msvd", "choice")
 
 
+@pytest.mark.parametrize(("name", "kind"), [("planet_qa", "qa"), ("janet", "qa"), ("msvdx", "retrieval"), ("hmdb5", "action")])
+def test_a_part_of_a_word_is_no_name(name: str, kind: str):
+    assert published(name, kind) == ()
+
+
 def test_markdown_says_what_is_missing():
     table = table_json([scores("m", rows("correctness", 4.0, None, 2.0, None))])
     text = tablepage.markdown(table)
     assert "2 of 4 rows have no mark; with all of them worst or best the mean would be 1.50 or 4.00." in text
-    assert "unreadable 2" in text and "| 2 of 4 |" in text
+    assert "unreadable: 2 rows." in text and "| 4 | 2 | 2 of 4 |" in text  # two of the two clips have a mark
+
+
+def test_rows_and_marks_are_told_apart():
+    """Three metrics of one row: three marks. Two of four rows of the first part have no clip."""
+    gone = {"g1", "g3"}
+    marks = [
+        Mark(f"g{n}", f"clip{n}", metric, None if f"g{n}" in gone else 3.0, "no such clip" if f"g{n}" in gone else "")
+        for metric in ("correctness", "detail", "context")
+        for n in range(4)
+    ]
+    marks += [Mark(f"{part}{n}", f"clip{n}", part, 2.0) for part in ("temporal", "consistency") for n in range(2)]
+    table = table_json([scores("m", marks)])
+    (row,) = table["tables"][0]["rows"]
+    assert (row["rows"], row["clips"]) == (8, 3)  # clip 3 has no mark at all, clip 1 has two of the other parts
+    assert (row["without_mark"], row["rows_without_mark"]) == ({"no such clip": 6}, {"no such clip": 2})
+    text = tablepage.markdown(table)
+    assert "| 8 | 3 | 10 of 16 |" in text and "marks missing or wrong by form: no such clip: 2 rows (6 marks)." in text
+    assert "Correctness: 2 of 4 rows have no mark" in text and "Mean of five: 6 of 16 marks are missing" in text
+    both = tablepage.markdown(table_json([scores("m", marks), scores("n", marks)]))
+    assert re.search(r"\| Detail \| \S+ \[.*\| 2 \| 2 \| 2 \|", both)
+    assert re.search(r"\| Mean of five \| \S+ \[.*\| 10 marks \| 6 marks \| 2 \|", both)
+
+
+@pytest.mark.parametrize(("count", "marked"), [(29, True), (30, False)])
+def test_figures_of_few_clips_are_marked(count: int, marked: bool):
+    first = [Mark(f"q{n}", f"clip{n}", "accuracy", float(n % 2)) for n in range(count)]
+    second = [replace(mark, value=1.0) for mark in first]
+    kind = {"kind": "qa", "benchmark": "mine"}
+    table = table_json([scores("a", first, **kind), scores("b", second, **kind)])
+    (each,) = table["tables"]
+    assert each["rows"][0]["cells"]["accuracy"]["clips"] == each["differences"][0]["changes"]["accuracy"]["clips"] == count
+    text, page = tablepage.markdown(table), tablepage.document(table, "r", {}, [], [], {})
+    assert all(
+        (words in told) == marked for told in (text, page) for words in ("†", "Fewer than 30 clips: interval and p are not")
+    )
+    assert text.count("] † |") == (3 if marked else 0)  # two means and their difference
+
+
+def test_the_mean_of_five_stands_on_the_fewest_clips_of_one_of_them():
+    marks = by_clip(*[1.0] * 40)
+    few = [mark for mark in marks if mark.metric != "temporal" or mark.clip < "clip12"]  # clips 0, 1, 10 and 11
+    assert cells(scores("m", few))["mean"].clips == 4 and cells(scores("m", few))["detail"].clips == 40
+    assert changes(scores("m", few), scores("n", marks))["mean"].clips == 4
+
+
+def models(count: int) -> list[Scores]:
+    marks = rows("accuracy", 1.0, 0.0)
+    return [scores(f"m{n}", marks, kind="qa", benchmark="mine") for n in range(count)]
+
+
+def test_up_to_four_models_are_told_apart_in_all_pairs_more_from_the_first_alone():
+    (four,) = table_json(models(4))["tables"]
+    assert len(four["differences"]) == 6 and not any("compare" in note for note in tablepage.notes(four))
+    (five_models,) = table_json(models(5))["tables"]
+    pairs = [(change["first"], change["second"]) for change in five_models["differences"]]
+    assert pairs == [("r m0", f"r m{n}") for n in (1, 2, 3, 4)]
+    (note,) = [note for note in tablepage.notes(five_models) if "compare" in note]
+    assert note.startswith("Differences are to r m0 alone") and "such as r:m1 r:m2" in note
+
+
+def test_heads_are_short_and_what_makes_them_exact_stands_below():
+    judge = JudgeName("hf", "tiny", "c2403678ca3ee18a", "dd9adf493af2", ("2026-11-25",))
+    table = table_json([scores("m", rows("accuracy", 1.0), judge, kind="action", benchmark="hmdb51")])
+    text = tablepage.markdown(table)
+    assert "## Judge: tiny (hf)\n\nversion c2403678ca3ee18a, prompt dd9adf493af2, 2026-11-25\n" in text
+    page = tablepage.document(table, "r", {}, [], [], {})
+    assert "<h2>Judge: tiny (hf)</h2>" in page and "<span>2026-11-25</span>" in page
+    assert "## Published, protocol not named" in text and "Protocol not named. Not comparable" in page
+    assert judge_head(vars(JudgeName("normalised", "normalised match", "1", ""))) == "normalised match"
 
 
 def test_worst_and_best_examples():
     marks = [*rows("correctness", 5.0, 0.0, 3.0, 4.0), Mark("x", "c", "correctness", None, "no such clip")]
     assert examples(scores("m", marks), 1) == (["correctness1"], ["correctness0"])
     assert examples(scores("m", marks), 9) == (["correctness1", "correctness2"], ["correctness0", "correctness3"])
+    good = rows("accuracy", 1.0, 1.0, 1.0, 0.0)
+    assert examples(scores("m", good), 9) == (["accuracy3"], ["accuracy2", "accuracy1"])  # no perfect answer among the worst
+    bad = rows("accuracy", 0.0, 0.0, 0.0, 1.0)
+    assert examples(scores("m", bad), 9) == (["accuracy0", "accuracy1"], ["accuracy3"])  # nor a wrong one among the best
 
 
 class Tags(HTMLParser):
@@ -294,6 +376,39 @@ def test_pictures_keep_judges_apart():
     assert found[2].title == "Published (gpt-3.5-turbo, version not named)"
     for svg in (charts.radar(found), charts.bars(found)):
         assert svg.startswith("<?xml") and svg.count('id="axes_') == 3
+
+
+def test_pictures_say_whom_they_leave_out_and_which_whiskers_to_trust():
+    (panel,) = charts.panels(table_json(models(8)))
+    assert [series.model for series in panel.series] == [f"r m{n}" for n in range(6)]
+    assert panel.told(False) == "judge (openai)\nnot drawn, in the table alone: r m6, r m7"
+    assert panel.told(True).endswith("\ndotted: fewer than 30 clips")
+    many = [Mark(f"q{n}", f"clip{n}", "accuracy", 1.0) for n in range(30)]
+    (panel,) = charts.panels(table_json([scores("m", many, kind="qa", benchmark="mine")]))
+    assert panel.told(True) == "judge (openai)"
+    published_panel = charts.panels(table_json([scores("m", five())]))[1]
+    assert published_panel.told(False).endswith("not drawn: 10 more of the table's models")  # of fourteen four are drawn
+    two = [scores("m", five()), scores("n", five(), replace(JUDGE, version="v2"))]
+    assert "version v1" in charts.panels(table_json(two))[0].title  # two versions of one judge are told apart
+
+
+def bar_widths(svg: str) -> list[float]:
+    """Widths of the bars in points, legend apart."""
+    axes = svg.split('id="legend_1"')[0]
+    paths = re.findall(r'<path d="M (\S+) \S+ \nL (\S+) \S+ \n[^"]*" clip-path[^>]*style="fill: #4d8c7d"', axes)
+    return [float(right) - float(left) for left, right in paths]
+
+
+def test_one_model_gets_no_huge_bar_and_values_have_an_axis():
+    (panel,) = charts.panels(table_json(models(1)))
+    svg = charts.bars([panel])
+    score = next(iter(charts.panels(table_json([scores("a", five())]))))
+    assert len(bar_widths(svg)) == 1 and 10 < bar_widths(svg)[0] < 40  # points: half an inch is 36
+    assert "<!-- % -->" in svg and "<!-- 80 -->" in svg and "score, 0 to 5" not in svg
+    scored = charts.bars([score])
+    assert "<!-- score, 0 to 5 -->" in scored and "<!-- % -->" not in scored
+    both = charts.Panel("j", [charts.Series("a", {"accuracy": 0.5, "score": 2.5}, {})])
+    assert "<!-- % -->" in charts.bars([both]) and "<!-- score, 0 to 5 -->" in charts.bars([both])
 
 
 def test_pictures_of_what_has_no_figures():

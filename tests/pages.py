@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +91,14 @@ class FakeEngine:
 
     def close(self) -> None:
         pass
+
+
+def wait_for(done: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Until something is so, at most so long."""
+    end = time.monotonic() + seconds
+    while not done() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert done()
 
 
 @dataclass(frozen=True)

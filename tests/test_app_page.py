@@ -16,7 +16,7 @@ import pytest
 import talking
 import tiny
 from clips import picture, write_clip
-from pages import FakeEngine, Page, Served, chromium, serving
+from pages import FakeEngine, Page, Served, chromium, serving, wait_for
 from PIL import Image
 
 from minirlaif.artifacts import Run
@@ -216,13 +216,6 @@ def test_the_first_word_comes_soon_and_the_second_question_sooner(
             assert first < 2 and second < first / 2
             warm.close()
             page.close()
-
-
-def wait_for(done: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not done() and time.monotonic() < end:
-        time.sleep(0.1)
-    assert done()
 
 
 def uploads(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ MARKUP = "<img src=http://outside.invalid/x.png onerror=alert(1)> <b>bold</b> ${
 
 
 BLIND = {"rlaif": "one thing happens", "sft": "another thing happens"}
+HIDDEN = re.compile("rlaif|aligned|sft|reward|judge chose|the same as you|not as you", re.IGNORECASE)  # tells who is who
 OURS = ("rlaif", BLIND["rlaif"])  # how answers of the aligned model begin
 
 

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 import talking
 from asking import Client, login, turns
-from pages import FakeEngine, Served, serving, wait_for
+from pages import HIDDEN, FakeEngine, Served, serving, wait_for
 
 from minirlaif.app import server
 from minirlaif.app.guard import Guard
@@ -457,10 +456,9 @@ def test_nothing_that_the_page_is_sent_tells_who_is_who_before_the_vote(served: 
     client = Client(served.address)
     client.show(place / "good.mp4")
     begin = client.events["duel-question", "submit"]
-    hidden = re.compile(rb"rlaif|aligned|sft|reward|judge chose", re.IGNORECASE)
     _, begun = client.quick(begin, ["a blind one"])
     done = client.event(client.after[begin], ["", 0.0, 1.0, 16])
     assert done["success"] and b"one thing happens" in client.heard and b"another thing happens" in client.heard
-    assert hidden.findall(json.dumps(begun).encode() + client.heard) == []
+    assert HIDDEN.findall(json.dumps(begun) + client.heard.decode()) == []
     status, voted = client.quick(client.events["vote-A", "click"], [0.0, 1.0, 16])
-    assert status == 200 and len({found.lower() for found in hidden.findall(json.dumps(voted).encode())}) == 5
+    assert status == 200 and {"rlaif", "SFT", "reward", "judge chose"} <= set(HIDDEN.findall(json.dumps(voted)))

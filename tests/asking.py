@@ -2,22 +2,57 @@
 
 from __future__ import annotations
 
+import html
 import http.client
 import json
+import re
+import socket
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
+
+
+def login(address: str, password: str) -> tuple[int, str]:
+    """Status, and the cookie that was given for a password."""
+    parts = urlsplit(address)
+    connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=60)
+    try:
+        form = urlencode({"username": "me", "password": password})
+        connection.request("POST", "/login", form, {"Content-Type": "application/x-www-form-urlencoded"})
+        reply = connection.getresponse()
+        given = [value.split(";")[0] for name, value in reply.getheaders() if name.lower() == "set-cookie"]
+        return reply.status, "; ".join(given)
+    finally:
+        connection.close()
+
+
+def turns(chat: str) -> list[tuple[str, str, str]]:
+    """Question, answer and note ("" without one) of each turn in the markup of a chat."""
+    found = []
+    for turn in chat.split('<div class="turn asked">')[1:]:
+        asked, told = turn.split('<div class="turn told">')
+        (question,), (answer,) = (
+            re.findall(r'<div[^>]* class="bubble"[^>]*>(.*?)</div>', part, re.DOTALL) for part in (asked, told)
+        )
+        note = re.search(r'class="ended">(.*?)<', told, re.DOTALL)
+        found.append((html.unescape(question), html.unescape(answer), html.unescape(note[1]) if note else ""))
+    return found
 
 
 class Client:
-    """A visitor with a session of its own. Paths are sent exactly as they are given."""
+    """A visitor with a session of its own. Paths are sent exactly as they are given.
 
-    def __init__(self, address: str) -> None:
+    heard: what came from the server while the last event ran, byte by byte; cookie: from `login`.
+    """
+
+    def __init__(self, address: str, cookie: str = "") -> None:
         parts = urlsplit(address)
-        self.host, self.port = str(parts.hostname), int(parts.port or 80)
+        self.host, self.port, self.cookie = str(parts.hostname), int(parts.port or 80), cookie
         self.session = uuid.uuid4().hex[:10]
+        self.heard = b""
         config = json.loads(self.get("/config")[1])
         names = {part["id"]: part["props"].get("elem_id") for part in config["components"]}
         self.events = {
@@ -25,11 +60,14 @@ class Client:
         }
         self.after = {event.get("trigger_after"): event["id"] for event in config["dependencies"]}
 
+    def known(self) -> dict[str, str]:
+        return {"Cookie": self.cookie} if self.cookie else {}
+
     def send(self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
         try:
             connection.putrequest(method, path, skip_host="Host" in (headers or {}), skip_accept_encoding=True)
-            for name, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
+            for name, value in {**self.known(), **(headers or {}), "Content-Length": str(len(body))}.items():
                 connection.putheader(name, value)
             connection.endheaders(body)
             reply = connection.getresponse()
@@ -57,11 +95,12 @@ class Client:
         status, body = self.post("/gradio_api/queue/join", asked)
         if status != 200:
             return {"success": False, "status": status, "output": body.decode()}
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=120)
+        connection, self.heard = http.client.HTTPConnection(self.host, self.port, timeout=120), b""
         try:
-            connection.request("GET", f"/gradio_api/queue/data?session_hash={self.session}")
+            connection.request("GET", f"/gradio_api/queue/data?session_hash={self.session}", headers=self.known())
             reply = connection.getresponse()
             while line := reply.readline():
+                self.heard += line
                 if line.startswith(b"data: "):
                     message: dict[str, Any] = json.loads(line[6:])
                     if message["msg"] in ("process_completed", "unexpected_error"):
@@ -84,6 +123,18 @@ class Client:
     def show(self, clip: Path) -> None:
         status, path = self.upload(clip.name, clip.read_bytes())
         assert status == 200 and "<img" in str(self.open(path.decode())["output"])
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Hold the connection that an open page holds; closing it is closing the page."""
+        with socket.create_connection((self.host, self.port), timeout=60) as line:
+            line.sendall(f"GET /gradio_api/heartbeat/{self.session} HTTP/1.1\r\nHost: {self.host}\r\n\r\n".encode())
+            heard = b""
+            while b"ALIVE" not in heard:
+                more = line.recv(4096)
+                assert more, heard
+                heard += more
+            yield
 
     def ask(self, question: str) -> str:
         """Ask as the page does; returns the chat as it stands afterwards."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ MARKUP = "<img src=http://outside.invalid/x.png onerror=alert(1)> <b>bold</b> ${
 
 
 BLIND = {"rlaif": "one thing happens", "sft": "another thing happens"}
+HIDDEN = re.compile("rlaif|aligned|sft|reward|judge chose|the same as you|not as you", re.IGNORECASE)  # tells who is who
 OURS = ("rlaif", BLIND["rlaif"])  # how answers of the aligned model begin
 
 
@@ -91,6 +93,14 @@ class FakeEngine:
 
     def close(self) -> None:
         pass
+
+
+def wait_for(done: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Until something is so, at most so long."""
+    end = time.monotonic() + seconds
+    while not done() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert done()
 
 
 @dataclass(frozen=True)

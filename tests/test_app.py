@@ -17,7 +17,7 @@ import pytest
 import talking
 import tiny
 from clips import write_clip
-from pages import FakeEngine
+from pages import HIDDEN, FakeEngine
 from PIL import Image
 
 from minirlaif.app import inside, shelf, views
@@ -354,9 +354,6 @@ def test_both_models_draw_with_one_seed(room: Talks) -> None:
     assert room.ballot is not None and [row["seed"] for row in room.ballot.rows()] == seeds
 
 
-HIDDEN = re.compile("rlaif|aligned|sft|reward|judge chose|the same as you", re.IGNORECASE)  # what tells who is who
-
-
 def blind(room: Talks) -> Session:
     """A page with a pair to vote on, whose answers do not say who gave them."""
     session = opened(room)
@@ -387,9 +384,8 @@ def test_the_judge_is_said_to_agree_when_it_does(room: Talks, choice: str) -> No
     aligned = "AB"[[answer.model for answer in session.duel.answers].index("rlaif")]
     room.vote(session, {"aligned": aligned, "other": "AB".replace(aligned, "")}.get(choice, choice), OPTIONS)
     told = re.sub("<[^>]*>", "", views.duel(session, True))
-    assert (
-        f"The judge chose Answer {aligned}, {'the same as you' if choice == 'aligned' else 'not as you'} (margin 0.75)." in told
-    )
+    agrees = "the same as you" if choice == "aligned" else "not as you"
+    assert f"The judge chose Answer {aligned}, {agrees} (margin 0.75)." in told
 
 
 def test_one_vote_a_pair_and_none_on_equals(room: Talks) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import talking
 import tiny
 from clips import picture, write_clip
-from pages import FakeEngine, Page, Served, chromium, serving
+from pages import HIDDEN, FakeEngine, Page, Served, chromium, serving, wait_for
 from PIL import Image
 
 from minirlaif.artifacts import Run
@@ -103,8 +104,8 @@ def from_a_clip_to_a_vote(page: Page, place: Path, counters: Callable[[], dict[s
     page.page.fill("#duel-question textarea", "describe the video.")
     page.page.press("#duel-question textarea", "Enter")
     page.page.wait_for_selector("#vote-A:not([disabled])")
-    told = page.text("#duel")
-    assert not any(word in told for word in ("Aligned", "SFT", "reward"))  # who is who is hidden
+    told = page.page.inner_html("#duel")
+    assert told.count("Answer ") == 2 and HIDDEN.findall(told) == []  # who is who is hidden, in classes and attributes too
     page.page.click("#vote-A")
     page.page.wait_for_selector("#vote-B[disabled]")
     wait_for(lambda: "You chose Answer A" in page.text("#duel"))
@@ -135,41 +136,101 @@ def test_from_a_clip_to_a_vote(place: Path, opened: Callable[..., Page], tmp_pat
     assert not (tmp_path / FOLDER).exists()
 
 
-def test_the_same_over_exported_files_without_torch(place: Path, opened: Callable[..., Page], tmp_path: Path) -> None:
-    """In a process of its own, which never imports torch."""
-    export = tmp_path / "export"
-    talking.exported(export)
+@contextmanager
+def without_torch(folder: Path, *words: str) -> Iterator[tuple[str, Callable[[str], Any]]]:
+    """The app over exported files in a process of its own: its address, and what it says to a line on stdin. At the end it
+    has not imported torch, and its folder of uploads is gone."""
     program = Path(__file__).parent / "serve_without_torch.py"
-    words = ["--gguf", str(export), "--port", "0", "--runs-dir", str(tmp_path / "none")]
-    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "TMPDIR": str(tmp_path / "temp")}
-    (tmp_path / "temp").mkdir()
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "TMPDIR": str(folder / "temp")}
+    (folder / "temp").mkdir()
     with subprocess.Popen(
-        [sys.executable, str(program), *words],
-        cwd=tmp_path,
+        [sys.executable, str(program), "--port", "0", "--runs-dir", str(folder / "none"), *words],
+        cwd=folder,
         env=variables,
         text=True,
         stdout=subprocess.PIPE,
         stdin=subprocess.PIPE,
     ) as child:
         assert child.stdin is not None and child.stdout is not None
+        lines, told = child.stdin, child.stdout
 
-        def said(question: str) -> str:
-            if question:
-                child.stdin.write(question + "\n")  # type: ignore[union-attr]
-                child.stdin.flush()  # type: ignore[union-attr]
-            return child.stdout.readline().strip()  # type: ignore[union-attr]
+        def said(question: str) -> Any:
+            lines.write(question + "\n")
+            lines.flush()
+            return json.loads(told.readline())
 
         try:
-            address = said("").removeprefix("open ").split()[0].rstrip("/")
-            page = opened(address)
-            from_a_clip_to_a_vote(page, place, lambda: json.loads(said("counters")), 4, export / "votes")
-            assert "This engine has no judge" in page.text("#duel")
-            page.close()
-            assert json.loads(said("modules")) == []
+            yield told.readline().strip().removeprefix("open ").split()[0].rstrip("/"), said
+            assert said("modules") == []
         finally:
             child.terminate()
         assert child.wait(30) == 0
-    assert list((tmp_path / "temp").glob("minirlaif-app-*")) == []
+    assert list((folder / "temp").glob("minirlaif-app-*")) == []
+
+
+def test_the_same_over_exported_files_without_torch(place: Path, opened: Callable[..., Page], tmp_path: Path) -> None:
+    export = tmp_path / "export"
+    talking.exported(export)
+    with without_torch(tmp_path, "--gguf", str(export)) as (address, said):
+        page = opened(address)
+        from_a_clip_to_a_vote(page, place, lambda: said("counters"), 4, export / "votes")
+        assert "This engine has no judge" in page.text("#duel")
+        page.close()
+
+
+def test_what_goes_wrong_over_exported_files_without_torch(place: Path, opened: Callable[..., Page], tmp_path: Path) -> None:
+    """Files that are no clips, a question without a clip, one that is sent twice, Stop, and two browsers at once."""
+    talking.exported(tmp_path / "export")
+    slow, short = "slow describe the video.", "how many things happen?"
+    with without_torch(tmp_path, "--gguf", str(tmp_path / "export"), "--max-seconds", "60") as (address, said):
+        (folder,) = (tmp_path / "temp").glob("minirlaif-app-*")
+        page = opened(address)
+        page.ask(short)
+        wait_for(lambda: "Choose a clip first" in page.text("#clip-notice"))
+        assert page.page.input_value("#question textarea") == short  # nothing is lost
+        no_clips_are_refused(page, place, folder)
+        assert said("asked") == [] and said("counters")["encodes"] == 0
+        page.upload(place / "good.mp4")
+        assert page.frames() == 4 and page.text("#clip-notice").strip() == ""
+
+        send_twice(page, slow)
+        page.page.wait_for_selector("#chat .copy")
+        page.rest()
+        (whole,) = page.answers()
+        assert said("asked") == [slow] and whole.startswith("first a")
+
+        page.ask(slow)
+        page.page.wait_for_function("document.querySelectorAll('#chat .told .bubble')[1]?.innerText.trim().includes(' ')")
+        page.page.click("#stop")
+        page.rest()
+        stopped = page.answers()[1]
+        assert len(stopped) < len(whole) and "stopped" in page.text("#chat")
+        page.page.wait_for_timeout(1500)
+        assert page.answers() == [whole, stopped]  # it grows no more
+        page.ask(short)
+        page.page.wait_for_selector("#chat .copy >> nth=2")
+        page.rest()
+        assert page.answers()[:2] == [whole, stopped] and page.answers()[2]
+        assert said("asked") == [slow, slow, short]
+
+        second = opened(address)
+        second.upload(place / "other.mp4")
+        second.frames()
+        page.ask(slow)
+        page.page.wait_for_selector("#chat [aria-busy=true]")
+        second.ask(short)
+        wait_for(lambda: "queue" in second.text("#chat-status"))
+        assert second.text("#chat .asked").strip() == short and "waiting for the model" in second.text("#chat")
+        second.page.wait_for_selector("#chat .copy")
+        second.rest()
+        page.rest()
+        assert len(second.answers()) == 1 and second.answers()[0] and len(page.answers()) == 4 and page.answers()[3]
+        assert said("asked")[3:] == [slow, short] and said("most at once") == 1
+        assert page.page.locator("#chat .ended").count() == 1 and second.page.locator("#chat .ended").count() == 0
+        page.close()
+        wait_for(lambda: [path.name for path in uploads(folder)] == ["other.mp4"])
+        second.close()
+        wait_for(lambda: uploads(folder) == [])
 
 
 FIRST = """async (question) => {  // milliseconds from the question to the first word of its answer
@@ -218,13 +279,6 @@ def test_the_first_word_comes_soon_and_the_second_question_sooner(
             page.close()
 
 
-def wait_for(done: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not done() and time.monotonic() < end:
-        time.sleep(0.1)
-    assert done()
-
-
 def uploads(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and "examples" not in path.parts and path.suffix != ".png"]
 
@@ -238,20 +292,35 @@ REJECTED = {
 }
 
 
+def no_clips_are_refused(page: Page, place: Path, folder: Path) -> None:
+    """Each is said in words, and nothing of it stays in the folder of uploads."""
+    for name, told in REJECTED.items():
+        page.upload(place / name)
+        page.page.wait_for_selector("#clip-notice .notice")
+        wait_for(lambda told=told: told in page.text("#clip-notice"))  # type: ignore[misc]
+        assert str(folder) not in page.text("#clip-notice")
+        assert page.page.locator("#clip video").count() == 0  # ready for the next one
+        assert uploads(folder) == []
+    page.upload(place / "photo.png")
+    page.page.wait_for_selector("text=Invalid file type: photo.png")
+
+
+def send_twice(page: Page, question: str) -> None:
+    """A question whose button is clicked three times at once, and another one while the first is answered."""
+    page.page.fill("#question textarea", question)
+    page.page.evaluate("""() => { const ask = document.querySelector("#ask"); ask.click(); ask.click(); ask.click(); }""")
+    page.page.wait_for_selector("#chat [aria-busy=true]")
+    assert page.page.is_disabled("#ask")
+    page.page.fill("#question textarea", "another")
+    page.page.press("#question textarea", "Enter")
+
+
 def test_files_that_are_no_clips_are_refused_in_words(
     place: Path, fake: tuple[Served, FakeEngine], opened: Callable[..., Page]
 ) -> None:
     served, engine = fake
     page, before = opened(served.address), len(engine.looks)
-    for name, told in REJECTED.items():
-        page.upload(place / name)
-        page.page.wait_for_selector("#clip-notice .notice")
-        wait_for(lambda told=told: told in page.text("#clip-notice"))  # type: ignore[misc]
-        assert str(served.folder) not in page.text("#clip-notice")
-        assert page.page.locator("#clip video").count() == 0  # ready for the next one
-        assert uploads(served.folder) == []
-    page.upload(place / "photo.png")
-    page.page.wait_for_selector("text=Invalid file type: photo.png")
+    no_clips_are_refused(page, place, served.folder)
     assert len(engine.looks) == before
     page.upload(place / "good.mp4")
     assert page.frames() == 4
@@ -284,12 +353,7 @@ def test_asking_twice_at_once_asks_once(fake: tuple[Served, FakeEngine], place: 
     page.upload(place / "good.mp4")
     page.frames()
     before = len(engine.asked)
-    page.page.fill("#question textarea", "a slow one")
-    page.page.evaluate("""() => { const ask = document.querySelector("#ask"); ask.click(); ask.click(); ask.click(); }""")
-    page.page.wait_for_selector("#chat [aria-busy=true]")
-    assert page.page.is_disabled("#ask")
-    page.page.fill("#question textarea", "another")
-    page.page.press("#question textarea", "Enter")  # while the first is answered
+    send_twice(page, "a slow one")
     page.rest()
     assert [question for question, *_ in engine.asked[before:]] == ["a slow one"]
     assert len(page.answers()) == 1 and page.answers()[0].endswith("word39")
@@ -492,6 +556,8 @@ def test_inside_a_run(place: Path, tmp_path: Path, opened: Callable[..., Page]) 
         page.page.click("li:has-text('b')")
         wait_for(lambda: "ppo is running" in page.text("#progress"))
         assert "step 2 of 30" in page.text("#progress")
-        with file.open("a") as more:
-            more.write(json.dumps({"step": 3, "score": 3.0}) + "\n")
-        wait_for(lambda: "step 3 of 30" in page.text("#progress"))  # by itself
+        for step, score in ((3, 7.25), (4, 5.5), (5, 6.75)):  # by itself, each within the time of two ticks
+            with file.open("a") as more:
+                more.write(json.dumps({"step": step, "score": score}) + "\n")
+            wait_for(lambda told=f"step {step} of 30": told in page.text("#progress"), 10.0)  # type: ignore[misc]
+            wait_for(lambda told=str(score): told in page.text("#curves figcaption b"), 10.0)  # type: ignore[misc]

@@ -95,7 +95,9 @@ def radar(found: Sequence[Panel]) -> str:
                 heights = [series.values[metric] for metric in FIVE]
                 axes.plot([*angles, angles[0]], [*heights, heights[0]], color=colour, linewidth=1.8, label=series.model)
                 axes.fill(angles, heights, color=colour, alpha=0.08)
-        axes.set_title(panel.told(False), size=9, color=SOFT, pad=26)  # above the word of the upper axis
+        lacking = [series.model for series in panel.series if not set(FIVE) <= set(series.values)]
+        lines = [panel.told(False), *([f"without all five, not drawn: {', '.join(lacking)}"] if lacking else [])]
+        axes.set_title("\n".join(lines), size=9, color=SOFT, pad=26)  # above the word of the upper axis
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.09), **LEGEND)
     return _svg(figure)
 

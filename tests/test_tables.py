@@ -392,6 +392,13 @@ def test_pictures_say_whom_they_leave_out_and_which_whiskers_to_trust():
     assert "version v1" in charts.panels(table_json(two))[0].title  # two versions of one judge are told apart
 
 
+def test_a_radar_says_who_lacks_one_of_the_five():
+    four = [mark for mark in five() if mark.metric != "temporal"]
+    svg = charts.radar(charts.panels(table_json([scores("a", five()), scores("b", four)])))
+    assert "without all five, not drawn: r b" in svg
+    assert "without all five" not in charts.radar(charts.panels(table_json([scores("a", five())])))
+
+
 def bar_widths(svg: str) -> list[float]:
     """Widths of the bars in points, legend apart."""
     axes = svg.split('id="legend_1"')[0]

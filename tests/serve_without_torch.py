@@ -1,7 +1,7 @@
 """The app in a process of its own, for the tests: serves with the flags of app.py and answers lines on stdin.
 
-"counters": the engine's, as JSON; "asked": the questions that it was asked so far; "most at once": of answers in progress;
-"modules": which of the heavy modules were imported.
+"counters": the engine's, as JSON; "asked": the questions that it was asked so far; "at once" and "most at once": answers
+in progress; "modules": which of the heavy modules were imported.
 
 The tiny model answers within milliseconds. Behind a question that begins with "slow " each piece of its answer takes PAUSE; the
 model is asked without the word.
@@ -66,6 +66,8 @@ def main() -> int:
                 found = dict(engine.counters)
             elif line.strip() == "asked":
                 found = engine.asked
+            elif line.strip() == "at once":
+                found = engine.at_once
             elif line.strip() == "most at once":
                 found = engine.most_at_once
             print(json.dumps(found), flush=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minirlaif.formats import BadRow
+from minirlaif.formats import BadRow, half_letters
 
 KINDS = {
     "videoinstruct": "Q, A, video_name",
@@ -153,11 +153,6 @@ def _right(row: Mapping[str, Any], options: Sequence[str]) -> int:
     if not 0 <= place < len(options):
         raise BadRow(f"`{column}` {text[:40]!r} is none of the {len(options)} options, no letter of one and no number from 0")
     return place
-
-
-def half_letters(text: str) -> bool:
-    """Whether a text cannot be written: JSON can hold halves of a pair of surrogates, UTF-8 cannot."""
-    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _first(row: Mapping[str, Any], names: Sequence[str]) -> str:

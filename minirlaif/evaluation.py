@@ -97,7 +97,8 @@ def _marks(
             answers, without = read_answers(folder)
             if judge is None or replies is None:
                 ask = options.ask or ASKS.get(benchmark.kind, "")
-                name, marks, counts = mark_rows(benchmark, answers, without, settings, ask)
+                ranked = benchmark.kind in ASKS or (options.readout == "likelihood" and not options.predictions)
+                name, marks, counts = mark_rows(benchmark, answers, without, settings, ask, ranked)
             else:
                 name, marks, counts = ask_judge(benchmark, answers, without, judge, settings, replies)
                 print(_told(judge.name, counts), flush=True)

@@ -300,9 +300,14 @@ def _clean(text: str, what: str) -> str:
     if found:
         inside = "the clip's place is the start or end of the first question" if found[0] == PLACEHOLDER else "take it out"
         raise BadRow(f"{what} contains the token {found[0]}: {inside}")
-    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+    if half_letters(text):
         raise BadRow(f"{what} contains half of a character pair (broken emoji): take it out")
     return text
+
+
+def half_letters(text: str) -> bool:
+    """Whether a text cannot be written: JSON can hold halves of a pair of surrogates, UTF-8 cannot."""
+    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _tags(row: Mapping[str, Any], used: set[str], messages: Sequence[_Message]) -> dict[str, str]:

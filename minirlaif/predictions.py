@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.benchmarks import Benchmark, Item
-from minirlaif.benchrows import CLIPS, half_letters
-from minirlaif.formats import BadRow
+from minirlaif.benchrows import CLIPS
+from minirlaif.formats import BadRow, half_letters
 from minirlaif.records import UserError
 from minirlaif.rowfiles import raise_all, table_rows
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from minirlaif.formats import CLIP_SUFFIXES, BadRow
+from minirlaif.formats import CLIP_SUFFIXES, BadRow, half_letters
 from minirlaif.records import UserError
 
 SHOWN = 20  # problems of a file that are listed
@@ -44,7 +44,7 @@ class ClipFolder:
     def find(self, name: str) -> str:
         """Path of the clip; BadRow if there is none or more than one."""
         path = self._known[name] = self._known.get(name) or self._find(name)
-        if not path.isascii() and any("\ud800" <= letter <= "\udfff" for letter in path):  # bytes that are no text
+        if half_letters(path):  # bytes that are no text
             raise BadRow(f"the name of clip {path!a} is not UTF-8: rename the file")
         return path
 

@@ -62,14 +62,19 @@ class Scores:
 
 
 def mark_rows(
-    benchmark: Benchmark, answers: Mapping[str, Answer], without: Mapping[str, str], settings: JudgeSettings, ask: str
+    benchmark: Benchmark,
+    answers: Mapping[str, Answer],
+    without: Mapping[str, str],
+    settings: JudgeSettings,
+    ask: str = "",
+    ranked: bool = False,
 ) -> tuple[JudgeName, list[Mark], Counts]:
     """Marks that need no model: ranks and letters of candidates, and the match judges.
 
-    without: items that have no answer, with the reason; ask: what was asked where candidates were ranked.
+    without: items that have no answer, with the reason; ask: what was asked where candidates were ranked; ranked: they were, also
+    when not one of them could be.
     """
     if benchmark.kind in RANKED:
-        ranked = any(answer.rank for answer in answers.values())
         prompt = hashlib.sha256((ask or CHOOSE).encode()).hexdigest()[:12]
         name = ("likelihood", "likeliest candidate per token", "1") if ranked else ("letter", "letter of the reply", "2")
         marks = [mark for item in benchmark.items for mark in _ranked(item, answers.get(item.id), without.get(item.id, ""))]

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gradio
 import pytest
 import talking
-from asking import Client
+from asking import Client, login
 from clips import write_clip
 from pages import FakeEngine, Page, Served, chromium, serving
 
+from minirlaif.app import guard, server, tabs
 from minirlaif.app.clips import Desk, Limits
 from minirlaif.app.talks import Talks
 from minirlaif.app.votes import Ballot, Vote
@@ -120,6 +122,18 @@ def test_a_question_that_never_came_to_the_model_is_given_up(room: Talks) -> Non
     assert room.begin(session, "and now?")
 
 
+def test_giving_up_one_question_leaves_other_answers_alone(room: Talks) -> None:
+    session = room.session("me")
+    room.open(session, brought(room, "good.mp4"), 4)
+    room.begin(session, "what?")
+    for _ in room.answer(session, OPTIONS, "rlaif"):
+        pass
+    assert room.begin_duel(session, "who?")
+    room.give_up(session)
+    assert session.turns[0].note == "" and session.turns[0].text
+    assert all("ask again" in answer.note for answer in session.duel.answers)
+
+
 def test_votes_with_odd_line_ends_and_torn_rows_stay_readable(room: Talks, tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "any.mp4")
     room.ballot.add(Vote(clip, "what\u2028happens?", ("x", "y"), ("rlaif", "sft"), "A"))
@@ -138,6 +152,18 @@ def test_what_broken_uploads_left_is_swept(room: Talks) -> None:
     os.utime(part, (time.time() - 4000,) * 2)
     room.sweep(3600)
     assert not part.exists() and fresh.exists()
+
+
+def test_what_is_left_behind_goes_while_nobody_comes(room: Talks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "SWEEP_SECONDS", 0.05)
+    stale = room.desk.folder / "tmpabc"
+    stale.write_bytes(b"x")
+    os.utime(stale, (time.time() - 4000,) * 2)
+    with server._sweeping(room):
+        end = time.monotonic() + 10
+        while stale.exists() and time.monotonic() < end:
+            time.sleep(0.05)
+    assert not stale.exists()
 
 
 # Over HTTP
@@ -168,6 +194,24 @@ def test_strangers_cannot_end_anything(place: Path) -> None:
             connection.close()
 
 
+def test_passwords_cannot_be_tried_fast(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "LOGIN_SECONDS", 0.6)
+    with serving(FakeEngine(), None, place / "none", place / "uploads3", "--password", "open sesame") as served:
+        took = []
+        for word, wanted in (("open", False), ("open sesame", True)):
+            began = time.monotonic()
+            status, _ = login(served.address, word)
+            took.append(time.monotonic() - began)
+            assert (status == 200) is wanted
+        threads = [threading.Thread(target=login, args=(served.address, f"guess {n}")) for n in range(3)]
+        began = time.monotonic()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert took[0] >= 0.6 and time.monotonic() - began >= 1.8  # one after the other, not side by side
+
+
 def test_pages_of_other_addresses_may_not_ask(unlocked: Served) -> None:
     client = Client(unlocked.address)
     here = unlocked.address
@@ -181,6 +225,14 @@ def test_pages_of_other_addresses_may_not_ask(unlocked: Served) -> None:
         assert client.get("/config", **headers)[0] == 403
     assert client.get("/config", Origin=here)[0] == 200
     assert client.upload("good.mp4", b"x" * 100)[0] == 200
+
+
+def test_uploads_together_have_a_limit(unlocked: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client(unlocked.address)
+    assert client.upload("one.mp4", b"1" * 100)[0] == 200
+    monkeypatch.setattr(guard, "MOST_KEPT", 50)
+    status, body = client.upload("two.mp4", b"2" * 100)
+    assert status == 507 and b"no room" in body
 
 
 def test_an_upload_under_another_name_leaves_nothing(unlocked: Served) -> None:
@@ -216,4 +268,40 @@ def test_a_long_conversation_scrolls_in_its_box(unlocked: Served, place: Path) -
         field = page.page.locator("#question").bounding_box()
         assert last["y"] >= box["y"] and last["y"] + last["height"] <= box["y"] + box["height"] <= field["y"] + 1
         assert page.page.evaluate("getComputedStyle(document.querySelector('#chat')).overflowY") == "auto"
+        page.close()
+
+
+def test_a_question_that_finds_the_queue_full_is_given_back(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradio refuses it after the page has shown it; it must not stand there waiting for ever."""
+    queue = gradio.Blocks.queue
+    monkeypatch.setattr(gradio.Blocks, "queue", lambda self, **how: queue(self, **{**how, "max_size": 1}))
+    with serving(FakeEngine(), None, tmp_path / "none", tmp_path / "uploads") as served, chromium() as browser:
+        pages = [Page(browser, served.address) for _ in range(3)]
+        for number, page in enumerate(pages):
+            page.upload(write_clip(tmp_path / f"{number}.mp4"))
+            page.frames()
+        pages[0].ask("a slow one")
+        pages[0].page.wait_for_selector("#chat [aria-busy=true]")
+        pages[1].ask("a slow one too")
+        pages[1].page.wait_for_selector("#chat .asked")
+        pages[1].page.wait_for_timeout(500)  # it is in the queue now, which is full with it
+        pages[2].ask("mine?")
+        pages[2].page.wait_for_selector("#chat .ended")
+        assert "ask again" in pages[2].text("#chat") and not pages[2].page.is_disabled("#ask")
+        for page in pages:
+            page.close()
+
+
+def test_the_page_goes_on_following_when_the_next_stage_begins(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tabs, "QUIET", 1.0)
+    run = talking.run_of(tmp_path / "runs" / "a", aligned=False)
+    with serving(FakeEngine(), run, tmp_path / "runs", tmp_path / "uploads") as served, chromium() as browser:
+        page = Page(browser, served.address)
+        page.tab("inside")
+        page.page.wait_for_selector("#progress table")
+        page.page.wait_for_timeout(5000)  # nothing is at work now
+        talking.begun(run, 2)
+        page.page.wait_for_selector("#progress :text('ppo is running')", timeout=15000)
         page.close()

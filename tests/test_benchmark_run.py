@@ -208,6 +208,14 @@ def test_a_likelihood_that_is_no_number_gives_no_mark(value: float, home: Home, 
     assert (row["cells"]["accuracy"]["rows"], row["cells"]["accuracy"]["marked"]) == (20, 20 - lost)
 
 
+def test_likelihoods_that_are_all_no_numbers_are_not_called_letters(home: Home, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(contestants.BenchContestant, "likelihoods", lambda self, told: [math.nan] * len(told))
+    source = benchfiles.choice(tmp_path / "nothing.json", home.rows)
+    assert home.call(source, "--model", "base", "--readout", "likelihood") == 0
+    (table,) = home.table("nothing")["tables"]
+    assert table["judge"]["kind"] == "likelihood" and table["rows"][0]["cells"]["accuracy"]["marked"] == 0
+
+
 def test_likelihoods_find_what_the_base_can_see(home: Home):
     """The base was trained on this world: of its own answers' texts it finds the right one far more often than a guess would."""
     source = benchfiles.choice(home.folder / "seen.json", home.rows)

@@ -183,7 +183,7 @@ def test_marks_of_answers_that_were_made_again_are_left_out(desk: Desk):
 )
 def test_hits_by_rank(kind: str, rank: int, hits: dict[str, int]):
     item = Item("i", kind, "clip", "", (), "right", ("right", "wrong"))
-    _, marks, _ = mark_rows(Benchmark("b", kind, (item,), "f"), {"i": Answer(("wrong",), rank)}, {}, JudgeSettings(), "")
+    _, marks, _ = mark_rows(Benchmark("b", kind, (item,), "f"), {"i": Answer(("wrong",), rank)}, {}, JudgeSettings(), ranked=True)
     assert {mark.metric: mark.value for mark in marks} == hits
 
 

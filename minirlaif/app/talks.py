@@ -17,6 +17,7 @@ from minirlaif.app.clips import Desk
 from minirlaif.app.sessions import PAIR, Answer, Duel, Session, current, told
 from minirlaif.app.votes import CHOICES, Ballot, Vote
 from minirlaif.app.worker import Worker
+from minirlaif.formats import half_letters
 from minirlaif.records import Turn, UserError
 from minirlaif.talk import Engine, Judging, Look, Options
 
@@ -138,9 +139,10 @@ class Talks:
 
     def give_up(self, session: Session) -> None:
         """The question never came to the model."""
-        if any(answer.state == "waiting" for answer in current(session)):
+        waiting = [answer for answer in current(session) if answer.state == "waiting"]
+        if waiting:
             self.halt(session)
-            for answer in current(session):
+            for answer in waiting:
                 answer.note = "not asked: the queue is full, or a setting was not taken; ask again"
 
     def again(self, session: Session) -> bool:
@@ -235,7 +237,7 @@ class Talks:
             session.notice = "Choose a clip first: drop one, record one, or take an example."
         elif not question.strip():
             session.notice = "Type a question first."
-        elif not question.isascii() and any("\ud800" <= letter <= "\udfff" for letter in question):
+        elif half_letters(question):
             session.notice = "The question holds half a character, which no model reads. Type it again."
         elif len(question) > LONGEST:
             session.notice = f"The question has {len(question)} letters, {LONGEST} are allowed."

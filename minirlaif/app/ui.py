@@ -158,13 +158,7 @@ def _chat_tab(place: Place, talks: Talks, clip: _Clip) -> _Tab:
     view = gr.HTML(views.chat(talks.session("nobody"), ""), apply_default_css=False, elem_id="chat")
     status = gr.HTML("", apply_default_css=False, elem_id="chat-status")
     suggestions = _suggestions(place)
-    with gr.Row(elem_classes="asking", equal_height=True):
-        box = gr.Textbox(
-            placeholder="Ask about the clip", show_label=False, label="Question", lines=1, max_lines=6, scale=8,
-            elem_id="question", container=False,
-        )  # fmt: skip
-        ask = gr.Button("Ask", variant="primary", scale=1, min_width=90, elem_id="ask")
-        stop = gr.Button("Stop", variant="stop", scale=1, min_width=90, interactive=False, elem_id="stop")
+    box, ask, stop = _asking("Ask about the clip", "Question", "Ask", ("question", "ask", "stop"))
     with gr.Row(elem_classes="tools", equal_height=True):
         names = [(views.NAMES.get(name, name), name) for name in talks.engine.models]
         model = gr.Radio(names, value=talks.engine.models[0], label="Who answers", show_label=False, container=False, scale=6)
@@ -221,6 +215,17 @@ def _chat_tab(place: Place, talks: Talks, clip: _Clip) -> _Tab:
     return _Tab(view, buttons, draw)
 
 
+def _asking(hint: str, label: str, word: str, names: tuple[str, str, str], visible: bool = True) -> tuple[Any, Any, Any]:
+    """A box for a question, the button that asks it (called `word`) and the one that stops the answer. names: on the page."""
+    with gr.Row(elem_classes="asking", equal_height=True, visible=visible):
+        box = gr.Textbox(
+            placeholder=hint, show_label=False, label=label, lines=1, max_lines=6, scale=8, elem_id=names[0], container=False
+        )
+        ask = gr.Button(word, variant="primary", scale=1, min_width=90, elem_id=names[1])
+        stop = gr.Button("Stop", variant="stop", scale=1, min_width=90, interactive=False, elem_id=names[2])
+    return box, ask, stop
+
+
 def _suggestions(place: Place) -> list[Any]:
     with gr.Row(elem_classes="suggestions"):
         return [gr.Button(question, size="sm", min_width=60) for question in place.questions]
@@ -250,13 +255,8 @@ def _compare_tab(place: Place, talks: Talks, clip: _Clip) -> _Tab:
             gr.Button(words[choice], interactive=False, min_width=90, elem_id=f"vote-{choice[:4].strip()}") for choice in CHOICES
         ]
     suggestions = _suggestions(place) if shown else []
-    with gr.Row(elem_classes="asking", equal_height=True, visible=shown):
-        box = gr.Textbox(
-            placeholder="One question for both", show_label=False, label="Question for both", lines=1, max_lines=6, scale=8,
-            elem_id="duel-question", container=False,
-        )  # fmt: skip
-        ask = gr.Button("Compare", variant="primary", scale=1, min_width=90, elem_id="compare")
-        stop = gr.Button("Stop", variant="stop", scale=1, min_width=90, interactive=False, elem_id="duel-stop")
+    named = ("duel-question", "compare", "duel-stop")
+    box, ask, stop = _asking("One question for both", "Question for both", "Compare", named, shown)
     if shown and talks.ballot is not None:
         told = f"A vote keeps the question, both answers and a copy of the clip in {talks.ballot.folder}."
         gr.HTML(views.root(views.tag("p", told, class_="note")), apply_default_css=False)

@@ -9,6 +9,7 @@ per group, E numbers per vector (D, or more where deeper layers get features of 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -95,8 +96,11 @@ class Backbone:
         return self.sizing.size(width, height, frame_pixels)
 
     def encode_frames(self, pixels_FHW3: np.ndarray) -> Tensor:
-        """Frames of one frame plan (uint8 RGB of `frame_size`) -> features_GHWE on the vision tower's device."""
-        raise NotImplementedError
+        """Frames of one frame plan (uint8 RGB of `frame_size`) -> features_GHWE on the vision tower's device.
+
+        Every family has its own. TypeError for a text model, which has no eyes (a judge may be one).
+        """
+        raise TypeError(f"{self.name} is a text model, it sees no frames")
 
     def reordered(self, features_GHWE: Tensor, order: Sequence[int]) -> Tensor:
         """Features of the same frames in another order, a permutation of 0 to F - 1, for the control. Groups stay together:
@@ -168,6 +172,8 @@ def load_weights(kind: Any, folder: str, revision: str, dtype: torch.dtype, quan
 
     quantization: a transformers quantisation config or None. UserError when the files cannot be read.
     """
+    # On a CPU with bf16 instructions bitsandbytes asks for a package that nothing here uses, in words that read like a failure.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         with no_bars() if Path(folder).is_dir() else nullcontext():  # a download keeps its bars
             model = kind.from_pretrained(
@@ -193,15 +199,15 @@ def load_weights(kind: Any, folder: str, revision: str, dtype: torch.dtype, quan
 @contextmanager
 def no_bars() -> Iterator[None]:
     """Without transformers' progress bars, which every stage would show anew."""
-    from transformers.utils import logging
+    from transformers.utils import logging as bars
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            bars.enable_progress_bar()
 
 
 def load_tokenizer(folder: str, revision: str) -> Any:

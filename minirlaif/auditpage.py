@@ -16,10 +16,9 @@ from urllib.parse import parse_qs
 from minirlaif import page
 from minirlaif.agreement import FEW
 from minirlaif.audit import BY_CONSTRUCTION, LABELS, Audit, rows_of, told
-from minirlaif.frames import uniform_plan
 from minirlaif.page import Html, tag
 from minirlaif.records import UserError
-from minirlaif.video import ClipReader, UnreadableClip, picture_strip
+from minirlaif.video import ClipReader, UnreadableClip, clip_strip
 
 FRAMES = 8
 MOST_BYTES = 4096  # of a form
@@ -200,12 +199,10 @@ def _hidden(found: Audit, place: int) -> list[Html]:
 
 def _strip(reader: ClipReader, video: str) -> tuple[Html, bytes]:
     try:
-        info = reader.info(video)
-        (pixels_FHW3,) = reader.frames(video, [uniform_plan(info.seconds, FRAMES)])
+        jpeg, aspect = clip_strip(reader, video, FRAMES)
     except UnreadableClip as error:
         return tag("p", f"The clip cannot be read: {error.reason}", class_="note"), b""
-    aspect = info.width / info.height
-    return page.frames("s", FRAMES, aspect), picture_strip(pixels_FHW3, aspect)
+    return page.frames("s", FRAMES, aspect), jpeg
 
 
 def _document(title: str, body: Sequence[object], strips: str) -> Html:

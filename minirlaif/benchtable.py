@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from minirlaif import charts, tablepage
@@ -11,12 +12,11 @@ from minirlaif.artifacts import Run
 from minirlaif.benchanswers import Answer, read_answers
 from minirlaif.benchmarks import Benchmark, Item
 from minirlaif.disk import plain, write_atomic
-from minirlaif.frames import uniform_plan
 from minirlaif.rubric import HIGHEST, LABELS, SHARES, chosen_option
 from minirlaif.scores import Scores, load_all
 from minirlaif.tablepage import Example
 from minirlaif.tables import examples, judge_head, table_json
-from minirlaif.video import ClipReader, UnreadableClip, picture_strip
+from minirlaif.video import ClipReader, UnreadableClip, clip_strip
 
 FRAMES = 8  # of an example
 EXAMPLES = 6  # worst ones, and as many best ones
@@ -119,11 +119,6 @@ def _strips(videos: Sequence[str], timeout: float) -> dict[str, tuple[str, bytes
     found: dict[str, tuple[str, bytes, float]] = {}
     with ClipReader(timeout) as reader:
         for video in dict.fromkeys(filter(None, videos)):
-            try:
-                info = reader.info(video)
-                (pixels_FHW3,) = reader.frames(video, [uniform_plan(info.seconds, FRAMES)])
-            except UnreadableClip:
-                continue
-            aspect = info.width / info.height
-            found[video] = (f"s{len(found)}", picture_strip(pixels_FHW3, aspect), aspect)
+            with suppress(UnreadableClip):
+                found[video] = (f"s{len(found)}", *clip_strip(reader, video, FRAMES))
     return found

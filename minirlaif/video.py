@@ -22,7 +22,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from minirlaif.frames import FramePlan, FrameSize
+from minirlaif.frames import FramePlan, FrameSize, uniform_plan
 from minirlaif.records import UserError
 
 START_SECONDS = 120.0  # the reader's imports may come from a cold disk
@@ -242,6 +242,14 @@ def check_clips(
             f"Repair or remove them, or skip them with --set video.max_unreadable={min(1.0, -(-100 * len(bad) // total) / 100)}"
         )
     return good, bad
+
+
+def clip_strip(reader: ClipReader, video: str, frames: int) -> tuple[bytes, float]:
+    """A JPEG of so many frames of a clip side by side, spread evenly, and its width by height. Raises UnreadableClip."""
+    info = reader.info(video)
+    (pixels_FHW3,) = reader.frames(video, [uniform_plan(info.seconds, frames)])
+    aspect = info.width / info.height
+    return picture_strip(pixels_FHW3, aspect), aspect
 
 
 def picture_strip(pixels_FHW3: NDArray[np.uint8], aspect: float) -> bytes:

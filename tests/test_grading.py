@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import sqlite3
 import sys
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import parrot
 import pytest
 import torch
@@ -372,6 +374,9 @@ def test_a_text_model_of_transformers_judges(tmp_path: Path, replies):
     assert judge_name(judge, "p", counts).key[:2] == ("hf", "parrot")
     model = folder / "model.safetensors"
     model.write_bytes(model.read_bytes()[:-1] + b"\x01")  # other weights, another judge
+    with pytest.raises(TypeError, match="text model, it sees no frames"):
+        judge._backbone.encode_frames(np.zeros((1, 8, 8, 3), np.uint8))
+    assert logging.getLogger("bitsandbytes.backends.cpu.ops").level == logging.ERROR  # set before weights are loaded
     assert HfJudge(JudgeSettings("hf", str(folder), device="cpu")).signature != judge.signature
 
 

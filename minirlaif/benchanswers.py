@@ -21,7 +21,7 @@ from minirlaif.benchmarks import Benchmark, Item, listed
 from minirlaif.contestants import Contestant, Entry, opened
 from minirlaif.disk import empty, read_json
 from minirlaif.metrics import progress
-from minirlaif.predictions import prediction_files, read_predictions
+from minirlaif.predictions import prediction_files
 from minirlaif.records import UserError
 from minirlaif.rubric import asked_choice
 from minirlaif.stagedir import StageDir
@@ -99,11 +99,15 @@ def begin_again(run: Run, benchmark: Benchmark, entries: Sequence[Entry]) -> Non
         run.set_aside(f"benchmarks/{benchmark.name}/{entry.title}")
 
 
-def take_predictions(run: Run, benchmark: Benchmark, source: Path, title: str, redo: bool) -> Path:
-    """Other people's predictions as if a model had answered here; returns the folder. UserError as `read_predictions`, and when
-    something else has the name."""
+def take_predictions(run: Run, benchmark: Benchmark, told_by: Mapping[str, tuple[str, ...]], title: str, redo: bool) -> Path:
+    """Other people's predictions (by item id, as `read_predictions` gives them) as if a model had answered here; returns the
+    folder. UserError when something else has the name, or when none of them is about this benchmark."""
     _check_folder(run, benchmark, title, redo, predictions=True)
-    found = read_predictions(source, benchmark)
+    found = {item.id: told_by[item.id] for item in benchmark.items if item.id in told_by}
+    if not found:
+        raise UserError(
+            f"--predictions: none of its rows is among the {len(benchmark.items)} of {benchmark.name}; leave --limit out"
+        )
     told = json.dumps(sorted(found.items()))
     named = {"name": benchmark.name, "sha256": benchmark.sha256, "items": len(benchmark.items)}
     settings = {"predictions": hashlib.sha256(told.encode()).hexdigest(), "benchmark": named}

@@ -37,7 +37,7 @@ def find_source(source: str) -> Source:
     path = _found(source)
     if path.is_file():
         answers = _answers_beside(path)
-        return Source(path, _slug(path), (path, answers) if answers else (path,))
+        return Source(path, _slug(path), (path, answers) if answers else tuple(_shards(path)))
     tables = sorted(file for file in path.rglob("*") if file.suffix.lower() in TABLES and not file.name.startswith("."))
     files = _of_folder(path, tables)
     return Source(path, _slug(path), tuple(files), tuple(file for file in tables if file not in files))
@@ -96,10 +96,19 @@ def _of_folder(path: Path, tables: Sequence[Path]) -> list[Path]:
     lists = [file for file in texts if file.name == "testlist01.txt"]
     if splits or lists:
         return splits or [*lists[:1], *(file for file in texts if file.name == "classInd.txt")][:2]
-    if len(tables) == 1:
+    if tables and _shards(tables[0]) == [*tables]:
         return [*tables]
     shown = ", ".join(file.name for file in tables[:6]) or "none"
     raise UserError(f"{path}: cannot tell which of its files is the benchmark ({shown}); name the file")
+
+
+def _shards(path: Path) -> list[Path]:
+    """All pieces of a file that was cut into numbered ones (test-00000-of-00002), in order; any other file alone."""
+    match = re.fullmatch(r"(.*)-\d+-of-(\d+)", path.stem)
+    if not match:
+        return [path]
+    pattern = re.compile(rf"{re.escape(match[1])}-\d+-of-{match[2]}")
+    return sorted(each for each in path.parent.glob(f"*{path.suffix}") if pattern.fullmatch(each.stem))
 
 
 def _answers_beside(path: Path) -> Path | None:
@@ -118,6 +127,8 @@ def _answers_beside(path: Path) -> Path | None:
 def _videoinstruct_part(file: Path, root: Path) -> str:
     """generic_qa, temporal_qa or consistency_qa by the name of the file or of a folder above it; "" for others."""
     folders = file.relative_to(root).parts[:-1] if root in file.parents else ()
+    if _NAMELESS.fullmatch(file.stem):
+        folders = (*folders, file.resolve().parent.name)
     for name in (file.stem.lower(), *(folder.lower() for folder in folders)):
         if name.removesuffix("_qa") in ("generic", "temporal", "consistency"):
             return name.removesuffix("_qa") + "_qa"

@@ -29,12 +29,15 @@ def write_tables(run: Run, benchmark: Benchmark, shown: Sequence[Scores], timeou
     shown: what the command in progress has marked, best model last; the examples are that model's.
     """
     folder = run.root / "benchmarks" / benchmark.name
-    table = plain(table_json(load_all(run, benchmark.name)))
+    table = plain(table_json(load_all(run, benchmark.name), [scores.title for scores in shown]))
     drawn = draw(table)
     for name, svg in drawn.items():
         write_atomic(folder / name, svg)
     text = tablepage.markdown(table, list(drawn))
-    judge = judge_head(vars(shown[-1].judge)) if len(table["tables"]) > 1 else ""
+    heads, judge = [judge_head(each["judge"]) for each in table["tables"]], ""
+    if len(heads) > 1:  # the same judge may have been asked in several ways
+        head = judge_head(vars(shown[-1].judge))
+        judge = head if heads.count(head) == 1 else shown[-1].judge.title
     worst, best, strips = _examples(run, benchmark, shown, timeout, judge)
     page = tablepage.document(table, f"run {run.root.name}", drawn, worst, best, strips)
     write_atomic(folder / "table.json", json.dumps(table, ensure_ascii=False, indent=1) + "\n")

@@ -16,6 +16,7 @@ from minirlaif.grading import AskedJudge
 from minirlaif.grading.asking import Counts, nothing_read
 from minirlaif.grading.replies import Replies
 from minirlaif.grading.settings import JudgeSettings, check_judge, judge_prompts, judge_settings
+from minirlaif.predictions import read_predictions
 from minirlaif.records import UserError
 from minirlaif.scores import RANKED, Scores, ask_judge, mark_rows, save, uses_model
 
@@ -30,7 +31,8 @@ def evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
     settings = judge_settings(options.judge, options.judge_set)
     judge_prompts(settings)
     check_judge(settings)
-    benchmark = first_items(read_benchmark(options.benchmark, options.videos or ""), options.limit, 0)
+    whole = read_benchmark(options.benchmark, options.videos or "")
+    benchmark = first_items(whole, options.limit, 0)
     print(benchmark.told(), flush=True)
     if benchmark.kind in RANKED and settings.kind not in ("normalised", "none"):
         raise UserError(f"--judge {options.judge}: {benchmark.name} has candidates and needs no judge; leave --judge out")
@@ -39,7 +41,7 @@ def evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
             f"--predictions: {benchmark.name} compares candidates by likelihood, which a file of answers does not hold"
         )
     # 2. answers
-    folders = _answers(options, run, benchmark)
+    folders = _predicted(options, run, benchmark, whole) if options.predictions else _answers(options, run, benchmark)
     if settings.kind == "none":
         print("\n".join(f"predictions: {folder}" for folder in folders.values()))
         return 0
@@ -54,16 +56,19 @@ def evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
     return 0
 
 
+def _predicted(options: argparse.Namespace, run: BenchmarkRun, benchmark: Benchmark, whole: Benchmark) -> dict[str, Path]:
+    """Folder of another program's answers, by title; they may be about the whole benchmark where a part of it is asked for."""
+    title = title_of(options.model[0])
+    if not title:
+        raise UserError(
+            f"--model {options.model[0]}: is a name of this program's own, or none that a folder can have; choose another"
+            " name for the predictions"
+        )
+    return {title: take_predictions(run, benchmark, read_predictions(options.predictions, whole), title, options.redo)}
+
+
 def _answers(options: argparse.Namespace, run: BenchmarkRun, benchmark: Benchmark) -> dict[str, Path]:
     """Folder of each model's answers, by title."""
-    if options.predictions:
-        title = title_of(options.model[0])
-        if not title:
-            raise UserError(
-                f"--model {options.model[0]}: is a name of this program's own, or none that a folder can have; choose another"
-                " name for the predictions"
-            )
-        return {title: take_predictions(run, benchmark, options.predictions, title, options.redo)}
     readout = options.readout if benchmark.kind == "choice" else ""
     entries = [entered(name, run, options.config, options.set) for name in options.model or ["rlaif"]]
     if readout == "likelihood":  # beside the same model's letters, not in their place

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from minirlaif.benchmarks import Benchmark, Item
 from minirlaif.benchrows import CLIPS
-from minirlaif.formats import BadRow, half_letters
+from minirlaif.formats import CLIP_SUFFIXES, BadRow, half_letters
 from minirlaif.records import UserError
 from minirlaif.rowfiles import raise_all, table_rows
 
@@ -87,16 +87,18 @@ def _matched(
     questions = tuple(str(row[k]) for k in ("Q1", "Q2") if k in row) or (str(row.get("Q", row.get("question", ""))),)
     asked = tuple(map(_plain, questions))
     names = [str(row[k]) for k in CLIPS if k in row]
+    clips = {_clip(name) for name in names}
     answer = _plain(str(row.get("A", row.get("answer", ""))))
     wanted: list[tuple[str, ...]] = [(_ID, str(row[k])) for k in _IDS if row.get(k) not in (None, "")]
-    wanted += [(name, *asked) for name in names]
-    wanted.append(("", *asked, answer))
-    matches: Sequence[Item] = ()
+    wanted += [(clip, *asked) for clip in sorted(clips)] or [("", *asked, answer)]
+    matches: list[Item] = []
     for key in wanted:
-        matches = keys.get(key, ())
-        if len(matches) > 1 and key[0] == _ID:  # ids that begin anew with every clip
-            matches = [item for item in matches if _asked(item) == asked and (not names or item.name in names)]
-        if matches:
+        # What names a clip is about that clip, and what asks is about that question, whatever the id: another program may count
+        # from another number, and some files begin anew with every clip.
+        some = [item for item in keys.get(key, ()) if not clips or _clip(item.name) in clips]
+        same = [item for item in some if _asked(item) == asked]
+        matches = same or matches or some
+        if same:
             break
     # Of several the one that asks the same, in the part that the file is called by, with the same reference.
     free = sorted(
@@ -122,7 +124,13 @@ def _matched(
 def _keys_of(item: Item) -> list[tuple[str, ...]]:
     """What a row of predictions may call the item by: its id, clip and question, question and answer."""
     keys = [(_ID, item.own)] if item.own else []
-    return [*keys, (item.name, *_asked(item)), ("", *_asked(item), _plain(item.answer))]
+    return [*keys, (_clip(item.name), *_asked(item)), ("", *_asked(item), _plain(item.answer))]
+
+
+def _clip(name: str) -> str:
+    """A clip's name without folder, suffix, and the v_ that ActivityNet's lists put before it."""
+    path = PurePosixPath(name)
+    return (path.stem if path.suffix.lower() in CLIP_SUFFIXES else path.name).removeprefix("v_")
 
 
 def _asked(item: Item) -> tuple[str, ...]:

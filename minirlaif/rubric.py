@@ -208,21 +208,30 @@ def asked_choice(question: str, options: Sequence[str]) -> str:
     return f"{question}{lines}\n{CHOOSE}"
 
 
-_LEAD = re.compile(r"^(?:(?:the )?(?:(?:correct|right|best|final) )?(?:answer|option|choice)\b(?: is\b)?\s*:?\s*)*", re.I)
-_LETTER = re.compile(r"\(?([A-Za-z])(?:[.):]|\s*(?:\n|$))")  # alone, on a line of its own, or with a mark behind it
-_OTHER = re.compile(r"(?<!\w)\(?([A-Z])(?:[.):]|\s*(?:\n|$))")  # the same further on, where a small a is an article
+# What stands behind a letter that is one: a mark, the end of the line, a dash or a reason. Behind an article stands a word.
+_BEHIND = r"(?:[.):!;]|\s*(?:\n|$)|(?-i:(?<=[A-Z]))(?:,|\s+[-\u2013\u2014]\s|\s+(?:because|since|as)\b))"
+_SAID = r"(?:(?:the )?(?:(?:correct|right|best|final) )?(?:answer|option|choice)\b(?: is\b)?|it(?: is|'s)\b)\s*:?\s*"
+_LEAD = re.compile(rf"^(?:{_SAID})*", re.I)
+_LETTER = re.compile(rf"\(?([A-Za-z]){_BEHIND}", re.I)
+_FURTHER = re.compile(rf"\b(?:{_SAID})+\(?(?-i:([A-Z])){_BEHIND}", re.I)  # behind an introduction of its own
+_OTHER = re.compile(
+    r"(?<!\w)\(?([A-Z])(?:[.):]|\s*(?:\n|$)|\s+(?:or|and)\b|\s+is\s+(?:the\s+)?(?:correct|right|best)\b)"
+)  # a small a is an article
+_NOT = re.compile(r"\bnot\s+(?:option\s+)?\(?[A-Z]\b\)?")
 
 
 def chosen_option(reply: str, options: Sequence[str]) -> int | None:
     """Which option a reply names, first or after words such as `The answer is`: by its letter, with or without the option's text
     or an explanation behind it, or by its text alone. None where it names none or several."""
-    text = re.sub(r"[*`]", "", _THOUGHT.sub("", reply.strip())).strip()
+    text = re.sub(r"[*`]", "", _THOUGHT.sub("", reply.strip())).strip(" \n\"'[]\u201c\u201d")
     whole, text = text, _LEAD.sub("", text, count=1)
-    letter = _LETTER.match(text)
+    letter = _LETTER.match(text) or _FURTHER.search(text)
     chosen = _number(letter[1]) if letter else len(options)
     if letter and chosen < len(options):
-        rest = text[letter.end() :].replace(options[chosen], "", 1)  # the text may end with a letter of its own: vitamin C
-        others = {_number(found[1]) for found in _OTHER.finditer(rest)} - {chosen}
+        rest = (
+            text[: letter.start()] + "\n" + text[letter.end(1) :].replace(options[chosen], "", 1)
+        )  # it may end with a letter: vitamin C
+        others = {_number(found[1]) for found in _OTHER.finditer(_NOT.sub("", rest))} - {chosen}
         return None if any(other < len(options) for other in others) else chosen
     said = {plain_answer(whole), plain_answer(text)} - {""}
     same = [i for i, option in enumerate(options) if plain_answer(option) in said]

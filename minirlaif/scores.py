@@ -76,7 +76,7 @@ def mark_rows(
     """
     if benchmark.kind in RANKED:
         prompt = hashlib.sha256((ask or CHOOSE).encode()).hexdigest()[:12]
-        name = ("likelihood", "likeliest candidate per token", "1") if ranked else ("letter", "letter of the reply", "2")
+        name = ("likelihood", "likeliest candidate per token", "1") if ranked else ("letter", "letter of the reply", "3")
         marks = [mark for item in benchmark.items for mark in _ranked(item, answers.get(item.id), without.get(item.id, ""))]
         return JudgeName(*name, "" if ranked and benchmark.kind == "choice" else prompt), marks, Counts()
     marks = []

@@ -138,10 +138,12 @@ def notes(each: Mapping[str, Any]) -> list[str]:
     if any(map(uncertain, figures)):
         told.append(f"{FEW_CLIPS} Fewer than {FEW} clips: interval and p are not to be trusted.")
     if each.get("first_only"):
+        more = any(change["first"] != each["rows"][0]["model"] for change in each["differences"])
+        beside = "and between models named together" if more else "alone"
         first, *others = (":".join(row["model"].rsplit(" ", 1)) for row in each["rows"])
         told.append(
-            f"Differences are to {each['rows'][0]['model']} alone; compare RUN:MODEL RUN:MODEL shows any"
-            f" other pair, such as {others[0]} {others[1]}."
+            f"Differences are to {each['rows'][0]['model']} {beside}; compare RUN:MODEL RUN:MODEL"
+            f" shows any other pair, such as {others[0]} {others[1]}."
         )
     return told
 
@@ -150,7 +152,7 @@ def _judge(judge: Mapping[str, Any]) -> list[str]:
     """The head, then what makes these marks comparable with no others."""
     version = f"version {judge['version']}" if judge["version"] not in ("", judge["name"]) else ""
     prompt = f"prompt {judge['prompt']}" if judge["prompt"] else ""
-    return list(filter(None, [judge_head(judge), version, prompt, " to ".join(dict.fromkeys(judge["dates"]))]))
+    return list(filter(None, [judge_head(judge), version, judge["asked"], prompt, " to ".join(dict.fromkeys(judge["dates"]))]))
 
 
 def _by(judge: str) -> str:

@@ -126,15 +126,23 @@ def judged(group: Sequence[Scores], pairs: Sequence[tuple[Scores, Scores]]) -> d
     judge = group[0].judge
     dates = tuple(sorted({date for scores in group for date in scores.judge.dates}))
     dates = (dates[0], dates[-1]) if dates else ()
-    told = {"kind": judge.kind, "name": judge.name, "version": judge.version, "prompt": judge.prompt, "dates": dates}
+    told = {
+        "kind": judge.kind,
+        "name": judge.name,
+        "version": judge.version,
+        "asked": judge.asked,
+        "prompt": judge.prompt,
+        "dates": dates,
+    }
     return {"judge": told, "title": replace(judge, dates=dates).title, "rows": rows, "differences": differences}
 
 
-def table_json(found: Sequence[Scores]) -> dict[str, Any]:
-    """Everything that the pages show of one benchmark, for programs. ValueError without scores."""
+def table_json(found: Sequence[Scores], asked: Sequence[str] = ()) -> dict[str, Any]:
+    """Everything that the pages show of one benchmark, for programs. asked: titles of models that were named together, and are
+    told apart in any case. ValueError without scores."""
     if not found:
         raise ValueError("no scores")
-    tables = [{**judged(group, pairs_of(group)), "first_only": len(group) > PAIRED} for group in blocks(found)]
+    tables = [{**judged(group, pairs_of(group, asked)), "first_only": len(group) > PAIRED} for group in blocks(found)]
     rows = [
         {"model": row.model, "values": dict(row.values), "judge": row.judge, "read_off": row.read_off}
         for row in published(found[0].benchmark, found[0].kind)
@@ -143,9 +151,13 @@ def table_json(found: Sequence[Scores]) -> dict[str, Any]:
     return {**head, "tables": tables, "published": rows}
 
 
-def pairs_of(group: Sequence[Scores]) -> list[tuple[Scores, Scores]]:
-    """Which models a table tells apart: ten models would make 45 pairs, which nobody reads."""
-    return list(itertools.combinations(group, 2)) if len(group) <= PAIRED else [(group[0], other) for other in group[1:]]
+def pairs_of(group: Sequence[Scores], asked: Sequence[str]) -> list[tuple[Scores, Scores]]:
+    """Which models a table tells apart: ten models would make 45 pairs, which nobody reads. asked: see `table_json`."""
+    pairs = list(itertools.combinations(group, 2))
+    if len(group) <= PAIRED:
+        return pairs
+    together = asked if len(asked) <= PAIRED else ()
+    return [(a, b) for a, b in pairs if a is group[0] or (a.title in together and b.title in together)]
 
 
 def examples(scores: Scores, count: int) -> tuple[list[str], list[str]]:

@@ -208,6 +208,17 @@ def test_a_likelihood_that_is_no_number_gives_no_mark(value: float, home: Home, 
     assert (row["cells"]["accuracy"]["rows"], row["cells"]["accuracy"]["marked"]) == (20, 20 - lost)
 
 
+def test_predictions_about_all_rows_serve_a_part_of_them(home: Home, tmp_path: Path):
+    source = benchfiles.merged(tmp_path / "parts.json", home.rows)
+    rows = [{**row, "pred": row["answer"]} for row in json.loads(source.read_text())]
+    (tmp_path / "pred.json").write_text(json.dumps(rows))
+    given = ("--predictions", str(tmp_path / "pred.json"), "--model", "other", "--limit", "6")
+    assert home.call(source, *given) == 0
+    (name,) = [path.name for path in (home.runs / "a" / "benchmarks").glob("parts-*")]
+    (row,) = home.table(name)["tables"][0]["rows"]
+    assert row["cells"]["accuracy"]["mean"] == 1.0 and 6 <= row["cells"]["accuracy"]["rows"] < len(rows)
+
+
 def test_likelihoods_that_are_all_no_numbers_are_not_called_letters(home: Home, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(contestants.BenchContestant, "likelihoods", lambda self, told: [math.nan] * len(told))
     source = benchfiles.choice(tmp_path / "nothing.json", home.rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,20 @@ def test_rows_of_a_part_are_numbered_over_all_its_files(tmp_path: Path, world: W
     rows = prediction_files(found, said)["generic_qa.json"]
     assert [row["pred"] for row in rows] == [f"about {row['question']}" for row in world[:ROWS]]
     assert read_predictions(put(tmp_path / "p.json", rows[::-1]), found) == said
+
+
+def test_a_piece_of_a_cut_file_stands_for_all_of_it(tmp_path: Path, world: World, videos: Path):
+    """Whichever is named, its folder says what it is: half a benchmark must not pass for the whole."""
+    folder = benchfiles.sharded(tmp_path / "b", world) / "Generic"
+    for source in (folder / "test-00001-of-00002.json", folder):
+        found = read(source, videos)
+        assert (found.kind, found.name, len(found.items)) == ("videoinstruct", "generic", ROWS)
+    plain = [{"id": n, "video_name": stem(row), "question": "who?", "answer": "x"} for n, row in enumerate(world[:4])]
+    for number in range(2):
+        put(tmp_path / "MSVD" / f"test-{number:05d}-of-00002.json", plain[2 * number : 2 * number + 2])
+    assert (
+        len(read(tmp_path / "MSVD", videos).items) == len(read(tmp_path / "MSVD" / "test-00000-of-00002.json", videos).items) == 4
+    )
 
 
 @pytest.mark.parametrize("ids", [["0", "1", "2", "0"], ["4", "3", "2", "2"], ["1", None, "3", "4"], ["", "1", "2", "3"]])
@@ -404,6 +418,24 @@ def test_predictions_that_belong_elsewhere(row: dict[str, Any], words: str, tmp_
     found = read(benchfiles.merged(tmp_path / "q.json", world), videos)
     with pytest.raises(UserError, match=words):
         read_predictions(put(tmp_path / "p.json", [row]), found)
+
+
+def about(clips: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows with one question about each clip, counted from 0."""
+    return [{"id": n, "video_name": clip, "question": "what is done?", "answer": f"act {n}"} for n, clip in enumerate(clips)]
+
+
+def test_a_clip_that_is_named_counts_before_an_id(tmp_path: Path, videos: Path):
+    """Another program may count from another number, and MSVD asks the same of a hundred clips."""
+    clips = [f"test000{n}" for n in range(4)]
+    found = read(put(tmp_path / "q.json", about(clips)), videos)
+    rows = [{**row, "id": row["id"] + 1, "video_name": f"some/folder/v_{row['video_name']}.mp4", "pred": row["video_name"]}
+            for row in about(clips)]  # fmt: skip
+    said = read_predictions(put(tmp_path / "p.json", rows), found)
+    assert said == {f"qa:{n}": (clip,) for n, clip in enumerate(clips)}
+    other = {"id": 77, "video_name": "test0009", "question": "what is done?", "answer": "act 1", "pred": "x"}
+    with pytest.raises(UserError, match="row 1: is no row of the benchmark"):
+        read_predictions(put(tmp_path / "o.json", [other]), found)
 
 
 def test_an_item_answered_twice_is_refused(tmp_path: Path, world: World, videos: Path):

@@ -166,6 +166,16 @@ FOUR = ["a dog", "a bird", "vitamin C", "Team A. runs"]
         ("The answer is A dog", 0),
         ("C. vitamin C", 2),  # the second letter is of the option's own text
         ("D: Team A. runs", 3),
+        ("The answer is C because the wings are seen.", 2),
+        ("I think the answer is C.", 2),
+        ("C, a cat", 2),
+        ("C - a cat", 2),
+        ("Based on the video, the correct answer is C.", 2),
+        ("The correct answer is C, not A.", 2),
+        ("[C]", 2),
+        ('"C"', 2),
+        ("It is C.", 2),
+        ("C!", 2),
     ],
 )
 def test_the_forms_that_replies_have(reply: str, chosen: int):
@@ -175,7 +185,8 @@ def test_the_forms_that_replies_have(reply: str, chosen: int):
 @pytest.mark.parametrize(
     "reply",
     ["A dog runs", "I am not sure", "A and B", "A or B", "A, B", "(A) or (C)", "A. B.", "The answer is A or B", "AB", "B\nA",
-     "A: a dog\nB: a bird", "Answers", "The answer is", "The answer is E", "Not B", "Because A.", "<think>B"],
+     "A: a dog\nB: a bird", "Answers", "The answer is", "The answer is E", "Not B", "Because A.", "<think>B",
+     "A. No, actually B is correct", "I think a dog, not A.", "The answer is C or it is D.", "It is a lion"],
 )  # fmt: skip
 def test_replies_that_name_no_option_or_two(reply: str):
     assert chosen_option(reply, FOUR) is None

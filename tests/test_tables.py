@@ -323,6 +323,17 @@ def test_up_to_four_models_are_told_apart_in_all_pairs_more_from_the_first_alone
     assert pairs == [("r m0", f"r m{n}") for n in (1, 2, 3, 4)]
     (note,) = [note for note in tablepage.notes(five_models) if "compare" in note]
     assert note.startswith("Differences are to r m0 alone") and "such as r:m1 r:m2" in note
+    (together,) = table_json(models(5), ["r m2", "r m4"])["tables"]  # named in one command
+    assert ("r m2", "r m4") in [(change["first"], change["second"]) for change in together["differences"]]
+    (note,) = [note for note in tablepage.notes(together) if "compare" in note]
+    assert note.startswith("Differences are to r m0 and between models named together")
+
+
+def test_one_judge_asked_in_two_ways_has_two_heads():
+    ways = [JudgeName("openai", "m", "m-1", "p", (), {"url": f"http://{host}/v1"}) for host in ("one", "two")]
+    table = table_json([scores("a", rows("accuracy", 1.0), way, kind="qa", benchmark="mine") for way in ways])
+    text, document = tablepage.markdown(table), tablepage.document(table, "r", {}, [], [], {})
+    assert all(told.count("at one") == told.count("at two") == 1 for told in (text, document))
 
 
 def test_heads_are_short_and_what_makes_them_exact_stands_below():

@@ -65,7 +65,7 @@ def check_content(path: Path, limits: Limits) -> None:
     stream = len(head) > 376 and head[0] == head[188] == head[376] == 0x47  # MPEG-TS: a mark every 188 bytes
     if not stream and not any(head[at : at + len(mark)] == mark for at, marks in _CONTAINERS for mark in marks):
         what = next((f", it begins like {name}" for mark, name in _OTHERS if head.startswith(mark)), "")
-        raise UserError(f"not a video{what}; bring mp4, webm, mkv, mov, avi, mpg, ts, wmv, flv, ogv or gif")
+        raise UserError(f"not a video{what}; bring mp4, webm, mkv, mov, avi, mpg, wmv, flv or ogv")
 
 
 class Desk:
@@ -95,7 +95,7 @@ class Desk:
             raise UserError(("" if large else "cannot be read: ") + _plain(error.reason)) from None
         if info.seconds > self.limits.seconds:
             raise UserError(
-                f"the clip lasts {_minutes(info.seconds)}, {_minutes(self.limits.seconds)} are allowed; cut out what matters"
+                f"the clip lasts {duration(info.seconds)}, {duration(self.limits.seconds)} are allowed; cut out what matters"
             )
         return info
 
@@ -144,8 +144,9 @@ class Desk:
             self._reader.close()
 
 
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+def duration(seconds: float) -> str:
+    """For people, as exact as a limit has to be."""
+    return f"{seconds:g} s" if seconds < 120 else f"{round(seconds / 60, 1):g} minutes"
 
 
 def _plain(reason: str) -> str:

@@ -175,7 +175,10 @@ class Guard:
 
     def _is_ours(self, name: Any) -> bool:
         """Whether there is such a file in the folder, by its real path."""
-        return self._is_inside(name) and Path(name).is_file()
+        try:
+            return self._is_inside(name) and Path(name).is_file()
+        except OSError:  # longer than a name can be
+            return False
 
     def _is_inside(self, name: Any) -> bool:
         if not isinstance(name, str) or "\0" in name or "\\" in name or not name.startswith("/"):

@@ -15,6 +15,7 @@ from typing import Any
 import gradio as gr
 
 from minirlaif.app import inside, views
+from minirlaif.app.clips import duration
 from minirlaif.app.tabs import MODEL, QUICK, Place, run_tab, votes_tab
 from minirlaif.app.talks import Talks
 from minirlaif.app.votes import CHOICES
@@ -123,7 +124,7 @@ class _Clip:
 def _clip_panel(place: Place, talks: Talks) -> _Clip:
     """Clip, examples, the frames that the model sees, and how it answers."""
     trained, limits = talks.engine.options, talks.desk.limits
-    told = f"Clips of at most {limits.seconds / 60:.0f} minutes and {limits.megabytes} MB."
+    told = f"Clips of at most {duration(limits.seconds)} and {limits.megabytes} MB."
     video = gr.Video(
         label="Clip", show_label=False, sources=["upload", "webcam"], include_audio=False, elem_id="clip", buttons=[]
     )

@@ -89,8 +89,9 @@ class Ballot:
                 shutil.copyfile(vote.clip, part)
                 part.replace(kept)
             with self.file.open("ab+") as file:
-                file.truncate(_whole_rows(file))
-                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+                end, missing = _whole_rows(file)
+                file.truncate(end)
+                file.write((missing + json.dumps(row, ensure_ascii=False) + "\n").encode())
                 file.flush()
                 os.fsync(file.fileno())
 
@@ -107,10 +108,17 @@ class Ballot:
         return found
 
 
-def _whole_rows(file: IO[bytes]) -> int:
-    """Bytes of a file up to the end of its last row: what comes behind was cut short by a full disk or a kill."""
+def _whole_rows(file: IO[bytes]) -> tuple[int, str]:
+    """Bytes of a file up to the end of its last whole row, and the end of line that this row lacks (some editors take it away).
+    What comes behind was cut short by a full disk or a kill."""
     file.seek(0)
-    return file.read().rfind(b"\n") + 1
+    data = file.read()
+    start = data.rfind(b"\n") + 1
+    try:
+        json.loads(data[start:])
+    except ValueError:
+        return start, ""
+    return len(data), "\n"
 
 
 @dataclass(frozen=True)

@@ -50,10 +50,20 @@ class JudgeName:
         version = "" if self.version in ("", self.name) else f", version {self.version}"
         dates = f", {' to '.join(dict.fromkeys(self.dates))}" if self.dates else ""
         prompt = f", prompt {self.prompt}" if self.prompt else ""
-        host = f" at {urlsplit(str(self.more['url'])).netloc}" if "url" in self.more else ""
-        told = [(name, value) for name, value in self.more.items() if name not in UNTOLD and value not in (0, "none")]
-        more = "".join(f", {name} {json.dumps(value, default=str).strip(chr(34))[:20]}" for name, value in told)
+        asked = self._asked()
+        host = f" {asked.pop(0)}" if "url" in self.more else ""
+        more = "".join(f", {each}" for each in asked)
         return f"{self.name} ({self.kind}{host}){version}{more}{prompt}{dates}"
+
+    @property
+    def asked(self) -> str:
+        """How, in words: the address, a temperature other than 0 and the like; "" where there is nothing to say."""
+        return ", ".join(self._asked())
+
+    def _asked(self) -> list[str]:
+        host = [f"at {urlsplit(str(self.more['url'])).netloc}"] if "url" in self.more else []
+        told = [(name, value) for name, value in self.more.items() if name not in UNTOLD and value not in (0, "none")]
+        return [*host, *(f"{name} {json.dumps(value, default=str).strip(chr(34))[:20]}" for name, value in told)]
 
 
 @dataclass(frozen=True)

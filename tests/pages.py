@@ -37,9 +37,9 @@ OURS = ("rlaif", BLIND["rlaif"])  # how answers of the aligned model begin
 
 
 class FakeEngine:
-    """Answers by the question's words: "slow" takes 40 pieces of 0.1 s, "fail" breaks in the middle, "long" does not fit,
-    "markup" answers in HTML, "blind" without saying which model it is; anything else is repeated. It has a reward model and a
-    judge, both for "rlaif"."""
+    """Answers by the question's words: "slow" takes 40 pieces of 0.1 s, "stuck" 3 s before its first piece, "fail" breaks in the
+    middle, "long" does not fit, "markup" answers in HTML, "blind" without saying which model it is; anything else is repeated. It
+    has a reward model and a judge, both for "rlaif"."""
 
     models = ("rlaif", "sft")
     title = "a fake engine"
@@ -68,6 +68,8 @@ class FakeEngine:
         try:
             if "long" in question:
                 raise UserError("the conversation has 9 tokens, the model takes 8: clear it, or show fewer frames")
+            if "stuck" in question:
+                time.sleep(3.0)
             if "slow" in question:
                 for number in range(40):
                     yield f"word{number} "

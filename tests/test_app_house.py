@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,8 +19,8 @@ from asking import Client, login
 from clips import write_clip
 from pages import FakeEngine, Page, Served, chromium, serving
 
-from minirlaif.app import guard, server, tabs
-from minirlaif.app.clips import Desk, Limits
+from minirlaif.app import guard, server, tabs, talks
+from minirlaif.app.clips import Desk, Limits, duration
 from minirlaif.app.talks import Talks
 from minirlaif.app.votes import Ballot, Vote
 from minirlaif.app.worker import Worker
@@ -57,9 +58,22 @@ def test_the_same_clip_under_two_names_is_kept_for_whoever_stays(room: Talks) ->
     assert list(room.desk.folder.iterdir()) == []
 
 
+def test_a_clip_that_is_on_its_way_is_not_taken_along(room: Talks) -> None:
+    """Somebody with the same clip leaves before it is opened."""
+    one, two = room.session("one"), room.session("two")
+    room.open(one, brought(room, "good.mp4"), 4)
+    path = brought(room, "good.mp4")
+    room.expect(two, path)
+    room.leave("one")
+    room.open(two, path, 4)
+    assert two.notice == "" and two.look is not None
+    room.leave("two")
+    assert list(room.desk.folder.iterdir()) == []
+
+
 def test_a_question_waits_for_its_clip(room: Talks) -> None:
     session, path = room.session("me"), brought(room, "good.mp4")
-    room.expect(session)
+    room.expect(session, path)
     later = threading.Timer(0.5, lambda: room.open(session, path, 4))
     later.start()
     assert room.begin(session, "what?") and session.notice == ""
@@ -132,6 +146,63 @@ def test_giving_up_one_question_leaves_other_answers_alone(room: Talks) -> None:
     room.give_up(session)
     assert session.turns[0].note == "" and session.turns[0].text
     assert all("ask again" in answer.note for answer in session.duel.answers)
+
+
+def test_a_question_after_stop_is_its_own(room: Talks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stopped one may go on for a while; neither its end nor its failure is the next one's."""
+    monkeypatch.setattr(talks, "HALT_SECONDS", 0.1)
+    session = room.session("me")
+    room.open(session, brought(room, "good.mp4"), 4)
+    room.begin(session, "a stuck one")
+    old = threading.Thread(target=lambda: [None for _ in room.answer(session, OPTIONS, "rlaif")])
+    old.start()
+    time.sleep(0.3)
+    room.halt(session)
+    assert not session.busy and room.begin(session, "mine?")
+    old.join()
+    assert session.busy and (session.turns[0].text, session.turns[0].note) == ("", "stopped")
+    room.give_up(session)  # gradio says that the cancelled event failed
+    assert session.busy and session.turns[1].note == ""
+    for _ in room.answer(session, OPTIONS, "rlaif"):
+        pass
+    assert session.turns[1].text == "rlaif heard: mine?" and not session.busy
+    assert room.begin(session, "next?")
+    room.give_up(session)  # this one is meant
+    assert "ask again" in session.turns[2].note
+
+
+def test_a_pair_that_was_stopped_while_it_was_judged_is_not_voted_on(room: Talks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(talks, "HALT_SECONDS", 0.1)
+    judge = FakeEngine.judge
+    monkeypatch.setattr(FakeEngine, "judge", lambda self, *asked: (time.sleep(1.0), judge(self, *asked))[1])
+    session = room.session("me")
+    room.open(session, brought(room, "good.mp4"), 4)
+    room.begin_duel(session, "who?")
+    first = session.duel
+    old = threading.Thread(target=lambda: [None for _ in room.fight(session, OPTIONS)])
+    old.start()
+    time.sleep(0.4)
+    room.halt(session)
+    assert room.begin_duel(session, "and who?")
+    old.join()
+    assert not first.ready and session.duel is not first and session.busy and session.duel.note == ""
+    for _ in room.fight(session, OPTIONS):
+        pass
+    assert session.duel.ready
+
+
+def test_a_vote_file_without_its_last_line_end_loses_nothing(room: Talks, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "any.mp4")
+    for question in ("one?", "two?"):
+        room.ballot.add(Vote(clip, question, ("x", "y"), ("rlaif", "sft"), "A"))
+    room.ballot.file.write_text(room.ballot.file.read_text().rstrip("\n"))
+    room.ballot.add(Vote(clip, "three?", ("x", "y"), ("rlaif", "sft"), "B"))
+    assert [row.question for row in load_preferences(str(room.ballot.file))] == ["one?", "two?", "three?"]
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(20, "20 s"), (90, "90 s"), (150, "2.5 minutes"), (600, "10 minutes")])
+def test_limits_are_told_as_they_are(seconds: float, told: str) -> None:
+    assert duration(seconds) == told
 
 
 def test_votes_with_odd_line_ends_and_torn_rows_stay_readable(room: Talks, tmp_path: Path) -> None:
@@ -227,6 +298,32 @@ def test_pages_of_other_addresses_may_not_ask(unlocked: Served) -> None:
     assert client.upload("good.mp4", b"x" * 100)[0] == 200
 
 
+def test_a_name_that_no_file_can_have_is_refused(unlocked: Served) -> None:
+    assert Client(unlocked.address).get(f"/gradio_api/file={unlocked.folder}/{'a' * 5000}")[0] == 403
+
+
+def test_an_unfinished_login_keeps_nobody_out(place: Path) -> None:
+    with serving(FakeEngine(), None, place / "none", place / "uploads4", "--password", "open sesame") as served:
+        host, port = served.address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as half:
+            half.sendall(f"POST /login HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 100\r\n\r\nuser".encode())
+            began = time.monotonic()
+            assert login(served.address, "open sesame")[0] == 200 and time.monotonic() - began < 5
+
+
+def test_pages_elsewhere_may_not_ask_a_server_on_the_network() -> None:
+    """Browsers tell plain addresses of a network no fetch site."""
+
+    def status(alone: bool, *headers: tuple[bytes, bytes]) -> int:
+        asked = {"method": "POST", "path": "/gradio_api/upload", "headers": [(b"host", b"nas:7860"), *headers]}
+        return (guard.Guard(None, Path("/nowhere"), (), alone).refuses(asked) or (200, ""))[0]
+
+    assert status(True) == status(True, (b"origin", b"http://nas:7860")) == 200
+    assert status(True, (b"origin", b"http://evil.example")) == 403
+    assert status(True, (b"origin", b"https://my.site"), (b"x-forwarded-host", b"my.site")) == 200  # behind a proxy
+    assert status(False, (b"origin", b"https://some.gradio.live")) == 200  # --share
+
+
 def test_uploads_together_have_a_limit(unlocked: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     client = Client(unlocked.address)
     assert client.upload("one.mp4", b"1" * 100)[0] == 200
@@ -290,6 +387,22 @@ def test_a_question_that_finds_the_queue_full_is_given_back(place: Path, tmp_pat
         assert "ask again" in pages[2].text("#chat") and not pages[2].page.is_disabled("#ask")
         for page in pages:
             page.close()
+
+
+def test_stop_frees_the_page_while_the_model_is_stuck(place: Path, tmp_path: Path) -> None:
+    with serving(FakeEngine(), None, tmp_path / "none", tmp_path / "uploads") as served, chromium() as browser:
+        page = Page(browser, served.address)
+        page.upload(place / "good.mp4")
+        page.frames()
+        page.ask("a stuck one")
+        page.page.wait_for_selector("#chat [aria-busy=true]")
+        page.page.wait_for_timeout(300)
+        page.page.click("#stop")
+        page.page.wait_for_selector("#ask:not([disabled])")
+        page.ask("mine?")
+        page.page.wait_for_selector("#chat .copy")
+        assert page.answers()[-1] == "rlaif heard: mine?" and "ask again" not in page.text("#chat")
+        page.close()
 
 
 def test_the_page_goes_on_following_when_the_next_stage_begins(

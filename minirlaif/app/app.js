@@ -10,7 +10,7 @@ document.addEventListener("click", async (event) => {
   button.textContent = "Copied"; setTimeout(() => { button.textContent = "Copy"; }, 1500);
 });
 // The newest turn stays in sight, unless somebody has scrolled up to read an older one.
-let asked = 0, near = true;
+let asked = 0, near = true, last = 0;
 document.addEventListener("scroll", (event) => {
   const box = event.target;
   if (box.id === "chat") near = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
@@ -19,6 +19,7 @@ new MutationObserver(() => {
   const box = document.querySelector("#chat");
   if (!box) return;
   const count = box.querySelectorAll(".asked").length;
+  if (box.scrollTop < last - 1) near = false;  // scrolled up since, and the event for it is still to come
   if (near || count > asked) box.scrollTop = box.scrollHeight;
-  asked = count;
+  asked = count; last = box.scrollTop;
 }).observe(document, {subtree: true, childList: true, characterData: true});

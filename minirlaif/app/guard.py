@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from starlette.requests import ClientDisconnect
+
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 Receive = Callable[[], Awaitable[Message]]
@@ -52,10 +54,11 @@ class Guard:
         folder: files are served from below it alone.
         hosts: names under which the server may be asked, without port; none: under any. On a loopback address this keeps web
             pages from reaching the app by a name of theirs that points here.
+        alone: only pages of this server itself may ask. Off where a tunnel changes the name of the host.
     """
 
-    def __init__(self, app: Any, folder: Path, hosts: Sequence[str] = ()) -> None:
-        self.app, self.folder, self.hosts = app, folder.resolve(), tuple(hosts)
+    def __init__(self, app: Any, folder: Path, hosts: Sequence[str] = (), alone: bool = True) -> None:
+        self.app, self.folder, self.hosts, self.alone = app, folder.resolve(), tuple(hosts), alone
         self._uploads = 0  # under way
         self._login = asyncio.Lock()
 
@@ -87,6 +90,8 @@ class Guard:
 
         try:
             await self._passed(scope, receive, marked)
+        except ClientDisconnect:
+            pass  # an upload that broke off
         except (RuntimeError, OSError):
             if started or self.refuses(scope) is None:
                 raise
@@ -106,17 +111,14 @@ class Guard:
                         if left.is_file():
                             left.unlink(missing_ok=True)
         elif scope["method"] == "POST" and path == "/login":
-            async with self._login:
-                status = 0
 
-                async def seen(message: Message) -> None:
-                    nonlocal status
-                    status = message.get("status", status)
-                    if message["type"] == "http.response.start" and status >= 400:
+            async def seen(message: Message) -> None:
+                if message.get("status", 0) >= 400:
+                    async with self._login:  # wrong ones wait for one another; the right one waits for nobody
                         await asyncio.sleep(LOGIN_SECONDS)
-                    await send(message)
+                await send(message)
 
-                await self.app(scope, receive, seen)
+            await self.app(scope, receive, seen)
         else:
             await self.app(scope, receive, send)
 
@@ -161,9 +163,10 @@ class Guard:
         """Whether a page of another address asks, through the browser of somebody who may use this one."""
         if method == "POST" and headers.get(b"sec-fetch-site", b"") == b"cross-site":
             return True
+        # Browsers tell no fetch site to plain addresses of a network; the origin they do tell. A proxy tells the page's host.
         origin = headers.get(b"origin", b"").decode("latin-1")
-        # Under any name (--share, --host) a proxy may stand between, which tells another host than the page's.
-        return bool(origin and self.hosts) and urlsplit(origin).netloc != host
+        asked = {host, headers.get(b"x-forwarded-host", b"").decode("latin-1")} - {""}
+        return bool(origin and self.alone) and urlsplit(origin).netloc not in asked
 
     def _names_others(self, body: bytes) -> tuple[int, str] | None:
         """Gradio would fetch a file that a request names by its address, or copy one of another folder."""

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from minirlaif.app import shelf
 from minirlaif.app.clips import Desk, Limits
@@ -25,6 +26,7 @@ from minirlaif.records import UserError
 from minirlaif.talk import Engine
 
 SWEEP_SECONDS = 300.0
+ANYWHERE = ("0.0.0.0", "::")
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
@@ -36,7 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(ending, lambda *_: done.set())
     try:
         with serving(options) as address:
-            print(f"open {address} (Ctrl-C ends it)", flush=True)
+            others = (
+                f", from other devices http://ADDRESS-OF-THIS-MACHINE:{urlsplit(address).port}/"
+                if options.host in ANYWHERE
+                else ""
+            )
+            print(f"open {address}{others} (Ctrl-C ends it)", flush=True)
             while not done.wait(1.0):
                 pass
     except KeyboardInterrupt:
@@ -115,7 +122,7 @@ def page_at(options: argparse.Namespace, talks: Talks | None, run: Run | None, f
     page = ui.build(tabs.Place(talks, run, options.runs_dir, examples, shelf.example_questions(run)))
     _warn(options)
     local = options.host in LOOPBACK and not options.share
-    guard = Middleware(Guard, folder=folder, hosts=LOOPBACK if local else ())
+    guard = Middleware(Guard, folder=folder, hosts=LOOPBACK if local else (), alone=not options.share)
     word = options.password
     try:
         _, address, shared = page.launch(
@@ -123,7 +130,7 @@ def page_at(options: argparse.Namespace, talks: Talks | None, run: Run | None, f
             server_port=options.port or _free_port(options.host),
             share=options.share,
             auth=(lambda _, given: hmac.compare_digest(given.encode(), word.encode())) if word else None,
-            auth_message="Any name, and the password." if word else None,
+            auth_message="Any name (but not none), and the password." if word else None,
             max_file_size=options.max_mb << 20,
             app_kwargs={"middleware": [guard]},
             theme=ui.theme(),

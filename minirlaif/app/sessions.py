@@ -45,6 +45,17 @@ class Duel:
         return self.answers[0].text.strip() == self.answers[1].text.strip()
 
 
+@dataclass(eq=False)
+class Job:
+    """A question that a page waits for, of a conversation or of a comparison. running: its turn has come; stop: it should end;
+    ended: it has. A job that was stopped may go on for a while, beside the next one of the same page."""
+
+    answers: tuple[Answer, ...]
+    running: bool = False
+    stop: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+
 @dataclass
 class Session:
     """One open page."""
@@ -55,15 +66,15 @@ class Session:
     turns: list[Answer] = field(default_factory=list)
     duel: Duel | None = None
     asked: int = 0  # questions so far: each has a seed of its own, so that asking again may answer anew
-    busy: bool = False
-    stop: threading.Event = field(default_factory=threading.Event)
-    idle: threading.Event = field(default_factory=threading.Event)
-    read: threading.Event = field(default_factory=threading.Event)  # no clip is on its way
+    job: Job | None = None
+    cut: int = 0  # jobs that were stopped and had not ended when the page went on; each may still be reported as failed
+    coming: Path | None = None  # the clip that is on its way
+    read: threading.Event = field(default_factory=threading.Event)  # none is
 
-
-def current(session: Session) -> list[Answer]:
-    """Answers that may be in progress."""
-    return session.turns[-1:] + list(session.duel.answers if session.duel else ())
+    @property
+    def busy(self) -> bool:
+        """Whether a question is in progress."""
+        return self.job is not None
 
 
 def told(error: Exception) -> str:

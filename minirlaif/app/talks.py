@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 from minirlaif.app.clips import Desk
-from minirlaif.app.sessions import PAIR, Answer, Duel, Session, current, told
+from minirlaif.app.sessions import PAIR, Answer, Duel, Job, Session, told
 from minirlaif.app.votes import CHOICES, Ballot, Vote
 from minirlaif.app.worker import Worker
 from minirlaif.formats import half_letters
@@ -22,6 +21,7 @@ from minirlaif.records import Turn, UserError
 from minirlaif.talk import Engine, Judging, Look, Options
 
 LONGEST = 4000  # letters of a question
+HALT_SECONDS = 2.0  # the page waits so long for a stopped answer to end
 CLIP_SECONDS = 30.0  # a question waits so long for the frames of its clip
 
 
@@ -58,10 +58,11 @@ class Talks:
 
     def sweep(self, older: float = 3600.0) -> None:
         """Delete uploads that no page shows and that came more than so many seconds ago."""
-        self.desk.sweep([session.clip for session in list(self._sessions.values()) if session.clip], older)
+        self.desk.sweep(self._wanted(), older)
 
-    def expect(self, session: Session) -> None:
-        """A clip is on its way: questions wait for `open`."""
+    def expect(self, session: Session, path: str) -> None:
+        """A clip is on its way: questions wait for `open`, and nobody who leaves takes it along."""
+        session.coming = Path(path)
         session.read.clear()
 
     def open(self, session: Session, path: str | None, frames: int) -> None:
@@ -69,6 +70,7 @@ class Talks:
         try:
             self._open(session, path, frames)
         finally:
+            session.coming = None
             session.read.set()
 
     def _open(self, session: Session, path: str | None, frames: int) -> None:
@@ -84,11 +86,13 @@ class Talks:
             session.clip = Path(path)
         except Exception as error:
             session.notice = f"This clip was not taken: {error}" if isinstance(error, UserError) else told(error)
+            session.coming = None
             if not known:
                 self._drop(Path(path))
 
     def _forget(self, session: Session, keep: Path | None = None) -> None:
-        session.stop.set()
+        if session.job is not None:
+            session.job.stop.set()
         clip, session.clip, session.look, session.turns, session.duel = session.clip, None, None, [], None
         if clip is not None and clip.parent != keep:
             self._drop(clip)
@@ -96,53 +100,66 @@ class Talks:
 
     def _drop(self, clip: Path) -> None:
         """Files of the same content share a folder, whatever their names."""
-        if all(session.clip is None or session.clip.parent != clip.parent for session in list(self._sessions.values())):
+        if all(other.parent != clip.parent for other in self._wanted()):
             self.desk.drop(clip)
+
+    def _wanted(self) -> list[Path]:
+        """Clips that a page shows or waits for."""
+        sessions = list(self._sessions.values())
+        return [clip for session in sessions for clip in (session.clip, session.coming) if clip is not None]
 
     def begin(self, session: Session, question: str) -> bool:
         """Take a question, so that it stands on the page before the model is free. False, with a notice, when it cannot be."""
         if session.busy or not self._can_ask(session, question):
             return False
         session.turns.append(Answer(question.strip(), "", self._seed(session)))
-        self._start(session)
+        session.job = Job((session.turns[-1],))
         return True
 
     def answer(self, session: Session, options: Options, model: str) -> Iterator[None]:
         """Let a model answer the last question, piece by piece; then the reward model."""
-        if not session.turns or session.turns[-1].state != "waiting" or session.look is None:
+        job, look = session.job, session.look
+        if job is None or look is None or job.running or job.answers[:1] != tuple(session.turns[-1:]):
             return
-        last, look = session.turns[-1], session.look
+        job.running, (last,) = True, job.answers
         last.model = model
         before = [Turn(turn.question, turn.text) for turn in session.turns[:-1] if turn.text]
         try:
-            yield from self._speak(session, look, before, last, options)
+            yield from self._speak(job, look, before, last, options)
             if last.text and not last.note:
                 yield
                 last.score = self.worker.call(lambda engine: engine.score(look, last.question, last.text))
         except Exception as error:
             last.note = told(error)
         finally:
-            self._end(session)
+            self._end(session, job)
         yield
 
     def halt(self, session: Session) -> None:
         """Stop what this page waits for. What was said stays."""
-        session.stop.set()
-        if any(answer.state == "speaking" for answer in current(session)):
-            session.idle.wait(2.0)
-        for answer in current(session):
+        job = session.job
+        if job is None:
+            return
+        job.stop.set()
+        if job.running and not job.ended.wait(HALT_SECONDS):
+            session.cut += 1
+        for answer in job.answers:
             if answer.state != "done":
                 answer.state, answer.note = "done", "stopped"
-        if session.duel is not None and not session.duel.ready:
+        if session.duel is not None and session.duel.answers is job.answers and not session.duel.ready:
             session.duel.note = "Stopped: there is nothing to vote on."
-        session.busy = False
+        if session.job is job:
+            session.job = None
 
     def give_up(self, session: Session) -> None:
-        """The question never came to the model."""
-        waiting = [answer for answer in current(session) if answer.state == "waiting"]
-        if waiting:
+        """Something that this page asked for failed on its way: a question that never came to the model is given back."""
+        if session.cut:  # an earlier one, which was stopped
+            session.cut -= 1
+            return
+        job = session.job
+        if job is not None and not job.running:
             self.halt(session)
-            for answer in waiting:
+            for answer in job.answers:
                 answer.note = "not asked: the queue is full, or a setting was not taken; ask again"
 
     def again(self, session: Session) -> bool:
@@ -153,7 +170,8 @@ class Talks:
 
     def clear(self, session: Session) -> None:
         """Forget the conversation; the clip stays."""
-        session.stop.set()
+        if session.job is not None:
+            session.job.stop.set()
         session.turns, session.notice = [], ""
 
     def begin_duel(self, session: Session, question: str) -> bool:
@@ -163,21 +181,22 @@ class Talks:
         # Not from the shared generator, which loading a model seeds: the order would be the same after every start.
         seed, names = self._seed(session), random.SystemRandom().sample(PAIR, 2)
         session.duel = Duel((Answer(question.strip(), names[0], seed), Answer(question.strip(), names[1], seed)))
-        self._start(session)
+        session.job = Job(session.duel.answers)
         return True
 
     def fight(self, session: Session, options: Options) -> Iterator[None]:
         """Both answers, piece by piece; then what the reward model and the judge make of them, which shows after the vote."""
-        duel, look = session.duel, session.look
-        if duel is None or look is None or duel.answers[0].state != "waiting":
+        job, duel, look = session.job, session.duel, session.look
+        if job is None or duel is None or look is None or job.running or job.answers is not duel.answers:
             return
+        job.running = True
         try:
             # Nothing shows before both are there: which of them has read the clip before could be told by its speed.
             behind = [replace(answer) for answer in duel.answers]
             for answer in duel.answers:
                 answer.state = "speaking"
             for answer, spoken in zip(duel.answers, behind, strict=True):
-                for _ in self._speak(session, look, [], spoken, options):
+                for _ in self._speak(job, look, [], spoken, options):
                     yield
                 if spoken.note:
                     answer.state, answer.note = "done", spoken.note
@@ -190,8 +209,9 @@ class Talks:
         except Exception as error:  # a vote can do without a judge
             duel.note, duel.unjudged = told(error), True
         finally:
-            duel.ready = all(answer.state == "done" and not answer.note for answer in duel.answers)
-            self._end(session)
+            whole = all(answer.state == "done" and not answer.note for answer in duel.answers)
+            duel.ready = whole and not job.stop.is_set()
+            self._end(session, job)
         yield
 
     def vote(self, session: Session, choice: str, options: Options) -> None:
@@ -249,31 +269,31 @@ class Talks:
         session.asked += 1
         return self.engine.options.seed + session.asked - 1
 
-    def _start(self, session: Session) -> None:
-        session.stop, session.idle, session.busy = threading.Event(), threading.Event(), True
-
-    def _end(self, session: Session) -> None:
-        for answer in current(session):
+    def _end(self, session: Session, job: Job) -> None:
+        for answer in job.answers:
             if answer.state == "speaking":
                 answer.state, answer.note = "done", answer.note or "stopped"
-        session.busy = False
-        session.idle.set()
+        job.ended.set()
+        if session.job is job:  # it was not stopped, and nothing that was stopped before it is still to be reported
+            session.job, session.cut = None, 0
 
-    def _speak(self, session: Session, look: Look, before: Sequence[Turn], answer: Answer, options: Options) -> Iterator[None]:
+    def _speak(self, job: Job, look: Look, before: Sequence[Turn], answer: Answer, options: Options) -> Iterator[None]:
         """Stream one answer into `answer`. Errors of the model end it with a note."""
-        if session.stop.is_set():
+        if job.stop.is_set():
             answer.state, answer.note = "done", "stopped"
             return
-        answer.state, stop = "speaking", session.stop
+        answer.state = "speaking"
         chosen = replace(options, seed=answer.seed)
         try:
-            pieces = self.worker.stream(lambda e: e.stream(look, before, answer.question, chosen, answer.model), stop)
+            pieces = self.worker.stream(lambda e: e.stream(look, before, answer.question, chosen, answer.model), job.stop)
             with closing(pieces):  # type: ignore[type-var]
                 yield
                 for piece in pieces:
+                    if job.stop.is_set():  # the page went on
+                        break
                     answer.text += piece
                     yield
-                if stop.is_set():
+                if job.stop.is_set():
                     answer.note = "stopped"
         except Exception as error:
             answer.note = told(error)

@@ -80,8 +80,9 @@ def _talking(page: gr.Blocks, place: Place, talks: Talks) -> None:
 
     shown = [clip.strip, clip.notice, chat.view, *chat.buttons, duel.view, *duel.buttons]
 
-    def expected(request: gr.Request) -> None:
-        talks.expect(talks.session(request.session_hash or ""))
+    def expected(upload: dict[str, Any] | None, request: gr.Request) -> None:
+        if upload:
+            talks.expect(talks.session(request.session_hash or ""), upload["path"])
 
     def opened(upload: dict[str, Any] | None, frames: float | None, request: gr.Request) -> list[Any]:
         session, path = talks.session(request.session_hash or ""), upload["path"] if upload else None
@@ -92,7 +93,7 @@ def _talking(page: gr.Blocks, place: Place, talks: Talks) -> None:
 
     bound = {"inputs": [clip.video, clip.frames], "outputs": [clip.video, *shown], **MODEL, "show_progress_on": clip.strip}
     bound["preprocess"] = False  # gradio would call ffmpeg to take the sound out
-    gr.on([clip.video.upload, clip.video.stop_recording], expected, **QUICK)
+    gr.on([clip.video.upload, clip.video.stop_recording], expected, clip.video, preprocess=False, **QUICK)
     brought = [clip.video.upload, clip.video.stop_recording, clip.video.clear, clip.frames.release]
     gr.on(brought, opened, trigger_mode="always_last", **bound)
     for chosen in clip.examples:
@@ -203,7 +204,7 @@ def _chat_tab(place: Place, talks: Talks, clip: _Clip) -> _Tab:
         return handler
 
     answering = {"fn": _with_request(answer), "inputs": [model, *clip.sampling], "outputs": [view, *buttons], **MODEL}
-    answering |= {"show_progress": "minimal", "show_progress_on": status}
+    answering |= {"show_progress": "minimal", "show_progress_on": status, "trigger_mode": "multiple"}  # a stopped one may go on
     started = gr.on([box.submit, ask.click], begin, box, [box, clip.notice, view, *buttons], **QUICK)
     first = started.then(**answering)
     second = retry.click(again, None, [clip.notice, view, *buttons], **QUICK).then(**answering)
@@ -298,7 +299,7 @@ def _compare_tab(place: Place, talks: Talks, clip: _Clip) -> _Tab:
         return vote
 
     fighting = {"fn": _with_request(fight), "inputs": [box, *clip.sampling], "outputs": [view, *buttons], **MODEL}
-    fighting |= {"show_progress": "minimal", "show_progress_on": status}
+    fighting |= {"show_progress": "minimal", "show_progress_on": status, "trigger_mode": "multiple"}
     begun = gr.on([box.submit, ask.click], begin, box, [box, clip.notice, view, *buttons], **QUICK).then(**fighting)
     begun.failure(give_up, None, [view, *buttons], **QUICK)
     stop.click(halt, None, [view, *buttons], cancels=[begun], **QUICK)

@@ -142,10 +142,13 @@ def test_what_counts_as_right(main: Run, counts: str, column: str, expected: dic
 
 def test_remarks(main: Run) -> None:
     # Three pairs of different answers: all decided in both orders; without context two decided, none in both orders.
-    assert remarks(Entry("k", "l", MAIN, JUDGE), main) == {"decided": 1.0, "both orders agree": 1.0}
-    assert remarks(Entry("k", "l", MAIN, JUDGE, "without_context"), main) == {"decided": 2 / 3, "both orders agree": 0.0}
+    # Of those with one true answer two are right; without context one is wrong and one undecided.
+    whole = {"decided": 1.0, "right of the decided": 1.0, "both orders agree": 1.0}
+    assert remarks(Entry("k", "l", MAIN, JUDGE), main) == whole
+    bare = {"decided": 2 / 3, "right of the decided": 0.0, "both orders agree": 0.0}
+    assert remarks(Entry("k", "l", MAIN, JUDGE, "without_context"), main) == bare
     assert remarks(Entry("k", "l", MAIN, REWARD), main) == {"agrees with the judge": 0.75}
-    assert remarks(Entry("k", "l", MAIN, ANSWERS, "rlaif"), main) == {"KL, nats": 1.5, "kept iteration": 20}
+    assert remarks(Entry("k", "l", MAIN, ANSWERS, "rlaif"), main) == {"KL at the end, nats": 1.5, "kept iteration": 20}
     assert remarks(Entry("k", "l", MAIN, ANSWERS, "sft"), main) == {}
 
 
@@ -484,8 +487,8 @@ def test_the_report_by_hand(main: Run, runs_dir: Path) -> None:
     (judge,) = found["context"]["claims"]
     assert judge["pooled"]["mean"] == pytest.approx(0.75) and judge["pooled"]["n"] == 2  # 1 and 1 against 0 and 1/2
     assert [entry["remarks"] for entry in found["kl"]["entries"]] == [
-        {"KL, nats": 2.0, "kept iteration": 5},
-        {"KL, nats": 1.0, "kept iteration": 10},
+        {"KL at the end, nats": 2.0, "kept iteration": 5},
+        {"KL at the end, nats": 1.0, "kept iteration": 10},
     ]
     text = view.markdown(numbers)
     row = "| A tighter leash is worse: 0.03 beats 0.3 | 100.0\u00a0% against 0.0\u00a0% | +100.0 [+100.0 to +100.0] | +100.0 |"

@@ -20,7 +20,7 @@ PAIRS = (250, 1000)
 # What a figure counts, each between 0 and 1 per item.
 ANSWERS, JUDGE, REWARD, SEGMENTS = "answers", "judge", "reward", "segments"
 COUNTS = {
-    JUDGE: "pairs judged right",
+    JUDGE: "pairs judged right (undecided: half)",
     REWARD: "held-out pairs scored right",
     SEGMENTS: "segments described right",
     ANSWERS: "test questions answered right",
@@ -152,7 +152,7 @@ def _context() -> Group:
         "Does the judge need the context?",
         "The judge is the SFT model itself. With context it reads the segment descriptions, without it sees the frames. In the"
         " second comparison neither reward model reads descriptions, so the arms differ in the judge alone; it decides fewer"
-        " pairs without context, and it also picks the checkpoint.",
+        " pairs without context, and it also picks the checkpoint: iteration 0 is the SFT model itself.",
         (
             Entry("judge", "Judge with context", MAIN, JUDGE),
             Entry("judge-bare", "Judge without context", MAIN, JUDGE, "without_context"),

@@ -40,13 +40,14 @@ def remarks(entry: Entry, run: Run) -> dict[str, float]:
         said = [(row[entry.column] if entry.column else row) for row in rows]
         agree = fmean(v["orders"][0] == v["orders"][1] for v in said) if said else 0.0
         decided = fmean(v["choice"] in ("A", "B") for v in said) if said else 0.0
-        return {"decided": decided, "both orders agree": agree}
+        right = [value for _, value in read(entry, run, 0).values() if value != 0.5]
+        return {"decided": decided, "right of the decided": fmean(right) if right else 0.0, "both orders agree": agree}
     if entry.counts == REWARD:
         metrics = _metrics(run, "reward")
         return {"agrees with the judge": metrics["accuracy"]}
     if entry.counts == ANSWERS and entry.column in ("policy", "rlaif"):
         metrics = _metrics(run, "ppo")
-        return {"KL, nats": metrics["kl"], "kept iteration": metrics["chosen_iteration"]}
+        return {"KL at the end, nats": metrics["kl"], "kept iteration": metrics["chosen_iteration"]}
     return {}
 
 

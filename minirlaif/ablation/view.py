@@ -203,7 +203,7 @@ def _level(figure: Numbers) -> str:
 
 def _remarks(entry: Numbers) -> str:
     """Shares as percent, other numbers as they are. Orders that always agree (the likelihood read-out's) are not news."""
-    shares = ("decided", "both orders agree", "agrees with the judge")
+    shares = ("decided", "right of the decided", "both orders agree", "agrees with the judge")
     known = {name: value for name, value in entry["remarks"].items() if (name, value) != ("both orders agree", 1.0)}
     told = {name: percent(value) if name in shares else number(value) for name, value in known.items()}
     return ", ".join(f"{name} {value}" for name, value in told.items())

@@ -210,6 +210,7 @@ class _Clips:
         names = [name, Path(name).name]
         if Path(name).suffix.lower() in CLIP_SUFFIXES:  # the same clip may have been saved in another format
             names.append(Path(name).stem)
+        names += [each.removeprefix("v_") for each in names if each.startswith("v_")]  # as ActivityNet calls its clips
         if name.isdigit():  # MSVD's and MSRVTT's files count their clips
             names += [f"vid{name}", f"video{name}"]
         names += [self._other[each] for each in names if each in self._other]

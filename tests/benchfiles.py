@@ -70,6 +70,24 @@ def two_files(folder: Path, world: World) -> Path:
     return folder
 
 
+def activitynet(path: Path, world: World) -> Path:
+    """ActivityNet-QA as one list; clips are called v_ and their name, with a suffix."""
+    rows = [
+        {"video_id": f"v_{stem(row)}.mp4", "question": row["question"], "question_id": f"v_{n}", "answer": row["answer"]}
+        for n, row in enumerate(world[:ROWS])
+    ]
+    return put(path, rows)
+
+
+def mvbench(path: Path, world: World) -> Path:
+    """MVBench's files: `candidates`, and the right one's text in `answer`."""
+    rows = []
+    for number, row in enumerate(world[:ROWS]):
+        options, place = options_of(world, number)
+        rows.append({"video": f"{stem(row)}.mp4", "question": row["question"], "candidates": options, "answer": options[place]})
+    return put(path, rows)
+
+
 def original_two_files(folder: Path, world: World) -> Path:
     """The same layout about MSVD's clips, which are called vid<N>; their files may have kept the names on YouTube."""
     rows = [*enumerate(world[:ROWS])]

@@ -104,6 +104,9 @@ LAYOUTS = {
     "zeroshot": (benchfiles.two_files, "", ["accuracy", "score"]),
     "anet_qa": (benchfiles.merged, ".json", ["accuracy", "score"]),
     "tgif": (benchfiles.tgif, ".csv", ["accuracy", "score"]),
+    "activitynet": (benchfiles.activitynet, ".json", ["accuracy", "score"]),
+    "shards": (benchfiles.sharded, "", ["correctness", "detail", "context"]),
+    "mvbench": (benchfiles.mvbench, ".json", ["accuracy"]),
     "videomme": (benchfiles.choice, ".json", ["accuracy"]),
     "nextqa": (benchfiles.choice_csv, ".csv", ["accuracy"]),
     "msrvtt": (benchfiles.retrieval, ".csv", ["r1", "r5", "r10"]),
@@ -142,7 +145,7 @@ def test_every_layout(name: str, home: Home, capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize(
     ("make", "called"), [(benchfiles.original_two_files, "vid{}.mp4"), (benchfiles.original_two_files, "-Abc_{}_9.mp4"),
-                         (benchfiles.msrvtt_qa, "video{}.mp4")]
+                         (benchfiles.msrvtt_qa, "video{}.mp4"), (benchfiles.original_msvd, "vid{}.mp4")]
 )  # fmt: skip
 def test_clips_that_their_benchmark_counts(
     make: Callable[[Path, Any], Path], called: str, home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -155,7 +158,7 @@ def test_clips_that_their_benchmark_counts(
     for number in numbers:
         shutil.copy(home.videos / f"test{number:04d}.mp4", videos / called.format(number))
     (videos / "youtube_mapping.txt").write_text("".join(f"-Abc_{number}_9 vid{number}\n" for number in numbers))
-    name = re.sub(r"\W", "", called).lower()
+    name = re.sub(r"\W", "", called).lower() + make.__name__
     source = (
         make(tmp_path / name, home.rows) if make is benchfiles.original_two_files else make(tmp_path / f"{name}.json", home.rows)
     )
@@ -319,6 +322,44 @@ def test_rows_without_a_mark_are_told(home: Home, judged: dict[str, Path], serve
     assert set(row["without_mark"]) == {"unreadable", "refused"}
     told = capsys.readouterr().out
     assert "could not be read" in told and f"{lost} of 20 rows have no mark" in told
+
+
+def test_faults_of_a_server_leave_the_table_as_it_is(home: Home, judged: dict[str, Path], serve):
+    """Busy, broken, silent, cut off, no JSON, the wrong JSON: each passes, and the marks are those of a server without faults."""
+
+    def marked(handler: Any, body: dict[str, Any]) -> None:
+        score = len(body["messages"][1]["content"]) % 6
+        answer(handler, json.dumps({"pred": "yes" if score > 2 else "no", "score": score}), model="flaky-1")
+
+    def cut(handler: Any, body: Any) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "500")
+        handler.end_headers()
+        handler.wfile.write(b'{"choices": [')
+
+    def silent(handler: Any, body: Any) -> None:
+        time.sleep(1.5)
+
+    faults = [lambda h, _, code=code: endpoints.send(h, b"no", code) for code in (429, 500, 503)]
+    faults += [lambda h, _, data=data: endpoints.send(h, data) for data in (b"<html>", b'{"choices": []}')]
+    faults += [cut, silent]
+    found = {}
+    for name, acts in (("flaky", [act for fault in faults for act in (fault, marked)]), ("sound", [marked])):
+        server = serve(*acts)
+        words = [
+            "--judge",
+            f"openai:{name}",
+            "--judge-set",
+            f"url={server.url}",
+            "parallel=1",
+            "timeout_seconds=1",
+            "backoff_seconds=0.05",
+        ]
+        assert home.call(judged["msvd_qa"], "--model", "base", *words) == 0
+        (table,) = [each for each in home.table("msvd_qa")["tables"] if each["judge"]["name"] == name]
+        found[name] = table["rows"][0]["cells"], len(server.bodies)
+    assert found["flaky"][0] == found["sound"][0] and found["sound"][0]["score"]["marked"] == 20
+    assert found["flaky"][1] == found["sound"][1] + len(faults)
 
 
 def test_a_judge_that_says_nothing_of_use_fails_after_the_tables(home: Home, judged: dict[str, Path], serve, capsys):

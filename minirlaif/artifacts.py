@@ -21,11 +21,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from minirlaif import parallel
+from minirlaif import distributed
 from minirlaif.disk import disk_is_full, empty, locked, plain, read_json, sha256, write_atomic
 from minirlaif.provenance import start_gpu_count
-from minirlaif.records import StageStopped, UserError
 from minirlaif.stagedir import SCHEMA, STATES, StageDir
+from minirlaif.types import StageStopped, UserError
 
 ORDER = ("pretrain", "world", "sft", "feedback", "reward", "ppo", "evaluate", "report")  # of the stages
 
@@ -156,21 +156,21 @@ class Run:
             self.require(each)
         begun = {"stage": name, "config": plain(config), "inputs": {each: self._identity(each) for each in inputs}}
         partial = self.partial(name)
-        if parallel.from_leader(lambda: self._settled(name, begun, redo)):
+        if distributed.from_leader(lambda: self._settled(name, begun, redo)):
             yield None
-        elif not parallel.leads():
+        elif not distributed.leads():
             with tempfile.TemporaryDirectory() as scratch:
-                parallel.wait()  # until the leader has opened the folder
+                distributed.wait()  # until the leader has opened the folder
                 start_gpu_count()
                 yield StageDir(Path(scratch), name, follows=partial)
-                parallel.wait()  # until it is published
+                distributed.wait()  # until it is published
         else:
             partial.mkdir(parents=True, exist_ok=True)
             with locked(partial):
                 try:
                     out = self._open(name, begun)
                     self.accepted(name)
-                    parallel.wait()
+                    distributed.wait()
                     start_gpu_count()
                     yield out
                     out.write_manifest(begun)
@@ -183,7 +183,7 @@ class Run:
                     if isinstance(error, UserError) and error.again is not None:
                         raise self._with_command(error, name) from None
                     raise
-            parallel.wait()
+            distributed.wait()
 
     def _with_command(self, error: UserError, stage: str) -> UserError:
         """The same error with the command that makes the stage again."""

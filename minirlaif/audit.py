@@ -18,7 +18,7 @@ from typing import Any
 from minirlaif.agreement import FEW, Ballot, Figure, as_json, audit, plain_choice
 from minirlaif.artifacts import Run
 from minirlaif.disk import plain, read_json, write_atomic
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 RESAMPLES = 2000
 LABELS = {"first": "The first is better", "second": "The second is better", "tie": "Equally good", "skip": "I cannot tell"}

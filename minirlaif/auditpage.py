@@ -17,7 +17,7 @@ from minirlaif import page
 from minirlaif.agreement import FEW
 from minirlaif.audit import BY_CONSTRUCTION, LABELS, Audit, rows_of, told
 from minirlaif.page import Html, tag
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 from minirlaif.video import ClipReader, UnreadableClip, clip_strip
 
 FRAMES = 8

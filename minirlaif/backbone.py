@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minirlaif import parallel
+from minirlaif import distributed
 from minirlaif.config import ModelSection
 from minirlaif.disk import sha256
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 if TYPE_CHECKING:
     from minirlaif.families.common import Backbone
@@ -112,7 +112,7 @@ def pick_device(wanted: str) -> Any:
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     # On one machine the number of a process is the number of its GPU.
-    return torch.device(wanted, parallel.rank()) if wanted == "cuda" else torch.device(wanted)
+    return torch.device(wanted, distributed.rank()) if wanted == "cuda" else torch.device(wanted)
 
 
 def pick_dtype(section: ModelSection, device: Any) -> Any:

@@ -21,7 +21,7 @@ from minirlaif import config
 from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.plan import CONTEXT, GIB, STEPS, TITLES, estimate, planned
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 # Big blocks of glibc's heap come from the system one by one and go back at once: resident memory is then what is alive.
 STEADY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}

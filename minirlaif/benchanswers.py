@@ -22,9 +22,9 @@ from minirlaif.contestants import Contestant, Entry, opened
 from minirlaif.disk import empty, read_json
 from minirlaif.metrics import progress
 from minirlaif.predictions import prediction_files
-from minirlaif.records import UserError
 from minirlaif.rubric import asked_choice
 from minirlaif.stagedir import StageDir
+from minirlaif.types import UserError
 
 EVERY_CLIP = "In retrieval every clip is a candidate, and fewer make it easier: get them, or remove their rows"
 SHOWN = 10  # candidates of a ranking that are kept

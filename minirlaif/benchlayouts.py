@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.formats import BadRow
-from minirlaif.records import UserError
 from minirlaif.rowfiles import TABLES, json_value, raise_all, table_rows, text_lines
+from minirlaif.types import UserError
 
 WELL_KNOWN = Path("benchmarks")  # where `--benchmark NAME` is looked for when NAME is no path
 EGOSCHEMA = ("questions.json", "subset_answers.json")

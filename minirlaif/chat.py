@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
-from minirlaif.records import Turn, UserError
+from minirlaif.types import Turn, UserError
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from typing import NoReturn
 
 import yaml
 
-from minirlaif import __version__, config, console, exporting, measuring, parallel, planning
+from minirlaif import __version__, config, console, distributed, exporting, measuring, planning
 from minirlaif.artifacts import Run
 from minirlaif.disk import disk_is_full, read_json, write_atomic
-from minirlaif.records import UserError
 from minirlaif.status import report_state, status_table
+from minirlaif.types import UserError
 
 STAGES = {  # in the order of `run`, except pretrain, which `run` leaves out because the tiny base ships with the package
     "pretrain": "train the tiny base model from nothing",
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str, code: int = 2) -> int:
-    who = "minirlaif" if parallel.leads() else f"minirlaif, process {parallel.rank()}"
+    who = "minirlaif" if distributed.leads() else f"minirlaif, process {distributed.rank()}"
     print(f"{who}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return code
 
@@ -166,8 +166,8 @@ def _make(run: Run, cfg: config.Config, options: argparse.Namespace) -> int:
     names = _chosen(options, cfg)
     exports = cfg.export.enabled and options.verb == "run" and not options.stages
     _check_settings(options.config, cfg, names)
-    parallel.start(on_cpu=cfg.model.device == "cpu")
-    if parallel.leads():
+    distributed.start(on_cpu=cfg.model.device == "cpu")
+    if distributed.leads():
         check_base(run, cfg)
         if not (run.root / "config.yaml").is_file():
             record_config(run, cfg)
@@ -179,20 +179,20 @@ def _make(run: Run, cfg: config.Config, options: argparse.Namespace) -> int:
             from minirlaif.bench import before_run
 
             before_run(cfg, run, names, options.redo)
-    parallel.wait()
+    distributed.wait()
     for number, name in enumerate(names, start=1):
-        if len(names) > 1 and parallel.leads():
+        if len(names) > 1 and distributed.leads():
             print(f"[{number}/{len(names)}] {name}: {STAGES[name]}", flush=True)
         if name in TOGETHER:
             stage_function(name)(cfg, run, redo=options.redo)
-        elif parallel.leads():
-            with parallel.alone():
+        elif distributed.leads():
+            with distributed.alone():
                 stage_function(name)(cfg, run, redo=options.redo)
-        parallel.wait()
-    if "report" in names and parallel.leads():
+        distributed.wait()
+    if "report" in names and distributed.leads():
         print(f"report: {run.root / 'report.html'}")
-    if exports and parallel.leads():
-        with parallel.alone():
+    if exports and distributed.leads():
+        with distributed.alone():
             exporting.after_run(cfg, run, options.redo)
         print(f"GGUF: {run.dir('export')}")
     return 0

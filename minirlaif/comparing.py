@@ -16,10 +16,10 @@ from minirlaif import tablepage
 from minirlaif.artifacts import Run
 from minirlaif.disk import plain, write_atomic
 from minirlaif.grading.match import NAMES
-from minirlaif.records import UserError
 from minirlaif.scores import ORDER, Mark, Scores, load_all
 from minirlaif.stats import exact_match
 from minirlaif.tables import blocks, judged
+from minirlaif.types import UserError
 
 OWN_TEST = "test questions of the runs"  # as the stage evaluate asked them
 

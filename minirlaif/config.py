@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from minirlaif.records import UserError
 from minirlaif.rules import RULES
 from minirlaif.settings import build, parse_yaml
+from minirlaif.types import UserError
 
 
 @dataclass(frozen=True)

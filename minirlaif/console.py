@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minirlaif.records import Turn, UserError
+from minirlaif.types import Turn, UserError
 
 if TYPE_CHECKING:
     from minirlaif.talk import Engine, Look, Options

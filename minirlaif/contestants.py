@@ -20,9 +20,9 @@ from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.disk import sha256
 from minirlaif.gguf import facts
-from minirlaif.records import UserError
 from minirlaif.stagedir import StageDir
 from minirlaif.talk import Engine, Options
+from minirlaif.types import UserError
 
 ROLES = {"rlaif": ("ppo", "policy"), "sft": ("sft", "sft"), "base": ("", "base")}  # model of a run -> its stage, its role
 SEARCHED = 4  # folders above an adapter that may be its run

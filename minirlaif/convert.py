@@ -17,8 +17,8 @@ from torch import Tensor
 
 from minirlaif.families.llava import LAYOUT, Llava
 from minirlaif.oldfiles import WEIGHTS, Writer, json_of, llama_tokenizer, pickled, shapes_of, tensors, weight_files
-from minirlaif.records import UserError
 from minirlaif.roles import HEAD_FILE, target_pattern
+from minirlaif.types import UserError
 
 ROW_MULTIPLE = 64  # embedding rows are filled up to a multiple of it, for the speed of matrix products
 TEXT_FIELDS = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from minirlaif.judge import judge
-from minirlaif.records import Pair, Sample
 from minirlaif.sampling import sample
+from minirlaif.types import Pair, Sample
 from minirlaif.workbench import Workbench
 
 

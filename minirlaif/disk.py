@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 
 def write_atomic(path: Path, text: str) -> None:

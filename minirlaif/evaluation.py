@@ -17,8 +17,8 @@ from minirlaif.grading.asking import Counts, nothing_read
 from minirlaif.grading.replies import Replies
 from minirlaif.grading.settings import JudgeSettings, check_judge, judge_prompts, judge_settings
 from minirlaif.predictions import read_predictions
-from minirlaif.records import UserError
 from minirlaif.scores import RANKED, Scores, ask_judge, mark_rows, save, uses_model
+from minirlaif.types import UserError
 
 REPLIES = "judge-replies.sqlite"  # in the folder of runs: whoever asks the same again pays nothing
 READ_SECONDS = 60.0  # for the clips of examples

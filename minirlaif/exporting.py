@@ -8,7 +8,7 @@ from pathlib import Path
 from minirlaif import config
 from minirlaif.artifacts import Run
 from minirlaif.gguf.quantize import chosen_types
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 TYPES = "f16,q8_0,q4_k_m"
 QUESTIONS = {True: 500, False: 20}  # most questions for each file: of the tiny world, of clips that take a CPU longer

@@ -11,7 +11,7 @@ from typing import Any
 
 from minirlaif.config import Config
 from minirlaif.plan import CONTEXT, GIB, TITLES, Planned, peak, planned
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 
 @dataclass(frozen=True)

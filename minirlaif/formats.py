@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minirlaif.records import Preference, Sample, Turn
+from minirlaif.types import Preference, Sample, Turn
 
 PLACEHOLDER = "<video>"
 UNDECIDED = ("tie", "both bad")  # votes without a winner: sound rows, but nothing to learn from

@@ -22,10 +22,10 @@ from minirlaif.chat import pieces
 from minirlaif.features import FeatureStore
 from minirlaif.frames import FramePlan, uniform_plan
 from minirlaif.judge import judge, narrate
-from minirlaif.records import Pair, Turn, UserError
 from minirlaif.sampling import Asked, Kept
 from minirlaif.scoring import sequence_scores
 from minirlaif.talk import Judged, Look, Options
+from minirlaif.types import Pair, Turn, UserError
 from minirlaif.verdicts import context_text
 from minirlaif.video import ClipReader
 from minirlaif.workbench import View, Workbench, critic_config

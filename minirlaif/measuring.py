@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minirlaif import parallel, planning
-from minirlaif.records import UserError
+from minirlaif import distributed, planning
+from minirlaif.types import UserError
 
 VERBS = ("compare", "audit")
 READ_SECONDS = 60.0  # for a clip that is shown
@@ -74,7 +74,7 @@ def add(verbs: Any) -> None:
 
 def evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
     """Evaluate models on a benchmark; words: the command line, for messages. UserError for what the user can put right."""
-    if parallel.count() > 1:
+    if distributed.count() > 1:
         raise UserError("evaluate --benchmark: works in one process; start it without `accelerate launch`")
     if not options.videos and not options.predictions:
         raise UserError("evaluate --benchmark: name the folder of its clips with --videos")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from minirlaif import parallel
+from minirlaif import distributed
 
 T = TypeVar("T")
 
@@ -18,7 +18,7 @@ def progress(iterable: Iterable[T], total: int, label: str, initial: int = 0) ->
     `initial` items were done before (a resumed stage), so they count as done but not for the time left. Of several
     processes only the leader reports.
     """
-    if not parallel.leads():
+    if not distributed.leads():
         yield from iterable
         return
     if sys.stderr.isatty():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minirlaif.disk import sync
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # the first that there are
 SHARD = 2 << 30  # bytes of one written file, and so of what is held in memory

@@ -19,7 +19,7 @@ from minirlaif.disk import disk_is_full
 from minirlaif.families.common import load_tokenizer
 from minirlaif.features import FeatureStore, resting_eyes
 from minirlaif.frames import FrameSize
-from minirlaif.records import Sample, UserError
+from minirlaif.types import Sample, UserError
 from minirlaif.video import ClipReader
 from minirlaif.workbench import Workbench, critic_config, read_preferences, read_samples, readable
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from minirlaif.artifacts import Run
 from minirlaif.data import fingerprint, load_preferences, load_samples
-from minirlaif.records import Sample, UserError
+from minirlaif.types import Sample, UserError
 from minirlaif.video import UnreadableClip
 from minirlaif.workbench import Workbench
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from minirlaif import memory
 from minirlaif.config import Config
 from minirlaif.memory import LINES, Batch, Precision
-from minirlaif.records import UserError
 from minirlaif.shapes import Shape, read_config, shape_of
+from minirlaif.types import UserError
 from minirlaif.workbench import critic_config
 
 GIB = 2**30

@@ -12,7 +12,7 @@ from typing import Any
 from minirlaif import config
 from minirlaif.ablation import arms
 from minirlaif.disk import write_atomic
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 VERBS = ("plan", "bench", "convert", "ablate")
 CARDS = (8, 12, 16, 24)  # GiB; the columns of `plan --table`

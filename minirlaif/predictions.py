@@ -14,8 +14,8 @@ from typing import Any
 from minirlaif.benchmarks import Benchmark, Item
 from minirlaif.benchrows import CLIPS
 from minirlaif.formats import CLIP_SUFFIXES, BadRow, half_letters
-from minirlaif.records import UserError
 from minirlaif.rowfiles import raise_all, table_rows
+from minirlaif.types import UserError
 
 _ID = "\0id"  # no clip is called so
 _END = re.compile(r"(?:\s*(?:</s>|<\|im_end\|>|<\|eot_id\|>|<end_of_utterance>))+\s*$")  # some scripts leave them in

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from minirlaif.config import ModelSection
-from minirlaif.records import UserError
 from minirlaif.resting import Resting
+from minirlaif.types import UserError
 
 if TYPE_CHECKING:
     from minirlaif.families.common import Backbone

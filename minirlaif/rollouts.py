@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minirlaif import parallel
-from minirlaif.records import Sample
+from minirlaif import distributed
 from minirlaif.returns import explained_variance, gae, kl_per_token, masked_mean, score_with_terms, shaped_rewards, whiten
 from minirlaif.sampling import Asked, Completion, sample
 from minirlaif.scoring import Row, micro_batches, sequence_scores, token_logprobs, token_values
 from minirlaif.training import generator
+from minirlaif.types import Sample
 from minirlaif.workbench import Workbench
 
 SCORE_LIMIT = 3.0  # normalised scores are clipped here
@@ -102,7 +102,7 @@ def _criticised(critic: Workbench, rows: Sequence[Row], size: int) -> tuple[Tens
     groups = list(micro_batches([len(row) for row in rows], size))
     scores_B = torch.zeros(len(rows))
     with critic.roles.reading_as("reward"):
-        found = parallel.mapped(lambda g: sequence_scores(backbone, heads["reward"], [rows[i] for i in g]).cpu(), groups)
+        found = distributed.mapped(lambda g: sequence_scores(backbone, heads["reward"], [rows[i] for i in g]).cpu(), groups)
     for index, scores in zip(groups, found, strict=True):
         scores_B[index] = scores
     with critic.roles.reading_as("value"):
@@ -123,7 +123,7 @@ def _sampled(bench: Workbench, asked: Sequence[Asked], step: int) -> list[Comple
 
     groups = list(enumerate(micro_batches([len(a.ids) for a in asked], r.batch_size)))
     with bench.roles.visiting("policy"), bench.roles.reading_as("policy"):
-        found = parallel.mapped(draw, groups)
+        found = distributed.mapped(draw, groups)
     drawn = {
         i: completion for (_, index), some in zip(groups, found, strict=True) for i, completion in zip(index, some, strict=True)
     }
@@ -147,7 +147,7 @@ def _over(rows: Sequence[Row], size: int, score: Any) -> tuple[Tensor, Tensor, T
     width = max(len(row.answer) for row in rows)
     result, extra = torch.zeros(len(rows), width), torch.zeros(len(rows), width)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    found = parallel.mapped(scored, groups)
+    found = distributed.mapped(scored, groups)
     for index, parts in zip(groups, found, strict=True):
         for whole, part in zip((result, mask, extra), parts, strict=True):
             if part is not None:

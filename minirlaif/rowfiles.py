@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.formats import CLIP_SUFFIXES, BadRow, half_letters
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 SHOWN = 20  # problems of a file that are listed
 TABLES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")

@@ -23,8 +23,8 @@ from minirlaif.grading.asking import Counts, Marked, Question, estimate, judge_n
 from minirlaif.grading.match import NAMES, match_grade
 from minirlaif.grading.replies import Replies
 from minirlaif.grading.settings import MATCH, JudgeSettings, judge_prompts
-from minirlaif.records import UserError
 from minirlaif.rubric import CHOOSE, PARTS, chosen_option, messages, prompt_hash
+from minirlaif.types import UserError
 
 SCHEMA = 1
 ORDER = {"base": 0, "sft": 1, "rlaif": 2}  # of rows in a table, so that differences read as gains

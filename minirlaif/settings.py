@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 R = TypeVar("R")
 _WORDS: Mapping[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}

@@ -18,8 +18,8 @@ from typing import Any
 from minirlaif.backbone import FAMILIES, base_folder, family_of
 from minirlaif.config import ModelSection
 from minirlaif.memory import Delta, Numbers
-from minirlaif.records import UserError
 from minirlaif.roles import target_pattern
+from minirlaif.types import UserError
 
 KNOWN_FILE = Path(__file__).parent / "known_configs.json"  # config.json of standard backbones, with their sources
 CLIP = (16, 9)  # sides of a clip whose size is not known

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from minirlaif import parallel
+from minirlaif import distributed
 from minirlaif.disk import plain, read_json, sha256, sync, write_atomic
 from minirlaif.provenance import code_version, gpu_use, package_versions
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 SCHEMA = 1
 SAVE_SECONDS = 120.0  # no more work than this is lost to a kill, whatever the settings say about steps
@@ -58,7 +58,7 @@ class StageDir:
     def due(self, step: int, every: int) -> bool:
         """Whether to commit the state after this step: every so many steps, and when the last commit is SAVE_SECONDS old. Of
         several processes the leader's clock counts, so everyone has to ask."""
-        return step % every == 0 or parallel.from_leader(lambda: time.monotonic() - self._saved >= SAVE_SECONDS)
+        return step % every == 0 or distributed.from_leader(lambda: time.monotonic() - self._saved >= SAVE_SECONDS)
 
     def commit_state(self, step: int, write: Callable[[Path], None]) -> None:
         """Let `write` fill a fresh folder with everything that later steps need, then make it the state to resume from.
@@ -96,7 +96,7 @@ class StageDir:
             return self._resume_behind(self._follows)
         state = self.state()
         if state is None:
-            parallel.wait()
+            distributed.wait()
             return None
         position = read_json(state / "position.json")
         for path in list(self.path.rglob("*.jsonl")):
@@ -110,11 +110,11 @@ class StageDir:
                 raise UserError(f"{path}: shorter than when the state was saved; start the stage again", again=())
             else:
                 os.truncate(path, length)
-        parallel.wait()  # the others read these files now
+        distributed.wait()  # the others read these files now
         return self._goes_on(position, state)
 
     def _resume_behind(self, leader: Path) -> tuple[int, Path] | None:
-        parallel.wait()  # until the leader has cut its lines
+        distributed.wait()  # until the leader has cut its lines
         state = leader / "state"
         if not state.is_dir():
             return None

@@ -17,7 +17,6 @@ from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.judge import judge
 from minirlaif.opening import open_workbench
-from minirlaif.records import Pair, Preference, Sample, Turn, UserError
 from minirlaif.rollouts import Rollout, collect
 from minirlaif.sampling import sample
 from minirlaif.scoring import token_logprobs, token_values
@@ -25,6 +24,7 @@ from minirlaif.shapes import read_config
 from minirlaif.stages import ppo, reward, sft
 from minirlaif.standin import StandIn
 from minirlaif.training import generator, make_accelerator, make_optimizer, optimizer_step, seed_of
+from minirlaif.types import Pair, Preference, Sample, Turn, UserError
 from minirlaif.video import ClipReader, check_clips
 from minirlaif.workbench import Workbench, critic_config, read_preferences, read_samples
 

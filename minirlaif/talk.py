@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from minirlaif.records import Turn
+from minirlaif.types import Turn
 
 
 @dataclass(frozen=True)

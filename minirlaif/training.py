@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from minirlaif.config import Config
-from minirlaif.records import StageStopped, UserError
 from minirlaif.roles import Roles
+from minirlaif.types import StageStopped, UserError
 
 
 def make_accelerator(cfg: Config, folder: Path) -> Any:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minirlaif.frames import FramePlan, FrameSize, uniform_plan
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 START_SECONDS = 120.0  # the reader's imports may come from a cold disk
 NAMED = 20  # unreadable clips that an error lists

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
-from minirlaif import parallel
+from minirlaif import distributed
 from minirlaif.artifacts import Run
 from minirlaif.backbone import base_hash
 from minirlaif.chat import Shown
@@ -20,11 +20,11 @@ from minirlaif.config import Config, section
 from minirlaif.data import fingerprint, load_preferences, load_samples
 from minirlaif.features import FeatureStore
 from minirlaif.frames import FramePlan, FrameSize, segment_spans, uniform_plan
-from minirlaif.records import Preference, Sample, UserError
 from minirlaif.roles import Roles
 from minirlaif.sampling import Asked
 from minirlaif.scoring import Row
 from minirlaif.stagedir import StageDir
+from minirlaif.types import Preference, Sample, UserError
 from minirlaif.video import ClipInfo, ClipReader, check_clips
 
 if TYPE_CHECKING:
@@ -86,10 +86,10 @@ class Workbench:
 
     def look(self, videos: Iterable[str]) -> None:
         """Before several processes need the same clips: each encodes a share of them for all."""
-        if parallel.count() > 1:
-            for video in parallel.share(list(dict.fromkeys(videos))):
+        if distributed.count() > 1:
+            for video in distributed.share(list(dict.fromkeys(videos))):
                 self.whole(video)
-            parallel.wait()
+            distributed.wait()
 
     def strip(self, video: str) -> bytes:
         """JPEG of the whole-clip frames side by side."""
@@ -117,7 +117,7 @@ class Workbench:
         """Put everyone's looks so far into the stage's counters (called before a state is committed, and at the end)."""
         benches = (self, self.reference, self.critic)
         for counters in {id(c): c for bench in benches for c in (bench.store.counters, bench.counters)}.values():
-            for name, value in parallel.total(counters).items():
+            for name, value in distributed.total(counters).items():
                 out.counters[name] = out.counters.get(name, 0) + value
                 counters[name] = 0
 
@@ -199,9 +199,9 @@ def _whole_paths(samples: Sequence[Sample]) -> list[Sample]:
 def readable(bench: Workbench, samples: Sequence[Record]) -> list[Record]:
     """Rows whose clips can be read; refuses when too many cannot (video.max_unreadable)."""
     known = sorted({sample.video for sample in samples})
-    if parallel.count() > 1:  # everyone looks at a share first; the cache then tells all of it to everyone
-        check_clips(parallel.share(known), bench.store, 1.0)
-        parallel.wait()
+    if distributed.count() > 1:  # everyone looks at a share first; the cache then tells all of it to everyone
+        check_clips(distributed.share(known), bench.store, 1.0)
+        distributed.wait()
     infos, bad = check_clips(known, bench.store, bench.cfg.video.max_unreadable)
     for clip in bad:
         print(f"left out: {clip}", flush=True)

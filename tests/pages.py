@@ -20,8 +20,8 @@ from minirlaif.app.talks import Talks
 from minirlaif.app.votes import Ballot
 from minirlaif.app.worker import Worker
 from minirlaif.artifacts import Run
-from minirlaif.records import Turn, UserError
 from minirlaif.talk import Judged, Look, Options
+from minirlaif.types import Turn, UserError
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"

@@ -21,8 +21,8 @@ from typing import Any
 from minirlaif.app import server
 from minirlaif.app.talks import Talks
 from minirlaif.gguf import runtime
-from minirlaif.records import Turn
 from minirlaif.talk import Look, Options
+from minirlaif.types import Turn
 
 HEAVY = ("torch", "transformers", "peft", "accelerate")
 PAUSE = 0.3  # seconds

@@ -25,7 +25,7 @@ from minirlaif.ablation.children import Job, carry_out
 from minirlaif.ablation.items import read, remarks
 from minirlaif.ablation.verdict import FAILS, HOLDS, OPEN, Figure, ahead, common, figure, pooled, verdict
 from minirlaif.artifacts import ORDER, Run
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 from minirlaif.workbench import settings_of
 
 TRUE, FALSE = "a red circle moves left.", "a blue cross stays still."

@@ -19,10 +19,10 @@ import torch
 
 from minirlaif.ablation import exam
 from minirlaif.artifacts import Run
-from minirlaif.records import Sample, Turn
 from minirlaif.sampling import Asked, Completion
 from minirlaif.scoring import Row
 from minirlaif.stages import evaluate
+from minirlaif.types import Sample, Turn
 
 TESTS = [Sample(f"t{number}", f"/clips/{number}", (Turn("what happens first?", f"answer {number}"),)) for number in range(3)]
 

@@ -27,8 +27,8 @@ from minirlaif.app.votes import Agreement, Ballot, Vote, agreement
 from minirlaif.app.worker import Worker
 from minirlaif.artifacts import Run
 from minirlaif.data import load_preferences
-from minirlaif.records import UserError
 from minirlaif.talk import Look, Options
+from minirlaif.types import UserError
 from minirlaif.video import ClipReader
 
 OPTIONS = Options(0.0, 1.0, 16, 0)

@@ -25,8 +25,8 @@ from minirlaif.app.talks import Talks
 from minirlaif.app.votes import Ballot, Vote
 from minirlaif.app.worker import Worker
 from minirlaif.data import load_preferences
-from minirlaif.records import UserError
 from minirlaif.talk import Options
+from minirlaif.types import UserError
 
 OPTIONS = Options(0.0, 1.0, 16, 0)
 

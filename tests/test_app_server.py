@@ -21,7 +21,7 @@ from pages import HIDDEN, FakeEngine, Served, serving, wait_for
 
 from minirlaif.app import server
 from minirlaif.app.guard import Guard
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,7 +12,7 @@ import pytest
 
 from minirlaif import disk, stagedir
 from minirlaif.artifacts import Run
-from minirlaif.records import StageStopped, UserError
+from minirlaif.types import StageStopped, UserError
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from minirlaif import auditpage, cli
 from minirlaif.agreement import Ballot, audit, kappa
 from minirlaif.artifacts import Run
 from minirlaif.audit import Audit, drawn
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 RESAMPLES = 500
 

@@ -12,8 +12,8 @@ import torch
 
 from minirlaif.backbone import TINY, base_hash, model_type, open_backbone, pick_device
 from minirlaif.config import ModelSection
-from minirlaif.records import UserError
 from minirlaif.scoring import Row, token_logprobs
+from minirlaif.types import UserError
 
 
 def section(base: Path | str, **more: str) -> ModelSection:

@@ -16,9 +16,9 @@ from bases_qwen import qwen3_5, qwen3_vl
 
 from minirlaif import bench, cli, config, standin, steps
 from minirlaif.artifacts import Run
-from minirlaif.records import Pair, UserError
 from minirlaif.rollouts import Rollout
 from minirlaif.shapes import read_config
+from minirlaif.types import Pair, UserError
 
 SMALL = (
     "model.device=cpu model.dtype=float32 model.lora_r=8 video.frames=4 video.segment_frames=2 video.max_segments=1"

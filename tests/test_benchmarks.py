@@ -14,7 +14,7 @@ from benchfiles import ROWS, World, number_of, put, stem
 from minirlaif import benchmarks
 from minirlaif.benchmarks import Benchmark, first_items, read_benchmark
 from minirlaif.predictions import prediction_files, read_predictions
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 import tiny
 
 from minirlaif.chat import Layout, Renderer, Shown, group_times
-from minirlaif.records import Turn, UserError
 from minirlaif.tinybase import LAYOUT, SPECIAL
+from minirlaif.types import Turn, UserError
 
 TWO = Shown((0.5, 1.5), 2.0, 3)
 NASTY = "a <image> b <end_of_utterance> c <|im_start|> d <fake_token_around_image> e <|endoftext|>"

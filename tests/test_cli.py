@@ -15,7 +15,7 @@ import yaml
 
 from minirlaif import artifacts, cli, config, doctor, metrics
 from minirlaif.artifacts import Run
-from minirlaif.records import StageStopped
+from minirlaif.types import StageStopped
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import yaml
 
 from minirlaif import config
 from minirlaif.config import Config
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 ROOT = Path(__file__).parent.parent
 

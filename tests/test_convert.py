@@ -20,7 +20,7 @@ from minirlaif.chat import Shown
 from minirlaif.config import ModelSection
 from minirlaif.convert import convert
 from minirlaif.families.llava import DEVIATION, MEAN
-from minirlaif.records import Turn, UserError
+from minirlaif.types import Turn, UserError
 
 GOLDEN = Path(__file__).parent / "golden"
 PIECES = 420

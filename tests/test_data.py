@@ -11,7 +11,7 @@ import pytest
 
 from minirlaif import formats
 from minirlaif.data import load_preferences, load_samples
-from minirlaif.records import Turn, UserError
+from minirlaif.types import Turn, UserError
 
 ASKED = "What happens second?"
 TURNS = (Turn(ASKED, "The ball rolls left."),)

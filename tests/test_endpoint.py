@@ -24,7 +24,7 @@ from endpoints import Act, Server, answer, send
 from minirlaif.grading import Refused, endpoint, settings
 from minirlaif.grading.endpoint import EndpointJudge
 from minirlaif.grading.settings import JudgeSettings, judge_settings
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 ASKED = [{"role": "system", "content": "mark"}, {"role": "user", "content": "Who?"}]
 KEY = "sk-a+b/secret=="

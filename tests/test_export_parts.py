@@ -29,8 +29,8 @@ from minirlaif.gguf import converter, merge, trial
 from minirlaif.gguf.quantize import chosen_types, quantize
 from minirlaif.gguf.reference import TEXTS
 from minirlaif.gguf.template import chat_template, ollama_template
-from minirlaif.records import Turn, UserError
 from minirlaif.tinybase import LAYOUT
+from minirlaif.types import Turn, UserError
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from minirlaif.backbone import open_backbone
 from minirlaif.chat import Shown
 from minirlaif.config import ModelSection
 from minirlaif.families.llava import Llava
-from minirlaif.records import Turn, UserError
 from minirlaif.roles import Roles
 from minirlaif.sampling import Asked, sample
 from minirlaif.scoring import Row, token_logprobs
+from minirlaif.types import Turn, UserError
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

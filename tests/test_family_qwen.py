@@ -20,11 +20,11 @@ from minirlaif.chat import Shown
 from minirlaif.config import ModelSection
 from minirlaif.families.qwen3_vl import Qwen3VL
 from minirlaif.frames import FrameSize
-from minirlaif.records import Turn, UserError
 from minirlaif.roles import Roles
 from minirlaif.sampling import Asked, sample
 from minirlaif.scoring import Row, token_logprobs
 from minirlaif.tokens import pad_stack
+from minirlaif.types import Turn, UserError
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))

@@ -17,9 +17,9 @@ from minirlaif.chat import Shown
 from minirlaif.config import ModelSection
 from minirlaif.families.smolvlm import SmolVLM
 from minirlaif.frames import FrameSize
-from minirlaif.records import Turn, UserError
 from minirlaif.sampling import Asked, sample
 from minirlaif.scoring import Row, token_logprobs
+from minirlaif.types import Turn, UserError
 
 GOLDEN = Path(__file__).parent / "golden"
 CLIPS = {"wide": (3, 54, 100), "high": (2, 45, 20)}

@@ -8,8 +8,8 @@ import pytest
 
 from minirlaif import config
 from minirlaif.artifacts import Run
-from minirlaif.records import Sample, Turn, Verdict
 from minirlaif.stages import feedback
+from minirlaif.types import Sample, Turn, Verdict
 
 NONE = {"disagree": 0, "tie": 0, "invalid": 0, "same_answers": 0}
 

@@ -27,9 +27,9 @@ from minirlaif.gguf import facts
 from minirlaif.gguf.facts import Facts
 from minirlaif.gguf.runtime import GgufEngine
 from minirlaif.gguf.speaker import Speaker, choose
-from minirlaif.records import Turn, UserError
 from minirlaif.sampling import Asked, sample
 from minirlaif.talk import Look, Options
+from minirlaif.types import Turn, UserError
 from minirlaif.video import ClipReader
 
 QUESTIONS = ("what happens first?", "describe the video.", "how many things happen?")

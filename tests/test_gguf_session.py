@@ -16,7 +16,7 @@ from minirlaif.chat import Renderer, Shown
 from minirlaif.families import smolvlm
 from minirlaif.gguf.eyes import Seen
 from minirlaif.gguf.llama import Session, length
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 TEXT_GATE, FRAMES_GATE = 1e-4, 5e-3  # float32: another order of additions; llama.cpp's GELU is a table
 QUESTIONS = ("what happens first?", "how many things happen in this video?")

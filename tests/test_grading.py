@@ -25,9 +25,9 @@ from minirlaif.grading.local import GgufJudge, HfJudge
 from minirlaif.grading.match import match_grade
 from minirlaif.grading.replies import Replies
 from minirlaif.grading.settings import JudgeSettings, check_judge, judge_prompts
-from minirlaif.records import UserError
 from minirlaif.rubric import Grade, Message
 from minirlaif.scores import Scores, load, save
+from minirlaif.types import UserError
 
 SETTINGS = JudgeSettings("openai", "judge", url="http://127.0.0.1:1/v1", attempts=2)
 

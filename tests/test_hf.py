@@ -18,10 +18,10 @@ from minirlaif.backbone import open_backbone
 from minirlaif.chat import pieces
 from minirlaif.config import ModelSection
 from minirlaif.hf import HfEngine
-from minirlaif.records import Turn, UserError
 from minirlaif.sampling import Asked, Kept, sample
 from minirlaif.scoring import sequence_scores
 from minirlaif.talk import Options
+from minirlaif.types import Turn, UserError
 
 GREEDY = Options(0.0, 1.0, 24, 0)
 QUESTIONS = ("what happens first?", "describe the video.", "which way does the red circle go?")

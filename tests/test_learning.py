@@ -10,10 +10,10 @@ import tiny
 import torch
 
 from minirlaif import rollouts
-from minirlaif.records import Sample, Turn
 from minirlaif.scoring import Row
 from minirlaif.stages import ppo
 from minirlaif.training import make_accelerator, make_optimizer
+from minirlaif.types import Sample, Turn
 
 ITERATIONS = 10
 

@@ -17,12 +17,12 @@ from minirlaif.backbone import open_backbone
 from minirlaif.families.smolvlm import SmolVLM
 from minirlaif.features import resting_eyes
 from minirlaif.opening import _reference_bench, check_tokenizers, open_workbench
-from minirlaif.records import Sample, Turn, UserError
 from minirlaif.resting import Resting
 from minirlaif.scoring import token_logprobs, token_values
 from minirlaif.stages import ppo
 from minirlaif.stages.pretrain import save
 from minirlaif.training import make_accelerator, make_optimizer
+from minirlaif.types import Sample, Turn, UserError
 from minirlaif.workbench import critic_config
 
 ROLES = ("policy", "reference", "reward", "value")

@@ -13,7 +13,7 @@ import pytest
 from minirlaif import config
 from minirlaif.artifacts import Run
 from minirlaif.overlap import seen_before
-from minirlaif.records import Sample
+from minirlaif.types import Sample
 from minirlaif.video import UnreadableClip
 from minirlaif.workbench import settings_of
 

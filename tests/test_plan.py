@@ -12,7 +12,7 @@ import pytest
 from minirlaif import cli, config, fitting, memory, plan, shapes
 from minirlaif.config import ModelSection
 from minirlaif.memory import Batch, Numbers
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "configs").glob("24gb-*.yaml"))

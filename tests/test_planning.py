@@ -12,7 +12,7 @@ from clips import write_clip
 
 from minirlaif import bench, cli, config, fitting, steps
 from minirlaif.plan import Planned
-from minirlaif.records import Turn, UserError
+from minirlaif.types import Turn, UserError
 
 RESULTS = [
     {"stage": "sft", "peak": 5.0 * 2**30, "seconds_per_step": 12.34, "device": "NVIDIA GeForce RTX 4090"},

@@ -13,8 +13,8 @@ import pytest
 from minirlaif import page, story, workings
 from minirlaif.artifacts import Run
 from minirlaif.config import Config, load
-from minirlaif.records import UserError
 from minirlaif.stages import report
+from minirlaif.types import UserError
 
 SECTIONS = ["accuracy", "controls", "judge", "reward", "training", "gallery", "time", "looks"]
 ATTACK = '<script>alert(1)</script><img src="http://x.invalid/a" onerror=alert(2)>'
@@ -384,8 +384,8 @@ def test_gallery_shows_other_clips_first_and_borrows_frames():
 
 def test_frames_are_kept_of_every_kind_of_case():
     """Ten clips put right come before the one made worse, but two pictures are enough for both kinds."""
-    from minirlaif.records import Sample, Turn
     from minirlaif.stages.evaluate import _gallery
+    from minirlaif.types import Sample, Turn
 
     kinds = ["better"] * 10 + ["worse", "worse"]
     tests = [Sample(f"q{n}", f"{n}.mp4", (Turn("what?", ANSWERS[name][0]),)) for n, name in enumerate(kinds)]

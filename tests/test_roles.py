@@ -13,9 +13,9 @@ from torch import Tensor
 
 from minirlaif.config import ModelSection
 from minirlaif.families.smolvlm import SmolVLM
-from minirlaif.records import UserError
 from minirlaif.roles import Roles
 from minirlaif.scoring import sequence_scores, token_logprobs
+from minirlaif.types import UserError
 
 NAMES = ("policy", "reference", "value")
 

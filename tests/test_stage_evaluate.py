@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from minirlaif.artifacts import Run
-from minirlaif.records import Sample, Turn
 from minirlaif.sampling import Asked, Completion
 from minirlaif.scoring import Row, token_logprobs
 from minirlaif.stages import evaluate
+from minirlaif.types import Sample, Turn
 
 RIGHT, WRONG = "a red circle moves left.", "a blue cross stays still."
 MODELS = {"base": "base", "sft": "sft", "rlaif": "ppo"}  # name in the report -> the stage that made it

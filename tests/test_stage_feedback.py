@@ -11,9 +11,9 @@ import tiny
 
 from minirlaif import judge as judging
 from minirlaif.artifacts import Run
-from minirlaif.records import Pair, Sample, Turn, Verdict
 from minirlaif.sampling import Asked, Completion
 from minirlaif.stages import feedback
+from minirlaif.types import Pair, Sample, Turn, Verdict
 from minirlaif.workbench import View
 
 TRUE, FALSE, DESCRIBED = "a red circle moves left.", "a blue cross stays still.", "a green square moves up."

@@ -15,11 +15,11 @@ from minirlaif import devjudge
 from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.devjudge import DevJudge
-from minirlaif.records import Pair, Sample, Turn, UserError, Verdict
 from minirlaif.rollouts import collect
 from minirlaif.sampling import sample
 from minirlaif.scoring import Row, sequence_scores, token_logprobs, token_values
 from minirlaif.stages import ppo
+from minirlaif.types import Pair, Sample, Turn, UserError, Verdict
 
 CLIPS = ("/clips/0", "/clips/1")
 CONTEXTS = {"/clips/0": "0s: a red circle moves left.\n", "/clips/1": "0s: a blue cross stays still.\n"}

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from minirlaif.artifacts import Run
-from minirlaif.records import Preference, UserError
 from minirlaif.scoring import sequence_scores
 from minirlaif.stages import reward
+from minirlaif.types import Preference, UserError
 
 CONTEXT = "0s: a green square moves up.\n"
 COLOURS = ("red", "green", "blue", "yellow")

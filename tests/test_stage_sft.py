@@ -10,8 +10,8 @@ import pytest
 import tiny
 
 from minirlaif.artifacts import Run
-from minirlaif.records import Sample, Turn
 from minirlaif.stages import sft
+from minirlaif.types import Sample, Turn
 
 
 def row(name: str, *answers: str) -> Sample:

@@ -8,7 +8,6 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from minirlaif.records import Preference, Sample, StageStopped, Turn, UserError
 from minirlaif.returns import whiten
 from minirlaif.rollouts import Rollout
 from minirlaif.scoring import sequence_scores, token_logprobs, token_values
@@ -25,6 +24,7 @@ from minirlaif.training import (
     shuffled,
     write_state,
 )
+from minirlaif.types import Preference, Sample, StageStopped, Turn, UserError
 
 QUESTIONS = (
     "what happens first?",

@@ -16,7 +16,7 @@ import pytest
 
 from minirlaif import _reader, timeline, video
 from minirlaif.frames import FramePlan, FrameSize, uniform_plan
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 from minirlaif.video import ClipReader, UnreadableClip, check_clips
 
 GROUPS = {"g": "12", "bf": "3", "x264-params": "open-gop=1:scenecut=0:b-adapt=0"}

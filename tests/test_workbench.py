@@ -12,7 +12,7 @@ import shrunk
 from minirlaif import config
 from minirlaif.artifacts import Run
 from minirlaif.backbone import TINY
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 from minirlaif.workbench import read_samples, settings_of
 
 

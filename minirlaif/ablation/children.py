@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minirlaif.metrics import clock
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 POLL_SECONDS = 0.2
 

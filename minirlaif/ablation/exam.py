@@ -14,11 +14,11 @@ from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.metrics import progress
 from minirlaif.opening import open_workbench
-from minirlaif.records import Sample
 from minirlaif.sampling import Completion, sample
 from minirlaif.scoring import micro_batches, sequence_scores
 from minirlaif.stages import evaluate, feedback
 from minirlaif.training import generator
+from minirlaif.types import Sample
 from minirlaif.workbench import Workbench, read_samples, readable, settings_of, stored
 
 INPUTS = {"policy": ("ppo",), "sft": ("sft",), "best": ("sft", "reward")}

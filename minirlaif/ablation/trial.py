@@ -9,7 +9,7 @@ from pathlib import Path
 from minirlaif import config
 from minirlaif.artifacts import Run
 from minirlaif.disk import read_json
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 
 def main(folder: str) -> int:

@@ -29,7 +29,7 @@ from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.disk import read_json, write_atomic
 from minirlaif.metrics import clock, progress
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 MAIN_STAGES = ("world", "sft", "feedback", "reward", "ppo", "evaluate")
 MAIN_WEIGHT, LOOK_WEIGHT = 1000, 15  # about how many seconds a main run takes, and a look at a finished one

@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from minirlaif.frames import FramePlan
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 from minirlaif.video import ClipInfo, ClipReader, UnreadableClip
 
 # What stands at which byte of the containers that are taken.

@@ -12,8 +12,8 @@ from minirlaif.app.shelf import Row
 from minirlaif.app.views import NAMES, root
 from minirlaif.artifacts import Run
 from minirlaif.page import Html, bar, bars, curve, frames, number, strip_styles, table, tag
-from minirlaif.records import UserError
 from minirlaif.status import status_rows
+from minirlaif.types import UserError
 
 CARDS = 8  # test answers on a page
 KINDS = {"all": "all", **{title: kind for kind, title in story.KINDS.items() if kind}}

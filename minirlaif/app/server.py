@@ -22,8 +22,8 @@ from minirlaif.app.talks import Talks
 from minirlaif.app.votes import Ballot
 from minirlaif.app.worker import Worker
 from minirlaif.artifacts import Run
-from minirlaif.records import UserError
 from minirlaif.talk import Engine
+from minirlaif.types import UserError
 
 SWEEP_SECONDS = 300.0
 ANYWHERE = ("0.0.0.0", "::")

@@ -8,8 +8,8 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minirlaif.records import UserError
 from minirlaif.talk import Judged, Look
+from minirlaif.types import UserError
 
 PAIR = ("rlaif", "sft")  # the models that are compared
 

@@ -17,8 +17,8 @@ from minirlaif.app.sessions import PAIR, Answer, Duel, Job, Session, told
 from minirlaif.app.votes import CHOICES, Ballot, Vote
 from minirlaif.app.worker import Worker
 from minirlaif.formats import half_letters
-from minirlaif.records import Turn, UserError
 from minirlaif.talk import Engine, Judging, Look, Options
+from minirlaif.types import Turn, UserError
 
 LONGEST = 4000  # letters of a question
 HALT_SECONDS = 2.0  # the page waits so long for a stopped answer to end

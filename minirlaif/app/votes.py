@@ -19,8 +19,8 @@ from uuid import uuid4
 
 from minirlaif.disk import sha256
 from minirlaif.formats import BadRow, parse_preference
-from minirlaif.records import UserError
 from minirlaif.stats import wilson
+from minirlaif.types import UserError
 
 CHOICES = {"A": 1, "B": 2, "tie": "tie", "both bad": "both bad"}  # on the page -> `preference` of a row
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from minirlaif.chat import Layout, Renderer
 from minirlaif.config import ModelSection
 from minirlaif.frames import FrameSize, Sizing
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 
 @dataclass(frozen=True)

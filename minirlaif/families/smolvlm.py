@@ -15,7 +15,7 @@ import torch
 from minirlaif.chat import Layout
 from minirlaif.families.common import Backbone, load_tokenizer, load_weights
 from minirlaif.frames import Sizing
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 LAYOUT_FILE = "chat_layout.json"  # beside a model whose layout is not the family's own
 

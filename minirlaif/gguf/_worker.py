@@ -16,8 +16,8 @@ import numpy as np
 
 from minirlaif.gguf import facts
 from minirlaif.gguf.speaker import Speaker
-from minirlaif.records import Turn, UserError
 from minirlaif.talk import Options
+from minirlaif.types import Turn, UserError
 
 
 class Answering:

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 
 class Child:

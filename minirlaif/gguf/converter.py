@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.disk import sha256
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 PACKAGE = "llama-cpp-python"
 VERSION = "0.3.36"  # also in requirements.txt; another version reads and writes other files

@@ -13,8 +13,8 @@ from pathlib import Path
 from minirlaif.chat import Layout
 from minirlaif.disk import write_atomic
 from minirlaif.frames import Sizing
-from minirlaif.records import UserError
 from minirlaif.talk import Options
+from minirlaif.types import UserError
 
 FILE = "minirlaif.json"
 SCHEMA = 1

@@ -18,7 +18,7 @@ import numpy as np
 from minirlaif.gguf.eyes import Eyes, Seen
 from minirlaif.gguf.library import complaint, library
 from minirlaif.gguf.vocabulary import Vocabulary
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 BATCH = 512  # tokens per call of the model
 LEAST = 256  # llama.cpp makes its memory in such steps, and asserts where it is much smaller

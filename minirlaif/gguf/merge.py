@@ -21,9 +21,9 @@ from minirlaif.config import Config, ModelSection
 from minirlaif.families.common import Backbone, no_bars
 from minirlaif.gguf.reference import logits_of, plain_section, reference_of
 from minirlaif.gguf.template import chat_template, processor_settings
-from minirlaif.records import UserError
 from minirlaif.roles import Roles
 from minirlaif.shapes import empty_model, read_config
+from minirlaif.types import UserError
 
 TEXT_NAMES = {"smolvlm": ["VLlama3ForCausalLM"]}  # text_config.architectures that the converter looks up, by model type
 REFUSED = {"use_rslora": "rank-stabilised LoRA", "use_dora": "DoRA", "modules_to_save": "whole trained modules"}

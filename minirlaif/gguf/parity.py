@@ -21,7 +21,7 @@ from minirlaif.gguf.converter import in_child
 from minirlaif.gguf.eyes import grouped, placed
 from minirlaif.gguf.llama import Session
 from minirlaif.gguf.runtime import threads_for
-from minirlaif.records import Turn
+from minirlaif.types import Turn
 
 if TYPE_CHECKING:
     from minirlaif.gguf.reference import Reference

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.gguf.converter import fetch, in_child
-from minirlaif.records import UserError
+from minirlaif.types import UserError
 
 TYPES = {  # as users know them -> llama.cpp's name of the file type
     "f32": "ALL_F32",

@@ -20,9 +20,9 @@ from minirlaif.config import Config, ModelSection, VideoSection
 from minirlaif.families.common import Backbone
 from minirlaif.frames import Sizing, uniform_plan
 from minirlaif.gguf.trial import questions
-from minirlaif.records import Turn
 from minirlaif.roles import Roles
 from minirlaif.sampling import Asked
+from minirlaif.types import Turn
 from minirlaif.video import ClipReader
 from minirlaif.workbench import read_samples
 

@@ -16,8 +16,8 @@ from minirlaif.config import VideoSection
 from minirlaif.frames import uniform_plan
 from minirlaif.gguf import facts
 from minirlaif.gguf.child import Child
-from minirlaif.records import Turn, UserError
 from minirlaif.talk import Look, Options
+from minirlaif.types import Turn, UserError
 from minirlaif.video import ClipReader
 
 LOOKS = 8  # clips whose frames are kept, the latest ones

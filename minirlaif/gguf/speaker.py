@@ -17,8 +17,8 @@ from minirlaif.frames import FrameSize
 from minirlaif.gguf.eyes import Seen, grouped, placed
 from minirlaif.gguf.facts import FILE, Facts
 from minirlaif.gguf.llama import Session, length
-from minirlaif.records import Turn, UserError
 from minirlaif.talk import Options
+from minirlaif.types import Turn, UserError
 
 CLIPS = 8  # clips whose vectors are kept, the latest ones
 GRAIN = 256  # a memory is made in steps of so many tokens, and with room for so many more than now needed

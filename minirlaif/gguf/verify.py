@@ -19,8 +19,8 @@ from minirlaif.gguf.quantize import TYPES, listed
 from minirlaif.gguf.reference import ADAPTERS, Reference, of_run
 from minirlaif.gguf.runtime import GgufEngine
 from minirlaif.metrics import progress
-from minirlaif.records import UserError
 from minirlaif.talk import Options
+from minirlaif.types import UserError
 
 
 @dataclass(frozen=True)

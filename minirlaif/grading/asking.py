@@ -15,8 +15,8 @@ from minirlaif.grading import AskedJudge, JudgeName, Refused, Reply
 from minirlaif.grading.replies import Replies
 from minirlaif.grading.settings import JudgeSettings
 from minirlaif.metrics import progress
-from minirlaif.records import UserError
 from minirlaif.rubric import Grade, Message, Unreadable, complaint, parse_grade
+from minirlaif.types import UserError
 
 LETTERS_PER_TOKEN = 4  # of English text, for the estimate
 OVERHEAD = 16  # tokens of a chat layout

@@ -25,8 +25,8 @@ from urllib.parse import urlsplit
 
 from minirlaif.grading import Refused, Reply
 from minirlaif.grading.settings import JudgeSettings, check_judge
-from minirlaif.records import UserError
 from minirlaif.rubric import Message
+from minirlaif.types import UserError
 
 LONGEST_PAUSE = 120.0  # seconds, whatever a server asks for
 MOST_BYTES = 1 << 20  # of a reply

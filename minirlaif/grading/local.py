@@ -19,8 +19,8 @@ from minirlaif.config import ModelSection
 from minirlaif.disk import sha256
 from minirlaif.grading import Refused, Reply
 from minirlaif.grading.settings import JudgeSettings, check_judge
-from minirlaif.records import Turn, UserError
 from minirlaif.rubric import Message
+from minirlaif.types import Turn, UserError
 
 if TYPE_CHECKING:
     from minirlaif.families.common import Backbone

@@ -16,8 +16,8 @@ from typing import Any
 
 from minirlaif.disk import disk_is_full
 from minirlaif.grading import Reply
-from minirlaif.records import UserError
 from minirlaif.rubric import Message
+from minirlaif.types import UserError
 
 
 class Replies:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from minirlaif.records import UserError
 from minirlaif.rubric import PROMPTS, Prompt
 from minirlaif.settings import Rules, build, parse_yaml
+from minirlaif.types import UserError
 
 MATCH = ("exact", "normalised")
 ASKED = ("hf", "gguf", "openai")

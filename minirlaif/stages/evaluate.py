@@ -21,11 +21,11 @@ from minirlaif.features import blank_features
 from minirlaif.metrics import progress
 from minirlaif.opening import open_workbench
 from minirlaif.overlap import seen_before
-from minirlaif.records import Sample
 from minirlaif.sampling import sample
 from minirlaif.stagedir import StageDir
 from minirlaif.stats import exact_match, guess_rate, paired_bootstrap, wilson
 from minirlaif.training import seed_of, shuffled
+from minirlaif.types import Sample
 from minirlaif.workbench import View, Workbench, read_samples, readable, settings_of, stored
 
 MODELS = {"base": "base", "sft": "sft", "rlaif": "policy"}  # name in the report -> role

@@ -25,9 +25,9 @@ from minirlaif.gguf.quantize import BYTES, fell_back, quantize
 from minirlaif.gguf.reference import ADAPTERS, Reference, of_run
 from minirlaif.gguf.runtime import GgufEngine
 from minirlaif.metrics import progress
-from minirlaif.records import UserError
 from minirlaif.stagedir import StageDir
 from minirlaif.talk import Options
+from minirlaif.types import UserError
 from minirlaif.workbench import settings_of
 
 NEVER = 1 << 62  # a step's number that is never due by itself: commits go by the clock

@@ -13,16 +13,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from minirlaif import parallel
+from minirlaif import distributed
 from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.judge import judge, narrate, swap_consistent
 from minirlaif.metrics import progress
 from minirlaif.opening import open_workbench
-from minirlaif.records import Pair, Sample, UserError, Verdict
 from minirlaif.sampling import sample
 from minirlaif.stagedir import StageDir
 from minirlaif.training import generator, seed_of
+from minirlaif.types import Pair, Sample, UserError, Verdict
 from minirlaif.verdicts import context_text
 from minirlaif.workbench import Workbench, located, read_samples, readable, settings_of, stored
 
@@ -52,10 +52,10 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             tail = [readable(bench, dev)] if dev else []
             # 2. and 3. chunks of prompts, then the dev clips; several processes take neighbouring chunks
             tasks = chunks + tail
-            several = parallel.count()
+            several = distributed.count()
             rounds = range(first, len(tasks), several)
             for number in progress(rounds, -(-len(tasks) // several), "feedback", initial=first // several):
-                mine = number + parallel.rank()
+                mine = number + distributed.rank()
                 found: Lines = []
                 if mine < len(tasks):
                     with bench.roles.reading_as("sft"):
@@ -211,7 +211,7 @@ def read_lines(path: Path) -> Iterable[dict[str, Any]]:
 def _append_all(out: StageDir, run: Run, found: Lines, contexts: dict[str, str]) -> Lines:
     """Write everyone's lines in the order of the chunks, and remember the contexts among them. Returns what was written."""
     written = []
-    for name, record in (line for part in parallel.collect(found) for line in part):
+    for name, record in (line for part in distributed.collect(found) for line in part):
         if name == "contexts.jsonl":
             video = located(run, record["video"])
             if video in contexts:  # its questions lie in two chunks, and two processes described it

@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
-from minirlaif import parallel
+from minirlaif import distributed
 from minirlaif.artifacts import Run
 from minirlaif.backbone import base_hash
 from minirlaif.config import Config
@@ -30,7 +30,6 @@ from minirlaif.devjudge import DevJudge
 from minirlaif.losses import ppo_policy_loss, total_stats, value_loss
 from minirlaif.metrics import progress
 from minirlaif.opening import open_workbench
-from minirlaif.records import Sample, StageStopped, UserError
 from minirlaif.rollouts import Rollout, collect
 from minirlaif.schedules import learning_rate
 from minirlaif.scoring import micro_batches, token_logprobs, token_values
@@ -45,6 +44,7 @@ from minirlaif.training import (
     shuffled,
     write_state,
 )
+from minirlaif.types import Sample, StageStopped, UserError
 from minirlaif.workbench import Workbench, critic_config, located, read_samples, readable, settings_of, stored
 
 RATIO_TOLERANCE = 0.02  # of the first ratio from 1; low precision and other batch shapes move it a little
@@ -205,11 +205,11 @@ def update(bench: Workbench, rollout: Rollout, learner: Learner, step: int) -> d
                 chosen = order[start : start + p.minibatch_size]
                 counted = int(rollout.mask_BR[chosen].sum())
                 groups = [[chosen[i] for i in group] for group in micro_batches([sizes[i] for i in chosen], p.micro_batch_size)]
-                stats = total_stats(parallel.mapped(partial(_micro, bench, rollout, learner, counted), groups))
+                stats = total_stats(distributed.mapped(partial(_micro, bench, rollout, learner, counted), groups))
                 if not all_stats and stats["ratio_gap"] > RATIO_TOLERANCE and bench.backbone.device.type == "cpu":
                     raise StageStopped(f"ppo: the first ratio is off 1 by {stats['ratio_gap']:.3g}: rollout and update disagree")
                 for role in ("policy", "value"):
-                    parallel.sum_gradients(learner.parameters[role])
+                    distributed.sum_gradients(learner.parameters[role])
                     norm = optimizer_step(
                         learner.accelerator, learner.optimizers[role], learner.parameters[role], rate, p.max_grad_norm
                     )
@@ -244,7 +244,7 @@ def _micro(bench: Workbench, rollout: Rollout, learner: Learner, counted: int, i
 
 def _keep_best(bench: Workbench, out: StageDir, learner: Learner, judged: DevJudge, iteration: int) -> float:
     """Judge the policy on dev prompts; its adapter is kept when it is the best so far."""
-    rate = parallel.from_leader(judged.win_rate)  # one judge: everyone keeps the same checkpoint
+    rate = distributed.from_leader(judged.win_rate)  # one judge: everyone keeps the same checkpoint
     if rate > learner.extra["best"].get("win_rate", -1.0):
         learner.extra["best"] = {"iteration": iteration, "win_rate": rate}
         shutil.rmtree(out.path / "adapter", ignore_errors=True)

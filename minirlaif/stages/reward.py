@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minirlaif import parallel
+from minirlaif import distributed
 from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.losses import bradley_terry_loss, centering_penalty
 from minirlaif.metrics import progress
 from minirlaif.opening import check_tokenizers, open_workbench
-from minirlaif.records import Preference, StageStopped, UserError
 from minirlaif.schedules import learning_rate
 from minirlaif.scoring import Row, micro_batches, sequence_scores
 from minirlaif.stagedir import StageDir
@@ -36,6 +35,7 @@ from minirlaif.training import (
     shuffled,
     write_state,
 )
+from minirlaif.types import Preference, StageStopped, UserError
 from minirlaif.workbench import Workbench, critic_config, read_preferences, readable, settings_of, stored
 
 START_BETA = 3.0
@@ -143,13 +143,13 @@ def backward(bench: Workbench, accelerator: Any, batch: Sequence[Preference]) ->
     if len(groups) > 1:  # the centring term needs the sign of the whole batch's sum before any part of it goes backward
         with bench.roles.reading_as("reward"):
             batch_sum = sum(
-                parallel.mapped(
+                distributed.mapped(
                     lambda g: float(sequence_scores(bench.backbone, head, [rows[2 * i + s] for i in g for s in (0, 1)]).sum()),
                     groups,
                 )
             )
     stats = {"loss": 0.0, "accuracy": 0.0, "mean_score": 0.0, "margin": 0.0}
-    for group in parallel.share(groups):
+    for group in distributed.share(groups):
         with bench.roles.training_as("reward"), accelerator.autocast():
             scores = sequence_scores(bench.backbone, head, [rows[2 * i + s] for i in group for s in (0, 1)])
             chosen_B, rejected_B = scores[0::2], scores[1::2]
@@ -164,8 +164,8 @@ def backward(bench: Workbench, accelerator: Any, batch: Sequence[Preference]) ->
         stats["accuracy"] += float((ahead_B > 0).float().sum()) / len(batch)
         stats["margin"] += float(ahead_B.sum()) / len(batch)
         stats["mean_score"] += float(scores.detach().mean()) * len(group) / len(batch)
-    parallel.sum_gradients(bench.roles.parameters("reward"))
-    return parallel.total(stats)
+    distributed.sum_gradients(bench.roles.parameters("reward"))
+    return distributed.total(stats)
 
 
 def _examine(bench: Workbench, run: Run, out: StageDir, kept: Sequence[Preference]) -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from minirlaif import parallel
+from minirlaif import distributed
 from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.losses import sft_loss
 from minirlaif.metrics import progress
 from minirlaif.opening import open_workbench
-from minirlaif.records import Sample, UserError
 from minirlaif.sampling import sample
 from minirlaif.schedules import learning_rate
 from minirlaif.scoring import logprobs_of, micro_batches
@@ -29,6 +28,7 @@ from minirlaif.training import (
     shuffled,
     write_state,
 )
+from minirlaif.types import Sample, UserError
 from minirlaif.workbench import Workbench, read_samples, readable, settings_of, stored
 
 SHOWN, SHOWN_TOKENS = 4, 64  # rows of each stage that samples.jsonl shows, and the longest answer there
@@ -121,7 +121,7 @@ def backward(bench: Workbench, accelerator: Any, batch: Sequence[Sample]) -> flo
     denominator = sum(sum(r.answer) for r in rendered)
     total = 0.0
     groups = list(micro_batches([len(r) for r in rendered], cfg.sft.micro_batch_size))
-    for index in parallel.share(groups):
+    for index in distributed.share(groups):
         bench.counters["prefilled_tokens"] += sum(len(rendered[i]) for i in index)
         ids_BT, mask_BT = pad_stack([torch.tensor(rendered[i].ids) for i in index], backbone.pad_id, "right")
         learned_BT, _ = pad_stack([torch.tensor(rendered[i].answer) for i in index], False, "right")
@@ -135,8 +135,8 @@ def backward(bench: Workbench, accelerator: Any, batch: Sequence[Sample]) -> flo
             loss = sft_loss(logprobs_BT, counted_BT, denominator)
             accelerator.backward(loss)
         total += float(loss.detach())
-    parallel.sum_gradients(bench.roles.parameters("sft"))
-    return parallel.total({"loss": total})["loss"]
+    distributed.sum_gradients(bench.roles.parameters("sft"))
+    return distributed.total({"loss": total})["loss"]
 
 
 def _show(bench: Workbench, run: Run, out: StageDir, name: str, rows: Sequence[Sample]) -> None:

@@ -18,7 +18,7 @@ from minirlaif.agreement import FEW
 from minirlaif.audit import BY_CONSTRUCTION, LABELS, Audit, rows_of, told
 from minirlaif.page import Html, tag
 from minirlaif.types import UserError
-from minirlaif.video import ClipReader, UnreadableClip, clip_strip
+from minirlaif.video.reader import ClipReader, UnreadableClip, clip_strip
 
 FRAMES = 8
 MOST_BYTES = 4096  # of a form

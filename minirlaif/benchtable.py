@@ -16,7 +16,7 @@ from minirlaif.rubric import HIGHEST, LABELS, SHARES, chosen_option
 from minirlaif.scores import Scores, load_all
 from minirlaif.tablepage import Example
 from minirlaif.tables import examples, judge_head, table_json
-from minirlaif.video import ClipReader, UnreadableClip, clip_strip
+from minirlaif.video.reader import ClipReader, UnreadableClip, clip_strip
 
 FRAMES = 8  # of an example
 EXAMPLES = 6  # worst ones, and as many best ones

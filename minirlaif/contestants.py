@@ -139,7 +139,7 @@ class BenchContestant:
 
     def unreadable(self, videos: Sequence[str]) -> dict[str, str]:
         """See Contestant."""
-        from minirlaif.video import check_clips
+        from minirlaif.video.reader import check_clips
 
         _, bad = check_clips(videos, self._bench.store, self._bench.cfg.video.max_unreadable)
         return {clip.path: clip.reason for clip in bad}
@@ -185,7 +185,7 @@ class EngineContestant:
 
     def unreadable(self, videos: Sequence[str]) -> dict[str, str]:
         """See Contestant."""
-        from minirlaif.video import ClipReader, check_clips
+        from minirlaif.video.reader import ClipReader, check_clips
 
         with ClipReader(self._cfg.video.timeout_seconds) as reader:
             _, bad = check_clips(videos, reader, self._cfg.video.max_unreadable)

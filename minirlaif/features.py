@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from minirlaif.config import VideoSection
-from minirlaif.frames import BLANK, FramePlan, FrameSize
 from minirlaif.resting import Resting
-from minirlaif.video import ClipInfo, ClipReader
-from minirlaif.video import picture_strip as _strip
+from minirlaif.video.frame_sampling import BLANK, FramePlan, FrameSize
+from minirlaif.video.reader import ClipInfo, ClipReader
+from minirlaif.video.reader import picture_strip as _strip
 
 if TYPE_CHECKING:
     from minirlaif.families.common import Backbone

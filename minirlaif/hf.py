@@ -20,14 +20,14 @@ from minirlaif.artifacts import Run
 from minirlaif.backbone import open_backbone
 from minirlaif.chat import pieces
 from minirlaif.features import FeatureStore
-from minirlaif.frames import FramePlan, uniform_plan
 from minirlaif.judge import judge, narrate
 from minirlaif.sampling import Asked, Kept
 from minirlaif.scoring import sequence_scores
 from minirlaif.talk import Judged, Look, Options
 from minirlaif.types import Pair, Turn, UserError
 from minirlaif.verdicts import context_text
-from minirlaif.video import ClipReader
+from minirlaif.video.frame_sampling import FramePlan, uniform_plan
+from minirlaif.video.reader import ClipReader
 from minirlaif.workbench import View, Workbench, critic_config
 
 ROLES = {"rlaif": "policy", "sft": "sft", "base": "base"}  # name of a model -> role

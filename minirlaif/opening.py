@@ -18,9 +18,9 @@ from minirlaif.config import Config
 from minirlaif.disk import disk_is_full
 from minirlaif.families.common import load_tokenizer
 from minirlaif.features import FeatureStore, resting_eyes
-from minirlaif.frames import FrameSize
 from minirlaif.types import Sample, UserError
-from minirlaif.video import ClipReader
+from minirlaif.video.frame_sampling import FrameSize
+from minirlaif.video.reader import ClipReader
 from minirlaif.workbench import Workbench, critic_config, read_preferences, read_samples, readable
 
 READS = {  # parts of the data, by stage

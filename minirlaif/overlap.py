@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from minirlaif.artifacts import Run
 from minirlaif.data import fingerprint, load_preferences, load_samples
 from minirlaif.types import Sample, UserError
-from minirlaif.video import UnreadableClip
+from minirlaif.video.reader import UnreadableClip
 from minirlaif.workbench import Workbench
 
 BEFORE = (("sft", "sft"), ("feedback", "prompts"), ("feedback", "dev"), ("reward", "preferences"))  # stage, part of the data

@@ -18,8 +18,8 @@ from minirlaif.backbone import family_of, pick_device, pick_dtype, quantization_
 from minirlaif.chat import Layout
 from minirlaif.config import Config
 from minirlaif.features import resting_eyes
-from minirlaif.frames import FrameSize
 from minirlaif.shapes import empty_model, read_config, shape_of
+from minirlaif.video.frame_sampling import FrameSize
 from minirlaif.workbench import View, Workbench, critic_config
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from minirlaif.stages import ppo, reward, sft
 from minirlaif.standin import StandIn
 from minirlaif.training import generator, make_accelerator, make_optimizer, optimizer_step, seed_of
 from minirlaif.types import Pair, Preference, Sample, Turn, UserError
-from minirlaif.video import ClipReader, check_clips
+from minirlaif.video.reader import ClipReader, check_clips
 from minirlaif.workbench import Workbench, critic_config, read_preferences, read_samples
 
 QUESTION, ANSWER = 40, 254  # tokens of a stand-in's question and of its SFT answer, less its end

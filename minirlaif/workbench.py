@@ -19,13 +19,13 @@ from minirlaif.chat import Shown
 from minirlaif.config import Config, section
 from minirlaif.data import fingerprint, load_preferences, load_samples
 from minirlaif.features import FeatureStore
-from minirlaif.frames import FramePlan, FrameSize, segment_spans, uniform_plan
 from minirlaif.roles import Roles
 from minirlaif.sampling import Asked
 from minirlaif.scoring import Row
 from minirlaif.stagedir import StageDir
 from minirlaif.types import Preference, Sample, UserError
-from minirlaif.video import ClipInfo, ClipReader, check_clips
+from minirlaif.video.frame_sampling import FramePlan, FrameSize, segment_spans, uniform_plan
+from minirlaif.video.reader import ClipInfo, ClipReader, check_clips
 
 if TYPE_CHECKING:
     from minirlaif.families.common import Backbone

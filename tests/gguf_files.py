@@ -13,10 +13,10 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from minirlaif.backbone import TINY
-from minirlaif.frames import Sizing
 from minirlaif.gguf import facts
 from minirlaif.talk import Options
 from minirlaif.tinybase import LAYOUT
+from minirlaif.video.frame_sampling import Sizing
 
 ALIGNMENT = 32
 FRAMES = 4

@@ -17,10 +17,10 @@ from minirlaif.artifacts import Run
 from minirlaif.backbone import open_backbone
 from minirlaif.chat import Shown
 from minirlaif.features import FeatureStore
-from minirlaif.frames import uniform_plan
 from minirlaif.roles import Roles
 from minirlaif.tinyworld import FPS, Event, render
-from minirlaif.video import ClipReader
+from minirlaif.video.frame_sampling import uniform_plan
+from minirlaif.video.reader import ClipReader
 
 CONFIG = Path(__file__).parent.parent / "configs" / "tiny.yaml"
 TWO = (Event("red", "circle", "moves left"), Event("blue", "square", "moves up"))

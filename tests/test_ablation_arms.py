@@ -15,7 +15,7 @@ from minirlaif.ablation import work
 from minirlaif.ablation.arms import MAIN, arms, groups
 from minirlaif.artifacts import Run
 from minirlaif.config import Config
-from minirlaif.frames import segment_spans
+from minirlaif.video.frame_sampling import segment_spans
 
 CFG = config.load(shrunk.TINY)
 ARMS = {arm.name: arm for arm in arms(CFG)}

@@ -29,7 +29,7 @@ from minirlaif.artifacts import Run
 from minirlaif.data import load_preferences
 from minirlaif.talk import Look, Options
 from minirlaif.types import UserError
-from minirlaif.video import ClipReader
+from minirlaif.video.reader import ClipReader
 
 OPTIONS = Options(0.0, 1.0, 16, 0)
 

@@ -295,4 +295,4 @@ def test_help_answers_within_a_second(python):
 
 def test_the_import_walker_knows_relative_names():
     tree = ast.parse(textwrap.dedent("from . import chat\nfrom ..video import x\nimport os.path"))
-    assert list(imports("stages.sft", tree)) == ["minirlaif.stages.chat", "minirlaif.video.x", "os.path"]
+    assert list(imports("stages.sft", tree)) == ["minirlaif.stages.chat", "minirlaif.video.reader.x", "os.path"]

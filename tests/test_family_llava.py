@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from minirlaif._reader import resized
 from minirlaif.backbone import open_backbone
 from minirlaif.chat import Shown
 from minirlaif.config import ModelSection
@@ -20,6 +19,7 @@ from minirlaif.roles import Roles
 from minirlaif.sampling import Asked, sample
 from minirlaif.scoring import Row, token_logprobs
 from minirlaif.types import Turn, UserError
+from minirlaif.video.decode_worker import resized
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

@@ -14,17 +14,17 @@ import tiny
 import torch
 from torch import Tensor
 
-from minirlaif._reader import resized
 from minirlaif.backbone import model_type, open_backbone
 from minirlaif.chat import Shown
 from minirlaif.config import ModelSection
 from minirlaif.families.qwen3_vl import Qwen3VL
-from minirlaif.frames import FrameSize
 from minirlaif.roles import Roles
 from minirlaif.sampling import Asked, sample
 from minirlaif.scoring import Row, token_logprobs
 from minirlaif.tokens import pad_stack
 from minirlaif.types import Turn, UserError
+from minirlaif.video.decode_worker import resized
+from minirlaif.video.frame_sampling import FrameSize
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))

@@ -11,15 +11,15 @@ import pytest
 import torch
 from bases_smolvlm import TILE, clip, smolvlm
 
-from minirlaif._reader import resized
 from minirlaif.backbone import open_backbone
 from minirlaif.chat import Shown
 from minirlaif.config import ModelSection
 from minirlaif.families.smolvlm import SmolVLM
-from minirlaif.frames import FrameSize
 from minirlaif.sampling import Asked, sample
 from minirlaif.scoring import Row, token_logprobs
 from minirlaif.types import Turn, UserError
+from minirlaif.video.decode_worker import resized
+from minirlaif.video.frame_sampling import FrameSize
 
 GOLDEN = Path(__file__).parent / "golden"
 CLIPS = {"wide": (3, 54, 100), "high": (2, 45, 20)}

@@ -13,8 +13,8 @@ import torch
 
 from minirlaif.config import VideoSection
 from minirlaif.features import FeatureStore, blank_features
-from minirlaif.frames import FramePlan, FrameSize, uniform_plan
-from minirlaif.video import ClipInfo, ClipReader, UnreadableClip
+from minirlaif.video.frame_sampling import FramePlan, FrameSize, uniform_plan
+from minirlaif.video.reader import ClipInfo, ClipReader, UnreadableClip
 
 K, D = 3, 5
 

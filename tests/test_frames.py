@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from minirlaif.frames import FramePlan, segment_spans, uniform_plan
+from minirlaif.video.frame_sampling import FramePlan, segment_spans, uniform_plan
 
 
 def test_a_uniform_plan_takes_the_centres_of_equal_bins():

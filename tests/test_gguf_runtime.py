@@ -22,7 +22,6 @@ from minirlaif import cli
 from minirlaif.backbone import TINY
 from minirlaif.chat import Layout, Shown
 from minirlaif.families import smolvlm
-from minirlaif.frames import FrameSize, Sizing, uniform_plan
 from minirlaif.gguf import facts
 from minirlaif.gguf.facts import Facts
 from minirlaif.gguf.runtime import GgufEngine
@@ -30,7 +29,8 @@ from minirlaif.gguf.speaker import Speaker, choose
 from minirlaif.sampling import Asked, sample
 from minirlaif.talk import Look, Options
 from minirlaif.types import Turn, UserError
-from minirlaif.video import ClipReader
+from minirlaif.video.frame_sampling import FrameSize, Sizing, uniform_plan
+from minirlaif.video.reader import ClipReader
 
 QUESTIONS = ("what happens first?", "describe the video.", "how many things happen?")
 

@@ -14,7 +14,7 @@ from minirlaif import config
 from minirlaif.artifacts import Run
 from minirlaif.overlap import seen_before
 from minirlaif.types import Sample
-from minirlaif.video import UnreadableClip
+from minirlaif.video.reader import UnreadableClip
 from minirlaif.workbench import settings_of
 
 PARTS = {"sft": "sft", "feedback": "prompts", "reward": "preferences"}

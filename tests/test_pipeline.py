@@ -25,7 +25,7 @@ from shrunk import STAGES, begin, files, lines, make, manifest, results
 
 from minirlaif import cli, config
 from minirlaif.artifacts import Run
-from minirlaif.video import ClipReader
+from minirlaif.video.reader import ClipReader
 
 ROOT = Path(__file__).parent.parent
 ADAPTER = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}

@@ -14,10 +14,11 @@ import clips
 import numpy as np
 import pytest
 
-from minirlaif import _reader, timeline, video
-from minirlaif.frames import FramePlan, FrameSize, uniform_plan
 from minirlaif.types import UserError
-from minirlaif.video import ClipReader, UnreadableClip, check_clips
+from minirlaif.video import decode_worker, timestamps
+from minirlaif.video import reader as video
+from minirlaif.video.frame_sampling import FramePlan, FrameSize, uniform_plan
+from minirlaif.video.reader import ClipReader, UnreadableClip, check_clips
 
 GROUPS = {"g": "12", "bf": "3", "x264-params": "open-gop=1:scenecut=0:b-adapt=0"}
 LONG = [number / 24 for number in range(96)]
@@ -74,16 +75,16 @@ def numbers(frames: Any) -> list[int]:
 def test_both_decoders_agree(name: str, made: dict[str, Path], reader: ClipReader):
     path = str(made[name])
     assert reader.info(path).reader == KINDS[name][2]
-    line = timeline.inspect(path)
+    line = timestamps.inspect(path)
     assert line.decord == (KINDS[name][2] == "decord" or name == "no index")  # there decord tries and fails
     rows = sorted({0, *range(1, len(line.ticks), 5), len(line.ticks) - 1})  # with gaps, so that decoders seek
-    by_av = list(_reader.av_frames(line, rows))
+    by_av = list(decode_worker.av_frames(line, rows))
     first = 18 if name == "hidden start" else 0
     turns = {"rotated 90": 1, "rotated 180": 2, "rotated 270": 3}.get(name, 0)
     assert numbers(np.rot90(frame, -turns) for frame in by_av) == [row + first for row in rows]
     assert clips.corners_of(by_av[0]) == [(corner + turns) % 4 for corner in range(4)]
     if KINDS[name][2] == "decord":
-        by_decord = list(_reader.decord_frames(line, rows))
+        by_decord = list(decode_worker.decord_frames(line, rows))
         assert [frame.shape for frame in by_av] == [frame.shape for frame in by_decord]
         gaps = np.abs(np.stack(by_av).astype(int) - np.stack(by_decord))
         # Whole 8-bit pictures are the same to the bit. Else swscale's versions filter chroma at the (hard) edges differently.
@@ -131,15 +132,15 @@ def test_all_plans_in_one_pass(made: dict[str, Path], tmp_path: Path, monkeypatc
     assert whole.dtype == np.uint8 and whole.shape == (4, 64, 64, 3)
     assert reader.decodes == before + 2
     calls: list[list[int]] = []
-    real = _reader.decord_frames
+    real = decode_worker.decord_frames
 
-    def counted(line: timeline.Timeline, rows: list[int]) -> Iterator[Any]:
+    def counted(line: timestamps.Timeline, rows: list[int]) -> Iterator[Any]:
         calls.append(rows)
         return real(line, rows)
 
-    monkeypatch.setattr(_reader, "decord_frames", counted)
+    monkeypatch.setattr(decode_worker, "decord_frames", counted)
     request = {"verb": "frames", "path": str(made["plain"]), "plans": [[0.1, 0.5], [0.5, 0.1]], "size": None, "only_av": False}
-    header, frames = _reader.answer(request)
+    header, frames = decode_worker.answer(request)
     assert calls == [[2, 12]] and header["places"] == [[0, 1], [1, 0]] and len(frames) == 2
 
 
@@ -175,7 +176,7 @@ def test_hdr_becomes_standard_range(tmp_path: Path, reader: ClipReader):
 
 def test_tone_mapping_by_hand():
     def mapped(curve: str, *codes: float) -> list[int]:
-        return _reader.tone_map(np.array([[[round(c * 65535) for c in codes]]], np.uint16), curve)[0, 0].tolist()
+        return decode_worker.tone_map(np.array([[[round(c * 65535) for c in codes]]], np.uint16), curve)[0, 0].tolist()
 
     assert mapped("pq", 0.42067, 0.42067, 0.42067) == [124, 124, 124]
     assert mapped("pq", 1.0, 1.0, 1.0) == [255, 255, 255]
@@ -267,8 +268,8 @@ def test_a_little_damage_is_bridged(lost: slice, times: tuple[float, ...], shown
     for place, size in entries[lost]:
         data[place + 6 : place + size] = bytes(size - 6)  # its header still says whether it is a key frame
     path.write_bytes(data)
-    line = timeline.inspect(str(path))
-    assert numbers(_reader.av_frames(line, line.rows_at(list(times)))) == shown
+    line = timestamps.inspect(str(path))
+    assert numbers(decode_worker.av_frames(line, line.rows_at(list(times)))) == shown
 
 
 STUBBORN = """

@@ -12,10 +12,10 @@ from shrunk import files, lines, manifest, results
 from minirlaif import config, tinyworld
 from minirlaif.artifacts import Run
 from minirlaif.data import load_samples
-from minirlaif.frames import uniform_plan
 from minirlaif.stages import world
 from minirlaif.tinyworld import MOTIONS, QUESTION_TYPES, SHAPES, Event
-from minirlaif.video import ClipReader
+from minirlaif.video.frame_sampling import uniform_plan
+from minirlaif.video.reader import ClipReader
 
 THREE = (Event("red", "circle", "moves left"), Event("blue", "square", "stays still"), Event("white", "cross", "moves up"))
 

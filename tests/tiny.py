@@ -18,11 +18,11 @@ import torch
 from minirlaif import config
 from minirlaif.artifacts import Run
 from minirlaif.families.smolvlm import SmolVLM
-from minirlaif.frames import FrameSize
 from minirlaif.roles import Roles
 from minirlaif.scoring import Row
 from minirlaif.tinybase import LAYOUT, make_model, make_tokenizer
 from minirlaif.types import Sample
+from minirlaif.video.frame_sampling import FrameSize
 from minirlaif.workbench import View, Workbench
 
 OVERRIDES = ("model.device=cpu", "model.dtype=float32", "model.lora_r=4", "model.lora_alpha=8")

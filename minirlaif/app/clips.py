@@ -16,9 +16,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from minirlaif.frames import FramePlan
 from minirlaif.types import UserError
-from minirlaif.video import ClipInfo, ClipReader, UnreadableClip
+from minirlaif.video.frame_sampling import FramePlan
+from minirlaif.video.reader import ClipInfo, ClipReader, UnreadableClip
 
 # What stands at which byte of the containers that are taken.
 _CONTAINERS = (

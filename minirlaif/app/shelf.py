@@ -14,9 +14,9 @@ from typing import Any
 
 from minirlaif.artifacts import Run
 from minirlaif.disk import sha256
-from minirlaif.frames import uniform_plan
 from minirlaif.stats import exact_match
 from minirlaif.types import UserError
+from minirlaif.video.frame_sampling import uniform_plan
 
 STAGES = ("world", "sft", "feedback", "reward", "ppo", "evaluate", "report")
 ALIVE = 180.0  # seconds after which a stage that wrote nothing counts as stopped: states are saved every two minutes

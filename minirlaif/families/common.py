@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from minirlaif.chat import Layout, Renderer
 from minirlaif.config import ModelSection
-from minirlaif.frames import FrameSize, Sizing
 from minirlaif.types import UserError
+from minirlaif.video.frame_sampling import FrameSize, Sizing
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import torch
 
 from minirlaif.chat import Layout
 from minirlaif.families.common import Backbone, load_tokenizer, load_weights
-from minirlaif.frames import Sizing
 from minirlaif.types import UserError
+from minirlaif.video.frame_sampling import Sizing
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, as a share of full brightness; red, green, blue
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)

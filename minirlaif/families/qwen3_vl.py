@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minirlaif.chat import Layout
 from minirlaif.families.common import Backbone, load_tokenizer, load_weights
-from minirlaif.frames import Sizing
+from minirlaif.video.frame_sampling import Sizing
 
 # As the models were trained: the pairs stand in the user turn without a further pair of vision marks around all of them.
 LAYOUT = Layout(

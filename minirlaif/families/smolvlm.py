@@ -14,8 +14,8 @@ import torch
 
 from minirlaif.chat import Layout
 from minirlaif.families.common import Backbone, load_tokenizer, load_weights
-from minirlaif.frames import Sizing
 from minirlaif.types import UserError
+from minirlaif.video.frame_sampling import Sizing
 
 LAYOUT_FILE = "chat_layout.json"  # beside a model whose layout is not the family's own
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from minirlaif.chat import Layout
 from minirlaif.disk import write_atomic
-from minirlaif.frames import Sizing
 from minirlaif.talk import Options
 from minirlaif.types import UserError
+from minirlaif.video.frame_sampling import Sizing
 
 FILE = "minirlaif.json"
 SCHEMA = 1

@@ -18,12 +18,12 @@ from minirlaif.backbone import open_backbone
 from minirlaif.chat import Layout, Shown
 from minirlaif.config import Config, ModelSection, VideoSection
 from minirlaif.families.common import Backbone
-from minirlaif.frames import Sizing, uniform_plan
 from minirlaif.gguf.trial import questions
 from minirlaif.roles import Roles
 from minirlaif.sampling import Asked
 from minirlaif.types import Turn
-from minirlaif.video import ClipReader
+from minirlaif.video.frame_sampling import Sizing, uniform_plan
+from minirlaif.video.reader import ClipReader
 from minirlaif.workbench import read_samples
 
 ADAPTERS = {"rlaif": "ppo", "sft": "sft"}  # model -> the stage that trained its adapter

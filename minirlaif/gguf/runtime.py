@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.config import VideoSection
-from minirlaif.frames import uniform_plan
 from minirlaif.gguf import facts
 from minirlaif.gguf.child import Child
 from minirlaif.talk import Look, Options
 from minirlaif.types import Turn, UserError
-from minirlaif.video import ClipReader
+from minirlaif.video.frame_sampling import uniform_plan
+from minirlaif.video.reader import ClipReader
 
 LOOKS = 8  # clips whose frames are kept, the latest ones
 SMALL = 1 << 27  # bytes of a text model up to which threads wait for one another longer than they work

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from minirlaif.chat import Renderer, Shown, pieces
-from minirlaif.frames import FrameSize
 from minirlaif.gguf.eyes import Seen, grouped, placed
 from minirlaif.gguf.facts import FILE, Facts
 from minirlaif.gguf.llama import Session, length
 from minirlaif.talk import Options
 from minirlaif.types import Turn, UserError
+from minirlaif.video.frame_sampling import FrameSize
 
 CLIPS = 8  # clips whose vectors are kept, the latest ones
 GRAIN = 256  # a memory is made in steps of so many tokens, and with room for so many more than now needed

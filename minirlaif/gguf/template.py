@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from minirlaif.chat import Layout
-from minirlaif.frames import Sizing
+from minirlaif.video.frame_sampling import Sizing
 
 
 def chat_template(layout: Layout) -> str:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from minirlaif.artifacts import Run
-from minirlaif.frames import BLANK
 from minirlaif.stats import exact_match
 from minirlaif.talk import Engine, Options
+from minirlaif.video.frame_sampling import BLANK
 
 # How far the accuracy of a type may lie from that of the model in transformers, in shares of the questions.
 BOUNDS = {"f32": 0.005, "f16": 0.005, "bf16": 0.005, "q8_0": 0.01, "q6_k": 0.02, "q5_k_m": 0.03, "q4_k_m": 0.05}

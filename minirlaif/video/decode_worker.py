@@ -25,8 +25,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from minirlaif.frames import FrameSize
-from minirlaif.timeline import HDR_TRANSFERS, Timeline, Unreadable, inspect
+from minirlaif.video.frame_sampling import FrameSize
+from minirlaif.video.timestamps import HDR_TRANSFERS, Timeline, Unreadable, inspect
 
 SEEK_ROWS = 24  # PyAV seeks only where that saves at least so many frames
 HOLD_SECONDS = 0.5  # a damaged frame is replaced by the last good one, as a player does, if that is at most so old

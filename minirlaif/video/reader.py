@@ -22,8 +22,8 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from minirlaif.frames import FramePlan, FrameSize, uniform_plan
 from minirlaif.types import UserError
+from minirlaif.video.frame_sampling import FramePlan, FrameSize, uniform_plan
 
 START_SECONDS = 120.0  # the reader's imports may come from a cold disk
 NAMED = 20  # unreadable clips that an error lists
@@ -74,7 +74,7 @@ class ClipReader:
         sys.executable,
         "-P",
         "-m",
-        "minirlaif._reader",
+        "minirlaif.video.decode_worker",
     )  # -P: nothing in the working folder may shadow a module
 
     def __init__(self, timeout_seconds: float, most_pixels: int = 0) -> None:
@@ -151,7 +151,7 @@ class ClipReader:
     def _start(self) -> None:
         self.close()
         self._errors = tempfile.TemporaryFile()
-        root = str(Path(__file__).parent.parent)
+        root = str(Path(__file__).parents[2])
         self._child = subprocess.Popen(
             self.command,
             stdin=subprocess.PIPE,

@@ -1,0 +1,1 @@
+"""Clips in: which frames, decoded by which process, at which times."""

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from minirlaif.config.loader import Rules, build, parse_yaml
 from minirlaif.rubric import PROMPTS, Prompt
-from minirlaif.settings import Rules, build, parse_yaml
 from minirlaif.types import UserError
 
 MATCH = ("exact", "normalised")

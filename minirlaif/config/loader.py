@@ -6,28 +6,21 @@ It knows no section by name; which settings exist and what they allow is in conf
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
+from minirlaif.config.rules import RULES, Rules
+from minirlaif.config.schema import Config, DataSection
 from minirlaif.types import UserError
 
 R = TypeVar("R")
 _WORDS: Mapping[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What values settings allow. Numbers are finite and at least 0 unless listed here."""
-
-    choices: Mapping[str, Sequence[str]]  # section.field -> the allowed texts
-    positive: frozenset[str]  # field names: above 0
-    shares: frozenset[str]  # field names: 0 to 1
-    any_sign: frozenset[str]  # field names: negative values too
-    not_empty: frozenset[str]  # section.field of texts that must not be empty
 
 
 def parse_yaml(text: str, where: str) -> Mapping[Any, Any]:
@@ -140,3 +133,69 @@ def _checked(name: str, value: Any, rules: Rules) -> Any:
     if leaf not in rules.any_sign and value < 0:
         raise ValueError(f"{name} must not be negative, not {value}")
     return value
+
+
+def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Defaults, then the YAML file, then `section.field=value` overrides, whose values are read as YAML too.
+
+    Raises one UserError that lists every problem of the file and the overrides.
+    """
+    values: Mapping[Any, Any] = {}
+    if path is not None:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); name a config with --config") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: not a text file; name a YAML config with --config") from None
+        values = parse_yaml(text, str(path))
+    cfg, problems = build(Config, values, overrides, RULES)
+    if cfg is not None:
+        problems = _conflicts(cfg)
+    if cfg is None or problems:
+        count = "" if len(problems) == 1 else f"{len(problems)} problems: "
+        where = "" if all(each.startswith("--set ") for each in problems) else f"{path or 'settings'}: "
+        raise UserError(f"{where}{count}{'; '.join(problems)}")
+    return cfg if path is None else replace(cfg, data=_found_beside(Path(path).parent, cfg.data))
+
+
+def _found_beside(folder: Path, data: DataSection) -> DataSection:
+    def found(name: str) -> str:
+        return str(folder / name) if name and not Path(name).exists() and (folder / name).exists() else name
+
+    parts: dict[str, Any] = {name: tuple(map(found, v)) for name, v in vars(data).items() if isinstance(v, tuple)}
+    return replace(data, videos=found(data.videos), **parts)
+
+
+def _conflicts(cfg: Config) -> list[str]:
+    """What no setting shows alone."""
+    problems = []
+    answers, wanted = cfg.feedback.answers, cfg.feedback.pairs_per_prompt
+    possible = answers * (answers - 1) // 2
+    if possible < wanted:
+        problems.append(f"feedback.pairs_per_prompt is {wanted}, but {answers} answers form {possible}: raise feedback.answers")
+    if cfg.rollout.normalize_score and cfg.rollout.rollouts < 2:
+        problems.append("rollout.normalize_score needs the deviation of several scores: raise rollout.rollouts, which is 1")
+    if cfg.data.world:
+        unread = [name for name in ("sft", "prompts", "dev", "test") if getattr(cfg.data, name)]
+        if unread:
+            named = ", ".join(f"data.{name}" for name in unread)
+            problems.append(f'data.world is {cfg.data.world}, so {named} would not be read: empty it, or set data.world to ""')
+        if not cfg.world.sft_clips + cfg.world.sft_short_clips:
+            problems.append("world.sft_clips and world.sft_short_clips are both 0: raise one, sft needs rows")
+    return problems
+
+
+def dump(cfg: Config) -> str:
+    """The whole config as YAML; `load` of it gives an equal config."""
+    return str(yaml.safe_dump(_plain(cfg), sort_keys=False, allow_unicode=True, width=130))
+
+
+def section(cfg: Config, name: str) -> dict[str, Any]:
+    """One section as plain JSON values, for a manifest."""
+    return _plain(getattr(cfg, name))
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(record)))  # tuples become lists
+    return plain

@@ -5,17 +5,7 @@ Standard library and yaml only: reading a config must not need torch.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
-
-import yaml
-
-from minirlaif.rules import RULES
-from minirlaif.settings import build, parse_yaml
-from minirlaif.types import UserError
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -228,69 +218,3 @@ class Config:
     ppo: PpoSection = field(default_factory=PpoSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
     export: ExportSection = field(default_factory=ExportSection)
-
-
-def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Defaults, then the YAML file, then `section.field=value` overrides, whose values are read as YAML too.
-
-    Raises one UserError that lists every problem of the file and the overrides.
-    """
-    values: Mapping[Any, Any] = {}
-    if path is not None:
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); name a config with --config") from None
-        except UnicodeDecodeError:
-            raise UserError(f"{path}: not a text file; name a YAML config with --config") from None
-        values = parse_yaml(text, str(path))
-    cfg, problems = build(Config, values, overrides, RULES)
-    if cfg is not None:
-        problems = _conflicts(cfg)
-    if cfg is None or problems:
-        count = "" if len(problems) == 1 else f"{len(problems)} problems: "
-        where = "" if all(each.startswith("--set ") for each in problems) else f"{path or 'settings'}: "
-        raise UserError(f"{where}{count}{'; '.join(problems)}")
-    return cfg if path is None else replace(cfg, data=_found_beside(Path(path).parent, cfg.data))
-
-
-def _found_beside(folder: Path, data: DataSection) -> DataSection:
-    def found(name: str) -> str:
-        return str(folder / name) if name and not Path(name).exists() and (folder / name).exists() else name
-
-    parts: dict[str, Any] = {name: tuple(map(found, v)) for name, v in vars(data).items() if isinstance(v, tuple)}
-    return replace(data, videos=found(data.videos), **parts)
-
-
-def _conflicts(cfg: Config) -> list[str]:
-    """What no setting shows alone."""
-    problems = []
-    answers, wanted = cfg.feedback.answers, cfg.feedback.pairs_per_prompt
-    possible = answers * (answers - 1) // 2
-    if possible < wanted:
-        problems.append(f"feedback.pairs_per_prompt is {wanted}, but {answers} answers form {possible}: raise feedback.answers")
-    if cfg.rollout.normalize_score and cfg.rollout.rollouts < 2:
-        problems.append("rollout.normalize_score needs the deviation of several scores: raise rollout.rollouts, which is 1")
-    if cfg.data.world:
-        unread = [name for name in ("sft", "prompts", "dev", "test") if getattr(cfg.data, name)]
-        if unread:
-            named = ", ".join(f"data.{name}" for name in unread)
-            problems.append(f'data.world is {cfg.data.world}, so {named} would not be read: empty it, or set data.world to ""')
-        if not cfg.world.sft_clips + cfg.world.sft_short_clips:
-            problems.append("world.sft_clips and world.sft_short_clips are both 0: raise one, sft needs rows")
-    return problems
-
-
-def dump(cfg: Config) -> str:
-    """The whole config as YAML; `load` of it gives an equal config."""
-    return str(yaml.safe_dump(_plain(cfg), sort_keys=False, allow_unicode=True, width=130))
-
-
-def section(cfg: Config, name: str) -> dict[str, Any]:
-    """One section as plain JSON values, for a manifest."""
-    return _plain(getattr(cfg, name))
-
-
-def _plain(record: Any) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(record)))  # tuples become lists
-    return plain

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from minirlaif.settings import Rules
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What values settings allow. Numbers are finite and at least 0 unless listed here."""
+
+    choices: Mapping[str, Sequence[str]]  # section.field -> the allowed texts
+    positive: frozenset[str]  # field names: above 0
+    shares: frozenset[str]  # field names: 0 to 1
+    any_sign: frozenset[str]  # field names: negative values too
+    not_empty: frozenset[str]  # section.field of texts that must not be empty
+
 
 # Numbers are finite and at least 0; positive, shares and any_sign hold field names of any section with another rule.
 RULES = Rules(

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.agreement import FEW, Ballot, Figure, as_json, audit, plain_choice
-from minirlaif.artifacts import Run
-from minirlaif.disk import plain, read_json, write_atomic
+from minirlaif.runs.io import plain, read_json, write_atomic
+from minirlaif.runs.run import Run
 from minirlaif.types import UserError
 
 RESAMPLES = 2000

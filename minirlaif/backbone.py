@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from minirlaif import distributed
 from minirlaif.config import ModelSection
-from minirlaif.disk import sha256
+from minirlaif.runs.io import sha256
 from minirlaif.types import UserError
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif import config
-from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.plan import CONTEXT, GIB, STEPS, TITLES, estimate, planned
+from minirlaif.runs.run import Run
 from minirlaif.types import UserError
 
 # Big blocks of glibc's heap come from the system one by one and go back at once: resident memory is then what is alive.
@@ -33,8 +33,8 @@ COLUMNS = ("stage", "peak MiB", "planned MiB", "s/step", "tokens/s", "samples/s"
 def run(cfg: Config, stages: Sequence[str], gpu_gib: float | None, out: Path | None) -> int:
     """Measure stages, print the table and, when all stages were measured, the header line for the config; write json.
     Exit code 1 when a stage failed. UserError when the models' sizes are not known."""
-    from minirlaif.disk import write_atomic
     from minirlaif.fitting import header
+    from minirlaif.runs.io import write_atomic
 
     planned(cfg, gpu=False)  # a wrong name is told once, not by every child
     results = [measure(cfg, stage, gpu_gib) for stage in stages]

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minirlaif.artifacts import Run
 from minirlaif.benchmarks import Benchmark, Item, listed
 from minirlaif.contestants import Contestant, Entry, opened
-from minirlaif.disk import empty, read_json
-from minirlaif.metrics import progress
 from minirlaif.predictions import prediction_files
 from minirlaif.rubric import asked_choice
-from minirlaif.stagedir import StageDir
+from minirlaif.runs.io import empty, read_json
+from minirlaif.runs.progress import progress
+from minirlaif.runs.run import Run
+from minirlaif.runs.stage_dir import StageDir
 from minirlaif.types import UserError
 
 EVERY_CLIP = "In retrieval every clip is a candidate, and fewer make it easier: get them, or remove their rows"

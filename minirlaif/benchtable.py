@@ -8,11 +8,11 @@ from contextlib import suppress
 from typing import Any
 
 from minirlaif import charts, tablepage
-from minirlaif.artifacts import Run
 from minirlaif.benchanswers import Answer, read_answers
 from minirlaif.benchmarks import Benchmark, Item
-from minirlaif.disk import plain, write_atomic
 from minirlaif.rubric import HIGHEST, LABELS, SHARES, chosen_option
+from minirlaif.runs.io import plain, write_atomic
+from minirlaif.runs.run import Run
 from minirlaif.scores import Scores, load_all
 from minirlaif.tablepage import Example
 from minirlaif.tables import examples, judge_head, table_json

@@ -15,9 +15,9 @@ from typing import NoReturn
 import yaml
 
 from minirlaif import __version__, config, console, distributed, exporting, measuring, planning
-from minirlaif.artifacts import Run
-from minirlaif.disk import disk_is_full, read_json, write_atomic
-from minirlaif.status import report_state, status_table
+from minirlaif.runs.io import disk_is_full, read_json, write_atomic
+from minirlaif.runs.run import Run
+from minirlaif.runs.status import report_state, status_table
 from minirlaif.types import UserError
 
 STAGES = {  # in the order of `run`, except pretrain, which `run` leaves out because the tiny base ships with the package

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif import tablepage
-from minirlaif.artifacts import Run
-from minirlaif.disk import plain, write_atomic
 from minirlaif.grading.match import NAMES
+from minirlaif.runs.io import plain, write_atomic
+from minirlaif.runs.run import Run
 from minirlaif.scores import ORDER, Mark, Scores, load_all
 from minirlaif.stats import exact_match
 from minirlaif.tables import blocks, judged

@@ -86,7 +86,7 @@ def _engine(options: argparse.Namespace) -> Any:
         return GgufEngine(options.gguf, options.mmproj, options.type, options.threads, options.ctx)
     if options.mmproj or options.type or options.ctx or options.threads:
         raise UserError("chat: --mmproj, --type, --ctx and --threads belong to --gguf; leave them out with --run")
-    from minirlaif.artifacts import Run
+    from minirlaif.runs.run import Run
 
     try:
         from minirlaif.hf import HfEngine

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from minirlaif import config
-from minirlaif.artifacts import Run
 from minirlaif.config import Config
-from minirlaif.disk import sha256
 from minirlaif.gguf import facts
-from minirlaif.stagedir import StageDir
+from minirlaif.runs.io import sha256
+from minirlaif.runs.run import Run
+from minirlaif.runs.stage_dir import StageDir
 from minirlaif.talk import Engine, Options
 from minirlaif.types import UserError
 

@@ -11,12 +11,12 @@ from minirlaif.benchanswers import ASKS, BenchmarkRun, answer_benchmark, begin_a
 from minirlaif.benchmarks import Benchmark, first_items, read_benchmark
 from minirlaif.benchtable import write_tables
 from minirlaif.contestants import Entry, entered, title_of
-from minirlaif.disk import read_json
 from minirlaif.grading import AskedJudge
 from minirlaif.grading.asking import Counts, nothing_read
 from minirlaif.grading.replies import Replies
 from minirlaif.grading.settings import JudgeSettings, check_judge, judge_prompts, judge_settings
 from minirlaif.predictions import read_predictions
+from minirlaif.runs.io import read_json
 from minirlaif.scores import RANKED, Scores, ask_judge, mark_rows, save, uses_model
 from minirlaif.types import UserError
 

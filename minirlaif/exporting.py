@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from minirlaif import config
-from minirlaif.artifacts import Run
 from minirlaif.gguf.quantize import chosen_types
+from minirlaif.runs.run import Run
 from minirlaif.types import UserError
 
 TYPES = "f16,q8_0,q4_k_m"

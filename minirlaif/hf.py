@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 
 from minirlaif import config
-from minirlaif.artifacts import Run
 from minirlaif.backbone import open_backbone
 from minirlaif.chat import pieces
 from minirlaif.features import FeatureStore
 from minirlaif.judge import judge, narrate
+from minirlaif.runs.run import Run
 from minirlaif.sampling import Asked, Kept
 from minirlaif.scoring import sequence_scores
 from minirlaif.talk import Judged, Look, Options

@@ -99,8 +99,8 @@ def dispatch(options: argparse.Namespace) -> int:
 def _audit(options: argparse.Namespace) -> int:
     if options.count < 1:
         raise UserError(f"--count {options.count}: must be above 0")
-    from minirlaif.artifacts import Run
     from minirlaif.audit import Audit, told
+    from minirlaif.runs.run import Run
 
     found = Audit(Run(options.runs_dir / options.run), options.count, options.seed, options.redo)
     if options.report:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minirlaif.disk import sync
+from minirlaif.runs.io import sync
 from minirlaif.types import UserError
 
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # the first that there are

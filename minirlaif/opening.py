@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from minirlaif.artifacts import Run
 from minirlaif.backbone import base_folder, model_type, open_backbone
 from minirlaif.chat import Shown
 from minirlaif.config import Config
-from minirlaif.disk import disk_is_full
 from minirlaif.families.common import load_tokenizer
 from minirlaif.features import FeatureStore, resting_eyes
+from minirlaif.runs.io import disk_is_full
+from minirlaif.runs.run import Run
 from minirlaif.types import Sample, UserError
 from minirlaif.video.frame_sampling import FrameSize
 from minirlaif.video.reader import ClipReader

@@ -11,7 +11,7 @@ from typing import Any
 
 from minirlaif import config
 from minirlaif.ablation import arms
-from minirlaif.disk import write_atomic
+from minirlaif.runs.io import write_atomic
 from minirlaif.types import UserError
 
 VERBS = ("plan", "bench", "convert", "ablate")

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.judge import judge
 from minirlaif.opening import open_workbench
 from minirlaif.rollouts import Rollout, collect
+from minirlaif.runs.run import Run
 from minirlaif.sampling import sample
 from minirlaif.scoring import token_logprobs, token_values
 from minirlaif.shapes import read_config

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor
 
 from minirlaif import distributed
-from minirlaif.artifacts import Run
 from minirlaif.backbone import base_hash
 from minirlaif.chat import Shown
 from minirlaif.config import Config, section
 from minirlaif.data import fingerprint, load_preferences, load_samples
 from minirlaif.features import FeatureStore
 from minirlaif.roles import Roles
+from minirlaif.runs.run import Run
+from minirlaif.runs.stage_dir import StageDir
 from minirlaif.sampling import Asked
 from minirlaif.scoring import Row
-from minirlaif.stagedir import StageDir
 from minirlaif.types import Preference, Sample, UserError
 from minirlaif.video.frame_sampling import FramePlan, FrameSize, segment_spans, uniform_plan
 from minirlaif.video.reader import ClipInfo, ClipReader, check_clips

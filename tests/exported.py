@@ -14,8 +14,8 @@ import tiny
 from clips import write_clip
 
 from minirlaif import cli
-from minirlaif.artifacts import Run
 from minirlaif.hf import HfEngine
+from minirlaif.runs.run import Run
 from minirlaif.talk import Options
 
 QUESTIONS = ("what happens first?", "how many things happen?", "what happens then?", "describe the video.")

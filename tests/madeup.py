@@ -11,7 +11,7 @@ import tiny
 
 from minirlaif import config
 from minirlaif.ablation.arms import MAIN, Arm, arms
-from minirlaif.artifacts import Run
+from minirlaif.runs.run import Run
 
 TRUE, FALSE = "a red circle moves left.", "a blue cross stays still."
 CLIPS = 40

@@ -19,7 +19,7 @@ from minirlaif.app.clips import Desk, Limits
 from minirlaif.app.talks import Talks
 from minirlaif.app.votes import Ballot
 from minirlaif.app.worker import Worker
-from minirlaif.artifacts import Run
+from minirlaif.runs.run import Run
 from minirlaif.talk import Judged, Look, Options
 from minirlaif.types import Turn, UserError
 

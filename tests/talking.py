@@ -13,11 +13,11 @@ from clips import write_clip
 
 from minirlaif import config
 from minirlaif.app.votes import Ballot
-from minirlaif.artifacts import Run
 from minirlaif.backbone import open_backbone
 from minirlaif.chat import Shown
 from minirlaif.features import FeatureStore
 from minirlaif.roles import Roles
+from minirlaif.runs.run import Run
 from minirlaif.tinyworld import FPS, Event, render
 from minirlaif.video.frame_sampling import uniform_plan
 from minirlaif.video.reader import ClipReader

@@ -24,7 +24,7 @@ from minirlaif.ablation.arms import ANSWERS, COUNTS, JUDGE, MAIN, REWARD, SEGMEN
 from minirlaif.ablation.children import Job, carry_out
 from minirlaif.ablation.items import read, remarks
 from minirlaif.ablation.verdict import FAILS, HOLDS, OPEN, Figure, ahead, common, figure, pooled, verdict
-from minirlaif.artifacts import ORDER, Run
+from minirlaif.runs.run import ORDER, Run
 from minirlaif.types import UserError
 from minirlaif.workbench import settings_of
 

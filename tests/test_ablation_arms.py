@@ -13,8 +13,8 @@ import shrunk
 from minirlaif import cli, config
 from minirlaif.ablation import work
 from minirlaif.ablation.arms import MAIN, arms, groups
-from minirlaif.artifacts import Run
 from minirlaif.config import Config
+from minirlaif.runs.run import Run
 from minirlaif.video.frame_sampling import segment_spans
 
 CFG = config.load(shrunk.TINY)

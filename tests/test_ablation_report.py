@@ -21,7 +21,7 @@ from minirlaif.ablation import report, view, work
 from minirlaif.ablation.arms import MAIN, REWARD, Entry, arms
 from minirlaif.ablation.items import read
 from minirlaif.ablation.verdict import FAILS, HOLDS, MISSING, OPEN
-from minirlaif.artifacts import Run
+from minirlaif.runs.run import Run
 
 CFG = config.load(shrunk.TINY, ["evaluate.bootstrap=200"])
 SPACE = "\u00a0"

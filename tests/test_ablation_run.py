@@ -18,7 +18,7 @@ import tiny
 import torch
 
 from minirlaif.ablation import exam
-from minirlaif.artifacts import Run
+from minirlaif.runs.run import Run
 from minirlaif.sampling import Asked, Completion
 from minirlaif.scoring import Row
 from minirlaif.stages import evaluate

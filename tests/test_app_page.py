@@ -20,10 +20,10 @@ from clips import picture, write_clip
 from pages import HIDDEN, FakeEngine, Page, Served, chromium, serving, wait_for
 from PIL import Image
 
-from minirlaif.artifacts import Run
 from minirlaif.data import load_preferences, load_samples
 from minirlaif.gguf.runtime import GgufEngine
 from minirlaif.hf import HfEngine
+from minirlaif.runs.run import Run
 
 FOLDER = "served"
 

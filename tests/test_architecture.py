@@ -108,7 +108,7 @@ def test_layers(module: str):
 @pytest.mark.parametrize(
     ("module", "code", "fault"),
     [
-        ("losses", "from minirlaif.artifacts import Run", "higher layer"),
+        ("losses", "from minirlaif.runs.run import Run", "higher layer"),
         ("losses", "from . import artifacts", "higher layer"),
         ("records", "def f():\n    import random", "no disk, clock or randomness"),
         ("artifacts", "import torch", "imports torch"),

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from minirlaif import disk, stagedir
-from minirlaif.artifacts import Run
+from minirlaif.runs import io, stage_dir
+from minirlaif.runs.run import Run
 from minirlaif.types import StageStopped, UserError
 
 
@@ -36,7 +36,7 @@ def make(run: Run, name: str = "sft", text: str = "weights", config: dict | None
 STAGE = """
 import os, sys, json
 from pathlib import Path
-from minirlaif.artifacts import Run
+from minirlaif.runs.run import Run
 
 root, crash = sys.argv[1], sys.argv[2]
 with Run(root).stage("ppo", {"n": 6}) as out:
@@ -181,10 +181,10 @@ def test_an_error_in_a_stage_gets_the_command(run: Run):
 
 def test_a_state_is_due_by_steps_and_by_time(run: Run, monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr(stagedir.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(stage_dir.time, "monotonic", lambda: now[0])
     with run.stage("sft", {}) as out:
         assert [step for step in range(1, 7) if out.due(step, 3)] == [3, 6]
-        now[0] += stagedir.SAVE_SECONDS
+        now[0] += stage_dir.SAVE_SECONDS
         assert out.due(7, 3)
         out.commit_state(7, lambda folder: None)
         assert not out.due(8, 3)
@@ -268,14 +268,14 @@ def test_two_processes_cannot_fill_one_stage(run: Run):
 
 
 def test_full_disk_keeps_the_last_state(run: Run, monkeypatch):
-    real = stagedir.write_atomic
+    real = stage_dir.write_atomic
 
     def full(path: Path, text: str) -> None:
         if path.name == "position.json" and json.loads(text)["step"] == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(path, text)
 
-    monkeypatch.setattr(stagedir, "write_atomic", full)
+    monkeypatch.setattr(stage_dir, "write_atomic", full)
     with pytest.raises(StageStopped, match="disk is full") as caught, run.stage("sft", {}) as out:
         for step in (1, 2):
             out.log(step)
@@ -290,14 +290,14 @@ def test_full_disk_keeps_the_last_state(run: Run, monkeypatch):
 
 @pytest.mark.parametrize("file", ["begun.json.new", "manifest.json.new"])
 def test_full_disk_while_the_books_are_written(run: Run, monkeypatch, file: str):
-    real = disk.sync
+    real = io.sync
 
     def full(path: Path) -> None:
         if path.name == file:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(path)
 
-    monkeypatch.setattr(disk, "sync", full)
+    monkeypatch.setattr(io, "sync", full)
     with pytest.raises(StageStopped, match="disk is full"):
         make(run)
     monkeypatch.undo()
@@ -307,9 +307,9 @@ def test_full_disk_while_the_books_are_written(run: Run, monkeypatch, file: str)
 
 
 def test_full_disk_in_other_words(tmp_path: Path):
-    assert disk.disk_is_full(RuntimeError("I/O error: No space left on device (os error 28)"), tmp_path)
-    assert not disk.disk_is_full(OSError(errno.EACCES, "Permission denied"), tmp_path)
-    assert not disk.disk_is_full(UserError("NaN loss"), tmp_path)
+    assert io.disk_is_full(RuntimeError("I/O error: No space left on device (os error 28)"), tmp_path)
+    assert not io.disk_is_full(OSError(errno.EACCES, "Permission denied"), tmp_path)
+    assert not io.disk_is_full(UserError("NaN loss"), tmp_path)
 
 
 def test_numbers_in_logs(run: Run):

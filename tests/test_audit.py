@@ -20,8 +20,8 @@ from pages import chromium
 
 from minirlaif import auditpage, cli
 from minirlaif.agreement import Ballot, audit, kappa
-from minirlaif.artifacts import Run
 from minirlaif.audit import Audit, drawn
+from minirlaif.runs.run import Run
 from minirlaif.types import UserError
 
 RESAMPLES = 500

@@ -28,8 +28,8 @@ from endpoints import Server, answer
 from test_benchmarks import official_input
 
 from minirlaif import backbone, benchmarks, cli, config, contestants, evaluation, rubric, sampling, tables, talk
-from minirlaif.artifacts import Run
 from minirlaif.roles import Roles
+from minirlaif.runs.run import Run
 from minirlaif.talk import Look
 
 QUICK = ["model.device=cpu", "evaluate.max_new_tokens=10", "evaluate.batch_size=16", "video.frames=4", "model.lora_r=2"]

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from minirlaif import artifacts, cli, config, doctor, metrics
-from minirlaif.artifacts import Run
+from minirlaif import cli, config, doctor
+from minirlaif.runs import progress
+from minirlaif.runs import run as artifacts
+from minirlaif.runs.run import Run
 from minirlaif.types import StageStopped
 
 
@@ -403,15 +405,15 @@ def test_doctor_exit_code(monkeypatch, capsys):
 
 
 def test_progress_without_a_terminal_prints_about_ten_lines(capsys):
-    assert list(metrics.progress(range(100), total=100, label="ppo")) == list(range(100))
+    assert list(progress.progress(range(100), total=100, label="ppo")) == list(range(100))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 10 and lines[0].startswith("ppo: 10/100, ")
-    list(metrics.progress(range(50), total=100, label="ppo", initial=50))
+    list(progress.progress(range(50), total=100, label="ppo", initial=50))
     assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()][0] == "ppo: 60/100"
 
 
 def test_clock():
-    assert [metrics.clock(seconds) for seconds in (42.4, 185, 7620)] == ["42 s", "3 min 05 s", "2 h 07 min"]
+    assert [progress.clock(seconds) for seconds in (42.4, 185, 7620)] == ["42 s", "3 min 05 s", "2 h 07 min"]
 
 
 def test_a_reader_that_leaves_early_sees_no_traceback(tmp_path: Path):

@@ -12,12 +12,12 @@ import pytest
 import tiny
 
 from minirlaif import benchtable, cli
-from minirlaif.artifacts import Run
 from minirlaif.benchanswers import Answer
 from minirlaif.benchmarks import Benchmark, Item
 from minirlaif.comparing import compared
 from minirlaif.grading import JudgeName
 from minirlaif.grading.settings import JudgeSettings
+from minirlaif.runs.run import Run
 from minirlaif.scores import Mark, Scores, load_all, mark_rows, save
 
 JUDGE = JudgeName("exact", "exact match", "1", "")

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from minirlaif.artifacts import Run
 from minirlaif.backbone import TINY, open_backbone
 from minirlaif.config import ModelSection
 from minirlaif.gguf import trial
 from minirlaif.gguf.quantize import listed
-from minirlaif.stagedir import StageDir
+from minirlaif.runs.run import Run
+from minirlaif.runs.stage_dir import StageDir
 from minirlaif.stages import export as stage
 
 TYPES = "f16,q4_k_m"

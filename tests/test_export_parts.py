@@ -20,7 +20,6 @@ import tiny
 from safetensors.numpy import load_file, save_file
 
 from minirlaif import config
-from minirlaif.artifacts import Run
 from minirlaif.backbone import TINY
 from minirlaif.chat import Layout, Renderer
 from minirlaif.families import qwen3_5, qwen3_vl
@@ -29,6 +28,7 @@ from minirlaif.gguf import converter, merge, trial
 from minirlaif.gguf.quantize import chosen_types, quantize
 from minirlaif.gguf.reference import TEXTS
 from minirlaif.gguf.template import chat_template, ollama_template
+from minirlaif.runs.run import Run
 from minirlaif.tinybase import LAYOUT
 from minirlaif.types import Turn, UserError
 

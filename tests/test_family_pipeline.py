@@ -12,7 +12,7 @@ import pytest
 from shrunk import STAGES, TINY, begin, results
 
 from minirlaif import cli
-from minirlaif.stagedir import StageDir
+from minirlaif.runs.stage_dir import StageDir
 
 BASES: dict[str, Callable[[Path], None]] = {
     "smolvlm2": bases_smolvlm.smolvlm,

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from minirlaif import config
-from minirlaif.artifacts import Run
+from minirlaif.runs.run import Run
 from minirlaif.stages import feedback
 from minirlaif.types import Sample, Turn, Verdict
 

@@ -13,11 +13,11 @@ import talking
 import tiny
 import torch
 
-from minirlaif.artifacts import Run
 from minirlaif.backbone import open_backbone
 from minirlaif.chat import pieces
 from minirlaif.config import ModelSection
 from minirlaif.hf import HfEngine
+from minirlaif.runs.run import Run
 from minirlaif.sampling import Asked, Kept, sample
 from minirlaif.scoring import sequence_scores
 from minirlaif.talk import Options

@@ -12,12 +12,12 @@ import tiny
 import torch
 
 from minirlaif import config, resting, rollouts
-from minirlaif.artifacts import Run
 from minirlaif.backbone import open_backbone
 from minirlaif.families.smolvlm import SmolVLM
 from minirlaif.features import resting_eyes
 from minirlaif.opening import _reference_bench, check_tokenizers, open_workbench
 from minirlaif.resting import Resting
+from minirlaif.runs.run import Run
 from minirlaif.scoring import token_logprobs, token_values
 from minirlaif.stages import ppo
 from minirlaif.stages.pretrain import save

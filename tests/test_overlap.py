@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from minirlaif import config
-from minirlaif.artifacts import Run
 from minirlaif.overlap import seen_before
+from minirlaif.runs.run import Run
 from minirlaif.types import Sample
 from minirlaif.video.reader import UnreadableClip
 from minirlaif.workbench import settings_of

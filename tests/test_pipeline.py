@@ -24,7 +24,7 @@ import shrunk
 from shrunk import STAGES, begin, files, lines, make, manifest, results
 
 from minirlaif import cli, config
-from minirlaif.artifacts import Run
+from minirlaif.runs.run import Run
 from minirlaif.video.reader import ClipReader
 
 ROOT = Path(__file__).parent.parent

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from minirlaif import page, story, workings
-from minirlaif.artifacts import Run
 from minirlaif.config import Config, load
+from minirlaif.runs.run import Run
 from minirlaif.stages import report
 from minirlaif.types import UserError
 
@@ -260,7 +260,7 @@ def test_strips_keep_their_proportions(tmp_path: Path):
 
 
 def test_status_knows_the_evaluation_that_a_report_shows(tmp_path: Path):
-    from minirlaif.status import report_state
+    from minirlaif.runs.status import report_state
 
     cfg, run = make(tmp_path / "r", ROWS, result(ROWS))
     written(cfg, run)

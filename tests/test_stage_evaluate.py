@@ -12,7 +12,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from minirlaif.artifacts import Run
+from minirlaif.runs.run import Run
 from minirlaif.sampling import Asked, Completion
 from minirlaif.scoring import Row, token_logprobs
 from minirlaif.stages import evaluate

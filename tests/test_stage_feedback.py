@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from minirlaif import judge as judging
-from minirlaif.artifacts import Run
+from minirlaif.runs.run import Run
 from minirlaif.sampling import Asked, Completion
 from minirlaif.stages import feedback
 from minirlaif.types import Pair, Sample, Turn, Verdict

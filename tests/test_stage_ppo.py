@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from minirlaif import devjudge
-from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.devjudge import DevJudge
 from minirlaif.rollouts import collect
+from minirlaif.runs.run import Run
 from minirlaif.sampling import sample
 from minirlaif.scoring import Row, sequence_scores, token_logprobs, token_values
 from minirlaif.stages import ppo

@@ -10,7 +10,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from minirlaif.artifacts import Run
+from minirlaif.runs.run import Run
 from minirlaif.scoring import sequence_scores
 from minirlaif.stages import reward
 from minirlaif.types import Preference, UserError

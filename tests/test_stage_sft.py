@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 
-from minirlaif.artifacts import Run
+from minirlaif.runs.run import Run
 from minirlaif.stages import sft
 from minirlaif.types import Sample, Turn
 

@@ -10,8 +10,8 @@ import pytest
 import shrunk
 
 from minirlaif import config
-from minirlaif.artifacts import Run
 from minirlaif.backbone import TINY
+from minirlaif.runs.run import Run
 from minirlaif.types import UserError
 from minirlaif.workbench import read_samples, settings_of
 

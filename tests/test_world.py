@@ -10,8 +10,8 @@ import pytest
 from shrunk import files, lines, manifest, results
 
 from minirlaif import config, tinyworld
-from minirlaif.artifacts import Run
 from minirlaif.data import load_samples
+from minirlaif.runs.run import Run
 from minirlaif.stages import world
 from minirlaif.tinyworld import MOTIONS, QUESTION_TYPES, SHAPES, Event
 from minirlaif.video.frame_sampling import uniform_plan

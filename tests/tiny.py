@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from minirlaif import config
-from minirlaif.artifacts import Run
 from minirlaif.families.smolvlm import SmolVLM
 from minirlaif.roles import Roles
+from minirlaif.runs.run import Run
 from minirlaif.scoring import Row
 from minirlaif.tinybase import LAYOUT, make_model, make_tokenizer
 from minirlaif.types import Sample

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from minirlaif.metrics import clock
+from minirlaif.runs.progress import clock
 from minirlaif.types import UserError
 
 POLL_SECONDS = 0.2

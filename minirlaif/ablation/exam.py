@@ -10,10 +10,10 @@ import json
 from collections.abc import Sequence
 
 from minirlaif.ablation.arms import BEST_OF
-from minirlaif.artifacts import Run
 from minirlaif.config import Config
-from minirlaif.metrics import progress
 from minirlaif.opening import open_workbench
+from minirlaif.runs.progress import progress
+from minirlaif.runs.run import Run
 from minirlaif.sampling import Completion, sample
 from minirlaif.scoring import micro_batches, sequence_scores
 from minirlaif.stages import evaluate, feedback

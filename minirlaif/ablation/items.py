@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from minirlaif.ablation.arms import ANSWERS, JUDGE, MAIN, REWARD, SEGMENTS, Entry
-from minirlaif.artifacts import Run
+from minirlaif.runs.run import Run
 from minirlaif.stats import exact_match
 
 Found = dict[str, tuple[str, float]]  # item -> (clip, value)

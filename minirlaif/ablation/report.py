@@ -13,9 +13,9 @@ from minirlaif.ablation import view
 from minirlaif.ablation.arms import COUNTS, MAIN, Arm, Entry, Group, groups
 from minirlaif.ablation.items import Found, read, remarks
 from minirlaif.ablation.verdict import MISSING, RULE, Figure, ahead, common, figure, pooled, verdict
-from minirlaif.artifacts import Run
 from minirlaif.config import Config
-from minirlaif.disk import plain, write_atomic
+from minirlaif.runs.io import plain, write_atomic
+from minirlaif.runs.run import Run
 
 Runs = Mapping[int, Mapping[str, Run]]  # seed -> arm -> its run folder
 Lost = Mapping[int, Mapping[str, str]]  # seed -> arm that could not be made -> why

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from minirlaif import config
-from minirlaif.artifacts import Run
-from minirlaif.disk import read_json
+from minirlaif.runs.io import read_json
+from minirlaif.runs.run import Run
 from minirlaif.types import UserError
 
 

@@ -25,10 +25,10 @@ from minirlaif import config
 from minirlaif.ablation import report
 from minirlaif.ablation.arms import MAIN, Arm, arms
 from minirlaif.ablation.children import Job, carry_out
-from minirlaif.artifacts import Run
 from minirlaif.config import Config
-from minirlaif.disk import read_json, write_atomic
-from minirlaif.metrics import clock, progress
+from minirlaif.runs.io import read_json, write_atomic
+from minirlaif.runs.progress import clock, progress
+from minirlaif.runs.run import Run
 from minirlaif.types import UserError
 
 MAIN_STAGES = ("world", "sft", "feedback", "reward", "ppo", "evaluate")

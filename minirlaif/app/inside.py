@@ -10,9 +10,9 @@ from minirlaif import story
 from minirlaif.app import shelf
 from minirlaif.app.shelf import Row
 from minirlaif.app.views import NAMES, root
-from minirlaif.artifacts import Run
 from minirlaif.page import Html, bar, bars, curve, frames, number, strip_styles, table, tag
-from minirlaif.status import status_rows
+from minirlaif.runs.run import Run
+from minirlaif.runs.status import status_rows
 from minirlaif.types import UserError
 
 CARDS = 8  # test answers on a page

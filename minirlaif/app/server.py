@@ -21,7 +21,7 @@ from minirlaif.app.guard import Guard
 from minirlaif.app.talks import Talks
 from minirlaif.app.votes import Ballot
 from minirlaif.app.worker import Worker
-from minirlaif.artifacts import Run
+from minirlaif.runs.run import Run
 from minirlaif.talk import Engine
 from minirlaif.types import UserError
 

@@ -15,7 +15,7 @@ import gradio as gr
 from minirlaif.app import inside, shelf, views
 from minirlaif.app.talks import Talks
 from minirlaif.app.votes import agreement
-from minirlaif.artifacts import Run
+from minirlaif.runs.run import Run
 
 MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}

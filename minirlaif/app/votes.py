@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
 
-from minirlaif.disk import sha256
 from minirlaif.formats import BadRow, parse_preference
+from minirlaif.runs.io import sha256
 from minirlaif.stats import wilson
 from minirlaif.types import UserError
 

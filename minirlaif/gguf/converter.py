@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from minirlaif.disk import sha256
+from minirlaif.runs.io import sha256
 from minirlaif.types import UserError
 
 PACKAGE = "llama-cpp-python"

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from minirlaif.chat import Layout
-from minirlaif.disk import write_atomic
+from minirlaif.runs.io import write_atomic
 from minirlaif.talk import Options
 from minirlaif.types import UserError
 from minirlaif.video.frame_sampling import Sizing

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from minirlaif.artifacts import Run
 from minirlaif.backbone import base_folder, open_backbone
 from minirlaif.config import Config, ModelSection
 from minirlaif.families.common import Backbone, no_bars
 from minirlaif.gguf.reference import logits_of, plain_section, reference_of
 from minirlaif.gguf.template import chat_template, processor_settings
 from minirlaif.roles import Roles
+from minirlaif.runs.run import Run
 from minirlaif.shapes import empty_model, read_config
 from minirlaif.types import UserError
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minirlaif.artifacts import Run
+from minirlaif.runs.run import Run
 from minirlaif.stats import exact_match
 from minirlaif.talk import Engine, Options
 from minirlaif.video.frame_sampling import BLANK

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from minirlaif.artifacts import Run
 from minirlaif.backbone import model_type
 from minirlaif.config import Config
 from minirlaif.gguf import card, facts, trial
@@ -18,7 +17,8 @@ from minirlaif.gguf.parity import FRAMES_GATE, TEXT_GATE, measure
 from minirlaif.gguf.quantize import TYPES, listed
 from minirlaif.gguf.reference import ADAPTERS, Reference, of_run
 from minirlaif.gguf.runtime import GgufEngine
-from minirlaif.metrics import progress
+from minirlaif.runs.progress import progress
+from minirlaif.runs.run import Run
 from minirlaif.talk import Options
 from minirlaif.types import UserError
 

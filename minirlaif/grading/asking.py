@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from minirlaif.grading import AskedJudge, JudgeName, Refused, Reply
 from minirlaif.grading.replies import Replies
 from minirlaif.grading.settings import JudgeSettings
-from minirlaif.metrics import progress
 from minirlaif.rubric import Grade, Message, Unreadable, complaint, parse_grade
+from minirlaif.runs.progress import progress
 from minirlaif.types import UserError
 
 LETTERS_PER_TOKEN = 4  # of English text, for the estimate

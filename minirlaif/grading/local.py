@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from minirlaif.backbone import FAMILIES, base_folder, base_hash, model_type, open_backbone, pick_device, pick_dtype
 from minirlaif.backbone import quantization_config as quantization_of
 from minirlaif.config import ModelSection
-from minirlaif.disk import sha256
 from minirlaif.grading import Refused, Reply
 from minirlaif.grading.settings import JudgeSettings, check_judge
 from minirlaif.rubric import Message
+from minirlaif.runs.io import sha256
 from minirlaif.types import Turn, UserError
 
 if TYPE_CHECKING:

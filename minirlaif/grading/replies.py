@@ -14,9 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minirlaif.disk import disk_is_full
 from minirlaif.grading import Reply
 from minirlaif.rubric import Message
+from minirlaif.runs.io import disk_is_full
 from minirlaif.types import UserError
 
 

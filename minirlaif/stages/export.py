@@ -15,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from minirlaif.artifacts import Run
 from minirlaif.backbone import family_of, model_type
 from minirlaif.config import Config
 from minirlaif.gguf import card, facts, merge, trial
@@ -24,8 +23,9 @@ from minirlaif.gguf.parity import measure
 from minirlaif.gguf.quantize import BYTES, fell_back, quantize
 from minirlaif.gguf.reference import ADAPTERS, Reference, of_run
 from minirlaif.gguf.runtime import GgufEngine
-from minirlaif.metrics import progress
-from minirlaif.stagedir import StageDir
+from minirlaif.runs.progress import progress
+from minirlaif.runs.run import Run
+from minirlaif.runs.stage_dir import StageDir
 from minirlaif.talk import Options
 from minirlaif.types import UserError
 from minirlaif.workbench import settings_of

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from minirlaif import tinybase, tinyworld
-from minirlaif.artifacts import Run
 from minirlaif.chat import Shown
 from minirlaif.config import Config, section
 from minirlaif.families.smolvlm import LAYOUT_FILE, SmolVLM
-from minirlaif.metrics import progress
+from minirlaif.runs.progress import progress
+from minirlaif.runs.run import Run
 from minirlaif.schedules import learning_rate
 from minirlaif.training import check_finite, seed_of
 from minirlaif.verdicts import context_text

@@ -20,10 +20,10 @@ from typing import Any
 import yaml
 
 from minirlaif import page, story, workings
-from minirlaif.artifacts import Run
 from minirlaif.config import Config
-from minirlaif.disk import plain, read_json, write_atomic
 from minirlaif.page import Html
+from minirlaif.runs.io import plain, read_json, write_atomic
+from minirlaif.runs.run import Run
 from minirlaif.stats import exact_match, paired_bootstrap
 
 READ = ("sft", "feedback", "reward", "ppo", "evaluate")

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif import distributed
-from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.losses import bradley_terry_loss, centering_penalty
-from minirlaif.metrics import progress
 from minirlaif.opening import check_tokenizers, open_workbench
+from minirlaif.runs.progress import progress
+from minirlaif.runs.run import Run
+from minirlaif.runs.stage_dir import StageDir
 from minirlaif.schedules import learning_rate
 from minirlaif.scoring import Row, micro_batches, sequence_scores
-from minirlaif.stagedir import StageDir
 from minirlaif.training import (
     check_finite,
     make_accelerator,

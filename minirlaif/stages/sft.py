@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from minirlaif import distributed
-from minirlaif.artifacts import Run
 from minirlaif.config import Config
 from minirlaif.losses import sft_loss
-from minirlaif.metrics import progress
 from minirlaif.opening import open_workbench
+from minirlaif.runs.progress import progress
+from minirlaif.runs.run import Run
+from minirlaif.runs.stage_dir import StageDir
 from minirlaif.sampling import sample
 from minirlaif.schedules import learning_rate
 from minirlaif.scoring import logprobs_of, micro_batches
-from minirlaif.stagedir import StageDir
 from minirlaif.training import (
     check_finite,
     make_accelerator,

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from minirlaif import tinyworld
-from minirlaif.artifacts import Run
 from minirlaif.config import Config, WorldSection, section
-from minirlaif.metrics import progress
+from minirlaif.runs.progress import progress
+from minirlaif.runs.run import Run
 from minirlaif.tinyworld import SEGMENT_QUESTION, Event, Question
 
 SIZE = 64  # pixels of a side of the mp4 files; the model looks at half of that

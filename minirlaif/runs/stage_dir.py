@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif import distributed
-from minirlaif.disk import plain, read_json, sha256, sync, write_atomic
-from minirlaif.provenance import code_version, gpu_use, package_versions
+from minirlaif.runs.io import plain, read_json, sha256, sync, write_atomic
+from minirlaif.runs.provenance import code_version, gpu_use, package_versions
 from minirlaif.types import UserError
 
 SCHEMA = 1

@@ -13,7 +13,7 @@ PACKAGES = "torch transformers peft accelerate bitsandbytes datasets decord av n
 
 def code_version() -> dict[str, Any]:
     """Git revision of the package's folder and whether files differ from it; None where it is not a git checkout."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     try:
         answers = [
             subprocess.run(

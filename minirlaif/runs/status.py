@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from minirlaif.artifacts import Run
-from minirlaif.metrics import clock
+from minirlaif.runs.progress import clock
+from minirlaif.runs.run import Run
 
 
 def status_table(run: Run, stages: Sequence[str]) -> str:

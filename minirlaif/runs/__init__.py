@@ -1,0 +1,1 @@
+"""Run folders: stages, manifests, resumable state, files that survive a kill."""

@@ -101,7 +101,7 @@ def _measured(cfg: Config, job: Mapping[str, Any], folder: Path) -> dict[str, An
     import torch
 
     from minirlaif import steps
-    from minirlaif.backbone import pick_device
+    from minirlaif.models.loading import pick_device
 
     gpu = pick_device(cfg.model.device).type == "cuda"
     if gpu and job["gpu_gib"]:
@@ -144,9 +144,10 @@ def libraries(cfg: Config) -> float:
     """Resident bytes of this process once everything that a stage imports is in it; 0 where that cannot be read."""
     import accelerate  # noqa: F401
 
-    from minirlaif import roles, steps  # noqa: F401
+    from minirlaif import steps
+    from minirlaif.models import adapters  # noqa: F401
 
-    roles.import_peft()
+    adapters.import_peft()
 
     if cfg.model.quantization == "nf4" or cfg.model.optimizer != "adamw":
         import bitsandbytes  # noqa: F401
@@ -240,7 +241,7 @@ def before_run(cfg: Config, run: Run, names: Sequence[str], redo: bool = False) 
     steps_ahead = [step for name in ahead for step in (("collect", "update") if name == "ppo" else (name,)) if step in STEPS]
     if cfg.data.world or not steps_ahead:
         return
-    from minirlaif.backbone import pick_device
+    from minirlaif.models.loading import pick_device
 
     if pick_device(cfg.model.device).type != "cuda":
         return

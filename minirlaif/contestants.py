@@ -146,7 +146,7 @@ class BenchContestant:
 
     def answers(self, asked: Sequence[tuple[str, str]]) -> list[str]:
         """See Contestant."""
-        from minirlaif.sampling import sample
+        from minirlaif.models.generation import sample
 
         bench, length = self._bench, self._bench.cfg.evaluate.max_new_tokens
         texts = []

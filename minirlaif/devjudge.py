@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from minirlaif.judge import judge
-from minirlaif.sampling import sample
+from minirlaif.models.generation import sample
 from minirlaif.types import Pair, Sample
 from minirlaif.workbench import Workbench
 

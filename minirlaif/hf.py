@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 
 from minirlaif import config
-from minirlaif.backbone import open_backbone
-from minirlaif.chat import pieces
-from minirlaif.features import FeatureStore
 from minirlaif.judge import judge, narrate
+from minirlaif.models.feature_cache import FeatureStore
+from minirlaif.models.generation import Asked, Kept
+from minirlaif.models.loading import open_backbone
+from minirlaif.models.logprobs import sequence_scores
+from minirlaif.models.renderer import pieces
 from minirlaif.runs.run import Run
-from minirlaif.sampling import Asked, Kept
-from minirlaif.scoring import sequence_scores
 from minirlaif.talk import Judged, Look, Options
 from minirlaif.types import Pair, Turn, UserError
 from minirlaif.verdicts import context_text

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from minirlaif.sampling import sample
-from minirlaif.scoring import Row, first_token_logprobs, micro_batches, token_logprobs
+from minirlaif.models.generation import sample
+from minirlaif.models.logprobs import Row, first_token_logprobs, micro_batches, token_logprobs
 from minirlaif.types import Pair, Verdict
 from minirlaif.verdicts import choice_from_margin, combine_orders, judge_question
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from minirlaif.backbone import base_folder, model_type, open_backbone
-from minirlaif.chat import Shown
 from minirlaif.config import Config
-from minirlaif.families.common import load_tokenizer
-from minirlaif.features import FeatureStore, resting_eyes
+from minirlaif.models.backbones.base import load_tokenizer
+from minirlaif.models.feature_cache import FeatureStore, resting_eyes
+from minirlaif.models.loading import base_folder, model_type, open_backbone
+from minirlaif.models.renderer import Shown
 from minirlaif.runs.io import disk_is_full
 from minirlaif.runs.run import Run
 from minirlaif.types import Sample, UserError

@@ -15,10 +15,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from minirlaif.backbone import FAMILIES, base_folder, family_of
 from minirlaif.config import ModelSection
 from minirlaif.memory import Delta, Numbers
-from minirlaif.roles import target_pattern
+from minirlaif.models.adapters import target_pattern
+from minirlaif.models.loading import FAMILIES, base_folder, family_of
 from minirlaif.types import UserError
 
 KNOWN_FILE = Path(__file__).parent / "known_configs.json"  # config.json of standard backbones, with their sources

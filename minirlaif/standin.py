@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from minirlaif.backbone import family_of, pick_device, pick_dtype, quantization_config
-from minirlaif.chat import Layout
 from minirlaif.config import Config
-from minirlaif.features import resting_eyes
+from minirlaif.models.feature_cache import resting_eyes
+from minirlaif.models.loading import family_of, pick_device, pick_dtype, quantization_config
+from minirlaif.models.renderer import Layout
 from minirlaif.shapes import empty_model, read_config, shape_of
 from minirlaif.video.frame_sampling import FrameSize
 from minirlaif.workbench import View, Workbench, critic_config
 
 if TYPE_CHECKING:
-    from minirlaif.families.common import Backbone
+    from minirlaif.models.backbones.base import Backbone
 
 SPREAD = 0.02  # deviation of random weights: small enough that nothing overflows
 

@@ -15,11 +15,11 @@ from typing import Any
 
 from minirlaif.config import Config
 from minirlaif.judge import judge
+from minirlaif.models.generation import sample
+from minirlaif.models.logprobs import token_logprobs, token_values
 from minirlaif.opening import open_workbench
 from minirlaif.rollouts import Rollout, collect
 from minirlaif.runs.run import Run
-from minirlaif.sampling import sample
-from minirlaif.scoring import token_logprobs, token_values
 from minirlaif.shapes import read_config
 from minirlaif.stages import ppo, reward, sft
 from minirlaif.standin import StandIn

@@ -10,7 +10,7 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
-from minirlaif.chat import Layout
+from minirlaif.models.renderer import Layout
 from minirlaif.tinyworld import COLOURS, MOTIONS, SEGMENT_QUESTION, SHAPES, Event, all_questions, describe
 
 FRAME_SIZE = 32

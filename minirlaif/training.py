@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from minirlaif.config import Config
-from minirlaif.roles import Roles
+from minirlaif.models.adapters import Roles
 from minirlaif.types import StageStopped, UserError
 
 

@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor
 
 from minirlaif import distributed
-from minirlaif.backbone import base_hash
-from minirlaif.chat import Shown
 from minirlaif.config import Config, section
 from minirlaif.data import fingerprint, load_preferences, load_samples
-from minirlaif.features import FeatureStore
-from minirlaif.roles import Roles
+from minirlaif.models.adapters import Roles
+from minirlaif.models.feature_cache import FeatureStore
+from minirlaif.models.generation import Asked
+from minirlaif.models.loading import base_hash
+from minirlaif.models.logprobs import Row
+from minirlaif.models.renderer import Shown
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.sampling import Asked
-from minirlaif.scoring import Row
 from minirlaif.types import Preference, Sample, UserError
 from minirlaif.video.frame_sampling import FramePlan, FrameSize, segment_spans, uniform_plan
 from minirlaif.video.reader import ClipInfo, ClipReader, check_clips
 
 if TYPE_CHECKING:
-    from minirlaif.families.common import Backbone
+    from minirlaif.models.backbones.base import Backbone
 
 Record = TypeVar("Record", Sample, Preference)
 # Switches younger than some finished runs: section, field, the value that changes nothing. Off, they leave no trace in a

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from minirlaif.backbone import TINY
 from minirlaif.gguf import facts
+from minirlaif.models.loading import TINY
 from minirlaif.talk import Options
 from minirlaif.tinybase import LAYOUT
 from minirlaif.video.frame_sampling import Sizing

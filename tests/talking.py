@@ -13,10 +13,10 @@ from clips import write_clip
 
 from minirlaif import config
 from minirlaif.app.votes import Ballot
-from minirlaif.backbone import open_backbone
-from minirlaif.chat import Shown
-from minirlaif.features import FeatureStore
-from minirlaif.roles import Roles
+from minirlaif.models.adapters import Roles
+from minirlaif.models.feature_cache import FeatureStore
+from minirlaif.models.loading import open_backbone
+from minirlaif.models.renderer import Shown
 from minirlaif.runs.run import Run
 from minirlaif.tinyworld import FPS, Event, render
 from minirlaif.video.frame_sampling import uniform_plan

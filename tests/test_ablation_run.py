@@ -18,9 +18,9 @@ import tiny
 import torch
 
 from minirlaif.ablation import exam
+from minirlaif.models.generation import Asked, Completion
+from minirlaif.models.logprobs import Row
 from minirlaif.runs.run import Run
-from minirlaif.sampling import Asked, Completion
-from minirlaif.scoring import Row
 from minirlaif.stages import evaluate
 from minirlaif.types import Sample, Turn
 

@@ -10,9 +10,9 @@ import pytest
 import tiny
 import torch
 
-from minirlaif.backbone import TINY, base_hash, model_type, open_backbone, pick_device
 from minirlaif.config import ModelSection
-from minirlaif.scoring import Row, token_logprobs
+from minirlaif.models.loading import TINY, base_hash, model_type, open_backbone, pick_device
+from minirlaif.models.logprobs import Row, token_logprobs
 from minirlaif.types import UserError
 
 
@@ -142,7 +142,7 @@ def test_a_base_that_cannot_be_read(tmp_path: Path, name: str, spoil: Callable[[
 
 
 def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
-    from minirlaif.chat import Layout, Renderer
+    from minirlaif.models.renderer import Layout, Renderer
 
     with pytest.raises(UserError, match="no special token <other>") as error:
         Renderer(tiny.tokenizer(), Layout(image="<other>"))
@@ -156,7 +156,7 @@ def test_lora_targets_are_layers_of_the_language_model() -> None:
 
 
 def test_a_broken_layout_beside_a_model_is_refused_by_name(tmp_path: Path) -> None:
-    from minirlaif.families import smolvlm
+    from minirlaif.models.backbones import smolvlm
 
     path = tmp_path / "chat_layout.json"
     assert smolvlm._layout(path) == smolvlm.Layout()

@@ -343,7 +343,7 @@ def test_a_learning_rate_that_explodes(desk: Desk):
 
 def test_a_full_disk_at_the_end_keeps_the_state(desk: Desk, monkeypatch: pytest.MonkeyPatch):
     """The last write of a stage is its adapter; everything before it was committed."""
-    from minirlaif.roles import Roles
+    from minirlaif.models.adapters import Roles
 
     real = Roles.save
 

@@ -139,7 +139,7 @@ def test_a_run_on_a_gpu_probes_what_is_ahead_and_stops_where_a_stage_fails(monke
         asked[:] = stages
         return [{"stage": stage, **({"error": "too big"} if stage == "update" else {})} for stage in stages]
 
-    monkeypatch.setattr("minirlaif.backbone.pick_device", lambda wanted: torch.device("cuda", 0))
+    monkeypatch.setattr("minirlaif.models.loading.pick_device", lambda wanted: torch.device("cuda", 0))
     monkeypatch.setattr(bench, "probe", probe)
     cfg, run = config.load(None, ["data.sft=[a.jsonl]"]), Run(tmp_path)
     with run.stage("sft", {}):

@@ -27,8 +27,9 @@ import tiny
 from endpoints import Server, answer
 from test_benchmarks import official_input
 
-from minirlaif import backbone, benchmarks, cli, config, contestants, evaluation, rubric, sampling, tables, talk
-from minirlaif.roles import Roles
+from minirlaif import benchmarks, cli, config, contestants, evaluation, rubric, tables, talk
+from minirlaif.models import generation, loading
+from minirlaif.models.adapters import Roles
 from minirlaif.runs.run import Run
 from minirlaif.talk import Look
 
@@ -51,7 +52,7 @@ class Home:
         (self.runs / "a").mkdir(parents=True)
         cfg = config.load(shrunk.TINY, QUICK)
         (self.runs / "a" / "config.yaml").write_text(config.dump(cfg))
-        roles = Roles(backbone.open_backbone(cfg.model), cfg.model)
+        roles = Roles(loading.open_backbone(cfg.model), cfg.model)
         for seed, (stage, role) in enumerate((("sft", "sft"), ("ppo", "policy"))):
             roles.add(role, seed)
             tiny.stir(roles, role, seed, size=0.05)
@@ -436,7 +437,7 @@ def test_killed_while_judging_asks_only_for_what_is_missing(home: Home, judged: 
 
 def test_killed_while_answering_goes_on(home: Home, monkeypatch, tmp_path: Path):
     source = benchfiles.merged(tmp_path / "stop.json", home.rows)
-    real, calls = sampling.sample, []
+    real, calls = generation.sample, []
 
     def stop_at(last: int) -> None:
         def sample(*arguments: Any, **named: Any) -> Any:
@@ -445,7 +446,7 @@ def test_killed_while_answering_goes_on(home: Home, monkeypatch, tmp_path: Path)
                 raise KeyboardInterrupt
             return real(*arguments, **named)
 
-        monkeypatch.setattr(sampling, "sample", sample)
+        monkeypatch.setattr(generation, "sample", sample)
 
     small = ["--model", "sft", "--set", "evaluate.batch_size=5"]
     stop_at(3)
@@ -465,7 +466,7 @@ def test_killed_while_answering_goes_on(home: Home, monkeypatch, tmp_path: Path)
 def test_models_of_every_kind(home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """SFT and aligned model of the run, the aligned model again by its adapter folder, and the base again by its folder."""
     source = benchfiles.merged(tmp_path / "kinds.json", home.rows)
-    folder = shutil.copytree(backbone.TINY, tmp_path / "copy")
+    folder = shutil.copytree(loading.TINY, tmp_path / "copy")
     adapter = home.runs / "a" / "ppo" / "adapter"
     assert home.call(source, "--model", "base", "sft", "rlaif", str(adapter), str(folder)) == 0
     said = {
@@ -641,7 +642,7 @@ def test_predictions_take_no_name_that_is_taken(name: str, more: list[str], home
 
 def test_predictions_and_models_do_not_overwrite_each_other(home: Home, tmp_path: Path, capsys):
     source = benchfiles.merged(tmp_path / "names.json", home.rows)
-    folder = shutil.copytree(backbone.TINY, tmp_path / "mine")
+    folder = shutil.copytree(loading.TINY, tmp_path / "mine")
     theirs = ["--predictions", str(predicted(tmp_path / "p.json", home, 5)), "--model"]
     assert home.call(source, "--model", str(folder)) == 0 and home.call(source, *theirs, "other") == 0
     capsys.readouterr()
@@ -707,7 +708,7 @@ def test_a_redo_of_several_models_that_was_stopped_goes_on_without_redo(home: Ho
     """Also when they were made with other settings: those not yet made again must not be in the way."""
     source = benchfiles.merged(tmp_path / "twice.json", home.rows)
     assert home.call(source, "--model", "base", "sft") == 0
-    real, calls = sampling.sample, []
+    real, calls = generation.sample, []
 
     def sample(*arguments: Any, **named: Any) -> Any:
         calls.append(1)
@@ -715,7 +716,7 @@ def test_a_redo_of_several_models_that_was_stopped_goes_on_without_redo(home: Ho
             raise KeyboardInterrupt
         return real(*arguments, **named)
 
-    monkeypatch.setattr(sampling, "sample", sample)
+    monkeypatch.setattr(generation, "sample", sample)
     words = ["--model", "base", "sft", "--set", "evaluate.max_new_tokens=3"]
     assert home.call(source, *words, "--redo") == 130
     assert home.call(source, *words) == 0 and len(calls) == 1 + 2 * 2

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import tiny
 
-from minirlaif.chat import Layout, Renderer, Shown, group_times
+from minirlaif.models.renderer import Layout, Renderer, Shown, group_times
 from minirlaif.tinybase import LAYOUT, SPECIAL
 from minirlaif.types import Turn, UserError
 

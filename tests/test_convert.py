@@ -15,11 +15,11 @@ from torch import nn
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from minirlaif import cli, oldfiles
-from minirlaif.backbone import open_backbone
-from minirlaif.chat import Shown
 from minirlaif.config import ModelSection
 from minirlaif.convert import convert
-from minirlaif.families.llava import DEVIATION, MEAN
+from minirlaif.models.backbones.llava import DEVIATION, MEAN
+from minirlaif.models.loading import open_backbone
+from minirlaif.models.renderer import Shown
 from minirlaif.types import Turn, UserError
 
 GOLDEN = Path(__file__).parent / "golden"

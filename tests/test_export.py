@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from minirlaif.backbone import TINY, open_backbone
 from minirlaif.config import ModelSection
 from minirlaif.gguf import trial
 from minirlaif.gguf.quantize import listed
+from minirlaif.models.loading import TINY, open_backbone
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.stages import export as stage

@@ -20,14 +20,14 @@ import tiny
 from safetensors.numpy import load_file, save_file
 
 from minirlaif import config
-from minirlaif.backbone import TINY
-from minirlaif.chat import Layout, Renderer
-from minirlaif.families import qwen3_5, qwen3_vl
-from minirlaif.families.common import load_tokenizer
 from minirlaif.gguf import converter, merge, trial
 from minirlaif.gguf.quantize import chosen_types, quantize
 from minirlaif.gguf.reference import TEXTS
 from minirlaif.gguf.template import chat_template, ollama_template
+from minirlaif.models.backbones import qwen3_5, qwen3_vl
+from minirlaif.models.backbones.base import load_tokenizer
+from minirlaif.models.loading import TINY
+from minirlaif.models.renderer import Layout, Renderer
 from minirlaif.runs.run import Run
 from minirlaif.tinybase import LAYOUT
 from minirlaif.types import Turn, UserError

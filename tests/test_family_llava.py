@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from minirlaif.backbone import open_backbone
-from minirlaif.chat import Shown
 from minirlaif.config import ModelSection
-from minirlaif.families.llava import Llava
-from minirlaif.roles import Roles
-from minirlaif.sampling import Asked, sample
-from minirlaif.scoring import Row, token_logprobs
+from minirlaif.models.adapters import Roles
+from minirlaif.models.backbones.llava import Llava
+from minirlaif.models.generation import Asked, sample
+from minirlaif.models.loading import open_backbone
+from minirlaif.models.logprobs import Row, token_logprobs
+from minirlaif.models.renderer import Shown
 from minirlaif.types import Turn, UserError
 from minirlaif.video.decode_worker import resized
 

@@ -14,14 +14,14 @@ import tiny
 import torch
 from torch import Tensor
 
-from minirlaif.backbone import model_type, open_backbone
-from minirlaif.chat import Shown
 from minirlaif.config import ModelSection
-from minirlaif.families.qwen3_vl import Qwen3VL
-from minirlaif.roles import Roles
-from minirlaif.sampling import Asked, sample
-from minirlaif.scoring import Row, token_logprobs
-from minirlaif.tokens import pad_stack
+from minirlaif.models.adapters import Roles
+from minirlaif.models.backbones.qwen3_vl import Qwen3VL
+from minirlaif.models.generation import Asked, sample
+from minirlaif.models.loading import model_type, open_backbone
+from minirlaif.models.logprobs import Row, token_logprobs
+from minirlaif.models.renderer import Shown
+from minirlaif.models.tokens import pad_stack
 from minirlaif.types import Turn, UserError
 from minirlaif.video.decode_worker import resized
 from minirlaif.video.frame_sampling import FrameSize

@@ -11,12 +11,12 @@ import pytest
 import torch
 from bases_smolvlm import TILE, clip, smolvlm
 
-from minirlaif.backbone import open_backbone
-from minirlaif.chat import Shown
 from minirlaif.config import ModelSection
-from minirlaif.families.smolvlm import SmolVLM
-from minirlaif.sampling import Asked, sample
-from minirlaif.scoring import Row, token_logprobs
+from minirlaif.models.backbones.smolvlm import SmolVLM
+from minirlaif.models.generation import Asked, sample
+from minirlaif.models.loading import open_backbone
+from minirlaif.models.logprobs import Row, token_logprobs
+from minirlaif.models.renderer import Shown
 from minirlaif.types import Turn, UserError
 from minirlaif.video.decode_worker import resized
 from minirlaif.video.frame_sampling import FrameSize

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from minirlaif.config import VideoSection
-from minirlaif.features import FeatureStore, blank_features
+from minirlaif.models.feature_cache import FeatureStore, blank_features
 from minirlaif.video.frame_sampling import FramePlan, FrameSize, uniform_plan
 from minirlaif.video.reader import ClipInfo, ClipReader, UnreadableClip
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from minirlaif.chat import Renderer, Shown
-from minirlaif.families import qwen3_5, qwen3_vl
 from minirlaif.gguf.converter import Job, convert
 from minirlaif.gguf.eyes import Seen, grouped, placed
 from minirlaif.gguf.llama import Session, length
+from minirlaif.models.backbones import qwen3_5, qwen3_vl
+from minirlaif.models.renderer import Renderer, Shown
 
 pytestmark = pytest.mark.learning
 

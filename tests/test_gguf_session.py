@@ -11,11 +11,11 @@ import pytest
 import tiny
 import torch
 
-from minirlaif.backbone import TINY
-from minirlaif.chat import Renderer, Shown
-from minirlaif.families import smolvlm
 from minirlaif.gguf.eyes import Seen
 from minirlaif.gguf.llama import Session, length
+from minirlaif.models.backbones import smolvlm
+from minirlaif.models.loading import TINY
+from minirlaif.models.renderer import Renderer, Shown
 from minirlaif.types import UserError
 
 TEXT_GATE, FRAMES_GATE = 1e-4, 5e-3  # float32: another order of additions; llama.cpp's GELU is a table

@@ -13,13 +13,13 @@ import talking
 import tiny
 import torch
 
-from minirlaif.backbone import open_backbone
-from minirlaif.chat import pieces
 from minirlaif.config import ModelSection
 from minirlaif.hf import HfEngine
+from minirlaif.models.generation import Asked, Kept, sample
+from minirlaif.models.loading import open_backbone
+from minirlaif.models.logprobs import sequence_scores
+from minirlaif.models.renderer import pieces
 from minirlaif.runs.run import Run
-from minirlaif.sampling import Asked, Kept, sample
-from minirlaif.scoring import sequence_scores
 from minirlaif.talk import Options
 from minirlaif.types import Turn, UserError
 

@@ -8,7 +8,7 @@ import torch
 
 from minirlaif import judge as judging
 from minirlaif.judge import answer_margins, judge, mean_logprobs, swap_consistent
-from minirlaif.scoring import token_logprobs
+from minirlaif.models.logprobs import token_logprobs
 from minirlaif.types import Pair, Verdict
 from minirlaif.verdicts import judge_question
 from minirlaif.workbench import Workbench

@@ -10,7 +10,7 @@ import tiny
 import torch
 
 from minirlaif import rollouts
-from minirlaif.scoring import Row
+from minirlaif.models.logprobs import Row
 from minirlaif.stages import ppo
 from minirlaif.training import make_accelerator, make_optimizer
 from minirlaif.types import Sample, Turn

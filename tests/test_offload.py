@@ -11,14 +11,15 @@ import pytest
 import tiny
 import torch
 
-from minirlaif import config, resting, rollouts
-from minirlaif.backbone import open_backbone
-from minirlaif.families.smolvlm import SmolVLM
-from minirlaif.features import resting_eyes
+from minirlaif import config, rollouts
+from minirlaif.models import offload
+from minirlaif.models.backbones.smolvlm import SmolVLM
+from minirlaif.models.feature_cache import resting_eyes
+from minirlaif.models.loading import open_backbone
+from minirlaif.models.logprobs import token_logprobs, token_values
+from minirlaif.models.offload import Resting
 from minirlaif.opening import _reference_bench, check_tokenizers, open_workbench
-from minirlaif.resting import Resting
 from minirlaif.runs.run import Run
-from minirlaif.scoring import token_logprobs, token_values
 from minirlaif.stages import ppo
 from minirlaif.stages.pretrain import save
 from minirlaif.training import make_accelerator, make_optimizer
@@ -208,7 +209,7 @@ def test_parking_changes_no_number_of_an_iteration(tmp_path: Path, monkeypatch: 
     found = []
     for parking in (True, False):
         if parking:
-            monkeypatch.setattr(resting, "_host_copy", lambda tensor: tensor.clone())
+            monkeypatch.setattr(offload, "_host_copy", lambda tensor: tensor.clone())
             monkeypatch.setattr(Resting, "come", _come_as_copies)
         else:
             monkeypatch.undo()

@@ -56,7 +56,7 @@ def looks() -> Looks:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, looks: Looks) -> Path:
     """A run that nothing interrupted. No test changes it."""
-    from minirlaif.families.smolvlm import SmolVLM
+    from minirlaif.models.backbones.smolvlm import SmolVLM
 
     real = {"info": ClipReader.info, "frames": ClipReader.frames, "encode": SmolVLM.encode_frames, "stage": cli.stage_function}
 
@@ -131,7 +131,7 @@ def test_adapters_open_with_peft(finished: Path, stage: str):
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file
 
-    from minirlaif.backbone import open_backbone
+    from minirlaif.models.loading import open_backbone
 
     folder = finished / stage / "adapter"
     model = PeftModel.from_pretrained(open_backbone(config.ModelSection()).model, folder)
@@ -248,7 +248,7 @@ def test_every_stage_runs_in_four_bits(finished: Path, tmp_path: Path, monkeypat
     import torch
     from safetensors.torch import load_file
 
-    from minirlaif.families import smolvlm
+    from minirlaif.models.backbones import smolvlm
 
     kinds: list[set[str]] = []
     load = smolvlm.load
@@ -270,7 +270,7 @@ def test_every_stage_runs_in_four_bits(finished: Path, tmp_path: Path, monkeypat
 
 
 def test_four_bits_leave_eyes_and_output_head_alone():
-    from minirlaif.backbone import open_backbone
+    from minirlaif.models.loading import open_backbone
 
     backbone = open_backbone(config.ModelSection(quantization="nf4"))
     quantized = {name for name, p in backbone.model.named_parameters() if type(p).__name__ == "Params4bit"}
@@ -281,7 +281,7 @@ def test_four_bits_have_a_backward_pass_after_a_look():
     """On CPUs with AVX512-BF16 a first look without gradients repacks the weights, and packed ones have no backward pass."""
     import torch
 
-    from minirlaif.backbone import open_backbone
+    from minirlaif.models.loading import open_backbone
 
     backbone = open_backbone(config.ModelSection(quantization="nf4"))
     layer = backbone.text_model.layers[0].mlp.gate_proj

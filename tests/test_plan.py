@@ -37,7 +37,7 @@ def test_the_vision_tower_of_qwen3_5_2b_has_its_published_weights():
 def test_counts_of_a_real_model_and_its_adapter(tmp_path: Path):
     from tiny import backbone, settings
 
-    from minirlaif.roles import Roles
+    from minirlaif.models.adapters import Roles
 
     base = backbone()
     base.model.config.save_pretrained(tmp_path)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from minirlaif.config import ModelSection
-from minirlaif.families.smolvlm import SmolVLM
-from minirlaif.roles import Roles
-from minirlaif.scoring import sequence_scores, token_logprobs
+from minirlaif.models.adapters import Roles
+from minirlaif.models.backbones.smolvlm import SmolVLM
+from minirlaif.models.logprobs import sequence_scores, token_logprobs
 from minirlaif.types import UserError
 
 NAMES = ("policy", "reference", "value")

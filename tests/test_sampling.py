@@ -6,10 +6,10 @@ import pytest
 import tiny
 import torch
 
-from minirlaif.families.common import Embedded
-from minirlaif.families.smolvlm import SmolVLM
-from minirlaif.sampling import Asked, sample
-from minirlaif.tokens import pad_stack
+from minirlaif.models.backbones.base import Embedded
+from minirlaif.models.backbones.smolvlm import SmolVLM
+from minirlaif.models.generation import Asked, sample
+from minirlaif.models.tokens import pad_stack
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import pytest
 import tiny
 import torch
 
-from minirlaif import scoring
-from minirlaif.families.smolvlm import SmolVLM
-from minirlaif.roles import ScalarHead
-from minirlaif.sampling import Asked, sample
-from minirlaif.scoring import Row, micro_batches, sequence_scores, token_logprobs, token_values
+from minirlaif.models import logprobs as scoring
+from minirlaif.models.adapters import ScalarHead
+from minirlaif.models.backbones.smolvlm import SmolVLM
+from minirlaif.models.generation import Asked, sample
+from minirlaif.models.logprobs import Row, micro_batches, sequence_scores, token_logprobs, token_values
 
 FRAMES = (2, 3, 0, 1)  # of tiny.rows
 

@@ -12,9 +12,9 @@ import tiny
 import torch
 from torch import Tensor
 
+from minirlaif.models.generation import Asked, Completion
+from minirlaif.models.logprobs import Row, token_logprobs
 from minirlaif.runs.run import Run
-from minirlaif.sampling import Asked, Completion
-from minirlaif.scoring import Row, token_logprobs
 from minirlaif.stages import evaluate
 from minirlaif.types import Sample, Turn
 

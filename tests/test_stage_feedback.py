@@ -10,8 +10,8 @@ import pytest
 import tiny
 
 from minirlaif import judge as judging
+from minirlaif.models.generation import Asked, Completion
 from minirlaif.runs.run import Run
-from minirlaif.sampling import Asked, Completion
 from minirlaif.stages import feedback
 from minirlaif.types import Pair, Sample, Turn, Verdict
 from minirlaif.workbench import View

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from minirlaif import devjudge
 from minirlaif.config import Config
 from minirlaif.devjudge import DevJudge
+from minirlaif.models.generation import sample
+from minirlaif.models.logprobs import Row, sequence_scores, token_logprobs, token_values
 from minirlaif.rollouts import collect
 from minirlaif.runs.run import Run
-from minirlaif.sampling import sample
-from minirlaif.scoring import Row, sequence_scores, token_logprobs, token_values
 from minirlaif.stages import ppo
 from minirlaif.types import Pair, Sample, Turn, UserError, Verdict
 

@@ -10,8 +10,8 @@ import tiny
 import torch
 from torch import Tensor
 
+from minirlaif.models.logprobs import sequence_scores
 from minirlaif.runs.run import Run
-from minirlaif.scoring import sequence_scores
 from minirlaif.stages import reward
 from minirlaif.types import Preference, UserError
 

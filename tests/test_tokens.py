@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from minirlaif.tokens import cut_at_stop, entropy, log_distribution, pad_stack, pick_logprobs
+from minirlaif.models.tokens import cut_at_stop, entropy, log_distribution, pad_stack, pick_logprobs
 
 
 def logits() -> torch.Tensor:

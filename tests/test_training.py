@@ -8,9 +8,9 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
+from minirlaif.models.logprobs import sequence_scores, token_logprobs, token_values
 from minirlaif.returns import whiten
 from minirlaif.rollouts import Rollout
-from minirlaif.scoring import sequence_scores, token_logprobs, token_values
 from minirlaif.stages import ppo, reward, sft
 from minirlaif.training import (
     check_finite,

@@ -10,7 +10,7 @@ import pytest
 import shrunk
 
 from minirlaif import config
-from minirlaif.backbone import TINY
+from minirlaif.models.loading import TINY
 from minirlaif.runs.run import Run
 from minirlaif.types import UserError
 from minirlaif.workbench import read_samples, settings_of

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from minirlaif import config
-from minirlaif.families.smolvlm import SmolVLM
-from minirlaif.roles import Roles
+from minirlaif.models.adapters import Roles
+from minirlaif.models.backbones.smolvlm import SmolVLM
+from minirlaif.models.logprobs import Row
 from minirlaif.runs.run import Run
-from minirlaif.scoring import Row
 from minirlaif.tinybase import LAYOUT, make_model, make_tokenizer
 from minirlaif.types import Sample
 from minirlaif.video.frame_sampling import FrameSize

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 from minirlaif.ablation.arms import BEST_OF
 from minirlaif.config import Config
+from minirlaif.models.generation import Completion, sample
+from minirlaif.models.logprobs import micro_batches, sequence_scores
 from minirlaif.opening import open_workbench
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
-from minirlaif.sampling import Completion, sample
-from minirlaif.scoring import micro_batches, sequence_scores
 from minirlaif.stages import evaluate, feedback
 from minirlaif.training import generator
 from minirlaif.types import Sample

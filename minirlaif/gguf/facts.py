@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from minirlaif.chat import Layout
+from minirlaif.models.renderer import Layout
 from minirlaif.runs.io import write_atomic
 from minirlaif.talk import Options
 from minirlaif.types import UserError

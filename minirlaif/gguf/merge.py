@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from minirlaif.backbone import base_folder, open_backbone
 from minirlaif.config import Config, ModelSection
-from minirlaif.families.common import Backbone, no_bars
 from minirlaif.gguf.reference import logits_of, plain_section, reference_of
 from minirlaif.gguf.template import chat_template, processor_settings
-from minirlaif.roles import Roles
+from minirlaif.models.adapters import Roles
+from minirlaif.models.backbones.base import Backbone, no_bars
+from minirlaif.models.loading import base_folder, open_backbone
 from minirlaif.runs.run import Run
 from minirlaif.shapes import empty_model, read_config
 from minirlaif.types import UserError

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minirlaif.chat import Layout, Renderer, Shown
 from minirlaif.gguf.converter import in_child
 from minirlaif.gguf.eyes import grouped, placed
 from minirlaif.gguf.llama import Session
 from minirlaif.gguf.runtime import threads_for
+from minirlaif.models.renderer import Layout, Renderer, Shown
 from minirlaif.types import Turn
 
 if TYPE_CHECKING:

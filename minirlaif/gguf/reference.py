@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minirlaif.backbone import open_backbone
-from minirlaif.chat import Layout, Shown
 from minirlaif.config import Config, ModelSection, VideoSection
-from minirlaif.families.common import Backbone
 from minirlaif.gguf.trial import questions
-from minirlaif.roles import Roles
+from minirlaif.models.adapters import Roles
+from minirlaif.models.backbones.base import Backbone
+from minirlaif.models.generation import Asked
+from minirlaif.models.loading import open_backbone
+from minirlaif.models.renderer import Layout, Shown
 from minirlaif.runs.run import Run
-from minirlaif.sampling import Asked
 from minirlaif.types import Turn
 from minirlaif.video.frame_sampling import Sizing, uniform_plan
 from minirlaif.video.reader import ClipReader

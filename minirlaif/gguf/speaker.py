@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from minirlaif.chat import Renderer, Shown, pieces
 from minirlaif.gguf.eyes import Seen, grouped, placed
 from minirlaif.gguf.facts import FILE, Facts
 from minirlaif.gguf.llama import Session, length
+from minirlaif.models.renderer import Renderer, Shown, pieces
 from minirlaif.talk import Options
 from minirlaif.types import Turn, UserError
 from minirlaif.video.frame_sampling import FrameSize

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from minirlaif.chat import Layout
+from minirlaif.models.renderer import Layout
 from minirlaif.video.frame_sampling import Sizing
 
 

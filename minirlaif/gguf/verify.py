@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from minirlaif.backbone import model_type
 from minirlaif.config import Config
 from minirlaif.gguf import card, facts, trial
 from minirlaif.gguf.converter import check_installed
@@ -17,6 +16,7 @@ from minirlaif.gguf.parity import FRAMES_GATE, TEXT_GATE, measure
 from minirlaif.gguf.quantize import TYPES, listed
 from minirlaif.gguf.reference import ADAPTERS, Reference, of_run
 from minirlaif.gguf.runtime import GgufEngine
+from minirlaif.models.loading import model_type
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.talk import Options

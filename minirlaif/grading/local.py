@@ -13,17 +13,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from minirlaif.backbone import FAMILIES, base_folder, base_hash, model_type, open_backbone, pick_device, pick_dtype
-from minirlaif.backbone import quantization_config as quantization_of
 from minirlaif.config import ModelSection
 from minirlaif.grading import Refused, Reply
 from minirlaif.grading.settings import JudgeSettings, check_judge
+from minirlaif.models.loading import FAMILIES, base_folder, base_hash, model_type, open_backbone, pick_device, pick_dtype
+from minirlaif.models.loading import quantization_config as quantization_of
 from minirlaif.rubric import Message
 from minirlaif.runs.io import sha256
 from minirlaif.types import Turn, UserError
 
 if TYPE_CHECKING:
-    from minirlaif.families.common import Backbone
+    from minirlaif.models.backbones.base import Backbone
 
 
 class HfJudge:
@@ -59,7 +59,7 @@ class HfJudge:
 
     def ask(self, messages: Sequence[Message]) -> Reply:
         """The most likely reply."""
-        from minirlaif.sampling import Asked, sample
+        from minirlaif.models.generation import Asked, sample
 
         ids = self._render(messages)
         ((said,),) = sample(self._backbone, [Asked(ids)], temperature=0, max_new_tokens=self._settings.max_tokens)
@@ -164,7 +164,7 @@ def _open_text_model(section: ModelSection) -> tuple[Backbone, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from minirlaif.families.common import Backbone, load_tokenizer, load_weights
+    from minirlaif.models.backbones.base import Backbone, load_tokenizer, load_weights
 
     folder, device = base_folder(section), pick_device(section.device)
     dtype = pick_dtype(section, device)

@@ -16,13 +16,13 @@ from typing import Any
 
 from minirlaif import story
 from minirlaif.config import Config
-from minirlaif.features import blank_features
+from minirlaif.models.feature_cache import blank_features
+from minirlaif.models.generation import sample
 from minirlaif.opening import open_workbench
 from minirlaif.overlap import seen_before
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.sampling import sample
 from minirlaif.stats import exact_match, guess_rate, paired_bootstrap, wilson
 from minirlaif.training import seed_of, shuffled
 from minirlaif.types import Sample

@@ -15,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from minirlaif.backbone import family_of, model_type
 from minirlaif.config import Config
 from minirlaif.gguf import card, facts, merge, trial
 from minirlaif.gguf.converter import VERSION, Job, check_installed, convert, fetch, free_or_refuse
@@ -23,6 +22,7 @@ from minirlaif.gguf.parity import measure
 from minirlaif.gguf.quantize import BYTES, fell_back, quantize
 from minirlaif.gguf.reference import ADAPTERS, Reference, of_run
 from minirlaif.gguf.runtime import GgufEngine
+from minirlaif.models.loading import family_of, model_type
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir

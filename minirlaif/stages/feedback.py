@@ -16,11 +16,11 @@ from typing import Any
 from minirlaif import distributed
 from minirlaif.config import Config
 from minirlaif.judge import judge, narrate, swap_consistent
+from minirlaif.models.generation import sample
 from minirlaif.opening import open_workbench
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.sampling import sample
 from minirlaif.training import generator, seed_of
 from minirlaif.types import Pair, Sample, UserError, Verdict
 from minirlaif.verdicts import context_text

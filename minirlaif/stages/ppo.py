@@ -23,17 +23,17 @@ from typing import Any
 from torch import Tensor
 
 from minirlaif import distributed
-from minirlaif.backbone import base_hash
 from minirlaif.config import Config
 from minirlaif.devjudge import DevJudge
 from minirlaif.losses import ppo_policy_loss, total_stats, value_loss
+from minirlaif.models.loading import base_hash
+from minirlaif.models.logprobs import micro_batches, token_logprobs, token_values
 from minirlaif.opening import open_workbench
 from minirlaif.rollouts import Rollout, collect
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.schedules import learning_rate
-from minirlaif.scoring import micro_batches, token_logprobs, token_values
 from minirlaif.training import (
     check_finite,
     make_accelerator,

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from minirlaif import tinybase, tinyworld
-from minirlaif.chat import Shown
 from minirlaif.config import Config, section
-from minirlaif.families.smolvlm import LAYOUT_FILE, SmolVLM
+from minirlaif.models.backbones.smolvlm import LAYOUT_FILE, SmolVLM
+from minirlaif.models.renderer import Shown
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.schedules import learning_rate

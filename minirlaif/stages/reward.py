@@ -18,12 +18,12 @@ from typing import Any
 from minirlaif import distributed
 from minirlaif.config import Config
 from minirlaif.losses import bradley_terry_loss, centering_penalty
+from minirlaif.models.logprobs import Row, micro_batches, sequence_scores
 from minirlaif.opening import check_tokenizers, open_workbench
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.schedules import learning_rate
-from minirlaif.scoring import Row, micro_batches, sequence_scores
 from minirlaif.training import (
     check_finite,
     make_accelerator,

@@ -11,13 +11,13 @@ from typing import Any
 from minirlaif import distributed
 from minirlaif.config import Config
 from minirlaif.losses import sft_loss
+from minirlaif.models.generation import sample
+from minirlaif.models.logprobs import logprobs_of, micro_batches
 from minirlaif.opening import open_workbench
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.sampling import sample
 from minirlaif.schedules import learning_rate
-from minirlaif.scoring import logprobs_of, micro_batches
 from minirlaif.training import (
     check_finite,
     make_accelerator,
@@ -109,7 +109,7 @@ def backward(bench: Workbench, accelerator: Any, batch: Sequence[Sample]) -> flo
     """Loss per answer token of the whole batch, its gradient summed over micro-batches."""
     import torch
 
-    from minirlaif.tokens import pad_stack
+    from minirlaif.models.tokens import pad_stack
 
     cfg, backbone = bench.cfg, bench.backbone
     bench.look(row.video for row in batch)

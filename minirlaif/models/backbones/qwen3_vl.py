@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minirlaif.chat import Layout
-from minirlaif.families.common import Backbone, load_tokenizer, load_weights
+from minirlaif.models.backbones.base import Backbone, load_tokenizer, load_weights
+from minirlaif.models.renderer import Layout
 from minirlaif.video.frame_sampling import Sizing
 
 # As the models were trained: the pairs stand in the user turn without a further pair of vision marks around all of them.

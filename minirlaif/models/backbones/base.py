@@ -21,8 +21,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from minirlaif.chat import Layout, Renderer
 from minirlaif.config import ModelSection
+from minirlaif.models.renderer import Layout, Renderer
 from minirlaif.types import UserError
 from minirlaif.video.frame_sampling import FrameSize, Sizing
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from minirlaif.roles import ScalarHead
-from minirlaif.tokens import entropy, log_distribution, pad_stack, pick_logprobs
+from minirlaif.models.adapters import ScalarHead
+from minirlaif.models.tokens import entropy, log_distribution, pad_stack, pick_logprobs
 
 if TYPE_CHECKING:
-    from minirlaif.families.common import Backbone
+    from minirlaif.models.backbones.base import Backbone
 
 CHUNK = 2048  # most answer positions whose logits are in memory at once
 LOGITS_BYTES = 1 << 27  # fewer where the vocabulary is large: of 150k words, 221; softmax and gradient need some copies of it

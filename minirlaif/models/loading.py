@@ -14,9 +14,9 @@ from minirlaif.runs.io import sha256
 from minirlaif.types import UserError
 
 if TYPE_CHECKING:
-    from minirlaif.families.common import Backbone
+    from minirlaif.models.backbones.base import Backbone
 
-TINY = Path(__file__).parent / "tiny_base"
+TINY = Path(__file__).parents[1] / "tiny_base"
 BASE_SUFFIXES = (".safetensors", ".json", ".txt", ".model")  # what a folder's result depends on; .txt: merges.txt of tokenizers
 FAMILIES = {  # model_type -> name; one module each in families/
     "smolvlm": "SmolVLM and SmolVLM2",
@@ -91,7 +91,7 @@ def _check_targets(section: ModelSection, backbone: Backbone) -> None:
 
 def family_of(kind: str) -> tuple[Callable[..., Backbone], type[Backbone]]:
     """`load` and the class of the family's module, imported here because they load torch."""
-    from minirlaif.families import llava, qwen3_5, qwen3_vl, smolvlm
+    from minirlaif.models.backbones import llava, qwen3_5, qwen3_vl, smolvlm
 
     return {
         "smolvlm": (smolvlm.load, smolvlm.SmolVLM),

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from minirlaif.families import qwen3_vl
-from minirlaif.families.common import load_weights
+from minirlaif.models.backbones import qwen3_vl
+from minirlaif.models.backbones.base import load_weights
 
 # The empty thought is how its chat template turns thinking off. In a conversation every answer is learned, so every answer
 # stands behind the header that it will be generated after; the published template drops the thoughts of earlier turns.

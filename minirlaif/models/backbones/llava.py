@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from minirlaif.chat import Layout
-from minirlaif.families.common import Backbone, load_tokenizer, load_weights
+from minirlaif.models.backbones.base import Backbone, load_tokenizer, load_weights
+from minirlaif.models.renderer import Layout
 from minirlaif.types import UserError
 from minirlaif.video.frame_sampling import Sizing
 

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from minirlaif.config import ModelSection
-from minirlaif.resting import Resting
+from minirlaif.models.offload import Resting
 from minirlaif.types import UserError
 
 if TYPE_CHECKING:
-    from minirlaif.families.common import Backbone
+    from minirlaif.models.backbones.base import Backbone
 
 HEAD_FILE = "head.safetensors"
 

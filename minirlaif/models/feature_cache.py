@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from minirlaif.config import VideoSection
-from minirlaif.resting import Resting
+from minirlaif.models.offload import Resting
 from minirlaif.video.frame_sampling import BLANK, FramePlan, FrameSize
 from minirlaif.video.reader import ClipInfo, ClipReader
 from minirlaif.video.reader import picture_strip as _strip
 
 if TYPE_CHECKING:
-    from minirlaif.families.common import Backbone
+    from minirlaif.models.backbones.base import Backbone
 
 MEMORY = 1 << 30  # bytes of features kept in host memory
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from minirlaif.tokens import log_distribution, pad_stack
+from minirlaif.models.tokens import log_distribution, pad_stack
 
 if TYPE_CHECKING:
-    from minirlaif.families.common import Backbone
+    from minirlaif.models.backbones.base import Backbone
 
 
 @dataclass(frozen=True)

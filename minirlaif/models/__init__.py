@@ -1,0 +1,1 @@
+"""The backbone and everything that runs on it: prompts, sampling, scoring, adapters, offload, feature cache."""

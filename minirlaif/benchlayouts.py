@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minirlaif.formats import BadRow
-from minirlaif.rowfiles import TABLES, json_value, raise_all, table_rows, text_lines
+from minirlaif.data.formats import BadRow
+from minirlaif.data.tables import TABLES, json_value, raise_all, table_rows, text_lines
 from minirlaif.types import UserError
 
 WELL_KNOWN = Path("benchmarks")  # where `--benchmark NAME` is looked for when NAME is no path

@@ -20,8 +20,8 @@ from typing import Any
 
 from minirlaif.benchlayouts import PlacedRow, find_source, source_rows
 from minirlaif.benchrows import KINDS, Row, kind_of, parse_row, words_of
-from minirlaif.formats import CLIP_SUFFIXES, BadRow
-from minirlaif.rowfiles import ClipFolder, raise_all, text_lines
+from minirlaif.data.formats import CLIP_SUFFIXES, BadRow
+from minirlaif.data.tables import ClipFolder, raise_all, text_lines
 from minirlaif.runs.io import sha256
 from minirlaif.types import UserError
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minirlaif.formats import BadRow, half_letters
+from minirlaif.data.formats import BadRow, half_letters
 
 KINDS = {
     "videoinstruct": "Q, A, video_name",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-from minirlaif.data import fingerprint, load_preferences, load_samples
+from minirlaif.data.dataset import fingerprint, load_preferences, load_samples
 from minirlaif.runs.run import Run
 from minirlaif.types import Sample, UserError
 from minirlaif.video.reader import UnreadableClip

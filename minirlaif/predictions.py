@@ -13,8 +13,8 @@ from typing import Any
 
 from minirlaif.benchmarks import Benchmark, Item
 from minirlaif.benchrows import CLIPS
-from minirlaif.formats import CLIP_SUFFIXES, BadRow, half_letters
-from minirlaif.rowfiles import raise_all, table_rows
+from minirlaif.data.formats import CLIP_SUFFIXES, BadRow, half_letters
+from minirlaif.data.tables import raise_all, table_rows
 from minirlaif.types import UserError
 
 _ID = "\0id"  # no clip is called so

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minirlaif import distributed
 from minirlaif.config import Config, section
-from minirlaif.data import fingerprint, load_preferences, load_samples
+from minirlaif.data.dataset import fingerprint, load_preferences, load_samples
 from minirlaif.models.adapters import Roles
 from minirlaif.models.feature_cache import FeatureStore
 from minirlaif.models.generation import Asked

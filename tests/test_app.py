@@ -25,7 +25,7 @@ from minirlaif.app.clips import Desk, Limits, check_content
 from minirlaif.app.talks import Session, Talks
 from minirlaif.app.votes import Agreement, Ballot, Vote, agreement
 from minirlaif.app.worker import Worker
-from minirlaif.data import load_preferences
+from minirlaif.data.dataset import load_preferences
 from minirlaif.runs.run import Run
 from minirlaif.talk import Look, Options
 from minirlaif.types import UserError

@@ -24,7 +24,7 @@ from minirlaif.app.clips import Desk, Limits, duration
 from minirlaif.app.talks import Talks
 from minirlaif.app.votes import Ballot, Vote
 from minirlaif.app.worker import Worker
-from minirlaif.data import load_preferences
+from minirlaif.data.dataset import load_preferences
 from minirlaif.talk import Options
 from minirlaif.types import UserError
 

@@ -20,7 +20,7 @@ from clips import picture, write_clip
 from pages import HIDDEN, FakeEngine, Page, Served, chromium, serving, wait_for
 from PIL import Image
 
-from minirlaif.data import load_preferences, load_samples
+from minirlaif.data.dataset import load_preferences, load_samples
 from minirlaif.gguf.runtime import GgufEngine
 from minirlaif.hf import HfEngine
 from minirlaif.runs.run import Run

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from minirlaif import formats
-from minirlaif.data import load_preferences, load_samples
+from minirlaif.data import formats
+from minirlaif.data.dataset import load_preferences, load_samples
 from minirlaif.types import Turn, UserError
 
 ASKED = "What happens second?"

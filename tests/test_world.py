@@ -10,7 +10,7 @@ import pytest
 from shrunk import files, lines, manifest, results
 
 from minirlaif import config, tinyworld
-from minirlaif.data import load_samples
+from minirlaif.data.dataset import load_samples
 from minirlaif.runs.run import Run
 from minirlaif.stages import world
 from minirlaif.tinyworld import MOTIONS, QUESTION_TYPES, SHAPES, Event

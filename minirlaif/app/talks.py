@@ -16,7 +16,7 @@ from minirlaif.app.clips import Desk
 from minirlaif.app.sessions import PAIR, Answer, Duel, Job, Session, told
 from minirlaif.app.votes import CHOICES, Ballot, Vote
 from minirlaif.app.worker import Worker
-from minirlaif.formats import half_letters
+from minirlaif.data.formats import half_letters
 from minirlaif.talk import Engine, Judging, Look, Options
 from minirlaif.types import Turn, UserError
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
 
-from minirlaif.formats import BadRow, parse_preference
+from minirlaif.data.formats import BadRow, parse_preference
 from minirlaif.runs.io import sha256
 from minirlaif.stats import wilson
 from minirlaif.types import UserError

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from minirlaif.formats import CLIP_SUFFIXES, UNDECIDED, BadRow, parse_preference, parse_sample
-from minirlaif.rowfiles import ClipFolder, clip_files, hub_rows, json_rows, json_value, parquet_rows, raise_all, text_lines
+from minirlaif.data.formats import CLIP_SUFFIXES, UNDECIDED, BadRow, parse_preference, parse_sample
+from minirlaif.data.tables import ClipFolder, clip_files, hub_rows, json_rows, json_value, parquet_rows, raise_all, text_lines
 from minirlaif.runs.io import sha256
 from minirlaif.types import Preference, Sample, UserError
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from minirlaif.formats import CLIP_SUFFIXES, BadRow, half_letters
+from minirlaif.data.formats import CLIP_SUFFIXES, BadRow, half_letters
 from minirlaif.types import UserError
 
 SHOWN = 20  # problems of a file that are listed

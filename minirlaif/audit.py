@@ -94,7 +94,7 @@ class Audit:
         return sample
 
     def _asked(self, run: Run, row: Mapping[str, Any], seed: int) -> Asked:
-        from minirlaif.workbench import located
+        from minirlaif.session import located
 
         flipped = random.Random(f"{seed} {row['id']}").random() < 0.5
         return Asked(row["id"], located(run, row["video"]), row["question"], (row["answer_a"], row["answer_b"]), flipped)

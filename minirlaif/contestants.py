@@ -116,7 +116,7 @@ def opened(entry: Entry, run: Run) -> Iterator[Contestant]:
         finally:
             engine.close()
         return
-    from minirlaif.opening import open_workbench
+    from minirlaif.session_open import open_workbench
 
     run.checked = True  # the data named in the config are not what is read here
     with open_workbench(entry.cfg, run) as bench:
@@ -217,7 +217,7 @@ class EngineContestant:
 
 
 def _of_run(name: str, run: Run, given: str | None, changes: Sequence[str]) -> Entry:
-    from minirlaif.workbench import settings_of
+    from minirlaif.session import settings_of
 
     if not (run.root / "config.yaml").is_file():
         raise UserError(f"{run.root}: no such run; name another --run, or with --model a folder, an adapter or a .gguf file")
@@ -253,7 +253,7 @@ def _own_title(name: str) -> str:
 
 
 def _told(cfg: Config) -> dict[str, Any]:
-    from minirlaif.workbench import settings_of
+    from minirlaif.session import settings_of
 
     settings = settings_of(cfg, "model", "video")
     return {"model": settings["model"], **_seen(cfg)}

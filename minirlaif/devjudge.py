@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from minirlaif.judge import judge
 from minirlaif.models.generation import sample
+from minirlaif.session import Workbench
 from minirlaif.types import Pair, Sample
-from minirlaif.workbench import Workbench
 
 
 class DevJudge:

@@ -23,12 +23,12 @@ from minirlaif.models.loading import open_backbone
 from minirlaif.models.logprobs import sequence_scores
 from minirlaif.models.renderer import pieces
 from minirlaif.runs.run import Run
+from minirlaif.session import View, Workbench, critic_config
 from minirlaif.talk import Judged, Look, Options
 from minirlaif.types import Pair, Turn, UserError
 from minirlaif.verdicts import context_text
 from minirlaif.video.frame_sampling import FramePlan, uniform_plan
 from minirlaif.video.reader import ClipReader
-from minirlaif.workbench import View, Workbench, critic_config
 
 ROLES = {"rlaif": "policy", "sft": "sft", "base": "base"}  # name of a model -> role
 LOOKS = 8  # looks whose frames and features are kept, the latest ones

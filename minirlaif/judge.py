@@ -16,7 +16,7 @@ from minirlaif.types import Pair, Verdict
 from minirlaif.verdicts import choice_from_margin, combine_orders, judge_question
 
 if TYPE_CHECKING:
-    from minirlaif.workbench import View, Workbench
+    from minirlaif.session import View, Workbench
 
 
 def narrate(bench: Workbench, videos: Sequence[str]) -> dict[str, list[tuple[tuple[float, float], str]]]:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from minirlaif.data.dataset import fingerprint, load_preferences, load_samples
 from minirlaif.runs.run import Run
+from minirlaif.session import Workbench
 from minirlaif.types import Sample, UserError
 from minirlaif.video.reader import UnreadableClip
-from minirlaif.workbench import Workbench
 
 BEFORE = (("sft", "sft"), ("feedback", "prompts"), ("feedback", "dev"), ("reward", "preferences"))  # stage, part of the data
 

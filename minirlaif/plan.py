@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from minirlaif import memory
 from minirlaif.config import Config
 from minirlaif.memory import LINES, Batch, Precision
+from minirlaif.session import critic_config
 from minirlaif.shapes import Shape, read_config, shape_of
 from minirlaif.types import UserError
-from minirlaif.workbench import critic_config
 
 GIB = 2**30
 TEXT = 96  # tokens of a question with the chat's own words

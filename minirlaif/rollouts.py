@@ -16,9 +16,9 @@ from minirlaif import distributed
 from minirlaif.models.generation import Asked, Completion, sample
 from minirlaif.models.logprobs import Row, micro_batches, sequence_scores, token_logprobs, token_values
 from minirlaif.returns import explained_variance, gae, kl_per_token, masked_mean, score_with_terms, shaped_rewards, whiten
+from minirlaif.session import Workbench
 from minirlaif.training import generator
 from minirlaif.types import Sample
-from minirlaif.workbench import Workbench
 
 SCORE_LIMIT = 3.0  # normalised scores are clipped here
 

@@ -18,9 +18,9 @@ from minirlaif.config import Config
 from minirlaif.models.feature_cache import resting_eyes
 from minirlaif.models.loading import family_of, pick_device, pick_dtype, quantization_config
 from minirlaif.models.renderer import Layout
+from minirlaif.session import View, Workbench, critic_config
 from minirlaif.shapes import empty_model, read_config, shape_of
 from minirlaif.video.frame_sampling import FrameSize
-from minirlaif.workbench import View, Workbench, critic_config
 
 if TYPE_CHECKING:
     from minirlaif.models.backbones.base import Backbone

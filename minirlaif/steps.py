@@ -17,16 +17,16 @@ from minirlaif.config import Config
 from minirlaif.judge import judge
 from minirlaif.models.generation import sample
 from minirlaif.models.logprobs import token_logprobs, token_values
-from minirlaif.opening import open_workbench
 from minirlaif.rollouts import Rollout, collect
 from minirlaif.runs.run import Run
+from minirlaif.session import Workbench, critic_config, read_preferences, read_samples
+from minirlaif.session_open import open_workbench
 from minirlaif.shapes import read_config
 from minirlaif.stages import ppo, reward, sft
 from minirlaif.standin import StandIn
 from minirlaif.training import generator, make_accelerator, make_optimizer, optimizer_step, seed_of
 from minirlaif.types import Pair, Preference, Sample, Turn, UserError
 from minirlaif.video.reader import ClipReader, check_clips
-from minirlaif.workbench import Workbench, critic_config, read_preferences, read_samples
 
 QUESTION, ANSWER = 40, 254  # tokens of a stand-in's question and of its SFT answer, less its end
 

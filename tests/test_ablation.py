@@ -25,8 +25,8 @@ from minirlaif.ablation.children import Job, carry_out
 from minirlaif.ablation.items import read, remarks
 from minirlaif.ablation.verdict import FAILS, HOLDS, OPEN, Figure, ahead, common, figure, pooled, verdict
 from minirlaif.runs.run import ORDER, Run
+from minirlaif.session import settings_of
 from minirlaif.types import UserError
-from minirlaif.workbench import settings_of
 
 TRUE, FALSE = "a red circle moves left.", "a blue cross stays still."
 CFG = config.load(shrunk.TINY)

@@ -9,9 +9,9 @@ import torch
 from minirlaif import judge as judging
 from minirlaif.judge import answer_margins, judge, mean_logprobs, swap_consistent
 from minirlaif.models.logprobs import token_logprobs
+from minirlaif.session import Workbench
 from minirlaif.types import Pair, Verdict
 from minirlaif.verdicts import judge_question
-from minirlaif.workbench import Workbench
 
 
 def pair(a: str = "a red circle moves left.", b: str = "two things happen.", name: str = "p") -> Pair:

@@ -18,13 +18,13 @@ from minirlaif.models.feature_cache import resting_eyes
 from minirlaif.models.loading import open_backbone
 from minirlaif.models.logprobs import token_logprobs, token_values
 from minirlaif.models.offload import Resting
-from minirlaif.opening import _reference_bench, check_tokenizers, open_workbench
 from minirlaif.runs.run import Run
+from minirlaif.session import critic_config
+from minirlaif.session_open import _reference_bench, check_tokenizers, open_workbench
 from minirlaif.stages import ppo
 from minirlaif.stages.pretrain import save
 from minirlaif.training import make_accelerator, make_optimizer
 from minirlaif.types import Sample, Turn, UserError
-from minirlaif.workbench import critic_config
 
 ROLES = ("policy", "reference", "reward", "value")
 CLIPS = range(3)

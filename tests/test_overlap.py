@@ -13,9 +13,9 @@ import pytest
 from minirlaif import config
 from minirlaif.overlap import seen_before
 from minirlaif.runs.run import Run
+from minirlaif.session import settings_of
 from minirlaif.types import Sample
 from minirlaif.video.reader import UnreadableClip
-from minirlaif.workbench import settings_of
 
 PARTS = {"sft": "sft", "feedback": "prompts", "reward": "preferences"}
 

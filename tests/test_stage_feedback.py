@@ -12,9 +12,9 @@ import tiny
 from minirlaif import judge as judging
 from minirlaif.models.generation import Asked, Completion
 from minirlaif.runs.run import Run
+from minirlaif.session import View
 from minirlaif.stages import feedback
 from minirlaif.types import Pair, Sample, Turn, Verdict
-from minirlaif.workbench import View
 
 TRUE, FALSE, DESCRIBED = "a red circle moves left.", "a blue cross stays still.", "a green square moves up."
 CONTEXT = f"0s: {DESCRIBED}\n"

@@ -12,8 +12,8 @@ import shrunk
 from minirlaif import config
 from minirlaif.models.loading import TINY
 from minirlaif.runs.run import Run
+from minirlaif.session import read_samples, settings_of
 from minirlaif.types import UserError
-from minirlaif.workbench import read_samples, settings_of
 
 
 def test_a_base_retrained_under_the_same_name_is_noticed(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from minirlaif.models.adapters import Roles
 from minirlaif.models.backbones.smolvlm import SmolVLM
 from minirlaif.models.logprobs import Row
 from minirlaif.runs.run import Run
+from minirlaif.session import View, Workbench
 from minirlaif.tinybase import LAYOUT, make_model, make_tokenizer
 from minirlaif.types import Sample
 from minirlaif.video.frame_sampling import FrameSize
-from minirlaif.workbench import View, Workbench
 
 OVERRIDES = ("model.device=cpu", "model.dtype=float32", "model.lora_r=4", "model.lora_alpha=8")
 

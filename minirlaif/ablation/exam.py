@@ -13,13 +13,13 @@ from minirlaif.ablation.arms import BEST_OF
 from minirlaif.config import Config
 from minirlaif.models.generation import Completion, sample
 from minirlaif.models.logprobs import micro_batches, sequence_scores
-from minirlaif.opening import open_workbench
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
+from minirlaif.session import Workbench, read_samples, readable, settings_of, stored
+from minirlaif.session_open import open_workbench
 from minirlaif.stages import evaluate, feedback
 from minirlaif.training import generator
 from minirlaif.types import Sample
-from minirlaif.workbench import Workbench, read_samples, readable, settings_of, stored
 
 INPUTS = {"policy": ("ppo",), "sft": ("sft",), "best": ("sft", "reward")}
 

@@ -21,10 +21,10 @@ from minirlaif.models.generation import Asked
 from minirlaif.models.loading import open_backbone
 from minirlaif.models.renderer import Layout, Shown
 from minirlaif.runs.run import Run
+from minirlaif.session import read_samples
 from minirlaif.types import Turn
 from minirlaif.video.frame_sampling import Sizing, uniform_plan
 from minirlaif.video.reader import ClipReader
-from minirlaif.workbench import read_samples
 
 ADAPTERS = {"rlaif": "ppo", "sft": "sft"}  # model -> the stage that trained its adapter
 ROWS, CLIPS, EACH, QUESTIONS = 200, 2, 2, 4  # rows looked through; clips, questions about each, questions without a clip

@@ -18,15 +18,15 @@ from minirlaif import story
 from minirlaif.config import Config
 from minirlaif.models.feature_cache import blank_features
 from minirlaif.models.generation import sample
-from minirlaif.opening import open_workbench
 from minirlaif.overlap import seen_before
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
+from minirlaif.session import View, Workbench, read_samples, readable, settings_of, stored
+from minirlaif.session_open import open_workbench
 from minirlaif.stats import exact_match, guess_rate, paired_bootstrap, wilson
 from minirlaif.training import seed_of, shuffled
 from minirlaif.types import Sample
-from minirlaif.workbench import View, Workbench, read_samples, readable, settings_of, stored
 
 MODELS = {"base": "base", "sft": "sft", "rlaif": "policy"}  # name in the report -> role
 CONTROLS = ("blind", "shuffled")

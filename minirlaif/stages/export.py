@@ -26,9 +26,9 @@ from minirlaif.models.loading import family_of, model_type
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
+from minirlaif.session import settings_of
 from minirlaif.talk import Options
 from minirlaif.types import UserError
-from minirlaif.workbench import settings_of
 
 NEVER = 1 << 62  # a step's number that is never due by itself: commits go by the clock
 

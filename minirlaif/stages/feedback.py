@@ -17,14 +17,14 @@ from minirlaif import distributed
 from minirlaif.config import Config
 from minirlaif.judge import judge, narrate, swap_consistent
 from minirlaif.models.generation import sample
-from minirlaif.opening import open_workbench
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
+from minirlaif.session import Workbench, located, read_samples, readable, settings_of, stored
+from minirlaif.session_open import open_workbench
 from minirlaif.training import generator, seed_of
 from minirlaif.types import Pair, Sample, UserError, Verdict
 from minirlaif.verdicts import context_text
-from minirlaif.workbench import Workbench, located, read_samples, readable, settings_of, stored
 
 Lines = list[tuple[str, dict[str, Any]]]  # (file, record) of each line to write
 LETTER_SHARE = 16  # of so many pairs one is also judged by letters, to compare the read-outs

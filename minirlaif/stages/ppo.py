@@ -28,12 +28,13 @@ from minirlaif.devjudge import DevJudge
 from minirlaif.losses import ppo_policy_loss, total_stats, value_loss
 from minirlaif.models.loading import base_hash
 from minirlaif.models.logprobs import micro_batches, token_logprobs, token_values
-from minirlaif.opening import open_workbench
 from minirlaif.rollouts import Rollout, collect
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.schedules import learning_rate
+from minirlaif.session import Workbench, critic_config, located, read_samples, readable, settings_of, stored
+from minirlaif.session_open import open_workbench
 from minirlaif.training import (
     check_finite,
     make_accelerator,
@@ -45,7 +46,6 @@ from minirlaif.training import (
     write_state,
 )
 from minirlaif.types import Sample, StageStopped, UserError
-from minirlaif.workbench import Workbench, critic_config, located, read_samples, readable, settings_of, stored
 
 RATIO_TOLERANCE = 0.02  # of the first ratio from 1; low precision and other batch shapes move it a little
 

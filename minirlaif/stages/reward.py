@@ -19,11 +19,12 @@ from minirlaif import distributed
 from minirlaif.config import Config
 from minirlaif.losses import bradley_terry_loss, centering_penalty
 from minirlaif.models.logprobs import Row, micro_batches, sequence_scores
-from minirlaif.opening import check_tokenizers, open_workbench
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.schedules import learning_rate
+from minirlaif.session import Workbench, critic_config, read_preferences, readable, settings_of, stored
+from minirlaif.session_open import check_tokenizers, open_workbench
 from minirlaif.training import (
     check_finite,
     make_accelerator,
@@ -36,7 +37,6 @@ from minirlaif.training import (
     write_state,
 )
 from minirlaif.types import Preference, StageStopped, UserError
-from minirlaif.workbench import Workbench, critic_config, read_preferences, readable, settings_of, stored
 
 START_BETA = 3.0
 PADDING_TOLERANCE = 1e-3

@@ -13,11 +13,12 @@ from minirlaif.config import Config
 from minirlaif.losses import sft_loss
 from minirlaif.models.generation import sample
 from minirlaif.models.logprobs import logprobs_of, micro_batches
-from minirlaif.opening import open_workbench
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.schedules import learning_rate
+from minirlaif.session import Workbench, read_samples, readable, settings_of, stored
+from minirlaif.session_open import open_workbench
 from minirlaif.training import (
     check_finite,
     make_accelerator,
@@ -29,7 +30,6 @@ from minirlaif.training import (
     write_state,
 )
 from minirlaif.types import Sample, UserError
-from minirlaif.workbench import Workbench, read_samples, readable, settings_of, stored
 
 SHOWN, SHOWN_TOKENS = 4, 64  # rows of each stage that samples.jsonl shows, and the longest answer there
 

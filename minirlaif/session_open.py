@@ -18,10 +18,10 @@ from minirlaif.models.loading import base_folder, model_type, open_backbone
 from minirlaif.models.renderer import Shown
 from minirlaif.runs.io import disk_is_full
 from minirlaif.runs.run import Run
+from minirlaif.session import Workbench, critic_config, read_preferences, read_samples, readable
 from minirlaif.types import Sample, UserError
 from minirlaif.video.frame_sampling import FrameSize
 from minirlaif.video.reader import ClipReader
-from minirlaif.workbench import Workbench, critic_config, read_preferences, read_samples, readable
 
 READS = {  # parts of the data, by stage
     "sft": ("sft",),

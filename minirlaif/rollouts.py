@@ -17,7 +17,7 @@ from minirlaif.models.generation import Asked, Completion, sample
 from minirlaif.models.logprobs import Row, micro_batches, sequence_scores, token_logprobs, token_values
 from minirlaif.returns import explained_variance, gae, kl_per_token, masked_mean, score_with_terms, shaped_rewards, whiten
 from minirlaif.session import Workbench
-from minirlaif.training import generator
+from minirlaif.training.optim import generator
 from minirlaif.types import Sample
 
 SCORE_LIMIT = 3.0  # normalised scores are clipped here

@@ -24,7 +24,7 @@ from minirlaif.session_open import open_workbench
 from minirlaif.shapes import read_config
 from minirlaif.stages import ppo, reward, sft
 from minirlaif.standin import StandIn
-from minirlaif.training import generator, make_accelerator, make_optimizer, optimizer_step, seed_of
+from minirlaif.training.optim import generator, make_accelerator, make_optimizer, optimizer_step, seed_of
 from minirlaif.types import Pair, Preference, Sample, Turn, UserError
 from minirlaif.video.reader import ClipReader, check_clips
 

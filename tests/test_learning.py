@@ -12,7 +12,7 @@ import torch
 from minirlaif import rollouts
 from minirlaif.models.logprobs import Row
 from minirlaif.stages import ppo
-from minirlaif.training import make_accelerator, make_optimizer
+from minirlaif.training.optim import make_accelerator, make_optimizer
 from minirlaif.types import Sample, Turn
 
 ITERATIONS = 10

@@ -23,7 +23,7 @@ from minirlaif.session import critic_config
 from minirlaif.session_open import _reference_bench, check_tokenizers, open_workbench
 from minirlaif.stages import ppo
 from minirlaif.stages.pretrain import save
-from minirlaif.training import make_accelerator, make_optimizer
+from minirlaif.training.optim import make_accelerator, make_optimizer
 from minirlaif.types import Sample, Turn, UserError
 
 ROLES = ("policy", "reference", "reward", "value")

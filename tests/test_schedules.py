@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from minirlaif.schedules import learning_rate
+from minirlaif.training.schedules import learning_rate
 
 
 def rates(total: int, warmup: int, kind: str) -> list[float]:

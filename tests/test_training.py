@@ -12,7 +12,7 @@ from minirlaif.models.logprobs import sequence_scores, token_logprobs, token_val
 from minirlaif.returns import whiten
 from minirlaif.rollouts import Rollout
 from minirlaif.stages import ppo, reward, sft
-from minirlaif.training import (
+from minirlaif.training.optim import (
     check_finite,
     generator,
     make_accelerator,

@@ -18,7 +18,7 @@ from minirlaif.runs.run import Run
 from minirlaif.session import Workbench, read_samples, readable, settings_of, stored
 from minirlaif.session_open import open_workbench
 from minirlaif.stages import evaluate, feedback
-from minirlaif.training import generator
+from minirlaif.training.optim import generator
 from minirlaif.types import Sample
 
 INPUTS = {"policy": ("ppo",), "sft": ("sft",), "best": ("sft", "reward")}

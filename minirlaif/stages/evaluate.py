@@ -25,7 +25,7 @@ from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import View, Workbench, read_samples, readable, settings_of, stored
 from minirlaif.session_open import open_workbench
 from minirlaif.stats import exact_match, guess_rate, paired_bootstrap, wilson
-from minirlaif.training import seed_of, shuffled
+from minirlaif.training.optim import seed_of, shuffled
 from minirlaif.types import Sample
 
 MODELS = {"base": "base", "sft": "sft", "rlaif": "policy"}  # name in the report -> role

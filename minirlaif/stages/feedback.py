@@ -22,7 +22,7 @@ from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import Workbench, located, read_samples, readable, settings_of, stored
 from minirlaif.session_open import open_workbench
-from minirlaif.training import generator, seed_of
+from minirlaif.training.optim import generator, seed_of
 from minirlaif.types import Pair, Sample, UserError, Verdict
 from minirlaif.verdicts import context_text
 

@@ -32,10 +32,9 @@ from minirlaif.rollouts import Rollout, collect
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.schedules import learning_rate
 from minirlaif.session import Workbench, critic_config, located, read_samples, readable, settings_of, stored
 from minirlaif.session_open import open_workbench
-from minirlaif.training import (
+from minirlaif.training.optim import (
     check_finite,
     make_accelerator,
     make_optimizer,
@@ -45,6 +44,7 @@ from minirlaif.training import (
     shuffled,
     write_state,
 )
+from minirlaif.training.schedules import learning_rate
 from minirlaif.types import Sample, StageStopped, UserError
 
 RATIO_TOLERANCE = 0.02  # of the first ratio from 1; low precision and other batch shapes move it a little

@@ -22,10 +22,9 @@ from minirlaif.models.logprobs import Row, micro_batches, sequence_scores
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.schedules import learning_rate
 from minirlaif.session import Workbench, critic_config, read_preferences, readable, settings_of, stored
 from minirlaif.session_open import check_tokenizers, open_workbench
-from minirlaif.training import (
+from minirlaif.training.optim import (
     check_finite,
     make_accelerator,
     make_optimizer,
@@ -36,6 +35,7 @@ from minirlaif.training import (
     shuffled,
     write_state,
 )
+from minirlaif.training.schedules import learning_rate
 from minirlaif.types import Preference, StageStopped, UserError
 
 START_BETA = 3.0

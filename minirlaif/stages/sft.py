@@ -16,10 +16,9 @@ from minirlaif.models.logprobs import logprobs_of, micro_batches
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.schedules import learning_rate
 from minirlaif.session import Workbench, read_samples, readable, settings_of, stored
 from minirlaif.session_open import open_workbench
-from minirlaif.training import (
+from minirlaif.training.optim import (
     check_finite,
     make_accelerator,
     make_optimizer,
@@ -29,6 +28,7 @@ from minirlaif.training import (
     shuffled,
     write_state,
 )
+from minirlaif.training.schedules import learning_rate
 from minirlaif.types import Sample, UserError
 
 SHOWN, SHOWN_TOKENS = 4, 64  # rows of each stage that samples.jsonl shows, and the longest answer there

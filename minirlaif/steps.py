@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from minirlaif.algorithms.rollout import Rollout, collect
 from minirlaif.config import Config
 from minirlaif.judge import judge
 from minirlaif.models.generation import sample
 from minirlaif.models.logprobs import token_logprobs, token_values
-from minirlaif.rollouts import Rollout, collect
 from minirlaif.runs.run import Run
 from minirlaif.session import Workbench, critic_config, read_preferences, read_samples
 from minirlaif.session_open import open_workbench

@@ -15,7 +15,7 @@ from bases_middle import middle
 from bases_qwen import qwen3_5, qwen3_vl
 
 from minirlaif import bench, cli, config, standin, steps
-from minirlaif.rollouts import Rollout
+from minirlaif.algorithms.rollout import Rollout
 from minirlaif.runs.run import Run
 from minirlaif.shapes import read_config
 from minirlaif.types import Pair, UserError

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from minirlaif import rollouts
+from minirlaif.algorithms import rollout as rollouts
 from minirlaif.models.logprobs import Row
 from minirlaif.stages import ppo
 from minirlaif.training.optim import make_accelerator, make_optimizer

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minirlaif.losses import (
+from minirlaif.algorithms.losses import (
     bradley_terry_loss,
     centering_penalty,
     ppo_policy_loss,

@@ -11,7 +11,8 @@ import pytest
 import tiny
 import torch
 
-from minirlaif import config, rollouts
+from minirlaif import config
+from minirlaif.algorithms import rollout as rollouts
 from minirlaif.models import offload
 from minirlaif.models.backbones.smolvlm import SmolVLM
 from minirlaif.models.feature_cache import resting_eyes

@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from minirlaif.returns import explained_variance, gae, kl_per_token, masked_mean, score_with_terms, shaped_rewards, whiten
+from minirlaif.algorithms.advantages import (
+    explained_variance,
+    gae,
+    kl_per_token,
+    masked_mean,
+    score_with_terms,
+    shaped_rewards,
+    whiten,
+)
 
 ROW = torch.ones(1, 3, dtype=torch.bool)
 MASK_BR = torch.tensor([[True, True, True, False], [True, False, False, False], [True] * 4])

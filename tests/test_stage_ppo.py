@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from minirlaif import devjudge
+from minirlaif.algorithms.rollout import collect
 from minirlaif.config import Config
 from minirlaif.devjudge import DevJudge
 from minirlaif.models.generation import sample
 from minirlaif.models.logprobs import Row, sequence_scores, token_logprobs, token_values
-from minirlaif.rollouts import collect
 from minirlaif.runs.run import Run
 from minirlaif.stages import ppo
 from minirlaif.types import Pair, Sample, Turn, UserError, Verdict

@@ -8,9 +8,9 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
+from minirlaif.algorithms.advantages import whiten
+from minirlaif.algorithms.rollout import Rollout
 from minirlaif.models.logprobs import sequence_scores, token_logprobs, token_values
-from minirlaif.returns import whiten
-from minirlaif.rollouts import Rollout
 from minirlaif.stages import ppo, reward, sft
 from minirlaif.training.optim import (
     check_finite,

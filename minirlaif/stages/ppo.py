@@ -23,12 +23,12 @@ from typing import Any
 from torch import Tensor
 
 from minirlaif import distributed
+from minirlaif.algorithms.losses import ppo_policy_loss, total_stats, value_loss
+from minirlaif.algorithms.rollout import Rollout, collect
 from minirlaif.config import Config
 from minirlaif.devjudge import DevJudge
-from minirlaif.losses import ppo_policy_loss, total_stats, value_loss
 from minirlaif.models.loading import base_hash
 from minirlaif.models.logprobs import micro_batches, token_logprobs, token_values
-from minirlaif.rollouts import Rollout, collect
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif import distributed
+from minirlaif.algorithms.losses import bradley_terry_loss, centering_penalty
 from minirlaif.config import Config
-from minirlaif.losses import bradley_terry_loss, centering_penalty
 from minirlaif.models.logprobs import Row, micro_batches, sequence_scores
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run

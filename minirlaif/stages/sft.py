@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from minirlaif import distributed
+from minirlaif.algorithms.losses import sft_loss
 from minirlaif.config import Config
-from minirlaif.losses import sft_loss
 from minirlaif.models.generation import sample
 from minirlaif.models.logprobs import logprobs_of, micro_batches
 from minirlaif.runs.progress import progress

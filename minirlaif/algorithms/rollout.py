@@ -13,9 +13,17 @@ import torch
 from torch import Tensor
 
 from minirlaif import distributed
+from minirlaif.algorithms.advantages import (
+    explained_variance,
+    gae,
+    kl_per_token,
+    masked_mean,
+    score_with_terms,
+    shaped_rewards,
+    whiten,
+)
 from minirlaif.models.generation import Asked, Completion, sample
 from minirlaif.models.logprobs import Row, micro_batches, sequence_scores, token_logprobs, token_values
-from minirlaif.returns import explained_variance, gae, kl_per_token, masked_mean, score_with_terms, shaped_rewards, whiten
 from minirlaif.session import Workbench
 from minirlaif.training.optim import generator
 from minirlaif.types import Sample

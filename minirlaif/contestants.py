@@ -159,7 +159,7 @@ class BenchContestant:
 
     def likelihoods(self, told: Sequence[tuple[str, str, str]]) -> list[float]:
         """See Contestant."""
-        from minirlaif.judge import mean_logprobs
+        from minirlaif.feedback.judge import mean_logprobs
 
         bench = self._bench
         with bench.roles.reading_as(self._role):

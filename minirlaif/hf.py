@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from minirlaif import config
-from minirlaif.judge import judge, narrate
+from minirlaif.feedback.judge import judge, narrate
+from minirlaif.feedback.verdicts import context_text
 from minirlaif.models.feature_cache import FeatureStore
 from minirlaif.models.generation import Asked, Kept
 from minirlaif.models.loading import open_backbone
@@ -26,7 +27,6 @@ from minirlaif.runs.run import Run
 from minirlaif.session import View, Workbench, critic_config
 from minirlaif.talk import Judged, Look, Options
 from minirlaif.types import Pair, Turn, UserError
-from minirlaif.verdicts import context_text
 from minirlaif.video.frame_sampling import FramePlan, uniform_plan
 from minirlaif.video.reader import ClipReader
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from minirlaif.algorithms.rollout import Rollout, collect
 from minirlaif.config import Config
-from minirlaif.judge import judge
+from minirlaif.feedback.judge import judge
 from minirlaif.models.generation import sample
 from minirlaif.models.logprobs import token_logprobs, token_values
 from minirlaif.runs.run import Run

@@ -6,12 +6,12 @@ import pytest
 import tiny
 import torch
 
-from minirlaif import judge as judging
-from minirlaif.judge import answer_margins, judge, mean_logprobs, swap_consistent
+from minirlaif.feedback import judge as judging
+from minirlaif.feedback.judge import answer_margins, judge, mean_logprobs, swap_consistent
+from minirlaif.feedback.verdicts import judge_question
 from minirlaif.models.logprobs import token_logprobs
 from minirlaif.session import Workbench
 from minirlaif.types import Pair, Verdict
-from minirlaif.verdicts import judge_question
 
 
 def pair(a: str = "a red circle moves left.", b: str = "two things happen.", name: str = "p") -> Pair:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 
-from minirlaif import judge as judging
+from minirlaif.feedback import judge as judging
 from minirlaif.models.generation import Asked, Completion
 from minirlaif.runs.run import Run
 from minirlaif.session import View

@@ -11,10 +11,10 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from minirlaif import devjudge
 from minirlaif.algorithms.rollout import collect
 from minirlaif.config import Config
-from minirlaif.devjudge import DevJudge
+from minirlaif.feedback import win_rate as devjudge
+from minirlaif.feedback.win_rate import DevJudge
 from minirlaif.models.generation import sample
 from minirlaif.models.logprobs import Row, sequence_scores, token_logprobs, token_values
 from minirlaif.runs.run import Run

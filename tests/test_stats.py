@@ -122,7 +122,9 @@ def test_bootstrap_refuses_nothing() -> None:
 
 
 def test_needs_no_torch() -> None:
-    code = "import sys, minirlaif.stats, minirlaif.verdicts, minirlaif.training.schedules; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, minirlaif.stats, minirlaif.feedback.verdicts, minirlaif.training.schedules; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from minirlaif.verdicts import (
+from minirlaif.feedback.verdicts import (
     GUIDING,
     choice_from_margin,
     combine_orders,

@@ -15,7 +15,8 @@ from typing import Any
 
 from minirlaif import distributed
 from minirlaif.config import Config
-from minirlaif.judge import judge, narrate, swap_consistent
+from minirlaif.feedback.judge import judge, narrate, swap_consistent
+from minirlaif.feedback.verdicts import context_text
 from minirlaif.models.generation import sample
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
@@ -24,7 +25,6 @@ from minirlaif.session import Workbench, located, read_samples, readable, settin
 from minirlaif.session_open import open_workbench
 from minirlaif.training.optim import generator, seed_of
 from minirlaif.types import Pair, Sample, UserError, Verdict
-from minirlaif.verdicts import context_text
 
 Lines = list[tuple[str, dict[str, Any]]]  # (file, record) of each line to write
 LETTER_SHARE = 16  # of so many pairs one is also judged by letters, to compare the read-outs

@@ -26,7 +26,7 @@ from minirlaif import distributed
 from minirlaif.algorithms.losses import ppo_policy_loss, total_stats, value_loss
 from minirlaif.algorithms.rollout import Rollout, collect
 from minirlaif.config import Config
-from minirlaif.devjudge import DevJudge
+from minirlaif.feedback.win_rate import DevJudge
 from minirlaif.models.loading import base_hash
 from minirlaif.models.logprobs import micro_batches, token_logprobs, token_values
 from minirlaif.runs.progress import progress

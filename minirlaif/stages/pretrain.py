@@ -21,13 +21,13 @@ from torch import Tensor
 
 from minirlaif import tinybase, tinyworld
 from minirlaif.config import Config, section
+from minirlaif.feedback.verdicts import context_text
 from minirlaif.models.backbones.smolvlm import LAYOUT_FILE, SmolVLM
 from minirlaif.models.renderer import Shown
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.training.optim import check_finite, seed_of
 from minirlaif.training.schedules import learning_rate
-from minirlaif.verdicts import context_text
 
 # Rows per step of each kind. Reading a narrative comes first: looking words up in a text is the skill that takes longest
 # to form, and everything else stands on it. Whole clips stay rare on purpose.

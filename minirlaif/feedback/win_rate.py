@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from minirlaif.judge import judge
+from minirlaif.feedback.judge import judge
 from minirlaif.models.generation import sample
 from minirlaif.session import Workbench
 from minirlaif.types import Pair, Sample

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from minirlaif.feedback.verdicts import choice_from_margin, combine_orders, judge_question
 from minirlaif.models.generation import sample
 from minirlaif.models.logprobs import Row, first_token_logprobs, micro_batches, token_logprobs
 from minirlaif.types import Pair, Verdict
-from minirlaif.verdicts import choice_from_margin, combine_orders, judge_question
 
 if TYPE_CHECKING:
     from minirlaif.session import View, Workbench

@@ -1,0 +1,1 @@
+"""AI feedback: descriptions, verdicts, preferences."""

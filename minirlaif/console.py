@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from minirlaif.types import Turn, UserError
 
 if TYPE_CHECKING:
-    from minirlaif.talk import Engine, Look, Options
+    from minirlaif.inference.engine import Engine, Look, Options
 
 PROMPT = "> "
 
@@ -89,7 +89,7 @@ def _engine(options: argparse.Namespace) -> Any:
     from minirlaif.runs.run import Run
 
     try:
-        from minirlaif.hf import HfEngine
+        from minirlaif.inference.hf_engine import HfEngine
     except ModuleNotFoundError as error:
         raise UserError(f"chat --run: {error.name} is not installed; `pip install -r requirements.txt`, or --gguf") from None
 

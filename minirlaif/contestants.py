@@ -18,10 +18,10 @@ from typing import Any, Protocol
 from minirlaif import config
 from minirlaif.config import Config
 from minirlaif.gguf import facts
+from minirlaif.inference.engine import Engine, Options
 from minirlaif.runs.io import sha256
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.talk import Engine, Options
 from minirlaif.types import UserError
 
 ROLES = {"rlaif": ("ppo", "policy"), "sft": ("sft", "sft"), "base": ("", "base")}  # model of a run -> its stage, its role

@@ -14,9 +14,9 @@ import tiny
 from clips import write_clip
 
 from minirlaif import cli
-from minirlaif.hf import HfEngine
+from minirlaif.inference.engine import Options
+from minirlaif.inference.hf_engine import HfEngine
 from minirlaif.runs.run import Run
-from minirlaif.talk import Options
 
 QUESTIONS = ("what happens first?", "how many things happen?", "what happens then?", "describe the video.")
 CLIPS = 2

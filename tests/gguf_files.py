@@ -13,8 +13,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from minirlaif.gguf import facts
+from minirlaif.inference.engine import Options
 from minirlaif.models.loading import TINY
-from minirlaif.talk import Options
 from minirlaif.tinybase import LAYOUT
 from minirlaif.video.frame_sampling import Sizing
 

@@ -19,8 +19,8 @@ from minirlaif.app.clips import Desk, Limits
 from minirlaif.app.talks import Talks
 from minirlaif.app.votes import Ballot
 from minirlaif.app.worker import Worker
+from minirlaif.inference.engine import Judged, Look, Options
 from minirlaif.runs.run import Run
-from minirlaif.talk import Judged, Look, Options
 from minirlaif.types import Turn, UserError
 
 FLAGS = (

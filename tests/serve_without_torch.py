@@ -21,7 +21,7 @@ from typing import Any
 from minirlaif.app import server
 from minirlaif.app.talks import Talks
 from minirlaif.gguf import runtime
-from minirlaif.talk import Look, Options
+from minirlaif.inference.engine import Look, Options
 from minirlaif.types import Turn
 
 HEAVY = ("torch", "transformers", "peft", "accelerate")

@@ -26,8 +26,8 @@ from minirlaif.app.talks import Session, Talks
 from minirlaif.app.votes import Agreement, Ballot, Vote, agreement
 from minirlaif.app.worker import Worker
 from minirlaif.data.dataset import load_preferences
+from minirlaif.inference.engine import Look, Options
 from minirlaif.runs.run import Run
-from minirlaif.talk import Look, Options
 from minirlaif.types import UserError
 from minirlaif.video.reader import ClipReader
 

@@ -25,7 +25,7 @@ from minirlaif.app.talks import Talks
 from minirlaif.app.votes import Ballot, Vote
 from minirlaif.app.worker import Worker
 from minirlaif.data.dataset import load_preferences
-from minirlaif.talk import Options
+from minirlaif.inference.engine import Options
 from minirlaif.types import UserError
 
 OPTIONS = Options(0.0, 1.0, 16, 0)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from minirlaif.data.dataset import load_preferences, load_samples
 from minirlaif.gguf.runtime import GgufEngine
-from minirlaif.hf import HfEngine
+from minirlaif.inference.hf_engine import HfEngine
 from minirlaif.runs.run import Run
 
 FOLDER = "served"

@@ -326,7 +326,7 @@ def spaced(text: str) -> str:
 
 @pytest.mark.learning
 def test_many_broken_clips_and_odd_questions_leave_a_real_engine_serving(place: Path, tmp_path: Path) -> None:
-    from minirlaif.hf import HfEngine
+    from minirlaif.inference.hf_engine import HfEngine
 
     run = talking.run_of(tmp_path / "runs" / "a")
     with serving(lambda: HfEngine(run), run, tmp_path / "runs", tmp_path / "uploads") as real:

@@ -27,11 +27,12 @@ import tiny
 from endpoints import Server, answer
 from test_benchmarks import official_input
 
-from minirlaif import benchmarks, cli, config, contestants, evaluation, rubric, tables, talk
+from minirlaif import benchmarks, cli, config, contestants, evaluation, rubric, tables
+from minirlaif.inference import engine as talk
+from minirlaif.inference.engine import Look
 from minirlaif.models import generation, loading
 from minirlaif.models.adapters import Roles
 from minirlaif.runs.run import Run
-from minirlaif.talk import Look
 
 QUICK = ["model.device=cpu", "evaluate.max_new_tokens=10", "evaluate.batch_size=16", "video.frames=4", "model.lora_r=2"]
 REPLY = '{"pred": "yes", "score": 4}'

@@ -23,11 +23,11 @@ from minirlaif.gguf import facts
 from minirlaif.gguf.facts import Facts
 from minirlaif.gguf.runtime import GgufEngine
 from minirlaif.gguf.speaker import Speaker, choose
+from minirlaif.inference.engine import Look, Options
 from minirlaif.models.backbones import smolvlm
 from minirlaif.models.generation import Asked, sample
 from minirlaif.models.loading import TINY
 from minirlaif.models.renderer import Layout, Shown
-from minirlaif.talk import Look, Options
 from minirlaif.types import Turn, UserError
 from minirlaif.video.frame_sampling import FrameSize, Sizing, uniform_plan
 from minirlaif.video.reader import ClipReader

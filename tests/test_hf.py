@@ -14,13 +14,13 @@ import tiny
 import torch
 
 from minirlaif.config import ModelSection
-from minirlaif.hf import HfEngine
+from minirlaif.inference.engine import Options
+from minirlaif.inference.hf_engine import HfEngine
 from minirlaif.models.generation import Asked, Kept, sample
 from minirlaif.models.loading import open_backbone
 from minirlaif.models.logprobs import sequence_scores
 from minirlaif.models.renderer import pieces
 from minirlaif.runs.run import Run
-from minirlaif.talk import Options
 from minirlaif.types import Turn, UserError
 
 GREEDY = Options(0.0, 1.0, 24, 0)

@@ -21,8 +21,8 @@ from minirlaif.app.guard import Guard
 from minirlaif.app.talks import Talks
 from minirlaif.app.votes import Ballot
 from minirlaif.app.worker import Worker
+from minirlaif.inference.engine import Engine
 from minirlaif.runs.run import Run
-from minirlaif.talk import Engine
 from minirlaif.types import UserError
 
 SWEEP_SECONDS = 300.0
@@ -197,7 +197,7 @@ def _engine(options: argparse.Namespace, run: Run | None) -> Engine:
 
         exported: Engine = GgufEngine(options.gguf)
         return exported
-    from minirlaif.hf import HfEngine
+    from minirlaif.inference.hf_engine import HfEngine
 
     assert run is not None
     print(f"loading {run.root} …", flush=True)

@@ -8,7 +8,7 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minirlaif.talk import Judged, Look
+from minirlaif.inference.engine import Judged, Look
 from minirlaif.types import UserError
 
 PAIR = ("rlaif", "sft")  # the models that are compared

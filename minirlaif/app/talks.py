@@ -17,7 +17,7 @@ from minirlaif.app.sessions import PAIR, Answer, Duel, Job, Session, told
 from minirlaif.app.votes import CHOICES, Ballot, Vote
 from minirlaif.app.worker import Worker
 from minirlaif.data.formats import half_letters
-from minirlaif.talk import Engine, Judging, Look, Options
+from minirlaif.inference.engine import Engine, Judging, Look, Options
 from minirlaif.types import Turn, UserError
 
 LONGEST = 4000  # letters of a question

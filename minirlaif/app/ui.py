@@ -19,7 +19,7 @@ from minirlaif.app.clips import duration
 from minirlaif.app.tabs import MODEL, QUICK, Place, run_tab, votes_tab
 from minirlaif.app.talks import Talks
 from minirlaif.app.votes import CHOICES
-from minirlaif.talk import Options
+from minirlaif.inference.engine import Options
 
 SAVE = """(text) => {
   if (!text) return;

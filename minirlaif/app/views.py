@@ -9,8 +9,8 @@ import numpy as np
 
 from minirlaif.app.sessions import PAIR, Answer, Duel, Session
 from minirlaif.app.votes import Agreement
+from minirlaif.inference.engine import Look
 from minirlaif.page import Html, bar, bars, join, number, percent, tag
-from minirlaif.talk import Look
 
 NAMES = {"rlaif": "Aligned (RLAIF)", "sft": "SFT", "base": "Base, before SFT"}
 TALLEST = 160  # pixels of a frame on the page; smaller frames are shown pixel by pixel

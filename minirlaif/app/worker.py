@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from contextlib import closing
 from typing import Any, TypeVar
 
-from minirlaif.talk import Engine
+from minirlaif.inference.engine import Engine
 
 T = TypeVar("T")
 _END = object()

@@ -16,7 +16,7 @@ import numpy as np
 
 from minirlaif.gguf import facts
 from minirlaif.gguf.speaker import Speaker
-from minirlaif.talk import Options
+from minirlaif.inference.engine import Options
 from minirlaif.types import Turn, UserError
 
 

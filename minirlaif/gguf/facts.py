@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from minirlaif.inference.engine import Options
 from minirlaif.models.renderer import Layout
 from minirlaif.runs.io import write_atomic
-from minirlaif.talk import Options
 from minirlaif.types import UserError
 from minirlaif.video.frame_sampling import Sizing
 

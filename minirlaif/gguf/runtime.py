@@ -15,7 +15,7 @@ from typing import Any
 from minirlaif.config import VideoSection
 from minirlaif.gguf import facts
 from minirlaif.gguf.child import Child
-from minirlaif.talk import Look, Options
+from minirlaif.inference.engine import Look, Options
 from minirlaif.types import Turn, UserError
 from minirlaif.video.frame_sampling import uniform_plan
 from minirlaif.video.reader import ClipReader

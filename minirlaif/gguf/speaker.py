@@ -15,8 +15,8 @@ import numpy as np
 from minirlaif.gguf.eyes import Seen, grouped, placed
 from minirlaif.gguf.facts import FILE, Facts
 from minirlaif.gguf.llama import Session, length
+from minirlaif.inference.engine import Options
 from minirlaif.models.renderer import Renderer, Shown, pieces
-from minirlaif.talk import Options
 from minirlaif.types import Turn, UserError
 from minirlaif.video.frame_sampling import FrameSize
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from minirlaif.inference.engine import Engine, Options
 from minirlaif.runs.run import Run
 from minirlaif.stats import exact_match
-from minirlaif.talk import Engine, Options
 from minirlaif.video.frame_sampling import BLANK
 
 # How far the accuracy of a type may lie from that of the model in transformers, in shares of the questions.

@@ -16,10 +16,10 @@ from minirlaif.gguf.parity import FRAMES_GATE, TEXT_GATE, measure
 from minirlaif.gguf.quantize import TYPES, listed
 from minirlaif.gguf.reference import ADAPTERS, Reference, of_run
 from minirlaif.gguf.runtime import GgufEngine
+from minirlaif.inference.engine import Options
 from minirlaif.models.loading import model_type
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
-from minirlaif.talk import Options
 from minirlaif.types import UserError
 
 

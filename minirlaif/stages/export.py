@@ -22,12 +22,12 @@ from minirlaif.gguf.parity import measure
 from minirlaif.gguf.quantize import BYTES, fell_back, quantize
 from minirlaif.gguf.reference import ADAPTERS, Reference, of_run
 from minirlaif.gguf.runtime import GgufEngine
+from minirlaif.inference.engine import Options
 from minirlaif.models.loading import family_of, model_type
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import settings_of
-from minirlaif.talk import Options
 from minirlaif.types import UserError
 
 NEVER = 1 << 62  # a step's number that is never due by itself: commits go by the clock

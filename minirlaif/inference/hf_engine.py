@@ -18,6 +18,7 @@ import torch
 from minirlaif import config
 from minirlaif.feedback.judge import judge, narrate
 from minirlaif.feedback.verdicts import context_text
+from minirlaif.inference.engine import Judged, Look, Options
 from minirlaif.models.feature_cache import FeatureStore
 from minirlaif.models.generation import Asked, Kept
 from minirlaif.models.loading import open_backbone
@@ -25,7 +26,6 @@ from minirlaif.models.logprobs import sequence_scores
 from minirlaif.models.renderer import pieces
 from minirlaif.runs.run import Run
 from minirlaif.session import View, Workbench, critic_config
-from minirlaif.talk import Judged, Look, Options
 from minirlaif.types import Pair, Turn, UserError
 from minirlaif.video.frame_sampling import FramePlan, uniform_plan
 from minirlaif.video.reader import ClipReader

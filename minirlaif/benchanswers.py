@@ -18,8 +18,8 @@ from typing import Any
 
 from minirlaif.benchmarks import Benchmark, Item, listed
 from minirlaif.contestants import Contestant, Entry, opened
+from minirlaif.judges.rubric import asked_choice
 from minirlaif.predictions import prediction_files
-from minirlaif.rubric import asked_choice
 from minirlaif.runs.io import empty, read_json
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run

@@ -10,7 +10,7 @@ from typing import Any
 from minirlaif import charts, tablepage
 from minirlaif.benchanswers import Answer, read_answers
 from minirlaif.benchmarks import Benchmark, Item
-from minirlaif.rubric import HIGHEST, LABELS, SHARES, chosen_option
+from minirlaif.judges.rubric import HIGHEST, LABELS, SHARES, chosen_option
 from minirlaif.runs.io import plain, write_atomic
 from minirlaif.runs.run import Run
 from minirlaif.scores import Scores, load_all

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minirlaif.agreement import FEW
-from minirlaif.rubric import FIVE, HIGHEST, LABELS, SHARES
+from minirlaif.judges.rubric import FIVE, HIGHEST, LABELS, SHARES
 from minirlaif.tables import judge_head, uncertain
 
 OWN = {"base": "#8b94a0", "sft": "#d6801f", "rlaif": "#2b6cd8"}  # as in the report

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif import tablepage
-from minirlaif.grading.match import NAMES
+from minirlaif.judges.match import NAMES
 from minirlaif.runs.io import plain, write_atomic
 from minirlaif.runs.run import Run
 from minirlaif.scores import ORDER, Mark, Scores, load_all

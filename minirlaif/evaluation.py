@@ -11,10 +11,10 @@ from minirlaif.benchanswers import ASKS, BenchmarkRun, answer_benchmark, begin_a
 from minirlaif.benchmarks import Benchmark, first_items, read_benchmark
 from minirlaif.benchtable import write_tables
 from minirlaif.contestants import Entry, entered, title_of
-from minirlaif.grading import AskedJudge
-from minirlaif.grading.asking import Counts, nothing_read
-from minirlaif.grading.replies import Replies
-from minirlaif.grading.settings import JudgeSettings, check_judge, judge_prompts, judge_settings
+from minirlaif.judges.base import AskedJudge
+from minirlaif.judges.cache import Replies
+from minirlaif.judges.config import JudgeSettings, check_judge, judge_prompts, judge_settings
+from minirlaif.judges.grade import Counts, nothing_read
 from minirlaif.predictions import read_predictions
 from minirlaif.runs.io import read_json
 from minirlaif.scores import RANKED, Scores, ask_judge, mark_rows, save, uses_model
@@ -129,9 +129,9 @@ def _told(name: str, counts: Counts) -> str:
 def _opened(settings: JudgeSettings) -> AskedJudge:
     """Imported here and one at a time: local models load torch or llama.cpp."""
     if settings.kind == "openai":
-        from minirlaif.grading.endpoint import EndpointJudge
+        from minirlaif.judges.openai import EndpointJudge
 
         return EndpointJudge(settings)
-    from minirlaif.grading.local import GgufJudge, HfJudge
+    from minirlaif.judges.local import GgufJudge, HfJudge
 
     return HfJudge(settings) if settings.kind == "hf" else GgufJudge(settings)

@@ -16,12 +16,12 @@ from typing import Any
 
 from minirlaif.benchanswers import Answer
 from minirlaif.benchmarks import Benchmark, Item
-from minirlaif.grading import AskedJudge, JudgeName
-from minirlaif.grading.asking import Counts, Marked, Question, estimate, judge_name, mark_all
-from minirlaif.grading.match import NAMES, match_grade
-from minirlaif.grading.replies import Replies
-from minirlaif.grading.settings import MATCH, JudgeSettings, judge_prompts
-from minirlaif.rubric import CHOOSE, PARTS, chosen_option, messages, prompt_hash
+from minirlaif.judges.base import AskedJudge, JudgeName
+from minirlaif.judges.cache import Replies
+from minirlaif.judges.config import MATCH, JudgeSettings, judge_prompts
+from minirlaif.judges.grade import Counts, Marked, Question, estimate, judge_name, mark_all
+from minirlaif.judges.match import NAMES, match_grade
+from minirlaif.judges.rubric import CHOOSE, PARTS, chosen_option, messages, prompt_hash
 from minirlaif.runs.io import plain, read_json, write_atomic
 from minirlaif.runs.run import Run
 from minirlaif.types import UserError

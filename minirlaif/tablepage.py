@@ -10,9 +10,9 @@ from typing import Any
 
 from minirlaif import page
 from minirlaif.agreement import FEW
+from minirlaif.judges.rubric import LABELS, SHARES
 from minirlaif.page import Html, section, tag
 from minirlaif.published import NO_PROTOCOL
-from minirlaif.rubric import LABELS, SHARES
 from minirlaif.tables import judge_head, uncertain
 
 Table = Mapping[str, Any]

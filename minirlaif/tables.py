@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from minirlaif.agreement import FEW
+from minirlaif.judges.rubric import FIVE, HIGHEST, LABELS, SHARES
 from minirlaif.published import published
-from minirlaif.rubric import FIVE, HIGHEST, LABELS, SHARES
 from minirlaif.scores import Scores
 from minirlaif.stats import mean_of_means, paired_bootstrap, sign_flip
 

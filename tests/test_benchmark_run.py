@@ -27,9 +27,10 @@ import tiny
 from endpoints import Server, answer
 from test_benchmarks import official_input
 
-from minirlaif import benchmarks, cli, config, contestants, evaluation, rubric, tables
+from minirlaif import benchmarks, cli, config, contestants, evaluation, tables
 from minirlaif.inference import engine as talk
 from minirlaif.inference.engine import Look
+from minirlaif.judges import rubric
 from minirlaif.models import generation, loading
 from minirlaif.models.adapters import Roles
 from minirlaif.runs.run import Run

@@ -15,8 +15,8 @@ from minirlaif import benchtable, cli
 from minirlaif.benchanswers import Answer
 from minirlaif.benchmarks import Benchmark, Item
 from minirlaif.comparing import compared
-from minirlaif.grading import JudgeName
-from minirlaif.grading.settings import JudgeSettings
+from minirlaif.judges.base import JudgeName
+from minirlaif.judges.config import JudgeSettings
 from minirlaif.runs.run import Run
 from minirlaif.scores import Mark, Scores, load_all, mark_rows, save
 

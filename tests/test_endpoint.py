@@ -21,9 +21,10 @@ import parrot
 import pytest
 from endpoints import Act, Server, answer, send
 
-from minirlaif.grading import Refused, endpoint, settings
-from minirlaif.grading.endpoint import EndpointJudge
-from minirlaif.grading.settings import JudgeSettings, judge_settings
+from minirlaif.judges import config, openai
+from minirlaif.judges.base import Refused
+from minirlaif.judges.config import JudgeSettings, judge_settings
+from minirlaif.judges.openai import EndpointJudge
 from minirlaif.types import UserError
 
 ASKED = [{"role": "system", "content": "mark"}, {"role": "user", "content": "Who?"}]
@@ -199,7 +200,7 @@ def test_a_date_to_wait_for(serve, monkeypatch):
 
 def test_a_long_pause_says_why(serve, capsys, monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr(endpoint.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(openai.time, "monotonic", lambda: now[0])
     subject = judge(serve(status(503, "busy", Retry_After="7")), retries=6, backoff_seconds=0.001)
     monkeypatch.setattr(subject._closed, "wait", lambda seconds: now.__setitem__(0, now[0] + seconds))
     with pytest.raises(UserError):
@@ -452,7 +453,7 @@ def test_wrong_settings(spec: str, changes: list[str], words: str):
 
 
 def test_every_setting_is_of_some_kind():
-    listed = [*settings.OF_ALL, *(name for names in settings.OF_KIND.values() for name in names)]
+    listed = [*config.OF_ALL, *(name for names in config.OF_KIND.values() for name in names)]
     assert sorted(listed) == sorted(field.name for field in fields(JudgeSettings))
 
 

@@ -19,13 +19,14 @@ import parrot
 import pytest
 import torch
 
-from minirlaif.grading import JudgeName, Refused, Reply, local
-from minirlaif.grading.asking import Question, estimate, judge_name, mark_all, nothing_read
-from minirlaif.grading.local import GgufJudge, HfJudge
-from minirlaif.grading.match import match_grade
-from minirlaif.grading.replies import Replies
-from minirlaif.grading.settings import JudgeSettings, check_judge, judge_prompts
-from minirlaif.rubric import Grade, Message
+from minirlaif.judges import local
+from minirlaif.judges.base import JudgeName, Refused, Reply
+from minirlaif.judges.cache import Replies
+from minirlaif.judges.config import JudgeSettings, check_judge, judge_prompts
+from minirlaif.judges.grade import Question, estimate, judge_name, mark_all, nothing_read
+from minirlaif.judges.local import GgufJudge, HfJudge
+from minirlaif.judges.match import match_grade
+from minirlaif.judges.rubric import Grade, Message
 from minirlaif.scores import Scores, load, save
 from minirlaif.types import UserError
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from minirlaif import rubric
-from minirlaif.rubric import (
+from minirlaif.judges import rubric
+from minirlaif.judges.rubric import (
     PARTS,
     PROMPTS,
     Grade,

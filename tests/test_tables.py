@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from minirlaif import charts, tablepage
-from minirlaif.grading import JudgeName
+from minirlaif.judges.base import JudgeName
 from minirlaif.published import ROWS, published
 from minirlaif.scores import Mark, Scores
 from minirlaif.tables import blocks, cells, changes, examples, judge_head, table_json, why_unmarked

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from minirlaif.config.loader import Rules, build, parse_yaml
-from minirlaif.rubric import PROMPTS, Prompt
+from minirlaif.judges.rubric import PROMPTS, Prompt
 from minirlaif.types import UserError
 
 MATCH = ("exact", "normalised")

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
-from minirlaif.grading import AskedJudge, JudgeName, Refused, Reply
-from minirlaif.grading.replies import Replies
-from minirlaif.grading.settings import JudgeSettings
-from minirlaif.rubric import Grade, Message, Unreadable, complaint, parse_grade
+from minirlaif.judges.base import AskedJudge, JudgeName, Refused, Reply
+from minirlaif.judges.cache import Replies
+from minirlaif.judges.config import JudgeSettings
+from minirlaif.judges.rubric import Grade, Message, Unreadable, complaint, parse_grade
 from minirlaif.runs.progress import progress
 from minirlaif.types import UserError
 

@@ -14,11 +14,11 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from minirlaif.config import ModelSection
-from minirlaif.grading import Refused, Reply
-from minirlaif.grading.settings import JudgeSettings, check_judge
+from minirlaif.judges.base import Refused, Reply
+from minirlaif.judges.config import JudgeSettings, check_judge
+from minirlaif.judges.rubric import Message
 from minirlaif.models.loading import FAMILIES, base_folder, base_hash, model_type, open_backbone, pick_device, pick_dtype
 from minirlaif.models.loading import quantization_config as quantization_of
-from minirlaif.rubric import Message
 from minirlaif.runs.io import sha256
 from minirlaif.types import Turn, UserError
 

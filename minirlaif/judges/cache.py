@@ -14,8 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minirlaif.grading import Reply
-from minirlaif.rubric import Message
+from minirlaif.judges.base import Reply
+from minirlaif.judges.rubric import Message
 from minirlaif.runs.io import disk_is_full
 from minirlaif.types import UserError
 

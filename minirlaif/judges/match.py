@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minirlaif.grading import JudgeName
-from minirlaif.rubric import HIGHEST, Grade, plain_answer
+from minirlaif.judges.base import JudgeName
+from minirlaif.judges.rubric import HIGHEST, Grade, plain_answer
 from minirlaif.stats import exact_match
 
 NAMES = {  # kind -> its name in tables, and the version of its rule

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from minirlaif.rubric import Message
+from minirlaif.judges.rubric import Message
 
 UNTOLD = ("kind", "name", "model", "url", "file", "files", "max_tokens", "context")  # of `more`: not in a title, or already
 

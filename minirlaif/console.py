@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _engine(options: argparse.Namespace) -> Any:
     if options.gguf is not None:
-        from minirlaif.gguf.runtime import GgufEngine
+        from minirlaif.gguf.runtime.engine import GgufEngine
 
         return GgufEngine(options.gguf, options.mmproj, options.type, options.threads, options.ctx)
     if options.mmproj or options.type or options.ctx or options.threads:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from minirlaif import config
 from minirlaif.config import Config
-from minirlaif.gguf import facts
+from minirlaif.gguf import export_info
 from minirlaif.inference.engine import Engine, Options
 from minirlaif.runs.io import sha256
 from minirlaif.runs.run import Run
@@ -233,12 +233,12 @@ def _of_run(name: str, run: Run, given: str | None, changes: Sequence[str]) -> E
 def _of_export(name: str, path: Path, which: str, cfg: Config, frames: int) -> Entry:
     """An exported file, or the folder of an export. frames: 0 for as many as it was made for."""
     folder = path if path.is_dir() else path.parent
-    known = facts.read(folder) if (folder / facts.FILE).is_file() else None
+    known = export_info.read(folder) if (folder / export_info.FILE).is_file() else None
     if known and path.name in (known.mmproj, *known.adapters.values()):
         text = next(iter(known.text.values()))
         raise UserError(f"--model {name}: is a part of a model; name the file that talks: --model {folder / text}")
     frames = frames or (known.frames if known else 0)
-    files = sorted(path.iterdir()) if path.is_dir() else [path, *path.parent.glob("*mmproj*"), path.parent / facts.FILE]
+    files = sorted(path.iterdir()) if path.is_dir() else [path, *path.parent.glob("*mmproj*"), path.parent / export_info.FILE]
     if known and path.is_file():
         files += [folder / file for file in (known.mmproj, *known.adapters.values())]
     hashes = {file.name: sha256(file) for file in files if file.suffix in (".gguf", ".json") and file.is_file()}
@@ -289,12 +289,12 @@ def _adapter_section(path: Path, cfg: Config) -> Any:
 
 def _is_gguf(path: Path) -> bool:
     """A .gguf file, or the folder of an export."""
-    return (path.suffix == ".gguf" and path.is_file()) or (path / facts.FILE).is_file()
+    return (path.suffix == ".gguf" and path.is_file()) or (path / export_info.FILE).is_file()
 
 
 def _gguf_engine(entry: Entry) -> Engine:
     try:
-        from minirlaif.gguf.runtime import GgufEngine  # type: ignore[import-not-found,unused-ignore]
+        from minirlaif.gguf.runtime.engine import GgufEngine  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         raise UserError(f"{entry.path}: this build has no GGUF runtime") from None
     engine: Engine = GgufEngine(Path(entry.path), threads=os.cpu_count() or 1)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from minirlaif import config
-from minirlaif.gguf.quantize import chosen_types
+from minirlaif.gguf.export.quantize import chosen_types
 from minirlaif.runs.run import Run
 from minirlaif.types import UserError
 
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     if questions < 1:
         raise UserError(f"--questions {questions}: must be at least 1")
     if options.verify is not None:
-        from minirlaif.gguf.verify import verify
+        from minirlaif.gguf.export.verify import verify
 
         return verify(cfg, found, options.verify if options.verify != Path() else found.dir("export"), questions)
     given = ["--types", options.types] if options.types != TYPES else []

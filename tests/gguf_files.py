@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from minirlaif.gguf import facts
+from minirlaif.gguf import export_info
 from minirlaif.inference.engine import Options
 from minirlaif.models.loading import TINY
 from minirlaif.tinybase import LAYOUT
@@ -180,9 +180,9 @@ def tiny(folder: Path, models: Sequence[str] = ("rlaif",), adapters: Mapping[str
     weights = load_file(TINY / "model.safetensors")
     write(folder / "text.gguf", TEXT | vocabulary(), text_tensors(weights))
     write(folder / "mmproj.gguf", VISION, vision_tensors(weights))
-    facts.write(
+    export_info.write(
         folder,
-        facts.Facts(
+        export_info.Facts(
             run="tiny",
             family="smolvlm",
             layout=LAYOUT,

@@ -20,7 +20,7 @@ from typing import Any
 
 from minirlaif.app import server
 from minirlaif.app.talks import Talks
-from minirlaif.gguf import runtime
+from minirlaif.gguf.runtime import engine as runtime
 from minirlaif.inference.engine import Look, Options
 from minirlaif.types import Turn
 

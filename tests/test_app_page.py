@@ -21,7 +21,7 @@ from pages import HIDDEN, FakeEngine, Page, Served, chromium, serving, wait_for
 from PIL import Image
 
 from minirlaif.data.dataset import load_preferences, load_samples
-from minirlaif.gguf.runtime import GgufEngine
+from minirlaif.gguf.runtime.engine import GgufEngine
 from minirlaif.inference.hf_engine import HfEngine
 from minirlaif.runs.run import Run
 

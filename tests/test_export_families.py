@@ -7,7 +7,7 @@ from pathlib import Path
 import bases_qwen
 import exported
 
-from minirlaif.gguf import facts
+from minirlaif.gguf import export_info
 
 
 def test_qwen3_5_is_the_same_in_gguf(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_qwen3_vl_is_the_same_in_gguf_with_its_adapters_apart(tmp_path: Path) ->
     assert exported.export(run, "--types", "f16", "--adapters") == 0
     exported.check_parity(run)  # of rlaif, sft and base, whichever is worst
     folder = run.dir("export")
-    found = facts.read(folder)
+    found = export_info.read(folder)
     assert found.models == ("rlaif", "sft", "base")
     assert dict(found.adapters) == {"rlaif": "red-rlaif-LoRA-F32.gguf", "sft": "red-sft-LoRA-F32.gguf"}
     assert {path.name for path in folder.glob("*.gguf")} == {

@@ -20,10 +20,10 @@ import tiny
 from safetensors.numpy import load_file, save_file
 
 from minirlaif import config
-from minirlaif.gguf import converter, merge, trial
-from minirlaif.gguf.quantize import chosen_types, quantize
-from minirlaif.gguf.reference import TEXTS
-from minirlaif.gguf.template import chat_template, ollama_template
+from minirlaif.gguf.export import converter, merge, task_check
+from minirlaif.gguf.export.quantize import chosen_types, quantize
+from minirlaif.gguf.export.reference import TEXTS
+from minirlaif.gguf.export.template import chat_template, ollama_template
 from minirlaif.models.backbones import qwen3_5, qwen3_vl
 from minirlaif.models.backbones.base import load_tokenizer
 from minirlaif.models.loading import TINY
@@ -248,10 +248,10 @@ def test_the_pre_tokenizer_is_found_by_its_ids_or_refused(tmp_path: Path) -> Non
 
 
 def test_counting_answers() -> None:
-    rows = [trial.Asked("a", "q", truth, answer) for truth, answer in (("x", "x"), ("x", "y"), (None, "z"), ("v", "v"))]
-    found = trial.result(rows, ["x.", "x", "z", "w"])
-    assert found == trial.Result(4, 2 / 3, 1 / 4)  # three have a truth, two are told right; only the third is word for word
-    assert trial.result(rows[2:3], ["z"]).accuracy is None
-    assert trial.faults("q8_0", trial.Result(500, 0.61, 1.0), 0.62) == []
-    assert "1.2 points" in trial.faults("q8_0", trial.Result(500, 0.608, 1.0), 0.62)[0]
-    assert trial.faults("q4_k_m", trial.Result(500, 0.571, 1.0), 0.62) == []
+    rows = [task_check.Asked("a", "q", truth, answer) for truth, answer in (("x", "x"), ("x", "y"), (None, "z"), ("v", "v"))]
+    found = task_check.result(rows, ["x.", "x", "z", "w"])
+    assert found == task_check.Result(4, 2 / 3, 1 / 4)  # three have a truth, two are told right; only the third is word for word
+    assert task_check.result(rows[2:3], ["z"]).accuracy is None
+    assert task_check.faults("q8_0", task_check.Result(500, 0.61, 1.0), 0.62) == []
+    assert "1.2 points" in task_check.faults("q8_0", task_check.Result(500, 0.608, 1.0), 0.62)[0]
+    assert task_check.faults("q4_k_m", task_check.Result(500, 0.571, 1.0), 0.62) == []

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from minirlaif.gguf.converter import Job, convert
-from minirlaif.gguf.eyes import Seen, grouped, placed
-from minirlaif.gguf.llama import Session, length
+from minirlaif.gguf.export.converter import Job, convert
+from minirlaif.gguf.runtime.llama import Session, length
+from minirlaif.gguf.runtime.projector import Seen, grouped, placed
 from minirlaif.models.backbones import qwen3_5, qwen3_vl
 from minirlaif.models.renderer import Renderer, Shown
 

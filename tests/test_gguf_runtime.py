@@ -19,10 +19,10 @@ import talking
 import torch
 
 from minirlaif import cli
-from minirlaif.gguf import facts
-from minirlaif.gguf.facts import Facts
-from minirlaif.gguf.runtime import GgufEngine
-from minirlaif.gguf.speaker import Speaker, choose
+from minirlaif.gguf import export_info
+from minirlaif.gguf.export_info import Facts
+from minirlaif.gguf.runtime.engine import GgufEngine
+from minirlaif.gguf.runtime.generator import Speaker, choose
 from minirlaif.inference.engine import Look, Options
 from minirlaif.models.backbones import smolvlm
 from minirlaif.models.generation import Asked, sample
@@ -122,7 +122,7 @@ def test_choosing_a_token() -> None:
 
 
 def test_image_and_chat_tokens_are_never_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    speaker = Speaker(facts.read(folder), {}, folder / "text.gguf", folder / "mmproj.gguf")
+    speaker = Speaker(export_info.read(folder), {}, folder / "text.gguf", folder / "mmproj.gguf")
     try:
         speaker.see("k", (0.5,), 1.0, np.zeros((1, 32, 32, 3), np.uint8))
         word, end = speaker.renderer.text_ids(" red")[0], speaker.renderer.end_id
@@ -225,7 +225,7 @@ def test_faults_of_files_are_one_line(folder: Path, tmp_path: Path) -> None:
 def test_a_projector_of_another_model_is_noticed(folder: Path, tmp_path: Path) -> None:
     """One of the same width, that makes other numbers of vectors."""
     made = gguf_files.tiny(tmp_path)
-    facts.write(made, replace(facts.read(made), sizing=Sizing(16, 32)))
+    export_info.write(made, replace(export_info.read(made), sizing=Sizing(16, 32)))
     with GgufEngine(made) as engine, pytest.raises(UserError, match="mmproj.gguf: makes 1 vectors of a frame, .* says 4"):
         said(engine, engine.look(str(folder / "a.mp4")), QUESTIONS[0])
 
@@ -253,8 +253,8 @@ FACTS = Facts(
 
 
 def test_facts_are_read_as_written(tmp_path: Path) -> None:
-    facts.write(tmp_path, FACTS)
-    assert facts.read(tmp_path) == FACTS
+    export_info.write(tmp_path, FACTS)
+    assert export_info.read(tmp_path) == FACTS
 
 
 @pytest.mark.parametrize(
@@ -269,11 +269,11 @@ def test_facts_are_read_as_written(tmp_path: Path) -> None:
     ],
 )
 def test_facts_that_are_wrong_are_refused(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
-    facts.write(tmp_path, FACTS)
-    path = tmp_path / facts.FILE
+    export_info.write(tmp_path, FACTS)
+    path = tmp_path / export_info.FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=reason):
-        facts.read(tmp_path)
+        export_info.read(tmp_path)
 
 
 CLOSED = """

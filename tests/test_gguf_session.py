@@ -11,8 +11,8 @@ import pytest
 import tiny
 import torch
 
-from minirlaif.gguf.eyes import Seen
-from minirlaif.gguf.llama import Session, length
+from minirlaif.gguf.runtime.llama import Session, length
+from minirlaif.gguf.runtime.projector import Seen
 from minirlaif.models.backbones import smolvlm
 from minirlaif.models.loading import TINY
 from minirlaif.models.renderer import Renderer, Shown

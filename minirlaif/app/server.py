@@ -193,7 +193,7 @@ def _votes_of(options: argparse.Namespace, run: Run | None) -> Path:
 
 def _engine(options: argparse.Namespace, run: Run | None) -> Engine:
     if options.gguf:
-        from minirlaif.gguf.runtime import GgufEngine
+        from minirlaif.gguf.runtime.engine import GgufEngine
 
         exported: Engine = GgufEngine(options.gguf)
         return exported

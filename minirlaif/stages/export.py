@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.config import Config
-from minirlaif.gguf import card, facts, merge, trial
-from minirlaif.gguf.converter import VERSION, Job, check_installed, convert, fetch, free_or_refuse
-from minirlaif.gguf.parity import measure
-from minirlaif.gguf.quantize import BYTES, fell_back, quantize
-from minirlaif.gguf.reference import ADAPTERS, Reference, of_run
-from minirlaif.gguf.runtime import GgufEngine
+from minirlaif.gguf import export_info
+from minirlaif.gguf.export import merge, model_card, task_check
+from minirlaif.gguf.export.converter import VERSION, Job, check_installed, convert, fetch, free_or_refuse
+from minirlaif.gguf.export.parity import measure
+from minirlaif.gguf.export.quantize import BYTES, fell_back, quantize
+from minirlaif.gguf.export.reference import ADAPTERS, Reference, of_run
+from minirlaif.gguf.runtime.engine import GgufEngine
 from minirlaif.inference.engine import Options
 from minirlaif.models.loading import family_of, model_type
 from minirlaif.runs.progress import progress
@@ -176,36 +177,36 @@ class Work:
     def ask(self) -> Mapping[str, Any]:
         """The test questions, of every type, and with blank frames of the first one. A killed one goes on behind a commit."""
         self.write_facts()
-        rows = trial.questions(self.run, self.wanted.questions)
+        rows = task_check.questions(self.run, self.wanted.questions)
         if not rows:
             print("no finished evaluate, so there is no question to ask; logits were compared", flush=True)
             return {}
         path = self.out.path / "answers.jsonl"
         known = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
         jobs = [(kind, False) for kind in self.wanted.types] + [(self.wanted.types[0], True)]
-        results: dict[str, trial.Result] = {}
+        results: dict[str, task_check.Result] = {}
         for kind, blank in jobs:
             name = kind + "_blind" * blank
             told = [row["answer"] for row in known if row["file"] == name]
-            results[name] = trial.result(rows, told + self._asked(kind, blank, rows, told, path))
-        hf = trial.result(rows, [row.answer for row in rows])
+            results[name] = task_check.result(rows, told + self._asked(kind, blank, rows, told, path))
+        hf = task_check.result(rows, [row.answer for row in rows])
         accuracy = {"hf": hf.accuracy} | {name: found.accuracy for name, found in results.items()}
         if hf.accuracy is not None:
-            blind = trial.questions(self.run, self.wanted.questions, "rlaif_blind")
-            accuracy["hf_blind"] = trial.result(rows, [row.answer for row in blind]).accuracy
+            blind = task_check.questions(self.run, self.wanted.questions, "rlaif_blind")
+            accuracy["hf_blind"] = task_check.result(rows, [row.answer for row in blind]).accuracy
         for name, found in results.items():
-            for fault in trial.faults(name, found, hf.accuracy):
+            for fault in task_check.faults(name, found, hf.accuracy):
                 print(f"warning: {fault}", flush=True)
         agreement = {name: found.agreement for name, found in results.items()}
         return {"accuracy": accuracy, "agreement": agreement, "questions": len(rows)}
 
-    def _asked(self, kind: str, blank: bool, rows: list[trial.Asked], told: list[str], path: Path) -> list[str]:
+    def _asked(self, kind: str, blank: bool, rows: list[task_check.Asked], told: list[str], path: Path) -> list[str]:
         """Answers of one file to the rows behind those that were told already; each is written down at once."""
         name, new = kind + "_blind" * blank, []
         engine = GgufEngine(self.out.path, kind=kind)
         with engine, path.open("a", encoding="utf-8") as file:
             left = rows[len(told) :]
-            texts = trial.answers(engine, left, self.cfg.evaluate.max_new_tokens, blank)
+            texts = task_check.answers(engine, left, self.cfg.evaluate.max_new_tokens, blank)
             for row, text in zip(left, progress(texts, len(rows), f"ask {name}", initial=len(told)), strict=True):
                 new.append(text)
                 line = {"file": name, "video": row.video, "question": row.question, "truth": row.truth, "hf": row.answer}
@@ -218,7 +219,7 @@ class Work:
     def write_facts(self) -> None:
         """minirlaif.json: what the runtime has to know."""
         cfg, kept = self.cfg, self.wanted.adapters
-        found = facts.Facts(
+        found = export_info.Facts(
             run=self.run.root.name,
             family=model_type(cfg.model),
             layout=self.reference.layout,
@@ -231,18 +232,18 @@ class Work:
             models=tuple(self.reference.logits),
             adapters={model: self.adapter(model).name for model in ADAPTERS} if kept else {},
         )
-        facts.write(self.out.path, found)
+        export_info.write(self.out.path, found)
 
     def finish(self) -> None:
         """README, Modelfile, manifest; what nobody needs any more is deleted."""
         shutil.rmtree(self.temporary, ignore_errors=True)
         if self.wanted.adapters:
             shutil.rmtree(self.hf, ignore_errors=True)
-        found = facts.read(self.out.path)
+        found = export_info.read(self.out.path)
         self.told["frame_grid"] = asdict(found.sizing) | {"frames": found.frames, "frame_pixels": found.frame_pixels}
         self.told["sizes"] = {path.name: path.stat().st_size for path in sorted(self.out.path.glob("*.gguf"))}
         self.out.told.update(self.told)
         parity = self.told["parity"]
         self.out.summary.update({"frames_f32": parity["frames_f32"], "text_f32": parity["text_f32"]})
-        card.write(self.out.path, self.run.dir("export"), found, self.told)
-        print(card.table(self.told))
+        model_card.write(self.out.path, self.run.dir("export"), found, self.told)
+        print(model_card.table(self.told))

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from minirlaif.gguf.eyes import Seen, grouped, placed
-from minirlaif.gguf.facts import FILE, Facts
-from minirlaif.gguf.llama import Session, length
+from minirlaif.gguf.export_info import FILE, Facts
+from minirlaif.gguf.runtime.llama import Session, length
+from minirlaif.gguf.runtime.projector import Seen, grouped, placed
 from minirlaif.inference.engine import Options
 from minirlaif.models.renderer import Renderer, Shown, pieces
 from minirlaif.types import Turn, UserError

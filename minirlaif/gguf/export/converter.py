@@ -128,7 +128,7 @@ def convert(family: str, jobs: Sequence[Job], probes: Sequence[tuple[str, Sequen
         "probes": [[text, list(ids)] for text, ids in probes],
         "control": list(control),
     }
-    answer = in_child("minirlaif.gguf._launch", Path(jobs[0].args[0]), order)
+    answer = in_child("minirlaif.gguf.export.converter_process", Path(jobs[0].args[0]), order)
     if "error" in answer:
         raise UserError(str(answer["error"]))
     return str(answer["pre"])
@@ -139,7 +139,7 @@ def in_child(module: str, about: Path, order: Mapping[str, Any]) -> dict[str, An
 
     Native code that gives up ends the child alone: a UserError with its last words about the file `about`.
     """
-    root = str(Path(__file__).parent.parent.parent)
+    root = str(Path(__file__).parents[3])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     with tempfile.TemporaryDirectory() as work:
         result = Path(work) / "result.json"

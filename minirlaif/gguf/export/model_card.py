@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minirlaif.gguf.facts import Facts
-from minirlaif.gguf.template import ollama_template
+from minirlaif.gguf.export.template import ollama_template
+from minirlaif.gguf.export_info import Facts
 
 
 def table(told: Mapping[str, Any]) -> str:

@@ -16,8 +16,8 @@ import torch
 from safetensors import safe_open
 
 from minirlaif.config import Config, ModelSection
-from minirlaif.gguf.reference import logits_of, plain_section, reference_of
-from minirlaif.gguf.template import chat_template, processor_settings
+from minirlaif.gguf.export.reference import logits_of, plain_section, reference_of
+from minirlaif.gguf.export.template import chat_template, processor_settings
 from minirlaif.models.adapters import Roles
 from minirlaif.models.backbones.base import Backbone, no_bars
 from minirlaif.models.loading import base_folder, open_backbone

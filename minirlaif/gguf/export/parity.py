@@ -1,6 +1,6 @@
 """What llama.cpp makes of the same prompts: ids, logits, and logits with other frames. No torch.
 
-It runs in a child of its own, `python -m minirlaif.gguf.parity`: llama.cpp ends the process where it does not like a file.
+It runs in a child of its own, `python -m minirlaif.gguf.export.parity`: llama.cpp ends the process where it does not like a file.
 Letters: V vocabulary, F frames.
 """
 
@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minirlaif.gguf.converter import in_child
-from minirlaif.gguf.eyes import grouped, placed
-from minirlaif.gguf.llama import Session
-from minirlaif.gguf.runtime import threads_for
+from minirlaif.gguf.export.converter import in_child
+from minirlaif.gguf.runtime.engine import threads_for
+from minirlaif.gguf.runtime.llama import Session
+from minirlaif.gguf.runtime.projector import grouped, placed
 from minirlaif.models.renderer import Layout, Renderer, Shown
 from minirlaif.types import Turn
 
 if TYPE_CHECKING:
-    from minirlaif.gguf.reference import Reference
+    from minirlaif.gguf.export.reference import Reference
 
 TEXT_GATE = 1e-4  # float32 files with float32 keys and values: only the order of additions differs
 FRAMES_GATE = 5e-3  # through the vision tower, whose activation is a table in llama.cpp
@@ -90,7 +90,7 @@ def measure(text: Path, mmproj: Path, reference: Reference, model: str, kv: str 
             "threads": threads_for(text),
             "adapter": adapter and str(adapter),
         }
-        answer = in_child("minirlaif.gguf.parity", text, order)
+        answer = in_child("minirlaif.gguf.export.parity", text, order)
         found = np.load(Path(work) / "logits.npz")
         return _compared(answer, reference, reference.logits[model], found["right"], found["other"])
 

@@ -14,8 +14,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from minirlaif.gguf import facts
-from minirlaif.gguf.speaker import Speaker
+from minirlaif.gguf import export_info
+from minirlaif.gguf.runtime.generator import Speaker
 from minirlaif.inference.engine import Options
 from minirlaif.types import Turn, UserError
 
@@ -29,7 +29,7 @@ class Answering:
     def open(self, request: dict[str, Any], pixels_FHW3: np.ndarray) -> dict[str, Any]:
         """Open the files."""
         folder = Path(request["folder"])
-        found = facts.read(folder)
+        found = export_info.read(folder)
         adapters = {model: folder / name for model, name in found.adapters.items()}
         files = Path(request["text"]), Path(request["mmproj"])
         self.speaker = Speaker(found, adapters, *files, request["threads"], request["n_ctx"])

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from minirlaif.config import Config, ModelSection, VideoSection
-from minirlaif.gguf.trial import questions
+from minirlaif.gguf.export.task_check import questions
 from minirlaif.models.adapters import Roles
 from minirlaif.models.backbones.base import Backbone
 from minirlaif.models.generation import Asked

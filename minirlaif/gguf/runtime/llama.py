@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from minirlaif.gguf.eyes import Eyes, Seen
-from minirlaif.gguf.library import complaint, library
-from minirlaif.gguf.vocabulary import Vocabulary
+from minirlaif.gguf.runtime.bindings import complaint, library
+from minirlaif.gguf.runtime.projector import Eyes, Seen
+from minirlaif.gguf.runtime.vocabulary import Vocabulary
 from minirlaif.types import UserError
 
 BATCH = 512  # tokens per call of the model

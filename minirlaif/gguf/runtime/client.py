@@ -38,12 +38,17 @@ class Child:
     def start(self) -> None:
         """Start the process and open the files. UserError when they cannot be opened."""
         self._errors = tempfile.TemporaryFile()
-        root = str(Path(__file__).parent.parent.parent)
+        root = str(Path(__file__).parents[3])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         # passive: llama.cpp's threads wait between its many small steps without spinning, which on a busy machine costs the other
         # threads their cores (measured: 20 words a second instead of 900).
         self._process = subprocess.Popen(
-            (sys.executable, "-P", "-m", "minirlaif.gguf._worker"),  # -P: nothing in the working folder may shadow a module
+            (
+                sys.executable,
+                "-P",
+                "-m",
+                "minirlaif.gguf.runtime.worker",
+            ),  # -P: nothing in the working folder may shadow a module
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -1,6 +1,6 @@
 """Quantising GGUF files with llama.cpp, and what is in them. No torch.
 
-llama.cpp ends the process where something does not fit, so this module also runs as a child: `python -m minirlaif.gguf.quantize`.
+llama.cpp ends the process where something does not fit, so this module also runs as a child: `python -m minirlaif.gguf.export.quantize`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from minirlaif.gguf.converter import fetch, in_child
+from minirlaif.gguf.export.converter import fetch, in_child
 from minirlaif.types import UserError
 
 TYPES = {  # as users know them -> llama.cpp's name of the file type
@@ -51,7 +51,7 @@ def chosen_types(text: str) -> tuple[str, ...]:
 
 def quantize(source: Path, target: Path, kind: str) -> None:
     """Write `source` (F32 or F16) as `kind`, one of TYPES. UserError with llama.cpp's last words when it gives up."""
-    in_child("minirlaif.gguf.quantize", source, {"source": str(source), "target": str(target), "kind": kind})
+    in_child("minirlaif.gguf.export.quantize", source, {"source": str(source), "target": str(target), "kind": kind})
 
 
 def fell_back(path: Path, kind: str) -> dict[str, str]:
@@ -63,7 +63,7 @@ def fell_back(path: Path, kind: str) -> dict[str, str]:
 def listed(path: Path) -> dict[str, Any]:
     """What the converter's own reader finds in a file: "tensors" (name -> type and width of its rows; those of more than one
     dimension) and "fields" (name -> value, without long lists)."""
-    return in_child("minirlaif.gguf._list", path, {"folder": str(fetch()), "path": str(path)})
+    return in_child("minirlaif.gguf.export.list_process", path, {"folder": str(fetch()), "path": str(path)})
 
 
 def main() -> None:

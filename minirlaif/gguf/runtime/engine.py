@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.config import VideoSection
-from minirlaif.gguf import facts
-from minirlaif.gguf.child import Child
+from minirlaif.gguf import export_info
+from minirlaif.gguf.runtime.client import Child
 from minirlaif.inference.engine import Look, Options
 from minirlaif.types import Turn, UserError
 from minirlaif.video.frame_sampling import uniform_plan
@@ -38,7 +38,7 @@ class GgufEngine:
 
     def __init__(self, where: Path, mmproj: Path | None = None, kind: str = "", threads: int = 0, n_ctx: int = 0) -> None:
         folder, text = _text_file(where, kind)
-        self._facts = facts.read(folder)
+        self._facts = export_info.read(folder)
         eyes = mmproj or folder / self._facts.mmproj
         self.models = self._facts.models
         self.title = f"{text.name}, run {self._facts.run}"
@@ -119,7 +119,7 @@ def threads_for(text: Path) -> int:
 def _text_file(where: Path, kind: str) -> tuple[Path, Path]:
     """The export's folder and its text model."""
     if where.is_dir():
-        texts = facts.read(where).text
+        texts = export_info.read(where).text
         if kind and kind.lower() not in texts:
             raise UserError(f"{where}: no text model of type {kind}; it has {', '.join(texts)}")
         return where, where / texts[kind.lower() if kind else next(iter(texts))]

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.config import Config
-from minirlaif.gguf import card, facts, trial
-from minirlaif.gguf.converter import check_installed
-from minirlaif.gguf.parity import FRAMES_GATE, TEXT_GATE, measure
-from minirlaif.gguf.quantize import TYPES, listed
-from minirlaif.gguf.reference import ADAPTERS, Reference, of_run
-from minirlaif.gguf.runtime import GgufEngine
+from minirlaif.gguf import export_info
+from minirlaif.gguf.export import model_card, task_check
+from minirlaif.gguf.export.converter import check_installed
+from minirlaif.gguf.export.parity import FRAMES_GATE, TEXT_GATE, measure
+from minirlaif.gguf.export.quantize import TYPES, listed
+from minirlaif.gguf.export.reference import ADAPTERS, Reference, of_run
+from minirlaif.gguf.runtime.engine import GgufEngine
 from minirlaif.inference.engine import Options
 from minirlaif.models.loading import model_type
 from minirlaif.runs.progress import progress
@@ -55,14 +56,14 @@ def verify(cfg: Config, run: Run, folder: Path, most: int) -> int:
         faults += [f"{path.name}: {fault}" for fault in (found[kind].faults() if whole else found[kind].wrong())]
     told: dict[str, Any] = {"parity": {"types": {kind: asdict(parity) for kind, parity in found.items()}}}
     told["sizes"] = {path.name: path.stat().st_size for path in files.text.values()}
-    rows = trial.questions(run, most)
+    rows = task_check.questions(run, most)
     if rows:
         results = _asked(cfg, run, files, reference, rows)
-        own = trial.result(rows, [row.answer for row in rows]).accuracy
+        own = task_check.result(rows, [row.answer for row in rows]).accuracy
         told["accuracy"] = {"hf": own} | {kind: result.accuracy for kind, result in results.items()}
         told["agreement"] = {kind: result.agreement for kind, result in results.items()}
-        faults += [fault for kind, result in results.items() for fault in trial.faults(kind, result, own)]
-    print(card.table(told))
+        faults += [fault for kind, result in results.items() for fault in task_check.faults(kind, result, own)]
+    print(model_card.table(told))
     print(f"text and frames: largest difference of logits; float32 files are held to {TEXT_GATE} and {FRAMES_GATE}")
     if "f32" not in found:
         print(f"{folder}: no text model in float32, so logits show quantisation too; `export --types f32,…` keeps one")
@@ -73,12 +74,14 @@ def verify(cfg: Config, run: Run, folder: Path, most: int) -> int:
     return 1 if faults else 0
 
 
-def _asked(cfg: Config, run: Run, files: Files, reference: Reference, rows: list[trial.Asked]) -> dict[str, trial.Result]:
+def _asked(
+    cfg: Config, run: Run, files: Files, reference: Reference, rows: list[task_check.Asked]
+) -> dict[str, task_check.Result]:
     """Every text file answers the rows through the runtime, which reads from a folder of its own what it has to know."""
     model = next(iter(reference.logits))
     results = {}
     with tempfile.TemporaryDirectory() as work:
-        known = facts.Facts(
+        known = export_info.Facts(
             run=run.root.name,
             family=model_type(cfg.model),
             layout=reference.layout,
@@ -91,11 +94,11 @@ def _asked(cfg: Config, run: Run, files: Files, reference: Reference, rows: list
             models=(model,),
             adapters={model: str(files.adapters[model])} if model in files.adapters else {},
         )
-        facts.write(Path(work), known)
+        export_info.write(Path(work), known)
         for kind in files.text:
             with GgufEngine(Path(work), kind=kind) as engine:
-                texts = trial.answers(engine, rows, cfg.evaluate.max_new_tokens)
-                results[kind] = trial.result(rows, list(progress(texts, len(rows), f"ask {kind}")))
+                texts = task_check.answers(engine, rows, cfg.evaluate.max_new_tokens)
+                results[kind] = task_check.result(rows, list(progress(texts, len(rows), f"ask {kind}")))
     return results
 
 

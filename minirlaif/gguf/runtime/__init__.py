@@ -1,0 +1,1 @@
+"""Running GGUF files through llama.cpp, without torch."""

@@ -13,10 +13,10 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import parse_qs
 
-from minirlaif import page
 from minirlaif.agreement import FEW
 from minirlaif.audit import BY_CONSTRUCTION, LABELS, Audit, rows_of, told
-from minirlaif.page import Html, tag
+from minirlaif.reports import html
+from minirlaif.reports.html import Html, tag
 from minirlaif.types import UserError
 from minirlaif.video.reader import ClipReader, UnreadableClip, clip_strip
 
@@ -164,7 +164,7 @@ def _item_page(found: Audit, reader: ClipReader, place: int) -> Html:
     body = [
         head,
         tag("h1", item.question),
-        page.section(
+        html.section(
             "pair",
             "Which answer is better?",
             strip,
@@ -175,7 +175,7 @@ def _item_page(found: Audit, reader: ClipReader, place: int) -> Html:
         ),
         Html(f"<script>{KEYS}</script>"),
     ]
-    return _document("minirlaif audit", body, page.strip_styles({"s": jpeg}) if jpeg else "")
+    return _document("minirlaif audit", body, html.strip_styles({"s": jpeg}) if jpeg else "")
 
 
 def _result_page(found: Audit) -> Html:
@@ -184,11 +184,11 @@ def _result_page(found: Audit) -> Html:
     more = "" if found.next_place() is None else tag("p", tag("a", "go on labelling", href="/"))
     rows = rows_of(found, " †")
     few = tag("p", f"† Out of fewer than {FEW}: only a hint.", class_="note") if any("†" in row[3] for row in rows) else ""
-    shown = page.table(["", "Value", "95 % interval", "Out of"], rows)
+    shown = html.table(["", "Value", "95 % interval", "Out of"], rows)
     by_construction = tag("p", BY_CONSTRUCTION, class_="note") if found.readout == "likelihood" else ""
     note = tag("p", "Labels are kept in labels.jsonl, the figures in result.json of the run's folder audit.", class_="note")
     kept = tag("p", f"{found.kept}.", class_="note") if found.kept else ""
-    figures = page.section("figures", "Figures", shown, few, by_construction)
+    figures = html.section("figures", "Figures", shown, few, by_construction)
     return _document("minirlaif audit", [head, tag("h1", "Judge and person"), figures, more, kept, note], "")
 
 
@@ -202,10 +202,10 @@ def _strip(reader: ClipReader, video: str) -> tuple[Html, bytes]:
         jpeg, aspect = clip_strip(reader, video, FRAMES)
     except UnreadableClip as error:
         return tag("p", f"The clip cannot be read: {error.reason}", class_="note"), b""
-    return page.frames("s", FRAMES, aspect), jpeg
+    return html.frames("s", FRAMES, aspect), jpeg
 
 
 def _document(title: str, body: Sequence[object], strips: str) -> Html:
-    style = (files("minirlaif") / "page.css").read_text(encoding="utf-8")
-    policy = f"{page.POLICY}; media-src 'self'; form-action 'self'; script-src 'sha256-{KEYS_HASH}'"
-    return page.page(title, body, style + STYLE, strips, policy)
+    style = (files("minirlaif") / "reports/page.css").read_text(encoding="utf-8")
+    policy = f"{html.POLICY}; media-src 'self'; form-action 'self'; script-src 'sha256-{KEYS_HASH}'"
+    return html.page(title, body, style + STYLE, strips, policy)

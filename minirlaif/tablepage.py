@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from minirlaif import page
 from minirlaif.agreement import FEW
 from minirlaif.judges.rubric import LABELS, SHARES
-from minirlaif.page import Html, section, tag
 from minirlaif.published import NO_PROTOCOL
+from minirlaif.reports import html
+from minirlaif.reports.html import Html, section, tag
 from minirlaif.tables import judge_head, uncertain
 
 Table = Mapping[str, Any]
@@ -84,7 +84,7 @@ def document(
             f"{_by(judge).capitalize()}. Not comparable with the tables above; read the order of models, not the figures.",
             class_="note",
         )
-        shown = page.table(["Model", *(_head(m) for m in metrics)], lines)
+        shown = html.table(["Model", *(_head(m) for m in metrics)], lines)
         parts.append(section(f"published{number}", "Published figures", note, shown))
     drawn = [
         tag("figure", tag("img", src=f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}", alt=name))
@@ -95,8 +95,8 @@ def document(
     for name, title, some in (("worst", "Worst marks", worst), ("best", "Best marks", best)):
         if some:
             parts.append(section(name, title, tag("div", *(_card(example) for example in some), class_="cards")))
-    style = (files("minirlaif") / "page.css").read_text(encoding="utf-8")
-    return page.page(f"minirlaif: {table['benchmark']}", parts, style, page.strip_styles(strips))
+    style = (files("minirlaif") / "reports/page.css").read_text(encoding="utf-8")
+    return html.page(f"minirlaif: {table['benchmark']}", parts, style, html.strip_styles(strips))
 
 
 def comparison(tables: Sequence[Table], title: str, notes: Sequence[str]) -> Html:
@@ -108,8 +108,8 @@ def comparison(tables: Sequence[Table], title: str, notes: Sequence[str]) -> Htm
         parts += [_judged(f"table{place}-{number}", each) for number, each in enumerate(table["tables"])]
     if notes:
         parts.append(section("notes", "Not compared", tag("ul", *(tag("li", note) for note in notes), class_="plain")))
-    style = (files("minirlaif") / "page.css").read_text(encoding="utf-8")
-    return page.page(f"minirlaif: {title}", parts, style)
+    style = (files("minirlaif") / "reports/page.css").read_text(encoding="utf-8")
+    return html.page(f"minirlaif: {title}", parts, style)
 
 
 def notes(each: Mapping[str, Any]) -> list[str]:
@@ -164,8 +164,8 @@ def _judged(name: str, each: Mapping[str, Any]) -> Html:
     lines = [[row["model"], *(_two_lines(row["cells"].get(m), m) for m in metrics), *_counts(row)] for row in each["rows"]]
     who, *small = _judge(each["judge"])
     exactly = [tag("span", part + ("," if place < len(small) else "")) for place, part in enumerate(small, 1)]
-    inside: list[object] = [tag("p", page.join(exactly, " "), class_="note whole")] if small else []
-    inside.append(page.table(["Model", *(_head(m) for m in metrics), *COUNTS], lines))
+    inside: list[object] = [tag("p", html.join(exactly, " "), class_="note whole")] if small else []
+    inside.append(html.table(["Model", *(_head(m) for m in metrics), *COUNTS], lines))
     told = notes(each)
     if told:
         inside.append(tag("ul", *(tag("li", line) for line in told), class_="plain"))
@@ -173,14 +173,14 @@ def _judged(name: str, each: Mapping[str, Any]) -> Html:
         rows = [[LABELS[m], *_change(c, m)] for m, c in change["changes"].items()]
         inside += [
             tag("h3", f"{change['second']} minus {change['first']}"),
-            page.table(["Metric", *DIFFERENCE], rows, "Same rows, sign-flip test by clip"),
+            html.table(["Metric", *DIFFERENCE], rows, "Same rows, sign-flip test by clip"),
         ]
     return section(name, f"Judge: {who}", *inside)
 
 
 def _card(example: Example) -> Html:
     missing = tag("p", "No frames of this clip.", class_="note")
-    strip = page.frames(example.strip, example.frames, example.aspect) if example.strip else missing
+    strip = html.frames(example.strip, example.frames, example.aspect) if example.strip else missing
     told = [
         tag(
             "div",
@@ -189,11 +189,11 @@ def _card(example: Example) -> Html:
         )
         for who, text, mark in example.said
     ]
-    return page.card(_lines(example.question), "", strip, _lines(example.truth), told)
+    return html.card(_lines(example.question), "", strip, _lines(example.truth), told)
 
 
 def _lines(text: str) -> Html:
-    return page.join(text.split("\n"), Html("<br>"))
+    return html.join(text.split("\n"), Html("<br>"))
 
 
 def _metrics(rows: Any) -> list[str]:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from minirlaif import page, story, workings
 from minirlaif.config import Config, load
+from minirlaif.reports import html as page
+from minirlaif.reports import run_diagnostics, run_results
 from minirlaif.runs.run import Run
 from minirlaif.stages import report
 from minirlaif.types import UserError
@@ -222,7 +223,7 @@ def test_a_policy_that_was_not_kept_is_said(tmp_path: Path):
     found.manifests["ppo"]["metrics"]["chosen_iteration"] = 0
     html = report.document(cfg, "r", found, report.summary(cfg, found))
     assert (
-        Reader(html).text.count(story.NOT_KEPT) == 2 and "dashed line marks" not in html and html.count('"chosen"') == 1
+        Reader(html).text.count(run_results.NOT_KEPT) == 2 and "dashed line marks" not in html and html.count('"chosen"') == 1
     )  # SFT's own
 
 
@@ -399,7 +400,7 @@ def test_frames_are_kept_of_every_kind_of_case():
 def test_gallery_is_balanced():
     """As many cards of harm as of help; harm is shown without frames rather than not at all; the rest is filled in turn."""
     rows = [row(n, "better") for n in range(30)] + [row(n, "worse", strip=n > 46) for n in range(40, 50)]
-    kinds = [story.kind(line) for line in report.chosen([*rows, *(row(n, "both right") for n in range(60, 70))], 24)]
+    kinds = [run_results.kind(line) for line in report.chosen([*rows, *(row(n, "both right") for n in range(60, 70))], 24)]
     assert kinds.count("worse") == 7 and 7 <= kinds.count("better") <= 11 and kinds.count("both right") >= 7
 
 
@@ -435,12 +436,12 @@ def test_departures_and_the_swap_note_follow_the_settings(tmp_path: Path):
 
 
 def test_controls_say_when_blank_frames_do_not_blind():
-    right = {f"{m}{c}": 0.3 for m in story.MODELS for c in ("", "_blind", "_shuffled")} | {"guess": 0.28}
-    assert "more than 2.0 points above guessing" in story.controls({"accuracy": right, "test_items": 30})
-    assert "still 6.0 points above" in (far := story.controls({"accuracy": right | {"sft_blind": 0.34}, "test_items": 30}))
+    right = {f"{m}{c}": 0.3 for m in run_results.MODELS for c in ("", "_blind", "_shuffled")} | {"guess": 0.28}
+    assert "more than 2.0 points above guessing" in run_results.controls({"accuracy": right, "test_items": 30})
+    assert "still 6.0 points above" in (far := run_results.controls({"accuracy": right | {"sft_blind": 0.34}, "test_items": 30}))
     assert "do not trust" in far and "too few" not in far
     # Below guessing is what blindness looks like, not a warning sign.
-    below = story.controls({"accuracy": right | {f"{m}_blind": 0.1 for m in story.MODELS}, "test_items": 29})
+    below = run_results.controls({"accuracy": right | {f"{m}_blind": 0.1 for m in run_results.MODELS}, "test_items": 29})
     assert "no model is better than guessing" in below and "29 questions are too few" in below
 
 
@@ -505,4 +506,4 @@ def test_looks_without_any_new_entry():
     nothing = {"decodes": 0, "encodes": 0, "plans": 0, "encoded_frames": 0, "opened": 0, "prefilled_tokens": 0}
     counts = {"decodes_per_clip": None, "encodes_per_clip": None, "prefilled_tokens_per_clip": None, "clips": None,
               "cached_plans": None, "total": nothing, "by_stage": {"sft": nothing}}  # fmt: skip
-    assert "decoded and encoded once" not in workings.looks({"counts": counts})
+    assert "decoded and encoded once" not in run_diagnostics.looks({"counts": counts})

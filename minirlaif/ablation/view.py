@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from minirlaif import page
 from minirlaif.ablation.arms import COUNTS
 from minirlaif.ablation.verdict import FAILS, HOLDS, MISSING, OPEN
-from minirlaif.page import Html, bar, bars, duration, interval, join, number, percent, points, section, share, table, tag
+from minirlaif.reports import html
+from minirlaif.reports.html import Html, bar, bars, duration, interval, join, number, percent, points, section, share, table, tag
 
 Numbers = Mapping[str, Any]
 TONES = {HOLDS: "ok", FAILS: "no", OPEN: "open", MISSING: "open"}
@@ -120,8 +120,8 @@ def document(numbers: Numbers) -> Html:
         *(_group(group) for group in numbers["groups"]),
         _foot(numbers),
     ]
-    style = (files("minirlaif") / "page.css").read_text(encoding="utf-8")
-    return page.page("minirlaif ablation", parts, style, STYLE)
+    style = (files("minirlaif") / "reports/page.css").read_text(encoding="utf-8")
+    return html.page("minirlaif ablation", parts, style, STYLE)
 
 
 def _verdicts(claims: Sequence[Numbers]) -> Html:

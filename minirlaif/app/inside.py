@@ -6,17 +6,17 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minirlaif import story
 from minirlaif.app import shelf
 from minirlaif.app.shelf import Row
 from minirlaif.app.views import NAMES, root
-from minirlaif.page import Html, bar, bars, curve, frames, number, strip_styles, table, tag
+from minirlaif.reports import run_results
+from minirlaif.reports.html import Html, bar, bars, curve, frames, number, strip_styles, table, tag
 from minirlaif.runs.run import Run
 from minirlaif.runs.status import status_rows
 from minirlaif.types import UserError
 
 CARDS = 8  # test answers on a page
-KINDS = {"all": "all", **{title: kind for kind, title in story.KINDS.items() if kind}}
+KINDS = {"all": "all", **{title: kind for kind, title in run_results.KINDS.items() if kind}}
 CURVES = (  # stage, field, title, note, tone
     ("ppo", "score", "Score", "reward model, mean over a batch", "rlaif"),
     ("ppo", "kl", "KL to SFT", "nats per answer", "rlaif"),
@@ -81,7 +81,7 @@ def gallery(run: Run | None, kind: str, page: int) -> tuple[Html, int]:
     """A page (from 1) of test answers with frames, and how many pages there are. kind: a key of KINDS."""
     if run is None:
         return nothing(), 1
-    found = shelf.answers(run, KINDS.get(kind, "all"), story.kind)
+    found = shelf.answers(run, KINDS.get(kind, "all"), run_results.kind)
     if not found:
         told = (
             "No test answer is of this kind." if shelf.rows(run, "evaluate", "answers.jsonl") else "`evaluate` has not finished."
@@ -97,10 +97,10 @@ def gallery(run: Run | None, kind: str, page: int) -> tuple[Html, int]:
     pictures = {row["id"]: _frames(run, names[row["video"]], data[row["video"]]) for row in some if row["video"] in names}
     style = Html(f"<style>{strip_styles({name: data[video] for video, name in names.items()})}</style>")
     numbers = {
-        "cases": {name: len(shelf.answers(run, name, story.kind)) for name in story.KINDS if name},
-        "answered_items": sum(bool(story.kind(row)) for row in shelf.rows(run, "evaluate", "answers.jsonl")),
+        "cases": {name: len(shelf.answers(run, name, run_results.kind)) for name in run_results.KINDS if name},
+        "answered_items": sum(bool(run_results.kind(row)) for row in shelf.rows(run, "evaluate", "answers.jsonl")),
     }
-    shown = story.gallery([{**row, "strip": row["id"]} for row in some], pictures, numbers)
+    shown = run_results.gallery([{**row, "strip": row["id"]} for row in some], pictures, numbers)
     return root(style, shown), pages
 
 

@@ -36,7 +36,7 @@ def page_script() -> str:
 
 def page_style() -> str:
     """The report's style for the parts of ours, then the app's own."""
-    read = [(files("minirlaif") / name).read_text(encoding="utf-8") for name in ("page.css", "app/app.css")]
+    read = [(files("minirlaif") / name).read_text(encoding="utf-8") for name in ("reports/page.css", "app/app.css")]
     return f".report{{\n{read[0]}\n}}\n{read[1]}"
 
 

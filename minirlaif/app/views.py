@@ -10,7 +10,7 @@ import numpy as np
 from minirlaif.app.sessions import PAIR, Answer, Duel, Session
 from minirlaif.app.votes import Agreement
 from minirlaif.inference.engine import Look
-from minirlaif.page import Html, bar, bars, join, number, percent, tag
+from minirlaif.reports.html import Html, bar, bars, join, number, percent, tag
 
 NAMES = {"rlaif": "Aligned (RLAIF)", "sft": "SFT", "base": "Base, before SFT"}
 TALLEST = 160  # pixels of a frame on the page; smaller frames are shown pixel by pixel

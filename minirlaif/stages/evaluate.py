@@ -14,11 +14,11 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from minirlaif import story
 from minirlaif.config import Config
 from minirlaif.models.feature_cache import blank_features
 from minirlaif.models.generation import sample
 from minirlaif.overlap import seen_before
+from minirlaif.reports import run_results
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
@@ -142,9 +142,9 @@ def _write(out: StageDir, run: Run, bench: Workbench, tests: Sequence[Sample], a
 
 def _gallery(tests: Sequence[Sample], answers: Mapping[str, list[str]], wanted: int) -> set[str]:
     """Clips whose frames are kept: in turn one of each kind of question (see `story.kind`), so that no kind goes without."""
-    kinds: dict[str, list[str]] = {name: [] for name in story.KINDS}
+    kinds: dict[str, list[str]] = {name: [] for name in run_results.KINDS}
     for row, sft, rlaif in zip(tests, answers["sft"], answers["rlaif"], strict=True):
-        kinds[story.kind({"truth": row.turns[0].answer, "sft": sft, "rlaif": rlaif})].append(row.video)
+        kinds[run_results.kind({"truth": row.turns[0].answer, "sft": sft, "rlaif": rlaif})].append(row.video)
     turns = (clip for turn in zip_longest(*map(dict.fromkeys, kinds.values())) for clip in turn if clip)
     return set(islice(dict.fromkeys(turns), wanted))
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import yaml
 
-from minirlaif import page, story, workings
 from minirlaif.config import Config
-from minirlaif.page import Html
+from minirlaif.reports import html, run_diagnostics, run_results
+from minirlaif.reports.html import Html
 from minirlaif.runs.io import plain, read_json, write_atomic
 from minirlaif.runs.run import Run
 from minirlaif.stats import exact_match, paired_bootstrap
@@ -88,7 +88,7 @@ def summary(cfg: Config, found: Found) -> dict[str, Any]:
         "accuracy_gain": result.get("accuracy_gain", nothing),
         "guess_with_hindsight": result.get("guess_with_hindsight"),
         "gain_over_base": result.get("gain_over_base", nothing),
-        "against_base": story.compared(result["gain_over_base"]) if result.get("gain_over_base") else None,
+        "against_base": run_results.compared(result["gain_over_base"]) if result.get("gain_over_base") else None,
         "judge": _judge(found),
         "reward_model": {"held_out_pairs": reward.get("held_out_pairs")}
         | (
@@ -105,7 +105,7 @@ def summary(cfg: Config, found: Found) -> dict[str, Any]:
         "context": result.get("context"),
         "ppo": {name: ppo.get(name) for name in ("chosen_iteration", "dev_win_rate", "dev_questions", "kl", "score")},
         "world": "world" in found.manifests,
-        "cases": {kind: sum(story.kind(row) == kind for row in found.answers) for kind in QUOTA},
+        "cases": {kind: sum(run_results.kind(row) == kind for row in found.answers) for kind in QUOTA},
         "counts": _counts(found),
         "seconds": {name: manifest["seconds"] for name, manifest in found.manifests.items()},
     }
@@ -117,22 +117,22 @@ def document(cfg: Config, name: str, found: Found, numbers: Mapping[str, Any]) -
     shown = {row["strip"]: found.strips[row["strip"]] for row in rows if row.get("strip") in found.strips}
     by_content = {data: f"s{place}" for place, data in enumerate(dict.fromkeys(shown.values()))}
     count = found.manifests["evaluate"]["config"].get("video", {}).get("frames")
-    pictures = {strip: page.frames(by_content[data], *_frames(data, count)) for strip, data in shown.items() if data}
+    pictures = {strip: html.frames(by_content[data], *_frames(data, count)) for strip, data in shown.items() if data}
     settings = {name: manifest["config"] for name, manifest in found.manifests.items()}
     parts = [
-        story.headline(name, numbers),
-        *([story.accuracy(numbers), story.controls(numbers)] if numbers["accuracy"].get("sft") is not None else []),
-        workings.judge(numbers, settings["feedback"]["feedback"]),
-        workings.reward(numbers, settings["reward"]["reward"]),
-        workings.training(numbers, found.metrics),
-        story.gallery(rows, pictures, numbers),
-        workings.time(numbers),
-        workings.looks(numbers),
-        workings.foot(found.manifests, _settings(found.manifests)),
+        run_results.headline(name, numbers),
+        *([run_results.accuracy(numbers), run_results.controls(numbers)] if numbers["accuracy"].get("sft") is not None else []),
+        run_diagnostics.judge(numbers, settings["feedback"]["feedback"]),
+        run_diagnostics.reward(numbers, settings["reward"]["reward"]),
+        run_diagnostics.training(numbers, found.metrics),
+        run_results.gallery(rows, pictures, numbers),
+        run_diagnostics.time(numbers),
+        run_diagnostics.looks(numbers),
+        run_diagnostics.foot(found.manifests, _settings(found.manifests)),
     ]
-    style = (files("minirlaif") / "page.css").read_text(encoding="utf-8")
+    style = (files("minirlaif") / "reports/page.css").read_text(encoding="utf-8")
     named = {key: data for data, key in by_content.items() if data}
-    return page.page(f"minirlaif report: {name}", parts, style, page.strip_styles(named))
+    return html.page(f"minirlaif report: {name}", parts, style, html.strip_styles(named))
 
 
 def _settings(manifests: Mapping[str, dict[str, Any]]) -> str:
@@ -157,13 +157,13 @@ def chosen(answers: Sequence[dict[str, Any]], wanted: int) -> list[dict[str, Any
     rows = [{**row, "strip": row.get("strip") or strips.get(row["video"], "")} for row in answers]
     picked: list[dict[str, Any]] = []
     for kind, quota in QUOTA.items():
-        some = [row for row in rows if story.kind(row) == kind]
+        some = [row for row in rows if run_results.kind(row) == kind]
         framed = _spread([row for row in some if row["strip"]])
         picked += (framed + [row for row in some if not row["strip"]] if kind == "worse" else framed or some)[
             : max(1, round(quota * wanted / sum(QUOTA.values())))
         ]
     ids = {row["id"] for row in picked}
-    picked += _spread([row for row in rows if row["id"] not in ids and row["strip"]], story.kind)
+    picked += _spread([row for row in rows if row["id"] not in ids and row["strip"]], run_results.kind)
     if not strips:
         picked += [row for row in rows if row["id"] not in ids]
     return picked[:wanted]
@@ -184,7 +184,7 @@ def _intervals(cfg: Config, found: Found) -> dict[str, list[float]]:
     ends = {}
     for model in ("base", "sft", "rlaif"):
         clusters: dict[str, list[float]] = {}
-        for row in filter(story.kind, found.answers):  # those with a true answer
+        for row in filter(run_results.kind, found.answers):  # those with a true answer
             clusters.setdefault(row["video"], []).append(float(exact_match(row[model], row["truth"])))
         ends[model] = list(paired_bootstrap(clusters, cfg.evaluate.bootstrap, found.result["seed"])[1:])
     return ends

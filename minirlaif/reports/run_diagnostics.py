@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minirlaif.page import Html, bar, bars, curve, duration, number, percent, points, section, table, tag, tile
-from minirlaif.story import NOT_KEPT
+from minirlaif.reports.html import Html, bar, bars, curve, duration, number, percent, points, section, table, tag, tile
+from minirlaif.reports.run_results import NOT_KEPT
 
 Numbers = Mapping[str, Any]
 SHARES = ("dev_win_rate", "accuracy")  # curves whose axis is all of 0 to 1

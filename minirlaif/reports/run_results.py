@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minirlaif.page import (
+from minirlaif.reports.html import (
     Html,
     answer,
     bar,

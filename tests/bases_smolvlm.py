@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minirlaif.tinybase import SPECIAL, make_tokenizer
+from minirlaif.tiny_world.base_model import SPECIAL, make_tokenizer
 
 TILE = 32
 # preprocessor_config.json as the hub has it for SmolVLM2, with 32 for 512 and 128 for 2048.

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from minirlaif.gguf import export_info
 from minirlaif.inference.engine import Options
 from minirlaif.models.loading import TINY
-from minirlaif.tinybase import LAYOUT
+from minirlaif.tiny_world.base_model import LAYOUT
 from minirlaif.video.frame_sampling import Sizing
 
 ALIGNMENT = 32

@@ -18,7 +18,7 @@ from minirlaif.models.feature_cache import FeatureStore
 from minirlaif.models.loading import open_backbone
 from minirlaif.models.renderer import Shown
 from minirlaif.runs.run import Run
-from minirlaif.tinyworld import FPS, Event, render
+from minirlaif.tiny_world.clips import FPS, Event, render
 from minirlaif.video.frame_sampling import uniform_plan
 from minirlaif.video.reader import ClipReader
 

@@ -4,7 +4,7 @@ import pytest
 import tiny
 
 from minirlaif.models.renderer import Layout, Renderer, Shown, group_times
-from minirlaif.tinybase import LAYOUT, SPECIAL
+from minirlaif.tiny_world.base_model import LAYOUT, SPECIAL
 from minirlaif.types import Turn, UserError
 
 TWO = Shown((0.5, 1.5), 2.0, 3)

@@ -29,7 +29,7 @@ from minirlaif.models.backbones.base import load_tokenizer
 from minirlaif.models.loading import TINY
 from minirlaif.models.renderer import Layout, Renderer
 from minirlaif.runs.run import Run
-from minirlaif.tinybase import LAYOUT
+from minirlaif.tiny_world.base_model import LAYOUT
 from minirlaif.types import Turn, UserError
 
 

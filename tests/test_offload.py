@@ -338,7 +338,7 @@ def test_a_head_keeps_full_precision_under_autocast() -> None:
 
 
 def test_another_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
-    from minirlaif.tinybase import make_tokenizer
+    from minirlaif.tiny_world.base_model import make_tokenizer
 
     save(small(3), tmp_path / "same")
     check_tokenizers(config.load(None, [f"reward.base={tmp_path / 'same'}"]))

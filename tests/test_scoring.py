@@ -104,7 +104,7 @@ def test_banned_tokens_have_no_mass(base: SmolVLM) -> None:
 
 
 def test_all_special_tokens_but_the_end_are_banned(base: SmolVLM) -> None:
-    from minirlaif.tinybase import SPECIAL
+    from minirlaif.tiny_world.base_model import SPECIAL
 
     banned = {tiny.tokenizer().convert_ids_to_tokens(i) for i in base.banned_V.nonzero()[:, 0].tolist()}
     assert banned == set(SPECIAL) - {"<end_of_utterance>"}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minirlaif.tinyworld import (
+from minirlaif.tiny_world.clips import (
     COLOURS,
     FPS,
     MOTIONS,

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from shrunk import files, lines, manifest, results
 
-from minirlaif import config, tinyworld
+from minirlaif import config
 from minirlaif.data.dataset import load_samples
 from minirlaif.runs.run import Run
 from minirlaif.stages import world
-from minirlaif.tinyworld import MOTIONS, QUESTION_TYPES, SHAPES, Event
+from minirlaif.tiny_world import clips as tinyworld
+from minirlaif.tiny_world.clips import MOTIONS, QUESTION_TYPES, SHAPES, Event
 from minirlaif.video.frame_sampling import uniform_plan
 from minirlaif.video.reader import ClipReader
 

@@ -21,7 +21,7 @@ from minirlaif.models.backbones.smolvlm import SmolVLM
 from minirlaif.models.logprobs import Row
 from minirlaif.runs.run import Run
 from minirlaif.session import View, Workbench
-from minirlaif.tinybase import LAYOUT, make_model, make_tokenizer
+from minirlaif.tiny_world.base_model import LAYOUT, make_model, make_tokenizer
 from minirlaif.types import Sample
 from minirlaif.video.frame_sampling import FrameSize
 

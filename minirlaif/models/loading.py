@@ -16,7 +16,7 @@ from minirlaif.types import UserError
 if TYPE_CHECKING:
     from minirlaif.models.backbones.base import Backbone
 
-TINY = Path(__file__).parents[1] / "tiny_base"
+TINY = Path(__file__).parents[1] / "tiny_world" / "base"
 BASE_SUFFIXES = (".safetensors", ".json", ".txt", ".model")  # what a folder's result depends on; .txt: merges.txt of tokenizers
 FAMILIES = {  # model_type -> name; one module each in families/
     "smolvlm": "SmolVLM and SmolVLM2",

@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minirlaif import tinybase, tinyworld
 from minirlaif.config import Config, section
 from minirlaif.feedback.verdicts import context_text
 from minirlaif.models.backbones.smolvlm import LAYOUT_FILE, SmolVLM
 from minirlaif.models.renderer import Shown
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
+from minirlaif.tiny_world import base_model
+from minirlaif.tiny_world import clips as tinyworld
 from minirlaif.training.optim import check_finite, seed_of
 from minirlaif.training.schedules import learning_rate
 
@@ -56,9 +57,9 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         if out is None:
             return
         # 1. build
-        tokenizer = tinybase.make_tokenizer()
-        model = tinybase.make_model(tokenizer, cfg.seed)
-        backbone = SmolVLM(model, tokenizer, tinybase.LAYOUT, "tiny")
+        tokenizer = base_model.make_tokenizer()
+        model = base_model.make_model(tokenizer, cfg.seed)
+        backbone = SmolVLM(model, tokenizer, base_model.LAYOUT, "tiny")
         optimizers = _optimizers(model, cfg.pretrain.learning_rate)
         begun = out.resume()
         first = 0
@@ -86,7 +87,7 @@ def save(backbone: SmolVLM, folder: Path) -> None:
 
     backbone.model.save_pretrained(folder, safe_serialization=True)
     backbone.tokenizer.save_pretrained(folder)
-    (folder / LAYOUT_FILE).write_text(json.dumps(tinybase.LAYOUT.as_dict(), indent=2))
+    (folder / LAYOUT_FILE).write_text(json.dumps(base_model.LAYOUT.as_dict(), indent=2))
 
 
 def _optimizers(model: Any, rate: float) -> list[Any]:

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from minirlaif import tinyworld
 from minirlaif.config import Config, WorldSection, section
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
-from minirlaif.tinyworld import SEGMENT_QUESTION, Event, Question
+from minirlaif.tiny_world import clips as tinyworld
+from minirlaif.tiny_world.clips import SEGMENT_QUESTION, Event, Question
 
 SIZE = 64  # pixels of a side of the mp4 files; the model looks at half of that
 TEST_SEED = 20_24  # the test clips are the same for every seed of a run; dev has the next number

@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any
 
 from minirlaif.models.renderer import Layout
-from minirlaif.tinyworld import COLOURS, MOTIONS, SEGMENT_QUESTION, SHAPES, Event, all_questions, describe
+from minirlaif.tiny_world.clips import COLOURS, MOTIONS, SEGMENT_QUESTION, SHAPES, Event, all_questions, describe
 
 FRAME_SIZE = 32
 VOCABULARY = 512

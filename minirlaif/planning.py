@@ -76,7 +76,7 @@ def add(verbs: Any) -> None:
 def dispatch(options: argparse.Namespace) -> int:
     """Run one of VERBS; returns the exit code. UserError for what the user can put right."""
     if options.verb == "convert":
-        from minirlaif.convert import convert
+        from minirlaif.convert.llava import convert
 
         convert(options.old, options.new, options.vision)
         print(f"{options.new}: done; name it in model.base")

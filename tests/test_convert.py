@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
-from minirlaif import cli, oldfiles
+from minirlaif import cli
 from minirlaif.config import ModelSection
-from minirlaif.convert import convert
+from minirlaif.convert import legacy_files
+from minirlaif.convert.llava import convert
 from minirlaif.models.backbones.llava import DEVIATION, MEAN
 from minirlaif.models.loading import open_backbone
 from minirlaif.models.renderer import Shown
@@ -148,7 +149,7 @@ def check_same_logits(new: Path, parts: Parts) -> None:
 def test_logits_are_the_same_before_and_after(parts: Parts, tmp_path: Path, monkeypatch: Any, form: str) -> None:
     from transformers import LlavaForConditionalGeneration
 
-    monkeypatch.setattr(oldfiles, "SHARD", 100_000)  # several files are written
+    monkeypatch.setattr(legacy_files, "SHARD", 100_000)  # several files are written
     old = write_old(tmp_path / "old", parts.weights(), form)
     assert cli.main(["convert", "--from", str(old), "--to", str(tmp_path / "new")]) == 0
     check_same_logits(tmp_path / "new", parts)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from minirlaif import config
-from minirlaif.overlap import seen_before
 from minirlaif.runs.run import Run
 from minirlaif.session import settings_of
+from minirlaif.stages.contamination import seen_before
 from minirlaif.types import Sample
 from minirlaif.video.reader import UnreadableClip
 

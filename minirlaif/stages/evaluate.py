@@ -17,13 +17,13 @@ from typing import Any
 from minirlaif.config import Config
 from minirlaif.models.feature_cache import blank_features
 from minirlaif.models.generation import sample
-from minirlaif.overlap import seen_before
 from minirlaif.reports import run_results
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import View, Workbench, read_samples, readable, settings_of, stored
 from minirlaif.session_open import open_workbench
+from minirlaif.stages.contamination import seen_before
 from minirlaif.stats import exact_match, guess_rate, paired_bootstrap, wilson
 from minirlaif.training.optim import seed_of, shuffled
 from minirlaif.types import Sample

@@ -82,15 +82,15 @@ def evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
         raise UserError(f"--limit {options.limit}: must not be negative")
     if options.predictions and len(options.model) != 1:
         raise UserError("--predictions: say with --model whose answers these are, one name")
-    from minirlaif import evaluation
+    from minirlaif.benchmarks import run
 
-    return evaluation.evaluate(options, words)
+    return run.evaluate(options, words)
 
 
 def dispatch(options: argparse.Namespace) -> int:
     """Run one of VERBS; returns the exit code."""
     if options.verb == "compare":
-        from minirlaif.comparing import compare
+        from minirlaif.benchmarks.compare import compare
 
         return compare(options.runs_dir, options.first, options.second, options.out)
     return _audit(options)
@@ -99,7 +99,7 @@ def dispatch(options: argparse.Namespace) -> int:
 def _audit(options: argparse.Namespace) -> int:
     if options.count < 1:
         raise UserError(f"--count {options.count}: must be above 0")
-    from minirlaif.audit import Audit, told
+    from minirlaif.benchmarks.audit import Audit, told
     from minirlaif.runs.run import Run
 
     found = Audit(Run(options.runs_dir / options.run), options.count, options.seed, options.redo)
@@ -107,7 +107,7 @@ def _audit(options: argparse.Namespace) -> int:
         print(told(found))
         print(f"audit: {found.write()}")
         return 0
-    from minirlaif.auditpage import serve
+    from minirlaif.benchmarks.audit_page import serve
 
     serve(found, options.port, READ_SECONDS)
     return 0

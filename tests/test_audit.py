@@ -18,9 +18,10 @@ import pytest
 import tiny
 from pages import chromium
 
-from minirlaif import auditpage, cli
-from minirlaif.agreement import Ballot, audit, kappa
-from minirlaif.audit import Audit, drawn
+from minirlaif import cli
+from minirlaif.benchmarks import audit_page
+from minirlaif.benchmarks.agreement import Ballot, audit, kappa
+from minirlaif.benchmarks.audit import Audit, drawn
 from minirlaif.runs.run import Run
 from minirlaif.types import UserError
 
@@ -194,7 +195,7 @@ def served(found: Audit, act: Callable[[http.client.HTTPConnection], None]) -> N
 
         threading.Thread(target=work).start()
 
-    auditpage.serve(found, 0, 60.0, ready)
+    audit_page.serve(found, 0, 60.0, ready)
     if failed:
         raise failed[0]
 
@@ -273,7 +274,7 @@ def test_a_kept_sample_is_told_by_the_command(run: Run, capsys: pytest.CaptureFi
     assert cli.main([*words, "--count", "2"]) == 0 and "drawn before" not in capsys.readouterr().out
     assert cli.main([*words, "--count", "4", "--seed", "5"]) == 0
     assert "2 pairs drawn before (seed 0) are used; --redo draws anew" in capsys.readouterr().out
-    auditpage.serve(Audit(run, 4, 5), 0, 60.0, lambda server: threading.Thread(target=server.shutdown).start())
+    audit_page.serve(Audit(run, 4, 5), 0, 60.0, lambda server: threading.Thread(target=server.shutdown).start())
     assert capsys.readouterr().out.startswith("2 pairs drawn before (seed 0) are used")
     assert cli.main([*words, "--count", "4", "--seed", "5", "--redo"]) == 0
     assert "4 pairs drawn, 0 labelled" in (told := capsys.readouterr().out) and "before" not in told

@@ -27,7 +27,10 @@ import tiny
 from endpoints import Server, answer
 from test_benchmarks import official_input
 
-from minirlaif import benchmarks, cli, config, contestants, evaluation, tables
+from minirlaif import cli, config
+from minirlaif.benchmarks import dataset, tables
+from minirlaif.benchmarks import models as contestants
+from minirlaif.benchmarks import run as evaluation
 from minirlaif.inference import engine as talk
 from minirlaif.inference.engine import Look
 from minirlaif.judges import rubric
@@ -207,7 +210,7 @@ def test_a_likelihood_that_is_no_number_gives_no_mark(value: float, home: Home, 
     assert home.call(source, "--model", "base", "--readout", "likelihood") == 0
     lost = sum(row["question"] == home.rows[3]["question"] for row in home.rows[: benchfiles.ROWS])
     assert 0 < lost < 20
-    (table,) = home.table(benchmarks.find_source(str(source)).name)["tables"]
+    (table,) = home.table(dataset.find_source(str(source)).name)["tables"]
     (row,) = table["rows"]
     assert table["judge"]["kind"] == "likelihood"
     assert row["without_mark"] == {"the likelihood of a candidate is not a number": lost}

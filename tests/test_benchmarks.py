@@ -11,9 +11,9 @@ import benchfiles
 import pytest
 from benchfiles import ROWS, World, number_of, put, stem
 
-from minirlaif import benchmarks
-from minirlaif.benchmarks import Benchmark, first_items, read_benchmark
-from minirlaif.predictions import prediction_files, read_predictions
+from minirlaif.benchmarks import dataset
+from minirlaif.benchmarks.dataset import Benchmark, first_items, read_benchmark
+from minirlaif.benchmarks.predictions import prediction_files, read_predictions
 from minirlaif.types import UserError
 
 
@@ -110,7 +110,7 @@ def test_ids_that_begin_anew_with_every_clip(tmp_path: Path, world: World, video
 
 
 def test_two_rows_of_one_id_are_refused(tmp_path: Path, world: World, videos: Path, monkeypatch):
-    monkeypatch.setattr(benchmarks, "_ids", lambda rows: ["1"] * len(rows))  # a net below the rule above
+    monkeypatch.setattr(dataset, "_ids", lambda rows: ["1"] * len(rows))  # a net below the rule above
     with pytest.raises(UserError, match="two rows would have one id"):
         read(benchfiles.merged(tmp_path / "b.json", world), videos)
 

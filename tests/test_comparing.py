@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import tiny
 
-from minirlaif import benchtable, cli
-from minirlaif.benchanswers import Answer
-from minirlaif.benchmarks import Benchmark, Item
-from minirlaif.comparing import compared
+from minirlaif import cli
+from minirlaif.benchmarks import table_files
+from minirlaif.benchmarks.compare import compared
+from minirlaif.benchmarks.dataset import Benchmark, Item
+from minirlaif.benchmarks.generate import Answer
+from minirlaif.benchmarks.scores import Mark, Scores, load_all, mark_rows, save
 from minirlaif.judges.base import JudgeName
 from minirlaif.judges.config import JudgeSettings
 from minirlaif.runs.run import Run
-from minirlaif.scores import Mark, Scores, load_all, mark_rows, save
 
 JUDGE = JudgeName("exact", "exact match", "1", "")
 
@@ -201,7 +202,7 @@ def test_examples_are_those_of_the_last_model(desk: Desk):
     for title in ("sft", "rlaif"):
         tiny.finished(desk.a, f"benchmarks/msvd/{title}", said(title))
     shown = [marked(desk.a, "sft", [0, 1]), marked(desk.a, "rlaif", [1, 0])]
-    benchtable.write_tables(desk.a, Benchmark("msvd", "qa", items, "f" * 64), shown, 5.0)
+    table_files.write_tables(desk.a, Benchmark("msvd", "qa", items, "f" * 64), shown, 5.0)
     page = (desk.a.root / "benchmarks" / "msvd" / "table.html").read_text()
     worst, best = page.index('id="worst"'), page.index('id="best"')
     assert worst < page.index("question 1?") < best < page.index("question 0?")
@@ -214,24 +215,24 @@ def test_an_example_names_the_judge_where_there_are_several(desk: Desk):
     tiny.finished(desk.a, "benchmarks/msvd/sft", lambda path: tiny.write_lines(path / "answers.jsonl", lines))
     page = desk.a.root / "benchmarks" / "msvd" / "table.html"
     one = marked(desk.a, "sft", [0, 1])
-    benchtable.write_tables(desk.a, Benchmark("msvd", "qa", items, "f" * 64), [one], 5.0)
+    table_files.write_tables(desk.a, Benchmark("msvd", "qa", items, "f" * 64), [one], 5.0)
     assert "accuracy 0</b>" in page.read_text()
     two = marked(desk.a, "sft", [0, 1], judge=JudgeName("hf", "tiny", "v", "p"))
-    benchtable.write_tables(desk.a, Benchmark("msvd", "qa", items, "f" * 64), [two], 5.0)
+    table_files.write_tables(desk.a, Benchmark("msvd", "qa", items, "f" * 64), [two], 5.0)
     assert "accuracy 0, by tiny (hf)</b>" in page.read_text()
 
 
 def test_examples_say_what_an_answer_is():
     two = Item("i", "consistency_qa", "c", "", ("one?", "other?"), "x")
-    assert benchtable.told_question(two) == "First question: one?\nSecond question: other?"
-    assert benchtable.told_answer(two, Answer(("p", "q"))) == "First answer: p\nSecond answer: q"
+    assert table_files.told_question(two) == "First question: one?\nSecond question: other?"
+    assert table_files.told_answer(two, Answer(("p", "q"))) == "First answer: p\nSecond answer: q"
     choice = Item("i", "choice", "c", "", ("which?",), "dog", ("cat", "dog"))
-    assert benchtable.told_question(choice) == "which?\nA. cat\nB. dog" and benchtable.told_truth(choice) == "B. dog"
-    assert benchtable.told_answer(choice, Answer(("A",))) == "A (cat)"
-    assert benchtable.told_answer(choice, Answer(("B. dog",))) == "B. dog"
-    assert benchtable.told_answer(choice, Answer(("no idea",))) == "no idea"
+    assert table_files.told_question(choice) == "which?\nA. cat\nB. dog" and table_files.told_truth(choice) == "B. dog"
+    assert table_files.told_answer(choice, Answer(("A",))) == "A (cat)"
+    assert table_files.told_answer(choice, Answer(("B. dog",))) == "B. dog"
+    assert table_files.told_answer(choice, Answer(("no idea",))) == "no idea"
     action = Item("i", "action", "c", "", (), "run", ("run", "sit", "eat", "fly"))
     ranked = "Likeliest candidates in order:\n1. sit\n2. eat\n3. fly"
-    assert benchtable.told_answer(action, Answer(("sit", "eat", "fly", "run"), 4)) == f"{ranked}\n(the right one is number 4)"
-    assert benchtable.told_answer(action, Answer(("sit", "eat", "fly", "run"), 3)) == ranked  # as likely as the third
-    assert benchtable.told_answer(action, None) == ""
+    assert table_files.told_answer(action, Answer(("sit", "eat", "fly", "run"), 4)) == f"{ranked}\n(the right one is number 4)"
+    assert table_files.told_answer(action, Answer(("sit", "eat", "fly", "run"), 3)) == ranked  # as likely as the third
+    assert table_files.told_answer(action, None) == ""

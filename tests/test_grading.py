@@ -19,6 +19,7 @@ import parrot
 import pytest
 import torch
 
+from minirlaif.benchmarks.scores import Scores, load, save
 from minirlaif.judges import local
 from minirlaif.judges.base import JudgeName, Refused, Reply
 from minirlaif.judges.cache import Replies
@@ -27,7 +28,6 @@ from minirlaif.judges.grade import Question, estimate, judge_name, mark_all, not
 from minirlaif.judges.local import GgufJudge, HfJudge
 from minirlaif.judges.match import match_grade
 from minirlaif.judges.rubric import Grade, Message
-from minirlaif.scores import Scores, load, save
 from minirlaif.types import UserError
 
 SETTINGS = JudgeSettings("openai", "judge", url="http://127.0.0.1:1/v1", attempts=2)

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from minirlaif import charts, tablepage
+from minirlaif.benchmarks import page as tablepage
+from minirlaif.benchmarks import plots
+from minirlaif.benchmarks.published import ROWS, published
+from minirlaif.benchmarks.scores import Mark, Scores
+from minirlaif.benchmarks.tables import blocks, cells, changes, examples, judge_head, table_json, why_unmarked
 from minirlaif.judges.base import JudgeName
-from minirlaif.published import ROWS, published
-from minirlaif.scores import Mark, Scores
-from minirlaif.tables import blocks, cells, changes, examples, judge_head, table_json, why_unmarked
 
 JUDGE = JudgeName("openai", "judge", "v1", "abc", ("2026-01-01", "2026-01-02"))
 
@@ -382,32 +383,32 @@ def test_the_page_is_whole_and_loads_nothing():
 
 def test_pictures_keep_judges_apart():
     other = scores("b", five(), replace(JUDGE, version="v2"))
-    found = charts.panels(table_json([scores("a", five()), other]))
+    found = plots.panels(table_json([scores("a", five()), other]))
     assert [[series.model for series in panel.series] for panel in found[:2]] == [["r a"], ["r b"]]
     assert found[2].title == "Published (gpt-3.5-turbo, version not named)"
-    for svg in (charts.radar(found), charts.bars(found)):
+    for svg in (plots.radar(found), plots.bars(found)):
         assert svg.startswith("<?xml") and svg.count('id="axes_') == 3
 
 
 def test_pictures_say_whom_they_leave_out_and_which_whiskers_to_trust():
-    (panel,) = charts.panels(table_json(models(8)))
+    (panel,) = plots.panels(table_json(models(8)))
     assert [series.model for series in panel.series] == [f"r m{n}" for n in range(6)]
     assert panel.told(False) == "judge (openai)\nnot drawn, in the table alone: r m6, r m7"
     assert panel.told(True).endswith("\ndotted: fewer than 30 clips")
     many = [Mark(f"q{n}", f"clip{n}", "accuracy", 1.0) for n in range(30)]
-    (panel,) = charts.panels(table_json([scores("m", many, kind="qa", benchmark="mine")]))
+    (panel,) = plots.panels(table_json([scores("m", many, kind="qa", benchmark="mine")]))
     assert panel.told(True) == "judge (openai)"
-    published_panel = charts.panels(table_json([scores("m", five())]))[1]
+    published_panel = plots.panels(table_json([scores("m", five())]))[1]
     assert published_panel.told(False).endswith("not drawn: 10 more of the table's models")  # of fourteen four are drawn
     two = [scores("m", five()), scores("n", five(), replace(JUDGE, version="v2"))]
-    assert "version v1" in charts.panels(table_json(two))[0].title  # two versions of one judge are told apart
+    assert "version v1" in plots.panels(table_json(two))[0].title  # two versions of one judge are told apart
 
 
 def test_a_radar_says_who_lacks_one_of_the_five():
     four = [mark for mark in five() if mark.metric != "temporal"]
-    svg = charts.radar(charts.panels(table_json([scores("a", five()), scores("b", four)])))
+    svg = plots.radar(plots.panels(table_json([scores("a", five()), scores("b", four)])))
     assert "without all five, not drawn: r b" in svg
-    assert "without all five" not in charts.radar(charts.panels(table_json([scores("a", five())])))
+    assert "without all five" not in plots.radar(plots.panels(table_json([scores("a", five())])))
 
 
 def bar_widths(svg: str) -> list[float]:
@@ -418,17 +419,17 @@ def bar_widths(svg: str) -> list[float]:
 
 
 def test_one_model_gets_no_huge_bar_and_values_have_an_axis():
-    (panel,) = charts.panels(table_json(models(1)))
-    svg = charts.bars([panel])
-    score = next(iter(charts.panels(table_json([scores("a", five())]))))
+    (panel,) = plots.panels(table_json(models(1)))
+    svg = plots.bars([panel])
+    score = next(iter(plots.panels(table_json([scores("a", five())]))))
     assert len(bar_widths(svg)) == 1 and 10 < bar_widths(svg)[0] < 40  # points: half an inch is 36
     assert "<!-- % -->" in svg and "<!-- 80 -->" in svg and "score, 0 to 5" not in svg
-    scored = charts.bars([score])
+    scored = plots.bars([score])
     assert "<!-- score, 0 to 5 -->" in scored and "<!-- % -->" not in scored
-    both = charts.Panel("j", [charts.Series("a", {"accuracy": 0.5, "score": 2.5}, {})])
-    assert "<!-- % -->" in charts.bars([both]) and "<!-- score, 0 to 5 -->" in charts.bars([both])
+    both = plots.Panel("j", [plots.Series("a", {"accuracy": 0.5, "score": 2.5}, {})])
+    assert "<!-- % -->" in plots.bars([both]) and "<!-- score, 0 to 5 -->" in plots.bars([both])
 
 
 def test_pictures_of_what_has_no_figures():
-    nothing = charts.panels(table_json([scores("a", rows("accuracy", None), kind="qa", benchmark="mine")]))
-    assert charts.radar(nothing) == charts.bars(nothing) == ""
+    nothing = plots.panels(table_json([scores("a", rows("accuracy", None), kind="qa", benchmark="mine")]))
+    assert plots.radar(nothing) == plots.bars(nothing) == ""

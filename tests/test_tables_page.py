@@ -12,9 +12,9 @@ from pages import chromium
 from PIL import Image
 from test_tables import five, models, scores
 
-from minirlaif import tablepage
-from minirlaif.benchtable import draw
-from minirlaif.tables import table_json
+from minirlaif.benchmarks import page as tablepage
+from minirlaif.benchmarks.table_files import draw
+from minirlaif.benchmarks.tables import table_json
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import parse_qs
 
-from minirlaif.agreement import FEW
-from minirlaif.audit import BY_CONSTRUCTION, LABELS, Audit, rows_of, told
+from minirlaif.benchmarks.agreement import FEW
+from minirlaif.benchmarks.audit import BY_CONSTRUCTION, LABELS, Audit, rows_of, told
 from minirlaif.reports import html
 from minirlaif.reports.html import Html, tag
 from minirlaif.types import UserError

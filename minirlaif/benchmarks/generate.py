@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minirlaif.benchmarks import Benchmark, Item, listed
-from minirlaif.contestants import Contestant, Entry, opened
+from minirlaif.benchmarks.dataset import Benchmark, Item, listed
+from minirlaif.benchmarks.models import Contestant, Entry, opened
+from minirlaif.benchmarks.predictions import prediction_files
 from minirlaif.judges.rubric import asked_choice
-from minirlaif.predictions import prediction_files
 from minirlaif.runs.io import empty, read_json
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minirlaif.agreement import FEW
+from minirlaif.benchmarks.agreement import FEW
+from minirlaif.benchmarks.tables import judge_head, uncertain
 from minirlaif.judges.rubric import FIVE, HIGHEST, LABELS, SHARES
-from minirlaif.tables import judge_head, uncertain
 
 OWN = {"base": "#8b94a0", "sft": "#d6801f", "rlaif": "#2b6cd8"}  # as in the report
 COLOURS = ("#4d8c7d", "#b565a7", "#cf4b3f", "#9a7b1f", "#5572b0", "#8a6fd1")  # at least 3 to 1 on white and on the dark page

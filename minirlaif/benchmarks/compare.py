@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minirlaif import tablepage
+from minirlaif.benchmarks import page
+from minirlaif.benchmarks.scores import ORDER, Mark, Scores, load_all
+from minirlaif.benchmarks.tables import blocks, judged
 from minirlaif.judges.match import NAMES
 from minirlaif.runs.io import plain, write_atomic
 from minirlaif.runs.run import Run
-from minirlaif.scores import ORDER, Mark, Scores, load_all
 from minirlaif.stats import exact_match
-from minirlaif.tables import blocks, judged
 from minirlaif.types import UserError
 
 OWN_TEST = "test questions of the runs"  # as the stage evaluate asked them
@@ -39,10 +39,10 @@ def compare(runs_dir: Path, first: str, second: str, out: str) -> int:
         raise UserError(f"{first} and {second}: nothing to compare ({told})")
     folder = Path(out) if out else runs_dir / f"compare-{'-'.join(re.sub(r'[:/]+', '-', name).strip('-') for name in names)}"
     folder.mkdir(parents=True, exist_ok=True)
-    text = "\n".join(tablepage.markdown(table) for table in tables) + "".join(f"\nNot compared: {note}.\n" for note in notes)
+    text = "\n".join(page.markdown(table) for table in tables) + "".join(f"\nNot compared: {note}.\n" for note in notes)
     write_atomic(folder / "compare.json", json.dumps(plain({"tables": tables, "not_compared": notes}), indent=1) + "\n")
     write_atomic(folder / "compare.md", text)
-    write_atomic(folder / "compare.html", tablepage.comparison(tables, f"{first} and {second}", notes))
+    write_atomic(folder / "compare.html", page.comparison(tables, f"{first} and {second}", notes))
     print(text)
     print(f"comparison: {folder / 'compare.html'}")
     return 0

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from minirlaif.benchanswers import Answer
-from minirlaif.benchmarks import Benchmark, Item
+from minirlaif.benchmarks.dataset import Benchmark, Item
+from minirlaif.benchmarks.generate import Answer
 from minirlaif.judges.base import AskedJudge, JudgeName
 from minirlaif.judges.cache import Replies
 from minirlaif.judges.config import MATCH, JudgeSettings, judge_prompts

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from minirlaif.benchlayouts import PlacedRow, find_source, source_rows
-from minirlaif.benchrows import KINDS, Row, kind_of, parse_row, words_of
+from minirlaif.benchmarks.layouts import PlacedRow, find_source, source_rows
+from minirlaif.benchmarks.rows import KINDS, Row, kind_of, parse_row, words_of
 from minirlaif.data.formats import CLIP_SUFFIXES, BadRow
 from minirlaif.data.tables import ClipFolder, raise_all, text_lines
 from minirlaif.runs.io import sha256

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from minirlaif.benchmarks import Benchmark, Item
-from minirlaif.benchrows import CLIPS
+from minirlaif.benchmarks.dataset import Benchmark, Item
+from minirlaif.benchmarks.rows import CLIPS
 from minirlaif.data.formats import CLIP_SUFFIXES, BadRow, half_letters
 from minirlaif.data.tables import raise_all, table_rows
 from minirlaif.types import UserError

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from minirlaif.agreement import FEW
+from minirlaif.benchmarks.agreement import FEW
+from minirlaif.benchmarks.published import NO_PROTOCOL
+from minirlaif.benchmarks.tables import judge_head, uncertain
 from minirlaif.judges.rubric import LABELS, SHARES
-from minirlaif.published import NO_PROTOCOL
 from minirlaif.reports import html
 from minirlaif.reports.html import Html, section, tag
-from minirlaif.tables import judge_head, uncertain
 
 Table = Mapping[str, Any]
 FEW_CLIPS = "†"  # behind a figure of fewer than FEW clips

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from minirlaif.agreement import FEW
+from minirlaif.benchmarks.agreement import FEW
+from minirlaif.benchmarks.published import published
+from minirlaif.benchmarks.scores import Scores
 from minirlaif.judges.rubric import FIVE, HIGHEST, LABELS, SHARES
-from minirlaif.published import published
-from minirlaif.scores import Scores
 from minirlaif.stats import mean_of_means, paired_bootstrap, sign_flip
 
 RESAMPLES = 2000

@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from minirlaif.benchanswers import ASKS, BenchmarkRun, answer_benchmark, begin_again, read_answers, take_predictions
-from minirlaif.benchmarks import Benchmark, first_items, read_benchmark
-from minirlaif.benchtable import write_tables
-from minirlaif.contestants import Entry, entered, title_of
+from minirlaif.benchmarks.dataset import Benchmark, first_items, read_benchmark
+from minirlaif.benchmarks.generate import ASKS, BenchmarkRun, answer_benchmark, begin_again, read_answers, take_predictions
+from minirlaif.benchmarks.models import Entry, entered, title_of
+from minirlaif.benchmarks.predictions import read_predictions
+from minirlaif.benchmarks.scores import RANKED, Scores, ask_judge, mark_rows, save, uses_model
+from minirlaif.benchmarks.table_files import write_tables
 from minirlaif.judges.base import AskedJudge
 from minirlaif.judges.cache import Replies
 from minirlaif.judges.config import JudgeSettings, check_judge, judge_prompts, judge_settings
 from minirlaif.judges.grade import Counts, nothing_read
-from minirlaif.predictions import read_predictions
 from minirlaif.runs.io import read_json
-from minirlaif.scores import RANKED, Scores, ask_judge, mark_rows, save, uses_model
 from minirlaif.types import UserError
 
 REPLIES = "judge-replies.sqlite"  # in the folder of runs: whoever asks the same again pays nothing

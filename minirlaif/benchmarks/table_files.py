@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from minirlaif import charts, tablepage
-from minirlaif.benchanswers import Answer, read_answers
-from minirlaif.benchmarks import Benchmark, Item
+from minirlaif.benchmarks import page as tablepage
+from minirlaif.benchmarks import plots
+from minirlaif.benchmarks.dataset import Benchmark, Item
+from minirlaif.benchmarks.generate import Answer, read_answers
+from minirlaif.benchmarks.page import Example
+from minirlaif.benchmarks.scores import Scores, load_all
+from minirlaif.benchmarks.tables import examples, judge_head, table_json
 from minirlaif.judges.rubric import HIGHEST, LABELS, SHARES, chosen_option
 from minirlaif.runs.io import plain, write_atomic
 from minirlaif.runs.run import Run
-from minirlaif.scores import Scores, load_all
-from minirlaif.tablepage import Example
-from minirlaif.tables import examples, judge_head, table_json
 from minirlaif.video.reader import ClipReader, UnreadableClip, clip_strip
 
 FRAMES = 8  # of an example
@@ -48,8 +49,8 @@ def write_tables(run: Run, benchmark: Benchmark, shown: Sequence[Scores], timeou
 
 def draw(table: Mapping[str, Any]) -> dict[str, str]:
     """File name -> SVG, for the pictures that the table has figures for."""
-    found = charts.panels(table)
-    drawn = {"radar.svg": charts.radar(found), "bars.svg": charts.bars(found)}
+    found = plots.panels(table)
+    drawn = {"radar.svg": plots.radar(found), "bars.svg": plots.bars(found)}
     return {name: svg for name, svg in drawn.items() if svg}
 
 

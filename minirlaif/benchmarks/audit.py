@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from minirlaif.agreement import FEW, Ballot, Figure, as_json, audit, plain_choice
+from minirlaif.benchmarks.agreement import FEW, Ballot, Figure, as_json, audit, plain_choice
 from minirlaif.runs.io import plain, read_json, write_atomic
 from minirlaif.runs.run import Run
 from minirlaif.types import UserError

@@ -1,0 +1,1 @@
+"""Benchmarks: files in, answers, grades, tables."""

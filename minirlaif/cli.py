@@ -176,7 +176,7 @@ def _make(run: Run, cfg: config.Config, options: argparse.Namespace) -> int:
             for name in [*names, *(["export"] if exports else [])]:
                 run.set_aside(name)
         if options.verb == "run":
-            from minirlaif.bench import before_run
+            from minirlaif.memory.measure import before_run
 
             before_run(cfg, run, names, options.redo)
     distributed.wait()

@@ -100,27 +100,28 @@ def _check_place(flag: str, path: Path | None) -> None:
 
 def _plan(options: argparse.Namespace) -> int:
     """The table, the verdict, and what was asked for beside them. 0: it fits, 1: it does not, or the probe failed."""
-    from minirlaif import fitting, plan
+    from minirlaif.memory import fit
+    from minirlaif.memory import planner as plan
 
     if options.table:
         paths = sorted(Path("configs").glob("24gb-*.yaml"))
         if not paths:
             raise UserError("configs/24gb-*.yaml: none here; run `plan --table` in the project's folder")
-        print(fitting.markdown([(path, config.load(path)) for path in paths], CARDS))
+        print(fit.markdown([(path, config.load(path)) for path in paths], CARDS))
         return 0
     if options.config is None:
         raise UserError("plan: name a config with --config; see `python -m minirlaif plan --help`")
     cfg = config.load(options.config, options.set)
-    card = fitting.find_card(options.gpu_gib, cfg.model.device)
+    card = fit.find_card(options.gpu_gib, cfg.model.device)
     found = plan.planned(cfg, card.gpu, options.model_config, runtime=plan.RUNTIME)
     print(plan.table(plan.estimate(found)))
-    print("\n".join(fitting.verdict(found, card)))
+    print("\n".join(fit.verdict(found, card)))
     if options.fit is not None:
-        smaller, changes = fitting.fitted(found, card)
+        smaller, changes = fit.fitted(found, card)
         write_atomic(options.fit, config.dump(smaller.cfg))
         print(f"{options.fit}: {', '.join(changes) or 'nothing had to change'}")
     if options.probe:
-        from minirlaif import bench
+        from minirlaif.memory import measure as bench
 
         with tempfile.TemporaryDirectory() as folder:
             results = bench.probe(cfg, Path(folder), options.gpu_gib)
@@ -130,7 +131,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from minirlaif import bench
+    from minirlaif.memory import measure as bench
 
     if options.config is None and not options.model:
         raise UserError("bench: name a model with --model or a config with --config; see `python -m minirlaif bench --help`")

@@ -14,10 +14,12 @@ from bases_llava import llava
 from bases_middle import middle
 from bases_qwen import qwen3_5, qwen3_vl
 
-from minirlaif import bench, cli, config, standin, steps
+from minirlaif import cli, config
 from minirlaif.algorithms.rollout import Rollout
+from minirlaif.memory import measure as bench
+from minirlaif.memory import random_model, steps
+from minirlaif.memory.shapes import read_config
 from minirlaif.runs.run import Run
-from minirlaif.shapes import read_config
 from minirlaif.types import Pair, UserError
 
 SMALL = (
@@ -59,7 +61,7 @@ def test_random_weights_are_made_without_the_whole_model_in_full_precision(tmp_p
         return real(tensor, *args, **named)
 
     monkeypatch.setattr(torch.Tensor, "normal_", watched)
-    made = standin.random_backbone(cfg, read_config(cfg.model))
+    made = random_model.random_backbone(cfg, read_config(cfg.model))
     weights = [p for n, p in made.model.named_parameters() if "text_model.layers" in n and "proj" in n]
     assert all(p.dtype == torch.uint8 for p in weights) and len(weights) == 2 * 7
     assert biggest[0] == 64 * 96 * 4 * 4  # one matrix at a time: here the connector's is the biggest

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from minirlaif import cli, config, fitting, memory, plan, shapes
+from minirlaif import cli, config
 from minirlaif.config import ModelSection
-from minirlaif.memory import Batch, Numbers
+from minirlaif.memory import fit, formulas, planner, shapes
+from minirlaif.memory.formulas import Batch, Numbers
 from minirlaif.types import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -82,7 +83,7 @@ def test_the_papers_setup_fits_24_gib_and_is_the_papers(capsys):
     path = ROOT / "configs" / "paper.yaml"
     assert cli.main(["plan", "--config", str(path), "--gpu-gib", "24"]) == 0
     cfg = config.load(path)
-    found = plan.planned(cfg, gpu=True)
+    found = planner.planned(cfg, gpu=True)
     for shape in (found.policy, found.critic):
         groups, height, width = shape.grid(cfg.video.frames, cfg.video.frame_pixels)
         assert groups * height * width == 626
@@ -124,29 +125,31 @@ EYES = {"image_size": 512, "patch_size": 16, "hidden_size": 24, "intermediate_si
 SHAPE = shapes.Shape("smolvlm", NUMBERS, EYES, 4, 4)
 
 
-def small(*more: str, gpu: bool = True) -> plan.Planned:
-    return plan.Planned(config.load(None, [*SMALL, *more]), SHAPE, SHAPE, gpu)
+def small(*more: str, gpu: bool = True) -> planner.Planned:
+    return planner.Planned(config.load(None, [*SMALL, *more]), SHAPE, SHAPE, gpu)
 
 
-def moments(found: plan.Planned, monkeypatch: pytest.MonkeyPatch, known: dict[str, tuple[int, int]] | None = None) -> list[Any]:
+def moments(
+    found: planner.Planned, monkeypatch: pytest.MonkeyPatch, known: dict[str, tuple[int, int]] | None = None
+) -> list[Any]:
     """What is asked of `memory`, in order."""
     asked: list[Any] = []
 
     def watched(name: str) -> Any:
-        def call(numbers: Numbers, precision: memory.Precision, *given: Any) -> dict[str, float]:
+        def call(numbers: Numbers, precision: formulas.Precision, *given: Any) -> dict[str, float]:
             asked.append((name, *given))
             return {}
 
         return call
 
-    def looking(precision: memory.Precision, *given: Any) -> float:
+    def looking(precision: formulas.Precision, *given: Any) -> float:
         asked.append(("looking", *given))
         return 0.0
 
     for name in ("training", "sampling", "scoring"):
-        monkeypatch.setattr(memory, name, watched(name))
-    monkeypatch.setattr(memory, "looking", looking)
-    plan.estimate(found, known)
+        monkeypatch.setattr(formulas, name, watched(name))
+    monkeypatch.setattr(formulas, "looking", looking)
+    planner.estimate(found, known)
     return asked
 
 
@@ -218,7 +221,7 @@ def test_who_stands_in_each_phase_of_ppo(more: str, policy: tuple[int, ...], cri
     found = small(*more.split(), "model.dtype=bfloat16")
     found = replace(found, critic=big if found.own_critic else SHAPE)
     for phase, own, others, there in zip(("sample", "score", "criticise", "update"), policy, critic, adapters, strict=True):
-        lines = plan._ppo(found, phase)
+        lines = planner._ppo(found, phase)
         assert lines["weights"] == own * 2 * (6400 + 140) + others * 2 * (64000 + 140)  # the eyes rest
         assert lines["adapters"] == there * 50 * 2 * 4
         assert lines["optimiser"] == 2 * 50 * 2 * (4 + 8)
@@ -227,12 +230,12 @@ def test_who_stands_in_each_phase_of_ppo(more: str, policy: tuple[int, ...], cri
 def test_on_a_cpu_rest_is_no_rest():
     every = 6400 + 140 + 1000
     for more, bases in (("", 1), ("reference.kind=model", 2), ("reward.base=other", 2)):
-        lines = plan._ppo(small(more, gpu=False) if more else small(gpu=False), "sample")
+        lines = planner._ppo(small(more, gpu=False) if more else small(gpu=False), "sample")
         assert (lines["weights"], lines["adapters"]) == (bases * 4 * every, 4 * 50 * 2 * 4)
 
 
 def test_8_bit_moments_take_a_quarter():
-    sizes = [plan.estimate(small(f"model.optimizer={name}"))["sft"]["optimiser"] for name in ("adamw", "paged_adamw_8bit")]
+    sizes = [planner.estimate(small(f"model.optimizer={name}"))["sft"]["optimiser"] for name in ("adamw", "paged_adamw_8bit")]
     assert sizes == [100 * (4 + 8), 100 * (4 + 2)]  # gradients and moments
 
 
@@ -240,8 +243,8 @@ def test_the_eyes_take_room_while_they_see_and_only_then():
     base, wide = 6400 + 140, replace(SHAPE, vision={**EYES, "hidden_size": 10_000})
     found = replace(small("model.dtype=bfloat16"), policy=wide, critic=wide)
     for stage in ("sft", "feedback", "reward", "evaluate"):
-        assert plan.estimate(found)[stage]["weights"] == 2 * (base + 1000)
-        assert plan.estimate(replace(found, looks=False))[stage]["weights"] == 2 * base
+        assert planner.estimate(found)[stage]["weights"] == 2 * (base + 1000)
+        assert planner.estimate(replace(found, looks=False))[stage]["weights"] == 2 * base
 
 
 @pytest.mark.parametrize(
@@ -259,13 +262,13 @@ def test_tokens_of_a_prompt(name: str, tokens: int):
 
 def test_the_room_on_a_card():
     """CUDA and its libraries take 0.6 GiB beside the allocator, and gaps 3 %."""
-    assert fitting.Card("", 24 * plan.GIB, True).room == pytest.approx((24 - 0.6) * 0.97 * plan.GIB)
-    assert fitting.Card("", 24 * plan.GIB, False).room == 24 * plan.GIB
+    assert fit.Card("", 24 * planner.GIB, True).room == pytest.approx((24 - 0.6) * 0.97 * planner.GIB)
+    assert fit.Card("", 24 * planner.GIB, False).room == 24 * planner.GIB
 
 
 def test_pooled_frames_are_not_shrunk():
-    found = plan.planned(config.load(None, ["model.base=llava-1.5-7b", "video.frames=50"]), gpu=True)
-    said = fitting.fitted(found, fitting.Card("", 12 * plan.GIB, True))[1]
+    found = planner.planned(config.load(None, ["model.base=llava-1.5-7b", "video.frames=50"]), gpu=True)
+    said = fit.fitted(found, fit.Card("", 12 * planner.GIB, True))[1]
     assert said and not any(change.startswith("video.frames") for change in said)
 
 
@@ -289,8 +292,8 @@ def test_what_does_not_fit_is_shrunk_frames_first(tmp_path: Path, capsys):
 
 def test_the_order_of_shrinking():
     cfg = config.load(None, ["model.base=qwen3-vl-4b"])
-    told, found = [], plan.planned(cfg, gpu=True)
-    while (step := fitting._shrunk(found)) is not None:
+    told, found = [], planner.planned(cfg, gpu=True)
+    while (step := fit._shrunk(found)) is not None:
         found = step[0]
         told.append(step[1])
     said = [step.split(" ")[0] for step in told]
@@ -299,20 +302,20 @@ def test_the_order_of_shrinking():
     assert list(dict.fromkeys(kinds)) == order
     sizes = [int(step.split(" ")[1]) for step in told if "batch" in step]
     assert sizes == sorted(sizes, reverse=True)  # the largest batch is halved first
-    changes = [change.split(" ")[0] for change in fitting.fitted(plan.planned(cfg, gpu=True), fitting.Card("", 7e9, True))[1]]
+    changes = [change.split(" ")[0] for change in fit.fitted(planner.planned(cfg, gpu=True), fit.Card("", 7e9, True))[1]]
     assert len(changes) == len(set(changes)) > 1  # the last value of each setting is told
 
 
 def test_a_model_too_big_for_a_card_is_said_so():
     cfg = config.load(None, ["model.base=llava-1.5-13b"])
     with pytest.raises(UserError, match="choose a smaller model.base"):
-        fitting.fitted(plan.planned(cfg, gpu=True), fitting.Card("a small one", 4 * plan.GIB, True))
+        fit.fitted(planner.planned(cfg, gpu=True), fit.Card("a small one", 4 * planner.GIB, True))
 
 
 def test_a_reward_base_of_its_own_is_counted_while_it_scores():
     alone = config.load(None, ["model.base=llava-1.5-7b", "model.quantization=nf4"])
     pair = config.load(None, ["model.base=llava-1.5-7b", "model.quantization=nf4", "reward.base=llava-1.5-13b"])
-    one, two = (plan.estimate(plan.planned(cfg, gpu=True)) for cfg in (alone, pair))
+    one, two = (planner.estimate(planner.planned(cfg, gpu=True)) for cfg in (alone, pair))
     assert two["update"]["weights"] > 2.5 * one["update"]["weights"]
     assert two["sft"] == one["sft"]
 

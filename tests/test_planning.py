@@ -10,8 +10,9 @@ import pytest
 from bases_smolvlm import smolvlm
 from clips import write_clip
 
-from minirlaif import bench, cli, config, fitting, steps
-from minirlaif.plan import Planned
+from minirlaif import cli, config
+from minirlaif.memory import fit, measure, steps
+from minirlaif.memory.planner import Planned
 from minirlaif.types import Turn, UserError
 
 RESULTS = [
@@ -26,8 +27,8 @@ LINE = (
 
 
 def test_the_line_for_a_header():
-    assert fitting.header(RESULTS, 24.0, VERSIONS) == LINE
-    assert ", capped" not in fitting.header(RESULTS, None, VERSIONS)
+    assert fit.header(RESULTS, 24.0, VERSIONS) == LINE
+    assert ", capped" not in fit.header(RESULTS, None, VERSIONS)
 
 
 def written(tmp_path: Path, line: str) -> Path:
@@ -38,26 +39,26 @@ def written(tmp_path: Path, line: str) -> Path:
 
 def test_the_table_says_what_was_measured(tmp_path: Path):
     path = written(tmp_path, LINE)
-    row = fitting.markdown([(path, config.load(path))], (24,)).splitlines()[-1]
+    row = fit.markdown([(path, config.load(path))], (24,)).splitlines()[-1]
     assert row.endswith("| yes | measured 6.2 GiB (ppo collect) on NVIDIA GeForce RTX 4090, capped at 24 GiB, 2026-11-25 |")
 
 
 @pytest.mark.parametrize("line", ["# Card or cap: not measured. Measured peak: not measured. Seconds: not measured.", "# none"])
 def test_the_table_says_what_was_planned(line: str, tmp_path: Path):
     path = written(tmp_path, line)
-    assert fitting.markdown([(path, config.load(path))], (24,)).splitlines()[-1].endswith("| yes | planned |")
+    assert fit.markdown([(path, config.load(path))], (24,)).splitlines()[-1].endswith("| yes | planned |")
 
 
 def test_a_header_that_says_neither_is_refused(tmp_path: Path):
     path = written(tmp_path, "# Card or cap: mine. Measured peak: a lot.")
     with pytest.raises(UserError, match="24gb-mine.yaml: its line `# Card or cap:` cannot be read"):
-        fitting.markdown([(path, config.load(path))], (24,))
+        fit.markdown([(path, config.load(path))], (24,))
 
 
 @pytest.mark.parametrize(("stages", "printed"), [("", True), ("sft,reward", False)])
 def test_bench_prints_the_line_when_every_stage_was_measured(stages: str, printed: bool, monkeypatch, capsys):
     row = {"planned": 1.0, "tokens_per_second": 0.0, "samples_per_second": 1.0}
-    monkeypatch.setattr(bench, "measure", lambda cfg, stage, gib: RESULTS[0] | row | {"stage": stage})
+    monkeypatch.setattr(measure, "measure", lambda cfg, stage, gib: RESULTS[0] | row | {"stage": stage})
     assert cli.main(["bench", "--model", "smolvlm2-500m", "--stages", stages]) == 0
     told = capsys.readouterr().out
     assert ("\n# Card or cap: NVIDIA GeForce RTX 4090. Measured peak: 5.0 GiB (" in told) == printed
@@ -65,7 +66,7 @@ def test_bench_prints_the_line_when_every_stage_was_measured(stages: str, printe
 
 @pytest.mark.parametrize("words", [["bench", "--model", "tiny", "--out"], ["plan", "--config", "c.yaml", "--fit"]])
 def test_a_file_that_cannot_be_written_is_said_before_the_work(words: list[str], tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "measure", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr(measure, "measure", lambda *_: pytest.fail("worked"))
     for place in (tmp_path / "nowhere" / "b.json", tmp_path):
         assert cli.main([*words, str(place)]) == 2
         assert f"{words[-1]} {place}: no file can be written there" in capsys.readouterr().err
@@ -101,17 +102,17 @@ def test_a_probe_runs_the_longest_row_through_every_stage(tmp_path: Path, monkey
         asked.append(rows)
         folder = tmp_path / stage
         folder.mkdir()
-        return bench._measured(cfg, {"stage": stage, "gpu_gib": gib, "rows": rows}, folder)
+        return measure._measured(cfg, {"stage": stage, "gpu_gib": gib, "rows": rows}, folder)
 
     looked: dict[str, bool] = {}
-    real = bench.estimate
+    real = measure.estimate
 
     def estimate(plan: Planned, tokens: Any) -> Any:
         looked[next(iter(tokens))] = plan.looks
         return real(plan, tokens)
 
-    monkeypatch.setattr(bench, "estimate", estimate)
-    monkeypatch.setattr(bench, "measure", here)  # without a process for each
+    monkeypatch.setattr(measure, "estimate", estimate)
+    monkeypatch.setattr(measure, "measure", here)  # without a process for each
     assert cli.main(["plan", "--config", str(path), "--probe"]) == 0
     for row in asked:
         assert row["question"] == "what happens first, and what happens after that?"
@@ -127,7 +128,7 @@ def test_a_probe_runs_the_longest_row_through_every_stage(tmp_path: Path, monkey
 
 def test_a_stage_that_fails_the_probe_is_the_exit_code(tmp_path: Path, monkeypatch):
     path = data(tmp_path)
-    monkeypatch.setattr(bench, "measure", lambda cfg, stage, gib, rows: {"stage": stage, "error": "out of memory"})
+    monkeypatch.setattr(measure, "measure", lambda cfg, stage, gib, rows: {"stage": stage, "error": "out of memory"})
     assert cli.main(["plan", "--config", str(path), "--probe"]) == 1
 
 

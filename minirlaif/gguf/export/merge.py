@@ -18,11 +18,11 @@ from safetensors import safe_open
 from minirlaif.config import Config, ModelSection
 from minirlaif.gguf.export.reference import logits_of, plain_section, reference_of
 from minirlaif.gguf.export.template import chat_template, processor_settings
+from minirlaif.memory.shapes import empty_model, read_config
 from minirlaif.models.adapters import Roles
 from minirlaif.models.backbones.base import Backbone, no_bars
 from minirlaif.models.loading import base_folder, open_backbone
 from minirlaif.runs.run import Run
-from minirlaif.shapes import empty_model, read_config
 from minirlaif.types import UserError
 
 TEXT_NAMES = {"smolvlm": ["VLlama3ForCausalLM"]}  # text_config.architectures that the converter looks up, by model type

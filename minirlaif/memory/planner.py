@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from minirlaif import memory
 from minirlaif.config import Config
-from minirlaif.memory import LINES, Batch, Precision
+from minirlaif.memory import formulas
+from minirlaif.memory.formulas import LINES, Batch, Precision
+from minirlaif.memory.shapes import Shape, read_config, shape_of
 from minirlaif.session import critic_config
-from minirlaif.shapes import Shape, read_config, shape_of
 from minirlaif.types import UserError
 
 GIB = 2**30
@@ -109,7 +109,7 @@ def _told(plan: Planned) -> int:
 
 def _base(plan: Planned, shape: Shape, adapters: int, trained: int) -> dict[str, float]:
     # On a GPU the eyes rest in host memory; on a CPU resting means staying.
-    return memory.standing(shape.numbers, precision(plan.cfg, plan.gpu), adapters, trained, vision=not plan.gpu)
+    return formulas.standing(shape.numbers, precision(plan.cfg, plan.gpu), adapters, trained, vision=not plan.gpu)
 
 
 def _added(*parts: Mapping[str, float]) -> dict[str, float]:
@@ -120,8 +120,8 @@ def _looking(plan: Planned, shape: Shape, adapters: int, trained: int, frames: i
     """While the vision tower, which rests otherwise, sees a clip."""
     if plan.looks:
         v, p = plan.cfg.video, precision(plan.cfg, plan.gpu)
-        seen = memory.looking(p, *shape.patches(frames or v.frames, v.frame_pixels))
-        yield _added(memory.standing(shape.numbers, p, adapters, trained), {"activations": seen})
+        seen = formulas.looking(p, *shape.patches(frames or v.frames, v.frame_pixels))
+        yield _added(formulas.standing(shape.numbers, p, adapters, trained), {"activations": seen})
 
 
 def _sft(plan: Planned, known: Known | None) -> Iterator[dict[str, float]]:
@@ -130,7 +130,7 @@ def _sft(plan: Planned, known: Known | None) -> Iterator[dict[str, float]]:
     tokens = min(s.max_length, start + answer)
     rows = min(s.micro_batch_size, s.batch_size)
     batch = Batch(rows, tokens, max(1, tokens - start), _visual(plan, plan.policy))
-    yield _added(_base(plan, plan.policy, 1, 1), memory.training(plan.policy.numbers, p, batch))
+    yield _added(_base(plan, plan.policy, 1, 1), formulas.training(plan.policy.numbers, p, batch))
     yield from _looking(plan, plan.policy, 1, 1)
 
 
@@ -139,10 +139,10 @@ def _feedback(plan: Planned, known: Known | None) -> Iterator[dict[str, float]]:
     base = _base(plan, plan.policy, 1, 0)
     dense, seen = plan.cfg.video.segment_frames, _visual(plan, plan.policy)
     part = Batch(f.batch_size, _prompt(plan, plan.policy, frames=dense), 0, _visual(plan, plan.policy, dense))
-    yield _added(base, memory.sampling(n, p, part, 1, f.describe_tokens))
+    yield _added(base, formulas.sampling(n, p, part, 1, f.describe_tokens))
     whole = known[0] if known else _prompt(plan, plan.policy)
-    yield _added(base, memory.sampling(n, p, Batch(f.batch_size, whole, 0, seen), f.answers, f.max_new_tokens))
-    yield _added(base, memory.scoring(n, p, _judged(plan, whole)))
+    yield _added(base, formulas.sampling(n, p, Batch(f.batch_size, whole, 0, seen), f.answers, f.max_new_tokens))
+    yield _added(base, formulas.scoring(n, p, _judged(plan, whole)))
     yield from _looking(plan, plan.policy, 1, 0, max(plan.cfg.video.frames, dense))
 
 
@@ -165,8 +165,8 @@ def _reward(plan: Planned, known: Known | None) -> Iterator[dict[str, float]]:
     scored = answer if r.likelihood else 0
     rows = 2 * min(r.micro_batch_size, r.batch_size)  # both answers of a pair
     base = _base(plan, shape, 1, 1)
-    yield _added(base, memory.training(shape.numbers, p, Batch(rows, tokens, scored, _visual(plan, shape))))
-    yield _added(base, memory.scoring(shape.numbers, p, Batch(r.batch_size, tokens, scored, _visual(plan, shape))))
+    yield _added(base, formulas.training(shape.numbers, p, Batch(rows, tokens, scored, _visual(plan, shape))))
+    yield _added(base, formulas.scoring(shape.numbers, p, Batch(r.batch_size, tokens, scored, _visual(plan, shape))))
     yield from _looking(plan, shape, 1, 1)
 
 
@@ -175,14 +175,14 @@ def _ppo(plan: Planned, phase: str) -> dict[str, float]:
     p, c = plan.policy, plan.critic
     own_reference = plan.cfg.reference.kind == "model"
     if not plan.gpu:
-        others = [memory.standing(c.numbers, precision(plan.cfg, False), 2, 1)] if plan.own_critic else []
+        others = [formulas.standing(c.numbers, precision(plan.cfg, False), 2, 1)] if plan.own_critic else []
         others += [_base(plan, p, 0, 0)] if own_reference else []
         return _added(_base(plan, p, 2 if plan.own_critic else 4, 1 if plan.own_critic else 2), *others)
     on = {"sample": (1, 0), "score": (1, 0), "criticise": (0, 2), "update": (1, 1)}[phase]
     kept = 1 if plan.cfg.reference.rest == "device" else 0
     held = precision(plan.cfg, True)
-    policy = memory.standing(p.numbers, held, on[0] + kept, 1, vision=False)
-    critic = memory.standing(c.numbers, held, on[1], 1, vision=False)
+    policy = formulas.standing(p.numbers, held, on[0] + kept, 1, vision=False)
+    critic = formulas.standing(c.numbers, held, on[1], 1, vision=False)
     there = phase in ("criticise", "update") or plan.cfg.reward.rest == "device"
     if not (plan.own_critic and there):
         critic["weights"] = 0.0
@@ -202,18 +202,18 @@ def _collect(plan: Planned, known: Known | None) -> Iterator[dict[str, float]]:
     r, p = plan.cfg.rollout, precision(plan.cfg, plan.gpu)
     rows = min(r.batch_size, r.rollouts)
     start, seen = known[0] if known else _prompt(plan, plan.policy), _visual(plan, plan.policy)
-    sampled = memory.sampling(plan.policy.numbers, p, Batch(rows, start, 0, seen), 1, r.max_new_tokens)
+    sampled = formulas.sampling(plan.policy.numbers, p, Batch(rows, start, 0, seen), 1, r.max_new_tokens)
     yield _added(_ppo(plan, "sample"), sampled)
-    scored = memory.scoring(plan.policy.numbers, p, Batch(rows, start + r.max_new_tokens, r.max_new_tokens, seen))
+    scored = formulas.scoring(plan.policy.numbers, p, Batch(rows, start + r.max_new_tokens, r.max_new_tokens, seen))
     yield _added(_ppo(plan, "score"), scored)
     longer = start + r.max_new_tokens + _more(plan)
     answers = r.max_new_tokens if plan.cfg.reward.likelihood else 0
-    judged = memory.scoring(plan.critic.numbers, p, Batch(rows, longer, answers, _visual(plan, plan.critic)))
+    judged = formulas.scoring(plan.critic.numbers, p, Batch(rows, longer, answers, _visual(plan, plan.critic)))
     yield _added(_ppo(plan, "criticise"), judged)
     if known is None and (plan.cfg.data.dev or plan.cfg.data.world):  # a judge chooses the checkpoint; a bench has none
         batch = Batch(plan.cfg.feedback.batch_size, start, 0, seen)
-        yield _added(_ppo(plan, "sample"), memory.sampling(plan.policy.numbers, p, batch, 1, r.max_new_tokens))
-        yield _added(_ppo(plan, "score"), memory.scoring(plan.policy.numbers, p, _judged(plan, start)))
+        yield _added(_ppo(plan, "sample"), formulas.sampling(plan.policy.numbers, p, batch, 1, r.max_new_tokens))
+        yield _added(_ppo(plan, "score"), formulas.scoring(plan.policy.numbers, p, _judged(plan, start)))
 
 
 def _update(plan: Planned, known: Known | None) -> Iterator[dict[str, float]]:
@@ -221,16 +221,16 @@ def _update(plan: Planned, known: Known | None) -> Iterator[dict[str, float]]:
     rows = min(plan.cfg.ppo.micro_batch_size, plan.cfg.ppo.minibatch_size, r.rollouts)
     tokens = (known[0] if known else _prompt(plan, plan.policy)) + r.max_new_tokens
     base, seen = _ppo(plan, "update"), _visual(plan, plan.policy)
-    yield _added(base, memory.training(plan.policy.numbers, p, Batch(rows, tokens, r.max_new_tokens, seen)))
+    yield _added(base, formulas.training(plan.policy.numbers, p, Batch(rows, tokens, r.max_new_tokens, seen)))
     longer = tokens + _more(plan)
-    yield _added(base, memory.training(plan.critic.numbers, p, Batch(rows, longer, 0, _visual(plan, plan.critic))))
+    yield _added(base, formulas.training(plan.critic.numbers, p, Batch(rows, longer, 0, _visual(plan, plan.critic))))
 
 
 def _evaluate(plan: Planned, known: Known | None) -> Iterator[dict[str, float]]:
     e, p = plan.cfg.evaluate, precision(plan.cfg, plan.gpu)
     start = known[0] if known else _prompt(plan, plan.policy)
     batch = Batch(e.batch_size, start, 0, _visual(plan, plan.policy))
-    yield _added(_base(plan, plan.policy, 2, 0), memory.sampling(plan.policy.numbers, p, batch, 1, e.max_new_tokens))
+    yield _added(_base(plan, plan.policy, 2, 0), formulas.sampling(plan.policy.numbers, p, batch, 1, e.max_new_tokens))
     yield from _looking(plan, plan.policy, 2, 0)
 
 

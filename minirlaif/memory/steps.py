@@ -16,14 +16,14 @@ from typing import Any
 from minirlaif.algorithms.rollout import Rollout, collect
 from minirlaif.config import Config
 from minirlaif.feedback.judge import judge
+from minirlaif.memory.random_model import StandIn
+from minirlaif.memory.shapes import read_config
 from minirlaif.models.generation import sample
 from minirlaif.models.logprobs import token_logprobs, token_values
 from minirlaif.runs.run import Run
 from minirlaif.session import Workbench, critic_config, read_preferences, read_samples
 from minirlaif.session_open import open_workbench
-from minirlaif.shapes import read_config
 from minirlaif.stages import ppo, reward, sft
-from minirlaif.standin import StandIn
 from minirlaif.training.optim import generator, make_accelerator, make_optimizer, optimizer_step, seed_of
 from minirlaif.types import Pair, Preference, Sample, Turn, UserError
 from minirlaif.video.reader import ClipReader, check_clips

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from minirlaif.config import Config
+from minirlaif.memory.shapes import empty_model, read_config, shape_of
 from minirlaif.models.feature_cache import resting_eyes
 from minirlaif.models.loading import family_of, pick_device, pick_dtype, quantization_config
 from minirlaif.models.renderer import Layout
 from minirlaif.session import View, Workbench, critic_config
-from minirlaif.shapes import empty_model, read_config, shape_of
 from minirlaif.video.frame_sampling import FrameSize
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from typing import Any
 
 from minirlaif import config
 from minirlaif.config import Config
-from minirlaif.plan import CONTEXT, GIB, STEPS, TITLES, estimate, planned
+from minirlaif.memory.planner import CONTEXT, GIB, STEPS, TITLES, estimate, planned
 from minirlaif.runs.run import Run
 from minirlaif.types import UserError
 
@@ -33,7 +33,7 @@ COLUMNS = ("stage", "peak MiB", "planned MiB", "s/step", "tokens/s", "samples/s"
 def run(cfg: Config, stages: Sequence[str], gpu_gib: float | None, out: Path | None) -> int:
     """Measure stages, print the table and, when all stages were measured, the header line for the config; write json.
     Exit code 1 when a stage failed. UserError when the models' sizes are not known."""
-    from minirlaif.fitting import header
+    from minirlaif.memory.fit import header
     from minirlaif.runs.io import write_atomic
 
     planned(cfg, gpu=False)  # a wrong name is told once, not by every child
@@ -67,10 +67,10 @@ def measure(cfg: Config, stage: str, gpu_gib: float | None, rows: Mapping[str, A
     rows: for a probe, what `steps.longest` found in the data; None: stand-ins.
     """
     job = {"config": config.dump(cfg), "stage": stage, "gpu_gib": gpu_gib, "rows": dict(rows) if rows else None}
-    code = "from minirlaif.bench import child; child()"
+    code = "from minirlaif.memory.measure import child; child()"
     mine = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
     environment = {**mine, **STEADY, "TOKENIZERS_PARALLELISM": "false"}
-    root = str(Path(__file__).parent.parent)
+    root = str(Path(__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH", "")]))
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], input=json.dumps(job), capture_output=True, text=True, env=environment
@@ -100,7 +100,7 @@ def child() -> None:
 def _measured(cfg: Config, job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     import torch
 
-    from minirlaif import steps
+    from minirlaif.memory import steps
     from minirlaif.models.loading import pick_device
 
     gpu = pick_device(cfg.model.device).type == "cuda"
@@ -144,14 +144,14 @@ def libraries(cfg: Config) -> float:
     """Resident bytes of this process once everything that a stage imports is in it; 0 where that cannot be read."""
     import accelerate  # noqa: F401
 
-    from minirlaif import steps
+    from minirlaif.memory import steps
     from minirlaif.models import adapters  # noqa: F401
 
     adapters.import_peft()
 
     if cfg.model.quantization == "nf4" or cfg.model.optimizer != "adamw":
         import bitsandbytes  # noqa: F401
-    from minirlaif.shapes import empty_model, read_config
+    from minirlaif.memory.shapes import empty_model, read_config
 
     empty_model(read_config(cfg.model))  # the model's own module
     return _status("VmRSS")
@@ -222,7 +222,7 @@ def probe(cfg: Config, run_folder: Path, gpu_gib: float | None, stages: Sequence
     Raises:
         UserError: the config names no data that can be read before the run (the tiny world is made by it).
     """
-    from minirlaif import steps
+    from minirlaif.memory import steps
 
     rows = steps.longest(cfg, run_folder)
     results = [measure(cfg, stage, gpu_gib, rows) for stage in stages]

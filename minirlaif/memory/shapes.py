@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.config import ModelSection
-from minirlaif.memory import Delta, Numbers
+from minirlaif.memory.formulas import Delta, Numbers
 from minirlaif.models.adapters import target_pattern
 from minirlaif.models.loading import FAMILIES, base_folder, family_of
 from minirlaif.types import UserError

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.config import Config
-from minirlaif.plan import CONTEXT, GIB, TITLES, Planned, peak, planned
+from minirlaif.memory.planner import CONTEXT, GIB, TITLES, Planned, peak, planned
 from minirlaif.types import UserError
 
 

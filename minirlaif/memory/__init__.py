@@ -1,0 +1,1 @@
+"""Peak GPU memory: estimates and measurements."""

@@ -82,9 +82,9 @@ def dispatch(options: argparse.Namespace) -> int:
         print(f"{options.new}: done; name it in model.base")
         return 0
     if options.verb == "ablate":
-        from minirlaif.ablation import work
+        from minirlaif.ablation import runner
 
-        return work.run(options)
+        return runner.run(options)
     if options.gpu_gib is not None and not options.gpu_gib > 0:
         raise UserError(f"--gpu-gib {options.gpu_gib}: must be above 0")
     for flag in ("fit", "out"):

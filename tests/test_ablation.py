@@ -19,11 +19,11 @@ import shrunk
 import tiny
 
 from minirlaif import cli, config
-from minirlaif.ablation import report, view, work
+from minirlaif.ablation import report, runner, view
 from minirlaif.ablation.arms import ANSWERS, COUNTS, JUDGE, MAIN, REWARD, SEGMENTS, Entry, arms, groups
-from minirlaif.ablation.children import Job, carry_out
-from minirlaif.ablation.items import read, remarks
-from minirlaif.ablation.verdict import FAILS, HOLDS, OPEN, Figure, ahead, common, figure, pooled, verdict
+from minirlaif.ablation.claims import FAILS, HOLDS, OPEN, Figure, ahead, common, figure, pooled, verdict
+from minirlaif.ablation.jobs import Job, carry_out
+from minirlaif.ablation.outcomes import read, remarks
 from minirlaif.runs.run import ORDER, Run
 from minirlaif.session import settings_of
 from minirlaif.types import UserError
@@ -326,7 +326,7 @@ def gone(process: int) -> bool:
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a child goes on to its end")
 def test_a_killed_parent_takes_its_children_along(tmp_path: Path) -> None:
     program = (
-        "import sys\nfrom pathlib import Path\nfrom minirlaif.ablation.children import Job, carry_out\n"
+        "import sys\nfrom pathlib import Path\nfrom minirlaif.ablation.jobs import Job, carry_out\n"
         "words = [sys.executable, '-S', '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)']\n"
         f"list(carry_out([Job('a', lambda: words, Path({str(tmp_path / 'log.txt')!r}))], 1, {{}}))"
     )
@@ -348,31 +348,31 @@ def options(runs_dir: Path, *more: str) -> list[str]:
     return ["ablate", "--config", str(shrunk.TINY), "--runs-dir", str(runs_dir), "--seeds", "0", *more]
 
 
-def place(runs_dir: Path, main: Run, name: str) -> work.Place:
+def place(runs_dir: Path, main: Run, name: str) -> runner.Place:
     (arm,) = [arm for arm in arms(CFG) if arm.name == name]
     cfg = config.load(shrunk.TINY, arm.changed)
-    return work.Place(0, arm, cfg, Run(runs_dir / "ablation" / "seed0" / name), main)
+    return runner.Place(0, arm, cfg, Run(runs_dir / "ablation" / "seed0" / name), main)
 
 
 def test_a_finished_arm_is_not_made_again_and_a_changed_one_says_so(main: Run, runs_dir: Path) -> None:
     here = place(runs_dir, main, "short")
-    assert not work._finished(here)
-    words = work._arm_job(here).command()
-    assert words is not None and words[1:] == ["-m", "minirlaif.ablation.trial", str(here.run.root)]
+    assert not runner._finished(here)
+    words = runner._arm_job(here).command()
+    assert words is not None and words[1:] == ["-m", "minirlaif.ablation.run_arm", str(here.run.root)]
     loaded = config.load(here.run.root / "config.yaml")
     assert loaded == here.cfg and loaded.ppo.iterations == 10
     for stage in ("ppo", "exam"):
-        assert not work._finished(here)
+        assert not runner._finished(here)
         with here.run.stage(stage, {}, ["ppo"] if stage == "exam" else ["sft", "feedback", "reward"]):
             pass
-    assert work._finished(here) and work._arm_job(here).command() is None and work._arm_job(here).weight == 0
+    assert runner._finished(here) and runner._arm_job(here).command() is None and runner._arm_job(here).weight == 0
     other = replace(here, cfg=config.load(shrunk.TINY, [*here.arm.changed, "rollout.rollouts=64"]))
     with pytest.raises(UserError, match="--arms short --redo"):
-        work._arm_job(other).command()
+        runner._arm_job(other).command()
     with main.stage("reward", {}, redo=True) as out:
         (out.path / "held_out.jsonl").write_text("")  # type: ignore[union-attr]
     with pytest.raises(UserError, match="from another main run.*--arms short --redo"):
-        work._arm_job(here).command()
+        runner._arm_job(here).command()
 
 
 def fake_children(patch: pytest.MonkeyPatch, made: list[str]) -> None:
@@ -381,14 +381,14 @@ def fake_children(patch: pytest.MonkeyPatch, made: list[str]) -> None:
     def carried(jobs: Any, at_once: int, failed: dict[str, str]) -> Iterator[float]:
         for job in jobs:
             words = job.command()
-            if words is not None and "minirlaif.ablation.trial" in words:
+            if words is not None and "minirlaif.ablation.run_arm" in words:
                 made.append(job.name)
                 run = Run(words[-1])
                 for stage in json.loads((run.root / "arm.json").read_text())["makes"]:
                     tiny.finished(run, stage, lambda path: tiny.write_lines(path / "answers.jsonl", ANSWERED), **METRICS)
             yield 0.0
 
-    patch.setattr(work, "carry_out", carried)
+    patch.setattr(runner, "carry_out", carried)
 
 
 ANSWERED = [{"id": "t0-0", "video": "../world/clips/t0.mp4", "truth": TRUE, "policy": FALSE}]
@@ -415,13 +415,13 @@ def test_one_arm_that_fails_is_told_and_leaves_a_report_of_the_others(
 ) -> None:
     made: list[str] = []
     fake_children(monkeypatch, made)
-    real = work.carry_out
+    real = runner.carry_out
 
     def carried(jobs: Any, at_once: int, failed: dict[str, str]) -> Iterator[float]:
         failed["seed 0, kl-0.1"] = "out of luck"
         yield from real([job for job in jobs if job.name not in failed], at_once, failed)
 
-    monkeypatch.setattr(work, "carry_out", carried)
+    monkeypatch.setattr(runner, "carry_out", carried)
     assert cli.main(options(runs_dir, "--arms", "short,kl-0.1,kl-0.3")) == 2
     assert "minirlaif: seed 0, kl-0.1: out of luck" in capsys.readouterr().err
     (group,) = [g for g in json.loads((runs_dir / "ablation/ablation.json").read_text())["groups"] if g["name"] == "kl"]
@@ -447,13 +447,13 @@ def test_what_the_user_can_put_right(runs_dir: Path, words: list[str], told: str
 
 
 def test_the_parent_needs_no_torch(python) -> None:  # type: ignore[no-untyped-def]
-    done = python("-c", "import sys, minirlaif.ablation.work; assert 'torch' not in sys.modules")
+    done = python("-c", "import sys, minirlaif.ablation.runner; assert 'torch' not in sys.modules")
     assert done.returncode == 0, done.stderr
 
 
 def test_main_runs_are_looked_for_where_from_says(runs_dir: Path) -> None:
     given = argparse.Namespace(config="c.yaml", set=["sft.epochs=2"], main_runs=Path("there"), runs_dir=runs_dir)
-    job = work._main_job(given, runs_dir / "ablation", 3, Run(given.main_runs / "seed3"))
+    job = runner._main_job(given, runs_dir / "ablation", 3, Run(given.main_runs / "seed3"))
     words = job.command()
     assert words is not None and words[3:] == [
         *("run", "world", "sft", "feedback", "reward", "ppo", "evaluate", "--config", "c.yaml", "--run", "seed3"),

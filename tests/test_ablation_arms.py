@@ -11,7 +11,7 @@ import pytest
 import shrunk
 
 from minirlaif import cli, config
-from minirlaif.ablation import work
+from minirlaif.ablation import runner
 from minirlaif.ablation.arms import MAIN, arms, groups
 from minirlaif.config import Config
 from minirlaif.runs.run import Run
@@ -134,12 +134,12 @@ def test_every_arm_has_the_seed_of_its_main_run(runs_dir: Path, monkeypatch: pyt
     def carried(jobs: Any, at_once: int, failed: dict[str, str]) -> Iterator[float]:
         for job in jobs:
             words = job.command()
-            if words is not None and "minirlaif.ablation.trial" in words:
+            if words is not None and "minirlaif.ablation.run_arm" in words:
                 asked[job.name] = config.load(Path(words[-1]) / "config.yaml")  # what the child reads
         yield 0.0
 
-    monkeypatch.setattr(work, "carry_out", carried)
-    monkeypatch.setattr(work.report, "write", lambda *_: None)
+    monkeypatch.setattr(runner, "carry_out", carried)
+    monkeypatch.setattr(runner.report, "write", lambda *_: None)
     assert cli.main(given(runs_dir, "--seeds", "3,5", "--arms", "short,sft-mixed,letter", "--run", "again")) == 0
     assert {name: cfg.seed for name, cfg in asked.items()} == {
         f"seed {seed}, {arm}": seed for seed in made for arm in ("short", "sft-mixed", "letter")
@@ -150,8 +150,8 @@ def test_an_arm_whose_own_stages_no_longer_fit_together_is_not_finished(runs_dir
     """sft-mixed makes its own SFT and feedback; when its SFT is made again, its feedback and its exam are of another model."""
     main = madeup.make(runs_dir)[0][MAIN]
     run = Run(runs_dir / "ablation" / "seed0" / "mixed")
-    here = work.Place(0, ARMS["sft-mixed"], of("sft-mixed"), run, main)
-    assert work._arm_job(here).command() is not None
+    here = runner.Place(0, ARMS["sft-mixed"], of("sft-mixed"), run, main)
+    assert runner._arm_job(here).command() is not None
 
     def make(stage: str, said: str, inputs: list[str]) -> None:
         with run.stage(stage, {}, inputs, redo=True) as out:
@@ -160,10 +160,10 @@ def test_an_arm_whose_own_stages_no_longer_fit_together_is_not_finished(runs_dir
     make("sft", "one", ["world"])
     make("feedback", "one", ["sft"])
     make("exam", "one", ["sft"])
-    assert work._finished(here) and work._arm_job(here).command() is None
+    assert runner._finished(here) and runner._arm_job(here).command() is None
     make("sft", "two", ["world"])
-    assert not work._finished(here) and work._arm_job(here).command() is not None
+    assert not runner._finished(here) and runner._arm_job(here).command() is not None
     make("feedback", "two", ["sft"])
-    assert not work._finished(here)  # the exam is still of the first
+    assert not runner._finished(here)  # the exam is still of the first
     make("exam", "two", ["sft"])
-    assert work._finished(here)
+    assert runner._finished(here)

@@ -17,10 +17,10 @@ from madeup import FALSE, TRUE
 from pages import chromium
 
 from minirlaif import cli, config
-from minirlaif.ablation import report, view, work
+from minirlaif.ablation import report, runner, view
 from minirlaif.ablation.arms import MAIN, REWARD, Entry, arms
-from minirlaif.ablation.items import read
-from minirlaif.ablation.verdict import FAILS, HOLDS, MISSING, OPEN
+from minirlaif.ablation.claims import FAILS, HOLDS, MISSING, OPEN
+from minirlaif.ablation.outcomes import read
 from minirlaif.runs.run import Run
 
 CFG = config.load(shrunk.TINY, ["evaluate.bootstrap=200"])
@@ -123,7 +123,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     given = ["--runs-dir", str(runs_dir), "--seeds", "0,1", "--set", "evaluate.bootstrap=200"]
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stderr(said):
-        patch.setattr(work, "carry_out", carried)
+        patch.setattr(runner, "carry_out", carried)
         assert cli.main(["ablate", "--config", str(shrunk.TINY), *given]) == 2
     return runs_dir / "ablation", said.getvalue()
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from minirlaif.ablation import view
 from minirlaif.ablation.arms import COUNTS, MAIN, Arm, Entry, Group, groups
-from minirlaif.ablation.items import Found, read, remarks
-from minirlaif.ablation.verdict import MISSING, RULE, Figure, ahead, common, figure, pooled, verdict
+from minirlaif.ablation.claims import MISSING, RULE, Figure, ahead, common, figure, pooled, verdict
+from minirlaif.ablation.outcomes import Found, read, remarks
 from minirlaif.config import Config
 from minirlaif.runs.io import plain, write_atomic
 from minirlaif.runs.run import Run

@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from minirlaif.ablation.arms import COUNTS
-from minirlaif.ablation.verdict import FAILS, HOLDS, MISSING, OPEN
+from minirlaif.ablation.claims import FAILS, HOLDS, MISSING, OPEN
 from minirlaif.reports import html
 from minirlaif.reports.html import Html, bar, bars, duration, interval, join, number, percent, points, section, share, table, tag
 

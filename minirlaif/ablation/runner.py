@@ -24,7 +24,7 @@ from typing import Any
 from minirlaif import config
 from minirlaif.ablation import report
 from minirlaif.ablation.arms import MAIN, Arm, arms
-from minirlaif.ablation.children import Job, carry_out
+from minirlaif.ablation.jobs import Job, carry_out
 from minirlaif.config import Config
 from minirlaif.runs.io import read_json, write_atomic
 from minirlaif.runs.progress import clock, progress
@@ -131,7 +131,7 @@ def _arm_job(place: Place) -> Job:
         if _finished(place):
             return None
         _prepare(place)
-        return [sys.executable, "-m", "minirlaif.ablation.trial", str(place.run.root)]
+        return [sys.executable, "-m", "minirlaif.ablation.run_arm", str(place.run.root)]
 
     weight = 0 if _finished(place) else place.arm.weight
     return Job(place.name, command, place.run.root / "log.txt", (f"seed {place.seed}, {MAIN}",), weight)

@@ -1,4 +1,4 @@
-"""The child process that makes one arm: `python -m minirlaif.ablation.trial FOLDER`. `work` has left config.yaml and arm.json
+"""The child process that makes one arm: `python -m minirlaif.ablation.run_arm FOLDER`. `work` has left config.yaml and arm.json
 in the folder."""
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from minirlaif.app import server
-from minirlaif.app.clips import Desk, Limits
-from minirlaif.app.talks import Talks
+from minirlaif.app.conversations import Talks
+from minirlaif.app.engine_thread import Worker
+from minirlaif.app.uploads import Desk, Limits
 from minirlaif.app.votes import Ballot
-from minirlaif.app.worker import Worker
 from minirlaif.inference.engine import Judged, Look, Options
 from minirlaif.runs.run import Run
 from minirlaif.types import Turn, UserError

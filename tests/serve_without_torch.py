@@ -19,7 +19,7 @@ from contextlib import closing
 from typing import Any
 
 from minirlaif.app import server
-from minirlaif.app.talks import Talks
+from minirlaif.app.conversations import Talks
 from minirlaif.gguf.runtime import engine as runtime
 from minirlaif.inference.engine import Look, Options
 from minirlaif.types import Turn

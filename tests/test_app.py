@@ -20,11 +20,11 @@ from clips import write_clip
 from pages import HIDDEN, FakeEngine
 from PIL import Image
 
-from minirlaif.app import inside, shelf, views
-from minirlaif.app.clips import Desk, Limits, check_content
-from minirlaif.app.talks import Session, Talks
+from minirlaif.app import run_pages, run_reader, views
+from minirlaif.app.conversations import Session, Talks
+from minirlaif.app.engine_thread import Worker
+from minirlaif.app.uploads import Desk, Limits, check_content
 from minirlaif.app.votes import Agreement, Ballot, Vote, agreement
-from minirlaif.app.worker import Worker
 from minirlaif.data.dataset import load_preferences
 from minirlaif.inference.engine import Look, Options
 from minirlaif.runs.run import Run
@@ -509,12 +509,12 @@ def test_votes_in_which_people_and_the_judge_differ() -> None:
     ]
 
     def shown(only_other: bool, **how: int) -> list[int]:
-        return [int(number) for number in re.findall(r"question (\d)\?", inside.voted(rows, only_other, **how))]
+        return [int(number) for number in re.findall(r"question (\d)\?", run_pages.voted(rows, only_other, **how))]
 
     assert shown(False) == [6, 5, 4, 3, 2, 1, 0]  # the last one first
     assert shown(True) == [4, 3, 1]  # not the one that the judge was never asked about
     assert shown(True, most=2) == [4, 3] and shown(False, most=2) == [6, 5]
-    assert "None." in inside.voted(rows[:1], True) and inside.voted([], True) == ""
+    assert "None." in run_pages.voted(rows[:1], True) and run_pages.voted([], True) == ""
 
 
 # Runs
@@ -529,29 +529,31 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_newest_run_that_can_talk(finished: Path, tmp_path: Path) -> None:
-    assert shelf.newest(tmp_path) is None and shelf.runs(tmp_path / "none") == []
+    assert run_reader.newest(tmp_path) is None and run_reader.runs(tmp_path / "none") == []
     talking.run_of(tmp_path / "sft", aligned=False)
-    only = shelf.newest(tmp_path)
+    only = run_reader.newest(tmp_path)
     assert only is not None and only.root.name == "sft"
     for name in ("old", "new"):
         shutil.copytree(finished / "a", tmp_path / name)
     os.utime(tmp_path / "old" / "ppo" / "manifest.json", (1000, 1000))
-    found = shelf.newest(tmp_path)
+    found = run_reader.newest(tmp_path)
     assert found is not None and found.root.name == "new"  # not the one without ppo, though it is newer
 
 
 def test_a_stage_that_wrote_lately_is_at_work(finished: Path, tmp_path: Path) -> None:
     run = Run(shutil.copytree(finished / "a", tmp_path / "a"))
-    assert shelf.at_work(run) == ""
+    assert run_reader.at_work(run) == ""
     file = talking.begun(run, 3)
-    assert shelf.at_work(run) == "ppo" and "step 3 of 30" in inside.progress(run)
+    assert run_reader.at_work(run) == "ppo" and "step 3 of 30" in run_pages.progress(run)
     with file.open("a") as more:
         more.write('{"step": 4, "sco')  # in the middle of a line
-    assert "step 3 of 30" in inside.progress(run)
+    assert "step 3 of 30" in run_pages.progress(run)
     os.utime(file, (time.time() - 130,) * 2)
-    assert shelf.at_work(run) == "ppo" and "ppo is running" in inside.progress(run)  # a long step: states come every 120 s
+    assert run_reader.at_work(run) == "ppo" and "ppo is running" in run_pages.progress(
+        run
+    )  # a long step: states come every 120 s
     os.utime(file, (time.time() - 400,) * 2)
-    assert shelf.at_work(run) == "" and "running" not in inside.progress(run)
+    assert run_reader.at_work(run) == "" and "running" not in run_pages.progress(run)
 
 
 @pytest.mark.parametrize(
@@ -568,41 +570,43 @@ def test_a_stage_that_wrote_lately_is_at_work(finished: Path, tmp_path: Path) ->
     ],
 )
 def test_filters_of_verdicts(finished: Path, wanted: str, numbers: list[int]) -> None:
-    found = shelf.verdicts(Run(finished / "a"), wanted)
+    found = run_reader.verdicts(Run(finished / "a"), wanted)
     assert [row["question"] for row in found] == [f"question {number}?" for number in numbers]
-    drawn, count = inside.verdict(Run(finished / "a"), wanted, 99)  # past the end: the last one
+    drawn, count = run_pages.verdict(Run(finished / "a"), wanted, 99)  # past the end: the last one
     assert count == len(numbers) and f"question {numbers[-1]}?" in drawn
-    assert set(shelf.VERDICT_FILTERS) >= {wanted} and len(shelf.VERDICT_FILTERS) == 9
+    assert set(run_reader.VERDICT_FILTERS) >= {wanted} and len(run_reader.VERDICT_FILTERS) == 9
 
 
 def test_frames_are_found_in_a_run_that_was_moved(finished: Path, tmp_path: Path) -> None:
     moved = Run(shutil.copytree(finished / "a", tmp_path / "moved"))
-    assert shelf.strip(moved, "../world/clip.mp4", 12)[:2] == b"\xff\xd8"  # a JPEG
-    assert shelf.strip(moved, "../world/clip.mp4", 11) == b""
-    assert shelf.strip(moved, "../world/none.mp4", 12) == b""
+    assert run_reader.strip(moved, "../world/clip.mp4", 12)[:2] == b"\xff\xd8"  # a JPEG
+    assert run_reader.strip(moved, "../world/clip.mp4", 11) == b""
+    assert run_reader.strip(moved, "../world/none.mp4", 12) == b""
     (moved.root / "cache" / "features.sqlite").write_bytes(b"no database at all")
-    assert shelf.strip(moved, "../world/clip.mp4", 12) == b""
-    assert "no longer in the run" in inside.verdict(moved, "all", 1)[0]
+    assert run_reader.strip(moved, "../world/clip.mp4", 12) == b""
+    assert "no longer in the run" in run_pages.verdict(moved, "all", 1)[0]
 
 
 def test_pages_about_runs_that_lack_something(finished: Path, tmp_path: Path) -> None:
     bare = Run(tmp_path / "bare")
     bare.root.mkdir()
     (bare.root / "config.yaml").write_text("model: {base: nonsense}\nvideo: [")
-    assert "missing" in inside.progress(bare) and "No stage has measured" in inside.curves(bare)
-    assert "has not finished" in inside.gallery(bare, "all", 1)[0] and inside.verdict(bare, "all", 1)[1] == 0
-    for made in (inside.progress(None), inside.gallery(None, "all", 1)[0], inside.verdict(None, "all", 1)[0]):
+    assert "missing" in run_pages.progress(bare) and "No stage has measured" in run_pages.curves(bare)
+    assert "has not finished" in run_pages.gallery(bare, "all", 1)[0] and run_pages.verdict(bare, "all", 1)[1] == 0
+    for made in (run_pages.progress(None), run_pages.gallery(None, "all", 1)[0], run_pages.verdict(None, "all", 1)[0]):
         assert "python -m minirlaif run --config configs/tiny.yaml --run tiny" in made
     run = Run(finished / "a")
-    assert inside.gallery(run, "all", 99)[1] == 2 and "Alignment made it worse" in inside.gallery(run, "all", 1)[0]
+    assert run_pages.gallery(run, "all", 99)[1] == 2 and "Alignment made it worse" in run_pages.gallery(run, "all", 1)[0]
 
 
 def test_examples_suit_the_run(finished: Path, tmp_path: Path) -> None:
     run = Run(finished / "a")
-    assert shelf.example_clips(run) == [finished / "a" / "world" / "clip.mp4"]
-    assert shelf.example_questions(run) == ["test 0?"]  # one of each kind
-    assert "What happens first?" in shelf.example_questions(None)
-    assert all(clip.suffix == ".mp4" and clip.is_file() for clip in shelf.example_clips(None)) and shelf.example_clips(None)
+    assert run_reader.example_clips(run) == [finished / "a" / "world" / "clip.mp4"]
+    assert run_reader.example_questions(run) == ["test 0?"]  # one of each kind
+    assert "What happens first?" in run_reader.example_questions(None)
+    assert all(clip.suffix == ".mp4" and clip.is_file() for clip in run_reader.example_clips(None)) and run_reader.example_clips(
+        None
+    )
 
 
 def test_many_frames_of_any_shape_are_drawn() -> None:

@@ -19,11 +19,11 @@ from asking import Client, login
 from clips import write_clip
 from pages import FakeEngine, Page, Served, chromium, serving
 
-from minirlaif.app import guard, server, tabs, talks
-from minirlaif.app.clips import Desk, Limits, duration
-from minirlaif.app.talks import Talks
+from minirlaif.app import conversations, middleware, server, tabs
+from minirlaif.app.conversations import Talks
+from minirlaif.app.engine_thread import Worker
+from minirlaif.app.uploads import Desk, Limits, duration
 from minirlaif.app.votes import Ballot, Vote
-from minirlaif.app.worker import Worker
 from minirlaif.data.dataset import load_preferences
 from minirlaif.inference.engine import Options
 from minirlaif.types import UserError
@@ -150,7 +150,7 @@ def test_giving_up_one_question_leaves_other_answers_alone(room: Talks) -> None:
 
 def test_a_question_after_stop_is_its_own(room: Talks, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stopped one may go on for a while; neither its end nor its failure is the next one's."""
-    monkeypatch.setattr(talks, "HALT_SECONDS", 0.1)
+    monkeypatch.setattr(conversations, "HALT_SECONDS", 0.1)
     session = room.session("me")
     room.open(session, brought(room, "good.mp4"), 4)
     room.begin(session, "a stuck one")
@@ -172,7 +172,7 @@ def test_a_question_after_stop_is_its_own(room: Talks, monkeypatch: pytest.Monke
 
 
 def test_a_pair_that_was_stopped_while_it_was_judged_is_not_voted_on(room: Talks, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(talks, "HALT_SECONDS", 0.1)
+    monkeypatch.setattr(conversations, "HALT_SECONDS", 0.1)
     judge = FakeEngine.judge
     monkeypatch.setattr(FakeEngine, "judge", lambda self, *asked: (time.sleep(1.0), judge(self, *asked))[1])
     session = room.session("me")
@@ -266,7 +266,7 @@ def test_strangers_cannot_end_anything(place: Path) -> None:
 
 
 def test_passwords_cannot_be_tried_fast(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "LOGIN_SECONDS", 0.6)
+    monkeypatch.setattr(middleware, "LOGIN_SECONDS", 0.6)
     with serving(FakeEngine(), None, place / "none", place / "uploads3", "--password", "open sesame") as served:
         took = []
         for word, wanted in (("open", False), ("open sesame", True)):
@@ -316,7 +316,7 @@ def test_pages_elsewhere_may_not_ask_a_server_on_the_network() -> None:
 
     def status(alone: bool, *headers: tuple[bytes, bytes]) -> int:
         asked = {"method": "POST", "path": "/gradio_api/upload", "headers": [(b"host", b"nas:7860"), *headers]}
-        return (guard.Guard(None, Path("/nowhere"), (), alone).refuses(asked) or (200, ""))[0]
+        return (middleware.Guard(None, Path("/nowhere"), (), alone).refuses(asked) or (200, ""))[0]
 
     assert status(True) == status(True, (b"origin", b"http://nas:7860")) == 200
     assert status(True, (b"origin", b"http://evil.example")) == 403
@@ -327,7 +327,7 @@ def test_pages_elsewhere_may_not_ask_a_server_on_the_network() -> None:
 def test_uploads_together_have_a_limit(unlocked: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     client = Client(unlocked.address)
     assert client.upload("one.mp4", b"1" * 100)[0] == 200
-    monkeypatch.setattr(guard, "MOST_KEPT", 50)
+    monkeypatch.setattr(middleware, "MOST_KEPT", 50)
     status, body = client.upload("two.mp4", b"2" * 100)
     assert status == 507 and b"no room" in body
 

@@ -20,7 +20,7 @@ from asking import Client, login, turns
 from pages import HIDDEN, FakeEngine, Served, serving, wait_for
 
 from minirlaif.app import server
-from minirlaif.app.guard import Guard
+from minirlaif.app.middleware import Guard
 from minirlaif.types import UserError
 
 ROOT = Path(__file__).parent.parent

@@ -15,12 +15,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from minirlaif.app import shelf
-from minirlaif.app.clips import Desk, Limits
-from minirlaif.app.guard import Guard
-from minirlaif.app.talks import Talks
+from minirlaif.app import run_reader
+from minirlaif.app.conversations import Talks
+from minirlaif.app.engine_thread import Worker
+from minirlaif.app.middleware import Guard
+from minirlaif.app.uploads import Desk, Limits
 from minirlaif.app.votes import Ballot
-from minirlaif.app.worker import Worker
 from minirlaif.inference.engine import Engine
 from minirlaif.runs.run import Run
 from minirlaif.types import UserError
@@ -118,8 +118,8 @@ def page_at(options: argparse.Namespace, talks: Talks | None, run: Run | None, f
 
     from minirlaif.app import tabs, ui
 
-    examples = talks.desk.examples(shelf.example_clips(run)) if talks else []
-    page = ui.build(tabs.Place(talks, run, options.runs_dir, examples, shelf.example_questions(run)))
+    examples = talks.desk.examples(run_reader.example_clips(run)) if talks else []
+    page = ui.build(tabs.Place(talks, run, options.runs_dir, examples, run_reader.example_questions(run)))
     _warn(options)
     local = options.host in LOOPBACK and not options.share
     guard = Middleware(Guard, folder=folder, hosts=LOOPBACK if local else (), alone=not options.share)
@@ -168,10 +168,10 @@ def _chosen_run(options: argparse.Namespace) -> Run | None:
             raise UserError(f"--run {options.run!r}: must be a plain name; the folder it lies in goes to --runs-dir")
         run = Run(options.runs_dir / options.run)
         if not run.root.is_dir():
-            known = ", ".join(each.root.name for each in shelf.runs(options.runs_dir)) or "none"
+            known = ", ".join(each.root.name for each in run_reader.runs(options.runs_dir)) or "none"
             raise UserError(f"{run.root}: no such run folder; runs there: {known}")
         return run
-    return _home(options) or shelf.newest(options.runs_dir)
+    return _home(options) or run_reader.newest(options.runs_dir)
 
 
 def _home(options: argparse.Namespace) -> Run | None:

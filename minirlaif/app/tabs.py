@@ -12,8 +12,8 @@ from typing import Any
 
 import gradio as gr
 
-from minirlaif.app import inside, shelf, views
-from minirlaif.app.talks import Talks
+from minirlaif.app import run_pages, run_reader, views
+from minirlaif.app.conversations import Talks
 from minirlaif.app.votes import agreement
 from minirlaif.runs.run import Run
 
@@ -39,7 +39,7 @@ class Place:
 
 def run_tab(page: gr.Blocks, place: Place) -> None:
     """Progress, test answers and verdicts of a chosen run; they follow a run at work."""
-    known = [run.root.name for run in shelf.runs(place.runs_dir)]
+    known = [run.root.name for run in run_reader.runs(place.runs_dir)]
     first = place.run.root.name if place.run else (known[0] if known else None)
     if first and first not in known:
         known.insert(0, first)
@@ -51,31 +51,35 @@ def run_tab(page: gr.Blocks, place: Place) -> None:
                 curves = gr.HTML(apply_default_css=False, elem_id="curves")
             with gr.Tab("Test answers"):
                 with gr.Row(equal_height=True):
-                    kind = gr.Dropdown(list(inside.KINDS), value="all", label="What alignment did", elem_id="kind")
+                    kind = gr.Dropdown(list(run_pages.KINDS), value="all", label="What alignment did", elem_id="kind")
                     page_number = _paged("Page", "page")
                 gallery = gr.HTML(apply_default_css=False, elem_id="gallery")
             with gr.Tab("Verdicts"):
                 with gr.Row(equal_height=True):
-                    wanted = gr.Dropdown(list(shelf.VERDICT_FILTERS), value="all", label="Show", elem_id="filter")
+                    wanted = gr.Dropdown(list(run_reader.VERDICT_FILTERS), value="all", label="Show", elem_id="filter")
                     number = _paged("Verdict", "number")
                 verdict = gr.HTML(apply_default_css=False, elem_id="verdict")
     clock = gr.Timer(LIVE)  # it never stops: the next stage may begin, or a run
 
     def run_of(name: str | None) -> Run | None:
         """A run by the name that the page sends: one of those that are there."""
-        here = [*([place.run] if place.run else []), *shelf.runs(place.runs_dir)]
+        here = [*([place.run] if place.run else []), *run_reader.runs(place.runs_dir)]
         return next((run for run in here if run.root.name == name), None)
 
     def followed(name: str | None) -> list[Any]:
         run = run_of(name)
-        return [inside.progress(run), inside.curves(run), gr.Timer(QUIET if run is None or not shelf.at_work(run) else LIVE)]
+        return [
+            run_pages.progress(run),
+            run_pages.curves(run),
+            gr.Timer(QUIET if run is None or not run_reader.at_work(run) else LIVE),
+        ]
 
     def some_answers(name: str | None, of_kind: str, at: float | None) -> list[Any]:
-        drawn, pages = inside.gallery(run_of(name), of_kind, int(at or 1))
+        drawn, pages = run_pages.gallery(run_of(name), of_kind, int(at or 1))
         return [drawn, gr.Number(label=f"Page (of {pages})", value=min(max(1, int(at or 1)), pages))]
 
     def one_verdict(name: str | None, of_filter: str, at: float | None) -> list[Any]:
-        drawn, count = inside.verdict(run_of(name), of_filter, int(at or 1))
+        drawn, count = run_pages.verdict(run_of(name), of_filter, int(at or 1))
         return [
             drawn,
             gr.Number(label=f"Verdict (of {count})", value=min(max(1, int(at or 1)), max(1, count))),
@@ -111,7 +115,7 @@ def votes_tab(place: Place, talks: Talks) -> None:
     def count(only_other: bool) -> list[Any]:
         rows = talks.ballot.rows() if talks.ballot else []
         file = str(talks.ballot.file) if talks.ballot else ""
-        return [views.votes(agreement(rows), file), inside.voted(rows, only_other)]
+        return [views.votes(agreement(rows), file), run_pages.voted(rows, only_other)]
 
     for event in (tab.select, other.change):
         event(count, other, [counted, listed], **READS)

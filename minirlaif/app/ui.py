@@ -14,10 +14,10 @@ from typing import Any
 
 import gradio as gr
 
-from minirlaif.app import inside, views
-from minirlaif.app.clips import duration
+from minirlaif.app import run_pages, views
+from minirlaif.app.conversations import Talks
 from minirlaif.app.tabs import MODEL, QUICK, Place, run_tab, votes_tab
-from minirlaif.app.talks import Talks
+from minirlaif.app.uploads import duration
 from minirlaif.app.votes import CHOICES
 from minirlaif.inference.engine import Options
 
@@ -52,7 +52,7 @@ def build(place: Place) -> gr.Blocks:
     with gr.Blocks(title="minirlaif", analytics_enabled=False, fill_width=True) as page:
         if place.talks is None:
             gr.HTML(_header("Nothing to chat with yet"), apply_default_css=False)
-            gr.HTML(inside.nothing(), apply_default_css=False, elem_id="no-run")
+            gr.HTML(run_pages.nothing(), apply_default_css=False, elem_id="no-run")
             with gr.Tabs():
                 run_tab(page, place)
         else:

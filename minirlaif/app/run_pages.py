@@ -6,8 +6,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minirlaif.app import shelf
-from minirlaif.app.shelf import Row
+from minirlaif.app import run_reader
+from minirlaif.app.run_reader import Row
 from minirlaif.app.views import NAMES, root
 from minirlaif.reports import run_results
 from minirlaif.reports.html import Html, bar, bars, curve, frames, number, strip_styles, table, tag
@@ -35,10 +35,10 @@ def progress(run: Run | None) -> Html:
     if run is None:
         return nothing()
     try:
-        rows = [[name, state, time, result] for name, state, time, result in status_rows(run, shelf.STAGES)]
+        rows = [[name, state, time, result] for name, state, time, result in status_rows(run, run_reader.STAGES)]
     except UserError as error:
         return root(tag("p", str(error), class_="notice warn"))
-    live = shelf.at_work(run)
+    live = run_reader.at_work(run)
     parts: list[object] = []
     if live:
         parts.append(bars([_how_far(run, live)], "stage in the making"))
@@ -50,7 +50,7 @@ def progress(run: Run | None) -> Html:
 
 
 def _how_far(run: Run, stage: str) -> Html:
-    cfg, lines = shelf.config_of(run), shelf.rows(run, stage, "metrics.jsonl")
+    cfg, lines = run_reader.config_of(run), run_reader.rows(run, stage, "metrics.jsonl")
     step = int(lines[-1]["step"]) if lines and "step" in lines[-1] else 0
     total = {"ppo": cfg.ppo.iterations, "pretrain": cfg.pretrain.steps}.get(stage) if cfg else None
     told = f"step {number(step)} of {number(total)}" if total else f"step {number(step)}"
@@ -74,17 +74,19 @@ def curves(run: Run | None) -> Html:
 
 def _measured(run: Run, stage: str) -> list[Row]:
     """Lines of metrics.jsonl; without those of feedback that only describe dev clips."""
-    return [row for row in shelf.rows(run, stage, "metrics.jsonl") if "step" in row and row.get("pairs") != 0]
+    return [row for row in run_reader.rows(run, stage, "metrics.jsonl") if "step" in row and row.get("pairs") != 0]
 
 
 def gallery(run: Run | None, kind: str, page: int) -> tuple[Html, int]:
     """A page (from 1) of test answers with frames, and how many pages there are. kind: a key of KINDS."""
     if run is None:
         return nothing(), 1
-    found = shelf.answers(run, KINDS.get(kind, "all"), run_results.kind)
+    found = run_reader.answers(run, KINDS.get(kind, "all"), run_results.kind)
     if not found:
         told = (
-            "No test answer is of this kind." if shelf.rows(run, "evaluate", "answers.jsonl") else "`evaluate` has not finished."
+            "No test answer is of this kind."
+            if run_reader.rows(run, "evaluate", "answers.jsonl")
+            else "`evaluate` has not finished."
         )
         return root(tag("p", told, class_="empty")), 1
     pages = -(-len(found) // CARDS)
@@ -92,13 +94,13 @@ def gallery(run: Run | None, kind: str, page: int) -> tuple[Html, int]:
     some, data = found[(page - 1) * CARDS : page * CARDS], {}
     for row in some:
         path = run.dir("evaluate") / (row["strip"] or "none")
-        data[row["video"]] = path.read_bytes() if path.is_file() else shelf.strip(run, row["video"], _frames_of(run))
+        data[row["video"]] = path.read_bytes() if path.is_file() else run_reader.strip(run, row["video"], _frames_of(run))
     names = {video: f"g{place}" for place, video in enumerate(data) if data[video]}
     pictures = {row["id"]: _frames(run, names[row["video"]], data[row["video"]]) for row in some if row["video"] in names}
     style = Html(f"<style>{strip_styles({name: data[video] for video, name in names.items()})}</style>")
     numbers = {
-        "cases": {name: len(shelf.answers(run, name, run_results.kind)) for name in run_results.KINDS if name},
-        "answered_items": sum(bool(run_results.kind(row)) for row in shelf.rows(run, "evaluate", "answers.jsonl")),
+        "cases": {name: len(run_reader.answers(run, name, run_results.kind)) for name in run_results.KINDS if name},
+        "answered_items": sum(bool(run_results.kind(row)) for row in run_reader.rows(run, "evaluate", "answers.jsonl")),
     }
     shown = run_results.gallery([{**row, "strip": row["id"]} for row in some], pictures, numbers)
     return root(style, shown), pages
@@ -108,12 +110,12 @@ def verdict(run: Run | None, wanted: str, place: int) -> tuple[Html, int]:
     """One verdict of the judge (place from 1) among those that pass a filter, and how many those are."""
     if run is None:
         return nothing(), 0
-    found = shelf.verdicts(run, wanted)
+    found = run_reader.verdicts(run, wanted)
     if not found:
-        told = "No verdict passes this filter." if shelf.rows(run, "feedback", "verdicts.jsonl") else "No verdicts yet."
+        told = "No verdict passes this filter." if run_reader.rows(run, "feedback", "verdicts.jsonl") else "No verdicts yet."
         return root(tag("p", told, class_="empty")), 0
     row = found[min(max(1, place), len(found)) - 1]
-    picture = shelf.strip(run, row["video"], _frames_of(run))
+    picture = run_reader.strip(run, row["video"], _frames_of(run))
     frames_shown: object = tag("p", "The frames of this clip are no longer in the run's cache.", class_="note")
     style = Html("")
     if picture:
@@ -190,7 +192,7 @@ def nothing() -> Html:
 
 
 def _frames_of(run: Run) -> int:
-    cfg = shelf.config_of(run)
+    cfg = run_reader.config_of(run)
     return cfg.video.frames if cfg else 16
 
 

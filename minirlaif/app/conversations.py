@@ -12,10 +12,10 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from minirlaif.app.clips import Desk
+from minirlaif.app.engine_thread import Worker
 from minirlaif.app.sessions import PAIR, Answer, Duel, Job, Session, told
+from minirlaif.app.uploads import Desk
 from minirlaif.app.votes import CHOICES, Ballot, Vote
-from minirlaif.app.worker import Worker
 from minirlaif.data.formats import half_letters
 from minirlaif.inference.engine import Engine, Judging, Look, Options
 from minirlaif.types import Turn, UserError

@@ -4,7 +4,7 @@ import os
 import select
 import sys
 
-from minirlaif.cli import main
+from minirlaif.cli.main import main
 
 
 def _spoken() -> int:

@@ -13,7 +13,7 @@ import talking
 import tiny
 from clips import write_clip
 
-from minirlaif import cli
+from minirlaif.cli import main
 from minirlaif.inference.engine import Options
 from minirlaif.inference.hf_engine import HfEngine
 from minirlaif.runs.run import Run
@@ -58,7 +58,7 @@ def _row(engine: HfEngine, path: Path, question: str) -> dict[str, Any]:
 
 def export(run: Run, *words: str) -> int:
     """Exit code of the command."""
-    return cli.main(["export", "--run", run.root.name, "--runs-dir", str(run.root.parent), *words])
+    return main.main(["export", "--run", run.root.name, "--runs-dir", str(run.root.parent), *words])
 
 
 def manifest(run: Run) -> dict[str, Any]:

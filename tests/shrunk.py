@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from minirlaif import cli
+from minirlaif.cli import main
 
 TINY = Path(__file__).parent.parent / "configs" / "tiny.yaml"
 STAGES = ("world", "sft", "feedback", "reward", "ppo", "evaluate")
@@ -33,7 +33,7 @@ def words(runs_dir: Path, stages: Iterable[str], *settings: str) -> list[str]:
 
 def make(runs_dir: Path, stages: Iterable[str], *settings: str) -> Path:
     """Make stages of run `a` in this process; returns its folder."""
-    assert cli.main(words(runs_dir, stages, *settings)) == 0
+    assert main.main(words(runs_dir, stages, *settings)) == 0
     return runs_dir / "a"
 
 

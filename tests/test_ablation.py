@@ -18,12 +18,13 @@ import pytest
 import shrunk
 import tiny
 
-from minirlaif import cli, config
+from minirlaif import config
 from minirlaif.ablation import report, runner, view
 from minirlaif.ablation.arms import ANSWERS, COUNTS, JUDGE, MAIN, REWARD, SEGMENTS, Entry, arms, groups
 from minirlaif.ablation.claims import FAILS, HOLDS, OPEN, Figure, ahead, common, figure, pooled, verdict
 from minirlaif.ablation.jobs import Job, carry_out
 from minirlaif.ablation.outcomes import read, remarks
+from minirlaif.cli import main as cli
 from minirlaif.runs.run import ORDER, Run
 from minirlaif.session import settings_of
 from minirlaif.types import UserError

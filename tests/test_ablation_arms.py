@@ -10,9 +10,10 @@ import madeup
 import pytest
 import shrunk
 
-from minirlaif import cli, config
+from minirlaif import config
 from minirlaif.ablation import runner
 from minirlaif.ablation.arms import MAIN, arms, groups
+from minirlaif.cli import main as cli
 from minirlaif.config import Config
 from minirlaif.runs.run import Run
 from minirlaif.video.frame_sampling import segment_spans

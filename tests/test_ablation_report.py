@@ -16,11 +16,12 @@ import tiny
 from madeup import FALSE, TRUE
 from pages import chromium
 
-from minirlaif import cli, config
+from minirlaif import config
 from minirlaif.ablation import report, runner, view
 from minirlaif.ablation.arms import MAIN, REWARD, Entry, arms
 from minirlaif.ablation.claims import FAILS, HOLDS, MISSING, OPEN
 from minirlaif.ablation.outcomes import read
+from minirlaif.cli import main
 from minirlaif.runs.run import Run
 
 CFG = config.load(shrunk.TINY, ["evaluate.bootstrap=200"])
@@ -124,7 +125,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stderr(said):
         patch.setattr(runner, "carry_out", carried)
-        assert cli.main(["ablate", "--config", str(shrunk.TINY), *given]) == 2
+        assert main.main(["ablate", "--config", str(shrunk.TINY), *given]) == 2
     return runs_dir / "ablation", said.getvalue()
 
 

@@ -112,7 +112,7 @@ def test_layers(module: str):
         ("losses", "from . import artifacts", "higher layer"),
         ("records", "def f():\n    import random", "no disk, clock or randomness"),
         ("artifacts", "import torch", "imports torch"),
-        ("video", "import minirlaif.cli", "higher layer"),
+        ("video", "import minirlaif.cli.main", "higher layer"),
         ("data", "from minirlaif.stages import sft", "higher layer"),
         ("stages.sft", "from minirlaif.stages.ppo import collect", "imports the stage"),
         ("stages.sft", "from .ppo import collect", "imports the stage"),

@@ -18,10 +18,10 @@ import pytest
 import tiny
 from pages import chromium
 
-from minirlaif import cli
 from minirlaif.benchmarks import audit_page
 from minirlaif.benchmarks.agreement import Ballot, audit, kappa
 from minirlaif.benchmarks.audit import Audit, drawn
+from minirlaif.cli import main
 from minirlaif.runs.run import Run
 from minirlaif.types import UserError
 
@@ -174,11 +174,11 @@ def test_a_sample_that_is_none_is_one_line(run: Run, text: str, capsys: pytest.C
     identity = (run.manifest("feedback") or {})["identity"]
     (run.root / "audit" / "sample.json").write_text(text.replace("IDENTITY", identity))
     words = ["audit", "--run", "a", "--runs-dir", str(run.root.parent), "--report"]
-    assert cli.main(words) == 2
+    assert main.main(words) == 2
     assert (
         capsys.readouterr().err.splitlines()[-1].endswith("sample.json: not a sample of these verdicts; draw again with --redo")
     )
-    assert cli.main([*words, "--redo"]) == 0
+    assert main.main([*words, "--redo"]) == 0
 
 
 def served(found: Audit, act: Callable[[http.client.HTTPConnection], None]) -> None:
@@ -271,19 +271,19 @@ def test_keys_press_the_buttons(run: Run):
 
 def test_a_kept_sample_is_told_by_the_command(run: Run, capsys: pytest.CaptureFixture[str]):
     words = ["audit", "--run", "a", "--runs-dir", str(run.root.parent), "--report"]
-    assert cli.main([*words, "--count", "2"]) == 0 and "drawn before" not in capsys.readouterr().out
-    assert cli.main([*words, "--count", "4", "--seed", "5"]) == 0
+    assert main.main([*words, "--count", "2"]) == 0 and "drawn before" not in capsys.readouterr().out
+    assert main.main([*words, "--count", "4", "--seed", "5"]) == 0
     assert "2 pairs drawn before (seed 0) are used; --redo draws anew" in capsys.readouterr().out
     audit_page.serve(Audit(run, 4, 5), 0, 60.0, lambda server: threading.Thread(target=server.shutdown).start())
     assert capsys.readouterr().out.startswith("2 pairs drawn before (seed 0) are used")
-    assert cli.main([*words, "--count", "4", "--seed", "5", "--redo"]) == 0
+    assert main.main([*words, "--count", "4", "--seed", "5", "--redo"]) == 0
     assert "4 pairs drawn, 0 labelled" in (told := capsys.readouterr().out) and "before" not in told
 
 
 def test_the_command(run: Run, capsys: pytest.CaptureFixture[str]):
     words = ["audit", "--run", "a", "--runs-dir", str(run.root.parent)]
-    assert cli.main([*words, "--report", "--count", "2"]) == 0
+    assert main.main([*words, "--report", "--count", "2"]) == 0
     assert "2 pairs drawn, 0 labelled" in capsys.readouterr().out
-    assert cli.main([*words, "--count", "0"]) == 2
-    assert cli.main(["audit", "--run", "b", "--runs-dir", str(run.root.parent)]) == 2
+    assert main.main([*words, "--count", "0"]) == 2
+    assert main.main(["audit", "--run", "b", "--runs-dir", str(run.root.parent)]) == 2
     assert "does not exist yet" in capsys.readouterr().err

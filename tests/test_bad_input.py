@@ -14,7 +14,7 @@ import clips
 import pytest
 import shrunk
 
-from minirlaif import cli
+from minirlaif.cli import main
 
 QUICK = ["video.frames=2", "sft.batch_size=1", "sft.save_steps=1", "sft.epochs=1", "sft.short_words=1", "model.lora_r=2"]
 
@@ -43,7 +43,7 @@ class Desk:
         data = ['data.world=""', f"data.sft=[{self.folder / 'sft.json'}]"]
         self._capsys.readouterr()
         redo = [word for word in settings if word == "--redo"]
-        code = cli.main([verb, *flags, "--set", *data, *QUICK, *(word for word in settings if word not in redo), *redo])
+        code = main.main([verb, *flags, "--set", *data, *QUICK, *(word for word in settings if word not in redo), *redo])
         printed = self._capsys.readouterr().err
         assert "Traceback" not in printed
         complaints = [line for line in printed.splitlines() if line.startswith("minirlaif: ")]

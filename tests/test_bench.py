@@ -14,8 +14,9 @@ from bases_llava import llava
 from bases_middle import middle
 from bases_qwen import qwen3_5, qwen3_vl
 
-from minirlaif import cli, config
+from minirlaif import config
 from minirlaif.algorithms.rollout import Rollout
+from minirlaif.cli import main
 from minirlaif.memory import measure as bench
 from minirlaif.memory import random_model, steps
 from minirlaif.memory.shapes import read_config
@@ -97,7 +98,7 @@ def test_bench_prints_a_table_and_writes_json(tmp_path: Path, capsys, monkeypatc
     row = {"stage": "sft", "peak": 3 * 2**20, "planned": 2 * 2**20, "seconds_per_step": 1.5}
     row |= {"tokens_per_second": 0.0, "samples_per_second": 2.0}
     monkeypatch.setattr(bench, "measure", lambda cfg, stage, gib: row if stage == "sft" else {"stage": stage, "error": "full"})
-    assert cli.main(["bench", "--model", "smolvlm2-500m", "--stages", "sft,reward", "--out", str(tmp_path / "b.json")]) == 1
+    assert main.main(["bench", "--model", "smolvlm2-500m", "--stages", "sft,reward", "--out", str(tmp_path / "b.json")]) == 1
     told = capsys.readouterr()
     assert told.out.splitlines()[1].split() == ["sft", "3", "2", "1.50", "-", "2.00"]
     assert "failed" in told.out and told.err.strip() == "reward: full"
@@ -173,7 +174,7 @@ def test_run_asks_for_the_probe_before_the_first_stage(monkeypatch, tmp_path: Pa
     monkeypatch.setattr(bench, "before_run", before_run)
     (tmp_path / "c.yaml").write_text("model: {device: cpu}\ndata: {sft: [a.jsonl]}\n")
     words = ["--config", str(tmp_path / "c.yaml"), "--run", "a", "--runs-dir", str(tmp_path)]
-    assert cli.main(["run", "sft", "reward", *words, "--redo"]) == 2
+    assert main.main(["run", "sft", "reward", *words, "--redo"]) == 2
     assert asked[2:] == [["sft", "reward"], True]
 
 
@@ -199,7 +200,7 @@ def test_a_capped_card_has_the_libraries_beside_the_allocator():
 
 
 def test_a_model_that_is_not_known_is_said_once(capsys):
-    assert cli.main(["bench", "--model", "nobody/nothing"]) == 2
+    assert main.main(["bench", "--model", "nobody/nothing"]) == 2
     told = capsys.readouterr()
     assert told.err.count("\n") == 1 and "model.base nobody/nothing" in told.err and not told.out
 

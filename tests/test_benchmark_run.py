@@ -27,10 +27,11 @@ import tiny
 from endpoints import Server, answer
 from test_benchmarks import official_input
 
-from minirlaif import cli, config
+from minirlaif import config
 from minirlaif.benchmarks import dataset, tables
 from minirlaif.benchmarks import models as contestants
 from minirlaif.benchmarks import run as evaluation
+from minirlaif.cli import main
 from minirlaif.inference import engine as talk
 from minirlaif.inference.engine import Look
 from minirlaif.judges import rubric
@@ -68,7 +69,7 @@ class Home:
         return ["evaluate", *where, "--benchmark", str(benchmark), "--videos", str(self.videos), *more]
 
     def call(self, benchmark: Path, *more: str) -> int:
-        return cli.main(self.words(benchmark, *more))
+        return main.main(self.words(benchmark, *more))
 
     def table(self, name: str) -> dict[str, Any]:
         folder = self.runs / "a" / "benchmarks" / name
@@ -423,7 +424,7 @@ def test_killed_while_judging_asks_only_for_what_is_missing(home: Home, judged: 
         assert child.wait(120) == -signal.SIGKILL, (tmp_path / "log").read_text()
     time.sleep(0.3)  # requests that were under way are counted too
     before = len(server.bodies)
-    assert cli.main(elsewhere) == 0
+    assert main.main(elsewhere) == 0
     questions, kept, rest = map(
         int, re.search(r"(\d+) questions, (\d+) replies kept, (\d+) to ask", capsys.readouterr().out).groups()
     )
@@ -432,12 +433,12 @@ def test_killed_while_judging_asks_only_for_what_is_missing(home: Home, judged: 
     assert 0 <= before - kept <= 4  # four requests at once may each have had a reply on its way that nobody was there to keep
     assert kept > 20
     killed = json.loads((runs / "a" / "benchmarks" / "five" / "table.json").read_text())
-    assert cli.main(words) == 0  # in another folder of runs: everything asked anew, never killed
+    assert main.main(words) == 0  # in another folder of runs: everything asked anew, never killed
     whole = home.table("five")
     found = [[t["rows"][0]["cells"] for t in table["tables"] if t["judge"]["name"] == "slow"] for table in (killed, whole)]
     assert found[0] == found[1] and len(found[0]) == 1
     count = len(server.bodies)
-    assert cli.main(words) == 0 and len(server.bodies) == count  # a re-run costs nothing
+    assert main.main(words) == 0 and len(server.bodies) == count  # a re-run costs nothing
 
 
 def test_killed_while_answering_goes_on(home: Home, monkeypatch, tmp_path: Path):
@@ -486,7 +487,7 @@ def test_models_of_every_kind(home: Home, tmp_path: Path, capsys: pytest.Capture
     same = next(c for c, pair in zip(table["differences"], names, strict=True) if pair == ("a base", "a copy"))
     wanted = {"rows": 20, "left_out": 0, "mean": 0.0, "low": 0.0, "high": 0.0, "p": 1.0, "clips": 7}
     assert same["changes"]["accuracy"] == wanted
-    assert cli.main(["compare", "a:rlaif", "a:ppo-adapter", "--runs-dir", str(home.runs), "--out", str(tmp_path / "out")]) == 0
+    assert main.main(["compare", "a:rlaif", "a:ppo-adapter", "--runs-dir", str(home.runs), "--out", str(tmp_path / "out")]) == 0
     found = json.loads((tmp_path / "out" / "compare.json").read_text())
     (table,) = [t for t in found["tables"] if t["benchmark"] == "kinds"]
     assert table["tables"][0]["differences"][0]["changes"]["accuracy"] == wanted
@@ -596,7 +597,7 @@ def test_models_that_look_at_different_frames_are_told(home: Home, export: Path,
     (tmp_path / "runs" / "b" / "config.yaml").write_text(text.replace("frames: 4\n", "frames: 3\n", 1))
     source = benchfiles.merged(tmp_path / "differ.json", home.rows)
     words = home.words(source, "--run", "b", "--runs-dir", str(tmp_path / "runs"), "--model", "base", str(export / "text.gguf"))
-    assert cli.main([*words, "--limit", "1", "--judge", "none"]) == 0
+    assert main.main([*words, "--limit", "1", "--judge", "none"]) == 0
     assert "different numbers of frames (base 3, text.gguf 4)" in capsys.readouterr().out
 
 
@@ -666,7 +667,7 @@ def test_predictions_and_models_do_not_overwrite_each_other(home: Home, tmp_path
 def test_predictions_need_no_clips_and_a_folder_of_this_program_is_one_of_predictions(home: Home, judged, capsys):
     made = home.runs / "a" / "benchmarks" / "msvd_qa" / "base"
     where = ["--run", "a", "--runs-dir", str(home.runs), "--benchmark", str(judged["msvd_qa"])]
-    assert cli.main(["evaluate", *where, "--predictions", str(made), "--model", "again"]) == 0
+    assert main.main(["evaluate", *where, "--predictions", str(made), "--model", "again"]) == 0
     capsys.readouterr()
     assert home.call(judged["msvd_qa"], "--model", "base") == 0
     rows = {row["model"]: row["cells"] for row in cells_of(home.table("msvd_qa"), "normalised")}
@@ -823,9 +824,9 @@ def test_wrong_flags(more: list[str], words: str, home: Home, judged: dict[str, 
 
 
 def test_a_benchmark_needs_clips_and_a_stage_needs_settings(home: Home, judged: dict[str, Path], capsys):
-    assert cli.main(["evaluate", "--run", "a", "--benchmark", str(judged["msvd_qa"])]) == 2
+    assert main.main(["evaluate", "--run", "a", "--benchmark", str(judged["msvd_qa"])]) == 2
     assert "name the folder of its clips with --videos" in capsys.readouterr().err
-    assert cli.main(["evaluate", "--run", "a"]) == 2
+    assert main.main(["evaluate", "--run", "a"]) == 2
     assert "name the settings with --config" in capsys.readouterr().err
 
 
@@ -847,14 +848,14 @@ def test_compare(home: Home, tmp_path: Path, capsys):
     assert home.call(source, "--model", "sft", "rlaif") == 0
     shutil.copytree(home.runs / "a", home.runs / "b", ignore=shutil.ignore_patterns("cache"))
     out = ["--runs-dir", str(home.runs), "--out", str(tmp_path / "out")]
-    assert cli.main(["compare", "a:sft", "a:rlaif", *out]) == 0
+    assert main.main(["compare", "a:sft", "a:rlaif", *out]) == 0
     found = json.loads((tmp_path / "out" / "compare.json").read_text())
     (table,) = [t for t in found["tables"] if t["benchmark"] == "common"]
     (change,) = table["tables"][0]["differences"]
     assert (change["first"], change["second"]) == ("a sft", "a rlaif") and change["changes"]["accuracy"]["rows"] == 20
     assert (tmp_path / "out" / "compare.html").read_text().startswith("<!doctype html>")
     assert "a rlaif minus a sft" in capsys.readouterr().out
-    assert cli.main(["compare", "a", "b", *out]) == 0
+    assert main.main(["compare", "a", "b", *out]) == 0
     found = json.loads((tmp_path / "out" / "compare.json").read_text())
     (table,) = [t for t in found["tables"] if t["benchmark"] == "common"]
     assert [c["changes"]["accuracy"]["mean"] for c in table["tables"][0]["differences"]] == [0.0, 0.0]
@@ -863,5 +864,5 @@ def test_compare(home: Home, tmp_path: Path, capsys):
         (["a", "a"], "the same on both sides"),
         (["a:sft", "b:gpt"], "run b has no evaluated model gpt"),
     ):
-        assert cli.main(["compare", *words, *out]) == 2
+        assert main.main(["compare", *words, *out]) == 2
         assert complaint in capsys.readouterr().err

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from minirlaif import cli, config, doctor
+from minirlaif import config
+from minirlaif.cli import doctor, main
 from minirlaif.runs import progress
 from minirlaif.runs import run as artifacts
 from minirlaif.runs.run import Run
@@ -44,7 +45,7 @@ def done(monkeypatch) -> list[str]:
 
         return run
 
-    monkeypatch.setattr(cli, "stage_function", stage_function)
+    monkeypatch.setattr(main, "stage_function", stage_function)
     failures.clear()
     return names
 
@@ -59,7 +60,7 @@ def call(settings: Path, runs_dir: Path, done: list[str], capsys):
     def command(*words: str, flags: bool = True) -> tuple[int, str, str]:
         trains = words[0] not in ("status", "path", "doctor")
         extra = ["--run", "a", "--runs-dir", str(runs_dir), *(["--config", str(settings)] if trains else [])] if flags else []
-        code = cli.main([words[0], *extra, *words[1:]] if trains else [*words, *extra])
+        code = main.main([words[0], *extra, *words[1:]] if trains else [*words, *extra])
         text = capsys.readouterr()
         if code == 2:
             assert text.err.count("\n") == 1 and text.err.startswith("minirlaif: "), text.err
@@ -78,7 +79,7 @@ def test_run_makes_all_stages_in_order_and_skips_them_afterwards(call, done, run
 
 def test_a_whole_run_ends_with_an_export_where_it_is_enabled(call, runs_dir: Path, monkeypatch):
     exported: list[tuple[str, bool]] = []
-    monkeypatch.setattr(cli.exporting, "after_run", lambda cfg, run, redo: exported.append((run.root.name, redo)))
+    monkeypatch.setattr(main.exporting, "after_run", lambda cfg, run, redo: exported.append((run.root.name, redo)))
     call("run")
     call("sft", "--set", "export.enabled=true")
     call("run", "sft", "--set", "export.enabled=true")
@@ -98,14 +99,14 @@ def test_run_without_a_world(call, done):
 
 
 def test_run_takes_several_stages_in_any_order(settings: Path, runs_dir: Path, done):
-    assert cli.main(["run", "ppo", "sft", "--config", str(settings), "--run", "b", "--runs-dir", str(runs_dir)]) == 0
+    assert main.main(["run", "ppo", "sft", "--config", str(settings), "--run", "b", "--runs-dir", str(runs_dir)]) == 0
     assert done == ["sft", "ppo"]
 
 
 def test_one_verb_per_stage(call, done):
-    for name in cli.STAGES:
+    for name in main.STAGES:
         assert call(name)[0] == 0
-    assert done == list(cli.STAGES)
+    assert done == list(main.STAGES)
 
 
 def test_redo(call, done):
@@ -160,20 +161,20 @@ def test_unknown_verb_and_missing_flags(call):
 
 
 def test_unknown_stage_of_run(settings: Path, capsys):
-    assert cli.main(["run", "sfft", "--config", str(settings), "--run", "a", "--runs-dir", str(settings.parent)]) == 2
+    assert main.main(["run", "sfft", "--config", str(settings), "--run", "a", "--runs-dir", str(settings.parent)]) == 2
     assert "sfft: no such stage (did you mean sft?)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["../a", "a/b", "..", ".", ""])
 def test_run_names_are_plain(settings: Path, capsys, monkeypatch, tmp_path: Path, name: str):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["sft", "--config", str(settings), "--run", name]) == 2
+    assert main.main(["sft", "--config", str(settings), "--run", name]) == 2
     assert "must be a plain name" in capsys.readouterr().err
 
 
 def test_stage_before_its_predecessor(runs_dir: Path, settings: Path, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "stage_function", lambda name: lambda cfg, run, redo=False: run.require("sft"))
-    assert cli.main(["ppo", "--config", str(settings), "--run", "a", "--runs-dir", str(runs_dir)]) == 2
+    monkeypatch.setattr(main, "stage_function", lambda name: lambda cfg, run, redo=False: run.require("sft"))
+    assert main.main(["ppo", "--config", str(settings), "--run", "a", "--runs-dir", str(runs_dir)]) == 2
     text = capsys.readouterr().err
     again = f"python -m minirlaif sft --config {runs_dir}/a/config.yaml --run a --runs-dir {runs_dir}"
     assert f"does not exist yet; run `{again}` first" in text
@@ -200,7 +201,7 @@ def test_full_disk_while_the_config_is_written(call, monkeypatch):
     def full(path: Path, text: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cli, "write_atomic", full)
+    monkeypatch.setattr(main, "write_atomic", full)
     assert "disk is full" in call("sft")[2]
 
 
@@ -216,7 +217,7 @@ def test_settings_that_a_finished_stage_refused_are_not_recorded(call, runs_dir:
         values = yaml.safe_load((runs_dir / "a" / "config.yaml").read_text())
         return values["ppo"]["iterations"], values["sft"]["epochs"]
 
-    monkeypatch.setattr(cli, "stage_function", stage_function)
+    monkeypatch.setattr(main, "stage_function", stage_function)
     assert call("sft", "--set", "sft.epochs=2")[0] == 0 and recorded() == (100, 2.0)
     assert call("sft", "--set", "sft.epochs=3", "ppo.iterations=7")[0] == 2 and recorded() == (100, 2.0)
     assert call("ppo", "--set", "sft.epochs=3", "ppo.iterations=7")[0] == 0 and recorded() == (7, 2.0), "sft was made with 2"
@@ -232,7 +233,7 @@ def test_a_file_where_a_folder_should_be(settings: Path, tmp_path: Path, capsys,
     (folder / "file").touch()
     flags = ["a", str(folder / "file")] if place == "runs-dir" else ["file", str(folder)]
     for words in (["sft", "--config", str(settings)], ["status"]):
-        assert cli.main([*words, "--run", flags[0], "--runs-dir", flags[1]]) == 2
+        assert main.main([*words, "--run", flags[0], "--runs-dir", flags[1]]) == 2
         assert f"{folder / 'file'}: is a file" in capsys.readouterr().err
 
 
@@ -313,11 +314,11 @@ def test_status_of_a_run_without_a_world(call):
 
 
 def test_a_bare_command_shows_the_help(capsys):
-    assert cli.main([]) == 0 and "examples:" in capsys.readouterr().out
+    assert main.main([]) == 0 and "examples:" in capsys.readouterr().out
 
 
 def test_stages_have_one_order():
-    assert tuple(cli.STAGES) == artifacts.ORDER
+    assert tuple(main.STAGES) == artifacts.ORDER
 
 
 def test_status_shows_what_is_outdated(call, runs_dir: Path):
@@ -332,14 +333,14 @@ def test_status_shows_what_is_outdated(call, runs_dir: Path):
 
 
 def test_help_has_examples_that_parse(capsys):
-    for verb in ([], ["run"], ["path"], ["doctor"], *([name] for name in cli.STAGES)):
+    for verb in ([], ["run"], ["path"], ["doctor"], *([name] for name in main.STAGES)):
         with pytest.raises(SystemExit) as caught:
-            cli.main([*verb, "--help"])
+            main.main([*verb, "--help"])
         assert caught.value.code == 0
         examples = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  python -m minirlaif")]
         assert examples
         for line in examples:
-            options = cli._parser().parse_args(line.split("   ")[0].split()[3:])
+            options = main._parser().parse_args(line.split("   ")[0].split()[3:])
             config.load(None, getattr(options, "set", []))
 
 
@@ -396,9 +397,9 @@ def test_doctor_says_what_a_run_cannot_do_without():
 def test_doctor_exit_code(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "tried", lambda: [doctor.Finding("av reads", "ok", "imports")])
     monkeypatch.setattr(doctor, "packages", lambda pins: [])
-    assert cli.main(["doctor"]) == 0 and "ready:" in capsys.readouterr().out
+    assert main.main(["doctor"]) == 0 and "ready:" in capsys.readouterr().out
     monkeypatch.setattr(doctor, "tried", lambda: [doctor.Finding("av reads", "missing", "fails", "pip install av")])
-    assert cli.main(["doctor"]) == 1 and "not ready: av reads" in capsys.readouterr().out
+    assert main.main(["doctor"]) == 1 and "not ready: av reads" in capsys.readouterr().out
 
 
 # -- progress

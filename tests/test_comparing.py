@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import tiny
 
-from minirlaif import cli
 from minirlaif.benchmarks import table_files
 from minirlaif.benchmarks.compare import compared
 from minirlaif.benchmarks.dataset import Benchmark, Item
 from minirlaif.benchmarks.generate import Answer
 from minirlaif.benchmarks.scores import Mark, Scores, load_all, mark_rows, save
+from minirlaif.cli import main
 from minirlaif.judges.base import JudgeName
 from minirlaif.judges.config import JudgeSettings
 from minirlaif.runs.run import Run
@@ -56,7 +56,7 @@ class Desk:
 
     def compare(self, first: str, second: str, *more: str) -> tuple[int, str]:
         """Exit code, and what was printed or complained of."""
-        code = cli.main(["compare", first, second, "--runs-dir", str(self.runs), *more])
+        code = main.main(["compare", first, second, "--runs-dir", str(self.runs), *more])
         printed = self._capsys.readouterr()
         return code, printed.out if code == 0 else printed.err
 

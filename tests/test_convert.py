@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
-from minirlaif import cli
+from minirlaif.cli import main
 from minirlaif.config import ModelSection
 from minirlaif.convert import legacy_files
 from minirlaif.convert.llava import convert
@@ -151,7 +151,7 @@ def test_logits_are_the_same_before_and_after(parts: Parts, tmp_path: Path, monk
 
     monkeypatch.setattr(legacy_files, "SHARD", 100_000)  # several files are written
     old = write_old(tmp_path / "old", parts.weights(), form)
-    assert cli.main(["convert", "--from", str(old), "--to", str(tmp_path / "new")]) == 0
+    assert main.main(["convert", "--from", str(old), "--to", str(tmp_path / "new")]) == 0
     check_same_logits(tmp_path / "new", parts)
     assert len(list((tmp_path / "new").glob("model-*.safetensors"))) > 2
     _, info = LlavaForConditionalGeneration.from_pretrained(tmp_path / "new", output_loading_info=True)
@@ -163,15 +163,15 @@ def test_a_checkpoint_without_a_tower_takes_one_by_name(parts: Parts, tmp_path: 
     weights = {name: tensor for name, tensor in parts.weights().items() if not name.startswith(TOWER)}
     old = write_old(tmp_path / "old", weights)
     words = ["convert", "--from", str(old), "--to", str(tmp_path / "new")]
-    assert cli.main(words) == 2
+    assert main.main(words) == 2
     assert "add --vision openai/clip-vit-large-patch14-336" in capsys.readouterr().err
     parts.llama.save_pretrained(tmp_path / "llama")
-    assert cli.main([*words, "--vision", str(tmp_path / "llama")]) == 2
+    assert main.main([*words, "--vision", str(tmp_path / "llama")]) == 2
     assert "not CLIP" in capsys.readouterr().err
     whole = CLIPModel(CLIPConfig(vision_config=parts.clip.config.to_dict()))  # the hub's CLIPs have a text tower, too
     whole.vision_model.load_state_dict(parts.clip.state_dict())
     whole.save_pretrained(tmp_path / "clip")
-    assert cli.main([*words, "--vision", str(tmp_path / "clip")]) == 0
+    assert main.main([*words, "--vision", str(tmp_path / "clip")]) == 0
     check_same_logits(tmp_path / "new", parts)
 
 

@@ -11,7 +11,7 @@ import bases_smolvlm
 import pytest
 from shrunk import STAGES, TINY, begin, results
 
-from minirlaif import cli
+from minirlaif.cli import main
 from minirlaif.runs.stage_dir import StageDir
 
 BASES: dict[str, Callable[[Path], None]] = {
@@ -50,7 +50,7 @@ def test_all_stages_in_four_bits_and_a_killed_run_ends_the_same(
 ) -> None:
     base = tmp_path / "base"
     BASES[name](base)
-    assert cli.main(command(base, tmp_path / "straight")) == 0
+    assert main.main(command(base, tmp_path / "straight")) == 0
     straight = tmp_path / "straight" / "a"
 
     real, died = StageDir.commit_state, set()
@@ -65,8 +65,8 @@ def test_all_stages_in_four_bits_and_a_killed_run_ends_the_same(
     monkeypatch.setattr(StageDir, "commit_state", commit)
     for _ in ("sft", "feedback", "reward", "ppo", "evaluate"):
         with pytest.raises(Killed):
-            cli.main(command(base, tmp_path / "killed"))
-    assert cli.main(command(base, tmp_path / "killed")) == 0
+            main.main(command(base, tmp_path / "killed"))
+    assert main.main(command(base, tmp_path / "killed")) == 0
     assert died == {"sft", "feedback", "reward", "ppo", "evaluate"}
     mine, theirs = results(tmp_path / "killed" / "a", STAGES), results(straight, STAGES)
     assert mine.keys() == theirs.keys()

@@ -18,7 +18,7 @@ import pytest
 import talking
 import torch
 
-from minirlaif import cli
+from minirlaif.cli import main
 from minirlaif.gguf import export_info
 from minirlaif.gguf.export_info import Facts
 from minirlaif.gguf.runtime.engine import GgufEngine
@@ -295,7 +295,7 @@ def chat(folder: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProc
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(CLOSED)
-    root = Path(cli.__file__).parent.parent
+    root = Path(main.__file__).parent.parent
 
     def call(*words: str, told: str = "") -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join([str(site), str(root)])
@@ -341,14 +341,14 @@ def test_what_chat_refuses(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
         ("--gguf", str(folder), "--frames", "0"): "must be above 0",
         ("--gguf", str(folder), "--video", "none.mp4"): "none.mp4: no such file",
     }.items():
-        assert cli.main(["chat", *clip, *words, "what happens first?"]) == 2
+        assert main.main(["chat", *clip, *words, "what happens first?"]) == 2
         assert fault in capsys.readouterr().err
 
 
 def test_chat_asks_a_training_run(folder: Path, runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     talking.run_of(runs_dir / "a")
     words = ["chat", "--video", str(folder / "a.mp4"), "--run", "a", "--runs-dir", str(runs_dir), "--model", "base"]
-    assert cli.main([*words, "--frames", "4", QUESTIONS[0]]) == 0
+    assert main.main([*words, "--frames", "4", QUESTIONS[0]]) == 0
     with GgufEngine(folder) as engine:
         assert capsys.readouterr().out == said(engine, engine.look(str(folder / "a.mp4")), QUESTIONS[0]) + "\n"
 

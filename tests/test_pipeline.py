@@ -23,7 +23,8 @@ import pytest
 import shrunk
 from shrunk import STAGES, begin, files, lines, make, manifest, results
 
-from minirlaif import cli, config
+from minirlaif import config
+from minirlaif.cli import main
 from minirlaif.runs.run import Run
 from minirlaif.video.reader import ClipReader
 
@@ -58,7 +59,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, looks: Looks) -> Path:
     """A run that nothing interrupted. No test changes it."""
     from minirlaif.models.backbones.smolvlm import SmolVLM
 
-    real = {"info": ClipReader.info, "frames": ClipReader.frames, "encode": SmolVLM.encode_frames, "stage": cli.stage_function}
+    real = {"info": ClipReader.info, "frames": ClipReader.frames, "encode": SmolVLM.encode_frames, "stage": main.stage_function}
 
     def info(self: ClipReader, path: Any) -> Any:
         looks.asked.append((looks.stage, "info", Path(path).name, ""))
@@ -80,7 +81,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, looks: Looks) -> Path:
         patch.setattr(ClipReader, "info", info)
         patch.setattr(ClipReader, "frames", frames)
         patch.setattr(SmolVLM, "encode_frames", encode)
-        patch.setattr(cli, "stage_function", stage_function)
+        patch.setattr(main, "stage_function", stage_function)
         return make(tmp_path_factory.mktemp("finished"), STAGES)
 
 
@@ -190,7 +191,7 @@ def test_killed_stages_go_on_to_the_same_result(finished: Path, tmp_path: Path, 
     command = shrunk.words(Path("runs"), STAGES)
     for stage, steps in (("feedback", 5), ("reward", 20), ("ppo", 3)):
         assert 0 < killed(command, run.absolute(), stage, tmp_path) < steps
-    assert cli.main(command) == 0
+    assert main.main(command) == 0
     assert not list(run.glob("*.partial"))
     timed = {"reward/metrics.jsonl", "ppo/metrics.jsonl", "sft/metrics.jsonl"}
     mine, theirs = results(run, STAGES), results(finished, STAGES)
@@ -391,7 +392,7 @@ def test_two_bases_a_reference_model_and_8_bit_moments_resume_to_the_same_result
         return real(bench, rollout, learner, step)
 
     monkeypatch.setattr(ppo, "update", dies)
-    assert cli.main(shrunk.words(killed.parent, ["ppo"], *settings)) == 130
+    assert main.main(shrunk.words(killed.parent, ["ppo"], *settings)) == 130
     assert (killed / "ppo.partial" / "state").is_dir()
     monkeypatch.setattr(ppo, "update", real)
     make(killed.parent, ["ppo"], *settings)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from minirlaif import cli, config
+from minirlaif import config
+from minirlaif.cli import main
 from minirlaif.config import ModelSection
 from minirlaif.memory import fit, formulas, planner, shapes
 from minirlaif.memory.formulas import Batch, Numbers
@@ -66,7 +67,7 @@ def test_vision_tokens(name: str, grid: tuple[int, int, int]):
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_configs_fit_24_gib(path: Path, capsys):
-    assert cli.main(["plan", "--config", str(path), "--gpu-gib", "24"]) == 0
+    assert main.main(["plan", "--config", str(path), "--gpu-gib", "24"]) == 0
     told = capsys.readouterr().out
     assert "\nfits: " in told
     assert all(title in told for title in ("sft", "feedback", "reward", "ppo collect", "ppo update", "evaluate"))
@@ -81,7 +82,7 @@ def test_shipped_configs_fit_24_gib(path: Path, capsys):
 
 def test_the_papers_setup_fits_24_gib_and_is_the_papers(capsys):
     path = ROOT / "configs" / "paper.yaml"
-    assert cli.main(["plan", "--config", str(path), "--gpu-gib", "24"]) == 0
+    assert main.main(["plan", "--config", str(path), "--gpu-gib", "24"]) == 0
     cfg = config.load(path)
     found = planner.planned(cfg, gpu=True)
     for shape in (found.policy, found.critic):
@@ -280,14 +281,14 @@ def test_what_does_not_fit_is_shrunk_frames_first(tmp_path: Path, capsys):
     wide = tmp_path / "wide.yaml"
     wide.write_text("model: {base: qwen3-vl-4b, gradient_checkpointing: true}\nvideo: {frames: 64, frame_pixels: 262144}\n")
     small = tmp_path / "small.yaml"
-    assert cli.main(["plan", "--config", str(wide), "--gpu-gib", "24"]) == 1
+    assert main.main(["plan", "--config", str(wide), "--gpu-gib", "24"]) == 1
     told = capsys.readouterr().out
     assert "does not fit: " in told and "shrink first: video.frames" in told
-    assert cli.main(["plan", "--config", str(wide), "--gpu-gib", "24", "--fit", str(small)]) == 0
+    assert main.main(["plan", "--config", str(wide), "--gpu-gib", "24", "--fit", str(small)]) == 0
     before, after = config.load(wide), config.load(small)
     assert after.video.frames < before.video.frames
     assert (after.ppo.learning_rate, after.seed, after.data) == (before.ppo.learning_rate, before.seed, before.data)
-    assert cli.main(["plan", "--config", str(small), "--gpu-gib", "24"]) == 0
+    assert main.main(["plan", "--config", str(small), "--gpu-gib", "24"]) == 0
 
 
 def test_the_order_of_shrinking():
@@ -322,12 +323,12 @@ def test_a_reward_base_of_its_own_is_counted_while_it_scores():
 
 def test_an_unreachable_model_is_one_line(capsys, tmp_path: Path):
     (tmp_path / "c.yaml").write_text("model: {base: nobody/nothing}\n")
-    assert cli.main(["plan", "--config", str(tmp_path / "c.yaml"), "--gpu-gib", "24"]) == 2
+    assert main.main(["plan", "--config", str(tmp_path / "c.yaml"), "--gpu-gib", "24"]) == 2
     told = capsys.readouterr().err
     assert "nobody/nothing" in told and "--model-config" in told and told.count("\n") == 1
     (tmp_path / "config.json").write_text(json.dumps(shapes.known_config("smolvlm2-256m")))
     words = ["plan", "--config", str(tmp_path / "c.yaml"), "--gpu-gib", "24", "--model-config", str(tmp_path)]
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
 
 
 @pytest.mark.parametrize(
@@ -346,16 +347,16 @@ def test_an_unreachable_model_is_one_line(capsys, tmp_path: Path):
 def test_a_config_that_is_none_is_one_line(content: Any, says: str, tmp_path: Path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(content))
     (tmp_path / "c.yaml").write_text(f"model: {{base: {tmp_path}}}\n")
-    assert cli.main(["plan", "--config", str(tmp_path / "c.yaml"), "--gpu-gib", "24"]) == 2
+    assert main.main(["plan", "--config", str(tmp_path / "c.yaml"), "--gpu-gib", "24"]) == 2
     told = capsys.readouterr().err
     assert says in told and told.count("\n") == 1
     words = ["plan", "--config", str(tmp_path / "c.yaml"), "--gpu-gib", "24", "--model-config", "/no/such"]
-    assert cli.main(words) == 2 and "--model-config /no/such: no such folder" in capsys.readouterr().err
+    assert main.main(words) == 2 and "--model-config /no/such: no such folder" in capsys.readouterr().err
 
 
 def test_the_readme_table_has_a_row_per_config(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert cli.main(["plan", "--table"]) == 0
+    assert main.main(["plan", "--table"]) == 0
     rows = capsys.readouterr().out.strip().splitlines()
     assert rows[0].count("GiB") == 4 and len(rows) == 2 + len(SHIPPED)
     assert all("| planned |" in row for row in rows[2:])

@@ -10,7 +10,8 @@ import pytest
 from bases_smolvlm import smolvlm
 from clips import write_clip
 
-from minirlaif import cli, config
+from minirlaif import config
+from minirlaif.cli import main
 from minirlaif.memory import fit, measure, steps
 from minirlaif.memory.planner import Planned
 from minirlaif.types import Turn, UserError
@@ -59,7 +60,7 @@ def test_a_header_that_says_neither_is_refused(tmp_path: Path):
 def test_bench_prints_the_line_when_every_stage_was_measured(stages: str, printed: bool, monkeypatch, capsys):
     row = {"planned": 1.0, "tokens_per_second": 0.0, "samples_per_second": 1.0}
     monkeypatch.setattr(measure, "measure", lambda cfg, stage, gib: RESULTS[0] | row | {"stage": stage})
-    assert cli.main(["bench", "--model", "smolvlm2-500m", "--stages", stages]) == 0
+    assert main.main(["bench", "--model", "smolvlm2-500m", "--stages", stages]) == 0
     told = capsys.readouterr().out
     assert ("\n# Card or cap: NVIDIA GeForce RTX 4090. Measured peak: 5.0 GiB (" in told) == printed
 
@@ -68,7 +69,7 @@ def test_bench_prints_the_line_when_every_stage_was_measured(stages: str, printe
 def test_a_file_that_cannot_be_written_is_said_before_the_work(words: list[str], tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(measure, "measure", lambda *_: pytest.fail("worked"))
     for place in (tmp_path / "nowhere" / "b.json", tmp_path):
-        assert cli.main([*words, str(place)]) == 2
+        assert main.main([*words, str(place)]) == 2
         assert f"{words[-1]} {place}: no file can be written there" in capsys.readouterr().err
 
 
@@ -113,7 +114,7 @@ def test_a_probe_runs_the_longest_row_through_every_stage(tmp_path: Path, monkey
 
     monkeypatch.setattr(measure, "estimate", estimate)
     monkeypatch.setattr(measure, "measure", here)  # without a process for each
-    assert cli.main(["plan", "--config", str(path), "--probe"]) == 0
+    assert main.main(["plan", "--config", str(path), "--probe"]) == 0
     for row in asked:
         assert row["question"] == "what happens first, and what happens after that?"
         assert row["turns"] == [("what happens?", "it moves and then it stops")] and Path(row["video"]).name == "square.mp4"
@@ -129,7 +130,7 @@ def test_a_probe_runs_the_longest_row_through_every_stage(tmp_path: Path, monkey
 def test_a_stage_that_fails_the_probe_is_the_exit_code(tmp_path: Path, monkeypatch):
     path = data(tmp_path)
     monkeypatch.setattr(measure, "measure", lambda cfg, stage, gib, rows: {"stage": stage, "error": "out of memory"})
-    assert cli.main(["plan", "--config", str(path), "--probe"]) == 1
+    assert main.main(["plan", "--config", str(path), "--probe"]) == 1
 
 
 def test_the_tiny_world_has_no_row_to_probe(tmp_path: Path):
@@ -184,5 +185,5 @@ def test_the_longest_conversation_is_what_sft_trains_on(tmp_path: Path):
 
 @pytest.mark.learning
 def test_a_probe_in_processes_of_its_own(tmp_path: Path, capsys):
-    assert cli.main(["plan", "--config", str(data(tmp_path)), "--probe"]) == 0
+    assert main.main(["plan", "--config", str(data(tmp_path)), "--probe"]) == 0
     assert "failed" not in capsys.readouterr().out

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minirlaif import distributed, planning
+from minirlaif import distributed
+from minirlaif.cli import plan
 from minirlaif.types import UserError
 
 VERBS = ("compare", "audit")
@@ -52,7 +53,7 @@ def add_benchmark_flags(parser: argparse.ArgumentParser) -> None:
 
 def add(verbs: Any) -> None:
     """Add the parsers of VERBS."""
-    compare = planning.verb(verbs, "compare", "two runs on everything that both were evaluated on", "compare seed0 seed1")
+    compare = plan.verb(verbs, "compare", "two runs on everything that both were evaluated on", "compare seed0 seed1")
     compare.add_argument("first", metavar="RUN_A", help="a run, or RUN:MODEL such as tiny:sft")
     compare.add_argument("second", metavar="RUN_B", help="the same; differences are RUN_B minus RUN_A")
     compare.add_argument("--runs-dir", metavar="DIR", default="runs", type=Path, help="where run folders lie (default: runs)")
@@ -60,9 +61,7 @@ def add(verbs: Any) -> None:
         "--out", metavar="DIR", default="", help="folder for the files (default: compare-RUN_A-RUN_B below --runs-dir)"
     )
 
-    audit = planning.verb(
-        verbs, "audit", "label a sample of the judge's verdicts and see how far it is right", "audit --run tiny"
-    )
+    audit = plan.verb(verbs, "audit", "label a sample of the judge's verdicts and see how far it is right", "audit --run tiny")
     audit.add_argument("--run", metavar="NAME", required=True, help="a run whose stage feedback is finished")
     audit.add_argument("--runs-dir", metavar="DIR", default="runs", type=Path, help="where run folders lie (default: runs)")
     audit.add_argument("--count", metavar="N", type=int, default=50, help="pairs to label (default: 50)")

@@ -14,7 +14,8 @@ from typing import NoReturn
 
 import yaml
 
-from minirlaif import __version__, config, console, distributed, exporting, measuring, planning
+from minirlaif import __version__, config, distributed
+from minirlaif.cli import chat, evaluate, export, plan
 from minirlaif.runs.io import disk_is_full, read_json, write_atomic
 from minirlaif.runs.run import Run
 from minirlaif.runs.status import report_state, status_table
@@ -39,7 +40,7 @@ PIPELINE = tuple(name for name in STAGES if name != "pretrain")
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if match := re.match(r"argument VERB: invalid choice: '(.*?)'", message):
-            known = [*STAGES, "run", "status", "path", *planning.VERBS, *measuring.VERBS, "chat", "export", "doctor"]
+            known = [*STAGES, "run", "status", "path", *plan.VERBS, *evaluate.VERBS, "chat", "export", "doctor"]
             near = difflib.get_close_matches(match[1], known, n=1, cutoff=0.0)[0]
             message = f"{match[1]}: no such verb (did you mean {near}?)"
         raise UserError(f"{message}; see `{self.prog} --help`")
@@ -90,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"minirlaif {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    everything = planning.verb(
+    everything = plan.verb(
         verbs, "run", "all stages in order; finished ones are skipped", "run --config configs/tiny.yaml --run tiny"
     )
     everything.add_argument(
@@ -98,20 +99,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_run_flags(everything, trains=True)
     for name, help_text in STAGES.items():
-        stage = planning.verb(verbs, name, help_text, f"{name} --config configs/tiny.yaml --run tiny")
+        stage = plan.verb(verbs, name, help_text, f"{name} --config configs/tiny.yaml --run tiny")
         _add_run_flags(stage, trains=True, needs_config=name != "evaluate")
         if name == "evaluate":
-            measuring.add_benchmark_flags(stage)
-    _add_run_flags(planning.verb(verbs, "status", "table of a run's stages", "status --run tiny"), trains=False)
-    path = planning.verb(verbs, "path", "print the folder of a finished stage, of report the page itself", "path ppo --run tiny")
+            evaluate.add_benchmark_flags(stage)
+    _add_run_flags(plan.verb(verbs, "status", "table of a run's stages", "status --run tiny"), trains=False)
+    path = plan.verb(verbs, "path", "print the folder of a finished stage, of report the page itself", "path ppo --run tiny")
     path.add_argument("stage", metavar="STAGE", help=", ".join(STAGES))
     _add_run_flags(path, trains=False)
-    planning.add(verbs)
-    exporting.add(planning.verb(verbs, "export", "the aligned model as GGUF files, compared with it", "export --run tiny"))
+    plan.add(verbs)
+    export.add(plan.verb(verbs, "export", "the aligned model as GGUF files, compared with it", "export --run tiny"))
     ask = 'chat --gguf runs/tiny/export --video clip.mp4 "what happens first?"'
-    console.add(planning.verb(verbs, "chat", "ask a trained or exported model about a clip", ask))
-    measuring.add(verbs)
-    planning.verb(verbs, "doctor", "versions, GPU, memory, decoders: what is missing and how to get it", "doctor")
+    chat.add(plan.verb(verbs, "chat", "ask a trained or exported model about a clip", ask))
+    evaluate.add(verbs)
+    plan.verb(verbs, "doctor", "versions, GPU, memory, decoders: what is missing and how to get it", "doctor")
     return parser
 
 
@@ -129,19 +130,19 @@ def _add_run_flags(parser: argparse.ArgumentParser, trains: bool, needs_config: 
 
 def _dispatch(options: argparse.Namespace, words: Sequence[str]) -> int:
     if options.verb == "doctor":
-        from minirlaif.doctor import run as examine
+        from minirlaif.cli.doctor import run as examine
 
         return examine()
-    if options.verb in planning.VERBS:
-        return planning.dispatch(options)
+    if options.verb in plan.VERBS:
+        return plan.dispatch(options)
     if options.verb == "chat":
-        return console.run(options)
-    if options.verb in measuring.VERBS:
-        return measuring.dispatch(options)
+        return chat.run(options)
+    if options.verb in evaluate.VERBS:
+        return evaluate.dispatch(options)
     if not options.run or Path(options.run).name != options.run or options.run == "..":
         raise UserError(f"--run {options.run!r}: must be a plain name; the folder it lies in goes to --runs-dir")
     if options.verb == "export":
-        return exporting.run(options)
+        return export.run(options)
     settings = getattr(options, "set", [])
     given = ["--config", options.config, *(["--set", *settings] if settings else [])] if hasattr(options, "set") else []
     run = Run(options.runs_dir / options.run, given)
@@ -155,7 +156,7 @@ def _dispatch(options: argparse.Namespace, words: Sequence[str]) -> int:
         print(status_table(run, list(STAGES)) if options.verb == "status" else _folder(run, options.stage))
         return 0
     if getattr(options, "benchmark", None):
-        return measuring.evaluate(options, words)
+        return evaluate.evaluate(options, words)
     if not options.config:
         raise UserError(f"{options.verb}: name the settings with --config; see `python -m minirlaif {options.verb} --help`")
     return _make(run, config.load(options.config, options.set), options)
@@ -193,7 +194,7 @@ def _make(run: Run, cfg: config.Config, options: argparse.Namespace) -> int:
         print(f"report: {run.root / 'report.html'}")
     if exports and distributed.leads():
         with distributed.alone():
-            exporting.after_run(cfg, run, options.redo)
+            export.after_run(cfg, run, options.redo)
         print(f"GGUF: {run.dir('export')}")
     return 0
 

@@ -97,7 +97,7 @@ def python_version(version: tuple[int, ...]) -> Finding:
 
 def pins() -> dict[str, str]:
     """Package -> pinned version, from requirements.txt beside the package; empty when that is not there."""
-    path = Path(__file__).parent.parent / "requirements.txt"
+    path = Path(__file__).parents[2] / "requirements.txt"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     pairs = [line.partition("#")[0].strip().split("==") for line in lines]
     return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}

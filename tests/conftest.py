@@ -21,7 +21,7 @@ os.environ.update(
 _CACHE = tempfile.mkdtemp(prefix="minirlaif-tests-")
 os.environ.update(HF_HOME=_CACHE, MPLCONFIGDIR=_CACHE)
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 
 
 def pytest_unconfigure() -> None:

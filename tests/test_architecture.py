@@ -14,7 +14,7 @@ import pytest
 
 from minirlaif.config import Config
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minirlaif"
 LAYERS = {
     0: "losses returns stats rubric published agreement tokens verdicts schedules records frames settings rules config memory",

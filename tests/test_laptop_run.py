@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1, 2)
 
 pytestmark = pytest.mark.learning

@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import shrunk
-from shrunk import STAGES, begin, files, lines, make, manifest, results
 
 from minirlaif import config
 from minirlaif.cli import main
 from minirlaif.runs.run import Run
 from minirlaif.video.reader import ClipReader
+from tests.fixtures import small_config
+from tests.fixtures.small_config import STAGES, begin, files, lines, make, manifest, results
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 ADAPTER = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
 INPUTS = {
     "world": [],
@@ -188,7 +188,7 @@ def test_killed_stages_go_on_to_the_same_result(finished: Path, tmp_path: Path, 
     """The same command four times: killed in feedback, then in reward, then in ppo. Run from another folder, by a short path."""
     monkeypatch.chdir(tmp_path)
     run = begin(finished, Path("runs"), ["world", "sft"])
-    command = shrunk.words(Path("runs"), STAGES)
+    command = small_config.words(Path("runs"), STAGES)
     for stage, steps in (("feedback", 5), ("reward", 20), ("ppo", 3)):
         assert 0 < killed(command, run.absolute(), stage, tmp_path) < steps
     assert main.main(command) == 0
@@ -370,9 +370,8 @@ def test_clips_and_questions_of_ones_own(tmp_path: Path):
 
 def test_two_bases_a_reference_model_and_8_bit_moments_resume_to_the_same_result(finished: Path, tmp_path: Path, monkeypatch):
     """The shape of the paper's run, in 4 bits: reward and value on a base of their own, a reference with its own weights."""
-    import tiny
-
     from minirlaif.stages import ppo, pretrain
+    from tests.fixtures import tiny
 
     pretrain.save(tiny.backbone(9, 3), tmp_path / "judge")
     settings = [f"reward.base={tmp_path / 'judge'}", "reference.kind=model", "model.quantization=nf4"]
@@ -392,7 +391,7 @@ def test_two_bases_a_reference_model_and_8_bit_moments_resume_to_the_same_result
         return real(bench, rollout, learner, step)
 
     monkeypatch.setattr(ppo, "update", dies)
-    assert main.main(shrunk.words(killed.parent, ["ppo"], *settings)) == 130
+    assert main.main(small_config.words(killed.parent, ["ppo"], *settings)) == 130
     assert (killed / "ppo.partial" / "state").is_dir()
     monkeypatch.setattr(ppo, "update", real)
     make(killed.parent, ["ppo"], *settings)

@@ -125,7 +125,7 @@ def test_needs_no_torch() -> None:
     code = (
         "import sys, minirlaif.stats, minirlaif.feedback.verdicts, minirlaif.training.schedules; sys.exit('torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
 
 
 def test_mean_of_means_weighs_metrics_alike():

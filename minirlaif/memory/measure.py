@@ -144,7 +144,7 @@ def libraries(cfg: Config) -> float:
     """Resident bytes of this process once everything that a stage imports is in it; 0 where that cannot be read."""
     import accelerate  # noqa: F401
 
-    from minirlaif.memory import steps
+    from minirlaif.memory import steps  # noqa: F401
     from minirlaif.models import adapters  # noqa: F401
 
     adapters.import_peft()

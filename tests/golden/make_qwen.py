@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import bases_qwen  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.fixtures import bases_qwen
 
 HERE = Path(__file__).parent
 PIXELS = 4096  # most pixels of a frame

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bases_smolvlm import clip, smolvlm
 from transformers import AutoTokenizer, SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMVideoProcessor
 from transformers.video_utils import VideoMetadata
+
+from tests.fixtures.bases_smolvlm import clip, smolvlm
 
 HERE = Path(__file__).parent
 CLIPS = {"wide": (3, 54, 100), "high": (2, 45, 20)}

@@ -1,6 +1,7 @@
 """Quantising GGUF files with llama.cpp, and what is in them. No torch.
 
-llama.cpp ends the process where something does not fit, so this module also runs as a child: `python -m minirlaif.gguf.export.quantize`.
+llama.cpp ends the process where something does not fit, so this module also runs as a child process:
+`python -m minirlaif.gguf.export.quantize`.
 """
 
 from __future__ import annotations

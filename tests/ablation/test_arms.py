@@ -1,0 +1,169 @@
+"""`ablate`: what each arm's settings mean, loaded over configs/tiny.yaml, and what the texts say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minirlaif import config
+from minirlaif.ablation import runner
+from minirlaif.ablation.arms import MAIN, arms, groups
+from minirlaif.cli import main as cli
+from minirlaif.config import Config
+from minirlaif.runs.run import Run
+from minirlaif.video.frame_sampling import segment_spans
+from tests.fixtures import ablation_runs, small_config
+
+CFG = config.load(small_config.TINY)
+ARMS = {arm.name: arm for arm in arms(CFG)}
+SECONDS = 4.0  # the longest clip: four events of one second
+
+
+def of(name: str) -> Config:
+    return config.load(small_config.TINY, ARMS[name].changed)
+
+
+def cut(name: str) -> list[float]:
+    """Lengths of the segments of a clip of four events, in seconds."""
+    video = of(name).video
+    return [end - start for start, end in segment_spans(SECONDS, video.segment_seconds, video.max_segments)]
+
+
+def test_the_bare_judge_sees_frames_instead_of_context_and_so_does_its_reward_model() -> None:
+    bare = of("bare")
+    assert not bare.feedback.context and bare.feedback.judge_frames  # neither would leave a judge that sees nothing
+    assert not bare.reward.context
+    assert CFG.feedback.context and not CFG.feedback.judge_frames and CFG.reward.context
+    assert "feedback" in ARMS["bare"].makes  # verdicts of its own
+
+
+def test_only_the_judge_differs_between_bare_and_reward_bare() -> None:
+    """The second comparison about the context: same reward model input, same verdict rule, same PPO."""
+    one, other = of("bare"), of("reward-bare")
+    assert not other.reward.context and other.feedback == CFG.feedback
+    assert (one.reward, one.ppo, one.rollout, one.data) == (other.reward, other.ppo, other.rollout, other.data)
+    assert "feedback" in ARMS["reward-bare"].shares and "reward" in ARMS["reward-bare"].makes
+
+
+def test_the_letter_arm_reads_letters_and_its_note_says_what_else_it_sets() -> None:
+    letter, main = of("letter").feedback, CFG.feedback
+    assert (letter.readout, letter.margin, letter.disagreement) == ("letter", 0.0, "average")
+    assert (main.readout, main.margin) == ("likelihood", 0.2)
+    note = next(group.note for group in groups(CFG) if group.name == "readout")
+    assert "with the run's margin of 0.2 nats" in note and "A and B, with margin 0;" in note
+    assert "their mean decides" in note and "An undecided pair counts one half" in note
+    other = config.load(small_config.TINY, ["feedback.margin=0.05"])
+    assert "margin of 0.05 nats" in next(group.note for group in groups(other) if group.name == "readout")
+
+
+def test_how_the_longest_clip_is_cut_for_each_judge() -> None:
+    """configs/tiny.yaml cuts it at its four events; that is what the claims call a segment for each event."""
+    main = segment_spans(SECONDS, CFG.video.segment_seconds, CFG.video.max_segments)
+    assert [end - start for start, end in main] == [1.0] * 4
+    assert cut("segments-1") == cut("segments-1-whole") == [4.0]
+    assert cut("segments-2") == [2.0, 2.0]
+    assert cut("segments-fine") == [0.5] * 8
+    for name in ("segments-1", "segments-1-whole", "segments-2", "segments-fine"):
+        assert of(name).feedback.readout == "likelihood" and of(name).feedback.margin == CFG.feedback.margin
+    # Up to four events are told at once, so there is room for them; a segment of one event keeps the main run's.
+    assert of("segments-1").feedback.describe_tokens > CFG.feedback.describe_tokens
+    assert of("segments-fine").feedback.describe_tokens == CFG.feedback.describe_tokens
+    assert of("segments-1").feedback.describe_prompt == CFG.feedback.describe_prompt
+    assert "the video" in of("segments-1-whole").feedback.describe_prompt
+
+
+def test_sft_mixed_leaves_the_curriculum_and_nothing_else() -> None:
+    mixed = of("sft-mixed")
+    assert CFG.sft.curriculum and not mixed.sft.curriculum
+    assert (mixed.sft.epochs, mixed.sft.learning_rate) == (CFG.sft.epochs, CFG.sft.learning_rate)
+    assert ARMS["sft-mixed"].makes[0] == "sft" and ARMS["sft-mixed"].exam == "sft"
+
+
+@pytest.mark.parametrize("pairs", [250, 1000])
+def test_a_reward_model_sees_as_many_pairs_as_its_arm_says(pairs: int) -> None:
+    arm = of(f"pairs-{pairs}")
+    assert arm.data.preference_limit == pairs and CFG.data.preference_limit == 0
+    assert arm.reward.context == CFG.reward.context and arm.feedback == CFG.feedback
+
+
+PPO = ("bare", "reward-bare", "pairs-250", "pairs-1000", "short", "kl-0.01", "kl-0.1", "kl-0.3")
+
+
+@pytest.mark.parametrize("name", PPO)
+def test_every_arm_that_goes_through_ppo_takes_a_third_of_the_iterations(name: str) -> None:
+    assert CFG.ppo.iterations == 30 and of(name).ppo.iterations == 10
+    kl = float(name.removeprefix("kl-")) if name.startswith("kl-") else 0.03
+    assert of(name).rollout.kl_coef == kl
+    assert (of(name).sft, of(name).video, of(name).world) == (CFG.sft, CFG.video, CFG.world)
+
+
+def test_no_other_arm_goes_through_ppo() -> None:
+    assert {name for name, arm in ARMS.items() if "ppo" in arm.makes} == set(PPO)
+
+
+# The verb.
+
+
+def test_help_says_what_each_arm_is_and_how_long_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["ablate", "--help"])
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("arms "))
+    listed = dict(line.split(maxsplit=1) for line in lines[start + 1 : lines.index("", start)])
+    # Whatever the run's own KL coefficient is, every arm that there can be is in the list.
+    others = arms(config.load(small_config.TINY, ["rollout.kl_coef=0.5"]))
+    assert set(listed) == {arm.name for arm in (*ARMS.values(), *others)}
+    assert len(set(listed.values())) == len(listed) and max(map(len, lines)) <= 100
+    told = " ".join(lines)
+    assert "about an hour and a half on two cores with --jobs 2" in told and "that are finished are taken over" in told
+
+
+def given(runs_dir: Path, *more: str) -> list[str]:
+    return ["ablate", "--config", str(small_config.TINY), "--runs-dir", str(runs_dir), *more]
+
+
+def test_every_arm_has_the_seed_of_its_main_run(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two seeds of an arm that were made alike would count one measurement twice."""
+    made = ablation_runs.make(runs_dir, (3, 5))
+    asked: dict[str, Config] = {}
+
+    def carried(jobs: Any, at_once: int, failed: dict[str, str]) -> Iterator[float]:
+        for job in jobs:
+            words = job.command()
+            if words is not None and "minirlaif.ablation.run_arm" in words:
+                asked[job.name] = config.load(Path(words[-1]) / "config.yaml")  # what the child reads
+        yield 0.0
+
+    monkeypatch.setattr(runner, "carry_out", carried)
+    monkeypatch.setattr(runner.report, "write", lambda *_: None)
+    assert cli.main(given(runs_dir, "--seeds", "3,5", "--arms", "short,sft-mixed,letter", "--run", "again")) == 0
+    assert {name: cfg.seed for name, cfg in asked.items()} == {
+        f"seed {seed}, {arm}": seed for seed in made for arm in ("short", "sft-mixed", "letter")
+    }
+
+
+def test_an_arm_whose_own_stages_no_longer_fit_together_is_not_finished(runs_dir: Path) -> None:
+    """sft-mixed makes its own SFT and feedback; when its SFT is made again, its feedback and its exam are of another model."""
+    main = ablation_runs.make(runs_dir)[0][MAIN]
+    run = Run(runs_dir / "ablation" / "seed0" / "mixed")
+    here = runner.Place(0, ARMS["sft-mixed"], of("sft-mixed"), run, main)
+    assert runner._arm_job(here).command() is not None
+
+    def make(stage: str, said: str, inputs: list[str]) -> None:
+        with run.stage(stage, {}, inputs, redo=True) as out:
+            (out.path / "said.txt").write_text(said)  # type: ignore[union-attr]
+
+    make("sft", "one", ["world"])
+    make("feedback", "one", ["sft"])
+    make("exam", "one", ["sft"])
+    assert runner._finished(here) and runner._arm_job(here).command() is None
+    make("sft", "two", ["world"])
+    assert not runner._finished(here) and runner._arm_job(here).command() is not None
+    make("feedback", "two", ["sft"])
+    assert not runner._finished(here)  # the exam is still of the first
+    make("exam", "two", ["sft"])
+    assert runner._finished(here)

@@ -1,0 +1,200 @@
+"""`ablate`: every claim from files whose figures are known, and an arm that could not be made, in all three reports."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minirlaif import config
+from minirlaif.ablation import report, runner, view
+from minirlaif.ablation.arms import MAIN, REWARD, Entry, arms
+from minirlaif.ablation.claims import FAILS, HOLDS, MISSING, OPEN
+from minirlaif.ablation.outcomes import read
+from minirlaif.cli import main
+from minirlaif.runs.run import Run
+from tests.fixtures import ablation_runs, small_config, tiny
+from tests.fixtures.ablation_runs import FALSE, TRUE
+from tests.fixtures.browser import chromium
+
+CFG = config.load(small_config.TINY, ["evaluate.bootstrap=200"])
+SPACE = "\u00a0"
+
+# Of 40 clips: how many are right on either side, as tests/madeup.py has them, and what follows by the rule. One clip is 2.5
+# points; a side that is ahead in one clip of 40 has an interval that begins at 0.
+CLAIMS = {
+    "With the segment descriptions the judge is right more often": (32, 22, HOLDS),
+    "Verdicts with context make the better model": (23, 13, HOLDS),
+    "A segment for each event makes a better judge than one segment": (32, 12, HOLDS),
+    "It also beats one segment that is asked about as a whole video": (32, 33, FAILS),
+    "A segment for each event makes a better judge than two segments": (32, 31, OPEN),
+    "Cutting finer than the events makes a worse judge": (32, 20, HOLDS),
+    "1,000 pairs make a better reward model than 250": (28, 18, HOLDS),
+    "All pairs make a better reward model than 1,000": (34, 28, HOLDS),
+    "1,000 pairs make a better model than 250": (15, 5, HOLDS),
+    "All pairs make a better model than 1,000": (25, 15, HOLDS),
+    "After the curriculum more test questions are answered right": (8, 28, FAILS),
+    "After the curriculum more segments are described right": (10, 30, FAILS),
+    "The best of 8 answers by the reward model is better than SFT": (19, 8, HOLDS),
+    "PPO is better than SFT": (26, 8, HOLDS),
+    "PPO is better than the best of 8 answers": (26, 19, HOLDS),
+    "PPO passes the base before SFT": (26, 36, FAILS),
+    "With context in its input the reward model is right more often": (34, 14, HOLDS),
+    "With context in the reward model's input the model gets better": (25, 23, OPEN),
+    "The likelihood read-out is right more often than the letter": (32, 16, HOLDS),
+    "A looser leash is worse: 0.03 beats 0.01": (25, 7, HOLDS),
+    "A tighter leash is worse: 0.03 beats 0.1": (25, 24, OPEN),
+    "A tighter leash is worse: 0.03 beats 0.3": (25, 35, FAILS),
+}
+
+
+def claims_of(numbers: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {claim["text"]: claim for group in numbers["groups"] for claim in group["claims"]}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """One seed with all its arms; nobody writes to it."""
+    return ablation_runs.make(tmp_path_factory.mktemp("runs"))[0]
+
+
+@pytest.fixture(scope="module")
+def numbers(made: dict[str, Run]) -> dict[str, Any]:
+    return report.summary(CFG, {0: made}, arms(CFG), {})
+
+
+@pytest.mark.parametrize("text", CLAIMS)
+def test_a_claim_from_known_figures(numbers: dict[str, Any], text: str) -> None:
+    better, worse, expected = CLAIMS[text]
+    claim = claims_of(numbers)[text]
+    assert (claim["better_mean"], claim["worse_mean"]) == (better / 40, worse / 40)
+    assert claim["pooled"]["mean"] == pytest.approx((better - worse) / 40) and claim["pooled"]["n"] == 40
+    assert claim["verdict"] == expected
+
+
+def test_the_count_of_verdicts(numbers: dict[str, Any]) -> None:
+    assert list(claims_of(numbers)) == list(CLAIMS)
+    told = "Of 22 claims 14 hold, 5 do not, and 3 are undecided."
+    assert view.lead(numbers) == told and told in view.markdown(numbers) and told in view.document(numbers)
+
+
+def test_sentences_from_known_figures(numbers: dict[str, Any]) -> None:
+    found = claims_of(numbers)
+    passes = view.sentence(found["PPO passes the base before SFT"])
+    assert passes.startswith(f"PPO passes the base before SFT: does not hold; it is the other way round. PPO 65.0{SPACE}%, Base,")
+    assert f"Base, before SFT 90.0{SPACE}%: −25.0 points (−" in passes and passes.endswith("; by seed −25.0), n 40.")
+    better = view.sentence(found["PPO is better than SFT"])
+    assert better.startswith(f"PPO is better than SFT: holds. PPO 65.0{SPACE}%, SFT 20.0{SPACE}%: +45.0 points (+")
+
+
+def test_a_tie_of_the_reward_model_is_not_right_whichever_answer_the_judge_chose(made: dict[str, Run], runs_dir: Path) -> None:
+    run = Run(runs_dir / "tied")
+    run.take_over(made[MAIN], ["world"])
+    alike = {"score_chosen": 1.0, "score_rejected": 1.0}
+    rows = [
+        {"id": "p0-0#0", "chosen": TRUE, "rejected": FALSE, **alike},
+        {"id": "p1-0#0", "chosen": FALSE, "rejected": TRUE, **alike},
+    ]
+    tiny.finished(run, "reward", lambda path: tiny.write_lines(path / "held_out.jsonl", rows))
+    assert [value for _, value in read(Entry("k", "l", MAIN, REWARD), run, 0).values()] == [0.0, 0.0]
+
+
+# An arm that failed.
+
+WHY = "the loss is not a number | step 3"
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of the reports and stderr, after all arms of two seeds were made but two of seed 1."""
+    runs_dir = tmp_path_factory.mktemp("runs")
+    ablation_runs.make(runs_dir, (0, 1))
+
+    def carried(jobs: Any, at_once: int, failed: dict[str, str]) -> Iterator[float]:
+        failed.update({"seed 1, kl-0.1": WHY, "seed 1, letter": "needs luck"})
+        yield 0.0
+
+    given = ["--runs-dir", str(runs_dir), "--seeds", "0,1", "--set", "evaluate.bootstrap=200"]
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(said):
+        patch.setattr(runner, "carry_out", carried)
+        assert main.main(["ablate", "--config", str(small_config.TINY), *given]) == 2
+    return runs_dir / "ablation", said.getvalue()
+
+
+LOST = {
+    "The likelihood read-out is right more often than the letter": "seed 1, letter: needs luck",
+    "A tighter leash is worse: 0.03 beats 0.1": f"seed 1, kl-0.1: {WHY}",
+}
+
+
+def test_the_last_line_still_names_the_first_failure(told: tuple[Path, str]) -> None:
+    assert told[1].endswith(f"minirlaif: seed 1, kl-0.1 (and 1 more): {WHY}\n")
+
+
+def test_programs_read_what_failed_and_which_claims_it_took_along(told: tuple[Path, str]) -> None:
+    numbers = json.loads((told[0] / "ablation.json").read_text())
+    failed = [{"seed": 1, "arm": "letter", "reason": "needs luck"}, {"seed": 1, "arm": "kl-0.1", "reason": WHY}]
+    assert sorted(numbers["failed"], key=lambda each: each["arm"], reverse=True) == failed
+    assert {name for name, arm in numbers["arms"].items() if arm["seeds"] == [0]} == {"letter", "kl-0.1"}
+    assert all(arm["seeds"] == [0, 1] for name, arm in numbers["arms"].items() if name not in ("letter", "kl-0.1"))
+    found = claims_of(numbers)
+    assert list(found) == list(CLAIMS)  # none vanishes
+    assert {text: claim["reason"] for text, claim in found.items() if claim["verdict"] == MISSING} == LOST
+    assert all(found[text]["pooled"]["mean"] is None for text in LOST)
+    assert "PPO is better than SFT" in found and found["PPO is better than SFT"]["pooled"]["n"] == 80
+
+
+def test_people_read_what_failed_and_which_claims_it_took_along(told: tuple[Path, str]) -> None:
+    text, page = ((told[0] / f"ablation.{kind}").read_text() for kind in ("md", "html"))
+    for shown in (text, page):
+        assert "Of 22 claims 13 hold, 5 do not, 2 are undecided, and 2 were not measured." in shown
+        assert f"seed 1, kl-0.1: {WHY}" in shown and "seed 1, letter: needs luck" in shown
+    leash = "A tighter leash is worse: 0.03 beats 0.1"
+    row = next(line for line in text.splitlines() if line.startswith(f"| {leash} |"))
+    assert row.endswith("| – | – | – | **not measured** (seed 1, kl-0.1: the loss is not a number ¦ step 3) |")
+    assert row.count("|") == 6  # five cells: the reason opens none of its own
+    assert page.count("– not measured") == 4  # in the table of claims and under the question, for both
+    assert "<td>0</td>" in page and "<td>0, 1</td>" in page  # the table of arms says for which seeds
+
+
+def test_nothing_is_cut_off_on_a_phone_or_a_wide_screen(told: tuple[Path, str]) -> None:
+    """No table is wider than its place: the verdicts stand in the last column, and arms change long settings."""
+    wide = 'Array.from(document.querySelectorAll(".scroll, main")).filter(e => e.scrollWidth > e.clientWidth).length'
+    with chromium() as browser:
+        for width in (390, 1440):
+            page = browser.new_page(viewport={"width": width, "height": 900})
+            page.goto((told[0] / "ablation.html").as_uri())
+            page.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true })")
+            assert page.evaluate(wide) == 0 and page.evaluate("document.documentElement.scrollWidth") <= width, width
+            assert page.locator(".verdicts .open").last.is_visible()
+
+
+def test_a_claim_on_an_arm_that_nobody_asked_for_is_no_failure(made: dict[str, Run]) -> None:
+    some = {0: {name: made[name] for name in (MAIN, "short", "kl-0.3")}}
+    numbers = report.summary(CFG, some, [], {0: {"kl-0.1": "no luck"}})
+    (kl,) = [group for group in numbers["groups"] if group["name"] == "kl"]
+    assert [(claim["text"][-3:], claim["verdict"]) for claim in kl["claims"]] == [("0.1", MISSING), ("0.3", FAILS)]
+
+
+def test_a_question_whose_arms_all_failed_is_still_asked(made: dict[str, Run]) -> None:
+    lost = {name: "no luck" for name in made if name.startswith("kl-") or name == "short"}
+    numbers = report.summary(CFG, {0: {name: run for name, run in made.items() if name not in lost}}, arms(CFG), {0: lost})
+    (kl,) = [group for group in numbers["groups"] if group["name"] == "kl"]
+    assert not kl["entries"] and [claim["verdict"] for claim in kl["claims"]] == [MISSING] * 3
+    assert "How tight should the leash to SFT be?" in view.markdown(numbers)
+    assert "seed 0, short: no luck; seed 0, kl-0.1: no luck" in view.document(numbers)
+
+
+def test_a_claim_without_any_item_says_so(made: dict[str, Run], runs_dir: Path) -> None:
+    empty = Run(runs_dir / "empty")
+    empty.take_over(made[MAIN], ["world"])
+    tiny.finished(empty, "feedback", lambda path: tiny.write_lines(path / "verdicts.jsonl", []))
+    numbers = report.summary(CFG, {0: made | {"letter": empty}}, arms(CFG), {})
+    claim = claims_of(numbers)["The likelihood read-out is right more often than the letter"]
+    assert (claim["verdict"], claim["reason"]) == (MISSING, "nothing to count that all its arms have in every seed")

@@ -1,0 +1,468 @@
+"""The app's server: what it refuses, what it survives, and what it leaves behind."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from minirlaif.app import server
+from minirlaif.app.middleware import Guard
+from minirlaif.types import UserError
+from tests.fixtures import chat_run
+from tests.fixtures.browser import HIDDEN, FakeEngine, Served, serving, wait_for
+from tests.fixtures.http_client import Client, login, turns
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    chat_run.world_clip(folder / "good.mp4")
+    (folder / "secret.txt").write_text("secret")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(place: Path) -> Iterator[Served]:
+    with serving(FakeEngine(), None, place / "none", place / "uploads", "--max-mb", "1") as found:
+        yield found
+
+
+def foreign(place: Path, served: Served) -> list[str]:
+    """Requests for what is none of a visitor's business, each in another way."""
+    secret, inside = str(place / "secret.txt"), str(served.folder)
+    up = "../" * 12
+    link = served.folder / "link"
+    link.mkdir(exist_ok=True)
+    if not (link / "out.mp4").is_symlink():
+        (link / "out.mp4").symlink_to(secret)
+    api = "/gradio_api"
+    return [
+        f"{api}/file={secret}",
+        f"{api}/file=/etc/passwd",
+        f"{api}/file=//etc/passwd",
+        f"{api}/file=etc/passwd",
+        f"{api}/file={up}etc/passwd",
+        f"{api}/file={inside}/../secret.txt",
+        f"{api}/file={inside}/x/../../secret.txt",
+        f"{api}/file={inside}/%2e%2e/secret.txt",
+        f"{api}/file={inside}/..%2fsecret.txt",
+        f"{api}/file={inside}%2f..%2fsecret.txt",
+        f"{api}/file={inside}/%252e%252e/secret.txt",
+        f"{api}/file={inside}/..%5csecret.txt",
+        f"{api}/file={inside}/link/out.mp4",
+        f"{api}/file={inside}",
+        f"{api}/file=file://{secret}",
+        f"{api}/file=http://127.0.0.1:{served.address.rsplit(':', 1)[1]}/config",
+        f"{api}/file=http://169.254.169.254/latest/meta-data/",
+        f"{api}/file={secret}%00.mp4",
+        f"{api}/file=~/.bashrc",
+        f"{api}/file=/proc/self/environ",
+        f"{api}/file=/dev/zero",
+        f"{api}/file={ROOT}/app.py",
+        f"{api}/file/{secret}",
+        f"{api}/file={os.getcwd()}/README.md",
+        f"/file={secret}",
+        f"/static/{up}etc/passwd",
+        "/static/%2e%2e/%2e%2e/%2e%2e/etc/passwd",
+        f"/assets/{up}etc/passwd",
+        "/assets/..%2f..%2f..%2f..%2f..%2fetc/passwd",
+        f"/svelte/{up}etc/passwd",
+        f"{api}/proxy=http://127.0.0.1/",
+        f"{api}/proxy=https://a.hf.space/file=/etc/passwd",
+        f"{api}/custom_component/x/client/component/../../../../etc/passwd",
+        f"{api}/stream/a/b/1/playlist.m3u8",
+        f"{api}/dev/reload",
+        f"{api}/vibe-code",
+        f"{api}/token",
+        f"{api}/openapi.json",
+        "/monitoring",
+        "/monitoring/summary",
+        "/gradio_api/deep_link",
+        "/docs",
+        "/pwa_icon",
+    ]
+
+
+def test_foreign_paths_are_refused(place: Path, served: Served) -> None:
+    client = Client(served.address)
+    asked = foreign(place, served)
+    assert len(asked) > 40
+    taken = []
+    for path in asked:
+        status, body = client.get(path)
+        if status < 400 or b"secret" == body.strip() or b"root:" in body:
+            taken.append((path, status))
+    assert taken == []
+    for path in ("vibe-edit", "process_recording", "component_server", "run-history/connect", "api/predict", "call/answer"):
+        assert client.post(f"/gradio_api/{path}", {"data": []})[0] == 404
+    for method in ("PUT", "DELETE", "PATCH", "OPTIONS"):
+        assert client.send(method, "/")[0] in (404, 405)
+    assert client.get("/")[0] == 200
+
+
+def test_what_is_not_an_upload_is_not_opened(place: Path, served: Served) -> None:
+    """Paths that a visitor writes into the page's own requests instead of asking for them."""
+    client, engine = Client(served.address), served.talks.engine
+    secret, before = place / "good.mp4", len(engine.looks)  # type: ignore[attr-defined]
+    for path in (
+        str(secret),
+        f"{served.folder}/../good.mp4",
+        "/etc/passwd",
+        "http://127.0.0.1:1/x.mp4",
+        "https://127.0.0.1/x.mp4",
+    ):
+        assert client.open(path) == {"success": False, "status": 403, "output": '{"detail": "this file was not uploaded here"}'}
+    assert len(engine.looks) == before  # type: ignore[attr-defined]
+    answering = client.after[client.events["question", "submit"]]
+    status, _ = client.quick(answering, ["rlaif", 0, 1, 9])  # past the queue
+    assert status in (403, 404, 422, 500) and engine.at_once == 0  # type: ignore[attr-defined]
+
+
+ASKED = ("queue/join", "run/predict", "queue/join/", "run/predict/")
+
+
+@pytest.mark.parametrize("where", ASKED)
+def test_a_path_is_found_wherever_it_stands(place: Path, served: Served, where: str) -> None:
+    """Gradio takes files out of any place in what it is sent: behind others, inside lists, in parts that an event ignores."""
+    client = Client(served.address)
+    status, sent = client.upload("good.mp4", (place / "good.mp4").read_bytes())
+    assert status == 200
+    ours, other = ({"path": path, "meta": {"_type": "gradio.FileData"}} for path in (sent.decode(), str(place / "good.mp4")))
+
+    def asked(data: object, **more: object) -> tuple[int, bytes]:
+        return client.post(f"/gradio_api/{where}", {"data": data, "fn_index": 0, "session_hash": client.session, **more})
+
+    for data in (
+        [other],
+        [ours, other],
+        [4, "x", None, other],
+        [ours, [0, [ours, {"a": 1, "b": [1, 2, other]}]]],
+        [{"path": ours["path"], "x": other}],
+        [{"x": ours, "path": other["path"]}],
+        [{"path": [other["path"]]}],
+    ):
+        assert asked(data) == (403, b'{"detail": "this file was not uploaded here"}')
+    assert asked([ours], event_data={"x": [ours, other]})[0] == 403
+    assert asked([ours, [ours]])[1] != b'{"detail": "this file was not uploaded here"}'  # one's own are taken
+
+
+@pytest.mark.parametrize("where", ASKED)
+def test_a_request_that_is_too_long_is_not_read(served: Served, where: str) -> None:
+    client, engine = Client(served.address), served.talks.engine
+    before = len(engine.asked)  # type: ignore[attr-defined]
+    begin = client.events["question", "submit"]
+    for letters, wanted in ((1 << 19, True), (1 << 20, False), (3 << 20, False)):
+        status, body = client.post(
+            f"/gradio_api/{where}", {"data": ["x" * letters], "fn_index": begin, "session_hash": client.session}
+        )
+        assert (status, body) != TOO_MUCH if wanted else (status, body) == TOO_MUCH
+    assert len(engine.asked) == before  # type: ignore[attr-defined]
+
+
+TOO_MUCH = (413, b'{"detail": "too much at once"}')
+WRONG = ("", " ", "ö", "öpen", "öpen sesam", "öpen sesame!", "sesame", "Öpen sesame", "wrong", "\0", "öpen sesame" * 9)
+
+
+def test_only_the_whole_password_opens_what_is_behind_it(place: Path) -> None:
+    # A block of its own: gradio knows one folder of uploads per process, which is the other server's again afterwards.
+    with serving(FakeEngine(), None, place / "none", place / "locked", "--password", "öpen sesame") as locked:
+        for given in WRONG:
+            status, cookie = login(locked.address, given)
+            assert 400 <= status < 500 and cookie == "", given
+        assert set(behind(locked, "").values()) == {401}
+        status, cookie = login(locked.address, "öpen sesame")
+        assert status == 200 and cookie
+        assert 401 not in behind(locked, cookie).values()
+        forged = "; ".join(f"{each[:-4]}AAAA" for each in cookie.split("; "))
+        assert set(behind(locked, forged).values()) == {401}
+        client = Client(locked.address, cookie)
+        client.show(place / "good.mp4")
+        assert turns(client.ask("who is there?")) == [("who is there?", "rlaif heard: who is there?", "")]
+
+
+def behind(locked: Served, cookie: str) -> dict[str, int]:
+    """What the server says to requests for what a password keeps."""
+    client = Client.__new__(Client)  # without asking for the page's parts, which are behind it as well
+    parts = urlsplit(locked.address)
+    client.host, client.port, client.cookie = str(parts.hostname), int(parts.port or 80), cookie
+    kept = locked.folder / "kept" / "kept.mp4"  # uploads lie in folders; what lies beside them is cleared away
+    kept.parent.mkdir(exist_ok=True)
+    kept.touch()
+    asked = {"data": [""], "fn_index": 0, "session_hash": "somebody"}
+    said = {path: client.get(path)[0] for path in ("/config", "/gradio_api/info", f"/gradio_api/file={kept}")}
+    for path in ("/gradio_api/queue/join", "/gradio_api/run/predict"):
+        said[path] = client.post(path, asked)[0]
+    said["/gradio_api/upload"] = client.upload("x.mp4", b"x" * 100)[0]
+    kept.unlink()
+    return said
+
+
+def test_names_that_point_here_are_not_served(served: Served) -> None:
+    """A page elsewhere may let its own name point to this machine; it must not reach the app by it."""
+    client = Client(served.address)
+    assert client.get("/config", Host="evil.example:7860")[0] == 403
+    assert client.get("/config", Host="localhost:7860")[0] == 200
+    guard = Guard(None, served.folder)
+    assert guard.refuses({"method": "GET", "path": "/config", "headers": [(b"host", b"my.server")]}) is None
+
+
+def test_the_page_may_load_nothing_from_elsewhere(served: Served) -> None:
+    status, body = Client(served.address).get("/")
+    assert status == 200 and b"fonts.googleapis" not in body
+    import urllib.request
+
+    with urllib.request.urlopen(served.address, timeout=30) as reply:
+        policy = reply.headers["content-security-policy"]
+        assert reply.headers["x-content-type-options"] == "nosniff"
+    rules = {name: set(sources) for name, *sources in (rule.split() for rule in policy.split(";"))}
+    assert len(rules) == policy.count(";") + 1  # of two of one name, the first counts
+    assert rules["default-src"] == {"'self'"}
+    # Neither * nor a host nor a scheme that leads elsewhere; and what default-src does not stand in for is named.
+    here = {"'self'", "'none'", "'unsafe-inline'", "'unsafe-eval'", "data:", "blob:"}
+    assert {source for sources in rules.values() for source in sources} <= here
+    assert {"base-uri", "form-action", "frame-ancestors"} <= rules.keys()
+    assert all("data:" not in rules.get(name, set()) for name in ("script-src", "worker-src", "connect-src"))
+    assert rules["object-src"] == rules["frame-src"] == {"'none'"} and rules["connect-src"] == {"'self'"}
+
+
+def test_too_large_an_upload_is_refused_and_leaves_nothing(served: Served) -> None:
+    client = Client(served.address)
+    status, _ = client.upload("big.mp4", bytes(2 << 20))
+    assert status == 413
+    assert [path for path in served.folder.rglob("*") if path.is_file() and path.stat().st_size > 1 << 20] == []
+
+
+def mutations(clip: bytes, count: int, seed: int) -> Iterator[bytes]:
+    """Files that are a clip with something wrong, or no clip at all."""
+    draw = random.Random(seed)
+    for number in range(count):
+        data = bytearray(clip)
+        kind = number % 5
+        if kind == 0:  # some bytes differ
+            for _ in range(draw.randint(1, 60)):
+                data[draw.randrange(len(data))] = draw.randrange(256)
+        elif kind == 1:  # cut short
+            data = data[: draw.randrange(1, len(data))]
+        elif kind == 2:  # a piece is missing or there twice
+            start, end = sorted(draw.randrange(len(data)) for _ in range(2))
+            data = data[:start] + data[end:] if draw.random() < 0.5 else data[:end] + data[start:]
+        elif kind == 3:  # noise behind a container's first bytes
+            head = draw.choice([clip[:32], b"\x1a\x45\xdf\xa3", b"RIFF\x00\x00\x00\x00AVI ", b"FLV\x01", b"GIF89a"])
+            data = bytearray(head + draw.randbytes(draw.randrange(4000)))
+        else:
+            data = bytearray(draw.randbytes(draw.randrange(2000)))
+        yield bytes(data)
+
+
+def strings(count: int, seed: int) -> Iterator[str]:
+    """Things that people, and others, write into a box."""
+    draw = random.Random(seed)
+    pieces = [
+        "<image>", "<|im_start|>", "<end_of_utterance>", "</div>", "<script>alert(1)</script>", "${7*7}", "{{7*7}}", "\0", "\n\n",
+        "\u202e", "\ud83d\ude00", "\ufffd", "'; DROP TABLE clips; --", "../../etc/passwd", "%s%n", "what happens first?",
+        " ", "é中", "A" * 300, "\x1b[31m", "&lt;b&gt;", "null", "[]", "\\", '"',
+    ]  # fmt: skip
+    for _ in range(count):
+        parts = [
+            draw.choice(pieces) if draw.random() < 0.8 else chr(draw.randrange(1, 0x2FFF)) for _ in range(draw.randint(1, 8))
+        ]
+        yield "".join(parts)
+
+
+def endure(served: Served, place: Path, clips: int, questions: int, heard: Callable[[str, str], bool] | None = None) -> None:
+    """Broken clips, then odd questions, each of which is answered. heard: whether an answer is one to a question; without it
+    any answer is, and so is a note of what its owner can put right."""
+    client = Client(served.address)
+    good = (place / "good.mp4").read_bytes()
+    for data in mutations(good, clips, 5):
+        status, path = client.upload("clip.mp4", data)
+        assert status == 200
+        told = client.open(path.decode())
+        assert told["success"] and ("<img" in str(told["output"]) or "was not taken" in str(told["output"]))
+    client.show(place / "good.mp4")
+    stood, answered = 0, 0
+    for number, text in enumerate([*strings(questions, 6), "still here"]):
+        if number % 5 == 0:  # a conversation that no longer fits would be the only answer from then on
+            client.quick(client.events["clear", "click"], [])
+            stood = 0
+        drawn = client.ask(text)
+        assert "<script>" not in drawn and "<image>" not in drawn
+        stood += bool(text.strip())  # nothing is asked without words
+        said = turns(drawn)
+        assert len(said) == stood
+        if text.strip():
+            question, answer, note = said[-1]
+            assert "The model failed" not in note and "waiting for the model" not in drawn
+            assert heard(question, answer) if heard else (answer or note)
+            answered += bool(answer) and "no answer" not in answer
+    assert question == "still here" and answered > questions * 0.5
+    status, _ = client.get("/")
+    assert status == 200
+    served.talks.leave(client.session)
+    assert [path for path in served.folder.rglob("*.mp4") if "examples" not in path.parts and not path.is_symlink()] == []
+
+
+def test_broken_clips_and_odd_questions_leave_it_serving(served: Served, place: Path) -> None:
+    endure(served, place, 20, 40, lambda question, answer: spaced(answer) == spaced(f"rlaif heard: {question}"))
+
+
+def spaced(text: str) -> str:
+    """Spaces and ends of lines are not compared."""
+    return " ".join(text.split())
+
+
+@pytest.mark.learning
+def test_many_broken_clips_and_odd_questions_leave_a_real_engine_serving(place: Path, tmp_path: Path) -> None:
+    from minirlaif.inference.hf_engine import HfEngine
+
+    run = chat_run.run_of(tmp_path / "runs" / "a")
+    with serving(lambda: HfEngine(run), run, tmp_path / "runs", tmp_path / "uploads") as real:
+        endure(real, place, 200, 500)
+    assert not (tmp_path / "uploads").exists()
+
+
+def program(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """`python app.py`, in a folder without runs, with temporary files of its own."""
+    (folder / "temp").mkdir(exist_ok=True)
+    variables = {**os.environ, "TMPDIR": str(folder / "temp"), "PYTHONDONTWRITEBYTECODE": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  a shell's background job has it ignored
+    command = [sys.executable, str(ROOT / "app.py"), "--port", "0", *words]
+    return subprocess.Popen(command, cwd=folder, env=variables, preexec_fn=heard, **pipes)
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_without_a_run_the_page_says_which_command_makes_one(tmp_path: Path, end: signal.Signals) -> None:
+    with program(tmp_path, "--password", "open sesame") as app:
+        try:
+            assert app.stdout is not None
+            client_at = app.stdout.readline().split()[1].rstrip("/")
+            import urllib.error
+            import urllib.request
+
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                urllib.request.urlopen(f"{client_at}/config", timeout=30)
+            form = b"username=me&password=wrong"
+            with pytest.raises(urllib.error.HTTPError, match="400"):
+                urllib.request.urlopen(f"{client_at}/login", form, timeout=30)
+            opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+            opener.open(f"{client_at}/login", b"username=me&password=open+sesame", timeout=30)
+            page = opener.open(f"{client_at}/config", timeout=30).read().decode()
+            assert "python -m minirlaif run --config configs/tiny.yaml --run tiny" in page
+            assert '"elem_id":"ask"' not in page and '"elem_id":"clip"' not in page  # nothing that would not work
+            assert len(list((tmp_path / "temp").glob("minirlaif-app-*"))) == 1
+        finally:
+            app.send_signal(end)
+        assert app.wait(30) == 0
+        assert app.stderr is not None and "Traceback" not in app.stderr.read()
+    assert list((tmp_path / "temp").glob("minirlaif-app-*")) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--run", "nope"), "runs/nope: no such run folder; runs there: none"),
+        (("--run", "../x"), "must be a plain name"),
+        (("--gguf", "nowhere"), "no such file or folder"),
+    ],
+)
+def test_what_cannot_be_opened_is_said_in_one_line(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    with program(tmp_path, *words) as app:
+        _, errors = app.communicate(timeout=60)
+        assert app.returncode == 2
+    (line,) = errors.strip().splitlines()
+    assert told in line and line.startswith("minirlaif: ")
+    assert list((tmp_path / "temp").glob("minirlaif-app-*")) == []
+
+
+def test_a_taken_port_is_said(served: Served, tmp_path: Path) -> None:
+    port = served.address.rsplit(":", 1)[1]
+    options = server._parser().parse_args(["--port", port, "--runs-dir", str(tmp_path)])
+    with pytest.raises(UserError, match=f"--port {port}: cannot be served on"):
+        with server.page_at(options, None, None, tmp_path):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("words", "warned"),
+    [
+        ([], ""),
+        (["--host", "0.0.0.0"], "reaches 0.0.0.0"),
+        (["--share"], "knows the address"),
+        (["--share", "--password", "x"], ""),
+    ],
+)
+def test_an_open_door_is_warned_of(words: list[str], warned: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options: argparse.Namespace = server._parser().parse_args(words)
+    server._warn(options)
+    told = capsys.readouterr().err
+    assert warned in told and bool(told) == bool(warned)
+
+
+def test_sessions_that_end_take_their_clips_along(served: Served, place: Path) -> None:
+    """Two visitors bring the same clip; it goes with the second one. The page's heartbeat says when a visitor is gone."""
+    first, second = Client(served.address), Client(served.address)
+    with second.beating():
+        with first.beating():
+            first.show(place / "good.mp4")
+            second.show(place / "good.mp4")
+            seen, kept = (served.talks.session(each.session) for each in (first, second))
+            here = kept.clip
+            assert here is not None and here == seen.clip
+            assert turns(first.ask("a slow one"))
+        wait_for(lambda: seen.clip is None)  # its connection is closed
+        assert here.is_file() and kept.clip == here
+        assert turns(second.ask("still?")) == [("still?", "rlaif heard: still?", "")]
+    wait_for(lambda: not here.parent.exists())
+    assert kept.clip is None
+
+
+def test_a_visitor_that_goes_away_stops_its_answer(served: Served, place: Path) -> None:
+    client, engine = Client(served.address), served.talks.engine
+    with client.beating():
+        client.show(place / "good.mp4")
+        client.quick(client.events["question", "submit"], ["a slow one"])
+        (said,) = served.talks.session(client.session).turns
+        data = ["rlaif", 0.0, 1.0, 16]
+        answering = client.after[client.events["question", "submit"]]
+        client.post("/gradio_api/queue/join", {"data": data, "fn_index": answering, "session_hash": client.session})
+        wait_for(lambda: "word1" in said.text)
+    wait_for(lambda: engine.at_once == 0, 3.0)  # type: ignore[attr-defined]  # of 4 s
+    assert "word39" not in said.text
+
+
+def test_uploads_that_nobody_opened_go_in_time(served: Served) -> None:
+    stale = served.folder / ("0" * 64)
+    stale.mkdir()
+    (stale / "left.mp4").touch()
+    served.talks.sweep(3600)
+    assert stale.exists()  # somebody may be about to open it
+    os.utime(stale, (time.time() - 4000,) * 2)
+    served.talks.sweep(3600)
+    assert not stale.exists()
+
+
+def test_nothing_that_the_page_is_sent_tells_who_is_who_before_the_vote(served: Served, place: Path) -> None:
+    """What stands in no page may still be in the stream that draws it."""
+    client = Client(served.address)
+    client.show(place / "good.mp4")
+    begin = client.events["duel-question", "submit"]
+    _, begun = client.quick(begin, ["a blind one"])
+    done = client.event(client.after[begin], ["", 0.0, 1.0, 16])
+    assert done["success"] and b"one thing happens" in client.heard and b"another thing happens" in client.heard
+    assert HIDDEN.findall(json.dumps(begun) + client.heard.decode()) == []
+    status, voted = client.quick(client.events["vote-A", "click"], [0.0, 1.0, 16])
+    assert status == 200 and {"rlaif", "SFT", "reward", "judge chose"} <= set(HIDDEN.findall(json.dumps(voted)))

@@ -1,0 +1,288 @@
+"""The judge audit: figures by hand, the sample, the page, and labels that survive."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import json
+import re
+import threading
+import urllib.parse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minirlaif.benchmarks import audit_page
+from minirlaif.benchmarks.agreement import Ballot, audit, kappa
+from minirlaif.benchmarks.audit import Audit, drawn
+from minirlaif.cli import main
+from minirlaif.runs.run import Run
+from minirlaif.types import UserError
+from tests.fixtures import clips, tiny
+from tests.fixtures.browser import chromium
+
+RESAMPLES = 500
+
+
+def ballot(
+    judge: str, person: str, clip: str = "c", orders: str = "AA", first: str = "A", lengths: tuple[int, int] = (5, 9)
+) -> Ballot:
+    return Ballot(clip, judge, (orders[0], orders[1]), person, first, lengths)
+
+
+def test_kappa_by_hand():
+    """Cohen's own arithmetic: 20 and 15 of 50 pairs alike, habits 25/25 and 30/20: (0.7 - 0.5) / (1 - 0.5) = 0.4."""
+    pairs = [("A", "A")] * 20 + [("A", "B")] * 5 + [("B", "A")] * 10 + [("B", "B")] * 15
+    assert kappa(pairs) == pytest.approx(0.4)
+    assert kappa([("A", "A"), ("B", "B")]) == 1.0
+    assert kappa([("A", "B"), ("B", "A")]) == -1.0
+    assert kappa([("A", "A"), ("A", "A")]) is None and kappa([]) is None
+    assert kappa([("A", "A"), ("A", "none"), ("none", "A"), ("none", "none")]) == 0.0
+
+
+def test_the_interval_of_kappa_by_hand():
+    """Two clips, one all alike and one all unlike, each with as many A as B: a draw of the one alone gives 1, of the other
+    alone -1, each one time in four."""
+    alike = [ballot("A", "A", "good"), ballot("B", "B", "good")]
+    unlike = [ballot("A", "B", "bad"), ballot("B", "A", "bad")]
+    figure = audit([*alike, *unlike], RESAMPLES, 0)["kappa"]
+    assert (figure.value, figure.low, figure.high, figure.n) == (0.0, -1.0, 1.0, 4)
+
+
+def test_agreement_counts_what_both_decided():
+    found = audit([ballot("A", "A"), ballot("A", "B"), ballot("A", "none"), ballot("none", "B"), ballot("B", "")], RESAMPLES, 0)
+    assert (found["agreement"].value, found["agreement"].n) == (0.5, 2)
+    assert found["kappa"].n == 4  # all that the person labelled, undecided ones too
+
+
+def test_position_bias_by_hand():
+    """Orders are in names of the first one: A then B is the answer shown first, both times."""
+    always_first = [ballot("none", "", f"d{n}", orders="AB") for n in range(6)]
+    always_second = [ballot("none", "", f"c{n}", orders="BA") for n in range(6)]
+    steady = [ballot("A", "", f"c{n}", orders="AA") for n in range(6)]
+    values = [audit(some, RESAMPLES, 0)["judge_first"] for some in (always_first, always_second, steady)]
+    assert [(figure.value, figure.n) for figure in values] == [(1.0, 12), (0.0, 12), (0.5, 12)]
+    mixed = audit([*always_first, *steady], RESAMPLES, 0)["judge_first"]
+    assert mixed.value == 0.75 and mixed.low is not None and mixed.low < 0.75
+    assert audit([ballot("A", "", orders="A-")], RESAMPLES, 0)["judge_first"].n == 1  # a tie in one order says nothing there
+
+
+def test_length_bias_by_hand():
+    """B is longer. The judge takes it in three of four pairs, the person in one of the same four."""
+    some = [ballot("B", "A", "a"), ballot("B", "A", "b"), ballot("B", "B", "c"), ballot("A", "A", "d")]
+    same = [ballot("B", "A", "e", lengths=(7, 7))]  # no longer one
+    found = audit([*some, *same], RESAMPLES, 0)
+    assert (found["judge_longer"].value, found["person_longer"].value) == (0.75, 0.25)
+    gap = found["longer_gap"]
+    assert (gap.value, gap.n) == (0.5, 4) and gap.low is not None and gap.low >= 0.0
+
+
+def test_the_persons_own_position_bias():
+    found = audit([ballot("A", "A", first="A"), ballot("A", "B", first="A"), ballot("A", "B", first="B")], RESAMPLES, 0)
+    assert (found["person_first"].value, found["person_first"].n) == (pytest.approx(2 / 3), 3)
+
+
+def test_nothing_labelled_yet():
+    found = audit([ballot("A", "")], RESAMPLES, 0)
+    assert found["agreement"].value is None and found["kappa"].value is None and found["judge_longer"].value == 0.0
+
+
+def test_a_sample_is_of_as_many_clips_as_possible():
+    rows = {f"p{n}": {"video": f"c{n // 4}"} for n in range(20)}  # five clips
+    five = drawn(rows, 5, seed=3)
+    assert len({rows[id_]["video"] for id_ in five}) == 5
+    assert five == drawn(dict(reversed(rows.items())), 5, seed=3) != drawn(rows, 5, seed=4)
+    assert sorted(drawn(rows, 99, 0)) == sorted(rows)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A finished `feedback` with eight verdicts about two clips, and one pair of equal answers."""
+    found = Run(tmp_path / "runs" / "a")
+
+    def fed(path: Path) -> None:
+        lines = []
+        for n in range(9):
+            video = f"../../../clip{n % 2}.mp4"
+            b = "same" if n == 8 else f"answer B {n} is longer"
+            a = "same" if n == 8 else f"answer A {n}"
+            lines.append({"id": f"p{n}", "video": video, "question": f"question {n}?", "answer_a": a, "answer_b": b,
+                          "choice": "A", "margin": 1.0, "orders": ["A", "A"]})  # fmt: skip
+        tiny.write_lines(path / "verdicts.jsonl", lines)
+
+    for n in range(2):
+        clips.write_clip(tmp_path / f"clip{n}.mp4")
+    tiny.finished(found, "feedback", fed)
+    return found
+
+
+def test_labels_are_kept_and_their_order_is_undone(run: Run):
+    first = Audit(run, 6, 0)
+    assert len(first.items) == 6 and {item.flipped for item in first.items} == {True, False} and first.next_place() == 0
+    for item in first.items:  # the person always likes A, wherever it stands
+        first.label(item, "second" if item.flipped else "first")
+    again = Audit(run, 99, 5)  # an old sample stays what it was, and says so
+    assert again.kept == "6 pairs drawn before (seed 0) are used; --redo draws anew and sets labels aside"
+    assert first.kept == Audit(run, 6, 0).kept == "" and Audit(run, 6, 1).kept and Audit(run, 5, 0).kept
+    assert [item.id for item in again.items] == [item.id for item in first.items] and again.next_place() is None
+    figures = again.figures()
+    assert (figures["agreement"].value, figures["agreement"].n) == (1.0, 6)
+    assert figures["person_longer"].value == 0.0
+    again.label(again.items[1], "tie")  # undecided: no agreement, but a label
+    found = Audit(run, 6, 0).figures()
+    assert (found["agreement"].n, found["kappa"].n) == (5, 6)
+    again.label(again.items[1], "skip")  # whoever cannot tell has said nothing
+    found = Audit(run, 6, 0).figures()
+    assert (found["agreement"].n, found["kappa"].n) == (5, 5)
+    again.label(again.items[1], "second" if again.items[1].flipped else "first")
+    again.label(again.items[0], "skip")  # a label can be taken back
+    assert Audit(run, 6, 0).figures()["agreement"].n == 5
+
+
+def test_a_line_that_was_cut_is_passed_over(run: Run):
+    found = Audit(run, 4, 0)
+    found.label(found.items[0], "tie")
+    path = run.root / "audit" / "labels.jsonl"
+    path.write_text(path.read_text() + '{"id": "p')
+    found.label(found.items[1], "first")
+    assert Audit(run, 4, 0).labels == {found.items[0].id: "tie", found.items[1].id: "first"}
+
+
+def test_other_verdicts_need_another_sample(run: Run):
+    found = Audit(run, 4, 0)
+    found.label(found.items[0], "tie")
+    run.set_aside("feedback")
+    tiny.finished(run, "feedback", lambda path: (path / "verdicts.jsonl").write_bytes(
+        (run.root / "feedback.old" / "verdicts.jsonl").read_bytes().replace(b"answer A", b"Answer A")))  # fmt: skip
+    with pytest.raises(UserError, match="drawn from other verdicts; draw again with --redo"):
+        Audit(run, 4, 0)
+    assert Audit(run, 4, 0, redo=True).labels == {}
+    assert (run.root / "audit" / "labels.old.jsonl").is_file()
+
+
+def test_all_pairs_there_are_is_what_was_asked_for(run: Run):
+    assert len(Audit(run, 50, 0).items) == 8 and Audit(run, 50, 0).kept == "" == Audit(run, 8, 0).kept
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"feedback": 1}', '{"feedback": "IDENTITY", "seed": 0, "ids": ["p99"]}'])
+def test_a_sample_that_is_none_is_one_line(run: Run, text: str, capsys: pytest.CaptureFixture[str]):
+    Audit(run, 4, 0)
+    identity = (run.manifest("feedback") or {})["identity"]
+    (run.root / "audit" / "sample.json").write_text(text.replace("IDENTITY", identity))
+    words = ["audit", "--run", "a", "--runs-dir", str(run.root.parent), "--report"]
+    assert main.main(words) == 2
+    assert (
+        capsys.readouterr().err.splitlines()[-1].endswith("sample.json: not a sample of these verdicts; draw again with --redo")
+    )
+    assert main.main([*words, "--redo"]) == 0
+
+
+def served(found: Audit, act: Callable[[http.client.HTTPConnection], None]) -> None:
+    failed: list[BaseException] = []
+
+    def ready(server: Any) -> None:
+        def work() -> None:
+            try:
+                act(http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=60))
+            except BaseException as error:
+                failed.append(error)
+            finally:
+                server.shutdown()
+
+        threading.Thread(target=work).start()
+
+    audit_page.serve(found, 0, 60.0, ready)
+    if failed:
+        raise failed[0]
+
+
+def got(
+    line: http.client.HTTPConnection, verb: str, path: str, form: dict[str, Any] | None = None, **headers: str
+) -> tuple[int, str]:
+    body = urllib.parse.urlencode(form) if form is not None else None
+    line.request(verb, path, body, headers)
+    response = line.getresponse()
+    text = response.read().decode(errors="replace")
+    line.close()
+    return response.status, text
+
+
+def test_the_page(run: Run, capsys: pytest.CaptureFixture[str]):
+    found = Audit(run, 3, 0)
+
+    def act(line: http.client.HTTPConnection) -> None:
+        status, page = got(line, "GET", "/")
+        assert status == 200 and found.items[0].question in page and "data:image/jpeg" in page
+        (program,) = re.findall("<script>(.*?)</script>", page)  # one, and the policy lets in no other
+        digest = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()
+        policy = re.search('Content-Security-Policy" content="([^"]+)"', page)[1]  # type: ignore[index]
+        assert page.count("<script") == 1 and policy.endswith(f"; script-src 'sha256-{digest}'")
+        assert policy.startswith("default-src 'none'") and "Keys 1 to 4 press these buttons." in page
+        found._rows[found.items[0].id].update(choice="B", orders=["B", "B"])
+        assert got(line, "GET", "/")[1] == page  # blind: whatever the judge said
+        found._rows[found.items[0].id].update(choice="A", orders=["A", "A"])
+        first, second = found.items[0].answers[::-1] if found.items[0].flipped else found.items[0].answers
+        assert 0 < page.index(first) < page.index(second)
+        token = re.search('name="token" value="([^"]+)"', page)[1]  # type: ignore[index]
+        assert got(line, "GET", "/clip/0")[0] == 200 and got(line, "GET", "/clip/9")[0] == 404
+        for bad in ({"token": "x"}, {"item": "9"}, {"item": "x"}, {"label": "A"}):
+            assert got(line, "POST", "/label", {"token": token, "item": 0, "label": "first", **bad})[0] in (400, 403)
+        assert got(line, "GET", "/", Host="evil.example")[0] == 403 and found.labels == {}
+        for place in range(3):
+            assert got(line, "POST", "/label", {"token": token, "item": place, "label": "first"})[0] == 303
+        status, page = got(line, "GET", "/")
+        assert status == 200 and "Judge and person" in page and "only a hint" in page
+
+    served(found, act)
+    assert "label here" in (printed := capsys.readouterr().out) and "drawn before" not in printed
+    assert "3 pairs drawn, 3 labelled" in printed
+    result = json.loads((run.root / "audit" / "result.json").read_text())
+    assert result["labels"] == {"first": 3, "second": 0, "tie": 0, "skip": 0} and result["agreement"]["n"] == 3
+
+
+def test_keys_press_the_buttons(run: Run):
+    """1 to 4 on three pairs; no key with Ctrl, none that is held down, none beyond."""
+    found = Audit(run, 3, 0)
+
+    def act(line: http.client.HTTPConnection) -> None:
+        with chromium() as browser:
+            page = browser.new_page(viewport={"width": 390, "height": 800})
+            page.goto(f"http://127.0.0.1:{line.port}/")
+            page.keyboard.press("9")
+            page.keyboard.press("Control+1")
+            page.evaluate("document.dispatchEvent(new KeyboardEvent('keydown', {key: '1', repeat: true}))")
+            page.wait_for_timeout(300)
+            assert found.labels == {}
+            for key in "142":
+                with page.expect_navigation():
+                    page.keyboard.press(key)
+            assert [found.labels[item.id] for item in found.items] == ["first", "skip", "second"]
+            page.goto(f"http://127.0.0.1:{line.port}/result")
+            cells = page.locator("tbody td, tbody th").evaluate_all("all => all.map(e => e.getBoundingClientRect().right)")
+            assert max(cells) <= 390  # nothing is cut at the right
+            page.close()
+
+    served(found, act)
+
+
+def test_a_kept_sample_is_told_by_the_command(run: Run, capsys: pytest.CaptureFixture[str]):
+    words = ["audit", "--run", "a", "--runs-dir", str(run.root.parent), "--report"]
+    assert main.main([*words, "--count", "2"]) == 0 and "drawn before" not in capsys.readouterr().out
+    assert main.main([*words, "--count", "4", "--seed", "5"]) == 0
+    assert "2 pairs drawn before (seed 0) are used; --redo draws anew" in capsys.readouterr().out
+    audit_page.serve(Audit(run, 4, 5), 0, 60.0, lambda server: threading.Thread(target=server.shutdown).start())
+    assert capsys.readouterr().out.startswith("2 pairs drawn before (seed 0) are used")
+    assert main.main([*words, "--count", "4", "--seed", "5", "--redo"]) == 0
+    assert "4 pairs drawn, 0 labelled" in (told := capsys.readouterr().out) and "before" not in told
+
+
+def test_the_command(run: Run, capsys: pytest.CaptureFixture[str]):
+    words = ["audit", "--run", "a", "--runs-dir", str(run.root.parent)]
+    assert main.main([*words, "--report", "--count", "2"]) == 0
+    assert "2 pairs drawn, 0 labelled" in capsys.readouterr().out
+    assert main.main([*words, "--count", "0"]) == 2
+    assert main.main(["audit", "--run", "b", "--runs-dir", str(run.root.parent)]) == 2
+    assert "does not exist yet" in capsys.readouterr().err

@@ -1,0 +1,182 @@
+"""The engine over a run: the answers of `sample`, looks and prefixes counted, the run's own reward model and judge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from minirlaif.config import ModelSection
+from minirlaif.inference.engine import Options
+from minirlaif.inference.hf_engine import HfEngine
+from minirlaif.models.generation import Asked, Kept, sample
+from minirlaif.models.loading import open_backbone
+from minirlaif.models.logprobs import sequence_scores
+from minirlaif.models.renderer import pieces
+from minirlaif.runs.run import Run
+from minirlaif.types import Turn, UserError
+from tests.fixtures import bases_llava, bases_qwen, bases_smolvlm, chat_run, tiny
+
+GREEDY = Options(0.0, 1.0, 24, 0)
+QUESTIONS = ("what happens first?", "describe the video.", "which way does the red circle go?")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("talk")
+    chat_run.world_clip(folder / "a.mp4")
+    chat_run.world_clip(folder / "b.mp4", chat_run.TWO[::-1], seed=1)
+    chat_run.run_of(folder / "run")
+    return folder
+
+
+@pytest.fixture
+def engine(folder: Path) -> Iterator[HfEngine]:
+    made = HfEngine(Run(folder / "run"))
+    yield made
+    made.close()
+
+
+def said(engine: HfEngine, clip: Path, question: str, options: Options = GREEDY, model: str = "", turns: tuple = ()) -> str:
+    return "".join(engine.stream(engine.look(str(clip)), turns, question, options, model))
+
+
+def test_streamed_answers_are_those_of_sample(engine: HfEngine, folder: Path) -> None:
+    bench, clip = engine._bench, str(folder / "a.mp4")
+    view = bench.whole(clip)
+    told = {}
+    for model, role in (("rlaif", "policy"), ("sft", "sft"), ("base", "base")):
+        for question in QUESTIONS:  # the second and third start from the kept cache
+            for temperature in (0.0, 1.0):
+                options = Options(temperature, 0.9, 24, 7)
+                with bench.roles.reading_as(role):
+                    source = torch.Generator().manual_seed(7)
+                    asked = [bench.asked(view, question)]
+                    ((answer,),) = sample(bench.backbone, asked, 1, temperature, 0.9, 24, source)
+                told[model, question, temperature] = said(engine, folder / "a.mp4", question, options, model)
+                assert told[model, question, temperature] == bench.backbone.renderer.decode(answer.ids)
+    assert len({told[model, question, 0.0] for model in engine.models for question in QUESTIONS}) > len(QUESTIONS)
+    assert engine.counters["reused_tokens"] > 0
+
+
+def test_a_conversation_is_the_one_that_training_renders(engine: HfEngine, folder: Path) -> None:
+    """With turns, the prompt is the rendered conversation up to the last answer."""
+    renderer, view = engine._bench.backbone.renderer, engine._bench.whole(str(folder / "a.mp4"))
+    turns = (Turn("what happens first?", "a red circle moves left."), Turn("how many things happen?", "two things happen."))
+    asked = renderer.prompt(view.shown, turns[1].question, turns=turns[:1])
+    whole = renderer.conversation(view.shown, turns)
+    last = max(
+        place for place, answer in enumerate(whole.answer) if not answer and whole.answer[place + 1 : place + 2] == (True,)
+    )
+    assert asked == whole.ids[: last + 1]
+    assert said(engine, folder / "a.mp4", turns[1].question, turns=turns[:1])
+
+
+def test_a_clip_is_looked_at_once_and_its_frames_are_read_once(engine: HfEngine, folder: Path) -> None:
+    clip = folder / "a.mp4"
+    said(engine, clip, QUESTIONS[0])
+    first = dict(engine.counters)
+    prompt = engine._bench.backbone.renderer.prompt(engine._bench.whole(str(clip)).shown, QUESTIONS[0])
+    assert first == {"decodes": 1, "encodes": 1, "prefilled_tokens": len(prompt), "reused_tokens": 0}
+    said(engine, clip, QUESTIONS[1])
+    second = dict(engine.counters)
+    assert (second["decodes"], second["encodes"]) == (1, 1)
+    frames = 1 + max(place for place, token in enumerate(prompt) if token == engine._bench.backbone.renderer.image_id)
+    assert second["reused_tokens"] >= frames
+    said(engine, clip, QUESTIONS[1], model="sft")  # another model has read nothing yet
+    assert engine.counters["reused_tokens"] == second["reused_tokens"]
+    engine.look(str(clip), 4)  # another frame plan
+    engine.look(str(folder / "b.mp4"))
+    assert (engine.counters["decodes"], engine.counters["encodes"]) == (3, 3)
+
+
+def test_a_look_shows_what_the_model_sees(engine: HfEngine, folder: Path) -> None:
+    look = engine.look(str(folder / "a.mp4"), 4)
+    assert look.seconds == pytest.approx(23 / 12)  # 16 frames, 8 a second; the container says that the last one is short
+    assert look.times == pytest.approx([23 / 96, 23 / 32, 115 / 96, 161 / 96])  # middles of quarters
+    assert look.pixels_FHW3.shape == (4, 32, 32, 3) and look.aspect == 1.0
+    red, blue = look.pixels_FHW3[0].astype(int), look.pixels_FHW3[3].astype(int)
+    assert (red[..., 0] - red[..., 2]).max() > 100 and (blue[..., 2] - blue[..., 0]).max() > 100
+    assert engine.look(str(folder / "a.mp4")).key != look.key != engine.look(str(folder / "b.mp4"), 4).key
+
+
+def test_stopping_early_leaves_the_next_answer_as_it_was(engine: HfEngine, folder: Path) -> None:
+    look = engine.look(str(folder / "a.mp4"))
+    whole = said(engine, folder / "a.mp4", QUESTIONS[1])
+    assert len(whole.split()) > 3
+    for _ in range(2):
+        stream = engine.stream(look, (), QUESTIONS[1], GREEDY)
+        assert whole.startswith(next(stream))
+        stream.close()
+    assert said(engine, folder / "a.mp4", QUESTIONS[1]) == whole
+    assert said(engine, folder / "a.mp4", QUESTIONS[0]) != whole
+
+
+def test_the_score_is_the_reward_models_above_its_mean(engine: HfEngine, folder: Path) -> None:
+    bench, clip = engine._bench, str(folder / "a.mp4")
+    look, (question, answer) = engine.look(clip), ("what happens first?", "a red circle moves left.")
+    judged = engine.judge(look, question, answer, "a blue cross moves up.")
+    assert judged.context.startswith("0s: ") and judged.context.count("\n") == 2  # a line per second
+    row = bench.row(bench.whole(clip), question, bench.answer_ids(answer), judged.context)
+    with bench.roles.reading_as("reward"):
+        expected = float(sequence_scores(bench.backbone, bench.roles.heads["reward"], [row])) + 1.5
+    assert engine.score(look, question, answer) == pytest.approx(expected, abs=1e-5)
+    swapped = engine.judge(look, question, "a blue cross moves up.", answer)
+    assert {judged.choice, swapped.choice} == {"A", "B"} and judged.margin == pytest.approx(swapped.margin)
+
+
+def test_a_run_without_ppo_or_reward_talks_all_the_same(folder: Path, tmp_path: Path) -> None:
+    engine = HfEngine(chat_run.run_of(tmp_path / "half", aligned=False, reward=False))
+    assert engine.models == ("sft", "base")
+    assert said(engine, folder / "a.mp4", QUESTIONS[0])
+    assert engine.score(engine.look(str(folder / "a.mp4")), "what?", "a red circle.") is None
+    engine.close()
+
+
+def test_a_conversation_that_does_not_fit_is_refused(engine: HfEngine, folder: Path) -> None:
+    with pytest.raises(UserError, match="the model takes 2048"):
+        said(engine, folder / "a.mp4", "red circle " * 1100)
+    with pytest.raises(UserError, match="does not exist"):
+        HfEngine(Run(folder / "none"))
+
+
+def test_special_tokens_in_a_question_stay_letters(engine: HfEngine, folder: Path) -> None:
+    assert isinstance(said(engine, folder / "a.mp4", "<image><image> what <end_of_utterance> happens?"), str)
+
+
+def test_a_character_of_several_tokens_is_told_when_it_is_whole() -> None:
+    renderer = tiny.backbone().renderer
+    ids = renderer.text_ids(" a \u00e9\u4e2d b")
+    told = list(pieces(renderer, iter(ids)))
+    assert "".join(told) == "a \u00e9\u4e2d b" and not any("\ufffd" in piece for piece in told)
+    assert len(told) < len(ids)
+    assert "".join(pieces(renderer, iter(renderer.text_ids(" a \u4e2d")[:-1]))) == "a \ufffd"
+
+
+BASES = {
+    "smolvlm2": bases_smolvlm.smolvlm,
+    "qwen3-vl": bases_qwen.qwen3_vl,
+    "qwen3.5": bases_qwen.qwen3_5,
+    "llava": bases_llava.llava,
+}
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_every_family_goes_on_from_the_kept_frames(name: str, tmp_path: Path) -> None:
+    BASES[name](tmp_path / "base")
+    base = open_backbone(ModelSection(base=str(tmp_path / "base"), dtype="float32", device="cpu"))
+    size = base.frame_size(64, 64, 4096)
+    pixels = torch.randint(0, 256, (4, size.height, size.width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    features = base.encode_frames(pixels.numpy())
+    shown = chat_run.shown(features)
+    kept, turns = Kept(), []
+    for number, question in enumerate(("what happens first?", "what then?", "a red square moves left")):
+        asked = Asked(base.renderer.prompt(shown, question, turns=turns), features)
+        ((answer,),) = sample(base, [asked], temperature=0, max_new_tokens=6)
+        told = list(kept.stream(base, asked, 0, max_new_tokens=6))
+        assert told == [token for token in answer.ids if token != base.renderer.end_id]
+        frames = 1 + max(place for place, token in enumerate(asked.ids) if token == base.renderer.image_id)
+        assert kept.reused >= number * frames > 0 or number == 0
+        turns.append(Turn(question, base.renderer.decode(told) or "so"))

@@ -1,0 +1,394 @@
+"""Judging: what is asked, asked again, kept and counted; local judges on a model whose reply is known."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import sqlite3
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from minirlaif.benchmarks.scores import Scores, load, save
+from minirlaif.judges import local
+from minirlaif.judges.base import JudgeName, Refused, Reply
+from minirlaif.judges.cache import Replies
+from minirlaif.judges.config import JudgeSettings, check_judge, judge_prompts
+from minirlaif.judges.grade import Question, estimate, judge_name, mark_all, nothing_read
+from minirlaif.judges.local import GgufJudge, HfJudge
+from minirlaif.judges.match import match_grade
+from minirlaif.judges.rubric import Grade, Message
+from minirlaif.types import UserError
+from tests.fixtures import fixed_reply
+
+SETTINGS = JudgeSettings("openai", "judge", url="http://127.0.0.1:1/v1", attempts=2)
+
+
+class Fake:
+    """Says what `says` makes of the last message; keeps every question. An exception among the replies is raised."""
+
+    kind, name, parallel = "openai", "judge", 3
+
+    def __init__(self, says: Any, version: str = "v1", signature: str = "s") -> None:
+        self.says, self.version, self.signature = says, version, {"who": signature}
+        self.asked: list[list[Message]] = []
+        self.closed = False
+        self._lock = threading.Lock()
+
+    def ask(self, messages: Sequence[Message]) -> Reply:
+        with self._lock:
+            self.asked.append(list(messages))
+            said = self.says(messages[-1]["content"]) if callable(self.says) else self.says
+        if isinstance(said, BaseException):
+            raise said
+        return Reply(said, self.version, "2026-01-02", 10, 2)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def replies(tmp_path: Path) -> Iterator[Replies]:
+    kept = Replies(tmp_path / "replies.sqlite")
+    yield kept
+    kept.close()
+
+
+def questions(count: int, with_pred: bool = False) -> list[Question]:
+    return [Question(({"role": "user", "content": f"question {n}"},), with_pred) for n in range(count)]
+
+
+def test_every_question_gets_its_own_mark(replies):
+    judge = Fake(lambda text: json.dumps({"score": int(text.split()[-1])}))
+    marked, counts = mark_all(judge, SETTINGS, questions(6)[::-1], replies)
+    assert [each.grade for each in marked] == [Grade(n) for n in (5, 4, 3, 2, 1, 0)]
+    assert (counts.asked, counts.kept, counts.unreadable, counts.refused) == (6, 0, 0, 0)
+    assert (counts.tokens_in, counts.tokens_out) == (60, 12)
+
+
+def test_equal_questions_are_asked_once_and_kept_ones_never(replies):
+    judge = Fake('{"score": 2}')
+    twice = [*questions(3), *questions(3)]
+    assert len(mark_all(judge, SETTINGS, twice, replies)[0]) == 6 and len(judge.asked) == 3
+    marked, counts = mark_all(judge, SETTINGS, [*twice, *questions(4)], replies)
+    assert len(judge.asked) == 4 and (counts.asked, counts.kept) == (1, 3)
+    assert {each.grade for each in marked} == {Grade(2)}
+
+
+def test_another_judge_is_asked_anew(replies):
+    mark_all(Fake('{"score": 2}'), SETTINGS, questions(2), replies)
+    other = Fake('{"score": 3}', signature="other")
+    assert mark_all(other, SETTINGS, questions(2), replies)[0][0].grade == Grade(3) and len(other.asked) == 2
+
+
+def test_an_unreadable_reply_is_asked_for_again_with_what_was_wrong(replies):
+    judge = Fake(lambda text: '{"score": 3}' if "cannot be read" in text else "I say 9")
+    (marked,), counts = mark_all(judge, SETTINGS, questions(1), replies)
+    assert marked.grade == Grade(3) and (counts.asked, counts.unreadable) == (2, 1)
+    assert [m["role"] for m in judge.asked[1]] == ["user", "assistant", "user"]
+    assert judge.asked[1][1]["content"] == "I say 9" and "not a JSON object" in judge.asked[1][2]["content"]
+
+
+@pytest.mark.parametrize(("reply", "why"), [('{"score": 9}', "not between 0 and 5"), ("no", "not a JSON object")])
+def test_what_stays_unreadable_has_no_mark_and_a_reason(replies, reply: str, why: str):
+    judge = Fake(reply)
+    (marked,), counts = mark_all(judge, SETTINGS, questions(1), replies)
+    assert marked.grade is None and marked.why.startswith("unreadable: ") and why in marked.why and marked.reply == reply
+    assert len(judge.asked) == 2 == counts.unreadable
+    (again,), counts = mark_all(judge, SETTINGS, questions(1), replies)  # it costs nothing the second time
+    assert again == marked and len(judge.asked) == 2 and counts.kept == 2
+
+
+def test_one_refused_question_does_not_stop_the_others(replies):
+    judge = Fake(lambda text: Refused("too long") if text.endswith("1") else '{"score": 1}')
+    marked, counts = mark_all(judge, SETTINGS, questions(3), replies)
+    assert [each.why for each in marked] == ["", "refused: too long", ""] and counts.refused == 1
+
+
+def test_a_judge_that_refuses_everything_is_not_asked_on_and_on(replies):
+    judge = Fake(Refused("unknown parameter"))
+    with pytest.raises(UserError, match=r"refuses every question \(unknown parameter\)"):
+        mark_all(judge, SETTINGS, questions(200), replies)
+    assert len(judge.asked) < 20 and judge.closed
+
+
+def test_a_judge_that_goes_away_loses_nothing(replies):
+    before = Fake(lambda text: '{"score": 1}' if int(text.split()[-1]) < 5 else UserError("gone"))
+    before.parallel = 1
+    with pytest.raises(UserError, match="gone"):
+        mark_all(before, SETTINGS, questions(40), replies)
+    assert before.closed and len(before.asked) < 40
+    after = Fake('{"score": 1}')
+    _, counts = mark_all(after, SETTINGS, questions(40), replies)
+    assert (counts.kept, counts.asked) == (5, 35)
+
+
+def test_two_versions_are_never_one_judge(replies):
+    mark_all(Fake('{"score": 1}', "v1"), SETTINGS, questions(2), replies)
+    judge = Fake('{"score": 1}', "v2")
+    _, counts = mark_all(judge, SETTINGS, questions(3), replies)
+    with pytest.raises(UserError, match=r"several versions \(v1, v2\)"):
+        judge_name(judge, "p", counts)
+    assert replies.drop("v1") == 2
+    _, counts = mark_all(judge, SETTINGS, questions(3), replies)
+    name = judge_name(judge, "p", counts)
+    assert name.key[:4] == ("openai", "judge", "v2", "p") and len(judge.asked) == 3
+    assert name.title == "judge (openai), version v2, who s, prompt p, 2026-01-02"
+
+
+def test_the_estimate(replies):
+    mark_all(Fake('{"score": 1}'), SETTINGS, questions(2), replies)
+    settings = JudgeSettings("openai", "judge", url="http://x", price_in=1000.0, price_out=2000.0)
+    asked = [Question(({"role": "user", "content": "x" * 400},), False), *questions(2)]
+    found = estimate(Fake(""), settings, asked, replies)
+    # 400 letters at 4 a token and 16 of layout in, 16 out; 1000 and 2000 a million tokens
+    assert (found.questions, found.kept, found.tokens_in, found.tokens_out) == (3, 2, 116, 16)
+    assert found.cost == pytest.approx(0.116 + 0.032)
+    assert found.told("j", True) == (
+        "judge j: 3 questions, 2 replies kept, 1 to ask (about 116 tokens in and 16 out, about 0.15 at the given prices)"
+        "; a reply that cannot be read is asked for once more"
+    )
+    once, four = (replace(found, attempts=attempts).told("j", False) for attempts in (1, 4))
+    assert "once more" not in once and "asked for up to 3 times more" in four
+    with pytest.raises(UserError, match="would cost about 0.15, max_cost is 0.1"):
+        estimate(Fake(""), JudgeSettings(price_in=1000.0, price_out=2000.0, max_cost=0.1), asked, replies)
+
+
+def a_name(**more: Any) -> JudgeName:
+    return JudgeName("openai", "judge", "v1", "p", (), {"url": "http://one:80/v1", "temperature": 0.0, "max_tokens": 9, **more})
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"url": "http://two/v1"}, "judge (openai at two), version v1, prompt p"),
+        ({"temperature": 0.7}, "judge (openai at one:80), version v1, temperature 0.7, prompt p"),
+        ({"top_p": 0.5}, "judge (openai at one:80), version v1, top_p 0.5, prompt p"),
+        ({"quantization": "nf4"}, "judge (openai at one:80), version v1, quantization nf4, prompt p"),
+        ({"dtype": "float32"}, "judge (openai at one:80), version v1, dtype float32, prompt p"),
+        ({"max_tokens": 10}, "judge (openai at one:80), version v1, prompt p"),
+    ],
+)
+def test_marks_that_were_asked_for_otherwise_are_of_another_judge(tmp_path: Path, more: dict[str, Any], words: str):
+    first, second = a_name(), a_name(**more)
+    assert first.key != second.key and second.title == words
+    model = {"run": "r", "title": "sft", "answers": "id"}
+    files = [save(tmp_path, Scores("b", "zeroshot", "f" * 64, model, name, (), {})) for name in (first, second, a_name())]
+    assert files[0] != files[1] and files[0] == files[2]
+    assert [load(path).judge.key for path in files[:2]] == [first.key, second.key]  # what was read again fits what was not
+
+
+def test_replies_are_on_disk_one_by_one(tmp_path: Path, replies):
+    replies.put("k", Reply("text", "v", "2026-01-01"))
+    with sqlite3.connect(tmp_path / "replies.sqlite") as other:  # another process sees it at once
+        assert other.execute("SELECT key, version FROM replies").fetchall() == [("k", "v")]
+    assert replies.get("k") == Reply("text", "v", "2026-01-01") and replies.get("l") is None
+
+
+def test_a_file_that_holds_no_replies(tmp_path: Path):
+    path = tmp_path / "r.sqlite"
+    path.write_text("not a database, and long enough to be looked at closely " * 50)
+    with pytest.raises(UserError, match="not a file of judges' replies"):
+        Replies(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "preds", "right"),
+    [
+        ("exact", "A red cat.", ["a red  cat"], True),
+        ("exact", "a red cat", ["red cat"], False),
+        ("normalised", "A red cat.", ["the red, cat!"], True),
+        ("normalised", "two", ["2"], True),
+        ("normalised", "red", ["a red cat"], False),
+        ("normalised", "red", ["red", "Red."], True),
+        ("normalised", "red", ["red", "blue"], False),
+    ],
+)
+def test_match(kind: str, answer: str, preds: list[str], right: bool):
+    assert match_grade(kind, answer, preds) == Grade(5 if right else 0, right)
+
+
+def test_other_prompts(tmp_path: Path):
+    path = tmp_path / "prompts.yaml"
+    path.write_text("detail: {system: Mark it., user: 'Q {question} A {answer} P {pred}'}\n")
+    found = judge_prompts(JudgeSettings(prompts=str(path)))
+    assert found["detail"].system == "Mark it." and found["qa"] == judge_prompts(JudgeSettings())["qa"]
+    for text, words in (
+        ("detail: {system: x, user: 'Q {question} A {answer}'}", r"detail.user has no place for \{pred\}"),
+        ("consistency: {system: x, user: '{question1}{answer}{pred1}{pred2}'}", r"no place for \{question2\}"),
+        ("detail: just text", "detail needs two texts"),
+        ("details: {system: x, user: y}", "details is no metric"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=words):
+            judge_prompts(JudgeSettings(prompts=str(path)))
+
+
+REPLY = '{"pred": "yes", "score": 4}'
+
+
+def test_a_gguf_file_judges(tmp_path: Path, replies):
+    path = fixed_reply.write_gguf(tmp_path / "parrot.gguf", REPLY)
+    judge = GgufJudge(JudgeSettings("gguf", str(path), context=512, threads=1))
+    try:
+        long = Question(({"role": "user", "content": "long " * 300},), True)
+        marked, counts = mark_all(judge, SETTINGS, [*questions(2, with_pred=True), long], replies)
+        assert [each.grade for each in marked] == [Grade(4, True), Grade(4, True), None]
+        assert marked[2].why.startswith("refused: ") and "raise context, which is 512" in marked[2].why
+        name = judge_name(judge, "p", counts)
+        assert name.key[:2] == ("gguf", "parrot.gguf") and len(name.version) == 16
+    finally:
+        judge.close()
+
+
+def test_a_gguf_file_that_is_none(tmp_path: Path):
+    (tmp_path / "x.gguf").write_text("no model")
+    with pytest.raises(UserError, match="llama.cpp cannot load it"):
+        GgufJudge(JudgeSettings("gguf", str(tmp_path / "x.gguf")))
+    with pytest.raises(UserError, match="no such file"):
+        GgufJudge(JudgeSettings("gguf", str(tmp_path / "y.gguf")))
+
+
+class Decodes:
+    """Stands for llama_cpp.Llama: says when it is inside, stays there until it may go, and notices when it is freed below."""
+
+    def __init__(self, path: str, **settings: Any) -> None:
+        self.inside, self.go, self.frees, self.freed_inside = threading.Event(), threading.Event(), 0, False
+        self.busy = False
+
+    def create_chat_completion(self, messages: Any, **settings: Any) -> dict[str, Any]:
+        self.busy = True
+        self.inside.set()
+        self.go.wait(10)
+        self.busy = False
+        return {"choices": [{"message": {"content": REPLY}}]}
+
+    def close(self) -> None:
+        self.frees += 1
+        self.freed_inside |= self.busy
+
+
+def fake_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> GgufJudge:
+    monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace(Llama=Decodes))
+    (tmp_path / "x.gguf").write_text("weights")
+    return GgufJudge(JudgeSettings("gguf", str(tmp_path / "x.gguf"), **changes))
+
+
+def test_a_gguf_judge_is_not_freed_while_it_decodes(tmp_path: Path, monkeypatch):
+    judge = fake_gguf(tmp_path, monkeypatch)
+    model: Any = judge._model
+    asks = threading.Thread(target=judge.ask, args=(questions(1)[0].messages,))
+    closes = threading.Thread(target=judge.close)
+    asks.start()
+    assert model.inside.wait(10)
+    closes.start()
+    closes.join(0.2)
+    assert closes.is_alive() and not model.frees
+    model.go.set()
+    asks.join(10)
+    closes.join(10)
+    judge.close()
+    assert model.frees == 1 and not model.freed_inside
+    with pytest.raises(UserError, match="closed before"):
+        judge.ask(questions(1)[0].messages)
+
+
+def test_a_gguf_judge_is_known_by_how_it_is_asked(tmp_path: Path, monkeypatch):
+    ways: list[dict[str, Any]] = [{}, {"temperature": 0.5}, {"max_tokens": 5}, {"context": 99}]
+    found = [dict(fake_gguf(tmp_path, monkeypatch, **changes).signature) for changes in ways]
+    assert all(a != b for a, b in itertools.combinations(found, 2))
+    assert dict(fake_gguf(tmp_path, monkeypatch, threads=3).signature) == found[0]
+
+
+def test_a_model_of_transformers_is_known_by_how_it_is_asked(monkeypatch):
+    monkeypatch.setattr(local, "_open", lambda section: (None, None))
+    ways: list[dict[str, Any]] = [{}, {"quantization": "nf4"}, {"dtype": "bfloat16"}, {"max_tokens": 5}]
+    found = [dict(HfJudge(JudgeSettings("hf", "tiny", **{"device": "cpu", **changes})).signature) for changes in ways]
+    assert all(a != b for a, b in itertools.combinations(found, 2))
+    # auto is float32 on a CPU and bfloat16 on a GPU, and the replies are of that, not of auto
+    assert dict(HfJudge(JudgeSettings("hf", "tiny", device="cpu", dtype="float32")).signature) == found[0]
+    monkeypatch.setattr(local, "pick_device", lambda wanted: torch.device("cuda"))
+    assert dict(HfJudge(JudgeSettings("hf", "tiny")).signature) == found[2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "words"),
+    [
+        ("gguf", "folder", "judge gguf:.*folder: is a folder; name the .gguf file in it"),
+        ("gguf", "nothing", "judge gguf:.*nothing: no such file"),
+        ("hf", "nothing", "judge hf:.*nothing: no such folder"),
+        ("hf", "x.gguf", "judge hf:.*x.gguf: is a file; name the folder"),
+        ("openai", "m", "the environment variable JUDGE_KEY .* is empty"),
+    ],
+)
+def test_what_can_be_seen_before_a_judge_is_opened(tmp_path: Path, monkeypatch, kind: str, name: str, words: str):
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "x.gguf").write_text("")
+    where = name if kind == "openai" else str(tmp_path / name)
+    with pytest.raises(UserError, match=words):
+        check_judge(JudgeSettings(kind, where, key_env="JUDGE_KEY"))
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "./folder", "~/folder"])
+def test_a_path_is_no_name_of_the_hub(name: str):
+    with pytest.raises(UserError, match="no such folder"):
+        check_judge(JudgeSettings("hf", name))
+
+
+def test_judges_that_may_be_there(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "x")
+    (tmp_path / "x.gguf").write_text("")
+    for kind, name in (
+        ("hf", "tiny"), ("hf", "owner/name"), ("hf", str(tmp_path)), ("gguf", str(tmp_path / "x.gguf")), ("openai", "m"),
+        ("normalised", ""),
+    ):  # fmt: skip
+        check_judge(JudgeSettings(kind, name, key_env="JUDGE_KEY"))
+
+
+def test_a_judge_that_says_nothing_of_use():
+    """Over all models that were marked; one readable reply is enough, and who was not asked is not to blame."""
+    counts = {"asked": 2, "kept": 1, "unreadable": 3, "refused": 1}
+    found = nothing_read("j", [counts, counts], "I would\nsay 4")
+    assert str(found) == (
+        "judge j: none of its 6 replies could be read, the last one was 'I would say 4'; name a bigger model, or other prompts"
+        " with --judge-set prompts=FILE"
+    )
+    assert nothing_read("j", [counts, {**counts, "asked": 3}], "") is None
+    assert nothing_read("j", [{"asked": 0, "kept": 0, "unreadable": 0, "refused": 5}], "") is None
+
+
+def test_a_text_model_of_transformers_judges(tmp_path: Path, replies):
+    folder = fixed_reply.write_folder(tmp_path / "parrot", REPLY)
+    judge = HfJudge(JudgeSettings("hf", str(folder), device="cpu"))
+    marked, counts = mark_all(judge, SETTINGS, questions(2, with_pred=True), replies)
+    assert [each.grade for each in marked] == [Grade(4, True)] * 2
+    assert judge_name(judge, "p", counts).key[:2] == ("hf", "parrot")
+    model = folder / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-1] + b"\x01")  # other weights, another judge
+    with pytest.raises(TypeError, match="text model, it sees no frames"):
+        judge._backbone.encode_frames(np.zeros((1, 8, 8, 3), np.uint8))
+    assert logging.getLogger("bitsandbytes.backends.cpu.ops").level == logging.ERROR  # set before weights are loaded
+    assert HfJudge(JudgeSettings("hf", str(folder), device="cpu")).signature != judge.signature
+
+
+def test_a_model_of_this_package_judges(replies):
+    """The tiny base knows nothing of marks: its replies cannot be read, and are counted."""
+    judge = HfJudge(JudgeSettings("hf", "tiny", device="cpu", max_tokens=8))
+    (marked,), counts = mark_all(judge, SETTINGS, questions(1), replies)
+    assert marked.grade is None and marked.why.startswith("unreadable: not a JSON object")
+    assert (counts.asked, counts.unreadable) == (2, 2)
+
+
+def test_a_folder_that_is_no_model(tmp_path: Path):
+    with pytest.raises(UserError, match="judge hf"):
+        HfJudge(JudgeSettings("hf", str(tmp_path), device="cpu"))

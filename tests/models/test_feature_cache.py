@@ -1,0 +1,275 @@
+"""The feature cache: one decode and one encode per clip content, frame plan and vision weights; a limit; a file that lasts."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from minirlaif.config import VideoSection
+from minirlaif.models.feature_cache import FeatureStore, blank_features
+from minirlaif.video.frame_sampling import FramePlan, FrameSize, uniform_plan
+from minirlaif.video.reader import ClipInfo, ClipReader, UnreadableClip
+from tests.fixtures import clips
+
+K, D = 3, 5
+
+
+class Eyes:
+    """A backbone that sees the mean colour of a frame, times a weight."""
+
+    def __init__(self, weight: float = 1.0, size: int = 8, width: int = D, dtype: torch.dtype = torch.float32) -> None:
+        self.side, self.width, self.calls = size, width, 0
+        self.eyes = (torch.nn.Linear(1, 1), torch.nn.Linear(1, 1, bias=False))
+        with torch.no_grad():
+            self.eyes[0].weight.fill_(0.5)
+            self.eyes[0].bias.fill_(0.0)
+            self.eyes[1].weight.fill_(weight)
+        self.dtype = dtype
+
+    def frame_size(self, width: int, height: int, frame_pixels: int) -> FrameSize:
+        return FrameSize(self.side, self.side)
+
+    def encode_frames(self, pixels: np.ndarray) -> torch.Tensor:
+        self.calls += 1
+        assert pixels.dtype == np.uint8 and pixels.shape[1:] == (self.side, self.side, 3)
+        mean = torch.from_numpy(pixels).double().mean((1, 2, 3)) * self.eyes[1].weight.item()
+        return mean[:, None, None, None].expand(-1, 1, K, self.width).to(self.dtype)
+
+
+class Reader:
+    """Clips without files' costs: frame k of a clip is k times the first byte of the file."""
+
+    def __init__(self) -> None:
+        self.looked: list[str] = []
+        self.asked: list[tuple[str, list[str]]] = []
+
+    def info(self, path: str) -> ClipInfo:
+        self.looked.append(path)
+        if not Path(path).is_file():
+            raise UnreadableClip(path, "does not exist")
+        return ClipInfo(path, Path(path).read_bytes().hex(), 4.0, 64, 64, 8.0, "av")
+
+    def frames(self, path: str, plans: Any, size: FrameSize) -> list[np.ndarray]:
+        self.asked.append((Path(path).name, [plan.key for plan in plans]))
+        first = Path(path).read_bytes()[0]
+        return [
+            np.stack([np.full((size.height, size.width, 3), first * number % 256, np.uint8) for number in range(len(plan.times))])
+            for plan in plans
+        ]
+
+
+def whole(info: ClipInfo) -> list[FramePlan]:
+    return [uniform_plan(info.seconds, 4)]
+
+
+def halves(info: ClipInfo) -> list[FramePlan]:
+    return [*whole(info), uniform_plan(info.seconds, 2, 0.0, 2.0), uniform_plan(info.seconds, 2, 2.0, 4.0)]
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> str:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"\x07")
+    return str(path)
+
+
+def settings(limit_gib: float) -> VideoSection:
+    return VideoSection(cache_gib=limit_gib)
+
+
+class Opened:
+    """A store on `folder` with a reader and eyes of its own, as a new process has."""
+
+    def __init__(self, folder: Path, limit_gib: float = 1.0, **eyes: Any) -> None:
+        self.reader, self.eyes = Reader(), Eyes(**eyes)
+        self.store = FeatureStore(folder / "cache" / "f.sqlite", self.eyes, self.reader, settings(limit_gib))  # type: ignore[arg-type]
+
+
+def test_a_second_look_decodes_nothing(tmp_path: Path, clip: str):
+    o = Opened(tmp_path)
+    first = o.store.get(clip, whole)
+    again = o.store.get(clip, whole)
+    assert [plan for plan, _ in first] == [plan for plan, _ in again] == [uniform_plan(4.0, 4)]
+    assert first[0][1].equal(again[0][1])
+    assert first[0][1][:, 0, 0, 0].tolist() == [0.0, 7.0, 14.0, 21.0] and first[0][1].shape == (4, 1, K, D)
+    assert len(o.reader.asked) == o.eyes.calls == 1 and len(o.reader.looked) == 1
+    assert o.store.counters == {"decodes": 1, "encodes": 1, "encoded_frames": 4, "plans": 1, "opened": 1}
+
+
+def test_the_cache_outlives_the_process(tmp_path: Path, clip: str):
+    before = Opened(tmp_path)
+    first = before.store.get(clip, halves)
+    before.store.close()
+    after = Opened(tmp_path)
+    again = after.store.get(clip, halves)
+    assert all(a[1].equal(b[1]) and a[1].dtype == b[1].dtype for a, b in zip(first, again, strict=True))
+    assert after.reader.asked == after.reader.looked == [] and after.eyes.calls == 0
+    assert set(after.store.counters.values()) == {0}
+
+
+def test_plans_of_a_clip_come_from_one_pass_and_only_missing_ones(tmp_path: Path, clip: str):
+    o = Opened(tmp_path)
+    o.store.get(clip, whole)
+    o.store.get(clip, halves)
+    keys = [plan.key for plan in halves(o.store.info(clip))]
+    assert o.reader.asked == [("a.mp4", keys[:1]), ("a.mp4", keys[1:])]
+    assert o.store.counters == {"decodes": 3, "encodes": 3, "encoded_frames": 8, "plans": 3, "opened": 1}
+
+
+def test_a_plan_asked_for_twice_is_looked_at_once(tmp_path: Path, clip: str):
+    o = Opened(tmp_path)
+    twice = o.store.get(clip, lambda info: whole(info) * 2)
+    assert twice[0][1].equal(twice[1][1]) and o.store.counters["decodes"] == o.store.counters["encodes"] == 1
+
+
+@pytest.mark.parametrize("other", [{"weight": 2.0}, {"size": 16}])
+def test_other_eyes_see_other_features(tmp_path: Path, clip: str, other: dict[str, Any]):
+    Opened(tmp_path).store.get(clip, whole)
+    o = Opened(tmp_path, **other)
+    o.store.get(clip, whole)
+    assert o.store.counters["decodes"] == o.eyes.calls == 1
+    back = Opened(tmp_path)
+    assert back.store.get(clip, whole)[0][1][1, 0, 0, 0] == 7.0, "both are kept"
+    assert back.eyes.calls == 0
+
+
+def test_content_counts_not_the_name(tmp_path: Path, clip: str):
+    o = Opened(tmp_path)
+    o.store.get(clip, whole)
+    copy = tmp_path / "copy.mp4"
+    copy.write_bytes(Path(clip).read_bytes())
+    o.store.get(str(copy), whole)
+    assert len(o.reader.asked) == 1
+    Path(clip).write_bytes(b"\x09\x09")  # another clip under the old name
+    assert o.store.get(clip, whole)[0][1][1, 0, 0, 0] == 9.0
+    assert len(o.reader.asked) == 2 and o.store.info(clip).id == "0909"
+
+
+def test_a_run_behind_a_link_looks_at_nothing_again(tmp_path: Path, clip: str):
+    """Another run sees the same clips and the same cache through links: one entry, under the name that it asked for."""
+    Opened(tmp_path).store.get(clip, whole)
+    (tmp_path / "other").symlink_to(tmp_path)
+    o = Opened(tmp_path / "other")
+    mine = str(tmp_path / "other" / "a.mp4")
+    assert o.store.info(mine).path == mine and o.store.info(clip).path == clip
+    o.store.get(mine, whole)
+    assert not o.reader.looked and not o.reader.asked and not o.eyes.calls
+    assert o.store._db.execute("SELECT count(*) FROM clips").fetchone() == (1,)
+
+
+def test_a_clip_that_vanished_is_named(tmp_path: Path):
+    o = Opened(tmp_path)
+    with pytest.raises(UnreadableClip, match="gone.mp4: does not exist"):
+        o.store.info(str(tmp_path / "gone.mp4"))
+
+
+def test_the_oldest_go_when_the_limit_is_reached(tmp_path: Path):
+    limit, size = 1 << 20, 4 * K * 5000 * 4  # bytes; features of a clip take 240 kB
+    o = Opened(tmp_path, limit_gib=limit / (1 << 30), width=5000)
+    names = []
+    for number in range(12):
+        names.append(str(tmp_path / f"{number}.mp4"))
+        Path(names[-1]).write_bytes(bytes([number + 1]))
+        o.store.get(names[-1], whole)
+    o.store.close()
+    file = tmp_path / "cache" / "f.sqlite"
+    assert file.stat().st_size < limit + 2 * size, "the file does not grow for ever"
+    kept = Opened(tmp_path, width=5000)
+    for name in reversed(names):
+        kept.store.get(name, whole)
+    found = [name for name in names if Path(name).name not in {asked for asked, _ in kept.reader.asked}]
+    assert found == names[-len(found) :] and 3 <= len(found) <= limit // size
+
+
+def test_a_clip_bigger_than_the_limit_still_comes(tmp_path: Path, clip: str):
+    o = Opened(tmp_path, limit_gib=0.0)
+    assert [len(features) for _, features in o.store.get(clip, halves)] == [4, 2, 2]
+
+
+def test_half_precision_is_kept_as_it_is(tmp_path: Path, clip: str):
+    first = Opened(tmp_path, dtype=torch.bfloat16).store.get(clip, whole)[0][1]
+    again = Opened(tmp_path, dtype=torch.bfloat16).store.get(clip, whole)[0][1]
+    assert again.dtype == torch.bfloat16 and again.equal(first)
+
+
+def test_strip_shows_the_frames_side_by_side(tmp_path: Path):
+    from PIL import Image
+
+    path = str(clips.write_clip(tmp_path / "real.mp4", times=[n / 8 for n in range(32)]))
+    with ClipReader(60) as reader:
+        store = FeatureStore(tmp_path / "f.sqlite", Eyes(size=64), reader, settings(1.0))  # type: ignore[arg-type]
+        plan = uniform_plan(store.info(path).seconds, 4)
+        assert store.strip(path, plan) == b""
+        ((_, features),) = store.get(path, lambda info: [plan])
+        assert reader.decodes == store.counters["decodes"] == 1
+        (frames,) = reader.frames(path, [plan], FrameSize(64, 64))
+        assert features.equal(Eyes(size=64).encode_frames(frames))
+        picture = Image.open(io.BytesIO(store.strip(path, plan)))
+        assert picture.format == "JPEG" and picture.size == (4 * 96, 96)
+        parts = np.asarray(picture).reshape(96, 4, 96, 3).swapaxes(0, 1)
+        assert [clips.number_of(part) for part in parts] == [clips.number_of(frame) for frame in frames] == [4, 12, 20, 28]
+        store.close()
+
+
+def test_a_second_look_at_features_that_were_deleted_shows(tmp_path: Path, clip: str):
+    """The report divides decodes by plans: a cache that forgets must not look like one that never had to."""
+    o = Opened(tmp_path, limit_gib=0.0)
+    for _ in range(3):
+        o.store.get(clip, whole)
+        o.store._memory.clear()
+    again = Opened(tmp_path, limit_gib=0.0)
+    again.store.get(clip, whole)
+    assert (o.store.counters["decodes"], o.store.counters["encodes"], o.store.counters["plans"]) == (3, 3, 1)
+    assert (again.store.counters["decodes"], again.store.counters["plans"]) == (1, 0)
+
+
+def test_a_strip_has_the_proportions_of_the_clip(tmp_path: Path):
+    """Also where the model sees every clip as a square."""
+    from PIL import Image
+
+    path = str(clips.write_clip(tmp_path / "wide.mp4", times=[n / 8 for n in range(8)], width=128))
+    with ClipReader(60) as reader:
+        store = FeatureStore(tmp_path / "f.sqlite", Eyes(size=64), reader, settings(1.0))  # type: ignore[arg-type]
+        plan = uniform_plan(store.info(path).seconds, 4)
+        store.get(path, lambda info: [plan])
+        assert Image.open(io.BytesIO(store.strip(path, plan))).size == (4 * 192, 96)
+        store.close()
+
+
+def test_blank_frames_are_encoded_once(tmp_path: Path):
+    o, known = Opened(tmp_path), {}
+    blank = blank_features(o.store, 4, FrameSize(8, 8), known)
+    assert blank_features(o.store, 4, FrameSize(8, 8), known) is blank and o.eyes.calls == 1
+    assert blank.shape == (4, 1, K, D) and blank.unique().numel() == 1
+    assert len(blank_features(o.store, 2, FrameSize(8, 8), known)) == 2
+
+
+def test_the_eyes_are_on_the_device_only_while_they_see(tmp_path: Path, clip: str, monkeypatch: pytest.MonkeyPatch):
+    o, seen = Opened(tmp_path), []
+    real = o.eyes.encode_frames
+
+    def held() -> list[int]:
+        return [p.untyped_storage().nbytes() for part in o.eyes.eyes for p in part.parameters()]
+
+    monkeypatch.setattr(o.eyes, "encode_frames", lambda pixels: seen.append(held()) or real(pixels))
+    assert held() == [0, 0, 0]
+    first = o.store.get(clip, whole)
+    assert held() == [0, 0, 0] and seen == [[4, 4, 4]]
+    again = o.store.get(clip, halves)  # a plan that is not cached yet calls them back
+    assert held() == [0, 0, 0] and seen == [[4, 4, 4]] * 3
+    assert first[0][1].equal(again[0][1])
+    blank_features(o.store, 2, FrameSize(8, 8), {})
+    assert held() == [0, 0, 0] and seen == [[4, 4, 4]] * 4
+
+    def blind(pixels: np.ndarray) -> torch.Tensor:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(o.eyes, "encode_frames", blind)
+    with pytest.raises(ZeroDivisionError):
+        o.store.encode(np.zeros((1, 8, 8, 3), np.uint8))
+    assert held() == [0, 0, 0]

@@ -1,0 +1,132 @@
+"""Stage `feedback` with a scripted sampler and a scripted judge: what the judge is shown, and what its verdicts become."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minirlaif.feedback import judge as judging
+from minirlaif.models.generation import Asked, Completion
+from minirlaif.runs.run import Run
+from minirlaif.session import View
+from minirlaif.stages import feedback
+from minirlaif.types import Pair, Sample, Turn, Verdict
+from tests.fixtures import tiny
+
+TRUE, FALSE, DESCRIBED = "a red circle moves left.", "a blue cross stays still.", "a green square moves up."
+CONTEXT = f"0s: {DESCRIBED}\n"
+PROMPTS = [Sample(f"q{number:02d}", f"/clips/{number % 2}", (Turn("what happens first?"),)) for number in range(40)]
+
+
+class Bench(tiny.TinyBench):
+    """Every clip is one segment."""
+
+    def segments(self, video: str) -> list[tuple[tuple[float, float], View]]:
+        return [((0.0, 2.0), self.views[video])]
+
+
+def label(patch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
+    """Run the stage. With context the judge finds TRUE better, without it FALSE. Returns the stage's folder, and by read-out
+    and context (or "") the pairs that were asked about with what the judge saw of them."""
+    base = tiny.backbone()
+    cfg = tiny.settings("feedback.readout=likelihood", "feedback.batch_size=20", *overrides)
+    bench = Bench(base, {f"/clips/{number}": tiny.view(base, 2, number) for number in range(2)}, cfg)
+    asked: dict[str, list[dict[str, Any]]] = {}
+
+    def sample(_: Any, prompts: Sequence[Asked], answers: int = 1, *rest: Any, **named: Any) -> list[list[Completion]]:
+        texts = [DESCRIBED] if answers == 1 else [TRUE, FALSE]
+        return [[Completion(base.renderer.answer(text), True, ()) for text in texts] for _ in prompts]
+
+    def judge(_: Any, pairs: Sequence[Pair], views: Any, readout: str, *rest: Any) -> list[Verdict]:
+        verdicts = []
+        for pair in pairs:
+            better = TRUE if pair.context else FALSE
+            choice = "A" if pair.answer_a == better else "B"
+            verdicts.append(Verdict(pair.id, choice, 0.5, (choice, choice)))
+            seen = {"id": pair.id, "context": pair.context, "frames": views[pair.video] is not None, "a": pair.answer_a}
+            asked.setdefault(f"{readout} {'with' if pair.context else 'without'}", []).append(seen)
+        return verdicts
+
+    tiny.at_bench(patch, feedback, bench, prompts=PROMPTS)
+    patch.setattr(feedback, "sample", sample)
+    patch.setattr(judging, "sample", sample)  # the descriptions
+    patch.setattr(feedback, "judge", judge)
+    run = Run(folder / "run")
+    tiny.finished(run, "sft", lambda path: tiny.save_adapter(path / "adapter", 1))
+    feedback.run(cfg, run)
+    return run.dir("feedback"), asked
+
+
+def test_the_judge_reads_the_context_and_its_choice_is_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder, asked = label(monkeypatch, tmp_path)
+    assert {name: len(seen) for name, seen in asked.items()} == {
+        "likelihood with": 40,
+        "likelihood without": 40,  # measured only
+        "letter with": 4,  # pairs 0 and 16 of each chunk of 20
+    }
+    assert all(seen["context"] == CONTEXT for name in ("likelihood with", "letter with") for seen in asked[name])
+    assert all(seen["frames"] for some in asked.values() for seen in some)
+    rows = tiny.read_lines(folder / "preferences.jsonl")
+    assert sorted(row["id"] for row in rows) == [f"q{number:02d}#0" for number in range(40)]
+    for row in rows:
+        assert (row["chosen"], row["rejected"], row["context"]) == (TRUE, FALSE, CONTEXT)
+        assert (row["prompt"], row["margin"]) == ("what happens first?", 0.5)
+    # Which answer stands first is drawn: of 40 fair draws, fewer than 10 of a kind come up in 1 of 1000 seeds.
+    first = sum(seen["a"] == TRUE for seen in asked["likelihood with"])
+    assert 10 <= first <= 30
+    verdicts = tiny.read_lines(folder / "verdicts.jsonl")
+    assert {row["choice"] for row in verdicts} == {"A", "B"}
+    assert all(row["choice"] != row["without_context"]["choice"] for row in verdicts)
+    assert sum("letter" in row for row in verdicts) == 4
+
+
+def test_context_and_frames_can_be_kept_from_the_judge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder, asked = label(monkeypatch, tmp_path, "feedback.context=false", "feedback.judge_frames=false")
+    assert set(asked) == {"likelihood without", "letter without"}
+    assert sum(not seen["frames"] for seen in asked["likelihood without"]) == 40  # the other 40: the control, with frames
+    assert all(row["chosen"] == FALSE for row in tiny.read_lines(folder / "preferences.jsonl"))
+
+
+def test_a_limit_labels_the_first_prompts_as_they_were_without_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Chunks are of 20 prompts, sorted by clip: the odd prompts come last, so the limit has to count in the order of the file."""
+    folder, _ = label(monkeypatch, tmp_path, "feedback.limit=11")
+    assert {row["id"] for row in tiny.read_lines(folder / "answers.jsonl")} == {f"q{number:02d}" for number in range(11)}
+    assert len(tiny.read_lines(folder / "preferences.jsonl")) == 11
+
+
+@pytest.mark.parametrize(("choice", "chosen", "rejected"), [("A", "one", "two"), ("B", "two", "one")])
+def test_a_verdict_becomes_a_preference(choice: str, chosen: str, rejected: str) -> None:
+    pair = Pair("p#0", "clip", "what?", "one", "two", "0s: x\n", {"type": "count"})
+    assert feedback._preference(pair, Verdict("p#0", choice, 0.123456, (choice, choice))) == {
+        "id": "p#0",
+        "videos": ["clip"],
+        "prompt": "what?",
+        "chosen": chosen,
+        "rejected": rejected,
+        "context": "0s: x\n",
+        "margin": 0.12346,
+        "type": "count",
+    }
+
+
+def test_pairs_are_of_different_answers_and_their_order_is_drawn_for_each() -> None:
+    row = Sample("q", "clip", (Turn("what?"),), tags={"type": "count"})
+    pairs = feedback._pairs(row, ["x", "y", "x", " ", "z"], "told", 3, seed=0)
+    assert [pair.id for pair in pairs] == ["q#0", "q#1", "q#2"]
+    assert [{pair.answer_a, pair.answer_b} for pair in pairs] == [{"x", "y"}, {"x", "z"}, {"y", "z"}]
+    assert {(p.video, p.question, p.context, p.tags["type"]) for p in pairs} == {("clip", "what?", "told", "count")}
+    orders = []
+    for seed in range(40):
+        made = feedback._pairs(row, ["x", "y", "z"], "", 3, seed)
+        assert made == feedback._pairs(row, ["x", "y", "z"], "", 3, seed)
+        orders.append("".join(p.answer_a for p in made))
+    assert len(set(orders)) == 8  # each pair of a prompt is drawn for itself
+
+
+def test_equal_answers_are_kept_as_one_pair_of_equals() -> None:
+    row = Sample("q", "clip", (Turn("what?"),))
+    (pair,) = feedback._pairs(row, ["x", "x"], "", 1, seed=0)
+    assert (pair.answer_a, pair.answer_b) == ("x", "x")

@@ -1,0 +1,242 @@
+"""Stage `ppo` on a small untrained model: where roles start, when it stops, what it keeps; rollouts by hand; the dev judge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minirlaif.algorithms.rollout import collect
+from minirlaif.config import Config
+from minirlaif.feedback import win_rate as devjudge
+from minirlaif.feedback.win_rate import DevJudge
+from minirlaif.models.generation import sample
+from minirlaif.models.logprobs import Row, sequence_scores, token_logprobs, token_values
+from minirlaif.runs.run import Run
+from minirlaif.stages import ppo
+from minirlaif.types import Pair, Sample, Turn, UserError, Verdict
+from tests.fixtures import tiny
+
+CLIPS = ("/clips/0", "/clips/1")
+CONTEXTS = {"/clips/0": "0s: a red circle moves left.\n", "/clips/1": "0s: a blue cross stays still.\n"}
+QUESTIONS = ("what happens first?", "what happens second?", "describe the video.", "how many things happen?")
+SFT, REWARD = 1, 2  # seeds of the adapters
+
+
+def prompts(count: int) -> list[Sample]:
+    return [Sample(f"q{n}", CLIPS[n % 2], (Turn(QUESTIONS[n % 4]),)) for n in range(count)]
+
+
+def bench_of(cfg: Config | None = None) -> tiny.TinyBench:
+    base = tiny.backbone()
+    return tiny.TinyBench(base, {clip: tiny.view(base, 2, n) for n, clip in enumerate(CLIPS)}, cfg)
+
+
+def before_ppo(root: Path, **reward: Any) -> Run:
+    """A run whose stages up to `reward` are finished."""
+    run = Run(root)
+    tiny.finished(run, "sft", lambda path: tiny.save_adapter(path / "adapter", SFT))
+    described = [{"video": video, "context": context} for video, context in CONTEXTS.items()]
+    tiny.finished(run, "feedback", lambda path: tiny.write_lines(path / "contexts.jsonl", described))
+    metrics = {"accuracy": 0.8, "held_out_pairs": 10, "bias": 0.0} | reward
+    tiny.finished(run, "reward", lambda path: tiny.save_adapter(path / "adapter", REWARD, head=True), **metrics)
+    return run
+
+
+def learning(*overrides: str) -> Config:
+    """Three iterations that move the policy far."""
+    steps = "ppo.iterations=3 ppo.epochs=1 ppo.learning_rate=0.01 ppo.warmup_steps=0 ppo.schedule=constant ppo.dev_every=1"
+    drawn = "rollout.rollouts=4 rollout.max_new_tokens=3 rollout.kl_estimator=k3"  # k3 is never negative
+    return tiny.settings(*steps.split(), *drawn.split(), *overrides)
+
+
+class Reached(Exception):
+    """The stage got past what was to stop it."""
+
+
+@pytest.mark.parametrize(
+    ("metrics", "stopped"),
+    [
+        ({"accuracy": 0.5}, "0.50 of held-out pairs.*min_accuracy"),
+        ({"accuracy": 0.54}, "min_accuracy"),
+        ({"accuracy": 0.55}, ""),
+        ({"accuracy": 0.9, "held_out_pairs": 0}, "no pair was held out"),
+    ],
+)
+def test_a_poor_reward_model_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, metrics: dict[str, Any], stopped: str
+) -> None:
+    def reached(*_: Any, **named: Any) -> Any:
+        raise Reached
+
+    monkeypatch.setattr(ppo, "read_samples", reached)
+    run = before_ppo(tmp_path / "run", **metrics)
+    with pytest.raises(UserError if stopped else Reached, match=stopped or None):
+        ppo.run(tiny.settings("reward.min_accuracy=0.55"), run)
+
+
+@pytest.mark.parametrize(("max_kl", "steps"), [("0", 3), ("1000", 3), ("0.000001", 2)])
+def test_it_stops_over_max_kl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, max_kl: str, steps: int) -> None:
+    """The first answers come from the SFT model itself, at a KL of 0; those after the first update do not."""
+    bench = bench_of(learning(f"ppo.max_kl={max_kl}"))
+    tiny.at_bench(monkeypatch, ppo, bench, prompts=prompts(4))
+    run = before_ppo(tmp_path / "run")
+    ppo.run(bench.cfg, run)
+    lines = tiny.read_lines(run.dir("ppo") / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, steps + 1))
+    assert abs(lines[0]["kl"]) < 1e-6 and 1e-3 < lines[1]["kl"] < 1000
+
+
+def plain(bench: tiny.TinyBench, role: str) -> dict[str, torch.Tensor]:
+    """A role's adapter under the names that a file of it has."""
+    with bench.roles.visiting(role):
+        return {name.replace(f".{role}.", "."): weight.detach().clone() for name, weight in bench.roles.named(role).items()}
+
+
+def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_where_roles_start_and_which_policy_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bench = bench_of(learning("data.dev=[dev]"))
+    tiny.at_bench(monkeypatch, ppo, bench, prompts=prompts(4), dev=prompts(2))
+    starts: list[dict[str, dict[str, torch.Tensor]]] = []
+    heads: list[float] = []
+    judged: list[dict[str, torch.Tensor]] = []
+    real = ppo.collect
+
+    def collected(*arguments: Any) -> Any:
+        with bench.roles.visiting("policy", "reference", "reward", "value"):
+            starts.append({role: plain(bench, role) for role in ("policy", "reference", "reward", "value")})
+            heads.append(float(bench.roles.heads["value"].linear.weight.abs().max()))
+        return real(*arguments)
+
+    class Judge:
+        rates = [0.5, 0.9, 0.4, 0.6]  # before the first iteration and after each of three
+
+        def __init__(self, *_: Any) -> None:
+            pass
+
+        def win_rate(self) -> float:
+            with bench.roles.visiting("policy"):
+                judged.append(plain(bench, "policy"))
+            return self.rates[len(judged) - 1]
+
+    monkeypatch.setattr(ppo, "collect", collected)
+    monkeypatch.setattr(ppo, "DevJudge", Judge)
+    run = before_ppo(tmp_path / "run")
+    ppo.run(bench.cfg, run)
+
+    files = {name: load_file(run.dir(name) / "adapter" / "adapter_model.safetensors") for name in ("sft", "reward", "ppo")}
+    for role, name in (("policy", "sft"), ("reference", "sft"), ("reward", "reward"), ("value", "reward")):
+        assert same(starts[0][role], files[name]), role
+    assert heads[0] == 0.0 < heads[-1]
+    for role, learns in (("policy", True), ("value", True), ("reference", False), ("reward", False)):
+        assert same(starts[0][role], starts[-1][role]) != learns, role
+
+    assert len(judged) == 4 and same(judged[1], files["ppo"])
+    assert not any(same(judged[1], judged[other]) for other in (0, 2, 3))
+    metrics = (run.manifest("ppo") or {})["metrics"]
+    assert (metrics["chosen_iteration"], metrics["dev_win_rate"]) == (1, 0.9)
+
+
+def test_the_end_of_a_score_by_hand() -> None:
+    """Policy and reference are one model and values are 0, so that the return of an answer's first token is its whole reward."""
+    limit, scale = 4, 2.0
+    cfg = tiny.settings(f"rollout.max_new_tokens={limit}", f"rollout.reward_scale={scale}", "rollout.missing_eos_penalty=8",
+                        "rollout.length_coef=10", "rollout.gamma=1", "rollout.lam=1")  # fmt: skip
+    bench = bench_of(cfg)
+    end = bench.backbone.renderer.end_id
+    tiny.biased(bench.backbone, {end: 5.0}, flat=True)  # ends about one time in four: e^5 = 148 against some 430 others
+    for role in ("policy", "reference", "reward", "value"):
+        bench.roles.add(role, 0)
+    for role in ("reward", "value"):
+        bench.roles.add_head(role, 0, start=0.0)
+    bench.roles.heads["reward"].linear.bias.data.fill_(2.0)
+    memory: dict[str, Any] = {"score_mean": None, "score_deviation": None}
+    rollout, stats = collect(bench, prompts(12), CONTEXTS, memory, bias=0.5, step=0)
+    answers = [row.answer for row in rollout.rows]
+    ended = [answer[-1] == end for answer in answers]
+    assert {len(answer) for answer, stop in zip(answers, ended, strict=True) if stop} > {1} and not all(ended)
+    by_hand = [
+        scale * (2.0 - 0.5 - (0 if stop else 8) - 10 * len(answer) / limit) for answer, stop in zip(answers, ended, strict=True)
+    ]
+    assert rollout.returns_BR[:, 0].tolist() == pytest.approx(by_hand, abs=1e-4)
+    assert stats["reward"] == pytest.approx(sum(by_hand) / 12, abs=1e-4)
+    assert stats["score"] == pytest.approx(1.5) and stats["kl"] == pytest.approx(0, abs=1e-6)
+    assert stats["stopped"] == pytest.approx(sum(ended) / 12)
+
+
+@pytest.mark.parametrize("context", [True, False])
+def test_reward_and_value_read_the_context_and_the_policy_never_does(context: bool) -> None:
+    cfg = tiny.settings("rollout.max_new_tokens=4", f"reward.context={context}".lower())
+    bench = bench_of(cfg)
+    for seed, role in enumerate(("policy", "reference", "reward", "value")):
+        bench.roles.add(role, seed)
+        tiny.stir(bench.roles, role, seed)
+    for role in ("reward", "value"):
+        bench.roles.add_head(role, 1, start=0.3)
+    asked, memory = prompts(4), {"score_mean": None, "score_deviation": None}
+    rollout, stats = collect(bench, asked, CONTEXTS, memory, bias=0.0, step=0)
+    answers = [row.answer for row in rollout.rows]
+
+    def rows(told: bool) -> list[Row]:
+        return [
+            bench.row(bench.whole(p.video), p.turns[0].question, answer, CONTEXTS[p.video] if told else "")
+            for p, answer in zip(asked, answers, strict=True)
+        ]
+
+    found: dict[bool, tuple[torch.Tensor, float]] = {}
+    for told in (True, False):
+        with bench.roles.reading_as("value"):
+            values_BR, _ = token_values(bench.backbone, bench.roles.heads["value"], rows(told))
+        with bench.roles.reading_as("reward"):
+            found[told] = values_BR, float(sequence_scores(bench.backbone, bench.roles.heads["reward"], rows(told)).mean())
+    assert float((found[True][0] - found[False][0]).abs().max()) > 1e-3 and abs(found[True][1] - found[False][1]) > 1e-3
+    assert torch.allclose(rollout.values_BR, found[context][0], atol=1e-5)
+    assert stats["score"] == pytest.approx(found[context][1], abs=1e-5)
+    with bench.roles.reading_as("policy"):
+        logprobs_BR, _, _ = token_logprobs(bench.backbone, rows(False))
+    assert torch.allclose(rollout.logprobs_BR, logprobs_BR, atol=1e-4)
+
+
+def test_the_dev_judge_counts_what_the_policy_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two prompts won, one lost, one tied: 2.5 of 4. The judge is the SFT model and reads the context."""
+    bench = bench_of(tiny.settings("rollout.max_new_tokens=5", "feedback.batch_size=3"))
+    for role, seed in (("policy", 4), ("reference", SFT)):
+        bench.roles.add(role, seed)
+        tiny.stir(bench.roles, role, seed)
+    dev, texts = prompts(4), {}
+    some = tiny.rows(bench.backbone)[:2]
+    seen = {}
+    for role in ("policy", "reference"):
+        with bench.roles.reading_as(role):
+            asked = [bench.asked(bench.whole(p.video), p.turns[0].question) for p in dev]
+            drawn = sample(bench.backbone, asked, temperature=0, max_new_tokens=5)
+            texts[role] = [bench.backbone.renderer.decode(answer.ids) for (answer,) in drawn]
+            seen[role] = token_logprobs(bench.backbone, some)[0]
+    assert all(one != other for one, other in zip(texts["policy"], texts["reference"], strict=True))
+    assert not torch.allclose(seen["policy"], seen["reference"], atol=1e-3)
+    winners = dict(zip([p.id for p in dev], ["policy", "reference", "tie", "policy"], strict=True))
+    rounds: list[list[str]] = []
+
+    def judge(at: Any, pairs: Sequence[Pair], views: Any, *rest: Any) -> list[Verdict]:
+        rounds.append([pair.id for pair in pairs])
+        assert torch.allclose(token_logprobs(at.backbone, some)[0], seen["reference"], atol=1e-5)
+        verdicts = []
+        for number, pair in enumerate(pairs):
+            answers = {role: said[number] for role, said in texts.items()}
+            assert {pair.answer_a, pair.answer_b} == set(answers.values())
+            assert pair.context == CONTEXTS[pair.video] and views[pair.video] is not None
+            winner = winners[pair.id]
+            choice = "tie" if winner == "tie" else "A" if pair.answer_a == answers[winner] else "B"
+            verdicts.append(Verdict(pair.id, choice, 1.0, (choice, choice)))
+        return verdicts
+
+    monkeypatch.setattr(devjudge, "judge", judge)
+    assert DevJudge(bench, dev, CONTEXTS).win_rate() == 2.5 / 4
+    assert rounds == [["q0", "q1", "q2", "q3"]]

@@ -7,24 +7,8 @@ One mask rule: True means "this position counts".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-
-
-class UserError(Exception):
-    """Something the user can put right: one line that names the file or field, what is wrong and the way out.
-
-    again: the way out is to make the stage again, with these settings changed (section.field=value; maybe none). Whoever raises
-    it inside a stage need not know the command: `Run.stage` adds it.
-    """
-
-    def __init__(self, message: str, again: Sequence[str] | None = None) -> None:
-        super().__init__(message)
-        self.again = again
-
-
-class StageStopped(UserError):
-    """A stage could not go on (NaN loss, disk full); its partial folder stays and the same command resumes it."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +31,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Pair:
+class Comparison:
     """Two answers to one question, before anybody said which is better."""
 
     id: str
@@ -58,7 +42,7 @@ class Pair:
     context: str = ""  # joined segment descriptions
     tags: Mapping[str, str] = field(default_factory=dict)
 
-    def swap(self) -> Pair:
+    def swap(self) -> Comparison:
         """The same pair with the answers in the other order."""
         return replace(self, answer_a=self.answer_b, answer_b=self.answer_a)
 

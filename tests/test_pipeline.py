@@ -301,9 +301,9 @@ def test_reward_can_be_turned_round(finished: Path, tmp_path: Path, monkeypatch)
 
     collected, real = [], ppo.update
 
-    def update(bench: Any, rollout: Any, learner: Any, step: int) -> Any:
+    def update(session: Any, rollout: Any, learner: Any, step: int) -> Any:
         collected.append(rollout)
-        return real(bench, rollout, learner, step)
+        return real(session, rollout, learner, step)
 
     monkeypatch.setattr(ppo, "update", update)
     for scale in (1, -1):
@@ -385,10 +385,10 @@ def test_two_bases_a_reference_model_and_8_bit_moments_resume_to_the_same_result
     shutil.copytree(straight / "reward", killed / "reward")
     real = ppo.update
 
-    def dies(bench: Any, rollout: Any, learner: Any, step: int) -> Any:
+    def dies(session: Any, rollout: Any, learner: Any, step: int) -> Any:
         if step == 2:
             raise KeyboardInterrupt
-        return real(bench, rollout, learner, step)
+        return real(session, rollout, learner, step)
 
     monkeypatch.setattr(ppo, "update", dies)
     assert main.main(small_config.words(killed.parent, ["ppo"], *settings)) == 130

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from minirlaif import config
+from minirlaif.errors import UserError
 from minirlaif.models.loading import TINY
 from minirlaif.runs.run import Run
 from minirlaif.session import read_samples, settings_of
-from minirlaif.types import UserError
 from tests.fixtures import small_config
 
 

@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from minirlaif.ablation.arms import BEST_OF
 from minirlaif.config import Config
 from minirlaif.models.generation import Completion, sample
-from minirlaif.models.logprobs import micro_batches, sequence_scores
+from minirlaif.models.logprobs import micro_batches, reward_scores
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
-from minirlaif.session import Workbench, read_samples, readable, settings_of, stored
-from minirlaif.session_open import open_workbench
+from minirlaif.session import ModelSession, open_session, read_samples, readable, settings_of, stored
 from minirlaif.stages import evaluate, feedback
 from minirlaif.training.optim import generator
 from minirlaif.types import Sample
@@ -32,15 +31,15 @@ def run(cfg: Config, run: Run, who: str) -> None:
             return
         # 1. questions
         tests = read_samples(cfg, run, "test", need_answers=False)
-        with open_workbench(cfg, run, for_ppo=who == "best") as bench:
-            tests = readable(bench, tests)
+        with open_session(cfg, run, for_ppo=who == "best") as session:
+            tests = readable(session, tests)
             # 2. answers
             if who == "best":
-                answers = _best(bench, run, tests)
+                answers = _best(session, run, tests)
             else:
-                bench.roles.add(who, 0, run.require(INPUTS[who][0]) / "adapter")
-                answers = {who: evaluate.greedy_answers(bench, who, tests, lambda row, view: view)}
-            bench.counted(out)
+                session.roles.add(who, 0, run.require(INPUTS[who][0]) / "adapter")
+                answers = {who: evaluate.greedy_answers(session, who, tests, lambda row, view: view)}
+            session.counted(out)
         # 3. rows
         with (out.path / "answers.jsonl").open("w", encoding="utf-8") as file:
             for number, row in enumerate(tests):
@@ -50,46 +49,44 @@ def run(cfg: Config, run: Run, who: str) -> None:
                 file.write(json.dumps({**asked, **said}, ensure_ascii=False) + "\n")
 
 
-def _best(bench: Workbench, run: Run, tests: Sequence[Sample]) -> dict[str, list[str]]:
+def _best(session: ModelSession, run: Run, tests: Sequence[Sample]) -> dict[str, list[str]]:
     """Sampled SFT answers, and of the first n the one with the highest score; the reward model may read descriptions."""
-    cfg, reward = bench.cfg, run.require("reward") / "adapter"
-    bench.roles.add("sft", 0, run.require("sft") / "adapter")
-    bench.critic.roles.add("reward", 0, reward)
-    bench.critic.roles.load_head("reward", reward)
-    with bench.roles.reading_as("sft"):
-        told = feedback.describe(bench, run, tests, {})
+    cfg, reward = session.cfg, run.require("reward") / "adapter"
+    session.roles.add("sft", 0, run.require("sft") / "adapter")
+    session.critic.roles.add("reward", 0, reward)
+    session.critic.roles.load_head("reward", reward)
+    with session.roles.inference_as("sft"):
+        told = feedback.describe(session, run, tests, {})
     contexts = {video: record["context"] if cfg.reward.context else "" for video, record in told.items()}
     texts: dict[str, list[str]] = {f"best_{n}": [] for n in BEST_OF}
     size = cfg.evaluate.batch_size
     for start in progress(range(0, len(tests), size), -(-len(tests) // size), "exam"):
         some = tests[start : start + size]
-        asked = [bench.asked(bench.whole(row.video), row.turns[0].question) for row in some]
+        asked = [session.asked(session.video_input(row.video), row.turns[0].question) for row in some]
         source, r = generator(cfg.seed, "exam", start), cfg.rollout
-        with bench.roles.reading_as("sft"):
-            drawn = sample(bench.backbone, asked, BEST_OF[-1], r.temperature, 1.0, r.max_new_tokens, source)
-        for completions, scores in zip(drawn, _scores(bench.critic, some, drawn, contexts), strict=True):
+        with session.roles.inference_as("sft"):
+            drawn = sample(session.backbone, asked, BEST_OF[-1], r.temperature, 1.0, r.max_new_tokens, source)
+        for completions, scores in zip(drawn, _scores(session.critic, some, drawn, contexts), strict=True):
             for n in BEST_OF:
                 best = max(range(n), key=scores.__getitem__)
-                texts[f"best_{n}"].append(bench.backbone.renderer.decode(completions[best].ids))
+                texts[f"best_{n}"].append(session.backbone.renderer.decode(completions[best].ids))
     return texts
 
 
 def _scores(
-    critic: Workbench, some: Sequence[Sample], drawn: Sequence[Sequence[Completion]], contexts: dict[str, str]
+    critic: ModelSession, some: Sequence[Sample], drawn: Sequence[Sequence[Completion]], contexts: dict[str, str]
 ) -> list[list[float]]:
     """The reward model's scores of each row's answers."""
     rows = [
-        critic.row(critic.whole(row.video), row.turns[0].question, completion.ids, contexts[row.video])
+        critic.row(critic.video_input(row.video), row.turns[0].question, completion.ids, contexts[row.video])
         for row, completions in zip(some, drawn, strict=True)
         for completion in completions
     ]
     scores = [0.0] * len(rows)
     head = critic.roles.heads["reward"]
-    with critic.roles.reading_as("reward"):
+    with critic.roles.inference_as("reward"):
         for index in micro_batches([len(row) for row in rows], critic.cfg.rollout.batch_size):
-            for place, score in zip(
-                index, sequence_scores(critic.backbone, head, [rows[i] for i in index]).tolist(), strict=True
-            ):
+            for place, score in zip(index, reward_scores(critic.backbone, head, [rows[i] for i in index]).tolist(), strict=True):
                 scores[place] = score
     count = len(drawn[0])
     return [scores[start : start + count] for start in range(0, len(rows), count)]

@@ -12,8 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from minirlaif.errors import UserError
 from minirlaif.runs.progress import clock
-from minirlaif.types import UserError
 
 POLL_SECONDS = 0.2
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from minirlaif import config
+from minirlaif.errors import UserError
 from minirlaif.runs.io import read_json
 from minirlaif.runs.run import Run
-from minirlaif.types import UserError
 
 
 def main(folder: str) -> int:

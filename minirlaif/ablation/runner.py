@@ -26,10 +26,10 @@ from minirlaif.ablation import report
 from minirlaif.ablation.arms import MAIN, Arm, arms
 from minirlaif.ablation.jobs import Job, carry_out
 from minirlaif.config import Config
+from minirlaif.errors import UserError
 from minirlaif.runs.io import read_json, write_atomic
 from minirlaif.runs.progress import clock, progress
 from minirlaif.runs.run import Run
-from minirlaif.types import UserError
 
 MAIN_STAGES = ("world", "sft", "feedback", "reward", "ppo", "evaluate")
 MAIN_WEIGHT, LOOK_WEIGHT = 1000, 15  # about how many seconds a main run takes, and a look at a finished one

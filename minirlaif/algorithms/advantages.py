@@ -45,7 +45,7 @@ def kl_per_token(logprobs_BR: Tensor, ref_BR: Tensor, estimator: str = "k1") -> 
     raise ValueError(f"unknown KL estimator {estimator!r}: k1 or k3")
 
 
-def score_with_terms(
+def penalized_scores(
     scores_B: Tensor, stopped_B: Tensor, lengths_B: Tensor, max_tokens: int, missing_eos_penalty: float, length_coef: float
 ) -> Tensor:
     """Scores less the penalty for answers that did not end and less length_coef x tokens / max_tokens.

@@ -18,13 +18,13 @@ from minirlaif.algorithms.advantages import (
     gae,
     kl_per_token,
     masked_mean,
-    score_with_terms,
+    penalized_scores,
     shaped_rewards,
     whiten,
 )
-from minirlaif.models.generation import Asked, Completion, sample
-from minirlaif.models.logprobs import Row, micro_batches, sequence_scores, token_logprobs, token_values
-from minirlaif.session import Workbench
+from minirlaif.models.generation import Completion, EncodedPrompt, sample
+from minirlaif.models.logprobs import EncodedPair, micro_batches, reward_scores, token_logprobs, token_values
+from minirlaif.session import ModelSession
 from minirlaif.training.optim import generator
 from minirlaif.types import Sample
 
@@ -35,8 +35,8 @@ SCORE_LIMIT = 3.0  # normalised scores are clipped here
 class Rollout:
     """A batch of answers with everything the update needs. rows and critic_rows: one per answer; tensors are [B, R]."""
 
-    rows: list[Row]
-    critic_rows: list[Row]  # the prompt as reward and value model see it
+    rows: list[EncodedPair]
+    critic_rows: list[EncodedPair]  # the prompt as reward and value model see it
     logprobs_BR: Tensor
     values_BR: Tensor
     advantages_BR: Tensor
@@ -45,7 +45,7 @@ class Rollout:
 
 
 def collect(
-    bench: Workbench,
+    session: ModelSession,
     prompts: Sequence[Sample],
     contexts: Mapping[str, str],
     memory: dict[str, Any],
@@ -58,35 +58,39 @@ def collect(
 
     memory: "score_mean" and "score_deviation", None until the first batch sets them (rollout.normalize_score).
     """
-    cfg, roles, backbone, reference, critic = bench.cfg, bench.roles, bench.backbone, bench.reference, bench.critic
+    cfg, roles, backbone, reference, critic = session.cfg, session.roles, session.backbone, session.reference, session.critic
     r, size = cfg.rollout, cfg.rollout.batch_size
     # 1. sample
-    bench.look(p.video for p in prompts)
-    views = [bench.whole(p.video) for p in prompts]
-    asked = [Asked(bench.prompt(view, p.turns[0].question), view.features) for view, p in zip(views, prompts, strict=True)]
-    drawn = _sampled(bench, asked, step)
-    rows = [Row(a.ids, c.ids, a.features) for a, c in zip(asked, drawn, strict=True)]
+    session.look(p.video for p in prompts)
+    views = [session.video_input(p.video) for p in prompts]
+    asked = [
+        EncodedPrompt(session.prompt(view, p.turns[0].question), view.features) for view, p in zip(views, prompts, strict=True)
+    ]
+    drawn = _sampled(session, asked, step)
+    rows = [EncodedPair(a.ids, c.ids, a.features) for a, c in zip(asked, drawn, strict=True)]
     critic_rows = rows
-    if cfg.reward.context or critic is not bench:
+    if cfg.reward.context or critic is not session:
         critic.look(p.video for p in prompts)
         critic_rows = [
-            critic.row(critic.whole(p.video), p.turns[0].question, c.ids, contexts[p.video] if cfg.reward.context else "")
+            critic.row(critic.video_input(p.video), p.turns[0].question, c.ids, contexts[p.video] if cfg.reward.context else "")
             for p, c in zip(prompts, drawn, strict=True)
         ]
     # 2. log-probabilities
-    with roles.visiting("policy"), roles.reading_as("policy"):
-        logprobs_BR, mask_BR, spread = _over(rows, size, lambda part: token_logprobs(backbone, part, r.temperature, True))
-    with reference.roles.visiting("reference"), reference.roles.reading_as("reference"):
-        ref_BR, _, _ = _over(rows, size, lambda part: token_logprobs(reference.backbone, part, r.temperature))
+    with roles.on_device("policy"), roles.inference_as("policy"):
+        logprobs_BR, mask_BR, spread = map_micro_batches(
+            rows, size, lambda part: token_logprobs(backbone, part, r.temperature, True)
+        )
+    with reference.roles.on_device("reference"), reference.roles.inference_as("reference"):
+        ref_BR, _, _ = map_micro_batches(rows, size, lambda part: token_logprobs(reference.backbone, part, r.temperature))
     # 3. scores and values
-    with critic.roles.visiting("reward", "value"):
-        scores_B, values_BR = _criticised(critic, critic_rows, size)
+    with critic.roles.on_device("reward", "value"):
+        scores_B, values_BR = score_and_value(critic, critic_rows, size)
     # 4. shaped rewards, advantages
     raw_B = scores_B - bias
     shown_B = _normalised(raw_B, memory) if r.normalize_score else raw_B
     stopped_B = torch.tensor([c.stopped for c in drawn])
     lengths_B = mask_BR.sum(1)
-    final_B = score_with_terms(shown_B, stopped_B, lengths_B, r.max_new_tokens, r.missing_eos_penalty, r.length_coef)
+    final_B = penalized_scores(shown_B, stopped_B, lengths_B, r.max_new_tokens, r.missing_eos_penalty, r.length_coef)
     kl_BR = kl_per_token(logprobs_BR, ref_BR, r.kl_estimator)
     rewards_BR = shaped_rewards(final_B, kl_BR, mask_BR, r.kl_coef, r.reward_scale)
     advantages_BR, returns_BR = gae(rewards_BR, values_BR, mask_BR, r.gamma, r.lam)
@@ -104,33 +108,33 @@ def collect(
     return Rollout(rows, critic_rows, logprobs_BR, values_BR, whiten(advantages_BR, mask_BR), returns_BR, mask_BR), stats
 
 
-def _criticised(critic: Workbench, rows: Sequence[Row], size: int) -> tuple[Tensor, Tensor]:
+def score_and_value(critic: ModelSession, rows: Sequence[EncodedPair], size: int) -> tuple[Tensor, Tensor]:
     """Scores_B of the reward model and values_BR of the value model."""
     backbone, heads = critic.backbone, critic.roles.heads
     groups = list(micro_batches([len(row) for row in rows], size))
     scores_B = torch.zeros(len(rows))
-    with critic.roles.reading_as("reward"):
-        found = distributed.mapped(lambda g: sequence_scores(backbone, heads["reward"], [rows[i] for i in g]).cpu(), groups)
+    with critic.roles.inference_as("reward"):
+        found = distributed.mapped(lambda g: reward_scores(backbone, heads["reward"], [rows[i] for i in g]).cpu(), groups)
     for index, scores in zip(groups, found, strict=True):
         scores_B[index] = scores
-    with critic.roles.reading_as("value"):
-        values_BR, _, _ = _over(rows, size, lambda part: (*token_values(backbone, heads["value"], part), None))
+    with critic.roles.inference_as("value"):
+        values_BR, _, _ = map_micro_batches(rows, size, lambda part: (*token_values(backbone, heads["value"], part), None))
     return scores_B, values_BR
 
 
-def _sampled(bench: Workbench, asked: Sequence[Asked], step: int) -> list[Completion]:
+def _sampled(session: ModelSession, asked: Sequence[EncodedPrompt], step: int) -> list[Completion]:
     """One answer per prompt; rows of like length together, each group with a generator of its own."""
-    r = bench.cfg.rollout
+    r = session.cfg.rollout
 
     def draw(group: tuple[int, list[int]]) -> list[Completion]:
         number, index = group
-        source = generator(bench.cfg.seed, "ppo", step, number)
-        bench.counters["prefilled_tokens"] += sum(len(asked[i].ids) for i in index)
-        some = sample(bench.backbone, [asked[i] for i in index], 1, r.temperature, 1.0, r.max_new_tokens, source)
+        source = generator(session.cfg.seed, "ppo", step, number)
+        session.counters["prefilled_tokens"] += sum(len(asked[i].ids) for i in index)
+        some = sample(session.backbone, [asked[i] for i in index], 1, r.temperature, 1.0, r.max_new_tokens, source)
         return [completion for (completion,) in some]
 
     groups = list(enumerate(micro_batches([len(a.ids) for a in asked], r.batch_size)))
-    with bench.roles.visiting("policy"), bench.roles.reading_as("policy"):
+    with session.roles.on_device("policy"), session.roles.inference_as("policy"):
         found = distributed.mapped(draw, groups)
     drawn = {
         i: completion for (_, index), some in zip(groups, found, strict=True) for i, completion in zip(index, some, strict=True)
@@ -145,7 +149,7 @@ def _normalised(raw_B: Tensor, memory: dict[str, Any]) -> Tensor:
     return ((raw_B - memory["score_mean"]) / memory["score_deviation"]).clamp(-SCORE_LIMIT, SCORE_LIMIT)
 
 
-def _over(rows: Sequence[Row], size: int, score: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+def map_micro_batches(rows: Sequence[EncodedPair], size: int, score: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run a scoring function over all rows in micro-batches and put the results side by side, on the CPU."""
 
     def scored(index: list[int]) -> list[Tensor | None]:

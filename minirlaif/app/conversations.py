@@ -13,12 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from minirlaif.app.engine_thread import Worker
-from minirlaif.app.sessions import PAIR, Answer, Duel, Job, Session, told
-from minirlaif.app.uploads import Desk
-from minirlaif.app.votes import CHOICES, Ballot, Vote
+from minirlaif.app.sessions import PAIR, Answer, Job, Session, SideBySide, told
+from minirlaif.app.uploads import UploadStore
+from minirlaif.app.votes import CHOICES, Vote, VoteStore
 from minirlaif.data.formats import half_letters
-from minirlaif.inference.engine import Engine, Judging, Look, Options
-from minirlaif.types import Turn, UserError
+from minirlaif.errors import UserError
+from minirlaif.inference.engine import ChatEngine, Judging, LoadedClip, SamplingParams
+from minirlaif.types import Turn
 
 LONGEST = 4000  # letters of a question
 HALT_SECONDS = 2.0  # the page waits so long for a stopped answer to end
@@ -34,7 +35,7 @@ class Talks:
         ballot: where votes go; None: nobody can vote.
     """
 
-    def __init__(self, worker: Worker, desk: Desk, ballot: Ballot | None) -> None:
+    def __init__(self, worker: Worker, desk: UploadStore, ballot: VoteStore | None) -> None:
         self.worker, self.desk, self.ballot = worker, desk, ballot
         self.engine = worker.engine
         self._sessions: dict[str, Session] = {}
@@ -116,7 +117,7 @@ class Talks:
         session.job = Job((session.turns[-1],))
         return True
 
-    def answer(self, session: Session, options: Options, model: str) -> Iterator[None]:
+    def answer(self, session: Session, options: SamplingParams, model: str) -> Iterator[None]:
         """Let a model answer the last question, piece by piece; then the reward model."""
         job, look = session.job, session.look
         if job is None or look is None or job.running or job.answers[:1] != tuple(session.turns[-1:]):
@@ -180,11 +181,11 @@ class Talks:
             return False
         # Not from the shared generator, which loading a model seeds: the order would be the same after every start.
         seed, names = self._seed(session), random.SystemRandom().sample(PAIR, 2)
-        session.duel = Duel((Answer(question.strip(), names[0], seed), Answer(question.strip(), names[1], seed)))
+        session.duel = SideBySide((Answer(question.strip(), names[0], seed), Answer(question.strip(), names[1], seed)))
         session.job = Job(session.duel.answers)
         return True
 
-    def fight(self, session: Session, options: Options) -> Iterator[None]:
+    def fight(self, session: Session, options: SamplingParams) -> Iterator[None]:
         """Both answers, piece by piece; then what the reward model and the judge make of them, which shows after the vote."""
         job, duel, look = session.job, session.duel, session.look
         if job is None or duel is None or look is None or job.running or job.answers is not duel.answers:
@@ -214,7 +215,7 @@ class Talks:
             self._end(session, job)
         yield
 
-    def vote(self, session: Session, choice: str, options: Options) -> None:
+    def vote(self, session: Session, choice: str, options: SamplingParams) -> None:
         """Keep a vote; only the first one on a pair counts."""
         duel = session.duel
         if duel is None or not duel.ready or duel.vote or duel.alike or choice not in CHOICES:
@@ -277,7 +278,9 @@ class Talks:
         if session.job is job:  # it was not stopped, and nothing that was stopped before it is still to be reported
             session.job, session.cut = None, 0
 
-    def _speak(self, job: Job, look: Look, before: Sequence[Turn], answer: Answer, options: Options) -> Iterator[None]:
+    def _speak(
+        self, job: Job, look: LoadedClip, before: Sequence[Turn], answer: Answer, options: SamplingParams
+    ) -> Iterator[None]:
         """Stream one answer into `answer`. Errors of the model end it with a note."""
         if job.stop.is_set():
             answer.state, answer.note = "done", "stopped"
@@ -300,7 +303,7 @@ class Talks:
         answer.state = "done"
 
 
-def _examine(engine: Engine, look: Look, duel: Duel) -> None:
+def _examine(engine: ChatEngine, look: LoadedClip, duel: SideBySide) -> None:
     for answer in duel.answers:
         if answer.text:
             answer.score = engine.score(look, answer.question, answer.text)

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from contextlib import closing
 from typing import Any, TypeVar
 
-from minirlaif.inference.engine import Engine
+from minirlaif.inference.engine import ChatEngine
 
 T = TypeVar("T")
 _END = object()
@@ -22,17 +22,17 @@ _END = object()
 class Worker:
     """Starts the thread and lets it open the engine; an error of that is raised here."""
 
-    def __init__(self, opened: Callable[[], Engine]) -> None:
+    def __init__(self, opened: Callable[[], ChatEngine]) -> None:
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
         self.engine = self._run(opened)
 
-    def call(self, job: Callable[[Engine], T]) -> T:
+    def call(self, job: Callable[[ChatEngine], T]) -> T:
         """What the job returns or raises."""
         return self._run(lambda: job(self.engine))
 
-    def stream(self, job: Callable[[Engine], Iterator[str]], stop: threading.Event) -> Iterator[str]:
+    def stream(self, job: Callable[[ChatEngine], Iterator[str]], stop: threading.Event) -> Iterator[str]:
         """The pieces of a job as they come. `stop` ends it after the piece in progress; so does a consumer that goes away."""
         pieces: queue.Queue[Any] = queue.Queue()
         gone = threading.Event()

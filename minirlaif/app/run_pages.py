@@ -9,11 +9,11 @@ from typing import Any
 from minirlaif.app import run_reader
 from minirlaif.app.run_reader import Row
 from minirlaif.app.views import NAMES, root
+from minirlaif.errors import UserError
 from minirlaif.reports import run_results
 from minirlaif.reports.html import Html, bar, bars, curve, frames, number, strip_styles, table, tag
 from minirlaif.runs.run import Run
 from minirlaif.runs.status import status_rows
-from minirlaif.types import UserError
 
 CARDS = 8  # test answers on a page
 KINDS = {"all": "all", **{title: kind for kind, title in run_results.KINDS.items() if kind}}

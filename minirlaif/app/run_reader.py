@@ -12,10 +12,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from minirlaif.errors import UserError
 from minirlaif.runs.io import sha256
 from minirlaif.runs.run import Run
 from minirlaif.stats import exact_match
-from minirlaif.types import UserError
 from minirlaif.video.frame_sampling import uniform_plan
 
 STAGES = ("world", "sft", "feedback", "reward", "ppo", "evaluate", "report")

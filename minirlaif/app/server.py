@@ -19,11 +19,11 @@ from minirlaif.app import run_reader
 from minirlaif.app.conversations import Talks
 from minirlaif.app.engine_thread import Worker
 from minirlaif.app.middleware import Guard
-from minirlaif.app.uploads import Desk, Limits
-from minirlaif.app.votes import Ballot
-from minirlaif.inference.engine import Engine
+from minirlaif.app.uploads import Limits, UploadStore
+from minirlaif.app.votes import VoteStore
+from minirlaif.errors import UserError
+from minirlaif.inference.engine import ChatEngine
 from minirlaif.runs.run import Run
-from minirlaif.types import UserError
 
 SWEEP_SECONDS = 300.0
 ANYWHERE = ("0.0.0.0", "::")
@@ -84,13 +84,13 @@ def serving(options: argparse.Namespace) -> Iterator[str]:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         _quiet_gradio(folder)
         run = _chosen_run(options)
-        desk = Desk(folder, Limits(options.max_mb, options.max_seconds))
+        desk = UploadStore(folder, Limits(options.max_mb, options.max_seconds))
         stack.callback(desk.close)
         talks = None
         if options.gguf or run is not None:
             worker = Worker(lambda: _engine(options, run))
             stack.callback(worker.close)
-            talks = Talks(worker, desk, Ballot(_votes_of(options, run)))
+            talks = Talks(worker, desk, VoteStore(_votes_of(options, run)))
             stack.enter_context(_sweeping(talks))
         yield stack.enter_context(page_at(options, talks, run, folder))
 
@@ -191,11 +191,11 @@ def _votes_of(options: argparse.Namespace, run: Run | None) -> Path:
     return (theirs.root if theirs else _export(options)) / "votes"
 
 
-def _engine(options: argparse.Namespace, run: Run | None) -> Engine:
+def _engine(options: argparse.Namespace, run: Run | None) -> ChatEngine:
     if options.gguf:
         from minirlaif.gguf.runtime.engine import GgufEngine
 
-        exported: Engine = GgufEngine(options.gguf)
+        exported: ChatEngine = GgufEngine(options.gguf)
         return exported
     from minirlaif.inference.hf_engine import HfEngine
 

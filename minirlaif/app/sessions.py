@@ -8,8 +8,8 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minirlaif.inference.engine import Judged, Look
-from minirlaif.types import UserError
+from minirlaif.errors import UserError
+from minirlaif.inference.engine import Judged, LoadedClip
 
 PAIR = ("rlaif", "sft")  # the models that are compared
 
@@ -28,7 +28,7 @@ class Answer:
 
 
 @dataclass
-class Duel:
+class SideBySide:
     """Both models' answers to one question, in the order in which they stand on the page. vote: a key of votes.CHOICES or "";
     ready: both answers are there and everything that a vote keeps is known; unjudged: the judge was asked and failed."""
 
@@ -61,10 +61,10 @@ class Session:
     """One open page."""
 
     clip: Path | None = None
-    look: Look | None = None
+    look: LoadedClip | None = None
     notice: str = ""  # what is wrong with the clip or the question, for its owner
     turns: list[Answer] = field(default_factory=list)
-    duel: Duel | None = None
+    duel: SideBySide | None = None
     asked: int = 0  # questions so far: each has a seed of its own, so that asking again may answer anew
     job: Job | None = None
     cut: int = 0  # jobs that were stopped and had not ended when the page went on; each may still be reported as failed

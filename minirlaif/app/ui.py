@@ -19,7 +19,7 @@ from minirlaif.app.conversations import Talks
 from minirlaif.app.tabs import MODEL, QUICK, Place, run_tab, votes_tab
 from minirlaif.app.uploads import duration
 from minirlaif.app.votes import CHOICES
-from minirlaif.inference.engine import Options
+from minirlaif.inference.engine import SamplingParams
 
 SAVE = """(text) => {
   if (!text) return;
@@ -116,7 +116,7 @@ class _Clip:
     most_frames: int
     examples: list[Any]  # events that put one there
 
-    def options(self, talks: Talks, values: Sequence[float]) -> Options:
+    def options(self, talks: Talks, values: Sequence[float]) -> SamplingParams:
         """What the sliders say."""
         temperature, top_p, length = values
         return replace(talks.engine.options, temperature=float(temperature), top_p=float(top_p), max_new_tokens=int(length))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from minirlaif.types import UserError
+from minirlaif.errors import UserError
 from minirlaif.video.frame_sampling import FramePlan
 from minirlaif.video.reader import ClipInfo, ClipReader, UnreadableClip
 
@@ -68,7 +68,7 @@ def check_content(path: Path, limits: Limits) -> None:
         raise UserError(f"not a video{what}; bring mp4, webm, mkv, mov, avi, mpg, wmv, flv or ogv")
 
 
-class Desk:
+class UploadStore:
     """Examines clips before an engine sees them, in a decoder that is killed when it hangs.
 
     Args:

@@ -7,9 +7,9 @@ import io
 
 import numpy as np
 
-from minirlaif.app.sessions import PAIR, Answer, Duel, Session
+from minirlaif.app.sessions import PAIR, Answer, Session, SideBySide
 from minirlaif.app.votes import Agreement
-from minirlaif.inference.engine import Look
+from minirlaif.inference.engine import LoadedClip
 from minirlaif.reports.html import Html, bar, bars, join, number, percent, tag
 
 NAMES = {"rlaif": "Aligned (RLAIF)", "sft": "SFT", "base": "Base, before SFT"}
@@ -27,7 +27,7 @@ def notice(text: str, tone: str = "warn") -> Html:
     return root(tag("p", text, class_=f"notice {tone}", role="status")) if text else Html("")
 
 
-def strip(look: Look | None, limits: str) -> Html:
+def strip(look: LoadedClip | None, limits: str) -> Html:
     """The frames exactly as the model gets them, each with its time. limits: of clips, in words."""
     if look is None:
         return root(tag("p", f"The frames that the model sees will stand here. {limits}", class_="note placeholder"))
@@ -131,7 +131,7 @@ def duel(session: Session, compares: bool) -> Html:
     )
 
 
-def _side(pair: Duel, place: int) -> Html:
+def _side(pair: SideBySide, place: int) -> Html:
     answer, letter = pair.answers[place], "AB"[place]
     shown: list[object] = [tag("span", f"Answer {letter}", class_="letter")]
     if pair.vote:
@@ -143,7 +143,7 @@ def _side(pair: Duel, place: int) -> Html:
     )
 
 
-def _asked_to(pair: Duel) -> str:
+def _asked_to(pair: SideBySide) -> str:
     if pair.vote:
         return f"You chose {CHOICE_WORDS[pair.vote]}."
     if not pair.ready:
@@ -152,7 +152,7 @@ def _asked_to(pair: Duel) -> str:
     return "Both said the same: nothing to vote on." if pair.alike else "Which answer is better?"
 
 
-def _verdict(pair: Duel) -> Html:
+def _verdict(pair: SideBySide) -> Html:
     judged = pair.judged
     if judged is None:
         return tag("p", "The judge could not be asked." if pair.unjudged else "This engine has no judge.", class_="note")

@@ -18,9 +18,9 @@ from typing import IO, Any
 from uuid import uuid4
 
 from minirlaif.data.formats import BadRow, parse_preference
+from minirlaif.errors import UserError
 from minirlaif.runs.io import sha256
 from minirlaif.stats import wilson
-from minirlaif.types import UserError
 
 CHOICES = {"A": 1, "B": 2, "tie": "tie", "both bad": "both bad"}  # on the page -> `preference` of a row
 
@@ -57,7 +57,7 @@ class Vote:
         }
 
 
-class Ballot:
+class VoteStore:
     """The votes of one run."""
 
     def __init__(self, folder: Path) -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.benchmarks.agreement import FEW, Ballot, Figure, as_json, audit, plain_choice
+from minirlaif.errors import UserError
 from minirlaif.runs.io import plain, read_json, write_atomic
 from minirlaif.runs.run import Run
-from minirlaif.types import UserError
 
 RESAMPLES = 2000
 LABELS = {"first": "The first is better", "second": "The second is better", "tie": "Equally good", "skip": "I cannot tell"}

@@ -15,9 +15,9 @@ from urllib.parse import parse_qs
 
 from minirlaif.benchmarks.agreement import FEW
 from minirlaif.benchmarks.audit import BY_CONSTRUCTION, LABELS, Audit, rows_of, told
+from minirlaif.errors import UserError
 from minirlaif.reports import html
 from minirlaif.reports.html import Html, tag
-from minirlaif.types import UserError
 from minirlaif.video.reader import ClipReader, UnreadableClip, clip_strip
 
 FRAMES = 8

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.benchmarks import page
-from minirlaif.benchmarks.scores import ORDER, Mark, Scores, load_all
+from minirlaif.benchmarks.scores import ORDER, Grade, Scores, load_all
 from minirlaif.benchmarks.tables import blocks, judged
+from minirlaif.errors import UserError
 from minirlaif.judges.match import NAMES
 from minirlaif.runs.io import plain, write_atomic
 from minirlaif.runs.run import Run
 from minirlaif.stats import exact_match
-from minirlaif.types import UserError
 
 OWN_TEST = "test questions of the runs"  # as the stage evaluate asked them
 
@@ -138,7 +138,7 @@ def _own_test(run: Run) -> list[Scores]:
     found = []
     for title in ORDER if rows else ():
         marks = tuple(
-            Mark(row["id"], Path(row["video"]).name, "accuracy", float(exact_match(row[title], row["truth"]))) for row in rows
+            Grade(row["id"], Path(row["video"]).name, "accuracy", float(exact_match(row[title], row["truth"]))) for row in rows
         )
         model = {"run": run.root.name, "title": title, "answers": manifest["identity"]}
         found.append(Scores(OWN_TEST, "test", digest, model, NAMES["exact"], marks, {}))

@@ -22,8 +22,8 @@ from minirlaif.benchmarks.layouts import PlacedRow, find_source, source_rows
 from minirlaif.benchmarks.rows import KINDS, Row, kind_of, parse_row, words_of
 from minirlaif.data.formats import CLIP_SUFFIXES, BadRow
 from minirlaif.data.tables import ClipFolder, raise_all, text_lines
+from minirlaif.errors import UserError
 from minirlaif.runs.io import sha256
-from minirlaif.types import UserError
 
 SHOWN = 6  # names of files and clips that are told
 

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.benchmarks.dataset import Benchmark, Item, listed
-from minirlaif.benchmarks.models import Contestant, Entry, opened
+from minirlaif.benchmarks.models import BenchmarkModel, ModelSpec, load_model
 from minirlaif.benchmarks.predictions import prediction_files
+from minirlaif.errors import UserError
 from minirlaif.judges.rubric import asked_choice
 from minirlaif.runs.io import empty, read_json
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.types import UserError
 
 EVERY_CLIP = "In retrieval every clip is a candidate, and fewer make it easier: get them, or remove their rows"
 SHOWN = 10  # candidates of a ranking that are kept
@@ -68,7 +68,7 @@ class BenchmarkRun(Run):
         return "python -m minirlaif " + shlex.join(self._words)
 
 
-def answer_benchmark(run: Run, benchmark: Benchmark, entry: Entry, readout: str, ask: str) -> Path:
+def answer_benchmark(run: Run, benchmark: Benchmark, entry: ModelSpec, readout: str, ask: str) -> Path:
     """Let a model answer; returns the folder.
 
     readout: of multiple choice, letter or likelihood; ask: the question for action and retrieval ("": as in ASKS).
@@ -84,12 +84,12 @@ def answer_benchmark(run: Run, benchmark: Benchmark, entry: Entry, readout: str,
         if out is not None:
             with _nothing_left(out):
                 _check_missing(benchmark, entry)
-                with opened(entry, run) as model:
+                with load_model(entry, run) as model:
                     _ask_all(out, benchmark, model, readout, asked)
     return run.dir(stage)
 
 
-def begin_again(run: Run, benchmark: Benchmark, entries: Sequence[Entry]) -> None:
+def begin_again(run: Run, benchmark: Benchmark, entries: Sequence[ModelSpec]) -> None:
     """Set the folders of several models aside at once, so that after a kill the command without --redo goes on. UserError before
     anything is touched when clips are missing, or a folder is another program's."""
     for entry in entries:
@@ -170,7 +170,7 @@ def _nothing_left(out: StageDir) -> Iterator[None]:
         raise
 
 
-def _check_missing(benchmark: Benchmark, entry: Entry) -> None:
+def _check_missing(benchmark: Benchmark, entry: ModelSpec) -> None:
     missing, clips = benchmark.missing, len(benchmark.clips)
     shown = f"{listed(missing)}; frame folders are not read"
     if len(missing) == clips:
@@ -185,7 +185,7 @@ def _check_missing(benchmark: Benchmark, entry: Entry) -> None:
         )
 
 
-def _ask_all(out: StageDir, benchmark: Benchmark, model: Contestant, readout: str, asked: str) -> None:
+def _ask_all(out: StageDir, benchmark: Benchmark, model: BenchmarkModel, readout: str, asked: str) -> None:
     """1. clips that cannot be read 2. answers, batch by batch 3. prediction files."""
     # 1. clips
     names = {item.video: item.name for item in benchmark.items if item.video}
@@ -229,7 +229,7 @@ def _line(item: Item, answer: Answer | None, unreadable: Mapping[str, str]) -> d
     return {"id": item.id, "said": answer.said, **({"rank": answer.rank} if answer.rank is not None else {})}
 
 
-def _said(model: Contestant, items: Sequence[Item], readout: str, asked: str, good: Mapping[str, str]) -> list[Answer]:
+def _said(model: BenchmarkModel, items: Sequence[Item], readout: str, asked: str, good: Mapping[str, str]) -> list[Answer]:
     """Answers to items whose clips can be read. good: name of every such clip by its path."""
     if not items:
         return []
@@ -249,7 +249,7 @@ def _said(model: Contestant, items: Sequence[Item], readout: str, asked: str, go
     return [Answer(tuple(next(texts) for _ in item.questions)) for item in items]
 
 
-def _ranked(model: Contestant, told: Sequence[tuple[str, str, str]], candidates: Sequence[str], right: int) -> Answer:
+def _ranked(model: BenchmarkModel, told: Sequence[tuple[str, str, str]], candidates: Sequence[str], right: int) -> Answer:
     """Candidates by likelihood. Ties count against the model: one that finds all alike is no better than the last place. A
     likelihood that is not a number is neither above nor below another: then there is no place."""
     values = model.likelihoods(told)

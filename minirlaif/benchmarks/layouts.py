@@ -10,7 +10,7 @@ from typing import Any
 
 from minirlaif.data.formats import BadRow
 from minirlaif.data.tables import TABLES, json_value, raise_all, table_rows, text_lines
-from minirlaif.types import UserError
+from minirlaif.errors import UserError
 
 WELL_KNOWN = Path("benchmarks")  # where `--benchmark NAME` is looked for when NAME is no path
 EGOSCHEMA = ("questions.json", "subset_answers.json")

@@ -17,12 +17,12 @@ from typing import Any, Protocol
 
 from minirlaif import config
 from minirlaif.config import Config
+from minirlaif.errors import UserError
 from minirlaif.gguf import export_info
-from minirlaif.inference.engine import Engine, Options
+from minirlaif.inference.engine import ChatEngine, SamplingParams
 from minirlaif.runs.io import sha256
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.types import UserError
 
 ROLES = {"rlaif": ("ppo", "policy"), "sft": ("sft", "sft"), "base": ("", "base")}  # model of a run -> its stage, its role
 SEARCHED = 4  # folders above an adapter that may be its run
@@ -31,7 +31,7 @@ TAKEN = (*ROLES, "scores", "table.json", "table.md", "table.html", "radar.svg", 
 
 
 @dataclass(frozen=True)
-class Entry:
+class ModelSpec:
     """A model before it is loaded. title: for tables and folders; kind: run, adapter, folder or gguf; path: of what is loaded
     ("" for a run's own); cfg: how it sees and answers; settings and inputs: what its answers depend on, for the manifest."""
 
@@ -45,7 +45,7 @@ class Entry:
     frames: int = 0  # that an engine looks at, 0: as many as it was made for
 
 
-class Contestant(Protocol):
+class BenchmarkModel(Protocol):
     """A loaded model."""
 
     batch_size: int
@@ -73,7 +73,7 @@ def title_of(name: str) -> str:
     return "" if title in TAKEN or title.endswith((".partial", ".old")) else title
 
 
-def entered(name: str, run: Run, given: str | None, changes: Sequence[str]) -> Entry:
+def resolve_model(name: str, run: Run, given: str | None, changes: Sequence[str]) -> ModelSpec:
     """What `--model NAME` stands for.
 
     given: `--config`, or None: the config of the run that the model belongs to, or else the defaults; changes: `--set`.
@@ -96,10 +96,10 @@ def entered(name: str, run: Run, given: str | None, changes: Sequence[str]) -> E
         cfg = replace(cfg, model=_adapter_section(path, cfg))
         weights = {file.name: sha256(file) for file in sorted(path.glob("*.safetensors"))}
         told = {**_told(cfg), "adapter": weights}
-        return Entry(_own_title(f"{path.resolve().parent.name}-{path.resolve().name}"), "adapter", str(path), cfg, told)
+        return ModelSpec(_own_title(f"{path.resolve().parent.name}-{path.resolve().name}"), "adapter", str(path), cfg, told)
     if path.is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         cfg = replace(cfg, model=replace(cfg.model, base=name, revision=cfg.model.revision if path.is_dir() else "main"))
-        return Entry(title, "folder", name, cfg, _told(cfg))
+        return ModelSpec(title, "folder", name, cfg, _told(cfg))
     known = ", ".join(ROLES)
     raise UserError(
         f"--model {name}: no such file or folder, and none of {known}; name a run's model, an adapter, a folder or a .gguf"
@@ -107,35 +107,35 @@ def entered(name: str, run: Run, given: str | None, changes: Sequence[str]) -> E
 
 
 @contextmanager
-def opened(entry: Entry, run: Run) -> Iterator[Contestant]:
+def load_model(entry: ModelSpec, run: Run) -> Iterator[BenchmarkModel]:
     """Load a model; it is freed at the end of the block."""
     if entry.kind == "gguf":
         engine = _gguf_engine(entry)
         try:
-            yield EngineContestant(engine, entry.cfg, entry.which, entry.frames)
+            yield EngineModel(engine, entry.cfg, entry.which, entry.frames)
         finally:
             engine.close()
         return
-    from minirlaif.session_open import open_workbench
+    from minirlaif.session import open_session
 
     run.checked = True  # the data named in the config are not what is read here
-    with open_workbench(entry.cfg, run) as bench:
+    with open_session(entry.cfg, run) as session:
         role = "base"
         if entry.kind == "run" and entry.inputs:
             role = ROLES[entry.which][1]
-            bench.roles.add(role, 0, run.require(entry.inputs[0]) / "adapter")
+            session.roles.add(role, 0, run.require(entry.inputs[0]) / "adapter")
         elif entry.kind == "adapter":
             role = "policy"
-            bench.roles.add(role, 0, Path(entry.path))
-        yield BenchContestant(bench, role)
+            session.roles.add(role, 0, Path(entry.path))
+        yield BenchContestant(session, role)
 
 
 class BenchContestant:
     """A role on a workbench: batches, and likelihoods. Its clips go through the run's feature cache."""
 
-    def __init__(self, bench: Any, role: str) -> None:
-        self._bench, self._role = bench, role
-        self.batch_size: int = bench.cfg.evaluate.batch_size
+    def __init__(self, session: Any, role: str) -> None:
+        self._bench, self._role = session, role
+        self.batch_size: int = session.cfg.evaluate.batch_size
 
     def unreadable(self, videos: Sequence[str]) -> dict[str, str]:
         """See Contestant."""
@@ -148,35 +148,37 @@ class BenchContestant:
         """See Contestant."""
         from minirlaif.models.generation import sample
 
-        bench, length = self._bench, self._bench.cfg.evaluate.max_new_tokens
+        session, length = self._bench, self._bench.cfg.evaluate.max_new_tokens
         texts = []
-        with bench.roles.reading_as(self._role):
+        with session.roles.inference_as(self._role):
             for start in range(0, len(asked), self.batch_size):
-                prompts = [bench.asked(bench.whole(video), text) for video, text in asked[start : start + self.batch_size]]
-                for (said,) in sample(bench.backbone, prompts, temperature=0, max_new_tokens=length):
-                    texts.append(bench.backbone.renderer.decode(said.ids))
+                prompts = [
+                    session.asked(session.video_input(video), text) for video, text in asked[start : start + self.batch_size]
+                ]
+                for (said,) in sample(session.backbone, prompts, temperature=0, max_new_tokens=length):
+                    texts.append(session.backbone.renderer.decode(said.ids))
         return texts
 
     def likelihoods(self, told: Sequence[tuple[str, str, str]]) -> list[float]:
         """See Contestant."""
         from minirlaif.feedback.judge import mean_logprobs
 
-        bench = self._bench
-        with bench.roles.reading_as(self._role):
-            rows = [bench.row(bench.whole(video), asked, bench.answer_ids(text)) for video, asked, text in told]
-            return mean_logprobs(bench, rows, self.batch_size)
+        session = self._bench
+        with session.roles.inference_as(self._role):
+            rows = [session.row(session.video_input(video), asked, session.answer_ids(text)) for video, asked, text in told]
+            return mean_logprobs(session, rows, self.batch_size)
 
     def counted(self, out: StageDir) -> None:
         """See Contestant."""
         self._bench.counted(out)
 
 
-class EngineContestant:
+class EngineModel:
     """An engine of talk.py. It looks once at a clip whose questions come one after the other."""
 
     batch_size = 1
 
-    def __init__(self, engine: Engine, cfg: Config, which: str = "", frames: int = 0) -> None:
+    def __init__(self, engine: ChatEngine, cfg: Config, which: str = "", frames: int = 0) -> None:
         if which and which not in engine.models:
             raise UserError(f"{engine.title}: holds no model {which}; it has {', '.join(engine.models)}")
         self._engine, self._cfg, self._which, self._frames = engine, cfg, which, frames
@@ -193,7 +195,7 @@ class EngineContestant:
 
     def answers(self, asked: Sequence[tuple[str, str]]) -> list[str]:
         """See Contestant."""
-        options = Options(max_new_tokens=self._cfg.evaluate.max_new_tokens)
+        options = SamplingParams(max_new_tokens=self._cfg.evaluate.max_new_tokens)
         texts = []
         for video, question in asked:
             if self._look is None or self._look.video != video:
@@ -216,7 +218,7 @@ class EngineContestant:
         self._counted = now
 
 
-def _of_run(name: str, run: Run, given: str | None, changes: Sequence[str]) -> Entry:
+def _of_run(name: str, run: Run, given: str | None, changes: Sequence[str]) -> ModelSpec:
     from minirlaif.session import settings_of
 
     if not (run.root / "config.yaml").is_file():
@@ -227,10 +229,10 @@ def _of_run(name: str, run: Run, given: str | None, changes: Sequence[str]) -> E
         run.require(stage)
     settings = settings_of(cfg, "model", "video")
     del settings["data"], settings["seed"]
-    return Entry(name, "run", "", cfg, {**settings, **_seen(cfg)}, (stage,) if stage else (), name)
+    return ModelSpec(name, "run", "", cfg, {**settings, **_seen(cfg)}, (stage,) if stage else (), name)
 
 
-def _of_export(name: str, path: Path, which: str, cfg: Config, frames: int) -> Entry:
+def _of_export(name: str, path: Path, which: str, cfg: Config, frames: int) -> ModelSpec:
     """An exported file, or the folder of an export. frames: 0 for as many as it was made for."""
     folder = path if path.is_dir() else path.parent
     known = export_info.read(folder) if (folder / export_info.FILE).is_file() else None
@@ -244,7 +246,7 @@ def _of_export(name: str, path: Path, which: str, cfg: Config, frames: int) -> E
     hashes = {file.name: sha256(file) for file in files if file.suffix in (".gguf", ".json") and file.is_file()}
     settings = {"model": {"files": hashes, "which": which}, "frames": frames, "max_new_tokens": cfg.evaluate.max_new_tokens}
     title = f"{path.resolve().name}-{which}" if which else path.resolve().name
-    return Entry(_own_title(title), "gguf", str(path), cfg, settings, which=which, frames=frames)
+    return ModelSpec(_own_title(title), "gguf", str(path), cfg, settings, which=which, frames=frames)
 
 
 def _own_title(name: str) -> str:
@@ -292,10 +294,10 @@ def _is_gguf(path: Path) -> bool:
     return (path.suffix == ".gguf" and path.is_file()) or (path / export_info.FILE).is_file()
 
 
-def _gguf_engine(entry: Entry) -> Engine:
+def _gguf_engine(entry: ModelSpec) -> ChatEngine:
     try:
         from minirlaif.gguf.runtime.engine import GgufEngine  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         raise UserError(f"{entry.path}: this build has no GGUF runtime") from None
-    engine: Engine = GgufEngine(Path(entry.path), threads=os.cpu_count() or 1)
+    engine: ChatEngine = GgufEngine(Path(entry.path), threads=os.cpu_count() or 1)
     return engine

@@ -15,7 +15,7 @@ from minirlaif.benchmarks.dataset import Benchmark, Item
 from minirlaif.benchmarks.rows import CLIPS
 from minirlaif.data.formats import CLIP_SUFFIXES, BadRow, half_letters
 from minirlaif.data.tables import raise_all, table_rows
-from minirlaif.types import UserError
+from minirlaif.errors import UserError
 
 _ID = "\0id"  # no clip is called so
 _END = re.compile(r"(?:\s*(?:</s>|<\|im_end\|>|<\|eot_id\|>|<end_of_utterance>))+\s*$")  # some scripts leave them in

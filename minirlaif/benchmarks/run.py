@@ -9,16 +9,16 @@ from pathlib import Path
 
 from minirlaif.benchmarks.dataset import Benchmark, first_items, read_benchmark
 from minirlaif.benchmarks.generate import ASKS, BenchmarkRun, answer_benchmark, begin_again, read_answers, take_predictions
-from minirlaif.benchmarks.models import Entry, entered, title_of
+from minirlaif.benchmarks.models import ModelSpec, resolve_model, title_of
 from minirlaif.benchmarks.predictions import read_predictions
 from minirlaif.benchmarks.scores import RANKED, Scores, ask_judge, mark_rows, save, uses_model
 from minirlaif.benchmarks.table_files import write_tables
+from minirlaif.errors import UserError
 from minirlaif.judges.base import AskedJudge
 from minirlaif.judges.cache import Replies
 from minirlaif.judges.config import JudgeSettings, check_judge, judge_prompts, judge_settings
 from minirlaif.judges.grade import Counts, nothing_read
 from minirlaif.runs.io import read_json
-from minirlaif.types import UserError
 
 REPLIES = "judge-replies.sqlite"  # in the folder of runs: whoever asks the same again pays nothing
 READ_SECONDS = 60.0  # for the clips of examples
@@ -70,7 +70,7 @@ def _predicted(options: argparse.Namespace, run: BenchmarkRun, benchmark: Benchm
 def _answers(options: argparse.Namespace, run: BenchmarkRun, benchmark: Benchmark) -> dict[str, Path]:
     """Folder of each model's answers, by title."""
     readout = options.readout if benchmark.kind == "choice" else ""
-    entries = [entered(name, run, options.config, options.set) for name in options.model or ["rlaif"]]
+    entries = [resolve_model(name, run, options.config, options.set) for name in options.model or ["rlaif"]]
     if readout == "likelihood":  # beside the same model's letters, not in their place
         entries = [replace(entry, title=f"{entry.title}-likelihood") for entry in entries]
     twice = {entry.title for entry in entries if [other.title for other in entries].count(entry.title) > 1}
@@ -82,7 +82,7 @@ def _answers(options: argparse.Namespace, run: BenchmarkRun, benchmark: Benchmar
     return {entry.title: answer_benchmark(run, benchmark, entry, readout, options.ask) for entry in entries}
 
 
-def _tell_frames(entries: Sequence[Entry]) -> None:
+def _tell_frames(entries: Sequence[ModelSpec]) -> None:
     """A difference between models may be one of frames: exported files look at as many as they were made for."""
     frames = {entry.title: entry.frames if entry.kind == "gguf" else entry.cfg.video.frames for entry in entries}
     if len({number for number in frames.values() if number}) > 1:

@@ -16,15 +16,15 @@ from typing import Any
 
 from minirlaif.benchmarks.dataset import Benchmark, Item
 from minirlaif.benchmarks.generate import Answer
+from minirlaif.errors import UserError
 from minirlaif.judges.base import AskedJudge, JudgeName
 from minirlaif.judges.cache import Replies
 from minirlaif.judges.config import MATCH, JudgeSettings, judge_prompts
-from minirlaif.judges.grade import Counts, Marked, Question, estimate, judge_name, mark_all
+from minirlaif.judges.grade import Counts, Marked, Question, estimate, grade_all, judge_name
 from minirlaif.judges.match import NAMES, match_grade
 from minirlaif.judges.rubric import CHOOSE, PARTS, chosen_option, messages, prompt_hash
 from minirlaif.runs.io import plain, read_json, write_atomic
 from minirlaif.runs.run import Run
-from minirlaif.types import UserError
 
 SCHEMA = 1
 ORDER = {"base": 0, "sft": 1, "rlaif": 2}  # of rows in a table, so that differences read as gains
@@ -32,7 +32,7 @@ RANKED = {"action": {"top1": 1, "top5": 5}, "retrieval": {"r1": 1, "r5": 5, "r10
 
 
 @dataclass(frozen=True)
-class Mark:
+class Grade:
     """One row under one metric. value: 0 to 5, or 0 or 1 for shares; None for the reason in `why`. reply: what the judge said."""
 
     id: str
@@ -52,7 +52,7 @@ class Scores:
     sha256: str
     model: Mapping[str, Any]
     judge: JudgeName
-    marks: tuple[Mark, ...]
+    marks: tuple[Grade, ...]
     counts: Mapping[str, int]
 
     @property
@@ -68,7 +68,7 @@ def mark_rows(
     settings: JudgeSettings,
     ask: str = "",
     ranked: bool = False,
-) -> tuple[JudgeName, list[Mark], Counts]:
+) -> tuple[JudgeName, list[Grade], Counts]:
     """Marks that need no model: ranks and letters of candidates, and the match judges.
 
     without: items that have no answer, with the reason; ask: what was asked where candidates were ranked; ranked: they were, also
@@ -94,7 +94,7 @@ def ask_judge(
     judge: AskedJudge,
     settings: JudgeSettings,
     replies: Replies,
-) -> tuple[JudgeName, list[Mark], Counts]:
+) -> tuple[JudgeName, list[Grade], Counts]:
     """Marks by a model, after saying what that will take. UserError when it cannot be asked, or is not one version."""
     prompts = judge_prompts(settings)
     if settings.drop_version:
@@ -110,39 +110,39 @@ def ask_judge(
     print(
         estimate(judge, settings, questions, replies).told(judge.name, bool(settings.price_in or settings.price_out)), flush=True
     )
-    marked, counts = mark_all(judge, settings, questions, replies)
+    marked, counts = grade_all(judge, settings, questions, replies)
     found = {(item.id, metric): each for (item, metric), each in zip(wanted, marked, strict=True)}
     used = {metric: prompts[metric] for _, metric in places}
     name = judge_name(judge, prompt_hash(used), counts)
-    marks: list[Mark] = []
+    marks: list[Grade] = []
     for item, metric in places:
         each = found.get((item.id, metric)) or Marked(None, without.get(item.id, ""))
         marks += _marks(item, metric, each)
     return name, marks, counts
 
 
-def _marks(item: Item, metric: str, marked: Marked) -> list[Mark]:
+def _marks(item: Item, metric: str, marked: Marked) -> list[Grade]:
     """One mark, or accuracy and score for zero-shot QA."""
     grade, why = marked.grade, marked.why or ("" if marked.grade else "no prediction")
     if metric == "qa":
         yes = None if grade is None else float(bool(grade.yes))
-        accuracy = Mark(item.id, item.name, "accuracy", yes, why, marked.reply)
+        accuracy = Grade(item.id, item.name, "accuracy", yes, why, marked.reply)
         return [accuracy, replace(accuracy, metric="score", value=None if grade is None else float(grade.score), reply="")]
-    return [Mark(item.id, item.name, metric, None if grade is None else float(grade.score), why, marked.reply)]
+    return [Grade(item.id, item.name, metric, None if grade is None else float(grade.score), why, marked.reply)]
 
 
-def _ranked(item: Item, answer: Answer | None, why: str) -> list[Mark]:
+def _ranked(item: Item, answer: Answer | None, why: str) -> list[Grade]:
     """Hits of one item. A reply that names no option is a wrong answer, and says so."""
     marks = []
     for metric, depth in RANKED[item.part].items():
         if answer is None:
-            marks.append(Mark(item.id, item.name, metric, None, why or "no prediction"))
+            marks.append(Grade(item.id, item.name, metric, None, why or "no prediction"))
         elif answer.rank is not None:
-            marks.append(Mark(item.id, item.name, metric, float(answer.rank <= depth)))
+            marks.append(Grade(item.id, item.name, metric, float(answer.rank <= depth)))
         else:
             chosen = chosen_option(answer.said[0], item.options)
             right = chosen is not None and item.options[chosen] == item.answer
-            marks.append(Mark(item.id, item.name, metric, float(right), "" if chosen is not None else "names no option"))
+            marks.append(Grade(item.id, item.name, metric, float(right), "" if chosen is not None else "names no option"))
     return marks
 
 
@@ -163,7 +163,7 @@ def load(path: Path) -> Scores:
         if value["schema"] != SCHEMA:
             raise ValueError(f"schema {value['schema']}")
         judge = JudgeName(**{**value["judge"], "dates": tuple(value["judge"]["dates"])})
-        marks = tuple(Mark(**mark) for mark in value["marks"])
+        marks = tuple(Grade(**mark) for mark in value["marks"])
         return Scores(value["benchmark"], value["kind"], value["sha256"], value["model"], judge, marks, value["counts"])
     except (LookupError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a file of marks of this version ({error}); delete it and evaluate again") from None

@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minirlaif.types import Turn, UserError
+from minirlaif.errors import UserError
+from minirlaif.types import Turn
 
 if TYPE_CHECKING:
-    from minirlaif.inference.engine import Engine, Look, Options
+    from minirlaif.inference.engine import ChatEngine, LoadedClip, SamplingParams
 
 PROMPT = "> "
 
@@ -96,14 +97,14 @@ def _engine(options: argparse.Namespace) -> Any:
     return HfEngine(Run(options.runs_dir / options.run))
 
 
-def _options(engine: Engine, options: argparse.Namespace) -> Options:
+def _options(engine: ChatEngine, options: argparse.Namespace) -> SamplingParams:
     longest = options.max_new_tokens or engine.options.max_new_tokens
     return replace(
         engine.options, temperature=options.temperature, top_p=options.top_p, max_new_tokens=longest, seed=options.seed
     )
 
 
-def _converse(engine: Engine, look: Look, how: Options, options: argparse.Namespace) -> None:
+def _converse(engine: ChatEngine, look: LoadedClip, how: SamplingParams, options: argparse.Namespace) -> None:
     """Questions until /quit or the end of input. Ctrl-C during an answer ends that answer, and otherwise the conversation."""
     try:
         import readline  # noqa: F401  arrow keys and history, where there are any
@@ -131,7 +132,9 @@ def _converse(engine: Engine, look: Look, how: Options, options: argparse.Namesp
             turns.append(Turn(question, answer))
 
 
-def _answer(engine: Engine, look: Look, turns: list[Turn], question: str, how: Options, options: argparse.Namespace) -> str:
+def _answer(
+    engine: ChatEngine, look: LoadedClip, turns: list[Turn], question: str, how: SamplingParams, options: argparse.Namespace
+) -> str:
     """Print an answer as it comes."""
     pieces: list[str] = []
     clock = [time.perf_counter()]

@@ -10,7 +10,7 @@ from typing import Any
 
 from minirlaif import distributed
 from minirlaif.cli import plan
-from minirlaif.types import UserError
+from minirlaif.errors import UserError
 
 VERBS = ("compare", "audit")
 READ_SECONDS = 60.0  # for a clip that is shown

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from minirlaif import config
+from minirlaif.errors import UserError
 from minirlaif.gguf.export.quantize import chosen_types
 from minirlaif.runs.run import Run
-from minirlaif.types import UserError
 
 TYPES = "f16,q8_0,q4_k_m"
 QUESTIONS = {True: 500, False: 20}  # most questions for each file: of the tiny world, of clips that take a CPU longer

@@ -16,10 +16,10 @@ import yaml
 
 from minirlaif import __version__, config, distributed
 from minirlaif.cli import chat, evaluate, export, plan
+from minirlaif.errors import UserError
 from minirlaif.runs.io import disk_is_full, read_json, write_atomic
 from minirlaif.runs.run import Run
 from minirlaif.runs.status import report_state, status_table
-from minirlaif.types import UserError
 
 STAGES = {  # in the order of `run`, except pretrain, which `run` leaves out because the tiny base ships with the package
     "pretrain": "train the tiny base model from nothing",

@@ -11,8 +11,8 @@ from typing import Any
 
 from minirlaif import config
 from minirlaif.ablation import arms
+from minirlaif.errors import UserError
 from minirlaif.runs.io import write_atomic
-from minirlaif.types import UserError
 
 VERBS = ("plan", "bench", "convert", "ablate")
 CARDS = (8, 12, 16, 24)  # GiB; the columns of `plan --table`
@@ -38,12 +38,12 @@ def add(verbs: Any) -> None:
     plan.add_argument("--fit", metavar="FILE", type=Path, help="write the config shrunk until it fits")
     plan.add_argument("--probe", action="store_true", help="run the longest row of the data through every stage and compare")
     plan.add_argument("--table", action="store_true", help="markdown: all configs/24gb-*.yaml on cards of 8, 12, 16 and 24 GiB")
-    bench = verb(verbs, "bench", "peak memory and speed of every stage, with random weights", "bench --model smolvlm2-500m")
-    bench.add_argument("--config", metavar="FILE", help="settings to measure")
-    bench.add_argument("--model", metavar="NAME", default="", help="a standard backbone or folder; wins over model.base")
-    bench.add_argument("--stages", metavar="LIST", default="", help="such as sft,ppo (default: all)")
-    bench.add_argument("--out", metavar="FILE", type=Path, help="write the numbers as json")
-    for parser in (plan, bench):
+    session = verb(verbs, "bench", "peak memory and speed of every stage, with random weights", "bench --model smolvlm2-500m")
+    session.add_argument("--config", metavar="FILE", help="settings to measure")
+    session.add_argument("--model", metavar="NAME", default="", help="a standard backbone or folder; wins over model.base")
+    session.add_argument("--stages", metavar="LIST", default="", help="such as sft,ppo (default: all)")
+    session.add_argument("--out", metavar="FILE", type=Path, help="write the numbers as json")
+    for parser in (plan, session):
         parser.add_argument("--gpu-gib", metavar="GIB", type=float, help="card to plan for, or cap on the card that is there")
         parser.add_argument(
             "--set", metavar="SECTION.FIELD=VALUE", nargs="+", action="extend", default=[], help="settings that win over the file"
@@ -121,20 +121,20 @@ def _plan(options: argparse.Namespace) -> int:
         write_atomic(options.fit, config.dump(smaller.cfg))
         print(f"{options.fit}: {', '.join(changes) or 'nothing had to change'}")
     if options.probe:
-        from minirlaif.memory import measure as bench
+        from minirlaif.memory import measure as session
 
         with tempfile.TemporaryDirectory() as folder:
-            results = bench.probe(cfg, Path(folder), options.gpu_gib)
+            results = session.probe(cfg, Path(folder), options.gpu_gib)
         if any("error" in result for result in results):
             return 1
     return 0 if plan.peak(found)[1] <= card.room or options.fit is not None else 1
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from minirlaif.memory import measure as bench
+    from minirlaif.memory import measure as session
 
     if options.config is None and not options.model:
         raise UserError("bench: name a model with --model or a config with --config; see `python -m minirlaif bench --help`")
     more = [f"model.base={options.model}"] if options.model else []
     cfg = config.load(options.config, [*more, *options.set])
-    return bench.run(cfg, bench.chosen(options.stages), options.gpu_gib, options.out)
+    return session.run(cfg, session.chosen(options.stages), options.gpu_gib, options.out)

@@ -17,7 +17,7 @@ import yaml
 
 from minirlaif.config.rules import RULES, Rules
 from minirlaif.config.schema import Config, DataSection
-from minirlaif.types import UserError
+from minirlaif.errors import UserError
 
 R = TypeVar("R")
 _WORDS: Mapping[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minirlaif.errors import UserError
 from minirlaif.runs.io import sync
-from minirlaif.types import UserError
 
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # the first that there are
 SHARD = 2 << 30  # bytes of one written file, and so of what is held in memory

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from minirlaif.convert.legacy_files import WEIGHTS, Writer, json_of, llama_tokenizer, pickled, shapes_of, tensors, weight_files
+from minirlaif.errors import UserError
 from minirlaif.models.adapters import HEAD_FILE, target_pattern
 from minirlaif.models.backbones.llava import LAYOUT, Llava
-from minirlaif.types import UserError
 
 ROW_MULTIPLE = 64  # embedding rows are filled up to a multiple of it, for the speed of matrix products
 TEXT_FIELDS = (

@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 
 from minirlaif.data.formats import CLIP_SUFFIXES, UNDECIDED, BadRow, parse_preference, parse_sample
 from minirlaif.data.tables import ClipFolder, clip_files, hub_rows, json_rows, json_value, parquet_rows, raise_all, text_lines
+from minirlaif.errors import UserError
 from minirlaif.runs.io import sha256
-from minirlaif.types import Preference, Sample, UserError
+from minirlaif.types import Preference, Sample
 
 _DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
 _QUESTION_FILES = ("questions.txt", "questions.json", "questions.jsonl")

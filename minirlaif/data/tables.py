@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.data.formats import CLIP_SUFFIXES, BadRow, half_letters
-from minirlaif.types import UserError
+from minirlaif.errors import UserError
 
 SHOWN = 20  # problems of a file that are listed
 TABLES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")

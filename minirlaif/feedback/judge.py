@@ -12,31 +12,31 @@ from typing import TYPE_CHECKING
 
 from minirlaif.feedback.verdicts import choice_from_margin, combine_orders, judge_question
 from minirlaif.models.generation import sample
-from minirlaif.models.logprobs import Row, first_token_logprobs, micro_batches, token_logprobs
-from minirlaif.types import Pair, Verdict
+from minirlaif.models.logprobs import EncodedPair, first_token_logprobs, micro_batches, token_logprobs
+from minirlaif.types import Comparison, Verdict
 
 if TYPE_CHECKING:
-    from minirlaif.session import View, Workbench
+    from minirlaif.session import ModelSession, VideoInput
 
 
-def narrate(bench: Workbench, videos: Sequence[str]) -> dict[str, list[tuple[tuple[float, float], str]]]:
+def describe_segments(session: ModelSession, videos: Sequence[str]) -> dict[str, list[tuple[tuple[float, float], str]]]:
     """Descriptions of the segments of clips, greedy and from dense frames: clip -> (start and end in seconds, text) of each."""
-    f = bench.cfg.feedback
-    parts = [(video, span, view) for video in videos for span, view in bench.segments(video)]
+    f = session.cfg.feedback
+    parts = [(video, span, view) for video in videos for span, view in session.segment_inputs(video)]
     told: dict[str, list[tuple[tuple[float, float], str]]] = {video: [] for video in videos}
     for start in range(0, len(parts), f.batch_size):
         some = parts[start : start + f.batch_size]
-        asked = [bench.asked(view, f.describe_prompt) for _, _, view in some]
-        answers = sample(bench.backbone, asked, temperature=0, max_new_tokens=f.describe_tokens)
+        asked = [session.asked(view, f.describe_prompt) for _, _, view in some]
+        answers = sample(session.backbone, asked, temperature=0, max_new_tokens=f.describe_tokens)
         for (video, span, _), (answer,) in zip(some, answers, strict=True):
-            told[video].append((span, bench.backbone.renderer.decode(answer.ids)))
+            told[video].append((span, session.backbone.renderer.decode(answer.ids)))
     return told
 
 
 def judge(
-    bench: Workbench,
-    pairs: Sequence[Pair],
-    views: Mapping[str, View | None],
+    session: ModelSession,
+    pairs: Sequence[Comparison],
+    views: Mapping[str, VideoInput | None],
     readout: str,
     margin: float,
     disagreement: str,
@@ -50,11 +50,11 @@ def judge(
         disagreement: "drop" or "average" when the two orders differ.
     """
     if readout == "likelihood":
-        ahead = answer_margins(bench, pairs, views, batch_size)
+        ahead = answer_margins(session, pairs, views, batch_size)
         values = [(value, value) for value in ahead]
     else:
-        first = _letter_values(bench, pairs, views, batch_size)
-        second = _letter_values(bench, [pair.swap() for pair in pairs], views, batch_size)
+        first = _letter_values(session, pairs, views, batch_size)
+        second = _letter_values(session, [pair.swap() for pair in pairs], views, batch_size)
         values = [(ab, -ba) for ab, ba in zip(first, second, strict=True)]
     verdicts = []
     for pair, (ab, ba) in zip(pairs, values, strict=True):
@@ -66,43 +66,47 @@ def judge(
     return verdicts
 
 
-def answer_margins(bench: Workbench, pairs: Sequence[Pair], views: Mapping[str, View | None], batch_size: int) -> list[float]:
+def answer_margins(
+    session: ModelSession, pairs: Sequence[Comparison], views: Mapping[str, VideoInput | None], batch_size: int
+) -> list[float]:
     """Mean log-likelihood per token of answer A minus that of answer B, in nats."""
     rows = [
-        bench.row(views[pair.video], pair.question, bench.answer_ids(text), pair.context)
+        session.row(views[pair.video], pair.question, session.answer_ids(text), pair.context)
         for pair in pairs
         for text in (pair.answer_a, pair.answer_b)
     ]
-    means = mean_logprobs(bench, rows, batch_size)
+    means = mean_logprobs(session, rows, batch_size)
     return [means[2 * i] - means[2 * i + 1] for i in range(len(pairs))]
 
 
-def mean_logprobs(bench: Workbench, rows: Sequence[Row], batch_size: int) -> list[float]:
+def mean_logprobs(session: ModelSession, rows: Sequence[EncodedPair], batch_size: int) -> list[float]:
     """Mean log-probability per answer token of each row."""
     means = [0.0] * len(rows)
     for index in micro_batches([len(row) for row in rows], batch_size):
-        logprobs_BR, mask_BR, _ = token_logprobs(bench.backbone, [rows[i] for i in index])
+        logprobs_BR, mask_BR, _ = token_logprobs(session.backbone, [rows[i] for i in index])
         for place, mean in zip(index, (logprobs_BR.sum(1) / mask_BR.sum(1)).tolist(), strict=True):
             means[place] = mean
     return means
 
 
-def _letter_values(bench: Workbench, pairs: Sequence[Pair], views: Mapping[str, View | None], batch_size: int) -> list[float]:
+def _letter_values(
+    session: ModelSession, pairs: Sequence[Comparison], views: Mapping[str, VideoInput | None], batch_size: int
+) -> list[float]:
     """log p(A) - log p(B) at the first position of the reply; positive means the first answer is better."""
-    renderer = bench.backbone.renderer
+    renderer = session.backbone.renderer
     letters = [renderer.text_ids(renderer.layout.answer + letter)[-1] for letter in "AB"]
     values = [0.0] * len(pairs)
     rows = []
     for pair in pairs:
         question = judge_question(pair.question, pair.answer_a, pair.answer_b, pair.context)
-        rows.append(bench.row(views[pair.video], question, letters[:1]))
+        rows.append(session.row(views[pair.video], question, letters[:1]))
     for index in micro_batches([len(row) for row in rows], batch_size):
-        ahead = first_token_logprobs(bench.backbone, [rows[i] for i in index], letters)
+        ahead = first_token_logprobs(session.backbone, [rows[i] for i in index], letters)
         for place, (a, b) in zip(index, ahead.tolist(), strict=True):
             values[place] = a - b
     return values
 
 
-def swap_consistent(verdict: Verdict) -> bool:
+def is_order_consistent(verdict: Verdict) -> bool:
     """Whether both orders named the same answer."""
     return verdict.orders[0] == verdict.orders[1] and verdict.orders[0] in ("A", "B")

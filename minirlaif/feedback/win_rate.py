@@ -6,41 +6,43 @@ from collections.abc import Mapping, Sequence
 
 from minirlaif.feedback.judge import judge
 from minirlaif.models.generation import sample
-from minirlaif.session import Workbench
-from minirlaif.types import Pair, Sample
+from minirlaif.session import ModelSession
+from minirlaif.types import Comparison, Sample
 
 
-class DevJudge:
+class WinRateEvaluator:
     """How often the judge prefers the policy's greedy answer to the SFT model's, on dev prompts. Ties count half."""
 
-    def __init__(self, bench: Workbench, dev: Sequence[Sample], contexts: Mapping[str, str]) -> None:
-        self._bench, self._dev, self._contexts = bench, list(dev), contexts
+    def __init__(self, session: ModelSession, dev: Sequence[Sample], contexts: Mapping[str, str]) -> None:
+        self._bench, self._dev, self._contexts = session, list(dev), contexts
         self._sft: list[str] | None = None
 
     def win_rate(self) -> float:
         """Share of dev prompts won by the policy as it is now."""
-        bench, f = self._bench, self._bench.cfg.feedback
-        judging = bench.reference
-        now = self._answers(bench, "policy")
-        with judging.roles.visiting("reference"):
+        session, f = self._bench, self._bench.cfg.feedback
+        judging = session.reference
+        now = self._answers(session, "policy")
+        with judging.roles.on_device("reference"):
             if self._sft is None:
                 self._sft = self._answers(judging, "reference")
             pairs = [
-                Pair(row.id, row.video, row.turns[0].question, new, old, self._contexts[row.video] if f.context else "")
+                Comparison(row.id, row.video, row.turns[0].question, new, old, self._contexts[row.video] if f.context else "")
                 for row, new, old in zip(self._dev, now, self._sft, strict=True)
             ]
-            views = {row.video: bench.whole(row.video) if f.judge_frames else None for row in self._dev}
-            with judging.roles.reading_as("reference"):
+            views = {row.video: session.video_input(row.video) if f.judge_frames else None for row in self._dev}
+            with judging.roles.inference_as("reference"):
                 verdicts = judge(judging, pairs, views, f.readout, 0.0, f.disagreement, f.batch_size)
         return sum({"A": 1.0, "B": 0.0}.get(v.choice, 0.5) for v in verdicts) / len(verdicts)
 
-    def _answers(self, bench: Workbench, role: str) -> list[str]:
-        size = bench.cfg.feedback.batch_size
+    def _answers(self, session: ModelSession, role: str) -> list[str]:
+        size = session.cfg.feedback.batch_size
         texts: list[str] = []
-        with bench.roles.visiting(role), bench.roles.reading_as(role):
+        with session.roles.on_device(role), session.roles.inference_as(role):
             for start in range(0, len(self._dev), size):
                 some = self._dev[start : start + size]
-                asked = [bench.asked(bench.whole(row.video), row.turns[0].question) for row in some]
-                for (answer,) in sample(bench.backbone, asked, temperature=0, max_new_tokens=bench.cfg.rollout.max_new_tokens):
-                    texts.append(bench.backbone.renderer.decode(answer.ids))
+                asked = [session.asked(session.video_input(row.video), row.turns[0].question) for row in some]
+                for (answer,) in sample(
+                    session.backbone, asked, temperature=0, max_new_tokens=session.cfg.rollout.max_new_tokens
+                ):
+                    texts.append(session.backbone.renderer.decode(answer.ids))
         return texts

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from minirlaif.inference.engine import Options
+from minirlaif.errors import UserError
+from minirlaif.inference.engine import SamplingParams
 from minirlaif.models.renderer import Layout
 from minirlaif.runs.io import write_atomic
-from minirlaif.types import UserError
 from minirlaif.video.frame_sampling import Sizing
 
 FILE = "minirlaif.json"
@@ -38,7 +38,7 @@ class Facts:
     frame_pixels: int
     text: Mapping[str, str]
     mmproj: str
-    options: Options = Options()
+    options: SamplingParams = SamplingParams()
     models: tuple[str, ...] = ("rlaif",)
     adapters: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
@@ -71,7 +71,7 @@ def read(folder: Path) -> Facts:
         parts = {
             "layout": Layout(**found["layout"]),
             "sizing": Sizing(**{**sizing, "pad": pad and tuple(pad)}),
-            "options": Options(**found["options"]),
+            "options": SamplingParams(**found["options"]),
             "models": tuple(found["models"]),
         }
         return Facts(**{**found, **parts})

@@ -16,7 +16,7 @@ from minirlaif.types import Turn
 
 
 @dataclass(frozen=True)
-class Options:
+class SamplingParams:
     """How answers are sampled. temperature 0: the most likely token every time, the same answer every time."""
 
     temperature: float = 0.0
@@ -26,7 +26,7 @@ class Options:
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class LoadedClip:
     """A clip as an engine sees it.
 
     video: its path; seconds: its length; times: of each frame, in seconds; pixels_FHW3: uint8 frames exactly as the model gets
@@ -42,7 +42,7 @@ class Look:
     key: str
 
 
-class Engine(Protocol):
+class ChatEngine(Protocol):
     """A loaded model. One thread at a time may use it.
 
     models: names that `stream` takes, best first, such as ("rlaif", "sft"); title: what is loaded, in words; frames and options:
@@ -52,18 +52,20 @@ class Engine(Protocol):
     models: tuple[str, ...]
     title: str
     frames: int
-    options: Options
+    options: SamplingParams
 
     @property
     def counters(self) -> Mapping[str, int]:
         """What was done so far, by name."""
         ...
 
-    def look(self, video: str, frames: int = 0) -> Look:
+    def look(self, video: str, frames: int = 0) -> LoadedClip:
         """Decode `frames` frames (0: `self.frames`), spread evenly over the clip. UserError when it cannot be read."""
         ...
 
-    def stream(self, look: Look, turns: Sequence[Turn], question: str, options: Options, model: str = "") -> Iterator[str]:
+    def stream(
+        self, look: LoadedClip, turns: Sequence[Turn], question: str, options: SamplingParams, model: str = ""
+    ) -> Iterator[str]:
         """Pieces of the answer as they are sampled; joined, they are the answer.
 
         turns: the conversation so far, with answers; model: one of `models` ("": the first). A consumer may stop early.
@@ -71,7 +73,7 @@ class Engine(Protocol):
         """
         ...
 
-    def score(self, look: Look, question: str, answer: str) -> float | None:
+    def score(self, look: LoadedClip, question: str, answer: str) -> float | None:
         """The reward model's score of an answer; None where this engine has none."""
         ...
 
@@ -95,6 +97,6 @@ class Judged:
 class Judging(Protocol):
     """An engine that also has the run's judge."""
 
-    def judge(self, look: Look, question: str, answer_a: str, answer_b: str) -> Judged:
+    def judge(self, look: LoadedClip, question: str, answer_a: str, answer_b: str) -> Judged:
         """Which answer is better."""
         ...

@@ -16,17 +16,18 @@ from pathlib import Path
 import torch
 
 from minirlaif import config
-from minirlaif.feedback.judge import judge, narrate
+from minirlaif.errors import UserError
+from minirlaif.feedback.judge import describe_segments, judge
 from minirlaif.feedback.verdicts import context_text
-from minirlaif.inference.engine import Judged, Look, Options
-from minirlaif.models.feature_cache import FeatureStore
-from minirlaif.models.generation import Asked, Kept
+from minirlaif.inference.engine import Judged, LoadedClip, SamplingParams
+from minirlaif.models.feature_cache import VisionFeatureCache
+from minirlaif.models.generation import EncodedPrompt, PrefixCache
 from minirlaif.models.loading import open_backbone
-from minirlaif.models.logprobs import sequence_scores
+from minirlaif.models.logprobs import reward_scores
 from minirlaif.models.renderer import pieces
 from minirlaif.runs.run import Run
-from minirlaif.session import View, Workbench, critic_config
-from minirlaif.types import Pair, Turn, UserError
+from minirlaif.session import ModelSession, VideoInput, critic_config
+from minirlaif.types import Comparison, Turn
 from minirlaif.video.frame_sampling import FramePlan, uniform_plan
 from minirlaif.video.reader import ClipReader
 
@@ -37,9 +38,9 @@ KEPT = 4  # caches of (look, model)
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    look: Look
+    look: LoadedClip
     plan: FramePlan
-    view: View
+    view: VideoInput
 
 
 class HfEngine:
@@ -58,30 +59,30 @@ class HfEngine:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="minirlaif-")))
             reader = stack.enter_context(ClipReader(cfg.video.timeout_seconds))
 
-            def opened(own: config.Config, name: str) -> Workbench:
+            def opened(own: config.Config, name: str) -> ModelSession:
                 backbone = open_backbone(own.model)
-                store = FeatureStore(folder / name, backbone, reader, own.video)
+                store = VisionFeatureCache(folder / name, backbone, reader, own.video)
                 stack.callback(store.close)
-                return Workbench(own, backbone, store, reader)
+                return ModelSession(own, backbone, store, reader)
 
-            bench = self._bench = opened(cfg, "features.sqlite")
-            bench.roles.add("sft", 0, sft)
+            session = self._bench = opened(cfg, "features.sqlite")
+            session.roles.add("sft", 0, sft)
             if aligned:
-                bench.roles.add("policy", 0, aligned)
+                session.roles.add("policy", 0, aligned)
             self._mean = float(reward["metrics"]["bias"]) if reward else None
             if reward:
                 adapter = run.require("reward") / "adapter"
                 if cfg.reward.base:
-                    bench.critic = opened(critic_config(cfg), "critic.sqlite")
-                bench.critic.roles.add("reward", 0, adapter)
-                bench.critic.roles.load_head("reward", adapter)
+                    session.critic = opened(critic_config(cfg), "critic.sqlite")
+                session.critic.roles.add("reward", 0, adapter)
+                session.critic.roles.load_head("reward", adapter)
             self._open = stack.pop_all()
         self.models = tuple(name for name in ROLES if name != "rlaif" or aligned)
         self.title = f"{Path(cfg.model.base).name}, run {run.root.name}"
         self.frames = cfg.video.frames
-        self.options = Options(cfg.rollout.temperature, cfg.feedback.top_p, cfg.rollout.max_new_tokens, cfg.seed)
+        self.options = SamplingParams(cfg.rollout.temperature, cfg.feedback.top_p, cfg.rollout.max_new_tokens, cfg.seed)
         self._looks: OrderedDict[str, _Seen] = OrderedDict()
-        self._kept: OrderedDict[tuple[str, str], Kept] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], PrefixCache] = OrderedDict()
         self._contexts: dict[str, str] = {}
         self._reading: Counter[str] = Counter()
 
@@ -92,7 +93,7 @@ class HfEngine:
         read = {"prefilled_tokens": self._bench.counters["prefilled_tokens"] + self._reading["read"]}
         return {name: looked[name] for name in ("decodes", "encodes")} | read | {"reused_tokens": self._reading["reused"]}
 
-    def look(self, video: str, frames: int = 0) -> Look:
+    def look(self, video: str, frames: int = 0) -> LoadedClip:
         """Decode and encode `frames` frames (0: as many as in training), spread evenly over the clip; known ones are kept.
 
         Raises:
@@ -105,36 +106,38 @@ class HfEngine:
         key = f"{info.id}:{plan.key}:{size.key}"
         if key not in self._looks:
             pixels_FHW3, features_GHWE = store.pixels(video, plan)
-            view = View(plan.times, info.seconds, size, features_GHWE)
-            look = Look(video, info.seconds, plan.times, pixels_FHW3, info.width / info.height, key)
+            view = VideoInput(plan.times, info.seconds, size, features_GHWE)
+            look = LoadedClip(video, info.seconds, plan.times, pixels_FHW3, info.width / info.height, key)
             self._looks[key] = _Seen(look, plan, view)
         self._looks.move_to_end(key)
         while len(self._looks) > LOOKS:
             self._looks.popitem(last=False)
         return replace(self._looks[key].look, video=video)
 
-    def stream(self, look: Look, turns: Sequence[Turn], question: str, options: Options, model: str = "") -> Iterator[str]:
+    def stream(
+        self, look: LoadedClip, turns: Sequence[Turn], question: str, options: SamplingParams, model: str = ""
+    ) -> Iterator[str]:
         """Pieces of the answer as they are sampled; see `talk.Engine`. Finish or close one stream before the next call."""
         name = model or self.models[0]
-        bench, view = self._bench, self._seen(look).view
-        ids = bench.backbone.renderer.prompt(view.shown, question, turns=turns)
-        limit = int(bench.backbone.model.config.get_text_config().max_position_embeddings)
+        session, view = self._bench, self._seen(look).view
+        ids = session.backbone.renderer.prompt(view.shown, question, turns=turns)
+        limit = int(session.backbone.model.config.get_text_config().max_position_embeddings)
         room = min(options.max_new_tokens, limit - len(ids))
         if room < 1:
             raise UserError(f"the conversation has {len(ids)} tokens, the model takes {limit}: clear it, or show fewer frames")
         source = torch.Generator().manual_seed(options.seed)
         kept = self._cache(look.key, name)
         before = kept.read, kept.reused
-        with bench.roles.reading_as(ROLES[name]):
-            asked = Asked(ids, view.features)
-            tokens = kept.stream(bench.backbone, asked, options.temperature, options.top_p, room, source)
+        with session.roles.inference_as(ROLES[name]):
+            asked = EncodedPrompt(ids, view.features)
+            tokens = kept.stream(session.backbone, asked, options.temperature, options.top_p, room, source)
             try:
                 with closing(tokens):
-                    yield from pieces(bench.backbone.renderer, tokens)
+                    yield from pieces(session.backbone.renderer, tokens)
             finally:
                 self._reading.update(read=kept.read - before[0], reused=kept.reused - before[1])
 
-    def score(self, look: Look, question: str, answer: str) -> float | None:
+    def score(self, look: LoadedClip, question: str, answer: str) -> float | None:
         """The reward model's score of an answer, above or below its mean on held-out answers; None where the run has none."""
         if self._mean is None:
             return None
@@ -142,19 +145,19 @@ class HfEngine:
         view = seen.view
         if critic is not self._bench:
             ((_, features),) = critic.store.get(look.video, lambda info: [seen.plan])
-            view = View(seen.plan.times, look.seconds, critic.store.size(critic.store.info(look.video)), features)
+            view = VideoInput(seen.plan.times, look.seconds, critic.store.size(critic.store.info(look.video)), features)
         context = self._context(look) if critic.cfg.reward.context else ""
         row = critic.row(view, question, critic.answer_ids(answer), context)
-        with critic.roles.reading_as("reward"):
-            return float(sequence_scores(critic.backbone, critic.roles.heads["reward"], [row])) - self._mean
+        with critic.roles.inference_as("reward"):
+            return float(reward_scores(critic.backbone, critic.roles.heads["reward"], [row])) - self._mean
 
-    def judge(self, look: Look, question: str, answer_a: str, answer_b: str) -> Judged:
+    def judge(self, look: LoadedClip, question: str, answer_a: str, answer_b: str) -> Judged:
         """The run's own judge on two answers, read out as in its stage `feedback`."""
         f, view = self._bench.cfg.feedback, self._seen(look).view
         context = self._context(look) if f.context else ""
-        pair = Pair("", look.video, question, answer_a, answer_b, context)
+        pair = Comparison("", look.video, question, answer_a, answer_b, context)
         views = {look.video: view if f.judge_frames else None}
-        with self._bench.roles.reading_as("sft"):
+        with self._bench.roles.inference_as("sft"):
             (verdict,) = judge(self._bench, [pair], views, f.readout, f.margin, f.disagreement, 1)
         return Judged(verdict.choice, verdict.margin, verdict.orders, context)
 
@@ -168,24 +171,24 @@ class HfEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _seen(self, look: Look) -> _Seen:
+    def _seen(self, look: LoadedClip) -> _Seen:
         """What is kept of a look; made again where too many others came between."""
         if look.key not in self._looks:
             self.look(look.video, len(look.times))
         return self._looks[look.key]
 
-    def _cache(self, key: str, model: str) -> Kept:
-        kept = self._kept.setdefault((key, model), Kept())
+    def _cache(self, key: str, model: str) -> PrefixCache:
+        kept = self._kept.setdefault((key, model), PrefixCache())
         self._kept.move_to_end((key, model))
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
         return kept
 
-    def _context(self, look: Look) -> str:
+    def _context(self, look: LoadedClip) -> str:
         """Descriptions of the clip's segments, by the SFT model as in `feedback`; made once per clip."""
         clip = look.key.split(":", 1)[0]
         if clip not in self._contexts:
-            with self._bench.roles.reading_as("sft"):
-                lines = narrate(self._bench, [look.video])[look.video]
+            with self._bench.roles.inference_as("sft"):
+                lines = describe_segments(self._bench, [look.video])[look.video]
             self._contexts[clip] = context_text([span for span, _ in lines], [text for _, text in lines])
         return self._contexts[clip]

@@ -14,10 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from minirlaif.errors import UserError
 from minirlaif.judges.base import Reply
 from minirlaif.judges.rubric import Message
 from minirlaif.runs.io import disk_is_full
-from minirlaif.types import UserError
 
 
 class Replies:

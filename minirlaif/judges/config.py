@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from minirlaif.config.loader import Rules, build, parse_yaml
+from minirlaif.errors import UserError
 from minirlaif.judges.rubric import PROMPTS, Prompt
-from minirlaif.types import UserError
 
 MATCH = ("exact", "normalised")
 ASKED = ("hf", "gguf", "openai")

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
+from minirlaif.errors import UserError
 from minirlaif.judges.base import AskedJudge, JudgeName, Refused, Reply
 from minirlaif.judges.cache import Replies
 from minirlaif.judges.config import JudgeSettings
 from minirlaif.judges.rubric import Grade, Message, Unreadable, complaint, parse_grade
 from minirlaif.runs.progress import progress
-from minirlaif.types import UserError
 
 LETTERS_PER_TOKEN = 4  # of English text, for the estimate
 OVERHEAD = 16  # tokens of a chat layout
@@ -93,7 +93,7 @@ def estimate(judge: AskedJudge, settings: JudgeSettings, questions: Sequence[Que
     return Estimate(len(first), len(first) - len(missing), tokens_in, tokens_out, cost, settings.attempts)
 
 
-def mark_all(
+def grade_all(
     judge: AskedJudge, settings: JudgeSettings, questions: Sequence[Question], replies: Replies
 ) -> tuple[list[Marked], Counts]:
     """A mark, or a reason why not, for each question; equal questions are asked once.

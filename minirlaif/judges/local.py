@@ -14,13 +14,14 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from minirlaif.config import ModelSection
+from minirlaif.errors import UserError
 from minirlaif.judges.base import Refused, Reply
 from minirlaif.judges.config import JudgeSettings, check_judge
 from minirlaif.judges.rubric import Message
 from minirlaif.models.loading import FAMILIES, base_folder, base_hash, model_type, open_backbone, pick_device, pick_dtype
 from minirlaif.models.loading import quantization_config as quantization_of
 from minirlaif.runs.io import sha256
-from minirlaif.types import Turn, UserError
+from minirlaif.types import Turn
 
 if TYPE_CHECKING:
     from minirlaif.models.backbones.base import Backbone
@@ -59,10 +60,10 @@ class HfJudge:
 
     def ask(self, messages: Sequence[Message]) -> Reply:
         """The most likely reply."""
-        from minirlaif.models.generation import Asked, sample
+        from minirlaif.models.generation import EncodedPrompt, sample
 
         ids = self._render(messages)
-        ((said,),) = sample(self._backbone, [Asked(ids)], temperature=0, max_new_tokens=self._settings.max_tokens)
+        ((said,),) = sample(self._backbone, [EncodedPrompt(ids)], temperature=0, max_new_tokens=self._settings.max_tokens)
         text = self._backbone.renderer.decode(said.ids)
         return Reply(text, self._version, _today(), len(ids), len(said.ids))
 
@@ -182,8 +183,8 @@ def _open_text_model(section: ModelSection) -> tuple[Backbone, Any]:
             self.text_model, self.lm_head, self.eyes = model.get_decoder(), model.get_output_embeddings(), ()
             self.width, self.vocabulary = model.config.hidden_size, model.config.vocab_size
             self.pad_id = int(end if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
-            self.banned_V = torch.zeros(self.vocabulary, dtype=torch.bool)
-            self.banned_V[len(tokenizer) :] = True
+            self.disallowed_V = torch.zeros(self.vocabulary, dtype=torch.bool)
+            self.disallowed_V[len(tokenizer) :] = True
             self.renderer = SimpleNamespace(end_id=end, image_id=-1, decode=decode)  # type: ignore[assignment]
 
     def decode(ids: Sequence[int]) -> str:

@@ -23,10 +23,10 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
+from minirlaif.errors import UserError
 from minirlaif.judges.base import Refused, Reply
 from minirlaif.judges.config import JudgeSettings, check_judge
 from minirlaif.judges.rubric import Message
-from minirlaif.types import UserError
 
 LONGEST_PAUSE = 120.0  # seconds, whatever a server asks for
 MOST_BYTES = 1 << 20  # of a reply

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.config import Config
+from minirlaif.errors import UserError
 from minirlaif.memory.planner import CONTEXT, GIB, TITLES, Planned, peak, planned
-from minirlaif.types import UserError
 
 
 @dataclass(frozen=True)

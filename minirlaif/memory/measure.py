@@ -19,9 +19,9 @@ from typing import Any
 
 from minirlaif import config
 from minirlaif.config import Config
+from minirlaif.errors import UserError
 from minirlaif.memory.planner import CONTEXT, GIB, STEPS, TITLES, estimate, planned
 from minirlaif.runs.run import Run
-from minirlaif.types import UserError
 
 # Big blocks of glibc's heap come from the system one by one and go back at once: resident memory is then what is alive.
 STEADY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
@@ -110,14 +110,14 @@ def _measured(cfg: Config, job: Mapping[str, Any], folder: Path) -> dict[str, An
     runtime = libraries(cfg)
     plan = planned(cfg, gpu, runtime=runtime)
     small, stage = steps.shrunk(cfg), str(job["stage"])
-    with steps.opened(small, stage, job["rows"], folder) as (bench, worst):
-        step = steps.prepare(stage, bench, cfg, worst, folder)
-        before = bench.store.counters.get("encodes", 0)
+    with steps.opened(small, stage, job["rows"], folder) as (session, worst):
+        step = steps.prepare(stage, session, cfg, worst, folder)
+        before = session.store.counters.get("encodes", 0)
         _forget_peak(gpu)
         steps.timed(step)  # the first one warms up, and gives the optimisers their moments
         done, seconds = steps.timed(step)
-        looked = bench.store.counters.get("encodes", 0) > before  # a stand-in's clips never are
-        prompt, answer = steps.size(stage, bench, worst)
+        looked = session.store.counters.get("encodes", 0) > before  # a stand-in's clips never are
+        prompt, answer = steps.size(stage, session, worst)
         guessed = estimate(replace(plan, looks=looked), {stage: (prompt, answer)})[stage]
         return {
             "stage": stage,

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from minirlaif.config import Config
+from minirlaif.errors import UserError
 from minirlaif.memory import formulas
 from minirlaif.memory.formulas import LINES, Batch, Precision
 from minirlaif.memory.shapes import Shape, read_config, shape_of
 from minirlaif.session import critic_config
-from minirlaif.types import UserError
 
 GIB = 2**30
 TEXT = 96  # tokens of a question with the chat's own words

@@ -19,7 +19,7 @@ from minirlaif.memory.shapes import empty_model, read_config, shape_of
 from minirlaif.models.feature_cache import resting_eyes
 from minirlaif.models.loading import family_of, pick_device, pick_dtype, quantization_config
 from minirlaif.models.renderer import Layout
-from minirlaif.session import View, Workbench, critic_config
+from minirlaif.session import ModelSession, VideoInput, critic_config
 from minirlaif.video.frame_sampling import FrameSize
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SPREAD = 0.02  # deviation of random weights: small enough that nothing overflows
 
 
-class StandIn(Workbench):
+class StandIn(ModelSession):
     """A workbench whose clips are all alike: random vectors in the number that the family gives a clip of the config's frames.
 
     Args:
@@ -40,36 +40,36 @@ class StandIn(Workbench):
     def __init__(self, cfg: Config, config: Mapping[str, Any], for_ppo: bool = False) -> None:
         nothing: Any = SimpleNamespace(counters={})
         super().__init__(cfg, random_backbone(cfg, config), nothing, nothing)
-        self._shape, self._views = shape_of(config, cfg.model.lora_targets), dict[int, View]()
+        self._shape, self._views = shape_of(config, cfg.model.lora_targets), dict[int, VideoInput]()
         if for_ppo and cfg.reference.kind == "model":
             self.reference = StandIn(cfg, config)
             if cfg.reference.rest == "cpu":
-                self.reference.roles.park("base")
+                self.reference.roles.enable_offload("base")
         if for_ppo and cfg.reward.base:
             own = critic_config(cfg)
             self.critic = StandIn(own, read_config(own.model))
             if cfg.reward.rest == "cpu":
-                self.critic.roles.park("base")
+                self.critic.roles.enable_offload("base")
         resting_eyes(self.backbone)
 
-    def whole(self, video: str) -> View:
+    def video_input(self, video: str) -> VideoInput:
         """The same random view for every clip; on the CPU, as the feature cache gives it."""
         return self._view(self.cfg.video.frames)
 
-    def segments(self, video: str) -> list[tuple[tuple[float, float], View]]:
+    def segment_inputs(self, video: str) -> list[tuple[tuple[float, float], VideoInput]]:
         """As many segments as a clip may have."""
         return [((i + 0.0, i + 1.0), self._view(self.cfg.video.segment_frames)) for i in range(self.cfg.video.max_segments)]
 
-    def _view(self, frames: int) -> View:
+    def _view(self, frames: int) -> VideoInput:
         if frames not in self._views:
             self._views[frames] = self._made(frames)
         return self._views[frames]
 
-    def _made(self, frames: int) -> View:
+    def _made(self, frames: int) -> VideoInput:
         groups, height, width = self._shape.grid(frames, self.cfg.video.frame_pixels)
         generator = torch.Generator().manual_seed(frames)
         vectors = torch.randn(groups, height, width, self._shape.feature_width, generator=generator)
-        return View(
+        return VideoInput(
             tuple(i + 0.5 for i in range(frames)), float(frames), FrameSize(32, 32), SPREAD * vectors.to(self.backbone.dtype)
         )
 
@@ -79,7 +79,7 @@ def random_backbone(cfg: Config, config: Mapping[str, Any]) -> Backbone:
     family = family_of(str(config["model_type"]))[1]
     device = pick_device(cfg.model.device)
     dtype = pick_dtype(cfg.model, device)
-    model = random_model(config, dtype, quantization_config(cfg.model, dtype, family.kept_whole), device)
+    model = random_model(config, dtype, quantization_config(cfg.model, dtype, family.skip_quantization), device)
     return family(model, letters(family.own_layout), family.own_layout, "stand-in")
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.config import ModelSection
+from minirlaif.errors import UserError
 from minirlaif.memory.formulas import Delta, Numbers
 from minirlaif.models.adapters import target_pattern
 from minirlaif.models.loading import FAMILIES, base_folder, family_of
-from minirlaif.types import UserError
 
 KNOWN_FILE = Path(__file__).parent / "known_configs.json"  # config.json of standard backbones, with their sources
 CLIP = (16, 9)  # sides of a clip whose size is not known

@@ -15,17 +15,17 @@ from typing import Any
 
 from minirlaif.algorithms.rollout import Rollout, collect
 from minirlaif.config import Config
+from minirlaif.errors import UserError
 from minirlaif.feedback.judge import judge
 from minirlaif.memory.random_model import StandIn
 from minirlaif.memory.shapes import read_config
 from minirlaif.models.generation import sample
 from minirlaif.models.logprobs import token_logprobs, token_values
 from minirlaif.runs.run import Run
-from minirlaif.session import Workbench, critic_config, read_preferences, read_samples
-from minirlaif.session_open import open_workbench
+from minirlaif.session import ModelSession, critic_config, open_session, read_preferences, read_samples
 from minirlaif.stages import ppo, reward, sft
 from minirlaif.training.optim import generator, make_accelerator, make_optimizer, optimizer_step, seed_of
-from minirlaif.types import Pair, Preference, Sample, Turn, UserError
+from minirlaif.types import Comparison, Preference, Sample, Turn
 from minirlaif.video.reader import ClipReader, check_clips
 
 QUESTION, ANSWER = 40, 254  # tokens of a stand-in's question and of its SFT answer, less its end
@@ -65,7 +65,7 @@ def shrunk(cfg: Config) -> Config:
     )
 
 
-def prepare(name: str, bench: Workbench, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
+def prepare(name: str, session: ModelSession, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
     """Roles, heads and optimisers of a stage; the result does one step each time it is called.
 
     Args:
@@ -79,7 +79,7 @@ def prepare(name: str, bench: Workbench, full: Config, worst: Worst, folder: Pat
         "update": _update,
         "evaluate": _evaluate,
     }
-    return made[name](bench, full, worst, folder)
+    return made[name](session, full, worst, folder)
 
 
 def _samples(worst: Worst, count: int, turns: tuple[Turn, ...] = ()) -> list[Sample]:
@@ -90,26 +90,26 @@ def _samples(worst: Worst, count: int, turns: tuple[Turn, ...] = ()) -> list[Sam
     return [Sample(str(i), worst.video, (first if i else shorter, *others)) for i in range(count)]
 
 
-def _sft(bench: Workbench, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
-    cfg = bench.cfg
-    bench.roles.add("sft", seed_of(cfg.seed, "sft"))
-    accelerator, parameters = make_accelerator(cfg, folder), bench.roles.parameters("sft")
+def _sft(session: ModelSession, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
+    cfg = session.cfg
+    session.roles.add("sft", seed_of(cfg.seed, "sft"))
+    accelerator, parameters = make_accelerator(cfg, folder), session.roles.parameters("sft")
     optimizer = make_optimizer(accelerator, parameters, cfg.sft.learning_rate, cfg.sft.weight_decay, cfg.model.optimizer)
     rows = _samples(worst, cfg.sft.batch_size, worst.turns)
 
     def step() -> Done:
-        sft.backward(bench, accelerator, rows)
+        sft.backward(session, accelerator, rows)
         optimizer_step(accelerator, optimizer, parameters, cfg.sft.learning_rate, cfg.sft.max_grad_norm)
         return Done(len(rows), 0, len(rows) / full.sft.batch_size)
 
     return step
 
 
-def _reward(bench: Workbench, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
-    cfg = bench.cfg
-    bench.roles.add("reward", seed_of(cfg.seed, "reward"))
-    bench.roles.add_head("reward", 0, start=0.01, beta=reward.START_BETA if cfg.reward.likelihood else None)
-    accelerator, parameters = make_accelerator(cfg, folder), bench.roles.parameters("reward")
+def _reward(session: ModelSession, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
+    cfg = session.cfg
+    session.roles.add("reward", seed_of(cfg.seed, "reward"))
+    session.roles.add_head("reward", 0, start=0.01, beta=reward.START_BETA if cfg.reward.likelihood else None)
+    accelerator, parameters = make_accelerator(cfg, folder), session.roles.parameters("reward")
     optimizer = make_optimizer(accelerator, parameters, cfg.reward.learning_rate, cfg.reward.weight_decay, cfg.model.optimizer)
     pairs = [
         Preference(str(i), worst.video, worst.question, worst.sampled, worst.sampled[:-1], worst.context)
@@ -117,46 +117,50 @@ def _reward(bench: Workbench, full: Config, worst: Worst, folder: Path) -> Calla
     ]
 
     def step() -> Done:
-        reward.backward(bench, accelerator, pairs)
+        reward.backward(session, accelerator, pairs)
         optimizer_step(accelerator, optimizer, parameters, cfg.reward.learning_rate, cfg.reward.max_grad_norm)
         return Done(len(pairs), 0, len(pairs) / full.reward.batch_size)
 
     return step
 
 
-def _feedback(bench: Workbench, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
-    f = bench.cfg.feedback
-    bench.roles.add("sft", 0)
+def _feedback(session: ModelSession, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
+    f = session.cfg.feedback
+    session.roles.add("sft", 0)
     rows = _samples(worst, f.batch_size)
 
     def step() -> Done:
-        with bench.roles.reading_as("sft"):
+        with session.roles.inference_as("sft"):
             drawn = []
-            parts = [view for row in rows for _, view in bench.segments(row.video)]  # as if every prompt had a clip of its own
+            parts = [
+                view for row in rows for _, view in session.segment_inputs(row.video)
+            ]  # as if every prompt had a clip of its own
             for start in range(0, len(parts), f.batch_size):
-                asked = [bench.asked(view, f.describe_prompt) for view in parts[start : start + f.batch_size]]
-                drawn += sample(bench.backbone, asked, temperature=0, max_new_tokens=f.describe_tokens)
-            asked = [bench.asked(bench.whole(row.video), row.turns[0].question) for row in rows]
-            drawn += sample(bench.backbone, asked, f.answers, f.temperature, f.top_p, f.max_new_tokens, generator(0, "bench"))
-            whole = bench.whole(worst.video)
+                asked = [session.asked(view, f.describe_prompt) for view in parts[start : start + f.batch_size]]
+                drawn += sample(session.backbone, asked, temperature=0, max_new_tokens=f.describe_tokens)
+            asked = [session.asked(session.video_input(row.video), row.turns[0].question) for row in rows]
+            drawn += sample(session.backbone, asked, f.answers, f.temperature, f.top_p, f.max_new_tokens, generator(0, "bench"))
+            whole = session.video_input(worst.video)
             for context, view in ((worst.context if f.context else "", whole if f.judge_frames else None), ("", whole)):
-                pairs = [Pair(row.id, row.video, worst.question, worst.sampled, worst.sampled[:-1], context) for row in rows]
-                judge(bench, pairs, {worst.video: view}, f.readout, f.margin, f.disagreement, f.batch_size)
+                pairs = [
+                    Comparison(row.id, row.video, worst.question, worst.sampled, worst.sampled[:-1], context) for row in rows
+                ]
+                judge(session, pairs, {worst.video: view}, f.readout, f.margin, f.disagreement, f.batch_size)
         return Done(len(rows), _tokens(drawn), 1.0)
 
     return step
 
 
-def _evaluate(bench: Workbench, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
-    e = bench.cfg.evaluate
-    bench.roles.add("sft", 0)
-    bench.roles.add("policy", 0)
+def _evaluate(session: ModelSession, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
+    e = session.cfg.evaluate
+    session.roles.add("sft", 0)
+    session.roles.add("policy", 0)
     rows = _samples(worst, e.batch_size)
 
     def step() -> Done:
-        with bench.roles.reading_as("policy"):
-            asked = [bench.asked(bench.whole(row.video), row.turns[0].question) for row in rows]
-            drawn = sample(bench.backbone, asked, temperature=0, max_new_tokens=e.max_new_tokens)
+        with session.roles.inference_as("policy"):
+            asked = [session.asked(session.video_input(row.video), row.turns[0].question) for row in rows]
+            drawn = sample(session.backbone, asked, temperature=0, max_new_tokens=e.max_new_tokens)
         return Done(len(rows), _tokens(drawn), 1.0)
 
     return step
@@ -166,24 +170,24 @@ def _tokens(drawn: Sequence[Sequence[Any]]) -> int:
     return sum(len(completion.ids) for completions in drawn for completion in completions)
 
 
-def _learner(bench: Workbench, folder: Path) -> ppo.Learner:
+def _learner(session: ModelSession, folder: Path) -> ppo.Learner:
     """The roles of PPO as its stage opens them, without the folders of earlier stages."""
-    cfg, critic = bench.cfg, bench.critic.roles
-    bench.roles.add("policy", 0)
-    bench.reference.roles.add("reference", 0)
+    cfg, critic = session.cfg, session.critic.roles
+    session.roles.add("policy", 0)
+    session.reference.roles.add("reference", 0)
     critic.add("reward", 0)
     critic.add_head("reward", 0, start=0.01, beta=reward.START_BETA if cfg.reward.likelihood else None)
     critic.add("value", 0)
     critic.add_head("value", 0)
     accelerator = make_accelerator(cfg, folder)
-    parameters = {"policy": bench.roles.parameters("policy"), "value": critic.parameters("value")}
+    parameters = {"policy": session.roles.parameters("policy"), "value": critic.parameters("value")}
     optimizers = {
         role: make_optimizer(accelerator, weights, cfg.ppo.learning_rate, cfg.ppo.weight_decay, cfg.model.optimizer)
         for role, weights in parameters.items()
     }
     learner = ppo.Learner(accelerator, parameters, optimizers, {"updates": 0, "score_mean": None, "score_deviation": None})
     _moments(learner)
-    ppo.park(bench)
+    ppo.enable_offload(session)
     return learner
 
 
@@ -197,55 +201,55 @@ def _moments(learner: ppo.Learner) -> None:
         optimizer_step(learner.accelerator, learner.optimizers[role], weights, 0.0, 1.0)
 
 
-def _collect(bench: Workbench, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
-    cfg, learner = bench.cfg, _learner(bench, folder)
+def _collect(session: ModelSession, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
+    cfg, learner = session.cfg, _learner(session, folder)
     rows = _samples(worst, cfg.rollout.rollouts)
 
     def step() -> Done:
-        rollout, _ = collect(bench, rows, {worst.video: worst.context}, learner.extra, 0.0, 0)
+        rollout, _ = collect(session, rows, {worst.video: worst.context}, learner.extra, 0.0, 0)
         return Done(len(rows), int(rollout.mask_BR.sum()), len(rows) / full.rollout.rollouts)
 
     return step
 
 
-def _update(bench: Workbench, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
+def _update(session: ModelSession, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
     """The update over rollouts with answers of full length, whose old log-probabilities and values come from the scorer."""
     import torch
 
-    cfg, learner, backbone = bench.cfg, _learner(bench, folder), bench.backbone
+    cfg, learner, backbone = session.cfg, _learner(session, folder), session.backbone
     count, length = cfg.ppo.minibatch_size, cfg.rollout.max_new_tokens
     letter = backbone.renderer.text_ids("a")
     questions = [row.turns[0].question for row in _samples(worst, count)]
-    rows = [bench.row(bench.whole(worst.video), question, letter * length) for question in questions]
+    rows = [session.row(session.video_input(worst.video), question, letter * length) for question in questions]
     critics = rows
-    critic, context = bench.critic, worst.context if cfg.reward.context else ""
-    if context or critic is not bench:
-        critics = [critic.row(critic.whole(worst.video), question, letter * length, context) for question in questions]
+    critic, context = session.critic, worst.context if cfg.reward.context else ""
+    if context or critic is not session:
+        critics = [critic.row(critic.video_input(worst.video), question, letter * length, context) for question in questions]
 
     def step() -> Done:
-        with bench.roles.visiting("policy"), bench.roles.reading_as("policy"):
+        with session.roles.on_device("policy"), session.roles.inference_as("policy"):
             parts = [token_logprobs(backbone, [row], cfg.rollout.temperature) for row in rows]
-        with critic.roles.visiting("value"), critic.roles.reading_as("value"):
+        with critic.roles.on_device("value"), critic.roles.inference_as("value"):
             values = [token_values(critic.backbone, critic.roles.heads["value"], [row])[0] for row in critics]
         logprobs_BR = torch.cat([part[0] for part in parts]).cpu()
         mask_BR = torch.cat([part[1] for part in parts]).cpu()
         values_BR = torch.cat(values).float().cpu()
         flat = torch.ones_like(logprobs_BR)
         rollout = Rollout(rows, critics, logprobs_BR, values_BR, flat, flat, mask_BR)
-        ppo.update(bench, rollout, learner, 0)
+        ppo.update(session, rollout, learner, 0)
         return Done(count, 0, count / (full.rollout.rollouts * full.ppo.epochs))
 
     return step
 
 
-def size(stage: str, bench: Workbench, worst: Worst) -> tuple[int, int]:
+def size(stage: str, session: ModelSession, worst: Worst) -> tuple[int, int]:
     """Tokens of the prompt and of the written answer of the longest row."""
-    view = bench.whole(worst.video)
+    view = session.video_input(worst.video)
     if stage == "sft":
-        told = bench.backbone.renderer.conversation(view.shown, worst.turns)
+        told = session.backbone.renderer.conversation(view.shown, worst.turns)
         return len(told) - sum(told.answer), sum(told.answer)
-    context = worst.context if stage == "reward" and bench.cfg.reward.context else ""
-    return len(bench.prompt(view, worst.question, context)), len(bench.answer_ids(worst.sampled))
+    context = worst.context if stage == "reward" and session.cfg.reward.context else ""
+    return len(session.prompt(view, worst.question, context)), len(session.answer_ids(worst.sampled))
 
 
 def timed(step: Callable[[], Done]) -> tuple[Done, float]:
@@ -260,7 +264,7 @@ def timed(step: Callable[[], Done]) -> tuple[Done, float]:
 
 
 @contextmanager
-def opened(cfg: Config, stage: str, rows: Mapping[str, Any] | None, folder: Path) -> Iterator[tuple[Workbench, Worst]]:
+def opened(cfg: Config, stage: str, rows: Mapping[str, Any] | None, folder: Path) -> Iterator[tuple[ModelSession, Worst]]:
     """The bench of a stage and its longest row: stand-ins, or the real model with a row that `longest` found."""
     sampled = "a" * (cfg.feedback.max_new_tokens - 1)  # with the end token
     own, for_ppo = critic_config(cfg) if stage == "reward" else cfg, stage in ("collect", "update")
@@ -269,13 +273,13 @@ def opened(cfg: Config, stage: str, rows: Mapping[str, Any] | None, folder: Path
         turns: tuple[Turn, ...] = (Turn("q" * QUESTION, "a" * ANSWER),)
         yield StandIn(own, read_config(own.model), for_ppo), Worst("clip", turns[0].question, turns, sampled, told + "\n")
         return
-    with open_workbench(own, Run(Path(rows["run"])), for_ppo) as bench:
+    with open_session(own, Run(Path(rows["run"])), for_ppo) as session:
         told = "word " * (cfg.video.max_segments * cfg.feedback.describe_tokens)
         filled = ("word " * cfg.feedback.max_new_tokens)[:-1]
         if stage == "reward":  # which reads written answers, too
             filled = max(filled, rows["answer"], key=len)
         turns = tuple(Turn(*turn) for turn in rows["turns"])
-        yield bench, Worst(rows["video"], rows["question"], turns, filled, told + "\n")
+        yield session, Worst(rows["video"], rows["question"], turns, filled, told + "\n")
 
 
 def longest(cfg: Config, folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """One base, many roles: named LoRA adapters and scalar heads. The only module that touches PEFT.
 
 Roles are "sft", "policy", "reference", "reward" and "value"; the role "base" is the model without any adapter. Which role
-the model plays is set for a block (`reading_as`, `training_as`) and put back afterwards, also after an error. A role that is
+the model plays is set for a block (`inference_as`, `training_as`) and put back afterwards, also after an error. A role that is
 parked rests in host memory and is on the device only while it is `visiting`.
 """
 
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from minirlaif.config import ModelSection
-from minirlaif.models.offload import Resting
-from minirlaif.types import UserError
+from minirlaif.errors import UserError
+from minirlaif.models.offload import OffloadableWeights
 
 if TYPE_CHECKING:
     from minirlaif.models.backbones.base import Backbone
@@ -50,7 +50,7 @@ class ScalarHead(nn.Module):
         return result
 
 
-class Roles:
+class AdapterSet:
     """The adapters and heads on one backbone."""
 
     def __init__(self, backbone: Backbone, section: ModelSection) -> None:
@@ -58,7 +58,7 @@ class Roles:
         self.section = section
         self.heads: dict[str, ScalarHead] = {}
         self._peft: Any = None
-        self._parked: dict[str, Resting] = {}
+        self._parked: dict[str, OffloadableWeights] = {}
 
     def add(self, role: str, seed: int, start_from: str | Path | None = None) -> None:
         """Create an adapter: fresh (it changes nothing yet), a copy of another role, or loaded from a folder.
@@ -114,7 +114,7 @@ class Roles:
         return adapter + (list(self.heads[role].parameters()) if role in self.heads else [])
 
     @contextmanager
-    def reading_as(self, role: str) -> Iterator[None]:
+    def inference_as(self, role: str) -> Iterator[None]:
         """Forward passes inside see `role`, without gradients; every flag is put back, also after an error."""
         with self._switched(role), torch.no_grad():
             yield
@@ -178,19 +178,19 @@ class Roles:
         for parameter in self._all_parameters():
             parameter.requires_grad_(False)
 
-    def park(self, role: str) -> None:
+    def enable_offload(self, role: str) -> None:
         """From now on a role, head included, rests in host memory except while it is `visiting`. "base": the base model
         itself, which comes along with every visitor; its eyes are the feature store's to move."""
         if role == "base":
             eyes = {id(p) for part in self.backbone.eyes for p in (*part.parameters(), *part.buffers())}
             named = [*self.backbone.model.named_parameters(), *self.backbone.model.named_buffers()]
-            self._parked[role] = Resting((t for n, t in named if ".lora_" not in n and id(t) not in eyes), frozen=True)
+            self._parked[role] = OffloadableWeights((t for n, t in named if ".lora_" not in n and id(t) not in eyes), frozen=True)
         else:
-            self._parked[role] = Resting(self.parameters(role))
+            self._parked[role] = OffloadableWeights(self.parameters(role))
         self._parked[role].rest()
 
     @contextmanager
-    def visiting(self, *roles: str) -> Iterator[None]:
+    def on_device(self, *roles: str) -> Iterator[None]:
         """Bring parked roles to the device for a block; a role that is not parked stays where it is."""
         with ExitStack() as stack:
             for role in dict.fromkeys(("base", *roles)):
@@ -201,7 +201,7 @@ class Roles:
     def _here(self, role: str) -> Iterator[None]:
         with ExitStack() as stack:
             if role in self._parked:
-                stack.enter_context(self._parked[role].visiting())
+                stack.enter_context(self._parked[role].on_device())
             yield
 
     def merge(self, role: str) -> Any:

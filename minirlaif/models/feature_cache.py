@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from minirlaif.config import VideoSection
-from minirlaif.models.offload import Resting
+from minirlaif.models.offload import OffloadableWeights
 from minirlaif.video.frame_sampling import BLANK, FramePlan, FrameSize
 from minirlaif.video.reader import ClipInfo, ClipReader
 from minirlaif.video.reader import picture_strip as _strip
@@ -34,7 +34,7 @@ MEMORY = 1 << 30  # bytes of features kept in host memory
 Planner = Callable[[ClipInfo], Sequence[FramePlan]]
 
 
-class FeatureStore:
+class VisionFeatureCache:
     """Features of clips, made at the first call and read from disk ever after. Between encodings the backbone's eyes rest in
     host memory.
 
@@ -124,7 +124,7 @@ class FeatureStore:
 
     def encode(self, pixels_FHW3: np.ndarray) -> Tensor:
         """features_GHWE of frames on the CPU, past the cache; the eyes are on the device only meanwhile."""
-        with self._eyes.visiting():
+        with self._eyes.on_device():
             return self._backbone.encode_frames(pixels_FHW3).to("cpu").contiguous()
 
     def strip(self, video: str, plan: FramePlan) -> bytes:
@@ -186,14 +186,14 @@ def vision_hash(backbone: Backbone) -> str:
     return digest.hexdigest()[:16]
 
 
-def resting_eyes(backbone: Backbone) -> Resting:
+def resting_eyes(backbone: Backbone) -> OffloadableWeights:
     """The vision tower and projector, put to rest."""
-    eyes = Resting((t for part in backbone.eyes for t in (*part.parameters(), *part.buffers())), frozen=True)
+    eyes = OffloadableWeights((t for part in backbone.eyes for t in (*part.parameters(), *part.buffers())), frozen=True)
     eyes.rest()
     return eyes
 
 
-def blank_features(store: FeatureStore, count: int, size: FrameSize, cache: dict[tuple[int, FrameSize], Tensor]) -> Tensor:
+def blank_features(store: VisionFeatureCache, count: int, size: FrameSize, cache: dict[tuple[int, FrameSize], Tensor]) -> Tensor:
     """features_GHWE of `count` dark grey frames, for the blind control."""
     if (count, size) not in cache:
         grey = np.full((count, size.height, size.width, 3), BLANK, np.uint8)

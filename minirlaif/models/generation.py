@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Asked:
+class EncodedPrompt:
     """A prompt ready for the model: token ids and the vectors of its frames (None without video)."""
 
     ids: tuple[int, ...]
@@ -40,7 +40,7 @@ class Completion:
 @torch.no_grad()
 def sample(
     backbone: Backbone,
-    prompts: Sequence[Asked],
+    prompts: Sequence[EncodedPrompt],
     answers: int = 1,
     temperature: float = 1.0,
     top_p: float = 1.0,
@@ -61,12 +61,12 @@ def sample(
     read = _read(backbone, prompts, cache)
     if answers > 1:
         cache.batch_repeat_interleave(answers)
-        read = _Read(
+        read = _Prefill(
             read.state_BD.repeat_interleave(answers, 0),
             read.mask_BT.repeat_interleave(answers, 0),
             read.position.repeat_interleave(answers, -2),
         )
-    steps = list(_steps(backbone, read, cache, temperature, top_p, max_new_tokens, generator))
+    steps = list(_decode_steps(backbone, read, cache, temperature, top_p, max_new_tokens, generator))
     tokens_NR, chances_NR, alive_NR = (torch.stack(x, 1).tolist() for x in zip(*steps, strict=True))
     completions = []
     for ids, logprobs, alive in zip(tokens_NR, chances_NR, alive_NR, strict=True):
@@ -76,7 +76,7 @@ def sample(
     return [completions[i : i + answers] for i in range(0, len(completions), answers)]
 
 
-class Kept:
+class PrefixCache:
     """The cache of what one role has read about one clip: the next prompt is read from where it differs.
 
     Attributes:
@@ -92,7 +92,7 @@ class Kept:
     def stream(
         self,
         backbone: Backbone,
-        prompt: Asked,
+        prompt: EncodedPrompt,
         temperature: float = 1.0,
         top_p: float = 1.0,
         max_new_tokens: int = 256,
@@ -109,7 +109,7 @@ class Kept:
         told = list(prompt.ids)
         try:
             read = _read(backbone, [prompt], cache, known)
-            for choice_N, _, _ in _steps(backbone, read, cache, temperature, top_p, max_new_tokens, generator):
+            for choice_N, _, _ in _decode_steps(backbone, read, cache, temperature, top_p, max_new_tokens, generator):
                 told.append(int(choice_N))
                 if told[-1] != backbone.renderer.end_id:
                     yield told[-1]
@@ -120,7 +120,7 @@ class Kept:
             if cache is self._cache:
                 self._ids = tuple(told[: cache.get_seq_length()])
 
-    def _resume(self, backbone: Backbone, prompt: Asked) -> tuple[Any, int]:
+    def _resume(self, backbone: Backbone, prompt: EncodedPrompt) -> tuple[Any, int]:
         """A cache that holds the start of the prompt, and how many of its tokens: past the frames, or none."""
         places = [place for place, token in enumerate(prompt.ids) if token == backbone.renderer.image_id]
         frames = places[-1] + 1 if places else 0
@@ -133,13 +133,13 @@ class Kept:
             return self._cache, known
         # States of linear attention cannot go back to where the prompts part, so what follows the frames is read by a copy.
         if frames and not self._ids:
-            _read(backbone, [Asked(prompt.ids[:frames], prompt.features)], self._cache)
+            _read(backbone, [EncodedPrompt(prompt.ids[:frames], prompt.features)], self._cache)
             self._ids = prompt.ids[:frames]
         return copy.deepcopy(self._cache), len(self._ids)
 
 
 @dataclass(frozen=True)
-class _Read:
+class _Prefill:
     """Where N rows stand after their prompts: the last hidden states, the mask, and the position of the next token ([N, 1], or
     [3, N, 1]: after a prompt, every axis counts on from its highest number)."""
 
@@ -148,7 +148,7 @@ class _Read:
     position: Tensor
 
 
-def _read(backbone: Backbone, prompts: Sequence[Asked], cache: Any, known: int = 0) -> _Read:
+def _read(backbone: Backbone, prompts: Sequence[EncodedPrompt], cache: Any, known: int = 0) -> _Prefill:
     """Read prompts into a cache that holds their first `known` tokens (frames among them) already."""
     ids_BT, mask_BT = pad_stack([torch.tensor(p.ids) for p in prompts], backbone.pad_id, "left")
     ids_BT, mask_BT = ids_BT.to(backbone.device), mask_BT.to(backbone.device)
@@ -156,12 +156,12 @@ def _read(backbone: Backbone, prompts: Sequence[Asked], cache: Any, known: int =
     positions = backbone.positions(ids_BT, mask_BT, features)
     embedded = backbone.embed(ids_BT[:, known:], [None] * len(prompts) if known else features)
     state_BD = backbone.hidden(embedded, mask_BT, positions[..., known:], cache)[:, -1]
-    return _Read(state_BD, mask_BT, positions[..., -1:] + 1)
+    return _Prefill(state_BD, mask_BT, positions[..., -1:] + 1)
 
 
-def _steps(
+def _decode_steps(
     backbone: Backbone,
-    read: _Read,
+    read: _Prefill,
     cache: Any,
     temperature: float,
     top_p: float,
@@ -170,12 +170,12 @@ def _steps(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """One token per row and step, until every row has ended: (choice_N, its log-probability_N, running_N). A row that is not
     running had ended before this step."""
-    banned_V = backbone.banned_V.to(backbone.device)
+    disallowed_V = backbone.disallowed_V.to(backbone.device)
     state_BD, mask_BT, position = read.state_BD, read.mask_BT, read.position
     rows = len(state_BD)
     running = torch.ones(rows, dtype=torch.bool, device=backbone.device)
     for step in range(max_new_tokens):
-        logprobs_NV = log_distribution(backbone.logits(state_BD), banned_V, temperature or 1.0)
+        logprobs_NV = log_distribution(backbone.logits(state_BD), disallowed_V, temperature or 1.0)
         choice_N = _choose(logprobs_NV, temperature, top_p, generator)
         yield choice_N, logprobs_NV.gather(1, choice_N[:, None])[:, 0], running
         running = running & (choice_N != backbone.renderer.end_id)

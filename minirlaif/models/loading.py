@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from minirlaif import distributed
 from minirlaif.config import ModelSection
+from minirlaif.errors import UserError
 from minirlaif.runs.io import sha256
-from minirlaif.types import UserError
 
 if TYPE_CHECKING:
     from minirlaif.models.backbones.base import Backbone
@@ -70,7 +70,7 @@ def open_backbone(section: ModelSection) -> Backbone:
     device = pick_device(section.device)
     dtype = pick_dtype(section, device)
     load, family = family_of(model_type(section))
-    quantization = quantization_config(section, dtype, family.kept_whole)
+    quantization = quantization_config(section, dtype, family.skip_quantization)
     backbone = load(base_folder(section), section.revision, dtype, quantization, device)
     _check_targets(section, backbone)
     backbone.model.requires_grad_(False)
@@ -123,9 +123,9 @@ def pick_dtype(section: ModelSection, device: Any) -> Any:
     return getattr(torch, wanted)
 
 
-def quantization_config(section: ModelSection, dtype: Any, kept_whole: Sequence[str]) -> Any:
+def quantization_config(section: ModelSection, dtype: Any, skip_quantization: Sequence[str]) -> Any:
     """transformers' quantisation config of `model.quantization`, or None. dtype: what 4-bit weights are computed in;
-    kept_whole: starts of the names of what is not quantised."""
+    skip_quantization: starts of the names of what is not quantised."""
     if section.quantization == "none":
         return None
     from transformers import BitsAndBytesConfig
@@ -137,7 +137,7 @@ def quantization_config(section: ModelSection, dtype: Any, kept_whole: Sequence[
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=list(kept_whole),  # matched from the start of a name
+        llm_int8_skip_modules=list(skip_quantization),  # matched from the start of a name
     )
 
 

@@ -24,7 +24,7 @@ LOGITS_BYTES = 1 << 27  # fewer where the vocabulary is large: of 150k words, 22
 
 
 @dataclass(frozen=True)
-class Row:
+class EncodedPair:
     """One answer to one prompt. features: the frames' vectors [G, H, W, E], None for a prompt without video."""
 
     prompt: tuple[int, ...]
@@ -42,7 +42,7 @@ def micro_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
-def answer_states(backbone: Backbone, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
+def answer_states(backbone: Backbone, rows: Sequence[EncodedPair]) -> tuple[Tensor, Tensor, Tensor]:
     """Run the language model over prompt + answer.
 
     Returns:
@@ -54,7 +54,7 @@ def answer_states(backbone: Backbone, rows: Sequence[Row]) -> tuple[Tensor, Tens
 
 
 def token_logprobs(
-    backbone: Backbone, rows: Sequence[Row], temperature: float = 1.0, with_entropy: bool = False
+    backbone: Backbone, rows: Sequence[EncodedPair], temperature: float = 1.0, with_entropy: bool = False
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Log-probability of every answer token (nats, float32), the mask, and the entropy where asked for; each [B, R].
 
@@ -71,7 +71,7 @@ def logprobs_of(
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities (and entropies) from hidden states, counted positions only and in chunks."""
     states_ND, targets_N = states_BRD[mask_BR], targets_BR[mask_BR]
-    banned = backbone.banned_V.to(states_ND.device)
+    banned = backbone.disallowed_V.to(states_ND.device)
 
     def measured(part_ND: Tensor, part_N: Tensor) -> tuple[Tensor, Tensor | None]:
         logits_NV = backbone.logits(part_ND)
@@ -94,20 +94,20 @@ def logprobs_of(
     return logprobs_BR, empty.masked_scatter(mask_BR, torch.cat(spread)) if with_entropy else None
 
 
-def first_token_logprobs(backbone: Backbone, rows: Sequence[Row], choices: Sequence[int]) -> Tensor:
+def first_token_logprobs(backbone: Backbone, rows: Sequence[EncodedPair], choices: Sequence[int]) -> Tensor:
     """Log-probability of each of `choices` as the first answer token, [B, len(choices)]; the rows' own answers are not read."""
     states_BRD, _, _ = answer_states(backbone, rows)
-    logprobs_BV = log_distribution(backbone.logits(states_BRD[:, 0]), backbone.banned_V.to(states_BRD.device))
+    logprobs_BV = log_distribution(backbone.logits(states_BRD[:, 0]), backbone.disallowed_V.to(states_BRD.device))
     return logprobs_BV[:, list(choices)]
 
 
-def token_values(backbone: Backbone, head: ScalarHead, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+def token_values(backbone: Backbone, head: ScalarHead, rows: Sequence[EncodedPair]) -> tuple[Tensor, Tensor]:
     """Value before each answer token, as in the paper's code: values_BR and mask_BR."""
     states_BRD, _, mask_BR = answer_states(backbone, rows)
     return head(states_BRD) * mask_BR, mask_BR
 
 
-def sequence_scores(backbone: Backbone, head: ScalarHead, rows: Sequence[Row]) -> Tensor:
+def reward_scores(backbone: Backbone, head: ScalarHead, rows: Sequence[EncodedPair]) -> Tensor:
     """Scores_B of whole answers, read at the last answer token.
 
     With `head.beta` the mean log-likelihood of the answer under the same adapter is added, beta times. That term is not in
@@ -122,7 +122,7 @@ def sequence_scores(backbone: Backbone, head: ScalarHead, rows: Sequence[Row]) -
     return scores_B
 
 
-def _run(backbone: Backbone, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _run(backbone: Backbone, rows: Sequence[EncodedPair]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """hidden_BTD, answer ids_BR, mask_BR, and the place of each answer token in T (index_BR, clipped on padding)."""
     device = backbone.device
     ids_BT, mask_BT = pad_stack([torch.tensor(row.prompt + row.answer) for row in rows], backbone.pad_id, "right")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-class Resting:
+class OffloadableWeights:
     """A set of tensors that leaves the device and comes back together.
 
     Args:
@@ -54,7 +54,7 @@ class Resting:
         self.away = False
 
     @contextmanager
-    def visiting(self) -> Iterator[None]:
+    def on_device(self) -> Iterator[None]:
         """On the device for a block; what is there already stays afterwards."""
         was_away = self.away
         self.come()

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
-from minirlaif.types import Turn, UserError
+from minirlaif.errors import UserError
+from minirlaif.types import Turn
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Shown:
+class FrameLayout:
     """What a prompt shows of a clip: the frames' times and the clip's length in seconds, and placeholders per group of frames."""
 
     times: tuple[float, ...]
@@ -115,7 +116,7 @@ class Renderer:
         """Text of an answer: special tokens dropped, outer spaces stripped."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
-    def prompt(self, shown: Shown | None, question: str, context: str = "", turns: Sequence[Turn] = ()) -> tuple[int, ...]:
+    def prompt(self, shown: FrameLayout | None, question: str, context: str = "", turns: Sequence[Turn] = ()) -> tuple[int, ...]:
         """Ids of a user turn up to the place where the answer starts.
 
         Args:
@@ -129,7 +130,7 @@ class Renderer:
         told = zip(self._questions(shown, asked, context), [*answers, ()], strict=True)
         return tuple(number for question_ids, answer_ids in told for number in (*question_ids, *answer_ids))
 
-    def conversation(self, shown: Shown | None, turns: Sequence[Turn], context: str = "", limit: int = 0) -> Rendered:
+    def conversation(self, shown: FrameLayout | None, turns: Sequence[Turn], context: str = "", limit: int = 0) -> Rendered:
         """A whole conversation with answers; the video stands in its first user turn.
 
         Raises:
@@ -149,7 +150,7 @@ class Renderer:
             raise UserError(f"a conversation has {len(ids)} tokens, sft.max_length allows {limit}: raise it or shorten the row")
         return Rendered(tuple(ids), tuple(learned))
 
-    def _questions(self, shown: Shown | None, questions: Sequence[str], context: str) -> Iterator[tuple[int, ...]]:
+    def _questions(self, shown: FrameLayout | None, questions: Sequence[str], context: str) -> Iterator[tuple[int, ...]]:
         """Ids of each question of a conversation, up to the place where its answer starts."""
         before = self._opening(shown)
         # A header that ends with a colon stands before frames or, as here, with a space before text ("User: What").
@@ -162,11 +163,11 @@ class Renderer:
         """Ids of an answer with the token that ends it."""
         return self.text_ids(self.layout.answer + text) + (self.end_id,)
 
-    def opening(self, shown: Shown | None) -> tuple[int, ...]:
+    def opening(self, shown: FrameLayout | None) -> tuple[int, ...]:
         """Ids of everything before context and question: the start and the frames, with an outro after them."""
         return self._joined(self._opening(shown))
 
-    def _opening(self, shown: Shown | None) -> list[str | int]:
+    def _opening(self, shown: FrameLayout | None) -> list[str | int]:
         layout = self.layout
         pieces = self._template(layout.start + layout.user)
         if shown is None:

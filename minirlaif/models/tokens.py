@@ -48,36 +48,36 @@ def cut_at_stop(tokens_BR: Tensor, stop_ids: Collection[int], pad_id: int) -> tu
     return torch.where(mask_BR, tokens_BR, pad_id), mask_BR, is_stop_BR.any(dim=1)
 
 
-def log_distribution(logits: Tensor, banned_V: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+def log_distribution(logits: Tensor, disallowed_V: Tensor | None = None, temperature: float = 1.0) -> Tensor:
     """log-softmax over the last axis in float32 (nats), whatever the dtype of the logits.
 
-    banned_V: bool, True for tokens that may never be chosen. They get -inf before normalising, here and in sampling
+    disallowed_V: bool, True for tokens that may never be chosen. They get -inf before normalising, here and in sampling
     alike: otherwise the log-probabilities would belong to another distribution than the one sampled from.
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, not {temperature}")
     scaled = logits.float() / temperature
-    if banned_V is not None:
-        if banned_V.dtype != torch.bool or banned_V.shape != logits.shape[-1:]:
-            raise ValueError(f"banned_V must be bool of shape {tuple(logits.shape[-1:])}, not {tuple(banned_V.shape)}")
-        scaled = scaled.masked_fill(banned_V, float("-inf"))
+    if disallowed_V is not None:
+        if disallowed_V.dtype != torch.bool or disallowed_V.shape != logits.shape[-1:]:
+            raise ValueError(f"disallowed_V must be bool of shape {tuple(logits.shape[-1:])}, not {tuple(disallowed_V.shape)}")
+        scaled = scaled.masked_fill(disallowed_V, float("-inf"))
     return torch.log_softmax(scaled, dim=-1)
 
 
-def pick_logprobs(logits_BTV: Tensor, targets_BT: Tensor, banned_V: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+def pick_logprobs(logits_BTV: Tensor, targets_BT: Tensor, disallowed_V: Tensor | None = None, temperature: float = 1.0) -> Tensor:
     """Log-probability (nats, float32) of each target, [B, T]. Logits and targets are aligned already.
 
     A banned target has -inf. Targets on padding must still be valid ids; mask the result.
     """
     if logits_BTV.shape[:-1] != targets_BT.shape:
         raise ValueError(f"shapes differ: logits {tuple(logits_BTV.shape)} and targets {tuple(targets_BT.shape)}")
-    logprobs_BTV = log_distribution(logits_BTV, banned_V, temperature)
+    logprobs_BTV = log_distribution(logits_BTV, disallowed_V, temperature)
     return logprobs_BTV.gather(-1, targets_BT.unsqueeze(-1)).squeeze(-1)
 
 
-def entropy(logits_BTV: Tensor, banned_V: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+def entropy(logits_BTV: Tensor, disallowed_V: Tensor | None = None, temperature: float = 1.0) -> Tensor:
     """Entropy of the next-token distribution at each position in nats, [B, T]. A metric: it carries no gradient."""
     # entr(0) is 0, where p * log p would be 0 * -inf = NaN for a banned token.
-    probabilities_BTV = log_distribution(logits_BTV.detach(), banned_V, temperature).exp()
+    probabilities_BTV = log_distribution(logits_BTV.detach(), disallowed_V, temperature).exp()
     terms_BTV: Tensor = torch.special.entr(probabilities_BTV)
     return terms_BTV.sum(dim=-1)

@@ -12,7 +12,7 @@ import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from minirlaif.types import UserError
+from minirlaif.errors import UserError
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 320, 150, 44, 12, 10, 22  # of a curve, in its own units

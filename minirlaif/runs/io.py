@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from minirlaif.types import UserError
+from minirlaif.errors import UserError
 
 
 def write_atomic(path: Path, text: str) -> None:

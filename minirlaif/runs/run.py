@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif import distributed
+from minirlaif.errors import StageStopped, UserError
 from minirlaif.runs.io import disk_is_full, empty, locked, plain, read_json, sha256, write_atomic
 from minirlaif.runs.provenance import start_gpu_count
 from minirlaif.runs.stage_dir import SCHEMA, STATES, StageDir
-from minirlaif.types import StageStopped, UserError
 
 ORDER = ("pretrain", "world", "sft", "feedback", "reward", "ppo", "evaluate", "report")  # of the stages
 

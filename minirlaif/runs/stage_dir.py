@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif import distributed
+from minirlaif.errors import UserError
 from minirlaif.runs.io import plain, read_json, sha256, sync, write_atomic
 from minirlaif.runs.provenance import code_version, gpu_use, package_versions
-from minirlaif.types import UserError
 
 SCHEMA = 1
 SAVE_SECONDS = 120.0  # no more work than this is lost to a kill, whatever the settings say about steps

@@ -6,15 +6,16 @@ import os
 from collections.abc import Iterator, Sequence
 
 from minirlaif.data.dataset import fingerprint, load_preferences, load_samples
+from minirlaif.errors import UserError
 from minirlaif.runs.run import Run
-from minirlaif.session import Workbench
-from minirlaif.types import Sample, UserError
+from minirlaif.session import ModelSession
+from minirlaif.types import Sample
 from minirlaif.video.reader import UnreadableClip
 
 BEFORE = (("sft", "sft"), ("feedback", "prompts"), ("feedback", "dev"), ("reward", "preferences"))  # stage, part of the data
 
 
-def seen_before(bench: Workbench, run: Run, tests: Sequence[Sample]) -> int | None:
+def seen_before(session: ModelSession, run: Run, tests: Sequence[Sample]) -> int | None:
     """How many clips of the test are clips that an earlier stage read, byte for byte: a copy under another name counts too.
 
     None when that can no longer be told, because a file of rows or a clip is gone, or was changed since.
@@ -26,10 +27,10 @@ def seen_before(bench: Workbench, run: Run, tests: Sequence[Sample]) -> int | No
     ids = set()
     for video in sorted(earlier):
         try:
-            ids.add(bench.store.info(video).id)
+            ids.add(session.store.info(video).id)
         except UnreadableClip:  # so it was left out then (video.max_unreadable)
             continue
-    return sum(bench.store.info(video).id in ids for video in {row.video for row in tests})
+    return sum(session.store.info(video).id in ids for video in {row.video for row in tests})
 
 
 def _clips(run: Run, stage: str, part: str) -> Iterator[str]:

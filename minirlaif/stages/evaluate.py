@@ -21,8 +21,7 @@ from minirlaif.reports import run_results
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.session import View, Workbench, read_samples, readable, settings_of, stored
-from minirlaif.session_open import open_workbench
+from minirlaif.session import ModelSession, VideoInput, open_session, read_samples, readable, settings_of, stored
 from minirlaif.stages.contamination import seen_before
 from minirlaif.stats import exact_match, guess_rate, paired_bootstrap, wilson
 from minirlaif.training.optim import seed_of, shuffled
@@ -42,10 +41,10 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             return
         # 1. models and questions
         tests = read_samples(cfg, run, "test", need_answers=False)
-        with open_workbench(cfg, run) as bench:
-            bench.roles.add("sft", 0, run.require("sft") / "adapter")
-            bench.roles.add("policy", 0, run.require("ppo") / "adapter")
-            tests = readable(bench, tests)
+        with open_session(cfg, run) as session:
+            session.roles.add("sft", 0, run.require("sft") / "adapter")
+            session.roles.add("policy", 0, run.require("ppo") / "adapter")
+            tests = readable(session, tests)
             # 2. answers
             begun = out.resume()
             first = begun[0] if begun else 0
@@ -56,13 +55,13 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             for number, (name, role, control) in enumerate(
                 progress(jobs[first:], len(jobs), "evaluate", initial=first), first + 1
             ):
-                answers[name] = greedy_answers(bench, role, tests, _control(bench, cfg, control, blanks))
+                answers[name] = greedy_answers(session, role, tests, _control(session, cfg, control, blanks))
                 out.log(number, answers=name, different=len(set(answers[name])), words=_mean_words(answers[name]))
-                bench.counted(out)
+                session.counted(out)
                 out.commit_state(number, lambda folder: _keep(folder, answers))
-            _write(out, run, bench, tests, answers)
-            seen = seen_before(bench, run, tests)
-            bench.counted(out)
+            _write(out, run, session, tests, answers)
+            seen = seen_before(session, run, tests)
+            session.counted(out)
         # 3. accuracy and intervals
         facts = {row["id"]: row for row in _lines(run.require("world") / "truth.jsonl")} if cfg.data.world else {}
         known = [number for number, row in enumerate(tests) if row.turns[0].answer]
@@ -90,41 +89,45 @@ def _mean_words(texts: Sequence[str]) -> float:
     return sum(len(text.split()) for text in texts) / max(1, len(texts))
 
 
-def _control(bench: Workbench, cfg: Config, control: str, blanks: dict[Any, Any]) -> Callable[[Sample, View], View]:
+def _control(
+    session: ModelSession, cfg: Config, control: str, blanks: dict[Any, Any]
+) -> Callable[[Sample, VideoInput], VideoInput]:
     """What becomes of a view: unchanged, blank, or with its frames in another order."""
 
-    def change(row: Sample, view: View) -> View:
+    def change(row: Sample, view: VideoInput) -> VideoInput:
         if control == "blind":
-            return replace(view, features=blank_features(bench.store, len(view.times), view.size, blanks))
+            return replace(view, features=blank_features(session.store, len(view.times), view.size, blanks))
         if control == "shuffled":
             order = shuffled(len(view.times), cfg.seed, "frames", row.id)
-            return replace(view, features=bench.backbone.reordered(view.features, order))
+            return replace(view, features=session.backbone.reordered(view.features, order))
         return view
 
     return change
 
 
-def greedy_answers(bench: Workbench, role: str, tests: Sequence[Sample], change: Callable[[Sample, View], View]) -> list[str]:
+def greedy_answers(
+    session: ModelSession, role: str, tests: Sequence[Sample], change: Callable[[Sample, VideoInput], VideoInput]
+) -> list[str]:
     """Greedy answers, in the order of the questions."""
-    e, texts = bench.cfg.evaluate, []
-    with bench.roles.reading_as(role):
+    e, texts = session.cfg.evaluate, []
+    with session.roles.inference_as(role):
         for start in range(0, len(tests), e.batch_size):
             some = tests[start : start + e.batch_size]
-            asked = [bench.asked(change(row, bench.whole(row.video)), row.turns[0].question) for row in some]
-            for (answer,) in sample(bench.backbone, asked, temperature=0, max_new_tokens=e.max_new_tokens):
-                texts.append(bench.backbone.renderer.decode(answer.ids))
+            asked = [session.asked(change(row, session.video_input(row.video)), row.turns[0].question) for row in some]
+            for (answer,) in sample(session.backbone, asked, temperature=0, max_new_tokens=e.max_new_tokens):
+                texts.append(session.backbone.renderer.decode(answer.ids))
     return texts
 
 
-def _write(out: StageDir, run: Run, bench: Workbench, tests: Sequence[Sample], answers: Mapping[str, list[str]]) -> None:
+def _write(out: StageDir, run: Run, session: ModelSession, tests: Sequence[Sample], answers: Mapping[str, list[str]]) -> None:
     (out.path / "strips").mkdir(exist_ok=True)
     strips: dict[str, str] = {}  # clip -> its picture
-    shown = _gallery(tests, answers, bench.cfg.evaluate.gallery)
+    shown = _gallery(tests, answers, session.cfg.evaluate.gallery)
     with (out.path / "answers.jsonl").open("w", encoding="utf-8") as file:
         for number, row in enumerate(tests):
             if row.video in shown and row.video not in strips:
                 strips[row.video] = f"strips/{len(strips):03d}.jpg"
-                (out.path / strips[row.video]).write_bytes(bench.strip(row.video))
+                (out.path / strips[row.video]).write_bytes(session.strip(row.video))
             strip = strips.get(row.video, "")
             record = {
                 "id": row.id,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.config import Config
+from minirlaif.errors import UserError
 from minirlaif.gguf import export_info
 from minirlaif.gguf.export import merge, model_card, task_check
 from minirlaif.gguf.export.converter import VERSION, Job, check_installed, convert, fetch, free_or_refuse
@@ -23,13 +24,12 @@ from minirlaif.gguf.export.parity import measure
 from minirlaif.gguf.export.quantize import BYTES, fell_back, quantize
 from minirlaif.gguf.export.reference import ADAPTERS, Reference, of_run
 from minirlaif.gguf.runtime.engine import GgufEngine
-from minirlaif.inference.engine import Options
+from minirlaif.inference.engine import SamplingParams
 from minirlaif.models.loading import family_of, model_type
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import settings_of
-from minirlaif.types import UserError
 
 NEVER = 1 << 62  # a step's number that is never due by itself: commits go by the clock
 
@@ -200,7 +200,7 @@ class Work:
         agreement = {name: found.agreement for name, found in results.items()}
         return {"accuracy": accuracy, "agreement": agreement, "questions": len(rows)}
 
-    def _asked(self, kind: str, blank: bool, rows: list[task_check.Asked], told: list[str], path: Path) -> list[str]:
+    def _asked(self, kind: str, blank: bool, rows: list[task_check.EncodedPrompt], told: list[str], path: Path) -> list[str]:
         """Answers of one file to the rows behind those that were told already; each is written down at once."""
         name, new = kind + "_blind" * blank, []
         engine = GgufEngine(self.out.path, kind=kind)
@@ -228,7 +228,7 @@ class Work:
             frame_pixels=cfg.video.frame_pixels,
             text={kind: self.text(kind).name for kind in self.wanted.types},
             mmproj=self.eyes("f16").name,
-            options=Options(max_new_tokens=cfg.evaluate.max_new_tokens),
+            options=SamplingParams(max_new_tokens=cfg.evaluate.max_new_tokens),
             models=tuple(self.reference.logits),
             adapters={model: self.adapter(model).name for model in ADAPTERS} if kept else {},
         )

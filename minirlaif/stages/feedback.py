@@ -15,16 +15,16 @@ from typing import Any
 
 from minirlaif import distributed
 from minirlaif.config import Config
-from minirlaif.feedback.judge import judge, narrate, swap_consistent
+from minirlaif.errors import UserError
+from minirlaif.feedback.judge import describe_segments, is_order_consistent, judge
 from minirlaif.feedback.verdicts import context_text
 from minirlaif.models.generation import sample
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.session import Workbench, located, read_samples, readable, settings_of, stored
-from minirlaif.session_open import open_workbench
+from minirlaif.session import ModelSession, located, open_session, read_samples, readable, settings_of, stored
 from minirlaif.training.optim import generator, seed_of
-from minirlaif.types import Pair, Sample, UserError, Verdict
+from minirlaif.types import Comparison, Sample, Verdict
 
 Lines = list[tuple[str, dict[str, Any]]]  # (file, record) of each line to write
 LETTER_SHARE = 16  # of so many pairs one is also judged by letters, to compare the read-outs
@@ -38,10 +38,10 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             return
         prompts = read_samples(cfg, run, "prompts", need_answers=False)[: cfg.feedback.limit or None]
         dev = read_samples(cfg, run, "dev", need_answers=False) if cfg.data.world or cfg.data.dev else []
-        with open_workbench(cfg, run) as bench:
+        with open_session(cfg, run) as session:
             # 1. the SFT model
-            bench.roles.add("sft", 0, run.require("sft") / "adapter")
-            prompts = sorted(readable(bench, prompts), key=lambda row: (row.video, row.id))  # one clip's questions together
+            session.roles.add("sft", 0, run.require("sft") / "adapter")
+            prompts = sorted(readable(session, prompts), key=lambda row: (row.video, row.id))  # one clip's questions together
             begun = out.resume()
             first = begun[0] if begun else 0
             size = cfg.feedback.batch_size
@@ -49,7 +49,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             contexts: dict[str, str] = {
                 located(run, row["video"]): row["context"] for row in read_lines(out.path / "contexts.jsonl")
             }
-            tail = [readable(bench, dev)] if dev else []
+            tail = [readable(session, dev)] if dev else []
             # 2. and 3. chunks of prompts, then the dev clips; several processes take neighbouring chunks
             tasks = chunks + tail
             several = distributed.count()
@@ -58,14 +58,14 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 mine = number + distributed.rank()
                 found: Lines = []
                 if mine < len(tasks):
-                    with bench.roles.reading_as("sft"):
-                        told = describe(bench, run, tasks[mine], contexts)
+                    with session.roles.inference_as("sft"):
+                        told = describe(session, run, tasks[mine], contexts)
                         found += [("contexts.jsonl", record) for record in told.values()]
                         if mine < len(chunks):
                             known = contexts | {video: record["context"] for video, record in told.items()}
-                            found += _label(bench, run, tasks[mine], known, mine)
+                            found += _label(session, run, tasks[mine], known, mine)
                 written = _append_all(out, run, found, contexts)
-                bench.counted(out)
+                session.counted(out)
                 done = min(number + several, len(tasks))
                 out.log(done, **_decided(written))
                 out.commit_state(done, lambda folder: None)
@@ -75,9 +75,9 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 raise _undecided(out.summary, cfg)
 
 
-def describe(bench: Workbench, run: Run, rows: Sequence[Sample], contexts: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def describe(session: ModelSession, run: Run, rows: Sequence[Sample], contexts: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Describe the segments of clips that have no context yet. Clip -> line for contexts.jsonl."""
-    told = narrate(bench, [video for video in dict.fromkeys(row.video for row in rows) if video not in contexts])
+    told = describe_segments(session, [video for video in dict.fromkeys(row.video for row in rows) if video not in contexts])
     return {
         video: {
             "video": stored(run, video),
@@ -88,26 +88,28 @@ def describe(bench: Workbench, run: Run, rows: Sequence[Sample], contexts: Mappi
     }
 
 
-def _label(bench: Workbench, run: Run, rows: Sequence[Sample], contexts: Mapping[str, str], chunk: int) -> Lines:
+def _label(session: ModelSession, run: Run, rows: Sequence[Sample], contexts: Mapping[str, str], chunk: int) -> Lines:
     """Answer, pair and judge."""
-    f, seed = bench.cfg.feedback, bench.cfg.seed
+    f, seed = session.cfg.feedback, session.cfg.seed
     lines: Lines = []
-    asked = [bench.asked(bench.whole(row.video), row.turns[0].question) for row in rows]
-    drawn = sample(bench.backbone, asked, f.answers, f.temperature, f.top_p, f.max_new_tokens, generator(seed, "feedback", chunk))
-    pairs: list[Pair] = []
+    asked = [session.asked(session.video_input(row.video), row.turns[0].question) for row in rows]
+    drawn = sample(
+        session.backbone, asked, f.answers, f.temperature, f.top_p, f.max_new_tokens, generator(seed, "feedback", chunk)
+    )
+    pairs: list[Comparison] = []
     for row, completions in zip(rows, drawn, strict=True):
-        texts = [bench.backbone.renderer.decode(c.ids) for c in completions]
+        texts = [session.backbone.renderer.decode(c.ids) for c in completions]
         asked_of = {"id": row.id, "video": stored(run, row.video), "question": row.turns[0].question}
         lines.append(("answers.jsonl", {**asked_of, "answers": texts}))
         pairs += _pairs(row, texts, contexts[row.video] if f.context else "", f.pairs_per_prompt, seed)
-    views = {row.video: bench.whole(row.video) if f.judge_frames else None for row in rows}
-    verdicts = judge(bench, pairs, views, f.readout, f.margin, f.disagreement, f.batch_size)
+    views = {row.video: session.video_input(row.video) if f.judge_frames else None for row in rows}
+    verdicts = judge(session, pairs, views, f.readout, f.margin, f.disagreement, f.batch_size)
     # The same pairs without context, and some by letters: measured, never trained on.
-    seen = {row.video: bench.whole(row.video) for row in rows}
-    bare = [Pair(**{**asdict(pair), "context": ""}) for pair in pairs]
-    without = judge(bench, bare, seen, f.readout, f.margin, f.disagreement, f.batch_size)
+    seen = {row.video: session.video_input(row.video) for row in rows}
+    bare = [Comparison(**{**asdict(pair), "context": ""}) for pair in pairs]
+    without = judge(session, bare, seen, f.readout, f.margin, f.disagreement, f.batch_size)
     some = [pair for number, pair in enumerate(pairs) if number % LETTER_SHARE == 0] if f.readout != "letter" else []
-    letters = {v.pair: v for v in judge(bench, some, views, "letter", 0.0, "drop", f.batch_size)} if some else {}
+    letters = {v.pair: v for v in judge(session, some, views, "letter", 0.0, "drop", f.batch_size)} if some else {}
     for pair, verdict, other in zip(pairs, verdicts, without, strict=True):
         pair = replace(pair, video=stored(run, pair.video))
         record: dict[str, Any] = {**asdict(pair), **_said(verdict), "without_context": _said(other)}
@@ -125,16 +127,16 @@ def _label(bench: Workbench, run: Run, rows: Sequence[Sample], contexts: Mapping
     return lines
 
 
-def _pairs(row: Sample, texts: Sequence[str], context: str, wanted: int, seed: int) -> list[Pair]:
+def _pairs(row: Sample, texts: Sequence[str], context: str, wanted: int, seed: int) -> list[Comparison]:
     """Pairs of different answers; which comes first is drawn, so that position says nothing."""
     distinct = list(dict.fromkeys(text for text in texts if text.strip()))  # an empty answer is no answer to compare
     pairs = []
     for number, (one, two) in enumerate(itertools.islice(itertools.combinations(distinct, 2), wanted)):
         if seed_of(seed, "order", row.id, number) % 2:
             one, two = two, one
-        pairs.append(Pair(f"{row.id}#{number}", row.video, row.turns[0].question, one, two, context, dict(row.tags)))
+        pairs.append(Comparison(f"{row.id}#{number}", row.video, row.turns[0].question, one, two, context, dict(row.tags)))
     if not pairs:  # all answers alike: kept as a tie, so that the counts are complete
-        pairs.append(Pair(f"{row.id}#0", row.video, row.turns[0].question, texts[0], texts[0], context, dict(row.tags)))
+        pairs.append(Comparison(f"{row.id}#0", row.video, row.turns[0].question, texts[0], texts[0], context, dict(row.tags)))
     return pairs
 
 
@@ -142,7 +144,7 @@ def _said(verdict: Verdict) -> dict[str, Any]:
     return {"choice": verdict.choice, "margin": round(verdict.margin, 5), "orders": list(verdict.orders)}
 
 
-def _preference(pair: Pair, verdict: Verdict) -> dict[str, Any]:
+def _preference(pair: Comparison, verdict: Verdict) -> dict[str, Any]:
     chosen, rejected = (pair.answer_a, pair.answer_b) if verdict.choice == "A" else (pair.answer_b, pair.answer_a)
     return {
         "id": pair.id,
@@ -161,7 +163,7 @@ def _counts(folder: Path) -> dict[str, Any]:
     choices = [row["choice"] for row in rows]
     asked = [row for row in rows if row["answer_a"] != row["answer_b"]]
     decided = sum(choice in ("A", "B") for choice in choices)
-    firm = [swap_consistent(Verdict(row["id"], row["choice"], row["margin"], tuple(row["orders"]))) for row in asked]
+    firm = [is_order_consistent(Verdict(row["id"], row["choice"], row["margin"], tuple(row["orders"]))) for row in asked]
     longer = [
         len(row["answer_a"]) > len(row["answer_b"]) if row["choice"] == "A" else len(row["answer_b"]) > len(row["answer_a"])
         for row in asked

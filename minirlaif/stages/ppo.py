@@ -26,14 +26,14 @@ from minirlaif import distributed
 from minirlaif.algorithms.losses import ppo_policy_loss, total_stats, value_loss
 from minirlaif.algorithms.rollout import Rollout, collect
 from minirlaif.config import Config
-from minirlaif.feedback.win_rate import DevJudge
+from minirlaif.errors import StageStopped, UserError
+from minirlaif.feedback.win_rate import WinRateEvaluator
 from minirlaif.models.loading import base_hash
 from minirlaif.models.logprobs import micro_batches, token_logprobs, token_values
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.session import Workbench, critic_config, located, read_samples, readable, settings_of, stored
-from minirlaif.session_open import open_workbench
+from minirlaif.session import ModelSession, critic_config, located, open_session, read_samples, readable, settings_of, stored
 from minirlaif.training.optim import (
     check_finite,
     make_accelerator,
@@ -45,7 +45,7 @@ from minirlaif.training.optim import (
     write_state,
 )
 from minirlaif.training.schedules import learning_rate
-from minirlaif.types import Sample, StageStopped, UserError
+from minirlaif.types import Sample
 
 RATIO_TOLERANCE = 0.02  # of the first ratio from 1; low precision and other batch shapes move it a little
 
@@ -74,49 +74,49 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         prompts = read_samples(cfg, run, "prompts", need_answers=False)
         dev = read_samples(cfg, run, "dev", need_answers=False) if cfg.data.world or cfg.data.dev else []
         contexts = _contexts(run)
-        with open_workbench(cfg, run, for_ppo=True) as bench:
-            prompts = [row for row in readable(bench, prompts) if row.video in contexts]
-            dev = [row for row in readable(bench, dev) if row.video in contexts] if dev else []
+        with open_session(cfg, run, for_ppo=True) as session:
+            prompts = [row for row in readable(session, prompts) if row.video in contexts]
+            dev = [row for row in readable(session, dev) if row.video in contexts] if dev else []
             if not prompts:
                 again = run.remake("feedback")
                 raise UserError(f"ppo: no prompt is left whose clip `feedback` has described; make it again: `{again}`")
             # 2. roles and optimisers
             begun = out.resume()
-            learner = _open(bench, run, begun[1] if begun else None)
+            learner = _open(session, run, begun[1] if begun else None)
             bias = float((run.manifest("reward") or {})["metrics"]["bias"])
             first = begun[0] if begun else 0
-            judged = DevJudge(bench, dev, contexts)
+            judged = WinRateEvaluator(session, dev, contexts)
             # 3. iterations
             total = cfg.ppo.iterations
             for step in progress(range(first, total), total, "ppo", initial=first):
                 if step == 0 and dev:
-                    _keep_best(bench, out, learner, judged, 0)
+                    _keep_best(session, out, learner, judged, 0)
                 rows = _next_prompts(prompts, cfg, step)
-                rollout, stats = collect(bench, rows, contexts, learner.extra, bias, step)
+                rollout, stats = collect(session, rows, contexts, learner.extra, bias, step)
                 if step % 5 == 0:
-                    told = bench.backbone.renderer.decode(rollout.rows[0].answer)
+                    told = session.backbone.renderer.decode(rollout.rows[0].answer)
                     asked = {"video": stored(run, rows[0].video), "question": rows[0].turns[0].question}
                     out.sample({"iteration": step, **asked, "answer": told, "mean_score": stats["score"]})
-                stats |= update(bench, rollout, learner, step)
+                stats |= update(session, rollout, learner, step)
                 check_finite("ppo", step + 1, {"policy loss": stats["policy_loss"], "value loss": stats["value_loss"]})
                 done = step + 1
                 out.summary.update({"kl": stats["kl"], "score": stats["score"]})
                 stopped = bool(cfg.ppo.max_kl) and stats["kl"] > cfg.ppo.max_kl
                 if dev and (done % cfg.ppo.dev_every == 0 or done == total or stopped):
-                    stats["dev_win_rate"] = _keep_best(bench, out, learner, judged, done)
+                    stats["dev_win_rate"] = _keep_best(session, out, learner, judged, done)
                 out.log(done, **stats)
                 learner.accelerator.log({f"ppo/{k}": v for k, v in stats.items()}, step=step)
                 if stopped:
                     print(f"ppo: stopped at iteration {done}, KL {stats['kl']:.2f} nats is over ppo.max_kl", flush=True)
                     break
                 if out.due(done, cfg.ppo.save_every):
-                    bench.counted(out)
-                    out.commit_state(done, lambda folder: _write_state(folder, bench, learner))
+                    session.counted(out)
+                    out.commit_state(done, lambda folder: _write_state(folder, session, learner))
             # 4. the chosen policy
             if not dev:
-                bench.roles.save("policy", out.path / "adapter")
+                session.roles.save("policy", out.path / "adapter")
                 learner.extra["best"] = {"iteration": total}
-            bench.counted(out)
+            session.counted(out)
             best = learner.extra["best"]
             out.summary.update({"chosen_iteration": best["iteration"], "dev_win_rate": best.get("win_rate")})
             out.summary["dev_questions"] = len(dev)
@@ -141,11 +141,11 @@ def _contexts(run: Run) -> dict[str, str]:
         return {located(run, row["video"]): row["context"] for row in map(json.loads, file)}
 
 
-def _open(bench: Workbench, run: Run, state: Path | None) -> Learner:
-    cfg, critic = bench.cfg, bench.critic.roles
+def _open(session: ModelSession, run: Run, state: Path | None) -> Learner:
+    cfg, critic = session.cfg, session.critic.roles
     sft, reward = run.require("sft") / "adapter", run.require("reward") / "adapter"
-    bench.roles.add("policy", 0, state / "policy" if state else sft)
-    bench.reference.roles.add("reference", 0, sft)
+    session.roles.add("policy", 0, state / "policy" if state else sft)
+    session.reference.roles.add("reference", 0, sft)
     critic.add("reward", 0, reward)
     critic.load_head("reward", reward)
     critic.add("value", 0, state / "value" if state else reward)
@@ -154,7 +154,7 @@ def _open(bench: Workbench, run: Run, state: Path | None) -> Learner:
     else:
         critic.add_head("value", 0)
     accelerator = make_accelerator(cfg, run.root)
-    parameters = {"policy": bench.roles.parameters("policy"), "value": critic.parameters("value")}
+    parameters = {"policy": session.roles.parameters("policy"), "value": critic.parameters("value")}
     optimizers = {
         role: make_optimizer(accelerator, weights, cfg.ppo.learning_rate, cfg.ppo.weight_decay, cfg.model.optimizer)
         for role, weights in parameters.items()
@@ -165,22 +165,22 @@ def _open(bench: Workbench, run: Run, state: Path | None) -> Learner:
         for role, optimizer in optimizers.items():
             if (state / f"{role}.optimizer.safetensors").is_file():
                 read_optimizer(state, role, optimizer)
-    park(bench)
+    enable_offload(session)
     return Learner(accelerator, parameters, optimizers, extra)
 
 
-def park(bench: Workbench) -> None:
+def enable_offload(session: ModelSession) -> None:
     """From now on every role is on the device only while a phase asks for it, but for what `reference.rest` and
     `reward.rest` keep there."""
-    bench.roles.park("policy")
-    if bench.cfg.reference.rest == "cpu":
-        bench.reference.roles.park("reference")
+    session.roles.enable_offload("policy")
+    if session.cfg.reference.rest == "cpu":
+        session.reference.roles.enable_offload("reference")
     for role in ("reward", "value"):
-        bench.critic.roles.park(role)
+        session.critic.roles.enable_offload(role)
 
 
-def _write_state(folder: Path, bench: Workbench, learner: Learner) -> None:
-    owners = {"policy": bench.roles, "value": bench.critic.roles}
+def _write_state(folder: Path, session: ModelSession, learner: Learner) -> None:
+    owners = {"policy": session.roles, "value": session.critic.roles}
     write_state(folder, owners, learner.optimizers, learner.extra)
 
 
@@ -191,22 +191,22 @@ def _next_prompts(prompts: Sequence[Sample], cfg: Config, step: int) -> list[Sam
     return [prompts[orders[e][i]] for e, i in places]
 
 
-def update(bench: Workbench, rollout: Rollout, learner: Learner, step: int) -> dict[str, float]:
+def update(session: ModelSession, rollout: Rollout, learner: Learner, step: int) -> dict[str, float]:
     """Some epochs of clipped policy and value steps over one batch of rollouts. StageStopped if the first ratio is not 1."""
-    cfg, p = bench.cfg, bench.cfg.ppo
+    cfg, p = session.cfg, session.cfg.ppo
     count = len(rollout.rows)
     sizes = [len(row) for row in rollout.rows]
     rate = learning_rate(step, p.iterations, p.learning_rate, p.warmup_steps, p.schedule)
     all_stats: list[dict[str, float]] = []
-    with bench.roles.visiting("policy"), bench.critic.roles.visiting("value"):
+    with session.roles.on_device("policy"), session.critic.roles.on_device("value"):
         for epoch in range(p.epochs):
             order = shuffled(count, cfg.seed, "ppo-order", step, epoch)
             for start in range(0, count, p.minibatch_size):
                 chosen = order[start : start + p.minibatch_size]
                 counted = int(rollout.mask_BR[chosen].sum())
                 groups = [[chosen[i] for i in group] for group in micro_batches([sizes[i] for i in chosen], p.micro_batch_size)]
-                stats = total_stats(distributed.mapped(partial(_micro, bench, rollout, learner, counted), groups))
-                if not all_stats and stats["ratio_gap"] > RATIO_TOLERANCE and bench.backbone.device.type == "cpu":
+                stats = total_stats(distributed.mapped(partial(_micro, session, rollout, learner, counted), groups))
+                if not all_stats and stats["ratio_gap"] > RATIO_TOLERANCE and session.backbone.device.type == "cpu":
                     raise StageStopped(f"ppo: the first ratio is off 1 by {stats['ratio_gap']:.3g}: rollout and update disagree")
                 for role in ("policy", "value"):
                     distributed.sum_gradients(learner.parameters[role])
@@ -221,17 +221,17 @@ def update(bench: Workbench, rollout: Rollout, learner: Learner, step: int) -> d
     return mean | {"first_ratio_gap": all_stats[0]["ratio_gap"], "learning_rate": rate}
 
 
-def _micro(bench: Workbench, rollout: Rollout, learner: Learner, counted: int, index: list[int]) -> dict[str, float]:
+def _micro(session: ModelSession, rollout: Rollout, learner: Learner, counted: int, index: list[int]) -> dict[str, float]:
     """Gradients of policy and value for some rows; `counted` answer tokens of the whole minibatch are the denominator."""
-    p, backbone, critic, device = bench.cfg.ppo, bench.backbone, bench.critic, bench.backbone.device
+    p, backbone, critic, device = session.cfg.ppo, session.backbone, session.critic, session.backbone.device
     width = int(rollout.mask_BR[index].sum(1).max())
 
     def part(x_BR: Tensor) -> Tensor:
         return x_BR[index, :width].to(device)
 
     mask_BR = part(rollout.mask_BR)
-    with bench.roles.training_as("policy"), learner.accelerator.autocast():
-        new_BR, _, _ = token_logprobs(backbone, [rollout.rows[i] for i in index], bench.cfg.rollout.temperature)
+    with session.roles.training_as("policy"), learner.accelerator.autocast():
+        new_BR, _, _ = token_logprobs(backbone, [rollout.rows[i] for i in index], session.cfg.rollout.temperature)
         loss, stats = ppo_policy_loss(new_BR, part(rollout.logprobs_BR), part(rollout.advantages_BR), mask_BR, p.clip, counted)
         learner.accelerator.backward(loss)
     with critic.roles.training_as("value"), learner.accelerator.autocast():
@@ -242,11 +242,11 @@ def _micro(bench: Workbench, rollout: Rollout, learner: Learner, counted: int, i
     return stats | found | {"policy_loss": float(loss.detach()), "value_loss": float(v_loss.detach())}
 
 
-def _keep_best(bench: Workbench, out: StageDir, learner: Learner, judged: DevJudge, iteration: int) -> float:
+def _keep_best(session: ModelSession, out: StageDir, learner: Learner, judged: WinRateEvaluator, iteration: int) -> float:
     """Judge the policy on dev prompts; its adapter is kept when it is the best so far."""
     rate = distributed.from_leader(judged.win_rate)  # one judge: everyone keeps the same checkpoint
     if rate > learner.extra["best"].get("win_rate", -1.0):
         learner.extra["best"] = {"iteration": iteration, "win_rate": rate}
         shutil.rmtree(out.path / "adapter", ignore_errors=True)
-        bench.roles.save("policy", out.path / "adapter")
+        session.roles.save("policy", out.path / "adapter")
     return rate

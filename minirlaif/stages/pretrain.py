@@ -22,7 +22,7 @@ from torch import Tensor
 from minirlaif.config import Config, section
 from minirlaif.feedback.verdicts import context_text
 from minirlaif.models.backbones.smolvlm import LAYOUT_FILE, SmolVLM
-from minirlaif.models.renderer import Shown
+from minirlaif.models.renderer import FrameLayout
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.tiny_world import base_model
@@ -191,7 +191,7 @@ def _row(
     """ids, learned flags, branch numbers (0: the shared prefix) and positions of one row."""
     renderer = backbone.renderer
     frames = {"segment": SEGMENT_FRAMES, "text": 0}.get(kind, FRAMES)
-    shown = Shown((0.0,) * frames, 0.0, backbone.side**2) if frames else None
+    shown = FrameLayout((0.0,) * frames, 0.0, backbone.side**2) if frames else None
     context = context_text([(i, i + 1) for i in range(len(clip))], [e.sentence for e in clip]) if kind in ("text", "both") else ""
     if kind == "segment":
         asked = [(tinyworld.SEGMENT_QUESTION, clip[0].sentence)]

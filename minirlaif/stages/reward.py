@@ -18,12 +18,21 @@ from typing import Any
 from minirlaif import distributed
 from minirlaif.algorithms.losses import bradley_terry_loss, centering_penalty
 from minirlaif.config import Config
-from minirlaif.models.logprobs import Row, micro_batches, sequence_scores
+from minirlaif.errors import StageStopped, UserError
+from minirlaif.models.logprobs import EncodedPair, micro_batches, reward_scores
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.session import Workbench, critic_config, read_preferences, readable, settings_of, stored
-from minirlaif.session_open import check_tokenizers, open_workbench
+from minirlaif.session import (
+    ModelSession,
+    check_tokenizers,
+    critic_config,
+    open_session,
+    read_preferences,
+    readable,
+    settings_of,
+    stored,
+)
 from minirlaif.training.optim import (
     check_finite,
     make_accelerator,
@@ -36,7 +45,7 @@ from minirlaif.training.optim import (
     write_state,
 )
 from minirlaif.training.schedules import learning_rate
-from minirlaif.types import Preference, StageStopped, UserError
+from minirlaif.types import Preference
 
 START_BETA = 3.0
 PADDING_TOLERANCE = 1e-3
@@ -49,22 +58,22 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         if out is None:
             return
         check_tokenizers(cfg)
-        with open_workbench(critic_config(cfg), run) as bench:
+        with open_session(critic_config(cfg), run) as session:
             # 1. preferences
-            train, kept = _split(readable(bench, _preferences(cfg, run)), cfg.reward.held_out)
+            train, kept = _split(readable(session, _preferences(cfg, run)), cfg.reward.held_out)
             if cfg.data.preference_limit:
                 train = [train[i] for i in shuffled(len(train), cfg.seed, "reward-pairs")[: cfg.data.preference_limit]]
             # 2. role, head, optimiser
             begun = out.resume()
             start = begun[1] / "reward" if begun else _start(cfg, run)
-            bench.roles.add("reward", seed_of(cfg.seed, "reward-adapter"), start)
+            session.roles.add("reward", seed_of(cfg.seed, "reward-adapter"), start)
             if begun:
-                bench.roles.load_head("reward", begun[1] / "reward")
+                session.roles.load_head("reward", begun[1] / "reward")
             else:
                 beta = START_BETA if cfg.reward.likelihood else None
-                bench.roles.add_head("reward", seed_of(cfg.seed, "reward"), start=0.01, beta=beta)
+                session.roles.add_head("reward", seed_of(cfg.seed, "reward"), start=0.01, beta=beta)
             accelerator = make_accelerator(cfg, run.root)
-            parameters, kind = bench.roles.parameters("reward"), cfg.model.optimizer
+            parameters, kind = session.roles.parameters("reward"), cfg.model.optimizer
             optimizer = make_optimizer(accelerator, parameters, cfg.reward.learning_rate, cfg.reward.weight_decay, kind)
             if begun:
                 read_optimizer(begun[1], "reward", optimizer)
@@ -77,7 +86,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 places = [divmod(place, len(train)) for place in range(step * size, (step + 1) * size)]
                 orders = {e: shuffled(len(train), cfg.seed, "reward", e) for e in {e for e, _ in places}}
                 batch = [train[orders[e][i]] for e, i in places]
-                stats = backward(bench, accelerator, batch)
+                stats = backward(session, accelerator, batch)
                 warmup = int(cfg.reward.warmup_ratio * total)
                 rate = learning_rate(step, total, cfg.reward.learning_rate, warmup, cfg.reward.schedule)
                 norm = optimizer_step(accelerator, optimizer, parameters, rate, cfg.reward.max_grad_norm)
@@ -85,14 +94,14 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 out.log(step + 1, **stats, grad_norm=norm, learning_rate=rate)
                 accelerator.log({f"reward/{k}": v for k, v in stats.items()}, step=step)
                 if out.due(step + 1, cfg.reward.save_steps):
-                    bench.counted(out)
+                    session.counted(out)
                     out.commit_state(
-                        step + 1, lambda folder: write_state(folder, {"reward": bench.roles}, {"reward": optimizer}, {})
+                        step + 1, lambda folder: write_state(folder, {"reward": session.roles}, {"reward": optimizer}, {})
                     )
             # 4. held-out scores
-            bench.roles.save("reward", out.path / "adapter")
-            _examine(bench, run, out, kept)
-            bench.counted(out)
+            session.roles.save("reward", out.path / "adapter")
+            _examine(session, run, out, kept)
+            session.counted(out)
 
 
 def _start(cfg: Config, run: Run) -> Path | None:
@@ -122,36 +131,36 @@ def _split(rows: Sequence[Preference], share: float) -> tuple[list[Preference], 
     return train, [row for row in rows if row.video in kept]
 
 
-def _rows(bench: Workbench, preferences: Sequence[Preference]) -> list[Row]:
+def _rows(session: ModelSession, preferences: Sequence[Preference]) -> list[EncodedPair]:
     """Chosen and rejected in turn."""
     rows = []
-    bench.look(p.video for p in preferences)
+    session.look(p.video for p in preferences)
     for p in preferences:
-        view, context = bench.whole(p.video), p.context if bench.cfg.reward.context else ""
-        rows += [bench.row(view, p.question, bench.answer_ids(text), context) for text in (p.chosen, p.rejected)]
+        view, context = session.video_input(p.video), p.context if session.cfg.reward.context else ""
+        rows += [session.row(view, p.question, session.answer_ids(text), context) for text in (p.chosen, p.rejected)]
     return rows
 
 
-def backward(bench: Workbench, accelerator: Any, batch: Sequence[Preference]) -> dict[str, float]:
+def backward(session: ModelSession, accelerator: Any, batch: Sequence[Preference]) -> dict[str, float]:
     import torch
 
-    cfg, head = bench.cfg.reward, bench.roles.heads["reward"]
-    rows = _rows(bench, batch)
+    cfg, head = session.cfg.reward, session.roles.heads["reward"]
+    rows = _rows(session, batch)
     lengths = [max(len(rows[2 * i]), len(rows[2 * i + 1])) for i in range(len(batch))]
     groups = list(micro_batches(lengths, cfg.micro_batch_size))
     batch_sum = None
     if len(groups) > 1:  # the centring term needs the sign of the whole batch's sum before any part of it goes backward
-        with bench.roles.reading_as("reward"):
+        with session.roles.inference_as("reward"):
             batch_sum = sum(
                 distributed.mapped(
-                    lambda g: float(sequence_scores(bench.backbone, head, [rows[2 * i + s] for i in g for s in (0, 1)]).sum()),
+                    lambda g: float(reward_scores(session.backbone, head, [rows[2 * i + s] for i in g for s in (0, 1)]).sum()),
                     groups,
                 )
             )
     stats = {"loss": 0.0, "accuracy": 0.0, "mean_score": 0.0, "margin": 0.0}
     for group in distributed.share(groups):
-        with bench.roles.training_as("reward"), accelerator.autocast():
-            scores = sequence_scores(bench.backbone, head, [rows[2 * i + s] for i in group for s in (0, 1)])
+        with session.roles.training_as("reward"), accelerator.autocast():
+            scores = reward_scores(session.backbone, head, [rows[2 * i + s] for i in group for s in (0, 1)])
             chosen_B, rejected_B = scores[0::2], scores[1::2]
             loss = bradley_terry_loss(chosen_B, rejected_B, len(batch))
             if batch_sum is None:
@@ -164,27 +173,27 @@ def backward(bench: Workbench, accelerator: Any, batch: Sequence[Preference]) ->
         stats["accuracy"] += float((ahead_B > 0).float().sum()) / len(batch)
         stats["margin"] += float(ahead_B.sum()) / len(batch)
         stats["mean_score"] += float(scores.detach().mean()) * len(group) / len(batch)
-    distributed.sum_gradients(bench.roles.parameters("reward"))
+    distributed.sum_gradients(session.roles.parameters("reward"))
     return distributed.total(stats)
 
 
-def _examine(bench: Workbench, run: Run, out: StageDir, kept: Sequence[Preference]) -> None:
+def _examine(session: ModelSession, run: Run, out: StageDir, kept: Sequence[Preference]) -> None:
     """Scores of held-out pairs, accuracy by question type, the mean score (bias) and whether padding moves a score."""
-    head, size = bench.roles.heads["reward"], bench.cfg.reward.batch_size
-    rows = _rows(bench, kept)
+    head, size = session.roles.heads["reward"], session.cfg.reward.batch_size
+    rows = _rows(session, kept)
     scores = [0.0] * len(rows)
-    with bench.roles.reading_as("reward"):
+    with session.roles.inference_as("reward"):
         for index in micro_batches([len(row) for row in rows], size):
-            for place, score in zip(index, sequence_scores(bench.backbone, head, [rows[i] for i in index]).tolist(), strict=True):
+            for place, score in zip(index, reward_scores(session.backbone, head, [rows[i] for i in index]).tolist(), strict=True):
                 scores[place] = score
         # The shortest and the longest row together make the most padding there is.
         gap = 0.0
         if rows:
             ordered = sorted(rows, key=len)
             pair = [ordered[0], ordered[-1]]
-            alone = [float(sequence_scores(bench.backbone, head, [row])) for row in pair]
-            gap = max(abs(a - b) for a, b in zip(alone, sequence_scores(bench.backbone, head, pair).tolist(), strict=True))
-    if gap > PADDING_TOLERANCE and bench.backbone.device.type == "cpu":
+            alone = [float(reward_scores(session.backbone, head, [row])) for row in pair]
+            gap = max(abs(a - b) for a, b in zip(alone, reward_scores(session.backbone, head, pair).tolist(), strict=True))
+    if gap > PADDING_TOLERANCE and session.backbone.device.type == "cpu":
         raise StageStopped(f"reward: padding moves a score by {gap:.2g}; the attention mask of this backbone is not respected")
     hits: dict[str, list[float]] = {}
     with (out.path / "held_out.jsonl").open("w", encoding="utf-8") as file:

@@ -11,13 +11,13 @@ from typing import Any
 from minirlaif import distributed
 from minirlaif.algorithms.losses import sft_loss
 from minirlaif.config import Config
+from minirlaif.errors import UserError
 from minirlaif.models.generation import sample
 from minirlaif.models.logprobs import logprobs_of, micro_batches
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.session import Workbench, read_samples, readable, settings_of, stored
-from minirlaif.session_open import open_workbench
+from minirlaif.session import ModelSession, open_session, read_samples, readable, settings_of, stored
 from minirlaif.training.optim import (
     check_finite,
     make_accelerator,
@@ -29,7 +29,7 @@ from minirlaif.training.optim import (
     write_state,
 )
 from minirlaif.training.schedules import learning_rate
-from minirlaif.types import Sample, UserError
+from minirlaif.types import Sample
 
 SHOWN, SHOWN_TOKENS = 4, 64  # rows of each stage that samples.jsonl shows, and the longest answer there
 
@@ -41,18 +41,18 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         if out is None:
             return
         samples = read_samples(cfg, run, "sft", need_answers=True)
-        with open_workbench(cfg, run) as bench:
+        with open_session(cfg, run) as session:
             # 1. rows by answer length
-            stages = by_length(readable(bench, samples), cfg.sft.short_words)
+            stages = by_length(readable(session, samples), cfg.sft.short_words)
             if not cfg.sft.curriculum:
                 stages = {"mixed": [*stages["short"], *stages["long"]]}
             plan = [(name, rows) for name, rows in stages.items() if rows]
             per_stage = [max(1, round(cfg.sft.epochs * len(rows) / cfg.sft.batch_size)) for _, rows in plan]
             # 2. role and optimiser
             begun = out.resume()
-            bench.roles.add("sft", seed_of(cfg.seed, "sft"), begun[1] / "sft" if begun else None)
+            session.roles.add("sft", seed_of(cfg.seed, "sft"), begun[1] / "sft" if begun else None)
             accelerator = make_accelerator(cfg, run.root)
-            parameters, kind = bench.roles.parameters("sft"), cfg.model.optimizer
+            parameters, kind = session.roles.parameters("sft"), cfg.model.optimizer
             optimizer = make_optimizer(accelerator, parameters, cfg.sft.learning_rate, cfg.sft.weight_decay, kind)
             if begun:
                 read_optimizer(begun[1], "sft", optimizer)
@@ -66,20 +66,20 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 warmup = int(cfg.sft.warmup_ratio * per_stage[number])
                 rate = learning_rate(inner, per_stage[number], cfg.sft.learning_rate, warmup, cfg.sft.schedule)
                 batch = _batch(rows, cfg, name, inner)
-                loss = backward(bench, accelerator, batch)
+                loss = backward(session, accelerator, batch)
                 norm = optimizer_step(accelerator, optimizer, parameters, rate, cfg.sft.max_grad_norm)
                 check_finite("sft", step + 1, {"loss": loss, "gradient norm": norm})
                 out.summary["loss"] = loss
                 out.log(step + 1, stage=name, loss=loss, grad_norm=norm, learning_rate=rate)
                 accelerator.log({"sft/loss": loss, "sft/grad_norm": norm}, step=step)
                 if out.due(step + 1, cfg.sft.save_steps):
-                    bench.counted(out)
-                    out.commit_state(step + 1, lambda folder: write_state(folder, {"sft": bench.roles}, {"sft": optimizer}, {}))
+                    session.counted(out)
+                    out.commit_state(step + 1, lambda folder: write_state(folder, {"sft": session.roles}, {"sft": optimizer}, {}))
             # 4. the adapter
-            bench.roles.save("sft", out.path / "adapter")
+            session.roles.save("sft", out.path / "adapter")
             for name, rows in plan:
-                _show(bench, run, out, name, rows)
-            bench.counted(out)
+                _show(session, run, out, name, rows)
+            session.counted(out)
             out.summary["steps"] = total
             out.summary.update({f"{name}_rows": len(rows) for name, rows in plan})
 
@@ -105,15 +105,15 @@ def _batch(rows: Sequence[Sample], cfg: Config, name: str, step: int) -> list[Sa
     return [rows[orders[epoch][index]] for epoch, index in chosen]
 
 
-def backward(bench: Workbench, accelerator: Any, batch: Sequence[Sample]) -> float:
+def backward(session: ModelSession, accelerator: Any, batch: Sequence[Sample]) -> float:
     """Loss per answer token of the whole batch, its gradient summed over micro-batches."""
     import torch
 
     from minirlaif.models.tokens import pad_stack
 
-    cfg, backbone = bench.cfg, bench.backbone
-    bench.look(row.video for row in batch)
-    views = [bench.whole(row.video) for row in batch]
+    cfg, backbone = session.cfg, session.backbone
+    session.look(row.video for row in batch)
+    views = [session.video_input(row.video) for row in batch]
     rendered = [
         backbone.renderer.conversation(view.shown, row.turns, "", cfg.sft.max_length)
         for view, row in zip(views, batch, strict=True)
@@ -122,12 +122,12 @@ def backward(bench: Workbench, accelerator: Any, batch: Sequence[Sample]) -> flo
     total = 0.0
     groups = list(micro_batches([len(r) for r in rendered], cfg.sft.micro_batch_size))
     for index in distributed.share(groups):
-        bench.counters["prefilled_tokens"] += sum(len(rendered[i]) for i in index)
+        session.counters["prefilled_tokens"] += sum(len(rendered[i]) for i in index)
         ids_BT, mask_BT = pad_stack([torch.tensor(rendered[i].ids) for i in index], backbone.pad_id, "right")
         learned_BT, _ = pad_stack([torch.tensor(rendered[i].answer) for i in index], False, "right")
         ids_BT, mask_BT, learned_BT = (x.to(backbone.device) for x in (ids_BT, mask_BT, learned_BT))
         features = [views[i].features.to(backbone.device) for i in index]
-        with bench.roles.training_as("sft"), accelerator.autocast():
+        with session.roles.training_as("sft"), accelerator.autocast():
             positions = backbone.positions(ids_BT, mask_BT, features)
             hidden_BTD = backbone.hidden(backbone.embed(ids_BT, features), mask_BT, positions)
             counted_BT = learned_BT[:, 1:]
@@ -135,16 +135,16 @@ def backward(bench: Workbench, accelerator: Any, batch: Sequence[Sample]) -> flo
             loss = sft_loss(logprobs_BT, counted_BT, denominator)
             accelerator.backward(loss)
         total += float(loss.detach())
-    distributed.sum_gradients(bench.roles.parameters("sft"))
+    distributed.sum_gradients(session.roles.parameters("sft"))
     return distributed.total({"loss": total})["loss"]
 
 
-def _show(bench: Workbench, run: Run, out: StageDir, name: str, rows: Sequence[Sample]) -> None:
+def _show(session: ModelSession, run: Run, out: StageDir, name: str, rows: Sequence[Sample]) -> None:
     """A few rows of a stage with what the trained model now says, for a person to read."""
     some = list(rows[:: max(1, len(rows) // SHOWN)])[:SHOWN]
-    with bench.roles.reading_as("sft"):
-        asked = [bench.asked(bench.whole(row.video), row.turns[0].question) for row in some]
-        said = sample(bench.backbone, asked, temperature=0, max_new_tokens=SHOWN_TOKENS)
+    with session.roles.inference_as("sft"):
+        asked = [session.asked(session.video_input(row.video), row.turns[0].question) for row in some]
+        said = sample(session.backbone, asked, temperature=0, max_new_tokens=SHOWN_TOKENS)
     for row, (answer,) in zip(some, said, strict=True):
         told = {"video": stored(run, row.video), "question": row.turns[0].question, "written": row.turns[0].answer}
-        out.sample({"stage": name, **told, "said": bench.backbone.renderer.decode(answer.ids)})
+        out.sample({"stage": name, **told, "said": session.backbone.renderer.decode(answer.ids)})

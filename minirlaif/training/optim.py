@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from minirlaif.config import Config
-from minirlaif.models.adapters import Roles
-from minirlaif.types import StageStopped, UserError
+from minirlaif.errors import StageStopped, UserError
+from minirlaif.models.adapters import AdapterSet
 
 
 def make_accelerator(cfg: Config, folder: Path) -> Any:
@@ -90,7 +90,7 @@ def check_finite(stage: str, step: int, numbers: Mapping[str, float]) -> None:
             )
 
 
-def write_state(folder: Path, owners: Mapping[str, Roles], optimizers: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+def write_state(folder: Path, owners: Mapping[str, AdapterSet], optimizers: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
     """Adapters and heads of roles (by name: who holds them), optimiser moments and a few plain values, as safetensors and
     json."""
     from safetensors.torch import save_file

@@ -22,7 +22,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from minirlaif.types import UserError
+from minirlaif.errors import UserError
 from minirlaif.video.frame_sampling import FramePlan, FrameSize, uniform_plan
 
 START_SECONDS = 120.0  # the reader's imports may come from a cold disk

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from minirlaif.ablation import exam
-from minirlaif.models.generation import Asked, Completion
-from minirlaif.models.logprobs import Row
+from minirlaif.models.generation import Completion, EncodedPrompt
+from minirlaif.models.logprobs import EncodedPair
 from minirlaif.runs.run import Run
 from minirlaif.stages import evaluate
 from minirlaif.types import Sample, Turn
@@ -29,30 +29,30 @@ TESTS = [Sample(f"t{number}", f"/clips/{number}", (Turn("what happens first?", f
 def bench_of(patch: pytest.MonkeyPatch, folder: Path, *settings: str) -> tuple[tiny.TinyBench, Run]:
     base = tiny.backbone()
     cfg = tiny.settings("evaluate.batch_size=2", *settings)
-    bench = tiny.TinyBench(base, {f"/clips/{n}": tiny.view(base, 2, n) for n in range(3)}, cfg)
-    tiny.at_bench(patch, exam, bench, test=TESTS)
+    session = tiny.TinyBench(base, {f"/clips/{n}": tiny.view(base, 2, n) for n in range(3)}, cfg)
+    tiny.at_bench(patch, exam, session, test=TESTS)
     run = Run(folder / "run")
     tiny.finished(run, "sft", lambda path: tiny.save_adapter(path / "adapter", 1))
     tiny.finished(run, "ppo", lambda path: tiny.save_adapter(path / "adapter", 2))
     tiny.finished(run, "reward", lambda path: tiny.save_adapter(path / "adapter", 3, head=True))
-    return bench, run
+    return session, run
 
 
 @pytest.mark.parametrize(("who", "stage"), [("policy", "ppo"), ("sft", "sft")])
 def test_the_model_in_question_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, who: str, stage: str) -> None:
-    bench, run = bench_of(monkeypatch, tmp_path)
+    session, run = bench_of(monkeypatch, tmp_path)
     asked: list[tuple[int, bool]] = []
     spare = tiny.TinyBench(tiny.backbone())
     spare.roles.add("it", 0, run.dir(stage) / "adapter")
     weights = tiny.digest(spare.roles.parameters("it"))
 
-    def sample(backbone: Any, prompts: Sequence[Asked], *rest: Any, **named: Any) -> list[list[Completion]]:
+    def sample(backbone: Any, prompts: Sequence[EncodedPrompt], *rest: Any, **named: Any) -> list[list[Completion]]:
         assert named["temperature"] == 0
-        asked.append((len(prompts), tiny.digest(bench.roles.parameters(who)) == weights))
+        asked.append((len(prompts), tiny.digest(session.roles.parameters(who)) == weights))
         return [[Completion(backbone.renderer.answer("a red circle."), True, ())] for _ in prompts]
 
     monkeypatch.setattr(evaluate, "sample", sample)
-    exam.run(bench.cfg, run, who)
+    exam.run(session.cfg, run, who)
     assert asked == [(2, True), (1, True)]
     rows = tiny.read_lines(run.dir("exam") / "answers.jsonl")
     assert [(row["id"], row["truth"], row[who]) for row in rows] == [(f"t{n}", f"answer {n}", "a red circle.") for n in range(3)]
@@ -65,24 +65,24 @@ def test_the_best_of_the_first_n_answers_is_the_one_with_the_highest_score(
 ) -> None:
     """Eight answers of one to eight words; scores by number of words. By hand: of the first two the second, and so on."""
     scores = {1: 0.0, 2: 0.5, 3: 0.2, 4: -1.0, 5: 0.1, 6: 0.4, 7: 0.9, 8: 0.3}
-    bench, run = bench_of(monkeypatch, tmp_path, f"reward.context={context}".lower(), "rollout.batch_size=5")
-    renderer, active = bench.backbone.renderer, []
+    session, run = bench_of(monkeypatch, tmp_path, f"reward.context={context}".lower(), "rollout.batch_size=5")
+    renderer, active = session.backbone.renderer, []
     read: list[str] = []
 
-    def sample(backbone: Any, prompts: Sequence[Asked], answers: int, *rest: Any) -> list[list[Completion]]:
+    def sample(backbone: Any, prompts: Sequence[EncodedPrompt], answers: int, *rest: Any) -> list[list[Completion]]:
         active.append("sampled")
         return [[Completion(renderer.answer(" ".join(["red"] * n)), True, ()) for n in range(1, answers + 1)] for _ in prompts]
 
-    def scored(backbone: Any, head: Any, rows: Sequence[Row]) -> torch.Tensor:
-        assert head is bench.roles.heads["reward"] and len(rows) <= 5
+    def scored(backbone: Any, head: Any, rows: Sequence[EncodedPair]) -> torch.Tensor:
+        assert head is session.roles.heads["reward"] and len(rows) <= 5
         read.extend(renderer.decode(row.prompt) for row in rows)
         return torch.tensor([scores[renderer.decode(row.answer).count("red")] for row in rows])
 
     told = {row.video: {"context": f"0s: a blue cross. {row.id}\n"} for row in TESTS}
     monkeypatch.setattr(exam, "sample", sample)
-    monkeypatch.setattr(exam, "sequence_scores", scored)
+    monkeypatch.setattr(exam, "reward_scores", scored)
     monkeypatch.setattr(exam.feedback, "describe", lambda *_: told)
-    exam.run(bench.cfg, run, "best")
+    exam.run(session.cfg, run, "best")
     for row in tiny.read_lines(run.dir("exam") / "answers.jsonl"):
         assert [row[f"best_{n}"].count("red") for n in (2, 4, 8)] == [2, 2, 7]
     assert len(read) == 24 and all(("a blue cross." in text) == context for text in read)

@@ -23,9 +23,9 @@ from minirlaif.ablation.claims import FAILS, HOLDS, OPEN, Figure, ahead, common,
 from minirlaif.ablation.jobs import Job, carry_out
 from minirlaif.ablation.outcomes import read, remarks
 from minirlaif.cli import main as cli
+from minirlaif.errors import UserError
 from minirlaif.runs.run import ORDER, Run
 from minirlaif.session import settings_of
-from minirlaif.types import UserError
 from tests.fixtures import small_config, tiny
 
 TRUE, FALSE = "a red circle moves left.", "a blue cross stays still."

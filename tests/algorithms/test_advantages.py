@@ -14,7 +14,7 @@ from minirlaif.algorithms.advantages import (
     gae,
     kl_per_token,
     masked_mean,
-    score_with_terms,
+    penalized_scores,
     shaped_rewards,
     whiten,
 )
@@ -62,7 +62,7 @@ def test_kl_estimators_have_the_right_mean(estimator: str) -> None:
 
 def test_score_terms_by_hand() -> None:
     scores = torch.tensor([1.0, 1.0])
-    got = score_with_terms(scores, torch.tensor([True, False]), torch.tensor([5, 20]), 20, 8.0, 10.0)
+    got = penalized_scores(scores, torch.tensor([True, False]), torch.tensor([5, 20]), 20, 8.0, 10.0)
     torch.testing.assert_close(got, torch.tensor([1 - 2.5, 1 - 8 - 10.0]))
 
 
@@ -164,7 +164,7 @@ def test_inputs_are_unchanged(function: Rows) -> None:
 
 def test_score_terms_leave_their_inputs() -> None:
     scores, stopped, lengths = torch.tensor([1.0, 2.0]), torch.tensor([True, False]), torch.tensor([3, 4])
-    score_with_terms(scores, stopped, lengths, 4, 8.0, 10.0)
+    penalized_scores(scores, stopped, lengths, 4, 8.0, 10.0)
     assert (scores.tolist(), stopped.tolist(), lengths.tolist()) == ([1.0, 2.0], [True, False], [3, 4])
 
 

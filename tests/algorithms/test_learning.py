@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from minirlaif.algorithms import rollout as rollouts
-from minirlaif.models.logprobs import Row
+from minirlaif.models.logprobs import EncodedPair
 from minirlaif.stages import ppo
 from minirlaif.training.optim import make_accelerator, make_optimizer
 from minirlaif.types import Sample, Turn
@@ -29,8 +29,8 @@ def bandit(folder: Path, sign: float, monkeypatch: pytest.MonkeyPatch) -> dict[s
         f" ppo.learning_rate=0.01 ppo.warmup_steps=0 ppo.schedule=constant ppo.iterations={ITERATIONS}"
     )
     cfg = tiny.settings(*rules.split())
-    bench = tiny.TinyBench(base, {f"clip{i}": tiny.view(base, 1 + i, i) for i in range(3)}, cfg)
-    roles = bench.roles
+    session = tiny.TinyBench(base, {f"clip{i}": tiny.view(base, 1 + i, i) for i in range(3)}, cfg)
+    roles = session.roles
     roles.add("policy", 0)
     tiny.stir(roles, "policy", 0, 0.02)
     roles.add("reference", 0, "policy")
@@ -38,13 +38,13 @@ def bandit(folder: Path, sign: float, monkeypatch: pytest.MonkeyPatch) -> dict[s
     roles.add_head("reward", 1, start=0.1)
     roles.add("value", 0, "reward")
     roles.add_head("value", 0)
-    roles.park("reference")
+    roles.enable_offload("reference")
 
-    def scores(_: object, head: object, rows: list[Row]) -> torch.Tensor:
+    def scores(_: object, head: object, rows: list[EncodedPair]) -> torch.Tensor:
         assert head is roles.heads["reward"]
         return torch.tensor([sign * sum(pays[t] for t in row.answer) / len(row.answer) for row in rows])
 
-    monkeypatch.setattr(rollouts, "sequence_scores", scores)
+    monkeypatch.setattr(rollouts, "reward_scores", scores)
     accelerator = make_accelerator(cfg, folder)
     parameters: dict[str, list[Any]] = {role: roles.parameters(role) for role in ("policy", "value")}
     optimizers = {role: make_optimizer(accelerator, p, 0.01, 0.0) for role, p in parameters.items()}
@@ -52,7 +52,7 @@ def bandit(folder: Path, sign: float, monkeypatch: pytest.MonkeyPatch) -> dict[s
     learner = ppo.Learner(accelerator, parameters, optimizers, extra)
 
     def weights() -> dict[str, str]:
-        with roles.visiting("reference"):
+        with roles.on_device("reference"):
             found = {role: tiny.digest(roles.parameters(role)) for role in ("policy", "reference", "reward", "value")}
         return found | {"base": tiny.digest(tiny.base_weights(base))}
 
@@ -60,10 +60,10 @@ def bandit(folder: Path, sign: float, monkeypatch: pytest.MonkeyPatch) -> dict[s
     prompts = [Sample(str(i), f"clip{i % 3}", (Turn(questions[i % 3]),)) for i in range(96)]
     before, shares, stats = weights(), [], []
     for step in range(ITERATIONS):
-        rollout, found = rollouts.collect(bench, prompts, {}, extra, 0.0, step)
+        rollout, found = rollouts.collect(session, prompts, {}, extra, 0.0, step)
         tokens = [t for row in rollout.rows for t in row.answer]
         shares.append(sum(pays[t] for t in tokens) / len(tokens))
-        stats.append(found | ppo.update(bench, rollout, learner, step))
+        stats.append(found | ppo.update(session, rollout, learner, step))
     after = weights()
     return {"shares": shares, "stats": stats, "changed": {name for name in before if before[name] != after[name]}}
 

@@ -18,24 +18,24 @@ import pytest
 from minirlaif.app import conversations, middleware, server, tabs
 from minirlaif.app.conversations import Talks
 from minirlaif.app.engine_thread import Worker
-from minirlaif.app.uploads import Desk, Limits, duration
-from minirlaif.app.votes import Ballot, Vote
+from minirlaif.app.uploads import Limits, UploadStore, duration
+from minirlaif.app.votes import Vote, VoteStore
 from minirlaif.data.dataset import load_preferences
-from minirlaif.inference.engine import Options
-from minirlaif.types import UserError
+from minirlaif.errors import UserError
+from minirlaif.inference.engine import SamplingParams
 from tests.fixtures import chat_run
 from tests.fixtures.browser import FakeEngine, Page, Served, chromium, serving
 from tests.fixtures.clips import write_clip
 from tests.fixtures.http_client import Client, login
 
-OPTIONS = Options(0.0, 1.0, 16, 0)
+OPTIONS = SamplingParams(0.0, 1.0, 16, 0)
 
 
 @pytest.fixture
 def room(tmp_path: Path) -> Iterator[Talks]:
     (tmp_path / "uploads").mkdir()
-    worker, desk = Worker(FakeEngine), Desk(tmp_path / "uploads", Limits(1, 60.0, 100 * 100), seconds=10.0)
-    yield Talks(worker, desk, Ballot(tmp_path / "votes"))
+    worker, desk = Worker(FakeEngine), UploadStore(tmp_path / "uploads", Limits(1, 60.0, 100 * 100), seconds=10.0)
+    yield Talks(worker, desk, VoteStore(tmp_path / "votes"))
     desk.close()
     worker.close()
 
@@ -81,7 +81,7 @@ def test_a_question_waits_for_its_clip(room: Talks) -> None:
 
 
 def test_a_picture_of_gigabytes_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
-    desk = Desk(tmp_path, Limits(1, 60.0, 100 * 100), seconds=10.0)
+    desk = UploadStore(tmp_path, Limits(1, 60.0, 100 * 100), seconds=10.0)
     (tmp_path / "u").mkdir()
     screen = b"GIF89a" + (8000).to_bytes(2, "little") * 2 + b"\xf0\0\0" + b"\0\0\0\xff\xff\xff"
     image = b"\x2c\0\0\0\0\x01\0\x01\0\0" + b"\x02\x02\x44\x01\0"

@@ -19,18 +19,18 @@ from PIL import Image
 from minirlaif.app import run_pages, run_reader, views
 from minirlaif.app.conversations import Session, Talks
 from minirlaif.app.engine_thread import Worker
-from minirlaif.app.uploads import Desk, Limits, check_content
-from minirlaif.app.votes import Agreement, Ballot, Vote, agreement
+from minirlaif.app.uploads import Limits, UploadStore, check_content
+from minirlaif.app.votes import Agreement, Vote, VoteStore, agreement
 from minirlaif.data.dataset import load_preferences
-from minirlaif.inference.engine import Look, Options
+from minirlaif.errors import UserError
+from minirlaif.inference.engine import LoadedClip, SamplingParams
 from minirlaif.runs.run import Run
-from minirlaif.types import UserError
 from minirlaif.video.reader import ClipReader
 from tests.fixtures import chat_run, tiny
 from tests.fixtures.browser import HIDDEN, FakeEngine
 from tests.fixtures.clips import write_clip
 
-OPTIONS = Options(0.0, 1.0, 16, 0)
+OPTIONS = SamplingParams(0.0, 1.0, 16, 0)
 
 
 @pytest.fixture
@@ -41,14 +41,14 @@ def worker() -> Iterator[Worker]:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
+def desk(tmp_path: Path) -> Iterator[UploadStore]:
     (tmp_path / "uploads").mkdir()
-    made = Desk(tmp_path / "uploads", Limits(1, 60.0, 100 * 100), seconds=10.0)
+    made = UploadStore(tmp_path / "uploads", Limits(1, 60.0, 100 * 100), seconds=10.0)
     yield made
     made.close()
 
 
-def brought(desk: Desk, name: str = "clip.mp4", upload: str = "u" * 64, **how: Any) -> str:
+def brought(desk: UploadStore, name: str = "clip.mp4", upload: str = "u" * 64, **how: Any) -> str:
     """A clip where an upload would lie."""
     folder = desk.folder / upload
     folder.mkdir(exist_ok=True)
@@ -56,8 +56,8 @@ def brought(desk: Desk, name: str = "clip.mp4", upload: str = "u" * 64, **how: A
 
 
 @pytest.fixture
-def room(worker: Worker, desk: Desk, tmp_path: Path) -> Talks:
-    return Talks(worker, desk, Ballot(tmp_path / "votes"))
+def room(worker: Worker, desk: UploadStore, tmp_path: Path) -> Talks:
+    return Talks(worker, desk, VoteStore(tmp_path / "votes"))
 
 
 def opened(room: Talks, name: str = "me") -> Session:
@@ -188,7 +188,7 @@ def test_other_content_is_refused_before_anything_decodes_it(head: bytes, tmp_pa
         check_content(path, Limits())
 
 
-def test_limits_of_a_clip(desk: Desk, tmp_path: Path) -> None:
+def test_limits_of_a_clip(desk: UploadStore, tmp_path: Path) -> None:
     assert desk.examine(brought(desk)).width == 64
     with pytest.raises(UserError, match="the clip lasts .* 60 s are allowed"):
         desk.examine(brought(desk, "long.mp4", times=[0.0, 100.0, 200.0], last_seconds=1.0))
@@ -220,7 +220,7 @@ decode_worker.main()
 
 def test_a_clip_that_hangs_the_decoder_is_killed_and_the_next_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ClipReader, "command", (sys.executable, "-P", "-c", HANGING))
-    desk = Desk(tmp_path, Limits(), seconds=3.0)
+    desk = UploadStore(tmp_path, Limits(), seconds=3.0)
     hanging, good = brought(desk, "stuck.mp4"), brought(desk, "good.mp4")
     began = time.monotonic()
     with pytest.raises(UserError, match="cannot be read: no answer within 3 seconds: the decoder hangs"):
@@ -230,7 +230,7 @@ def test_a_clip_that_hangs_the_decoder_is_killed_and_the_next_one_read(tmp_path:
     desk.close()
 
 
-def test_examples_are_copies_with_a_picture(desk: Desk, tmp_path: Path) -> None:
+def test_examples_are_copies_with_a_picture(desk: UploadStore, tmp_path: Path) -> None:
     sources = [write_clip(tmp_path / f"{number}.mp4") for number in range(2)]
     (tmp_path / "bad.mp4").write_bytes(b"nothing" * 20)
     found = desk.examples([tmp_path / "bad.mp4", *sources, *sources], wanted=3)
@@ -437,7 +437,7 @@ def test_running_out_of_memory_is_said(room: Talks, monkeypatch: pytest.MonkeyPa
     class OutOfMemoryError(RuntimeError):
         pass
 
-    def full(self: FakeEngine, look: Look, *_: Any) -> Iterator[str]:
+    def full(self: FakeEngine, look: LoadedClip, *_: Any) -> Iterator[str]:
         raise OutOfMemoryError("CUDA out of memory")
         yield ""
 
@@ -457,7 +457,7 @@ def vote(clip: Path, choice: str, **how: Any) -> Vote:
 
 def test_votes_are_what_reward_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = write_clip(tmp_path / "any.MP4")
-    ballot = Ballot(tmp_path / "votes")
+    ballot = VoteStore(tmp_path / "votes")
     for choice in ("A", "tie", "B", "both bad", "A"):
         ballot.add(vote(clip, choice, judge="B", context="0s: it goes.\n", facts={"reward_1": 0.5}))
     clip.unlink()  # the upload is gone, the vote's own copy is not
@@ -475,7 +475,7 @@ def test_votes_are_what_reward_reads(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_a_row_that_was_cut_short_spoils_no_other(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "any.mp4")
-    ballot = Ballot(tmp_path / "votes")
+    ballot = VoteStore(tmp_path / "votes")
     ballot.add(vote(clip, "A"))
     ballot.file.write_text(ballot.file.read_text() + '{"id": "vote-1", "vid')
     ballot.add(vote(clip, "B"))
@@ -610,12 +610,12 @@ def test_examples_suit_the_run(finished: Path, tmp_path: Path) -> None:
 
 def test_many_frames_of_any_shape_are_drawn() -> None:
     pixels = np.zeros((20, 300, 400, 3), np.uint8)
-    drawn = views.strip(Look("x", 60.0, tuple(float(n) for n in range(20)), pixels, 2.5, "k"), "")
+    drawn = views.strip(LoadedClip("x", 60.0, tuple(float(n) for n in range(20)), pixels, 2.5, "k"), "")
     assert drawn.count("<img") == 20 and "image/jpeg" in drawn and "aspect-ratio:2.5" in drawn and "19.0 s" in drawn
     assert len(drawn) < 60_000  # not the whole frames
 
 
-def test_no_one_can_vote_where_no_folder_is(worker: Worker, desk: Desk) -> None:
+def test_no_one_can_vote_where_no_folder_is(worker: Worker, desk: UploadStore) -> None:
     room = Talks(worker, desk, None)
     session = opened(room)
     room.begin_duel(session, "who?")

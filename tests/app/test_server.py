@@ -18,7 +18,7 @@ import pytest
 
 from minirlaif.app import server
 from minirlaif.app.middleware import Guard
-from minirlaif.types import UserError
+from minirlaif.errors import UserError
 from tests.fixtures import chat_run
 from tests.fixtures.browser import HIDDEN, FakeEngine, Served, serving, wait_for
 from tests.fixtures.http_client import Client, login, turns

@@ -19,8 +19,8 @@ from minirlaif.benchmarks import audit_page
 from minirlaif.benchmarks.agreement import Ballot, audit, kappa
 from minirlaif.benchmarks.audit import Audit, drawn
 from minirlaif.cli import main
+from minirlaif.errors import UserError
 from minirlaif.runs.run import Run
-from minirlaif.types import UserError
 from tests.fixtures import clips, tiny
 from tests.fixtures.browser import chromium
 

@@ -14,7 +14,7 @@ from minirlaif.benchmarks import table_files
 from minirlaif.benchmarks.compare import compared
 from minirlaif.benchmarks.dataset import Benchmark, Item
 from minirlaif.benchmarks.generate import Answer
-from minirlaif.benchmarks.scores import Mark, Scores, load_all, mark_rows, save
+from minirlaif.benchmarks.scores import Grade, Scores, load_all, mark_rows, save
 from minirlaif.cli import main
 from minirlaif.judges.base import JudgeName
 from minirlaif.judges.config import JudgeSettings
@@ -28,7 +28,7 @@ def marked(run: Run, title: str, values: Sequence[float], benchmark: str = "msvd
     """Marks of a model of the run, saved; its answers are made first where they are not there."""
     stage = f"benchmarks/{benchmark}/{title}"
     manifest = run.manifest(stage) or (tiny.finished(run, stage), run.manifest(stage))[1]
-    marks = tuple(Mark(f"q{n}", f"clip{n}", "accuracy", value) for n, value in enumerate(values))
+    marks = tuple(Grade(f"q{n}", f"clip{n}", "accuracy", value) for n, value in enumerate(values))
     model = {"run": run.root.name, "title": title, "answers": (manifest or {})["identity"]}
     scores = replace(Scores(benchmark, "qa", "f" * 64, model, JUDGE, marks, {}), **changes)
     save(run.root / "benchmarks" / benchmark / "scores", scores)
@@ -45,7 +45,7 @@ def with_own_test(run: Run, *rows: tuple[str, str, str, str]) -> Run:
     return run
 
 
-class Desk:
+class UploadStore:
     """Two empty runs, and `compare` between whatever is in them."""
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,14 +65,14 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Desk:
-    return Desk(tmp_path, capsys)
+def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> UploadStore:
+    return UploadStore(tmp_path, capsys)
 
 
 # --- the runs' own test questions
 
 
-def test_own_test_questions_by_hand(desk: Desk, tmp_path: Path):
+def test_own_test_questions_by_hand(desk: UploadStore, tmp_path: Path):
     """a: one of three right, b: two of three; a full stop and capitals are forgiven, nothing else is."""
     asked = [("colour?", "red"), ("shape?", "a square"), ("where?", "left")]
     with_own_test(desk.a, *[(*row, "", said) for row, said in zip(asked, ("Red.", "square", "right"), strict=True)])
@@ -86,7 +86,7 @@ def test_own_test_questions_by_hand(desk: Desk, tmp_path: Path):
 
 
 @pytest.mark.parametrize("other", [("hue?", "red"), ("colour?", "blue")])
-def test_other_test_questions_are_not_compared(desk: Desk, other: tuple[str, str]):
+def test_other_test_questions_are_not_compared(desk: UploadStore, other: tuple[str, str]):
     with_own_test(desk.a, ("colour?", "red", "red", "red"))
     with_own_test(desk.b, (*other, "red", "red"))
     code, told = desk.compare("a", "b")
@@ -96,25 +96,25 @@ def test_other_test_questions_are_not_compared(desk: Desk, other: tuple[str, str
 # --- what cannot be compared, in words
 
 
-def test_other_judges_are_named_side_by_side(desk: Desk):
+def test_other_judges_are_named_side_by_side(desk: UploadStore):
     first, second = marked(desk.a, "sft", [1, 0]), marked(desk.b, "sft", [1, 1], judge=replace(JUDGE, name="other", version="7"))
     tables, notes = compared([first], [second], ("a", "b"))
     names = "exact match (exact), version 1 on one side and by other (exact), version 7 on the other"
     assert tables == [] and notes == [f"msvd: marked by {names}"]
 
 
-def test_other_files_of_a_benchmark_differ(desk: Desk):
+def test_other_files_of_a_benchmark_differ(desk: UploadStore):
     other = marked(desk.b, "sft", [1], sha256="e" * 64)
     _, notes = compared([marked(desk.a, "sft", [1])], [other], ("a", "b"))
     assert notes == ["msvd: the two files differ"]
 
 
-def test_nothing_in_common_is_said_so(desk: Desk):
+def test_nothing_in_common_is_said_so(desk: UploadStore):
     code, told = desk.compare("a", "b")
     assert code == 2 and "a and b: nothing to compare (they have no benchmark and no finished stage evaluate in common)" in told
 
 
-def test_what_one_side_alone_has_is_told(desk: Desk):
+def test_what_one_side_alone_has_is_told(desk: UploadStore):
     """A benchmark, a judge, a file and a model that the other side lacks, beside what both have."""
     other = replace(JUDGE, name="other", version="7")
     a = [marked(desk.a, "sft", [1, 0]), marked(desk.a, "rlaif", [1, 1]), marked(desk.a, "sft", [1], "tgif")]
@@ -137,13 +137,13 @@ def test_what_one_side_alone_has_is_told(desk: Desk):
 @pytest.mark.parametrize(
     ("first", "second"), [("a", "a"), ("a", "a:sft"), ("a:sft", "a"), ("a/", "a"), ("a/:sft", "a:sft"), ("b/../a", "a")]
 )
-def test_a_run_is_not_compared_with_itself(desk: Desk, first: str, second: str):
+def test_a_run_is_not_compared_with_itself(desk: UploadStore, first: str, second: str):
     marked(desk.a, "sft", [1, 0])
     code, told = desk.compare(first, second)
     assert code == 2 and f"{first} and {second}: " in told and "the same on both sides" in told
 
 
-def test_the_files_lie_beside_the_runs(desk: Desk):
+def test_the_files_lie_beside_the_runs(desk: UploadStore):
     marked(desk.a, "sft", [1, 0])
     marked(desk.a, "rlaif", [1, 1])
     code, told = desk.compare("a/:sft", "a:rlaif")
@@ -154,7 +154,7 @@ def test_the_files_lie_beside_the_runs(desk: Desk):
 # --- marks
 
 
-def test_marks_of_answers_that_were_made_again_are_left_out(desk: Desk):
+def test_marks_of_answers_that_were_made_again_are_left_out(desk: UploadStore):
     marked(desk.a, "sft", [1, 0])
     marked(desk.a, "rlaif", [1, 1])
     assert [scores.model["title"] for scores in load_all(desk.a, "msvd")] == ["sft", "rlaif"]
@@ -191,7 +191,7 @@ def test_hits_by_rank(kind: str, rank: int, hits: dict[str, int]):
 # --- examples of a page
 
 
-def test_examples_are_those_of_the_last_model(desk: Desk):
+def test_examples_are_those_of_the_last_model(desk: UploadStore):
     """The first model is wrong where the last is right: the worst and the best are the last one's."""
     items = tuple(Item(f"q{n}", "qa", f"clip{n}", "", (f"question {n}?",), f"truth {n}") for n in range(2))
 
@@ -209,7 +209,7 @@ def test_examples_are_those_of_the_last_model(desk: Desk):
     assert "sft says q1" in page and "rlaif says q1" in page
 
 
-def test_an_example_names_the_judge_where_there_are_several(desk: Desk):
+def test_an_example_names_the_judge_where_there_are_several(desk: UploadStore):
     items = (Item("q0", "qa", "clip0", "", ("what?",), "x"), Item("q1", "qa", "clip1", "", ("who?",), "y"))
     lines = [{"id": item.id, "said": ["z"]} for item in items]
     tiny.finished(desk.a, "benchmarks/msvd/sft", lambda path: tiny.write_lines(path / "answers.jsonl", lines))

@@ -12,7 +12,7 @@ import pytest
 from minirlaif.benchmarks import dataset
 from minirlaif.benchmarks.dataset import Benchmark, first_items, read_benchmark
 from minirlaif.benchmarks.predictions import prediction_files, read_predictions
-from minirlaif.types import UserError
+from minirlaif.errors import UserError
 from tests.fixtures import benchmark_files
 from tests.fixtures.benchmark_files import ROWS, World, number_of, put, stem
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from test_tables import five, models, scores
 
 from minirlaif.benchmarks import page as tablepage
 from minirlaif.benchmarks.table_files import draw
 from minirlaif.benchmarks.tables import table_json
+from tests.benchmarks.test_tables import five, models, scores
 from tests.fixtures.browser import chromium
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_benchmarks import official_input
 
 from minirlaif import config
 from minirlaif.benchmarks import dataset, tables
@@ -25,11 +24,12 @@ from minirlaif.benchmarks import models as contestants
 from minirlaif.benchmarks import run as evaluation
 from minirlaif.cli import main
 from minirlaif.inference import engine as talk
-from minirlaif.inference.engine import Look
+from minirlaif.inference.engine import LoadedClip
 from minirlaif.judges import rubric
 from minirlaif.models import generation, loading
-from minirlaif.models.adapters import Roles
+from minirlaif.models.adapters import AdapterSet
 from minirlaif.runs.run import Run
+from tests.benchmarks.test_dataset import official_input
 from tests.fixtures import benchmark_files, chat_run, endpoints, fixed_reply, gguf_files, small_config, tiny
 from tests.fixtures.endpoints import Server, answer
 
@@ -52,7 +52,7 @@ class Home:
         (self.runs / "a").mkdir(parents=True)
         cfg = config.load(small_config.TINY, QUICK)
         (self.runs / "a" / "config.yaml").write_text(config.dump(cfg))
-        roles = Roles(loading.open_backbone(cfg.model), cfg.model)
+        roles = AdapterSet(loading.open_backbone(cfg.model), cfg.model)
         for seed, (stage, role) in enumerate((("sft", "sft"), ("ppo", "policy"))):
             roles.add(role, seed)
             tiny.stir(roles, role, seed, size=0.05)
@@ -492,23 +492,23 @@ def test_models_of_every_kind(home: Home, tmp_path: Path, capsys: pytest.Capture
 class Echo:
     """An engine that says what it is asked; see talk.Engine."""
 
-    models, title, frames, options = ("rlaif", "sft"), "echo.gguf", 4, talk.Options()
+    models, title, frames, options = ("rlaif", "sft"), "echo.gguf", 4, talk.SamplingParams()
 
     def __init__(self, *where: Any, **how: Any) -> None:
         self.looks: list[str] = []
         self.closed = False
         self.counters: dict[str, int] = {"decodes": 0, "encodes": 0, "prefilled_tokens": 0, "reused_tokens": 0}
 
-    def look(self, video: str, frames: int = 0) -> Look:
+    def look(self, video: str, frames: int = 0) -> LoadedClip:
         self.looks.append(video)
         self.counters["decodes"] += 1
-        return Look(video, 1.0, (0.5,), None, 1.0, video)  # type: ignore[arg-type]
+        return LoadedClip(video, 1.0, (0.5,), None, 1.0, video)  # type: ignore[arg-type]
 
-    def stream(self, look: Look, turns: Any, question: str, options: talk.Options, model: str = "") -> Iterator[str]:
+    def stream(self, look: LoadedClip, turns: Any, question: str, options: talk.SamplingParams, model: str = "") -> Iterator[str]:
         assert options.temperature == 0 and not turns
         yield from (f"{model or 'first'} ", f"{Path(look.video).stem} ", question)
 
-    def score(self, look: Look, question: str, text: str) -> None:
+    def score(self, look: LoadedClip, question: str, text: str) -> None:
         return None
 
     def close(self) -> None:
@@ -600,11 +600,11 @@ def test_models_that_look_at_different_frames_are_told(home: Home, export: Path,
 def test_what_an_exported_model_is_made_of_is_in_its_settings(home: Home, export: Path):
     """Every file that it is read from: one that was changed makes other answers."""
     name, run = f"{export / 'text.gguf'}:sft", Run(home.runs / "a")
-    seen = [contestants.entered(name, run, None, []).settings]
+    seen = [contestants.resolve_model(name, run, None, []).settings]
     for file in ("text.gguf", "mmproj.gguf", "sft.gguf", "minirlaif.json"):
         with (export / file).open("ab") as out:
             out.write(b"\n")
-        seen.append(contestants.entered(name, run, None, []).settings)
+        seen.append(contestants.resolve_model(name, run, None, []).settings)
     assert all(one != two for one, two in zip(seen, seen[1:], strict=False)) and seen[0]["frames"] == gguf_files.FRAMES
 
 

@@ -12,22 +12,22 @@ import pytest
 from minirlaif.benchmarks import page as tablepage
 from minirlaif.benchmarks import plots
 from minirlaif.benchmarks.published import ROWS, published
-from minirlaif.benchmarks.scores import Mark, Scores
+from minirlaif.benchmarks.scores import Grade, Scores
 from minirlaif.benchmarks.tables import blocks, cells, changes, examples, judge_head, table_json, why_unmarked
 from minirlaif.judges.base import JudgeName
 
 JUDGE = JudgeName("openai", "judge", "v1", "abc", ("2026-01-01", "2026-01-02"))
 
 
-def scores(title: str, marks: list[Mark], judge: JudgeName = JUDGE, **changes: Any) -> Scores:
+def scores(title: str, marks: list[Grade], judge: JudgeName = JUDGE, **changes: Any) -> Scores:
     model = {"run": "r", "title": title, "answers": "id"}
     return replace(Scores("videoinstruct", "videoinstruct", "f" * 64, model, judge, tuple(marks), {"asked": 1}), **changes)
 
 
-def rows(metric: str, *values: float | None, why: str = "unreadable: not a JSON object: 'x'") -> list[Mark]:
+def rows(metric: str, *values: float | None, why: str = "unreadable: not a JSON object: 'x'") -> list[Grade]:
     """Marks of items 0, 1, … of one metric; two items to a clip."""
     return [
-        Mark(f"{metric}{n}", f"clip{n // 2}", metric, value, "" if value is not None else why) for n, value in enumerate(values)
+        Grade(f"{metric}{n}", f"clip{n // 2}", metric, value, "" if value is not None else why) for n, value in enumerate(values)
     ]
 
 
@@ -40,7 +40,7 @@ FIVE = {
 }
 
 
-def five() -> list[Mark]:
+def five() -> list[Grade]:
     return [mark for metric, values in FIVE.items() for mark in rows(metric, *map(float, values))]
 
 
@@ -98,13 +98,13 @@ def test_shares_are_bounded_by_one():
 
 def test_intervals_draw_whole_clips():
     """Two clips of four equal marks: one draw in four is all 0. Of eight items drawn one by one, one draw in 256 would be."""
-    marks = [Mark(str(n), f"clip{n // 4}", "correctness", 5.0 * (n // 4)) for n in range(8)]
+    marks = [Grade(str(n), f"clip{n // 4}", "correctness", 5.0 * (n // 4)) for n in range(8)]
     cell = cells(scores("m", marks))["correctness"]
     assert (cell.mean, cell.low, cell.high) == (2.5, 0.0, 5.0)
 
 
 def test_differences_by_hand():
-    first = scores("sft", [*rows("correctness", 1.0, 2.0, None, 4.0), Mark("extra", "clip9", "correctness", 5.0)])
+    first = scores("sft", [*rows("correctness", 1.0, 2.0, None, 4.0), Grade("extra", "clip9", "correctness", 5.0)])
     second = scores("rlaif", rows("correctness", 3.0, 2.0, 5.0, 5.0))
     change = changes(first, second)["correctness"]
     assert (change.rows, change.left_out, change.mean) == (3, 2, 1.0)  # +2, 0, +1; one without a mark, one alone
@@ -118,9 +118,9 @@ def test_the_mean_of_five_differences():
     assert found["mean"].mean == pytest.approx((0.75 + 1 + 0.75 + 1 + 0.5) / 5)
 
 
-def by_clip(*values: float) -> list[Mark]:
+def by_clip(*values: float) -> list[Grade]:
     """All five metrics, one row of each per clip, with these marks."""
-    return [Mark(f"{m}{n}", f"clip{n}", m, value) for m in FIVE for n, value in enumerate(values)]
+    return [Grade(f"{m}{n}", f"clip{n}", m, value) for m in FIVE for n, value in enumerate(values)]
 
 
 def test_the_interval_of_the_mean_of_five():
@@ -272,11 +272,11 @@ def test_rows_and_marks_are_told_apart():
     """Three metrics of one row: three marks. Two of four rows of the first part have no clip."""
     gone = {"g1", "g3"}
     marks = [
-        Mark(f"g{n}", f"clip{n}", metric, None if f"g{n}" in gone else 3.0, "no such clip" if f"g{n}" in gone else "")
+        Grade(f"g{n}", f"clip{n}", metric, None if f"g{n}" in gone else 3.0, "no such clip" if f"g{n}" in gone else "")
         for metric in ("correctness", "detail", "context")
         for n in range(4)
     ]
-    marks += [Mark(f"{part}{n}", f"clip{n}", part, 2.0) for part in ("temporal", "consistency") for n in range(2)]
+    marks += [Grade(f"{part}{n}", f"clip{n}", part, 2.0) for part in ("temporal", "consistency") for n in range(2)]
     table = table_json([scores("m", marks)])
     (row,) = table["tables"][0]["rows"]
     assert (row["rows"], row["clips"]) == (8, 3)  # clip 3 has no mark at all, clip 1 has two of the other parts
@@ -291,7 +291,7 @@ def test_rows_and_marks_are_told_apart():
 
 @pytest.mark.parametrize(("count", "marked"), [(29, True), (30, False)])
 def test_figures_of_few_clips_are_marked(count: int, marked: bool):
-    first = [Mark(f"q{n}", f"clip{n}", "accuracy", float(n % 2)) for n in range(count)]
+    first = [Grade(f"q{n}", f"clip{n}", "accuracy", float(n % 2)) for n in range(count)]
     second = [replace(mark, value=1.0) for mark in first]
     kind = {"kind": "qa", "benchmark": "mine"}
     table = table_json([scores("a", first, **kind), scores("b", second, **kind)])
@@ -349,7 +349,7 @@ def test_heads_are_short_and_what_makes_them_exact_stands_below():
 
 
 def test_worst_and_best_examples():
-    marks = [*rows("correctness", 5.0, 0.0, 3.0, 4.0), Mark("x", "c", "correctness", None, "no such clip")]
+    marks = [*rows("correctness", 5.0, 0.0, 3.0, 4.0), Grade("x", "c", "correctness", None, "no such clip")]
     assert examples(scores("m", marks), 1) == (["correctness1"], ["correctness0"])
     assert examples(scores("m", marks), 9) == (["correctness1", "correctness2"], ["correctness0", "correctness3"])
     good = rows("accuracy", 1.0, 1.0, 1.0, 0.0)
@@ -395,7 +395,7 @@ def test_pictures_say_whom_they_leave_out_and_which_whiskers_to_trust():
     assert [series.model for series in panel.series] == [f"r m{n}" for n in range(6)]
     assert panel.told(False) == "judge (openai)\nnot drawn, in the table alone: r m6, r m7"
     assert panel.told(True).endswith("\ndotted: fewer than 30 clips")
-    many = [Mark(f"q{n}", f"clip{n}", "accuracy", 1.0) for n in range(30)]
+    many = [Grade(f"q{n}", f"clip{n}", "accuracy", 1.0) for n in range(30)]
     (panel,) = plots.panels(table_json([scores("m", many, kind="qa", benchmark="mine")]))
     assert panel.told(True) == "judge (openai)"
     published_panel = plots.panels(table_json([scores("m", five())]))[1]

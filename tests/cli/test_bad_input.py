@@ -22,7 +22,7 @@ def conversation(video: str, question: str = "<video>\nwhat happens first?") -> 
     return {"video": video, "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": "a red circle."}]}
 
 
-class Desk:
+class UploadStore:
     """A folder with a good clip and good rows; `call` runs a command there and gives exit code and complaint."""
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,8 +52,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Desk:
-    return Desk(tmp_path, capsys)
+def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> UploadStore:
+    return UploadStore(tmp_path, capsys)
 
 
 # --- settings
@@ -68,7 +68,7 @@ def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Desk:
         ("data.sft=7", "data.sft"),
     ],
 )
-def test_settings(desk: Desk, setting: str, words: str):
+def test_settings(desk: UploadStore, setting: str, words: str):
     code, complaint = desk.call("sft", setting)
     assert code == 2 and words.split(":")[0] in complaint and not desk.run.exists()
     if "did you mean" in words:
@@ -102,7 +102,7 @@ def make_bad(kind: str, path: Path, good: Path) -> None:
         ("no frames", "a video stream but no frames"),
     ],
 )
-def test_clips(desk: Desk, kind: str, reason: str):
+def test_clips(desk: UploadStore, kind: str, reason: str):
     bad = desk.folder / "bad.mp4"
     make_bad(kind, bad, desk.folder / "good.mp4")
     desk.write("sft.json", [conversation("good.mp4"), conversation("bad.mp4")])
@@ -114,7 +114,7 @@ def test_clips(desk: Desk, kind: str, reason: str):
         assert desk.call("sft") == (0, "")
 
 
-def test_unreadable_clips_can_be_left_out(desk: Desk):
+def test_unreadable_clips_can_be_left_out(desk: UploadStore):
     (desk.folder / "bad.mp4").touch()
     desk.write("sft.json", [conversation("good.mp4"), conversation("bad.mp4")])
     assert desk.call("sft", "video.max_unreadable=0.4")[0] == 2
@@ -132,7 +132,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_rows(desk: Desk, name: str):
+def test_rows(desk: UploadStore, name: str):
     row, words = ROWS[name]
     path = desk.write("sft.json", [conversation("good.mp4"), row])
     code, complaint = desk.call("sft")
@@ -140,14 +140,14 @@ def test_rows(desk: Desk, name: str):
     assert not (desk.run / "sft").exists()
 
 
-def test_many_bad_rows_are_one_line(desk: Desk):
+def test_many_bad_rows_are_one_line(desk: UploadStore):
     path = desk.write("sft.json", [row for row, _ in ROWS.values()])
     code, complaint = desk.call("sft")
     assert code == 2 and f"{path}: 4 bad rows, the first is row 1: no <video> tag" in complaint
 
 
 @pytest.mark.parametrize("part", ["prompts", "dev", "test", "preferences"])
-def test_rows_of_later_stages_are_looked_at_before_anything_trains(desk: Desk, part: str):
+def test_rows_of_later_stages_are_looked_at_before_anything_trains(desk: UploadStore, part: str):
     good = {"id": "1", "video": "good.mp4", "question": "what happens?", "chosen": "a.", "rejected": "b."}
     path = desk.write("more.json", [good, {**good, "video": "gone.mp4"}])
     code, complaint = desk.call("sft", f"data.{part}=[{path}]")
@@ -155,7 +155,7 @@ def test_rows_of_later_stages_are_looked_at_before_anything_trains(desk: Desk, p
     assert not (desk.partial / "metrics.jsonl").exists(), "it trained before it looked"
 
 
-def test_clips_of_later_stages_are_looked_at_before_anything_trains(desk: Desk):
+def test_clips_of_later_stages_are_looked_at_before_anything_trains(desk: UploadStore):
     (desk.folder / "bad.mp4").touch()
     path = desk.write("more.json", [{"video": "bad.mp4", "question": "what happens?"}])
     code, complaint = desk.call("sft", f"data.prompts=[{path}]")
@@ -163,7 +163,7 @@ def test_clips_of_later_stages_are_looked_at_before_anything_trains(desk: Desk):
 
 
 @pytest.mark.parametrize("part", ["prompts", "dev", "preferences", "test"])
-def test_clips_are_opened_before_anything_trains_but_those_of_the_test(desk: Desk, part: str):
+def test_clips_are_opened_before_anything_trains_but_those_of_the_test(desk: UploadStore, part: str):
     (desk.folder / "bad.mp4").touch()
     row = {"question": "what happens?", "chosen": "a.", "rejected": "b."}
     path = desk.write("more.json", [{"video": "bad.mp4", **row}, {"video": "good.mp4", **row}])
@@ -175,7 +175,7 @@ def test_clips_are_opened_before_anything_trains_but_those_of_the_test(desk: Des
     assert desk.call("sft", f"data.{part}=[{path}]", "video.max_unreadable=0.5", "sft.epochs=0.25") == (0, "")
 
 
-def test_a_row_that_is_too_long_is_named_before_anything_trains(desk: Desk):
+def test_a_row_that_is_too_long_is_named_before_anything_trains(desk: UploadStore):
     long = conversation("good.mp4", "<video>\n" + "and then? " * 300)
     short = conversation("good.mp4", "<video>\nwhat?")
     path = desk.write("sft.json", [conversation("good.mp4"), long, short, {**long, "id": "4"}])
@@ -184,7 +184,7 @@ def test_a_row_that_is_too_long_is_named_before_anything_trains(desk: Desk):
     assert "(1 more rows are too long)" in complaint and not (desk.partial / "metrics.jsonl").exists()
 
 
-def test_a_run_on_the_world_is_looked_at_too(desk: Desk):
+def test_a_run_on_the_world_is_looked_at_too(desk: UploadStore):
     sizes = [f"world.{part}_clips=1" for part in ("sft_short", "sft", "prompt", "dev", "test")]
     world = ["data.world=tiny", "data.sft=[]", *sizes]
     assert desk.call("world", *world)[0] == 0
@@ -195,7 +195,7 @@ def test_a_run_on_the_world_is_looked_at_too(desk: Desk):
     assert code == 2 and f"{path}, row 1: " in complaint and not (desk.partial / "metrics.jsonl").exists()
 
 
-def test_rows_that_changed_are_noticed_where_they_are_read(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+def test_rows_that_changed_are_noticed_where_they_are_read(desk: UploadStore, monkeypatch: pytest.MonkeyPatch):
     from minirlaif.stages import sft
 
     changed = desk.write("prompts.json", [{"video": "good.mp4", "question": "what?"}])
@@ -224,7 +224,7 @@ def test_rows_that_changed_are_noticed_where_they_are_read(desk: Desk, monkeypat
     assert code == 2 and "sft.json" in complaint and "made with other settings" in complaint and "--redo`" in complaint
 
 
-def test_a_clip_whose_name_is_no_text(desk: Desk):
+def test_a_clip_whose_name_is_no_text(desk: UploadStore):
     folder = desk.folder / "clips"
     folder.mkdir()
     (folder / "questions.txt").write_text("what?\n")
@@ -234,7 +234,7 @@ def test_a_clip_whose_name_is_no_text(desk: Desk):
     assert code == 2 and "row 1: the name of clip" in complaint and "caf\\udce9.mp4' is not UTF-8: rename" in complaint
 
 
-def test_a_feature_cache_that_is_none(desk: Desk):
+def test_a_feature_cache_that_is_none(desk: UploadStore):
     cache = desk.run / "cache" / "features.sqlite"
     cache.parent.mkdir(parents=True)
     cache.write_bytes(b"garbage" * 1000)
@@ -253,18 +253,18 @@ def test_a_feature_cache_that_is_none(desk: Desk):
 
 
 @pytest.mark.parametrize(("stage", "first"), [("feedback", "sft"), ("reward", "sft"), ("ppo", "sft"), ("evaluate", "sft")])
-def test_a_stage_before_its_predecessor(desk: Desk, stage: str, first: str):
+def test_a_stage_before_its_predecessor(desk: UploadStore, stage: str, first: str):
     code, complaint = desk.call(stage)
     assert code == 2 and f"run `python -m minirlaif {first} " in complaint
     assert {path.name for path in desk.run.iterdir()} == {"config.yaml"}
 
 
-def test_sft_before_its_world(desk: Desk):
+def test_sft_before_its_world(desk: UploadStore):
     code, complaint = desk.call("sft", "data.world=tiny", "data.sft=[]")
     assert code == 2 and "run `python -m minirlaif world " in complaint
 
 
-def test_a_run_of_another_base_model(desk: Desk):
+def test_a_run_of_another_base_model(desk: UploadStore):
     assert desk.call("sft")[0] == 0
     before = {name: (desk.run / name).read_bytes() for name in ("config.yaml", "sft/manifest.json")}
     code, complaint = desk.call("sft", "model.base=some/other")
@@ -272,7 +272,7 @@ def test_a_run_of_another_base_model(desk: Desk):
     assert {name: (desk.run / name).read_bytes() for name in before} == before
 
 
-def test_no_part_of_the_data_is_named(desk: Desk):
+def test_no_part_of_the_data_is_named(desk: UploadStore):
     assert desk.call("sft")[0] == 0
     code, complaint = desk.call("feedback")
     assert code == 2 and "data.prompts: names no file" in complaint and desk.adapter.is_file()
@@ -310,7 +310,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_interruptions_lose_nothing(desk: Desk, fault: str, monkeypatch: pytest.MonkeyPatch):
+def test_interruptions_lose_nothing(desk: UploadStore, fault: str, monkeypatch: pytest.MonkeyPatch):
     from minirlaif.stages import sft
 
     assert desk.call("sft") == (0, "")
@@ -334,25 +334,25 @@ def test_interruptions_lose_nothing(desk: Desk, fault: str, monkeypatch: pytest.
     assert [row["step"] for row in small_config.lines(desk.run / "sft" / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
-def test_a_learning_rate_that_explodes(desk: Desk):
+def test_a_learning_rate_that_explodes(desk: UploadStore):
     code, complaint = desk.call("sft", "sft.learning_rate=1e30", "sft.schedule=constant")
     assert code == 2 and "at step 2" in complaint and "lower sft.learning_rate" in complaint
     assert json.loads((desk.partial / "state" / "position.json").read_text())["step"] == 1
 
 
-def test_a_full_disk_at_the_end_keeps_the_state(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_at_the_end_keeps_the_state(desk: UploadStore, monkeypatch: pytest.MonkeyPatch):
     """The last write of a stage is its adapter; everything before it was committed."""
-    from minirlaif.models.adapters import Roles
+    from minirlaif.models.adapters import AdapterSet
 
-    real = Roles.save
+    real = AdapterSet.save
 
-    def save(self: Roles, role: str, folder: Path) -> None:
+    def save(self: AdapterSet, role: str, folder: Path) -> None:
         if folder.name == "adapter":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
         real(self, role, folder)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Roles, "save", save)
+        patch.setattr(AdapterSet, "save", save)
         code, complaint = desk.call("sft")
     assert code == 2 and "the disk is full" in complaint
     assert json.loads((desk.partial / "state" / "position.json").read_text())["step"] == 4

@@ -15,10 +15,10 @@ import yaml
 
 from minirlaif import config
 from minirlaif.cli import doctor, main
+from minirlaif.errors import StageStopped
 from minirlaif.runs import progress
 from minirlaif.runs import run as artifacts
 from minirlaif.runs.run import Run
-from minirlaif.types import StageStopped
 
 
 @pytest.fixture

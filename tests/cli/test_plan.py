@@ -10,9 +10,10 @@ import pytest
 
 from minirlaif import config
 from minirlaif.cli import main
+from minirlaif.errors import UserError
 from minirlaif.memory import fit, measure, steps
 from minirlaif.memory.planner import Planned
-from minirlaif.types import Turn, UserError
+from minirlaif.types import Turn
 from tests.fixtures.bases_smolvlm import smolvlm
 from tests.fixtures.clips import write_clip
 
@@ -174,7 +175,7 @@ def test_the_longest_conversation_is_what_sft_trains_on(tmp_path: Path):
     rows = {**steps.longest(cfg, tmp_path), "turns": turns, "answer": "w" * 300}
     with steps.opened(cfg, "sft", rows, tmp_path) as (bench_, worst):
         known = steps.size("sft", bench_, worst)
-        renderer, shown = bench_.backbone.renderer, bench_.whole(worst.video).shown
+        renderer, shown = bench_.backbone.renderer, bench_.video_input(worst.video).shown
         whole = len(renderer.conversation(shown, [Turn(*turn) for turn in turns]))
         answers = sum(len(renderer.answer(answer)) for _, answer in turns)
     assert known == (whole - answers, answers)

@@ -12,7 +12,7 @@ import yaml
 
 from minirlaif import config
 from minirlaif.config import Config
-from minirlaif.types import UserError
+from minirlaif.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 

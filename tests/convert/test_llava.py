@@ -18,10 +18,11 @@ from minirlaif.cli import main
 from minirlaif.config import ModelSection
 from minirlaif.convert import legacy_files
 from minirlaif.convert.llava import convert
+from minirlaif.errors import UserError
 from minirlaif.models.backbones.llava import DEVIATION, MEAN
 from minirlaif.models.loading import open_backbone
-from minirlaif.models.renderer import Shown
-from minirlaif.types import Turn, UserError
+from minirlaif.models.renderer import FrameLayout
+from minirlaif.types import Turn
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PIECES = 420
@@ -136,7 +137,7 @@ def parts() -> Parts:
 def check_same_logits(new: Path, parts: Parts) -> None:
     base = open_backbone(ModelSection(base=str(new), device="cpu", dtype="float32"))
     pixels = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 3), np.uint8)
-    ids = base.renderer.conversation(Shown((0.0, 1.0, 2.0), 3.0, 19), [Turn("What happens?", "A red circle.")]).ids
+    ids = base.renderer.conversation(FrameLayout((0.0, 1.0, 2.0), 3.0, 19), [Turn("What happens?", "A red circle.")]).ids
     with torch.no_grad():
         rows = torch.tensor([ids])
         after = base.logits(base.hidden(base.embed(rows, [base.encode_frames(pixels)]), torch.ones_like(rows)))
@@ -191,7 +192,7 @@ def test_ids_are_those_of_the_old_code(parts: Parts, tmp_path: Path) -> None:
     """Golden ids, made with sentencepiece itself by golden/make_llava.py."""
     convert(str(write_old(tmp_path / "old", parts.weights())), tmp_path / "new")
     render = open_backbone(ModelSection(base=str(tmp_path / "new"), device="cpu")).renderer
-    one = Shown((0.0,), 1.0, 1)
+    one = FrameLayout((0.0,), 1.0, 1)
     found = {
         "prompt": render.prompt(one, "What happens in the video?"),
         "context": render.prompt(one, "And then?", "0s: a circle.\n2s:  a square.\n"),

@@ -11,7 +11,8 @@ import pytest
 
 from minirlaif.data import formats
 from minirlaif.data.dataset import load_preferences, load_samples
-from minirlaif.types import Turn, UserError
+from minirlaif.errors import UserError
+from minirlaif.types import Turn
 
 ASKED = "What happens second?"
 TURNS = (Turn(ASKED, "The ball rolls left."),)

@@ -6,28 +6,30 @@ import pytest
 import torch
 
 from minirlaif.feedback import judge as judging
-from minirlaif.feedback.judge import answer_margins, judge, mean_logprobs, swap_consistent
+from minirlaif.feedback.judge import answer_margins, is_order_consistent, judge, mean_logprobs
 from minirlaif.feedback.verdicts import judge_question
 from minirlaif.models.logprobs import token_logprobs
-from minirlaif.session import Workbench
-from minirlaif.types import Pair, Verdict
+from minirlaif.session import ModelSession
+from minirlaif.types import Comparison, Verdict
 from tests.fixtures import tiny
 
 
-def pair(a: str = "a red circle moves left.", b: str = "two things happen.", name: str = "p") -> Pair:
-    return Pair(name, "clip", "what happens?", a, b, "0s: a red circle moves left.\n")
+def pair(a: str = "a red circle moves left.", b: str = "two things happen.", name: str = "p") -> Comparison:
+    return Comparison(name, "clip", "what happens?", a, b, "0s: a red circle moves left.\n")
 
 
 @pytest.fixture
-def bench() -> Workbench:
+def session() -> ModelSession:
     base = tiny.backbone(seed=3)
     return tiny.TinyBench(base, {"clip": tiny.view(base, 2, 0)})
 
 
-def ask(bench: Workbench, pairs: list[Pair], readout: str, margin: float = 0.0, disagreement: str = "drop") -> list[Verdict]:
-    views = {"clip": bench.whole("clip")}
+def ask(
+    session: ModelSession, pairs: list[Comparison], readout: str, margin: float = 0.0, disagreement: str = "drop"
+) -> list[Verdict]:
+    views = {"clip": session.video_input("clip")}
     with torch.no_grad():
-        return judge(bench, pairs, views, readout, margin, disagreement, 2)
+        return judge(session, pairs, views, readout, margin, disagreement, 2)
 
 
 @pytest.mark.parametrize(
@@ -46,35 +48,35 @@ def ask(bench: Workbench, pairs: list[Pair], readout: str, margin: float = 0.0, 
     ],
 )
 def test_scripted_letters(
-    bench: Workbench, monkeypatch: pytest.MonkeyPatch, ab: float, ba: float, margin: float, disagreement: str, choice: str,
+    session: ModelSession, monkeypatch: pytest.MonkeyPatch, ab: float, ba: float, margin: float, disagreement: str, choice: str,
     clear: float, orders: tuple[str, str],
 ) -> None:  # fmt: skip
     asked = pair()
 
-    def letters(_: object, pairs: list[Pair], *rest: object) -> list[float]:
+    def letters(_: object, pairs: list[Comparison], *rest: object) -> list[float]:
         return [ab if p.answer_a == asked.answer_a else ba for p in pairs]
 
     monkeypatch.setattr(judging, "_letter_values", letters)
-    (found,) = ask(bench, [asked], "letter", margin, disagreement)
+    (found,) = ask(session, [asked], "letter", margin, disagreement)
     assert (found.pair, found.choice, found.orders) == ("p", choice, orders)
     assert found.margin == pytest.approx(clear, nan_ok=True)
 
 
-def test_scripted_likelihoods_give_two_equal_orders(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judging, "answer_margins", lambda bench, pairs, views, size: [1.0, -2.0, 0.1, 0.0])
-    found = ask(bench, [pair(name=str(i)) for i in range(4)], "likelihood", margin=0.2)
+def test_scripted_likelihoods_give_two_equal_orders(session: ModelSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "answer_margins", lambda session, pairs, views, size: [1.0, -2.0, 0.1, 0.0])
+    found = ask(session, [pair(name=str(i)) for i in range(4)], "likelihood", margin=0.2)
     assert [v.choice for v in found] == ["A", "B", "tie", "tie"]
     assert [v.margin for v in found] == pytest.approx([1.0, 2.0, 0.1, 0.0])
     assert [v.orders for v in found] == [("A", "A"), ("B", "B"), ("tie", "tie"), ("tie", "tie")]
 
 
 @pytest.mark.parametrize("readout", ["letter", "likelihood"])
-def test_swapping_the_answers_swaps_the_verdict(bench: Workbench, readout: str) -> None:
+def test_swapping_the_answers_swaps_the_verdict(session: ModelSession, readout: str) -> None:
     texts = ["a red circle moves left.", "a blue cross.", "two things happen.", "first a green square stays still."]
     pairs = [pair(a, b) for a in texts for b in texts if a != b]
     other = {"A": "B", "B": "A"}
-    one = ask(bench, pairs, readout, disagreement="average")
-    two = ask(bench, [p.swap() for p in pairs], readout, disagreement="average")
+    one = ask(session, pairs, readout, disagreement="average")
+    two = ask(session, [p.swap() for p in pairs], readout, disagreement="average")
     assert {v.choice for v in one} == {"A", "B"}
     for first, second in zip(one, two, strict=True):
         assert second.choice == other[first.choice]
@@ -82,20 +84,22 @@ def test_swapping_the_answers_swaps_the_verdict(bench: Workbench, readout: str) 
 
 
 @pytest.mark.parametrize("readout", ["letter", "likelihood"])
-def test_identical_answers_tie_whatever_the_judge_says(bench: Workbench, monkeypatch: pytest.MonkeyPatch, readout: str) -> None:
-    monkeypatch.setattr(judging, "_letter_values", lambda bench, pairs, *rest: [5.0] * len(pairs))
-    monkeypatch.setattr(judging, "answer_margins", lambda bench, pairs, *rest: [5.0] * len(pairs))
-    (found,) = ask(bench, [pair("a red circle.", " a red circle. ")], readout)
+def test_identical_answers_tie_whatever_the_judge_says(
+    session: ModelSession, monkeypatch: pytest.MonkeyPatch, readout: str
+) -> None:
+    monkeypatch.setattr(judging, "_letter_values", lambda session, pairs, *rest: [5.0] * len(pairs))
+    monkeypatch.setattr(judging, "answer_margins", lambda session, pairs, *rest: [5.0] * len(pairs))
+    (found,) = ask(session, [pair("a red circle.", " a red circle. ")], readout)
     assert (found.choice, found.orders) == ("tie", ("tie", "tie"))
 
 
-def test_letters_are_read_after_the_judges_question_with_a_above_b_meaning_a(bench: Workbench) -> None:
+def test_letters_are_read_after_the_judges_question_with_a_above_b_meaning_a(session: ModelSession) -> None:
     asked = [pair(), pair("x", "a longer answer that says more than the other one.")]
-    base, views = bench.backbone, {"clip": bench.whole("clip")}
+    base, views = session.backbone, {"clip": session.video_input("clip")}
     with torch.no_grad():
-        found = judging._letter_values(bench, asked, views, 2)
+        found = judging._letter_values(session, asked, views, 2)
         for value, p in zip(found, asked, strict=True):
-            ids = bench.prompt(views["clip"], judge_question(p.question, p.answer_a, p.answer_b, p.context))
+            ids = session.prompt(views["clip"], judge_question(p.question, p.answer_a, p.answer_b, p.context))
             logits = base.logits(base.hidden(base.embed(torch.tensor([ids]), [views["clip"].features]), None))[0, -1]
             a, b = (base.renderer.text_ids(f" {letter}")[-1] for letter in "AB")
             assert a != b
@@ -103,26 +107,28 @@ def test_letters_are_read_after_the_judges_question_with_a_above_b_meaning_a(ben
     assert found[0] != pytest.approx(found[1])
 
 
-def test_likelihood_is_the_mean_over_the_tokens_of_each_answer_with_frames_and_context(bench: Workbench) -> None:
+def test_likelihood_is_the_mean_over_the_tokens_of_each_answer_with_frames_and_context(session: ModelSession) -> None:
     asked = [pair(), pair("a blue cross.", "first a red circle moves left. second a green square stays still.")]
-    views = {"clip": bench.whole("clip")}
+    views = {"clip": session.video_input("clip")}
     with torch.no_grad():
-        found = answer_margins(bench, asked, views, 3)
+        found = answer_margins(session, asked, views, 3)
         for value, p in zip(found, asked, strict=True):
             means = []
             for text in (p.answer_a, p.answer_b):
-                row = bench.row(views["clip"], p.question, bench.answer_ids(text), p.context)
-                means.append(float(token_logprobs(bench.backbone, [row])[0].mean()))
+                row = session.row(views["clip"], p.question, session.answer_ids(text), p.context)
+                means.append(float(token_logprobs(session.backbone, [row])[0].mean()))
             assert value == pytest.approx(means[0] - means[1], abs=1e-5)
-        without = answer_margins(bench, [Pair("p", "clip", "what happens?", p.answer_a, p.answer_b) for p in asked], views, 3)
-        blind = answer_margins(bench, asked, {"clip": None}, 3)
+        without = answer_margins(
+            session, [Comparison("p", "clip", "what happens?", p.answer_a, p.answer_b) for p in asked], views, 3
+        )
+        blind = answer_margins(session, asked, {"clip": None}, 3)
     assert found != pytest.approx(without) and found != pytest.approx(blind)
 
 
-def test_means_come_back_in_the_order_of_the_rows(bench: Workbench) -> None:
-    rows = tiny.rows(bench.backbone)
+def test_means_come_back_in_the_order_of_the_rows(session: ModelSession) -> None:
+    rows = tiny.rows(session.backbone)
     with torch.no_grad():
-        assert mean_logprobs(bench, rows, 2) == pytest.approx([mean_logprobs(bench, [row], 1)[0] for row in rows], abs=1e-5)
+        assert mean_logprobs(session, rows, 2) == pytest.approx([mean_logprobs(session, [row], 1)[0] for row in rows], abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -130,4 +136,4 @@ def test_means_come_back_in_the_order_of_the_rows(bench: Workbench) -> None:
     [(("A", "A"), True), (("B", "B"), True), (("A", "B"), False), (("tie", "tie"), False), (("invalid", "invalid"), False)],
 )
 def test_orders_are_consistent_when_both_name_one_answer(orders: tuple[str, str], expected: bool) -> None:
-    assert swap_consistent(Verdict("p", "A", 1.0, orders)) is expected
+    assert is_order_consistent(Verdict("p", "A", 1.0, orders)) is expected

@@ -9,17 +9,18 @@ import pytest
 import torch
 
 from minirlaif.config import ModelSection
-from minirlaif.inference.engine import Options
+from minirlaif.errors import UserError
+from minirlaif.inference.engine import SamplingParams
 from minirlaif.inference.hf_engine import HfEngine
-from minirlaif.models.generation import Asked, Kept, sample
+from minirlaif.models.generation import EncodedPrompt, PrefixCache, sample
 from minirlaif.models.loading import open_backbone
-from minirlaif.models.logprobs import sequence_scores
+from minirlaif.models.logprobs import reward_scores
 from minirlaif.models.renderer import pieces
 from minirlaif.runs.run import Run
-from minirlaif.types import Turn, UserError
+from minirlaif.types import Turn
 from tests.fixtures import bases_llava, bases_qwen, bases_smolvlm, chat_run, tiny
 
-GREEDY = Options(0.0, 1.0, 24, 0)
+GREEDY = SamplingParams(0.0, 1.0, 24, 0)
 QUESTIONS = ("what happens first?", "describe the video.", "which way does the red circle go?")
 
 
@@ -39,31 +40,33 @@ def engine(folder: Path) -> Iterator[HfEngine]:
     made.close()
 
 
-def said(engine: HfEngine, clip: Path, question: str, options: Options = GREEDY, model: str = "", turns: tuple = ()) -> str:
+def said(
+    engine: HfEngine, clip: Path, question: str, options: SamplingParams = GREEDY, model: str = "", turns: tuple = ()
+) -> str:
     return "".join(engine.stream(engine.look(str(clip)), turns, question, options, model))
 
 
 def test_streamed_answers_are_those_of_sample(engine: HfEngine, folder: Path) -> None:
-    bench, clip = engine._bench, str(folder / "a.mp4")
-    view = bench.whole(clip)
+    session, clip = engine._bench, str(folder / "a.mp4")
+    view = session.video_input(clip)
     told = {}
     for model, role in (("rlaif", "policy"), ("sft", "sft"), ("base", "base")):
         for question in QUESTIONS:  # the second and third start from the kept cache
             for temperature in (0.0, 1.0):
-                options = Options(temperature, 0.9, 24, 7)
-                with bench.roles.reading_as(role):
+                options = SamplingParams(temperature, 0.9, 24, 7)
+                with session.roles.inference_as(role):
                     source = torch.Generator().manual_seed(7)
-                    asked = [bench.asked(view, question)]
-                    ((answer,),) = sample(bench.backbone, asked, 1, temperature, 0.9, 24, source)
+                    asked = [session.asked(view, question)]
+                    ((answer,),) = sample(session.backbone, asked, 1, temperature, 0.9, 24, source)
                 told[model, question, temperature] = said(engine, folder / "a.mp4", question, options, model)
-                assert told[model, question, temperature] == bench.backbone.renderer.decode(answer.ids)
+                assert told[model, question, temperature] == session.backbone.renderer.decode(answer.ids)
     assert len({told[model, question, 0.0] for model in engine.models for question in QUESTIONS}) > len(QUESTIONS)
     assert engine.counters["reused_tokens"] > 0
 
 
 def test_a_conversation_is_the_one_that_training_renders(engine: HfEngine, folder: Path) -> None:
     """With turns, the prompt is the rendered conversation up to the last answer."""
-    renderer, view = engine._bench.backbone.renderer, engine._bench.whole(str(folder / "a.mp4"))
+    renderer, view = engine._bench.backbone.renderer, engine._bench.video_input(str(folder / "a.mp4"))
     turns = (Turn("what happens first?", "a red circle moves left."), Turn("how many things happen?", "two things happen."))
     asked = renderer.prompt(view.shown, turns[1].question, turns=turns[:1])
     whole = renderer.conversation(view.shown, turns)
@@ -78,7 +81,7 @@ def test_a_clip_is_looked_at_once_and_its_frames_are_read_once(engine: HfEngine,
     clip = folder / "a.mp4"
     said(engine, clip, QUESTIONS[0])
     first = dict(engine.counters)
-    prompt = engine._bench.backbone.renderer.prompt(engine._bench.whole(str(clip)).shown, QUESTIONS[0])
+    prompt = engine._bench.backbone.renderer.prompt(engine._bench.video_input(str(clip)).shown, QUESTIONS[0])
     assert first == {"decodes": 1, "encodes": 1, "prefilled_tokens": len(prompt), "reused_tokens": 0}
     said(engine, clip, QUESTIONS[1])
     second = dict(engine.counters)
@@ -115,13 +118,13 @@ def test_stopping_early_leaves_the_next_answer_as_it_was(engine: HfEngine, folde
 
 
 def test_the_score_is_the_reward_models_above_its_mean(engine: HfEngine, folder: Path) -> None:
-    bench, clip = engine._bench, str(folder / "a.mp4")
+    session, clip = engine._bench, str(folder / "a.mp4")
     look, (question, answer) = engine.look(clip), ("what happens first?", "a red circle moves left.")
     judged = engine.judge(look, question, answer, "a blue cross moves up.")
     assert judged.context.startswith("0s: ") and judged.context.count("\n") == 2  # a line per second
-    row = bench.row(bench.whole(clip), question, bench.answer_ids(answer), judged.context)
-    with bench.roles.reading_as("reward"):
-        expected = float(sequence_scores(bench.backbone, bench.roles.heads["reward"], [row])) + 1.5
+    row = session.row(session.video_input(clip), question, session.answer_ids(answer), judged.context)
+    with session.roles.inference_as("reward"):
+        expected = float(reward_scores(session.backbone, session.roles.heads["reward"], [row])) + 1.5
     assert engine.score(look, question, answer) == pytest.approx(expected, abs=1e-5)
     swapped = engine.judge(look, question, "a blue cross moves up.", answer)
     assert {judged.choice, swapped.choice} == {"A", "B"} and judged.margin == pytest.approx(swapped.margin)
@@ -171,9 +174,9 @@ def test_every_family_goes_on_from_the_kept_frames(name: str, tmp_path: Path) ->
     pixels = torch.randint(0, 256, (4, size.height, size.width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     features = base.encode_frames(pixels.numpy())
     shown = chat_run.shown(features)
-    kept, turns = Kept(), []
+    kept, turns = PrefixCache(), []
     for number, question in enumerate(("what happens first?", "what then?", "a red square moves left")):
-        asked = Asked(base.renderer.prompt(shown, question, turns=turns), features)
+        asked = EncodedPrompt(base.renderer.prompt(shown, question, turns=turns), features)
         ((answer,),) = sample(base, [asked], temperature=0, max_new_tokens=6)
         told = list(kept.stream(base, asked, 0, max_new_tokens=6))
         assert told == [token for token in answer.ids if token != base.renderer.end_id]

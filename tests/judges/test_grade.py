@@ -19,15 +19,15 @@ import pytest
 import torch
 
 from minirlaif.benchmarks.scores import Scores, load, save
+from minirlaif.errors import UserError
 from minirlaif.judges import local
 from minirlaif.judges.base import JudgeName, Refused, Reply
 from minirlaif.judges.cache import Replies
 from minirlaif.judges.config import JudgeSettings, check_judge, judge_prompts
-from minirlaif.judges.grade import Question, estimate, judge_name, mark_all, nothing_read
+from minirlaif.judges.grade import Question, estimate, grade_all, judge_name, nothing_read
 from minirlaif.judges.local import GgufJudge, HfJudge
 from minirlaif.judges.match import match_grade
 from minirlaif.judges.rubric import Grade, Message
-from minirlaif.types import UserError
 from tests.fixtures import fixed_reply
 
 SETTINGS = JudgeSettings("openai", "judge", url="http://127.0.0.1:1/v1", attempts=2)
@@ -69,7 +69,7 @@ def questions(count: int, with_pred: bool = False) -> list[Question]:
 
 def test_every_question_gets_its_own_mark(replies):
     judge = Fake(lambda text: json.dumps({"score": int(text.split()[-1])}))
-    marked, counts = mark_all(judge, SETTINGS, questions(6)[::-1], replies)
+    marked, counts = grade_all(judge, SETTINGS, questions(6)[::-1], replies)
     assert [each.grade for each in marked] == [Grade(n) for n in (5, 4, 3, 2, 1, 0)]
     assert (counts.asked, counts.kept, counts.unreadable, counts.refused) == (6, 0, 0, 0)
     assert (counts.tokens_in, counts.tokens_out) == (60, 12)
@@ -78,21 +78,21 @@ def test_every_question_gets_its_own_mark(replies):
 def test_equal_questions_are_asked_once_and_kept_ones_never(replies):
     judge = Fake('{"score": 2}')
     twice = [*questions(3), *questions(3)]
-    assert len(mark_all(judge, SETTINGS, twice, replies)[0]) == 6 and len(judge.asked) == 3
-    marked, counts = mark_all(judge, SETTINGS, [*twice, *questions(4)], replies)
+    assert len(grade_all(judge, SETTINGS, twice, replies)[0]) == 6 and len(judge.asked) == 3
+    marked, counts = grade_all(judge, SETTINGS, [*twice, *questions(4)], replies)
     assert len(judge.asked) == 4 and (counts.asked, counts.kept) == (1, 3)
     assert {each.grade for each in marked} == {Grade(2)}
 
 
 def test_another_judge_is_asked_anew(replies):
-    mark_all(Fake('{"score": 2}'), SETTINGS, questions(2), replies)
+    grade_all(Fake('{"score": 2}'), SETTINGS, questions(2), replies)
     other = Fake('{"score": 3}', signature="other")
-    assert mark_all(other, SETTINGS, questions(2), replies)[0][0].grade == Grade(3) and len(other.asked) == 2
+    assert grade_all(other, SETTINGS, questions(2), replies)[0][0].grade == Grade(3) and len(other.asked) == 2
 
 
 def test_an_unreadable_reply_is_asked_for_again_with_what_was_wrong(replies):
     judge = Fake(lambda text: '{"score": 3}' if "cannot be read" in text else "I say 9")
-    (marked,), counts = mark_all(judge, SETTINGS, questions(1), replies)
+    (marked,), counts = grade_all(judge, SETTINGS, questions(1), replies)
     assert marked.grade == Grade(3) and (counts.asked, counts.unreadable) == (2, 1)
     assert [m["role"] for m in judge.asked[1]] == ["user", "assistant", "user"]
     assert judge.asked[1][1]["content"] == "I say 9" and "not a JSON object" in judge.asked[1][2]["content"]
@@ -101,23 +101,23 @@ def test_an_unreadable_reply_is_asked_for_again_with_what_was_wrong(replies):
 @pytest.mark.parametrize(("reply", "why"), [('{"score": 9}', "not between 0 and 5"), ("no", "not a JSON object")])
 def test_what_stays_unreadable_has_no_mark_and_a_reason(replies, reply: str, why: str):
     judge = Fake(reply)
-    (marked,), counts = mark_all(judge, SETTINGS, questions(1), replies)
+    (marked,), counts = grade_all(judge, SETTINGS, questions(1), replies)
     assert marked.grade is None and marked.why.startswith("unreadable: ") and why in marked.why and marked.reply == reply
     assert len(judge.asked) == 2 == counts.unreadable
-    (again,), counts = mark_all(judge, SETTINGS, questions(1), replies)  # it costs nothing the second time
+    (again,), counts = grade_all(judge, SETTINGS, questions(1), replies)  # it costs nothing the second time
     assert again == marked and len(judge.asked) == 2 and counts.kept == 2
 
 
 def test_one_refused_question_does_not_stop_the_others(replies):
     judge = Fake(lambda text: Refused("too long") if text.endswith("1") else '{"score": 1}')
-    marked, counts = mark_all(judge, SETTINGS, questions(3), replies)
+    marked, counts = grade_all(judge, SETTINGS, questions(3), replies)
     assert [each.why for each in marked] == ["", "refused: too long", ""] and counts.refused == 1
 
 
 def test_a_judge_that_refuses_everything_is_not_asked_on_and_on(replies):
     judge = Fake(Refused("unknown parameter"))
     with pytest.raises(UserError, match=r"refuses every question \(unknown parameter\)"):
-        mark_all(judge, SETTINGS, questions(200), replies)
+        grade_all(judge, SETTINGS, questions(200), replies)
     assert len(judge.asked) < 20 and judge.closed
 
 
@@ -125,28 +125,28 @@ def test_a_judge_that_goes_away_loses_nothing(replies):
     before = Fake(lambda text: '{"score": 1}' if int(text.split()[-1]) < 5 else UserError("gone"))
     before.parallel = 1
     with pytest.raises(UserError, match="gone"):
-        mark_all(before, SETTINGS, questions(40), replies)
+        grade_all(before, SETTINGS, questions(40), replies)
     assert before.closed and len(before.asked) < 40
     after = Fake('{"score": 1}')
-    _, counts = mark_all(after, SETTINGS, questions(40), replies)
+    _, counts = grade_all(after, SETTINGS, questions(40), replies)
     assert (counts.kept, counts.asked) == (5, 35)
 
 
 def test_two_versions_are_never_one_judge(replies):
-    mark_all(Fake('{"score": 1}', "v1"), SETTINGS, questions(2), replies)
+    grade_all(Fake('{"score": 1}', "v1"), SETTINGS, questions(2), replies)
     judge = Fake('{"score": 1}', "v2")
-    _, counts = mark_all(judge, SETTINGS, questions(3), replies)
+    _, counts = grade_all(judge, SETTINGS, questions(3), replies)
     with pytest.raises(UserError, match=r"several versions \(v1, v2\)"):
         judge_name(judge, "p", counts)
     assert replies.drop("v1") == 2
-    _, counts = mark_all(judge, SETTINGS, questions(3), replies)
+    _, counts = grade_all(judge, SETTINGS, questions(3), replies)
     name = judge_name(judge, "p", counts)
     assert name.key[:4] == ("openai", "judge", "v2", "p") and len(judge.asked) == 3
     assert name.title == "judge (openai), version v2, who s, prompt p, 2026-01-02"
 
 
 def test_the_estimate(replies):
-    mark_all(Fake('{"score": 1}'), SETTINGS, questions(2), replies)
+    grade_all(Fake('{"score": 1}'), SETTINGS, questions(2), replies)
     settings = JudgeSettings("openai", "judge", url="http://x", price_in=1000.0, price_out=2000.0)
     asked = [Question(({"role": "user", "content": "x" * 400},), False), *questions(2)]
     found = estimate(Fake(""), settings, asked, replies)
@@ -241,7 +241,7 @@ def test_a_gguf_file_judges(tmp_path: Path, replies):
     judge = GgufJudge(JudgeSettings("gguf", str(path), context=512, threads=1))
     try:
         long = Question(({"role": "user", "content": "long " * 300},), True)
-        marked, counts = mark_all(judge, SETTINGS, [*questions(2, with_pred=True), long], replies)
+        marked, counts = grade_all(judge, SETTINGS, [*questions(2, with_pred=True), long], replies)
         assert [each.grade for each in marked] == [Grade(4, True), Grade(4, True), None]
         assert marked[2].why.startswith("refused: ") and "raise context, which is 512" in marked[2].why
         name = judge_name(judge, "p", counts)
@@ -370,7 +370,7 @@ def test_a_judge_that_says_nothing_of_use():
 def test_a_text_model_of_transformers_judges(tmp_path: Path, replies):
     folder = fixed_reply.write_folder(tmp_path / "parrot", REPLY)
     judge = HfJudge(JudgeSettings("hf", str(folder), device="cpu"))
-    marked, counts = mark_all(judge, SETTINGS, questions(2, with_pred=True), replies)
+    marked, counts = grade_all(judge, SETTINGS, questions(2, with_pred=True), replies)
     assert [each.grade for each in marked] == [Grade(4, True)] * 2
     assert judge_name(judge, "p", counts).key[:2] == ("hf", "parrot")
     model = folder / "model.safetensors"
@@ -384,7 +384,7 @@ def test_a_text_model_of_transformers_judges(tmp_path: Path, replies):
 def test_a_model_of_this_package_judges(replies):
     """The tiny base knows nothing of marks: its replies cannot be read, and are counted."""
     judge = HfJudge(JudgeSettings("hf", "tiny", device="cpu", max_tokens=8))
-    (marked,), counts = mark_all(judge, SETTINGS, questions(1), replies)
+    (marked,), counts = grade_all(judge, SETTINGS, questions(1), replies)
     assert marked.grade is None and marked.why.startswith("unreadable: not a JSON object")
     assert (counts.asked, counts.unreadable) == (2, 2)
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
+from minirlaif.errors import UserError
 from minirlaif.judges import config, openai
 from minirlaif.judges.base import Refused
 from minirlaif.judges.config import JudgeSettings, judge_settings
 from minirlaif.judges.openai import EndpointJudge
-from minirlaif.types import UserError
 from tests.fixtures import endpoints, fixed_reply
 from tests.fixtures.endpoints import Act, Server, answer, send
 

@@ -12,9 +12,9 @@ import pytest
 from minirlaif import config
 from minirlaif.cli import main
 from minirlaif.config import ModelSection
+from minirlaif.errors import UserError
 from minirlaif.memory import fit, formulas, planner, shapes
 from minirlaif.memory.formulas import Batch, Numbers
-from minirlaif.types import UserError
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "configs").glob("24gb-*.yaml"))
@@ -37,7 +37,7 @@ def test_the_vision_tower_of_qwen3_5_2b_has_its_published_weights():
 
 
 def test_counts_of_a_real_model_and_its_adapter(tmp_path: Path):
-    from minirlaif.models.adapters import Roles
+    from minirlaif.models.adapters import AdapterSet
     from tests.fixtures.tiny import backbone, settings
 
     base = backbone()
@@ -46,7 +46,7 @@ def test_counts_of_a_real_model_and_its_adapter(tmp_path: Path):
     every = {p.data_ptr(): p.numel() for p in base.model.parameters()}
     assert n.linear_weights + n.plain_weights + n.head_weights + n.vision_weights == sum(every.values())
     assert n.vision_weights == sum(p.numel() for part in base.eyes for p in part.parameters())
-    roles = Roles(base, settings().model)
+    roles = AdapterSet(base, settings().model)
     roles.add("sft", 0)
     assert n.lora_units * settings().model.lora_r == sum(p.numel() for p in roles.named("sft").values())
 

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from minirlaif.config import ModelSection
-from minirlaif.models.adapters import Roles
+from minirlaif.errors import UserError
+from minirlaif.models.adapters import AdapterSet
 from minirlaif.models.backbones.smolvlm import SmolVLM
-from minirlaif.models.logprobs import sequence_scores, token_logprobs
-from minirlaif.types import UserError
+from minirlaif.models.logprobs import reward_scores, token_logprobs
 from tests.fixtures import tiny
 
 NAMES = ("policy", "reference", "value")
 
 
-def make(checkpointing: bool = False) -> tuple[SmolVLM, Roles]:
+def make(checkpointing: bool = False) -> tuple[SmolVLM, AdapterSet]:
     base = tiny.backbone()
-    roles = Roles(base, ModelSection(lora_r=4, lora_alpha=8, gradient_checkpointing=checkpointing))
+    roles = AdapterSet(base, ModelSection(lora_r=4, lora_alpha=8, gradient_checkpointing=checkpointing))
     for seed, name in enumerate(NAMES):
         roles.add(name, seed)
         tiny.stir(roles, name, seed)
@@ -31,7 +31,7 @@ def make(checkpointing: bool = False) -> tuple[SmolVLM, Roles]:
 
 
 @pytest.fixture
-def made() -> tuple[SmolVLM, Roles]:
+def made() -> tuple[SmolVLM, AdapterSet]:
     return make()
 
 
@@ -41,17 +41,17 @@ def seen(base: SmolVLM) -> Tensor:
         return token_logprobs(base, tiny.rows(base)[:2])[0]
 
 
-def as_role(base: SmolVLM, roles: Roles, role: str) -> Tensor:
-    with roles.reading_as(role):
+def as_role(base: SmolVLM, roles: AdapterSet, role: str) -> Tensor:
+    with roles.inference_as(role):
         return seen(base)
 
 
-def everything(base: SmolVLM, roles: Roles) -> tuple[list[bool], list[bool], str]:
+def everything(base: SmolVLM, roles: AdapterSet) -> tuple[list[bool], list[bool], str]:
     weights = [*base.model.parameters(), *roles.heads["value"].parameters()]
     return [p.requires_grad for p in weights], [m.training for m in base.model.modules()], tiny.digest([seen(base)])
 
 
-def test_each_role_is_a_model_of_its_own_and_base_is_the_model_without_any(made: tuple[SmolVLM, Roles]) -> None:
+def test_each_role_is_a_model_of_its_own_and_base_is_the_model_without_any(made: tuple[SmolVLM, AdapterSet]) -> None:
     base, roles = made
     found = [as_role(base, roles, name) for name in (*NAMES, "base")]
     for i, one in enumerate(found):
@@ -60,7 +60,7 @@ def test_each_role_is_a_model_of_its_own_and_base_is_the_model_without_any(made:
     assert torch.equal(found[-1], seen(tiny.backbone()))
 
 
-def test_a_fresh_role_changes_nothing_yet_and_its_seed_decides_its_weights(made: tuple[SmolVLM, Roles]) -> None:
+def test_a_fresh_role_changes_nothing_yet_and_its_seed_decides_its_weights(made: tuple[SmolVLM, AdapterSet]) -> None:
     base, roles = made
     for name, seed in (("x", 7), ("y", 7), ("z", 8)):
         roles.add(name, seed)
@@ -69,7 +69,7 @@ def test_a_fresh_role_changes_nothing_yet_and_its_seed_decides_its_weights(made:
     assert torch.equal(as_role(base, roles, "x"), as_role(base, roles, "base"))
 
 
-def test_making_a_role_draws_nothing_from_the_global_generator(made: tuple[SmolVLM, Roles]) -> None:
+def test_making_a_role_draws_nothing_from_the_global_generator(made: tuple[SmolVLM, AdapterSet]) -> None:
     before = torch.get_rng_state()
     made[1].add("x", 7)
     made[1].add_head("x", 7, start=0.1)
@@ -77,14 +77,14 @@ def test_making_a_role_draws_nothing_from_the_global_generator(made: tuple[SmolV
 
 
 @contextmanager
-def failing(roles: Roles, kind: str, role: str) -> Iterator[None]:
+def failing(roles: AdapterSet, kind: str, role: str) -> Iterator[None]:
     with pytest.raises(ZeroDivisionError), getattr(roles, kind)(role):
         yield
         raise ZeroDivisionError
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("kind", ["reading_as", "training_as"])
+@pytest.mark.parametrize("kind", ["inference_as", "training_as"])
 def test_flags_mode_and_role_come_back_also_after_an_error(kind: str, checkpointing: bool) -> None:
     base, roles = make(checkpointing)
     before = everything(base, roles)
@@ -98,13 +98,13 @@ def test_flags_mode_and_role_come_back_also_after_an_error(kind: str, checkpoint
         assert everything(base, roles) == before, role
 
 
-def test_nested_roles_come_back_one_by_one(made: tuple[SmolVLM, Roles]) -> None:
+def test_nested_roles_come_back_one_by_one(made: tuple[SmolVLM, AdapterSet]) -> None:
     base, roles = made
     outside = everything(base, roles)
     with roles.training_as("value"):
         inside = everything(base, roles)
         assert any(inside[0])
-        with roles.reading_as("base"):
+        with roles.inference_as("base"):
             assert not torch.is_grad_enabled()
             assert torch.equal(seen(base), seen(tiny.backbone()))
             with failing(roles, "training_as", "policy"):
@@ -115,16 +115,16 @@ def test_nested_roles_come_back_one_by_one(made: tuple[SmolVLM, Roles]) -> None:
     assert everything(base, roles) == outside
 
 
-def test_an_unknown_role_is_an_error_and_changes_nothing(made: tuple[SmolVLM, Roles]) -> None:
+def test_an_unknown_role_is_an_error_and_changes_nothing(made: tuple[SmolVLM, AdapterSet]) -> None:
     base, roles = made
     before = everything(base, roles)
-    with pytest.raises(ValueError, match="judge"), roles.reading_as("judge"):
+    with pytest.raises(ValueError, match="judge"), roles.inference_as("judge"):
         pass
     assert everything(base, roles) == before
 
 
 @pytest.mark.parametrize("role", ["policy", "value"])
-def test_only_the_named_role_learns(made: tuple[SmolVLM, Roles], role: str) -> None:
+def test_only_the_named_role_learns(made: tuple[SmolVLM, AdapterSet], role: str) -> None:
     base, roles = made
     others = [name for name in NAMES if name != role]
 
@@ -136,7 +136,7 @@ def test_only_the_named_role_learns(made: tuple[SmolVLM, Roles], role: str) -> N
     optimizer = torch.optim.SGD(roles.parameters(role), lr=0.1)
     with roles.training_as(role):
         if role == "value":
-            loss = sequence_scores(base, roles.heads["value"], tiny.rows(base)).sum()
+            loss = reward_scores(base, roles.heads["value"], tiny.rows(base)).sum()
         else:
             loss = token_logprobs(base, tiny.rows(base))[0].sum()
         loss.backward()
@@ -149,7 +149,7 @@ def test_only_the_named_role_learns(made: tuple[SmolVLM, Roles], role: str) -> N
     assert all(not torch.equal(a, b) for a, b in zip(mine, roles.parameters(role), strict=True))
 
 
-def test_adapters_sit_in_the_language_model_alone(made: tuple[SmolVLM, Roles]) -> None:
+def test_adapters_sit_in_the_language_model_alone(made: tuple[SmolVLM, AdapterSet]) -> None:
     names = list(made[1].named("policy"))
     assert len(names) == 2 * 7 * 2  # layers x projections x (A, B)
     assert all(".text_model." in name for name in names)
@@ -167,7 +167,7 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
         torch.testing.assert_close(plain, saved)
 
 
-def test_a_role_that_starts_as_a_copy_is_equal_and_then_goes_its_own_way(made: tuple[SmolVLM, Roles]) -> None:
+def test_a_role_that_starts_as_a_copy_is_equal_and_then_goes_its_own_way(made: tuple[SmolVLM, AdapterSet]) -> None:
     base, roles = made
     roles.add("reward", 99, "policy")
     assert torch.equal(as_role(base, roles, "reward"), as_role(base, roles, "policy"))
@@ -177,25 +177,25 @@ def test_a_role_that_starts_as_a_copy_is_equal_and_then_goes_its_own_way(made: t
     assert not torch.equal(as_role(base, roles, "reward"), before)
 
 
-def test_a_parked_role_takes_no_memory_and_comes_back_the_same(made: tuple[SmolVLM, Roles]) -> None:
+def test_a_parked_role_takes_no_memory_and_comes_back_the_same(made: tuple[SmolVLM, AdapterSet]) -> None:
     base, roles = made
     resident = as_role(base, roles, "reference")
-    roles.park("reference")
+    roles.enable_offload("reference")
     for _ in range(2):  # it goes back to the park after every visit
         assert all(p.untyped_storage().nbytes() == 0 for p in roles.named("reference").values())
-        with pytest.raises(ValueError, match="parked"), roles.reading_as("reference"):
+        with pytest.raises(ValueError, match="parked"), roles.inference_as("reference"):
             pass
-        with roles.visiting("reference"):
+        with roles.on_device("reference"):
             assert torch.equal(as_role(base, roles, "reference"), resident)
-    with pytest.raises(ZeroDivisionError), roles.visiting("reference"):
+    with pytest.raises(ZeroDivisionError), roles.on_device("reference"):
         raise ZeroDivisionError
     assert all(p.untyped_storage().nbytes() == 0 for p in roles.named("reference").values())
-    with roles.visiting("policy"):  # a role that is not parked stays where it is
+    with roles.on_device("policy"):  # a role that is not parked stays where it is
         pass
     assert all(p.numel() for p in roles.named("policy").values())
 
 
-def test_peft_opens_a_saved_role_and_gives_the_same_logits(made: tuple[SmolVLM, Roles], tmp_path: Path) -> None:
+def test_peft_opens_a_saved_role_and_gives_the_same_logits(made: tuple[SmolVLM, AdapterSet], tmp_path: Path) -> None:
     from peft import PeftModel
 
     base, roles = made
@@ -203,7 +203,7 @@ def test_peft_opens_a_saved_role_and_gives_the_same_logits(made: tuple[SmolVLM, 
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
     row = tiny.rows(base)[0]
     ids = torch.tensor([row.prompt + row.answer])
-    with roles.reading_as("policy"):
+    with roles.inference_as("policy"):
         ours = base.logits(base.hidden(base.embed(ids, [row.features]), None))
     fresh = tiny.backbone()
     theirs = PeftModel.from_pretrained(fresh.model, tmp_path / "adapter")
@@ -213,7 +213,7 @@ def test_peft_opens_a_saved_role_and_gives_the_same_logits(made: tuple[SmolVLM, 
     assert not any(p.requires_grad for p in theirs.parameters())
 
 
-def test_a_saved_role_and_its_head_come_back_bit_by_bit(made: tuple[SmolVLM, Roles], tmp_path: Path) -> None:
+def test_a_saved_role_and_its_head_come_back_bit_by_bit(made: tuple[SmolVLM, AdapterSet], tmp_path: Path) -> None:
     base, roles = made
     for name, beta in (("with", 3.0), ("without", None)):
         roles.add_head("value", 3, start=0.1, beta=beta)
@@ -223,28 +223,28 @@ def test_a_saved_role_and_its_head_come_back_bit_by_bit(made: tuple[SmolVLM, Rol
         again.load_head("reward", tmp_path / name)
         assert (again.heads["reward"].beta is None) == (beta is None)
         assert not any(p.requires_grad for p in again.heads["reward"].parameters())
-        with roles.reading_as("value"):
-            one = sequence_scores(base, roles.heads["value"], tiny.rows(base))
-        with again.reading_as("reward"):
-            other = sequence_scores(again_base, again.heads["reward"], tiny.rows(again_base))
+        with roles.inference_as("value"):
+            one = reward_scores(base, roles.heads["value"], tiny.rows(base))
+        with again.inference_as("reward"):
+            other = reward_scores(again_base, again.heads["reward"], tiny.rows(again_base))
         assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("section", [ModelSection(lora_r=8), ModelSection(lora_r=4, lora_targets=("q_proj",))])
 def test_an_adapter_of_another_shape_is_refused_in_one_line(
-    made: tuple[SmolVLM, Roles], tmp_path: Path, section: ModelSection
+    made: tuple[SmolVLM, AdapterSet], tmp_path: Path, section: ModelSection
 ) -> None:
     made[1].save("policy", tmp_path / "adapter")
-    other = Roles(tiny.backbone(), section)
+    other = AdapterSet(tiny.backbone(), section)
     with pytest.raises(UserError, match="adapter does not fit model.lora_r/lora_targets") as caught:
         other.add("policy", 0, tmp_path / "adapter")
     assert "\n" not in str(caught.value) and str(tmp_path / "adapter") in str(caught.value)
 
 
-def test_an_adapter_of_another_scale_is_refused(made: tuple[SmolVLM, Roles], tmp_path: Path) -> None:
+def test_an_adapter_of_another_scale_is_refused(made: tuple[SmolVLM, AdapterSet], tmp_path: Path) -> None:
     """alpha is not in the weights' shapes, yet with another one the same weights are another model."""
     made[1].save("policy", tmp_path / "adapter")
-    other = Roles(tiny.backbone(), ModelSection(lora_r=4, lora_alpha=16))
+    other = AdapterSet(tiny.backbone(), ModelSection(lora_r=4, lora_alpha=16))
     with pytest.raises(UserError, match="lora_alpha"):
         other.add("policy", 0, tmp_path / "adapter")
 

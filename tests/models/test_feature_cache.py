@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from minirlaif.config import VideoSection
-from minirlaif.models.feature_cache import FeatureStore, blank_features
+from minirlaif.models.feature_cache import VisionFeatureCache, blank_features
 from minirlaif.video.frame_sampling import FramePlan, FrameSize, uniform_plan
 from minirlaif.video.reader import ClipInfo, ClipReader, UnreadableClip
 from tests.fixtures import clips
@@ -63,12 +63,12 @@ class Reader:
         ]
 
 
-def whole(info: ClipInfo) -> list[FramePlan]:
+def one_plan(info: ClipInfo) -> list[FramePlan]:
     return [uniform_plan(info.seconds, 4)]
 
 
 def halves(info: ClipInfo) -> list[FramePlan]:
-    return [*whole(info), uniform_plan(info.seconds, 2, 0.0, 2.0), uniform_plan(info.seconds, 2, 2.0, 4.0)]
+    return [*one_plan(info), uniform_plan(info.seconds, 2, 0.0, 2.0), uniform_plan(info.seconds, 2, 2.0, 4.0)]
 
 
 @pytest.fixture
@@ -87,13 +87,13 @@ class Opened:
 
     def __init__(self, folder: Path, limit_gib: float = 1.0, **eyes: Any) -> None:
         self.reader, self.eyes = Reader(), Eyes(**eyes)
-        self.store = FeatureStore(folder / "cache" / "f.sqlite", self.eyes, self.reader, settings(limit_gib))  # type: ignore[arg-type]
+        self.store = VisionFeatureCache(folder / "cache" / "f.sqlite", self.eyes, self.reader, settings(limit_gib))  # type: ignore[arg-type]
 
 
 def test_a_second_look_decodes_nothing(tmp_path: Path, clip: str):
     o = Opened(tmp_path)
-    first = o.store.get(clip, whole)
-    again = o.store.get(clip, whole)
+    first = o.store.get(clip, one_plan)
+    again = o.store.get(clip, one_plan)
     assert [plan for plan, _ in first] == [plan for plan, _ in again] == [uniform_plan(4.0, 4)]
     assert first[0][1].equal(again[0][1])
     assert first[0][1][:, 0, 0, 0].tolist() == [0.0, 7.0, 14.0, 21.0] and first[0][1].shape == (4, 1, K, D)
@@ -114,7 +114,7 @@ def test_the_cache_outlives_the_process(tmp_path: Path, clip: str):
 
 def test_plans_of_a_clip_come_from_one_pass_and_only_missing_ones(tmp_path: Path, clip: str):
     o = Opened(tmp_path)
-    o.store.get(clip, whole)
+    o.store.get(clip, one_plan)
     o.store.get(clip, halves)
     keys = [plan.key for plan in halves(o.store.info(clip))]
     assert o.reader.asked == [("a.mp4", keys[:1]), ("a.mp4", keys[1:])]
@@ -123,41 +123,41 @@ def test_plans_of_a_clip_come_from_one_pass_and_only_missing_ones(tmp_path: Path
 
 def test_a_plan_asked_for_twice_is_looked_at_once(tmp_path: Path, clip: str):
     o = Opened(tmp_path)
-    twice = o.store.get(clip, lambda info: whole(info) * 2)
+    twice = o.store.get(clip, lambda info: one_plan(info) * 2)
     assert twice[0][1].equal(twice[1][1]) and o.store.counters["decodes"] == o.store.counters["encodes"] == 1
 
 
 @pytest.mark.parametrize("other", [{"weight": 2.0}, {"size": 16}])
 def test_other_eyes_see_other_features(tmp_path: Path, clip: str, other: dict[str, Any]):
-    Opened(tmp_path).store.get(clip, whole)
+    Opened(tmp_path).store.get(clip, one_plan)
     o = Opened(tmp_path, **other)
-    o.store.get(clip, whole)
+    o.store.get(clip, one_plan)
     assert o.store.counters["decodes"] == o.eyes.calls == 1
     back = Opened(tmp_path)
-    assert back.store.get(clip, whole)[0][1][1, 0, 0, 0] == 7.0, "both are kept"
+    assert back.store.get(clip, one_plan)[0][1][1, 0, 0, 0] == 7.0, "both are kept"
     assert back.eyes.calls == 0
 
 
 def test_content_counts_not_the_name(tmp_path: Path, clip: str):
     o = Opened(tmp_path)
-    o.store.get(clip, whole)
+    o.store.get(clip, one_plan)
     copy = tmp_path / "copy.mp4"
     copy.write_bytes(Path(clip).read_bytes())
-    o.store.get(str(copy), whole)
+    o.store.get(str(copy), one_plan)
     assert len(o.reader.asked) == 1
     Path(clip).write_bytes(b"\x09\x09")  # another clip under the old name
-    assert o.store.get(clip, whole)[0][1][1, 0, 0, 0] == 9.0
+    assert o.store.get(clip, one_plan)[0][1][1, 0, 0, 0] == 9.0
     assert len(o.reader.asked) == 2 and o.store.info(clip).id == "0909"
 
 
 def test_a_run_behind_a_link_looks_at_nothing_again(tmp_path: Path, clip: str):
     """Another run sees the same clips and the same cache through links: one entry, under the name that it asked for."""
-    Opened(tmp_path).store.get(clip, whole)
+    Opened(tmp_path).store.get(clip, one_plan)
     (tmp_path / "other").symlink_to(tmp_path)
     o = Opened(tmp_path / "other")
     mine = str(tmp_path / "other" / "a.mp4")
     assert o.store.info(mine).path == mine and o.store.info(clip).path == clip
-    o.store.get(mine, whole)
+    o.store.get(mine, one_plan)
     assert not o.reader.looked and not o.reader.asked and not o.eyes.calls
     assert o.store._db.execute("SELECT count(*) FROM clips").fetchone() == (1,)
 
@@ -175,13 +175,13 @@ def test_the_oldest_go_when_the_limit_is_reached(tmp_path: Path):
     for number in range(12):
         names.append(str(tmp_path / f"{number}.mp4"))
         Path(names[-1]).write_bytes(bytes([number + 1]))
-        o.store.get(names[-1], whole)
+        o.store.get(names[-1], one_plan)
     o.store.close()
     file = tmp_path / "cache" / "f.sqlite"
     assert file.stat().st_size < limit + 2 * size, "the file does not grow for ever"
     kept = Opened(tmp_path, width=5000)
     for name in reversed(names):
-        kept.store.get(name, whole)
+        kept.store.get(name, one_plan)
     found = [name for name in names if Path(name).name not in {asked for asked, _ in kept.reader.asked}]
     assert found == names[-len(found) :] and 3 <= len(found) <= limit // size
 
@@ -192,8 +192,8 @@ def test_a_clip_bigger_than_the_limit_still_comes(tmp_path: Path, clip: str):
 
 
 def test_half_precision_is_kept_as_it_is(tmp_path: Path, clip: str):
-    first = Opened(tmp_path, dtype=torch.bfloat16).store.get(clip, whole)[0][1]
-    again = Opened(tmp_path, dtype=torch.bfloat16).store.get(clip, whole)[0][1]
+    first = Opened(tmp_path, dtype=torch.bfloat16).store.get(clip, one_plan)[0][1]
+    again = Opened(tmp_path, dtype=torch.bfloat16).store.get(clip, one_plan)[0][1]
     assert again.dtype == torch.bfloat16 and again.equal(first)
 
 
@@ -202,7 +202,7 @@ def test_strip_shows_the_frames_side_by_side(tmp_path: Path):
 
     path = str(clips.write_clip(tmp_path / "real.mp4", times=[n / 8 for n in range(32)]))
     with ClipReader(60) as reader:
-        store = FeatureStore(tmp_path / "f.sqlite", Eyes(size=64), reader, settings(1.0))  # type: ignore[arg-type]
+        store = VisionFeatureCache(tmp_path / "f.sqlite", Eyes(size=64), reader, settings(1.0))  # type: ignore[arg-type]
         plan = uniform_plan(store.info(path).seconds, 4)
         assert store.strip(path, plan) == b""
         ((_, features),) = store.get(path, lambda info: [plan])
@@ -220,10 +220,10 @@ def test_a_second_look_at_features_that_were_deleted_shows(tmp_path: Path, clip:
     """The report divides decodes by plans: a cache that forgets must not look like one that never had to."""
     o = Opened(tmp_path, limit_gib=0.0)
     for _ in range(3):
-        o.store.get(clip, whole)
+        o.store.get(clip, one_plan)
         o.store._memory.clear()
     again = Opened(tmp_path, limit_gib=0.0)
-    again.store.get(clip, whole)
+    again.store.get(clip, one_plan)
     assert (o.store.counters["decodes"], o.store.counters["encodes"], o.store.counters["plans"]) == (3, 3, 1)
     assert (again.store.counters["decodes"], again.store.counters["plans"]) == (1, 0)
 
@@ -234,7 +234,7 @@ def test_a_strip_has_the_proportions_of_the_clip(tmp_path: Path):
 
     path = str(clips.write_clip(tmp_path / "wide.mp4", times=[n / 8 for n in range(8)], width=128))
     with ClipReader(60) as reader:
-        store = FeatureStore(tmp_path / "f.sqlite", Eyes(size=64), reader, settings(1.0))  # type: ignore[arg-type]
+        store = VisionFeatureCache(tmp_path / "f.sqlite", Eyes(size=64), reader, settings(1.0))  # type: ignore[arg-type]
         plan = uniform_plan(store.info(path).seconds, 4)
         store.get(path, lambda info: [plan])
         assert Image.open(io.BytesIO(store.strip(path, plan))).size == (4 * 192, 96)
@@ -258,7 +258,7 @@ def test_the_eyes_are_on_the_device_only_while_they_see(tmp_path: Path, clip: st
 
     monkeypatch.setattr(o.eyes, "encode_frames", lambda pixels: seen.append(held()) or real(pixels))
     assert held() == [0, 0, 0]
-    first = o.store.get(clip, whole)
+    first = o.store.get(clip, one_plan)
     assert held() == [0, 0, 0] and seen == [[4, 4, 4]]
     again = o.store.get(clip, halves)  # a plan that is not cached yet calls them back
     assert held() == [0, 0, 0] and seen == [[4, 4, 4]] * 3

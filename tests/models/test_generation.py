@@ -7,7 +7,7 @@ import torch
 
 from minirlaif.models.backbones.base import Embedded
 from minirlaif.models.backbones.smolvlm import SmolVLM
-from minirlaif.models.generation import Asked, sample
+from minirlaif.models.generation import EncodedPrompt, sample
 from minirlaif.models.tokens import pad_stack
 from tests.fixtures import tiny
 
@@ -17,11 +17,11 @@ def base() -> SmolVLM:
     return tiny.backbone(seed=2)
 
 
-def asked(base: SmolVLM) -> list[Asked]:
-    return [Asked(row.prompt, row.features) for row in tiny.rows(base)]
+def asked(base: SmolVLM) -> list[EncodedPrompt]:
+    return [EncodedPrompt(row.prompt, row.features) for row in tiny.rows(base)]
 
 
-def drawn(base: SmolVLM, prompts: list[Asked], seed: int = 0, **named: float) -> list[list[tuple[int, ...]]]:
+def drawn(base: SmolVLM, prompts: list[EncodedPrompt], seed: int = 0, **named: float) -> list[list[tuple[int, ...]]]:
     named = {"max_new_tokens": 8, **named}
     found = sample(base, prompts, generator=torch.Generator().manual_seed(seed), **named)  # type: ignore[arg-type]
     return [[c.ids for c in some] for some in found]
@@ -37,7 +37,7 @@ def test_greedy_is_what_transformers_generates(base: SmolVLM, push: float) -> No
         embeds = base.embed(ids, [p.features for p in prompts]).vectors_BTD
         theirs = base.model.generate(
             inputs_embeds=embeds, attention_mask=mask.long(), max_new_tokens=12, do_sample=False,
-            suppress_tokens=base.banned_V.nonzero()[:, 0].tolist(),
+            suppress_tokens=base.disallowed_V.nonzero()[:, 0].tolist(),
             sequence_bias=[[[end], push]] if push else None,
         )  # fmt: skip
     if push:
@@ -79,7 +79,7 @@ def test_a_prompt_is_read_once_however_many_answers_it_gets(base: SmolVLM, monke
 
 
 def test_banned_tokens_are_never_chosen_even_where_they_are_the_likeliest(base: SmolVLM) -> None:
-    banned = set(base.banned_V.nonzero()[:, 0].tolist())
+    banned = set(base.disallowed_V.nonzero()[:, 0].tolist())
     tiny.biased(base, dict.fromkeys(banned, 50.0))
     for temperature, top_p in ((0.0, 1.0), (1.0, 1.0), (2.0, 0.9)):
         found = drawn(base, asked(base), answers=8, temperature=temperature, top_p=top_p)
@@ -97,10 +97,10 @@ def test_the_generator_decides_the_answers(base: SmolVLM) -> None:
 
 def known(base: SmolVLM) -> dict[int, float]:
     """Make every next token one of three, with chances 0.5, 0.3 and 0.2."""
-    chances = {base.renderer.text_ids(word)[0]: p for word, p in ((" red", 0.5), (" blue", 0.3), (" green", 0.2))}
-    bias = dict.fromkeys(range(base.vocabulary), -1e4) | {t: float(torch.tensor(p).log()) for t, p in chances.items()}
+    probs = {base.renderer.text_ids(word)[0]: p for word, p in ((" red", 0.5), (" blue", 0.3), (" green", 0.2))}
+    bias = dict.fromkeys(range(base.vocabulary), -1e4) | {t: float(torch.tensor(p).log()) for t, p in probs.items()}
     tiny.biased(base, bias, flat=True)
-    return chances
+    return probs
 
 
 @pytest.mark.parametrize(
@@ -122,10 +122,10 @@ def test_answers_follow_the_distribution(base: SmolVLM, temperature: float, top_
 
 
 def test_logprobs_are_those_of_the_whole_distribution_at_the_temperature(base: SmolVLM) -> None:
-    chances = known(base)
+    probs = known(base)
     for (answer,) in sample(base, asked(base), 1, 0.5, 0.6, 3, torch.Generator().manual_seed(0)):
         for token, logprob in zip(answer.ids, answer.logprobs, strict=True):
-            assert logprob == pytest.approx(float(torch.tensor(chances[token] ** 2 / 0.38).log()), abs=1e-4)
+            assert logprob == pytest.approx(float(torch.tensor(probs[token] ** 2 / 0.38).log()), abs=1e-4)
 
 
 def test_an_answer_ends_with_its_end_token_or_at_the_limit(base: SmolVLM) -> None:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from minirlaif.config import ModelSection
+from minirlaif.errors import UserError
 from minirlaif.models.loading import TINY, base_hash, model_type, open_backbone, pick_device
-from minirlaif.models.logprobs import Row, token_logprobs
-from minirlaif.types import UserError
+from minirlaif.models.logprobs import EncodedPair, token_logprobs
 from tests.fixtures import tiny
 
 
@@ -74,7 +74,7 @@ def test_dtypes() -> None:
     assert {p.dtype for p in low.model.parameters()} == {torch.bfloat16}
 
 
-def rows(base: object) -> list[Row]:
+def rows(base: object) -> list[EncodedPair]:
     return tiny.rows(base)  # type: ignore[arg-type]
 
 

@@ -8,8 +8,8 @@ import torch
 from minirlaif.models import logprobs as scoring
 from minirlaif.models.adapters import ScalarHead
 from minirlaif.models.backbones.smolvlm import SmolVLM
-from minirlaif.models.generation import Asked, sample
-from minirlaif.models.logprobs import Row, micro_batches, sequence_scores, token_logprobs, token_values
+from minirlaif.models.generation import EncodedPrompt, sample
+from minirlaif.models.logprobs import EncodedPair, micro_batches, reward_scores, token_logprobs, token_values
 from tests.fixtures import tiny
 
 FRAMES = (2, 3, 0, 1)  # of tiny.rows
@@ -27,7 +27,7 @@ def head(width: int = 128, beta: float | None = None) -> ScalarHead:
 
 
 @torch.no_grad()
-def from_pixels(base: SmolVLM, row: Row, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+def from_pixels(base: SmolVLM, row: EncodedPair, number: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits before each answer token and hidden states of the whole row, by transformers' own forward pass."""
     more = {}
     if FRAMES[number]:
@@ -43,7 +43,7 @@ def test_rows_in_a_batch_score_as_they_do_alone(base: SmolVLM) -> None:
     rows, scalar = tiny.rows(base), head(beta=2.0)
     logprobs, mask, spread = token_logprobs(base, rows, 0.7, with_entropy=True)
     values, value_mask = token_values(base, scalar, rows)
-    scores = sequence_scores(base, scalar, rows)
+    scores = reward_scores(base, scalar, rows)
     assert spread is not None and mask.sum(1).tolist() == [len(row.answer) for row in rows]
     assert torch.equal(mask, value_mask)
     for number, row in enumerate(rows):
@@ -53,7 +53,7 @@ def test_rows_in_a_batch_score_as_they_do_alone(base: SmolVLM) -> None:
         torch.testing.assert_close(logprobs[number, :length], alone[0], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(spread[number, :length], alone_spread[0], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(values[number, :length], token_values(base, scalar, [row])[0][0], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(scores[number], sequence_scores(base, scalar, [row])[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(scores[number], reward_scores(base, scalar, [row])[0], atol=1e-5, rtol=1e-5)
         for padded in (logprobs, spread, values):
             assert not padded[number, length:].any()
 
@@ -65,7 +65,7 @@ def test_logprobs_are_those_of_a_plain_forward_pass_from_pixels(base: SmolVLM, t
         found, _, _ = token_logprobs(base, rows, temperature)
     for number, row in enumerate(rows):
         logits = from_pixels(base, row, number)[0] / temperature
-        logits[:, base.banned_V] = float("-inf")
+        logits[:, base.disallowed_V] = float("-inf")
         expected = logits.log_softmax(-1)[torch.arange(len(row.answer)), torch.tensor(row.answer)]
         torch.testing.assert_close(found[number, : len(row.answer)], expected, atol=1e-4, rtol=1e-4)
 
@@ -73,8 +73,8 @@ def test_logprobs_are_those_of_a_plain_forward_pass_from_pixels(base: SmolVLM, t
 def test_the_frames_are_looked_at(base: SmolVLM) -> None:
     row = tiny.rows(base)[0]
     assert row.features is not None
-    blind = Row(row.prompt, row.answer, torch.zeros_like(row.features))
-    turned = Row(row.prompt, row.answer, row.features.flip(0))
+    blind = EncodedPair(row.prompt, row.answer, torch.zeros_like(row.features))
+    turned = EncodedPair(row.prompt, row.answer, row.features.flip(0))
     with torch.no_grad():
         found = [token_logprobs(base, [r])[0] for r in (row, blind, turned)]
     assert float((found[0] - found[1]).abs().max()) > 1e-3
@@ -84,9 +84,9 @@ def test_the_frames_are_looked_at(base: SmolVLM) -> None:
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
 def test_the_sampler_and_the_scorer_speak_of_one_distribution(base: SmolVLM, temperature: float) -> None:
     rows = tiny.rows(base)
-    asked = [Asked(row.prompt, row.features) for row in rows]
+    asked = [EncodedPrompt(row.prompt, row.features) for row in rows]
     drawn = sample(base, asked, 2, temperature, 1.0, 6, torch.Generator().manual_seed(0))
-    answered = [Row(row.prompt, c.ids, row.features) for row, cs in zip(rows, drawn, strict=True) for c in cs]
+    answered = [EncodedPair(row.prompt, c.ids, row.features) for row, cs in zip(rows, drawn, strict=True) for c in cs]
     own = [c.logprobs for cs in drawn for c in cs]
     with torch.no_grad():
         found, _, _ = token_logprobs(base, answered, temperature)
@@ -98,15 +98,15 @@ def test_banned_tokens_have_no_mass(base: SmolVLM) -> None:
     row = tiny.rows(base)[2]
     tokens = [token for token in range(base.vocabulary) if token != base.renderer.image_id]  # that one has no embedding
     with torch.no_grad():
-        logprobs = token_logprobs(base, [Row(row.prompt, (token,), None) for token in tokens])[0][:, 0]
-    assert torch.equal(logprobs == float("-inf"), base.banned_V[tokens])
+        logprobs = token_logprobs(base, [EncodedPair(row.prompt, (token,), None) for token in tokens])[0][:, 0]
+    assert torch.equal(logprobs == float("-inf"), base.disallowed_V[tokens])
     assert float(logprobs.exp().sum()) == pytest.approx(1.0, abs=1e-4)
 
 
 def test_all_special_tokens_but_the_end_are_banned(base: SmolVLM) -> None:
     from minirlaif.tiny_world.base_model import SPECIAL
 
-    banned = {tiny.tokenizer().convert_ids_to_tokens(i) for i in base.banned_V.nonzero()[:, 0].tolist()}
+    banned = {tiny.tokenizer().convert_ids_to_tokens(i) for i in base.disallowed_V.nonzero()[:, 0].tolist()}
     assert banned == set(SPECIAL) - {"<end_of_utterance>"}
 
 
@@ -114,7 +114,7 @@ def test_values_stand_before_their_tokens_and_scores_on_the_last_one(base: SmolV
     rows, scalar = tiny.rows(base), head()
     with torch.no_grad():
         values, _ = token_values(base, scalar, rows)
-        scores = sequence_scores(base, scalar, rows)
+        scores = reward_scores(base, scalar, rows)
     for number, row in enumerate(rows):
         along = scalar(from_pixels(base, row, number)[1])
         torch.testing.assert_close(values[number, : len(row.answer)], along[len(row.prompt) - 1 : -1], atol=1e-4, rtol=1e-4)
@@ -124,7 +124,7 @@ def test_values_stand_before_their_tokens_and_scores_on_the_last_one(base: SmolV
 def test_beta_adds_the_mean_loglikelihood_of_the_answer(base: SmolVLM) -> None:
     rows = tiny.rows(base)
     with torch.no_grad():
-        plain, weighed = sequence_scores(base, head(), rows), sequence_scores(base, head(beta=2.5), rows)
+        plain, weighed = reward_scores(base, head(), rows), reward_scores(base, head(beta=2.5), rows)
         logprobs, _, _ = token_logprobs(base, rows)
     for number, row in enumerate(rows):
         mean = float(logprobs[number, : len(row.answer)].mean())
@@ -133,7 +133,7 @@ def test_beta_adds_the_mean_loglikelihood_of_the_answer(base: SmolVLM) -> None:
 
 def test_beta_learns_and_so_does_the_head(base: SmolVLM) -> None:
     scalar = head(beta=1.0).requires_grad_(True)
-    sequence_scores(base, scalar, tiny.rows(base)).sum().backward()
+    reward_scores(base, scalar, tiny.rows(base)).sum().backward()
     assert scalar.beta is not None and scalar.beta.grad is not None and scalar.linear.weight.grad is not None
     logprobs, mask, _ = token_logprobs(base, tiny.rows(base))
     assert float(scalar.beta.grad) == pytest.approx(float((logprobs.sum(1) / mask.sum(1)).sum()), abs=1e-3)
@@ -171,7 +171,7 @@ def test_logits_are_not_kept_for_the_backward_pass(base: SmolVLM, monkeypatch: p
     draw = torch.Generator().manual_seed(0)
     states = torch.randn(2, 9, base.width, generator=draw)
     targets = torch.randint(base.vocabulary, (2, 9), generator=draw)
-    targets[base.banned_V[targets]] = base.renderer.end_id
+    targets[base.disallowed_V[targets]] = base.renderer.end_id
     mask, weights = torch.ones(2, 9, dtype=torch.bool), torch.randn(2, 9, generator=draw)
     mask[1, 6:] = False
 
@@ -181,11 +181,11 @@ def test_logits_are_not_kept_for_the_backward_pass(base: SmolVLM, monkeypatch: p
             loss = (run(leaf) * weights * mask).sum()
         loss.backward()
         assert leaf.grad is not None
-        own = {id(base.lm_head.weight), id(base.banned_V)}
+        own = {id(base.lm_head.weight), id(base.disallowed_V)}
         return [t.numel() for t in kept if base.vocabulary in t.shape and id(t) not in own], float(loss.detach()), leaf.grad
 
     def plainly(leaf: torch.Tensor) -> torch.Tensor:
-        logits = base.lm_head(leaf).masked_fill(base.banned_V, float("-inf"))
+        logits = base.lm_head(leaf).masked_fill(base.disallowed_V, float("-inf"))
         return logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
 
     held, loss, gradient = wide(lambda leaf: scoring.logprobs_of(base, leaf, targets, mask, 1.0, False)[0])
@@ -205,4 +205,4 @@ def test_placeholders_and_features_must_agree(base: SmolVLM) -> None:
     assert row.features is not None
     for wrong in (None, row.features[:1]):
         with pytest.raises(ValueError, match="placeholders"):
-            token_logprobs(base, [Row(row.prompt, row.answer, wrong)])
+            token_logprobs(base, [EncodedPair(row.prompt, row.answer, wrong)])

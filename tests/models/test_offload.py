@@ -12,19 +12,19 @@ import torch
 
 from minirlaif import config
 from minirlaif.algorithms import rollout as rollouts
+from minirlaif.errors import UserError
 from minirlaif.models import offload
 from minirlaif.models.backbones.smolvlm import SmolVLM
 from minirlaif.models.feature_cache import resting_eyes
 from minirlaif.models.loading import open_backbone
 from minirlaif.models.logprobs import token_logprobs, token_values
-from minirlaif.models.offload import Resting
+from minirlaif.models.offload import OffloadableWeights
 from minirlaif.runs.run import Run
-from minirlaif.session import critic_config
-from minirlaif.session_open import _reference_bench, check_tokenizers, open_workbench
+from minirlaif.session import _reference_bench, check_tokenizers, critic_config, open_session
 from minirlaif.stages import ppo
 from minirlaif.stages.pretrain import save
 from minirlaif.training.optim import make_accelerator, make_optimizer
-from minirlaif.types import Sample, Turn, UserError
+from minirlaif.types import Sample, Turn
 from tests.fixtures import tiny
 
 ROLES = ("policy", "reference", "reward", "value")
@@ -38,10 +38,10 @@ def small(seed: int, layers: int = 1) -> SmolVLM:
     return tiny.backbone(seed, layers)
 
 
-def trained(bench: tiny.TinyBench, roles: Sequence[str] = ROLES) -> None:
+def trained(session: tiny.TinyBench, roles: Sequence[str] = ROLES) -> None:
     """Roles with random weights."""
     for number, role in enumerate(roles):
-        owner = {"policy": bench, "reference": bench.reference}.get(role, bench.critic)
+        owner = {"policy": session, "reference": session.reference}.get(role, session.critic)
         owner.roles.add(role, number)
         tiny.stir(owner.roles, role, number, 0.05)
         if role in ("reward", "value"):
@@ -52,17 +52,17 @@ def opened(*overrides: str, critic: SmolVLM | None = None) -> tiny.TinyBench:
     """A bench on the shipped base as PPO opens it, every role at rest that may be."""
     cfg = tiny.settings(*SHORT, *overrides)
     base: Any = open_backbone(cfg.model)
-    bench = tiny.TinyBench(base, {f"clip{i}": tiny.view(base, 1 + i, i) for i in CLIPS}, cfg)
+    session = tiny.TinyBench(base, {f"clip{i}": tiny.view(base, 1 + i, i) for i in CLIPS}, cfg)
     if cfg.reference.kind == "model":
-        bench.reference = _reference_bench(bench)
+        session.reference = _reference_bench(session)
     if critic is not None:
-        bench.critic = tiny.TinyBench(critic, {f"clip{i}": tiny.view(critic, 1 + i, i) for i in CLIPS}, critic_config(cfg))
+        session.critic = tiny.TinyBench(critic, {f"clip{i}": tiny.view(critic, 1 + i, i) for i in CLIPS}, critic_config(cfg))
         resting_eyes(critic)
         if cfg.reward.rest == "cpu":
-            bench.critic.roles.park("base")
-    trained(bench)
-    ppo.park(bench)
-    return bench
+            session.critic.roles.enable_offload("base")
+    trained(session)
+    ppo.enable_offload(session)
+    return session
 
 
 def prompts() -> list[Sample]:
@@ -85,13 +85,13 @@ def stored_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return total
 
 
-def present(bench: tiny.TinyBench) -> set[str]:
+def present(session: tiny.TinyBench) -> set[str]:
     """Roles, and bases of their own, that hold memory."""
-    owners = {"policy": bench, "reference": bench.reference, "reward": bench.critic, "value": bench.critic}
+    owners = {"policy": session, "reference": session.reference, "reward": session.critic, "value": session.critic}
     found = {role for role, owner in owners.items() if stored_bytes(owner.roles.parameters(role))}
-    for name, owner in (("reference base", bench.reference), ("reward base", bench.critic)):
+    for name, owner in (("reference base", session.reference), ("reward base", session.critic)):
         base = [t for n, t in owner.backbone.model.named_parameters() if "lora_" not in n]
-        if owner is not bench and stored_bytes(base):
+        if owner is not session and stored_bytes(base):
             found.add(name)
     return found
 
@@ -101,15 +101,15 @@ def test_all_kinds_of_reference_give_the_same_logprobs(quantization: str) -> Non
     found = {}
     for kind in ("adapter", "model"):
         for rest in ("device", "cpu"):
-            bench = opened(f"reference.kind={kind}", f"reference.rest={rest}", f"model.quantization={quantization}")
-            assert ("reference" in present(bench)) == (rest == "device")
-            rows = tiny.rows(bench.backbone)  # type: ignore[arg-type]
-            reference = bench.reference.roles
+            session = opened(f"reference.kind={kind}", f"reference.rest={rest}", f"model.quantization={quantization}")
+            assert ("reference" in present(session)) == (rest == "device")
+            rows = tiny.rows(session.backbone)  # type: ignore[arg-type]
+            reference = session.reference.roles
             for _ in range(2):  # it goes and comes again
-                with reference.visiting("reference"), reference.reading_as("reference"):
-                    found[kind, rest], mask, _ = token_logprobs(bench.reference.backbone, rows)
-    with bench.roles.reading_as("base"):
-        plain, _, _ = token_logprobs(bench.backbone, rows)
+                with reference.on_device("reference"), reference.inference_as("reference"):
+                    found[kind, rest], mask, _ = token_logprobs(session.reference.backbone, rows)
+    with session.roles.inference_as("base"):
+        plain, _, _ = token_logprobs(session.backbone, rows)
     assert float((plain - found["adapter", "device"])[mask].abs().max()) > 1e-3  # the adapter says something
     for other in found.values():
         assert torch.equal(other, found["adapter", "device"])
@@ -118,89 +118,89 @@ def test_all_kinds_of_reference_give_the_same_logprobs(quantization: str) -> Non
 class Watch:
     """Notes who is on the device in each phase of an iteration."""
 
-    def __init__(self, bench: tiny.TinyBench, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, session: tiny.TinyBench, patch: pytest.MonkeyPatch) -> None:
         self.seen: dict[str, set[str]] = {}
         for module, name in (
             (rollouts, "sample"),
             (rollouts, "token_logprobs"),
-            (rollouts, "sequence_scores"),
+            (rollouts, "reward_scores"),
             (rollouts, "token_values"),
             (ppo, "_micro"),
         ):
-            patch.setattr(module, name, self._noting(bench, name, getattr(module, name)))
+            patch.setattr(module, name, self._noting(session, name, getattr(module, name)))
 
-    def _noting(self, bench: tiny.TinyBench, name: str, real: Any) -> Any:
+    def _noting(self, session: tiny.TinyBench, name: str, real: Any) -> Any:
         def call(*given: Any, **named: Any) -> Any:
-            owner = bench.reference if name == "token_logprobs" and given[0] is bench.reference.backbone else bench
+            owner = session.reference if name == "token_logprobs" and given[0] is session.reference.backbone else session
             phase = f"{name} of {owner.roles._active()}" if name == "token_logprobs" else name
-            self.seen.setdefault(phase, set()).update(present(bench))
+            self.seen.setdefault(phase, set()).update(present(session))
             return real(*given, **named)
 
         return call
 
 
-def iteration(bench: tiny.TinyBench, folder: Path) -> tuple[rollouts.Rollout, ppo.Learner]:
+def iteration(session: tiny.TinyBench, folder: Path) -> tuple[rollouts.Rollout, ppo.Learner]:
     parameters: dict[str, list[Any]] = {
-        "policy": bench.roles.parameters("policy"),
-        "value": bench.critic.roles.parameters("value"),
+        "policy": session.roles.parameters("policy"),
+        "value": session.critic.roles.parameters("value"),
     }
-    accelerator = make_accelerator(bench.cfg, folder)
+    accelerator = make_accelerator(session.cfg, folder)
     optimizers = {role: make_optimizer(accelerator, weights, 0.01, 0.0) for role, weights in parameters.items()}
     learner = ppo.Learner(accelerator, parameters, optimizers, memory())
-    rollout, _ = rollouts.collect(bench, prompts(), {}, learner.extra, 0.0, 0)
-    ppo.update(bench, rollout, learner, 0)
+    rollout, _ = rollouts.collect(session, prompts(), {}, learner.extra, 0.0, 0)
+    ppo.update(session, rollout, learner, 0)
     return rollout, learner
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 @pytest.mark.parametrize("kind", ["adapter", "model"])
 def test_a_phase_has_only_the_roles_it_needs(kind: str, quantization: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    bench = opened(f"reference.kind={kind}", f"model.quantization={quantization}")
-    watch = Watch(bench, monkeypatch)
-    iteration(bench, tmp_path)
+    session = opened(f"reference.kind={kind}", f"model.quantization={quantization}")
+    watch = Watch(session, monkeypatch)
+    iteration(session, tmp_path)
     own = {"reference base"} if kind == "model" else set()
     assert watch.seen == {
         "sample": {"policy"},
         "token_logprobs of policy": {"policy"},
         "token_logprobs of reference": {"reference"} | own,
-        "sequence_scores": {"reward", "value"},
+        "reward_scores": {"reward", "value"},
         "token_values": {"reward", "value"},
         "_micro": {"policy", "value"},
     }
-    assert present(bench) == set()
+    assert present(session) == set()
 
 
 @pytest.mark.parametrize("rest", ["cpu", "device"])
 def test_a_reward_base_of_its_own_rests_while_the_policy_samples(
     rest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = opened(f"reward.rest={rest}", "reward.base=other", critic=small(9, 2))
-    watch = Watch(bench, monkeypatch)
-    iteration(bench, tmp_path)
+    session = opened(f"reward.rest={rest}", "reward.base=other", critic=small(9, 2))
+    watch = Watch(session, monkeypatch)
+    iteration(session, tmp_path)
     always = {"reward base"} if rest == "device" else set()
     assert watch.seen["sample"] == {"policy"} | always
     assert watch.seen["token_logprobs of reference"] == {"reference"} | always
-    assert watch.seen["sequence_scores"] == {"reward", "value", "reward base"}
+    assert watch.seen["reward_scores"] == {"reward", "value", "reward base"}
     assert watch.seen["_micro"] == {"policy", "value", "reward base"}
 
 
 def test_reward_and_value_of_another_base_read_the_policys_tokens(tmp_path: Path) -> None:
     other = small(9, 2)
-    bench = opened("reward.base=other", critic=other)
-    critic = bench.critic
-    with critic.roles.visiting("value"):
+    session = opened("reward.base=other", critic=other)
+    critic = session.critic
+    with critic.roles.on_device("value"):
         before, start = tiny.digest(critic.roles.parameters("value")), tiny.digest(tiny.base_weights(other))
-    rollout, _ = rollouts.collect(bench, prompts(), {}, memory(), 0.0, 0)
+    rollout, _ = rollouts.collect(session, prompts(), {}, memory(), 0.0, 0)
     assert rollout.rows[0].features is not None and rollout.critic_rows[0].features is not None
     assert not torch.equal(rollout.rows[0].features, rollout.critic_rows[0].features)  # seen through eyes of its own
     assert [row.answer for row in rollout.rows] == [row.answer for row in rollout.critic_rows]
     assert rollout.values_BR.shape == rollout.logprobs_BR.shape
-    with critic.roles.visiting("value"), critic.roles.reading_as("value"):
+    with critic.roles.on_device("value"), critic.roles.inference_as("value"):
         for number, row in enumerate(rollout.critic_rows):
             alone, _ = token_values(other, critic.roles.heads["value"], [row])
             torch.testing.assert_close(rollout.values_BR[number, : len(row.answer)], alone[0], atol=1e-5, rtol=1e-5)
-    iteration(bench, tmp_path)
-    with critic.roles.visiting("value"):
+    iteration(session, tmp_path)
+    with critic.roles.on_device("value"):
         assert tiny.digest(critic.roles.parameters("value")) != before
         assert tiny.digest(tiny.base_weights(other)) == start
 
@@ -211,19 +211,19 @@ def test_parking_changes_no_number_of_an_iteration(tmp_path: Path, monkeypatch: 
     for parking in (True, False):
         if parking:
             monkeypatch.setattr(offload, "_host_copy", lambda tensor: tensor.clone())
-            monkeypatch.setattr(Resting, "come", _come_as_copies)
+            monkeypatch.setattr(OffloadableWeights, "come", _come_as_copies)
         else:
             monkeypatch.undo()
-            monkeypatch.setattr(ppo, "park", lambda bench: None)
-        bench = opened()
-        rollout, learner = iteration(bench, tmp_path)
-        ppo.update(bench, rollout, learner, 1)
-        with bench.roles.visiting(*ROLES):
-            found.append({role: tiny.digest(bench.roles.parameters(role)) for role in ROLES})
+            monkeypatch.setattr(ppo, "enable_offload", lambda session: None)
+        session = opened()
+        rollout, learner = iteration(session, tmp_path)
+        ppo.update(session, rollout, learner, 1)
+        with session.roles.on_device(*ROLES):
+            found.append({role: tiny.digest(session.roles.parameters(role)) for role in ROLES})
     assert found[0] == found[1]
 
 
-def _come_as_copies(self: Resting) -> None:
+def _come_as_copies(self: OffloadableWeights) -> None:
     if self.away:
         for (owner, name), host in zip(self._places, self._host, strict=True):
             setattr(owner, name, host.clone())
@@ -231,14 +231,14 @@ def _come_as_copies(self: Resting) -> None:
 
 
 def test_a_parked_role_is_saved_with_its_head_and_stays_parked(tmp_path: Path) -> None:
-    bench = opened()
-    roles = bench.roles
-    with roles.visiting("value"):
+    session = opened()
+    roles = session.roles
+    with roles.on_device("value"):
         roles.save("value", tmp_path / "present")
     roles.save("value", tmp_path / "parked")
     for name in ("adapter_model.safetensors", "head.safetensors"):
         assert (tmp_path / "present" / name).read_bytes() == (tmp_path / "parked" / name).read_bytes()
-    assert present(bench) == set()
+    assert present(session) == set()
 
 
 def test_four_bit_weights_take_their_state_along() -> None:
@@ -251,7 +251,7 @@ def test_four_bit_weights_take_their_state_along() -> None:
         before, _, _ = token_logprobs(base, rows)
     weights = [layer.weight for layer in layers]
     held = stored_bytes(weights)
-    away = Resting(weights, frozen=True)
+    away = OffloadableWeights(weights, frozen=True)
     away.rest()
     assert held > 0 and stored_bytes(weights) == 0
     away.come()
@@ -269,14 +269,14 @@ def test_a_full_device_leaves_everything_where_it_was() -> None:
             raise torch.OutOfMemoryError("full")
 
     one, two = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))
-    away = Resting([one, two])
+    away = OffloadableWeights([one, two])
     away.rest()
     good, away._host[1] = away._host[1], torch.ones(2).as_subclass(Full)
     with pytest.raises(torch.OutOfMemoryError):
         away.come()
     assert away.away and stored_bytes([one, two]) == 0
     away._host[1] = good
-    with away.visiting():
+    with away.on_device():
         assert one.tolist() == [1, 1, 1] and two.tolist() == [1, 1]
 
 
@@ -285,20 +285,20 @@ def test_a_workbench_for_ppo_opens_the_bases_of_its_own_and_puts_them_to_rest(re
     save(small(9), tmp_path / "judge")
     named = [f"reward.base={tmp_path / 'judge'}", f"reward.rest={rest}", "reference.kind=model", f"reference.rest={rest}"]
     cfg = tiny.settings(*named, "data.world=")
-    with open_workbench(cfg, Run(tmp_path / "run"), for_ppo=True) as bench:
-        for other in (bench.reference, bench.critic):
-            assert other is not bench
+    with open_session(cfg, Run(tmp_path / "run"), for_ppo=True) as session:
+        for other in (session.reference, session.critic):
+            assert other is not session
             seeing = {id(p) for part in other.backbone.eyes for p in part.parameters()}
             assert bool(stored_bytes(p for p in other.backbone.model.parameters() if id(p) not in seeing)) == (rest == "device")
-        assert bench.critic.cfg.model.base == str(tmp_path / "judge")
-        assert stored_bytes(bench.backbone.text_model.parameters())
-    with open_workbench(cfg, Run(tmp_path / "run")) as bench:
-        assert bench.reference is bench.critic is bench
+        assert session.critic.cfg.model.base == str(tmp_path / "judge")
+        assert stored_bytes(session.backbone.text_model.parameters())
+    with open_session(cfg, Run(tmp_path / "run")) as session:
+        assert session.reference is session.critic is session
 
 
 def test_nobody_reads_through_a_parked_base() -> None:
-    bench = opened("reference.kind=model")
-    with pytest.raises(ValueError, match="base is parked"), bench.reference.roles.reading_as("reference"):
+    session = opened("reference.kind=model")
+    with pytest.raises(ValueError, match="base is parked"), session.reference.roles.inference_as("reference"):
         pass
 
 
@@ -307,15 +307,15 @@ def test_gradients_reach_every_adapter_layer_through_four_bits_and_checkpointing
     """No input requires a gradient here, so this is what a reentrant checkpoint would get wrong."""
     found = []
     for checkpointing in ("false", "true"):
-        bench = opened("model.quantization=nf4", f"model.dtype={dtype}", f"model.gradient_checkpointing={checkpointing}")
-        rows = tiny.rows(bench.backbone)  # type: ignore[arg-type]
-        norms = [p for n, p in bench.backbone.model.named_parameters() if "norm" in n and "lora_" not in n]
+        session = opened("model.quantization=nf4", f"model.dtype={dtype}", f"model.gradient_checkpointing={checkpointing}")
+        rows = tiny.rows(session.backbone)  # type: ignore[arg-type]
+        norms = [p for n, p in session.backbone.model.named_parameters() if "norm" in n and "lora_" not in n]
         assert {p.dtype for p in norms} == {getattr(torch, dtype)}
-        packed = [m for m in bench.backbone.model.modules() if hasattr(m, "compute_dtype")]
+        packed = [m for m in session.backbone.model.modules() if hasattr(m, "compute_dtype")]
         assert len(packed) == 4 * 7 and {m.compute_dtype for m in packed} == {getattr(torch, dtype)}
-        with bench.roles.visiting("policy"), bench.roles.training_as("policy"):
-            (-token_logprobs(bench.backbone, rows)[0].sum()).backward()
-            weights = bench.roles.named("policy")
+        with session.roles.on_device("policy"), session.roles.training_as("policy"):
+            (-token_logprobs(session.backbone, rows)[0].sum()).backward()
+            weights = session.roles.named("policy")
             assert {p.dtype for p in weights.values()} == {torch.float32}
             found.append({name: p.grad for name, p in weights.items()})
     assert len(found[0]) == 4 * 7 * 2
@@ -326,10 +326,10 @@ def test_gradients_reach_every_adapter_layer_through_four_bits_and_checkpointing
 
 
 def test_a_head_keeps_full_precision_under_autocast() -> None:
-    bench = opened()
-    with bench.roles.visiting("reward"):
-        head = bench.roles.heads["reward"]
-        hidden = torch.randn(5, bench.backbone.width, generator=torch.Generator().manual_seed(0))
+    session = opened()
+    with session.roles.on_device("reward"):
+        head = session.roles.heads["reward"]
+        hidden = torch.randn(5, session.backbone.width, generator=torch.Generator().manual_seed(0))
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             low = head(hidden)
         by_hand = hidden @ head.linear.weight[0] + head.linear.bias
@@ -364,35 +364,35 @@ def test_on_a_gpu_the_reference_holds_no_byte_during_the_update(kind: str, tmp_p
         start = torch.cuda.memory_allocated()
         cfg = tiny.settings(*SHORT, f"reference.kind={kind}", "model.device=cuda", "model.quantization=nf4", "model.dtype=auto")
         base: Any = open_backbone(cfg.model)
-        bench = tiny.TinyBench(base, {f"clip{i}": tiny.view(base, 1 + i, i) for i in CLIPS}, cfg)
+        session = tiny.TinyBench(base, {f"clip{i}": tiny.view(base, 1 + i, i) for i in CLIPS}, cfg)
         if with_reference and kind == "model":
-            bench.reference = _reference_bench(bench)
-        trained(bench, ROLES if with_reference else ("policy", "reward", "value"))
+            session.reference = _reference_bench(session)
+        trained(session, ROLES if with_reference else ("policy", "reward", "value"))
         for role in ("policy", "reward", "value"):
-            bench.roles.park(role)
+            session.roles.enable_offload(role)
         if with_reference:
-            bench.reference.roles.park("reference")
-        with bench.roles.visiting("policy", "value"):
+            session.reference.roles.enable_offload("reference")
+        with session.roles.on_device("policy", "value"):
             held.append(torch.cuda.memory_allocated() - start)
         if with_reference:
-            reference = bench.reference.roles
-            with reference.visiting("reference"):
+            reference = session.reference.roles
+            with reference.on_device("reference"):
                 assert {p.device.type for p in reference.parameters("reference")} == {"cuda"}
                 assert stored_bytes(reference.parameters("reference")) > 0
-            iteration(bench, tmp_path)
-            assert present(bench) == set()
-        del bench, base
+            iteration(session, tmp_path)
+            assert present(session) == set()
+        del session, base
     assert held[1] == held[2] > 0
 
 
 @pytest.mark.gpu
 def test_on_a_gpu_reading_and_training_do_the_same_arithmetic(tmp_path: Path) -> None:
-    bench = opened("model.device=cuda", "model.dtype=bfloat16")
-    rows = tiny.rows(bench.backbone)  # type: ignore[arg-type]
-    accelerator = make_accelerator(bench.cfg, tmp_path)
-    with bench.roles.visiting("policy"):
-        with bench.roles.reading_as("policy"):
-            read, _, _ = token_logprobs(bench.backbone, rows)
-        with bench.roles.training_as("policy"), accelerator.autocast():
-            trained_on, _, _ = token_logprobs(bench.backbone, rows)
+    session = opened("model.device=cuda", "model.dtype=bfloat16")
+    rows = tiny.rows(session.backbone)  # type: ignore[arg-type]
+    accelerator = make_accelerator(session.cfg, tmp_path)
+    with session.roles.on_device("policy"):
+        with session.roles.inference_as("policy"):
+            read, _, _ = token_logprobs(session.backbone, rows)
+        with session.roles.training_as("policy"), accelerator.autocast():
+            trained_on, _, _ = token_logprobs(session.backbone, rows)
     torch.testing.assert_close(read, trained_on.detach(), atol=1e-5, rtol=1e-5)

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from minirlaif.models.renderer import Layout, Renderer, Shown, group_times
+from minirlaif.errors import UserError
+from minirlaif.models.renderer import FrameLayout, Layout, Renderer, group_times
 from minirlaif.tiny_world.base_model import LAYOUT, SPECIAL
-from minirlaif.types import Turn, UserError
+from minirlaif.types import Turn
 from tests.fixtures import tiny
 
-TWO = Shown((0.5, 1.5), 2.0, 3)
+TWO = FrameLayout((0.5, 1.5), 2.0, 3)
 NASTY = "a <image> b <end_of_utterance> c <|im_start|> d <fake_token_around_image> e <|endoftext|>"
 
 
@@ -75,14 +76,14 @@ def published(count: str) -> str:
 
 
 def test_the_default_layout_writes_frames_and_times_as_published() -> None:
-    found = raw(Renderer(tiny.tokenizer(), Layout()).prompt(Shown((0.9, 65.2), 3723.9, 3), "What happens?"))
+    found = raw(Renderer(tiny.tokenizer(), Layout()).prompt(FrameLayout((0.9, 65.2), 3723.9, 3), "What happens?"))
     start, expected = "<|im_start|>User: You are provided the following series of ", published("two")
     assert found.startswith(start) and expected.startswith(start)
     assert found[len(start) :].split(" ", 1)[1] == expected[len(start) :].split(" ", 1)[1]
 
 
 def test_the_default_layout_writes_what_smolvlm2_was_trained_on() -> None:
-    found = raw(Renderer(tiny.tokenizer(), Layout()).prompt(Shown((0.9, 65.2), 3723.9, 3), "What happens?"))
+    found = raw(Renderer(tiny.tokenizer(), Layout()).prompt(FrameLayout((0.9, 65.2), 3723.9, 3), "What happens?"))
     assert found == published("two")  # their processor writes the number of frames as a word
 
 
@@ -105,7 +106,7 @@ def test_the_default_layout_follows_the_published_chat_template() -> None:
 )
 def test_words_are_cut_into_tokens_as_the_whole_text_would_be(times: tuple[float, ...]) -> None:
     """Template and text meet inside a word boundary: "User: " and "What" are "User", ":", " What"."""
-    found = Renderer(tiny.tokenizer(), Layout()).prompt(Shown(times, 70.0, 3) if times else None, "What happens?")
+    found = Renderer(tiny.tokenizer(), Layout()).prompt(FrameLayout(times, 70.0, 3) if times else None, "What happens?")
     assert list(found) == tiny.tokenizer().encode(raw(found), add_special_tokens=False)
 
 
@@ -119,7 +120,7 @@ def test_a_conversation_over_the_limit_is_refused_by_name(render: Renderer) -> N
 
 def test_every_frame_gets_its_placeholders(render: Renderer) -> None:
     for frames in (0, 1, 4):
-        ids = render.prompt(Shown(tuple(map(float, range(frames))), 4.0, 3) if frames else None, "what?")
+        ids = render.prompt(FrameLayout(tuple(map(float, range(frames))), 4.0, 3) if frames else None, "what?")
         assert ids.count(render.image_id) == frames * 3
 
 
@@ -128,9 +129,9 @@ def test_groups_of_frames_share_placeholders_and_a_time() -> None:
     assert group_times((1.0, 2.0, 4.0), 2) == [1.5, 4.0]  # a frame left over stands for two
     assert group_times((1.0, 2.0, 4.0), 0) == [2.5]
     pairs = Renderer(tiny.tokenizer(), Layout(frame="{at:.1f}s:{image};", group=2))
-    assert "1.5s:<image><image>;4.0s:<image><image>;" in raw(pairs.prompt(Shown((1.0, 2.0, 4.0), 5.0, 2), "what?"))
+    assert "1.5s:<image><image>;4.0s:<image><image>;" in raw(pairs.prompt(FrameLayout((1.0, 2.0, 4.0), 5.0, 2), "what?"))
 
 
 def test_the_tiny_layout_shows_one_token_per_frame_and_no_times() -> None:
-    ids = Renderer(tiny.tokenizer(), LAYOUT).prompt(Shown((0.5, 1.5), 2.0, 1), "how many?", "0s: it.\n")
+    ids = Renderer(tiny.tokenizer(), LAYOUT).prompt(FrameLayout((0.5, 1.5), 2.0, 1), "how many?", "0s: it.\n")
     assert raw(ids) == "<|im_start|>User:<image><image>\n0s: it.\nhow many?<end_of_utterance>\nAssistant:"

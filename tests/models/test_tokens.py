@@ -153,5 +153,5 @@ def test_wrong_inputs_are_refused() -> None:
         pick_logprobs(logits(), TARGETS_BT[:, :3])
     with pytest.raises(ValueError, match="temperature"):
         pick_logprobs(logits(), TARGETS_BT, None, 0.0)
-    with pytest.raises(ValueError, match="banned_V"):
+    with pytest.raises(ValueError, match="disallowed_V"):
         pick_logprobs(logits(), TARGETS_BT, torch.zeros(7))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from minirlaif.errors import StageStopped, UserError
 from minirlaif.runs import io, stage_dir
 from minirlaif.runs.run import Run
-from minirlaif.types import StageStopped, UserError
 
 
 @pytest.fixture

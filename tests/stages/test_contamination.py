@@ -20,7 +20,7 @@ from minirlaif.video.reader import UnreadableClip
 PARTS = {"sft": "sft", "feedback": "prompts", "reward": "preferences"}
 
 
-def bench() -> Any:
+def session() -> Any:
     """Content ids of clips, without decoding; a file that holds "bad" cannot be read."""
 
     def info(video: str) -> Any:
@@ -54,17 +54,17 @@ def asked(folder: Path, *names: str) -> list[Sample]:
 
 
 def test_clips_are_counted_by_content(run: Run, tmp_path: Path) -> None:
-    assert seen_before(bench(), run, asked(tmp_path, "new")) == 0
+    assert seen_before(session(), run, asked(tmp_path, "new")) == 0
     for name in PARTS.values():
-        assert seen_before(bench(), run, asked(tmp_path, "new", name)) == 1, name
+        assert seen_before(session(), run, asked(tmp_path, "new", name)) == 1, name
     (tmp_path / "copy.mp4").write_bytes(b"sft")
-    assert seen_before(bench(), run, asked(tmp_path, "copy", "sft", "new")) == 2
+    assert seen_before(session(), run, asked(tmp_path, "copy", "sft", "new")) == 2
 
 
 @pytest.mark.parametrize("name", ["sft.json", "prompts.json", "preferences.json", "sft.mp4"])
 def test_what_is_gone_or_changed_is_not_guessed(run: Run, tmp_path: Path, name: str) -> None:
     (tmp_path / name).rename(tmp_path / "elsewhere")
-    assert seen_before(bench(), run, asked(tmp_path, "new")) is None
+    assert seen_before(session(), run, asked(tmp_path, "new")) is None
     if name.endswith(".json"):
         (tmp_path / name).write_text((tmp_path / "elsewhere").read_text() + " ")
-        assert seen_before(bench(), run, asked(tmp_path, "new")) is None
+        assert seen_before(session(), run, asked(tmp_path, "new")) is None

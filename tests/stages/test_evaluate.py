@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from minirlaif.models.generation import Asked, Completion
-from minirlaif.models.logprobs import Row, token_logprobs
+from minirlaif.models.generation import Completion, EncodedPrompt
+from minirlaif.models.logprobs import EncodedPair, token_logprobs
 from minirlaif.runs.run import Run
 from minirlaif.stages import evaluate
 from minirlaif.types import Sample, Turn
@@ -33,20 +33,20 @@ def fact(name: str, answer: str = RIGHT, **other: Any) -> dict[str, Any]:
 class Watcher:
     """A sampler that says who is asked about what: the active model, told by its log-probabilities, and the kind of frames."""
 
-    def __init__(self, bench: tiny.TinyBench, models: dict[str, Tensor], rows: Sequence[Row], grey: Tensor) -> None:
-        self.bench, self.models, self.rows, self.grey = bench, models, rows, grey
+    def __init__(self, session: tiny.TinyBench, models: dict[str, Tensor], rows: Sequence[EncodedPair], grey: Tensor) -> None:
+        self.session, self.models, self.rows, self.grey = session, models, rows, grey
 
-    def __call__(self, backbone: Any, prompts: Sequence[Asked], *rest: Any, **named: Any) -> list[list[Completion]]:
+    def __call__(self, backbone: Any, prompts: Sequence[EncodedPrompt], *rest: Any, **named: Any) -> list[list[Completion]]:
         now = token_logprobs(backbone, self.rows)[0]
         (model,) = [name for name, known in self.models.items() if torch.allclose(now, known, atol=1e-5)]
         renderer = backbone.renderer
         return [[Completion(renderer.answer(f"{model} {self.frames(prompt)}"), True, ())] for prompt in prompts]
 
-    def frames(self, prompt: Asked) -> str:
+    def frames(self, prompt: EncodedPrompt) -> str:
         assert prompt.features is not None
         if torch.equal(prompt.features, self.grey):
             return "grey"
-        for video, view in self.bench.views.items():
+        for video, view in self.session.views.items():
             if torch.equal(prompt.features, view.features):
                 return f"true {video[-1]}"
             if all(any(torch.equal(one, other) for other in view.features) for one in prompt.features):
@@ -58,7 +58,7 @@ def test_each_model_answers_about_true_grey_and_mixed_frames(monkeypatch: pytest
     monkeypatch.setattr(evaluate, "seen_before", lambda *_: 0)
     base = tiny.backbone()
     cfg = tiny.settings("evaluate.gallery=0", "evaluate.batch_size=2", "evaluate.bootstrap=10", "data.world=tiny")
-    bench = tiny.TinyBench(base, {f"/clips/{n}": tiny.view(base, 6, n) for n in range(3)}, cfg)
+    session = tiny.TinyBench(base, {f"/clips/{n}": tiny.view(base, 6, n) for n in range(3)}, cfg)
     some = tiny.rows(base)[:1]
     models = {"base": token_logprobs(base, some)[0].detach()}
     run = Run(tmp_path / "run")
@@ -67,7 +67,7 @@ def test_each_model_answers_about_true_grey_and_mixed_frames(monkeypatch: pytest
     for seed, name in enumerate(("sft", "ppo"), start=1):
         tiny.finished(run, name, lambda path, seed=seed: tiny.save_adapter(path / "adapter", seed))  # type: ignore[misc]
         other.roles.add(name, 0, run.dir(name) / "adapter")
-        with other.roles.reading_as(name):
+        with other.roles.inference_as(name):
             models[name] = token_logprobs(spare, some)[0]
     counts = ("swap_consistency", "decided_share", "longer_wins", "pairs", "tie", "invalid", "disagree")
     judged = {"id": "p0#0", "answer_a": RIGHT, "answer_b": WRONG, "choice": "B", "without_context": {"choice": "A"}, "tags": {}}
@@ -83,10 +83,10 @@ def test_each_model_answers_about_true_grey_and_mixed_frames(monkeypatch: pytest
     tiny.finished(run, "feedback", fed, **dict.fromkeys(counts, 0.25))
     tiny.finished(run, "reward", lambda path: tiny.write_lines(path / "held_out.jsonl", [scored]),
                   accuracy=0.75, accuracy_by_type={}, bias=0.5)  # fmt: skip
-    grey = torch.zeros_like(bench.views["/clips/0"].features)
+    grey = torch.zeros_like(session.views["/clips/0"].features)
     tests = [asked(f"t{n}", f"/clips/{n}", "sft true 1") for n in range(3)]
-    tiny.at_bench(monkeypatch, evaluate, bench, test=tests)
-    monkeypatch.setattr(evaluate, "sample", Watcher(bench, models, some, grey))
+    tiny.at_bench(monkeypatch, evaluate, session, test=tests)
+    monkeypatch.setattr(evaluate, "sample", Watcher(session, models, some, grey))
     monkeypatch.setattr(evaluate, "blank_features", lambda source, count, size, cache: grey[:count])
     evaluate.run(cfg, run)
 

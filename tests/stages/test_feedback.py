@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from minirlaif.feedback import judge as judging
-from minirlaif.models.generation import Asked, Completion
+from minirlaif.models.generation import Completion, EncodedPrompt
 from minirlaif.runs.run import Run
-from minirlaif.session import View
+from minirlaif.session import VideoInput
 from minirlaif.stages import feedback
-from minirlaif.types import Pair, Sample, Turn, Verdict
+from minirlaif.types import Comparison, Sample, Turn, Verdict
 from tests.fixtures import tiny
 
 TRUE, FALSE, DESCRIBED = "a red circle moves left.", "a blue cross stays still.", "a green square moves up."
@@ -24,7 +24,7 @@ PROMPTS = [Sample(f"q{number:02d}", f"/clips/{number % 2}", (Turn("what happens 
 class Bench(tiny.TinyBench):
     """Every clip is one segment."""
 
-    def segments(self, video: str) -> list[tuple[tuple[float, float], View]]:
+    def segment_inputs(self, video: str) -> list[tuple[tuple[float, float], VideoInput]]:
         return [((0.0, 2.0), self.views[video])]
 
 
@@ -33,14 +33,14 @@ def label(patch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> tuple[Pat
     and context (or "") the pairs that were asked about with what the judge saw of them."""
     base = tiny.backbone()
     cfg = tiny.settings("feedback.readout=likelihood", "feedback.batch_size=20", *overrides)
-    bench = Bench(base, {f"/clips/{number}": tiny.view(base, 2, number) for number in range(2)}, cfg)
+    session = Bench(base, {f"/clips/{number}": tiny.view(base, 2, number) for number in range(2)}, cfg)
     asked: dict[str, list[dict[str, Any]]] = {}
 
-    def sample(_: Any, prompts: Sequence[Asked], answers: int = 1, *rest: Any, **named: Any) -> list[list[Completion]]:
+    def sample(_: Any, prompts: Sequence[EncodedPrompt], answers: int = 1, *rest: Any, **named: Any) -> list[list[Completion]]:
         texts = [DESCRIBED] if answers == 1 else [TRUE, FALSE]
         return [[Completion(base.renderer.answer(text), True, ()) for text in texts] for _ in prompts]
 
-    def judge(_: Any, pairs: Sequence[Pair], views: Any, readout: str, *rest: Any) -> list[Verdict]:
+    def judge(_: Any, pairs: Sequence[Comparison], views: Any, readout: str, *rest: Any) -> list[Verdict]:
         verdicts = []
         for pair in pairs:
             better = TRUE if pair.context else FALSE
@@ -50,7 +50,7 @@ def label(patch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> tuple[Pat
             asked.setdefault(f"{readout} {'with' if pair.context else 'without'}", []).append(seen)
         return verdicts
 
-    tiny.at_bench(patch, feedback, bench, prompts=PROMPTS)
+    tiny.at_bench(patch, feedback, session, prompts=PROMPTS)
     patch.setattr(feedback, "sample", sample)
     patch.setattr(judging, "sample", sample)  # the descriptions
     patch.setattr(feedback, "judge", judge)
@@ -99,7 +99,7 @@ def test_a_limit_labels_the_first_prompts_as_they_were_without_it(monkeypatch: p
 
 @pytest.mark.parametrize(("choice", "chosen", "rejected"), [("A", "one", "two"), ("B", "two", "one")])
 def test_a_verdict_becomes_a_preference(choice: str, chosen: str, rejected: str) -> None:
-    pair = Pair("p#0", "clip", "what?", "one", "two", "0s: x\n", {"type": "count"})
+    pair = Comparison("p#0", "clip", "what?", "one", "two", "0s: x\n", {"type": "count"})
     assert feedback._preference(pair, Verdict("p#0", choice, 0.123456, (choice, choice))) == {
         "id": "p#0",
         "videos": ["clip"],

@@ -40,13 +40,13 @@ def test_the_sample_is_a_decided_pair(monkeypatch: pytest.MonkeyPatch, tmp_path)
     rows = [Sample(f"r{number}", f"{number}.mp4", (Turn(f"q{number}"),)) for number in range(2)]
     backbone = SimpleNamespace(renderer=SimpleNamespace(decode=str))
     cfg = config.load(None, ["feedback.readout=likelihood"])
-    bench = SimpleNamespace(cfg=cfg, backbone=backbone, whole=lambda video: None, asked=lambda *words: None)
+    session = SimpleNamespace(cfg=cfg, backbone=backbone, whole=lambda video: None, asked=lambda *words: None)
     monkeypatch.setattr(feedback, "sample", lambda *words: [[SimpleNamespace(ids=n) for n in (1, 2)] for _ in rows])
 
     def shown(*choices: str) -> dict:
         told = [Verdict(f"r{number}#0", choice, 1.0, (choice, choice)) for number, choice in enumerate(choices)]
-        monkeypatch.setattr(feedback, "judge", lambda bench, pairs, *words: told[: len(pairs)])
-        lines = feedback._label(bench, Run(tmp_path), rows, {"0.mp4": "", "1.mp4": ""}, 0)  # type: ignore[arg-type]
+        monkeypatch.setattr(feedback, "judge", lambda session, pairs, *words: told[: len(pairs)])
+        lines = feedback._label(session, Run(tmp_path), rows, {"0.mp4": "", "1.mp4": ""}, 0)  # type: ignore[arg-type]
         return next(record for name, record in lines if name == "samples.jsonl")
 
     assert shown("tie", "B")["question"] == "q1" and shown("tie", "B")["choice"] == "B"

@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 
 from minirlaif.algorithms.rollout import collect
 from minirlaif.config import Config
+from minirlaif.errors import UserError
 from minirlaif.feedback import win_rate as devjudge
-from minirlaif.feedback.win_rate import DevJudge
+from minirlaif.feedback.win_rate import WinRateEvaluator
 from minirlaif.models.generation import sample
-from minirlaif.models.logprobs import Row, sequence_scores, token_logprobs, token_values
+from minirlaif.models.logprobs import EncodedPair, reward_scores, token_logprobs, token_values
 from minirlaif.runs.run import Run
 from minirlaif.stages import ppo
-from minirlaif.types import Pair, Sample, Turn, UserError, Verdict
+from minirlaif.types import Comparison, Sample, Turn, Verdict
 from tests.fixtures import tiny
 
 CLIPS = ("/clips/0", "/clips/1")
@@ -82,19 +83,19 @@ def test_a_poor_reward_model_is_refused(
 @pytest.mark.parametrize(("max_kl", "steps"), [("0", 3), ("1000", 3), ("0.000001", 2)])
 def test_it_stops_over_max_kl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, max_kl: str, steps: int) -> None:
     """The first answers come from the SFT model itself, at a KL of 0; those after the first update do not."""
-    bench = bench_of(learning(f"ppo.max_kl={max_kl}"))
-    tiny.at_bench(monkeypatch, ppo, bench, prompts=prompts(4))
+    session = bench_of(learning(f"ppo.max_kl={max_kl}"))
+    tiny.at_bench(monkeypatch, ppo, session, prompts=prompts(4))
     run = before_ppo(tmp_path / "run")
-    ppo.run(bench.cfg, run)
+    ppo.run(session.cfg, run)
     lines = tiny.read_lines(run.dir("ppo") / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, steps + 1))
     assert abs(lines[0]["kl"]) < 1e-6 and 1e-3 < lines[1]["kl"] < 1000
 
 
-def plain(bench: tiny.TinyBench, role: str) -> dict[str, torch.Tensor]:
+def plain(session: tiny.TinyBench, role: str) -> dict[str, torch.Tensor]:
     """A role's adapter under the names that a file of it has."""
-    with bench.roles.visiting(role):
-        return {name.replace(f".{role}.", "."): weight.detach().clone() for name, weight in bench.roles.named(role).items()}
+    with session.roles.on_device(role):
+        return {name.replace(f".{role}.", "."): weight.detach().clone() for name, weight in session.roles.named(role).items()}
 
 
 def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
@@ -102,17 +103,17 @@ def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> 
 
 
 def test_where_roles_start_and_which_policy_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    bench = bench_of(learning("data.dev=[dev]"))
-    tiny.at_bench(monkeypatch, ppo, bench, prompts=prompts(4), dev=prompts(2))
+    session = bench_of(learning("data.dev=[dev]"))
+    tiny.at_bench(monkeypatch, ppo, session, prompts=prompts(4), dev=prompts(2))
     starts: list[dict[str, dict[str, torch.Tensor]]] = []
     heads: list[float] = []
     judged: list[dict[str, torch.Tensor]] = []
     real = ppo.collect
 
     def collected(*arguments: Any) -> Any:
-        with bench.roles.visiting("policy", "reference", "reward", "value"):
-            starts.append({role: plain(bench, role) for role in ("policy", "reference", "reward", "value")})
-            heads.append(float(bench.roles.heads["value"].linear.weight.abs().max()))
+        with session.roles.on_device("policy", "reference", "reward", "value"):
+            starts.append({role: plain(session, role) for role in ("policy", "reference", "reward", "value")})
+            heads.append(float(session.roles.heads["value"].linear.weight.abs().max()))
         return real(*arguments)
 
     class Judge:
@@ -122,14 +123,14 @@ def test_where_roles_start_and_which_policy_is_kept(monkeypatch: pytest.MonkeyPa
             pass
 
         def win_rate(self) -> float:
-            with bench.roles.visiting("policy"):
-                judged.append(plain(bench, "policy"))
+            with session.roles.on_device("policy"):
+                judged.append(plain(session, "policy"))
             return self.rates[len(judged) - 1]
 
     monkeypatch.setattr(ppo, "collect", collected)
-    monkeypatch.setattr(ppo, "DevJudge", Judge)
+    monkeypatch.setattr(ppo, "WinRateEvaluator", Judge)
     run = before_ppo(tmp_path / "run")
-    ppo.run(bench.cfg, run)
+    ppo.run(session.cfg, run)
 
     files = {name: load_file(run.dir(name) / "adapter" / "adapter_model.safetensors") for name in ("sft", "reward", "ppo")}
     for role, name in (("policy", "sft"), ("reference", "sft"), ("reward", "reward"), ("value", "reward")):
@@ -149,16 +150,16 @@ def test_the_end_of_a_score_by_hand() -> None:
     limit, scale = 4, 2.0
     cfg = tiny.settings(f"rollout.max_new_tokens={limit}", f"rollout.reward_scale={scale}", "rollout.missing_eos_penalty=8",
                         "rollout.length_coef=10", "rollout.gamma=1", "rollout.lam=1")  # fmt: skip
-    bench = bench_of(cfg)
-    end = bench.backbone.renderer.end_id
-    tiny.biased(bench.backbone, {end: 5.0}, flat=True)  # ends about one time in four: e^5 = 148 against some 430 others
+    session = bench_of(cfg)
+    end = session.backbone.renderer.end_id
+    tiny.biased(session.backbone, {end: 5.0}, flat=True)  # ends about one time in four: e^5 = 148 against some 430 others
     for role in ("policy", "reference", "reward", "value"):
-        bench.roles.add(role, 0)
+        session.roles.add(role, 0)
     for role in ("reward", "value"):
-        bench.roles.add_head(role, 0, start=0.0)
-    bench.roles.heads["reward"].linear.bias.data.fill_(2.0)
+        session.roles.add_head(role, 0, start=0.0)
+    session.roles.heads["reward"].linear.bias.data.fill_(2.0)
     memory: dict[str, Any] = {"score_mean": None, "score_deviation": None}
-    rollout, stats = collect(bench, prompts(12), CONTEXTS, memory, bias=0.5, step=0)
+    rollout, stats = collect(session, prompts(12), CONTEXTS, memory, bias=0.5, step=0)
     answers = [row.answer for row in rollout.rows]
     ended = [answer[-1] == end for answer in answers]
     assert {len(answer) for answer, stop in zip(answers, ended, strict=True) if stop} > {1} and not all(ended)
@@ -174,57 +175,57 @@ def test_the_end_of_a_score_by_hand() -> None:
 @pytest.mark.parametrize("context", [True, False])
 def test_reward_and_value_read_the_context_and_the_policy_never_does(context: bool) -> None:
     cfg = tiny.settings("rollout.max_new_tokens=4", f"reward.context={context}".lower())
-    bench = bench_of(cfg)
+    session = bench_of(cfg)
     for seed, role in enumerate(("policy", "reference", "reward", "value")):
-        bench.roles.add(role, seed)
-        tiny.stir(bench.roles, role, seed)
+        session.roles.add(role, seed)
+        tiny.stir(session.roles, role, seed)
     for role in ("reward", "value"):
-        bench.roles.add_head(role, 1, start=0.3)
+        session.roles.add_head(role, 1, start=0.3)
     asked, memory = prompts(4), {"score_mean": None, "score_deviation": None}
-    rollout, stats = collect(bench, asked, CONTEXTS, memory, bias=0.0, step=0)
+    rollout, stats = collect(session, asked, CONTEXTS, memory, bias=0.0, step=0)
     answers = [row.answer for row in rollout.rows]
 
-    def rows(told: bool) -> list[Row]:
+    def rows(told: bool) -> list[EncodedPair]:
         return [
-            bench.row(bench.whole(p.video), p.turns[0].question, answer, CONTEXTS[p.video] if told else "")
+            session.row(session.video_input(p.video), p.turns[0].question, answer, CONTEXTS[p.video] if told else "")
             for p, answer in zip(asked, answers, strict=True)
         ]
 
     found: dict[bool, tuple[torch.Tensor, float]] = {}
     for told in (True, False):
-        with bench.roles.reading_as("value"):
-            values_BR, _ = token_values(bench.backbone, bench.roles.heads["value"], rows(told))
-        with bench.roles.reading_as("reward"):
-            found[told] = values_BR, float(sequence_scores(bench.backbone, bench.roles.heads["reward"], rows(told)).mean())
+        with session.roles.inference_as("value"):
+            values_BR, _ = token_values(session.backbone, session.roles.heads["value"], rows(told))
+        with session.roles.inference_as("reward"):
+            found[told] = values_BR, float(reward_scores(session.backbone, session.roles.heads["reward"], rows(told)).mean())
     assert float((found[True][0] - found[False][0]).abs().max()) > 1e-3 and abs(found[True][1] - found[False][1]) > 1e-3
     assert torch.allclose(rollout.values_BR, found[context][0], atol=1e-5)
     assert stats["score"] == pytest.approx(found[context][1], abs=1e-5)
-    with bench.roles.reading_as("policy"):
-        logprobs_BR, _, _ = token_logprobs(bench.backbone, rows(False))
+    with session.roles.inference_as("policy"):
+        logprobs_BR, _, _ = token_logprobs(session.backbone, rows(False))
     assert torch.allclose(rollout.logprobs_BR, logprobs_BR, atol=1e-4)
 
 
 def test_the_dev_judge_counts_what_the_policy_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two prompts won, one lost, one tied: 2.5 of 4. The judge is the SFT model and reads the context."""
-    bench = bench_of(tiny.settings("rollout.max_new_tokens=5", "feedback.batch_size=3"))
+    session = bench_of(tiny.settings("rollout.max_new_tokens=5", "feedback.batch_size=3"))
     for role, seed in (("policy", 4), ("reference", SFT)):
-        bench.roles.add(role, seed)
-        tiny.stir(bench.roles, role, seed)
+        session.roles.add(role, seed)
+        tiny.stir(session.roles, role, seed)
     dev, texts = prompts(4), {}
-    some = tiny.rows(bench.backbone)[:2]
+    some = tiny.rows(session.backbone)[:2]
     seen = {}
     for role in ("policy", "reference"):
-        with bench.roles.reading_as(role):
-            asked = [bench.asked(bench.whole(p.video), p.turns[0].question) for p in dev]
-            drawn = sample(bench.backbone, asked, temperature=0, max_new_tokens=5)
-            texts[role] = [bench.backbone.renderer.decode(answer.ids) for (answer,) in drawn]
-            seen[role] = token_logprobs(bench.backbone, some)[0]
+        with session.roles.inference_as(role):
+            asked = [session.asked(session.video_input(p.video), p.turns[0].question) for p in dev]
+            drawn = sample(session.backbone, asked, temperature=0, max_new_tokens=5)
+            texts[role] = [session.backbone.renderer.decode(answer.ids) for (answer,) in drawn]
+            seen[role] = token_logprobs(session.backbone, some)[0]
     assert all(one != other for one, other in zip(texts["policy"], texts["reference"], strict=True))
     assert not torch.allclose(seen["policy"], seen["reference"], atol=1e-3)
     winners = dict(zip([p.id for p in dev], ["policy", "reference", "tie", "policy"], strict=True))
     rounds: list[list[str]] = []
 
-    def judge(at: Any, pairs: Sequence[Pair], views: Any, *rest: Any) -> list[Verdict]:
+    def judge(at: Any, pairs: Sequence[Comparison], views: Any, *rest: Any) -> list[Verdict]:
         rounds.append([pair.id for pair in pairs])
         assert torch.allclose(token_logprobs(at.backbone, some)[0], seen["reference"], atol=1e-5)
         verdicts = []
@@ -238,5 +239,5 @@ def test_the_dev_judge_counts_what_the_policy_wins(monkeypatch: pytest.MonkeyPat
         return verdicts
 
     monkeypatch.setattr(devjudge, "judge", judge)
-    assert DevJudge(bench, dev, CONTEXTS).win_rate() == 2.5 / 4
+    assert WinRateEvaluator(session, dev, CONTEXTS).win_rate() == 2.5 / 4
     assert rounds == [["q0", "q1", "q2", "q3"]]

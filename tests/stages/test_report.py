@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from minirlaif.config import Config, load
+from minirlaif.errors import UserError
 from minirlaif.reports import html as page
 from minirlaif.reports import run_diagnostics, run_results
 from minirlaif.runs.run import Run
 from minirlaif.stages import report
-from minirlaif.types import UserError
 
 SECTIONS = ["accuracy", "controls", "judge", "reward", "training", "gallery", "time", "looks"]
 ATTACK = '<script>alert(1)</script><img src="http://x.invalid/a" onerror=alert(2)>'

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from minirlaif.models.logprobs import sequence_scores
+from minirlaif.errors import UserError
+from minirlaif.models.logprobs import reward_scores
 from minirlaif.runs.run import Run
 from minirlaif.stages import reward
-from minirlaif.types import Preference, UserError
+from minirlaif.types import Preference
 from tests.fixtures import tiny
 
 CONTEXT = "0s: a green square moves up.\n"
@@ -40,8 +41,8 @@ def test_what_training_and_examination_read(monkeypatch: pytest.MonkeyPatch, tmp
     settings = ("reward.held_out=0.5", "reward.epochs=2", "reward.batch_size=2", "reward.micro_batch_size=2")
     cfg = tiny.settings(*settings, f"reward.context={context}".lower())
     rows = [preference(f"p{n}", f"/clips/{n}", f"a {colour} circle.", f"a {colour} cross.") for n, colour in enumerate(COLOURS)]
-    bench = tiny.TinyBench(base, {p.video: tiny.view(base, 2, n) for n, p in enumerate(rows)}, cfg)
-    tiny.at_bench(monkeypatch, reward, bench)
+    session = tiny.TinyBench(base, {p.video: tiny.view(base, 2, n) for n, p in enumerate(rows)}, cfg)
+    tiny.at_bench(monkeypatch, reward, session)
     monkeypatch.setattr(reward, "read_preferences", lambda *_: list(rows))
     read: dict[bool, list[str]] = {True: [], False: []}  # with gradients: training; without: examination
     embed = base.embed
@@ -73,7 +74,7 @@ def test_a_limit_on_pairs_draws_from_those_for_training_and_keeps_the_held_out_o
     rows = [preference(f"p{n}", f"/clips/{n}", "a red circle.", "a red cross.") for n in range(20)]
     trained: list[str] = []
 
-    def backward(bench: Any, accelerator: Any, batch: list[Preference]) -> dict[str, float]:
+    def backward(session: Any, accelerator: Any, batch: list[Preference]) -> dict[str, float]:
         trained.extend(p.id for p in batch)
         return {"loss": 1.0}
 
@@ -83,8 +84,8 @@ def test_a_limit_on_pairs_draws_from_those_for_training_and_keeps_the_held_out_o
     kept: dict[int, list[str]] = {}
     for pairs in (0, 3, 6):
         cfg = tiny.settings("reward.held_out=0.4", "reward.epochs=1", "reward.batch_size=3", f"data.preference_limit={pairs}")
-        bench = tiny.TinyBench(base := tiny.backbone(), {p.video: tiny.view(base, 1, 0) for p in rows}, cfg)
-        tiny.at_bench(monkeypatch, reward, bench)
+        session = tiny.TinyBench(base := tiny.backbone(), {p.video: tiny.view(base, 1, 0) for p in rows}, cfg)
+        tiny.at_bench(monkeypatch, reward, session)
         run = Run(tmp_path / str(pairs))
         tiny.finished(run, "sft", lambda path: tiny.save_adapter(path / "adapter", 1))
         tiny.finished(run, "feedback")
@@ -99,11 +100,11 @@ def test_a_limit_on_pairs_draws_from_those_for_training_and_keeps_the_held_out_o
     assert found[6] != set(sorted(first, key=lambda name: int(name[1:]))[:6])  # drawn, not the first clips
 
 
-def examined(folder: Path, bench: tiny.TinyBench, kept: list[Preference]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def examined(folder: Path, session: tiny.TinyBench, kept: list[Preference]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     run = Run(folder / "run")
     with run.stage("reward", {}) as out:
         assert out is not None
-        reward._examine(bench, run, out, kept)
+        reward._examine(session, run, out, kept)
     return out.summary, tiny.read_lines(run.dir("reward") / "held_out.jsonl")
 
 
@@ -112,19 +113,19 @@ def test_the_figures_of_the_examination(tmp_path: Path) -> None:
     base = tiny.backbone()
     (red,) = base.renderer.text_ids(" red")
     tiny.biased(base, {red: 3.0}, flat=True)
-    bench = tiny.TinyBench(base, {"/clip": tiny.view(base, 2, 0)})
-    bench.roles.add("reward", 0)
-    bench.roles.add_head("reward", 0, start=0.0, beta=1.0)
+    session = tiny.TinyBench(base, {"/clip": tiny.view(base, 2, 0)})
+    session.roles.add("reward", 0)
+    session.roles.add_head("reward", 0, start=0.0, beta=1.0)
     said = {True: "a red circle.", False: "a blue circle."}  # five tokens each: a, colour, circle, full stop, end
     kinds = [(True, "first"), (True, "first"), (False, "count"), (True, "count")]
     kept = [preference(f"p{n}", "/clip", said[right], said[not right], type=kind) for n, (right, kind) in enumerate(kinds)]
-    summary, rows = examined(tmp_path, bench, kept)
+    summary, rows = examined(tmp_path, session, kept)
     assert summary["accuracy"] == 0.75 and summary["held_out_pairs"] == 4
     assert summary["accuracy_by_type"] == {"count": 0.5, "first": 1.0}
     assert summary["beta"] == 1.0 and summary["padding_gap"] < 1e-4
-    length = len(bench.answer_ids(said[True]))
+    length = len(session.answer_ids(said[True]))
     ahead = 3.0 / length  # of a mean over the answer's tokens
-    assert length == len(bench.answer_ids(said[False])) == 5
+    assert length == len(session.answer_ids(said[False])) == 5
     for row, (right, _) in zip(rows, kinds, strict=True):
         assert row["score_chosen"] - row["score_rejected"] == pytest.approx(ahead if right else -ahead, abs=1e-5)
     low = min(rows[0]["score_chosen"], rows[0]["score_rejected"])
@@ -135,16 +136,19 @@ def test_the_figures_of_the_examination(tmp_path: Path) -> None:
 @pytest.mark.parametrize("context", [True, False])
 def test_scores_are_those_of_rows_with_or_without_context(tmp_path: Path, context: bool) -> None:
     base = tiny.backbone()
-    bench = tiny.TinyBench(base, {"/clip": tiny.view(base, 2, 0)}, tiny.settings(f"reward.context={context}".lower()))
-    bench.roles.add("reward", 0)
-    tiny.stir(bench.roles, "reward", 1)
-    bench.roles.add_head("reward", 0, start=0.3)
+    session = tiny.TinyBench(base, {"/clip": tiny.view(base, 2, 0)}, tiny.settings(f"reward.context={context}".lower()))
+    session.roles.add("reward", 0)
+    tiny.stir(session.roles, "reward", 1)
+    session.roles.add_head("reward", 0, start=0.3)
     p = preference("p", "/clip", "a red circle.", "a blue cross.")
-    _, ((row),) = examined(tmp_path, bench, [p])
-    with bench.roles.reading_as("reward"):
+    _, ((row),) = examined(tmp_path, session, [p])
+    with session.roles.inference_as("reward"):
         expected = {}
         for told in (CONTEXT, ""):
-            asked = [bench.row(bench.whole("/clip"), p.question, bench.answer_ids(text), told) for text in (p.chosen, p.rejected)]
-            expected[told] = sequence_scores(base, bench.roles.heads["reward"], asked).tolist()
+            asked = [
+                session.row(session.video_input("/clip"), p.question, session.answer_ids(text), told)
+                for text in (p.chosen, p.rejected)
+            ]
+            expected[told] = reward_scores(base, session.roles.heads["reward"], asked).tolist()
     assert expected[CONTEXT] != pytest.approx(expected[""], abs=1e-3)
     assert [row["score_chosen"], row["score_rejected"]] == pytest.approx(expected[CONTEXT if context else ""], abs=1e-5)

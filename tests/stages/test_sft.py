@@ -30,11 +30,11 @@ ROWS = [
 def test_short_rows_first_then_the_long_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     base = tiny.backbone()
     cfg = tiny.settings("sft.short_words=3", "sft.epochs=2", "sft.batch_size=2", "sft.warmup_ratio=0", "sft.schedule=linear")
-    bench = tiny.TinyBench(base, {"/clip": tiny.view(base, 2, 0)}, cfg)
-    tiny.at_bench(monkeypatch, sft, bench, sft=ROWS)
+    session = tiny.TinyBench(base, {"/clip": tiny.view(base, 2, 0)}, cfg)
+    tiny.at_bench(monkeypatch, sft, session, sft=ROWS)
     trained: list[str] = []
 
-    def backward(bench: Any, accelerator: Any, batch: Sequence[Sample]) -> float:
+    def backward(session: Any, accelerator: Any, batch: Sequence[Sample]) -> float:
         trained.extend(sample.id for sample in batch)
         return 1.0
 
@@ -55,7 +55,7 @@ def test_rows_without_short_answers_make_one_stage(monkeypatch: pytest.MonkeyPat
     cfg = tiny.settings("sft.short_words=0", "sft.batch_size=5")
     tiny.at_bench(monkeypatch, sft, tiny.TinyBench(base, {"/clip": tiny.view(base, 2, 0)}, cfg), sft=ROWS)
     trained: list[set[str]] = []
-    monkeypatch.setattr(sft, "backward", lambda bench, accelerator, batch: trained.append({s.id for s in batch}) or 1.0)
+    monkeypatch.setattr(sft, "backward", lambda session, accelerator, batch: trained.append({s.id for s in batch}) or 1.0)
     sft.run(cfg, Run(tmp_path / "run"))
     assert trained == [{sample.id for sample in ROWS}]
 
@@ -65,7 +65,7 @@ def test_without_the_curriculum_rows_of_all_lengths_are_mixed(monkeypatch: pytes
     cfg = tiny.settings("sft.short_words=3", "sft.batch_size=5", "sft.epochs=2", "sft.curriculum=false")
     tiny.at_bench(monkeypatch, sft, tiny.TinyBench(base, {"/clip": tiny.view(base, 2, 0)}, cfg), sft=ROWS)
     trained: list[set[str]] = []
-    monkeypatch.setattr(sft, "backward", lambda bench, accelerator, batch: trained.append({s.id for s in batch}) or 1.0)
+    monkeypatch.setattr(sft, "backward", lambda session, accelerator, batch: trained.append({s.id for s in batch}) or 1.0)
     run = Run(tmp_path / "run")
     sft.run(cfg, run)
     assert trained == [{sample.id for sample in ROWS}] * 2  # one stage, two epochs of all five

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from minirlaif.algorithms.advantages import whiten
 from minirlaif.algorithms.rollout import Rollout
-from minirlaif.models.logprobs import sequence_scores, token_logprobs, token_values
+from minirlaif.errors import StageStopped, UserError
+from minirlaif.models.logprobs import reward_scores, token_logprobs, token_values
 from minirlaif.stages import ppo, reward, sft
 from minirlaif.training.optim import (
     check_finite,
@@ -23,7 +24,7 @@ from minirlaif.training.optim import (
     shuffled,
     write_state,
 )
-from minirlaif.types import Preference, Sample, StageStopped, Turn, UserError
+from minirlaif.types import Preference, Sample, Turn
 from tests.fixtures import tiny
 
 QUESTIONS = (
@@ -42,7 +43,7 @@ ANSWERS = (
 )
 
 
-def bench(*overrides: str) -> tiny.TinyBench:
+def session(*overrides: str) -> tiny.TinyBench:
     base = tiny.backbone(seed=4)
     cfg = tiny.settings("ppo.minibatch_size=5", "reward.max_grad_norm=1.0", *overrides)
     made = tiny.TinyBench(base, {f"clip{i}": tiny.view(base, 1 + i % 3, i) for i in range(5)}, cfg)
@@ -64,11 +65,11 @@ def preferences() -> list[Preference]:
 
 def rollout(made: tiny.TinyBench) -> Rollout:
     """Answers with advantages and returns that no model made, old values a little off, old log-probabilities as they are."""
-    rows = [made.row(made.whole(f"clip{i}"), QUESTIONS[i], made.answer_ids(ANSWERS[i])) for i in range(5)]
+    rows = [made.row(made.video_input(f"clip{i}"), QUESTIONS[i], made.answer_ids(ANSWERS[i])) for i in range(5)]
     draw = torch.Generator().manual_seed(0)
-    with made.roles.reading_as("policy"):
+    with made.roles.inference_as("policy"):
         logprobs, mask, _ = token_logprobs(made.backbone, rows)
-    with made.roles.reading_as("value"):
+    with made.roles.inference_as("value"):
         values, _ = token_values(made.backbone, made.roles.heads["value"], rows)
     advantages, returns = (torch.randn(mask.shape, generator=draw) * mask for _ in range(2))
     return Rollout(rows, rows, logprobs, values, whiten(advantages, mask), returns, mask)
@@ -82,7 +83,7 @@ def learner(made: tiny.TinyBench, folder: Path) -> ppo.Learner:
 
 
 def gradients(stage: str, micro: int, folder: Path) -> tuple[list[torch.Tensor], dict[str, float]]:
-    made = bench(f"sft.micro_batch_size={micro}", f"reward.micro_batch_size={micro}", f"ppo.micro_batch_size={micro}",
+    made = session(f"sft.micro_batch_size={micro}", f"reward.micro_batch_size={micro}", f"ppo.micro_batch_size={micro}",
                  "reward.centering=0.5")  # fmt: skip
     accelerator = make_accelerator(made.cfg, folder)
     if stage == "sft":
@@ -109,16 +110,18 @@ def test_accumulation_changes_neither_gradient_nor_numbers(stage: str, tmp_path:
 
 
 def test_sft_loss_is_the_mean_over_all_answer_tokens_of_the_batch(tmp_path: Path) -> None:
-    made = bench()
-    with made.roles.reading_as("sft"):
-        rows = [made.row(made.whole(s.video), s.turns[0].question, made.answer_ids(str(s.turns[0].answer))) for s in samples()]
+    made = session()
+    with made.roles.inference_as("sft"):
+        rows = [
+            made.row(made.video_input(s.video), s.turns[0].question, made.answer_ids(str(s.turns[0].answer))) for s in samples()
+        ]
         logprobs, mask, _ = token_logprobs(made.backbone, rows)
     found = sft.backward(made, make_accelerator(made.cfg, tmp_path), samples())
     assert found == pytest.approx(-float(logprobs.sum() / mask.sum()), abs=1e-4)
 
 
 def test_reward_learns_chosen_over_rejected(tmp_path: Path) -> None:
-    made = bench()
+    made = session()
     accelerator = make_accelerator(made.cfg, tmp_path)
     optimizer = make_optimizer(accelerator, made.roles.parameters("reward"), 0.01, 0.0)
     before = reward.backward(made, accelerator, preferences())
@@ -139,7 +142,7 @@ def test_a_resumed_optimiser_goes_on_bit_by_bit(kind: str, tmp_path: Path) -> No
             optimizer_step(accelerator, optimizer, made.roles.parameters("reward"), 0.01 / (1 + step), 1.0)
 
     def opened(folder: Path | None) -> tuple[tiny.TinyBench, Any, Any]:
-        made = bench("model.lora_r=32")
+        made = session("model.lora_r=32")
         if folder:
             tiny.stir(made.roles, "reward", 99)  # nothing of a fresh role may stay
             made.roles._load_adapter("reward", folder / "reward")
@@ -168,7 +171,7 @@ def test_a_resumed_optimiser_goes_on_bit_by_bit(kind: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("kept", "asked"), [("adamw", "paged_adamw_8bit"), ("paged_adamw_8bit", "adamw")])
 def test_moments_of_the_other_optimiser_are_refused_in_one_line(kept: str, asked: str, tmp_path: Path) -> None:
-    made = bench()
+    made = session()
     accelerator, weights = make_accelerator(made.cfg, tmp_path), made.roles.parameters("reward")
     first, second = (make_optimizer(accelerator, weights, 0.01, 0.1, kind) for kind in (kept, asked))
     reward.backward(made, accelerator, preferences())
@@ -182,7 +185,7 @@ def test_moments_of_the_other_optimiser_are_refused_in_one_line(kept: str, asked
 def test_8_bit_steps_are_nearly_those_of_adamw(tmp_path: Path) -> None:
     moved = []
     for kind in ("adamw", "paged_adamw_8bit"):
-        made = bench("model.lora_r=32")
+        made = session("model.lora_r=32")
         accelerator, weights = make_accelerator(made.cfg, tmp_path), made.roles.parameters("reward")
         optimizer = make_optimizer(accelerator, weights, 0.01, 0.0, kind)
         before = torch.cat([p.detach().flatten().clone() for p in weights])
@@ -217,7 +220,7 @@ def test_a_gpu_pages_the_moments_and_resumes_bit_by_bit(tmp_path: Path) -> None:
 
 
 def test_a_nan_stops_the_stage_before_it_reaches_a_weight(tmp_path: Path) -> None:
-    made = bench()
+    made = session()
     rolled, found = rollout(made), learner(made, tmp_path)
     before = tiny.digest([p for role in ("policy", "value") for p in made.roles.parameters(role)])
     rolled.advantages_BR[2, 0] = float("nan")
@@ -235,7 +238,7 @@ def test_check_finite_names_stage_step_and_number(value: float) -> None:
 
 
 def test_an_update_that_sees_other_logprobs_than_the_rollout_stops(tmp_path: Path) -> None:
-    made = bench()
+    made = session()
     rolled = rollout(made)
     rolled.logprobs_BR[rolled.mask_BR] += 0.1
     with pytest.raises(StageStopped, match="first ratio is off 1"):
@@ -243,7 +246,7 @@ def test_an_update_that_sees_other_logprobs_than_the_rollout_stops(tmp_path: Pat
 
 
 def test_the_step_clips_the_gradient_and_forgets_it(tmp_path: Path) -> None:
-    made = bench()
+    made = session()
     accelerator = make_accelerator(made.cfg, tmp_path)
     parameters = [torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1))]
     optimizer = accelerator.prepare(torch.optim.SGD(parameters, lr=123.0))
@@ -281,10 +284,10 @@ def test_a_padded_row_learns_as_it_does_alone(tmp_path: Path) -> None:
     """The score of the short row in a batch with a long one has the gradient it has on its own."""
     found = []
     for size in (1, 2):
-        made = bench()
-        rows = [made.row(made.whole(f"clip{i}"), QUESTIONS[i], made.answer_ids(ANSWERS[i])) for i in (1, 2)][:size]
+        made = session()
+        rows = [made.row(made.video_input(f"clip{i}"), QUESTIONS[i], made.answer_ids(ANSWERS[i])) for i in (1, 2)][:size]
         with made.roles.training_as("reward"):
-            sequence_scores(made.backbone, made.roles.heads["reward"], rows)[0].backward()
+            reward_scores(made.backbone, made.roles.heads["reward"], rows)[0].backward()
         found.append([p.grad for p in made.roles.parameters("reward")])
     for alone, padded in zip(*found, strict=True):
         torch.testing.assert_close(alone, padded, atol=1e-5, rtol=1e-4)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minirlaif.types import UserError
+from minirlaif.errors import UserError
 from minirlaif.video import decode_worker, timestamps
 from minirlaif.video import reader as video
 from minirlaif.video.frame_sampling import FramePlan, FrameSize, uniform_plan
@@ -369,7 +369,8 @@ def test_the_child_ends_with_its_reader(made: dict[str, Path]):
 
 
 def test_the_reader_process_never_loads_torch(python: Callable[..., subprocess.CompletedProcess[str]]):
-    loaded = python("-c", "import sys; from minirlaif.video import decode_worker; decode_worker._has_decord(); print('torch' in sys.modules)")
+    code = "import sys; from minirlaif.video import decode_worker; decode_worker._has_decord(); print('torch' in sys.modules)"
+    loaded = python("-c", code)
     assert loaded.stdout.strip() == "False", loaded.stderr
 
 

@@ -19,8 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from minirlaif.errors import UserError
 from minirlaif.runs.io import sha256
-from minirlaif.types import UserError
 
 PACKAGE = "llama-cpp-python"
 VERSION = "0.3.36"  # also in requirements.txt; another version reads and writes other files

@@ -16,14 +16,14 @@ import torch
 from safetensors import safe_open
 
 from minirlaif.config import Config, ModelSection
+from minirlaif.errors import UserError
 from minirlaif.gguf.export.reference import logits_of, plain_section, reference_of
 from minirlaif.gguf.export.template import chat_template, processor_settings
 from minirlaif.memory.shapes import empty_model, read_config
-from minirlaif.models.adapters import Roles
+from minirlaif.models.adapters import AdapterSet
 from minirlaif.models.backbones.base import Backbone, no_bars
 from minirlaif.models.loading import base_folder, open_backbone
 from minirlaif.runs.run import Run
-from minirlaif.types import UserError
 
 TEXT_NAMES = {"smolvlm": ["VLlama3ForCausalLM"]}  # text_config.architectures that the converter looks up, by model type
 REFUSED = {"use_rslora": "rank-stabilised LoRA", "use_dora": "DoRA", "modules_to_save": "whole trained modules"}
@@ -67,17 +67,17 @@ def merged(cfg: Config, run: Run, folder: Path, keep_apart: bool = False) -> dic
     if keep_apart:
         save_model(backbone, backbone.model, folder, own_dtype(cfg.model))
     adapter = run.require("ppo") / "adapter"
-    roles = Roles(backbone, section)
+    roles = AdapterSet(backbone, section)
     roles.add("policy", 0, adapter)
     if cfg.model.quantization == "none":
-        trained = reference_of(cfg, run, backbone, {"policy": roles.reading_as("policy")})
+        trained = reference_of(cfg, run, backbone, {"policy": roles.inference_as("policy")})
     else:
         small = open_backbone(replace(section, quantization=cfg.model.quantization))
-        others = Roles(small, section)
+        others = AdapterSet(small, section)
         others.add("policy", 0, adapter)
-        trained = reference_of(cfg, run, small, {"policy": others.reading_as("policy")})
+        trained = reference_of(cfg, run, small, {"policy": others.inference_as("policy")})
     if keep_apart:
-        with roles.reading_as("policy"):
+        with roles.inference_as("policy"):
             now = logits_of(backbone, trained.probes)
     else:
         save_model(backbone, roles.merge("policy"), folder, own_dtype(cfg.model))

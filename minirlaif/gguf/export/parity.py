@@ -20,7 +20,7 @@ from minirlaif.gguf.export.converter import in_child
 from minirlaif.gguf.runtime.engine import threads_for
 from minirlaif.gguf.runtime.llama import Session
 from minirlaif.gguf.runtime.projector import grouped, placed
-from minirlaif.models.renderer import Layout, Renderer, Shown
+from minirlaif.models.renderer import FrameLayout, Layout, Renderer
 from minirlaif.types import Turn
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def main() -> None:
         if order["adapter"]:
             session.adapt({Path(order["adapter"]): 1.0})
         for number, row in enumerate(order["probes"]):
-            shown = row["shown"] and Shown(**{**row["shown"], "times": tuple(row["shown"]["times"])})
+            shown = row["shown"] and FrameLayout(**{**row["shown"], "times": tuple(row["shown"]["times"])})
             ids = renderer.prompt(shown, row["question"])
             if row["answer"]:
                 ids = renderer.conversation(shown, [Turn(row["question"], row["answer"])]).ids

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from minirlaif.errors import UserError
 from minirlaif.gguf.export.converter import fetch, in_child
-from minirlaif.types import UserError
 
 TYPES = {  # as users know them -> llama.cpp's name of the file type
     "f32": "ALL_F32",

@@ -15,11 +15,11 @@ import torch
 
 from minirlaif.config import Config, ModelSection, VideoSection
 from minirlaif.gguf.export.task_check import questions
-from minirlaif.models.adapters import Roles
+from minirlaif.models.adapters import AdapterSet
 from minirlaif.models.backbones.base import Backbone
-from minirlaif.models.generation import Asked
+from minirlaif.models.generation import EncodedPrompt
 from minirlaif.models.loading import open_backbone
-from minirlaif.models.renderer import Layout, Shown
+from minirlaif.models.renderer import FrameLayout, Layout
 from minirlaif.runs.run import Run
 from minirlaif.session import read_samples
 from minirlaif.types import Turn
@@ -51,7 +51,7 @@ class Probe:
     ids: tuple[int, ...]
     question: str
     answer: str = ""  # what of an answer stands in the prompt already
-    shown: Shown | None = None
+    shown: FrameLayout | None = None
     pixels_FHW3: np.ndarray | None = None
 
 
@@ -96,10 +96,10 @@ def of_run(cfg: Config, run: Run, saved: Path | None) -> Reference:
         return reference_of(cfg, run, open_backbone(plain_section(cfg.model, str(saved))), {"rlaif": nullcontext()})
     section = plain_section(cfg.model)
     backbone = open_backbone(section)
-    roles = Roles(backbone, section)
+    roles = AdapterSet(backbone, section)
     for model, stage in ADAPTERS.items():
         roles.add(model, 0, run.require(stage) / "adapter")
-    return reference_of(cfg, run, backbone, {model: roles.reading_as(model) for model in (*ADAPTERS, "base")})
+    return reference_of(cfg, run, backbone, {model: roles.inference_as(model) for model in (*ADAPTERS, "base")})
 
 
 def asked_of(cfg: Config, run: Run) -> list[tuple[str, str]]:
@@ -135,7 +135,7 @@ def clip_probes(backbone: Backbone, reader: ClipReader, video: VideoSection, row
         plan = uniform_plan(info.seconds, video.frames)
         size = backbone.frame_size(info.width, info.height, video.frame_pixels)
         (pixels_FHW3,) = reader.frames(path, [plan], size)
-        shown = Shown(plan.times, info.seconds, backbone.sizing.vectors(size))
+        shown = FrameLayout(plan.times, info.seconds, backbone.sizing.vectors(size))
         made.append(Probe(backbone.renderer.prompt(shown, question), question, "", shown, pixels_FHW3))
     return made
 
@@ -146,11 +146,11 @@ def logits_of(backbone: Backbone, probes: Sequence[Probe]) -> np.ndarray:
     found = []
     for probe in probes:
         features = None if probe.pixels_FHW3 is None else backbone.encode_frames(probe.pixels_FHW3)
-        found.append(next_logits(backbone, Asked(probe.ids, features)))
+        found.append(next_logits(backbone, EncodedPrompt(probe.ids, features)))
     return np.stack([logits_V.float().cpu().numpy() for logits_V in found])
 
 
-def next_logits(backbone: Backbone, asked: Asked) -> torch.Tensor:
+def next_logits(backbone: Backbone, asked: EncodedPrompt) -> torch.Tensor:
     """logits_V after one prompt."""
     ids_BT = torch.tensor([asked.ids], device=backbone.device)
     mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minirlaif.inference.engine import Engine, Options
+from minirlaif.inference.engine import ChatEngine, SamplingParams
 from minirlaif.runs.run import Run
 from minirlaif.stats import exact_match
 from minirlaif.video.frame_sampling import BLANK
@@ -54,9 +54,9 @@ def questions(run: Run, most: int, model: str = "rlaif") -> list[Asked]:
     return [Asked(os.path.normpath(Path(folder, r["video"])), r["question"], r["truth"], r[model]) for r in rows]
 
 
-def answers(engine: Engine, rows: Sequence[Asked], max_new_tokens: int, blank: bool = False) -> Iterator[str]:
+def answers(engine: ChatEngine, rows: Sequence[Asked], max_new_tokens: int, blank: bool = False) -> Iterator[str]:
     """Greedy answers, one by one. blank: every frame is dark grey instead."""
-    options = Options(max_new_tokens=max_new_tokens)
+    options = SamplingParams(max_new_tokens=max_new_tokens)
     for row in rows:
         look = engine.look(row.video)
         if blank:

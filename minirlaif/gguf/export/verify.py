@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.config import Config
+from minirlaif.errors import UserError
 from minirlaif.gguf import export_info
 from minirlaif.gguf.export import model_card, task_check
 from minirlaif.gguf.export.converter import check_installed
@@ -17,11 +18,10 @@ from minirlaif.gguf.export.parity import FRAMES_GATE, TEXT_GATE, measure
 from minirlaif.gguf.export.quantize import TYPES, listed
 from minirlaif.gguf.export.reference import ADAPTERS, Reference, of_run
 from minirlaif.gguf.runtime.engine import GgufEngine
-from minirlaif.inference.engine import Options
+from minirlaif.inference.engine import SamplingParams
 from minirlaif.models.loading import model_type
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
-from minirlaif.types import UserError
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _asked(
             frame_pixels=cfg.video.frame_pixels,
             text={kind: str(path) for kind, path in files.text.items()},
             mmproj=str(next(iter(files.eyes.values()))),
-            options=Options(max_new_tokens=cfg.evaluate.max_new_tokens),
+            options=SamplingParams(max_new_tokens=cfg.evaluate.max_new_tokens),
             models=(model,),
             adapters={model: str(files.adapters[model])} if model in files.adapters else {},
         )

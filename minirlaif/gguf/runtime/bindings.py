@@ -6,7 +6,7 @@ import ctypes
 from collections import deque
 from typing import Any
 
-from minirlaif.types import UserError
+from minirlaif.errors import UserError
 
 INSTALL = "pip install llama-cpp-python==0.3.36"
 ERROR = 4  # ggml's number of that level

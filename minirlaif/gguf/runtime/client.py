@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from minirlaif.types import UserError
+from minirlaif.errors import UserError
 
 
 class Child:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.config import VideoSection
+from minirlaif.errors import UserError
 from minirlaif.gguf import export_info
 from minirlaif.gguf.runtime.client import Child
-from minirlaif.inference.engine import Look, Options
-from minirlaif.types import Turn, UserError
+from minirlaif.inference.engine import LoadedClip, SamplingParams
+from minirlaif.types import Turn
 from minirlaif.video.frame_sampling import uniform_plan
 from minirlaif.video.reader import ClipReader
 
@@ -43,7 +44,7 @@ class GgufEngine:
         self.models = self._facts.models
         self.title = f"{text.name}, run {self._facts.run}"
         self.frames, self.options = self._facts.frames, self._facts.options
-        self._looks: OrderedDict[str, Look] = OrderedDict()
+        self._looks: OrderedDict[str, LoadedClip] = OrderedDict()
         self._reader = ClipReader(VideoSection.timeout_seconds)
         self._child = Child(
             folder=str(folder), text=str(text), mmproj=str(eyes), threads=threads or threads_for(text), n_ctx=n_ctx
@@ -65,7 +66,7 @@ class GgufEngine:
         """decodes, encodes, prefilled_tokens, reused_tokens and decoded_tokens so far."""
         return {"decodes": self._reader.decodes, **self._child.counters}
 
-    def look(self, video: str, frames: int = 0) -> Look:
+    def look(self, video: str, frames: int = 0) -> LoadedClip:
         """Decode `frames` frames (0: as many as in training), spread evenly over the clip; known ones are kept.
 
         Raises:
@@ -77,13 +78,15 @@ class GgufEngine:
         key = f"{info.id}:{plan.key}:{size.key}"
         if key not in self._looks:
             (pixels_FHW3,) = self._reader.frames(video, [plan], size)
-            self._looks[key] = Look(video, info.seconds, plan.times, pixels_FHW3, info.width / info.height, key)
+            self._looks[key] = LoadedClip(video, info.seconds, plan.times, pixels_FHW3, info.width / info.height, key)
         self._looks.move_to_end(key)
         while len(self._looks) > LOOKS:
             self._looks.popitem(last=False)
         return replace(self._looks[key], video=video)
 
-    def stream(self, look: Look, turns: Sequence[Turn], question: str, options: Options, model: str = "") -> Iterator[str]:
+    def stream(
+        self, look: LoadedClip, turns: Sequence[Turn], question: str, options: SamplingParams, model: str = ""
+    ) -> Iterator[str]:
         """Pieces of the answer as they are sampled; see `talk.Engine`. Finish or close one stream before the next call."""
         told = [(turn.question, turn.answer) for turn in turns]
         asked: dict[str, Any] = {
@@ -98,7 +101,7 @@ class GgufEngine:
         while (piece := self._child.ask("next")["piece"]) is not None:
             yield piece
 
-    def score(self, look: Look, question: str, answer: str) -> float | None:
+    def score(self, look: LoadedClip, question: str, answer: str) -> float | None:
         """None: the reward model is not exported."""
         return None
 

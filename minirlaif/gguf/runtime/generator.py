@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from minirlaif.errors import UserError
 from minirlaif.gguf.export_info import FILE, Facts
 from minirlaif.gguf.runtime.llama import Session, length
 from minirlaif.gguf.runtime.projector import Seen, grouped, placed
-from minirlaif.inference.engine import Options
-from minirlaif.models.renderer import Renderer, Shown, pieces
-from minirlaif.types import Turn, UserError
+from minirlaif.inference.engine import SamplingParams
+from minirlaif.models.renderer import FrameLayout, Renderer, pieces
+from minirlaif.types import Turn
 from minirlaif.video.frame_sampling import FrameSize
 
 CLIPS = 8  # clips whose vectors are kept, the latest ones
@@ -26,7 +27,7 @@ GRAIN = 256  # a memory is made in steps of so many tokens, and with room for so
 
 @dataclass(frozen=True, eq=False)
 class _Clip:
-    shown: Shown
+    shown: FrameLayout
     seen: tuple[Seen, ...]
 
 
@@ -79,12 +80,12 @@ class Speaker:
                 f"{self._eyes_name}: makes {seen[0].vectors} vectors of a frame, {FILE} says {vectors}; take both from one export"
             )
         self._encodes += 1
-        self._clips[key] = _Clip(Shown(tuple(times), seconds, vectors), seen)
+        self._clips[key] = _Clip(FrameLayout(tuple(times), seconds, vectors), seen)
         while len(self._clips) > CLIPS:
             for old in self._clips.popitem(last=False)[1].seen:
                 self._session.drop(old)
 
-    def stream(self, key: str, turns: Sequence[Turn], question: str, options: Options, model: str) -> Iterator[str]:
+    def stream(self, key: str, turns: Sequence[Turn], question: str, options: SamplingParams, model: str) -> Iterator[str]:
         """Pieces of the answer; see `talk.Engine`. UserError when the conversation does not fit the model's context."""
         self._clips.move_to_end(key)
         clip = self._clips[key]
@@ -111,7 +112,7 @@ class Speaker:
             raise UserError(f"the conversation has {asked} tokens, {what} {most}: {way} fewer frames or ask for less")
         return most
 
-    def _tokens(self, items: Sequence[int | Seen], opening: int, options: Options, room: int) -> Iterator[int]:
+    def _tokens(self, items: Sequence[int | Seen], opening: int, options: SamplingParams, room: int) -> Iterator[int]:
         source = np.random.default_rng(options.seed)
         logits_V = self._session.prefill(items, mark=opening)
         for number in range(room):

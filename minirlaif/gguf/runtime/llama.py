@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from minirlaif.errors import UserError
 from minirlaif.gguf.runtime.bindings import complaint, library
 from minirlaif.gguf.runtime.projector import Eyes, Seen
 from minirlaif.gguf.runtime.vocabulary import Vocabulary
-from minirlaif.types import UserError
 
 BATCH = 512  # tokens per call of the model
 LEAST = 256  # llama.cpp makes its memory in such steps, and asserts where it is much smaller

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from minirlaif.errors import UserError
 from minirlaif.gguf.runtime.bindings import complaint
-from minirlaif.types import UserError
 
 MOST = 1 << 16  # vectors of a frame; frames come in their final size, and llama.cpp's own bounds would scale them
 

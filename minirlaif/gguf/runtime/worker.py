@@ -14,10 +14,11 @@ from typing import IO, Any
 
 import numpy as np
 
+from minirlaif.errors import UserError
 from minirlaif.gguf import export_info
 from minirlaif.gguf.runtime.generator import Speaker
-from minirlaif.inference.engine import Options
-from minirlaif.types import Turn, UserError
+from minirlaif.inference.engine import SamplingParams
+from minirlaif.types import Turn
 
 
 class Answering:
@@ -45,7 +46,7 @@ class Answering:
         if not self.speaker.knows(request["key"]):
             return {"known": False}
         turns = [Turn(*turn) for turn in request["turns"]]
-        options = Options(**request["options"])
+        options = SamplingParams(**request["options"])
         self.pieces = self.speaker.stream(request["key"], turns, request["question"], options, request["model"])
         return {"known": True}
 

@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from minirlaif.config import ModelSection
+from minirlaif.errors import UserError
 from minirlaif.models.renderer import Layout, Renderer
-from minirlaif.types import UserError
 from minirlaif.video.frame_sampling import FrameSize, Sizing
 
 
@@ -39,16 +39,17 @@ class Embedded:
 
 class Backbone:
     """A loaded model with its tokenizer. A subclass sets `text_model`, `lm_head`, `eyes` and `sizing` before calling __init__,
-    and says of its class where in the model the language model is (`text_prefix`) and what is never quantised (`kept_whole`).
+    and says of its class where in the model the language model is (`text_prefix`) and what stays unquantised
+    (`skip_quantization`).
 
     Attributes:
-        renderer: makes prompts; width: D; vocabulary: V; pad_id; banned_V: tokens that answers may not contain.
+        renderer: makes prompts; width: D; vocabulary: V; pad_id; disallowed_V: tokens that answers may not contain.
         eyes: the vision tower and what lies between it and the language model; sizing: which pixels it sees.
         more_lora_targets: linear layers that this family adds to the default `model.lora_targets`.
     """
 
     text_prefix: str  # dotted name of the language model: only there are adapters
-    kept_whole: tuple[str, ...]  # starts of the names of what is never quantised: what sees, and the output head
+    skip_quantization: tuple[str, ...]  # starts of the names of what is never quantised: what sees, and the output head
     text_model: Any
     lm_head: Any
     eyes: Sequence[nn.Module]
@@ -67,7 +68,7 @@ class Backbone:
         banned = torch.zeros(self.vocabulary, dtype=torch.bool)
         banned[sorted(i for i in special - {self.renderer.end_id} if i < self.vocabulary)] = True
         banned[len(tokenizer) :] = True  # rows of a padded embedding that stand for no token
-        self.banned_V = banned
+        self.disallowed_V = banned
 
     @classmethod
     def adapted(cls, targets: Sequence[str]) -> tuple[str, ...]:

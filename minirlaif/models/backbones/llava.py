@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from minirlaif.errors import UserError
 from minirlaif.models.backbones.base import Backbone, load_tokenizer, load_weights
 from minirlaif.models.renderer import Layout
-from minirlaif.types import UserError
 from minirlaif.video.frame_sampling import Sizing
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, as a share of full brightness; red, green, blue
@@ -47,7 +47,7 @@ class Llava(Backbone):
     """A loaded LLaVA-1.5 with its tokenizer. Features of a clip are [1, F + P, 1, D]: all frames share the placeholders."""
 
     text_prefix = "model.language_model"
-    kept_whole = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
+    skip_quantization = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
     own_layout = LAYOUT
 
     def __init__(self, model: Any, tokenizer: Any, layout: Layout, name: str) -> None:

@@ -36,7 +36,7 @@ class Qwen3VL(Backbone):
     """A loaded Qwen3-VL with its tokenizer."""
 
     text_prefix = "model.language_model"
-    kept_whole = ("model.visual", "lm_head")
+    skip_quantization = ("model.visual", "lm_head")
     own_layout = LAYOUT
 
     def __init__(self, model: Any, tokenizer: Any, layout: Layout, name: str) -> None:

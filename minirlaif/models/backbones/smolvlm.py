@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from minirlaif.errors import UserError
 from minirlaif.models.backbones.base import Backbone, load_tokenizer, load_weights
 from minirlaif.models.renderer import Layout
-from minirlaif.types import UserError
 from minirlaif.video.frame_sampling import Sizing
 
 LAYOUT_FILE = "chat_layout.json"  # beside a model whose layout is not the family's own
@@ -24,7 +24,7 @@ class SmolVLM(Backbone):
     """A loaded SmolVLM with its tokenizer."""
 
     text_prefix = "model.text_model"
-    kept_whole = ("model.vision_model", "model.connector", "lm_head")
+    skip_quantization = ("model.vision_model", "model.connector", "lm_head")
 
     def __init__(self, model: Any, tokenizer: Any, layout: Layout, name: str, longest: int = 0) -> None:
         vision = model.config.vision_config

@@ -17,6 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minirlaif import config
+from minirlaif.errors import UserError
 from minirlaif.gguf.export import converter, merge, task_check
 from minirlaif.gguf.export.quantize import chosen_types, quantize
 from minirlaif.gguf.export.reference import TEXTS
@@ -27,7 +28,7 @@ from minirlaif.models.loading import TINY
 from minirlaif.models.renderer import Layout, Renderer
 from minirlaif.runs.run import Run
 from minirlaif.tiny_world.base_model import LAYOUT
-from minirlaif.types import Turn, UserError
+from minirlaif.types import Turn
 from tests.fixtures import chat_run, export_runs, tiny
 
 
@@ -246,7 +247,9 @@ def test_the_pre_tokenizer_is_found_by_its_ids_or_refused(tmp_path: Path) -> Non
 
 
 def test_counting_answers() -> None:
-    rows = [task_check.Asked("a", "q", truth, answer) for truth, answer in (("x", "x"), ("x", "y"), (None, "z"), ("v", "v"))]
+    rows = [
+        task_check.EncodedPrompt("a", "q", truth, answer) for truth, answer in (("x", "x"), ("x", "y"), (None, "z"), ("v", "v"))
+    ]
     found = task_check.result(rows, ["x.", "x", "z", "w"])
     assert found == task_check.Result(4, 2 / 3, 1 / 4)  # three have a truth, two are told right; only the third is word for word
     assert task_check.result(rows[2:3], ["z"]).accuracy is None

@@ -17,16 +17,17 @@ import pytest
 import torch
 
 from minirlaif.cli import main
+from minirlaif.errors import UserError
 from minirlaif.gguf import export_info
 from minirlaif.gguf.export_info import Facts
 from minirlaif.gguf.runtime.engine import GgufEngine
 from minirlaif.gguf.runtime.generator import Speaker, choose
-from minirlaif.inference.engine import Look, Options
+from minirlaif.inference.engine import LoadedClip, SamplingParams
 from minirlaif.models.backbones import smolvlm
-from minirlaif.models.generation import Asked, sample
+from minirlaif.models.generation import EncodedPrompt, sample
 from minirlaif.models.loading import TINY
-from minirlaif.models.renderer import Layout, Shown
-from minirlaif.types import Turn, UserError
+from minirlaif.models.renderer import FrameLayout, Layout
+from minirlaif.types import Turn
 from minirlaif.video.frame_sampling import FrameSize, Sizing, uniform_plan
 from minirlaif.video.reader import ClipReader
 from tests.fixtures import chat_run, gguf_files
@@ -48,7 +49,7 @@ def engine(folder: Path) -> Iterator[GgufEngine]:
         yield opened
 
 
-def said(engine: Any, look: Look, question: str, turns: Sequence[Turn] = (), **how: Any) -> str:
+def said(engine: Any, look: LoadedClip, question: str, turns: Sequence[Turn] = (), **how: Any) -> str:
     return "".join(engine.stream(look, turns, question, replace(engine.options, **how)))
 
 
@@ -60,11 +61,11 @@ def test_answers_are_those_of_transformers(engine: GgufEngine, folder: Path) -> 
             (pixels,) = decoder.frames(folder / name, [uniform_plan(look.seconds, 4)], FrameSize(32, 32))
         assert np.array_equal(look.pixels_FHW3, pixels)
         assert look.times == pytest.approx([look.seconds * part / 8 for part in (1, 3, 5, 7)])
-        shown = Shown(look.times, look.seconds, 1)
+        shown = FrameLayout(look.times, look.seconds, 1)
         talked = [Turn(QUESTIONS[0], "a red circle moves left.")]
         heard = []
         for turns, question in [*(((), question) for question in QUESTIONS), (talked, QUESTIONS[1])]:
-            asked = Asked(base.renderer.prompt(shown, question, turns=turns), base.encode_frames(pixels))
+            asked = EncodedPrompt(base.renderer.prompt(shown, question, turns=turns), base.encode_frames(pixels))
             ((answer,),) = sample(base, [asked], 1, 0.0, 1.0, 32)
             heard.append(said(engine, look, question, turns))
             assert heard[-1] == base.renderer.decode(answer.ids)
@@ -133,7 +134,7 @@ def test_image_and_chat_tokens_are_never_said(folder: Path, monkeypatch: pytest.
         stops[end] = 2.0
         steps = iter([logits.copy(), stops])
         monkeypatch.setattr(speaker._session, "step", lambda token: next(steps))
-        assert "".join(speaker.stream("k", (), "what?", Options(max_new_tokens=9), "rlaif")) == "red red"
+        assert "".join(speaker.stream("k", (), "what?", SamplingParams(max_new_tokens=9), "rlaif")) == "red red"
     finally:
         speaker.close()
 
@@ -245,7 +246,7 @@ FACTS = Facts(
     frame_pixels=65536,
     text={"f16": "a.gguf", "q8_0": "b.gguf"},
     mmproj="m.gguf",
-    options=Options(0.7, 0.9, 64, 3),
+    options=SamplingParams(0.7, 0.9, 64, 3),
     models=("rlaif", "sft"),
     adapters={"sft": "s.gguf"},
 )

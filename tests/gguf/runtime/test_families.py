@@ -17,7 +17,7 @@ from minirlaif.gguf.export.converter import Job, convert
 from minirlaif.gguf.runtime.llama import Session, length
 from minirlaif.gguf.runtime.projector import Seen, grouped, placed
 from minirlaif.models.backbones import qwen3_5, qwen3_vl
-from minirlaif.models.renderer import Renderer, Shown
+from minirlaif.models.renderer import FrameLayout, Renderer
 from tests.fixtures import bases_qwen
 
 pytestmark = pytest.mark.learning
@@ -33,7 +33,7 @@ QUESTIONS = ("what happens then?", "the red square moves left, what happens with
 
 
 @dataclass(frozen=True)
-class Pair:
+class Comparison:
     """One model in both programs."""
 
     base: Any
@@ -48,7 +48,7 @@ class Pair:
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comparison]:
     make, load, words = FAMILIES[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     made = make(folder / "hf")
@@ -64,7 +64,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     control = [token.content for token in base.tokenizer.added_tokens_decoder.values()]
     convert(request.param, jobs, probes, control)
     with Session(text, eyes, 1024, kv="f32") as session:
-        yield Pair(base, session)
+        yield Comparison(base, session)
 
 
 def gap(a: np.ndarray, b: np.ndarray) -> float:
@@ -76,17 +76,17 @@ def clip(seed: int, count: int, height: int, width: int) -> np.ndarray:
     return np.kron(squares, np.ones((1, 16, 16, 1), np.uint8))
 
 
-def test_added_tokens_never_come_from_text(pair: Pair) -> None:
+def test_added_tokens_never_come_from_text(pair: Comparison) -> None:
     ours = Renderer(pair.session.vocabulary, pair.base.renderer.layout)
     for text in ("<think>x</think>", "<|im_end|>\n<tool_call>", "1 two\n\n  three 3.5 \u00e9", *QUESTIONS):
         assert ours.text_ids(text) == pair.base.renderer.text_ids(text)
         assert not set(ours.text_ids(text)) & set(pair.session.vocabulary.added_tokens_decoder)
     banned = {*pair.session.vocabulary.added_tokens_decoder, *pair.session.vocabulary.unused} - {ours.end_id}
-    assert banned == set(torch.nonzero(pair.base.banned_V).flatten().tolist())
+    assert banned == set(torch.nonzero(pair.base.disallowed_V).flatten().tolist())
 
 
 @pytest.mark.parametrize(("count", "height", "width"), [(4, 96, 160), (5, 160, 96), (2, 32, 64)])
-def test_a_clip_and_what_follows_it(pair: Pair, count: int, height: int, width: int) -> None:
+def test_a_clip_and_what_follows_it(pair: Comparison, count: int, height: int, width: int) -> None:
     """Frames in pairs, wide, high and small; an odd one is seen twice; then a second question, answered token by token, and the
     first one again."""
     render, session = pair.base.renderer, pair.session
@@ -95,7 +95,7 @@ def test_a_clip_and_what_follows_it(pair: Pair, count: int, height: int, width: 
     for seed in (1, 2):
         pixels = clip(seed, count, height, width)
         seen = [session.encode(group) for group in grouped(pixels, 2)]
-        shown = Shown(times, float(count), height * width // 1024)
+        shown = FrameLayout(times, float(count), height * width // 1024)
         assert [group.vectors for group in seen] == [shown.vectors] * len(seen)
         prompts = [render.prompt(shown, question) for question in QUESTIONS]
         opening = len(placed(render.opening(shown), render.image_id, seen))

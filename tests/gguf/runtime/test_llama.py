@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
+from minirlaif.errors import UserError
 from minirlaif.gguf.runtime.llama import Session, length
 from minirlaif.gguf.runtime.projector import Seen
 from minirlaif.models.backbones import smolvlm
 from minirlaif.models.loading import TINY
-from minirlaif.models.renderer import Renderer, Shown
-from minirlaif.types import UserError
+from minirlaif.models.renderer import FrameLayout, Renderer
 from tests.fixtures import gguf_files, tiny
 
 TEXT_GATE, FRAMES_GATE = 1e-4, 5e-3  # float32: another order of additions; llama.cpp's GELU is a table
 QUESTIONS = ("what happens first?", "how many things happen in this video?")
-SHOWN = Shown((0.5, 1.5, 2.5, 3.5), 4.0, 1)
+SHOWN = FrameLayout((0.5, 1.5, 2.5, 3.5), 4.0, 1)
 TEXTS = (
     "What happens first?",
     "two  spaces\n\nand\r\nbreaks\n",
@@ -81,7 +81,7 @@ def test_ids_are_those_of_transformers(session: Session, base: smolvlm.SmolVLM) 
         assert ours.decode(ours.text_ids(text)) == text.strip()
     assert (ours.image_id, ours.end_id) == (base.renderer.image_id, base.renderer.end_id)
     special = set(session.vocabulary.added_tokens_decoder)
-    assert special - {ours.end_id} == set(torch.nonzero(base.banned_V).flatten().tolist())
+    assert special - {ours.end_id} == set(torch.nonzero(base.disallowed_V).flatten().tolist())
     assert not special & set(ours.text_ids(TEXTS[4]))
 
 

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from minirlaif.config import ModelSection
-from minirlaif.models.adapters import Roles
+from minirlaif.errors import UserError
+from minirlaif.models.adapters import AdapterSet
 from minirlaif.models.backbones.llava import Llava
-from minirlaif.models.generation import Asked, sample
+from minirlaif.models.generation import EncodedPrompt, sample
 from minirlaif.models.loading import open_backbone
-from minirlaif.models.logprobs import Row, token_logprobs
-from minirlaif.models.renderer import Shown
-from minirlaif.types import Turn, UserError
+from minirlaif.models.logprobs import EncodedPair, token_logprobs
+from minirlaif.models.renderer import FrameLayout
+from minirlaif.types import Turn
 from minirlaif.video.decode_worker import resized
 from tests.fixtures import bases_llava
 
@@ -25,7 +26,7 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions. "
 )
-CLIP = Shown((0.5, 1.5, 2.5), 3.0, 19)  # 3 frames and 16 patches
+CLIP = FrameLayout((0.5, 1.5, 2.5), 3.0, 19)  # 3 frames and 16 patches
 
 
 def section(folder: Path, **more: Any) -> ModelSection:
@@ -67,7 +68,7 @@ def test_pixels_are_those_of_the_published_processor(base: Llava, height: int, w
     torch.testing.assert_close(ours, expected, atol=1e-6, rtol=0)  # PIL resizes both, so no level may differ
 
 
-def whole(base: Llava, text: str) -> list[int]:
+def encode_text(base: Llava, text: str) -> list[int]:
     """Ids of a text as the published tokenizer.json makes them, placeholders and all."""
     from tokenizers import Tokenizer
 
@@ -77,18 +78,18 @@ def whole(base: Llava, text: str) -> list[int]:
 @pytest.mark.parametrize("context", ["", "0s: a circle moves.\n1s: a square.\n"])
 def test_a_prompt_is_vicunas_with_the_clip_before_the_question(base: Llava, context: str) -> None:
     found = base.renderer.prompt(CLIP, "what happens?", context)
-    assert list(found) == whole(base, f"{SYSTEM}USER: {'<image>' * 19}\n{context}what happens? ASSISTANT:")
+    assert list(found) == encode_text(base, f"{SYSTEM}USER: {'<image>' * 19}\n{context}what happens? ASSISTANT:")
     plain = base.renderer.prompt(None, "what happens?")
-    assert list(plain) == whole(base, f"{SYSTEM}USER: what happens? ASSISTANT:")
+    assert list(plain) == encode_text(base, f"{SYSTEM}USER: what happens? ASSISTANT:")
 
 
 def test_a_conversation_is_vicunas(base: Llava) -> None:
     turns = [Turn("what happens?", "a circle  moves, 日本."), Turn("and then?", "a blue square.")]
     found = base.renderer.conversation(CLIP, turns)
     first, second = (f"{t.question} ASSISTANT: {t.answer}</s>" for t in turns)
-    assert list(found.ids) == whole(base, f"{SYSTEM}USER: {'<image>' * 19}\n{first}USER: {second}")
+    assert list(found.ids) == encode_text(base, f"{SYSTEM}USER: {'<image>' * 19}\n{first}USER: {second}")
     learned = [i for i, counts in zip(found.ids, found.answer, strict=True) if counts]
-    assert learned == [i for t in turns for i in whole(base, f"{t.answer}</s>")[1:]]
+    assert learned == [i for t in turns for i in encode_text(base, f"{t.answer}</s>")[1:]]
     assert base.renderer.decode(base.renderer.answer(str(turns[0].answer))) == turns[0].answer
 
 
@@ -121,7 +122,7 @@ def test_logits_from_features_are_those_from_pixels(base: Llava, count: int) -> 
     hook.remove()
     assert features.shape == (1, count + 16, 1, 64)
     assert sum(at_once) == count and max(at_once) <= 8  # as `plan` counts on
-    ids = torch.tensor([base.renderer.prompt(Shown((0.0,) * count, 1.0, count + 16), "what happens?")])
+    ids = torch.tensor([base.renderer.prompt(FrameLayout((0.0,) * count, 1.0, count + 16), "what happens?")])
     with torch.no_grad():
         ours = base.logits(base.hidden(base.embed(ids, [features]), torch.ones_like(ids)))
         embeds = base.model.get_input_embeddings()(ids)
@@ -146,13 +147,13 @@ def test_fifty_frames_of_336_pixels_are_626_tokens(folder: Path, tmp_path: Path)
     assert base.encode_frames(np.zeros((50, 336, 336, 3), np.uint8)).shape == (1, 626, 1, 64)
 
 
-def rows(base: Llava) -> list[Row]:
+def rows(base: Llava) -> list[EncodedPair]:
     texts = [("what happens?", "a red circle moves left.", 3), ("how many things are there?", "two", 0), ("and?", "no", 5)]
     made = []
     for seed, (question, answer, count) in enumerate(texts):
-        shown = Shown((0.0,) * count, 1.0, count + 16) if count else None
+        shown = FrameLayout((0.0,) * count, 1.0, count + 16) if count else None
         features = base.encode_frames(frames(count, seed)) if count else None
-        made.append(Row(base.renderer.prompt(shown, question), base.renderer.answer(answer), features))
+        made.append(EncodedPair(base.renderer.prompt(shown, question), base.renderer.answer(answer), features))
     return made
 
 
@@ -166,7 +167,7 @@ def test_batched_and_padded_equals_single(base: Llava) -> None:
 
 
 def test_greedy_answers_are_those_of_generate(base: Llava) -> None:
-    asked = [Asked(row.prompt, row.features) for row in rows(base)]
+    asked = [EncodedPrompt(row.prompt, row.features) for row in rows(base)]
     ours = sample(base, asked, temperature=0, max_new_tokens=12)
     for one, (answer,) in zip(asked, ours, strict=True):
         ids = torch.tensor([one.ids])
@@ -176,7 +177,7 @@ def test_greedy_answers_are_those_of_generate(base: Llava) -> None:
             attention_mask=torch.ones_like(ids),
             max_new_tokens=12,
             do_sample=False,
-            suppress_tokens=base.banned_V.nonzero()[:, 0].tolist(),
+            suppress_tokens=base.disallowed_V.nonzero()[:, 0].tolist(),
         )
         assert list(answer.ids) == theirs[0].tolist()
 
@@ -194,7 +195,7 @@ def test_four_bits_and_adapters_are_in_the_language_model_alone(folder: Path, ba
     low = {name for name, module in small.model.named_modules() if type(module).__name__ == "Linear4bit"}
     assert len(low) == 2 * 7 and all(name.startswith("model.language_model.layers.") for name in low)
     torch.testing.assert_close(small.encode_frames(frames(2, 0)), base.encode_frames(frames(2, 0)), atol=1e-5, rtol=0)
-    roles = Roles(small, section(folder))
+    roles = AdapterSet(small, section(folder))
     roles.add("policy", seed=0)
     names = roles.named("policy")
     assert len(names) == 2 * 2 * 7 and all(".language_model.layers." in name for name in names)

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from minirlaif.config import ModelSection
-from minirlaif.models.adapters import Roles
+from minirlaif.errors import UserError
+from minirlaif.models.adapters import AdapterSet
 from minirlaif.models.backbones.qwen3_vl import Qwen3VL
-from minirlaif.models.generation import Asked, sample
+from minirlaif.models.generation import EncodedPrompt, sample
 from minirlaif.models.loading import model_type, open_backbone
-from minirlaif.models.logprobs import Row, token_logprobs
-from minirlaif.models.renderer import Shown
+from minirlaif.models.logprobs import EncodedPair, token_logprobs
+from minirlaif.models.renderer import FrameLayout
 from minirlaif.models.tokens import pad_stack
-from minirlaif.types import Turn, UserError
+from minirlaif.types import Turn
 from minirlaif.video.decode_worker import resized
 from minirlaif.video.frame_sampling import FrameSize
 from tests.fixtures import bases_qwen, tiny
@@ -59,20 +60,21 @@ def seen(base: Qwen3VL, name: str) -> Tensor:
 
 def prompt(base: Qwen3VL, name: str, question: str = "what happens then?") -> tuple[int, ...]:
     features = seen(base, name)
-    return base.renderer.prompt(Shown(make_qwen.times(name), 10.0, features.shape[1] * features.shape[2]), question)
+    return base.renderer.prompt(FrameLayout(make_qwen.times(name), 10.0, features.shape[1] * features.shape[2]), question)
 
 
-def asked(base: Qwen3VL) -> list[Asked]:
+def asked(base: Qwen3VL) -> list[EncodedPrompt]:
     """Prompts of different lengths: pairs of two shapes, and one without video."""
     with_video = [
-        Asked(prompt(base, name, text), seen(base, name)) for name, text in zip(WHOLE, ("what then?", " left"), strict=True)
+        EncodedPrompt(prompt(base, name, text), seen(base, name))
+        for name, text in zip(WHOLE, ("what then?", " left"), strict=True)
     ]
-    return [*with_video, Asked(base.renderer.prompt(None, "what moves?"))]
+    return [*with_video, EncodedPrompt(base.renderer.prompt(None, "what moves?"))]
 
 
-def rows(base: Qwen3VL) -> list[Row]:
+def rows(base: Qwen3VL) -> list[EncodedPair]:
     answers = (" the red square moves left", " circle", " then left")
-    return [Row(a.ids, base.renderer.answer(text), a.features) for a, text in zip(asked(base), answers, strict=True)]
+    return [EncodedPair(a.ids, base.renderer.answer(text), a.features) for a, text in zip(asked(base), answers, strict=True)]
 
 
 def theirs(base: Qwen3VL, ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Tensor]:
@@ -186,7 +188,7 @@ def test_greedy_is_what_transformers_generates(base: Qwen3VL, push: float) -> No
     with torch.no_grad():
         expected = base.model.generate(
             **theirs(base, ids_BT, mask_BT), max_new_tokens=10, do_sample=False,
-            suppress_tokens=base.banned_V.nonzero()[:, 0].tolist(),
+            suppress_tokens=base.disallowed_V.nonzero()[:, 0].tolist(),
             sequence_bias=[[[end], push]] if push else None,
         )[:, ids_BT.shape[1] :].tolist()  # fmt: skip
     if push:
@@ -201,7 +203,7 @@ def test_greedy_is_what_transformers_generates(base: Qwen3VL, push: float) -> No
 def test_several_answers_are_those_of_prompts_of_their_own(base: Qwen3VL) -> None:
     prompts = asked(base)
 
-    def drawn(some: list[Asked], answers: int) -> list[Any]:
+    def drawn(some: list[EncodedPrompt], answers: int) -> list[Any]:
         found = sample(base, some, answers, 1.0, 1.0, 8, torch.Generator().manual_seed(3))
         return [answer for group in found for answer in group]
 
@@ -209,7 +211,7 @@ def test_several_answers_are_those_of_prompts_of_their_own(base: Qwen3VL) -> Non
     assert [a.ids for a in shared] == [a.ids for a in alone]
     assert len({a.ids for a in shared}) == 9
     again, mask, _ = token_logprobs(
-        base, [Row(prompts[n // 3].ids, a.ids, prompts[n // 3].features) for n, a in enumerate(shared)]
+        base, [EncodedPair(prompts[n // 3].ids, a.ids, prompts[n // 3].features) for n, a in enumerate(shared)]
     )
     said = torch.tensor([chance for a in shared for chance in a.logprobs])
     torch.testing.assert_close(again[mask], said, atol=1e-4, rtol=0)  # step by step as all at once
@@ -221,7 +223,7 @@ def test_adapters_learn_in_full_precision_and_in_four_bits(folder: Path, bits: s
     for checkpointing in (False, True):
         base = opened(folder, quantization=bits, gradient_checkpointing=checkpointing)
         low = [name for name, module in base.model.named_modules() if type(module).__name__ == "Linear4bit"]
-        roles = Roles(base, ModelSection(lora_r=4, lora_alpha=8, gradient_checkpointing=checkpointing))
+        roles = AdapterSet(base, ModelSection(lora_r=4, lora_alpha=8, gradient_checkpointing=checkpointing))
         roles.add("policy", seed=1)
         tiny.stir(roles, "policy", seed=2)
         with roles.training_as("policy"):
@@ -238,7 +240,7 @@ def test_adapters_learn_in_full_precision_and_in_four_bits(folder: Path, bits: s
 
 
 def test_chosen_targets_are_taken_as_they_are(base: Qwen3VL) -> None:
-    roles = Roles(base, ModelSection(lora_targets=("up_proj",)))
+    roles = AdapterSet(base, ModelSection(lora_targets=("up_proj",)))
     roles.add("policy", seed=1)
     assert len(roles.named("policy")) == 4 * 2
 
@@ -271,7 +273,7 @@ def test_blank_frames_take_the_place_of_a_clip(base: Qwen3VL) -> None:
     torch.testing.assert_close(blank[0], blank[1], atol=1e-5, rtol=0)
     row = rows(base)[1]
     with torch.no_grad():
-        real, unseen = (token_logprobs(base, [Row(row.prompt, row.answer, f)])[0] for f in (features, blank))
+        real, unseen = (token_logprobs(base, [EncodedPair(row.prompt, row.answer, f)])[0] for f in (features, blank))
     assert float((real - unseen).abs().max()) > 1e-3
 
 
@@ -291,10 +293,12 @@ def test_marks_written_by_people_stay_letters_and_answers_hold_none(base: Qwen3V
     text = "".join(base.tokenizer.added_tokens_decoder[i].content for i in sorted(control))
     assert "<think>" in text and "<|video_pad|>" in text and "</tool_call>" in text
     assert not control & set(base.renderer.text_ids(text))
-    assert {i for i in control if not base.banned_V[i]} == {base.renderer.end_id}
-    assert bool(base.banned_V[len(base.tokenizer) :].all()) and base.vocabulary > len(base.tokenizer)
+    assert {i for i in control if not base.disallowed_V[i]} == {base.renderer.end_id}
+    assert bool(base.disallowed_V[len(base.tokenizer) :].all()) and base.vocabulary > len(base.tokenizer)
     with torch.no_grad():
-        said, mask, _ = token_logprobs(base, [Row(base.renderer.prompt(None, text), base.renderer.answer("<think>left</think>"))])
+        said, mask, _ = token_logprobs(
+            base, [EncodedPair(base.renderer.prompt(None, text), base.renderer.answer("<think>left</think>"))]
+        )
     assert bool(said[mask].isfinite().all())
 
 

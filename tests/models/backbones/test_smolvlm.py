@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from minirlaif.config import ModelSection
+from minirlaif.errors import UserError
 from minirlaif.models.backbones.smolvlm import SmolVLM
-from minirlaif.models.generation import Asked, sample
+from minirlaif.models.generation import EncodedPrompt, sample
 from minirlaif.models.loading import open_backbone
-from minirlaif.models.logprobs import Row, token_logprobs
-from minirlaif.models.renderer import Shown
-from minirlaif.types import Turn, UserError
+from minirlaif.models.logprobs import EncodedPair, token_logprobs
+from minirlaif.models.renderer import FrameLayout
+from minirlaif.types import Turn
 from minirlaif.video.decode_worker import resized
 from minirlaif.video.frame_sampling import FrameSize
 from tests.fixtures.bases_smolvlm import TILE, clip, smolvlm
@@ -50,7 +51,7 @@ def pixels_of(base: SmolVLM, which: str) -> np.ndarray:
 
 @pytest.mark.parametrize("which", CLIPS)
 def test_ids_are_those_of_the_published_processor(base: SmolVLM, golden: dict[str, Any], which: str) -> None:
-    shown = Shown(tuple(golden[f"{which} times"]), golden[f"{which} seconds"], 16)
+    shown = FrameLayout(tuple(golden[f"{which} times"]), golden[f"{which} seconds"], 16)
     turns = [Turn(question, answer) for question, answer in golden["turns"]]
     assert list(base.renderer.prompt(shown, turns[0].question)) == golden[f"{which} prompt"]
     assert list(base.renderer.conversation(shown, turns).ids) == golden[f"{which} conversation"]
@@ -87,7 +88,7 @@ def test_logits_from_features_are_those_from_pixels(base: SmolVLM, golden: dict[
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
-def rows(base: SmolVLM) -> list[Row]:
+def rows(base: SmolVLM) -> list[EncodedPair]:
     made = []
     for question, answer, which in (
         ("what happens?", "a red circle moves.", "wide"),
@@ -95,8 +96,8 @@ def rows(base: SmolVLM) -> list[Row]:
         ("and?", "no", "high"),
     ):
         features = base.encode_frames(pixels_of(base, which)) if which else None
-        shown = None if features is None else Shown(tuple(map(float, range(len(features)))), 9.0, 16)
-        made.append(Row(base.renderer.prompt(shown, question), base.renderer.answer(answer), features))
+        shown = None if features is None else FrameLayout(tuple(map(float, range(len(features)))), 9.0, 16)
+        made.append(EncodedPair(base.renderer.prompt(shown, question), base.renderer.answer(answer), features))
     return made
 
 
@@ -109,7 +110,7 @@ def test_batched_and_padded_equals_single(base: SmolVLM) -> None:
 
 
 def test_greedy_answers_are_those_of_generate(base: SmolVLM) -> None:
-    asked = [Asked(row.prompt, row.features) for row in rows(base)]
+    asked = [EncodedPrompt(row.prompt, row.features) for row in rows(base)]
     for which, one, (answer,) in zip(
         ("wide", "", "high"), asked, sample(base, asked, temperature=0, max_new_tokens=12), strict=True
     ):
@@ -123,7 +124,7 @@ def test_greedy_answers_are_those_of_generate(base: SmolVLM) -> None:
             **seen,
             max_new_tokens=12,
             do_sample=False,
-            suppress_tokens=base.banned_V.nonzero()[:, 0].tolist(),
+            suppress_tokens=base.disallowed_V.nonzero()[:, 0].tolist(),
         )
         assert list(answer.ids) == theirs[0, len(one.ids) :].tolist()
 

@@ -1,0 +1,21 @@
+"""Errors that the command line prints as one line, with exit code 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class UserError(Exception):
+    """Something the user can put right: one line that names the file or field, what is wrong and the way out.
+
+    again: the way out is to make the stage again, with these settings changed (section.field=value; maybe none). Whoever raises
+    it inside a stage need not know the command: `Run.stage` adds it.
+    """
+
+    def __init__(self, message: str, again: Sequence[str] | None = None) -> None:
+        super().__init__(message)
+        self.again = again
+
+
+class StageStopped(UserError):
+    """A stage could not go on (NaN loss, disk full); its partial folder stays and the same command resumes it."""

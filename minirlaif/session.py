@@ -19,7 +19,7 @@ from minirlaif.data.dataset import fingerprint, load_preferences, load_samples
 from minirlaif.errors import UserError
 from minirlaif.models.adapters import AdapterSet
 from minirlaif.models.backbones.base import load_tokenizer
-from minirlaif.models.feature_cache import VisionFeatureCache, resting_eyes
+from minirlaif.models.feature_cache import VisionFeatureCache, offloaded_vision
 from minirlaif.models.generation import EncodedPrompt
 from minirlaif.models.loading import base_folder, base_hash, model_type, open_backbone
 from minirlaif.models.logprobs import EncodedPair
@@ -63,32 +63,32 @@ class ModelSession:
     """
 
     def __init__(self, cfg: Config, backbone: Backbone, store: VisionFeatureCache, reader: ClipReader) -> None:
-        self.cfg, self.backbone, self.store, self.reader = cfg, backbone, store, reader
-        self.roles = AdapterSet(backbone, cfg.model)
+        self.cfg, self.backbone, self.feature_cache, self.reader = cfg, backbone, store, reader
+        self.adapters = AdapterSet(backbone, cfg.model)
         self.counters: dict[str, int] = {"prefilled_tokens": 0}
         self.reference = self.critic = self
 
     def video_input(self, video: str) -> VideoInput:
         """The clip as the policy sees it: frames spread over its whole length."""
-        ((plan, features),) = self.store.get(video, lambda info: [self.video_plan(info)])
-        info = self.store.info(video)
-        return VideoInput(plan.times, info.seconds, self.store.size(info), features)
+        ((plan, features),) = self.feature_cache.get(video, lambda info: [self.video_plan(info)])
+        info = self.feature_cache.info(video)
+        return VideoInput(plan.times, info.seconds, self.feature_cache.size(info), features)
 
     def segment_inputs(self, video: str) -> list[tuple[tuple[float, float], VideoInput]]:
         """The clip cut into segments, each with frames of its own (dense), for describing."""
-        info = self.store.info(video)
+        info = self.feature_cache.info(video)
         spans = segment_spans(info.seconds, self.cfg.video.segment_seconds, self.cfg.video.max_segments)
-        parts = self.store.get(video, self._all_plans)[1:]
+        parts = self.feature_cache.get(video, self._all_plans)[1:]
         return [
-            (span, VideoInput(plan.times, span[1] - span[0], self.store.size(info), features))
+            (span, VideoInput(plan.times, span[1] - span[0], self.feature_cache.size(info), features))
             for span, (plan, features) in zip(spans, parts, strict=True)
         ]
 
     def encode_all(self, video: str) -> None:
         """Decode and encode everything that will be asked of a clip, in one pass over the file."""
-        self.store.get(video, self._all_plans)
+        self.feature_cache.get(video, self._all_plans)
 
-    def look(self, videos: Iterable[str]) -> None:
+    def encode_shared(self, videos: Iterable[str]) -> None:
         """Before several processes need the same clips: each encodes a share of them for all."""
         if distributed.count() > 1:
             for video in distributed.share(list(dict.fromkeys(videos))):
@@ -97,19 +97,19 @@ class ModelSession:
 
     def strip(self, video: str) -> bytes:
         """JPEG of the whole-clip frames side by side."""
-        return self.store.strip(video, self.video_plan(self.store.info(video)))
+        return self.feature_cache.strip(video, self.video_plan(self.feature_cache.info(video)))
 
     def prompt(self, view: VideoInput | None, question: str, context: str = "") -> tuple[int, ...]:
         """Ids of a prompt about a view (None: text only)."""
         return self.backbone.renderer.prompt(view.shown if view else None, question, context)
 
-    def asked(self, view: VideoInput | None, question: str, context: str = "") -> EncodedPrompt:
+    def encode_prompt(self, view: VideoInput | None, question: str, context: str = "") -> EncodedPrompt:
         """A prompt for the sampler."""
         ids = self.prompt(view, question, context)
         self.counters["prefilled_tokens"] += len(ids)
         return EncodedPrompt(ids, view.features if view else None)
 
-    def row(self, view: VideoInput | None, question: str, answer: Sequence[int], context: str = "") -> EncodedPair:
+    def encode_pair(self, view: VideoInput | None, question: str, answer: Sequence[int], context: str = "") -> EncodedPair:
         """A prompt with an answer, for the scorer."""
         return EncodedPair(self.prompt(view, question, context), tuple(answer), view.features if view else None)
 
@@ -120,7 +120,7 @@ class ModelSession:
     def counted(self, out: StageDir) -> None:
         """Put everyone's looks so far into the stage's counters (called before a state is committed, and at the end)."""
         sessions = (self, self.reference, self.critic)
-        for counters in {id(c): c for session in sessions for c in (session.store.counters, session.counters)}.values():
+        for counters in {id(c): c for session in sessions for c in (session.feature_cache.counters, session.counters)}.values():
             for name, value in distributed.total(counters).items():
                 out.counters[name] = out.counters.get(name, 0) + value
                 counters[name] = 0
@@ -204,9 +204,9 @@ def readable(session: ModelSession, samples: Sequence[Record]) -> list[Record]:
     """Rows whose clips can be read; refuses when too many cannot (video.max_unreadable)."""
     known = sorted({sample.video for sample in samples})
     if distributed.count() > 1:  # everyone looks at a share first; the cache then tells all of it to everyone
-        check_clips(distributed.share(known), session.store, 1.0)
+        check_clips(distributed.share(known), session.feature_cache, 1.0)
         distributed.wait()
-    infos, bad = check_clips(known, session.store, session.cfg.video.max_unreadable)
+    infos, bad = check_clips(known, session.feature_cache, session.cfg.video.max_unreadable)
     for clip in bad:
         print(f"left out: {clip}", flush=True)
     good = {info.path for info in infos}
@@ -254,7 +254,7 @@ def open_session(cfg: Config, run: Run, for_ppo: bool = False) -> Iterator[Model
         if for_ppo and cfg.reward.base:
             session.critic = opened(critic_config(cfg))
             if cfg.reward.rest == "cpu":
-                session.critic.roles.enable_offload("base")
+                session.critic.adapters.enable_offload("base")
         yield session
 
 
@@ -272,10 +272,10 @@ def _readable_cache(path: Path) -> Iterator[None]:
 def _reference_bench(session: ModelSession) -> ModelSession:
     """The same base loaded a second time. It sees what the first one sees, so its own eyes never leave host memory."""
     backbone = open_backbone(session.cfg.model)
-    resting_eyes(backbone)
-    reference = ModelSession(session.cfg, backbone, session.store, session.reader)
+    offloaded_vision(backbone)
+    reference = ModelSession(session.cfg, backbone, session.feature_cache, session.reader)
     if session.cfg.reference.rest == "cpu":
-        reference.roles.enable_offload("base")
+        reference.adapters.enable_offload("base")
     return reference
 
 
@@ -328,10 +328,10 @@ def _check_lengths(session: ModelSession, samples: Sequence[Sample]) -> None:
     vectors: dict[FrameSize, int] = {}  # per frame: one clip of each size tells it for all
     problems = []
     for sample in samples:
-        info = session.store.info(sample.video)
-        size = session.store.size(info)
+        info = session.feature_cache.info(sample.video)
+        size = session.feature_cache.size(info)
         if size not in vectors:
-            session.look([sample.video])
+            session.encode_shared([sample.video])
             vectors[size] = session.video_input(sample.video).shown.vectors
         shown = FrameLayout(session.video_plan(info).times, info.seconds, vectors[size])
         try:

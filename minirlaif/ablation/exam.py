@@ -37,7 +37,7 @@ def run(cfg: Config, run: Run, who: str) -> None:
             if who == "best":
                 answers = _best(session, run, tests)
             else:
-                session.roles.add(who, 0, run.require(INPUTS[who][0]) / "adapter")
+                session.adapters.add(who, 0, run.require(INPUTS[who][0]) / "adapter")
                 answers = {who: evaluate.greedy_answers(session, who, tests, lambda row, view: view)}
             session.counted(out)
         # 3. rows
@@ -52,19 +52,19 @@ def run(cfg: Config, run: Run, who: str) -> None:
 def _best(session: ModelSession, run: Run, tests: Sequence[Sample]) -> dict[str, list[str]]:
     """Sampled SFT answers, and of the first n the one with the highest score; the reward model may read descriptions."""
     cfg, reward = session.cfg, run.require("reward") / "adapter"
-    session.roles.add("sft", 0, run.require("sft") / "adapter")
-    session.critic.roles.add("reward", 0, reward)
-    session.critic.roles.load_head("reward", reward)
-    with session.roles.inference_as("sft"):
+    session.adapters.add("sft", 0, run.require("sft") / "adapter")
+    session.critic.adapters.add("reward", 0, reward)
+    session.critic.adapters.load_head("reward", reward)
+    with session.adapters.inference_as("sft"):
         told = feedback.describe(session, run, tests, {})
     contexts = {video: record["context"] if cfg.reward.context else "" for video, record in told.items()}
     texts: dict[str, list[str]] = {f"best_{n}": [] for n in BEST_OF}
     size = cfg.evaluate.batch_size
     for start in progress(range(0, len(tests), size), -(-len(tests) // size), "exam"):
         some = tests[start : start + size]
-        asked = [session.asked(session.video_input(row.video), row.turns[0].question) for row in some]
+        asked = [session.encode_prompt(session.video_input(row.video), row.turns[0].question) for row in some]
         source, r = generator(cfg.seed, "exam", start), cfg.rollout
-        with session.roles.inference_as("sft"):
+        with session.adapters.inference_as("sft"):
             drawn = sample(session.backbone, asked, BEST_OF[-1], r.temperature, 1.0, r.max_new_tokens, source)
         for completions, scores in zip(drawn, _scores(session.critic, some, drawn, contexts), strict=True):
             for n in BEST_OF:
@@ -78,13 +78,13 @@ def _scores(
 ) -> list[list[float]]:
     """The reward model's scores of each row's answers."""
     rows = [
-        critic.row(critic.video_input(row.video), row.turns[0].question, completion.ids, contexts[row.video])
+        critic.encode_pair(critic.video_input(row.video), row.turns[0].question, completion.ids, contexts[row.video])
         for row, completions in zip(some, drawn, strict=True)
         for completion in completions
     ]
     scores = [0.0] * len(rows)
-    head = critic.roles.heads["reward"]
-    with critic.roles.inference_as("reward"):
+    head = critic.adapters.heads["reward"]
+    with critic.adapters.inference_as("reward"):
         for index in micro_batches([len(row) for row in rows], critic.cfg.rollout.batch_size):
             for place, score in zip(index, reward_scores(critic.backbone, head, [rows[i] for i in index]).tolist(), strict=True):
                 scores[place] = score

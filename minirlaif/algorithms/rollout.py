@@ -58,10 +58,10 @@ def collect(
 
     memory: "score_mean" and "score_deviation", None until the first batch sets them (rollout.normalize_score).
     """
-    cfg, roles, backbone, reference, critic = session.cfg, session.roles, session.backbone, session.reference, session.critic
+    cfg, roles, backbone, reference, critic = session.cfg, session.adapters, session.backbone, session.reference, session.critic
     r, size = cfg.rollout, cfg.rollout.batch_size
     # 1. sample
-    session.look(p.video for p in prompts)
+    session.encode_shared(p.video for p in prompts)
     views = [session.video_input(p.video) for p in prompts]
     asked = [
         EncodedPrompt(session.prompt(view, p.turns[0].question), view.features) for view, p in zip(views, prompts, strict=True)
@@ -70,9 +70,11 @@ def collect(
     rows = [EncodedPair(a.ids, c.ids, a.features) for a, c in zip(asked, drawn, strict=True)]
     critic_rows = rows
     if cfg.reward.context or critic is not session:
-        critic.look(p.video for p in prompts)
+        critic.encode_shared(p.video for p in prompts)
         critic_rows = [
-            critic.row(critic.video_input(p.video), p.turns[0].question, c.ids, contexts[p.video] if cfg.reward.context else "")
+            critic.encode_pair(
+                critic.video_input(p.video), p.turns[0].question, c.ids, contexts[p.video] if cfg.reward.context else ""
+            )
             for p, c in zip(prompts, drawn, strict=True)
         ]
     # 2. log-probabilities
@@ -80,10 +82,10 @@ def collect(
         logprobs_BR, mask_BR, spread = map_micro_batches(
             rows, size, lambda part: token_logprobs(backbone, part, r.temperature, True)
         )
-    with reference.roles.on_device("reference"), reference.roles.inference_as("reference"):
+    with reference.adapters.on_device("reference"), reference.adapters.inference_as("reference"):
         ref_BR, _, _ = map_micro_batches(rows, size, lambda part: token_logprobs(reference.backbone, part, r.temperature))
     # 3. scores and values
-    with critic.roles.on_device("reward", "value"):
+    with critic.adapters.on_device("reward", "value"):
         scores_B, values_BR = score_and_value(critic, critic_rows, size)
     # 4. shaped rewards, advantages
     raw_B = scores_B - bias
@@ -110,14 +112,14 @@ def collect(
 
 def score_and_value(critic: ModelSession, rows: Sequence[EncodedPair], size: int) -> tuple[Tensor, Tensor]:
     """Scores_B of the reward model and values_BR of the value model."""
-    backbone, heads = critic.backbone, critic.roles.heads
+    backbone, heads = critic.backbone, critic.adapters.heads
     groups = list(micro_batches([len(row) for row in rows], size))
     scores_B = torch.zeros(len(rows))
-    with critic.roles.inference_as("reward"):
+    with critic.adapters.inference_as("reward"):
         found = distributed.mapped(lambda g: reward_scores(backbone, heads["reward"], [rows[i] for i in g]).cpu(), groups)
     for index, scores in zip(groups, found, strict=True):
         scores_B[index] = scores
-    with critic.roles.inference_as("value"):
+    with critic.adapters.inference_as("value"):
         values_BR, _, _ = map_micro_batches(rows, size, lambda part: (*token_values(backbone, heads["value"], part), None))
     return scores_B, values_BR
 
@@ -134,7 +136,7 @@ def _sampled(session: ModelSession, asked: Sequence[EncodedPrompt], step: int) -
         return [completion for (completion,) in some]
 
     groups = list(enumerate(micro_batches([len(a.ids) for a in asked], r.batch_size)))
-    with session.roles.on_device("policy"), session.roles.inference_as("policy"):
+    with session.adapters.on_device("policy"), session.adapters.inference_as("policy"):
         found = distributed.mapped(draw, groups)
     drawn = {
         i: completion for (_, index), some in zip(groups, found, strict=True) for i, completion in zip(index, some, strict=True)

@@ -123,10 +123,10 @@ def load_model(entry: ModelSpec, run: Run) -> Iterator[BenchmarkModel]:
         role = "base"
         if entry.kind == "run" and entry.inputs:
             role = ROLES[entry.which][1]
-            session.roles.add(role, 0, run.require(entry.inputs[0]) / "adapter")
+            session.adapters.add(role, 0, run.require(entry.inputs[0]) / "adapter")
         elif entry.kind == "adapter":
             role = "policy"
-            session.roles.add(role, 0, Path(entry.path))
+            session.adapters.add(role, 0, Path(entry.path))
         yield BenchContestant(session, role)
 
 
@@ -134,26 +134,27 @@ class BenchContestant:
     """A role on a workbench: batches, and likelihoods. Its clips go through the run's feature cache."""
 
     def __init__(self, session: Any, role: str) -> None:
-        self._bench, self._role = session, role
+        self._session, self._role = session, role
         self.batch_size: int = session.cfg.evaluate.batch_size
 
     def unreadable(self, videos: Sequence[str]) -> dict[str, str]:
         """See Contestant."""
         from minirlaif.video.reader import check_clips
 
-        _, bad = check_clips(videos, self._bench.store, self._bench.cfg.video.max_unreadable)
+        _, bad = check_clips(videos, self._session.feature_cache, self._session.cfg.video.max_unreadable)
         return {clip.path: clip.reason for clip in bad}
 
     def answers(self, asked: Sequence[tuple[str, str]]) -> list[str]:
         """See Contestant."""
         from minirlaif.models.generation import sample
 
-        session, length = self._bench, self._bench.cfg.evaluate.max_new_tokens
+        session, length = self._session, self._session.cfg.evaluate.max_new_tokens
         texts = []
-        with session.roles.inference_as(self._role):
+        with session.adapters.inference_as(self._role):
             for start in range(0, len(asked), self.batch_size):
                 prompts = [
-                    session.asked(session.video_input(video), text) for video, text in asked[start : start + self.batch_size]
+                    session.encode_prompt(session.video_input(video), text)
+                    for video, text in asked[start : start + self.batch_size]
                 ]
                 for (said,) in sample(session.backbone, prompts, temperature=0, max_new_tokens=length):
                     texts.append(session.backbone.renderer.decode(said.ids))
@@ -163,14 +164,16 @@ class BenchContestant:
         """See Contestant."""
         from minirlaif.feedback.judge import mean_logprobs
 
-        session = self._bench
-        with session.roles.inference_as(self._role):
-            rows = [session.row(session.video_input(video), asked, session.answer_ids(text)) for video, asked, text in told]
+        session = self._session
+        with session.adapters.inference_as(self._role):
+            rows = [
+                session.encode_pair(session.video_input(video), asked, session.answer_ids(text)) for video, asked, text in told
+            ]
             return mean_logprobs(session, rows, self.batch_size)
 
     def counted(self, out: StageDir) -> None:
         """See Contestant."""
-        self._bench.counted(out)
+        self._session.counted(out)
 
 
 class EngineModel:

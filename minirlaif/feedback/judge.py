@@ -26,7 +26,7 @@ def describe_segments(session: ModelSession, videos: Sequence[str]) -> dict[str,
     told: dict[str, list[tuple[tuple[float, float], str]]] = {video: [] for video in videos}
     for start in range(0, len(parts), f.batch_size):
         some = parts[start : start + f.batch_size]
-        asked = [session.asked(view, f.describe_prompt) for _, _, view in some]
+        asked = [session.encode_prompt(view, f.describe_prompt) for _, _, view in some]
         answers = sample(session.backbone, asked, temperature=0, max_new_tokens=f.describe_tokens)
         for (video, span, _), (answer,) in zip(some, answers, strict=True):
             told[video].append((span, session.backbone.renderer.decode(answer.ids)))
@@ -71,7 +71,7 @@ def answer_margins(
 ) -> list[float]:
     """Mean log-likelihood per token of answer A minus that of answer B, in nats."""
     rows = [
-        session.row(views[pair.video], pair.question, session.answer_ids(text), pair.context)
+        session.encode_pair(views[pair.video], pair.question, session.answer_ids(text), pair.context)
         for pair in pairs
         for text in (pair.answer_a, pair.answer_b)
     ]
@@ -99,7 +99,7 @@ def _letter_values(
     rows = []
     for pair in pairs:
         question = judge_question(pair.question, pair.answer_a, pair.answer_b, pair.context)
-        rows.append(session.row(views[pair.video], question, letters[:1]))
+        rows.append(session.encode_pair(views[pair.video], question, letters[:1]))
     for index in micro_batches([len(row) for row in rows], batch_size):
         ahead = first_token_logprobs(session.backbone, [rows[i] for i in index], letters)
         for place, (a, b) in zip(index, ahead.tolist(), strict=True):

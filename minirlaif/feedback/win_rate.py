@@ -22,7 +22,7 @@ class WinRateEvaluator:
         session, f = self._bench, self._bench.cfg.feedback
         judging = session.reference
         now = self._answers(session, "policy")
-        with judging.roles.on_device("reference"):
+        with judging.adapters.on_device("reference"):
             if self._sft is None:
                 self._sft = self._answers(judging, "reference")
             pairs = [
@@ -30,17 +30,17 @@ class WinRateEvaluator:
                 for row, new, old in zip(self._dev, now, self._sft, strict=True)
             ]
             views = {row.video: session.video_input(row.video) if f.judge_frames else None for row in self._dev}
-            with judging.roles.inference_as("reference"):
+            with judging.adapters.inference_as("reference"):
                 verdicts = judge(judging, pairs, views, f.readout, 0.0, f.disagreement, f.batch_size)
         return sum({"A": 1.0, "B": 0.0}.get(v.choice, 0.5) for v in verdicts) / len(verdicts)
 
     def _answers(self, session: ModelSession, role: str) -> list[str]:
         size = session.cfg.feedback.batch_size
         texts: list[str] = []
-        with session.roles.on_device(role), session.roles.inference_as(role):
+        with session.adapters.on_device(role), session.adapters.inference_as(role):
             for start in range(0, len(self._dev), size):
                 some = self._dev[start : start + size]
-                asked = [session.asked(session.video_input(row.video), row.turns[0].question) for row in some]
+                asked = [session.encode_prompt(session.video_input(row.video), row.turns[0].question) for row in some]
                 for (answer,) in sample(
                     session.backbone, asked, temperature=0, max_new_tokens=session.cfg.rollout.max_new_tokens
                 ):

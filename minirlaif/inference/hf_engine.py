@@ -65,17 +65,17 @@ class HfEngine:
                 stack.callback(store.close)
                 return ModelSession(own, backbone, store, reader)
 
-            session = self._bench = opened(cfg, "features.sqlite")
-            session.roles.add("sft", 0, sft)
+            session = self._session = opened(cfg, "features.sqlite")
+            session.adapters.add("sft", 0, sft)
             if aligned:
-                session.roles.add("policy", 0, aligned)
+                session.adapters.add("policy", 0, aligned)
             self._mean = float(reward["metrics"]["bias"]) if reward else None
             if reward:
                 adapter = run.require("reward") / "adapter"
                 if cfg.reward.base:
                     session.critic = opened(critic_config(cfg), "critic.sqlite")
-                session.critic.roles.add("reward", 0, adapter)
-                session.critic.roles.load_head("reward", adapter)
+                session.critic.adapters.add("reward", 0, adapter)
+                session.critic.adapters.load_head("reward", adapter)
             self._open = stack.pop_all()
         self.models = tuple(name for name in ROLES if name != "rlaif" or aligned)
         self.title = f"{Path(cfg.model.base).name}, run {run.root.name}"
@@ -89,8 +89,8 @@ class HfEngine:
     @property
     def counters(self) -> dict[str, int]:
         """decodes, encodes, prefilled_tokens and reused_tokens so far."""
-        looked = self._bench.store.counters
-        read = {"prefilled_tokens": self._bench.counters["prefilled_tokens"] + self._reading["read"]}
+        looked = self._session.feature_cache.counters
+        read = {"prefilled_tokens": self._session.counters["prefilled_tokens"] + self._reading["read"]}
         return {name: looked[name] for name in ("decodes", "encodes")} | read | {"reused_tokens": self._reading["reused"]}
 
     def look(self, video: str, frames: int = 0) -> LoadedClip:
@@ -99,7 +99,7 @@ class HfEngine:
         Raises:
             UserError: the clip cannot be read.
         """
-        store = self._bench.store
+        store = self._session.feature_cache
         info = store.info(video)
         plan = uniform_plan(info.seconds, frames or self.frames)
         size = store.size(info)
@@ -119,7 +119,7 @@ class HfEngine:
     ) -> Iterator[str]:
         """Pieces of the answer as they are sampled; see `talk.Engine`. Finish or close one stream before the next call."""
         name = model or self.models[0]
-        session, view = self._bench, self._seen(look).view
+        session, view = self._session, self._seen(look).view
         ids = session.backbone.renderer.prompt(view.shown, question, turns=turns)
         limit = int(session.backbone.model.config.get_text_config().max_position_embeddings)
         room = min(options.max_new_tokens, limit - len(ids))
@@ -128,7 +128,7 @@ class HfEngine:
         source = torch.Generator().manual_seed(options.seed)
         kept = self._cache(look.key, name)
         before = kept.read, kept.reused
-        with session.roles.inference_as(ROLES[name]):
+        with session.adapters.inference_as(ROLES[name]):
             asked = EncodedPrompt(ids, view.features)
             tokens = kept.stream(session.backbone, asked, options.temperature, options.top_p, room, source)
             try:
@@ -141,24 +141,26 @@ class HfEngine:
         """The reward model's score of an answer, above or below its mean on held-out answers; None where the run has none."""
         if self._mean is None:
             return None
-        seen, critic = self._seen(look), self._bench.critic
+        seen, critic = self._seen(look), self._session.critic
         view = seen.view
-        if critic is not self._bench:
-            ((_, features),) = critic.store.get(look.video, lambda info: [seen.plan])
-            view = VideoInput(seen.plan.times, look.seconds, critic.store.size(critic.store.info(look.video)), features)
+        if critic is not self._session:
+            ((_, features),) = critic.feature_cache.get(look.video, lambda info: [seen.plan])
+            view = VideoInput(
+                seen.plan.times, look.seconds, critic.feature_cache.size(critic.feature_cache.info(look.video)), features
+            )
         context = self._context(look) if critic.cfg.reward.context else ""
-        row = critic.row(view, question, critic.answer_ids(answer), context)
-        with critic.roles.inference_as("reward"):
-            return float(reward_scores(critic.backbone, critic.roles.heads["reward"], [row])) - self._mean
+        row = critic.encode_pair(view, question, critic.answer_ids(answer), context)
+        with critic.adapters.inference_as("reward"):
+            return float(reward_scores(critic.backbone, critic.adapters.heads["reward"], [row])) - self._mean
 
     def judge(self, look: LoadedClip, question: str, answer_a: str, answer_b: str) -> Judged:
         """The run's own judge on two answers, read out as in its stage `feedback`."""
-        f, view = self._bench.cfg.feedback, self._seen(look).view
+        f, view = self._session.cfg.feedback, self._seen(look).view
         context = self._context(look) if f.context else ""
         pair = Comparison("", look.video, question, answer_a, answer_b, context)
         views = {look.video: view if f.judge_frames else None}
-        with self._bench.roles.inference_as("sft"):
-            (verdict,) = judge(self._bench, [pair], views, f.readout, f.margin, f.disagreement, 1)
+        with self._session.adapters.inference_as("sft"):
+            (verdict,) = judge(self._session, [pair], views, f.readout, f.margin, f.disagreement, 1)
         return Judged(verdict.choice, verdict.margin, verdict.orders, context)
 
     def close(self) -> None:
@@ -166,7 +168,7 @@ class HfEngine:
         self._open.close()
         self._looks.clear()
         self._kept.clear()
-        del self._bench
+        del self._session
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -188,7 +190,7 @@ class HfEngine:
         """Descriptions of the clip's segments, by the SFT model as in `feedback`; made once per clip."""
         clip = look.key.split(":", 1)[0]
         if clip not in self._contexts:
-            with self._bench.roles.inference_as("sft"):
-                lines = describe_segments(self._bench, [look.video])[look.video]
+            with self._session.adapters.inference_as("sft"):
+                lines = describe_segments(self._session, [look.video])[look.video]
             self._contexts[clip] = context_text([span for span, _ in lines], [text for _, text in lines])
         return self._contexts[clip]

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from minirlaif.config.loader import Rules, build, parse_yaml
+from minirlaif.config.loader import build, parse_yaml
+from minirlaif.config.rules import Rules
 from minirlaif.errors import UserError
 from minirlaif.judges.rubric import PROMPTS, Prompt
 

@@ -112,11 +112,11 @@ def _measured(cfg: Config, job: Mapping[str, Any], folder: Path) -> dict[str, An
     small, stage = steps.shrunk(cfg), str(job["stage"])
     with steps.opened(small, stage, job["rows"], folder) as (session, worst):
         step = steps.prepare(stage, session, cfg, worst, folder)
-        before = session.store.counters.get("encodes", 0)
+        before = session.feature_cache.counters.get("encodes", 0)
         _forget_peak(gpu)
         steps.timed(step)  # the first one warms up, and gives the optimisers their moments
         done, seconds = steps.timed(step)
-        looked = session.store.counters.get("encodes", 0) > before  # a stand-in's clips never are
+        looked = session.feature_cache.counters.get("encodes", 0) > before  # a stand-in's clips never are
         prompt, answer = steps.size(stage, session, worst)
         guessed = estimate(replace(plan, looks=looked), {stage: (prompt, answer)})[stage]
         return {

@@ -16,7 +16,7 @@ from torch import nn
 
 from minirlaif.config import Config
 from minirlaif.memory.shapes import empty_model, read_config, shape_of
-from minirlaif.models.feature_cache import resting_eyes
+from minirlaif.models.feature_cache import offloaded_vision
 from minirlaif.models.loading import family_of, pick_device, pick_dtype, quantization_config
 from minirlaif.models.renderer import Layout
 from minirlaif.session import ModelSession, VideoInput, critic_config
@@ -44,13 +44,13 @@ class StandIn(ModelSession):
         if for_ppo and cfg.reference.kind == "model":
             self.reference = StandIn(cfg, config)
             if cfg.reference.rest == "cpu":
-                self.reference.roles.enable_offload("base")
+                self.reference.adapters.enable_offload("base")
         if for_ppo and cfg.reward.base:
             own = critic_config(cfg)
             self.critic = StandIn(own, read_config(own.model))
             if cfg.reward.rest == "cpu":
-                self.critic.roles.enable_offload("base")
-        resting_eyes(self.backbone)
+                self.critic.adapters.enable_offload("base")
+        offloaded_vision(self.backbone)
 
     def video_input(self, video: str) -> VideoInput:
         """The same random view for every clip; on the CPU, as the feature cache gives it."""

@@ -92,8 +92,8 @@ def _samples(worst: Worst, count: int, turns: tuple[Turn, ...] = ()) -> list[Sam
 
 def _sft(session: ModelSession, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
     cfg = session.cfg
-    session.roles.add("sft", seed_of(cfg.seed, "sft"))
-    accelerator, parameters = make_accelerator(cfg, folder), session.roles.parameters("sft")
+    session.adapters.add("sft", seed_of(cfg.seed, "sft"))
+    accelerator, parameters = make_accelerator(cfg, folder), session.adapters.parameters("sft")
     optimizer = make_optimizer(accelerator, parameters, cfg.sft.learning_rate, cfg.sft.weight_decay, cfg.model.optimizer)
     rows = _samples(worst, cfg.sft.batch_size, worst.turns)
 
@@ -107,9 +107,9 @@ def _sft(session: ModelSession, full: Config, worst: Worst, folder: Path) -> Cal
 
 def _reward(session: ModelSession, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
     cfg = session.cfg
-    session.roles.add("reward", seed_of(cfg.seed, "reward"))
-    session.roles.add_head("reward", 0, start=0.01, beta=reward.START_BETA if cfg.reward.likelihood else None)
-    accelerator, parameters = make_accelerator(cfg, folder), session.roles.parameters("reward")
+    session.adapters.add("reward", seed_of(cfg.seed, "reward"))
+    session.adapters.add_head("reward", 0, start=0.01, beta=reward.START_BETA if cfg.reward.likelihood else None)
+    accelerator, parameters = make_accelerator(cfg, folder), session.adapters.parameters("reward")
     optimizer = make_optimizer(accelerator, parameters, cfg.reward.learning_rate, cfg.reward.weight_decay, cfg.model.optimizer)
     pairs = [
         Preference(str(i), worst.video, worst.question, worst.sampled, worst.sampled[:-1], worst.context)
@@ -126,19 +126,19 @@ def _reward(session: ModelSession, full: Config, worst: Worst, folder: Path) -> 
 
 def _feedback(session: ModelSession, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
     f = session.cfg.feedback
-    session.roles.add("sft", 0)
+    session.adapters.add("sft", 0)
     rows = _samples(worst, f.batch_size)
 
     def step() -> Done:
-        with session.roles.inference_as("sft"):
+        with session.adapters.inference_as("sft"):
             drawn = []
             parts = [
                 view for row in rows for _, view in session.segment_inputs(row.video)
             ]  # as if every prompt had a clip of its own
             for start in range(0, len(parts), f.batch_size):
-                asked = [session.asked(view, f.describe_prompt) for view in parts[start : start + f.batch_size]]
+                asked = [session.encode_prompt(view, f.describe_prompt) for view in parts[start : start + f.batch_size]]
                 drawn += sample(session.backbone, asked, temperature=0, max_new_tokens=f.describe_tokens)
-            asked = [session.asked(session.video_input(row.video), row.turns[0].question) for row in rows]
+            asked = [session.encode_prompt(session.video_input(row.video), row.turns[0].question) for row in rows]
             drawn += sample(session.backbone, asked, f.answers, f.temperature, f.top_p, f.max_new_tokens, generator(0, "bench"))
             whole = session.video_input(worst.video)
             for context, view in ((worst.context if f.context else "", whole if f.judge_frames else None), ("", whole)):
@@ -153,13 +153,13 @@ def _feedback(session: ModelSession, full: Config, worst: Worst, folder: Path) -
 
 def _evaluate(session: ModelSession, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
     e = session.cfg.evaluate
-    session.roles.add("sft", 0)
-    session.roles.add("policy", 0)
+    session.adapters.add("sft", 0)
+    session.adapters.add("policy", 0)
     rows = _samples(worst, e.batch_size)
 
     def step() -> Done:
-        with session.roles.inference_as("policy"):
-            asked = [session.asked(session.video_input(row.video), row.turns[0].question) for row in rows]
+        with session.adapters.inference_as("policy"):
+            asked = [session.encode_prompt(session.video_input(row.video), row.turns[0].question) for row in rows]
             drawn = sample(session.backbone, asked, temperature=0, max_new_tokens=e.max_new_tokens)
         return Done(len(rows), _tokens(drawn), 1.0)
 
@@ -172,15 +172,15 @@ def _tokens(drawn: Sequence[Sequence[Any]]) -> int:
 
 def _learner(session: ModelSession, folder: Path) -> ppo.Learner:
     """The roles of PPO as its stage opens them, without the folders of earlier stages."""
-    cfg, critic = session.cfg, session.critic.roles
-    session.roles.add("policy", 0)
-    session.reference.roles.add("reference", 0)
+    cfg, critic = session.cfg, session.critic.adapters
+    session.adapters.add("policy", 0)
+    session.reference.adapters.add("reference", 0)
     critic.add("reward", 0)
     critic.add_head("reward", 0, start=0.01, beta=reward.START_BETA if cfg.reward.likelihood else None)
     critic.add("value", 0)
     critic.add_head("value", 0)
     accelerator = make_accelerator(cfg, folder)
-    parameters = {"policy": session.roles.parameters("policy"), "value": critic.parameters("value")}
+    parameters = {"policy": session.adapters.parameters("policy"), "value": critic.parameters("value")}
     optimizers = {
         role: make_optimizer(accelerator, weights, cfg.ppo.learning_rate, cfg.ppo.weight_decay, cfg.model.optimizer)
         for role, weights in parameters.items()
@@ -220,17 +220,19 @@ def _update(session: ModelSession, full: Config, worst: Worst, folder: Path) -> 
     count, length = cfg.ppo.minibatch_size, cfg.rollout.max_new_tokens
     letter = backbone.renderer.text_ids("a")
     questions = [row.turns[0].question for row in _samples(worst, count)]
-    rows = [session.row(session.video_input(worst.video), question, letter * length) for question in questions]
+    rows = [session.encode_pair(session.video_input(worst.video), question, letter * length) for question in questions]
     critics = rows
     critic, context = session.critic, worst.context if cfg.reward.context else ""
     if context or critic is not session:
-        critics = [critic.row(critic.video_input(worst.video), question, letter * length, context) for question in questions]
+        critics = [
+            critic.encode_pair(critic.video_input(worst.video), question, letter * length, context) for question in questions
+        ]
 
     def step() -> Done:
-        with session.roles.on_device("policy"), session.roles.inference_as("policy"):
+        with session.adapters.on_device("policy"), session.adapters.inference_as("policy"):
             parts = [token_logprobs(backbone, [row], cfg.rollout.temperature) for row in rows]
-        with critic.roles.on_device("value"), critic.roles.inference_as("value"):
-            values = [token_values(critic.backbone, critic.roles.heads["value"], [row])[0] for row in critics]
+        with critic.adapters.on_device("value"), critic.adapters.inference_as("value"):
+            values = [token_values(critic.backbone, critic.adapters.heads["value"], [row])[0] for row in critics]
         logprobs_BR = torch.cat([part[0] for part in parts]).cpu()
         mask_BR = torch.cat([part[1] for part in parts]).cpu()
         values_BR = torch.cat(values).float().cpu()

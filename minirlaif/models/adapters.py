@@ -187,7 +187,7 @@ class AdapterSet:
             self._parked[role] = OffloadableWeights((t for n, t in named if ".lora_" not in n and id(t) not in eyes), frozen=True)
         else:
             self._parked[role] = OffloadableWeights(self.parameters(role))
-        self._parked[role].rest()
+        self._parked[role].offload()
 
     @contextmanager
     def on_device(self, *roles: str) -> Iterator[None]:

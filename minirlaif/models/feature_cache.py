@@ -57,7 +57,7 @@ class VisionFeatureCache:
         # Every plan that was ever looked at; features may be deleted for their size, and a second look must show.
         self._db.execute("CREATE TABLE IF NOT EXISTS looked (key TEXT PRIMARY KEY)")
         self._vision = vision_hash(backbone)
-        self._eyes = resting_eyes(backbone)
+        self._eyes = offloaded_vision(backbone)
         self._memory: OrderedDict[str, Tensor] = OrderedDict()
         self._memory_bytes = 0
         self.counters = {"decodes": 0, "encodes": 0, "encoded_frames": 0, "plans": 0, "opened": 0}
@@ -186,10 +186,10 @@ def vision_hash(backbone: Backbone) -> str:
     return digest.hexdigest()[:16]
 
 
-def resting_eyes(backbone: Backbone) -> OffloadableWeights:
+def offloaded_vision(backbone: Backbone) -> OffloadableWeights:
     """The vision tower and projector, put to rest."""
     eyes = OffloadableWeights((t for part in backbone.eyes for t in (*part.parameters(), *part.buffers())), frozen=True)
-    eyes.rest()
+    eyes.offload()
     return eyes
 
 

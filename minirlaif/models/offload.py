@@ -28,7 +28,7 @@ class OffloadableWeights:
         self._host: list[Tensor] = []
         self.away = False
 
-    def rest(self) -> None:
+    def offload(self) -> None:
         """Leave the device."""
         if self.away:
             return
@@ -43,7 +43,7 @@ class OffloadableWeights:
             setattr(owner, name, tensor.new_empty(0))
         self.away = True
 
-    def come(self) -> None:
+    def onload(self) -> None:
         """Come back to the device. When it is full, everything stays where it was and torch's own error goes on."""
         if not self.away:
             return
@@ -57,12 +57,12 @@ class OffloadableWeights:
     def on_device(self) -> Iterator[None]:
         """On the device for a block; what is there already stays afterwards."""
         was_away = self.away
-        self.come()
+        self.onload()
         try:
             yield
         finally:
             if was_away:
-                self.rest()
+                self.offload()
 
 
 def _places(tensor: Tensor) -> Iterator[tuple[Any, str]]:

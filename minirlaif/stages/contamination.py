@@ -27,10 +27,10 @@ def seen_before(session: ModelSession, run: Run, tests: Sequence[Sample]) -> int
     ids = set()
     for video in sorted(earlier):
         try:
-            ids.add(session.store.info(video).id)
+            ids.add(session.feature_cache.info(video).id)
         except UnreadableClip:  # so it was left out then (video.max_unreadable)
             continue
-    return sum(session.store.info(video).id in ids for video in {row.video for row in tests})
+    return sum(session.feature_cache.info(video).id in ids for video in {row.video for row in tests})
 
 
 def _clips(run: Run, stage: str, part: str) -> Iterator[str]:

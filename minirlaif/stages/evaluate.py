@@ -42,8 +42,8 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         # 1. models and questions
         tests = read_samples(cfg, run, "test", need_answers=False)
         with open_session(cfg, run) as session:
-            session.roles.add("sft", 0, run.require("sft") / "adapter")
-            session.roles.add("policy", 0, run.require("ppo") / "adapter")
+            session.adapters.add("sft", 0, run.require("sft") / "adapter")
+            session.adapters.add("policy", 0, run.require("ppo") / "adapter")
             tests = readable(session, tests)
             # 2. answers
             begun = out.resume()
@@ -96,7 +96,7 @@ def _control(
 
     def change(row: Sample, view: VideoInput) -> VideoInput:
         if control == "blind":
-            return replace(view, features=blank_features(session.store, len(view.times), view.size, blanks))
+            return replace(view, features=blank_features(session.feature_cache, len(view.times), view.size, blanks))
         if control == "shuffled":
             order = shuffled(len(view.times), cfg.seed, "frames", row.id)
             return replace(view, features=session.backbone.reordered(view.features, order))
@@ -110,10 +110,10 @@ def greedy_answers(
 ) -> list[str]:
     """Greedy answers, in the order of the questions."""
     e, texts = session.cfg.evaluate, []
-    with session.roles.inference_as(role):
+    with session.adapters.inference_as(role):
         for start in range(0, len(tests), e.batch_size):
             some = tests[start : start + e.batch_size]
-            asked = [session.asked(change(row, session.video_input(row.video)), row.turns[0].question) for row in some]
+            asked = [session.encode_prompt(change(row, session.video_input(row.video)), row.turns[0].question) for row in some]
             for (answer,) in sample(session.backbone, asked, temperature=0, max_new_tokens=e.max_new_tokens):
                 texts.append(session.backbone.renderer.decode(answer.ids))
     return texts

@@ -200,7 +200,7 @@ class Work:
         agreement = {name: found.agreement for name, found in results.items()}
         return {"accuracy": accuracy, "agreement": agreement, "questions": len(rows)}
 
-    def _asked(self, kind: str, blank: bool, rows: list[task_check.EncodedPrompt], told: list[str], path: Path) -> list[str]:
+    def _asked(self, kind: str, blank: bool, rows: list[task_check.Asked], told: list[str], path: Path) -> list[str]:
         """Answers of one file to the rows behind those that were told already; each is written down at once."""
         name, new = kind + "_blind" * blank, []
         engine = GgufEngine(self.out.path, kind=kind)

@@ -40,7 +40,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         dev = read_samples(cfg, run, "dev", need_answers=False) if cfg.data.world or cfg.data.dev else []
         with open_session(cfg, run) as session:
             # 1. the SFT model
-            session.roles.add("sft", 0, run.require("sft") / "adapter")
+            session.adapters.add("sft", 0, run.require("sft") / "adapter")
             prompts = sorted(readable(session, prompts), key=lambda row: (row.video, row.id))  # one clip's questions together
             begun = out.resume()
             first = begun[0] if begun else 0
@@ -58,7 +58,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 mine = number + distributed.rank()
                 found: Lines = []
                 if mine < len(tasks):
-                    with session.roles.inference_as("sft"):
+                    with session.adapters.inference_as("sft"):
                         told = describe(session, run, tasks[mine], contexts)
                         found += [("contexts.jsonl", record) for record in told.values()]
                         if mine < len(chunks):
@@ -92,7 +92,7 @@ def _label(session: ModelSession, run: Run, rows: Sequence[Sample], contexts: Ma
     """Answer, pair and judge."""
     f, seed = session.cfg.feedback, session.cfg.seed
     lines: Lines = []
-    asked = [session.asked(session.video_input(row.video), row.turns[0].question) for row in rows]
+    asked = [session.encode_prompt(session.video_input(row.video), row.turns[0].question) for row in rows]
     drawn = sample(
         session.backbone, asked, f.answers, f.temperature, f.top_p, f.max_new_tokens, generator(seed, "feedback", chunk)
     )

@@ -114,7 +114,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                     out.commit_state(done, lambda folder: _write_state(folder, session, learner))
             # 4. the chosen policy
             if not dev:
-                session.roles.save("policy", out.path / "adapter")
+                session.adapters.save("policy", out.path / "adapter")
                 learner.extra["best"] = {"iteration": total}
             session.counted(out)
             best = learner.extra["best"]
@@ -142,10 +142,10 @@ def _contexts(run: Run) -> dict[str, str]:
 
 
 def _open(session: ModelSession, run: Run, state: Path | None) -> Learner:
-    cfg, critic = session.cfg, session.critic.roles
+    cfg, critic = session.cfg, session.critic.adapters
     sft, reward = run.require("sft") / "adapter", run.require("reward") / "adapter"
-    session.roles.add("policy", 0, state / "policy" if state else sft)
-    session.reference.roles.add("reference", 0, sft)
+    session.adapters.add("policy", 0, state / "policy" if state else sft)
+    session.reference.adapters.add("reference", 0, sft)
     critic.add("reward", 0, reward)
     critic.load_head("reward", reward)
     critic.add("value", 0, state / "value" if state else reward)
@@ -154,7 +154,7 @@ def _open(session: ModelSession, run: Run, state: Path | None) -> Learner:
     else:
         critic.add_head("value", 0)
     accelerator = make_accelerator(cfg, run.root)
-    parameters = {"policy": session.roles.parameters("policy"), "value": critic.parameters("value")}
+    parameters = {"policy": session.adapters.parameters("policy"), "value": critic.parameters("value")}
     optimizers = {
         role: make_optimizer(accelerator, weights, cfg.ppo.learning_rate, cfg.ppo.weight_decay, cfg.model.optimizer)
         for role, weights in parameters.items()
@@ -172,15 +172,15 @@ def _open(session: ModelSession, run: Run, state: Path | None) -> Learner:
 def enable_offload(session: ModelSession) -> None:
     """From now on every role is on the device only while a phase asks for it, but for what `reference.rest` and
     `reward.rest` keep there."""
-    session.roles.enable_offload("policy")
+    session.adapters.enable_offload("policy")
     if session.cfg.reference.rest == "cpu":
-        session.reference.roles.enable_offload("reference")
+        session.reference.adapters.enable_offload("reference")
     for role in ("reward", "value"):
-        session.critic.roles.enable_offload(role)
+        session.critic.adapters.enable_offload(role)
 
 
 def _write_state(folder: Path, session: ModelSession, learner: Learner) -> None:
-    owners = {"policy": session.roles, "value": session.critic.roles}
+    owners = {"policy": session.adapters, "value": session.critic.adapters}
     write_state(folder, owners, learner.optimizers, learner.extra)
 
 
@@ -198,7 +198,7 @@ def update(session: ModelSession, rollout: Rollout, learner: Learner, step: int)
     sizes = [len(row) for row in rollout.rows]
     rate = learning_rate(step, p.iterations, p.learning_rate, p.warmup_steps, p.schedule)
     all_stats: list[dict[str, float]] = []
-    with session.roles.on_device("policy"), session.critic.roles.on_device("value"):
+    with session.adapters.on_device("policy"), session.critic.adapters.on_device("value"):
         for epoch in range(p.epochs):
             order = shuffled(count, cfg.seed, "ppo-order", step, epoch)
             for start in range(0, count, p.minibatch_size):
@@ -230,12 +230,12 @@ def _micro(session: ModelSession, rollout: Rollout, learner: Learner, counted: i
         return x_BR[index, :width].to(device)
 
     mask_BR = part(rollout.mask_BR)
-    with session.roles.training_as("policy"), learner.accelerator.autocast():
+    with session.adapters.training_as("policy"), learner.accelerator.autocast():
         new_BR, _, _ = token_logprobs(backbone, [rollout.rows[i] for i in index], session.cfg.rollout.temperature)
         loss, stats = ppo_policy_loss(new_BR, part(rollout.logprobs_BR), part(rollout.advantages_BR), mask_BR, p.clip, counted)
         learner.accelerator.backward(loss)
-    with critic.roles.training_as("value"), learner.accelerator.autocast():
-        values_BR, _ = token_values(critic.backbone, critic.roles.heads["value"], [rollout.critic_rows[i] for i in index])
+    with critic.adapters.training_as("value"), learner.accelerator.autocast():
+        values_BR, _ = token_values(critic.backbone, critic.adapters.heads["value"], [rollout.critic_rows[i] for i in index])
         v_loss, v_stats = value_loss(values_BR, part(rollout.values_BR), part(rollout.returns_BR), mask_BR, p.value_clip, counted)
         learner.accelerator.backward(p.vf_coef * v_loss)
     found = {f"value_{name.removeprefix('value_')}": value for name, value in v_stats.items()}
@@ -248,5 +248,5 @@ def _keep_best(session: ModelSession, out: StageDir, learner: Learner, judged: W
     if rate > learner.extra["best"].get("win_rate", -1.0):
         learner.extra["best"] = {"iteration": iteration, "win_rate": rate}
         shutil.rmtree(out.path / "adapter", ignore_errors=True)
-        session.roles.save("policy", out.path / "adapter")
+        session.adapters.save("policy", out.path / "adapter")
     return rate

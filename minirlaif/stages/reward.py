@@ -66,14 +66,14 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             # 2. role, head, optimiser
             begun = out.resume()
             start = begun[1] / "reward" if begun else _start(cfg, run)
-            session.roles.add("reward", seed_of(cfg.seed, "reward-adapter"), start)
+            session.adapters.add("reward", seed_of(cfg.seed, "reward-adapter"), start)
             if begun:
-                session.roles.load_head("reward", begun[1] / "reward")
+                session.adapters.load_head("reward", begun[1] / "reward")
             else:
                 beta = START_BETA if cfg.reward.likelihood else None
-                session.roles.add_head("reward", seed_of(cfg.seed, "reward"), start=0.01, beta=beta)
+                session.adapters.add_head("reward", seed_of(cfg.seed, "reward"), start=0.01, beta=beta)
             accelerator = make_accelerator(cfg, run.root)
-            parameters, kind = session.roles.parameters("reward"), cfg.model.optimizer
+            parameters, kind = session.adapters.parameters("reward"), cfg.model.optimizer
             optimizer = make_optimizer(accelerator, parameters, cfg.reward.learning_rate, cfg.reward.weight_decay, kind)
             if begun:
                 read_optimizer(begun[1], "reward", optimizer)
@@ -96,10 +96,10 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 if out.due(step + 1, cfg.reward.save_steps):
                     session.counted(out)
                     out.commit_state(
-                        step + 1, lambda folder: write_state(folder, {"reward": session.roles}, {"reward": optimizer}, {})
+                        step + 1, lambda folder: write_state(folder, {"reward": session.adapters}, {"reward": optimizer}, {})
                     )
             # 4. held-out scores
-            session.roles.save("reward", out.path / "adapter")
+            session.adapters.save("reward", out.path / "adapter")
             _examine(session, run, out, kept)
             session.counted(out)
 
@@ -134,23 +134,23 @@ def _split(rows: Sequence[Preference], share: float) -> tuple[list[Preference], 
 def _rows(session: ModelSession, preferences: Sequence[Preference]) -> list[EncodedPair]:
     """Chosen and rejected in turn."""
     rows = []
-    session.look(p.video for p in preferences)
+    session.encode_shared(p.video for p in preferences)
     for p in preferences:
         view, context = session.video_input(p.video), p.context if session.cfg.reward.context else ""
-        rows += [session.row(view, p.question, session.answer_ids(text), context) for text in (p.chosen, p.rejected)]
+        rows += [session.encode_pair(view, p.question, session.answer_ids(text), context) for text in (p.chosen, p.rejected)]
     return rows
 
 
 def backward(session: ModelSession, accelerator: Any, batch: Sequence[Preference]) -> dict[str, float]:
     import torch
 
-    cfg, head = session.cfg.reward, session.roles.heads["reward"]
+    cfg, head = session.cfg.reward, session.adapters.heads["reward"]
     rows = _rows(session, batch)
     lengths = [max(len(rows[2 * i]), len(rows[2 * i + 1])) for i in range(len(batch))]
     groups = list(micro_batches(lengths, cfg.micro_batch_size))
     batch_sum = None
     if len(groups) > 1:  # the centring term needs the sign of the whole batch's sum before any part of it goes backward
-        with session.roles.inference_as("reward"):
+        with session.adapters.inference_as("reward"):
             batch_sum = sum(
                 distributed.mapped(
                     lambda g: float(reward_scores(session.backbone, head, [rows[2 * i + s] for i in g for s in (0, 1)]).sum()),
@@ -159,7 +159,7 @@ def backward(session: ModelSession, accelerator: Any, batch: Sequence[Preference
             )
     stats = {"loss": 0.0, "accuracy": 0.0, "mean_score": 0.0, "margin": 0.0}
     for group in distributed.share(groups):
-        with session.roles.training_as("reward"), accelerator.autocast():
+        with session.adapters.training_as("reward"), accelerator.autocast():
             scores = reward_scores(session.backbone, head, [rows[2 * i + s] for i in group for s in (0, 1)])
             chosen_B, rejected_B = scores[0::2], scores[1::2]
             loss = bradley_terry_loss(chosen_B, rejected_B, len(batch))
@@ -173,16 +173,16 @@ def backward(session: ModelSession, accelerator: Any, batch: Sequence[Preference
         stats["accuracy"] += float((ahead_B > 0).float().sum()) / len(batch)
         stats["margin"] += float(ahead_B.sum()) / len(batch)
         stats["mean_score"] += float(scores.detach().mean()) * len(group) / len(batch)
-    distributed.sum_gradients(session.roles.parameters("reward"))
+    distributed.sum_gradients(session.adapters.parameters("reward"))
     return distributed.total(stats)
 
 
 def _examine(session: ModelSession, run: Run, out: StageDir, kept: Sequence[Preference]) -> None:
     """Scores of held-out pairs, accuracy by question type, the mean score (bias) and whether padding moves a score."""
-    head, size = session.roles.heads["reward"], session.cfg.reward.batch_size
+    head, size = session.adapters.heads["reward"], session.cfg.reward.batch_size
     rows = _rows(session, kept)
     scores = [0.0] * len(rows)
-    with session.roles.inference_as("reward"):
+    with session.adapters.inference_as("reward"):
         for index in micro_batches([len(row) for row in rows], size):
             for place, score in zip(index, reward_scores(session.backbone, head, [rows[i] for i in index]).tolist(), strict=True):
                 scores[place] = score

@@ -50,9 +50,9 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             per_stage = [max(1, round(cfg.sft.epochs * len(rows) / cfg.sft.batch_size)) for _, rows in plan]
             # 2. role and optimiser
             begun = out.resume()
-            session.roles.add("sft", seed_of(cfg.seed, "sft"), begun[1] / "sft" if begun else None)
+            session.adapters.add("sft", seed_of(cfg.seed, "sft"), begun[1] / "sft" if begun else None)
             accelerator = make_accelerator(cfg, run.root)
-            parameters, kind = session.roles.parameters("sft"), cfg.model.optimizer
+            parameters, kind = session.adapters.parameters("sft"), cfg.model.optimizer
             optimizer = make_optimizer(accelerator, parameters, cfg.sft.learning_rate, cfg.sft.weight_decay, kind)
             if begun:
                 read_optimizer(begun[1], "sft", optimizer)
@@ -74,9 +74,11 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 accelerator.log({"sft/loss": loss, "sft/grad_norm": norm}, step=step)
                 if out.due(step + 1, cfg.sft.save_steps):
                     session.counted(out)
-                    out.commit_state(step + 1, lambda folder: write_state(folder, {"sft": session.roles}, {"sft": optimizer}, {}))
+                    out.commit_state(
+                        step + 1, lambda folder: write_state(folder, {"sft": session.adapters}, {"sft": optimizer}, {})
+                    )
             # 4. the adapter
-            session.roles.save("sft", out.path / "adapter")
+            session.adapters.save("sft", out.path / "adapter")
             for name, rows in plan:
                 _show(session, run, out, name, rows)
             session.counted(out)
@@ -112,7 +114,7 @@ def backward(session: ModelSession, accelerator: Any, batch: Sequence[Sample]) -
     from minirlaif.models.tokens import pad_stack
 
     cfg, backbone = session.cfg, session.backbone
-    session.look(row.video for row in batch)
+    session.encode_shared(row.video for row in batch)
     views = [session.video_input(row.video) for row in batch]
     rendered = [
         backbone.renderer.conversation(view.shown, row.turns, "", cfg.sft.max_length)
@@ -127,7 +129,7 @@ def backward(session: ModelSession, accelerator: Any, batch: Sequence[Sample]) -
         learned_BT, _ = pad_stack([torch.tensor(rendered[i].answer) for i in index], False, "right")
         ids_BT, mask_BT, learned_BT = (x.to(backbone.device) for x in (ids_BT, mask_BT, learned_BT))
         features = [views[i].features.to(backbone.device) for i in index]
-        with session.roles.training_as("sft"), accelerator.autocast():
+        with session.adapters.training_as("sft"), accelerator.autocast():
             positions = backbone.positions(ids_BT, mask_BT, features)
             hidden_BTD = backbone.hidden(backbone.embed(ids_BT, features), mask_BT, positions)
             counted_BT = learned_BT[:, 1:]
@@ -135,15 +137,15 @@ def backward(session: ModelSession, accelerator: Any, batch: Sequence[Sample]) -
             loss = sft_loss(logprobs_BT, counted_BT, denominator)
             accelerator.backward(loss)
         total += float(loss.detach())
-    distributed.sum_gradients(session.roles.parameters("sft"))
+    distributed.sum_gradients(session.adapters.parameters("sft"))
     return distributed.total({"loss": total})["loss"]
 
 
 def _show(session: ModelSession, run: Run, out: StageDir, name: str, rows: Sequence[Sample]) -> None:
     """A few rows of a stage with what the trained model now says, for a person to read."""
     some = list(rows[:: max(1, len(rows) // SHOWN)])[:SHOWN]
-    with session.roles.inference_as("sft"):
-        asked = [session.asked(session.video_input(row.video), row.turns[0].question) for row in some]
+    with session.adapters.inference_as("sft"):
+        asked = [session.encode_prompt(session.video_input(row.video), row.turns[0].question) for row in some]
         said = sample(session.backbone, asked, temperature=0, max_new_tokens=SHOWN_TOKENS)
     for row, (answer,) in zip(some, said, strict=True):
         told = {"video": stored(run, row.video), "question": row.turns[0].question, "written": row.turns[0].answer}

@@ -30,7 +30,7 @@ def bandit(folder: Path, sign: float, monkeypatch: pytest.MonkeyPatch) -> dict[s
     )
     cfg = tiny.settings(*rules.split())
     session = tiny.TinyBench(base, {f"clip{i}": tiny.view(base, 1 + i, i) for i in range(3)}, cfg)
-    roles = session.roles
+    roles = session.adapters
     roles.add("policy", 0)
     tiny.stir(roles, "policy", 0, 0.02)
     roles.add("reference", 0, "policy")

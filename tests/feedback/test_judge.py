@@ -115,7 +115,7 @@ def test_likelihood_is_the_mean_over_the_tokens_of_each_answer_with_frames_and_c
         for value, p in zip(found, asked, strict=True):
             means = []
             for text in (p.answer_a, p.answer_b):
-                row = session.row(views["clip"], p.question, session.answer_ids(text), p.context)
+                row = session.encode_pair(views["clip"], p.question, session.answer_ids(text), p.context)
                 means.append(float(token_logprobs(session.backbone, [row])[0].mean()))
             assert value == pytest.approx(means[0] - means[1], abs=1e-5)
         without = answer_margins(

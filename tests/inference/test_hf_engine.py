@@ -47,16 +47,16 @@ def said(
 
 
 def test_streamed_answers_are_those_of_sample(engine: HfEngine, folder: Path) -> None:
-    session, clip = engine._bench, str(folder / "a.mp4")
+    session, clip = engine._session, str(folder / "a.mp4")
     view = session.video_input(clip)
     told = {}
     for model, role in (("rlaif", "policy"), ("sft", "sft"), ("base", "base")):
         for question in QUESTIONS:  # the second and third start from the kept cache
             for temperature in (0.0, 1.0):
                 options = SamplingParams(temperature, 0.9, 24, 7)
-                with session.roles.inference_as(role):
+                with session.adapters.inference_as(role):
                     source = torch.Generator().manual_seed(7)
-                    asked = [session.asked(view, question)]
+                    asked = [session.encode_prompt(view, question)]
                     ((answer,),) = sample(session.backbone, asked, 1, temperature, 0.9, 24, source)
                 told[model, question, temperature] = said(engine, folder / "a.mp4", question, options, model)
                 assert told[model, question, temperature] == session.backbone.renderer.decode(answer.ids)
@@ -66,7 +66,7 @@ def test_streamed_answers_are_those_of_sample(engine: HfEngine, folder: Path) ->
 
 def test_a_conversation_is_the_one_that_training_renders(engine: HfEngine, folder: Path) -> None:
     """With turns, the prompt is the rendered conversation up to the last answer."""
-    renderer, view = engine._bench.backbone.renderer, engine._bench.video_input(str(folder / "a.mp4"))
+    renderer, view = engine._session.backbone.renderer, engine._session.video_input(str(folder / "a.mp4"))
     turns = (Turn("what happens first?", "a red circle moves left."), Turn("how many things happen?", "two things happen."))
     asked = renderer.prompt(view.shown, turns[1].question, turns=turns[:1])
     whole = renderer.conversation(view.shown, turns)
@@ -81,12 +81,12 @@ def test_a_clip_is_looked_at_once_and_its_frames_are_read_once(engine: HfEngine,
     clip = folder / "a.mp4"
     said(engine, clip, QUESTIONS[0])
     first = dict(engine.counters)
-    prompt = engine._bench.backbone.renderer.prompt(engine._bench.video_input(str(clip)).shown, QUESTIONS[0])
+    prompt = engine._session.backbone.renderer.prompt(engine._session.video_input(str(clip)).shown, QUESTIONS[0])
     assert first == {"decodes": 1, "encodes": 1, "prefilled_tokens": len(prompt), "reused_tokens": 0}
     said(engine, clip, QUESTIONS[1])
     second = dict(engine.counters)
     assert (second["decodes"], second["encodes"]) == (1, 1)
-    frames = 1 + max(place for place, token in enumerate(prompt) if token == engine._bench.backbone.renderer.image_id)
+    frames = 1 + max(place for place, token in enumerate(prompt) if token == engine._session.backbone.renderer.image_id)
     assert second["reused_tokens"] >= frames
     said(engine, clip, QUESTIONS[1], model="sft")  # another model has read nothing yet
     assert engine.counters["reused_tokens"] == second["reused_tokens"]
@@ -118,13 +118,13 @@ def test_stopping_early_leaves_the_next_answer_as_it_was(engine: HfEngine, folde
 
 
 def test_the_score_is_the_reward_models_above_its_mean(engine: HfEngine, folder: Path) -> None:
-    session, clip = engine._bench, str(folder / "a.mp4")
+    session, clip = engine._session, str(folder / "a.mp4")
     look, (question, answer) = engine.look(clip), ("what happens first?", "a red circle moves left.")
     judged = engine.judge(look, question, answer, "a blue cross moves up.")
     assert judged.context.startswith("0s: ") and judged.context.count("\n") == 2  # a line per second
-    row = session.row(session.video_input(clip), question, session.answer_ids(answer), judged.context)
-    with session.roles.inference_as("reward"):
-        expected = float(reward_scores(session.backbone, session.roles.heads["reward"], [row])) + 1.5
+    row = session.encode_pair(session.video_input(clip), question, session.answer_ids(answer), judged.context)
+    with session.adapters.inference_as("reward"):
+        expected = float(reward_scores(session.backbone, session.adapters.heads["reward"], [row])) + 1.5
     assert engine.score(look, question, answer) == pytest.approx(expected, abs=1e-5)
     swapped = engine.judge(look, question, "a blue cross moves up.", answer)
     assert {judged.choice, swapped.choice} == {"A", "B"} and judged.margin == pytest.approx(swapped.margin)

@@ -87,85 +87,85 @@ class Opened:
 
     def __init__(self, folder: Path, limit_gib: float = 1.0, **eyes: Any) -> None:
         self.reader, self.eyes = Reader(), Eyes(**eyes)
-        self.store = VisionFeatureCache(folder / "cache" / "f.sqlite", self.eyes, self.reader, settings(limit_gib))  # type: ignore[arg-type]
+        self.feature_cache = VisionFeatureCache(folder / "cache" / "f.sqlite", self.eyes, self.reader, settings(limit_gib))  # type: ignore[arg-type]
 
 
 def test_a_second_look_decodes_nothing(tmp_path: Path, clip: str):
     o = Opened(tmp_path)
-    first = o.store.get(clip, one_plan)
-    again = o.store.get(clip, one_plan)
+    first = o.feature_cache.get(clip, one_plan)
+    again = o.feature_cache.get(clip, one_plan)
     assert [plan for plan, _ in first] == [plan for plan, _ in again] == [uniform_plan(4.0, 4)]
     assert first[0][1].equal(again[0][1])
     assert first[0][1][:, 0, 0, 0].tolist() == [0.0, 7.0, 14.0, 21.0] and first[0][1].shape == (4, 1, K, D)
     assert len(o.reader.asked) == o.eyes.calls == 1 and len(o.reader.looked) == 1
-    assert o.store.counters == {"decodes": 1, "encodes": 1, "encoded_frames": 4, "plans": 1, "opened": 1}
+    assert o.feature_cache.counters == {"decodes": 1, "encodes": 1, "encoded_frames": 4, "plans": 1, "opened": 1}
 
 
 def test_the_cache_outlives_the_process(tmp_path: Path, clip: str):
     before = Opened(tmp_path)
-    first = before.store.get(clip, halves)
-    before.store.close()
+    first = before.feature_cache.get(clip, halves)
+    before.feature_cache.close()
     after = Opened(tmp_path)
-    again = after.store.get(clip, halves)
+    again = after.feature_cache.get(clip, halves)
     assert all(a[1].equal(b[1]) and a[1].dtype == b[1].dtype for a, b in zip(first, again, strict=True))
     assert after.reader.asked == after.reader.looked == [] and after.eyes.calls == 0
-    assert set(after.store.counters.values()) == {0}
+    assert set(after.feature_cache.counters.values()) == {0}
 
 
 def test_plans_of_a_clip_come_from_one_pass_and_only_missing_ones(tmp_path: Path, clip: str):
     o = Opened(tmp_path)
-    o.store.get(clip, one_plan)
-    o.store.get(clip, halves)
-    keys = [plan.key for plan in halves(o.store.info(clip))]
+    o.feature_cache.get(clip, one_plan)
+    o.feature_cache.get(clip, halves)
+    keys = [plan.key for plan in halves(o.feature_cache.info(clip))]
     assert o.reader.asked == [("a.mp4", keys[:1]), ("a.mp4", keys[1:])]
-    assert o.store.counters == {"decodes": 3, "encodes": 3, "encoded_frames": 8, "plans": 3, "opened": 1}
+    assert o.feature_cache.counters == {"decodes": 3, "encodes": 3, "encoded_frames": 8, "plans": 3, "opened": 1}
 
 
 def test_a_plan_asked_for_twice_is_looked_at_once(tmp_path: Path, clip: str):
     o = Opened(tmp_path)
-    twice = o.store.get(clip, lambda info: one_plan(info) * 2)
-    assert twice[0][1].equal(twice[1][1]) and o.store.counters["decodes"] == o.store.counters["encodes"] == 1
+    twice = o.feature_cache.get(clip, lambda info: one_plan(info) * 2)
+    assert twice[0][1].equal(twice[1][1]) and o.feature_cache.counters["decodes"] == o.feature_cache.counters["encodes"] == 1
 
 
 @pytest.mark.parametrize("other", [{"weight": 2.0}, {"size": 16}])
 def test_other_eyes_see_other_features(tmp_path: Path, clip: str, other: dict[str, Any]):
-    Opened(tmp_path).store.get(clip, one_plan)
+    Opened(tmp_path).feature_cache.get(clip, one_plan)
     o = Opened(tmp_path, **other)
-    o.store.get(clip, one_plan)
-    assert o.store.counters["decodes"] == o.eyes.calls == 1
+    o.feature_cache.get(clip, one_plan)
+    assert o.feature_cache.counters["decodes"] == o.eyes.calls == 1
     back = Opened(tmp_path)
-    assert back.store.get(clip, one_plan)[0][1][1, 0, 0, 0] == 7.0, "both are kept"
+    assert back.feature_cache.get(clip, one_plan)[0][1][1, 0, 0, 0] == 7.0, "both are kept"
     assert back.eyes.calls == 0
 
 
 def test_content_counts_not_the_name(tmp_path: Path, clip: str):
     o = Opened(tmp_path)
-    o.store.get(clip, one_plan)
+    o.feature_cache.get(clip, one_plan)
     copy = tmp_path / "copy.mp4"
     copy.write_bytes(Path(clip).read_bytes())
-    o.store.get(str(copy), one_plan)
+    o.feature_cache.get(str(copy), one_plan)
     assert len(o.reader.asked) == 1
     Path(clip).write_bytes(b"\x09\x09")  # another clip under the old name
-    assert o.store.get(clip, one_plan)[0][1][1, 0, 0, 0] == 9.0
-    assert len(o.reader.asked) == 2 and o.store.info(clip).id == "0909"
+    assert o.feature_cache.get(clip, one_plan)[0][1][1, 0, 0, 0] == 9.0
+    assert len(o.reader.asked) == 2 and o.feature_cache.info(clip).id == "0909"
 
 
 def test_a_run_behind_a_link_looks_at_nothing_again(tmp_path: Path, clip: str):
     """Another run sees the same clips and the same cache through links: one entry, under the name that it asked for."""
-    Opened(tmp_path).store.get(clip, one_plan)
+    Opened(tmp_path).feature_cache.get(clip, one_plan)
     (tmp_path / "other").symlink_to(tmp_path)
     o = Opened(tmp_path / "other")
     mine = str(tmp_path / "other" / "a.mp4")
-    assert o.store.info(mine).path == mine and o.store.info(clip).path == clip
-    o.store.get(mine, one_plan)
+    assert o.feature_cache.info(mine).path == mine and o.feature_cache.info(clip).path == clip
+    o.feature_cache.get(mine, one_plan)
     assert not o.reader.looked and not o.reader.asked and not o.eyes.calls
-    assert o.store._db.execute("SELECT count(*) FROM clips").fetchone() == (1,)
+    assert o.feature_cache._db.execute("SELECT count(*) FROM clips").fetchone() == (1,)
 
 
 def test_a_clip_that_vanished_is_named(tmp_path: Path):
     o = Opened(tmp_path)
     with pytest.raises(UnreadableClip, match="gone.mp4: does not exist"):
-        o.store.info(str(tmp_path / "gone.mp4"))
+        o.feature_cache.info(str(tmp_path / "gone.mp4"))
 
 
 def test_the_oldest_go_when_the_limit_is_reached(tmp_path: Path):
@@ -175,25 +175,25 @@ def test_the_oldest_go_when_the_limit_is_reached(tmp_path: Path):
     for number in range(12):
         names.append(str(tmp_path / f"{number}.mp4"))
         Path(names[-1]).write_bytes(bytes([number + 1]))
-        o.store.get(names[-1], one_plan)
-    o.store.close()
+        o.feature_cache.get(names[-1], one_plan)
+    o.feature_cache.close()
     file = tmp_path / "cache" / "f.sqlite"
     assert file.stat().st_size < limit + 2 * size, "the file does not grow for ever"
     kept = Opened(tmp_path, width=5000)
     for name in reversed(names):
-        kept.store.get(name, one_plan)
+        kept.feature_cache.get(name, one_plan)
     found = [name for name in names if Path(name).name not in {asked for asked, _ in kept.reader.asked}]
     assert found == names[-len(found) :] and 3 <= len(found) <= limit // size
 
 
 def test_a_clip_bigger_than_the_limit_still_comes(tmp_path: Path, clip: str):
     o = Opened(tmp_path, limit_gib=0.0)
-    assert [len(features) for _, features in o.store.get(clip, halves)] == [4, 2, 2]
+    assert [len(features) for _, features in o.feature_cache.get(clip, halves)] == [4, 2, 2]
 
 
 def test_half_precision_is_kept_as_it_is(tmp_path: Path, clip: str):
-    first = Opened(tmp_path, dtype=torch.bfloat16).store.get(clip, one_plan)[0][1]
-    again = Opened(tmp_path, dtype=torch.bfloat16).store.get(clip, one_plan)[0][1]
+    first = Opened(tmp_path, dtype=torch.bfloat16).feature_cache.get(clip, one_plan)[0][1]
+    again = Opened(tmp_path, dtype=torch.bfloat16).feature_cache.get(clip, one_plan)[0][1]
     assert again.dtype == torch.bfloat16 and again.equal(first)
 
 
@@ -220,12 +220,16 @@ def test_a_second_look_at_features_that_were_deleted_shows(tmp_path: Path, clip:
     """The report divides decodes by plans: a cache that forgets must not look like one that never had to."""
     o = Opened(tmp_path, limit_gib=0.0)
     for _ in range(3):
-        o.store.get(clip, one_plan)
-        o.store._memory.clear()
+        o.feature_cache.get(clip, one_plan)
+        o.feature_cache._memory.clear()
     again = Opened(tmp_path, limit_gib=0.0)
-    again.store.get(clip, one_plan)
-    assert (o.store.counters["decodes"], o.store.counters["encodes"], o.store.counters["plans"]) == (3, 3, 1)
-    assert (again.store.counters["decodes"], again.store.counters["plans"]) == (1, 0)
+    again.feature_cache.get(clip, one_plan)
+    assert (o.feature_cache.counters["decodes"], o.feature_cache.counters["encodes"], o.feature_cache.counters["plans"]) == (
+        3,
+        3,
+        1,
+    )
+    assert (again.feature_cache.counters["decodes"], again.feature_cache.counters["plans"]) == (1, 0)
 
 
 def test_a_strip_has_the_proportions_of_the_clip(tmp_path: Path):
@@ -243,10 +247,10 @@ def test_a_strip_has_the_proportions_of_the_clip(tmp_path: Path):
 
 def test_blank_frames_are_encoded_once(tmp_path: Path):
     o, known = Opened(tmp_path), {}
-    blank = blank_features(o.store, 4, FrameSize(8, 8), known)
-    assert blank_features(o.store, 4, FrameSize(8, 8), known) is blank and o.eyes.calls == 1
+    blank = blank_features(o.feature_cache, 4, FrameSize(8, 8), known)
+    assert blank_features(o.feature_cache, 4, FrameSize(8, 8), known) is blank and o.eyes.calls == 1
     assert blank.shape == (4, 1, K, D) and blank.unique().numel() == 1
-    assert len(blank_features(o.store, 2, FrameSize(8, 8), known)) == 2
+    assert len(blank_features(o.feature_cache, 2, FrameSize(8, 8), known)) == 2
 
 
 def test_the_eyes_are_on_the_device_only_while_they_see(tmp_path: Path, clip: str, monkeypatch: pytest.MonkeyPatch):
@@ -258,12 +262,12 @@ def test_the_eyes_are_on_the_device_only_while_they_see(tmp_path: Path, clip: st
 
     monkeypatch.setattr(o.eyes, "encode_frames", lambda pixels: seen.append(held()) or real(pixels))
     assert held() == [0, 0, 0]
-    first = o.store.get(clip, one_plan)
+    first = o.feature_cache.get(clip, one_plan)
     assert held() == [0, 0, 0] and seen == [[4, 4, 4]]
-    again = o.store.get(clip, halves)  # a plan that is not cached yet calls them back
+    again = o.feature_cache.get(clip, halves)  # a plan that is not cached yet calls them back
     assert held() == [0, 0, 0] and seen == [[4, 4, 4]] * 3
     assert first[0][1].equal(again[0][1])
-    blank_features(o.store, 2, FrameSize(8, 8), {})
+    blank_features(o.feature_cache, 2, FrameSize(8, 8), {})
     assert held() == [0, 0, 0] and seen == [[4, 4, 4]] * 4
 
     def blind(pixels: np.ndarray) -> torch.Tensor:
@@ -271,5 +275,5 @@ def test_the_eyes_are_on_the_device_only_while_they_see(tmp_path: Path, clip: st
 
     monkeypatch.setattr(o.eyes, "encode_frames", blind)
     with pytest.raises(ZeroDivisionError):
-        o.store.encode(np.zeros((1, 8, 8, 3), np.uint8))
+        o.feature_cache.encode(np.zeros((1, 8, 8, 3), np.uint8))
     assert held() == [0, 0, 0]

@@ -15,7 +15,7 @@ from minirlaif.algorithms import rollout as rollouts
 from minirlaif.errors import UserError
 from minirlaif.models import offload
 from minirlaif.models.backbones.smolvlm import SmolVLM
-from minirlaif.models.feature_cache import resting_eyes
+from minirlaif.models.feature_cache import offloaded_vision
 from minirlaif.models.loading import open_backbone
 from minirlaif.models.logprobs import token_logprobs, token_values
 from minirlaif.models.offload import OffloadableWeights
@@ -42,10 +42,10 @@ def trained(session: tiny.TinyBench, roles: Sequence[str] = ROLES) -> None:
     """Roles with random weights."""
     for number, role in enumerate(roles):
         owner = {"policy": session, "reference": session.reference}.get(role, session.critic)
-        owner.roles.add(role, number)
-        tiny.stir(owner.roles, role, number, 0.05)
+        owner.adapters.add(role, number)
+        tiny.stir(owner.adapters, role, number, 0.05)
         if role in ("reward", "value"):
-            owner.roles.add_head(role, number, start=0.3)
+            owner.adapters.add_head(role, number, start=0.3)
 
 
 def opened(*overrides: str, critic: SmolVLM | None = None) -> tiny.TinyBench:
@@ -57,9 +57,9 @@ def opened(*overrides: str, critic: SmolVLM | None = None) -> tiny.TinyBench:
         session.reference = _reference_bench(session)
     if critic is not None:
         session.critic = tiny.TinyBench(critic, {f"clip{i}": tiny.view(critic, 1 + i, i) for i in CLIPS}, critic_config(cfg))
-        resting_eyes(critic)
+        offloaded_vision(critic)
         if cfg.reward.rest == "cpu":
-            session.critic.roles.enable_offload("base")
+            session.critic.adapters.enable_offload("base")
     trained(session)
     ppo.enable_offload(session)
     return session
@@ -88,7 +88,7 @@ def stored_bytes(tensors: Iterable[torch.Tensor]) -> int:
 def present(session: tiny.TinyBench) -> set[str]:
     """Roles, and bases of their own, that hold memory."""
     owners = {"policy": session, "reference": session.reference, "reward": session.critic, "value": session.critic}
-    found = {role for role, owner in owners.items() if stored_bytes(owner.roles.parameters(role))}
+    found = {role for role, owner in owners.items() if stored_bytes(owner.adapters.parameters(role))}
     for name, owner in (("reference base", session.reference), ("reward base", session.critic)):
         base = [t for n, t in owner.backbone.model.named_parameters() if "lora_" not in n]
         if owner is not session and stored_bytes(base):
@@ -104,11 +104,11 @@ def test_all_kinds_of_reference_give_the_same_logprobs(quantization: str) -> Non
             session = opened(f"reference.kind={kind}", f"reference.rest={rest}", f"model.quantization={quantization}")
             assert ("reference" in present(session)) == (rest == "device")
             rows = tiny.rows(session.backbone)  # type: ignore[arg-type]
-            reference = session.reference.roles
+            reference = session.reference.adapters
             for _ in range(2):  # it goes and comes again
                 with reference.on_device("reference"), reference.inference_as("reference"):
                     found[kind, rest], mask, _ = token_logprobs(session.reference.backbone, rows)
-    with session.roles.inference_as("base"):
+    with session.adapters.inference_as("base"):
         plain, _, _ = token_logprobs(session.backbone, rows)
     assert float((plain - found["adapter", "device"])[mask].abs().max()) > 1e-3  # the adapter says something
     for other in found.values():
@@ -132,7 +132,7 @@ class Watch:
     def _noting(self, session: tiny.TinyBench, name: str, real: Any) -> Any:
         def call(*given: Any, **named: Any) -> Any:
             owner = session.reference if name == "token_logprobs" and given[0] is session.reference.backbone else session
-            phase = f"{name} of {owner.roles._active()}" if name == "token_logprobs" else name
+            phase = f"{name} of {owner.adapters._active()}" if name == "token_logprobs" else name
             self.seen.setdefault(phase, set()).update(present(session))
             return real(*given, **named)
 
@@ -141,8 +141,8 @@ class Watch:
 
 def iteration(session: tiny.TinyBench, folder: Path) -> tuple[rollouts.Rollout, ppo.Learner]:
     parameters: dict[str, list[Any]] = {
-        "policy": session.roles.parameters("policy"),
-        "value": session.critic.roles.parameters("value"),
+        "policy": session.adapters.parameters("policy"),
+        "value": session.critic.adapters.parameters("value"),
     }
     accelerator = make_accelerator(session.cfg, folder)
     optimizers = {role: make_optimizer(accelerator, weights, 0.01, 0.0) for role, weights in parameters.items()}
@@ -188,20 +188,20 @@ def test_reward_and_value_of_another_base_read_the_policys_tokens(tmp_path: Path
     other = small(9, 2)
     session = opened("reward.base=other", critic=other)
     critic = session.critic
-    with critic.roles.on_device("value"):
-        before, start = tiny.digest(critic.roles.parameters("value")), tiny.digest(tiny.base_weights(other))
+    with critic.adapters.on_device("value"):
+        before, start = tiny.digest(critic.adapters.parameters("value")), tiny.digest(tiny.base_weights(other))
     rollout, _ = rollouts.collect(session, prompts(), {}, memory(), 0.0, 0)
     assert rollout.rows[0].features is not None and rollout.critic_rows[0].features is not None
     assert not torch.equal(rollout.rows[0].features, rollout.critic_rows[0].features)  # seen through eyes of its own
     assert [row.answer for row in rollout.rows] == [row.answer for row in rollout.critic_rows]
     assert rollout.values_BR.shape == rollout.logprobs_BR.shape
-    with critic.roles.on_device("value"), critic.roles.inference_as("value"):
+    with critic.adapters.on_device("value"), critic.adapters.inference_as("value"):
         for number, row in enumerate(rollout.critic_rows):
-            alone, _ = token_values(other, critic.roles.heads["value"], [row])
+            alone, _ = token_values(other, critic.adapters.heads["value"], [row])
             torch.testing.assert_close(rollout.values_BR[number, : len(row.answer)], alone[0], atol=1e-5, rtol=1e-5)
     iteration(session, tmp_path)
-    with critic.roles.on_device("value"):
-        assert tiny.digest(critic.roles.parameters("value")) != before
+    with critic.adapters.on_device("value"):
+        assert tiny.digest(critic.adapters.parameters("value")) != before
         assert tiny.digest(tiny.base_weights(other)) == start
 
 
@@ -218,8 +218,8 @@ def test_parking_changes_no_number_of_an_iteration(tmp_path: Path, monkeypatch: 
         session = opened()
         rollout, learner = iteration(session, tmp_path)
         ppo.update(session, rollout, learner, 1)
-        with session.roles.on_device(*ROLES):
-            found.append({role: tiny.digest(session.roles.parameters(role)) for role in ROLES})
+        with session.adapters.on_device(*ROLES):
+            found.append({role: tiny.digest(session.adapters.parameters(role)) for role in ROLES})
     assert found[0] == found[1]
 
 
@@ -232,7 +232,7 @@ def _come_as_copies(self: OffloadableWeights) -> None:
 
 def test_a_parked_role_is_saved_with_its_head_and_stays_parked(tmp_path: Path) -> None:
     session = opened()
-    roles = session.roles
+    roles = session.adapters
     with roles.on_device("value"):
         roles.save("value", tmp_path / "present")
     roles.save("value", tmp_path / "parked")
@@ -252,9 +252,9 @@ def test_four_bit_weights_take_their_state_along() -> None:
     weights = [layer.weight for layer in layers]
     held = stored_bytes(weights)
     away = OffloadableWeights(weights, frozen=True)
-    away.rest()
+    away.offload()
     assert held > 0 and stored_bytes(weights) == 0
-    away.come()
+    away.onload()
     assert stored_bytes(weights) == held
     for layer in layers:
         assert layer.weight.quant_state is layer.quant_state and layer.weight.bnb_quantized
@@ -270,10 +270,10 @@ def test_a_full_device_leaves_everything_where_it_was() -> None:
 
     one, two = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))
     away = OffloadableWeights([one, two])
-    away.rest()
+    away.offload()
     good, away._host[1] = away._host[1], torch.ones(2).as_subclass(Full)
     with pytest.raises(torch.OutOfMemoryError):
-        away.come()
+        away.onload()
     assert away.away and stored_bytes([one, two]) == 0
     away._host[1] = good
     with away.on_device():
@@ -298,7 +298,7 @@ def test_a_workbench_for_ppo_opens_the_bases_of_its_own_and_puts_them_to_rest(re
 
 def test_nobody_reads_through_a_parked_base() -> None:
     session = opened("reference.kind=model")
-    with pytest.raises(ValueError, match="base is parked"), session.reference.roles.inference_as("reference"):
+    with pytest.raises(ValueError, match="base is parked"), session.reference.adapters.inference_as("reference"):
         pass
 
 
@@ -313,9 +313,9 @@ def test_gradients_reach_every_adapter_layer_through_four_bits_and_checkpointing
         assert {p.dtype for p in norms} == {getattr(torch, dtype)}
         packed = [m for m in session.backbone.model.modules() if hasattr(m, "compute_dtype")]
         assert len(packed) == 4 * 7 and {m.compute_dtype for m in packed} == {getattr(torch, dtype)}
-        with session.roles.on_device("policy"), session.roles.training_as("policy"):
+        with session.adapters.on_device("policy"), session.adapters.training_as("policy"):
             (-token_logprobs(session.backbone, rows)[0].sum()).backward()
-            weights = session.roles.named("policy")
+            weights = session.adapters.named("policy")
             assert {p.dtype for p in weights.values()} == {torch.float32}
             found.append({name: p.grad for name, p in weights.items()})
     assert len(found[0]) == 4 * 7 * 2
@@ -327,8 +327,8 @@ def test_gradients_reach_every_adapter_layer_through_four_bits_and_checkpointing
 
 def test_a_head_keeps_full_precision_under_autocast() -> None:
     session = opened()
-    with session.roles.on_device("reward"):
-        head = session.roles.heads["reward"]
+    with session.adapters.on_device("reward"):
+        head = session.adapters.heads["reward"]
         hidden = torch.randn(5, session.backbone.width, generator=torch.Generator().manual_seed(0))
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             low = head(hidden)
@@ -369,13 +369,13 @@ def test_on_a_gpu_the_reference_holds_no_byte_during_the_update(kind: str, tmp_p
             session.reference = _reference_bench(session)
         trained(session, ROLES if with_reference else ("policy", "reward", "value"))
         for role in ("policy", "reward", "value"):
-            session.roles.enable_offload(role)
+            session.adapters.enable_offload(role)
         if with_reference:
-            session.reference.roles.enable_offload("reference")
-        with session.roles.on_device("policy", "value"):
+            session.reference.adapters.enable_offload("reference")
+        with session.adapters.on_device("policy", "value"):
             held.append(torch.cuda.memory_allocated() - start)
         if with_reference:
-            reference = session.reference.roles
+            reference = session.reference.adapters
             with reference.on_device("reference"):
                 assert {p.device.type for p in reference.parameters("reference")} == {"cuda"}
                 assert stored_bytes(reference.parameters("reference")) > 0
@@ -390,9 +390,9 @@ def test_on_a_gpu_reading_and_training_do_the_same_arithmetic(tmp_path: Path) ->
     session = opened("model.device=cuda", "model.dtype=bfloat16")
     rows = tiny.rows(session.backbone)  # type: ignore[arg-type]
     accelerator = make_accelerator(session.cfg, tmp_path)
-    with session.roles.on_device("policy"):
-        with session.roles.inference_as("policy"):
+    with session.adapters.on_device("policy"):
+        with session.adapters.inference_as("policy"):
             read, _, _ = token_logprobs(session.backbone, rows)
-        with session.roles.training_as("policy"), accelerator.autocast():
+        with session.adapters.training_as("policy"), accelerator.autocast():
             trained_on, _, _ = token_logprobs(session.backbone, rows)
     torch.testing.assert_close(read, trained_on.detach(), atol=1e-5, rtol=1e-5)

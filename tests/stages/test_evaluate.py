@@ -66,8 +66,8 @@ def test_each_model_answers_about_true_grey_and_mixed_frames(monkeypatch: pytest
     other = tiny.TinyBench(spare)
     for seed, name in enumerate(("sft", "ppo"), start=1):
         tiny.finished(run, name, lambda path, seed=seed: tiny.save_adapter(path / "adapter", seed))  # type: ignore[misc]
-        other.roles.add(name, 0, run.dir(name) / "adapter")
-        with other.roles.inference_as(name):
+        other.adapters.add(name, 0, run.dir(name) / "adapter")
+        with other.adapters.inference_as(name):
             models[name] = token_logprobs(spare, some)[0]
     counts = ("swap_consistency", "decided_share", "longer_wins", "pairs", "tie", "invalid", "disagree")
     judged = {"id": "p0#0", "answer_a": RIGHT, "answer_b": WRONG, "choice": "B", "without_context": {"choice": "A"}, "tags": {}}

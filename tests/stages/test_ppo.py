@@ -94,8 +94,8 @@ def test_it_stops_over_max_kl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, m
 
 def plain(session: tiny.TinyBench, role: str) -> dict[str, torch.Tensor]:
     """A role's adapter under the names that a file of it has."""
-    with session.roles.on_device(role):
-        return {name.replace(f".{role}.", "."): weight.detach().clone() for name, weight in session.roles.named(role).items()}
+    with session.adapters.on_device(role):
+        return {name.replace(f".{role}.", "."): weight.detach().clone() for name, weight in session.adapters.named(role).items()}
 
 
 def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
@@ -111,9 +111,9 @@ def test_where_roles_start_and_which_policy_is_kept(monkeypatch: pytest.MonkeyPa
     real = ppo.collect
 
     def collected(*arguments: Any) -> Any:
-        with session.roles.on_device("policy", "reference", "reward", "value"):
+        with session.adapters.on_device("policy", "reference", "reward", "value"):
             starts.append({role: plain(session, role) for role in ("policy", "reference", "reward", "value")})
-            heads.append(float(session.roles.heads["value"].linear.weight.abs().max()))
+            heads.append(float(session.adapters.heads["value"].linear.weight.abs().max()))
         return real(*arguments)
 
     class Judge:
@@ -123,7 +123,7 @@ def test_where_roles_start_and_which_policy_is_kept(monkeypatch: pytest.MonkeyPa
             pass
 
         def win_rate(self) -> float:
-            with session.roles.on_device("policy"):
+            with session.adapters.on_device("policy"):
                 judged.append(plain(session, "policy"))
             return self.rates[len(judged) - 1]
 
@@ -154,10 +154,10 @@ def test_the_end_of_a_score_by_hand() -> None:
     end = session.backbone.renderer.end_id
     tiny.biased(session.backbone, {end: 5.0}, flat=True)  # ends about one time in four: e^5 = 148 against some 430 others
     for role in ("policy", "reference", "reward", "value"):
-        session.roles.add(role, 0)
+        session.adapters.add(role, 0)
     for role in ("reward", "value"):
-        session.roles.add_head(role, 0, start=0.0)
-    session.roles.heads["reward"].linear.bias.data.fill_(2.0)
+        session.adapters.add_head(role, 0, start=0.0)
+    session.adapters.heads["reward"].linear.bias.data.fill_(2.0)
     memory: dict[str, Any] = {"score_mean": None, "score_deviation": None}
     rollout, stats = collect(session, prompts(12), CONTEXTS, memory, bias=0.5, step=0)
     answers = [row.answer for row in rollout.rows]
@@ -177,30 +177,30 @@ def test_reward_and_value_read_the_context_and_the_policy_never_does(context: bo
     cfg = tiny.settings("rollout.max_new_tokens=4", f"reward.context={context}".lower())
     session = bench_of(cfg)
     for seed, role in enumerate(("policy", "reference", "reward", "value")):
-        session.roles.add(role, seed)
-        tiny.stir(session.roles, role, seed)
+        session.adapters.add(role, seed)
+        tiny.stir(session.adapters, role, seed)
     for role in ("reward", "value"):
-        session.roles.add_head(role, 1, start=0.3)
+        session.adapters.add_head(role, 1, start=0.3)
     asked, memory = prompts(4), {"score_mean": None, "score_deviation": None}
     rollout, stats = collect(session, asked, CONTEXTS, memory, bias=0.0, step=0)
     answers = [row.answer for row in rollout.rows]
 
     def rows(told: bool) -> list[EncodedPair]:
         return [
-            session.row(session.video_input(p.video), p.turns[0].question, answer, CONTEXTS[p.video] if told else "")
+            session.encode_pair(session.video_input(p.video), p.turns[0].question, answer, CONTEXTS[p.video] if told else "")
             for p, answer in zip(asked, answers, strict=True)
         ]
 
     found: dict[bool, tuple[torch.Tensor, float]] = {}
     for told in (True, False):
-        with session.roles.inference_as("value"):
-            values_BR, _ = token_values(session.backbone, session.roles.heads["value"], rows(told))
-        with session.roles.inference_as("reward"):
-            found[told] = values_BR, float(reward_scores(session.backbone, session.roles.heads["reward"], rows(told)).mean())
+        with session.adapters.inference_as("value"):
+            values_BR, _ = token_values(session.backbone, session.adapters.heads["value"], rows(told))
+        with session.adapters.inference_as("reward"):
+            found[told] = values_BR, float(reward_scores(session.backbone, session.adapters.heads["reward"], rows(told)).mean())
     assert float((found[True][0] - found[False][0]).abs().max()) > 1e-3 and abs(found[True][1] - found[False][1]) > 1e-3
     assert torch.allclose(rollout.values_BR, found[context][0], atol=1e-5)
     assert stats["score"] == pytest.approx(found[context][1], abs=1e-5)
-    with session.roles.inference_as("policy"):
+    with session.adapters.inference_as("policy"):
         logprobs_BR, _, _ = token_logprobs(session.backbone, rows(False))
     assert torch.allclose(rollout.logprobs_BR, logprobs_BR, atol=1e-4)
 
@@ -209,14 +209,14 @@ def test_the_dev_judge_counts_what_the_policy_wins(monkeypatch: pytest.MonkeyPat
     """Two prompts won, one lost, one tied: 2.5 of 4. The judge is the SFT model and reads the context."""
     session = bench_of(tiny.settings("rollout.max_new_tokens=5", "feedback.batch_size=3"))
     for role, seed in (("policy", 4), ("reference", SFT)):
-        session.roles.add(role, seed)
-        tiny.stir(session.roles, role, seed)
+        session.adapters.add(role, seed)
+        tiny.stir(session.adapters, role, seed)
     dev, texts = prompts(4), {}
     some = tiny.rows(session.backbone)[:2]
     seen = {}
     for role in ("policy", "reference"):
-        with session.roles.inference_as(role):
-            asked = [session.asked(session.video_input(p.video), p.turns[0].question) for p in dev]
+        with session.adapters.inference_as(role):
+            asked = [session.encode_prompt(session.video_input(p.video), p.turns[0].question) for p in dev]
             drawn = sample(session.backbone, asked, temperature=0, max_new_tokens=5)
             texts[role] = [session.backbone.renderer.decode(answer.ids) for (answer,) in drawn]
             seen[role] = token_logprobs(session.backbone, some)[0]

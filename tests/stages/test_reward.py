@@ -114,8 +114,8 @@ def test_the_figures_of_the_examination(tmp_path: Path) -> None:
     (red,) = base.renderer.text_ids(" red")
     tiny.biased(base, {red: 3.0}, flat=True)
     session = tiny.TinyBench(base, {"/clip": tiny.view(base, 2, 0)})
-    session.roles.add("reward", 0)
-    session.roles.add_head("reward", 0, start=0.0, beta=1.0)
+    session.adapters.add("reward", 0)
+    session.adapters.add_head("reward", 0, start=0.0, beta=1.0)
     said = {True: "a red circle.", False: "a blue circle."}  # five tokens each: a, colour, circle, full stop, end
     kinds = [(True, "first"), (True, "first"), (False, "count"), (True, "count")]
     kept = [preference(f"p{n}", "/clip", said[right], said[not right], type=kind) for n, (right, kind) in enumerate(kinds)]
@@ -137,18 +137,18 @@ def test_the_figures_of_the_examination(tmp_path: Path) -> None:
 def test_scores_are_those_of_rows_with_or_without_context(tmp_path: Path, context: bool) -> None:
     base = tiny.backbone()
     session = tiny.TinyBench(base, {"/clip": tiny.view(base, 2, 0)}, tiny.settings(f"reward.context={context}".lower()))
-    session.roles.add("reward", 0)
-    tiny.stir(session.roles, "reward", 1)
-    session.roles.add_head("reward", 0, start=0.3)
+    session.adapters.add("reward", 0)
+    tiny.stir(session.adapters, "reward", 1)
+    session.adapters.add_head("reward", 0, start=0.3)
     p = preference("p", "/clip", "a red circle.", "a blue cross.")
     _, ((row),) = examined(tmp_path, session, [p])
-    with session.roles.inference_as("reward"):
+    with session.adapters.inference_as("reward"):
         expected = {}
         for told in (CONTEXT, ""):
             asked = [
-                session.row(session.video_input("/clip"), p.question, session.answer_ids(text), told)
+                session.encode_pair(session.video_input("/clip"), p.question, session.answer_ids(text), told)
                 for text in (p.chosen, p.rejected)
             ]
-            expected[told] = reward_scores(base, session.roles.heads["reward"], asked).tolist()
+            expected[told] = reward_scores(base, session.adapters.heads["reward"], asked).tolist()
     assert expected[CONTEXT] != pytest.approx(expected[""], abs=1e-3)
     assert [row["score_chosen"], row["score_rejected"]] == pytest.approx(expected[CONTEXT if context else ""], abs=1e-5)

@@ -48,10 +48,10 @@ def session(*overrides: str) -> tiny.TinyBench:
     cfg = tiny.settings("ppo.minibatch_size=5", "reward.max_grad_norm=1.0", *overrides)
     made = tiny.TinyBench(base, {f"clip{i}": tiny.view(base, 1 + i % 3, i) for i in range(5)}, cfg)
     for seed, role in enumerate(("sft", "policy", "reward", "value")):
-        made.roles.add(role, seed)
-        tiny.stir(made.roles, role, seed, 0.05)
-    made.roles.add_head("reward", 0, start=0.3, beta=2.0)
-    made.roles.add_head("value", 1, start=0.3)
+        made.adapters.add(role, seed)
+        tiny.stir(made.adapters, role, seed, 0.05)
+    made.adapters.add_head("reward", 0, start=0.3, beta=2.0)
+    made.adapters.add_head("value", 1, start=0.3)
     return made
 
 
@@ -65,19 +65,19 @@ def preferences() -> list[Preference]:
 
 def rollout(made: tiny.TinyBench) -> Rollout:
     """Answers with advantages and returns that no model made, old values a little off, old log-probabilities as they are."""
-    rows = [made.row(made.video_input(f"clip{i}"), QUESTIONS[i], made.answer_ids(ANSWERS[i])) for i in range(5)]
+    rows = [made.encode_pair(made.video_input(f"clip{i}"), QUESTIONS[i], made.answer_ids(ANSWERS[i])) for i in range(5)]
     draw = torch.Generator().manual_seed(0)
-    with made.roles.inference_as("policy"):
+    with made.adapters.inference_as("policy"):
         logprobs, mask, _ = token_logprobs(made.backbone, rows)
-    with made.roles.inference_as("value"):
-        values, _ = token_values(made.backbone, made.roles.heads["value"], rows)
+    with made.adapters.inference_as("value"):
+        values, _ = token_values(made.backbone, made.adapters.heads["value"], rows)
     advantages, returns = (torch.randn(mask.shape, generator=draw) * mask for _ in range(2))
     return Rollout(rows, rows, logprobs, values, whiten(advantages, mask), returns, mask)
 
 
 def learner(made: tiny.TinyBench, folder: Path) -> ppo.Learner:
     accelerator = make_accelerator(made.cfg, folder)
-    parameters = {role: made.roles.parameters(role) for role in ("policy", "value")}
+    parameters = {role: made.adapters.parameters(role) for role in ("policy", "value")}
     optimizers = {role: make_optimizer(accelerator, p, 0.01, 0.0) for role, p in parameters.items()}
     return ppo.Learner(accelerator, parameters, optimizers, {"updates": 0})
 
@@ -96,7 +96,7 @@ def gradients(stage: str, micro: int, folder: Path) -> tuple[list[torch.Tensor],
         groups = [list(range(5))] if micro >= 5 else [[4, 1], [0], [3, 2]]
         stats = ppo.total_stats(ppo._micro(made, rolled, found, counted, group) for group in groups)
         used = ["policy", "value"]
-    return [p.grad for role in used for p in made.roles.parameters(role)], stats  # type: ignore[misc]
+    return [p.grad for role in used for p in made.adapters.parameters(role)], stats  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
@@ -111,9 +111,10 @@ def test_accumulation_changes_neither_gradient_nor_numbers(stage: str, tmp_path:
 
 def test_sft_loss_is_the_mean_over_all_answer_tokens_of_the_batch(tmp_path: Path) -> None:
     made = session()
-    with made.roles.inference_as("sft"):
+    with made.adapters.inference_as("sft"):
         rows = [
-            made.row(made.video_input(s.video), s.turns[0].question, made.answer_ids(str(s.turns[0].answer))) for s in samples()
+            made.encode_pair(made.video_input(s.video), s.turns[0].question, made.answer_ids(str(s.turns[0].answer)))
+            for s in samples()
         ]
         logprobs, mask, _ = token_logprobs(made.backbone, rows)
     found = sft.backward(made, make_accelerator(made.cfg, tmp_path), samples())
@@ -123,10 +124,10 @@ def test_sft_loss_is_the_mean_over_all_answer_tokens_of_the_batch(tmp_path: Path
 def test_reward_learns_chosen_over_rejected(tmp_path: Path) -> None:
     made = session()
     accelerator = make_accelerator(made.cfg, tmp_path)
-    optimizer = make_optimizer(accelerator, made.roles.parameters("reward"), 0.01, 0.0)
+    optimizer = make_optimizer(accelerator, made.adapters.parameters("reward"), 0.01, 0.0)
     before = reward.backward(made, accelerator, preferences())
     for _ in range(6):
-        optimizer_step(accelerator, optimizer, made.roles.parameters("reward"), 0.01, 1.0)
+        optimizer_step(accelerator, optimizer, made.adapters.parameters("reward"), 0.01, 1.0)
         after = reward.backward(made, accelerator, preferences())
     assert after["loss"] < before["loss"] - 0.1
     assert after["accuracy"] == 1.0
@@ -139,16 +140,16 @@ def test_a_resumed_optimiser_goes_on_bit_by_bit(kind: str, tmp_path: Path) -> No
     def train(made: tiny.TinyBench, optimizer: Any, accelerator: Any, steps: range) -> None:
         for step in steps:
             reward.backward(made, accelerator, preferences()[step % 2 :])
-            optimizer_step(accelerator, optimizer, made.roles.parameters("reward"), 0.01 / (1 + step), 1.0)
+            optimizer_step(accelerator, optimizer, made.adapters.parameters("reward"), 0.01 / (1 + step), 1.0)
 
     def opened(folder: Path | None) -> tuple[tiny.TinyBench, Any, Any]:
         made = session("model.lora_r=32")
         if folder:
-            tiny.stir(made.roles, "reward", 99)  # nothing of a fresh role may stay
-            made.roles._load_adapter("reward", folder / "reward")
-            made.roles.load_head("reward", folder / "reward")
+            tiny.stir(made.adapters, "reward", 99)  # nothing of a fresh role may stay
+            made.adapters._load_adapter("reward", folder / "reward")
+            made.adapters.load_head("reward", folder / "reward")
         accelerator = make_accelerator(made.cfg, tmp_path)
-        optimizer = make_optimizer(accelerator, made.roles.parameters("reward"), 0.01, 0.1, kind)
+        optimizer = make_optimizer(accelerator, made.adapters.parameters("reward"), 0.01, 0.1, kind)
         if folder:
             read_optimizer(folder, "reward", optimizer)
         return made, optimizer, accelerator
@@ -159,24 +160,24 @@ def test_a_resumed_optimiser_goes_on_bit_by_bit(kind: str, tmp_path: Path) -> No
     train(half, optimizer, accelerator, range(2))
     extra = {"updates": 2, "score_mean": 0.1 + 0.2, "best": {}}
     (tmp_path / "state").mkdir()
-    write_state(tmp_path / "state", {"reward": half.roles}, {"reward": optimizer}, extra)
+    write_state(tmp_path / "state", {"reward": half.adapters}, {"reward": optimizer}, extra)
     assert read_extra(tmp_path / "state") == extra
     moments = load_file(tmp_path / "state" / "reward.optimizer.safetensors")
     assert any(t.dtype == torch.uint8 for t in moments.values()) == (kind != "adamw")
     resumed, optimizer, accelerator = opened(tmp_path / "state")
     train(resumed, optimizer, accelerator, range(2, 4))
-    assert tiny.digest(resumed.roles.parameters("reward")) == tiny.digest(straight.roles.parameters("reward"))
-    assert tiny.digest(resumed.roles.parameters("reward")) != tiny.digest(half.roles.parameters("reward"))
+    assert tiny.digest(resumed.adapters.parameters("reward")) == tiny.digest(straight.adapters.parameters("reward"))
+    assert tiny.digest(resumed.adapters.parameters("reward")) != tiny.digest(half.adapters.parameters("reward"))
 
 
 @pytest.mark.parametrize(("kept", "asked"), [("adamw", "paged_adamw_8bit"), ("paged_adamw_8bit", "adamw")])
 def test_moments_of_the_other_optimiser_are_refused_in_one_line(kept: str, asked: str, tmp_path: Path) -> None:
     made = session()
-    accelerator, weights = make_accelerator(made.cfg, tmp_path), made.roles.parameters("reward")
+    accelerator, weights = make_accelerator(made.cfg, tmp_path), made.adapters.parameters("reward")
     first, second = (make_optimizer(accelerator, weights, 0.01, 0.1, kind) for kind in (kept, asked))
     reward.backward(made, accelerator, preferences())
     optimizer_step(accelerator, first, weights, 0.01, 1.0)
-    write_state(tmp_path, {"reward": made.roles}, {"reward": first}, {})
+    write_state(tmp_path, {"reward": made.adapters}, {"reward": first}, {})
     with pytest.raises(UserError, match="model.optimizer") as caught:
         read_optimizer(tmp_path, "reward", second)
     assert "\n" not in str(caught.value) and caught.value.again == ()
@@ -186,7 +187,7 @@ def test_8_bit_steps_are_nearly_those_of_adamw(tmp_path: Path) -> None:
     moved = []
     for kind in ("adamw", "paged_adamw_8bit"):
         made = session("model.lora_r=32")
-        accelerator, weights = make_accelerator(made.cfg, tmp_path), made.roles.parameters("reward")
+        accelerator, weights = make_accelerator(made.cfg, tmp_path), made.adapters.parameters("reward")
         optimizer = make_optimizer(accelerator, weights, 0.01, 0.0, kind)
         before = torch.cat([p.detach().flatten().clone() for p in weights])
         for _ in range(3):
@@ -222,11 +223,11 @@ def test_a_gpu_pages_the_moments_and_resumes_bit_by_bit(tmp_path: Path) -> None:
 def test_a_nan_stops_the_stage_before_it_reaches_a_weight(tmp_path: Path) -> None:
     made = session()
     rolled, found = rollout(made), learner(made, tmp_path)
-    before = tiny.digest([p for role in ("policy", "value") for p in made.roles.parameters(role)])
+    before = tiny.digest([p for role in ("policy", "value") for p in made.adapters.parameters(role)])
     rolled.advantages_BR[2, 0] = float("nan")
     with pytest.raises(StageStopped, match="ppo: policy gradient norm is nan at step 4.*start the stage again"):
         ppo.update(made, rolled, found, 3)
-    assert tiny.digest([p for role in ("policy", "value") for p in made.roles.parameters(role)]) == before
+    assert tiny.digest([p for role in ("policy", "value") for p in made.adapters.parameters(role)]) == before
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -285,9 +286,9 @@ def test_a_padded_row_learns_as_it_does_alone(tmp_path: Path) -> None:
     found = []
     for size in (1, 2):
         made = session()
-        rows = [made.row(made.video_input(f"clip{i}"), QUESTIONS[i], made.answer_ids(ANSWERS[i])) for i in (1, 2)][:size]
-        with made.roles.training_as("reward"):
-            reward_scores(made.backbone, made.roles.heads["reward"], rows)[0].backward()
-        found.append([p.grad for p in made.roles.parameters("reward")])
+        rows = [made.encode_pair(made.video_input(f"clip{i}"), QUESTIONS[i], made.answer_ids(ANSWERS[i])) for i in (1, 2)][:size]
+        with made.adapters.training_as("reward"):
+            reward_scores(made.backbone, made.adapters.heads["reward"], rows)[0].backward()
+        found.append([p.grad for p in made.adapters.parameters("reward")])
     for alone, padded in zip(*found, strict=True):
         torch.testing.assert_close(alone, padded, atol=1e-5, rtol=1e-4)

@@ -65,6 +65,9 @@ class Session:
                 raise UserError(f"{path}: no such file; name a GGUF that `python -m minirlaif export` made")
         settings = self._c.llama_model_default_params()
         settings.n_gpu_layers = 0
+        # llama.cpp's AMX kernels crash where the machine names AMX but its kernel or hypervisor withholds the tile registers
+        # (ggml-org/llama.cpp#20824). Without the extra buffer types quantised weights take the AVX-512 path, same results.
+        settings.use_extra_bufts = b"AMX_INT8 = 1" not in self._c.llama_print_system_info()
         self._model = self._c.llama_model_load_from_file(str(text).encode(), settings)
         if not self._model:
             raise UserError(f"{text}: llama.cpp cannot open it ({complaint()}); export the model again")

@@ -34,25 +34,25 @@ def launch(*words: str, script: str = "") -> subprocess.CompletedProcess[str]:
 
 FUNCTIONS = """
 import json, sys, torch
-from minirlaif import parallel
-parallel.start(on_cpu=True)
+from minirlaif import distributed
+distributed.start(on_cpu=True)
 weights = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(4)), torch.nn.Parameter(torch.zeros(1))]
-weights[0].grad = torch.full((2, 3), 1.0 + parallel.rank())
-if parallel.rank() == 1:
+weights[0].grad = torch.full((2, 3), 1.0 + distributed.rank())
+if distributed.rank() == 1:
     weights[1].grad = torch.arange(4.0)
-parallel.sum_gradients(weights)
+distributed.sum_gradients(weights)
 said = {
-    "count": parallel.count(),
+    "count": distributed.count(),
     "gradients": [w.grad.flatten().tolist() for w in weights],
-    "shared": list(parallel.share(list("abcde"))),
-    "mapped": parallel.mapped(str.upper, list("abcde")),
-    "none": parallel.mapped(str.upper, []),
-    "total": parallel.total({"x": 1.5, **({"y": 2} if parallel.rank() else {})}),
-    "leader": parallel.from_leader(lambda: f"from {parallel.rank()}"),
+    "shared": list(distributed.share(list("abcde"))),
+    "mapped": distributed.mapped(str.upper, list("abcde")),
+    "none": distributed.mapped(str.upper, []),
+    "total": distributed.total({"x": 1.5, **({"y": 2} if distributed.rank() else {})}),
+    "leader": distributed.from_leader(lambda: f"from {distributed.rank()}"),
 }
-with parallel.alone():
-    said["alone"] = [parallel.count(), list(parallel.share([1, 2]))] if parallel.leads() else []
-open(f"{sys.argv[1]}/{parallel.rank()}.json", "w").write(json.dumps(said))
+with distributed.alone():
+    said["alone"] = [distributed.count(), list(distributed.share([1, 2]))] if distributed.leads() else []
+open(f"{sys.argv[1]}/{distributed.rank()}.json", "w").write(json.dumps(said))
 """
 
 

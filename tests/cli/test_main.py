@@ -79,7 +79,7 @@ def test_run_makes_all_stages_in_order_and_skips_them_afterwards(call, done, run
 
 def test_a_whole_run_ends_with_an_export_where_it_is_enabled(call, runs_dir: Path, monkeypatch):
     exported: list[tuple[str, bool]] = []
-    monkeypatch.setattr(main.exporting, "after_run", lambda cfg, run, redo: exported.append((run.root.name, redo)))
+    monkeypatch.setattr(main.export, "after_run", lambda cfg, run, redo: exported.append((run.root.name, redo)))
     call("run")
     call("sft", "--set", "export.enabled=true")
     call("run", "sft", "--set", "export.enabled=true")

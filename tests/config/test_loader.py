@@ -12,6 +12,7 @@ import yaml
 
 from minirlaif import config
 from minirlaif.config import Config
+from minirlaif.config.rules import RULES
 from minirlaif.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -192,7 +193,7 @@ def test_rules_name_settings_that_exist():
     hints = get_type_hints(Config)
     dotted = {f"{name}.{field.name}" for name, kind in hints.items() if is_dataclass(kind) for field in fields(kind)} | set(hints)
     leaves = {name.split(".")[-1] for name in dotted}
-    rules = config.RULES
+    rules = RULES
     assert set(rules.choices) | rules.not_empty <= dotted
     assert rules.positive | rules.shares | rules.any_sign <= leaves
 

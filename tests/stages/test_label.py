@@ -40,7 +40,7 @@ def test_the_sample_is_a_decided_pair(monkeypatch: pytest.MonkeyPatch, tmp_path)
     rows = [Sample(f"r{number}", f"{number}.mp4", (Turn(f"q{number}"),)) for number in range(2)]
     backbone = SimpleNamespace(renderer=SimpleNamespace(decode=str))
     cfg = config.load(None, ["feedback.readout=likelihood"])
-    session = SimpleNamespace(cfg=cfg, backbone=backbone, whole=lambda video: None, asked=lambda *words: None)
+    session = SimpleNamespace(cfg=cfg, backbone=backbone, video_input=lambda video: None, encode_prompt=lambda *words: None)
     monkeypatch.setattr(feedback, "sample", lambda *words: [[SimpleNamespace(ids=n) for n in (1, 2)] for _ in rows])
 
     def shown(*choices: str) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import textwrap
 import time
 from collections.abc import Iterator
@@ -349,3 +350,66 @@ def test_help_answers_within_a_second(python):
 def test_the_import_walker_knows_relative_names():
     tree = ast.parse(textwrap.dedent("from . import chat\nfrom ..video import x\nimport os.path"))
     assert list(imports("stages.sft", tree)) == ["minirlaif.stages.chat", "minirlaif.video.x", "os.path"]
+
+
+GENERATED = {"imports": ROOT / ".github" / "CONTRIBUTING.md", "files": ROOT / ".github" / "docs" / "internals.md"}
+
+
+def first_line(module: str) -> str:
+    """First sentence of a module's docstring, in one line."""
+    text = " ".join((ast.get_docstring(SOURCES[module]) or "").split("\n\n")[0].split())
+    return re.split(r"(?<=\.) (?=[A-Z])", text)[0].replace("|", "\\|")
+
+
+def import_table() -> str:
+    """The rows of GRAPH as CONTRIBUTING shows them."""
+    rows = [f"| {row} | {' '.join(f'`{name}`' for name in names.split())} |" for row, names in GRAPH]
+    return "\n".join(["| row | folders and modules of the package |", "| --- | --- |", *rows])
+
+
+def file_map() -> str:
+    """Every module below its folder, folders in the order of GRAPH, as internals.md shows them."""
+    folders: dict[str, list[str]] = {}
+    for module in SOURCES:
+        folders.setdefault(module.rpartition(".")[0], []).append(module)
+    lines = []
+    for folder in sorted(folders, key=lambda name: (ROW.get(top(name), -1), name)):
+        title = "minirlaif/" + folder.replace(".", "/") + "/" * bool(folder)
+        package = first_line(f"{folder}.__init__" if folder else "__init__")
+        lines += [f"### `{title}`", "", *([package, ""] if package else []), "| module | what it is |", "| --- | --- |"]
+        modules = [module for module in folders[folder] if not module.endswith("__init__")]
+        lines += [f"| `{module.rpartition('.')[2]}.py` | {first_line(module)} |" for module in modules] + [""]
+    return "\n".join(lines).strip()
+
+
+def with_generated(text: str, name: str, block: str) -> str:
+    """A document with the block between its markers replaced. ValueError without markers."""
+    head, begin, rest = text.partition(f"<!-- generated: {name} -->\n")
+    _, end, tail = rest.partition("\n<!-- end -->")
+    if not (begin and end):
+        raise ValueError(f"no block {name}")
+    return head + begin + block + end + tail
+
+
+def documents() -> dict[Path, str]:
+    """The documents with generated blocks, as they should be."""
+    blocks = {"imports": import_table(), "files": file_map()}
+    return {path: with_generated(path.read_text(encoding="utf-8"), name, blocks[name]) for name, path in GENERATED.items()}
+
+
+@pytest.mark.parametrize("path", GENERATED.values(), ids=lambda path: path.name)
+def test_documents_list_the_modules_as_they_are(path: Path):
+    if path.read_text(encoding="utf-8") != documents()[path]:
+        pytest.fail(f"{path.name} is out of date: run `PYTHONPATH=. python tests/test_architecture.py`")
+
+
+def test_a_block_is_replaced_between_its_markers():
+    text = "a\n<!-- generated: x -->\nold\n<!-- end -->\nb\n"
+    assert with_generated(text, "x", "new") == "a\n<!-- generated: x -->\nnew\n<!-- end -->\nb\n"
+    with pytest.raises(ValueError, match="no block y"):
+        with_generated(text, "y", "new")
+
+
+if __name__ == "__main__":
+    for document, content in documents().items():
+        document.write_text(content, encoding="utf-8")

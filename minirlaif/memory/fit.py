@@ -97,7 +97,7 @@ def verdict(plan: Planned, card: Card) -> list[str]:
 
 
 def markdown(configs: Sequence[tuple[Path, Config]], sizes: Sequence[float]) -> str:
-    """The README's table: a row per config, a column per card, and what was measured according to the file's header."""
+    """The table in hardware.md: a row per config, a column per card, and what was measured according to the file's header."""
     rows = ["| config | peak | " + " | ".join(f"{size:.0f} GiB" for size in sizes) + " | |"]
     rows.append("| --- " * (len(sizes) + 3) + "|")
     for path, cfg in configs:

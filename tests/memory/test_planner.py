@@ -353,10 +353,10 @@ def test_a_config_that_is_none_is_one_line(content: Any, says: str, tmp_path: Pa
     assert main.main(words) == 2 and "--model-config /no/such: no such folder" in capsys.readouterr().err
 
 
-def test_the_readme_table_has_a_row_per_config(capsys, monkeypatch):
+def test_the_hardware_table_has_a_row_per_config(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert main.main(["plan", "--table"]) == 0
     rows = capsys.readouterr().out.strip().splitlines()
     assert rows[0].count("GiB") == 4 and len(rows) == 2 + len(SHIPPED)
     assert all("| planned |" in row for row in rows[2:])
-    assert "\n".join(rows) in (ROOT / "README.md").read_text()
+    assert "\n".join(rows) in (ROOT / ".github" / "docs" / "hardware.md").read_text()

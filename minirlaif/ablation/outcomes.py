@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from minirlaif.ablation.arms import ANSWERS, JUDGE, MAIN, REWARD, SEGMENTS, Entry
+from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.run import Run
 from minirlaif.stats import exact_match
 
@@ -21,8 +21,8 @@ def read(entry: Entry, run: Run, seed: int) -> Found:
     if entry.counts == ANSWERS:
         folder = run.dir("evaluate" if entry.arm == MAIN else "exam")
         return dict(_answers(folder / "answers.jsonl", entry.column))
-    prompts = {row["id"] for row in _lines(run.dir("world") / "prompts.jsonl")}
-    facts = {row["id"]: row for row in _lines(run.dir("world") / "truth.jsonl") if row["id"] in prompts}
+    prompts = {row["id"] for row in read_jsonl(run.dir("world") / "prompts.jsonl")}
+    facts = {row["id"]: row for row in read_jsonl(run.dir("world") / "truth.jsonl") if row["id"] in prompts}
     if entry.counts == JUDGE:
         found = _judged(run.dir("feedback") / "verdicts.jsonl", facts, entry.column)
     elif entry.counts == REWARD:
@@ -36,7 +36,7 @@ def read(entry: Entry, run: Run, seed: int) -> Found:
 def remarks(entry: Entry, run: Run) -> dict[str, float]:
     """What else is worth knowing about a figure: shares and counts of one seed, by name."""
     if entry.counts == JUDGE:
-        rows = [row for row in _lines(run.dir("feedback") / "verdicts.jsonl") if row["answer_a"] != row["answer_b"]]
+        rows = [row for row in read_jsonl(run.dir("feedback") / "verdicts.jsonl") if row["answer_a"] != row["answer_b"]]
         said = [(row[entry.column] if entry.column else row) for row in rows]
         agree = fmean(v["orders"][0] == v["orders"][1] for v in said) if said else 0.0
         decided = fmean(v["choice"] in ("A", "B") for v in said) if said else 0.0
@@ -52,14 +52,14 @@ def remarks(entry: Entry, run: Run) -> dict[str, float]:
 
 
 def _answers(path: Path, column: str) -> Iterator[tuple[str, tuple[str, float]]]:
-    for row in _lines(path):
+    for row in read_jsonl(path):
         if row["truth"]:
             yield row["id"], (_clip(row["video"]), float(exact_match(row[column], row["truth"])))
 
 
 def _judged(path: Path, facts: Facts, column: str) -> Iterator[tuple[str, tuple[str, float]]]:
     """Pairs of which exactly one answer is true: 1 if the judge chose it, 0 if the other one, one half if it chose none."""
-    for row in _lines(path):
+    for row in read_jsonl(path):
         truth = facts[row["id"].split("#")[0]]["answer"]
         a, b = exact_match(row["answer_a"], truth), exact_match(row["answer_b"], truth)
         if a != b:
@@ -70,7 +70,7 @@ def _judged(path: Path, facts: Facts, column: str) -> Iterator[tuple[str, tuple[
 
 def _scored(path: Path, facts: Facts) -> Iterator[tuple[str, tuple[str, float]]]:
     """Held-out preferences of which exactly one answer is true: 1 if the reward model scores it higher, 0 also for a tie."""
-    for row in _lines(path):
+    for row in read_jsonl(path):
         fact = facts[row["id"].split("#")[0]]
         chosen, rejected = exact_match(row["chosen"], fact["answer"]), exact_match(row["rejected"], fact["answer"])
         if chosen != rejected:
@@ -81,7 +81,7 @@ def _scored(path: Path, facts: Facts) -> Iterator[tuple[str, tuple[str, float]]]
 
 def _described(path: Path, facts: Facts) -> Iterator[tuple[str, tuple[str, float]]]:
     """Events of a clip: 1 if the segment in their place is described in the true words."""
-    told = {_clip(row["video"]): row["segments"] for row in _lines(path)}
+    told = {_clip(row["video"]): row["segments"] for row in read_jsonl(path)}
     for clip, events in {_clip(fact["video"]): fact["segments"] for fact in facts.values()}.items():
         if clip in told:
             for place, event in enumerate(events):
@@ -96,9 +96,3 @@ def _clip(video: str) -> str:
 def _metrics(run: Run, stage: str) -> dict[str, Any]:
     metrics: dict[str, Any] = (run.manifest(stage) or {"metrics": {}})["metrics"]
     return metrics
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.errors import UserError
-from minirlaif.runs.io import sha256
+from minirlaif.runs.io import read_jsonl, sha256
 from minirlaif.runs.run import Run
 from minirlaif.stats import exact_match
 from minirlaif.video.frame_sampling import uniform_plan
@@ -75,14 +75,7 @@ def rows(run: Run, stage: str, name: str) -> Sequence[Row]:
 
 @lru_cache(maxsize=32)
 def _rows(path: str, changed: int, size: int) -> tuple[Row, ...]:
-    found = []
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                break
-    return tuple(found)
+    return tuple(read_jsonl(Path(path), skip_damaged=True))
 
 
 def verdicts(run: Run, wanted: str) -> list[Row]:

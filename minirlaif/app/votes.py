@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from minirlaif.data.formats import BadRow, parse_preference
 from minirlaif.errors import UserError
-from minirlaif.runs.io import sha256
+from minirlaif.runs.io import read_jsonl, sha256
 from minirlaif.stats import wilson
 
 CHOICES = {"A": 1, "B": 2, "tie": "tie", "both bad": "both bad"}  # on the page -> `preference` of a row
@@ -97,15 +97,7 @@ class VoteStore:
 
     def rows(self) -> list[dict[str, Any]]:
         """All whole rows so far."""
-        if not self.file.is_file():
-            return []
-        found = []
-        for line in self.file.read_text(encoding="utf-8").split("\n"):
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue
-        return found
+        return read_jsonl(self.file, missing_ok=True, skip_damaged=True)
 
 
 def _whole_rows(file: IO[bytes]) -> tuple[int, str]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from minirlaif.benchmarks.agreement import FEW, Ballot, Figure, as_json, audit, plain_choice
 from minirlaif.errors import UserError
-from minirlaif.runs.io import plain, read_json, write_atomic
+from minirlaif.runs.io import plain, read_json, read_jsonl, write_atomic
 from minirlaif.runs.run import Run
 
 RESAMPLES = 2000
@@ -57,8 +57,7 @@ class Audit:
         self._folder = run.root / "audit"
         feedback = run.require("feedback")
         manifest = run.manifest("feedback") or {}
-        with (feedback / "verdicts.jsonl").open(encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
+        rows = read_jsonl(feedback / "verdicts.jsonl")
         self._rows = {row["id"]: row for row in rows if row["answer_a"] != row["answer_b"]}
         self.readout = str(manifest["config"].get("feedback", {}).get("readout", ""))
         self.token = secrets.token_urlsafe(16)
@@ -100,16 +99,8 @@ class Audit:
         return Asked(row["id"], located(run, row["video"]), row["question"], (row["answer_a"], row["answer_b"]), flipped)
 
     def _read_labels(self) -> dict[str, str]:
-        path = self._folder / "labels.jsonl"
-        labels: dict[str, str] = {}
-        if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    row = json.loads(line)
-                    labels[row["id"]] = row["label"]
-                except (ValueError, LookupError, TypeError):  # killed in the middle of a line
-                    continue
-        return labels
+        rows = read_jsonl(self._folder / "labels.jsonl", missing_ok=True, skip_damaged=True)
+        return {row["id"]: row["label"] for row in rows if isinstance(row, dict) and {"id", "label"} <= set(row)}
 
     def label(self, item: Asked, label: str) -> None:
         """Keep a label (a key of LABELS; first and second as the person saw them). ValueError for any other."""

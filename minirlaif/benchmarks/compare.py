@@ -17,7 +17,7 @@ from minirlaif.benchmarks.scores import ORDER, Grade, Scores, load_all
 from minirlaif.benchmarks.tables import blocks, judged
 from minirlaif.errors import UserError
 from minirlaif.judges.match import NAMES
-from minirlaif.runs.io import plain, write_atomic
+from minirlaif.runs.io import plain, read_jsonl, write_atomic
 from minirlaif.runs.run import Run
 from minirlaif.stats import exact_match
 
@@ -131,8 +131,7 @@ def _own_test(run: Run) -> list[Scores]:
     manifest = run.manifest("evaluate")
     if manifest is None:
         return []
-    lines = (run.dir("evaluate") / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [row for row in map(json.loads, lines) if row.get("truth")]
+    rows = [row for row in read_jsonl(run.dir("evaluate") / "answers.jsonl") if row.get("truth")]
     asked = json.dumps(sorted([row["id"], row["question"], row["truth"]] for row in rows))
     digest = hashlib.sha256(asked.encode()).hexdigest()
     found = []

@@ -21,7 +21,7 @@ from minirlaif.benchmarks.models import BenchmarkModel, ModelSpec, load_model
 from minirlaif.benchmarks.predictions import prediction_files
 from minirlaif.errors import UserError
 from minirlaif.judges.rubric import asked_choice
-from minirlaif.runs.io import empty, read_json
+from minirlaif.runs.io import empty, read_json, read_jsonl
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
@@ -127,8 +127,7 @@ def read_answers(folder: Path) -> tuple[dict[str, Answer], dict[str, str]]:
     """Answers by item id, and the items without one with the reason."""
     answers: dict[str, Answer] = {}
     without: dict[str, str] = {}
-    for line in (folder / "answers.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:  # answers may hold other ends of lines
-        row = json.loads(line)
+    for row in read_jsonl(folder / "answers.jsonl"):
         if row.get("why"):
             without[row["id"]] = row["why"]
         else:

@@ -17,6 +17,7 @@ from typing import Any
 
 from minirlaif.data.formats import CLIP_SUFFIXES, BadRow, half_letters
 from minirlaif.errors import UserError
+from minirlaif.runs.io import json_lines
 
 SHOWN = 20  # problems of a file that are listed
 TABLES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
@@ -139,16 +140,13 @@ def json_value(name: str) -> list[tuple[int, Any]] | dict[str, Any]:
                 raise UserError(f"{name}, line {error.lineno}: not valid JSON ({error.msg}, column {error.colno})") from None
         except (ValueError, RecursionError) as error:
             raise UserError(f"{name}: not valid JSON ({str(error)[:80]})") from None
-    return [(number, _json_line(line)) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    return [(number, _bad(row) if isinstance(row, Exception) else row) for number, row in json_lines(text.split("\n"))]
 
 
-def _json_line(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
+def _bad(error: Exception) -> BadRow:
+    if isinstance(error, json.JSONDecodeError):
         return BadRow(f"not valid JSON ({error.msg}, column {error.colno})")
-    except (ValueError, RecursionError) as error:
-        return BadRow(f"not valid JSON ({str(error)[:80]})")
+    return BadRow(f"not valid JSON ({str(error)[:80]})")
 
 
 def json_rows(name: str) -> list[tuple[int, Any]]:

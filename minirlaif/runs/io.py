@@ -8,7 +8,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,41 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); make the stage again", again=()) from None
+
+
+def json_lines(lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
+    """Line number (from 1) and value of every line that is not blank; the error in place of a value that is not JSON."""
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield number, error
+
+
+def read_jsonl(path: Path, missing_ok: bool = False, skip_damaged: bool = False) -> list[dict[str, Any]]:
+    """Rows of a JSON Lines file that this package wrote.
+
+    Args:
+        missing_ok: no file means no rows.
+        skip_damaged: leave out lines that are not JSON, as the last one of a file whose writer was killed.
+
+    Raises:
+        UserError: the file cannot be read, or a line (named by its number) is not JSON.
+    """
+    if missing_ok and not path.is_file():
+        return []
+    rows = []
+    try:
+        with path.open(encoding="utf-8", errors="replace" if skip_damaged else "strict") as file:
+            for number, row in json_lines(file):
+                if not isinstance(row, Exception):
+                    rows.append(row)
+                elif not skip_damaged:
+                    raise UserError(f"{path}:{number}: not valid JSON ({row}); make the stage again", again=())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); make the stage again", again=()) from None
+    return rows
 
 
 def sync(path: Path) -> None:

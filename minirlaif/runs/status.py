@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import clock
 from minirlaif.runs.run import Run
 
@@ -73,9 +74,9 @@ def _how_far(partial: Path) -> str:
     """Last logged step, and the step that a repeated command goes on from."""
     logged, saved = "", 0
     try:
-        lines = (partial / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        logged = f"last step {json.loads(lines[-1])['step']}, "
-    except (OSError, ValueError, LookupError):  # nothing logged yet, or killed in the middle of a line
+        rows = read_jsonl(partial / "metrics.jsonl", missing_ok=True, skip_damaged=True)
+        logged = f"last step {rows[-1]['step']}, "
+    except LookupError:  # nothing logged yet
         pass
     try:
         saved = json.loads((partial / "state" / "position.json").read_text(encoding="utf-8"))["step"]

@@ -18,6 +18,7 @@ from minirlaif.config import Config
 from minirlaif.models.feature_cache import blank_features
 from minirlaif.models.generation import sample
 from minirlaif.reports import run_results
+from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
@@ -63,7 +64,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             seen = seen_before(session, run, tests)
             session.counted(out)
         # 3. accuracy and intervals
-        facts = {row["id"]: row for row in _lines(run.require("world") / "truth.jsonl")} if cfg.data.world else {}
+        facts = {row["id"]: row for row in read_jsonl(run.require("world") / "truth.jsonl")} if cfg.data.world else {}
         known = [number for number, row in enumerate(tests) if row.turns[0].answer]
         result: dict[str, Any] = {"test_items": len(tests), "test_clips": len({row.video for row in tests}), "seed": cfg.seed}
         result |= {"test_clips_seen_before": seen, "answered_items": len(known)}
@@ -74,9 +75,9 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         # 4. judge and reward model against truth
         if cfg.data.world:
             feedback, reward = run.require("feedback"), run.require("reward")
-            result["judge"] = _judge(_lines(feedback / "verdicts.jsonl"), _metrics(run, "feedback"), facts)
-            result["reward_model"] = _reward(_lines(reward / "held_out.jsonl"), _metrics(run, "reward"), facts)
-            result["context"] = _segments(_lines(feedback / "contexts.jsonl"), facts)
+            result["judge"] = _judge(read_jsonl(feedback / "verdicts.jsonl"), _metrics(run, "feedback"), facts)
+            result["reward_model"] = _reward(read_jsonl(reward / "held_out.jsonl"), _metrics(run, "reward"), facts)
+            result["context"] = _segments(read_jsonl(feedback / "contexts.jsonl"), facts)
         (out.path / "result.json").write_text(json.dumps(result, indent=1))
         out.summary.update({"accuracy": result.get("accuracy"), "accuracy_gain": result.get("accuracy_gain")})
 
@@ -150,11 +151,6 @@ def _gallery(tests: Sequence[Sample], answers: Mapping[str, list[str]], wanted: 
         kinds[run_results.kind({"truth": row.turns[0].answer, "sft": sft, "rlaif": rlaif})].append(row.video)
     turns = (clip for turn in zip_longest(*map(dict.fromkeys, kinds.values())) for clip in turn if clip)
     return set(islice(dict.fromkeys(turns), wanted))
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def _metrics(run: Run, stage: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from minirlaif.gguf.export.reference import ADAPTERS, Reference, of_run
 from minirlaif.gguf.runtime.engine import GgufEngine
 from minirlaif.inference.engine import SamplingParams
 from minirlaif.models.loading import family_of, model_type
+from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
@@ -182,7 +183,7 @@ class Work:
             print("no finished evaluate, so there is no question to ask; logits were compared", flush=True)
             return {}
         path = self.out.path / "answers.jsonl"
-        known = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        known = read_jsonl(path, missing_ok=True)
         jobs = [(kind, False) for kind in self.wanted.types] + [(self.wanted.types[0], True)]
         results: dict[str, task_check.Result] = {}
         for kind, blank in jobs:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from minirlaif.errors import UserError
 from minirlaif.feedback.judge import describe_segments, is_order_consistent, judge
 from minirlaif.feedback.verdicts import context_text
 from minirlaif.models.generation import sample
+from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
@@ -47,7 +48,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             size = cfg.feedback.batch_size
             chunks = [prompts[i : i + size] for i in range(0, len(prompts), size)]
             contexts: dict[str, str] = {
-                located(run, row["video"]): row["context"] for row in read_lines(out.path / "contexts.jsonl")
+                located(run, row["video"]): row["context"] for row in read_jsonl(out.path / "contexts.jsonl", missing_ok=True)
             }
             tail = [readable(session, dev)] if dev else []
             # 2. and 3. chunks of prompts, then the dev clips; several processes take neighbouring chunks
@@ -159,7 +160,7 @@ def _preference(pair: Comparison, verdict: Verdict) -> dict[str, Any]:
 
 
 def _counts(folder: Path) -> dict[str, Any]:
-    rows = list(read_lines(folder / "verdicts.jsonl"))
+    rows = read_jsonl(folder / "verdicts.jsonl", missing_ok=True)
     choices = [row["choice"] for row in rows]
     asked = [row for row in rows if row["answer_a"] != row["answer_b"]]
     decided = sum(choice in ("A", "B") for choice in choices)
@@ -200,14 +201,6 @@ def _undecided(counts: Mapping[str, Any], cfg: Config) -> UserError:
         remedy, setting = "draw more answers per question", f"feedback.answers={2 * f.answers}"
     told = ", ".join(f"{name} {count}" for name, count in became.items())
     return UserError(f"feedback: the judge decided no pair ({told}); {remedy}", again=(setting,))
-
-
-def read_lines(path: Path) -> Iterable[dict[str, Any]]:
-    """Rows of a jsonl file; none when there is no file yet."""
-    if path.is_file():
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                yield json.loads(line)
 
 
 def _append_all(out: StageDir, run: Run, found: Lines, contexts: dict[str, str]) -> Lines:

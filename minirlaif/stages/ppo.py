@@ -12,7 +12,6 @@ Letters: B rollouts, R answer tokens.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from minirlaif.errors import StageStopped, UserError
 from minirlaif.feedback.win_rate import WinRateEvaluator
 from minirlaif.models.loading import base_hash
 from minirlaif.models.logprobs import micro_batches, token_logprobs, token_values
+from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
@@ -137,8 +137,8 @@ def _refuse_poor_reward(cfg: Config, run: Run) -> None:
 
 
 def _contexts(run: Run) -> dict[str, str]:
-    with (run.require("feedback") / "contexts.jsonl").open(encoding="utf-8") as file:
-        return {located(run, row["video"]): row["context"] for row in map(json.loads, file)}
+    rows = read_jsonl(run.require("feedback") / "contexts.jsonl")
+    return {located(run, row["video"]): row["context"] for row in rows}
 
 
 def _open(session: ModelSession, run: Run, state: Path | None) -> Learner:

@@ -22,7 +22,7 @@ import yaml
 from minirlaif.config import Config
 from minirlaif.reports import html, run_diagnostics, run_results
 from minirlaif.reports.html import Html
-from minirlaif.runs.io import plain, read_json, write_atomic
+from minirlaif.runs.io import plain, read_json, read_jsonl, write_atomic
 from minirlaif.runs.run import Run
 from minirlaif.stats import exact_match, paired_bootstrap
 
@@ -56,14 +56,14 @@ def read(run: Run) -> Found:
     """Everything the report shows. UserError naming the command that makes a missing stage."""
     folders = {name: run.require(name) for name in READ}
     manifests = {name: manifest for name in ("world", *READ) if (manifest := run.manifest(name)) is not None}
-    answers = _lines(folders["evaluate"] / "answers.jsonl")
+    answers = read_jsonl(folders["evaluate"] / "answers.jsonl", missing_ok=True)
     names = sorted({row["strip"] for row in answers if row.get("strip")})
     return Found(
         manifests,
         read_json(folders["evaluate"] / "result.json"),
         answers,
-        _lines(folders["feedback"] / "verdicts.jsonl"),
-        {name: _lines(folders[name] / "metrics.jsonl") for name in CURVES},
+        read_jsonl(folders["feedback"] / "verdicts.jsonl", missing_ok=True),
+        {name: read_jsonl(folders[name] / "metrics.jsonl", missing_ok=True) for name in CURVES},
         {name: (folders["evaluate"] / name).read_bytes() for name in names},
         _looked(run.root / "cache" / "features.sqlite"),
     )
@@ -250,10 +250,3 @@ def _frames(jpeg: bytes, count: int | None) -> tuple[int, float]:
     with Image.open(io.BytesIO(jpeg)) as picture:
         count = count or max(1, picture.width // picture.height)
         return count, picture.width / count / picture.height
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]

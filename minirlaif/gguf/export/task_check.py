@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from minirlaif.inference.engine import ChatEngine, SamplingParams
+from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.run import Run
 from minirlaif.stats import exact_match
 from minirlaif.video.frame_sampling import BLANK
@@ -48,8 +48,7 @@ def questions(run: Run, most: int, model: str = "rlaif") -> list[Asked]:
     path = run.dir("evaluate") / "answers.jsonl"
     if run.manifest("evaluate") is None:
         return []
-    with path.open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line, _ in zip(file, range(most), strict=False)]
+    rows = read_jsonl(path)[:most]
     folder = os.path.abspath(path.parent)
     return [Asked(os.path.normpath(Path(folder, r["video"])), r["question"], r["truth"], r[model]) for r in rows]
 

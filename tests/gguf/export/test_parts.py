@@ -247,9 +247,7 @@ def test_the_pre_tokenizer_is_found_by_its_ids_or_refused(tmp_path: Path) -> Non
 
 
 def test_counting_answers() -> None:
-    rows = [
-        task_check.Asked("a", "q", truth, answer) for truth, answer in (("x", "x"), ("x", "y"), (None, "z"), ("v", "v"))
-    ]
+    rows = [task_check.Asked("a", "q", truth, answer) for truth, answer in (("x", "x"), ("x", "y"), (None, "z"), ("v", "v"))]
     found = task_check.result(rows, ["x.", "x", "z", "w"])
     assert found == task_check.Result(4, 2 / 3, 1 / 4)  # three have a truth, two are told right; only the third is word for word
     assert task_check.result(rows[2:3], ["z"]).accuracy is None

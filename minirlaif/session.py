@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from minirlaif import distributed
-from minirlaif.config import Config, section
+from minirlaif.config import Config, recorded
 from minirlaif.data.dataset import fingerprint, load_preferences, load_samples
 from minirlaif.errors import UserError
 from minirlaif.models.adapters import AdapterSet
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from minirlaif.models.backbones.base import Backbone
 
 Record = TypeVar("Record", Sample, Preference)
-# Switches younger than some finished runs: section, field, the value that changes nothing. Off, they leave no trace in a
-# manifest, so those runs count as what they are: made with the same settings.
-OFF = (("sft", "curriculum", True), ("feedback", "limit", 0))
 
 
 @dataclass(frozen=True)
@@ -145,21 +142,16 @@ def critic_config(cfg: Config) -> Config:
 def settings_of(cfg: Config, *names: str, sources: Sequence[str] = ()) -> dict[str, Any]:
     """What a stage's result depends on, for its manifest: whole sections, the seed, the base by hash (so that one trained again
     under the same name is noticed), and the parts of the data that it reads, each local file by hash."""
-    settings: dict[str, Any] = {"seed": cfg.seed} | {name: section(cfg, name) for name in names}
+    settings: dict[str, Any] = {"seed": cfg.seed} | {name: recorded(cfg, name) for name in names}
     settings["model"]["files"] = base_hash(cfg.model)
-    for name, field, off in OFF:
-        if name in names and settings[name][field] == off:
-            del settings[name][field]
-    if "reward" in names:
-        del settings["reward"]["rest"]  # where weights rest changes no number
-        if cfg.reward.base:
-            settings["reward"]["files"] = base_hash(critic_config(cfg).model)
-    data = section(cfg, "data")
+    if "reward" in names and cfg.reward.base:
+        settings["reward"]["files"] = base_hash(critic_config(cfg).model)
+    data = recorded(cfg, "data")
     named = {part: data[part] for part in sources}
     hashes = {source: fingerprint(source, cfg.data.videos) for part in sources for source in data[part]}
     settings["data"] = {"world": data["world"], "videos": data["videos"], **named, "sha256": hashes}
-    if "preferences" in sources and cfg.data.preference_limit:
-        settings["data"]["preference_limit"] = cfg.data.preference_limit
+    if "preferences" in sources and "preference_limit" in data:
+        settings["data"]["preference_limit"] = data["preference_limit"]
     return settings
 
 

@@ -1,6 +1,6 @@
 """Settings: sections with types and ranges (schema), and how YAML and `--set` become them (loader)."""
 
-from minirlaif.config.loader import dump, load, section
+from minirlaif.config.loader import dump, load, recorded, section
 from minirlaif.config.schema import (
     Config,
     DataSection,
@@ -35,5 +35,6 @@ __all__ = [
     "WorldSection",
     "dump",
     "load",
+    "recorded",
     "section",
 ]

@@ -1,13 +1,12 @@
 """From YAML and `section.field=value` texts to a frozen record of frozen sections: names, types and ranges.
 
-It knows no section by name; which settings exist and what they allow is in config.py. Standard library and yaml only.
+Which settings exist and what they allow is in schema.py. Standard library and yaml only.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
-from minirlaif.config.rules import RULES, Rules
+from minirlaif.config.rules import Rule, UnrecordedAt, check, parts
 from minirlaif.config.schema import Config, DataSection
 from minirlaif.errors import UserError
 
@@ -42,9 +41,9 @@ def parse_yaml(text: str, where: str) -> Mapping[Any, Any]:
     return values
 
 
-def build(kind: type[R], values: Mapping[Any, Any], overrides: Sequence[str], rules: Rules) -> tuple[R | None, list[str]]:
+def build(kind: type[R], values: Mapping[Any, Any], overrides: Sequence[str]) -> tuple[R | None, list[str]]:
     """A record of class `kind` from its defaults, then `values`, then `overrides`; or None and every problem."""
-    sections, types = _sections(kind), _types(kind)
+    sections, hints = _sections(kind), _hints(kind)
     given: dict[str, object] = {}
     typed: dict[str, str] = {}  # name -> the override it comes from
     problems: list[str] = []
@@ -67,10 +66,12 @@ def build(kind: type[R], values: Mapping[Any, Any], overrides: Sequence[str], ru
     accepted: dict[str, dict[str, Any]] = {name: {} for name in ["", *sections]}
     for name, value in given.items():
         try:
-            if name not in types:
-                raise ValueError(_unknown(name, list(types), list(sections)))
+            if name not in hints:
+                raise ValueError(_unknown(name, list(hints), list(sections)))
             owner, _, leaf = name.rpartition(".")
-            accepted[owner][leaf] = _checked(name, _typed(name, types[name], value), rules)
+            of_type, choices, markers = parts(hints[name])
+            accepted[owner][leaf] = _typed(name, of_type, value)
+            check(name, accepted[owner][leaf], choices, markers)
         except ValueError as error:
             problems.append(f"{typed.get(name, '')}{error}")
     if problems:
@@ -82,12 +83,12 @@ def _sections(kind: Any) -> dict[str, Any]:
     return {name: record for name, record in get_type_hints(kind).items() if is_dataclass(record)}
 
 
-def _types(kind: Any) -> dict[str, Any]:
-    """Dotted name -> type, for every setting."""
-    types = {name: hint for name, hint in get_type_hints(kind).items() if not is_dataclass(hint)}
+def _hints(kind: Any) -> dict[str, Any]:
+    """Dotted name -> annotation, for every setting."""
+    hints = {name: hint for name, hint in get_type_hints(kind, include_extras=True).items() if not is_dataclass(hint)}
     for name, record in _sections(kind).items():
-        types.update({f"{name}.{leaf}": hint for leaf, hint in get_type_hints(record).items()})
-    return types
+        hints.update({f"{name}.{leaf}": hint for leaf, hint in get_type_hints(record, include_extras=True).items()})
+    return hints
 
 
 def _unknown(name: str, known: Collection[str], sections: Collection[str]) -> str:
@@ -116,25 +117,6 @@ def _typed(name: str, kind: Any, value: object) -> Any:
     raise ValueError(f"{name} must be {_WORDS.get(kind, 'a list of texts')}, not {value!r:.60}{hint}")
 
 
-def _checked(name: str, value: Any, rules: Rules) -> Any:
-    leaf = name.split(".")[-1]
-    if name in rules.choices and value not in rules.choices[name]:
-        raise ValueError(f"{name} must be {' or '.join(repr(choice) for choice in rules.choices[name])}, not {value!r}")
-    if name in rules.not_empty and not value:
-        raise ValueError(f"{name} is empty: give it a value or leave the line out")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, not {value}")
-    if leaf in rules.positive and value <= 0:
-        raise ValueError(f"{name} must be above 0, not {value}")
-    if leaf in rules.shares and not 0 <= value <= 1:
-        raise ValueError(f"{name} is a share: it must lie between 0 and 1, not {value}")
-    if leaf not in rules.any_sign and value < 0:
-        raise ValueError(f"{name} must not be negative, not {value}")
-    return value
-
-
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """Defaults, then the YAML file, then `section.field=value` overrides, whose values are read as YAML too.
 
@@ -149,26 +131,28 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
         except UnicodeDecodeError:
             raise UserError(f"{path}: not a text file; name a YAML config with --config") from None
         values = parse_yaml(text, str(path))
-    cfg, problems = build(Config, values, overrides, RULES)
+    cfg, problems = build(Config, values, overrides)
     if cfg is not None:
         problems = _conflicts(cfg)
     if cfg is None or problems:
         count = "" if len(problems) == 1 else f"{len(problems)} problems: "
         where = "" if all(each.startswith("--set ") for each in problems) else f"{path or 'settings'}: "
         raise UserError(f"{where}{count}{'; '.join(problems)}")
-    return cfg if path is None else replace(cfg, data=_found_beside(Path(path).parent, cfg.data))
+    return cfg if path is None else replace(cfg, data=_resolved(cfg.data, Path(path).parent))
 
 
-def _found_beside(folder: Path, data: DataSection) -> DataSection:
-    def found(name: str) -> str:
+def _resolved(data: DataSection, folder: Path) -> DataSection:
+    """The sources as paths below the config's folder where they exist there and not in the current one."""
+
+    def resolve(name: str) -> str:
         return str(folder / name) if name and not Path(name).exists() and (folder / name).exists() else name
 
-    parts: dict[str, Any] = {name: tuple(map(found, v)) for name, v in vars(data).items() if isinstance(v, tuple)}
-    return replace(data, videos=found(data.videos), **parts)
+    sources: dict[str, Any] = {name: tuple(map(resolve, v)) for name, v in vars(data).items() if isinstance(v, tuple)}
+    return replace(data, videos=resolve(data.videos), **sources)
 
 
 def _conflicts(cfg: Config) -> list[str]:
-    """What no setting shows alone."""
+    """Settings that are valid alone but not together."""
     problems = []
     answers, wanted = cfg.feedback.answers, cfg.feedback.pairs_per_prompt
     possible = answers * (answers - 1) // 2
@@ -192,8 +176,18 @@ def dump(cfg: Config) -> str:
 
 
 def section(cfg: Config, name: str) -> dict[str, Any]:
-    """One section as plain JSON values, for a manifest."""
+    """One section as plain JSON values."""
     return _plain(getattr(cfg, name))
+
+
+def recorded(cfg: Config, name: str) -> dict[str, Any]:
+    """One section as a manifest has it: without what changes no result, and without newer settings at their old behaviour."""
+    values = section(cfg, name)
+    for field, hint in get_type_hints(type(getattr(cfg, name)), include_extras=True).items():
+        _, _, markers = parts(hint)
+        if Rule.NO_EFFECT in markers or any(UnrecordedAt(values[field]) == marker for marker in markers):
+            del values[field]
+    return values
 
 
 def _plain(record: Any) -> dict[str, Any]:

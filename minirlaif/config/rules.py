@@ -1,53 +1,57 @@
-"""What values settings may have, beside their types. No disk, no torch."""
+"""What a setting allows beside its type, and whether it changes a result: markers for `Annotated`, read by the loader."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+
+class Rule(Enum):
+    """A marker at a field. A number without one is finite and at least 0."""
+
+    POSITIVE = "above 0"
+    SHARE = "0 to 1"
+    ANY_SIGN = "negative values too"
+    NOT_EMPTY = "at least one character, or one item"
+    NO_EFFECT = "changes no result, so it stands in no manifest"
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What values settings allow. Numbers are finite and at least 0 unless listed here."""
+class UnrecordedAt:
+    """A setting younger than some finished runs: at this value it changes nothing and leaves no trace in a manifest, so those
+    runs still count as made with the same settings."""
 
-    choices: Mapping[str, Sequence[str]]  # section.field -> the allowed texts
-    positive: frozenset[str]  # field names: above 0
-    shares: frozenset[str]  # field names: 0 to 1
-    any_sign: frozenset[str]  # field names: negative values too
-    not_empty: frozenset[str]  # section.field of texts that must not be empty
+    value: object
 
 
-# Numbers are finite and at least 0; positive, shares and any_sign hold field names of any section with another rule.
-RULES = Rules(
-    choices={
-        "report_to": (
-            "none tensorboard wandb mlflow comet_ml clearml aim dvclive swanlab trackio"  # accelerate 1.15's, which skips others
-        ).split(),
-        "model.dtype": ("auto", "float32", "bfloat16"),
-        "model.quantization": ("none", "nf4"),
-        "model.device": ("auto", "cpu", "cuda"),
-        "model.optimizer": ("adamw", "paged_adamw_8bit"),
-        "data.world": ("", "tiny"),
-        "sft.schedule": ("cosine", "linear", "constant"),
-        "reward.schedule": ("cosine", "linear", "constant"),
-        "ppo.schedule": ("cosine", "linear", "constant"),
-        "feedback.readout": ("letter", "likelihood"),
-        "feedback.disagreement": ("drop", "average"),
-        "reward.rest": ("cpu", "device"),
-        "reference.kind": ("adapter", "model"),
-        "reference.rest": ("cpu", "device"),
-        "rollout.kl_estimator": ("k1", "k3"),
-    },
-    positive=frozenset(
-        (
-            "frames segment_frames frame_pixels segment_seconds max_segments timeout_seconds lora_r lora_alpha"
-            " questions_per_clip prompt_clips dev_clips test_clips"
-            " steps learning_rate epochs batch_size micro_batch_size minibatch_size"
-            " max_length save_steps save_every dev_every max_grad_norm pairs_per_prompt temperature top_p"
-            " max_new_tokens describe_tokens rollouts iterations clip value_clip bootstrap"
-        ).split()
-    ),
-    shares=frozenset("max_unreadable still_share shuffled_share warmup_ratio top_p held_out min_accuracy gamma lam".split()),
-    any_sign=frozenset({"reward_scale"}),  # a negative one turns score and KL term round together
-    not_empty=frozenset({"model.base", "model.lora_targets"}),
-)
+PositiveInt = Annotated[int, Rule.POSITIVE]
+PositiveFloat = Annotated[float, Rule.POSITIVE]
+Share = Annotated[float, Rule.SHARE]
+
+
+def parts(hint: Any) -> tuple[Any, tuple[str, ...], Sequence[object]]:
+    """A field's annotation as its type, its choices (of a Literal of texts) and its markers."""
+    markers = getattr(hint, "__metadata__", ())
+    kind = hint.__origin__ if markers else hint
+    return (str, get_args(kind), markers) if get_origin(kind) is Literal else (kind, (), markers)
+
+
+def check(name: str, value: Any, choices: Sequence[str], markers: Sequence[object]) -> None:
+    """ValueError, naming the setting, when a value of the right type is not allowed."""
+    if choices and value not in choices:
+        raise ValueError(f"{name} must be {' or '.join(repr(choice) for choice in choices)}, not {value!r}")
+    if Rule.NOT_EMPTY in markers and not value:
+        raise ValueError(f"{name} is empty: give it a value or leave the line out")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, not {value}")
+    if Rule.POSITIVE in markers and value <= 0:
+        raise ValueError(f"{name} must be above 0, not {value}")
+    if Rule.SHARE in markers and not 0 <= value <= 1:
+        raise ValueError(f"{name} is a share: it must lie between 0 and 1, not {value}")
+    if Rule.ANY_SIGN not in markers and value < 0:
+        raise ValueError(f"{name} must not be negative, not {value}")

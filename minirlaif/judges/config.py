@@ -9,46 +9,47 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from minirlaif.config.loader import build, parse_yaml
-from minirlaif.config.rules import Rules
+from minirlaif.config.rules import PositiveFloat, PositiveInt
 from minirlaif.errors import UserError
 from minirlaif.judges.rubric import PROMPTS, Prompt
 
 MATCH = ("exact", "normalised")
 ASKED = ("hf", "gguf", "openai")
+Kind = Literal["none", "exact", "normalised", "hf", "gguf", "openai"]
 
 
 @dataclass(frozen=True)
 class JudgeSettings:
     """How a judge is asked. Fields of one kind do nothing for the others."""
 
-    kind: str = "normalised"  # none (predictions only), exact, normalised, hf, gguf, openai
+    kind: Kind = "normalised"  # none: predictions only
     name: str = ""  # hf: folder or hub id; gguf: file; openai: the model's name
     prompts: str = ""  # YAML file of other prompts: metric -> {system, user}; empty: our own
     temperature: float = 0.0  # hf: 0 only
-    max_tokens: int = 128  # longest reply
-    attempts: int = 2  # how often a question is asked until the reply can be read
+    max_tokens: PositiveInt = 128  # longest reply
+    attempts: PositiveInt = 2  # how often a question is asked until the reply can be read
     # openai
     url: str = ""  # such as http://127.0.0.1:8000/v1
     key_env: str = ""  # name of the environment variable that holds the key; empty: none is sent
-    timeout_seconds: float = 60.0
+    timeout_seconds: PositiveFloat = 60.0
     retries: int = 6  # after no reply, a busy or broken server
-    backoff_seconds: float = 1.0  # before the first retry, doubled each time
+    backoff_seconds: PositiveFloat = 1.0  # before the first retry, doubled each time
     per_minute: float = 0.0  # most requests per minute; 0: no limit
-    parallel: int = 4  # requests under way at once
+    parallel: PositiveInt = 4  # requests under way at once
     extra: str = ""  # JSON object merged into each request; a null takes a field out
     price_in: float = 0.0  # per million tokens, for the estimate
     price_out: float = 0.0
     max_cost: float = 0.0  # refuse to start when the estimate is above it; 0: no limit
     drop_version: str = ""  # forget kept replies of a model that called itself so
     # hf and gguf
-    device: str = "auto"  # hf: auto, cpu or cuda
-    dtype: str = "auto"
-    quantization: str = "none"  # hf: none or nf4
-    context: int = 4096  # gguf: tokens of question and reply together
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # hf
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantization: Literal["none", "nf4"] = "none"  # hf
+    context: PositiveInt = 4096  # gguf: tokens of question and reply together
     threads: int = 0  # gguf: of the CPU; 0: as many as llama.cpp likes
 
 
@@ -62,26 +63,13 @@ OF_KIND = {  # and those of one kind
 }
 SECRETS = "key apikey authorization auth token accesstoken authtoken bearer secret password".split()  # names without - and _
 
-RULES = Rules(
-    choices={
-        "kind": ("none", *MATCH, *ASKED),
-        "device": ("auto", "cpu", "cuda"),
-        "dtype": ("auto", "float32", "bfloat16"),
-        "quantization": ("none", "nf4"),
-    },
-    positive=frozenset("max_tokens attempts timeout_seconds parallel context backoff_seconds".split()),
-    shares=frozenset(),
-    any_sign=frozenset(),
-    not_empty=frozenset(),
-)
-
 
 def judge_settings(spec: str, changes: Sequence[str] = ()) -> JudgeSettings:
     """Settings from `--judge` (a kind, kind:name, or a YAML file) and `--judge-set`. UserError with every problem."""
     values: Mapping[Any, Any] = {}
     where = f"--judge {spec}"
     kind, colon, name = spec.partition(":")
-    if kind in RULES.choices["kind"]:
+    if kind in get_args(Kind):
         values = {"kind": kind, "name": name}
     elif Path(spec).suffix in (".yaml", ".yml"):
         try:
@@ -90,7 +78,7 @@ def judge_settings(spec: str, changes: Sequence[str] = ()) -> JudgeSettings:
             raise UserError(f"{spec}: cannot be read ({error}); name a YAML file of judge settings") from None
     else:
         known = ", ".join((*MATCH, "hf:FOLDER", "gguf:FILE", "openai:MODEL", "none"))
-        near = difflib.get_close_matches(kind, RULES.choices["kind"], n=1)
+        near = difflib.get_close_matches(kind, get_args(Kind), n=1)
         meant = f"did you mean {near[0]}? " if near else ""
         raise UserError(f"{where}: no such judge; {meant}known are {known}, or a YAML file")
     wrong = [change for change in changes if "=" not in change]
@@ -102,7 +90,7 @@ def judge_settings(spec: str, changes: Sequence[str] = ()) -> JudgeSettings:
     texts = [f"extra={json.dumps(text)}" if name == "extra" else f"{name}={text}" for name, _, text in map(_parted, changes)]
     settings, problems = None, _unknown(values, changes)
     if not problems:
-        settings, problems = build(JudgeSettings, values, texts, RULES)
+        settings, problems = build(JudgeSettings, values, texts)
     if settings is not None:
         problems = _conflicts(settings)
     if settings is None or problems:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import get_type_hints
 
 import pytest
 import yaml
 
 from minirlaif import config
 from minirlaif.config import Config
-from minirlaif.config.rules import RULES
 from minirlaif.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -130,13 +127,13 @@ def test_data_beside_the_config_are_found(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(here)
     data = "data: {videos: clips, sft: [both.json, only.json], prompts: owner/name, preferences: [more.json]}\n"
     (there / "c.yaml").write_text(data)
-    found = config.load("../there/c.yaml", ["data.test=only.json"]).data
-    assert found.sft == ("both.json", "../there/only.json") and found.videos == "../there/clips"
-    assert found.prompts == ("owner/name",) and found.dev == () and found.preferences == ("../there/more.json",)
-    assert found.test == ("../there/only.json",)
+    actual = config.load("../there/c.yaml", ["data.test=only.json"]).data
+    assert actual.sft == ("both.json", "../there/only.json") and actual.videos == "../there/clips"
+    assert actual.prompts == ("owner/name",) and actual.dev == () and actual.preferences == ("../there/more.json",)
+    assert actual.test == ("../there/only.json",)
     assert config.load(None, ["data.sft=only.json"]).data.sft == ("only.json",)
     (here / "dumped.yaml").write_text(config.dump(config.load("../there/c.yaml")))  # as in a run folder
-    assert config.load("dumped.yaml").data.sft == found.sft
+    assert config.load("dumped.yaml").data.sft == actual.sft
 
 
 def test_only_the_file_s_problems_name_the_file(problem):
@@ -189,13 +186,16 @@ def test_section_is_plain_json():
     assert section["sft"] == ["a"] and section["videos"] == ""
 
 
-def test_rules_name_settings_that_exist():
-    hints = get_type_hints(Config)
-    dotted = {f"{name}.{field.name}" for name, kind in hints.items() if is_dataclass(kind) for field in fields(kind)} | set(hints)
-    leaves = {name.split(".")[-1] for name in dotted}
-    rules = RULES
-    assert set(rules.choices) | rules.not_empty <= dotted
-    assert rules.positive | rules.shares | rules.any_sign <= leaves
+def test_recorded_leaves_out_what_changes_no_result():
+    """Manifests of runs that are older than a setting must stay equal to those made with it at its old behaviour."""
+    reward, defaults = config.recorded(Config(), "reward"), config.section(Config(), "reward")
+    assert list(reward) == [name for name in defaults if name != "rest"]
+    assert set(config.section(Config(), "sft")) - set(config.recorded(Config(), "sft")) == {"curriculum"}
+    assert set(config.section(Config(), "feedback")) - set(config.recorded(Config(), "feedback")) == {"limit"}
+    changed = config.load(None, ["sft.curriculum=false", "feedback.limit=16", "data.preference_limit=5"])
+    assert config.recorded(changed, "sft")["curriculum"] is False
+    assert config.recorded(changed, "feedback")["limit"] == 16
+    assert config.recorded(changed, "data") == config.section(changed, "data")
 
 
 def test_defaults_keep_their_own_rules(tmp_path: Path):
@@ -204,9 +204,9 @@ def test_defaults_keep_their_own_rules(tmp_path: Path):
 
 
 def test_every_shipped_config_loads():
-    found = sorted((ROOT / "configs").rglob("*.yaml"))
-    assert {"tiny.yaml", "paper.yaml", "own-clips.yaml", "24gb-smolvlm2-500m.yaml"} <= {path.name for path in found}
-    assert len(found) == 9
-    for path in found:
+    paths = sorted((ROOT / "configs").rglob("*.yaml"))
+    assert {"tiny.yaml", "paper.yaml", "own-clips.yaml", "24gb-smolvlm2-500m.yaml"} <= {path.name for path in paths}
+    assert len(paths) == 9
+    for path in paths:
         assert yaml.safe_load(path.read_text()), f"{path} sets nothing"
         config.load(path)

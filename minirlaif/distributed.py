@@ -111,5 +111,5 @@ def sum_gradients(parameters: Iterable[Any]) -> None:
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in weights]
     flat = torch.cat([part.flatten() for part in parts])
     dist.all_reduce(flat)
-    for weight, part in zip(weights, flat.split([p.numel() for p in weights]), strict=True):
+    for weight, part in zip(weights, torch.split(flat, [p.numel() for p in weights]), strict=True):
         weight.grad = part.view_as(weight).clone()

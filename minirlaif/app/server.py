@@ -197,11 +197,12 @@ def _engine(options: argparse.Namespace, run: Run | None) -> ChatEngine:
 
         exported: ChatEngine = GgufEngine(options.gguf)
         return exported
+    from minirlaif.feedback.judge import SessionJudge
     from minirlaif.inference.hf_engine import HfEngine
 
     assert run is not None
     print(f"loading {run.root} …", flush=True)
-    return HfEngine(run)
+    return HfEngine(run, SessionJudge)
 
 
 def _warn(options: argparse.Namespace) -> None:

@@ -90,11 +90,12 @@ def _engine(options: argparse.Namespace) -> Any:
     from minirlaif.runs.run import Run
 
     try:
+        from minirlaif.feedback.judge import SessionJudge
         from minirlaif.inference.hf_engine import HfEngine
     except ModuleNotFoundError as error:
         raise UserError(f"chat --run: {error.name} is not installed; `pip install -r requirements.txt`, or --gguf") from None
 
-    return HfEngine(Run(options.runs_dir / options.run))
+    return HfEngine(Run(options.runs_dir / options.run), SessionJudge)
 
 
 def _options(engine: ChatEngine, options: argparse.Namespace) -> SamplingParams:

@@ -1,4 +1,4 @@
-"""The judge: what happens in a clip, and which of two answers is better, asked in both orders, by the role that is active now.
+"""The model itself as judge: which of two answers is better, in both orders, by the active adapter.
 
 Two read-outs. "letter": the logits of A and B after the judge's question (the paper asks for a letter). "likelihood": the mean
 log-likelihood of each answer after frames, context and question; small models manage that one. It shows one answer at a
@@ -10,27 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from minirlaif.config import FeedbackSection
+from minirlaif.feedback.describe import context_text, describe_segments
 from minirlaif.feedback.verdicts import choice_from_margin, combine_orders, judge_question
-from minirlaif.models.generation import sample
 from minirlaif.models.logprobs import EncodedPair, first_token_logprobs, micro_batches, token_logprobs
 from minirlaif.types import Comparison, Verdict
 
 if TYPE_CHECKING:
     from minirlaif.session import ModelSession, VideoInput
-
-
-def describe_segments(session: ModelSession, videos: Sequence[str]) -> dict[str, list[tuple[tuple[float, float], str]]]:
-    """Descriptions of the segments of clips, greedy and from dense frames: clip -> (start and end in seconds, text) of each."""
-    f = session.cfg.feedback
-    parts = [(video, span, view) for video in videos for span, view in session.segment_inputs(video)]
-    told: dict[str, list[tuple[tuple[float, float], str]]] = {video: [] for video in videos}
-    for start in range(0, len(parts), f.batch_size):
-        some = parts[start : start + f.batch_size]
-        asked = [session.encode_prompt(view, f.describe_prompt) for _, _, view in some]
-        answers = sample(session.backbone, asked, temperature=0, max_new_tokens=f.describe_tokens)
-        for (video, span, _), (answer,) in zip(some, answers, strict=True):
-            told[video].append((span, session.backbone.renderer.decode(answer.ids)))
-    return told
 
 
 def judge(
@@ -105,6 +92,25 @@ def _letter_values(
         for place, (a, b) in zip(index, ahead.tolist(), strict=True):
             values[place] = a - b
     return values
+
+
+class SessionJudge:
+    """Describes and judges for the chat engine as the stage `feedback` does: by the adapter "sft" of an open session."""
+
+    def __init__(self, session: ModelSession, section: FeedbackSection) -> None:
+        self._session, self._section = session, section
+
+    def context(self, video: str) -> str:
+        """Descriptions of the clip's segments."""
+        with self._session.adapters.inference_as("sft"):
+            return context_text(describe_segments(self._session, [video], self._section)[video])
+
+    def verdict(self, pair: Comparison, view: VideoInput) -> Verdict:
+        """Which answer is better, by the section's read-out."""
+        f = self._section
+        views = {pair.video: view if f.judge_frames else None}
+        with self._session.adapters.inference_as("sft"):
+            return judge(self._session, [pair], views, f.readout, f.margin, f.disagreement, 1)[0]
 
 
 def is_order_consistent(verdict: Verdict) -> bool:

@@ -8,17 +8,16 @@ from __future__ import annotations
 import gc
 import tempfile
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from minirlaif import config
 from minirlaif.errors import UserError
-from minirlaif.feedback.judge import describe_segments, judge
-from minirlaif.feedback.verdicts import context_text
 from minirlaif.inference.engine import Judged, LoadedClip, SamplingParams
 from minirlaif.models.feature_cache import VisionFeatureCache
 from minirlaif.models.generation import EncodedPrompt, PrefixCache
@@ -27,7 +26,7 @@ from minirlaif.models.logprobs import reward_scores
 from minirlaif.models.renderer import pieces
 from minirlaif.runs.run import Run
 from minirlaif.session import ModelSession, VideoInput, critic_config
-from minirlaif.types import Comparison, Turn
+from minirlaif.types import Comparison, Turn, Verdict
 from minirlaif.video.frame_sampling import FramePlan, uniform_plan
 from minirlaif.video.reader import ClipReader
 
@@ -43,14 +42,28 @@ class _Seen:
     view: VideoInput
 
 
+class RunJudge(Protocol):
+    """Describes clips and judges answers as the run's stage `feedback` did."""
+
+    def context(self, video: str) -> str:
+        """Descriptions of the clip's segments."""
+        ...
+
+    def verdict(self, pair: Comparison, view: VideoInput) -> Verdict:
+        """Which answer is better."""
+        ...
+
+
 class HfEngine:
-    """A finished run as an engine; without `ppo` only its SFT model and its base talk.
+    """A finished run as an engine; without `ppo` only its SFT model and its base answer.
+
+    judge_of: makes the run's judge from the open session; `feedback.judge.SessionJudge`.
 
     Raises:
         UserError: the run has no finished `sft`, or what it holds was changed.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, judge_of: Callable[[ModelSession, config.FeedbackSection], RunJudge]) -> None:
         sft = run.require("sft") / "adapter"
         cfg = config.load(run.root / "config.yaml")
         aligned = run.require("ppo") / "adapter" if run.manifest("ppo") else None
@@ -66,6 +79,7 @@ class HfEngine:
                 return ModelSession(own, backbone, store, reader)
 
             session = self._session = opened(cfg, "features.sqlite")
+            self._judge = judge_of(session, cfg.feedback)
             session.adapters.add("sft", 0, sft)
             if aligned:
                 session.adapters.add("policy", 0, aligned)
@@ -155,12 +169,9 @@ class HfEngine:
 
     def judge(self, look: LoadedClip, question: str, answer_a: str, answer_b: str) -> Judged:
         """The run's own judge on two answers, read out as in its stage `feedback`."""
-        f, view = self._session.cfg.feedback, self._seen(look).view
-        context = self._context(look) if f.context else ""
+        context = self._context(look) if self._session.cfg.feedback.context else ""
         pair = Comparison("", look.video, question, answer_a, answer_b, context)
-        views = {look.video: view if f.judge_frames else None}
-        with self._session.adapters.inference_as("sft"):
-            (verdict,) = judge(self._session, [pair], views, f.readout, f.margin, f.disagreement, 1)
+        verdict = self._judge.verdict(pair, self._seen(look).view)
         return Judged(verdict.choice, verdict.margin, verdict.orders, context)
 
     def close(self) -> None:
@@ -190,7 +201,5 @@ class HfEngine:
         """Descriptions of the clip's segments, by the SFT model as in `feedback`; made once per clip."""
         clip = look.key.split(":", 1)[0]
         if clip not in self._contexts:
-            with self._session.adapters.inference_as("sft"):
-                lines = describe_segments(self._session, [look.video])[look.video]
-            self._contexts[clip] = context_text([span for span, _ in lines], [text for _, text in lines])
+            self._contexts[clip] = self._judge.context(look.video)
         return self._contexts[clip]

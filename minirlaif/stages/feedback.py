@@ -16,8 +16,8 @@ from typing import Any
 from minirlaif import distributed
 from minirlaif.config import Config
 from minirlaif.errors import UserError
-from minirlaif.feedback.judge import describe_segments, is_order_consistent, judge
-from minirlaif.feedback.verdicts import context_text
+from minirlaif.feedback.describe import context_text, describe_segments
+from minirlaif.feedback.judge import is_order_consistent, judge
 from minirlaif.models.generation import sample
 from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import progress
@@ -78,14 +78,15 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
 
 def describe(session: ModelSession, run: Run, rows: Sequence[Sample], contexts: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Describe the segments of clips that have no context yet. Clip -> line for contexts.jsonl."""
-    told = describe_segments(session, [video for video in dict.fromkeys(row.video for row in rows) if video not in contexts])
+    videos = [video for video in dict.fromkeys(row.video for row in rows) if video not in contexts]
+    described = describe_segments(session, videos, session.cfg.feedback)
     return {
         video: {
             "video": stored(run, video),
-            "context": context_text([span for span, _ in lines], [text for _, text in lines]),
-            "segments": [text for _, text in lines],
+            "context": context_text(segments),
+            "segments": [text for _, text in segments],
         }
-        for video, lines in told.items()
+        for video, segments in described.items()
     }
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from minirlaif.config import Config, section
-from minirlaif.feedback.verdicts import context_text
+from minirlaif.feedback.describe import context_text
 from minirlaif.models.backbones.smolvlm import LAYOUT_FILE, SmolVLM
 from minirlaif.models.renderer import FrameLayout
 from minirlaif.runs.progress import progress
@@ -192,7 +192,7 @@ def _row(
     renderer = backbone.renderer
     frames = {"segment": SEGMENT_FRAMES, "text": 0}.get(kind, FRAMES)
     shown = FrameLayout((0.0,) * frames, 0.0, backbone.side**2) if frames else None
-    context = context_text([(i, i + 1) for i in range(len(clip))], [e.sentence for e in clip]) if kind in ("text", "both") else ""
+    context = context_text([((i, i + 1), e.sentence) for i, e in enumerate(clip)]) if kind in ("text", "both") else ""
     if kind == "segment":
         asked = [(tinyworld.SEGMENT_QUESTION, clip[0].sentence)]
     else:

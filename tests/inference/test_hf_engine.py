@@ -10,6 +10,7 @@ import torch
 
 from minirlaif.config import ModelSection
 from minirlaif.errors import UserError
+from minirlaif.feedback.judge import SessionJudge
 from minirlaif.inference.engine import SamplingParams
 from minirlaif.inference.hf_engine import HfEngine
 from minirlaif.models.generation import EncodedPrompt, PrefixCache, sample
@@ -35,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def engine(folder: Path) -> Iterator[HfEngine]:
-    made = HfEngine(Run(folder / "run"))
+    made = HfEngine(Run(folder / "run"), SessionJudge)
     yield made
     made.close()
 
@@ -131,7 +132,7 @@ def test_the_score_is_the_reward_models_above_its_mean(engine: HfEngine, folder:
 
 
 def test_a_run_without_ppo_or_reward_talks_all_the_same(folder: Path, tmp_path: Path) -> None:
-    engine = HfEngine(chat_run.run_of(tmp_path / "half", aligned=False, reward=False))
+    engine = HfEngine(chat_run.run_of(tmp_path / "half", aligned=False, reward=False), SessionJudge)
     assert engine.models == ("sft", "base")
     assert said(engine, folder / "a.mp4", QUESTIONS[0])
     assert engine.score(engine.look(str(folder / "a.mp4")), "what?", "a red circle.") is None
@@ -142,7 +143,7 @@ def test_a_conversation_that_does_not_fit_is_refused(engine: HfEngine, folder: P
     with pytest.raises(UserError, match="the model takes 2048"):
         said(engine, folder / "a.mp4", "red circle " * 1100)
     with pytest.raises(UserError, match="does not exist"):
-        HfEngine(Run(folder / "none"))
+        HfEngine(Run(folder / "none"), SessionJudge)
 
 
 def test_special_tokens_in_a_question_stay_letters(engine: HfEngine, folder: Path) -> None:

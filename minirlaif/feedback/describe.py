@@ -1,0 +1,32 @@
+"""Describes a clip segment by segment, and joins the descriptions into the context that a judge reads beside the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from minirlaif.config import FeedbackSection
+from minirlaif.models.generation import sample
+
+if TYPE_CHECKING:
+    from minirlaif.session import ModelSession
+
+Segment = tuple[tuple[float, float], str]  # (start and end in seconds, description)
+
+
+def describe_segments(session: ModelSession, videos: Sequence[str], section: FeedbackSection) -> dict[str, list[Segment]]:
+    """Greedy descriptions of the segments of each clip, from the segments' own (dense) frames, by the active adapter."""
+    inputs = [(video, span, view) for video in videos for span, view in session.segment_inputs(video)]
+    segments: dict[str, list[Segment]] = {video: [] for video in videos}
+    for start in range(0, len(inputs), section.batch_size):
+        batch = inputs[start : start + section.batch_size]
+        prompts = [session.encode_prompt(view, section.describe_prompt) for _, _, view in batch]
+        answers = sample(session.backbone, prompts, temperature=0, max_new_tokens=section.describe_tokens)
+        for (video, span, _), (answer,) in zip(batch, answers, strict=True):
+            segments[video].append((span, session.backbone.renderer.decode(answer.ids)))
+    return segments
+
+
+def context_text(segments: Sequence[Segment]) -> str:
+    """One line "12s: description" per segment, in the order given."""
+    return "".join(f"{start:.0f}s: {' '.join(text.split())}\n" for (start, _), text in segments)

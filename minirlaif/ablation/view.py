@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
 from minirlaif.ablation.arms import COUNTS
@@ -120,8 +119,7 @@ def document(numbers: Numbers) -> Html:
         *(_group(group) for group in numbers["groups"]),
         _foot(numbers),
     ]
-    style = (files("minirlaif") / "reports/page.css").read_text(encoding="utf-8")
-    return html.page("minirlaif ablation", parts, style, STYLE)
+    return html.page("minirlaif ablation", parts, STYLE)
 
 
 def _verdicts(claims: Sequence[Numbers]) -> Html:

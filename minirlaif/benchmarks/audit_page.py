@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.resources import files
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -206,6 +205,5 @@ def _strip(reader: ClipReader, video: str) -> tuple[Html, bytes]:
 
 
 def _document(title: str, body: Sequence[object], strips: str) -> Html:
-    style = (files("minirlaif") / "reports/page.css").read_text(encoding="utf-8")
     policy = f"{html.POLICY}; media-src 'self'; form-action 'self'; script-src 'sha256-{KEYS_HASH}'"
-    return html.page(title, body, style + STYLE, strips, policy)
+    return html.page(title, body, f"{STYLE}\n{strips}", policy)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 from minirlaif.benchmarks.agreement import FEW
@@ -95,8 +94,7 @@ def document(
     for name, title, some in (("worst", "Worst marks", worst), ("best", "Best marks", best)):
         if some:
             parts.append(section(name, title, tag("div", *(_card(example) for example in some), class_="cards")))
-    style = (files("minirlaif") / "reports/page.css").read_text(encoding="utf-8")
-    return html.page(f"minirlaif: {table['benchmark']}", parts, style, html.strip_styles(strips))
+    return html.page(f"minirlaif: {table['benchmark']}", parts, html.strip_styles(strips))
 
 
 def comparison(tables: Sequence[Table], title: str, notes: Sequence[str]) -> Html:
@@ -108,8 +106,7 @@ def comparison(tables: Sequence[Table], title: str, notes: Sequence[str]) -> Htm
         parts += [_judged(f"table{place}-{number}", each) for number, each in enumerate(table["tables"])]
     if notes:
         parts.append(section("notes", "Not compared", tag("ul", *(tag("li", note) for note in notes), class_="plain")))
-    style = (files("minirlaif") / "reports/page.css").read_text(encoding="utf-8")
-    return html.page(f"minirlaif: {title}", parts, style)
+    return html.page(f"minirlaif: {title}", parts)
 
 
 def notes(each: Mapping[str, Any]) -> list[str]:

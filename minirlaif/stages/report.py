@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from importlib.resources import files
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -130,9 +129,8 @@ def document(cfg: Config, name: str, found: Found, numbers: Mapping[str, Any]) -
         run_diagnostics.looks(numbers),
         run_diagnostics.foot(found.manifests, _settings(found.manifests)),
     ]
-    style = (files("minirlaif") / "reports/page.css").read_text(encoding="utf-8")
     named = {key: data for data, key in by_content.items() if data}
-    return html.page(f"minirlaif report: {name}", parts, style, html.strip_styles(named))
+    return html.page(f"minirlaif report: {name}", parts, html.strip_styles(named))
 
 
 def _settings(manifests: Mapping[str, dict[str, Any]]) -> str:

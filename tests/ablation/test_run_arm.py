@@ -43,12 +43,12 @@ def test_the_model_in_question_answers(monkeypatch: pytest.MonkeyPatch, tmp_path
     session, run = bench_of(monkeypatch, tmp_path)
     asked: list[tuple[int, bool]] = []
     spare = tiny.TinyBench(tiny.backbone())
-    spare.roles.add("it", 0, run.dir(stage) / "adapter")
-    weights = tiny.digest(spare.roles.parameters("it"))
+    spare.adapters.add("it", 0, run.dir(stage) / "adapter")
+    weights = tiny.digest(spare.adapters.parameters("it"))
 
     def sample(backbone: Any, prompts: Sequence[EncodedPrompt], *rest: Any, **named: Any) -> list[list[Completion]]:
         assert named["temperature"] == 0
-        asked.append((len(prompts), tiny.digest(session.roles.parameters(who)) == weights))
+        asked.append((len(prompts), tiny.digest(session.adapters.parameters(who)) == weights))
         return [[Completion(backbone.renderer.answer("a red circle."), True, ())] for _ in prompts]
 
     monkeypatch.setattr(evaluate, "sample", sample)
@@ -74,7 +74,7 @@ def test_the_best_of_the_first_n_answers_is_the_one_with_the_highest_score(
         return [[Completion(renderer.answer(" ".join(["red"] * n)), True, ()) for n in range(1, answers + 1)] for _ in prompts]
 
     def scored(backbone: Any, head: Any, rows: Sequence[EncodedPair]) -> torch.Tensor:
-        assert head is session.roles.heads["reward"] and len(rows) <= 5
+        assert head is session.adapters.heads["reward"] and len(rows) <= 5
         read.extend(renderer.decode(row.prompt) for row in rows)
         return torch.tensor([scores[renderer.decode(row.answer).count("red")] for row in rows])
 

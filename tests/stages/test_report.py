@@ -245,7 +245,7 @@ def test_nothing_is_said_about_what_is_not_there(tmp_path: Path):
     found = report.read(run)
     for line in found.verdicts:
         line.pop("letter", None)
-    page_ = report.document(cfg, "r", found, report.summary(cfg, found))
+    page_ = str(report.document(cfg, "r", found, report.summary(cfg, found)))
     html = Reader(page_[: page_.index("<footer")] + "</main></body></html>").text
     assert "by type" not in html.lower().replace("type of question", "") and "etter read-out" not in html
     assert page_[: page_.index('id="controls"')].count('<th scope="row">all</th>') == 1
@@ -340,7 +340,7 @@ def test_settings_are_those_that_the_stages_were_made_with(tmp_path: Path):
     assert written(other, run) == written(cfg, run)
     text = written(other, run)[1]
     assert "iterations: 40" in text and "999" not in text and "video (evaluate):" in text
-    assert all(words in text for words in ("t: &#x27;12&#x27;", "d: &#x27;34&#x27;", "test:", "dev:")), text[-3000:]
+    assert all(words in text for words in ("t: &#39;12&#39;", "d: &#39;34&#39;", "test:", "dev:")), text[-3000:]
 
 
 @pytest.mark.parametrize(("low", "high", "words"), [(-0.2, -0.1, "lowered accuracy"), (-0.1, 0.1, "No clear change")])
@@ -488,6 +488,7 @@ def test_curve():
     assert [text.split("<")[0] for text in share.split('text-anchor="end">')[1:4]] == ["0", "0.5", "1"]
     assert "not measured" in page.curve("Score", [(1, None), (2, float("nan"))])
     Reader(page.curve("<b>", [(1, 2.0)]))
+    assert [page.curve("Score", [(x, x) for x in range(n)]).count("<circle") for n in (25, 26)] == [25, 1]
 
 
 def test_answers_are_marked_in_words_too():

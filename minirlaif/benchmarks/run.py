@@ -11,13 +11,11 @@ from minirlaif.benchmarks.dataset import Benchmark, first_items, read_benchmark
 from minirlaif.benchmarks.generate import ASKS, BenchmarkRun, answer_benchmark, begin_again, read_answers, take_predictions
 from minirlaif.benchmarks.models import ModelSpec, resolve_model, title_of
 from minirlaif.benchmarks.predictions import read_predictions
-from minirlaif.benchmarks.scores import RANKED, Scores, ask_judge, mark_rows, save, uses_model
+from minirlaif.benchmarks.scores import RANKED, Scores, judge_grades, rank_grades, save
 from minirlaif.benchmarks.table_files import write_tables
 from minirlaif.errors import UserError
-from minirlaif.judges.base import AskedJudge
-from minirlaif.judges.cache import Replies
-from minirlaif.judges.config import JudgeSettings, check_judge, judge_prompts, judge_settings
-from minirlaif.judges.grade import Counts, nothing_read
+from minirlaif.judges.config import JudgeSettings, check_judge, judge_prompts, judge_settings, open_judge
+from minirlaif.judges.grade import nothing_read
 from minirlaif.runs.io import read_json
 
 REPLIES = "judge-replies.sqlite"  # in the folder of runs: whoever asks the same again pays nothing
@@ -93,45 +91,23 @@ def _tell_frames(entries: Sequence[ModelSpec]) -> None:
 def _marks(
     options: argparse.Namespace, run: BenchmarkRun, benchmark: Benchmark, settings: JudgeSettings, folders: Mapping[str, Path]
 ) -> list[Scores]:
-    """Every model's marks, saved."""
-    judge = _opened(settings) if uses_model(settings) and benchmark.kind not in RANKED else None
-    replies = Replies(options.runs_dir / REPLIES) if judge else None
-    found = []
+    """Every model's grades, saved."""
+    judge = open_judge(settings, options.runs_dir / REPLIES) if benchmark.kind not in RANKED else None
+    all_scores = []
     try:
         for title, folder in folders.items():
             answers, without = read_answers(folder)
-            if judge is None or replies is None:
+            if judge is None:
                 ask = options.ask or ASKS.get(benchmark.kind, "")
                 ranked = benchmark.kind in ASKS or (options.readout == "likelihood" and not options.predictions)
-                name, marks, counts = mark_rows(benchmark, answers, without, settings, ask, ranked)
+                name, grades, counts = rank_grades(benchmark, answers, without, ask, ranked)
             else:
-                name, marks, counts = ask_judge(benchmark, answers, without, judge, settings, replies)
-                print(_told(judge.name, counts), flush=True)
+                name, grades, counts = judge_grades(benchmark, answers, without, judge)
             model = {"run": run.root.name, "title": title, "answers": read_json(folder / "manifest.json")["identity"]}
-            told = {"asked": counts.asked, "kept": counts.kept, "unreadable": counts.unreadable, "refused": counts.refused}
-            scores = Scores(benchmark.name, benchmark.kind, benchmark.sha256, model, name, tuple(marks), told)
+            scores = Scores(benchmark.name, benchmark.kind, benchmark.sha256, model, name, tuple(grades), counts)
             save(run.root / "benchmarks" / benchmark.name / "scores", scores)
-            found.append(scores)
+            all_scores.append(scores)
     finally:
-        for each in (judge, replies):
-            if each is not None:
-                each.close()
-    return found
-
-
-def _told(name: str, counts: Counts) -> str:
-    tokens = f" ({counts.tokens_in:,} tokens in, {counts.tokens_out:,} out)" if counts.tokens_in else ""
-    unreadable = f", {counts.unreadable} could not be read" if counts.unreadable else ""
-    refused = f", {counts.refused} refused" if counts.refused else ""
-    return f"judge {name}: {counts.asked} replies asked for{tokens}, {counts.kept} kept from before{unreadable}{refused}"
-
-
-def _opened(settings: JudgeSettings) -> AskedJudge:
-    """Imported here and one at a time: local models load torch or llama.cpp."""
-    if settings.kind == "openai":
-        from minirlaif.judges.openai import EndpointJudge
-
-        return EndpointJudge(settings)
-    from minirlaif.judges.local import GgufJudge, HfJudge
-
-    return HfJudge(settings) if settings.kind == "hf" else GgufJudge(settings)
+        if judge is not None:
+            judge.close()
+    return all_scores

@@ -17,12 +17,8 @@ from typing import Any
 from minirlaif.benchmarks.dataset import Benchmark, Item
 from minirlaif.benchmarks.generate import Answer
 from minirlaif.errors import UserError
-from minirlaif.judges.base import AskedJudge, JudgeName
-from minirlaif.judges.cache import Replies
-from minirlaif.judges.config import MATCH, JudgeSettings, judge_prompts
-from minirlaif.judges.grade import Counts, Marked, Question, estimate, grade_all, judge_name
-from minirlaif.judges.match import NAMES, match_grade
-from minirlaif.judges.rubric import CHOOSE, PARTS, chosen_option, messages, prompt_hash
+from minirlaif.feedback.text_judge import GradeRequest, GradeResult, Grading, JudgeName, TextJudge
+from minirlaif.judges.rubric import CHOOSE, PARTS, chosen_option
 from minirlaif.runs.io import plain, read_json, write_atomic
 from minirlaif.runs.run import Run
 
@@ -61,74 +57,44 @@ class Scores:
         return f"{self.model['run']} {self.model['title']}".strip()
 
 
-def mark_rows(
-    benchmark: Benchmark,
-    answers: Mapping[str, Answer],
-    without: Mapping[str, str],
-    settings: JudgeSettings,
-    ask: str = "",
-    ranked: bool = False,
-) -> tuple[JudgeName, list[Grade], Counts]:
-    """Marks that need no model: ranks and letters of candidates, and the match judges.
+def rank_grades(
+    benchmark: Benchmark, answers: Mapping[str, Answer], without: Mapping[str, str], ask: str = "", ranked: bool = False
+) -> tuple[JudgeName, list[Grade], Mapping[str, int]]:
+    """Grades of a benchmark with candidates, which need no judge: ranks, and letters of replies.
 
-    without: items that have no answer, with the reason; ask: what was asked where candidates were ranked; ranked: they were, also
+    without: items that have no answer, with the reason; ask: the question where candidates were ranked; ranked: they were, also
     when not one of them could be.
     """
-    if benchmark.kind in RANKED:
-        prompt = hashlib.sha256((ask or CHOOSE).encode()).hexdigest()[:12]
-        name = ("likelihood", "likeliest candidate per token", "1") if ranked else ("letter", "letter of the reply", "3")
-        marks = [mark for item in benchmark.items for mark in _ranked(item, answers.get(item.id), without.get(item.id, ""))]
-        return JudgeName(*name, "" if ranked and benchmark.kind == "choice" else prompt), marks, Counts()
-    marks = []
-    for item in benchmark.items:
-        said = answers.get(item.id)
-        marked = Marked(match_grade(settings.kind, item.answer, said.said)) if said else Marked(None, without.get(item.id, ""))
-        marks += [mark for metric in PARTS[item.part] for mark in _marks(item, metric, marked)]
-    return NAMES[settings.kind], marks, Counts()
+    prompt = hashlib.sha256((ask or CHOOSE).encode()).hexdigest()[:12]
+    name = ("likelihood", "likeliest candidate per token", "1") if ranked else ("letter", "letter of the reply", "3")
+    grades = [mark for item in benchmark.items for mark in _ranked(item, answers.get(item.id), without.get(item.id, ""))]
+    judge = JudgeName(*name, "" if ranked and benchmark.kind == "choice" else prompt)
+    return judge, grades, Grading(judge, []).counts
 
 
-def ask_judge(
-    benchmark: Benchmark,
-    answers: Mapping[str, Answer],
-    without: Mapping[str, str],
-    judge: AskedJudge,
-    settings: JudgeSettings,
-    replies: Replies,
-) -> tuple[JudgeName, list[Grade], Counts]:
-    """Marks by a model, after saying what that will take. UserError when it cannot be asked, or is not one version."""
-    prompts = judge_prompts(settings)
-    if settings.drop_version:
-        print(
-            f"judge {judge.name}: {replies.drop(settings.drop_version)} replies of {settings.drop_version} forgotten", flush=True
-        )
-    places: list[tuple[Item, str]] = [(item, metric) for item in benchmark.items for metric in PARTS[item.part]]
-    wanted = [(item, metric) for item, metric in places if item.id in answers]
-    questions = [
-        Question(tuple(messages(prompts[metric], item.questions, item.answer, answers[item.id].said)), metric == "qa")
-        for item, metric in wanted
-    ]
-    print(
-        estimate(judge, settings, questions, replies).told(judge.name, bool(settings.price_in or settings.price_out)), flush=True
-    )
-    marked, counts = grade_all(judge, settings, questions, replies)
-    found = {(item.id, metric): each for (item, metric), each in zip(wanted, marked, strict=True)}
-    used = {metric: prompts[metric] for _, metric in places}
-    name = judge_name(judge, prompt_hash(used), counts)
-    marks: list[Grade] = []
+def judge_grades(
+    benchmark: Benchmark, answers: Mapping[str, Answer], without: Mapping[str, str], judge: TextJudge
+) -> tuple[JudgeName, list[Grade], Mapping[str, int]]:
+    """Grades by a judge. UserError when it cannot be asked, or is not one version."""
+    places = [(item, metric) for item in benchmark.items for metric in PARTS[item.part]]
+    answered = [(item, metric) for item, metric in places if item.id in answers]
+    requests = [GradeRequest(metric, item.questions, item.answer, answers[item.id].said) for item, metric in answered]
+    grading = judge.grade(requests, {metric for _, metric in places})
+    results = {(item.id, metric): each for (item, metric), each in zip(answered, grading.results, strict=True)}
+    grades: list[Grade] = []
     for item, metric in places:
-        each = found.get((item.id, metric)) or Marked(None, without.get(item.id, ""))
-        marks += _marks(item, metric, each)
-    return name, marks, counts
+        grades += _grades(item, metric, results.get((item.id, metric)) or GradeResult(None, without.get(item.id, "")))
+    return grading.judge, grades, grading.counts
 
 
-def _marks(item: Item, metric: str, marked: Marked) -> list[Grade]:
-    """One mark, or accuracy and score for zero-shot QA."""
-    grade, why = marked.grade, marked.why or ("" if marked.grade else "no prediction")
+def _grades(item: Item, metric: str, result: GradeResult) -> list[Grade]:
+    """One grade, or accuracy and score for zero-shot QA."""
+    grade, why = result.grade, result.why or ("" if result.grade else "no prediction")
     if metric == "qa":
         yes = None if grade is None else float(bool(grade.yes))
-        accuracy = Grade(item.id, item.name, "accuracy", yes, why, marked.reply)
+        accuracy = Grade(item.id, item.name, "accuracy", yes, why, result.reply)
         return [accuracy, replace(accuracy, metric="score", value=None if grade is None else float(grade.score), reply="")]
-    return [Grade(item.id, item.name, metric, None if grade is None else float(grade.score), why, marked.reply)]
+    return [Grade(item.id, item.name, metric, None if grade is None else float(grade.score), why, result.reply)]
 
 
 def _ranked(item: Item, answer: Answer | None, why: str) -> list[Grade]:
@@ -176,8 +142,3 @@ def load_all(run: Run, benchmark: str) -> list[Scores]:
     manifests = {scores.model["title"]: run.manifest(f"benchmarks/{benchmark}/{scores.model['title']}") for scores in found}
     found.sort(key=lambda s: (ORDER.get(s.model["title"], len(ORDER)), s.model["title"]))
     return [s for s in found if (manifests[s.model["title"]] or {}).get("identity") == s.model["answers"]]
-
-
-def uses_model(settings: JudgeSettings) -> bool:
-    """Whether a judge has to be opened and asked."""
-    return settings.kind not in MATCH

@@ -130,7 +130,7 @@ def judged(group: Sequence[Scores], pairs: Sequence[tuple[Scores, Scores]]) -> d
         "kind": judge.kind,
         "name": judge.name,
         "version": judge.version,
-        "asked": judge.asked,
+        "asked": judge.settings,
         "prompt": judge.prompt,
         "dates": dates,
     }

@@ -1,8 +1,8 @@
-"""The model itself as judge: which of two answers is better, in both orders, by the active adapter.
+"""Which of two answers is better, judged in both orders: by the model itself (its active adapter) or by a TextJudge.
 
-Two read-outs. "letter": the logits of A and B after the judge's question (the paper asks for a letter). "likelihood": the mean
-log-likelihood of each answer after frames, context and question; small models manage that one. It shows one answer at a
-time, so its two orders agree by construction.
+The model has two read-outs. "letter": the logits of A and B after the judge's question (the paper asks for a letter).
+"likelihood": the mean log-likelihood of each answer after frames, context and question; small models manage that one. It shows
+one answer at a time, so its two orders agree by construction.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from minirlaif.config import FeedbackSection
 from minirlaif.feedback.describe import context_text, describe_segments
-from minirlaif.feedback.verdicts import choice_from_margin, combine_orders, judge_question
+from minirlaif.feedback.text_judge import TextJudge
+from minirlaif.feedback.verdicts import choice_from_margin, combine_orders, judge_question, swap_choice
 from minirlaif.models.logprobs import EncodedPair, first_token_logprobs, micro_batches, token_logprobs
 from minirlaif.types import Comparison, Verdict
 
@@ -46,11 +47,28 @@ def judge(
     verdicts = []
     for pair, (ab, ba) in zip(pairs, values, strict=True):
         orders = (choice_from_margin(ab, margin), choice_from_margin(ba, margin))
-        choice = combine_orders(*orders, values=(ab, ba), disagreement=disagreement, margin=margin)
-        if pair.answer_a.strip() == pair.answer_b.strip():
-            choice, orders = "tie", ("tie", "tie")
-        verdicts.append(Verdict(pair.id, choice, abs(ab + ba) / 2, orders))
+        verdicts.append(_verdict(pair, orders, (ab, ba), margin, disagreement))
     return verdicts
+
+
+def judge_texts(text_judge: TextJudge, pairs: Sequence[Comparison], disagreement: str) -> list[Verdict]:
+    """One verdict per pair by a judge that reads question, context and answers. Its margin is 1 where both orders name the same
+    answer, 0.5 where one of them is a tie, else 0."""
+    first = text_judge.compare(pairs)
+    second = [swap_choice(choice) for choice in text_judge.compare([pair.swap() for pair in pairs])]
+    value = {"A": 1.0, "B": -1.0}
+    return [
+        _verdict(pair, (ab, ba), (value.get(ab, 0.0), value.get(ba, 0.0)), 0.0, disagreement)
+        for pair, ab, ba in zip(pairs, first, second, strict=True)
+    ]
+
+
+def _verdict(pair: Comparison, orders: tuple[str, str], values: tuple[float, float], margin: float, disagreement: str) -> Verdict:
+    """Both orders combined; equal answers tie whatever the judge says."""
+    choice = combine_orders(*orders, values=values, disagreement=disagreement, margin=margin)
+    if pair.answer_a.strip() == pair.answer_b.strip():
+        choice, orders = "tie", ("tie", "tie")
+    return Verdict(pair.id, choice, abs(values[0] + values[1]) / 2, orders)
 
 
 def answer_margins(

@@ -1,6 +1,6 @@
 """Replies of judges on disk: each is asked and paid for once. One SQLite file, written after every reply, safe for threads.
 
-A reply's key is the hash of whoever was asked and of every word of the question: any run that asks the same finds it again.
+A reply's key is the hash of the judge's signature and of the messages: any run that asks the same question reuses the reply.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.errors import UserError
-from minirlaif.judges.base import Reply
-from minirlaif.judges.rubric import Message
+from minirlaif.judges.base import Message, Reply
 from minirlaif.runs.io import disk_is_full
 
 
 class Replies:
-    """Kept replies. Closes with `close`; the file may be opened by several processes."""
+    """Kept replies, in memory where no file is named. Several processes may open the file."""
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: Path | None = None) -> None:
         self._lock = threading.Lock()
+        if path is None:
+            path = Path(":memory:")
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._db = sqlite3.connect(path, timeout=60, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -34,7 +36,7 @@ class Replies:
             if disk_is_full(error, path.parent):
                 raise
             raise UserError(
-                f"{path}: not a file of judges' replies ({error}); move it away, what it held is asked again"
+                f"{path}: not a file of judges' replies ({error}); move it away; its replies are then asked for again"
             ) from None
 
     @staticmethod
@@ -45,8 +47,8 @@ class Replies:
     def get(self, key: str) -> Reply | None:
         """The reply kept under a key."""
         with self._lock:
-            found = self._db.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
-        return Reply(**json.loads(found[0])) if found else None
+            row = self._db.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
+        return Reply(**json.loads(row[0])) if row else None
 
     def put(self, key: str, reply: Reply) -> None:
         """Keep a reply; on disk when this returns."""
@@ -55,7 +57,7 @@ class Replies:
             self._db.commit()
 
     def drop(self, version: str) -> int:
-        """Forget every reply of a model that called itself so; returns how many."""
+        """Delete every reply of a model that gave this version; returns how many."""
         with self._lock:
             count = self._db.execute("DELETE FROM replies WHERE version = ?", (version,)).rowcount
             self._db.commit()

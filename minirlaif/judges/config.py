@@ -3,30 +3,58 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from minirlaif.config.loader import build, parse_yaml
 from minirlaif.config.rules import PositiveFloat, PositiveInt
 from minirlaif.errors import UserError
+from minirlaif.feedback.text_judge import TextJudge
 from minirlaif.judges.rubric import PROMPTS, Prompt
 
-MATCH = ("exact", "normalised")
-ASKED = ("hf", "gguf", "openai")
-Kind = Literal["none", "exact", "normalised", "hf", "gguf", "openai"]
+OF_MODELS = ("prompts", "temperature", "max_tokens", "attempts")  # settings of every kind that is a chat model
+
+
+@dataclass(frozen=True)
+class JudgeKind:
+    """One kind of judge. target: "module:Class" of a TextJudge that is made from (settings, file of replies), imported when it is
+    opened; example: how `--judge` names one; settings: of this kind alone; chat_model: needs a name and has OF_MODELS."""
+
+    target: str
+    example: str
+    settings: tuple[str, ...] = ()
+    chat_model: bool = False
+
+
+JUDGES = {
+    "exact": JudgeKind("minirlaif.judges.match:MatchJudge", "exact"),
+    "normalised": JudgeKind("minirlaif.judges.match:MatchJudge", "normalised"),
+    "hf": JudgeKind("minirlaif.judges.hf:HfJudge", "hf:FOLDER", ("device", "dtype", "quantization"), True),
+    "gguf": JudgeKind("minirlaif.judges.gguf:GgufJudge", "gguf:FILE", ("context", "threads"), True),
+    "openai": JudgeKind(
+        "minirlaif.judges.openai:EndpointJudge",
+        "openai:MODEL",
+        (
+            *("url", "key_env", "timeout_seconds", "retries", "backoff_seconds", "per_minute", "parallel", "extra"),
+            *("price_in", "price_out", "max_cost", "drop_version"),
+        ),
+        True,
+    ),
+}
 
 
 @dataclass(frozen=True)
 class JudgeSettings:
     """How a judge is asked. Fields of one kind do nothing for the others."""
 
-    kind: Kind = "normalised"  # none: predictions only
+    kind: str = "normalised"  # a key of JUDGES, or none: predictions only
     name: str = ""  # hf: folder or hub id; gguf: file; openai: the model's name
     prompts: str = ""  # YAML file of other prompts: metric -> {system, user}; empty: our own
     temperature: float = 0.0  # hf: 0 only
@@ -53,14 +81,6 @@ class JudgeSettings:
     threads: int = 0  # gguf: of the CPU; 0: as many as llama.cpp likes
 
 
-OF_ALL = "kind name prompts temperature max_tokens attempts".split()  # settings of whatever is asked
-OF_KIND = {  # and those of one kind
-    "hf": "device dtype quantization".split(),
-    "gguf": "context threads".split(),
-    "openai": (
-        "url key_env timeout_seconds retries backoff_seconds per_minute parallel extra price_in price_out max_cost drop_version"
-    ).split(),
-}
 SECRETS = "key apikey authorization auth token accesstoken authtoken bearer secret password".split()  # names without - and _
 
 
@@ -69,7 +89,7 @@ def judge_settings(spec: str, changes: Sequence[str] = ()) -> JudgeSettings:
     values: Mapping[Any, Any] = {}
     where = f"--judge {spec}"
     kind, colon, name = spec.partition(":")
-    if kind in get_args(Kind):
+    if kind in ("none", *JUDGES):
         values = {"kind": kind, "name": name}
     elif Path(spec).suffix in (".yaml", ".yml"):
         try:
@@ -77,8 +97,8 @@ def judge_settings(spec: str, changes: Sequence[str] = ()) -> JudgeSettings:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{spec}: cannot be read ({error}); name a YAML file of judge settings") from None
     else:
-        known = ", ".join((*MATCH, "hf:FOLDER", "gguf:FILE", "openai:MODEL", "none"))
-        near = difflib.get_close_matches(kind, get_args(Kind), n=1)
+        known = ", ".join((*(row.example for row in JUDGES.values()), "none"))
+        near = difflib.get_close_matches(kind, JUDGES, n=1)
         meant = f"did you mean {near[0]}? " if near else ""
         raise UserError(f"{where}: no such judge; {meant}known are {known}, or a YAML file")
     wrong = [change for change in changes if "=" not in change]
@@ -108,13 +128,24 @@ def _unknown(values: Mapping[Any, Any], changes: Sequence[str]) -> list[str]:
     given = {**{str(name): value for name, value in values.items()}, **{name: text for name, _, text in map(_parted, changes)}}
     known = [each.name for each in fields(JudgeSettings)]
     kind = given.get("kind", "normalised")
-    its = f"{kind} has {', '.join([*OF_ALL[2:], *OF_KIND[kind]])}" if kind in OF_KIND else f"{kind} has none"
+    row = JUDGES.get(str(kind))
+    if row is None and kind != "none":
+        return [f"kind must be one of none, {', '.join(JUDGES)}, not {kind!r}"]
+    own = (*(OF_MODELS if row.chat_model else ()), *row.settings) if row else ()
+    its = f"{kind} has {', '.join(own) or 'none'}"
     problems = []
     for name in given:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
         if name not in known:
             problems.append(f"unknown setting {name} ({f'did you mean {near[0]}?' if near else its})")
     return problems
+
+
+def open_judge(settings: JudgeSettings, replies: Path) -> TextJudge:
+    """The judge that the settings name. replies: the file in which a chat model's replies are kept."""
+    module, _, name = JUDGES[settings.kind].target.partition(":")
+    judge: TextJudge = getattr(importlib.import_module(module), name)(settings, replies)
+    return judge
 
 
 def check_judge(settings: JudgeSettings) -> None:
@@ -160,7 +191,7 @@ def _secret_in(value: Any) -> str:
 
 def _conflicts(s: JudgeSettings) -> list[str]:
     problems = []
-    if s.kind in ASKED and not s.name:
+    if s.kind in JUDGES and JUDGES[s.kind].chat_model and not s.name:
         problems.append(f"a judge of kind {s.kind} needs a name, as in {s.kind}:NAME")
     if s.kind == "openai" and _url_fault(s.url):
         problems.append(_url_fault(s.url))

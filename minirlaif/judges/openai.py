@@ -20,13 +20,14 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from minirlaif.errors import UserError
-from minirlaif.judges.base import Refused, Reply
+from minirlaif.judges.base import Message, Refused, Reply, today
 from minirlaif.judges.config import JudgeSettings, check_judge
-from minirlaif.judges.rubric import Message
+from minirlaif.judges.grade import ChatJudge
 
 LONGEST_PAUSE = 120.0  # seconds, whatever a server asks for
 MOST_BYTES = 1 << 20  # of a reply
@@ -46,17 +47,17 @@ class _TryAgain(Exception):
         self.wait, self.hint = wait, hint or "repeat the command when it answers again"
 
 
-class EndpointJudge:
+class EndpointJudge(ChatJudge):
     """Asks one model at one address; several threads may ask at once."""
 
     kind = "openai"
 
-    def __init__(self, settings: JudgeSettings) -> None:
+    def __init__(self, settings: JudgeSettings, replies: Path | None = None) -> None:
+        super().__init__(settings, replies)
         self.name, self.parallel = settings.name, settings.parallel
-        self._settings = settings
         self._extra: dict[str, Any] = json.loads(settings.extra or "{}")
         self._body = {"model": settings.name, "temperature": settings.temperature, "max_tokens": settings.max_tokens}
-        self.signature: Mapping[str, Any] = {"kind": self.kind, "url": settings.url.rstrip("/"), **self._with_extra(self._body)}
+        self.signature = {"kind": self.kind, "url": settings.url.rstrip("/"), **self._with_extra(self._body)}
         self._key = _key_from(settings)
         self._url = settings.url.rstrip("/") + "/chat/completions"
         self._open = _opener(settings.url)
@@ -64,13 +65,13 @@ class EndpointJudge:
         self._pace = _Pace(settings.per_minute, self._closed)
         self._told_at, self._lock = -TOLD_EVERY, threading.Lock()
 
-    def close(self) -> None:
+    def stop(self) -> None:
         """Nothing stays open between requests; whoever pauses or waits for its turn gives up."""
         self._closed.set()
 
     def ask(self, messages: Sequence[Message]) -> Reply:
         """One reply, after as many tries as the settings allow."""
-        s, failed = self._settings, _TryAgain("")
+        s, failed = self.settings, _TryAgain("")
         for attempt in range(s.retries + 1):
             self._pace.wait()
             if self._closed.is_set():
@@ -106,10 +107,10 @@ class EndpointJudge:
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         request = urllib.request.Request(self._url, body, headers, method="POST")
-        ends = time.monotonic() + self._settings.timeout_seconds
-        late = f"no answer within {self._settings.timeout_seconds:g} s"
+        ends = time.monotonic() + self.settings.timeout_seconds
+        late = f"no answer within {self.settings.timeout_seconds:g} s"
         try:
-            with self._open.open(request, timeout=self._settings.timeout_seconds) as response:
+            with self._open.open(request, timeout=self.settings.timeout_seconds) as response:
                 return self._read(_body(response, MOST_BYTES, ends))
         except urllib.error.HTTPError as error:
             raise self._meaning(error, ends) from None
@@ -134,7 +135,7 @@ class EndpointJudge:
         told = f"HTTP {error.code} {' '.join(said.split())[:SHOWN]}".strip()
         if error.code == 429 and "insufficient_quota" in said:
             return UserError(
-                f"judge {self.name}: {self._settings.url} says that its account has no credit left (insufficient_quota);"
+                f"judge {self.name}: {self.settings.url} says that its account has no credit left (insufficient_quota);"
                 " replies so far are kept, repeat the command when it has"
             )
         if error.code in BUSY or error.code >= 500:
@@ -142,7 +143,7 @@ class EndpointJudge:
         if error.code in REFUSES:
             return Refused(told)
         hint = "set key_env to the environment variable that holds its key" if error.code in (401, 403) else "check url and name"
-        return UserError(f"judge {self.name}: {self._settings.url} says {told}; {hint}")
+        return UserError(f"judge {self.name}: {self.settings.url} says {told}; {hint}")
 
     def _read(self, data: bytes) -> Reply:
         hint = "check that url is the address of its API"
@@ -162,7 +163,7 @@ class EndpointJudge:
         text, version = (said.encode(errors="replace").decode() for said in (text, version))
         if len(self._key) >= SECRET:
             text, version = self._hidden(text), self._hidden(version)
-        return Reply(text, version, datetime.now(UTC).date().isoformat(), *tokens)
+        return Reply(text, version, today(), *tokens)
 
     def _with_extra(self, body: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in {**body, **self._extra}.items() if value is not None}

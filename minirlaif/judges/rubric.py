@@ -14,6 +14,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from minirlaif.feedback.text_judge import Choice, Grade
+from minirlaif.feedback.verdicts import judge_question
+from minirlaif.judges.base import Message
+from minirlaif.types import Comparison
+
 HIGHEST = 5  # best score; 0 is the worst
 PARTS = {  # part of a benchmark -> the metrics that its rows get from a judge
     "generic_qa": ("correctness", "detail", "context"),
@@ -39,11 +44,14 @@ LABELS = {
 }
 SHARES = frozenset({"accuracy", "top1", "top5", "r1", "r5", "r10"})  # from 0 to 1; the others are scores from 0 to 5
 
+OBJECT, LETTER = "the JSON object", "the letter A or B"  # what replies must be
+COMPARE = (
+    "You compare two answers that a program gave to a question about a video. You cannot watch the video; where a description of"
+    " its events is given, take that as the truth."
+)
 CHOOSE = "Reply with the letter of the right option alone."
 
 _THOUGHT = re.compile(r"^<think>.*?</think>", re.DOTALL)
-
-Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 
 @dataclass(frozen=True)
@@ -57,14 +65,6 @@ class Prompt:
 
 class Unreadable(ValueError):
     """A reply that is not what was asked for; the text says why."""
-
-
-@dataclass(frozen=True)
-class Grade:
-    """What a judge said of one row. score: 0 to 5; yes: whether the answer is right, where that was asked."""
-
-    score: int
-    yes: bool | None = None
 
 
 _ROLE = (
@@ -118,24 +118,31 @@ PROMPTS: Mapping[str, Prompt] = {
 
 def messages(prompt: Prompt, questions: Sequence[str], answer: str, preds: Sequence[str]) -> list[Message]:
     """What a judge is sent about one row: one question and prediction, or two of each for consistency."""
-    told = {"answer": answer}
+    values = {"answer": answer}
     if len(questions) == 1:
-        told |= {"question": questions[0], "pred": preds[0]}
+        values |= {"question": questions[0], "pred": preds[0]}
     else:
-        told |= {f"question{i}": text for i, text in enumerate(questions, 1)} | {f"pred{i}": t for i, t in enumerate(preds, 1)}
+        values |= {f"question{i}": text for i, text in enumerate(questions, 1)}
+        values |= {f"pred{i}": text for i, text in enumerate(preds, 1)}
     # On one line each: an answer cannot bring labels or instructions on lines of their own.
-    told = {name: " ".join(text.split()) for name, text in told.items()}
-    return [{"role": "system", "content": prompt.system}, {"role": "user", "content": fill(prompt.user, told)}]
+    values = {name: " ".join(text.split()) for name, text in values.items()}
+    return [{"role": "system", "content": prompt.system}, {"role": "user", "content": fill(prompt.user, values)}]
 
 
-def fill(text: str, told: Mapping[str, str]) -> str:
-    """Put values in the places of their names, all at once: a place that a value brings along stays text."""
-    return re.sub("|".join(rf"\{{{name}\}}" for name in told), lambda found: told[found[0][1:-1]], text)
+def fill(text: str, values: Mapping[str, str]) -> str:
+    """Put values in the places of their names, all at once: a place that a value contains stays text."""
+    return re.sub("|".join(rf"\{{{name}\}}" for name in values), lambda match: values[match[0][1:-1]], text)
 
 
-def complaint(reason: str) -> str:
-    """What a judge is told after a reply that could not be read."""
-    return f"That reply cannot be read: {reason}. Reply again, with the JSON object alone."
+def comparison_messages(pair: Comparison) -> list[Message]:
+    """What a judge is sent to compare two answers in the order given."""
+    question = judge_question(pair.question, pair.answer_a, pair.answer_b, pair.context)
+    return [{"role": "system", "content": COMPARE}, {"role": "user", "content": question}]
+
+
+def complaint(reason: str, wanted: str = OBJECT) -> str:
+    """What a judge is sent after a reply that could not be read. wanted: what the reply must be."""
+    return f"That reply cannot be read: {reason}. Reply again, with {wanted} alone."
 
 
 def parse_grade(reply: str, with_pred: bool) -> Grade:
@@ -160,6 +167,20 @@ def parse_grade(reply: str, with_pred: bool) -> Grade:
     if not isinstance(pred, str) or pred.strip().lower() not in ("yes", "no"):
         raise Unreadable(f"pred is neither yes nor no ({'missing' if pred is None else repr(pred)[:40]})")
     return Grade(int(score), pred.strip().lower() == "yes")
+
+
+def parse_choice(reply: str, answers: tuple[str, str]) -> Choice:
+    """Which of two answers a reply names, by letter or by the answer's text, or that they are equally good.
+
+    Raises:
+        Unreadable: it names neither, or both.
+    """
+    if plain_answer(_THOUGHT.sub("", reply.strip())) in ("tie", "both", "neither", "equal"):
+        return "tie"
+    chosen = chosen_option(reply, answers)
+    if chosen is None:
+        raise Unreadable(f"neither A nor B: {' '.join(reply.split())[:60]!r}")
+    return "B" if chosen else "A"
 
 
 def _mapping(text: str) -> dict[str, object]:

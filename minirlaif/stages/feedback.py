@@ -17,13 +17,14 @@ from minirlaif import distributed
 from minirlaif.config import Config
 from minirlaif.errors import UserError
 from minirlaif.feedback.describe import context_text, describe_segments
-from minirlaif.feedback.judge import is_order_consistent, judge
+from minirlaif.feedback.judge import is_order_consistent, judge, judge_texts
+from minirlaif.feedback.text_judge import TextJudge
 from minirlaif.models.generation import sample
 from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.session import ModelSession, located, open_session, read_samples, readable, settings_of, stored
+from minirlaif.session import ModelSession, VideoInput, located, open_session, read_samples, readable, settings_of, stored
 from minirlaif.training.optim import generator, seed_of
 from minirlaif.types import Comparison, Sample, Verdict
 
@@ -31,9 +32,14 @@ Lines = list[tuple[str, dict[str, Any]]]  # (file, record) of each line to write
 LETTER_SHARE = 16  # of so many pairs one is also judged by letters, to compare the read-outs
 
 
-def run(cfg: Config, run: Run, redo: bool = False) -> None:
-    """1. open the SFT model 2. per chunk: describe, answer, judge, write 3. describe dev clips 4. count."""
+def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None = None) -> None:
+    """1. open the SFT model 2. per chunk: describe, answer, judge, write 3. describe dev clips 4. count.
+
+    text_judge: judges in place of the SFT model; the manifest then records its signature.
+    """
     settings = settings_of(cfg, "model", "video", "feedback", sources=["prompts", "dev"])
+    if text_judge is not None:
+        settings["judge"] = dict(text_judge.signature)
     with run.stage("feedback", settings, inputs=["sft"], redo=redo) as out:
         if out is None:
             return
@@ -64,7 +70,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                         found += [("contexts.jsonl", record) for record in told.values()]
                         if mine < len(chunks):
                             known = contexts | {video: record["context"] for video, record in told.items()}
-                            found += _label(session, run, tasks[mine], known, mine)
+                            found += _label(session, run, tasks[mine], known, mine, text_judge)
                 written = _append_all(out, run, found, contexts)
                 session.counted(out)
                 done = min(number + several, len(tasks))
@@ -90,9 +96,22 @@ def describe(session: ModelSession, run: Run, rows: Sequence[Sample], contexts: 
     }
 
 
-def _label(session: ModelSession, run: Run, rows: Sequence[Sample], contexts: Mapping[str, str], chunk: int) -> Lines:
+def _label(
+    session: ModelSession,
+    run: Run,
+    rows: Sequence[Sample],
+    contexts: Mapping[str, str],
+    chunk: int,
+    text_judge: TextJudge | None = None,
+) -> Lines:
     """Answer, pair and judge."""
     f, seed = session.cfg.feedback, session.cfg.seed
+
+    def verdicts_of(pairs: Sequence[Comparison], views: Mapping[str, VideoInput | None]) -> list[Verdict]:
+        if text_judge is not None:
+            return judge_texts(text_judge, pairs, f.disagreement)
+        return judge(session, pairs, views, f.readout, f.margin, f.disagreement, f.batch_size)
+
     lines: Lines = []
     asked = [session.encode_prompt(session.video_input(row.video), row.turns[0].question) for row in rows]
     drawn = sample(
@@ -105,12 +124,13 @@ def _label(session: ModelSession, run: Run, rows: Sequence[Sample], contexts: Ma
         lines.append(("answers.jsonl", {**asked_of, "answers": texts}))
         pairs += _pairs(row, texts, contexts[row.video] if f.context else "", f.pairs_per_prompt, seed)
     views = {row.video: session.video_input(row.video) if f.judge_frames else None for row in rows}
-    verdicts = judge(session, pairs, views, f.readout, f.margin, f.disagreement, f.batch_size)
+    verdicts = verdicts_of(pairs, views)
     # The same pairs without context, and some by letters: measured, never trained on.
     seen = {row.video: session.video_input(row.video) for row in rows}
     bare = [Comparison(**{**asdict(pair), "context": ""}) for pair in pairs]
-    without = judge(session, bare, seen, f.readout, f.margin, f.disagreement, f.batch_size)
-    some = [pair for number, pair in enumerate(pairs) if number % LETTER_SHARE == 0] if f.readout != "letter" else []
+    without = verdicts_of(bare, seen)
+    by_letter = f.readout != "letter" and text_judge is None
+    some = [pair for number, pair in enumerate(pairs) if number % LETTER_SHARE == 0] if by_letter else []
     letters = {v.pair: v for v in judge(session, some, views, "letter", 0.0, "drop", f.batch_size)} if some else {}
     for pair, verdict, other in zip(pairs, verdicts, without, strict=True):
         pair = replace(pair, video=stored(run, pair.video))

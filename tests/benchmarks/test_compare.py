@@ -14,10 +14,9 @@ from minirlaif.benchmarks import table_files
 from minirlaif.benchmarks.compare import compared
 from minirlaif.benchmarks.dataset import Benchmark, Item
 from minirlaif.benchmarks.generate import Answer
-from minirlaif.benchmarks.scores import Grade, Scores, load_all, mark_rows, save
+from minirlaif.benchmarks.scores import Grade, Scores, load_all, rank_grades, save
 from minirlaif.cli import main
-from minirlaif.judges.base import JudgeName
-from minirlaif.judges.config import JudgeSettings
+from minirlaif.feedback.text_judge import JudgeName
 from minirlaif.runs.run import Run
 from tests.fixtures import tiny
 
@@ -184,7 +183,7 @@ def test_marks_of_answers_that_were_made_again_are_left_out(desk: UploadStore):
 )
 def test_hits_by_rank(kind: str, rank: int, hits: dict[str, int]):
     item = Item("i", kind, "clip", "", (), "right", ("right", "wrong"))
-    _, marks, _ = mark_rows(Benchmark("b", kind, (item,), "f"), {"i": Answer(("wrong",), rank)}, {}, JudgeSettings(), ranked=True)
+    _, marks, _ = rank_grades(Benchmark("b", kind, (item,), "f"), {"i": Answer(("wrong",), rank)}, {}, ranked=True)
     assert {mark.metric: mark.value for mark in marks} == hits
 
 

@@ -14,7 +14,7 @@ from minirlaif.benchmarks import plots
 from minirlaif.benchmarks.published import ROWS, published
 from minirlaif.benchmarks.scores import Grade, Scores
 from minirlaif.benchmarks.tables import blocks, cells, changes, examples, judge_head, table_json, why_unmarked
-from minirlaif.judges.base import JudgeName
+from minirlaif.feedback.text_judge import JudgeName
 
 JUDGE = JudgeName("openai", "judge", "v1", "abc", ("2026-01-01", "2026-01-02"))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minirlaif.feedback import judge as judging
-from minirlaif.feedback.judge import answer_margins, is_order_consistent, judge, mean_logprobs
+from minirlaif.feedback.judge import answer_margins, is_order_consistent, judge, judge_texts, mean_logprobs
 from minirlaif.feedback.verdicts import judge_question
 from minirlaif.models.logprobs import token_logprobs
 from minirlaif.session import ModelSession
@@ -137,3 +137,39 @@ def test_means_come_back_in_the_order_of_the_rows(session: ModelSession) -> None
 )
 def test_orders_are_consistent_when_both_name_one_answer(orders: tuple[str, str], expected: bool) -> None:
     assert is_order_consistent(Verdict("p", "A", 1.0, orders)) is expected
+
+
+class Scripted:
+    """A TextJudge that gives the first list of choices, then the second."""
+
+    kind = name = "scripted"
+    signature: dict[str, str] = {}
+
+    def __init__(self, *choices: list[str]) -> None:
+        self.choices, self.pairs = list(choices), []
+
+    def compare(self, pairs: list[Comparison]) -> list[str]:
+        self.pairs.append(pairs)
+        return self.choices.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "drop", "average", "margin", "orders"),
+    [
+        ("A", "B", "A", "A", 1.0, ("A", "A")),  # the second order shows B first
+        ("B", "A", "B", "B", 1.0, ("B", "B")),
+        ("A", "A", "disagree", "tie", 0.0, ("A", "B")),
+        ("A", "tie", "disagree", "A", 0.5, ("A", "tie")),
+        ("tie", "tie", "tie", "tie", 0.0, ("tie", "tie")),
+        ("invalid", "B", "invalid", "invalid", 0.5, ("invalid", "A")),
+    ],
+)
+def test_a_text_judge_is_asked_in_both_orders(
+    first: str, second: str, drop: str, average: str, margin: float, orders: tuple[str, str]
+) -> None:
+    for disagreement, choice in (("drop", drop), ("average", average)):
+        scripted = Scripted([first, "A"], [second, "A"])
+        verdict, equal = judge_texts(scripted, [pair("x", "y"), pair("same", " same ")], disagreement)
+        assert (verdict.choice, verdict.margin, verdict.orders) == (choice, margin, orders)
+        assert (equal.choice, equal.orders) == ("tie", ("tie", "tie"))
+        assert [(p[0].answer_a, p[0].answer_b) for p in scripted.pairs] == [("x", "y"), ("y", "x")]

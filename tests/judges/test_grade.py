@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,14 +21,17 @@ import torch
 
 from minirlaif.benchmarks.scores import Scores, load, save
 from minirlaif.errors import UserError
-from minirlaif.judges import local
-from minirlaif.judges.base import JudgeName, Refused, Reply
+from minirlaif.feedback.text_judge import Grade, GradeRequest, JudgeName
+from minirlaif.judges import hf
+from minirlaif.judges.base import Message, Refused, Reply
 from minirlaif.judges.cache import Replies
 from minirlaif.judges.config import JudgeSettings, check_judge, judge_prompts
-from minirlaif.judges.grade import Question, estimate, grade_all, judge_name, nothing_read
-from minirlaif.judges.local import GgufJudge, HfJudge
-from minirlaif.judges.match import match_grade
-from minirlaif.judges.rubric import Grade, Message
+from minirlaif.judges.gguf import GgufJudge
+from minirlaif.judges.grade import ChatJudge, Question, ask_all, estimate, judge_name, nothing_read
+from minirlaif.judges.hf import HfJudge
+from minirlaif.judges.match import MatchJudge
+from minirlaif.judges.rubric import Unreadable, parse_choice, parse_grade
+from minirlaif.types import Comparison
 from tests.fixtures import fixed_reply
 
 SETTINGS = JudgeSettings("openai", "judge", url="http://127.0.0.1:1/v1", attempts=2)
@@ -52,7 +56,7 @@ class Fake:
             raise said
         return Reply(said, self.version, "2026-01-02", 10, 2)
 
-    def close(self) -> None:
+    def stop(self) -> None:
         self.closed = True
 
 
@@ -64,13 +68,14 @@ def replies(tmp_path: Path) -> Iterator[Replies]:
 
 
 def questions(count: int, with_pred: bool = False) -> list[Question]:
-    return [Question(({"role": "user", "content": f"question {n}"},), with_pred) for n in range(count)]
+    parse = partial(parse_grade, with_pred=with_pred)
+    return [Question(({"role": "user", "content": f"question {n}"},), parse) for n in range(count)]
 
 
 def test_every_question_gets_its_own_mark(replies):
     judge = Fake(lambda text: json.dumps({"score": int(text.split()[-1])}))
-    marked, counts = grade_all(judge, SETTINGS, questions(6)[::-1], replies)
-    assert [each.grade for each in marked] == [Grade(n) for n in (5, 4, 3, 2, 1, 0)]
+    marked, counts = ask_all(judge, SETTINGS, questions(6)[::-1], replies)
+    assert [each.value for each in marked] == [Grade(n) for n in (5, 4, 3, 2, 1, 0)]
     assert (counts.asked, counts.kept, counts.unreadable, counts.refused) == (6, 0, 0, 0)
     assert (counts.tokens_in, counts.tokens_out) == (60, 12)
 
@@ -78,22 +83,22 @@ def test_every_question_gets_its_own_mark(replies):
 def test_equal_questions_are_asked_once_and_kept_ones_never(replies):
     judge = Fake('{"score": 2}')
     twice = [*questions(3), *questions(3)]
-    assert len(grade_all(judge, SETTINGS, twice, replies)[0]) == 6 and len(judge.asked) == 3
-    marked, counts = grade_all(judge, SETTINGS, [*twice, *questions(4)], replies)
+    assert len(ask_all(judge, SETTINGS, twice, replies)[0]) == 6 and len(judge.asked) == 3
+    marked, counts = ask_all(judge, SETTINGS, [*twice, *questions(4)], replies)
     assert len(judge.asked) == 4 and (counts.asked, counts.kept) == (1, 3)
-    assert {each.grade for each in marked} == {Grade(2)}
+    assert {each.value for each in marked} == {Grade(2)}
 
 
 def test_another_judge_is_asked_anew(replies):
-    grade_all(Fake('{"score": 2}'), SETTINGS, questions(2), replies)
+    ask_all(Fake('{"score": 2}'), SETTINGS, questions(2), replies)
     other = Fake('{"score": 3}', signature="other")
-    assert grade_all(other, SETTINGS, questions(2), replies)[0][0].grade == Grade(3) and len(other.asked) == 2
+    assert ask_all(other, SETTINGS, questions(2), replies)[0][0].value == Grade(3) and len(other.asked) == 2
 
 
 def test_an_unreadable_reply_is_asked_for_again_with_what_was_wrong(replies):
     judge = Fake(lambda text: '{"score": 3}' if "cannot be read" in text else "I say 9")
-    (marked,), counts = grade_all(judge, SETTINGS, questions(1), replies)
-    assert marked.grade == Grade(3) and (counts.asked, counts.unreadable) == (2, 1)
+    (marked,), counts = ask_all(judge, SETTINGS, questions(1), replies)
+    assert marked.value == Grade(3) and (counts.asked, counts.unreadable) == (2, 1)
     assert [m["role"] for m in judge.asked[1]] == ["user", "assistant", "user"]
     assert judge.asked[1][1]["content"] == "I say 9" and "not a JSON object" in judge.asked[1][2]["content"]
 
@@ -101,23 +106,23 @@ def test_an_unreadable_reply_is_asked_for_again_with_what_was_wrong(replies):
 @pytest.mark.parametrize(("reply", "why"), [('{"score": 9}', "not between 0 and 5"), ("no", "not a JSON object")])
 def test_what_stays_unreadable_has_no_mark_and_a_reason(replies, reply: str, why: str):
     judge = Fake(reply)
-    (marked,), counts = grade_all(judge, SETTINGS, questions(1), replies)
-    assert marked.grade is None and marked.why.startswith("unreadable: ") and why in marked.why and marked.reply == reply
+    (marked,), counts = ask_all(judge, SETTINGS, questions(1), replies)
+    assert marked.value is None and marked.why.startswith("unreadable: ") and why in marked.why and marked.reply == reply
     assert len(judge.asked) == 2 == counts.unreadable
-    (again,), counts = grade_all(judge, SETTINGS, questions(1), replies)  # it costs nothing the second time
+    (again,), counts = ask_all(judge, SETTINGS, questions(1), replies)  # it costs nothing the second time
     assert again == marked and len(judge.asked) == 2 and counts.kept == 2
 
 
 def test_one_refused_question_does_not_stop_the_others(replies):
     judge = Fake(lambda text: Refused("too long") if text.endswith("1") else '{"score": 1}')
-    marked, counts = grade_all(judge, SETTINGS, questions(3), replies)
+    marked, counts = ask_all(judge, SETTINGS, questions(3), replies)
     assert [each.why for each in marked] == ["", "refused: too long", ""] and counts.refused == 1
 
 
 def test_a_judge_that_refuses_everything_is_not_asked_on_and_on(replies):
     judge = Fake(Refused("unknown parameter"))
     with pytest.raises(UserError, match=r"refuses every question \(unknown parameter\)"):
-        grade_all(judge, SETTINGS, questions(200), replies)
+        ask_all(judge, SETTINGS, questions(200), replies)
     assert len(judge.asked) < 20 and judge.closed
 
 
@@ -125,39 +130,39 @@ def test_a_judge_that_goes_away_loses_nothing(replies):
     before = Fake(lambda text: '{"score": 1}' if int(text.split()[-1]) < 5 else UserError("gone"))
     before.parallel = 1
     with pytest.raises(UserError, match="gone"):
-        grade_all(before, SETTINGS, questions(40), replies)
+        ask_all(before, SETTINGS, questions(40), replies)
     assert before.closed and len(before.asked) < 40
     after = Fake('{"score": 1}')
-    _, counts = grade_all(after, SETTINGS, questions(40), replies)
+    _, counts = ask_all(after, SETTINGS, questions(40), replies)
     assert (counts.kept, counts.asked) == (5, 35)
 
 
 def test_two_versions_are_never_one_judge(replies):
-    grade_all(Fake('{"score": 1}', "v1"), SETTINGS, questions(2), replies)
+    ask_all(Fake('{"score": 1}', "v1"), SETTINGS, questions(2), replies)
     judge = Fake('{"score": 1}', "v2")
-    _, counts = grade_all(judge, SETTINGS, questions(3), replies)
+    _, counts = ask_all(judge, SETTINGS, questions(3), replies)
     with pytest.raises(UserError, match=r"several versions \(v1, v2\)"):
         judge_name(judge, "p", counts)
     assert replies.drop("v1") == 2
-    _, counts = grade_all(judge, SETTINGS, questions(3), replies)
+    _, counts = ask_all(judge, SETTINGS, questions(3), replies)
     name = judge_name(judge, "p", counts)
     assert name.key[:4] == ("openai", "judge", "v2", "p") and len(judge.asked) == 3
     assert name.title == "judge (openai), version v2, who s, prompt p, 2026-01-02"
 
 
 def test_the_estimate(replies):
-    grade_all(Fake('{"score": 1}'), SETTINGS, questions(2), replies)
+    ask_all(Fake('{"score": 1}'), SETTINGS, questions(2), replies)
     settings = JudgeSettings("openai", "judge", url="http://x", price_in=1000.0, price_out=2000.0)
-    asked = [Question(({"role": "user", "content": "x" * 400},), False), *questions(2)]
+    asked = [Question(({"role": "user", "content": "x" * 400},), partial(parse_grade, with_pred=False)), *questions(2)]
     found = estimate(Fake(""), settings, asked, replies)
     # 400 letters at 4 a token and 16 of layout in, 16 out; 1000 and 2000 a million tokens
     assert (found.questions, found.kept, found.tokens_in, found.tokens_out) == (3, 2, 116, 16)
     assert found.cost == pytest.approx(0.116 + 0.032)
-    assert found.told("j", True) == (
+    assert found.text("j", True) == (
         "judge j: 3 questions, 2 replies kept, 1 to ask (about 116 tokens in and 16 out, about 0.15 at the given prices)"
         "; a reply that cannot be read is asked for once more"
     )
-    once, four = (replace(found, attempts=attempts).told("j", False) for attempts in (1, 4))
+    once, four = (replace(found, attempts=attempts).text("j", False) for attempts in (1, 4))
     assert "once more" not in once and "asked for up to 3 times more" in four
     with pytest.raises(UserError, match="would cost about 0.15, max_cost is 0.1"):
         estimate(Fake(""), JudgeSettings(price_in=1000.0, price_out=2000.0, max_cost=0.1), asked, replies)
@@ -214,7 +219,10 @@ def test_a_file_that_holds_no_replies(tmp_path: Path):
     ],
 )
 def test_match(kind: str, answer: str, preds: list[str], right: bool):
-    assert match_grade(kind, answer, preds) == Grade(5 if right else 0, right)
+    request = GradeRequest("qa", ("what?",) * len(preds), answer, tuple(preds))
+    grading = MatchJudge(JudgeSettings(kind)).grade([request], {"qa"})
+    assert [result.grade for result in grading.results] == [Grade(5 if right else 0, right)]
+    assert grading.judge.kind == kind and set(grading.counts.values()) == {0}
 
 
 def test_other_prompts(tmp_path: Path):
@@ -240,9 +248,9 @@ def test_a_gguf_file_judges(tmp_path: Path, replies):
     path = fixed_reply.write_gguf(tmp_path / "parrot.gguf", REPLY)
     judge = GgufJudge(JudgeSettings("gguf", str(path), context=512, threads=1))
     try:
-        long = Question(({"role": "user", "content": "long " * 300},), True)
-        marked, counts = grade_all(judge, SETTINGS, [*questions(2, with_pred=True), long], replies)
-        assert [each.grade for each in marked] == [Grade(4, True), Grade(4, True), None]
+        long = Question(({"role": "user", "content": "long " * 300},), partial(parse_grade, with_pred=True))
+        marked, counts = ask_all(judge, SETTINGS, [*questions(2, with_pred=True), long], replies)
+        assert [each.value for each in marked] == [Grade(4, True), Grade(4, True), None]
         assert marked[2].why.startswith("refused: ") and "raise context, which is 512" in marked[2].why
         name = judge_name(judge, "p", counts)
         assert name.key[:2] == ("gguf", "parrot.gguf") and len(name.version) == 16
@@ -310,13 +318,13 @@ def test_a_gguf_judge_is_known_by_how_it_is_asked(tmp_path: Path, monkeypatch):
 
 
 def test_a_model_of_transformers_is_known_by_how_it_is_asked(monkeypatch):
-    monkeypatch.setattr(local, "_open", lambda section: (None, None))
+    monkeypatch.setattr(hf, "_open", lambda section: (None, None))
     ways: list[dict[str, Any]] = [{}, {"quantization": "nf4"}, {"dtype": "bfloat16"}, {"max_tokens": 5}]
     found = [dict(HfJudge(JudgeSettings("hf", "tiny", **{"device": "cpu", **changes})).signature) for changes in ways]
     assert all(a != b for a, b in itertools.combinations(found, 2))
     # auto is float32 on a CPU and bfloat16 on a GPU, and the replies are of that, not of auto
     assert dict(HfJudge(JudgeSettings("hf", "tiny", device="cpu", dtype="float32")).signature) == found[0]
-    monkeypatch.setattr(local, "pick_device", lambda wanted: torch.device("cuda"))
+    monkeypatch.setattr(hf, "pick_device", lambda wanted: torch.device("cuda"))
     assert dict(HfJudge(JudgeSettings("hf", "tiny")).signature) == found[2]
 
 
@@ -370,8 +378,8 @@ def test_a_judge_that_says_nothing_of_use():
 def test_a_text_model_of_transformers_judges(tmp_path: Path, replies):
     folder = fixed_reply.write_folder(tmp_path / "parrot", REPLY)
     judge = HfJudge(JudgeSettings("hf", str(folder), device="cpu"))
-    marked, counts = grade_all(judge, SETTINGS, questions(2, with_pred=True), replies)
-    assert [each.grade for each in marked] == [Grade(4, True)] * 2
+    marked, counts = ask_all(judge, SETTINGS, questions(2, with_pred=True), replies)
+    assert [each.value for each in marked] == [Grade(4, True)] * 2
     assert judge_name(judge, "p", counts).key[:2] == ("hf", "parrot")
     model = folder / "model.safetensors"
     model.write_bytes(model.read_bytes()[:-1] + b"\x01")  # other weights, another judge
@@ -384,9 +392,55 @@ def test_a_text_model_of_transformers_judges(tmp_path: Path, replies):
 def test_a_model_of_this_package_judges(replies):
     """The tiny base knows nothing of marks: its replies cannot be read, and are counted."""
     judge = HfJudge(JudgeSettings("hf", "tiny", device="cpu", max_tokens=8))
-    (marked,), counts = grade_all(judge, SETTINGS, questions(1), replies)
-    assert marked.grade is None and marked.why.startswith("unreadable: not a JSON object")
+    (marked,), counts = ask_all(judge, SETTINGS, questions(1), replies)
+    assert marked.value is None and marked.why.startswith("unreadable: not a JSON object")
     assert (counts.asked, counts.unreadable) == (2, 2)
+
+
+class Compares(ChatJudge):
+    """A chat model that finds the first answer better when it mentions red."""
+
+    kind, name, signature = "toy", "toy", {"kind": "toy"}
+
+    def ask(self, messages: Sequence[Message]) -> Reply:
+        self.messages = list(messages)
+        first, second = messages[1]["content"].split("Answer A: ")[1].split("Answer B: ")
+        if "?" in first:
+            return Reply("Who knows?", "v", "2026-01-02")
+        return Reply("It is a tie" if "tie" in first else "Answer: A" if "red" in first else "(B)", "v", "2026-01-02")
+
+    def stop(self) -> None:
+        pass
+
+
+def test_a_chat_model_compares_answers():
+    judge = Compares(JudgeSettings("openai", "toy", url="http://127.0.0.1:1/v1"))
+    pairs = [Comparison("p", "clip", "what?", a, b, "0s: a ball\n") for a, b in (("red", "blue"), ("blue", "red"), ("?", "!"))]
+    assert judge.compare(pairs) == ["A", "B", "invalid"]
+    roles = [message["role"] for message in judge.messages]
+    assert roles == ["system", "user", "assistant", "user"]  # a reply that cannot be read is asked for again
+    assert "with the letter A or B alone" in judge.messages[3]["content"]
+    assert "0s: a ball" in judge.messages[1]["content"] and "cannot watch the video" in judge.messages[0]["content"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "choice"),
+    [
+        ("A", "A"), ("(B)", "B"), ("Answer: A", "A"), ("B, because it is shorter", "B"), ("tie", "tie"), ("Both.", "tie"),
+        ("<think>B? No.</think>A", "A"), ("it moves left", "B"), ("A or B", None), ("C", None), ("", None),
+    ],
+)  # fmt: skip
+def test_the_choice_in_a_reply(reply: str, choice: str | None):
+    if choice is None:
+        with pytest.raises(Unreadable, match="neither A nor B"):
+            parse_choice(reply, ("it stays", "it moves left"))
+    else:
+        assert parse_choice(reply, ("it stays", "it moves left")) == choice
+
+
+def test_a_match_judge_compares_nothing():
+    with pytest.raises(UserError, match="feedback has none; use hf, gguf or openai"):
+        MatchJudge(JudgeSettings("exact")).compare([])
 
 
 def test_a_folder_that_is_no_model(tmp_path: Path):

@@ -228,7 +228,7 @@ def test_a_closed_judge_neither_pauses_nor_asks(serve):
         thread.start()
     while len(server.bodies) < 2:
         time.sleep(0.01)
-    subject.close()
+    subject.stop()
     for thread in threads:
         thread.join(10)
     assert len(errors) == 2 and all("closed before" in error for error in errors)
@@ -250,7 +250,7 @@ def test_who_waits_for_its_turn_is_woken_by_close_and_does_not_send(serve):
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     assert not ended.wait(0.2)
-    subject.close()
+    subject.stop()
     assert ended.wait(10) and len(server.bodies) == 1
 
 
@@ -378,7 +378,7 @@ def test_a_judge_is_known_by_how_it_is_asked():
 def test_the_key_is_in_no_setting(serve, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     subject = judge(serve(good), key_env="JUDGE_KEY")
-    assert KEY not in repr(dict(subject.signature)) and KEY not in repr(subject._settings)
+    assert KEY not in repr(dict(subject.signature)) and KEY not in repr(subject.settings)
 
 
 @pytest.mark.parametrize(
@@ -452,7 +452,7 @@ def test_wrong_settings(spec: str, changes: list[str], words: str):
 
 
 def test_every_setting_is_of_some_kind():
-    listed = [*config.OF_ALL, *(name for names in config.OF_KIND.values() for name in names)]
+    listed = ["kind", "name", *config.OF_MODELS, *(name for row in config.JUDGES.values() for name in row.settings)]
     assert sorted(listed) == sorted(field.name for field in fields(JudgeSettings))
 
 

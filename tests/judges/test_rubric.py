@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from minirlaif.feedback.text_judge import Grade
 from minirlaif.judges import rubric
 from minirlaif.judges.rubric import (
     PARTS,
     PROMPTS,
-    Grade,
     Prompt,
     Unreadable,
     asked_choice,

@@ -1,0 +1,129 @@
+"""The protocol of judges that read text: benchmarks take their grades, the stage `feedback` their comparisons. Records only.
+
+Such a judge sees no video: a reference answer, or descriptions of the clip, stand for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
+
+from minirlaif.types import Comparison
+
+Choice = Literal["A", "B", "tie", "invalid"]
+NOT_SHOWN = ("kind", "name", "model", "url", "file", "files", "max_tokens", "context")  # request settings left out of a title
+
+
+@dataclass(frozen=True)
+class JudgeName:
+    """Who gave grades. Grades with different keys never stand in one column.
+
+    kind: exact, normalised, hf, gguf, openai …, or how candidates were chosen (likelihood, letter); version: what exactly
+    answered, a file's hash or the name that the endpoint gave itself; prompt: hash of the prompts; dates: first and last reply
+    (UTC days).
+    """
+
+    kind: str
+    name: str
+    version: str
+    prompt: str
+    dates: tuple[str, ...] = ()
+    more: Mapping[str, Any] = field(default_factory=dict)  # request settings: address, temperature and the like
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Equal for grades that may be compared. Ends with a hash of the request settings: the same name at another address, or
+        at another temperature, is another judge."""
+        settings = json.dumps(dict(self.more), sort_keys=True, default=str)
+        digest = hashlib.sha256(settings.encode()).hexdigest()[:12] if self.more else ""
+        return self.kind, self.name, self.version, self.prompt, digest
+
+    @property
+    def title(self) -> str:
+        """For the head of a table."""
+        version = "" if self.version in ("", self.name) else f", version {self.version}"
+        dates = f", {' to '.join(dict.fromkeys(self.dates))}" if self.dates else ""
+        prompt = f", prompt {self.prompt}" if self.prompt else ""
+        settings = self._settings()
+        host = f" {settings.pop(0)}" if "url" in self.more else ""
+        more = "".join(f", {each}" for each in settings)
+        return f"{self.name} ({self.kind}{host}){version}{more}{prompt}{dates}"
+
+    @property
+    def settings(self) -> str:
+        """Request settings in words: the address, a temperature other than 0 and the like; "" where all are the defaults."""
+        return ", ".join(self._settings())
+
+    def _settings(self) -> list[str]:
+        host = [f"at {urlsplit(str(self.more['url'])).netloc}"] if "url" in self.more else []
+        shown = [(name, value) for name, value in self.more.items() if name not in NOT_SHOWN and value not in (0, "none")]
+        return [*host, *(f"{name} {json.dumps(value, default=str).strip(chr(34))[:20]}" for name, value in shown)]
+
+
+@dataclass(frozen=True)
+class Grade:
+    """A judge's grade of one answer. score: 0 to 5; yes: whether the answer is right, where that is part of the metric."""
+
+    score: int
+    yes: bool | None = None
+
+
+@dataclass(frozen=True)
+class GradeRequest:
+    """An answer to grade against a reference by a metric of `judges.rubric`; consistency has two questions and two answers."""
+
+    metric: str
+    questions: tuple[str, ...]
+    reference: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GradeResult:
+    """A grade, or the reason why there is none. reply: the judge's last words, "" where it has none."""
+
+    grade: Grade | None
+    why: str = ""
+    reply: str = ""
+
+
+@dataclass(frozen=True)
+class Grading:
+    """Results in the order of the requests, and who gave them. counts: replies that were asked for, that were kept from before,
+    that were unreadable, and refused questions."""
+
+    judge: JudgeName
+    results: Sequence[GradeResult]
+    counts: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(("asked", "kept", "unreadable", "refused"), 0))
+
+
+class TextJudge(Protocol):
+    """A judge that reads text. `signature` is everything that its judgement depends on beside the texts that it is given."""
+
+    kind: str
+    name: str
+    signature: Mapping[str, Any]
+
+    def grade(self, requests: Sequence[GradeRequest], metrics: Collection[str]) -> Grading:
+        """Grade answers of a benchmark. metrics: all that the benchmark has, also those without a request.
+
+        Raises:
+            UserError: the judge cannot be asked; what it answered before is not lost.
+        """
+        ...
+
+    def compare(self, pairs: Sequence[Comparison]) -> list[Choice]:
+        """Which answer of each pair is better, seen in the given order only: `feedback.judge.judge_texts` asks in both orders.
+
+        Raises:
+            UserError: the judge cannot be asked, or cannot compare two answers.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what was opened."""
+        ...

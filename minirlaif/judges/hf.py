@@ -1,0 +1,136 @@
+"""A judge that is a model of transformers on this machine, read as text: any causal language model, or one of our families.
+
+Replies are the most likely tokens, so the same question always gets the same reply; a second attempt differs because the question
+then says what was wrong (see grade.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from minirlaif.config import ModelSection
+from minirlaif.errors import UserError
+from minirlaif.judges.base import Message, Reply, today
+from minirlaif.judges.config import JudgeSettings, check_judge
+from minirlaif.judges.grade import ChatJudge
+from minirlaif.models.generation import EncodedPrompt, sample
+from minirlaif.models.loading import FAMILIES, base_folder, base_hash, model_type, open_backbone, pick_device, pick_dtype
+from minirlaif.models.loading import quantization_config as quantization_of
+from minirlaif.types import Turn
+
+if TYPE_CHECKING:
+    from minirlaif.models.backbones.base import Backbone
+
+
+class HfJudge(ChatJudge):
+    """A folder or hub id of transformers: any causal language model with a chat template, or one of this package's families."""
+
+    kind = "hf"
+
+    def __init__(self, settings: JudgeSettings, replies: Path | None = None) -> None:
+        check_judge(settings)
+        section = ModelSection(
+            base=settings.name, device=settings.device, dtype=settings.dtype, quantization=settings.quantization
+        )
+        self.name = Path(settings.name).name
+        try:
+            self._version = base_hash(section)
+            # auto is another number format on a GPU, and other numbers make other replies
+            dtype = str(pick_dtype(section, pick_device(section.device))).removeprefix("torch.")
+            self.signature = {
+                "kind": self.kind,
+                "files": self._version,
+                "max_tokens": settings.max_tokens,
+                "quantization": settings.quantization,
+                "dtype": dtype,
+            }
+            self._backbone, self._render = _open(section)
+        except UserError as error:
+            raise UserError(str(error).replace("model.base", "judge hf", 1)) from None
+        super().__init__(settings, replies)
+
+    def stop(self) -> None:
+        """The model is freed with the object."""
+
+    def ask(self, messages: Sequence[Message]) -> Reply:
+        """The most likely reply."""
+        ids = self._render(messages)
+        ((answer,),) = sample(self._backbone, [EncodedPrompt(ids)], temperature=0, max_new_tokens=self.settings.max_tokens)
+        text = self._backbone.renderer.decode(answer.ids)
+        return Reply(text, self._version, today(), len(ids), len(answer.ids))
+
+
+def _open(section: ModelSection) -> tuple[Backbone, Any]:
+    """A model that can be sampled from, and how messages become its prompt ids."""
+    try:
+        kind = model_type(section)
+    except UserError:
+        kind = ""
+    if kind in FAMILIES:
+        backbone = open_backbone(section)
+        return backbone, lambda messages: _family_ids(backbone, messages)
+    return _open_text_model(section)
+
+
+def _family_ids(backbone: Backbone, messages: Sequence[Message]) -> tuple[int, ...]:
+    """Families of this package render the system text and the first question as one turn, as in every stage."""
+    system = "\n\n".join(m["content"] for m in messages if m["role"] == "system")
+    texts = [m["content"] for m in messages if m["role"] != "system"]
+    turns = [Turn(question, answer) for question, answer in zip(texts[:-1:2], texts[1::2], strict=True)]
+    renderer = backbone.renderer
+    if not turns:
+        return renderer.prompt(None, texts[-1], f"{system}\n\n")
+    ids = renderer.conversation(None, [*turns, Turn(texts[-1], "")], f"{system}\n\n").ids
+    end = renderer.answer("")
+    return ids[: len(ids) - len(renderer.text_ids(renderer.layout.after_end)) - len(end)]
+
+
+def _open_text_model(section: ModelSection) -> tuple[Backbone, Any]:
+    """A causal language model as a backbone without vision modules, so that the package's sampler takes it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from minirlaif.models.backbones.base import Backbone, load_tokenizer, load_weights
+
+    folder, device = base_folder(section), pick_device(section.device)
+    dtype = pick_dtype(section, device)
+    quantization = quantization_of(section, dtype, ("lm_head",))
+    tokenizer = load_tokenizer(folder, section.revision)
+    if not tokenizer.chat_template:
+        raise UserError(f"judge hf:{section.base}: its tokenizer has no chat template; name an instruction-tuned model")
+    model = load_weights(AutoModelForCausalLM, folder, section.revision, dtype, quantization, device).eval()
+    model.requires_grad_(False)
+    end = _end_of_turn(tokenizer)
+
+    class TextModel(Backbone):
+        def __init__(self) -> None:  # not Backbone's: there are no image tokens
+            self.model, self.tokenizer, self.name = model, tokenizer, folder
+            self.text_model, self.lm_head, self.eyes = model.get_decoder(), model.get_output_embeddings(), ()
+            self.width, self.vocabulary = model.config.hidden_size, model.config.vocab_size
+            self.pad_id = int(end if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+            self.disallowed_V = torch.zeros(self.vocabulary, dtype=torch.bool)
+            self.disallowed_V[len(tokenizer) :] = True
+            self.renderer = SimpleNamespace(end_id=end, image_id=-1, decode=decode)  # type: ignore[assignment]
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def render(messages: Sequence[Message]) -> tuple[int, ...]:
+        return tuple(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=True, return_dict=False))
+
+    return TextModel(), render
+
+
+def _end_of_turn(tokenizer: Any) -> int:
+    """The token that ends an answer in the chat template; it need not be the one that ends a text."""
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    special = set(tokenizer.all_special_ids)
+    after = ids[max(place for place, each in enumerate(ids) if each not in special and tokenizer.decode([each]).strip()) + 1 :]
+    end = next((each for each in after if each in special), tokenizer.eos_token_id)
+    if end is None:
+        raise UserError("model.base: its chat template and its tokenizer name no token that ends an answer")
+    return int(end)

@@ -1,13 +1,12 @@
-"""A judge behind an OpenAI-compatible address (`POST URL/chat/completions`), with the standard library alone.
+"""A judge behind an OpenAI-compatible address (`POST URL/chat/completions`).
 
 What passes by itself (busy, broken or silent servers, cut connections, replies that are no JSON) is tried again after a growing
 pause; what does not (a wrong key, an unknown model) stops at once. The key comes from the environment, goes into one header and
-nowhere else: no redirect is followed, which would carry it to another host, and it is cut out of whatever a server says.
+nowhere else: no redirect is followed, which would carry it to another host, and it is cut out of every text of the server.
 """
 
 from __future__ import annotations
 
-import http.client
 import ipaddress
 import json
 import os
@@ -15,8 +14,6 @@ import random
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -24,17 +21,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
+
 from minirlaif.errors import UserError
 from minirlaif.judges.base import Message, Refused, Reply, today
 from minirlaif.judges.config import JudgeSettings, check_judge
 from minirlaif.judges.grade import ChatJudge
 
 LONGEST_PAUSE = 120.0  # seconds, whatever a server asks for
-MOST_BYTES = 1 << 20  # of a reply
-MOST_SAID = 2000  # bytes of an error that are read
-SHOWN = 200  # letters of it that are told
-SECRET = 8  # letters: a shorter key is none, as local servers ask for, and may be a word of any reply
-TOLD_PAUSE, TOLD_EVERY = 2.0, 10.0  # seconds: shorter pauses are not told, and no two lines come closer
+MAX_BYTES = 1 << 20  # of a reply
+MAX_ERROR_BYTES = 2000  # of an error that are read
+MAX_ERROR_LETTERS = 200  # of it that are shown
+MIN_KEY = 8  # letters: a shorter key is a placeholder for a local server, and may be a word of any reply
+REPORTED_PAUSE, REPORT_EVERY = 2.0, 10.0  # seconds: shorter pauses are not reported, and reports are at least so far apart
 BUSY = (408, 409, 425, 429)  # and every 5xx: tried again
 REFUSES = (400, 413, 422)  # this question alone, as far as one can tell
 
@@ -42,9 +41,9 @@ REFUSES = (400, 413, 422)  # this question alone, as far as one can tell
 class _TryAgain(Exception):
     """The request may work later. wait: seconds that the server asked for, 0 for none; hint: what to do when it never does."""
 
-    def __init__(self, reason: str, wait: float = 0.0, hint: str = "") -> None:
+    def __init__(self, reason: str, wait: float = 0.0, hint: str = "repeat the command when it answers again") -> None:
         super().__init__(reason)
-        self.wait, self.hint = wait, hint or "repeat the command when it answers again"
+        self.wait, self.hint = wait, hint
 
 
 class EndpointJudge(ChatJudge):
@@ -60,13 +59,13 @@ class EndpointJudge(ChatJudge):
         self.signature = {"kind": self.kind, "url": settings.url.rstrip("/"), **self._with_extra(self._body)}
         self._key = _key_from(settings)
         self._url = settings.url.rstrip("/") + "/chat/completions"
-        self._open = _opener(settings.url)
+        self._client = _client(settings, self._key)
         self._closed = threading.Event()
         self._pace = _Pace(settings.per_minute, self._closed)
-        self._told_at, self._lock = -TOLD_EVERY, threading.Lock()
+        self._reported_at, self._lock = -REPORT_EVERY, threading.Lock()
 
     def stop(self) -> None:
-        """Nothing stays open between requests; whoever pauses or waits for its turn gives up."""
+        """No connection stays open between requests; threads that pause or wait for their turn raise."""
         self._closed.set()
 
     def ask(self, messages: Sequence[Message]) -> Reply:
@@ -84,7 +83,7 @@ class EndpointJudge(ChatJudge):
                     # Doubled each time; the random part keeps several threads from coming back all at once.
                     pause = max(error.wait, s.backoff_seconds * 2**attempt * (1 + random.random()) / 1.5)
                     pause = min(pause, LONGEST_PAUSE)
-                    self._tell(
+                    self._report(
                         f"{self._hidden(str(error))}; trying again in {pause:.0f} s ({attempt + 2} of {s.retries + 1})", pause
                     )
                     self._closed.wait(pause)
@@ -93,75 +92,73 @@ class EndpointJudge(ChatJudge):
             f" are kept, {failed.hint}"
         )
 
-    def _tell(self, text: str, pause: float) -> None:
-        """Why nothing happens, on the screen, and not once for each thread."""
+    def _report(self, text: str, pause: float) -> None:
+        """Print why nothing happens, once for all threads."""
         with self._lock:
-            if pause < TOLD_PAUSE or time.monotonic() - self._told_at < TOLD_EVERY:
+            if pause < REPORTED_PAUSE or time.monotonic() - self._reported_at < REPORT_EVERY:
                 return
-            self._told_at = time.monotonic()
+            self._reported_at = time.monotonic()
         print(f"judge {self.name}: {text}", file=sys.stderr, flush=True)
 
     def _ask_once(self, messages: Sequence[Message]) -> Reply:
         body = json.dumps(self._with_extra({**self._body, "messages": list(messages)})).encode()
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "minirlaif"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        request = urllib.request.Request(self._url, body, headers, method="POST")
-        ends = time.monotonic() + self.settings.timeout_seconds
-        late = f"no answer within {self.settings.timeout_seconds:g} s"
+        deadline = time.monotonic() + self.settings.timeout_seconds
         try:
-            with self._open.open(request, timeout=self.settings.timeout_seconds) as response:
-                return self._read(_body(response, MOST_BYTES, ends))
-        except urllib.error.HTTPError as error:
-            raise self._meaning(error, ends) from None
-        except TimeoutError:
-            raise _TryAgain(late) from None
-        except urllib.error.URLError as error:
-            raise _TryAgain(late if isinstance(error.reason, TimeoutError) else str(error.reason)) from None
-        except (http.client.HTTPException, ConnectionError, OSError) as error:
+            with self._client.stream("POST", self._url, content=body) as response:
+                if response.is_success:
+                    return self._read(_content(response, MAX_BYTES, deadline))
+                raise self._status_error(response, deadline)
+        except (httpx.TimeoutException, TimeoutError):
+            raise _TryAgain(f"no answer within {self.settings.timeout_seconds:g} s") from None
+        except httpx.InvalidURL as error:
+            raise UserError(f"judge {self.name}: {self.settings.url} is no address ({error}); check url") from None
+        except httpx.ConnectError as error:
+            raise _TryAgain(str(error)) from None
+        except httpx.HTTPError as error:
             raise _TryAgain(f"the connection was cut ({type(error).__name__})") from None
 
-    def _meaning(self, error: urllib.error.HTTPError, ends: float) -> Exception:
-        """What an HTTP error means for the one question and for all."""
+    def _status_error(self, response: httpx.Response, deadline: float) -> Exception:
+        """The meaning of an HTTP error for the one question and for all."""
         reach = 2 * len(self._key)  # of a key, every letter escaped
-        most = MOST_SAID + reach
+        most = MAX_ERROR_BYTES + reach
         try:
-            data = _body(error, most, ends)
-        except (OSError, http.client.HTTPException):
+            data = _content(response, most, deadline)
+        except (TimeoutError, httpx.HTTPError):
             data = b""
-        said = self._hidden(data.decode(errors="replace"))
+        text = self._hidden(data.decode(errors="replace"))
         if len(data) >= most and reach:
-            said = said[:-reach]  # where the text was cut, the first part of a key may stand
-        told = f"HTTP {error.code} {' '.join(said.split())[:SHOWN]}".strip()
-        if error.code == 429 and "insufficient_quota" in said:
+            text = text[:-reach]  # where the text was cut, the first part of a key may stand
+        code = response.status_code
+        message = f"HTTP {code} {' '.join(text.split())[:MAX_ERROR_LETTERS]}".strip()
+        if code == 429 and "insufficient_quota" in text:
             return UserError(
-                f"judge {self.name}: {self.settings.url} says that its account has no credit left (insufficient_quota);"
-                " replies so far are kept, repeat the command when it has"
+                f"judge {self.name}: the account at {self.settings.url} has no credit left (insufficient_quota); replies so far"
+                " are kept, repeat the command when it has"
             )
-        if error.code in BUSY or error.code >= 500:
-            return _TryAgain(told, _wait_of(error.headers.get("Retry-After")))
-        if error.code in REFUSES:
-            return Refused(told)
-        hint = "set key_env to the environment variable that holds its key" if error.code in (401, 403) else "check url and name"
-        return UserError(f"judge {self.name}: {self.settings.url} says {told}; {hint}")
+        if code in BUSY or code >= 500:
+            return _TryAgain(message, _retry_after(response.headers.get("Retry-After")))
+        if code in REFUSES:
+            return Refused(message)
+        hint = "set key_env to the environment variable that holds its key" if code in (401, 403) else "check url and name"
+        return UserError(f"judge {self.name}: {self.settings.url} answers {message}; {hint}")
 
     def _read(self, data: bytes) -> Reply:
         hint = "check that url is the address of its API"
-        if len(data) > MOST_BYTES:
-            raise _TryAgain(f"the reply is longer than {MOST_BYTES} bytes", hint=hint)
+        if len(data) > MAX_BYTES:
+            raise _TryAgain(f"the reply is longer than {MAX_BYTES} bytes", hint=hint)
         try:
-            found = json.loads(data)
-            text = found["choices"][0]["message"]["content"]
-            usage = found.get("usage") or {}
+            completion = json.loads(data)
+            text = completion["choices"][0]["message"]["content"]
+            usage = completion.get("usage") or {}
             tokens = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
-            version = str(found.get("model") or self.name)
+            version = str(completion.get("model") or self.name)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise _TryAgain(f"the reply is not what the protocol says ({len(data)} bytes)", hint=hint) from None
         if not isinstance(text, str):
             raise Refused("the reply holds no text")
         # Halves of letters, which JSON can spell, can be written into no file.
-        text, version = (said.encode(errors="replace").decode() for said in (text, version))
-        if len(self._key) >= SECRET:
+        text, version = (each.encode(errors="replace").decode() for each in (text, version))
+        if len(self._key) >= MIN_KEY:
             text, version = self._hidden(text), self._hidden(version)
         return Reply(text, version, today(), *tokens)
 
@@ -193,18 +190,28 @@ class _Pace:
         self._closed.wait(max(0.0, turn - time.monotonic()))
 
 
-def _body(response: Any, most: int, ends: float) -> bytes:
-    """What a server says, of too much one byte more than `most`. TimeoutError after `ends` (of the monotonic clock): the time-out
-    of a socket is for each read, and a server that sends a byte now and then would hold a request for ever."""
+def _client(settings: JudgeSettings, key: str) -> httpx.Client:
+    """Follows no redirect. Proxies of the environment count, except on the way to this machine itself."""
+    headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "minirlaif"}
+    headers |= {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    try:
+        return httpx.Client(
+            headers=headers, timeout=settings.timeout_seconds, limits=limits, trust_env=not _is_local(settings.url)
+        )
+    except (ImportError, ValueError) as error:
+        raise UserError(f"judge {settings.name}: the environment names a proxy that cannot be used ({error})") from None
+
+
+def _content(response: httpx.Response, most: int, deadline: float) -> bytes:
+    """The body, of a longer one at least one byte more than `most`. TimeoutError after the deadline (of the monotonic clock):
+    httpx's time-out is for each read, and a server that sends a byte now and then would hold a request for ever."""
     data = b""
-    while len(data) <= most:
-        part = response.read1(most + 1 - len(data))
-        if not part:
-            if getattr(response, "length", 0):  # bytes that were announced; read1 does not complain
-                raise http.client.IncompleteRead(data)
-            break
+    for part in response.iter_raw():
         data += part
-        if time.monotonic() > ends:
+        if len(data) > most:
+            return data[: most + 1]
+        if time.monotonic() > deadline:
             raise TimeoutError
     return data
 
@@ -217,20 +224,7 @@ def _count(value: Any) -> int:
         return 0
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *arguments: Any, **named: Any) -> None:
-        return None  # the redirect then arrives as an HTTP error
-
-
-def _opener(url: str) -> urllib.request.OpenerDirector:
-    """Proxies of the environment count, except on the way to this machine itself."""
-    handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
-    if _is_here(url):
-        handlers.append(urllib.request.ProxyHandler({}))
-    return urllib.request.build_opener(*handlers)
-
-
-def _is_here(url: str) -> bool:
+def _is_local(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -245,12 +239,12 @@ def _key_from(settings: JudgeSettings) -> str:
     key = os.environ[settings.key_env].strip()
     if not key.isascii() or not key.isprintable():
         raise UserError(f"judge {settings.name}: what {settings.key_env} holds cannot be a key (letters that no header may have)")
-    if settings.url.startswith("http://") and not _is_here(settings.url):
+    if settings.url.startswith("http://") and not _is_local(settings.url):
         print(f"judge {settings.name}: {settings.url} is not encrypted, so the key can be read on its way", flush=True)
     return key
 
 
-def _wait_of(header: str | None) -> float:
+def _retry_after(header: str | None) -> float:
     """Seconds that a Retry-After header asks for: a number or a date."""
     if not header:
         return 0.0

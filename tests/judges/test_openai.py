@@ -417,6 +417,12 @@ def test_proxies_are_not_asked_for_this_machine(serve, monkeypatch):
     assert judge(serve(good), retries=0).ask(ASKED).text == '{"score": 4}'
 
 
+def test_a_proxy_that_cannot_be_used(monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "strange://127.0.0.1:9")
+    with pytest.raises(UserError, match="the environment names a proxy that cannot be used"):
+        EndpointJudge(JudgeSettings("openai", "judge", url="http://judge.example/v1"))
+
+
 @pytest.mark.parametrize(
     ("spec", "changes", "words"),
     [

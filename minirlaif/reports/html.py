@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import difflib
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, partial
@@ -94,6 +95,7 @@ def macro(template: str, name: str, *args: object, **kwargs: object) -> Html:
 
 
 block = partial(macro, "reports/templates/blocks.html")
+run_block = partial(macro, "reports/templates/run_report.html")
 tile, bar, bars, table, answer, card, frames, section = (
     partial(block, name) for name in ("tile", "bar", "bars", "table", "answer", "card", "frames", "section")
 )
@@ -158,6 +160,15 @@ def curve(
         "summary": ", ".join(f"{number(y)} at {number(x)}" for x, y in (known[0], known[-1])),
     }
     return block("chart", title, note, tone, plot)
+
+
+def strip(name: str, jpeg: bytes, count: int | None) -> Html:
+    """The frames of a JPEG that has `count` pictures side by side (None: they are square); name: its key in strip_styles."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(jpeg)) as picture:
+        count = count or max(1, picture.width // picture.height)
+        return frames(name, count, picture.width / count / picture.height)
 
 
 def strip_styles(strips: Mapping[str, bytes]) -> str:

@@ -1,51 +1,35 @@
-"""The report's sections on the result: headline, accuracy, controls, gallery. Pure functions from report.json's numbers."""
+"""The report's sections on the result: headline, accuracy, controls, test questions. Pure functions of report.json's numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minirlaif.reports.html import (
-    Html,
-    answer,
-    bar,
-    bars,
-    card,
-    interval,
-    join,
-    number,
-    percent,
-    points,
-    section,
-    share,
-    table,
-    tag,
-    tile,
-)
+from minirlaif.reports.html import Html, bar, interval, number, percent, points, run_block, share, tile
 from minirlaif.stats import exact_match
 
-MODELS = {"base": "Base, before SFT", "sft": "SFT", "rlaif": "Aligned (RLAIF)"}
+MODELS = {"base": "Base, before SFT", "sft": "SFT", "rlaif": "RLAIF"}
 KINDS = {
-    "worse": "Alignment made it worse",
-    "better": "Alignment put it right",
-    "both wrong": "Wrong before and after",
-    "both right": "Right before and after",
+    "worse": "Right after SFT, wrong after RLAIF",
+    "better": "Wrong after SFT, right after RLAIF",
+    "both wrong": "Wrong after both",
+    "both right": "Right after both",
     "": "Answers side by side",
 }
 Numbers = Mapping[str, Any]
 FEW = 30  # below so many a share says little: its 95 % interval is wider than 30 points
-NOT_KEPT = "PPO was not kept: the aligned model is the SFT model."
+NOT_KEPT = "No PPO checkpoint was kept: the RLAIF model is the SFT model."
 
 
 def compared(gain: Mapping[str, float]) -> str:
-    """ "above", "below" or "level" (the 95 % interval holds zero, or so little was asked that it has no width)."""
+    """ "above", "below" or "level" (the 95 % interval holds zero, or so few questions were asked that it has no width)."""
     if gain["ci95_low"] == gain["ci95_high"]:
         return "level"
     return "above" if gain["ci95_low"] > 0 else "below" if gain["ci95_high"] < 0 else "level"
 
 
 def kind(row: Mapping[str, Any]) -> str:
-    """What alignment did to one answer: a key of KINDS; "" without truth."""
+    """How one answer changed from SFT to RLAIF: a key of KINDS; "" without truth."""
     if not row.get("truth"):
         return ""
     before, after = exact_match(row["sft"], row["truth"]), exact_match(row["rlaif"], row["truth"])
@@ -55,101 +39,82 @@ def kind(row: Mapping[str, Any]) -> str:
 
 
 def headline(name: str, numbers: Numbers) -> Html:
-    """The result in one sentence, with intervals, and whether the base is passed; then the figures worth a glance."""
-    accuracy, clips = numbers["accuracy"], number(numbers["test_clips"])
-    top = tag("p", f"minirlaif report · run {name} · seed {numbers['seed']}", class_="eyebrow")
+    """The result in one sentence, with intervals, and the comparison with the base; then the main figures."""
     seen, without = numbers["test_clips_seen_before"], numbers["test_items"] - numbers["answered_items"]
-    asked = f"{number(numbers['test_items'])} {'held-out' if seen == 0 else 'test'} questions about {clips} clips"
-    if accuracy.get("sft") is None:
-        told = "These questions come without true answers, so there is no accuracy here: read the answers and judge for yourself."
-        return tag(
-            "header",
-            top,
-            tag("h1", f"Answers to {asked}, side by side"),
-            tag("p", f"{told} {_new_clips(numbers)}", class_="lead"),
-            _not_kept(numbers),
-            _tiles(numbers),
-        )
-    gain, sft, rlaif = numbers["accuracy_gain"], percent(accuracy["sft"]), percent(accuracy["rlaif"])
-    title = {
-        "above": f"AI feedback took accuracy from {sft} to {rlaif}",
-        "below": f"AI feedback lowered accuracy from {sft} to {rlaif}",
-        "level": f"No clear change: {sft} of answers right after SFT, {rlaif} after AI feedback",
-    }[compared(gain)]
-    lead = f"That is {points(gain['mean'])} points over SFT ({_surely(gain)}), on {asked}. {_new_clips(numbers)}"
-    if without:
-        lead += f" {number(without)} of the questions come without a true answer and count in no figure of accuracy."
-    return tag(
-        "header",
-        top,
-        tag("h1", title),
-        tag("p", lead, class_="lead"),
-        _against_base(numbers),
-        _not_kept(numbers),
-        _tiles(numbers),
-    )
+    held_out, clips = "held-out" if seen == 0 else "test", number(numbers["test_clips"])
+    questions = f"{number(numbers['test_items'])} {held_out} questions about {clips} clips"
+    sentences: list[tuple[str, str]] = []
+    if numbers["accuracy"].get("sft") is None:
+        title = f"Answers to {questions}, side by side"
+        lead = f"These questions have no true answers, so no accuracy was measured. {_new_clips(seen)}"
+    else:
+        gain, sft, rlaif = numbers["accuracy_gain"], percent(numbers["accuracy"]["sft"]), percent(numbers["accuracy"]["rlaif"])
+        title = {
+            "above": f"Accuracy rose from {sft} (SFT) to {rlaif} (RLAIF)",
+            "below": f"Accuracy fell from {sft} (SFT) to {rlaif} (RLAIF)",
+            "level": f"No clear change in accuracy: {sft} (SFT), {rlaif} (RLAIF)",
+        }[compared(gain)]
+        lead = f"That is {points(gain['mean'])} points over SFT ({_interval(gain)}), on {questions}. {_new_clips(seen)}"
+        if without:
+            lead += f" {number(without)} of the questions have no true answer and count in no figure of accuracy."
+        sentences.append(_against_base(numbers))
+    if numbers["ppo"]["chosen_iteration"] == 0:
+        sentences.append((NOT_KEPT, " On the dev questions the judge preferred no checkpoint to it."))
+    return run_block("headline", name, numbers["seed"], title, lead, sentences, _tiles(numbers))
 
 
-def _surely(gain: Mapping[str, float]) -> str:
+def _interval(gain: Mapping[str, float]) -> str:
     low, high = gain["ci95_low"], gain["ci95_high"]
     return "too few questions for an interval" if low == high else f"95 % interval {interval(low, high)}"
 
 
-def _not_kept(numbers: Numbers) -> object:
-    if numbers["ppo"]["chosen_iteration"] != 0:
-        return ""
-    return tag("p", tag("strong", NOT_KEPT), " The judge preferred none of its checkpoints on dev questions.", class_="lead")
-
-
-def _new_clips(numbers: Numbers) -> str:
+def _new_clips(seen: int | None) -> str:
     """Whether the test is one of unseen clips."""
-    seen = numbers["test_clips_seen_before"]
     if seen is None:
-        return "Whether an earlier stage has used these clips can no longer be told."
+        return "It is not known whether an earlier stage has read these clips."
     if seen:
-        return f"Earlier stages have used {number(seen)} of these clips too, so this says little about clips that are new."
-    return "No stage before this evaluation has looked at these clips."
+        return f"Earlier stages have read {number(seen)} of these clips too, so this says little about new clips."
+    return "No stage before this evaluation has read these clips."
 
 
-def _against_base(numbers: Numbers) -> Html:
-    over, base = numbers["gain_over_base"], percent(numbers["accuracy"]["base"])
-    known = f"{points(over['mean'])} points, {_surely(over)}"
+def _against_base(numbers: Numbers) -> tuple[str, str]:
+    over, right = numbers["gain_over_base"], numbers["accuracy"]
+    figures = f" ({percent(right['base'])}): {points(over['mean'])} points, {_interval(over)}"
+    poor = ""
+    if numbers.get("world") and right["sft"] < right["base"]:
+        poor = " The tiny world's SFT labels are poor on purpose, and SFT itself is below the base."
     zero = "" if over["ci95_low"] == over["ci95_high"] else ", which includes zero"
-    poor = " That is no surprise here: the tiny world's SFT labels are poor on purpose, so SFT unlearns what the base knew."
-    if not numbers.get("world"):
-        poor = ""
-    strong, rest = {
-        "above": ("It passes the base before SFT", f" ({base}): {known}."),
-        "below": ("It does not pass the base before SFT", f" ({base}): {known}.{poor}"),
-        "level": ("It is not shown to pass the base before SFT", f" ({base}): {known}{zero}."),
+    return {
+        "above": ("RLAIF is above the base before SFT", f"{figures}."),
+        "below": ("RLAIF is below the base before SFT", f"{figures}.{poor}"),
+        "level": ("No clear difference from the base before SFT", f"{figures}{zero}."),
     }[compared(over)]
-    return tag("p", tag("strong", strong), rest, class_="lead")
 
 
-def _tiles(numbers: Numbers) -> Html:
-    right, judge, model, win = numbers["accuracy"], numbers["judge"], numbers["reward_model"], numbers["ppo"]["dev_win_rate"]
+def _tiles(numbers: Numbers) -> list[Html]:
+    def counted(label: str, value: float, n: int | None, what: str, note: str = "", tone: str = "") -> Html:
+        return tile(label, percent(value), run_block("counted", n, what, note, FEW), tone)
+
+    right, judge, model, ppo = numbers["accuracy"], numbers["judge"], numbers["reward_model"], numbers["ppo"]
     tiles = []
-    asked = numbers.get("answered_items", numbers["test_items"])
     if right.get("sft") is not None:
         for name, label in MODELS.items():
-            tiles.append(
-                tile(label, percent(right[name]), _counted(asked, "questions", _ends(numbers["accuracy_ci95"][name])), name)
-            )
+            low, high = numbers["accuracy_ci95"][name]
+            ends = f"95 % interval {100 * low:.1f} to {100 * high:.1f}" if low != high else "too few questions for an interval"
+            tiles.append(counted(label, right[name], numbers["answered_items"], "questions", ends, name))
     if judge["with_context"] is not None:
-        note = _counted(judge["with_context_n"], "decided pairs")
-        tiles.append(tile("Judge agrees with truth", percent(judge["with_context"]), note))
+        tiles.append(counted("Judge agrees with truth", judge["with_context"], judge["with_context_n"], "decided pairs"))
     else:
-        tiles.append(tile("Judge decided", percent(judge["decided_share"]), _counted(judge["pairs"], "pairs")))
+        tiles.append(counted("Judge decided", judge["decided_share"], judge["pairs"], "pairs"))
     if model["accuracy"] is not None:
-        note = _counted(model["n"], "held-out pairs", "against truth")
-        tiles.append(tile("Reward model", percent(model["accuracy"]), note))
+        tiles.append(counted("Reward model", model["accuracy"], model["n"], "held-out pairs", "against truth"))
     else:
-        note = _counted(model["held_out_pairs"], "held-out pairs", "against the judge")
-        tiles.append(tile("Reward model", percent(model["against_judge"]), note))
-    if win is not None:
-        note = _counted(numbers["ppo"]["dev_questions"], "dev questions", "over SFT, by the judge")
-        tiles.append(tile("Dev win rate", percent(win), note))
-    return tag("dl", *tiles, class_="tiles")
+        n = model["held_out_pairs"]
+        tiles.append(counted("Reward model", model["against_judge"], n, "held-out pairs", "against the judge"))
+    if ppo["dev_win_rate"] is not None:
+        note = "over SFT, by the judge"
+        tiles.append(counted("Dev win rate", ppo["dev_win_rate"], ppo["dev_questions"], "dev questions", note))
+    return tiles
 
 
 def accuracy(numbers: Numbers) -> Html:
@@ -158,93 +123,42 @@ def accuracy(numbers: Numbers) -> Html:
     rows = [bar(label, right[name], name, ends[name], right["guess"]) for name, label in MODELS.items()]
     lines = []
     for kind, row in sorted(kinds.items() if set(kinds) != {"all"} else ()):
-        changes = [_change(row["rlaif"] - row[other]) for other in ("sft", "base")]
+        changes = [run_block("change", row["rlaif"] - row[other]) for other in ("sft", "base")]
         lines.append([kind, number(row["n"]), *(share(row[name]) for name in MODELS), *changes])
-    gains = [_change(numbers[name]["mean"]) for name in ("accuracy_gain", "gain_over_base")]
+    gains = [run_block("change", numbers[name]["mean"]) for name in ("accuracy_gain", "gain_over_base")]
     lines.append(["all", number(numbers["answered_items"]), *(share(right[name]) for name in MODELS), *gains])
-    head = ["Question type", "n", "Base", "SFT", "Aligned", "over SFT", "over base"]
-    note = (
-        f"Exact match with the truth. Whiskers: 95 % intervals, whole clips drawn. Dashed: guessing, {percent(right['guess'])}."
-    )
-    by_type = table(head, lines, "% right, and the change in points", strong_last=True)
-    return section("accuracy", "Accuracy", bars(rows, "Accuracy per model"), tag("p", note, class_="note"), by_type)
+    return run_block("accuracy", rows, lines, right["guess"])
 
 
 def controls(numbers: Numbers) -> Html:
     """The same models on blank frames and on frames in a wrong order, beside guessing."""
     right = numbers["accuracy"]
-    far = max(0.0, *(right[f"{name}_blind"] - right["guess"] for name in MODELS))  # falling below it is no sign of cheating
-    over = f"more than {100 * far:.1f} points above" if far else "better than"
-    told = (
-        f"With blank frames no model is {over} guessing: the answers come from the pictures."
-        if far <= 0.05
-        else f"With blank frames a model is still {100 * far:.1f} points above guessing:"
-        " do not trust that all answers come from the pictures."
-    )
-    asked = numbers.get("answered_items", numbers["test_items"])
-    if asked < FEW:
-        told += f" {number(asked)} questions are too few to be sure."
-    ways = {"": "frames as they are", "_shuffled": "frames in a wrong order", "_blind": "blank frames"}
-    groups = [
-        tag(
-            "div",
-            tag("h3", label),
-            bars([bar(way, right[name + end], name, mark=right["guess"]) for end, way in ways.items()], label),
+    above = max(0.0, *(right[f"{name}_blind"] - right["guess"] for name in MODELS))  # below guessing is no warning sign
+    over = f"more than {100 * above:.1f} points above" if above else "better than"
+    text = f"With blank frames no model is {over} guessing: the accuracy above that comes from the frames."
+    if above > 0.05:
+        text = (
+            f"With blank frames a model is still {100 * above:.1f} points above guessing:"
+            " part of its right answers does not depend on the frames."
         )
-        for name, label in MODELS.items()
-    ]
-    told_guess = "Knows only the type of the question, and always gives that type's most frequent true answer."
-    guess = bars([bar("most frequent answer", right["guess"])], "Guessing")
-    groups.append(tag("div", tag("h3", "Guessing"), guess, tag("p", told_guess, class_="note")))
-    return section("controls", "Controls: is it really looking?", tag("p", told), tag("div", *groups, class_="two"))
+    n = numbers.get("answered_items", numbers["test_items"])
+    if n < FEW:
+        text += f" {number(n)} questions are too few to be sure."
+    return run_block("controls", text, MODELS, right)
 
 
 def gallery(rows: Sequence[Mapping[str, Any]], pictures: Mapping[str, Html], numbers: Numbers) -> Html:
-    """Test questions with frames and answers, grouped by what alignment did to them."""
-    parts: list[object] = []
+    """Test questions with frames and answers, grouped by how the answer changed. pictures: by the row's strip."""
+    groups: list[tuple[str, str, list[dict[str, Any]]]] = []
+    marked = any(kind(row) for row in rows)
+    models = [(name, MODELS[name]) for name in ("sft", "rlaif", "base")]
     for group, title in KINDS.items():
-        some = [row for row in rows if kind(row) == group]
-        if some:
+        cards = [dict(row) for row in rows if kind(row) == group]
+        for row in cards:
+            row["right"] = {n: exact_match(row[n], row["truth"]) if row.get("truth") else None for n, _ in models if n in row}
+        if cards:
             count = f"{number(numbers['cases'][group])} of {number(numbers['answered_items'])} questions" if group else ""
-            parts += [
-                tag("h3", title, " ", tag("small", count)),
-                tag("div", *(_card(row, pictures) for row in some), class_="cards"),
-            ]
-        elif group == "worse" and numbers["cases"]["worse"] == 0 and any(kind(row) for row in rows):
-            parts.append(tag("p", "No test question was right after SFT and wrong after alignment.", class_="note"))
-    told = "Words that are not in the truth are underlined."
-    if not any(kind(row) for row in rows):
-        told = "These questions have no true answers, so nothing is marked right or wrong."
-    note = f"Frames in order, row by row. {told}"
-    return section("gallery", "Gallery", tag("p", note, class_="note"), *parts)
-
-
-def _card(row: Mapping[str, Any], pictures: Mapping[str, Html]) -> Html:
-    truth = row.get("truth") or ""
-    told = [
-        answer(label, row[name], exact_match(row[name], truth) if truth else None, name, truth)
-        for name, label in (("sft", "SFT"), ("rlaif", "Aligned"), ("base", "Base, before SFT"))
-        if name in row
-    ]
-    missing = tag("p", "Frames of this clip were not kept.", class_="note")
-    return card(row["question"], row.get("type") or "", pictures.get(row.get("strip") or "", missing), truth, told)
-
-
-def _counted(n: int | None, what: str, note: str = "") -> Html:
-    """The note of a tile: out of how many, and whether that is too few."""
-    words: list[object] = [note] if note else []
-    if n is not None:
-        words.append(f"{number(n)} {what}")
-    if n is not None and n < FEW:
-        words.append(tag("span", "too few to rely on", class_="no"))
-    return join(words, " · ")
-
-
-def _ends(ends: Sequence[float]) -> str:
-    if ends[0] == ends[1]:
-        return "too few questions for an interval"
-    return f"95 % interval {100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
-
-
-def _change(share: float) -> Html:
-    return tag("span", points(share), class_="up" if share > 0 else "down" if share < 0 else None)
+            groups.append((title, count, cards))
+        elif group == "worse" and numbers["cases"]["worse"] == 0 and marked:
+            groups.append(("", "No test question was right after SFT and wrong after RLAIF.", []))
+    return run_block("gallery", groups, marked, models, pictures)

@@ -5,7 +5,6 @@ Both lie at the run's root and are written anew each time. Nothing is measured h
 
 from __future__ import annotations
 
-import io
 import json
 import sqlite3
 from collections import Counter
@@ -18,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from minirlaif.config import Config
+from minirlaif.config import Config, EvaluateSection
 from minirlaif.reports import html, run_diagnostics, run_results
 from minirlaif.reports.html import Html
 from minirlaif.runs.io import plain, read_json, read_jsonl, write_atomic
@@ -31,7 +30,7 @@ QUOTA = {"worse": 7, "better": 7, "both wrong": 6, "both right": 4}  # cards of 
 
 
 @dataclass(frozen=True)
-class Found:
+class StageOutputs:
     """What the stages of a run wrote."""
 
     manifests: Mapping[str, dict[str, Any]]
@@ -40,39 +39,39 @@ class Found:
     verdicts: Sequence[dict[str, Any]]
     metrics: Mapping[str, list[dict[str, Any]]]
     strips: Mapping[str, bytes]  # name in an answer's row -> JPEG
-    looked: tuple[int, int] | None  # clips and (clip, frame plan) entries in the feature cache
+    cached: tuple[int, int] | None  # clips and (clip, frame plan) entries in the feature cache
 
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. read the stages 2. numbers 3. both files. Cheap, so `redo` changes nothing. UserError when a stage is not finished."""
-    found = read(run)
-    numbers = summary(cfg, found)
+    outputs = read(run)
+    numbers = summary(cfg.evaluate, outputs)
     write_atomic(run.root / "report.json", json.dumps(plain(numbers), indent=1, ensure_ascii=False) + "\n")
-    write_atomic(run.root / "report.html", document(cfg, run.root.name, found, numbers))
+    write_atomic(run.root / "report.html", document(cfg.evaluate, run.root.name, outputs, numbers))
 
 
-def read(run: Run) -> Found:
+def read(run: Run) -> StageOutputs:
     """Everything the report shows. UserError naming the command that makes a missing stage."""
     folders = {name: run.require(name) for name in READ}
     manifests = {name: manifest for name in ("world", *READ) if (manifest := run.manifest(name)) is not None}
     answers = read_jsonl(folders["evaluate"] / "answers.jsonl", missing_ok=True)
     names = sorted({row["strip"] for row in answers if row.get("strip")})
-    return Found(
+    return StageOutputs(
         manifests,
         read_json(folders["evaluate"] / "result.json"),
         answers,
         read_jsonl(folders["feedback"] / "verdicts.jsonl", missing_ok=True),
         {name: read_jsonl(folders[name] / "metrics.jsonl", missing_ok=True) for name in CURVES},
         {name: (folders["evaluate"] / name).read_bytes() for name in names},
-        _looked(run.root / "cache" / "features.sqlite"),
+        _cached(run.root / "cache" / "features.sqlite"),
     )
 
 
-def summary(cfg: Config, found: Found) -> dict[str, Any]:
+def summary(evaluate: EvaluateSection, outputs: StageOutputs) -> dict[str, Any]:
     """The content of report.json: shares from 0 to 1, seconds, counts; None where nothing was measured."""
-    result, ppo = found.result, found.manifests["ppo"]["metrics"]
+    result, ppo = outputs.result, outputs.manifests["ppo"]["metrics"]
     nothing = {"mean": None, "ci95_low": None, "ci95_high": None}
-    reward = found.manifests["reward"]["metrics"]
+    reward = outputs.manifests["reward"]["metrics"]
     names = ("base", "sft", "rlaif", "guess", "base_blind", "sft_blind", "rlaif_blind")
     return {
         "test_items": result["test_items"],
@@ -80,15 +79,15 @@ def summary(cfg: Config, found: Found) -> dict[str, Any]:
         "test_clips_seen_before": result.get("test_clips_seen_before"),
         "answered_items": result.get("answered_items", result["test_items"] if result.get("accuracy") else 0),
         "seed": result["seed"],
-        "evaluation": found.manifests["evaluate"]["identity"],  # so that `status` knows when there is a newer one
+        "evaluation": outputs.manifests["evaluate"]["identity"],  # so that `status` knows when there is a newer one
         "accuracy": result.get("accuracy") or dict.fromkeys(names),
-        "accuracy_ci95": _intervals(cfg, found) if result.get("accuracy") else None,
+        "accuracy_ci95": _intervals(evaluate.bootstrap, outputs) if result.get("accuracy") else None,
         "accuracy_by_type": result.get("accuracy_by_type"),
         "accuracy_gain": result.get("accuracy_gain", nothing),
         "guess_with_hindsight": result.get("guess_with_hindsight"),
         "gain_over_base": result.get("gain_over_base", nothing),
         "against_base": run_results.compared(result["gain_over_base"]) if result.get("gain_over_base") else None,
-        "judge": _judge(found),
+        "judge": _judge(outputs),
         "reward_model": {"held_out_pairs": reward.get("held_out_pairs")}
         | (
             result.get("reward_model")
@@ -103,34 +102,34 @@ def summary(cfg: Config, found: Found) -> dict[str, Any]:
         ),
         "context": result.get("context"),
         "ppo": {name: ppo.get(name) for name in ("chosen_iteration", "dev_win_rate", "dev_questions", "kl", "score")},
-        "world": "world" in found.manifests,
-        "cases": {kind: sum(run_results.kind(row) == kind for row in found.answers) for kind in QUOTA},
-        "counts": _counts(found),
-        "seconds": {name: manifest["seconds"] for name, manifest in found.manifests.items()},
+        "world": "world" in outputs.manifests,
+        "cases": {kind: sum(run_results.kind(row) == kind for row in outputs.answers) for kind in QUOTA},
+        "counts": _counts(outputs),
+        "seconds": {name: manifest["seconds"] for name, manifest in outputs.manifests.items()},
     }
 
 
-def document(cfg: Config, name: str, found: Found, numbers: Mapping[str, Any]) -> Html:
+def document(evaluate: EvaluateSection, name: str, outputs: StageOutputs, numbers: Mapping[str, Any]) -> Html:
     """The content of report.html."""
-    rows = chosen(found.answers, max(1, cfg.evaluate.gallery))
-    shown = {row["strip"]: found.strips[row["strip"]] for row in rows if row.get("strip") in found.strips}
-    by_content = {data: f"s{place}" for place, data in enumerate(dict.fromkeys(shown.values()))}
-    count = found.manifests["evaluate"]["config"].get("video", {}).get("frames")
-    pictures = {strip: html.frames(by_content[data], *_frames(data, count)) for strip, data in shown.items() if data}
-    settings = {name: manifest["config"] for name, manifest in found.manifests.items()}
+    rows = chosen(outputs.answers, max(1, evaluate.gallery))
+    strips = {row["strip"]: outputs.strips[row["strip"]] for row in rows if row.get("strip") in outputs.strips}
+    by_content = {data: f"s{place}" for place, data in enumerate(dict.fromkeys(strips.values()))}
+    count = outputs.manifests["evaluate"]["config"].get("video", {}).get("frames")
+    pictures = {strip: html.strip(by_content[data], data, count) for strip, data in strips.items() if data}
+    settings = {name: manifest["config"] for name, manifest in outputs.manifests.items()}
     parts = [
         run_results.headline(name, numbers),
         *([run_results.accuracy(numbers), run_results.controls(numbers)] if numbers["accuracy"].get("sft") is not None else []),
         run_diagnostics.judge(numbers, settings["feedback"]["feedback"]),
         run_diagnostics.reward(numbers, settings["reward"]["reward"]),
-        run_diagnostics.training(numbers, found.metrics),
+        run_diagnostics.training(numbers, outputs.metrics),
         run_results.gallery(rows, pictures, numbers),
         run_diagnostics.time(numbers),
-        run_diagnostics.looks(numbers),
-        run_diagnostics.foot(found.manifests, _settings(found.manifests)),
+        run_diagnostics.counts(numbers),
+        run_diagnostics.foot(outputs.manifests, _settings(outputs.manifests)),
     ]
-    named = {key: data for data, key in by_content.items() if data}
-    return html.page(f"minirlaif report: {name}", parts, html.strip_styles(named))
+    styles = html.strip_styles({key: data for data, key in by_content.items() if data})
+    return html.page(f"minirlaif report: {name}", parts, styles)
 
 
 def _settings(manifests: Mapping[str, dict[str, Any]]) -> str:
@@ -147,19 +146,20 @@ def _settings(manifests: Mapping[str, dict[str, Any]]) -> str:
 
 
 def chosen(answers: Sequence[dict[str, Any]], wanted: int) -> list[dict[str, Any]]:
-    """Rows for the gallery: some of each kind as in QUOTA, worse ones first, then whatever fills it up.
+    """Rows for the gallery: of each kind about its share in QUOTA, "worse" first, then others until `wanted` are there.
 
-    A row borrows the frames of another question about the same clip. Rows without frames stand in where a kind has no others.
+    A row without frames takes those of another question about the same clip, if there are any. Rows of a kind that has none with
+    frames are shown without; of "worse" all are.
     """
     strips = {row["video"]: row["strip"] for row in reversed(answers) if row.get("strip")}
     rows = [{**row, "strip": row.get("strip") or strips.get(row["video"], "")} for row in answers]
     picked: list[dict[str, Any]] = []
     for kind, quota in QUOTA.items():
-        some = [row for row in rows if run_results.kind(row) == kind]
-        framed = _spread([row for row in some if row["strip"]])
-        picked += (framed + [row for row in some if not row["strip"]] if kind == "worse" else framed or some)[
-            : max(1, round(quota * wanted / sum(QUOTA.values())))
-        ]
+        of_kind = [row for row in rows if run_results.kind(row) == kind]
+        candidates = _spread([row for row in of_kind if row["strip"]])
+        if kind == "worse" or not candidates:
+            candidates += [row for row in of_kind if not row["strip"]]
+        picked += candidates[: max(1, round(quota * wanted / sum(QUOTA.values())))]
     ids = {row["id"] for row in picked}
     picked += _spread([row for row in rows if row["id"] not in ids and row["strip"]], run_results.kind)
     if not strips:
@@ -177,47 +177,47 @@ def _spread(rows: Sequence[dict[str, Any]], by: Callable[[dict[str, Any]], str] 
     return [row for _, row in sorted(turns, key=lambda turn: turn[0])]
 
 
-def _intervals(cfg: Config, found: Found) -> dict[str, list[float]]:
-    """95 % intervals of each model's accuracy; whole clips are drawn, as for the gain."""
+def _intervals(resamples: int, outputs: StageOutputs) -> dict[str, list[float]]:
+    """95 % intervals of each model's accuracy; whole clips are resampled, as for the gain."""
     ends = {}
     for model in ("base", "sft", "rlaif"):
         clusters: dict[str, list[float]] = {}
-        for row in filter(run_results.kind, found.answers):  # those with a true answer
+        for row in filter(run_results.kind, outputs.answers):  # those with a true answer
             clusters.setdefault(row["video"], []).append(float(exact_match(row[model], row["truth"])))
-        ends[model] = list(paired_bootstrap(clusters, cfg.evaluate.bootstrap, found.result["seed"])[1:])
+        ends[model] = list(paired_bootstrap(clusters, resamples, outputs.result["seed"])[1:])
     return ends
 
 
-def _judge(found: Found) -> dict[str, Any]:
+def _judge(outputs: StageOutputs) -> dict[str, Any]:
     """The figures of `evaluate` and `feedback`, and what needs no truth: pairs decided without context, the letters."""
-    counted = found.manifests["feedback"]["metrics"]
+    metrics = outputs.manifests["feedback"]["metrics"]
     names = ("swap_consistency", "decided_share", "longer_wins", "pairs", "tie", "invalid", "disagree", "same_answers")
-    asked = [row for row in found.verdicts if row["answer_a"] != row["answer_b"]]
-    bare = [row["without_context"]["choice"] in ("A", "B") for row in asked if row.get("without_context")]
-    letters = [row["letter"]["orders"] for row in asked if row.get("letter")]
-    firm = [orders[0] == orders[1] and orders[0] in ("A", "B") for orders in letters]
+    rows = [row for row in outputs.verdicts if row["answer_a"] != row["answer_b"]]
+    without = [row["without_context"]["choice"] in ("A", "B") for row in rows if row.get("without_context")]
+    letters = [row["letter"]["orders"] for row in rows if row.get("letter")]
+    agree = [orders[0] == orders[1] and orders[0] in ("A", "B") for orders in letters]
     # Orders are in names of the first one, so A then B is the answer shown first, both times.
-    places = [tuple(orders) for orders in letters]
+    pairs = [tuple(orders) for orders in letters]
     return {
         "with_context": None,
         "without_context": None,
-        **{name: counted.get(name) for name in names},
-        **(found.result.get("judge") or {}),
-        "tie_asked": sum(row["choice"] == "tie" for row in asked),
-        "without_context_decided_share": sum(bare) / len(bare) if bare else None,
+        **{name: metrics.get(name) for name in names},
+        **(outputs.result.get("judge") or {}),
+        "tie_asked": sum(row["choice"] == "tie" for row in rows),
+        "without_context_decided_share": sum(without) / len(without) if without else None,
         "letter_pairs": len(letters),
-        "letter_swap_consistency": sum(firm) / len(firm) if firm else None,
-        "letter_first_shown_share": places.count(("A", "B")) / len(places) if places else None,
-        "letter_second_shown_share": places.count(("B", "A")) / len(places) if places else None,
+        "letter_swap_consistency": sum(agree) / len(agree) if agree else None,
+        "letter_first_shown_share": pairs.count(("A", "B")) / len(pairs) if pairs else None,
+        "letter_second_shown_share": pairs.count(("B", "A")) / len(pairs) if pairs else None,
     }
 
 
-def _counts(found: Found) -> dict[str, Any]:
-    """Looks and prefills. Per clip means: looks per (clip, frame plan), prefilled prompt tokens per clip."""
-    stages = {name: manifest["counters"] for name, manifest in found.manifests.items() if manifest["counters"]}
+def _counts(outputs: StageOutputs) -> dict[str, Any]:
+    """Counters by stage and in all; decodes and encodes per (clip, frame plan), prefilled prompt tokens per clip."""
+    stages = {name: manifest["counters"] for name, manifest in outputs.manifests.items() if manifest["counters"]}
     names = ("decodes", "encodes", "encoded_frames", "plans", "opened", "prefilled_tokens")
     total = {name: sum(counters.get(name, 0) for counters in stages.values()) for name in names}
-    clips, cached = found.looked or (0, 0)
+    clips, cached = outputs.cached or (0, 0)
     return {
         "decodes_per_clip": total["decodes"] / total["plans"] if total["plans"] else None,
         "encodes_per_clip": total["encodes"] / total["plans"] if total["plans"] else None,
@@ -229,7 +229,7 @@ def _counts(found: Found) -> dict[str, Any]:
     }
 
 
-def _looked(cache: Path) -> tuple[int, int] | None:
+def _cached(cache: Path) -> tuple[int, int] | None:
     """Clips and entries of the feature cache, or None when it was deleted or cannot be read."""
     if not cache.is_file():
         return None
@@ -239,12 +239,3 @@ def _looked(cache: Path) -> tuple[int, int] | None:
     except sqlite3.Error:
         return None
     return int(clips), int(plans)
-
-
-def _frames(jpeg: bytes, count: int | None) -> tuple[int, float]:
-    """How many pictures lie side by side in a strip (None: they are square), and the width by the height of one."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(jpeg)) as picture:
-        count = count or max(1, picture.width // picture.height)
-        return count, picture.width / count / picture.height

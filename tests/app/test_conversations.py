@@ -595,7 +595,8 @@ def test_pages_about_runs_that_lack_something(finished: Path, tmp_path: Path) ->
     for made in (run_pages.progress(None), run_pages.gallery(None, "all", 1)[0], run_pages.verdict(None, "all", 1)[0]):
         assert "python -m minirlaif run --config configs/tiny.yaml --run tiny" in made
     run = Run(finished / "a")
-    assert run_pages.gallery(run, "all", 99)[1] == 2 and "Alignment made it worse" in run_pages.gallery(run, "all", 1)[0]
+    assert run_pages.gallery(run, "all", 99)[1] == 2
+    assert "Right after SFT, wrong after RLAIF" in run_pages.gallery(run, "all", 1)[0]
 
 
 def test_examples_suit_the_run(finished: Path, tmp_path: Path) -> None:

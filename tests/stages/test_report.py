@@ -17,7 +17,7 @@ from minirlaif.reports import run_diagnostics, run_results
 from minirlaif.runs.run import Run
 from minirlaif.stages import report
 
-SECTIONS = ["accuracy", "controls", "judge", "reward", "training", "gallery", "time", "looks"]
+SECTIONS = ["accuracy", "controls", "judge", "reward", "training", "gallery", "time", "counts"]
 ATTACK = '<script>alert(1)</script><img src="http://x.invalid/a" onerror=alert(2)>'
 ANSWERS = {  # kind -> truth, SFT answer, aligned answer
     "worse": ("a cross", "a cross", "a circle"),
@@ -221,7 +221,7 @@ def test_a_policy_that_was_not_kept_is_said(tmp_path: Path):
     cfg, run = make(tmp_path / "r", ROWS, result(ROWS))
     found = report.read(run)
     found.manifests["ppo"]["metrics"]["chosen_iteration"] = 0
-    html = report.document(cfg, "r", found, report.summary(cfg, found))
+    html = report.document(cfg.evaluate, "r", found, report.summary(cfg.evaluate, found))
     assert (
         Reader(html).text.count(run_results.NOT_KEPT) == 2 and "dashed line marks" not in html and html.count('"chosen"') == 1
     )  # SFT's own
@@ -245,7 +245,7 @@ def test_nothing_is_said_about_what_is_not_there(tmp_path: Path):
     found = report.read(run)
     for line in found.verdicts:
         line.pop("letter", None)
-    page_ = str(report.document(cfg, "r", found, report.summary(cfg, found)))
+    page_ = str(report.document(cfg.evaluate, "r", found, report.summary(cfg.evaluate, found)))
     html = Reader(page_[: page_.index("<footer")] + "</main></body></html>").text
     assert "by type" not in html.lower().replace("type of question", "") and "etter read-out" not in html
     assert page_[: page_.index('id="controls"')].count('<th scope="row">all</th>') == 1
@@ -254,9 +254,9 @@ def test_nothing_is_said_about_what_is_not_there(tmp_path: Path):
 def test_strips_keep_their_proportions(tmp_path: Path):
     cfg, run = make(tmp_path / "r", ROWS, result(ROWS))
     found = report.read(run)
-    assert "--n:12;--aspect:1;" in report.document(cfg, "r", found, report.summary(cfg, found))
+    assert "--n:12;--aspect:1;" in report.document(cfg.evaluate, "r", found, report.summary(cfg.evaluate, found))
     found.manifests["evaluate"]["config"]["video"] = {"frames": 6}  # the same pictures, taken for half as many twice as wide
-    html = report.document(cfg, "r", found, report.summary(cfg, found))
+    html = report.document(cfg.evaluate, "r", found, report.summary(cfg.evaluate, found))
     assert "--n:6;--aspect:2;" in html and "aspect-ratio:var(--aspect,1)" in html
 
 
@@ -271,7 +271,7 @@ def test_status_knows_the_evaluation_that_a_report_shows(tmp_path: Path):
     assert report_state(run)[0].startswith("outdated")  # what the evaluation stands on was made again
 
 
-def test_a_second_look_shows(tmp_path: Path):
+def test_a_second_decode_shows(tmp_path: Path):
     numbers, html = written(*make(tmp_path / "r", ROWS, result(ROWS), decodes=15))
     assert numbers["counts"]["decodes_per_clip"] == 1.5
     assert "decoded and encoded once" not in html and "1.50" in html
@@ -281,7 +281,7 @@ def test_page_is_whole_and_in_order(tmp_path: Path):
     _, html = written(*make(tmp_path / "r", ROWS, result(ROWS)))
     read = Reader(html)
     assert [value for name, value in read.attributes if name == "id"] == SECTIONS
-    assert "AI feedback took accuracy from 23.0 % to 46.0 %" in read.text
+    assert "Accuracy rose from 23.0 % (SFT) to 46.0 % (RLAIF)" in read.text
     assert "+23.0 points over SFT (95 % interval +19.0 to +27.0)" in read.text
     assert "iteration 2, whose weights were kept" in read.text
     assert read.names.count("svg") == 8 and read.names.count("article") == 5
@@ -291,11 +291,11 @@ def test_page_is_whole_and_in_order(tmp_path: Path):
 @pytest.mark.parametrize(
     ("gain", "words"),
     [
-        ((0.05, 0.02, 0.08), "It passes the base before SFT (45.0 %): +5.0 points, 95 % interval +2.0 to +8.0."),
-        ((-0.05, -0.08, -0.02), "It does not pass the base before SFT (45.0 %): −5.0 points, 95 % interval −8.0 to −2.0."),
+        ((0.05, 0.02, 0.08), "RLAIF is above the base before SFT (45.0 %): +5.0 points, 95 % interval +2.0 to +8.0."),
+        ((-0.05, -0.08, -0.02), "RLAIF is below the base before SFT (45.0 %): −5.0 points, 95 % interval −8.0 to −2.0."),
         (
             (0.01, -0.02, 0.04),
-            "It is not shown to pass the base before SFT (45.0 %): +1.0 points, 95 % interval −2.0 to +4.0, which",
+            "No clear difference from the base before SFT (45.0 %): +1.0 points, 95 % interval −2.0 to +4.0, which",
         ),
     ],
 )
@@ -308,9 +308,9 @@ def test_whether_the_base_is_passed(tmp_path: Path, gain: tuple[float, float, fl
 @pytest.mark.parametrize(
     ("seen", "words"),
     [
-        (0, "on 5 held-out questions about 5 clips. No stage before this evaluation has looked at these clips."),
-        (2, "on 5 test questions about 5 clips. Earlier stages have used 2 of these clips too"),
-        (None, "on 5 test questions about 5 clips. Whether an earlier stage has used these clips can no longer be told."),
+        (0, "on 5 held-out questions about 5 clips. No stage before this evaluation has read these clips."),
+        (2, "on 5 test questions about 5 clips. Earlier stages have read 2 of these clips too"),
+        (None, "on 5 test questions about 5 clips. It is not known whether an earlier stage has read these clips."),
     ],
 )
 def test_whether_the_clips_are_new(tmp_path: Path, seen: int | None, words: str):
@@ -325,7 +325,7 @@ def test_questions_without_an_answer_count_in_no_accuracy(tmp_path: Path):
     assert numbers["answered_items"] == 5 and numbers["test_items"] == 6
     alone, _ = written(*make(tmp_path / "alone", ROWS, result(ROWS)))
     assert numbers["accuracy_ci95"] == alone["accuracy_ci95"] and alone["answered_items"] == 5
-    assert "1 of the questions come without a true answer" in Reader(html).text and "1 of 5 questions" in Reader(html).text
+    assert "1 of the questions have no true answer" in Reader(html).text and "1 of 5 questions" in Reader(html).text
 
 
 def test_settings_are_those_that_the_stages_were_made_with(tmp_path: Path):
@@ -343,11 +343,11 @@ def test_settings_are_those_that_the_stages_were_made_with(tmp_path: Path):
     assert all(words in text for words in ("t: &#39;12&#39;", "d: &#39;34&#39;", "test:", "dev:")), text[-3000:]
 
 
-@pytest.mark.parametrize(("low", "high", "words"), [(-0.2, -0.1, "lowered accuracy"), (-0.1, 0.1, "No clear change")])
+@pytest.mark.parametrize(("low", "high", "words"), [(-0.2, -0.1, "Accuracy fell"), (-0.1, 0.1, "No clear change")])
 def test_a_bad_result_is_said(tmp_path: Path, low: float, high: float, words: str):
     poor = {"mean": (low + high) / 2, "ci95_low": low, "ci95_high": high}
     _, html = written(*make(tmp_path / "r", ROWS, result(ROWS, accuracy_gain=poor)))
-    assert words in html and "took accuracy" not in html
+    assert words in html and "Accuracy rose" not in html
 
 
 def test_nobodys_text_becomes_markup(tmp_path: Path):
@@ -372,7 +372,7 @@ def test_worse_cases_are_never_left_out(tmp_path: Path):
     rows = [row(n, "better") for n in range(5)] + [row(7, "worse", strip=False)]
     cfg, run = make(tmp_path / "r", rows, result(rows), overrides=("evaluate.gallery=3",))
     _, html = written(cfg, run)
-    assert "Alignment made it worse" in html and "what is 7?" in html and "Frames of this clip were not kept" in html
+    assert "Right after SFT, wrong after RLAIF" in html and "what is 7?" in html and "Frames of this clip were not kept" in html
     assert html.count("<article") == 3
 
 
@@ -407,14 +407,14 @@ def test_gallery_is_balanced():
 def test_no_worse_case_is_said(tmp_path: Path):
     rows = [row(0, "better"), row(1, "both wrong")]
     _, html = written(*make(tmp_path / "r", rows, result(rows)))
-    assert "No test question was right after SFT and wrong after alignment." in html
+    assert "No test question was right after SFT and wrong after RLAIF." in html
 
 
 def test_clips_without_truth(tmp_path: Path):
     rows = [row(number, kind, truth=False) for number, kind in enumerate(ANSWERS)]
     numbers, html = written(*make(tmp_path / "r", rows, {"test_items": 4, "test_clips": 4, "seed": 3}))
     read = Reader(html)
-    assert "come without true answers" in read.text and "side by side" in read.text
+    assert "have no true answers" in read.text and "side by side" in read.text
     assert "right" not in [word for word in read.words if "✓" in word] and "✓" not in html and "✗" not in html
     assert [value for name, value in read.attributes if name == "id"] == [
         s for s in SECTIONS if s not in ("accuracy", "controls")
@@ -439,7 +439,7 @@ def test_controls_say_when_blank_frames_do_not_blind():
     right = {f"{m}{c}": 0.3 for m in run_results.MODELS for c in ("", "_blind", "_shuffled")} | {"guess": 0.28}
     assert "more than 2.0 points above guessing" in run_results.controls({"accuracy": right, "test_items": 30})
     assert "still 6.0 points above" in (far := run_results.controls({"accuracy": right | {"sft_blind": 0.34}, "test_items": 30}))
-    assert "do not trust" in far and "too few" not in far
+    assert "does not depend on the frames" in far and "too few" not in far
     # Below guessing is what blindness looks like, not a warning sign.
     below = run_results.controls({"accuracy": right | {f"{m}_blind": 0.1 for m in run_results.MODELS}, "test_items": 29})
     assert "no model is better than guessing" in below and "29 questions are too few" in below
@@ -503,8 +503,8 @@ def test_a_bar_stays_in_its_track():
     assert "width:100.00%" in drawn and "left:0.00%;width:50.00%" in drawn and "left:25.00%" in drawn
 
 
-def test_looks_without_any_new_entry():
+def test_counts_without_any_new_entry():
     nothing = {"decodes": 0, "encodes": 0, "plans": 0, "encoded_frames": 0, "opened": 0, "prefilled_tokens": 0}
     counts = {"decodes_per_clip": None, "encodes_per_clip": None, "prefilled_tokens_per_clip": None, "clips": None,
               "cached_plans": None, "total": nothing, "by_stage": {"sft": nothing}}  # fmt: skip
-    assert "decoded and encoded once" not in run_diagnostics.looks({"counts": counts})
+    assert "decoded and encoded once" not in run_diagnostics.counts({"counts": counts})

@@ -65,4 +65,4 @@ def export_run(cfg: config.Config, run: Run, types: tuple[str, ...], adapters: b
     """The stage, which loads torch."""
     from minirlaif.stages import export
 
-    export.run(cfg, run, export.Wanted(types, adapters, questions), redo=redo)
+    export.run(cfg, run, export.ExportOptions(types, adapters, questions), redo=redo)

@@ -1,6 +1,6 @@
-"""What a runtime has to know about exported files beside their weights: `minirlaif.json` in the export's folder. No torch.
+"""`minirlaif.json` in the export's folder: how prompts and frames are made for exported files. No torch.
 
-Written by the export, read by the runtime, so that a prompt and its frames are at run time what they were in training.
+The export writes it and the runtime reads it, so that prompt and frames equal those of training.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Facts:
+class ExportInfo:
     """An export. File names are relative to its folder.
 
     run: name of the training run; family: transformers' model_type of the base; layout and sizing: how prompts are written and
     frames made; frames and frame_pixels: of a clip in training; options: how the policy sampled.
-    text: text model by type, such as {"f16": "tiny-F16.gguf", "q8_0": …}, best first; mmproj: what sees.
-    models: what can be talked to, best first; adapters: LoRA file by model, where a model is not the text file as it is.
+    text: text model by type, such as {"f16": "tiny-F16.gguf", "q8_0": …}, best first; mmproj: the vision projector.
+    models: that can answer, best first; adapters: LoRA file by model, where a model is not the text file as it is.
     """
 
     run: str
@@ -52,28 +52,28 @@ class Facts:
             raise ValueError(f"adapters of unknown models: {', '.join(sorted(unknown))}")
 
 
-def write(folder: Path, facts: Facts) -> None:
+def write(folder: Path, info: ExportInfo) -> None:
     """Write FILE into an export's folder."""
-    write_atomic(folder / FILE, json.dumps(asdict(facts), indent=1, ensure_ascii=False) + "\n")
+    write_atomic(folder / FILE, json.dumps(asdict(info), indent=1, ensure_ascii=False) + "\n")
 
 
-def read(folder: Path) -> Facts:
-    """The facts of an export's folder. UserError when there are none, or when they cannot be understood."""
+def read(folder: Path) -> ExportInfo:
+    """Read FILE of an export's folder. UserError when it is missing or invalid."""
     path = folder / FILE
     if not path.is_file():
         raise UserError(
-            f"{folder}: no {FILE} in it, so nobody knows how its frames and prompts are made; name a folder that"
+            f"{folder}: no {FILE} in it, so its prompt and frame settings are unknown; name a folder that"
             " `python -m minirlaif export` made"
         )
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        sizing, pad = found["sizing"], found["sizing"].get("pad")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        sizing, pad = values["sizing"], values["sizing"].get("pad")
         parts = {
-            "layout": Layout(**found["layout"]),
+            "layout": Layout(**values["layout"]),
             "sizing": Sizing(**{**sizing, "pad": pad and tuple(pad)}),
-            "options": SamplingParams(**found["options"]),
-            "models": tuple(found["models"]),
+            "options": SamplingParams(**values["options"]),
+            "models": tuple(values["models"]),
         }
-        return Facts(**{**found, **parts})
+        return ExportInfo(**{**values, **parts})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be understood ({error}); export the run again") from None

@@ -1,18 +1,13 @@
-"""Frames of clips: decoded in a process of its own that can be killed, picked by time, checked before anything trains.
+"""Frames of clips: decoded in a child process that can be killed, chosen by time, checked before anything trains.
 
 decord can hang while it holds the interpreter lock (dmlc/decord#373), and a broken file can crash a decoder, so nothing decodes
-in this process: `ClipReader` talks to `_reader.py`, which also says which decoder reads what.
+in this process: `ClipReader` starts decode_worker.py, which also documents which decoder reads what.
 """
 
 from __future__ import annotations
 
 import io
-import json
-import os
-import subprocess
 import sys
-import tempfile
-import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minirlaif.errors import UserError
+from minirlaif.video.child_process import ChildLost, ChildProcess
 from minirlaif.video.frame_sampling import FramePlan, FrameSize, uniform_plan
 
 START_SECONDS = 120.0  # the reader's imports may come from a cold disk
@@ -70,18 +66,13 @@ class ClipReader:
         decodes: (clip, plan) pairs decoded by `frames` so far. `info` looks at three frames, which do not count.
     """
 
-    command: tuple[str, ...] = (
-        sys.executable,
-        "-P",
-        "-m",
-        "minirlaif.video.decode_worker",
-    )  # -P: nothing in the working folder may shadow a module
+    # -P: nothing in the working folder may shadow a module
+    command: tuple[str, ...] = (sys.executable, "-P", "-m", "minirlaif.video.decode_worker")
 
     def __init__(self, timeout_seconds: float, most_pixels: int = 0) -> None:
         self.decodes = 0
         self._timeout, self._most_pixels = timeout_seconds, most_pixels
-        self._child: subprocess.Popen[bytes] | None = None
-        self._errors: IO[bytes] | None = None  # what the child printed
+        self._child: ChildProcess | None = None
         self._only_av: set[str] = set()  # clips that decord hung on
 
     def __enter__(self) -> ClipReader:
@@ -112,14 +103,7 @@ class ClipReader:
     def close(self) -> None:
         """End the child process."""
         if self._child is not None:
-            self._child.kill()
-            self._child.wait()
-            for pipe in (self._child.stdin, self._child.stdout, self._errors):
-                if pipe is not None:
-                    try:
-                        pipe.close()
-                    except OSError:  # a request that never reached a dead child
-                        pass
+            self._child.close()
             self._child = None
 
     def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.uint8]]:
@@ -139,32 +123,22 @@ class ClipReader:
         raise UnreadableClip(path, lost[-1])
 
     def _exchange(self, request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.uint8]]:
-        """Send a request, read the reply. Raises _Lost; any interruption ends the child: half a reply may be on its way."""
-        if self._child is None or self._child.poll() is not None:
+        """Send a request, read the reply. Raises _Lost; any interruption ends the child: half a reply may be in the pipe."""
+        if self._child is None or not self._child.alive():
             self._start()
         try:
-            return self._timed(json.dumps(request).encode() + b"\n", self._timeout)
+            return self._timed(request, self._timeout)
         except BaseException:
             self.close()
             raise
 
     def _start(self) -> None:
         self.close()
-        self._errors = tempfile.TemporaryFile()
-        root = str(Path(__file__).parents[2])
-        self._child = subprocess.Popen(
-            self.command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))},
-            start_new_session=True,  # Ctrl-C goes to this process, which then ends the child
-        )
+        self._child = ChildProcess(self.command)
         try:
-            self._timed(b"", START_SECONDS)
+            self._timed(None, START_SECONDS)
         except _Lost as error:
-            self._errors.seek(0)
-            printed = self._errors.read().decode(errors="replace").strip().splitlines() or [str(error)]
+            printed = self._child.printed() or [str(error)]
             self.close()
             raise UserError(
                 f"the clip reader does not start ({printed[-1]}); `python -m minirlaif doctor` says what is missing"
@@ -173,39 +147,25 @@ class ClipReader:
             self.close()
             raise
 
-    def _timed(self, line: bytes, seconds: float) -> tuple[dict[str, Any], NDArray[np.uint8]]:
-        """Write a line to the child and read its reply. A timer kills the child, which ends the reading: pipes have no time
-        limit."""
+    def _timed(self, request: dict[str, Any] | None, seconds: float) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+        """Ask the child, which is killed after so many seconds; its reply and the frames that follow it."""
         child = self._child
-        assert child is not None and child.stdin is not None and child.stdout is not None
-        expired = threading.Event()
+        assert child is not None
+        frames: NDArray[np.uint8] = np.empty(0, dtype=np.uint8)
 
-        def kill() -> None:
-            expired.set()
-            child.kill()
+        def fill(header: dict[str, Any]) -> bool:
+            nonlocal frames
+            frames = np.empty(header.get("shape", 0), dtype=np.uint8)
+            return not frames.size or _fill(child.stdout, frames.data.cast("B"))
 
-        timer = threading.Timer(seconds, kill)
-        timer.daemon = True
-        timer.start()
         try:
-            child.stdin.write(line)
-            child.stdin.flush()
-            header = json.loads(child.stdout.readline() or b"null")
-            if header is not None:
-                frames = np.empty(header.get("shape", 0), dtype=np.uint8)
-                if not frames.size or _fill(child.stdout, frames.data.cast("B")):
-                    return header, frames
-        except (BrokenPipeError, json.JSONDecodeError):
-            pass  # it died over the request, or in the middle of a reply
-        finally:
-            timer.cancel()
-            timer.join()
-        if expired.is_set():
-            raise _Lost(
-                f"no answer within {seconds:g} seconds (video.timeout_seconds): the decoder hangs or the clip is too long"
-            )
-        child.kill()  # it may live on after half a reply
-        raise _Lost(f"the decoder crashed (exit status {child.wait()})")
+            return child.ask(request, fill=fill, seconds=seconds), frames
+        except ChildLost as lost:
+            if lost.timed_out:
+                raise _Lost(
+                    f"no answer within {seconds:g} seconds (video.timeout_seconds): the decoder hangs or the clip is too long"
+                ) from None
+            raise _Lost(f"the decoder crashed (exit status {lost.status})") from None
 
 
 def _fill(pipe: IO[bytes], buffer: memoryview) -> bool:

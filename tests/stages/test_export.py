@@ -58,24 +58,26 @@ def lines(run: Run) -> list[dict[str, Any]]:
 
 def test_the_files_are_the_model(run: Run) -> None:
     export_runs.check_parity(run)
-    told = export_runs.manifest(run)
-    assert told["pre_tokenizer"] == "gpt-2" and told["converter"] == "0.3.36"
-    assert told["frame_grid"]["tile"] == 32 and told["frame_grid"]["frames"] == 4
-    assert told["merge"]["logit_difference"] < 1e-4 and told["merge"]["trained_on"] == "none"
+    manifest = export_runs.manifest(run)
+    assert manifest["pre_tokenizer"] == "gpt-2" and manifest["converter"] == "0.3.36"
+    assert manifest["frame_grid"]["tile"] == 32 and manifest["frame_grid"]["frames"] == 4
+    assert manifest["merge"]["logit_difference"] < 1e-4 and manifest["merge"]["trained_on"] == "none"
     folder = run.dir("export")
     names = {"red-F16.gguf", "red-Q4_K_M.gguf", "mmproj-red-F16.gguf"}
-    assert {path.name for path in folder.glob("*.gguf")} == names == set(told["sizes"])
-    assert names | {"minirlaif.json", "README.md", "Modelfile", "answers.jsonl", "hf/model.safetensors"} <= set(told["outputs"])
+    assert {path.name for path in folder.glob("*.gguf")} == names == set(manifest["sizes"])
+    assert names | {"minirlaif.json", "README.md", "Modelfile", "answers.jsonl", "hf/model.safetensors"} <= set(
+        manifest["outputs"]
+    )
     # No row of the base is a multiple of 256 wide but those of ffn_down (384 is none either): 7 matrices in each of 4 layers,
     # and the embeddings.
-    assert told["fell_back"]["f16"] == {} and len(told["fell_back"]["q4_k_m"]) == 7 * 4 + 1
+    assert manifest["fell_back"]["f16"] == {} and len(manifest["fell_back"]["q4_k_m"]) == 7 * 4 + 1
 
 
 def test_the_questions_are_answered_as_in_transformers(run: Run) -> None:
-    told = export_runs.manifest(run)
-    assert told["questions"] == export_runs.ROWS
-    assert told["accuracy"]["hf"] == told["accuracy"]["f16"] == 0.5  # every second truth is what the model says
-    assert told["agreement"]["f16"] == 1.0 and told["agreement"]["f16_blind"] < 1.0
+    manifest = export_runs.manifest(run)
+    assert manifest["questions"] == export_runs.ROWS
+    assert manifest["accuracy"]["hf"] == manifest["accuracy"]["f16"] == 0.5  # every second truth is what the model says
+    assert manifest["agreement"]["f16"] == 1.0 and manifest["agreement"]["f16_blind"] < 1.0
 
 
 def test_a_killed_export_goes_on(run: Run) -> None:

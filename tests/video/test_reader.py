@@ -335,7 +335,7 @@ def test_a_clip_that_hangs_everything_is_killed_and_named(tmp_path: Path, stubbo
     with pytest.raises(UnreadableClip, match="all hang.mp4: no answer within 1 seconds"):
         stubborn.info(path)
     assert time.monotonic() - began < 10
-    assert first.poll() is not None  # not left behind
+    assert not first.alive()  # not left behind
     assert stubborn.info(good).width == 64
 
 
@@ -365,7 +365,7 @@ def test_the_child_ends_with_its_reader(made: dict[str, Path]):
     with ClipReader(60) as reader:
         reader.info(made["plain"])
         child = reader._child
-    assert child is not None and child.poll() is not None
+    assert child is not None and not child.alive()
 
 
 def test_the_reader_process_never_loads_torch(python: Callable[..., subprocess.CompletedProcess[str]]):

@@ -1,7 +1,7 @@
 """llama.cpp's own converter: fetched once from the source package of the very llama-cpp-python that runs the files. No torch.
 
-The converter is in no package that pip installs, and the PyPI package `gguf` does not fit it, so it is taken out of the source
-package and run in processes of its own (`_launch.py`), where its `gguf` cannot meet another one.
+No package that pip installs holds the converter, and the PyPI package `gguf` does not fit it. So it is taken from the source
+package and run in its own processes (converter_process.py), where its `gguf` cannot clash with an installed one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VERSION = "0.3.36"  # also in requirements.txt; another version reads and writes
 SOURCE = f"llama_cpp_python-{VERSION}.tar.gz"
 SOURCE_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 INSIDE = f"llama_cpp_python-{VERSION}/vendor/llama.cpp/"
-WANTED = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
+MEMBERS = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
 # Names of pre-tokenizers that a tokenizer trained by oneself may have; llama.cpp knows those of published ones by a hash. The
 # first that gives the right ids is taken, those of the family before others: few words may not tell two apart.
 PRE_TOKENIZERS = {
@@ -48,11 +48,11 @@ class Job:
 def check_installed() -> None:
     """UserError unless this version of llama-cpp-python is installed."""
     try:
-        found = metadata.version(PACKAGE)
+        installed = metadata.version(PACKAGE)
     except metadata.PackageNotFoundError:
-        found = ""
-    if found != VERSION:
-        what = f"is {found}, this needs {VERSION}" if found else "is not installed"
+        installed = ""
+    if installed != VERSION:
+        what = f"is {installed}, this needs {VERSION}" if installed else "is not installed"
         raise UserError(f"{PACKAGE} {what}; `{sys.executable} -m pip install {PACKAGE}=={VERSION}` (it compiles for minutes)")
 
 
@@ -76,11 +76,11 @@ def fetch() -> Path:
         source = folder.parent / SOURCE  # put there by hand where no network is
         if not source.is_file():
             source = _download(Path(work))
-        if (found := sha256(source)) != SOURCE_SHA256:
-            raise UserError(f"{source}: sha256 {found} is not that of {SOURCE} ({SOURCE_SHA256}); delete it and try again")
+        if (digest := sha256(source)) != SOURCE_SHA256:
+            raise UserError(f"{source}: sha256 {digest} is not that of {SOURCE} ({SOURCE_SHA256}); delete it and try again")
         unpacked = Path(work) / "converter"
         with tarfile.open(source) as archive:
-            members = [m for m in archive if m.name.startswith(tuple(INSIDE + name for name in WANTED))]
+            members = [m for m in archive if m.name.startswith(tuple(INSIDE + name for name in MEMBERS))]
             for member in members:
                 member.name = member.name.removeprefix(INSIDE)
             archive.extractall(unpacked, members=members, filter="data")
@@ -99,10 +99,10 @@ def _download(work: Path) -> Path:
     done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     path = work / SOURCE
     if done.returncode != 0 or not path.is_file():
-        reason = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise UserError(
-            f"{PACKAGE} {VERSION}: pip cannot fetch its source package ({reason}); repeat where a network is, or put {SOURCE}"
-            f" into {cache_folder()}"
+            f"{PACKAGE} {VERSION}: pip cannot fetch its source package ({reason}); run again with a network connection,"
+            f" or put {SOURCE} into {cache_folder()}"
         )
     return path
 
@@ -137,7 +137,7 @@ def convert(family: str, jobs: Sequence[Job], probes: Sequence[tuple[str, Sequen
 def in_child(module: str, about: Path, order: Mapping[str, Any]) -> dict[str, Any]:
     """Run a module in a process of its own: it reads `order` as json from stdin and writes json to the file named there.
 
-    Native code that gives up ends the child alone: a UserError with its last words about the file `about`.
+    A native abort ends only the child process: a UserError about the file `about` with its last output.
     """
     root = str(Path(__file__).parents[3])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
@@ -154,13 +154,13 @@ def in_child(module: str, about: Path, order: Mapping[str, Any]) -> dict[str, An
         if done.returncode == 0 and result.is_file():
             answer: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
             return answer
-    raise UserError(_told(done.stderr, about, done.returncode))
+    raise UserError(_failure(done.stderr, about, done.returncode))
 
 
-def _told(printed: str, about: Path, code: int) -> str:
-    """What to say of a child that failed."""
+def _failure(printed: str, about: Path, code: int) -> str:
+    """The message about a child process that failed."""
     lines = [line.strip() for line in printed.splitlines() if line.strip(" *")]
-    reason = next((line for line in lines if "ASSERT" in line), lines[-1] if lines else "it said nothing")
+    reason = next((line for line in lines if "ASSERT" in line), lines[-1] if lines else "no output")
     own = f"{UserError.__module__}.{UserError.__name__}: "
     if reason.startswith(own):
         return reason.removeprefix(own)

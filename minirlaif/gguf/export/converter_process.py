@@ -23,15 +23,15 @@ def main() -> None:
     sys.path[1:1] = [str(folder / "gguf-py"), str(folder)]
     from conversion import base  # type: ignore[import-not-found]
 
-    seen = Vocabulary(base, order["control"])
+    vocabulary = Vocabulary(base, order["control"])
     error = ""
     for job in order["jobs"]:
-        if "--mmproj" not in job["args"] and order["probes"] and not seen.name:
-            error = seen.choose(folder, job["args"], order["names"], order["probes"])
+        if "--mmproj" not in job["args"] and order["probes"] and not vocabulary.name:
+            error = vocabulary.choose(folder, job["args"], order["names"], order["probes"])
             if error:
                 break
         run(folder / job["script"], job["args"])
-    answer = {"error": error} if error else {"pre": seen.name}
+    answer = {"error": error} if error else {"pre": vocabulary.name}
     Path(order["result"]).write_text(json.dumps(answer), encoding="utf-8")
 
 
@@ -51,14 +51,14 @@ class Vocabulary:
     def __init__(self, base: Any, control: Sequence[str]) -> None:
         self.name = ""
         self._forced = ""
-        of_hash, whole = base.TextModel.get_vocab_base_pre, base.TextModel.get_vocab_base
+        of_hash, original = base.TextModel.get_vocab_base_pre, base.TextModel.get_vocab_base
 
         def pre(model: Any, tokenizer: Any) -> str:
             self.name = self._forced or of_hash(model, tokenizer)
             return self.name
 
         def vocabulary(model: Any) -> tuple[list[str], list[int], str]:
-            tokens, kinds, name = whole(model)
+            tokens, kinds, name = original(model)
             kinds = [base.gguf.TokenType.CONTROL if token in control else kind for token, kind in zip(tokens, kinds, strict=True)]
             return tokens, kinds, name
 

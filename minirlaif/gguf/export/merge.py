@@ -67,20 +67,20 @@ def merged(cfg: Config, run: Run, folder: Path, keep_apart: bool = False) -> dic
     if keep_apart:
         save_model(backbone, backbone.model, folder, own_dtype(cfg.model))
     adapter = run.require("ppo") / "adapter"
-    roles = AdapterSet(backbone, section)
-    roles.add("policy", 0, adapter)
+    adapters = AdapterSet(backbone, section)
+    adapters.add("policy", 0, adapter)
     if cfg.model.quantization == "none":
-        trained = reference_of(cfg, run, backbone, {"policy": roles.inference_as("policy")})
+        trained = reference_of(cfg, run, backbone, {"policy": adapters.inference_as("policy")})
     else:
         small = open_backbone(replace(section, quantization=cfg.model.quantization))
         others = AdapterSet(small, section)
         others.add("policy", 0, adapter)
         trained = reference_of(cfg, run, small, {"policy": others.inference_as("policy")})
     if keep_apart:
-        with roles.inference_as("policy"):
+        with adapters.inference_as("policy"):
             now = logits_of(backbone, trained.probes)
     else:
-        save_model(backbone, roles.merge("policy"), folder, own_dtype(cfg.model))
+        save_model(backbone, adapters.merge("policy"), folder, own_dtype(cfg.model))
         now = logits_of(backbone, trained.probes)
     copy_files(backbone, cfg.model.revision, folder)
     difference = float(abs(now - trained.logits["policy"]).max())
@@ -153,12 +153,12 @@ def own_dtype(section: ModelSection) -> torch.dtype:
     """Number format of the base's own files, in which the merged model is saved: the size and precision its users know."""
     from transformers import AutoConfig
 
-    found: Any = AutoConfig.from_pretrained(base_folder(section), revision=section.revision).dtype
-    return found if isinstance(found, torch.dtype) else torch.float32
+    stored: Any = AutoConfig.from_pretrained(base_folder(section), revision=section.revision).dtype
+    return stored if isinstance(stored, torch.dtype) else torch.float32
 
 
 def bytes_needed(section: ModelSection, kinds: Sequence[float]) -> int:
     """Room that an export takes at most. kinds: bytes per weight of each type of the text model."""
     weights = sum(parameter.numel() for parameter in empty_model(read_config(section)).parameters())
-    whole = own_dtype(section).itemsize + 4 + 4  # hf/, and text model and projector in float32 and F16 while it is compared
-    return int(1.05 * weights * (whole + sum(kinds))) + 2**26
+    unquantized = own_dtype(section).itemsize + 4 + 4  # hf/, and text model and projector in float32 and F16 while it is compared
+    return int(1.05 * weights * (unquantized + sum(kinds))) + 2**26

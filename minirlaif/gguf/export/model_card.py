@@ -8,26 +8,32 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.gguf.export.template import ollama_template
-from minirlaif.gguf.export_info import Facts
+from minirlaif.gguf.export_info import ExportInfo
 
 
-def table(told: Mapping[str, Any]) -> str:
+def table(figures: Mapping[str, Any]) -> str:
     """Markdown: a row per type with its size, logit differences, accuracy and agreement.
 
     told: entries of the manifest, as the stage `export` makes them.
     """
-    accuracy, agreement = told.get("accuracy", {}), told.get("agreement", {})
-    sizes = told.get("sizes", {})
+    accuracy, agreement = figures.get("accuracy", {}), figures.get("agreement", {})
+    sizes = figures.get("sizes", {})
     rows = [("file", "MB", "text", "frames", "same first word", "accuracy", "same answer")]
-    if "text_f32" in told["parity"]:
-        parity = told["parity"]
+    if "text_f32" in figures["parity"]:
+        parity = figures["parity"]
         rows.append(("f32", "", _small(parity["text_f32"]), _small(parity["frames_f32"]), "", "", ""))
     if accuracy:
         rows.append(("transformers", "", "", "", "", _share(accuracy.get("hf")), ""))
-    for kind, found in told["parity"]["types"].items():
+    for kind, differences in figures["parity"]["types"].items():
         ends = f"-{kind.upper()}.gguf"
         size = next((many for name, many in sizes.items() if name.endswith(ends) and not name.startswith("mmproj")), 0)
-        row = (kind, f"{size / 1e6:.1f}", _small(found["text"]), _small(found["frames"]), _share(found["same_choice"]))
+        row = (
+            kind,
+            f"{size / 1e6:.1f}",
+            _small(differences["text"]),
+            _small(differences["frames"]),
+            _share(differences["same_choice"]),
+        )
         rows.append((*row, _share(accuracy.get(kind)), _share(agreement.get(kind))))
     rows += [
         (name, "", "", "", "", _share(value), _share(agreement.get(name))) for name, value in accuracy.items() if "blind" in name
@@ -45,56 +51,56 @@ def _share(number: float | None) -> str:
     return "" if number is None else f"{number:.3f}"
 
 
-def write(folder: Path, final: Path, facts: Facts, told: Mapping[str, Any]) -> None:
+def write(folder: Path, final: Path, info: ExportInfo, figures: Mapping[str, Any]) -> None:
     """README.md and Modelfile into `folder`, which will be called `final`."""
-    (folder / "Modelfile").write_text(modelfile(facts), encoding="utf-8")
-    (folder / "README.md").write_text(readme(final, facts, told), encoding="utf-8")
+    (folder / "Modelfile").write_text(modelfile(info), encoding="utf-8")
+    (folder / "README.md").write_text(readme(final, info, figures), encoding="utf-8")
 
 
-def _smallest(facts: Facts) -> str:
-    return list(facts.text.values())[-1]
+def _smallest(info: ExportInfo) -> str:
+    return list(info.text.values())[-1]
 
 
-def modelfile(facts: Facts) -> str:
+def modelfile(info: ExportInfo) -> str:
     """For `ollama create`, to be run in the export's folder."""
-    lines = [f"FROM ./{_smallest(facts)}", f"FROM ./{facts.mmproj}"]
-    if adapter := facts.adapters.get(facts.models[0]):
+    lines = [f"FROM ./{_smallest(info)}", f"FROM ./{info.mmproj}"]
+    if adapter := info.adapters.get(info.models[0]):
         lines.append(f"ADAPTER ./{adapter}")
-    lines += [f'TEMPLATE """{ollama_template(facts.layout)}"""', f'PARAMETER stop "{facts.layout.end}"']
-    lines += [f"PARAMETER temperature {facts.options.temperature:g}", f"PARAMETER num_predict {facts.options.max_new_tokens}"]
+    lines += [f'TEMPLATE """{ollama_template(info.layout)}"""', f'PARAMETER stop "{info.layout.end}"']
+    lines += [f"PARAMETER temperature {info.options.temperature:g}", f"PARAMETER num_predict {info.options.max_new_tokens}"]
     return "\n".join(lines) + "\n"
 
 
-def lines(final: Path, facts: Facts) -> dict[str, str]:
+def lines(final: Path, info: ExportInfo) -> dict[str, str]:
     """Commands to paste, by program."""
-    text, eyes = shlex.quote(str(final / _smallest(facts))), shlex.quote(str(final / facts.mmproj))
-    adapter = facts.adapters.get(facts.models[0])
+    text, mmproj = shlex.quote(str(final / _smallest(info))), shlex.quote(str(final / info.mmproj))
+    adapter = info.adapters.get(info.models[0])
     lora = f" --lora {shlex.quote(str(final / adapter))}" if adapter else ""
-    files = f"-m {text} --mmproj {eyes}{lora}"
-    studio = f"~/.lmstudio/models/minirlaif/{facts.run}"
+    files = f"-m {text} --mmproj {mmproj}{lora}"
+    studio = f"~/.lmstudio/models/minirlaif/{info.run}"
     return {
         "minirlaif (frames and prompt as in training)": (
             f'python -m minirlaif chat --gguf {shlex.quote(str(final))} --video CLIP.mp4 "What happens?"'
         ),
         "llama-mtmd-cli": f'llama-mtmd-cli {files} --image FRAME.jpg -p "What is in the picture?" --temp 0 --jinja',
         "llama-server": f"llama-server {files} --temp 0 --jinja --port 8080",
-        "Ollama": f"cd {shlex.quote(str(final))} && ollama create {shlex.quote(facts.run.lower())} -f Modelfile",
-        "LM Studio": f"mkdir -p {studio} && cp {text} {eyes} {studio}/",
+        "Ollama": f"cd {shlex.quote(str(final))} && ollama create {shlex.quote(info.run.lower())} -f Modelfile",
+        "LM Studio": f"mkdir -p {studio} && cp {text} {mmproj} {studio}/",
     }
 
 
-def readme(final: Path, facts: Facts, told: Mapping[str, Any]) -> str:
+def readme(final: Path, info: ExportInfo, figures: Mapping[str, Any]) -> str:
     """What these files are, how they were checked, how to open them."""
-    commands = "\n\n".join(f"{name}:\n\n```bash\n{command}\n```" for name, command in lines(final, facts).items())
-    merge, parity = told["merge"], told["parity"]
-    fallen = {kind: len(names) for kind, names in told["fell_back"].items() if names}
+    commands = "\n\n".join(f"{name}:\n\n```bash\n{command}\n```" for name, command in lines(final, info).items())
+    merge, parity = figures["merge"], figures["parity"]
+    fallen = {kind: len(names) for kind, names in figures["fell_back"].items() if names}
     notes = [
-        f"- Converted with the converter of llama-cpp-python {told['converter']}, pre-tokenizer `{told['pre_tokenizer']}`.",
-        f"- {'Base with adapters' if facts.adapters else 'Merged model'} in {merge['dtype']}; largest logit difference to the"
+        f"- Converted with the converter of llama-cpp-python {figures['converter']}, pre-tokenizer `{figures['pre_tokenizer']}`.",
+        f"- {'Base with adapters' if info.adapters else 'Merged model'} in {merge['dtype']}; largest logit difference to the"
         f" policy as it was trained (quantization: {merge['trained_on']}): {merge['logit_difference']:.2g}.",
         f"- Token ids equal. Largest logit difference to transformers in float32: text {parity['text_f32']:.2g}, with frames"
         f" {parity['frames_f32']:.2g}; other frames change the logits by at least {parity['control']:.2g}.",
-        f"- A clip is shown as {facts.frames} frames, spread evenly, scaled before llama.cpp sees them.",
+        f"- A clip is shown as {info.frames} frames, spread evenly, scaled before llama.cpp sees them.",
     ]
     if not merge["template_fits"]:
         notes.append(
@@ -103,14 +109,14 @@ def readme(final: Path, facts: Facts, told: Mapping[str, Any]) -> str:
     if fallen:
         counts = ", ".join(f"{number} in {kind}" for kind, number in fallen.items())
         notes.append(f"- Rows that do not divide into a type's blocks kept a larger type: weights {counts} (see manifest.json).")
-    if facts.adapters:
-        notes.append(f"- One base for {', '.join(facts.models)}: the chat chooses by `--model`, llama.cpp by `--lora`.")
-    return f"""# {facts.run}, exported
+    if info.adapters:
+        notes.append(f"- One base for {', '.join(info.models)}: the chat chooses by `--model`, llama.cpp by `--lora`.")
+    return f"""# {info.run}, exported
 
-{table(told)}
+{table(figures)}
 
 Columns: largest difference of next-token logits to transformers, for text and for prompts with frames; share of prompts whose
-first word is the same; exact match with the truth and share of equal answers on {told.get("questions", 0)} questions of
+first word is the same; exact match with the truth and share of equal answers on {figures.get("questions", 0)} questions of
 `evaluate`; `_blind`: with blank frames.
 
 {chr(10).join(notes)}

@@ -18,8 +18,8 @@ import numpy as np
 
 from minirlaif.gguf.export.converter import in_child
 from minirlaif.gguf.runtime.engine import threads_for
-from minirlaif.gguf.runtime.llama import Session
-from minirlaif.gguf.runtime.projector import grouped, placed
+from minirlaif.gguf.runtime.llama import LlamaSession
+from minirlaif.gguf.runtime.projector import group_frames, insert_frames
 from minirlaif.models.renderer import FrameLayout, Layout, Renderer
 from minirlaif.types import Turn
 
@@ -47,22 +47,22 @@ class Parity:
 
     def wrong(self) -> list[str]:
         """What is wrong with files of any type, in words: other ids, or frames that do not count."""
-        found = [f"{len(self.wrong_ids)} texts have other ids, such as {self.wrong_ids[0]!r:.60}"] if self.wrong_ids else []
+        problems = [f"{len(self.wrong_ids)} texts have other ids, such as {self.wrong_ids[0]!r:.60}"] if self.wrong_ids else []
         if self.frames is not None and self.control is not None and not self.frames < self.control:
             right, other = f"{self.frames:.2g}", f"{self.control:.2g}"
-            found.append(f"with the right frames its logits are as far off ({right}) as with others ({other})")
-        return found
+            problems.append(f"with the right frames its logits are as far off ({right}) as with others ({other})")
+        return problems
 
     def faults(self) -> list[str]:
         """What is wrong with a float32 export, in words."""
-        found = self.wrong()
+        problems = self.wrong()
         if self.text is None or not self.text < TEXT_GATE:
-            found.append(f"text logits differ by {self.text}, allowed is {TEXT_GATE}")
+            problems.append(f"text logits differ by {self.text}, allowed is {TEXT_GATE}")
         if self.frames is None or not self.frames < FRAMES_GATE:
-            found.append(f"logits with frames differ by {self.frames}, allowed is {FRAMES_GATE}")
+            problems.append(f"logits with frames differ by {self.frames}, allowed is {FRAMES_GATE}")
         if self.control is None or not self.control >= CONTROL * FRAMES_GATE:
-            found.append(f"other frames change the logits by {self.control} only, so the check with frames sees nothing")
-        return found
+            problems.append(f"other frames change the logits by {self.control} only, so the check with frames sees nothing")
+        return problems
 
 
 def measure(text: Path, mmproj: Path, reference: Reference, model: str, kv: str = "f32", adapter: Path | None = None) -> Parity:
@@ -78,7 +78,7 @@ def measure(text: Path, mmproj: Path, reference: Reference, model: str, kv: str 
     with tempfile.TemporaryDirectory() as work:
         arrays = {str(number): p.pixels_FHW3 for number, p in enumerate(probes) if p.pixels_FHW3 is not None}
         np.savez(Path(work) / "frames.npz", **arrays)  # type: ignore[arg-type]
-        rows = [{"question": p.question, "answer": p.answer, "shown": p.shown and asdict(p.shown)} for p in probes]
+        rows = [{"question": p.question, "answer": p.answer, "layout": p.layout and asdict(p.layout)} for p in probes]
         order = {
             "text": str(text),
             "mmproj": str(mmproj),
@@ -91,26 +91,26 @@ def measure(text: Path, mmproj: Path, reference: Reference, model: str, kv: str 
             "adapter": adapter and str(adapter),
         }
         answer = in_child("minirlaif.gguf.export.parity", text, order)
-        found = np.load(Path(work) / "logits.npz")
-        return _compared(answer, reference, reference.logits[model], found["right"], found["other"])
+        measured = np.load(Path(work) / "logits.npz")
+        return _compared(answer, reference, reference.logits[model], measured["right"], measured["other"])
 
 
 def _compared(
-    answer: Mapping[str, Any], reference: Reference, wanted: np.ndarray, right: np.ndarray, other: np.ndarray
+    answer: Mapping[str, Any], reference: Reference, expected: np.ndarray, right: np.ndarray, other: np.ndarray
 ) -> Parity:
     probes = reference.probes
     wrong = [text for (text, ids), got in zip(reference.texts, answer["texts"], strict=True) if list(ids) != got]
     wrong += [p.question for p, got in zip(probes, answer["prompts"], strict=True) if list(p.ids) != got]
     # A GGUF may have fewer rows than a padded embedding, never more.
-    gaps = np.abs(right - wanted[:, : right.shape[1]]).max(1)
-    controls = np.abs(other - wanted[:, : other.shape[1]]).max(1)
-    seen = np.array([p.shown is not None for p in probes])
+    gaps = np.abs(right - expected[:, : right.shape[1]]).max(1)
+    controls = np.abs(other - expected[:, : other.shape[1]]).max(1)
+    with_frames = np.array([p.layout is not None for p in probes])
     return Parity(
         tuple(wrong),
-        float(gaps[~seen].max()) if (~seen).any() else None,
-        float(gaps[seen].max()) if seen.any() else None,
-        float(controls[seen].min()) if seen.any() else None,
-        float((right.argmax(1) == wanted.argmax(1)).mean()),
+        float(gaps[~with_frames].max()) if (~with_frames).any() else None,
+        float(gaps[with_frames].max()) if with_frames.any() else None,
+        float(controls[with_frames].min()) if with_frames.any() else None,
+        float((right.argmax(1) == expected.argmax(1)).mean()),
     )
 
 
@@ -120,19 +120,19 @@ def main() -> None:
     folder = Path(order["folder"])
     frames = np.load(folder / "frames.npz")
     right, other, prompts = [], [], []
-    with Session(Path(order["text"]), Path(order["mmproj"]), 512, order["threads"], order["kv"]) as session:
+    with LlamaSession(Path(order["text"]), Path(order["mmproj"]), 512, order["threads"], order["kv"]) as session:
         renderer = Renderer(session.vocabulary, Layout(**order["layout"]))
         if order["adapter"]:
             session.adapt({Path(order["adapter"]): 1.0})
         for number, row in enumerate(order["probes"]):
-            shown = row["shown"] and FrameLayout(**{**row["shown"], "times": tuple(row["shown"]["times"])})
-            ids = renderer.prompt(shown, row["question"])
+            layout = row["layout"] and FrameLayout(**{**row["layout"], "times": tuple(row["layout"]["times"])})
+            ids = renderer.prompt(layout, row["question"])
             if row["answer"]:
-                ids = renderer.conversation(shown, [Turn(row["question"], row["answer"])]).ids
+                ids = renderer.conversation(layout, [Turn(row["question"], row["answer"])]).ids
             prompts.append(list(ids))
             if len(ids) + 8 > session.n_ctx:
                 session.resize(len(ids) + 8)
-            pixels_FHW3 = frames[str(number)] if shown else None
+            pixels_FHW3 = frames[str(number)] if layout else None
             right.append(_logits(session, renderer, ids, pixels_FHW3))
             # Colours turned round: other frames of the same form, for a clip that stands still too.
             other.append(right[-1] if pixels_FHW3 is None else _logits(session, renderer, ids, 255 - pixels_FHW3))
@@ -141,15 +141,15 @@ def main() -> None:
     Path(order["result"]).write_text(json.dumps(answer), encoding="utf-8")
 
 
-def _logits(session: Session, renderer: Renderer, ids: Sequence[int], pixels_FHW3: np.ndarray | None) -> np.ndarray:
+def _logits(session: LlamaSession, renderer: Renderer, ids: Sequence[int], pixels_FHW3: np.ndarray | None) -> np.ndarray:
     """logits_V after a prompt about these frames."""
     if pixels_FHW3 is None:
         return session.prefill(ids)
-    seen = [session.encode(group) for group in grouped(pixels_FHW3, renderer.layout.group or len(pixels_FHW3))]
+    frames = [session.encode(group) for group in group_frames(pixels_FHW3, renderer.layout.group or len(pixels_FHW3))]
     try:
-        return session.prefill(placed(ids, renderer.image_id, seen))
+        return session.prefill(insert_frames(ids, renderer.image_id, frames))
     finally:
-        for group in seen:
+        for group in frames:
             session.drop(group)
 
 

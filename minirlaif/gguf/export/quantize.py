@@ -58,7 +58,7 @@ def quantize(source: Path, target: Path, kind: str) -> None:
 def fell_back(path: Path, kind: str) -> dict[str, str]:
     """Weights that llama.cpp wrote in another type, because their rows cannot be cut into the type's blocks; type by name."""
     block = BLOCKS.get(kind, 1)
-    return {name: found for name, (found, width) in listed(path)["tensors"].items() if width % block and found != "F32"}
+    return {name: stored for name, (stored, width) in listed(path)["tensors"].items() if width % block and stored != "F32"}
 
 
 def listed(path: Path) -> dict[str, Any]:

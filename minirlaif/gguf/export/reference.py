@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from minirlaif.config import Config, ModelSection, VideoSection
-from minirlaif.gguf.export.task_check import questions
+from minirlaif.gguf.export.task_check import evaluated_questions
 from minirlaif.models.adapters import AdapterSet
 from minirlaif.models.backbones.base import Backbone
 from minirlaif.models.generation import EncodedPrompt
@@ -51,7 +51,7 @@ class Probe:
     ids: tuple[int, ...]
     question: str
     answer: str = ""  # what of an answer stands in the prompt already
-    shown: FrameLayout | None = None
+    layout: FrameLayout | None = None
     pixels_FHW3: np.ndarray | None = None
 
 
@@ -70,18 +70,18 @@ class Reference:
     logits: Mapping[str, np.ndarray]
 
 
-def reference_of(cfg: Config, run: Run, backbone: Backbone, roles: Mapping[str, AbstractContextManager[None]]) -> Reference:
+def reference_of(cfg: Config, run: Run, backbone: Backbone, adapters: Mapping[str, AbstractContextManager[None]]) -> Reference:
     """Ask the model in transformers. roles: by name of a model, the block in which the backbone is this model."""
-    rows = asked_of(cfg, run)
-    asked = list(dict.fromkeys(question for _, question in rows))[:QUESTIONS]
+    rows = clip_questions(cfg, run)
+    questions = list(dict.fromkeys(question for _, question in rows))[:QUESTIONS]
     with ClipReader(cfg.video.timeout_seconds) as reader:
-        probes = (*text_probes(backbone, asked), *clip_probes(backbone, reader, cfg.video, rows))
+        probes = (*text_probes(backbone, questions), *clip_probes(backbone, reader, cfg.video, rows))
     logits = {}
-    for name, role in roles.items():
+    for name, role in adapters.items():
         with role:
             logits[name] = logits_of(backbone, probes)
     control = tuple(token.content for token in backbone.tokenizer.added_tokens_decoder.values() if token.special)
-    return Reference(backbone.renderer.layout, backbone.sizing, control, tuple(ids_of(backbone, asked)), probes, logits)
+    return Reference(backbone.renderer.layout, backbone.sizing, control, tuple(ids_of(backbone, questions)), probes, logits)
 
 
 def plain_section(section: ModelSection, base: str = "") -> ModelSection:
@@ -96,15 +96,15 @@ def of_run(cfg: Config, run: Run, saved: Path | None) -> Reference:
         return reference_of(cfg, run, open_backbone(plain_section(cfg.model, str(saved))), {"rlaif": nullcontext()})
     section = plain_section(cfg.model)
     backbone = open_backbone(section)
-    roles = AdapterSet(backbone, section)
+    adapters = AdapterSet(backbone, section)
     for model, stage in ADAPTERS.items():
-        roles.add(model, 0, run.require(stage) / "adapter")
-    return reference_of(cfg, run, backbone, {model: roles.inference_as(model) for model in (*ADAPTERS, "base")})
+        adapters.add(model, 0, run.require(stage) / "adapter")
+    return reference_of(cfg, run, backbone, {model: adapters.inference_as(model) for model in (*ADAPTERS, "base")})
 
 
-def asked_of(cfg: Config, run: Run) -> list[tuple[str, str]]:
+def clip_questions(cfg: Config, run: Run) -> list[tuple[str, str]]:
     """(clip, question) of two clips: of the test where it was read already, else of the prompts."""
-    rows = [(row.video, row.question) for row in questions(run, ROWS)]
+    rows = [(row.video, row.question) for row in evaluated_questions(run, ROWS)]
     rows = rows or [(row.video, row.turns[0].question) for row in read_samples(cfg, run, "prompts", need_answers=False)]
     clips = list(dict.fromkeys(clip for clip, _ in rows))[:CLIPS]
     return [(clip, question) for clip in clips for _, question in [row for row in rows if row[0] == clip][:EACH]]
@@ -117,10 +117,10 @@ def ids_of(backbone: Backbone, texts: Sequence[str]) -> list[tuple[str, list[int
     return [(text, list(backbone.renderer.text_ids(text))) for text in chosen]
 
 
-def text_probes(backbone: Backbone, asked: Sequence[str]) -> list[Probe]:
+def text_probes(backbone: Backbone, questions: Sequence[str]) -> list[Probe]:
     """Prompts without a clip: questions, and each with an answer behind it, so that later places are compared too."""
     made = []
-    for number, question in enumerate(asked):
+    for number, question in enumerate(questions):
         made.append(Probe(backbone.renderer.prompt(None, question), question))
         answer = TEXTS[number % len(TEXTS)]
         made.append(Probe(backbone.renderer.conversation(None, [Turn(question, answer)]).ids, question, answer))
@@ -135,25 +135,25 @@ def clip_probes(backbone: Backbone, reader: ClipReader, video: VideoSection, row
         plan = uniform_plan(info.seconds, video.frames)
         size = backbone.frame_size(info.width, info.height, video.frame_pixels)
         (pixels_FHW3,) = reader.frames(path, [plan], size)
-        shown = FrameLayout(plan.times, info.seconds, backbone.sizing.vectors(size))
-        made.append(Probe(backbone.renderer.prompt(shown, question), question, "", shown, pixels_FHW3))
+        layout = FrameLayout(plan.times, info.seconds, backbone.sizing.vectors(size))
+        made.append(Probe(backbone.renderer.prompt(layout, question), question, "", layout, pixels_FHW3))
     return made
 
 
 @torch.no_grad()
 def logits_of(backbone: Backbone, probes: Sequence[Probe]) -> np.ndarray:
     """Logits [probes, V] of the token that follows each prompt, in the role that is active now."""
-    found = []
+    logits = []
     for probe in probes:
         features = None if probe.pixels_FHW3 is None else backbone.encode_frames(probe.pixels_FHW3)
-        found.append(next_logits(backbone, EncodedPrompt(probe.ids, features)))
-    return np.stack([logits_V.float().cpu().numpy() for logits_V in found])
+        logits.append(next_logits(backbone, EncodedPrompt(probe.ids, features)))
+    return np.stack([logits_V.float().cpu().numpy() for logits_V in logits])
 
 
-def next_logits(backbone: Backbone, asked: EncodedPrompt) -> torch.Tensor:
+def next_logits(backbone: Backbone, questions: EncodedPrompt) -> torch.Tensor:
     """logits_V after one prompt."""
-    ids_BT = torch.tensor([asked.ids], device=backbone.device)
+    ids_BT = torch.tensor([questions.ids], device=backbone.device)
     mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)
-    positions = backbone.positions(ids_BT, mask_BT, [asked.features])
-    hidden_BTD = backbone.hidden(backbone.embed(ids_BT, [asked.features]), mask_BT, positions)
+    positions = backbone.positions(ids_BT, mask_BT, [questions.features])
+    hidden_BTD = backbone.hidden(backbone.embed(ids_BT, [questions.features]), mask_BT, positions)
     return backbone.logits(hidden_BTD[0, -1])

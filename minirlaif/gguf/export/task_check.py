@@ -1,4 +1,4 @@
-"""The task itself, through the runtime: exported files answer the questions that `evaluate` has asked the model. No torch."""
+"""Accuracy of exported files: the runtime answers the questions that `evaluate` put to the model. No torch."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ BOUNDS = {"f32": 0.005, "f16": 0.005, "bf16": 0.005, "q8_0": 0.01, "q6_k": 0.02,
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question of `evaluate`. truth: None where nobody knows it; answer: what the model said in transformers."""
+class AnsweredQuestion:
+    """A question of `evaluate`. truth: None where it is unknown; answer: the model's answer in transformers."""
 
     video: str
     question: str
@@ -31,10 +31,10 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Result:
+class Score:
     """Of one file: shares of questions answered right (None without truth) and answered as the model in transformers does."""
 
-    questions: int
+    evaluated_questions: int
     accuracy: float | None
     agreement: float
 
@@ -43,17 +43,17 @@ class Result:
         return dict(vars(self))
 
 
-def questions(run: Run, most: int, model: str = "rlaif") -> list[Asked]:
+def evaluated_questions(run: Run, most: int, model: str = "rlaif") -> list[AnsweredQuestion]:
     """The first `most` questions of a finished `evaluate`, with the answers of one of its models; none when it has not run."""
     path = run.dir("evaluate") / "answers.jsonl"
     if run.manifest("evaluate") is None:
         return []
     rows = read_jsonl(path)[:most]
     folder = os.path.abspath(path.parent)
-    return [Asked(os.path.normpath(Path(folder, r["video"])), r["question"], r["truth"], r[model]) for r in rows]
+    return [AnsweredQuestion(os.path.normpath(Path(folder, r["video"])), r["question"], r["truth"], r[model]) for r in rows]
 
 
-def answers(engine: ChatEngine, rows: Sequence[Asked], max_new_tokens: int, blank: bool = False) -> Iterator[str]:
+def answers(engine: ChatEngine, rows: Sequence[AnsweredQuestion], max_new_tokens: int, blank: bool = False) -> Iterator[str]:
     """Greedy answers, one by one. blank: every frame is dark grey instead."""
     options = SamplingParams(max_new_tokens=max_new_tokens)
     for row in rows:
@@ -63,20 +63,20 @@ def answers(engine: ChatEngine, rows: Sequence[Asked], max_new_tokens: int, blan
         yield "".join(engine.stream(look, (), row.question, options)).strip()
 
 
-def result(rows: Sequence[Asked], told: Sequence[str]) -> Result:
+def score(rows: Sequence[AnsweredQuestion], texts: Sequence[str]) -> Score:
     """Count answers against truth and against the model's own."""
-    known = [(row.truth, text) for row, text in zip(rows, told, strict=True) if row.truth]
+    known = [(row.truth, text) for row, text in zip(rows, texts, strict=True) if row.truth]
     right = sum(exact_match(text, truth) for truth, text in known) / len(known) if known else None
-    same = sum(row.answer == text for row, text in zip(rows, told, strict=True)) / len(rows)
-    return Result(len(rows), right, same)
+    same = sum(row.answer == text for row, text in zip(rows, texts, strict=True)) / len(rows)
+    return Score(len(rows), right, same)
 
 
-def faults(kind: str, found: Result, wanted: float | None) -> list[str]:
+def faults(kind: str, measured: Score, expected: float | None) -> list[str]:
     """Whether a type's accuracy is further from `wanted` than BOUNDS allows, in words."""
-    if found.accuracy is None or wanted is None or kind not in BOUNDS:
+    if measured.accuracy is None or expected is None or kind not in BOUNDS:
         return []
-    gap = abs(found.accuracy - wanted)
+    gap = abs(measured.accuracy - expected)
     if gap <= BOUNDS[kind] + 1e-9:
         return []
     allowed = f"allowed is {100 * BOUNDS[kind]:g}"
-    return [f"{kind}: its accuracy {found.accuracy:.3f} is {100 * gap:.1f} points from {wanted:.3f}, {allowed}"]
+    return [f"{kind}: its accuracy {measured.accuracy:.3f} is {100 * gap:.1f} points from {expected:.3f}, {allowed}"]

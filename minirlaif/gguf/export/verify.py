@@ -29,7 +29,7 @@ class Files:
     """GGUF files of a folder, by what they are. text: by type, best first; eyes: projectors by type; adapters: by model."""
 
     text: Mapping[str, Path]
-    eyes: Mapping[str, Path]
+    projectors: Mapping[str, Path]
     adapters: Mapping[str, Path]
 
 
@@ -48,40 +48,40 @@ def verify(cfg: Config, run: Run, folder: Path, most: int) -> int:
     reference = of_run(cfg, run, saved if saved.is_dir() and not files.adapters else None)
     model = next(iter(reference.logits))
     adapter = files.adapters.get(model)
-    found, faults = {}, []
+    parities, faults = {}, []
     for kind, path in progress(files.text.items(), len(files.text), "compare"):
-        eyes = files.eyes.get(kind, next(iter(files.eyes.values())))
-        found[kind] = measure(path, eyes, reference, model, "f32" if kind == "f32" else "f16", adapter)
-        whole = kind == "f32" and kind in files.eyes
-        faults += [f"{path.name}: {fault}" for fault in (found[kind].faults() if whole else found[kind].wrong())]
-    told: dict[str, Any] = {"parity": {"types": {kind: asdict(parity) for kind, parity in found.items()}}}
-    told["sizes"] = {path.name: path.stat().st_size for path in files.text.values()}
-    rows = task_check.questions(run, most)
+        projectors = files.projectors.get(kind, next(iter(files.projectors.values())))
+        parities[kind] = measure(path, projectors, reference, model, "f32" if kind == "f32" else "f16", adapter)
+        unquantized = kind == "f32" and kind in files.projectors
+        faults += [f"{path.name}: {fault}" for fault in (parities[kind].faults() if unquantized else parities[kind].wrong())]
+    figures: dict[str, Any] = {"parity": {"types": {kind: asdict(parity) for kind, parity in parities.items()}}}
+    figures["sizes"] = {path.name: path.stat().st_size for path in files.text.values()}
+    rows = task_check.evaluated_questions(run, most)
     if rows:
-        results = _asked(cfg, run, files, reference, rows)
-        own = task_check.result(rows, [row.answer for row in rows]).accuracy
-        told["accuracy"] = {"hf": own} | {kind: result.accuracy for kind, result in results.items()}
-        told["agreement"] = {kind: result.agreement for kind, result in results.items()}
+        results = _answer_with_files(cfg, run, files, reference, rows)
+        own = task_check.score(rows, [row.answer for row in rows]).accuracy
+        figures["accuracy"] = {"hf": own} | {kind: result.accuracy for kind, result in results.items()}
+        figures["agreement"] = {kind: result.agreement for kind, result in results.items()}
         faults += [fault for kind, result in results.items() for fault in task_check.faults(kind, result, own)]
-    print(model_card.table(told))
+    print(model_card.table(figures))
     print(f"text and frames: largest difference of logits; float32 files are held to {TEXT_GATE} and {FRAMES_GATE}")
-    if "f32" not in found:
+    if "f32" not in parities:
         print(f"{folder}: no text model in float32, so logits show quantisation too; `export --types f32,…` keeps one")
     if not rows:
-        print(f"{run.dir('evaluate')}: not finished, so no question was asked; `{run.command('evaluate')}` makes it")
+        print(f"{run.dir('evaluate')}: not finished, so no questions were answered; `{run.command('evaluate')}` makes it")
     for fault in faults:
         print(f"differs: {fault}")
     return 1 if faults else 0
 
 
-def _asked(
-    cfg: Config, run: Run, files: Files, reference: Reference, rows: list[task_check.Asked]
-) -> dict[str, task_check.Result]:
-    """Every text file answers the rows through the runtime, which reads from a folder of its own what it has to know."""
+def _answer_with_files(
+    cfg: Config, run: Run, files: Files, reference: Reference, rows: list[task_check.AnsweredQuestion]
+) -> dict[str, task_check.Score]:
+    """Every text file answers the rows through the runtime, which reads its settings from a temporary folder."""
     model = next(iter(reference.logits))
     results = {}
     with tempfile.TemporaryDirectory() as work:
-        known = export_info.Facts(
+        info = export_info.ExportInfo(
             run=run.root.name,
             family=model_type(cfg.model),
             layout=reference.layout,
@@ -89,25 +89,25 @@ def _asked(
             frames=cfg.video.frames,
             frame_pixels=cfg.video.frame_pixels,
             text={kind: str(path) for kind, path in files.text.items()},
-            mmproj=str(next(iter(files.eyes.values()))),
+            mmproj=str(next(iter(files.projectors.values()))),
             options=SamplingParams(max_new_tokens=cfg.evaluate.max_new_tokens),
             models=(model,),
             adapters={model: str(files.adapters[model])} if model in files.adapters else {},
         )
-        export_info.write(Path(work), known)
+        export_info.write(Path(work), info)
         for kind in files.text:
             with GgufEngine(Path(work), kind=kind) as engine:
                 texts = task_check.answers(engine, rows, cfg.evaluate.max_new_tokens)
-                results[kind] = task_check.result(rows, list(progress(texts, len(rows), f"ask {kind}")))
+                results[kind] = task_check.score(rows, list(progress(texts, len(rows), f"answer {kind}")))
     return results
 
 
 def files_of(folder: Path) -> Files:
-    """What lies in a folder, read from the files themselves where a name does not say it. UserError when a part is missing."""
+    """The GGUF files of a folder by kind, read from their metadata. UserError when a part is missing."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; export the run first, or name the folder of the files")
     text: dict[str, Path] = {}
-    eyes: dict[str, Path] = {}
+    projectors: dict[str, Path] = {}
     adapters: dict[str, Path] = {}
     for path in sorted(folder.glob("*.gguf")):
         fields = listed(path)["fields"]
@@ -116,15 +116,15 @@ def files_of(folder: Path) -> Files:
             model = next((name for name in ADAPTERS if f"-{name}-" in path.name), "")
             adapters[model] = path
         elif fields.get("general.architecture") == "clip":
-            eyes[kind] = path
+            projectors[kind] = path
         else:
             text[kind] = path
-    if not text or not eyes:
+    if not text or not projectors:
         raise UserError(
             f"{folder}: {'no text model' if not text else 'no mmproj file'} among its *.gguf files; export the run again"
         )
     best = [kind for kind in TYPES if kind in text] + [kind for kind in text if kind not in TYPES]
-    return Files({kind: text[kind] for kind in best}, eyes, adapters)
+    return Files({kind: text[kind] for kind in best}, projectors, adapters)
 
 
 def _type_of(path: Path, fields: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from minirlaif.errors import UserError
 INSTALL = "pip install llama-cpp-python==0.3.36"
 ERROR = 4  # ggml's number of that level
 
-_said: deque[str] = deque(maxlen=20)
+_messages: deque[str] = deque(maxlen=20)
 _callbacks: list[Any] = []  # C keeps a pointer to it
 
 
@@ -21,12 +21,12 @@ def library() -> Any:
         from llama_cpp import llama_cpp, mtmd_cpp
     except (ImportError, OSError, RuntimeError) as error:
         raise UserError(f"llama-cpp-python cannot be used ({str(error)[:100]}); `{INSTALL}`") from None
-    _said.clear()
+    _messages.clear()
     if not _callbacks:
 
         def note(level: int, text: bytes, user_data: Any) -> None:
             if level == ERROR:
-                _said.append(text.decode(errors="replace").strip())
+                _messages.append(text.decode(errors="replace").strip())
 
         _callbacks.append(llama_cpp.llama_log_callback(note))
         llama_cpp.llama_log_set(_callbacks[0], ctypes.c_void_p(0))
@@ -37,6 +37,6 @@ def library() -> Any:
 
 def complaint() -> str:
     """What llama.cpp has complained about since the last call: the first line, which is nearest to the cause."""
-    found = next((line[:200] for line in _said if line), "it gave no reason")
-    _said.clear()
-    return found
+    message = next((line[:200] for line in _messages if line), "it gave no reason")
+    _messages.clear()
+    return message

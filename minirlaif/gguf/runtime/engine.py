@@ -1,6 +1,6 @@
-"""The engine over exported GGUF files, on a CPU through llama.cpp. See talk.py for what an engine is. No torch, no transformers.
+"""The engine over exported GGUF files, on a CPU through llama.cpp. No torch, no transformers.
 
-llama.cpp works in a child process (see child.py).
+The protocol is in inference/engine.py. llama.cpp runs in a child process (client.py).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 from minirlaif.config import VideoSection
 from minirlaif.errors import UserError
 from minirlaif.gguf import export_info
-from minirlaif.gguf.runtime.client import Child
+from minirlaif.gguf.runtime.client import LlamaClient
 from minirlaif.inference.engine import LoadedClip, SamplingParams
 from minirlaif.types import Turn
 from minirlaif.video.frame_sampling import uniform_plan
 from minirlaif.video.reader import ClipReader
 
-LOOKS = 8  # clips whose frames are kept, the latest ones
+CLIPS = 8  # clips whose frames are kept, the latest ones
 SMALL = 1 << 27  # bytes of a text model up to which threads wait for one another longer than they work
 MOST_THREADS = 8  # that are started unasked; more share their cores' arithmetic units, or wait for memory
 
@@ -39,15 +39,15 @@ class GgufEngine:
 
     def __init__(self, where: Path, mmproj: Path | None = None, kind: str = "", threads: int = 0, n_ctx: int = 0) -> None:
         folder, text = _text_file(where, kind)
-        self._facts = export_info.read(folder)
-        eyes = mmproj or folder / self._facts.mmproj
-        self.models = self._facts.models
-        self.title = f"{text.name}, run {self._facts.run}"
-        self.frames, self.options = self._facts.frames, self._facts.options
-        self._looks: OrderedDict[str, LoadedClip] = OrderedDict()
+        self._info = export_info.read(folder)
+        projector = mmproj or folder / self._info.mmproj
+        self.models = self._info.models
+        self.title = f"{text.name}, run {self._info.run}"
+        self.frames, self.options = self._info.frames, self._info.options
+        self._clips: OrderedDict[str, LoadedClip] = OrderedDict()
         self._reader = ClipReader(VideoSection.timeout_seconds)
-        self._child = Child(
-            folder=str(folder), text=str(text), mmproj=str(eyes), threads=threads or threads_for(text), n_ctx=n_ctx
+        self._child = LlamaClient(
+            folder=str(folder), text=str(text), mmproj=str(projector), threads=threads or threads_for(text), n_ctx=n_ctx
         )
         try:
             self._child.start()
@@ -58,7 +58,7 @@ class GgufEngine:
     def __enter__(self) -> GgufEngine:
         return self
 
-    def __exit__(self, *rest: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     @property
@@ -74,30 +74,30 @@ class GgufEngine:
         """
         info = self._reader.info(video)
         plan = uniform_plan(info.seconds, frames or self.frames)
-        size = self._facts.sizing.size(info.width, info.height, self._facts.frame_pixels)
+        size = self._info.sizing.size(info.width, info.height, self._info.frame_pixels)
         key = f"{info.id}:{plan.key}:{size.key}"
-        if key not in self._looks:
+        if key not in self._clips:
             (pixels_FHW3,) = self._reader.frames(video, [plan], size)
-            self._looks[key] = LoadedClip(video, info.seconds, plan.times, pixels_FHW3, info.width / info.height, key)
-        self._looks.move_to_end(key)
-        while len(self._looks) > LOOKS:
-            self._looks.popitem(last=False)
-        return replace(self._looks[key], video=video)
+            self._clips[key] = LoadedClip(video, info.seconds, plan.times, pixels_FHW3, info.width / info.height, key)
+        self._clips.move_to_end(key)
+        while len(self._clips) > CLIPS:
+            self._clips.popitem(last=False)
+        return replace(self._clips[key], video=video)
 
     def stream(
         self, look: LoadedClip, turns: Sequence[Turn], question: str, options: SamplingParams, model: str = ""
     ) -> Iterator[str]:
         """Pieces of the answer as they are sampled; see `talk.Engine`. Finish or close one stream before the next call."""
-        told = [(turn.question, turn.answer) for turn in turns]
-        asked: dict[str, Any] = {
-            "turns": told,
+        history = [(turn.question, turn.answer) for turn in turns]
+        request: dict[str, Any] = {
+            "turns": history,
             "question": question,
             "options": asdict(options),
             "model": model or self.models[0],
         }
-        if not self._child.ask("begin", key=look.key, **asked)["known"]:
-            self._child.ask("see", look.pixels_FHW3, key=look.key, times=look.times, seconds=look.seconds)
-            self._child.ask("begin", key=look.key, **asked)
+        if not self._child.ask("begin", key=look.key, **request)["known"]:
+            self._child.ask("encode_clip", look.pixels_FHW3, key=look.key, times=look.times, seconds=look.seconds)
+            self._child.ask("begin", key=look.key, **request)
         while (piece := self._child.ask("next")["piece"]) is not None:
             yield piece
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from minirlaif.errors import UserError
 from minirlaif.gguf.runtime.bindings import complaint, library
-from minirlaif.gguf.runtime.projector import Eyes, Seen
+from minirlaif.gguf.runtime.projector import EncodedFrames, Projector
 from minirlaif.gguf.runtime.vocabulary import Vocabulary
 
 BATCH = 512  # tokens per call of the model
@@ -26,7 +26,7 @@ WORK, MARK = 0, 1  # sequences: the conversation, and a copy of it at its mark (
 KV_TYPES = {"f32": 0, "f16": 1}  # ggml's numbers
 
 
-class Session:
+class LlamaSession:
     """An opened text GGUF with its mmproj, and a conversation in its memory. A context manager: nothing is freed by itself.
 
     Args:
@@ -42,11 +42,11 @@ class Session:
     def __init__(self, text: Path, mmproj: Path | None, n_ctx: int, threads: int = 1, kv: str = "f16") -> None:
         self._c = library()
         self._model = self._context = self._memory = None
-        self._eyes: Eyes | None = None
+        self._projector: Projector | None = None
         self._adapters: dict[Path, Any] = {}
         self._scales: dict[Path, float] = {}
         self._threads, self._kv = threads, KV_TYPES[kv]
-        self._items: list[int | Seen] = []  # what is in the memory, and at which position each one starts
+        self._items: list[int | EncodedFrames] = []  # what is in the memory, and at which position each one starts
         self._starts: list[int] = []
         self._marked = 0  # items in the copy
         self.n_ctx = n_ctx
@@ -75,23 +75,23 @@ class Session:
         self._keeps_states: bool = self._c.llama_model_is_recurrent(self._model) or self._c.llama_model_is_hybrid(self._model)
         self.vocabulary: Vocabulary = Vocabulary(self._c, self._c.llama_model_get_vocab(self._model))
         if mmproj is not None:
-            self._eyes = Eyes(self._c, self._model, mmproj, self._threads)
+            self._projector = Projector(self._c, self._model, mmproj, self._threads)
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> LlamaSession:
         return self
 
-    def __exit__(self, *rest: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Free everything. May be called twice."""
         if self._context:
             self._c.llama_free(self._context)
-        if self._eyes:
-            self._eyes.close()
+        if self._projector:
+            self._projector.close()
         if self._model:  # with its adapters
             self._c.llama_model_free(self._model)
-        self._context = self._eyes = self._model = None
+        self._context = self._projector = self._model = None
 
     def resize(self, n_ctx: int) -> None:
         """A new memory of `n_ctx` tokens; what was in the old one is gone. UserError when the machine has no room for it."""
@@ -116,8 +116,8 @@ class Session:
 
     def adapt(self, scales: Mapping[Path, float]) -> None:
         """Add these LoRA files to the model, each times its scale, and no others. UserError when one does not fit."""
-        wanted = {path: scale for path, scale in scales.items() if scale}
-        for path in wanted:
+        scale_of_path = {path: scale for path, scale in scales.items() if scale}
+        for path in scale_of_path:
             if path not in self._adapters:
                 adapter = self._c.llama_adapter_lora_init(self._model, str(path).encode()) if path.is_file() else None
                 if not adapter:
@@ -126,8 +126,8 @@ class Session:
                         "; export it again"
                     )
                 self._adapters[path] = adapter
-        if wanted != self._scales:
-            self._scales = wanted
+        if scale_of_path != self._scales:
+            self._scales = scale_of_path
             self._apply()
             self._forget()
 
@@ -137,21 +137,21 @@ class Session:
         scales = (ctypes.c_float * count)(*self._scales.values())
         self._c.llama_set_adapters_lora(self._context, pointers, count, scales)
 
-    def encode(self, pixels_FHW3: np.ndarray) -> Seen:
+    def encode(self, pixels_FHW3: np.ndarray) -> EncodedFrames:
         """A group of uint8 frames that share placeholders -> their vectors, once for any number of prompts. See `Eyes.encode`."""
-        if self._eyes is None:
+        if self._projector is None:
             raise UserError("no mmproj file is open, so the model sees nothing; name it with --mmproj")
         self.counters["encodes"] += 1
-        return self._eyes.encode(pixels_FHW3)
+        return self._projector.encode(pixels_FHW3)
 
-    def drop(self, seen: Seen) -> None:
+    def drop(self, frames: EncodedFrames) -> None:
         """Free a group of frames. Prompts may no longer show it."""
-        assert self._eyes is not None
-        if any(item is seen for item in self._items):
+        assert self._projector is not None
+        if any(item is frames for item in self._items):
             self._forget()
-        self._eyes.drop(seen)
+        self._projector.drop(frames)
 
-    def prefill(self, items: Sequence[int | Seen], mark: int = 0) -> np.ndarray:
+    def prefill(self, items: Sequence[int | EncodedFrames], mark: int = 0) -> np.ndarray:
         """Bring the memory to exactly these token ids and frames; logits_V (float32) of what comes next.
 
         What the memory holds already is not computed again. mark: how many of the items later prompts will share; models that
@@ -159,16 +159,16 @@ class Session:
         """
         if length(items) > self.n_ctx:
             raise UserError(f"{length(items)} tokens do not fit a context of {self.n_ctx}")
-        if not items or isinstance(items[-1], Seen):
+        if not items or isinstance(items[-1], EncodedFrames):
             raise ValueError("a prompt ends with a token")
-        kept = self._go_back(items)
-        self.counters["reused_tokens"] += length(items[:kept])
-        self.counters["prefilled_tokens"] += length(items[kept:])
-        if self._keeps_states and kept < mark <= len(items) - 1:
-            self._advance(items[kept:mark])
+        common = self._go_back(items)
+        self.counters["reused_tokens"] += length(items[:common])
+        self.counters["prefilled_tokens"] += length(items[common:])
+        if self._keeps_states and common < mark <= len(items) - 1:
+            self._advance(items[common:mark])
             self._set_mark()
-            kept = mark
-        self._advance(items[kept:])
+            common = mark
+        self._advance(items[common:])
         return self._logits()
 
     def step(self, token: int) -> np.ndarray:
@@ -179,27 +179,27 @@ class Session:
         self.counters["decoded_tokens"] += 1
         return self._logits()
 
-    def _go_back(self, items: Sequence[int | Seen]) -> int:
+    def _go_back(self, items: Sequence[int | EncodedFrames]) -> int:
         """Keep what the memory and the items have in common, but the last item; how many items that is."""
         pairs = zip(self._items, items[:-1], strict=False)
-        kept = next((number for number, (old, new) in enumerate(pairs) if old is not new and old != new), None)
-        kept = min(len(self._items), len(items) - 1) if kept is None else kept
-        if kept == len(self._items):
-            return kept
-        position = self._starts[kept]
-        if kept and self._c.llama_memory_seq_rm(self._memory, WORK, position, -1):
+        common = next((number for number, (old, new) in enumerate(pairs) if old is not new and old != new), None)
+        common = min(len(self._items), len(items) - 1) if common is None else common
+        if common == len(self._items):
+            return common
+        position = self._starts[common]
+        if common and self._c.llama_memory_seq_rm(self._memory, WORK, position, -1):
             self._next = position
-        elif self._keeps_states and 0 < self._marked <= kept:
-            kept = self._marked
+        elif self._keeps_states and 0 < self._marked <= common:
+            common = self._marked
             self._c.llama_memory_seq_rm(self._memory, WORK, -1, -1)
             self._c.llama_memory_seq_cp(self._memory, MARK, WORK, -1, -1)
-            self._next = self._starts[kept]
+            self._next = self._starts[common]
         else:
             self._forget()
             return 0
-        del self._items[kept:], self._starts[kept:]
-        self._marked = self._marked if self._marked <= kept else 0
-        return kept
+        del self._items[common:], self._starts[common:]
+        self._marked = self._marked if self._marked <= common else 0
+        return common
 
     def _set_mark(self) -> None:
         self._c.llama_memory_seq_rm(self._memory, MARK, -1, -1)
@@ -210,28 +210,28 @@ class Session:
         self._c.llama_memory_clear(self._memory, True)
         self._items, self._starts, self._next, self._marked = [], [], 0, 0
 
-    def _advance(self, items: Sequence[int | Seen]) -> None:
+    def _advance(self, items: Sequence[int | EncodedFrames]) -> None:
         """Compute items and append them to the memory."""
         at = 0
         while at < len(items):
             item = items[at]
             run = [item]
-            if isinstance(item, Seen):
-                self._look(item)
+            if isinstance(item, EncodedFrames):
+                self._append_frames(item)
             else:
-                while at + len(run) < len(items) and len(run) < BATCH and not isinstance(items[at + len(run)], Seen):
+                while at + len(run) < len(items) and len(run) < BATCH and not isinstance(items[at + len(run)], EncodedFrames):
                     run.append(items[at + len(run)])
-                self._read([int(token) for token in run])  # type: ignore[arg-type]
+                self._append_tokens([int(token) for token in run])  # type: ignore[arg-type]
             at += len(run)
 
-    def _look(self, seen: Seen) -> None:
-        assert self._eyes is not None
-        self._check(self._eyes.show(seen, self._context, self._next, WORK, BATCH))
-        self._items.append(seen)
+    def _append_frames(self, frames: EncodedFrames) -> None:
+        assert self._projector is not None
+        self._check(self._projector.append_to_context(frames, self._context, self._next, WORK, BATCH))
+        self._items.append(frames)
         self._starts.append(self._next)
-        self._next += seen.positions
+        self._next += frames.positions
 
-    def _read(self, tokens: Sequence[int]) -> None:
+    def _append_tokens(self, tokens: Sequence[int]) -> None:
         """At most BATCH tokens; positions are said, since those behind Qwen's frames are not one more than the last."""
         batch = self._c.llama_batch_init(len(tokens), 0, 1)
         try:
@@ -253,10 +253,10 @@ class Session:
             raise UserError(f"llama.cpp stopped ({complaint()}, code {code}); show fewer frames or ask for less")
 
     def _logits(self) -> np.ndarray:
-        found = self._c.llama_get_logits_ith(self._context, -1)
-        return np.ctypeslib.as_array(found, (len(self.vocabulary),)).copy()
+        pointer = self._c.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(pointer, (len(self.vocabulary),)).copy()
 
 
-def length(items: Sequence[int | Seen]) -> int:
+def length(items: Sequence[int | EncodedFrames]) -> int:
     """Places in the memory that items take: one per token, and one per vector of a frame."""
-    return sum(item.vectors if isinstance(item, Seen) else 1 for item in items)
+    return sum(item.vectors if isinstance(item, EncodedFrames) else 1 for item in items)

@@ -1,6 +1,6 @@
-"""What sees: an opened mmproj. Frames in, vectors out, and vectors into the language model's memory. No torch.
+"""The vision projector: an opened mmproj. Frames in, vectors out, and vectors into the language model's KV cache. No torch.
 
-Of what llama.cpp makes of a frame only the vectors are used; the tokens around them come from our own renderer. F frames, N
+Only the vectors of llama.cpp's image chunks are used; the tokens around them come from models/renderer.py. F frames, N
 vectors, E numbers of each.
 """
 
@@ -21,7 +21,7 @@ MOST = 1 << 16  # vectors of a frame; frames come in their final size, and llama
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class EncodedFrames:
     """A frame, or a group of frames that share placeholders, as vectors: what stands in a prompt in place of image tokens.
 
     vectors: how many; positions: how far the text behind it is moved on; embeddings_NE: their numbers; chunk: llama.cpp's handle.
@@ -33,7 +33,7 @@ class Seen:
     chunk: Any
 
 
-class Eyes:
+class Projector:
     """An opened mmproj. UserError when it cannot be read or belongs to another text model.
 
     Args:
@@ -55,20 +55,20 @@ class Eyes:
             raise UserError(f"{mmproj}: cannot be used with this text model ({complaint()}); take both from one export")
 
     def close(self) -> None:
-        """Free everything; what was seen can no longer be shown."""
+        """Free everything; encoded frames can no longer be used."""
         for chunk in self._chunks:
             self._mtmd.mtmd_input_chunk_free(chunk)
         self._mtmd.mtmd_free(self._handle)
         self._chunks = []
 
-    def encode(self, pixels_FHW3: np.ndarray) -> Seen:
+    def encode(self, pixels_FHW3: np.ndarray) -> EncodedFrames:
         """A group of uint8 frames that share placeholders -> their vectors.
 
         The pixels have to be those of training already: llama.cpp's own scaling is another one. UserError when it refuses them.
         """
         m = self._mtmd
         marks = m.mtmd_default_marker() * len(pixels_FHW3)
-        told = m.mtmd_input_text(marks, len(marks), False, False)
+        text_input = m.mtmd_input_text(marks, len(marks), False, False)
         chunks, maps = m.mtmd_input_chunks_init(), []
         try:
             for frame in np.ascontiguousarray(pixels_FHW3):
@@ -77,48 +77,48 @@ class Eyes:
                 )
                 m.mtmd_bitmap_set_mergeable(maps[-1], len(pixels_FHW3) > 1)
             pointers = (m.mtmd_bitmap_p_ctypes * len(maps))(*maps)
-            failed = m.mtmd_tokenize(self._handle, chunks, ctypes.byref(told), pointers, len(maps))
-            found = [m.mtmd_input_chunks_get(chunks, i) for i in range(m.mtmd_input_chunks_size(chunks))]
-            images = [chunk for chunk in found if m.mtmd_input_chunk_get_type(chunk) == m.MTMD_INPUT_CHUNK_TYPE_IMAGE]
+            failed = m.mtmd_tokenize(self._handle, chunks, ctypes.byref(text_input), pointers, len(maps))
+            all_chunks = [m.mtmd_input_chunks_get(chunks, i) for i in range(m.mtmd_input_chunks_size(chunks))]
+            images = [chunk for chunk in all_chunks if m.mtmd_input_chunk_get_type(chunk) == m.MTMD_INPUT_CHUNK_TYPE_IMAGE]
             if failed or not images or m.mtmd_encode_chunk(self._handle, images[-1]):
                 size = f"{pixels_FHW3.shape[2]}x{pixels_FHW3.shape[1]}"
-                raise UserError(f"llama.cpp cannot look at frames of {size} pixels ({complaint()}); export the model again")
-            return self._kept(images[-1])  # SmolVLM: its tiles come first, the whole frame last
+                raise UserError(f"llama.cpp cannot encode frames of {size} pixels ({complaint()}); export the model again")
+            return self._without_pixels(images[-1])  # SmolVLM: its tiles come first, the whole frame last
         finally:
             m.mtmd_input_chunks_free(chunks)
             for bitmap in maps:
                 m.mtmd_bitmap_free(bitmap)
 
-    def _kept(self, image: Any) -> Seen:
-        """What was just encoded, without its pixels."""
+    def _without_pixels(self, image: Any) -> EncodedFrames:
+        """The chunk that was just encoded, without its pixels."""
         vectors = self._mtmd.mtmd_input_chunk_get_n_tokens(image)
-        found = np.ctypeslib.as_array(self._mtmd.mtmd_get_output_embd(self._handle), (vectors, self._width)).copy()
+        embeddings_NE = np.ctypeslib.as_array(self._mtmd.mtmd_get_output_embd(self._handle), (vectors, self._width)).copy()
         self._chunks.append(self._mtmd.mtmd_input_chunk_get_placeholder(image))
-        return Seen(vectors, self._mtmd.mtmd_input_chunk_get_n_pos(image), found, self._chunks[-1])
+        return EncodedFrames(vectors, self._mtmd.mtmd_input_chunk_get_n_pos(image), embeddings_NE, self._chunks[-1])
 
-    def drop(self, seen: Seen) -> None:
-        """Free what was seen."""
-        self._chunks.remove(seen.chunk)
-        self._mtmd.mtmd_input_chunk_free(seen.chunk)
+    def drop(self, encoded: EncodedFrames) -> None:
+        """Free encoded frames."""
+        self._chunks.remove(encoded.chunk)
+        self._mtmd.mtmd_input_chunk_free(encoded.chunk)
 
-    def show(self, seen: Seen, context: Any, position: int, sequence: int, batch: int) -> int:
-        """Put vectors into the memory of a llama.cpp context from `position` on; 0, or llama.cpp's number of an error."""
-        numbers = seen.embeddings_NE.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    def append_to_context(self, encoded: EncodedFrames, context: Any, position: int, sequence: int, batch: int) -> int:
+        """Append vectors to the KV cache of a llama.cpp context from `position` on; 0, or llama.cpp's error code."""
+        numbers = encoded.embeddings_NE.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         after, nothing = ctypes.c_int32(position), self._mtmd.mtmd_helper_post_decode_callback()
-        arguments = (seen.chunk, numbers, position, sequence, batch, ctypes.byref(after), nothing, None)
+        arguments = (encoded.chunk, numbers, position, sequence, batch, ctypes.byref(after), nothing, None)
         return int(self._mtmd.mtmd_helper_decode_image_chunk(self._handle, context, *arguments))
 
 
-def grouped(pixels_FHW3: np.ndarray, size: int) -> list[np.ndarray]:
+def group_frames(pixels_FHW3: np.ndarray, size: int) -> list[np.ndarray]:
     """Frames in groups that share placeholders. A short last group repeats its last frame, as in training."""
     frames_FHW3 = np.concatenate([pixels_FHW3, pixels_FHW3[-1:].repeat(-len(pixels_FHW3) % size, 0)])
     return [frames_FHW3[start : start + size] for start in range(0, len(frames_FHW3), size)]
 
 
-def placed(ids: Sequence[int], image_id: int, seen: Sequence[Seen]) -> list[int | Seen]:
-    """Ids with each group's placeholders replaced by what was seen."""
-    items: list[int | Seen] = []
-    groups, covered = iter(seen), 0
+def insert_frames(ids: Sequence[int], image_id: int, encoded: Sequence[EncodedFrames]) -> list[int | EncodedFrames]:
+    """Ids with each group's placeholders replaced by its encoded frames."""
+    items: list[int | EncodedFrames] = []
+    groups, covered = iter(encoded), 0
     for token in ids:
         if token != image_id:
             items.append(token)

@@ -1,4 +1,4 @@
-"""The process in which llama.cpp runs: `runtime.GgufEngine` starts it and asks over stdin. Whatever ends it, the program goes on.
+"""The process in which llama.cpp runs; client.py starts it and sends requests over stdin. When it dies, the program lives on.
 
 A request is one JSON line, followed by the raw bytes of frames where it has a shape; a reply is one JSON line. No torch.
 """
@@ -16,38 +16,38 @@ import numpy as np
 
 from minirlaif.errors import UserError
 from minirlaif.gguf import export_info
-from minirlaif.gguf.runtime.generator import Speaker
+from minirlaif.gguf.runtime.generator import AnswerGenerator
 from minirlaif.inference.engine import SamplingParams
 from minirlaif.types import Turn
 
 
-class Answering:
-    """A speaker and the answer in progress. One method per verb; each takes the request and the frames that came with it."""
+class Worker:
+    """A generator and the answer in progress. One method per verb; each takes the request and the frames that came with it."""
 
-    speaker: Speaker
+    generator: AnswerGenerator
     pieces: Iterator[str]
 
     def open(self, request: dict[str, Any], pixels_FHW3: np.ndarray) -> dict[str, Any]:
         """Open the files."""
         folder = Path(request["folder"])
-        found = export_info.read(folder)
-        adapters = {model: folder / name for model, name in found.adapters.items()}
+        info = export_info.read(folder)
+        adapters = {model: folder / name for model, name in info.adapters.items()}
         files = Path(request["text"]), Path(request["mmproj"])
-        self.speaker = Speaker(found, adapters, *files, request["threads"], request["n_ctx"])
+        self.generator = AnswerGenerator(info, adapters, *files, request["threads"], request["n_ctx"])
         return {}
 
-    def see(self, request: dict[str, Any], pixels_FHW3: np.ndarray) -> dict[str, Any]:
-        """Look at a clip."""
-        self.speaker.see(request["key"], request["times"], request["seconds"], pixels_FHW3)
+    def encode_clip(self, request: dict[str, Any], pixels_FHW3: np.ndarray) -> dict[str, Any]:
+        """Encode the frames of a clip."""
+        self.generator.encode_clip(request["key"], request["times"], request["seconds"], pixels_FHW3)
         return {}
 
     def begin(self, request: dict[str, Any], pixels_FHW3: np.ndarray) -> dict[str, Any]:
-        """Start an answer; {"known": False} when the clip has to be looked at first."""
-        if not self.speaker.knows(request["key"]):
+        """Start an answer; {"known": False} when the clip has to be encoded first."""
+        if not self.generator.has_clip(request["key"]):
             return {"known": False}
         turns = [Turn(*turn) for turn in request["turns"]]
         options = SamplingParams(**request["options"])
-        self.pieces = self.speaker.stream(request["key"], turns, request["question"], options, request["model"])
+        self.pieces = self.generator.stream(request["key"], turns, request["question"], options, request["model"])
         return {"known": True}
 
     def next(self, request: dict[str, Any], pixels_FHW3: np.ndarray) -> dict[str, Any]:
@@ -59,22 +59,22 @@ def main() -> None:
     """Answer requests until stdin closes."""
     replies: IO[bytes] = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints must not print into the replies
-    answering = Answering()
+    worker = Worker()
     try:
         for line in sys.stdin.buffer:
             request = json.loads(line)
             shape = request.get("shape", (0,))
             pixels = np.frombuffer(sys.stdin.buffer.read(int(np.prod(shape))), np.uint8).reshape(shape)
             try:
-                reply = getattr(answering, request["verb"])(request, pixels)
+                reply = getattr(worker, request["verb"])(request, pixels)
             except UserError as error:
                 reply = {"error": str(error)}
-            speaker = getattr(answering, "speaker", None)
-            replies.write(json.dumps(reply | {"counters": speaker.counters if speaker else {}}).encode() + b"\n")
+            generator = getattr(worker, "generator", None)
+            replies.write(json.dumps(reply | {"counters": generator.counters if generator else {}}).encode() + b"\n")
             replies.flush()
     finally:
-        if hasattr(answering, "speaker"):
-            answering.speaker.close()
+        if hasattr(worker, "generator"):
+            worker.generator.close()
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def test_llava_is_refused_before_any_work(runs_dir: Path, tmp_path: Path, capsys
     run = Run(runs_dir / "red")
     run.root.mkdir()
     (run.root / "config.yaml").write_text(f"model: {{base: {tmp_path / 'llava'}}}\ndata: {{world: tiny}}\n")
-    assert "LLaVA with video tokens pooled over frames cannot be written as GGUF" in refused(run, capsys)
+    assert "LLaVA pools its video tokens over frames, which llama.cpp cannot do" in refused(run, capsys)
 
 
 def test_what_is_known_before_any_work(run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,16 +152,16 @@ def test_no_network_is_told_with_a_way_out(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PIP_RETRIES", "0")
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
-    with pytest.raises(UserError, match=rf"repeat where a network is, or put {converter.SOURCE} into {tmp_path}"):
+    with pytest.raises(UserError, match=rf"run again with a network connection, or put {converter.SOURCE} into {tmp_path}"):
         converter.fetch()
     assert not list((tmp_path / "minirlaif").iterdir())
 
 
 def test_a_native_abort_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(UserError, match=r"a\.gguf.*export") as told:
+    with pytest.raises(UserError, match=r"a\.gguf.*export") as message:
         quantize(tmp_path / "a.gguf", tmp_path / "b.gguf", "q8_0")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(message.value)
 
 
 LAYOUTS = {"tiny": LAYOUT, "smolvlm": Layout(), "qwen3_vl": qwen3_vl.LAYOUT, "qwen3_5": qwen3_5.LAYOUT}
@@ -182,9 +182,9 @@ def test_the_template_writes_what_the_renderer_writes(name: str) -> None:
     asked = template.render(messages=turns, add_generation_prompt=True)
     assert renderer.prompt(None, "What\nhappens?") == tuple(tokenizer(asked, add_special_tokens=False)["input_ids"])
     turns += [{"role": "assistant", "content": "A dog."}, {"role": "user", "content": [{"type": "text", "text": "And then?"}]}]
-    told = template.render(messages=turns, add_generation_prompt=True)
+    message = template.render(messages=turns, add_generation_prompt=True)
     ids = renderer.prompt(None, "And then?", turns=[Turn("What\nhappens?", "A dog.")])
-    assert ids == tuple(tokenizer(told, add_special_tokens=False)["input_ids"])
+    assert ids == tuple(tokenizer(message, add_special_tokens=False)["input_ids"])
     image = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
     assert template.render(messages=image).count(layout.image) == 1
 
@@ -247,10 +247,13 @@ def test_the_pre_tokenizer_is_found_by_its_ids_or_refused(tmp_path: Path) -> Non
 
 
 def test_counting_answers() -> None:
-    rows = [task_check.Asked("a", "q", truth, answer) for truth, answer in (("x", "x"), ("x", "y"), (None, "z"), ("v", "v"))]
-    found = task_check.result(rows, ["x.", "x", "z", "w"])
-    assert found == task_check.Result(4, 2 / 3, 1 / 4)  # three have a truth, two are told right; only the third is word for word
-    assert task_check.result(rows[2:3], ["z"]).accuracy is None
-    assert task_check.faults("q8_0", task_check.Result(500, 0.61, 1.0), 0.62) == []
-    assert "1.2 points" in task_check.faults("q8_0", task_check.Result(500, 0.608, 1.0), 0.62)[0]
-    assert task_check.faults("q4_k_m", task_check.Result(500, 0.571, 1.0), 0.62) == []
+    rows = [
+        task_check.AnsweredQuestion("a", "q", truth, answer)
+        for truth, answer in (("x", "x"), ("x", "y"), (None, "z"), ("v", "v"))
+    ]
+    actual = task_check.score(rows, ["x.", "x", "z", "w"])
+    assert actual == task_check.Score(4, 2 / 3, 1 / 4)  # three have a truth, two are right; only the third is word for word
+    assert task_check.score(rows[2:3], ["z"]).accuracy is None
+    assert task_check.faults("q8_0", task_check.Score(500, 0.61, 1.0), 0.62) == []
+    assert "1.2 points" in task_check.faults("q8_0", task_check.Score(500, 0.608, 1.0), 0.62)[0]
+    assert task_check.faults("q4_k_m", task_check.Score(500, 0.571, 1.0), 0.62) == []

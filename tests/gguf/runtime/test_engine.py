@@ -19,9 +19,9 @@ import torch
 from minirlaif.cli import main
 from minirlaif.errors import UserError
 from minirlaif.gguf import export_info
-from minirlaif.gguf.export_info import Facts
+from minirlaif.gguf.export_info import ExportInfo
 from minirlaif.gguf.runtime.engine import GgufEngine
-from minirlaif.gguf.runtime.generator import Speaker, choose
+from minirlaif.gguf.runtime.generator import AnswerGenerator, choose
 from minirlaif.inference.engine import LoadedClip, SamplingParams
 from minirlaif.models.backbones import smolvlm
 from minirlaif.models.generation import EncodedPrompt, sample
@@ -122,21 +122,21 @@ def test_choosing_a_token() -> None:
 
 
 def test_image_and_chat_tokens_are_never_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    speaker = Speaker(export_info.read(folder), {}, folder / "text.gguf", folder / "mmproj.gguf")
+    generator = AnswerGenerator(export_info.read(folder), {}, folder / "text.gguf", folder / "mmproj.gguf")
     try:
-        speaker.see("k", (0.5,), 1.0, np.zeros((1, 32, 32, 3), np.uint8))
-        word, end = speaker.renderer.text_ids(" red")[0], speaker.renderer.end_id
-        logits = np.zeros(len(speaker._session.vocabulary), np.float32)
-        logits[list(speaker._session.vocabulary.added_tokens_decoder)] = 9.0
+        generator.encode_clip("k", (0.5,), 1.0, np.zeros((1, 32, 32, 3), np.uint8))
+        word, end = generator.renderer.text_ids(" red")[0], generator.renderer.end_id
+        logits = np.zeros(len(generator._session.vocabulary), np.float32)
+        logits[list(generator._session.vocabulary.added_tokens_decoder)] = 9.0
         logits[end], logits[word] = -9.0, 1.0
-        monkeypatch.setattr(speaker._session, "prefill", lambda items, mark: logits.copy())
+        monkeypatch.setattr(generator._session, "prefill", lambda items, mark: logits.copy())
         stops = logits.copy()
         stops[end] = 2.0
         steps = iter([logits.copy(), stops])
-        monkeypatch.setattr(speaker._session, "step", lambda token: next(steps))
-        assert "".join(speaker.stream("k", (), "what?", SamplingParams(max_new_tokens=9), "rlaif")) == "red red"
+        monkeypatch.setattr(generator._session, "step", lambda token: next(steps))
+        assert "".join(generator.stream("k", (), "what?", SamplingParams(max_new_tokens=9), "rlaif")) == "red red"
     finally:
-        speaker.close()
+        generator.close()
 
 
 def test_the_memory_grows_with_the_conversation(engine: GgufEngine, folder: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_model_that_dies_is_started_again(engine: GgufEngine, folder: Path) ->
     process = engine._child._process
     assert process is not None
     os.kill(process.pid, signal.SIGABRT)
-    process.wait()
+    process._process.wait()
     with pytest.raises(UserError, match="llama.cpp ended with status -6 over .*text.gguf and .*mmproj.gguf"):
         said(engine, look, QUESTIONS[0])
     assert said(engine, look, QUESTIONS[0]) == first
@@ -237,7 +237,7 @@ def test_a_file_of_an_export_may_be_named_itself(folder: Path) -> None:
         assert said(engine, engine.look(str(folder / "a.mp4")), QUESTIONS[0])
 
 
-FACTS = Facts(
+FACTS = ExportInfo(
     run="r",
     family="qwen3_vl",
     layout=Layout(group=2),
@@ -297,11 +297,11 @@ def chat(folder: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProc
     (site / "sitecustomize.py").write_text(CLOSED)
     root = Path(main.__file__).parents[2]
 
-    def call(*words: str, told: str = "") -> subprocess.CompletedProcess[str]:
+    def call(*words: str, typed: str = "") -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join([str(site), str(root)])
         return subprocess.run(
             [sys.executable, "-m", "minirlaif", "chat", "--video", str(folder / "a.mp4"), *words],
-            input=told,
+            input=typed,
             env={**os.environ, "PYTHONPATH": path},
             cwd=tmp_path,
             capture_output=True,
@@ -319,7 +319,7 @@ def test_chat_answers_where_there_is_no_torch(
     expected = [said(engine, look, question) for question in QUESTIONS[:2]]
     one = chat("--gguf", str(folder), QUESTIONS[0])
     assert (one.returncode, one.stdout, one.stderr) == (0, expected[0] + "\n", "")
-    many = chat("--gguf", str(folder / "text.gguf"), told=f"{QUESTIONS[0]}\n\n{QUESTIONS[1]}\n/quit\nnever\n")
+    many = chat("--gguf", str(folder / "text.gguf"), typed=f"{QUESTIONS[0]}\n\n{QUESTIONS[1]}\n/quit\nnever\n")
     assert many.returncode == 0 and many.stderr == ""
     assert many.stdout.splitlines() == [
         "text.gguf, run tiny: 4 frames at 0.2, 0.7, 1.2, 1.7 seconds. Ask about the clip; /quit ends.",

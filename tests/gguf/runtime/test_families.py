@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from minirlaif.gguf.export.converter import Job, convert
-from minirlaif.gguf.runtime.llama import Session, length
-from minirlaif.gguf.runtime.projector import Seen, grouped, placed
+from minirlaif.gguf.runtime.llama import LlamaSession, length
+from minirlaif.gguf.runtime.projector import EncodedFrames, group_frames, insert_frames
 from minirlaif.models.backbones import qwen3_5, qwen3_vl
 from minirlaif.models.renderer import FrameLayout, Renderer
 from tests.fixtures import bases_qwen
@@ -37,7 +37,7 @@ class Comparison:
     """One model in both programs."""
 
     base: Any
-    session: Session
+    session: LlamaSession
 
     def theirs(self, ids: tuple[int, ...], pixels: np.ndarray | None = None) -> np.ndarray:
         features = [None if pixels is None else self.base.encode_frames(pixels)]
@@ -63,7 +63,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     probes = [(question, base.renderer.text_ids(question)) for question in QUESTIONS]
     control = [token.content for token in base.tokenizer.added_tokens_decoder.values()]
     convert(request.param, jobs, probes, control)
-    with Session(text, eyes, 1024, kv="f32") as session:
+    with LlamaSession(text, eyes, 1024, kv="f32") as session:
         yield Comparison(base, session)
 
 
@@ -94,14 +94,14 @@ def test_a_clip_and_what_follows_it(pair: Comparison, count: int, height: int, w
     found = {}
     for seed in (1, 2):
         pixels = clip(seed, count, height, width)
-        seen = [session.encode(group) for group in grouped(pixels, 2)]
+        seen = [session.encode(group) for group in group_frames(pixels, 2)]
         shown = FrameLayout(times, float(count), height * width // 1024)
         assert [group.vectors for group in seen] == [shown.vectors] * len(seen)
         prompts = [render.prompt(shown, question) for question in QUESTIONS]
-        opening = len(placed(render.opening(shown), render.image_id, seen))
+        opening = len(insert_frames(render.opening(shown), render.image_id, seen))
 
-        def ours(ids: tuple[int, ...], seen: list[Seen] = seen, opening: int = opening) -> np.ndarray:
-            return session.prefill(placed(ids, render.image_id, seen), mark=opening)
+        def ours(ids: tuple[int, ...], seen: list[EncodedFrames] = seen, opening: int = opening) -> np.ndarray:
+            return session.prefill(insert_frames(ids, render.image_id, seen), mark=opening)
 
         session.prefill(prompts[0][:1])  # forget what another clip left behind
         before = dict(session.counters)
@@ -111,7 +111,7 @@ def test_a_clip_and_what_follows_it(pair: Comparison, count: int, height: int, w
         assert kept["reused_tokens"] - before["reused_tokens"] <= 1
         assert gap(ours(prompts[1]), pair.theirs(prompts[1], pixels)) < FRAMES_GATE
         assert session.counters["reused_tokens"] - kept["reused_tokens"] >= length(
-            placed(render.opening(shown), render.image_id, seen)
+            insert_frames(render.opening(shown), render.image_id, seen)
         )
         word = render.text_ids("red")[0]
         assert gap(session.step(word), pair.theirs((*prompts[1], word), pixels)) < FRAMES_GATE

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from minirlaif.errors import UserError
-from minirlaif.gguf.runtime.llama import Session, length
-from minirlaif.gguf.runtime.projector import Seen
+from minirlaif.gguf.runtime.llama import LlamaSession, length
+from minirlaif.gguf.runtime.projector import EncodedFrames
 from minirlaif.models.backbones import smolvlm
 from minirlaif.models.loading import TINY
 from minirlaif.models.renderer import FrameLayout, Renderer
@@ -45,8 +45,8 @@ def base() -> smolvlm.SmolVLM:
 
 
 @pytest.fixture
-def session(folder: Path) -> Iterator[Session]:
-    with Session(folder / "text.gguf", folder / "mmproj.gguf", 512, kv="f32") as opened:
+def session(folder: Path) -> Iterator[LlamaSession]:
+    with LlamaSession(folder / "text.gguf", folder / "mmproj.gguf", 512, kv="f32") as opened:
         yield opened
 
 
@@ -63,7 +63,7 @@ def theirs(base: smolvlm.SmolVLM, ids: Sequence[int], pixels: np.ndarray | None 
     return base.logits(hidden[0, -1]).numpy()
 
 
-def items(session: Session, ids: Sequence[int], image: int, seen: Sequence[Seen]) -> list[int | Seen]:
+def items(session: LlamaSession, ids: Sequence[int], image: int, seen: Sequence[EncodedFrames]) -> list[int | EncodedFrames]:
     """Ids with one group of frames for each placeholder: the tiny base makes one vector of a frame."""
     rest = iter(seen)
     return [next(rest) if token == image else token for token in ids]
@@ -73,7 +73,7 @@ def gap(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max())
 
 
-def test_ids_are_those_of_transformers(session: Session, base: smolvlm.SmolVLM) -> None:
+def test_ids_are_those_of_transformers(session: LlamaSession, base: smolvlm.SmolVLM) -> None:
     ours = Renderer(session.vocabulary, base.renderer.layout)
     for text in TEXTS:
         assert ours.text_ids(text) == base.renderer.text_ids(text), text
@@ -85,7 +85,7 @@ def test_ids_are_those_of_transformers(session: Session, base: smolvlm.SmolVLM) 
     assert not special & set(ours.text_ids(TEXTS[4]))
 
 
-def test_logits_are_those_of_transformers(session: Session, base: smolvlm.SmolVLM) -> None:
+def test_logits_are_those_of_transformers(session: LlamaSession, base: smolvlm.SmolVLM) -> None:
     render = base.renderer
     for question in QUESTIONS:
         ids = render.prompt(None, question)
@@ -99,7 +99,7 @@ def test_logits_are_those_of_transformers(session: Session, base: smolvlm.SmolVL
         assert gap(found[1], found[2]) > 10 * FRAMES_GATE  # it looks
 
 
-def test_a_second_question_computes_only_what_is_new(session: Session, base: smolvlm.SmolVLM) -> None:
+def test_a_second_question_computes_only_what_is_new(session: LlamaSession, base: smolvlm.SmolVLM) -> None:
     render = base.renderer
     seen = [session.encode(frame[None]) for frame in frames(1)]
     one, two = (items(session, render.prompt(SHOWN, question), render.image_id, seen) for question in QUESTIONS)
@@ -116,7 +116,7 @@ def test_a_second_question_computes_only_what_is_new(session: Session, base: smo
     assert gap(session.prefill(one), first) < 1e-5 and session.counters["reused_tokens"] == 2 * alike + len(one) - 1
 
 
-def test_tokens_one_by_one_are_tokens_at_once(session: Session, base: smolvlm.SmolVLM) -> None:
+def test_tokens_one_by_one_are_tokens_at_once(session: LlamaSession, base: smolvlm.SmolVLM) -> None:
     ids = base.renderer.prompt(None, QUESTIONS[0])
     answer = base.renderer.text_ids(" a red circle moves left.")
     session.prefill(ids)
@@ -131,7 +131,7 @@ def test_tokens_one_by_one_are_tokens_at_once(session: Session, base: smolvlm.Sm
 def test_a_long_prompt_is_read_in_parts(folder: Path, base: smolvlm.SmolVLM) -> None:
     ids = base.renderer.prompt(None, "red circle moves left " * 300)
     assert len(ids) > 1024
-    with Session(folder / "text.gguf", None, len(ids), kv="f32") as session:
+    with LlamaSession(folder / "text.gguf", None, len(ids), kv="f32") as session:
         assert gap(session.prefill(ids), theirs(base, ids)) < TEXT_GATE
         with pytest.raises(UserError, match="filled its context"):
             session.step(ids[0])
@@ -145,7 +145,7 @@ def test_a_long_prompt_is_read_in_parts(folder: Path, base: smolvlm.SmolVLM) -> 
             session.encode(frames(1)[:1])
 
 
-def test_adapters_add_their_share(session: Session, base: smolvlm.SmolVLM, tmp_path: Path) -> None:
+def test_adapters_add_their_share(session: LlamaSession, base: smolvlm.SmolVLM, tmp_path: Path) -> None:
     """W + alpha / r * scale * B A, by hand in transformers."""
     random = np.random.default_rng(0)
     a, b = (0.2 * random.standard_normal(shape).astype(np.float32) for shape in ((2, 128), (128, 2)))
@@ -171,7 +171,7 @@ def test_adapters_add_their_share(session: Session, base: smolvlm.SmolVLM, tmp_p
         session.adapt({tmp_path / "bad.gguf": 1.0})
 
 
-def test_frames_that_are_dropped_leave_the_memory(session: Session, base: smolvlm.SmolVLM) -> None:
+def test_frames_that_are_dropped_leave_the_memory(session: LlamaSession, base: smolvlm.SmolVLM) -> None:
     render = base.renderer
     seen = [session.encode(frame[None]) for frame in frames(1)]
     prompt = items(session, render.prompt(SHOWN, QUESTIONS[0]), render.image_id, seen)

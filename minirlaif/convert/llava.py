@@ -98,9 +98,9 @@ def _convert_model(old: Path, new: Path, vision: str) -> None:
     _check_room(new, files, 0 if tower is None else sum(p.nbytes for p in tower.parameters()))
     tokenizer = llama_tokenizer(old, LAYOUT.image)
     rows = -(-max(int(settings.get("vocab_size", 0)), len(tokenizer)) // ROW_MULTIPLE) * ROW_MULTIPLE
-    eyes = tower.config if tower is not None else _clip_config(old, settings, shapes)
-    config = _config(settings, eyes, tokenizer.convert_tokens_to_ids(LAYOUT.image), rows)
-    wanted = _wanted(config)
+    vision_config = tower.config if tower is not None else _clip_config(old, settings, shapes)
+    config = _config(settings, vision_config, tokenizer.convert_tokens_to_ids(LAYOUT.image), rows)
+    expected = _expected_weights(config)
 
     writer = Writer(new)
     for number, path in enumerate(files, 1):
@@ -111,17 +111,17 @@ def _convert_model(old: Path, new: Path, vision: str) -> None:
             after = _renamed(name)
             if after.endswith(("embed_tokens.weight", "lm_head.weight")):
                 tensor = _with_rows(tensor, rows)
-            if wanted.pop(after, None) != tuple(tensor.shape):
+            if expected.pop(after, None) != tuple(tensor.shape):
                 raise UserError(
                     f"{path}: {name} {list(tensor.shape)} does not belong into the LLaVA-1.5 that config.json describes"
                 )
             writer.add(after, tensor)
     for name, tensor in () if tower is None else tower.state_dict().items():
-        if wanted.pop(TOWER[1] + name, None) != tuple(tensor.shape):
+        if expected.pop(TOWER[1] + name, None) != tuple(tensor.shape):
             raise UserError(f"--vision {vision}: {name} is not of a vision tower for {old}; name {settings['mm_vision_tower']}")
         writer.add(TOWER[1] + name, tensor.to(writer.dtype))
-    if wanted:
-        raise UserError(f"{old}: {len(wanted)} weights are missing, the first is {min(wanted)}; download it again")
+    if expected:
+        raise UserError(f"{old}: {len(expected)} weights are missing, the first is {min(expected)}; download it again")
     writer.close()
     config.dtype = writer.dtype
     config.architectures = ["LlavaForConditionalGeneration"]
@@ -157,17 +157,17 @@ def _renamed(name: str, to: int = 1) -> str:
     return name
 
 
-def _wanted(config: Any) -> dict[str, tuple[int, ...]]:
+def _expected_weights(config: Any) -> dict[str, tuple[int, ...]]:
     """Published name and shape of every weight that the model needs."""
     from transformers import LlavaForConditionalGeneration
 
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config)
-    wanted = {}
+    expected = {}
     for name, tensor in model.state_dict().items():
         row = next(row for row in NAMES if name.startswith(row[2]))
-        wanted[row[1] + name.removeprefix(row[2])] = tuple(tensor.shape)
-    return wanted
+        expected[row[1] + name.removeprefix(row[2])] = tuple(tensor.shape)
+    return expected
 
 
 def _with_rows(tensor: Tensor, rows: int) -> Tensor:
@@ -217,15 +217,15 @@ def _clip_config(old: Path, settings: Mapping[str, Any], shapes: Mapping[str, Se
     )
 
 
-def _config(settings: Mapping[str, Any], eyes: Any, image_id: int, rows: int) -> Any:
+def _config(settings: Mapping[str, Any], vision_config: Any, image_id: int, rows: int) -> Any:
     from transformers import LlamaConfig, LlavaConfig
 
     text = {name: settings[name] for name in TEXT_FIELDS if settings.get(name) is not None}
     return LlavaConfig(
-        vision_config=eyes,
+        vision_config=vision_config,
         text_config=LlamaConfig.from_dict({**text, "vocab_size": rows, "tie_word_embeddings": False}),
         image_token_index=image_id,
-        image_seq_length=(eyes.image_size // eyes.patch_size) ** 2,
+        image_seq_length=(vision_config.image_size // vision_config.patch_size) ** 2,
         vision_feature_layer=settings.get("mm_vision_select_layer", -2),
     )
 

@@ -90,23 +90,23 @@ class Parts:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """By their old names, with the buffers that old files keep."""
-        found = dict(self.llama.state_dict())
+        actual = dict(self.llama.state_dict())
         for number, layer in (("0", self.first), ("2", self.second)):
-            found |= {f"model.mm_projector.{number}.{name}": tensor for name, tensor in layer.state_dict().items()}
-        found |= {TOWER + name: tensor for name, tensor in self.clip.state_dict().items()}
-        found |= {TOWER + "embeddings.position_ids": torch.arange(17)[None]}
-        found["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
-        return {name: tensor.clone() for name, tensor in found.items()}
+            actual |= {f"model.mm_projector.{number}.{name}": tensor for name, tensor in layer.state_dict().items()}
+        actual |= {TOWER + name: tensor for name, tensor in self.clip.state_dict().items()}
+        actual |= {TOWER + "embeddings.position_ids": torch.arange(17)[None]}
+        actual["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+        return {name: tensor.clone() for name, tensor in actual.items()}
 
     @torch.no_grad()
     def logits(self, ids: list[int], image_id: int, pixels_FHW3: np.ndarray) -> torch.Tensor:
         """What the old code computed: patches of the last but one layer, the two-layer projector, then the means."""
         pixels = (torch.from_numpy(pixels_FHW3) / 255 - torch.tensor(MEAN)) / torch.tensor(DEVIATION)
-        seen = self.clip(pixels.permute(0, 3, 1, 2), output_hidden_states=True).hidden_states[-2][:, 1:]
-        projected = self.second(nn.functional.gelu(self.first(seen)))
+        modules = self.clip(pixels.permute(0, 3, 1, 2), output_hidden_states=True).hidden_states[-2][:, 1:]
+        projected = self.second(nn.functional.gelu(self.first(modules)))
         place = ids.index(image_id)
-        kept = torch.tensor([i for i in ids if i != image_id])
-        words = self.llama.model.embed_tokens(kept)
+        saved = torch.tensor([i for i in ids if i != image_id])
+        words = self.llama.model.embed_tokens(saved)
         row = torch.cat([words[:place], projected.mean(1), projected.mean(0), words[place:]])
         return self.llama(inputs_embeds=row[None]).logits
 
@@ -169,9 +169,9 @@ def test_a_checkpoint_without_a_tower_takes_one_by_name(parts: Parts, tmp_path: 
     parts.llama.save_pretrained(tmp_path / "llama")
     assert main.main([*words, "--vision", str(tmp_path / "llama")]) == 2
     assert "not CLIP" in capsys.readouterr().err
-    whole = CLIPModel(CLIPConfig(vision_config=parts.clip.config.to_dict()))  # the hub's CLIPs have a text tower, too
-    whole.vision_model.load_state_dict(parts.clip.state_dict())
-    whole.save_pretrained(tmp_path / "clip")
+    plain = CLIPModel(CLIPConfig(vision_config=parts.clip.config.to_dict()))  # the hub's CLIPs have a text tower, too
+    plain.vision_model.load_state_dict(parts.clip.state_dict())
+    plain.save_pretrained(tmp_path / "clip")
     assert main.main([*words, "--vision", str(tmp_path / "clip")]) == 0
     check_same_logits(tmp_path / "new", parts)
 
@@ -179,11 +179,11 @@ def test_a_checkpoint_without_a_tower_takes_one_by_name(parts: Parts, tmp_path: 
 def test_half_precision_stays_half(parts: Parts, tmp_path: Path) -> None:
     halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in parts.weights().items()}
     convert(str(write_old(tmp_path / "old", halves, model_type="llava_llama")), tmp_path / "new")
-    kept = {name: tensor for path in (tmp_path / "new").glob("*.safetensors") for name, tensor in load_file(path).items()}
-    assert {tensor.dtype for tensor in kept.values()} == {torch.float16}
-    assert torch.equal(kept["language_model.model.norm.weight"], halves["model.norm.weight"])
+    saved = {name: tensor for path in (tmp_path / "new").glob("*.safetensors") for name, tensor in load_file(path).items()}
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float16}
+    assert torch.equal(saved["language_model.model.norm.weight"], halves["model.norm.weight"])
     assert json.loads((tmp_path / "new" / "config.json").read_text())["dtype"] == "float16"
-    rows = kept["language_model.lm_head.weight"]
+    rows = saved["language_model.lm_head.weight"]
     assert rows.shape == (448, 64)  # 420 pieces and <image>, filled up to a multiple of 64
     torch.testing.assert_close(rows[PIECES:].float(), halves["lm_head.weight"].float().mean(0).expand(28, -1), atol=1e-4, rtol=0)
 
@@ -193,19 +193,19 @@ def test_ids_are_those_of_the_old_code(parts: Parts, tmp_path: Path) -> None:
     convert(str(write_old(tmp_path / "old", parts.weights())), tmp_path / "new")
     render = open_backbone(ModelSection(base=str(tmp_path / "new"), device="cpu")).renderer
     one = FrameLayout((0.0,), 1.0, 1)
-    found = {
+    actual = {
         "prompt": render.prompt(one, "What happens in the video?"),
         "context": render.prompt(one, "And then?", "0s: a circle.\n2s:  a square.\n"),
         "text": render.prompt(None, "What is 12 plus 30?"),
         "conversation": render.conversation(one, [Turn("What?", "A red  circle, 日本."), Turn("And then?", "It left.")]).ids,
     }
     expected = json.loads((GOLDEN / "llava.json").read_text())
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, case in expected.items():
-        whole = [render.image_id if i == "<image>" else i for i in case["ids"]]
-        assert list(found[name]) == whole, name
+        expected = [render.image_id if i == "<image>" else i for i in case["ids"]]
+        assert list(actual[name]) == expected, name
         plain = AutoTokenizer.from_pretrained(tmp_path / "new")  # as others open it
-        assert plain(case["text"])["input_ids"] == whole, name
+        assert plain(case["text"])["input_ids"] == expected, name
 
 
 def refused(old: Path, new: Path, vision: str = "") -> str:

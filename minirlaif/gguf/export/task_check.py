@@ -57,10 +57,10 @@ def answers(engine: ChatEngine, rows: Sequence[AnsweredQuestion], max_new_tokens
     """Greedy answers, one by one. blank: every frame is dark grey instead."""
     options = SamplingParams(max_new_tokens=max_new_tokens)
     for row in rows:
-        look = engine.look(row.video)
+        clip = engine.look(row.video)
         if blank:
-            look = replace(look, pixels_FHW3=np.full_like(look.pixels_FHW3, BLANK), key=look.key + ":blank")
-        yield "".join(engine.stream(look, (), row.question, options)).strip()
+            clip = replace(clip, pixels_FHW3=np.full_like(clip.pixels_FHW3, BLANK), key=clip.key + ":blank")
+        yield "".join(engine.stream(clip, (), row.question, options)).strip()
 
 
 def score(rows: Sequence[AnsweredQuestion], texts: Sequence[str]) -> Score:

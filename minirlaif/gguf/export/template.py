@@ -27,7 +27,7 @@ def chat_template(layout: Layout) -> str:
         "{%- if message['role'] == 'system' -%}{%- set seen.system = parts.text + '\\n' -%}"
         "{%- elif message['role'] == 'user' -%}"
         f"{{{{- {_text(layout.user)} if seen.turns == 0 else {_text(layout.after_end + header(layout))} -}}}}"
-        f"{{{{- seen.system + parts.text + {_text(asked(layout))} -}}}}"
+        f"{{{{- seen.system + parts.text + {_text(question_end(layout))} -}}}}"
         "{%- set seen.turns = seen.turns + 1 -%}{%- set seen.system = '' -%}"
         f"{{%- else -%}}{{{{- {_text(layout.assistant + layout.answer)} + parts.text + {_text(layout.end)} -}}}}{{%- endif -%}}"
         "{%- endfor -%}"
@@ -42,12 +42,12 @@ def ollama_template(layout: Layout) -> str:
         f"{layout.start}{{{{ range $i, $m := .Messages }}}}"
         f'{{{{ if eq $m.Role "assistant" }}}}{layout.assistant}{layout.answer}{{{{ $m.Content }}}}{layout.end}'
         f"{{{{ else }}}}{{{{ if $i }}}}{later}{{{{ else }}}}{layout.user}{{{{ end }}}}"
-        f"{{{{ $m.Content }}}}{asked(layout)}{{{{ end }}}}"
+        f"{{{{ $m.Content }}}}{question_end(layout)}{{{{ end }}}}"
         f"{{{{ end }}}}{layout.assistant}"
     )
 
 
-def asked(layout: Layout) -> str:
+def question_end(layout: Layout) -> str:
     """What ends a question."""
     return layout.end + layout.after_end if layout.asked is None else layout.asked
 

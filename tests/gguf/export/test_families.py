@@ -20,13 +20,13 @@ def test_qwen3_vl_is_the_same_in_gguf_with_its_adapters_apart(tmp_path: Path) ->
     assert export_runs.export(run, "--types", "f16", "--adapters") == 0
     export_runs.check_parity(run)  # of rlaif, sft and base, whichever is worst
     folder = run.dir("export")
-    found = export_info.read(folder)
-    assert found.models == ("rlaif", "sft", "base")
-    assert dict(found.adapters) == {"rlaif": "red-rlaif-LoRA-F32.gguf", "sft": "red-sft-LoRA-F32.gguf"}
+    actual = export_info.read(folder)
+    assert actual.models == ("rlaif", "sft", "base")
+    assert dict(actual.adapters) == {"rlaif": "red-rlaif-LoRA-F32.gguf", "sft": "red-sft-LoRA-F32.gguf"}
     assert {path.name for path in folder.glob("*.gguf")} == {
         "red-base-F16.gguf",
         "mmproj-red-F16.gguf",
-        *found.adapters.values(),
+        *actual.adapters.values(),
     }
     assert not (folder / "hf").exists()
     assert export_runs.manifest(run)["agreement"]["f16"] >= 0.75  # of eight answers; random weights leave ties

@@ -41,10 +41,10 @@ def run(runs_dir: Path) -> Run:
 def refused(run: Run, capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """What the command says in one line, having begun nothing."""
     assert export_runs.export(run, *words) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
     assert not run.dir("export").exists() and not run.partial("export").exists()
-    return said
+    return printed
 
 
 def change(run: Run, stage: str, weights: dict[str, str] | None = None, **settings: Any) -> None:
@@ -79,7 +79,7 @@ def test_adapters_that_llama_cpp_would_get_wrong(
     run: Run, stage: str, settings: dict[str, Any], weights: Any, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change(run, stage, weights, **settings)
-    assert reason in (said := refused(run, capsys)) and f"{stage}/adapter" in said
+    assert reason in (printed := refused(run, capsys)) and f"{stage}/adapter" in printed
 
 
 def test_llava_is_refused_before_any_work(runs_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,13 +101,13 @@ def test_what_is_known_before_any_work(run: Run, capsys: pytest.CaptureFixture[s
         assert "make room" in refused(run, capsys)
     for version, what in (("0.3.35", "is 0.3.35, this needs 0.3.36"), (None, "is not installed")):
 
-        def found(name: str, version: str | None = version) -> str:
+        def actual(name: str, version: str | None = version) -> str:
             if version is None:
                 raise converter.metadata.PackageNotFoundError
             return version
 
-        free(converter.metadata, "version", found)
-        assert what in (said := refused(run, capsys)) and "pip install llama-cpp-python==0.3.36`" in said
+        free(converter.metadata, "version", actual)
+        assert what in (printed := refused(run, capsys)) and "pip install llama-cpp-python==0.3.36`" in printed
     run.set_aside("ppo")
     monkeypatch.undo()
     assert "ppo: does not exist yet" in refused(run, capsys)
@@ -134,14 +134,14 @@ def test_the_converter_is_taken_out_of_a_known_source_package(tmp_path: Path, mo
     cache = tmp_path / "minirlaif"
     cache.mkdir()
     vendor = "vendor/llama.cpp/"
-    wanted = ["convert_hf_to_gguf.py", "conversion/base.py", "gguf-py/gguf/gguf_reader.py", "LICENSE"]
-    digest = archive(cache / converter.SOURCE, [vendor + name for name in wanted] + [vendor + "src/llama.cpp", "setup.py"])
+    expected = ["convert_hf_to_gguf.py", "conversion/base.py", "gguf-py/gguf/gguf_reader.py", "LICENSE"]
+    digest = archive(cache / converter.SOURCE, [vendor + name for name in expected] + [vendor + "src/llama.cpp", "setup.py"])
     with pytest.raises(UserError, match="sha256 .* is not that of"):
         converter.fetch()
     assert [path.name for path in cache.iterdir()] == [converter.SOURCE]
     monkeypatch.setattr(converter, "SOURCE_SHA256", digest)
     folder = converter.fetch()
-    assert sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()) == sorted(wanted)
+    assert sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()) == sorted(expected)
     (cache / converter.SOURCE).unlink()
     assert converter.fetch() == folder  # once is enough
 
@@ -179,8 +179,8 @@ def test_the_template_writes_what_the_renderer_writes(name: str) -> None:
     renderer = Renderer(tokenizer, layout)
     template = jinja2.Template(chat_template(layout))
     turns = [{"role": "user", "content": "What\nhappens?"}]
-    asked = template.render(messages=turns, add_generation_prompt=True)
-    assert renderer.prompt(None, "What\nhappens?") == tuple(tokenizer(asked, add_special_tokens=False)["input_ids"])
+    rendered = template.render(messages=turns, add_generation_prompt=True)
+    assert renderer.prompt(None, "What\nhappens?") == tuple(tokenizer(rendered, add_special_tokens=False)["input_ids"])
     turns += [{"role": "assistant", "content": "A dog."}, {"role": "user", "content": [{"type": "text", "text": "And then?"}]}]
     message = template.render(messages=turns, add_generation_prompt=True)
     ids = renderer.prompt(None, "And then?", turns=[Turn("What\nhappens?", "A dog.")])
@@ -199,9 +199,9 @@ def test_ollamas_template() -> None:
 def test_four_bits_are_merged_into_whole_weights_and_the_difference_is_told(runs_dir: Path, tmp_path: Path) -> None:
     run = export_runs.trained(runs_dir / "red", "tiny", export_runs.world_clip)
     cfg = config.load(run.root / "config.yaml")
-    whole = merge.merged(cfg, run, tmp_path / "whole")
+    plain = merge.merged(cfg, run, tmp_path / "whole")
     small = merge.merged(replace(cfg, model=replace(cfg.model, quantization="nf4")), run, tmp_path / "small")
-    assert whole["logit_difference"] < 1e-4 < 0.05 < small["logit_difference"]
+    assert plain["logit_difference"] < 1e-4 < 0.05 < small["logit_difference"]
     assert small["trained_on"] == "nf4"
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "small"))
     assert ours.keys() == theirs.keys() == load_file(TINY / "model.safetensors").keys()

@@ -49,7 +49,7 @@ def engine(folder: Path) -> Iterator[GgufEngine]:
         yield opened
 
 
-def said(engine: Any, look: LoadedClip, question: str, turns: Sequence[Turn] = (), **how: Any) -> str:
+def ask(engine: Any, look: LoadedClip, question: str, turns: Sequence[Turn] = (), **how: Any) -> str:
     return "".join(engine.stream(look, turns, question, replace(engine.options, **how)))
 
 
@@ -65,9 +65,9 @@ def test_answers_are_those_of_transformers(engine: GgufEngine, folder: Path) -> 
         talked = [Turn(QUESTIONS[0], "a red circle moves left.")]
         heard = []
         for turns, question in [*(((), question) for question in QUESTIONS), (talked, QUESTIONS[1])]:
-            asked = EncodedPrompt(base.renderer.prompt(shown, question, turns=turns), base.encode_frames(pixels))
-            ((answer,),) = sample(base, [asked], 1, 0.0, 1.0, 32)
-            heard.append(said(engine, look, question, turns))
+            calls = EncodedPrompt(base.renderer.prompt(shown, question, turns=turns), base.encode_frames(pixels))
+            ((answer,),) = sample(base, [calls], 1, 0.0, 1.0, 32)
+            heard.append(ask(engine, look, question, turns))
             assert heard[-1] == base.renderer.decode(answer.ids)
         assert len(set(heard)) == 4  # what was talked about before counts
     assert engine.models == ("rlaif",) and engine.title == "text.gguf, run tiny"
@@ -76,10 +76,10 @@ def test_answers_are_those_of_transformers(engine: GgufEngine, folder: Path) -> 
 
 def test_a_clip_is_decoded_encoded_and_read_once(engine: GgufEngine, folder: Path) -> None:
     look = engine.look(str(folder / "a.mp4"))
-    first = said(engine, look, QUESTIONS[0])
+    first = ask(engine, look, QUESTIONS[0])
     before = dict(engine.counters)
     assert before["decodes"] == before["encodes"] == 1 and before["reused_tokens"] == 0
-    said(engine, look, QUESTIONS[1])
+    ask(engine, look, QUESTIONS[1])
     after = dict(engine.counters)
     assert (after["decodes"], after["encodes"]) == (1, 1)
     # <|im_start|>, "User", ":", four frames and a line break are in the memory; "describe the video." and what follows it is not
@@ -89,15 +89,15 @@ def test_a_clip_is_decoded_encoded_and_read_once(engine: GgufEngine, folder: Pat
     stream = engine.stream(look, (), QUESTIONS[1], engine.options)
     assert next(stream)
     stream.close()  # a consumer that has heard enough
-    assert said(engine, look, QUESTIONS[0]) == first
+    assert ask(engine, look, QUESTIONS[0]) == first
 
 
 def test_sampling_depends_on_the_seed_alone(engine: GgufEngine, folder: Path) -> None:
     look = engine.look(str(folder / "a.mp4"))
     hot = {"temperature": 3.0, "max_new_tokens": 8}
-    answers = [said(engine, look, QUESTIONS[0], seed=seed, **hot) for seed in (1, 1, 2)]
+    answers = [ask(engine, look, QUESTIONS[0], seed=seed, **hot) for seed in (1, 1, 2)]
     assert answers[0] == answers[1] != answers[2]
-    assert said(engine, look, QUESTIONS[0], seed=3, temperature=3.0, top_p=1e-6) == said(engine, look, QUESTIONS[0])
+    assert ask(engine, look, QUESTIONS[0], seed=3, temperature=3.0, top_p=1e-6) == ask(engine, look, QUESTIONS[0])
 
 
 def test_choosing_a_token() -> None:
@@ -141,32 +141,32 @@ def test_image_and_chat_tokens_are_never_said(folder: Path, monkeypatch: pytest.
 
 def test_the_memory_grows_with_the_conversation(engine: GgufEngine, folder: Path) -> None:
     look = engine.look(str(folder / "a.mp4"))
-    short = said(engine, look, QUESTIONS[0])
-    assert said(engine, look, QUESTIONS[0], [Turn("red circle " * 300, "blue")])  # past the first memory of 256 or 512 tokens
-    assert said(engine, look, QUESTIONS[0]) == short
+    short = ask(engine, look, QUESTIONS[0])
+    assert ask(engine, look, QUESTIONS[0], [Turn("red circle " * 300, "blue")])  # past the first memory of 256 or 512 tokens
+    assert ask(engine, look, QUESTIONS[0]) == short
     with pytest.raises(UserError, match="has 26.. tokens, the model takes 2048"):
-        said(engine, look, "red circle " * 1300)
-    assert said(engine, look, QUESTIONS[0]) == short
+        ask(engine, look, "red circle " * 1300)
+    assert ask(engine, look, QUESTIONS[0]) == short
     with pytest.raises(UserError, match="has 2500 tokens, the model takes 2048: clear the conversation, show fewer frames"):
-        said(engine, engine.look(str(folder / "a.mp4"), 2500), QUESTIONS[0])
+        ask(engine, engine.look(str(folder / "a.mp4"), 2500), QUESTIONS[0])
     assert engine.counters["encodes"] == 1  # said before anything is computed
     with GgufEngine(folder, n_ctx=30) as tight:
-        assert said(tight, look, QUESTIONS[0])[:5] == short[:5]
+        assert ask(tight, look, QUESTIONS[0])[:5] == short[:5]
         with pytest.raises(UserError, match="--ctx allows 30: raise it"):
-            said(tight, look, "red circle " * 12)
+            ask(tight, look, "red circle " * 12)
 
 
 def test_a_model_that_dies_is_started_again(engine: GgufEngine, folder: Path) -> None:
     look = engine.look(str(folder / "a.mp4"))
-    first = said(engine, look, QUESTIONS[0])
+    first = ask(engine, look, QUESTIONS[0])
     counted = engine.counters["prefilled_tokens"]
     process = engine._child._process
     assert process is not None
     os.kill(process.pid, signal.SIGABRT)
     process._process.wait()
     with pytest.raises(UserError, match="llama.cpp ended with status -6 over .*text.gguf and .*mmproj.gguf"):
-        said(engine, look, QUESTIONS[0])
-    assert said(engine, look, QUESTIONS[0]) == first
+        ask(engine, look, QUESTIONS[0])
+    assert ask(engine, look, QUESTIONS[0]) == first
     assert engine.counters["prefilled_tokens"] == 2 * counted and engine.counters["encodes"] == 2
 
 
@@ -177,7 +177,7 @@ def test_a_native_assertion_is_told_in_one_line(folder: Path, tmp_path: Path) ->
     weights = gguf_files.load_file(TINY / "model.safetensors")
     gguf_files.write(tmp_path / "mmproj.gguf", odd, gguf_files.vision_tensors(weights))
     with pytest.raises(UserError) as caught, GgufEngine(tmp_path) as engine:
-        said(engine, engine.look(str(folder / "a.mp4")), QUESTIONS[0])
+        ask(engine, engine.look(str(folder / "a.mp4")), QUESTIONS[0])
     assert "\n" not in str(caught.value) and "ASSERT" in str(caught.value)
 
 
@@ -191,8 +191,8 @@ def test_a_swapped_adapter_changes_the_answer(folder: Path, tmp_path: Path) -> N
     gguf_files.adapter(made / "sft.gguf", noise, alpha=2)  # type: ignore[arg-type]
     with GgufEngine(made) as both, GgufEngine(folder) as alone:
         look = both.look(str(folder / "a.mp4"))
-        aligned = said(alone, look, QUESTIONS[1])
-        assert said(both, look, QUESTIONS[1]) == aligned
+        aligned = ask(alone, look, QUESTIONS[1])
+        assert ask(both, look, QUESTIONS[1]) == aligned
         noisy = "".join(both.stream(look, (), QUESTIONS[1], both.options, "sft"))
         assert noisy != aligned
         assert "".join(both.stream(look, (), QUESTIONS[1], both.options, "rlaif")) == aligned
@@ -227,17 +227,17 @@ def test_a_projector_of_another_model_is_noticed(folder: Path, tmp_path: Path) -
     made = gguf_files.tiny(tmp_path)
     export_info.write(made, replace(export_info.read(made), sizing=Sizing(16, 32)))
     with GgufEngine(made) as engine, pytest.raises(UserError, match="mmproj.gguf: makes 1 vectors of a frame, .* says 4"):
-        said(engine, engine.look(str(folder / "a.mp4")), QUESTIONS[0])
+        ask(engine, engine.look(str(folder / "a.mp4")), QUESTIONS[0])
 
 
 def test_a_file_of_an_export_may_be_named_itself(folder: Path) -> None:
     (folder / "other.gguf").write_bytes((folder / "text.gguf").read_bytes())
     with GgufEngine(folder / "other.gguf", folder / "mmproj.gguf") as engine:
         assert engine.title == "other.gguf, run tiny"
-        assert said(engine, engine.look(str(folder / "a.mp4")), QUESTIONS[0])
+        assert ask(engine, engine.look(str(folder / "a.mp4")), QUESTIONS[0])
 
 
-FACTS = ExportInfo(
+INFO = ExportInfo(
     run="r",
     family="qwen3_vl",
     layout=Layout(group=2),
@@ -253,8 +253,8 @@ FACTS = ExportInfo(
 
 
 def test_facts_are_read_as_written(tmp_path: Path) -> None:
-    export_info.write(tmp_path, FACTS)
-    assert export_info.read(tmp_path) == FACTS
+    export_info.write(tmp_path, INFO)
+    assert export_info.read(tmp_path) == INFO
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_facts_are_read_as_written(tmp_path: Path) -> None:
     ],
 )
 def test_facts_that_are_wrong_are_refused(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
-    export_info.write(tmp_path, FACTS)
+    export_info.write(tmp_path, INFO)
     path = tmp_path / export_info.FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=reason):
@@ -316,7 +316,7 @@ def test_chat_answers_where_there_is_no_torch(
     chat: Callable[..., subprocess.CompletedProcess[str]], folder: Path, engine: GgufEngine
 ) -> None:
     look = engine.look(str(folder / "a.mp4"))
-    expected = [said(engine, look, question) for question in QUESTIONS[:2]]
+    expected = [ask(engine, look, question) for question in QUESTIONS[:2]]
     one = chat("--gguf", str(folder), QUESTIONS[0])
     assert (one.returncode, one.stdout, one.stderr) == (0, expected[0] + "\n", "")
     many = chat("--gguf", str(folder / "text.gguf"), typed=f"{QUESTIONS[0]}\n\n{QUESTIONS[1]}\n/quit\nnever\n")
@@ -350,7 +350,7 @@ def test_chat_asks_a_training_run(folder: Path, runs_dir: Path, capsys: pytest.C
     words = ["chat", "--video", str(folder / "a.mp4"), "--run", "a", "--runs-dir", str(runs_dir), "--model", "base"]
     assert main.main([*words, "--frames", "4", QUESTIONS[0]]) == 0
     with GgufEngine(folder) as engine:
-        assert capsys.readouterr().out == said(engine, engine.look(str(folder / "a.mp4")), QUESTIONS[0]) + "\n"
+        assert capsys.readouterr().out == ask(engine, engine.look(str(folder / "a.mp4")), QUESTIONS[0]) + "\n"
 
 
 def test_how_many_pixels_and_vectors() -> None:

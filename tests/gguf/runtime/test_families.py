@@ -55,15 +55,15 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     base = load(str(made), "main", torch.float32, None, torch.device("cpu"))
     base.model.requires_grad_(False)
     (made / "preprocessor_config.json").write_text(SIGHT)
-    script, text, eyes = "convert_hf_to_gguf.py", folder / "text.gguf", folder / "mmproj.gguf"
+    script, text, projector = "convert_hf_to_gguf.py", folder / "text.gguf", folder / "mmproj.gguf"
     jobs = [
         Job(script, (str(made), "--outfile", str(text), "--outtype", "f32", *words)),
-        Job(script, (str(made), "--outfile", str(eyes), "--outtype", "f32", "--mmproj")),
+        Job(script, (str(made), "--outfile", str(projector), "--outtype", "f32", "--mmproj")),
     ]
     probes = [(question, base.renderer.text_ids(question)) for question in QUESTIONS]
     control = [token.content for token in base.tokenizer.added_tokens_decoder.values()]
     convert(request.param, jobs, probes, control)
-    with LlamaSession(text, eyes, 1024, kv="f32") as session:
+    with LlamaSession(text, projector, 1024, kv="f32") as session:
         yield Comparison(base, session)
 
 
@@ -91,31 +91,31 @@ def test_a_clip_and_what_follows_it(pair: Comparison, count: int, height: int, w
     first one again."""
     render, session = pair.base.renderer, pair.session
     times = tuple(number + 0.5 for number in range(count))
-    found = {}
+    actual = {}
     for seed in (1, 2):
         pixels = clip(seed, count, height, width)
-        seen = [session.encode(group) for group in group_frames(pixels, 2)]
-        shown = FrameLayout(times, float(count), height * width // 1024)
-        assert [group.vectors for group in seen] == [shown.vectors] * len(seen)
-        prompts = [render.prompt(shown, question) for question in QUESTIONS]
-        opening = len(insert_frames(render.opening(shown), render.image_id, seen))
+        frames = [session.encode(group) for group in group_frames(pixels, 2)]
+        layout = FrameLayout(times, float(count), height * width // 1024)
+        assert [group.vectors for group in frames] == [layout.vectors] * len(frames)
+        prompts = [render.prompt(layout, question) for question in QUESTIONS]
+        prefix = len(insert_frames(render.prefix(layout), render.image_id, frames))
 
-        def ours(ids: tuple[int, ...], seen: list[EncodedFrames] = seen, opening: int = opening) -> np.ndarray:
-            return session.prefill(insert_frames(ids, render.image_id, seen), mark=opening)
+        def ours(ids: tuple[int, ...], frames: list[EncodedFrames] = frames, prefix: int = prefix) -> np.ndarray:
+            return session.prefill(insert_frames(ids, render.image_id, frames), mark=prefix)
 
         session.prefill(prompts[0][:1])  # forget what another clip left behind
         before = dict(session.counters)
-        found[seed] = ours(prompts[0])
-        assert gap(found[seed], pair.theirs(prompts[0], pixels)) < FRAMES_GATE
+        actual[seed] = ours(prompts[0])
+        assert gap(actual[seed], pair.theirs(prompts[0], pixels)) < FRAMES_GATE
         kept = dict(session.counters)
         assert kept["reused_tokens"] - before["reused_tokens"] <= 1
         assert gap(ours(prompts[1]), pair.theirs(prompts[1], pixels)) < FRAMES_GATE
         assert session.counters["reused_tokens"] - kept["reused_tokens"] >= length(
-            insert_frames(render.opening(shown), render.image_id, seen)
+            insert_frames(render.prefix(layout), render.image_id, frames)
         )
         word = render.text_ids("red")[0]
         assert gap(session.step(word), pair.theirs((*prompts[1], word), pixels)) < FRAMES_GATE
-        assert gap(ours(prompts[0]), found[seed]) < 1e-4  # rewound
-        for group in seen:
+        assert gap(ours(prompts[0]), actual[seed]) < 1e-4  # rewound
+        for group in frames:
             session.drop(group)
-    assert gap(found[1], found[2]) > 10 * FRAMES_GATE
+    assert gap(actual[1], actual[2]) > 10 * FRAMES_GATE

@@ -19,7 +19,7 @@ from tests.fixtures import gguf_files, tiny
 
 TEXT_GATE, FRAMES_GATE = 1e-4, 5e-3  # float32: another order of additions; llama.cpp's GELU is a table
 QUESTIONS = ("what happens first?", "how many things happen in this video?")
-SHOWN = FrameLayout((0.5, 1.5, 2.5, 3.5), 4.0, 1)
+LAYOUT = FrameLayout((0.5, 1.5, 2.5, 3.5), 4.0, 1)
 TEXTS = (
     "What happens first?",
     "two  spaces\n\nand\r\nbreaks\n",
@@ -63,10 +63,10 @@ def theirs(base: smolvlm.SmolVLM, ids: Sequence[int], pixels: np.ndarray | None 
     return base.logits(hidden[0, -1]).numpy()
 
 
-def items(session: LlamaSession, ids: Sequence[int], image: int, seen: Sequence[EncodedFrames]) -> list[int | EncodedFrames]:
+def items(session: LlamaSession, ids: Sequence[int], image: int, frames: Sequence[EncodedFrames]) -> list[int | EncodedFrames]:
     """Ids with one group of frames for each placeholder: the tiny base makes one vector of a frame."""
-    rest = iter(seen)
-    return [next(rest) if token == image else token for token in ids]
+    groups = iter(frames)
+    return [next(groups) if token == image else token for token in ids]
 
 
 def gap(a: np.ndarray, b: np.ndarray) -> float:
@@ -77,7 +77,7 @@ def test_ids_are_those_of_transformers(session: LlamaSession, base: smolvlm.Smol
     ours = Renderer(session.vocabulary, base.renderer.layout)
     for text in TEXTS:
         assert ours.text_ids(text) == base.renderer.text_ids(text), text
-        assert ours.prompt(SHOWN, text) == base.renderer.prompt(SHOWN, text)
+        assert ours.prompt(LAYOUT, text) == base.renderer.prompt(LAYOUT, text)
         assert ours.decode(ours.text_ids(text)) == text.strip()
     assert (ours.image_id, ours.end_id) == (base.renderer.image_id, base.renderer.end_id)
     special = set(session.vocabulary.added_tokens_decoder)
@@ -90,19 +90,19 @@ def test_logits_are_those_of_transformers(session: LlamaSession, base: smolvlm.S
     for question in QUESTIONS:
         ids = render.prompt(None, question)
         assert gap(session.prefill(ids), theirs(base, ids)) < TEXT_GATE
-        shown = render.prompt(SHOWN, question)
-        found = {}
+        layout = render.prompt(LAYOUT, question)
+        actual = {}
         for seed in (1, 2):
-            seen = [session.encode(frame[None]) for frame in frames(seed)]
-            found[seed] = session.prefill(items(session, shown, render.image_id, seen))
-            assert gap(found[seed], theirs(base, shown, frames(seed))) < FRAMES_GATE
-        assert gap(found[1], found[2]) > 10 * FRAMES_GATE  # it looks
+            encoded = [session.encode(frame[None]) for frame in frames(seed)]
+            actual[seed] = session.prefill(items(session, layout, render.image_id, encoded))
+            assert gap(actual[seed], theirs(base, layout, frames(seed))) < FRAMES_GATE
+        assert gap(actual[1], actual[2]) > 10 * FRAMES_GATE  # it looks
 
 
 def test_a_second_question_computes_only_what_is_new(session: LlamaSession, base: smolvlm.SmolVLM) -> None:
     render = base.renderer
-    seen = [session.encode(frame[None]) for frame in frames(1)]
-    one, two = (items(session, render.prompt(SHOWN, question), render.image_id, seen) for question in QUESTIONS)
+    encoded = [session.encode(frame[None]) for frame in frames(1)]
+    one, two = (items(session, render.prompt(LAYOUT, question), render.image_id, encoded) for question in QUESTIONS)
     alike = next(number for number, (a, b) in enumerate(zip(one, two, strict=False)) if a != b)
     assert alike > 6  # <|im_start|>, "User", ":", four frames
     first = session.prefill(one)
@@ -110,7 +110,7 @@ def test_a_second_question_computes_only_what_is_new(session: LlamaSession, base
     second = session.prefill(two)
     assert session.counters["prefilled_tokens"] == len(one) + len(two) - alike
     assert session.counters["reused_tokens"] == alike
-    assert gap(second, theirs(base, render.prompt(SHOWN, QUESTIONS[1]), frames(1))) < FRAMES_GATE
+    assert gap(second, theirs(base, render.prompt(LAYOUT, QUESTIONS[1]), frames(1))) < FRAMES_GATE
     again = session.prefill(one)  # the same prompt once more, to its last token
     assert gap(again, first) < 1e-5
     assert gap(session.prefill(one), first) < 1e-5 and session.counters["reused_tokens"] == 2 * alike + len(one) - 1
@@ -156,12 +156,12 @@ def test_adapters_add_their_share(session: LlamaSession, base: smolvlm.SmolVLM, 
     for scale in (1.0, 0.5):
         share = torch.from_numpy(4 / 2 * scale * b @ a)
         weight.data += share
-        wanted = theirs(base, ids)
+        expected = theirs(base, ids)
         weight.data -= share
         session.adapt({path: scale})
-        assert gap(session.prefill(ids), wanted) < TEXT_GATE < gap(wanted, plain)
+        assert gap(session.prefill(ids), expected) < TEXT_GATE < gap(expected, plain)
     session.resize(100)  # a new memory keeps the adapter
-    assert gap(session.prefill(ids), wanted) < TEXT_GATE
+    assert gap(session.prefill(ids), expected) < TEXT_GATE
     session.adapt({path: 0.0})
     assert gap(session.prefill(ids), plain) < 1e-6
     with pytest.raises(UserError, match="no such file"):
@@ -173,11 +173,11 @@ def test_adapters_add_their_share(session: LlamaSession, base: smolvlm.SmolVLM, 
 
 def test_frames_that_are_dropped_leave_the_memory(session: LlamaSession, base: smolvlm.SmolVLM) -> None:
     render = base.renderer
-    seen = [session.encode(frame[None]) for frame in frames(1)]
-    prompt = items(session, render.prompt(SHOWN, QUESTIONS[0]), render.image_id, seen)
+    encoded = [session.encode(frame[None]) for frame in frames(1)]
+    prompt = items(session, render.prompt(LAYOUT, QUESTIONS[0]), render.image_id, encoded)
     assert length(prompt) == len(prompt)
     first = session.prefill(prompt)
-    session.drop(seen[-1])
-    prompt[prompt.index(seen[-1])] = session.encode(frames(1)[-1:])
+    session.drop(encoded[-1])
+    prompt[prompt.index(encoded[-1])] = session.encode(frames(1)[-1:])
     assert gap(session.prefill(prompt), first) < 1e-5
     assert session.counters["reused_tokens"] == 0

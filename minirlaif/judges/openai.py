@@ -57,9 +57,9 @@ class EndpointJudge(ChatJudge):
         self._extra: dict[str, Any] = json.loads(settings.extra or "{}")
         self._body = {"model": settings.name, "temperature": settings.temperature, "max_tokens": settings.max_tokens}
         self.signature = {"kind": self.kind, "url": settings.url.rstrip("/"), **self._with_extra(self._body)}
-        self._key = _key_from(settings)
+        self._secret = _key_from(settings)
         self._url = settings.url.rstrip("/") + "/chat/completions"
-        self._client = _client(settings, self._key)
+        self._client = _client(settings, self._secret)
         self._closed = threading.Event()
         self._pace = _Pace(settings.per_minute, self._closed)
         self._reported_at, self._lock = -REPORT_EVERY, threading.Lock()
@@ -119,7 +119,7 @@ class EndpointJudge(ChatJudge):
 
     def _status_error(self, response: httpx.Response, deadline: float) -> Exception:
         """The meaning of an HTTP error for the one question and for all."""
-        reach = 2 * len(self._key)  # of a key, every letter escaped
+        reach = 2 * len(self._secret)  # of a key, every letter escaped
         most = MAX_ERROR_BYTES + reach
         try:
             data = _content(response, most, deadline)
@@ -158,7 +158,7 @@ class EndpointJudge(ChatJudge):
             raise Refused("the reply holds no text")
         # Halves of letters, which JSON can spell, can be written into no file.
         text, version = (each.encode(errors="replace").decode() for each in (text, version))
-        if len(self._key) >= MIN_KEY:
+        if len(self._secret) >= MIN_KEY:
             text, version = self._hidden(text), self._hidden(version)
         return Reply(text, version, today(), *tokens)
 
@@ -167,7 +167,7 @@ class EndpointJudge(ChatJudge):
 
     def _hidden(self, text: str) -> str:
         """The text without the key, whichever way JSON spells its slashes."""
-        for key in {self._key, self._key.replace("/", "\\/")} if self._key else ():
+        for key in {self._secret, self._secret.replace("/", "\\/")} if self._secret else ():
             text = text.replace(key, "[key]")
         return text
 

@@ -27,7 +27,7 @@ from minirlaif.judges.base import Message, Refused, Reply
 from minirlaif.judges.cache import Replies
 from minirlaif.judges.config import JudgeSettings, check_judge, judge_prompts
 from minirlaif.judges.gguf import GgufJudge
-from minirlaif.judges.grade import ChatJudge, Question, ask_all, estimate, judge_name, nothing_read
+from minirlaif.judges.grade import ChatJudge, Counts, Question, Result, nothing_read
 from minirlaif.judges.hf import HfJudge
 from minirlaif.judges.match import MatchJudge
 from minirlaif.judges.rubric import Unreadable, parse_choice, parse_grade
@@ -37,24 +37,25 @@ from tests.fixtures import fixed_reply
 SETTINGS = JudgeSettings("openai", "judge", url="http://127.0.0.1:1/v1", attempts=2)
 
 
-class Fake:
-    """Says what `says` makes of the last message; keeps every question. An exception among the replies is raised."""
+class Fake(ChatJudge):
+    """Replies what `replies_with` makes of the last message; keeps every question. An exception in place of a reply is raised."""
 
     kind, name, parallel = "openai", "judge", 3
 
-    def __init__(self, says: Any, version: str = "v1", signature: str = "s") -> None:
-        self.says, self.version, self.signature = says, version, {"who": signature}
-        self.asked: list[list[Message]] = []
+    def __init__(self, replies_with: Any, version: str = "v1", signature: str = "s", settings: JudgeSettings = SETTINGS) -> None:
+        super().__init__(settings)
+        self.replies_with, self.version, self.signature = replies_with, version, {"who": signature}
+        self.requests: list[list[Message]] = []
         self.closed = False
         self._lock = threading.Lock()
 
     def ask(self, messages: Sequence[Message]) -> Reply:
         with self._lock:
-            self.asked.append(list(messages))
-            said = self.says(messages[-1]["content"]) if callable(self.says) else self.says
-        if isinstance(said, BaseException):
-            raise said
-        return Reply(said, self.version, "2026-01-02", 10, 2)
+            self.requests.append(list(messages))
+            reply = self.replies_with(messages[-1]["content"]) if callable(self.replies_with) else self.replies_with
+        if isinstance(reply, BaseException):
+            raise reply
+        return Reply(reply, self.version, "2026-01-02", 10, 2)
 
     def stop(self) -> None:
         self.closed = True
@@ -67,6 +68,11 @@ def replies(tmp_path: Path) -> Iterator[Replies]:
     kept.close()
 
 
+def ask_all(judge: ChatJudge, questions: Sequence[Question], replies: Replies) -> tuple[list[Result], Counts]:
+    judge.replies, judge.settings = replies, replace(judge.settings, attempts=2)
+    return judge.ask_all(questions)
+
+
 def questions(count: int, with_pred: bool = False) -> list[Question]:
     parse = partial(parse_grade, with_pred=with_pred)
     return [Question(({"role": "user", "content": f"question {n}"},), parse) for n in range(count)]
@@ -74,98 +80,97 @@ def questions(count: int, with_pred: bool = False) -> list[Question]:
 
 def test_every_question_gets_its_own_mark(replies):
     judge = Fake(lambda text: json.dumps({"score": int(text.split()[-1])}))
-    marked, counts = ask_all(judge, SETTINGS, questions(6)[::-1], replies)
+    marked, counts = ask_all(judge, questions(6)[::-1], replies)
     assert [each.value for each in marked] == [Grade(n) for n in (5, 4, 3, 2, 1, 0)]
-    assert (counts.asked, counts.kept, counts.unreadable, counts.refused) == (6, 0, 0, 0)
+    assert (counts.requested, counts.kept, counts.unreadable, counts.refused) == (6, 0, 0, 0)
     assert (counts.tokens_in, counts.tokens_out) == (60, 12)
 
 
 def test_equal_questions_are_asked_once_and_kept_ones_never(replies):
     judge = Fake('{"score": 2}')
     twice = [*questions(3), *questions(3)]
-    assert len(ask_all(judge, SETTINGS, twice, replies)[0]) == 6 and len(judge.asked) == 3
-    marked, counts = ask_all(judge, SETTINGS, [*twice, *questions(4)], replies)
-    assert len(judge.asked) == 4 and (counts.asked, counts.kept) == (1, 3)
+    assert len(ask_all(judge, twice, replies)[0]) == 6 and len(judge.requests) == 3
+    marked, counts = ask_all(judge, [*twice, *questions(4)], replies)
+    assert len(judge.requests) == 4 and (counts.requested, counts.kept) == (1, 3)
     assert {each.value for each in marked} == {Grade(2)}
 
 
 def test_another_judge_is_asked_anew(replies):
-    ask_all(Fake('{"score": 2}'), SETTINGS, questions(2), replies)
+    ask_all(Fake('{"score": 2}'), questions(2), replies)
     other = Fake('{"score": 3}', signature="other")
-    assert ask_all(other, SETTINGS, questions(2), replies)[0][0].value == Grade(3) and len(other.asked) == 2
+    assert ask_all(other, questions(2), replies)[0][0].value == Grade(3) and len(other.requests) == 2
 
 
 def test_an_unreadable_reply_is_asked_for_again_with_what_was_wrong(replies):
     judge = Fake(lambda text: '{"score": 3}' if "cannot be read" in text else "I say 9")
-    (marked,), counts = ask_all(judge, SETTINGS, questions(1), replies)
-    assert marked.value == Grade(3) and (counts.asked, counts.unreadable) == (2, 1)
-    assert [m["role"] for m in judge.asked[1]] == ["user", "assistant", "user"]
-    assert judge.asked[1][1]["content"] == "I say 9" and "not a JSON object" in judge.asked[1][2]["content"]
+    (marked,), counts = ask_all(judge, questions(1), replies)
+    assert marked.value == Grade(3) and (counts.requested, counts.unreadable) == (2, 1)
+    assert [m["role"] for m in judge.requests[1]] == ["user", "assistant", "user"]
+    assert judge.requests[1][1]["content"] == "I say 9" and "not a JSON object" in judge.requests[1][2]["content"]
 
 
 @pytest.mark.parametrize(("reply", "why"), [('{"score": 9}', "not between 0 and 5"), ("no", "not a JSON object")])
 def test_what_stays_unreadable_has_no_mark_and_a_reason(replies, reply: str, why: str):
     judge = Fake(reply)
-    (marked,), counts = ask_all(judge, SETTINGS, questions(1), replies)
+    (marked,), counts = ask_all(judge, questions(1), replies)
     assert marked.value is None and marked.why.startswith("unreadable: ") and why in marked.why and marked.reply == reply
-    assert len(judge.asked) == 2 == counts.unreadable
-    (again,), counts = ask_all(judge, SETTINGS, questions(1), replies)  # it costs nothing the second time
-    assert again == marked and len(judge.asked) == 2 and counts.kept == 2
+    assert len(judge.requests) == 2 == counts.unreadable
+    (again,), counts = ask_all(judge, questions(1), replies)  # it costs nothing the second time
+    assert again == marked and len(judge.requests) == 2 and counts.kept == 2
 
 
 def test_one_refused_question_does_not_stop_the_others(replies):
     judge = Fake(lambda text: Refused("too long") if text.endswith("1") else '{"score": 1}')
-    marked, counts = ask_all(judge, SETTINGS, questions(3), replies)
+    marked, counts = ask_all(judge, questions(3), replies)
     assert [each.why for each in marked] == ["", "refused: too long", ""] and counts.refused == 1
 
 
 def test_a_judge_that_refuses_everything_is_not_asked_on_and_on(replies):
     judge = Fake(Refused("unknown parameter"))
     with pytest.raises(UserError, match=r"refuses every question \(unknown parameter\)"):
-        ask_all(judge, SETTINGS, questions(200), replies)
-    assert len(judge.asked) < 20 and judge.closed
+        ask_all(judge, questions(200), replies)
+    assert len(judge.requests) < 20 and judge.closed
 
 
 def test_a_judge_that_goes_away_loses_nothing(replies):
     before = Fake(lambda text: '{"score": 1}' if int(text.split()[-1]) < 5 else UserError("gone"))
     before.parallel = 1
     with pytest.raises(UserError, match="gone"):
-        ask_all(before, SETTINGS, questions(40), replies)
-    assert before.closed and len(before.asked) < 40
+        ask_all(before, questions(40), replies)
+    assert before.closed and len(before.requests) < 40
     after = Fake('{"score": 1}')
-    _, counts = ask_all(after, SETTINGS, questions(40), replies)
-    assert (counts.kept, counts.asked) == (5, 35)
+    _, counts = ask_all(after, questions(40), replies)
+    assert (counts.kept, counts.requested) == (5, 35)
 
 
 def test_two_versions_are_never_one_judge(replies):
-    ask_all(Fake('{"score": 1}', "v1"), SETTINGS, questions(2), replies)
+    ask_all(Fake('{"score": 1}', "v1"), questions(2), replies)
     judge = Fake('{"score": 1}', "v2")
-    _, counts = ask_all(judge, SETTINGS, questions(3), replies)
+    _, counts = ask_all(judge, questions(3), replies)
     with pytest.raises(UserError, match=r"several versions \(v1, v2\)"):
-        judge_name(judge, "p", counts)
+        judge.judge_name("p", counts)
     assert replies.drop("v1") == 2
-    _, counts = ask_all(judge, SETTINGS, questions(3), replies)
-    name = judge_name(judge, "p", counts)
-    assert name.key[:4] == ("openai", "judge", "v2", "p") and len(judge.asked) == 3
+    _, counts = ask_all(judge, questions(3), replies)
+    name = judge.judge_name("p", counts)
+    assert name.key[:4] == ("openai", "judge", "v2", "p") and len(judge.requests) == 3
     assert name.title == "judge (openai), version v2, who s, prompt p, 2026-01-02"
 
 
 def test_the_estimate(replies):
-    ask_all(Fake('{"score": 1}'), SETTINGS, questions(2), replies)
-    settings = JudgeSettings("openai", "judge", url="http://x", price_in=1000.0, price_out=2000.0)
-    asked = [Question(({"role": "user", "content": "x" * 400},), partial(parse_grade, with_pred=False)), *questions(2)]
-    found = estimate(Fake(""), settings, asked, replies)
-    # 400 letters at 4 a token and 16 of layout in, 16 out; 1000 and 2000 a million tokens
-    assert (found.questions, found.kept, found.tokens_in, found.tokens_out) == (3, 2, 116, 16)
-    assert found.cost == pytest.approx(0.116 + 0.032)
-    assert found.text("j", True) == (
-        "judge j: 3 questions, 2 replies kept, 1 to ask (about 116 tokens in and 16 out, about 0.15 at the given prices)"
+    def estimate(**changes: Any) -> str:
+        judge = Fake("", settings=replace(SETTINGS, price_in=1000.0, price_out=2000.0, **changes))
+        judge.replies = replies
+        return judge.estimate([Question(({"role": "user", "content": "x" * 400},), str), *questions(2)])
+
+    ask_all(Fake('{"score": 1}'), questions(2), replies)
+    # 400 letters at 4 a token and 16 of layout in, 16 out; 1000 and 2000 a million tokens: 0.116 + 0.032
+    assert estimate() == (
+        "judge judge: 3 questions, 2 replies kept, 1 to ask (about 116 tokens in and 16 out, about 0.15 at the given prices)"
         "; a reply that cannot be read is asked for once more"
     )
-    once, four = (replace(found, attempts=attempts).text("j", False) for attempts in (1, 4))
-    assert "once more" not in once and "asked for up to 3 times more" in four
+    assert "once more" not in estimate(attempts=1) and "asked for up to 3 times more" in estimate(attempts=4)
     with pytest.raises(UserError, match="would cost about 0.15, max_cost is 0.1"):
-        estimate(Fake(""), JudgeSettings(price_in=1000.0, price_out=2000.0, max_cost=0.1), asked, replies)
+        estimate(max_cost=0.1)
 
 
 def a_name(**more: Any) -> JudgeName:
@@ -249,10 +254,10 @@ def test_a_gguf_file_judges(tmp_path: Path, replies):
     judge = GgufJudge(JudgeSettings("gguf", str(path), context=512, threads=1))
     try:
         long = Question(({"role": "user", "content": "long " * 300},), partial(parse_grade, with_pred=True))
-        marked, counts = ask_all(judge, SETTINGS, [*questions(2, with_pred=True), long], replies)
+        marked, counts = ask_all(judge, [*questions(2, with_pred=True), long], replies)
         assert [each.value for each in marked] == [Grade(4, True), Grade(4, True), None]
         assert marked[2].why.startswith("refused: ") and "raise context, which is 512" in marked[2].why
-        name = judge_name(judge, "p", counts)
+        name = judge.judge_name("p", counts)
         assert name.key[:2] == ("gguf", "parrot.gguf") and len(name.version) == 16
     finally:
         judge.close()
@@ -378,9 +383,9 @@ def test_a_judge_that_says_nothing_of_use():
 def test_a_text_model_of_transformers_judges(tmp_path: Path, replies):
     folder = fixed_reply.write_folder(tmp_path / "parrot", REPLY)
     judge = HfJudge(JudgeSettings("hf", str(folder), device="cpu"))
-    marked, counts = ask_all(judge, SETTINGS, questions(2, with_pred=True), replies)
+    marked, counts = ask_all(judge, questions(2, with_pred=True), replies)
     assert [each.value for each in marked] == [Grade(4, True)] * 2
-    assert judge_name(judge, "p", counts).key[:2] == ("hf", "parrot")
+    assert judge.judge_name("p", counts).key[:2] == ("hf", "parrot")
     model = folder / "model.safetensors"
     model.write_bytes(model.read_bytes()[:-1] + b"\x01")  # other weights, another judge
     with pytest.raises(TypeError, match="text model, it sees no frames"):
@@ -392,9 +397,9 @@ def test_a_text_model_of_transformers_judges(tmp_path: Path, replies):
 def test_a_model_of_this_package_judges(replies):
     """The tiny base knows nothing of marks: its replies cannot be read, and are counted."""
     judge = HfJudge(JudgeSettings("hf", "tiny", device="cpu", max_tokens=8))
-    (marked,), counts = ask_all(judge, SETTINGS, questions(1), replies)
+    (marked,), counts = ask_all(judge, questions(1), replies)
     assert marked.value is None and marked.why.startswith("unreadable: not a JSON object")
-    assert (counts.asked, counts.unreadable) == (2, 2)
+    assert (counts.requested, counts.unreadable) == (2, 2)
 
 
 class Compares(ChatJudge):

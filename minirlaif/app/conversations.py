@@ -18,7 +18,7 @@ from minirlaif.app.uploads import UploadStore
 from minirlaif.app.votes import CHOICES, Vote, VoteStore
 from minirlaif.data.formats import half_letters
 from minirlaif.errors import UserError
-from minirlaif.inference.engine import ChatEngine, Judging, LoadedClip, SamplingParams
+from minirlaif.inference.engine import ChatEngine, JudgingEngine, LoadedClip, SamplingParams
 from minirlaif.types import Turn
 
 LONGEST = 4000  # letters of a question
@@ -83,7 +83,7 @@ class Talks:
             return
         try:
             self.desk.examine(path)
-            session.look = self.worker.call(lambda engine: engine.look(path, frames))
+            session.loaded = self.worker.call(lambda engine: engine.load_clip(path, frames))
             session.clip = Path(path)
         except Exception as error:
             session.notice = f"This clip was not taken: {error}" if isinstance(error, UserError) else told(error)
@@ -94,7 +94,7 @@ class Talks:
     def _forget(self, session: Session, keep: Path | None = None) -> None:
         if session.job is not None:
             session.job.stop.set()
-        clip, session.clip, session.look, session.turns, session.duel = session.clip, None, None, [], None
+        clip, session.clip, session.loaded, session.turns, session.duel = session.clip, None, None, [], None
         if clip is not None and clip.parent != keep:
             self._drop(clip)
         self.sweep()
@@ -119,7 +119,7 @@ class Talks:
 
     def answer(self, session: Session, options: SamplingParams, model: str) -> Iterator[None]:
         """Let a model answer the last question, piece by piece; then the reward model."""
-        job, look = session.job, session.look
+        job, look = session.job, session.loaded
         if job is None or look is None or job.running or job.answers[:1] != tuple(session.turns[-1:]):
             return
         job.running, (last,) = True, job.answers
@@ -187,7 +187,7 @@ class Talks:
 
     def fight(self, session: Session, options: SamplingParams) -> Iterator[None]:
         """Both answers, piece by piece; then what the reward model and the judge make of them, which shows after the vote."""
-        job, duel, look = session.job, session.duel, session.look
+        job, duel, look = session.job, session.duel, session.loaded
         if job is None or duel is None or look is None or job.running or job.answers is not duel.answers:
             return
         job.running = True
@@ -221,9 +221,14 @@ class Talks:
         if duel is None or not duel.ready or duel.vote or duel.alike or choice not in CHOICES:
             return
         duel.vote, (a, b) = choice, duel.answers
-        if self.ballot is None or session.clip is None or session.look is None:
+        if self.ballot is None or session.clip is None or session.loaded is None:
             return
-        facts = {"reward_1": a.score, "reward_2": b.score, "frames": len(session.look.times), "temperature": options.temperature}
+        facts = {
+            "reward_1": a.score,
+            "reward_2": b.score,
+            "frames": len(session.loaded.times),
+            "temperature": options.temperature,
+        }
         judged = duel.judged
         facts |= {"top_p": options.top_p, "seed": a.seed} | ({"judge_margin": round(judged.margin, 5)} if judged else {})
         said, context = (judged.choice, judged.context) if judged else ("", "")
@@ -238,7 +243,7 @@ class Talks:
     def export(self, session: Session) -> str:
         """The conversation as a row in the messages format that `data.sft` takes, with what else is known; "" without one."""
         answered = [turn for turn in session.turns if turn.text]
-        if not answered or session.look is None:
+        if not answered or session.loaded is None:
             return ""
         messages = []
         for number, turn in enumerate(answered):
@@ -247,14 +252,14 @@ class Talks:
         known = [
             {"model": turn.model, "seed": turn.seed, "reward": turn.score, "ended": turn.note or "whole"} for turn in answered
         ]
-        times = [round(time, 3) for time in session.look.times]
+        times = [round(time, 3) for time in session.loaded.times]
         row = {"videos": [session.clip.name if session.clip else ""], "messages": messages, "frames": times, "answers": known}
         return json.dumps(row, ensure_ascii=False, indent=1)
 
     def _can_ask(self, session: Session, question: str) -> bool:
-        if session.look is None and not session.read.is_set() and not session.read.wait(CLIP_SECONDS):
+        if session.loaded is None and not session.read.is_set() and not session.read.wait(CLIP_SECONDS):
             session.notice = "The clip is still being read. Ask again when its frames stand here."
-        elif session.look is None:
+        elif session.loaded is None:
             session.notice = "Choose a clip first: drop one, record one, or take an example."
         elif not question.strip():
             session.notice = "Type a question first."
@@ -268,7 +273,7 @@ class Talks:
 
     def _seed(self, session: Session) -> int:
         session.asked += 1
-        return self.engine.options.seed + session.asked - 1
+        return self.engine.sampling.seed + session.asked - 1
 
     def _end(self, session: Session, job: Job) -> None:
         for answer in job.answers:
@@ -307,5 +312,5 @@ def _examine(engine: ChatEngine, look: LoadedClip, duel: SideBySide) -> None:
     for answer in duel.answers:
         if answer.text:
             answer.score = engine.score(look, answer.question, answer.text)
-    if isinstance(engine, Judging) and all(answer.text for answer in duel.answers):
+    if isinstance(engine, JudgingEngine) and all(answer.text for answer in duel.answers):
         duel.judged = engine.judge(look, *(duel.answers[0].question, *(answer.text for answer in duel.answers)))

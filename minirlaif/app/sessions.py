@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from minirlaif.errors import UserError
-from minirlaif.inference.engine import Judged, LoadedClip
+from minirlaif.inference.engine import JudgeVerdict, LoadedClip
 
 PAIR = ("rlaif", "sft")  # the models that are compared
 
@@ -33,7 +33,7 @@ class SideBySide:
     ready: both answers are there and everything that a vote keeps is known; unjudged: the judge was asked and failed."""
 
     answers: tuple[Answer, Answer]
-    judged: Judged | None = None
+    judged: JudgeVerdict | None = None
     vote: str = ""
     ready: bool = False
     unjudged: bool = False
@@ -61,7 +61,7 @@ class Session:
     """One open page."""
 
     clip: Path | None = None
-    look: LoadedClip | None = None
+    loaded: LoadedClip | None = None
     notice: str = ""  # what is wrong with the clip or the question, for its owner
     turns: list[Answer] = field(default_factory=list)
     duel: SideBySide | None = None

@@ -88,7 +88,7 @@ def _talking(page: gr.Blocks, place: Place, talks: Talks) -> None:
         session, path = talks.session(request.session_hash or ""), upload["path"] if upload else None
         count = int(frames) if frames and math.isfinite(frames) else talks.engine.frames  # an emptied box counts as untouched
         talks.open(session, path, min(max(1, count), clip.most_frames))
-        drawn = [views.strip(session.look, clip.limits), views.notice(session.notice), *chat.draw(request), *duel.draw(request)]
+        drawn = [views.strip(session.loaded, clip.limits), views.notice(session.notice), *chat.draw(request), *duel.draw(request)]
         return [gr.skip() if session.clip or path is None else None, *drawn]
 
     bound = {"inputs": [clip.video, clip.frames], "outputs": [clip.video, *shown], **MODEL, "show_progress_on": clip.strip}
@@ -119,12 +119,12 @@ class _Clip:
     def options(self, talks: Talks, values: Sequence[float]) -> SamplingParams:
         """What the sliders say."""
         temperature, top_p, length = values
-        return replace(talks.engine.options, temperature=float(temperature), top_p=float(top_p), max_new_tokens=int(length))
+        return replace(talks.engine.sampling, temperature=float(temperature), top_p=float(top_p), max_new_tokens=int(length))
 
 
 def _clip_panel(place: Place, talks: Talks) -> _Clip:
     """Clip, examples, the frames that the model sees, and how it answers."""
-    trained, limits = talks.engine.options, talks.desk.limits
+    trained, limits = talks.engine.sampling, talks.desk.limits
     told = f"Clips of at most {duration(limits.seconds)} and {limits.megabytes} MB."
     video = gr.Video(
         label="Clip", show_label=False, sources=["upload", "webcam"], include_audio=False, elem_id="clip", buttons=[]

@@ -68,7 +68,7 @@ def _picture(pixels_HW3: np.ndarray, aspect: float, what: str) -> Html:
 def chat(session: Session, title: str) -> Html:
     """The conversation, newest last."""
     if not session.turns:
-        told = "Ask something about the clip." if session.look else "Choose a clip, then ask about it."
+        told = "Ask something about the clip." if session.loaded else "Choose a clip, then ask about it."
         return root(tag("div", tag("p", told), tag("p", title, class_="note"), class_="empty"))
     parts: list[object] = []
     for turn in session.turns:

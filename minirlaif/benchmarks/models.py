@@ -185,7 +185,7 @@ class EngineModel:
         if which and which not in engine.models:
             raise UserError(f"{engine.title}: holds no model {which}; it has {', '.join(engine.models)}")
         self._engine, self._cfg, self._which, self._frames = engine, cfg, which, frames
-        self._look: Any = None
+        self._clip: Any = None
         self._counted: Mapping[str, int] = {}
 
     def unreadable(self, videos: Sequence[str]) -> dict[str, str]:
@@ -201,9 +201,9 @@ class EngineModel:
         options = SamplingParams(max_new_tokens=self._cfg.evaluate.max_new_tokens)
         texts = []
         for video, question in asked:
-            if self._look is None or self._look.video != video:
-                self._look = self._engine.look(video, self._frames)
-            texts.append("".join(self._engine.stream(self._look, (), question, options, self._which)).strip())
+            if self._clip is None or self._clip.video != video:
+                self._clip = self._engine.load_clip(video, self._frames)
+            texts.append("".join(self._engine.stream(self._clip, (), question, options, self._which)).strip())
         return texts
 
     def likelihoods(self, told: Sequence[tuple[str, str, str]]) -> list[float]:

@@ -66,14 +66,14 @@ def run(options: argparse.Namespace) -> int:
             if options.model and options.model not in engine.models:
                 raise UserError(f"--model {options.model}: there is {', '.join(engine.models)}")
             started = time.perf_counter()
-            look = engine.look(options.video, options.frames)
+            clip = engine.load_clip(options.video, options.frames)
             if options.times:
                 print(f"[frames {time.perf_counter() - started:.3f} s]", file=sys.stderr, flush=True)
-            how = _options(engine, options)
+            sampling = _options(engine, options)
             if options.question is None:
-                _converse(engine, look, how, options)
+                _converse(engine, clip, sampling, options)
             else:
-                _answer(engine, look, [], options.question, how, options)
+                _answer(engine, clip, [], options.question, sampling, options)
     except KeyboardInterrupt:
         print()
         return 130
@@ -99,20 +99,20 @@ def _engine(options: argparse.Namespace) -> Any:
 
 
 def _options(engine: ChatEngine, options: argparse.Namespace) -> SamplingParams:
-    longest = options.max_new_tokens or engine.options.max_new_tokens
+    longest = options.max_new_tokens or engine.sampling.max_new_tokens
     return replace(
-        engine.options, temperature=options.temperature, top_p=options.top_p, max_new_tokens=longest, seed=options.seed
+        engine.sampling, temperature=options.temperature, top_p=options.top_p, max_new_tokens=longest, seed=options.seed
     )
 
 
-def _converse(engine: ChatEngine, look: LoadedClip, how: SamplingParams, options: argparse.Namespace) -> None:
+def _converse(engine: ChatEngine, clip: LoadedClip, sampling: SamplingParams, options: argparse.Namespace) -> None:
     """Questions until /quit or the end of input. Ctrl-C during an answer ends that answer, and otherwise the conversation."""
     try:
         import readline  # noqa: F401  arrow keys and history, where there are any
     except ImportError:
         pass
-    times = ", ".join(f"{time:.1f}" for time in look.times)
-    print(f"{engine.title}: {len(look.times)} frames at {times} seconds. Ask about the clip; /quit ends.", flush=True)
+    times = ", ".join(f"{time:.1f}" for time in clip.times)
+    print(f"{engine.title}: {len(clip.times)} frames at {times} seconds. Ask about the clip; /quit ends.", flush=True)
     turns: list[Turn] = []
     while True:
         try:
@@ -125,7 +125,7 @@ def _converse(engine: ChatEngine, look: LoadedClip, how: SamplingParams, options
         if not question:
             continue
         try:
-            answer = _answer(engine, look, turns, question, how, options)
+            answer = _answer(engine, clip, turns, question, sampling, options)
         except UserError as error:
             print(f"minirlaif: {error}", file=sys.stderr, flush=True)
             continue
@@ -134,13 +134,13 @@ def _converse(engine: ChatEngine, look: LoadedClip, how: SamplingParams, options
 
 
 def _answer(
-    engine: ChatEngine, look: LoadedClip, turns: list[Turn], question: str, how: SamplingParams, options: argparse.Namespace
+    engine: ChatEngine, clip: LoadedClip, turns: list[Turn], question: str, sampling: SamplingParams, options: argparse.Namespace
 ) -> str:
     """Print an answer as it comes."""
     pieces: list[str] = []
     clock = [time.perf_counter()]
     before = dict(engine.counters)
-    stream: Any = engine.stream(look, turns, question, how, options.model)
+    stream: Any = engine.stream(clip, turns, question, sampling, options.model)
     with closing(stream):
         for piece in stream:
             clock.append(time.perf_counter())

@@ -1,7 +1,7 @@
-"""Talking about one clip: what the chat command and the app need of a model, whichever engine runs it. No torch.
+"""Chat about one clip: the interface that `chat`, the app and the benchmarks use, whichever engine runs the model. No torch.
 
-An engine opens a clip once (`look`), then streams answers to any number of questions about it. `hf.py` runs a training run's
-own adapters, `gguf/runtime.py` exported files through llama.cpp. F frames.
+An engine loads a clip once (`load_clip`), then streams answers to any number of questions about it. `hf_engine.py` runs the
+adapters of a training run, `gguf/runtime/engine.py` runs exported files through llama.cpp. F: number of frames.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from minirlaif.types import Turn
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How answers are sampled. temperature 0: the most likely token every time, the same answer every time."""
+    """How answers are sampled. temperature 0: greedy decoding, the same answer every time."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -27,11 +27,11 @@ class SamplingParams:
 
 @dataclass(frozen=True, eq=False)
 class LoadedClip:
-    """A clip as an engine sees it.
+    """A clip as an engine has loaded it.
 
     video: its path; seconds: its length; times: of each frame, in seconds; pixels_FHW3: uint8 frames exactly as the model gets
-    them (maybe squeezed into its square); aspect: width by height of the clip, for showing them in its proportions; key: equal
-    for equal clips and frame plans.
+    them (possibly resized to a square); aspect: width divided by height of the clip, to show frames undistorted; key: equal for
+    equal clips and frame plans.
     """
 
     video: str
@@ -43,49 +43,55 @@ class LoadedClip:
 
 
 class ChatEngine(Protocol):
-    """A loaded model. One thread at a time may use it.
+    """A loaded model. Only one thread at a time may use it.
 
-    models: names that `stream` takes, best first, such as ("rlaif", "sft"); title: what is loaded, in words; frames and options:
-    what it was trained with; counters: decodes, encodes, prefilled_tokens and reused_tokens so far.
+    models: names that `stream` takes, best first, such as ("rlaif", "sft"); title: the model and its run, for people; frames and
+    sampling: the values that it was trained with.
     """
 
     models: tuple[str, ...]
     title: str
     frames: int
-    options: SamplingParams
+    sampling: SamplingParams
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """What was done so far, by name."""
+        """Totals so far: decodes, encodes, prefilled_tokens, reused_tokens."""
         ...
 
-    def look(self, video: str, frames: int = 0) -> LoadedClip:
-        """Decode `frames` frames (0: `self.frames`), spread evenly over the clip. UserError when it cannot be read."""
-        ...
+    def load_clip(self, video: str, frames: int = 0) -> LoadedClip:
+        """Decode `frames` frames (0: `self.frames`), spread evenly over the clip; recent clips are cached.
 
-    def stream(
-        self, look: LoadedClip, turns: Sequence[Turn], question: str, options: SamplingParams, model: str = ""
-    ) -> Iterator[str]:
-        """Pieces of the answer as they are sampled; joined, they are the answer.
-
-        turns: the conversation so far, with answers; model: one of `models` ("": the first). A consumer may stop early.
-        UserError when the conversation no longer fits the context.
+        Raises:
+            UserError: the clip cannot be read.
         """
         ...
 
-    def score(self, look: LoadedClip, question: str, answer: str) -> float | None:
-        """The reward model's score of an answer; None where this engine has none."""
+    def stream(
+        self, clip: LoadedClip, turns: Sequence[Turn], question: str, sampling: SamplingParams, model: str = ""
+    ) -> Iterator[str]:
+        """Pieces of the answer as they are sampled; joined, they are the answer. Finish or close a stream before the next call.
+
+        turns: the conversation so far, with answers; model: one of `models` ("": the first).
+
+        Raises:
+            UserError: the conversation no longer fits the context.
+        """
+        ...
+
+    def score(self, clip: LoadedClip, question: str, answer: str) -> float | None:
+        """The reward model's score of an answer; None for an engine without a reward model."""
         ...
 
     def close(self) -> None:
-        """Free the model and the clip reader."""
+        """Free the model and stop the clip reader."""
         ...
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What a run's own judge says about answers A and B: choice, margin and orders as in `records.Verdict`, and the context
-    that it read ("": none)."""
+class JudgeVerdict:
+    """The verdict of a run's own judge on answers A and B: choice, margin and orders as in `types.Verdict`, and the context that
+    it read ("": none)."""
 
     choice: str
     margin: float
@@ -94,9 +100,9 @@ class Judged:
 
 
 @runtime_checkable
-class Judging(Protocol):
+class JudgingEngine(Protocol):
     """An engine that also has the run's judge."""
 
-    def judge(self, look: LoadedClip, question: str, answer_a: str, answer_b: str) -> Judged:
+    def judge(self, clip: LoadedClip, question: str, answer_a: str, answer_b: str) -> JudgeVerdict:
         """Which answer is better."""
         ...

@@ -1,6 +1,6 @@
-"""The engine over a training run: its own adapters on its own base, on a GPU or a CPU. See talk.py for what an engine is.
+"""The chat engine for a training run: its adapters on its base model, on a GPU or a CPU.
 
-A clip is decoded and encoded once per frame plan, and a model reads its frames once: later questions start from the kept cache.
+A clip is decoded and encoded once per frame plan. Each model prefills the frames once; later questions reuse its KV cache.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from minirlaif import config
 from minirlaif.errors import UserError
-from minirlaif.inference.engine import Judged, LoadedClip, SamplingParams
+from minirlaif.inference.engine import JudgeVerdict, LoadedClip, SamplingParams
 from minirlaif.models.feature_cache import VisionFeatureCache
 from minirlaif.models.generation import EncodedPrompt, PrefixCache
 from minirlaif.models.loading import open_backbone
@@ -31,15 +31,15 @@ from minirlaif.video.frame_sampling import FramePlan, uniform_plan
 from minirlaif.video.reader import ClipReader
 
 ROLES = {"rlaif": "policy", "sft": "sft", "base": "base"}  # name of a model -> role
-LOOKS = 8  # looks whose frames and features are kept, the latest ones
-KEPT = 4  # caches of (look, model)
+CACHED_CLIPS = 8  # the latest clips, whose frames and features stay in memory
+PREFIX_CACHES = 4  # one per clip and model
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
-    look: LoadedClip
+class _CachedClip:
+    clip: LoadedClip
     plan: FramePlan
-    view: VideoInput
+    video_input: VideoInput
 
 
 class RunJudge(Protocol):
@@ -49,18 +49,18 @@ class RunJudge(Protocol):
         """Descriptions of the clip's segments."""
         ...
 
-    def verdict(self, pair: Comparison, view: VideoInput) -> Verdict:
+    def verdict(self, pair: Comparison, video_input: VideoInput) -> Verdict:
         """Which answer is better."""
         ...
 
 
 class HfEngine:
-    """A finished run as an engine; without `ppo` only its SFT model and its base answer.
+    """A finished run as a `ChatEngine`; a run without `ppo` offers its SFT model and its base.
 
-    judge_of: makes the run's judge from the open session; `feedback.judge.SessionJudge`.
+    judge_of: builds the run's judge from the open session; `feedback.judge.SessionJudge`.
 
     Raises:
-        UserError: the run has no finished `sft`, or what it holds was changed.
+        UserError: the run has no finished `sft`, or one of its files was changed.
     """
 
     def __init__(self, run: Run, judge_of: Callable[[ModelSession, config.FeedbackSection], RunJudge]) -> None:
@@ -94,112 +94,110 @@ class HfEngine:
         self.models = tuple(name for name in ROLES if name != "rlaif" or aligned)
         self.title = f"{Path(cfg.model.base).name}, run {run.root.name}"
         self.frames = cfg.video.frames
-        self.options = SamplingParams(cfg.rollout.temperature, cfg.feedback.top_p, cfg.rollout.max_new_tokens, cfg.seed)
-        self._looks: OrderedDict[str, _Seen] = OrderedDict()
-        self._kept: OrderedDict[tuple[str, str], PrefixCache] = OrderedDict()
+        self.sampling = SamplingParams(cfg.rollout.temperature, cfg.feedback.top_p, cfg.rollout.max_new_tokens, cfg.seed)
+        self._clips: OrderedDict[str, _CachedClip] = OrderedDict()
+        self._prefixes: OrderedDict[tuple[str, str], PrefixCache] = OrderedDict()
         self._contexts: dict[str, str] = {}
-        self._reading: Counter[str] = Counter()
+        self._prefill: Counter[str] = Counter()
 
     @property
     def counters(self) -> dict[str, int]:
-        """decodes, encodes, prefilled_tokens and reused_tokens so far."""
-        looked = self._session.feature_cache.counters
-        read = {"prefilled_tokens": self._session.counters["prefilled_tokens"] + self._reading["read"]}
-        return {name: looked[name] for name in ("decodes", "encodes")} | read | {"reused_tokens": self._reading["reused"]}
+        """Totals so far: decodes, encodes, prefilled_tokens, reused_tokens."""
+        features = self._session.feature_cache.counters
+        return {
+            "decodes": features["decodes"],
+            "encodes": features["encodes"],
+            "prefilled_tokens": self._session.counters["prefilled_tokens"] + self._prefill["read"],
+            "reused_tokens": self._prefill["reused"],
+        }
 
-    def look(self, video: str, frames: int = 0) -> LoadedClip:
-        """Decode and encode `frames` frames (0: as many as in training), spread evenly over the clip; known ones are kept.
-
-        Raises:
-            UserError: the clip cannot be read.
-        """
+    def load_clip(self, video: str, frames: int = 0) -> LoadedClip:
+        """See `ChatEngine.load_clip`; the frames are encoded as well."""
         store = self._session.feature_cache
         info = store.info(video)
         plan = uniform_plan(info.seconds, frames or self.frames)
         size = store.size(info)
         key = f"{info.id}:{plan.key}:{size.key}"
-        if key not in self._looks:
+        if key not in self._clips:
             pixels_FHW3, features_GHWE = store.pixels(video, plan)
-            view = VideoInput(plan.times, info.seconds, size, features_GHWE)
-            look = LoadedClip(video, info.seconds, plan.times, pixels_FHW3, info.width / info.height, key)
-            self._looks[key] = _Seen(look, plan, view)
-        self._looks.move_to_end(key)
-        while len(self._looks) > LOOKS:
-            self._looks.popitem(last=False)
-        return replace(self._looks[key].look, video=video)
+            clip = LoadedClip(video, info.seconds, plan.times, pixels_FHW3, info.width / info.height, key)
+            self._clips[key] = _CachedClip(clip, plan, VideoInput(plan.times, info.seconds, size, features_GHWE))
+        self._clips.move_to_end(key)
+        while len(self._clips) > CACHED_CLIPS:
+            self._clips.popitem(last=False)
+        return replace(self._clips[key].clip, video=video)
 
     def stream(
-        self, look: LoadedClip, turns: Sequence[Turn], question: str, options: SamplingParams, model: str = ""
+        self, clip: LoadedClip, turns: Sequence[Turn], question: str, sampling: SamplingParams, model: str = ""
     ) -> Iterator[str]:
-        """Pieces of the answer as they are sampled; see `talk.Engine`. Finish or close one stream before the next call."""
+        """See `ChatEngine.stream`."""
         name = model or self.models[0]
-        session, view = self._session, self._seen(look).view
-        ids = session.backbone.renderer.prompt(view.shown, question, turns=turns)
+        session, video_input = self._session, self._cached(clip).video_input
+        ids = session.backbone.renderer.prompt(video_input.shown, question, turns=turns)
         limit = int(session.backbone.model.config.get_text_config().max_position_embeddings)
-        room = min(options.max_new_tokens, limit - len(ids))
+        room = min(sampling.max_new_tokens, limit - len(ids))
         if room < 1:
-            raise UserError(f"the conversation has {len(ids)} tokens, the model takes {limit}: clear it, or show fewer frames")
-        source = torch.Generator().manual_seed(options.seed)
-        kept = self._cache(look.key, name)
-        before = kept.read, kept.reused
+            raise UserError(f"the conversation has {len(ids)} tokens, the model takes {limit}: clear it, or use fewer frames")
+        source = torch.Generator().manual_seed(sampling.seed)
+        prefix = self._prefix(clip.key, name)
+        before = prefix.read, prefix.reused
         with session.adapters.inference_as(ROLES[name]):
-            asked = EncodedPrompt(ids, view.features)
-            tokens = kept.stream(session.backbone, asked, options.temperature, options.top_p, room, source)
+            prompt = EncodedPrompt(ids, video_input.features)
+            tokens = prefix.stream(session.backbone, prompt, sampling.temperature, sampling.top_p, room, source)
             try:
                 with closing(tokens):
                     yield from pieces(session.backbone.renderer, tokens)
             finally:
-                self._reading.update(read=kept.read - before[0], reused=kept.reused - before[1])
+                self._prefill.update(read=prefix.read - before[0], reused=prefix.reused - before[1])
 
-    def score(self, look: LoadedClip, question: str, answer: str) -> float | None:
-        """The reward model's score of an answer, above or below its mean on held-out answers; None where the run has none."""
+    def score(self, clip: LoadedClip, question: str, answer: str) -> float | None:
+        """The reward model's score of an answer minus its mean on held-out answers; None for a run without a reward model."""
         if self._mean is None:
             return None
-        seen, critic = self._seen(look), self._session.critic
-        view = seen.view
+        cached, critic = self._cached(clip), self._session.critic
+        video_input = cached.video_input
         if critic is not self._session:
-            ((_, features),) = critic.feature_cache.get(look.video, lambda info: [seen.plan])
-            view = VideoInput(
-                seen.plan.times, look.seconds, critic.feature_cache.size(critic.feature_cache.info(look.video)), features
-            )
-        context = self._context(look) if critic.cfg.reward.context else ""
-        row = critic.encode_pair(view, question, critic.answer_ids(answer), context)
+            store = critic.feature_cache
+            ((_, features),) = store.get(clip.video, lambda info: [cached.plan])
+            video_input = VideoInput(clip.times, clip.seconds, store.size(store.info(clip.video)), features)
+        context = self._context(clip) if critic.cfg.reward.context else ""
+        row = critic.encode_pair(video_input, question, critic.answer_ids(answer), context)
         with critic.adapters.inference_as("reward"):
             return float(reward_scores(critic.backbone, critic.adapters.heads["reward"], [row])) - self._mean
 
-    def judge(self, look: LoadedClip, question: str, answer_a: str, answer_b: str) -> Judged:
-        """The run's own judge on two answers, read out as in its stage `feedback`."""
-        context = self._context(look) if self._session.cfg.feedback.context else ""
-        pair = Comparison("", look.video, question, answer_a, answer_b, context)
-        verdict = self._judge.verdict(pair, self._seen(look).view)
-        return Judged(verdict.choice, verdict.margin, verdict.orders, context)
+    def judge(self, clip: LoadedClip, question: str, answer_a: str, answer_b: str) -> JudgeVerdict:
+        """The verdict of the run's own judge, formed as in its stage `feedback`."""
+        context = self._context(clip) if self._session.cfg.feedback.context else ""
+        pair = Comparison("", clip.video, question, answer_a, answer_b, context)
+        verdict = self._judge.verdict(pair, self._cached(clip).video_input)
+        return JudgeVerdict(verdict.choice, verdict.margin, verdict.orders, context)
 
     def close(self) -> None:
-        """Free the model, end the clip reader, delete the feature cache."""
+        """Free the model, stop the clip reader, delete the feature cache."""
         self._open.close()
-        self._looks.clear()
-        self._kept.clear()
+        self._clips.clear()
+        self._prefixes.clear()
         del self._session
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _seen(self, look: LoadedClip) -> _Seen:
-        """What is kept of a look; made again where too many others came between."""
-        if look.key not in self._looks:
-            self.look(look.video, len(look.times))
-        return self._looks[look.key]
+    def _cached(self, clip: LoadedClip) -> _CachedClip:
+        """The cached frames and features of a clip; loaded again if they were evicted."""
+        if clip.key not in self._clips:
+            self.load_clip(clip.video, len(clip.times))
+        return self._clips[clip.key]
 
-    def _cache(self, key: str, model: str) -> PrefixCache:
-        kept = self._kept.setdefault((key, model), PrefixCache())
-        self._kept.move_to_end((key, model))
-        while len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
-        return kept
+    def _prefix(self, key: str, model: str) -> PrefixCache:
+        prefix = self._prefixes.setdefault((key, model), PrefixCache())
+        self._prefixes.move_to_end((key, model))
+        while len(self._prefixes) > PREFIX_CACHES:
+            self._prefixes.popitem(last=False)
+        return prefix
 
-    def _context(self, look: LoadedClip) -> str:
-        """Descriptions of the clip's segments, by the SFT model as in `feedback`; made once per clip."""
-        clip = look.key.split(":", 1)[0]
-        if clip not in self._contexts:
-            self._contexts[clip] = self._judge.context(look.video)
-        return self._contexts[clip]
+    def _context(self, clip: LoadedClip) -> str:
+        """Descriptions of the clip's segments, by the SFT model as in `feedback`; generated once per clip."""
+        content = clip.key.split(":", 1)[0]
+        if content not in self._contexts:
+            self._contexts[content] = self._judge.context(clip.video)
+        return self._contexts[content]

@@ -66,7 +66,7 @@ def test_a_clip_that_is_on_its_way_is_not_taken_along(room: Talks) -> None:
     room.expect(two, path)
     room.leave("one")
     room.open(two, path, 4)
-    assert two.notice == "" and two.look is not None
+    assert two.notice == "" and two.loaded is not None
     room.leave("two")
     assert list(room.desk.folder.iterdir()) == []
 

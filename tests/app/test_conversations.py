@@ -63,7 +63,7 @@ def room(worker: Worker, desk: UploadStore, tmp_path: Path) -> Talks:
 def opened(room: Talks, name: str = "me") -> Session:
     session = room.session(name)
     room.open(session, brought(room.desk), 4)
-    assert session.look is not None and session.notice == ""
+    assert session.loaded is not None and session.notice == ""
     return session
 
 
@@ -250,7 +250,7 @@ def test_another_number_of_frames_goes_on_with_the_conversation(room: Talks) -> 
     room.begin(session, "one")
     finish(room.answer(session, OPTIONS, "rlaif"))
     room.open(session, str(session.clip), 8)
-    assert session.look is not None and len(session.look.times) == 8 and len(session.turns) == 1
+    assert session.loaded is not None and len(session.loaded.times) == 8 and len(session.turns) == 1
     room.open(session, brought(room.desk, "other.mp4", upload="v" * 64), 8)
     assert session.turns == [] and not (room.desk.folder / ("u" * 64)).exists()
     room.open(session, None, 8)
@@ -294,7 +294,7 @@ def test_stopping_before_the_answer_begins(room: Talks) -> None:
     room.halt(session)
     finish(room.answer(session, OPTIONS, "rlaif"))  # its turn comes all the same
     assert (session.turns[0].text, session.turns[0].note) == ("", "stopped") and not session.busy
-    assert room.engine.asked == []  # type: ignore[attr-defined]
+    assert room.engine.requests == []  # type: ignore[attr-defined]
     assert room.begin(session, "next?")
 
 
@@ -324,7 +324,7 @@ def test_clearing_stops_the_answer_in_progress(room: Talks) -> None:
     room.begin(session, "next?")
     finish(room.answer(session, OPTIONS, "rlaif"))
     assert [turn.text for turn in session.turns] == ["rlaif heard: next?"]
-    assert room.engine.asked[-1][2] == ()  # type: ignore[attr-defined]  # nothing is remembered
+    assert room.engine.requests[-1][2] == ()  # type: ignore[attr-defined]  # nothing is remembered
 
 
 def test_who_is_a_is_drawn(room: Talks) -> None:
@@ -344,7 +344,7 @@ def test_both_models_draw_with_one_seed(room: Talks) -> None:
     for _ in range(3):
         room.begin_duel(session, "who?")
         finish(room.fight(session, OPTIONS))
-        asked = room.engine.asked[-2:]  # type: ignore[attr-defined]
+        asked = room.engine.requests[-2:]  # type: ignore[attr-defined]
         assert {model for _, model, _, _ in asked} == {"rlaif", "sft"}
         assert asked[0][3] == asked[1][3]  # the same options, the seed among them
         seeds.append(asked[0][3].seed)

@@ -116,7 +116,7 @@ def test_foreign_paths_are_refused(place: Path, served: Served) -> None:
 def test_what_is_not_an_upload_is_not_opened(place: Path, served: Served) -> None:
     """Paths that a visitor writes into the page's own requests instead of asking for them."""
     client, engine = Client(served.address), served.talks.engine
-    secret, before = place / "good.mp4", len(engine.looks)  # type: ignore[attr-defined]
+    secret, before = place / "good.mp4", len(engine.loaded)  # type: ignore[attr-defined]
     for path in (
         str(secret),
         f"{served.folder}/../good.mp4",
@@ -125,7 +125,7 @@ def test_what_is_not_an_upload_is_not_opened(place: Path, served: Served) -> Non
         "https://127.0.0.1/x.mp4",
     ):
         assert client.open(path) == {"success": False, "status": 403, "output": '{"detail": "this file was not uploaded here"}'}
-    assert len(engine.looks) == before  # type: ignore[attr-defined]
+    assert len(engine.loaded) == before  # type: ignore[attr-defined]
     answering = client.after[client.events["question", "submit"]]
     status, _ = client.quick(answering, ["rlaif", 0, 1, 9])  # past the queue
     assert status in (403, 404, 422, 500) and engine.at_once == 0  # type: ignore[attr-defined]
@@ -162,14 +162,14 @@ def test_a_path_is_found_wherever_it_stands(place: Path, served: Served, where: 
 @pytest.mark.parametrize("where", ASKED)
 def test_a_request_that_is_too_long_is_not_read(served: Served, where: str) -> None:
     client, engine = Client(served.address), served.talks.engine
-    before = len(engine.asked)  # type: ignore[attr-defined]
+    before = len(engine.requests)  # type: ignore[attr-defined]
     begin = client.events["question", "submit"]
     for letters, wanted in ((1 << 19, True), (1 << 20, False), (3 << 20, False)):
         status, body = client.post(
             f"/gradio_api/{where}", {"data": ["x" * letters], "fn_index": begin, "session_hash": client.session}
         )
         assert (status, body) != TOO_MUCH if wanted else (status, body) == TOO_MUCH
-    assert len(engine.asked) == before  # type: ignore[attr-defined]
+    assert len(engine.requests) == before  # type: ignore[attr-defined]
 
 
 TOO_MUCH = (413, b'{"detail": "too much at once"}')

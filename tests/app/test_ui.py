@@ -320,9 +320,9 @@ def test_files_that_are_no_clips_are_refused_in_words(
     place: Path, fake: tuple[Served, FakeEngine], opened: Callable[..., Page]
 ) -> None:
     served, engine = fake
-    page, before = opened(served.address), len(engine.looks)
+    page, before = opened(served.address), len(engine.loaded)
     no_clips_are_refused(page, place, served.folder)
-    assert len(engine.looks) == before
+    assert len(engine.loaded) == before
     page.upload(place / "good.mp4")
     assert page.frames() == 4
     assert page.text("#clip-notice").strip() == ""
@@ -330,7 +330,7 @@ def test_files_that_are_no_clips_are_refused_in_words(
 
 def test_a_question_needs_a_clip_and_words(fake: tuple[Served, FakeEngine], place: Path, opened: Callable[..., Page]) -> None:
     served, engine = fake
-    page, before = opened(served.address), len(engine.asked)
+    page, before = opened(served.address), len(engine.requests)
     page.ask("what happens?")
     page.page.wait_for_selector("#clip-notice .notice")
     assert "Choose a clip first" in page.text("#clip-notice")
@@ -345,7 +345,7 @@ def test_a_question_needs_a_clip_and_words(fake: tuple[Served, FakeEngine], plac
     page.frames()
     page.ask("   ")
     wait_for(lambda: "Type a question" in page.text("#clip-notice"))
-    assert len(engine.asked) == before
+    assert len(engine.requests) == before
 
 
 def test_asking_twice_at_once_asks_once(fake: tuple[Served, FakeEngine], place: Path, opened: Callable[..., Page]) -> None:
@@ -353,10 +353,10 @@ def test_asking_twice_at_once_asks_once(fake: tuple[Served, FakeEngine], place: 
     page = opened(served.address)
     page.upload(place / "good.mp4")
     page.frames()
-    before = len(engine.asked)
+    before = len(engine.requests)
     send_twice(page, "a slow one")
     page.rest()
-    assert [question for question, *_ in engine.asked[before:]] == ["a slow one"]
+    assert [question for question, *_ in engine.requests[before:]] == ["a slow one"]
     assert len(page.answers()) == 1 and page.answers()[0].endswith("word39")
 
 
@@ -379,7 +379,7 @@ def test_stopping_keeps_what_was_said_and_frees_the_model(
     page.ask("and then?")
     page.page.wait_for_selector("#chat .chip")
     assert page.answers() == [told, "rlaif heard: and then?"]
-    question, model, turns, _ = engine.asked[-1]
+    question, model, turns, _ = engine.requests[-1]
     assert (question, model, [turn.question for turn in turns]) == ("and then?", "rlaif", ["a slow one"])
     assert turns[0].answer.strip() == told
 
@@ -411,7 +411,7 @@ def test_two_browsers_wait_for_one_model(fake: tuple[Served, FakeEngine], place:
     third.rest()
     first.page.click("#stop")
     first.rest()
-    assert "never" not in [question for question, *_ in engine.asked]
+    assert "never" not in [question for question, *_ in engine.requests]
     third.ask("now")
     third.page.wait_for_selector("#chat .chip")
     assert third.answers()[-1] == "rlaif heard: now"
@@ -475,11 +475,11 @@ def test_retry_clear_export_and_who_answers(
     page.ask("one")
     page.page.wait_for_selector("#chat .chip")
     page.rest()
-    seed = engine.asked[-1][3].seed
+    seed = engine.requests[-1][3].seed
     page.page.click("#retry")
-    wait_for(lambda: engine.asked[-1][3].seed == seed + 1)  # asked anew, not the same draw again
+    wait_for(lambda: engine.requests[-1][3].seed == seed + 1)  # asked anew, not the same draw again
     page.rest()
-    assert page.answers() == ["sft heard: one"] and engine.asked[-1][2] == ()
+    assert page.answers() == ["sft heard: one"] and engine.requests[-1][2] == ()
     page.ask("two")
     page.page.wait_for_selector("#chat .chip >> nth=1")
     page.rest()

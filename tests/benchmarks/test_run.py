@@ -490,25 +490,27 @@ def test_models_of_every_kind(home: Home, tmp_path: Path, capsys: pytest.Capture
 
 
 class Echo:
-    """An engine that says what it is asked; see talk.Engine."""
+    """An engine that says what it is asked; see ChatEngine."""
 
-    models, title, frames, options = ("rlaif", "sft"), "echo.gguf", 4, talk.SamplingParams()
+    models, title, frames, sampling = ("rlaif", "sft"), "echo.gguf", 4, talk.SamplingParams()
 
     def __init__(self, *where: Any, **how: Any) -> None:
-        self.looks: list[str] = []
+        self.loaded: list[str] = []
         self.closed = False
         self.counters: dict[str, int] = {"decodes": 0, "encodes": 0, "prefilled_tokens": 0, "reused_tokens": 0}
 
-    def look(self, video: str, frames: int = 0) -> LoadedClip:
-        self.looks.append(video)
+    def load_clip(self, video: str, frames: int = 0) -> LoadedClip:
+        self.loaded.append(video)
         self.counters["decodes"] += 1
         return LoadedClip(video, 1.0, (0.5,), None, 1.0, video)  # type: ignore[arg-type]
 
-    def stream(self, look: LoadedClip, turns: Any, question: str, options: talk.SamplingParams, model: str = "") -> Iterator[str]:
-        assert options.temperature == 0 and not turns
-        yield from (f"{model or 'first'} ", f"{Path(look.video).stem} ", question)
+    def stream(
+        self, clip: LoadedClip, turns: Any, question: str, sampling: talk.SamplingParams, model: str = ""
+    ) -> Iterator[str]:
+        assert sampling.temperature == 0 and not turns
+        yield from (f"{model or 'first'} ", f"{Path(clip.video).stem} ", question)
 
-    def score(self, look: LoadedClip, question: str, text: str) -> None:
+    def score(self, clip: LoadedClip, question: str, text: str) -> None:
         return None
 
     def close(self) -> None:
@@ -524,8 +526,8 @@ def test_an_engine_answers_through_the_same_command(home: Home, monkeypatch, tmp
     folder = home.runs / "a" / "benchmarks" / "engine" / "tiny-q8_0.gguf-sft"
     rows = json.loads((folder / "qa.json").read_text())
     assert rows[4]["pred"] == f"sft {rows[4]['video_name']} {rows[4]['question']}"
-    assert len(engine.looks) == len({row["video_name"] for row in rows}) and engine.closed  # once at each clip
-    assert json.loads((folder / "manifest.json").read_text())["counters"]["decodes"] == len(engine.looks)
+    assert len(engine.loaded) == len({row["video_name"] for row in rows}) and engine.closed  # once at each clip
+    assert json.loads((folder / "manifest.json").read_text())["counters"]["decodes"] == len(engine.loaded)
     assert home.call(source, "--model", f"{tmp_path / 'tiny-Q8_0.gguf'}:best") == 2
     assert "holds no model best; it has rlaif, sft" in capsys.readouterr().err
     choice = benchmark_files.choice(tmp_path / "mc.json", home.rows)
@@ -540,7 +542,7 @@ def test_an_engine_looks_once_at_a_clip_whose_rows_are_apart(home: Home, monkeyp
     engine = Echo()
     monkeypatch.setattr(contestants, "_gguf_engine", lambda entry: engine)
     assert home.call(source, "--model", str(tmp_path / "one.gguf")) == 0
-    assert len(engine.looks) == len(set(engine.looks)) < 20
+    assert len(engine.loaded) == len(set(engine.loaded)) < 20
 
 
 @pytest.fixture

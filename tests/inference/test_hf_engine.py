@@ -44,7 +44,7 @@ def engine(folder: Path) -> Iterator[HfEngine]:
 def said(
     engine: HfEngine, clip: Path, question: str, options: SamplingParams = GREEDY, model: str = "", turns: tuple = ()
 ) -> str:
-    return "".join(engine.stream(engine.look(str(clip)), turns, question, options, model))
+    return "".join(engine.stream(engine.load_clip(str(clip)), turns, question, options, model))
 
 
 def test_streamed_answers_are_those_of_sample(engine: HfEngine, folder: Path) -> None:
@@ -91,27 +91,27 @@ def test_a_clip_is_looked_at_once_and_its_frames_are_read_once(engine: HfEngine,
     assert second["reused_tokens"] >= frames
     said(engine, clip, QUESTIONS[1], model="sft")  # another model has read nothing yet
     assert engine.counters["reused_tokens"] == second["reused_tokens"]
-    engine.look(str(clip), 4)  # another frame plan
-    engine.look(str(folder / "b.mp4"))
+    engine.load_clip(str(clip), 4)  # another frame plan
+    engine.load_clip(str(folder / "b.mp4"))
     assert (engine.counters["decodes"], engine.counters["encodes"]) == (3, 3)
 
 
 def test_a_look_shows_what_the_model_sees(engine: HfEngine, folder: Path) -> None:
-    look = engine.look(str(folder / "a.mp4"), 4)
-    assert look.seconds == pytest.approx(23 / 12)  # 16 frames, 8 a second; the container says that the last one is short
-    assert look.times == pytest.approx([23 / 96, 23 / 32, 115 / 96, 161 / 96])  # middles of quarters
-    assert look.pixels_FHW3.shape == (4, 32, 32, 3) and look.aspect == 1.0
-    red, blue = look.pixels_FHW3[0].astype(int), look.pixels_FHW3[3].astype(int)
+    clip = engine.load_clip(str(folder / "a.mp4"), 4)
+    assert clip.seconds == pytest.approx(23 / 12)  # 16 frames, 8 a second; the container says that the last one is short
+    assert clip.times == pytest.approx([23 / 96, 23 / 32, 115 / 96, 161 / 96])  # middles of quarters
+    assert clip.pixels_FHW3.shape == (4, 32, 32, 3) and clip.aspect == 1.0
+    red, blue = clip.pixels_FHW3[0].astype(int), clip.pixels_FHW3[3].astype(int)
     assert (red[..., 0] - red[..., 2]).max() > 100 and (blue[..., 2] - blue[..., 0]).max() > 100
-    assert engine.look(str(folder / "a.mp4")).key != look.key != engine.look(str(folder / "b.mp4"), 4).key
+    assert engine.load_clip(str(folder / "a.mp4")).key != clip.key != engine.load_clip(str(folder / "b.mp4"), 4).key
 
 
 def test_stopping_early_leaves_the_next_answer_as_it_was(engine: HfEngine, folder: Path) -> None:
-    look = engine.look(str(folder / "a.mp4"))
+    clip = engine.load_clip(str(folder / "a.mp4"))
     whole = said(engine, folder / "a.mp4", QUESTIONS[1])
     assert len(whole.split()) > 3
     for _ in range(2):
-        stream = engine.stream(look, (), QUESTIONS[1], GREEDY)
+        stream = engine.stream(clip, (), QUESTIONS[1], GREEDY)
         assert whole.startswith(next(stream))
         stream.close()
     assert said(engine, folder / "a.mp4", QUESTIONS[1]) == whole
@@ -119,15 +119,15 @@ def test_stopping_early_leaves_the_next_answer_as_it_was(engine: HfEngine, folde
 
 
 def test_the_score_is_the_reward_models_above_its_mean(engine: HfEngine, folder: Path) -> None:
-    session, clip = engine._session, str(folder / "a.mp4")
-    look, (question, answer) = engine.look(clip), ("what happens first?", "a red circle moves left.")
-    judged = engine.judge(look, question, answer, "a blue cross moves up.")
+    session, path = engine._session, str(folder / "a.mp4")
+    clip, (question, answer) = engine.load_clip(path), ("what happens first?", "a red circle moves left.")
+    judged = engine.judge(clip, question, answer, "a blue cross moves up.")
     assert judged.context.startswith("0s: ") and judged.context.count("\n") == 2  # a line per second
-    row = session.encode_pair(session.video_input(clip), question, session.answer_ids(answer), judged.context)
+    row = session.encode_pair(session.video_input(path), question, session.answer_ids(answer), judged.context)
     with session.adapters.inference_as("reward"):
         expected = float(reward_scores(session.backbone, session.adapters.heads["reward"], [row])) + 1.5
-    assert engine.score(look, question, answer) == pytest.approx(expected, abs=1e-5)
-    swapped = engine.judge(look, question, "a blue cross moves up.", answer)
+    assert engine.score(clip, question, answer) == pytest.approx(expected, abs=1e-5)
+    swapped = engine.judge(clip, question, "a blue cross moves up.", answer)
     assert {judged.choice, swapped.choice} == {"A", "B"} and judged.margin == pytest.approx(swapped.margin)
 
 
@@ -135,7 +135,7 @@ def test_a_run_without_ppo_or_reward_talks_all_the_same(folder: Path, tmp_path: 
     engine = HfEngine(chat_run.run_of(tmp_path / "half", aligned=False, reward=False), SessionJudge)
     assert engine.models == ("sft", "base")
     assert said(engine, folder / "a.mp4", QUESTIONS[0])
-    assert engine.score(engine.look(str(folder / "a.mp4")), "what?", "a red circle.") is None
+    assert engine.score(engine.load_clip(str(folder / "a.mp4")), "what?", "a red circle.") is None
     engine.close()
 
 

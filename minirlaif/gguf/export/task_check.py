@@ -57,7 +57,7 @@ def answers(engine: ChatEngine, rows: Sequence[AnsweredQuestion], max_new_tokens
     """Greedy answers, one by one. blank: every frame is dark grey instead."""
     options = SamplingParams(max_new_tokens=max_new_tokens)
     for row in rows:
-        clip = engine.look(row.video)
+        clip = engine.load_clip(row.video)
         if blank:
             clip = replace(clip, pixels_FHW3=np.full_like(clip.pixels_FHW3, BLANK), key=clip.key + ":blank")
         yield "".join(engine.stream(clip, (), row.question, options)).strip()

@@ -1,7 +1,4 @@
-"""The engine over exported GGUF files, on a CPU through llama.cpp. No torch, no transformers.
-
-The protocol is in inference/engine.py. llama.cpp runs in a child process (client.py).
-"""
+"""The chat engine for exported GGUF files: llama.cpp on a CPU, in a child process (see client.py). No torch, no transformers."""
 
 from __future__ import annotations
 
@@ -21,18 +18,19 @@ from minirlaif.types import Turn
 from minirlaif.video.frame_sampling import uniform_plan
 from minirlaif.video.reader import ClipReader
 
-CLIPS = 8  # clips whose frames are kept, the latest ones
-SMALL = 1 << 27  # bytes of a text model up to which threads wait for one another longer than they work
-MOST_THREADS = 8  # that are started unasked; more share their cores' arithmetic units, or wait for memory
+CACHED_CLIPS = 8  # the latest clips, whose frames stay in memory
+SMALL = 1 << 27  # bytes of a text model below which more threads cost more time in synchronization than they save
+MAX_THREADS = 8  # the most that are started by default; further ones share arithmetic units or wait for memory
 
 
 class GgufEngine:
-    """Exported files as an engine.
+    """Exported files as a `ChatEngine`.
 
     Args:
-        where: the export's folder, or one text GGUF in it; kind: which type of text model, such as "q8_0" ("": the first one).
-        mmproj: another file that sees; threads: of the CPU (0: one per core, at most MOST_THREADS; one for a small model).
-        n_ctx: tokens of the memory (0: as many as a conversation needs).
+        where: the export's folder, or one text GGUF in it; kind: the type of the text model, such as "q8_0" ("": the first one).
+        mmproj: a vision projector other than the export's; threads: CPU threads (0: one per core, at most MAX_THREADS; one for a
+        small model); n_ctx: context length in tokens (0: as many as a conversation needs).
+
     Raises:
         UserError: a file is missing, broken or does not belong to the others.
     """
@@ -43,7 +41,7 @@ class GgufEngine:
         projector = mmproj or folder / self._info.mmproj
         self.models = self._info.models
         self.title = f"{text.name}, run {self._info.run}"
-        self.frames, self.options = self._info.frames, self._info.options
+        self.frames, self.sampling = self._info.frames, self._info.options
         self._clips: OrderedDict[str, LoadedClip] = OrderedDict()
         self._reader = ClipReader(VideoSection.timeout_seconds)
         self._child = LlamaClient(
@@ -63,15 +61,11 @@ class GgufEngine:
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """decodes, encodes, prefilled_tokens, reused_tokens and decoded_tokens so far."""
+        """Totals so far: decodes, encodes, prefilled_tokens, reused_tokens, decoded_tokens."""
         return {"decodes": self._reader.decodes, **self._child.counters}
 
-    def look(self, video: str, frames: int = 0) -> LoadedClip:
-        """Decode `frames` frames (0: as many as in training), spread evenly over the clip; known ones are kept.
-
-        Raises:
-            UserError: the clip cannot be read.
-        """
+    def load_clip(self, video: str, frames: int = 0) -> LoadedClip:
+        """See `ChatEngine.load_clip`."""
         info = self._reader.info(video)
         plan = uniform_plan(info.seconds, frames or self.frames)
         size = self._info.sizing.size(info.width, info.height, self._info.frame_pixels)
@@ -80,43 +74,43 @@ class GgufEngine:
             (pixels_FHW3,) = self._reader.frames(video, [plan], size)
             self._clips[key] = LoadedClip(video, info.seconds, plan.times, pixels_FHW3, info.width / info.height, key)
         self._clips.move_to_end(key)
-        while len(self._clips) > CLIPS:
+        while len(self._clips) > CACHED_CLIPS:
             self._clips.popitem(last=False)
         return replace(self._clips[key], video=video)
 
     def stream(
-        self, look: LoadedClip, turns: Sequence[Turn], question: str, options: SamplingParams, model: str = ""
+        self, clip: LoadedClip, turns: Sequence[Turn], question: str, sampling: SamplingParams, model: str = ""
     ) -> Iterator[str]:
-        """Pieces of the answer as they are sampled; see `talk.Engine`. Finish or close one stream before the next call."""
+        """See `ChatEngine.stream`."""
         history = [(turn.question, turn.answer) for turn in turns]
         request: dict[str, Any] = {
             "turns": history,
             "question": question,
-            "options": asdict(options),
+            "options": asdict(sampling),
             "model": model or self.models[0],
         }
-        if not self._child.ask("begin", key=look.key, **request)["known"]:
-            self._child.ask("encode_clip", look.pixels_FHW3, key=look.key, times=look.times, seconds=look.seconds)
-            self._child.ask("begin", key=look.key, **request)
+        if not self._child.ask("begin", key=clip.key, **request)["known"]:
+            self._child.ask("encode_clip", clip.pixels_FHW3, key=clip.key, times=clip.times, seconds=clip.seconds)
+            self._child.ask("begin", key=clip.key, **request)
         while (piece := self._child.ask("next")["piece"]) is not None:
             yield piece
 
-    def score(self, look: LoadedClip, question: str, answer: str) -> float | None:
-        """None: the reward model is not exported."""
+    def score(self, clip: LoadedClip, question: str, answer: str) -> float | None:
+        """None: exports hold no reward model."""
         return None
 
     def close(self) -> None:
-        """End both children: the one that decodes and the one that answers."""
+        """End both child processes: the decoder and llama.cpp."""
         self._reader.close()
         self._child.close()
 
 
 def threads_for(text: Path) -> int:
-    """One thread for a small text model, else one per core that this process may use, as far as MOST_THREADS."""
+    """One thread for a small text model, else one per core that this process may use, at most MAX_THREADS."""
     if not text.is_file() or text.stat().st_size < SMALL:
         return 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(allowed, MOST_THREADS)
+    return min(allowed, MAX_THREADS)
 
 
 def _text_file(where: Path, kind: str) -> tuple[Path, Path]:
@@ -129,5 +123,5 @@ def _text_file(where: Path, kind: str) -> tuple[Path, Path]:
     if not where.is_file():
         raise UserError(f"{where}: no such file or folder; `python -m minirlaif export` makes one")
     if kind:
-        raise UserError(f"{where}: is one file, so there is no type to choose; leave --type out, or name its folder")
+        raise UserError(f"{where}: a single file has no types to choose from; leave --type out, or name its folder")
     return where.parent, where

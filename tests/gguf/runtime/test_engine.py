@@ -49,55 +49,55 @@ def engine(folder: Path) -> Iterator[GgufEngine]:
         yield opened
 
 
-def ask(engine: Any, look: LoadedClip, question: str, turns: Sequence[Turn] = (), **how: Any) -> str:
-    return "".join(engine.stream(look, turns, question, replace(engine.options, **how)))
+def ask(engine: Any, clip: LoadedClip, question: str, turns: Sequence[Turn] = (), **how: Any) -> str:
+    return "".join(engine.stream(clip, turns, question, replace(engine.sampling, **how)))
 
 
 def test_answers_are_those_of_transformers(engine: GgufEngine, folder: Path) -> None:
     base = smolvlm.load(str(TINY), "main", torch.float32, None, torch.device("cpu"))
     for name in ("a.mp4", "b.mp4"):
-        look = engine.look(str(folder / name))
+        clip = engine.load_clip(str(folder / name))
         with ClipReader(60) as decoder:
-            (pixels,) = decoder.frames(folder / name, [uniform_plan(look.seconds, 4)], FrameSize(32, 32))
-        assert np.array_equal(look.pixels_FHW3, pixels)
-        assert look.times == pytest.approx([look.seconds * part / 8 for part in (1, 3, 5, 7)])
-        shown = FrameLayout(look.times, look.seconds, 1)
+            (pixels,) = decoder.frames(folder / name, [uniform_plan(clip.seconds, 4)], FrameSize(32, 32))
+        assert np.array_equal(clip.pixels_FHW3, pixels)
+        assert clip.times == pytest.approx([clip.seconds * part / 8 for part in (1, 3, 5, 7)])
+        shown = FrameLayout(clip.times, clip.seconds, 1)
         talked = [Turn(QUESTIONS[0], "a red circle moves left.")]
         heard = []
         for turns, question in [*(((), question) for question in QUESTIONS), (talked, QUESTIONS[1])]:
             calls = EncodedPrompt(base.renderer.prompt(shown, question, turns=turns), base.encode_frames(pixels))
             ((answer,),) = sample(base, [calls], 1, 0.0, 1.0, 32)
-            heard.append(ask(engine, look, question, turns))
+            heard.append(ask(engine, clip, question, turns))
             assert heard[-1] == base.renderer.decode(answer.ids)
         assert len(set(heard)) == 4  # what was talked about before counts
     assert engine.models == ("rlaif",) and engine.title == "text.gguf, run tiny"
-    assert engine.score(look, "", "") is None
+    assert engine.score(clip, "", "") is None
 
 
 def test_a_clip_is_decoded_encoded_and_read_once(engine: GgufEngine, folder: Path) -> None:
-    look = engine.look(str(folder / "a.mp4"))
-    first = ask(engine, look, QUESTIONS[0])
+    clip = engine.load_clip(str(folder / "a.mp4"))
+    first = ask(engine, clip, QUESTIONS[0])
     before = dict(engine.counters)
     assert before["decodes"] == before["encodes"] == 1 and before["reused_tokens"] == 0
-    ask(engine, look, QUESTIONS[1])
+    ask(engine, clip, QUESTIONS[1])
     after = dict(engine.counters)
     assert (after["decodes"], after["encodes"]) == (1, 1)
     # <|im_start|>, "User", ":", four frames and a line break are in the memory; "describe the video." and what follows it is not
     assert after["reused_tokens"] == 8 and after["prefilled_tokens"] < 2 * before["prefilled_tokens"] - 7
-    assert engine.look(str(folder / "a.mp4")).key == look.key and engine.counters["decodes"] == 1
-    assert engine.look(str(folder / "a.mp4"), 6).pixels_FHW3.shape == (6, 32, 32, 3)
-    stream = engine.stream(look, (), QUESTIONS[1], engine.options)
+    assert engine.load_clip(str(folder / "a.mp4")).key == clip.key and engine.counters["decodes"] == 1
+    assert engine.load_clip(str(folder / "a.mp4"), 6).pixels_FHW3.shape == (6, 32, 32, 3)
+    stream = engine.stream(clip, (), QUESTIONS[1], engine.sampling)
     assert next(stream)
     stream.close()  # a consumer that has heard enough
-    assert ask(engine, look, QUESTIONS[0]) == first
+    assert ask(engine, clip, QUESTIONS[0]) == first
 
 
 def test_sampling_depends_on_the_seed_alone(engine: GgufEngine, folder: Path) -> None:
-    look = engine.look(str(folder / "a.mp4"))
+    clip = engine.load_clip(str(folder / "a.mp4"))
     hot = {"temperature": 3.0, "max_new_tokens": 8}
-    answers = [ask(engine, look, QUESTIONS[0], seed=seed, **hot) for seed in (1, 1, 2)]
+    answers = [ask(engine, clip, QUESTIONS[0], seed=seed, **hot) for seed in (1, 1, 2)]
     assert answers[0] == answers[1] != answers[2]
-    assert ask(engine, look, QUESTIONS[0], seed=3, temperature=3.0, top_p=1e-6) == ask(engine, look, QUESTIONS[0])
+    assert ask(engine, clip, QUESTIONS[0], seed=3, temperature=3.0, top_p=1e-6) == ask(engine, clip, QUESTIONS[0])
 
 
 def test_choosing_a_token() -> None:
@@ -140,33 +140,33 @@ def test_image_and_chat_tokens_are_never_said(folder: Path, monkeypatch: pytest.
 
 
 def test_the_memory_grows_with_the_conversation(engine: GgufEngine, folder: Path) -> None:
-    look = engine.look(str(folder / "a.mp4"))
-    short = ask(engine, look, QUESTIONS[0])
-    assert ask(engine, look, QUESTIONS[0], [Turn("red circle " * 300, "blue")])  # past the first memory of 256 or 512 tokens
-    assert ask(engine, look, QUESTIONS[0]) == short
+    clip = engine.load_clip(str(folder / "a.mp4"))
+    short = ask(engine, clip, QUESTIONS[0])
+    assert ask(engine, clip, QUESTIONS[0], [Turn("red circle " * 300, "blue")])  # past the first memory of 256 or 512 tokens
+    assert ask(engine, clip, QUESTIONS[0]) == short
     with pytest.raises(UserError, match="has 26.. tokens, the model takes 2048"):
-        ask(engine, look, "red circle " * 1300)
-    assert ask(engine, look, QUESTIONS[0]) == short
+        ask(engine, clip, "red circle " * 1300)
+    assert ask(engine, clip, QUESTIONS[0]) == short
     with pytest.raises(UserError, match="has 2500 tokens, the model takes 2048: clear the conversation, show fewer frames"):
-        ask(engine, engine.look(str(folder / "a.mp4"), 2500), QUESTIONS[0])
+        ask(engine, engine.load_clip(str(folder / "a.mp4"), 2500), QUESTIONS[0])
     assert engine.counters["encodes"] == 1  # said before anything is computed
     with GgufEngine(folder, n_ctx=30) as tight:
-        assert ask(tight, look, QUESTIONS[0])[:5] == short[:5]
+        assert ask(tight, clip, QUESTIONS[0])[:5] == short[:5]
         with pytest.raises(UserError, match="--ctx allows 30: raise it"):
-            ask(tight, look, "red circle " * 12)
+            ask(tight, clip, "red circle " * 12)
 
 
 def test_a_model_that_dies_is_started_again(engine: GgufEngine, folder: Path) -> None:
-    look = engine.look(str(folder / "a.mp4"))
-    first = ask(engine, look, QUESTIONS[0])
+    clip = engine.load_clip(str(folder / "a.mp4"))
+    first = ask(engine, clip, QUESTIONS[0])
     counted = engine.counters["prefilled_tokens"]
     process = engine._child._process
     assert process is not None
     os.kill(process.pid, signal.SIGABRT)
     process._process.wait()
     with pytest.raises(UserError, match="llama.cpp ended with status -6 over .*text.gguf and .*mmproj.gguf"):
-        ask(engine, look, QUESTIONS[0])
-    assert ask(engine, look, QUESTIONS[0]) == first
+        ask(engine, clip, QUESTIONS[0])
+    assert ask(engine, clip, QUESTIONS[0]) == first
     assert engine.counters["prefilled_tokens"] == 2 * counted and engine.counters["encodes"] == 2
 
 
@@ -177,7 +177,7 @@ def test_a_native_assertion_is_told_in_one_line(folder: Path, tmp_path: Path) ->
     weights = gguf_files.load_file(TINY / "model.safetensors")
     gguf_files.write(tmp_path / "mmproj.gguf", odd, gguf_files.vision_tensors(weights))
     with pytest.raises(UserError) as caught, GgufEngine(tmp_path) as engine:
-        ask(engine, engine.look(str(folder / "a.mp4")), QUESTIONS[0])
+        ask(engine, engine.load_clip(str(folder / "a.mp4")), QUESTIONS[0])
     assert "\n" not in str(caught.value) and "ASSERT" in str(caught.value)
 
 
@@ -190,12 +190,12 @@ def test_a_swapped_adapter_changes_the_answer(folder: Path, tmp_path: Path) -> N
     }
     gguf_files.adapter(made / "sft.gguf", noise, alpha=2)  # type: ignore[arg-type]
     with GgufEngine(made) as both, GgufEngine(folder) as alone:
-        look = both.look(str(folder / "a.mp4"))
-        aligned = ask(alone, look, QUESTIONS[1])
-        assert ask(both, look, QUESTIONS[1]) == aligned
-        noisy = "".join(both.stream(look, (), QUESTIONS[1], both.options, "sft"))
+        clip = both.load_clip(str(folder / "a.mp4"))
+        aligned = ask(alone, clip, QUESTIONS[1])
+        assert ask(both, clip, QUESTIONS[1]) == aligned
+        noisy = "".join(both.stream(clip, (), QUESTIONS[1], both.sampling, "sft"))
         assert noisy != aligned
-        assert "".join(both.stream(look, (), QUESTIONS[1], both.options, "rlaif")) == aligned
+        assert "".join(both.stream(clip, (), QUESTIONS[1], both.sampling, "rlaif")) == aligned
         assert both.counters["encodes"] == 1
 
 
@@ -227,14 +227,14 @@ def test_a_projector_of_another_model_is_noticed(folder: Path, tmp_path: Path) -
     made = gguf_files.tiny(tmp_path)
     export_info.write(made, replace(export_info.read(made), sizing=Sizing(16, 32)))
     with GgufEngine(made) as engine, pytest.raises(UserError, match="mmproj.gguf: makes 1 vectors of a frame, .* says 4"):
-        ask(engine, engine.look(str(folder / "a.mp4")), QUESTIONS[0])
+        ask(engine, engine.load_clip(str(folder / "a.mp4")), QUESTIONS[0])
 
 
 def test_a_file_of_an_export_may_be_named_itself(folder: Path) -> None:
     (folder / "other.gguf").write_bytes((folder / "text.gguf").read_bytes())
     with GgufEngine(folder / "other.gguf", folder / "mmproj.gguf") as engine:
         assert engine.title == "other.gguf, run tiny"
-        assert ask(engine, engine.look(str(folder / "a.mp4")), QUESTIONS[0])
+        assert ask(engine, engine.load_clip(str(folder / "a.mp4")), QUESTIONS[0])
 
 
 INFO = ExportInfo(
@@ -315,8 +315,8 @@ def chat(folder: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProc
 def test_chat_answers_where_there_is_no_torch(
     chat: Callable[..., subprocess.CompletedProcess[str]], folder: Path, engine: GgufEngine
 ) -> None:
-    look = engine.look(str(folder / "a.mp4"))
-    expected = [ask(engine, look, question) for question in QUESTIONS[:2]]
+    clip = engine.load_clip(str(folder / "a.mp4"))
+    expected = [ask(engine, clip, question) for question in QUESTIONS[:2]]
     one = chat("--gguf", str(folder), QUESTIONS[0])
     assert (one.returncode, one.stdout, one.stderr) == (0, expected[0] + "\n", "")
     many = chat("--gguf", str(folder / "text.gguf"), typed=f"{QUESTIONS[0]}\n\n{QUESTIONS[1]}\n/quit\nnever\n")
@@ -350,7 +350,7 @@ def test_chat_asks_a_training_run(folder: Path, runs_dir: Path, capsys: pytest.C
     words = ["chat", "--video", str(folder / "a.mp4"), "--run", "a", "--runs-dir", str(runs_dir), "--model", "base"]
     assert main.main([*words, "--frames", "4", QUESTIONS[0]]) == 0
     with GgufEngine(folder) as engine:
-        assert capsys.readouterr().out == ask(engine, engine.look(str(folder / "a.mp4")), QUESTIONS[0]) + "\n"
+        assert capsys.readouterr().out == ask(engine, engine.load_clip(str(folder / "a.mp4")), QUESTIONS[0]) + "\n"
 
 
 def test_how_many_pixels_and_vectors() -> None:

@@ -8,7 +8,11 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+FEW = 30  # clusters below which a bootstrap interval is too narrow to rely on
 
 Z95 = 1.959963984540054  # two-sided 95 % point of the normal distribution
 # Two-sided 95 % points of Student's t for 1 to 10 degrees of freedom: seeds are few, and there 1.96 is far too narrow.
@@ -122,6 +126,34 @@ def sign_flip(parts: Sequence[Mapping[str, Sequence[float]]], resamples: int, se
         flipped = math.fsum(-share if signs >> i & 1 else share for i, share in enumerate(shares))
         as_far += abs(flipped) >= seen - 1e-12 * max(1.0, seen)
     return (as_far + 1) / (resamples + 1)
+
+
+def kappa(pairs: Sequence[tuple[str, str]]) -> float | None:
+    """Cohen's kappa: agreement of two raters beyond what their label frequencies give by chance. None when chance alone makes
+    them agree always, or without pairs."""
+    n = len(pairs)
+    if not n:
+        return None
+    agreed = sum(a == b for a, b in pairs) / n
+    first, second = (Counter(pair[side] for pair in pairs) for side in (0, 1))
+    by_chance = sum(first[name] * second[name] for name in first) / n**2
+    return None if by_chance == 1 else (agreed - by_chance) / (1 - by_chance)
+
+
+def cluster_bootstrap(
+    clusters: Mapping[str, Sequence[T]], statistic: Callable[[Sequence[T]], float | None], resamples: int, seed: int
+) -> tuple[float | None, float | None, float | None]:
+    """Any statistic of all items with the percentile interval of its values on redrawn clusters; draws for which it is None are
+    left out."""
+    value = statistic([item for cluster in clusters.values() for item in cluster])
+    names, generator = sorted(clusters), random.Random(seed)
+    draws = []
+    for _ in range(resamples if value is not None else 0):
+        drawn = statistic([item for name in generator.choices(names, k=len(names)) for item in clusters[name]])
+        if drawn is not None:
+            draws.append(drawn)
+    draws.sort()
+    return (value, quantile(draws, 0.025), quantile(draws, 0.975)) if draws else (value, None, None)
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:

@@ -1,28 +1,29 @@
-"""`audit`: a person labels a sample of the judge's verdicts and sees how far the judge is right. auditpage.py shows the pairs.
+"""`audit`: a person labels a sample of the judge's verdicts, and their agreement and biases are measured.
 
-The person sees frames, the clip, the question and both answers, in an order drawn anew, and not what the judge said. Each label
-is on disk at once (runs/NAME/audit/labels.jsonl), so an audit can be stopped and goes on. result.json has the figures.
+The page shows frames, the clip, the question and both answers in a random order, and not the judge's verdict. Each label is
+written at once (runs/NAME/audit/labels.jsonl), so an audit can be interrupted and resumed. result.json has the figures.
+
+Choices are "A", "B" and "none" (a tie, a disagreement between the orders, an unreadable reply), named as in the stored order of
+the pair. Intervals are bootstraps over clips, since pairs about one clip depend on each other.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from minirlaif.benchmarks.agreement import FEW, Ballot, Figure, as_json, audit, plain_choice
 from minirlaif.errors import UserError
 from minirlaif.runs.io import plain, read_json, read_jsonl, write_atomic
 from minirlaif.runs.run import Run
+from minirlaif.stats import FEW, cluster_bootstrap, kappa, paired_bootstrap, wilson
 
 RESAMPLES = 2000
 LABELS = {"first": "The first is better", "second": "The second is better", "tie": "Equally good", "skip": "I cannot tell"}
-BY_CONSTRUCTION = "This judge's read-out, likelihood, looks at one answer at a time, so its two orders agree by construction."
+BY_CONSTRUCTION = "This judge's readout, likelihood, scores one answer at a time, so its two orders agree by construction."
 MEANING = {
     "agreement": "Judge and person agree (pairs that both decided)",
     "kappa": "Cohen's kappa (A, B, undecided)",
@@ -35,7 +36,30 @@ MEANING = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class Vote:
+    """One pair. judge: its choice; orders: the judge's choice with A shown first and with B shown first; person: "" where nobody
+    has labelled it; person_first: the answer that the person was shown first; lengths: letters of A and of B."""
+
+    clip: str
+    judge: str
+    orders: tuple[str, str]
+    person: str
+    person_first: str
+    lengths: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A value with its 95 % interval, out of n; None where nothing was measured."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class AuditPair:
     """One pair to label. flipped: answer B stands first."""
 
     id: str
@@ -45,9 +69,65 @@ class Asked:
     flipped: bool
 
 
+def audit_figures(votes: Sequence[Vote], resamples: int, seed: int) -> dict[str, Figure]:
+    """Every figure of an audit.
+
+    agreement: share of alike choices among pairs that both decided; kappa: over A, B and none; judge_first: how often the judge
+    took the answer that it was shown first (0.5 without position bias); judge_longer and person_longer: how often the longer
+    answer won; longer_gap: judge minus person, on pairs that both decided; person_first: as judge_first, of the person.
+    """
+    labelled = [vote for vote in votes if vote.person]
+    both = [vote for vote in labelled if _decided(vote.judge) and _decided(vote.person)]
+    by_person = [vote for vote in labelled if _decided(vote.person)]
+    sides = [(v.clip, float(v.orders[i] == "AB"[i])) for v in votes for i in (0, 1) if _decided(v.orders[i])]
+    gaps = [(v.clip, float(_longer(v.judge, v)) - float(_longer(v.person, v))) for v in both if _uneven(v)]
+    longer = [(v.clip, float(_longer(v.judge, v))) for v in votes if _decided(v.judge) and _uneven(v)]
+    pairs = _by_clip([(v.clip, (v.judge, v.person)) for v in labelled])
+    return {
+        "agreement": _share([v.judge == v.person for v in both]),
+        "kappa": Figure(*cluster_bootstrap(pairs, kappa, resamples, seed), len(labelled)),
+        "judge_first": _mean(sides, resamples, seed),
+        "judge_longer": _mean(longer, resamples, seed),
+        "person_longer": _share([_longer(v.person, v) for v in by_person if _uneven(v)]),
+        "longer_gap": _mean(gaps, resamples, seed),
+        "person_first": _share([v.person == v.person_first for v in by_person]),
+    }
+
+
+def _decided(choice: str) -> bool:
+    return choice in ("A", "B")
+
+
+def _uneven(vote: Vote) -> bool:
+    return vote.lengths[0] != vote.lengths[1]
+
+
+def _longer(choice: str, vote: Vote) -> bool:
+    return (choice == "A") == (vote.lengths[0] > vote.lengths[1])
+
+
+def _by_clip(values: Sequence[tuple[str, Any]]) -> dict[str, list[Any]]:
+    clusters: dict[str, list[Any]] = {}
+    for clip, value in values:
+        clusters.setdefault(clip, []).append(value)
+    return clusters
+
+
+def _share(hits: Sequence[bool]) -> Figure:
+    if not hits:
+        return Figure(None, None, None, 0)
+    return Figure(sum(hits) / len(hits), *wilson(sum(hits), len(hits)), len(hits))
+
+
+def _mean(values: Sequence[tuple[str, float]], resamples: int, seed: int) -> Figure:
+    if not values:
+        return Figure(None, None, None, 0)
+    return Figure(*paired_bootstrap(_by_clip(values), resamples, seed), len(values))
+
+
 class Audit:
-    """The sample and its labels, in runs/NAME/audit/. kept: in words, that an earlier sample is used and not what was asked for;
-    "" where it is what was asked for.
+    """The sample and its labels, in runs/NAME/audit/. note: says that an earlier sample is used instead of the requested one; ""
+    where it is the requested one.
 
     Raises:
         UserError: no finished `feedback`, a sample of verdicts that were made again since, or a file that is no sample.
@@ -60,21 +140,21 @@ class Audit:
         rows = read_jsonl(feedback / "verdicts.jsonl")
         self._rows = {row["id"]: row for row in rows if row["answer_a"] != row["answer_b"]}
         self.readout = str(manifest["config"].get("feedback", {}).get("readout", ""))
-        self.token = secrets.token_urlsafe(16)
-        self.kept = ""
+        self.note = ""
         sample = self._sample(manifest["identity"], count, seed, redo)
         # Which answer stands first comes from the sample's own seed: labels say first and second.
-        self.items = [self._asked(run, self._rows[id_], sample["seed"]) for id_ in sample["ids"]]
-        self.labels = self._read_labels()
+        self.items = [self._pair(run, self._rows[id_], sample["seed"]) for id_ in sample["ids"]]
+        labels = read_jsonl(self._folder / "labels.jsonl", missing_ok=True, skip_damaged=True)
+        self.labels = {row["id"]: row["label"] for row in labels if isinstance(row, dict) and {"id", "label"} <= set(row)}
 
     def _sample(self, identity: str, count: int, seed: int, redo: bool) -> dict[str, Any]:
-        """ids and seed of the sample that is there, or else of a new one."""
+        """ids and seed of the existing sample, or else of a new one."""
         path = self._folder / "sample.json"
         if path.is_file() and not redo:
-            kept: dict[str, Any] = read_json(path)
+            sample: dict[str, Any] = read_json(path)
             try:
-                old, known = kept["feedback"], (kept["seed"], len(kept["ids"]))
-                if old == identity and not set(kept["ids"]) <= set(self._rows):
+                old, known = sample["feedback"], (sample["seed"], len(sample["ids"]))
+                if old == identity and not set(sample["ids"]) <= set(self._rows):
                     raise ValueError
             except (LookupError, TypeError, ValueError):
                 raise UserError(f"{path}: not a sample of these verdicts; draw again with --redo") from None
@@ -83,34 +163,30 @@ class Audit:
                     f"{path}: drawn from other verdicts; draw again with --redo (old labels are kept in labels.old.jsonl)"
                 )
             if known != (seed, min(count, len(self._rows))):
-                self.kept = f"{known[1]} pairs drawn before (seed {known[0]}) are used; --redo draws anew and sets labels aside"
-            return kept
+                self.note = f"{known[1]} pairs drawn before (seed {known[0]}) are used; --redo draws anew and sets labels aside"
+            return sample
         self._folder.mkdir(parents=True, exist_ok=True)
         if (self._folder / "labels.jsonl").is_file():
             (self._folder / "labels.jsonl").replace(self._folder / "labels.old.jsonl")
-        sample = {"feedback": identity, "seed": seed, "ids": drawn(self._rows, count, seed)}
+        sample = {"feedback": identity, "seed": seed, "ids": draw_pairs(self._rows, count, seed)}
         write_atomic(path, json.dumps(sample, indent=1))
         return sample
 
-    def _asked(self, run: Run, row: Mapping[str, Any], seed: int) -> Asked:
+    def _pair(self, run: Run, row: Mapping[str, Any], seed: int) -> AuditPair:
         from minirlaif.session import located
 
         flipped = random.Random(f"{seed} {row['id']}").random() < 0.5
-        return Asked(row["id"], located(run, row["video"]), row["question"], (row["answer_a"], row["answer_b"]), flipped)
+        return AuditPair(row["id"], located(run, row["video"]), row["question"], (row["answer_a"], row["answer_b"]), flipped)
 
-    def _read_labels(self) -> dict[str, str]:
-        rows = read_jsonl(self._folder / "labels.jsonl", missing_ok=True, skip_damaged=True)
-        return {row["id"]: row["label"] for row in rows if isinstance(row, dict) and {"id", "label"} <= set(row)}
-
-    def label(self, item: Asked, label: str) -> None:
-        """Keep a label (a key of LABELS; first and second as the person saw them). ValueError for any other."""
+    def label(self, item: AuditPair, label: str) -> None:
+        """Save a label (a key of LABELS; first and second as the person saw them). ValueError for any other."""
         if label not in LABELS:
             raise ValueError(f"no such label: {label}")
         line = {"id": item.id, "label": label, "flipped": item.flipped, "when": datetime.now(UTC).isoformat(timespec="seconds")}
         path = self._folder / "labels.jsonl"
-        whole = path.read_bytes().endswith(b"\n") if path.is_file() else True
+        is_whole = path.read_bytes().endswith(b"\n") if path.is_file() else True
         with path.open("a", encoding="utf-8") as file:
-            file.write(("" if whole else "\n") + json.dumps(line) + "\n")
+            file.write(("" if is_whole else "\n") + json.dumps(line) + "\n")
         self.labels[item.id] = label
 
     def next_place(self) -> int | None:
@@ -118,29 +194,48 @@ class Audit:
         return next((place for place, item in enumerate(self.items) if item.id not in self.labels), None)
 
     def figures(self) -> dict[str, Figure]:
-        """All figures; position and length bias of the judge are read off every verdict, the rest off the labels."""
-        asked = {item.id: item for item in self.items}
-        ballots = [self._ballot(row, asked.get(id_)) for id_, row in self._rows.items()]
-        return audit(ballots, RESAMPLES, 0)
+        """All figures; position and length bias of the judge come from every verdict, the others from the labels."""
+        items = {item.id: item for item in self.items}
+        return audit_figures([self._vote(row, items.get(id_)) for id_, row in self._rows.items()], RESAMPLES, 0)
 
-    def _ballot(self, row: Mapping[str, Any], item: Asked | None) -> Ballot:
+    def _vote(self, row: Mapping[str, Any], item: AuditPair | None) -> Vote:
         label = self.labels.get(row["id"], "") if item else ""
         first, second = ("B", "A") if item and item.flipped else ("A", "B")
         person = {"first": first, "second": second, "tie": "none"}.get(label, "")
+        judge = row["choice"] if _decided(row["choice"]) else "none"
         lengths = (len(row["answer_a"]), len(row["answer_b"]))
-        return Ballot(str(row["video"]), plain_choice(row["choice"]), tuple(row["orders"]), person, first, lengths)
+        return Vote(str(row["video"]), judge, tuple(row["orders"]), person, first, lengths)
 
-    def write(self) -> Path:
+    def write(self) -> str:
         """Write result.json; returns its path."""
         labels = list(self.labels.values())
         counts = {name: labels.count(name) for name in LABELS}
         path = self._folder / "result.json"
         value = {"pairs": len(self._rows), "sampled": len(self.items), "labels": counts, "readout": self.readout}
-        write_atomic(path, json.dumps(plain({**value, **as_json(self.figures())}), indent=1) + "\n")
-        return path
+        figures = {name: vars(figure) for name, figure in self.figures().items()}
+        write_atomic(path, json.dumps(plain({**value, **figures}), indent=1) + "\n")
+        return str(path)
+
+    def table_rows(self, few: str = f", fewer than {FEW}: only a hint") -> list[tuple[str, str, str, str]]:
+        """The figures for people: what, value, interval, out of how many; few: added to a small number."""
+        rows = []
+        for name, figure in self.figures().items():
+            if figure.value is None:
+                rows.append((MEANING[name], "–", "", "0"))
+                continue
+            ends = "" if figure.low is None or figure.high is None else f"{figure.low:.3f} to {figure.high:.3f}"
+            n = f"{figure.n}{few}" if figure.n < FEW else str(figure.n)
+            rows.append((MEANING[name], f"{figure.value:.3f}", ends, n))
+        return rows
+
+    def summary(self) -> str:
+        """The figures as lines of text."""
+        lines = [*([self.note] if self.note else []), f"{len(self.items)} pairs drawn, {len(self.labels)} labelled"]
+        lines += [f"{what}: {value}" + (f" [{ends}]" if ends else "") + f" (n {n})" for what, value, ends, n in self.table_rows()]
+        return "\n".join([*lines, *([BY_CONSTRUCTION] if self.readout == "likelihood" else [])])
 
 
-def drawn(rows: Mapping[str, Mapping[str, Any]], count: int, seed: int) -> list[str]:
+def draw_pairs(rows: Mapping[str, Mapping[str, Any]], count: int, seed: int) -> list[str]:
     """Ids of `count` pairs at random, one of each clip before a second one of any: labels then are as good as independent."""
     order = sorted(rows)
     random.Random(seed).shuffle(order)
@@ -151,22 +246,3 @@ def drawn(rows: Mapping[str, Mapping[str, Any]], count: int, seed: int) -> list[
         turns[clip] = turns.get(clip, 0) + 1
         ranked.append((turns[clip], len(ranked), id_))
     return [id_ for _, _, id_ in sorted(ranked)[:count]]
-
-
-def rows_of(found: Audit, few: str = f", fewer than {FEW}: only a hint") -> list[tuple[str, str, str, str]]:
-    """The figures for people: what, value, interval, out of how many, and behind a small number what it means."""
-    rows = []
-    for name, figure in found.figures().items():
-        if figure.value is None:
-            rows.append((MEANING[name], "–", "", "0"))
-            continue
-        ends = "" if figure.low is None or figure.high is None else f"{figure.low:.3f} to {figure.high:.3f}"
-        rows.append((MEANING[name], f"{figure.value:.3f}", ends, f"{figure.n}{few}" if figure.n < FEW else str(figure.n)))
-    return rows
-
-
-def told(found: Audit) -> str:
-    """The figures as lines of text."""
-    lines = [*([found.kept] if found.kept else []), f"{len(found.items)} pairs drawn, {len(found.labels)} labelled"]
-    lines += [f"{what}: {value}" + (f" [{ends}]" if ends else "") + f" (n {n})" for what, value, ends, n in rows_of(found)]
-    return "\n".join([*lines, *([BY_CONSTRUCTION] if found.readout == "likelihood" else [])])

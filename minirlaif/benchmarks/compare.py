@@ -1,6 +1,6 @@
-"""Two runs side by side on whatever both were evaluated on: benchmarks with a judge in common, and their own test questions.
+"""Compare two runs on whatever both were evaluated on: benchmarks with a judge in common, and their own test questions.
 
-RUN stands for all its models, RUN:MODEL for one. Models of the same name are compared, and two that are alone on their sides.
+RUN stands for all its models, RUN:MODEL for one. Models of the same name are compared, and the only ones of their sides.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.benchmarks import page
-from minirlaif.benchmarks.scores import ORDER, Grade, Scores, load_all
+from minirlaif.benchmarks.kinds.base import Grade
+from minirlaif.benchmarks.scores import ORDER, Scores, load_all
 from minirlaif.benchmarks.tables import blocks, judged
 from minirlaif.errors import UserError
 from minirlaif.judges.match import NAMES
@@ -21,7 +22,7 @@ from minirlaif.runs.io import plain, read_jsonl, write_atomic
 from minirlaif.runs.run import Run
 from minirlaif.stats import exact_match
 
-OWN_TEST = "test questions of the runs"  # as the stage evaluate asked them
+OWN_TEST = "test questions of the runs"  # of the stage evaluate
 
 
 def compare(runs_dir: Path, first: str, second: str, out: str) -> int:
@@ -35,8 +36,8 @@ def compare(runs_dir: Path, first: str, second: str, out: str) -> int:
     names = (first, second)
     tables, notes = compared(_scores(runs_dir, first), _scores(runs_dir, second), names)
     if not tables:
-        told = "; ".join(notes) or "they have no benchmark and no finished stage evaluate in common"
-        raise UserError(f"{first} and {second}: nothing to compare ({told})")
+        reason = "; ".join(notes) or "they have no benchmark and no finished stage evaluate in common"
+        raise UserError(f"{first} and {second}: nothing to compare ({reason})")
     folder = Path(out) if out else runs_dir / f"compare-{'-'.join(re.sub(r'[:/]+', '-', name).strip('-') for name in names)}"
     folder.mkdir(parents=True, exist_ok=True)
     text = "\n".join(page.markdown(table) for table in tables) + "".join(f"\nNot compared: {note}.\n" for note in notes)
@@ -55,7 +56,7 @@ def compared(first: Sequence[Scores], second: Sequence[Scores], names: tuple[str
     for name in sorted({s.benchmark for s in (*first, *second)}):
         sides = [[s for s in side if s.benchmark == name] for side in (first, second)]
         if not all(sides):
-            notes.append(f"{name}: evaluated in {names[0] if sides[0] else names[1]} alone")
+            notes.append(f"{name}: evaluated only in {names[0] if sides[0] else names[1]}")
             continue
         groups = [
             [[s for s in group if any(s is each for each in side)] for side in sides] for group in blocks([*sides[0], *sides[1]])
@@ -65,20 +66,20 @@ def compared(first: Sequence[Scores], second: Sequence[Scores], names: tuple[str
             continue
         for mine, others in groups:
             if not mine or not others:
-                notes.append(f"{name}: {_alone(mine or others, names[0] if mine else names[1], sides[1 if mine else 0])}")
+                notes.append(f"{name}: {_only_one_side(mine or others, names[0] if mine else names[1], sides[1 if mine else 0])}")
                 continue
             pairs = _pairs(mine, others)
             if not pairs:
                 notes.append(f"{name}: several models and none of the same name; name one on each side, as in RUN:MODEL")
                 continue
-            there = [s for s in (*mine, *others) if any(s is each for pair in pairs for each in pair)]
-            head = {"benchmark": name, "kind": there[0].kind, "sha256": there[0].sha256, "published": []}
-            table = tables.setdefault((name, there[0].sha256), {**head, "tables": []})
-            table["tables"].append(judged(there, pairs))
-            for side, some in zip(names, (mine, others), strict=True):
-                left = [s.model["title"] for s in some if not any(s is each for each in there)]
+            paired = [s for s in (*mine, *others) if any(s is each for pair in pairs for each in pair)]
+            head = {"benchmark": name, "kind": paired[0].kind, "sha256": paired[0].sha256, "published": []}
+            table = tables.setdefault((name, paired[0].sha256), {**head, "tables": []})
+            table["tables"].append(judged(paired, pairs))
+            for side, group in zip(names, (mine, others), strict=True):
+                left = [s.model["title"] for s in group if not any(s is each for each in paired)]
                 if left:
-                    notes.append(f"{name}, judge {mine[0].judge.title}: {', '.join(left)} in {side} alone")
+                    notes.append(f"{name}, judge {mine[0].judge.title}: {', '.join(left)} only in {side}")
     return list(tables.values()), notes
 
 
@@ -90,18 +91,18 @@ def _overlap(runs_dir: Path, first: str, second: str) -> bool:
 
 
 def _why_apart(sides: Sequence[Sequence[Scores]]) -> str:
-    """Why no marks of one side can stand beside any of the other."""
+    """Why no grades of one side can be compared with any of the other."""
     if not {s.sha256 for s in sides[0]} & {s.sha256 for s in sides[1]}:
         return "the two files differ"
     judges = ["; ".join(dict.fromkeys(s.judge.title for s in side)) for side in sides]
-    return f"marked by {judges[0]} on one side and by {judges[1]} on the other"
+    return f"graded by {judges[0]} on one side and by {judges[1]} on the other"
 
 
-def _alone(some: Sequence[Scores], name: str, others: Sequence[Scores]) -> str:
+def _only_one_side(scores: Sequence[Scores], name: str, others: Sequence[Scores]) -> str:
     """What only one side has of a benchmark that both have: a judge, or another file."""
-    if some[0].sha256 not in {s.sha256 for s in others}:
-        return f"marks of another file in {name} alone"
-    return f"marked by {some[0].judge.title} in {name} alone"
+    if scores[0].sha256 not in {s.sha256 for s in others}:
+        return f"grades of another file only in {name}"
+    return f"graded by {scores[0].judge.title} only in {name}"
 
 
 def _pairs(first: Sequence[Scores], second: Sequence[Scores]) -> list[tuple[Scores, Scores]]:
@@ -110,35 +111,35 @@ def _pairs(first: Sequence[Scores], second: Sequence[Scores]) -> list[tuple[Scor
 
 
 def _scores(runs_dir: Path, name: str) -> list[Scores]:
-    """Every mark of a run, or of one of its models."""
+    """Every score of a run, or of one of its models."""
     root, _, model = name.partition(":")
     run = Run(runs_dir / root)
     if not root or not run.root.is_dir():
         raise UserError(f"{run.root}: no such run folder; name two runs below {runs_dir}, or another --runs-dir")
     folders = sorted(path.parent.name for path in (run.root / "benchmarks").glob("*/scores"))
-    found = [*_own_test(run), *(scores for folder in folders for scores in load_all(run, folder))]
+    scores = [*_own_test(run), *(each for folder in folders for each in load_all(run, folder))]
     if not model:
-        return found
-    some = [scores for scores in found if scores.model["title"] == model]
-    if not some:
-        known = ", ".join(dict.fromkeys(scores.model["title"] for scores in found)) or "none"
+        return scores
+    of_model = [each for each in scores if each.model["title"] == model]
+    if not of_model:
+        known = ", ".join(dict.fromkeys(each.model["title"] for each in scores)) or "none"
         raise UserError(f"{name}: run {root} has no evaluated model {model}; it has {known}")
-    return some
+    return of_model
 
 
 def _own_test(run: Run) -> list[Scores]:
-    """The answers of the stage evaluate, marked as there."""
+    """The answers of the stage evaluate, graded as there."""
     manifest = run.manifest("evaluate")
     if manifest is None:
         return []
     rows = [row for row in read_jsonl(run.dir("evaluate") / "answers.jsonl") if row.get("truth")]
-    asked = json.dumps(sorted([row["id"], row["question"], row["truth"]] for row in rows))
-    digest = hashlib.sha256(asked.encode()).hexdigest()
-    found = []
+    questions = json.dumps(sorted([row["id"], row["question"], row["truth"]] for row in rows))
+    digest = hashlib.sha256(questions.encode()).hexdigest()
+    scores = []
     for title in ORDER if rows else ():
-        marks = tuple(
+        grades = tuple(
             Grade(row["id"], Path(row["video"]).name, "accuracy", float(exact_match(row[title], row["truth"]))) for row in rows
         )
         model = {"run": run.root.name, "title": title, "answers": manifest["identity"]}
-        found.append(Scores(OWN_TEST, "test", digest, model, NAMES["exact"], marks, {}))
-    return found
+        scores.append(Scores(OWN_TEST, "test", digest, model, NAMES["exact"], grades, {}))
+    return scores

@@ -1,61 +1,34 @@
-"""Benchmark files in: the layouts in which they are published, turned into items that every model is asked alike.
+"""Read a benchmark: the file, or the folder that its authors publish, becomes items that every model is asked in the same way.
 
-A benchmark is one file, or the folder that its authors publish; what it is shows in its columns and file names:
-  videoinstruct   generic_qa, temporal_qa and consistency_qa (`Q`, `A`, `video_name`; `Q1`, `Q2`), or the hub repack's columns
-  qa              one list of question and answer, or test_q and test_a matched by `question_id`; json, csv or tsv (TGIF)
-  choice          `question`, `options` (also `candidates`, `choices`, a0 …, A …) and `answer` (letter, number or text);
-                  EgoSchema's questions.json with subset_answers.json
-  action          `video` and `label`; UCF101's testlist01.txt with classInd.txt; HMDB51's *_test_split1.txt
-  retrieval       `video` and `caption` (or `sentence`): every clip of the file is a candidate for every caption
+Its kind shows in its columns and file names; see the modules of `kinds`.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from minirlaif.benchmarks import kinds
+from minirlaif.benchmarks.kinds.base import BenchmarkKind, Item, checked_row
 from minirlaif.benchmarks.layouts import PlacedRow, find_source, source_rows
-from minirlaif.benchmarks.rows import KINDS, Row, kind_of, parse_row, words_of
 from minirlaif.data.formats import CLIP_SUFFIXES, BadRow
 from minirlaif.data.tables import ClipFolder, raise_all, text_lines
 from minirlaif.errors import UserError
 from minirlaif.runs.io import sha256
 
-SHOWN = 6  # names of files and clips that are told
-
-
-@dataclass(frozen=True)
-class Item:
-    """One row of a benchmark.
-
-    id: unique in the benchmark; part: the part it belongs to, a key of `rubric.PARTS`, or choice, action or retrieval;
-    name: its clip as the file names it; video: that clip's path, "" when it is not there; questions: what is asked (two for
-    consistency, none for action and retrieval); answer: the reference, the right option, the label or the caption;
-    row: the row under the keys that other people's scripts read; own: the row's own id, which others may have too, "" for none.
-    """
-
-    id: str
-    part: str
-    name: str
-    video: str
-    questions: tuple[str, ...]
-    answer: str
-    options: tuple[str, ...] = ()
-    row: Mapping[str, Any] = field(default_factory=dict)
-    own: str = ""
+SHOWN = 6  # names of files and clips in a message
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark's items. name: for folders and titles; kind: one of KINDS; sha256: of the files it was read from; files: their
-    names, unread: those of tables beside them that were not read."""
+    """A benchmark's items. name: for folders and titles; sha256: of the files it was read from; files: their names, unread: those
+    of tables beside them that were not read."""
 
     name: str
-    kind: str
+    kind: BenchmarkKind
     items: tuple[Item, ...]
     sha256: str
     files: tuple[str, ...] = ()
@@ -71,14 +44,14 @@ class Benchmark:
         """Names of clips that are not there."""
         return list(dict.fromkeys(item.name for item in self.items if not item.video))
 
-    def told(self) -> str:
-        """What was understood, in a line: a folder taken for something else is seen before anything is asked."""
-        rows = f"{self.kind}, {len(self.items)} rows about {len(self.clips)} clips, from {listed(self.files)}"
+    def summary(self) -> str:
+        """What was read, in a line: a folder taken for something else is noticed before any model runs."""
+        rows = f"{self.kind.name}, {len(self.items)} rows about {len(self.clips)} clips, from {listed(self.files)}"
         return f"benchmark {self.name}: {rows}" + (f"; not read: {listed(self.unread)}" if self.unread else "")
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first few of some names, and how many others."""
+    """The first few names, and how many others there are."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
@@ -93,27 +66,28 @@ def read_benchmark(source: str, videos: str) -> Benchmark:
     Raises:
         UserError: no such benchmark, a layout that is none of the known ones, or every bad row of a file.
     """
-    found = find_source(source)
+    location = find_source(source)
     if videos and not Path(videos).is_dir():
         raise UserError(f"--videos {videos}: no such folder; name the folder of the benchmark's clips")
-    clips = _Clips(Path(videos), found.path) if videos else None
-    parts: dict[str, list[Row]] = {}
-    kinds: set[str] = set()
-    for part, rows in source_rows(found):
-        kind, parsed = _parsed(part, rows, found.path)
-        kinds.add(kind)
-        for row in parsed:
-            parts.setdefault(row.part, []).append(row)
-    if len(kinds) != 1:
-        raise UserError(f"{found.path}: holds benchmarks of several kinds ({', '.join(sorted(kinds))}); name one of its files")
-    (kind,) = kinds
-    items = _with_options(kind, [item for rows in parts.values() for item in _items(rows, clips)], found.path)
-    if len({item.id for item in items}) < len(items):  # one's answer would be marked as another's
-        raise UserError(f"{found.path}: two rows would have one id; give every row a `question_id` of its own")
-    digest = hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in found.files).encode()).hexdigest()
-    root = found.path if found.path.is_dir() else found.path.parent
-    names = [tuple(file.relative_to(root).as_posix() for file in files) for files in (found.files, found.unread)]
-    return Benchmark(found.name, kind, tuple(items), digest, *names)
+    clips = _Clips(Path(videos), location.path) if videos else None
+    parts: dict[str, list[Item]] = {}
+    kinds_read: dict[str, BenchmarkKind] = {}
+    for part, rows in source_rows(location):
+        kind, items = _parsed(part, rows, location.path)
+        kinds_read[kind.name] = kind
+        for item in items:
+            parts.setdefault(item.part, []).append(item)
+    if len(kinds_read) != 1:
+        names = ", ".join(sorted(kinds_read))
+        raise UserError(f"{location.path}: holds benchmarks of several kinds ({names}); name one of its files")
+    (kind,) = kinds_read.values()
+    items = kind.complete([item for part in parts.values() for item in _identified(part, clips)], location.path)
+    if len({item.id for item in items}) < len(items):  # one's answer would be graded as another's
+        raise UserError(f"{location.path}: two rows would have one id; give every row a `question_id` of its own")
+    digest = hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in location.files).encode()).hexdigest()
+    root = location.path if location.path.is_dir() else location.path.parent
+    names_read = [tuple(file.relative_to(root).as_posix() for file in files) for files in (location.files, location.unread)]
+    return Benchmark(location.name, kind, tuple(items), digest, *names_read)
 
 
 def first_items(benchmark: Benchmark, limit: int, seed: int) -> Benchmark:
@@ -132,67 +106,45 @@ def first_items(benchmark: Benchmark, limit: int, seed: int) -> Benchmark:
     return replace(benchmark, items=items, name=f"{benchmark.name}-{len(items)}-of-{len(benchmark.items)}")
 
 
-def _parsed(part: str, rows: Sequence[PlacedRow], path: Path) -> tuple[str, list[Row]]:
-    """The kind of benchmark that a part's rows are, and the rows. UserError for every bad row of the first file that has any."""
-    first = next((row for _, _, row in rows if isinstance(row, dict)), None)
+def _parsed(part: str, rows: Sequence[PlacedRow], path: Path) -> tuple[BenchmarkKind, list[Item]]:
+    """The kind of a part's rows, and its items without id and clip. UserError for every bad row of the first such file."""
+    first = next(((file, row) for file, _, row in rows if isinstance(row, dict)), None)
+    kind = kinds.recognise(first[1], part) if first else None
+    if first and not kind:
+        known = "; ".join(f"{kind.name} ({kind.columns})" for kind in kinds.KINDS)
+        names = ", ".join(map(str, first[1]))[:120]
+        raise UserError(f"{first[0]}: columns {names} are those of no known benchmark; known: {known}")
     problems: dict[Path, list[tuple[int, str]]] = {}
-    if first is None:
-        for file, number, row in rows:
-            problems.setdefault(file, []).append((number, str(row) if isinstance(row, BadRow) else "not an object"))
-        for file, found in problems.items():
-            raise_all(str(file), found)
-        raise UserError(f"{path}: holds no rows that are objects with named columns")
-    file = next(file for file, _, row in rows if row is first)
-    kind = "action" if part == "action" else kind_of(first, part)
-    if not kind:
-        raise UserError(
-            f"{file}: columns {', '.join(map(str, first))[:120]} are those of no known benchmark; known: {KINDS_TOLD}"
-        )
-    parsed: list[Row] = []
+    items: list[Item] = []
     for file, number, row in rows:
+        if kind is None:
+            problems.setdefault(file, []).append((number, str(row) if isinstance(row, BadRow) else "not an object"))
+            continue
         try:
-            parsed.append(parse_row(row, kind, part))
+            columns, clip = checked_row(row)
+            items.append(kind.parse(columns, part, clip))
         except BadRow as problem:
             problems.setdefault(file, []).append((number, str(problem)))
-    for file, found in problems.items():
-        raise_all(str(file), found)
-    return kind, parsed
+    for file, faults in problems.items():
+        raise_all(str(file), faults)
+    if kind is None:
+        raise UserError(f"{path}: holds no rows that are objects with named columns")
+    return kind, items
 
 
-def _ids(rows: Sequence[Row]) -> list[str]:
-    """Names of a part's rows: their own ids if every row has one that no other has, else their numbers over all files. Never some
-    of each: the number of one row may be the id of another."""
-    own = [row.id for row in rows]
-    return own if all(own) and len(set(own)) == len(own) else [str(number) for number in range(1, len(rows) + 1)]
-
-
-def _items(rows: Sequence[Row], clips: _Clips | None) -> list[Item]:
-    """The items of one part."""
+def _identified(items: Sequence[Item], clips: _Clips | None) -> list[Item]:
+    """The items of one part with their ids and clips."""
     return [
-        Item(
-            f"{row.part}:{id_}",
-            row.part,
-            row.name,
-            clips.find(row.name) if clips else "",
-            row.questions,
-            row.answer,
-            row.options,
-            row.row,
-            row.id,
-        )
-        for id_, row in zip(_ids(rows), rows, strict=True)
+        replace(item, id=f"{item.part}:{id_}", video=clips.find(item.name) if clips else "")
+        for id_, item in zip(_ids(items), items, strict=True)
     ]
 
 
-def _with_options(kind: str, items: Sequence[Item], path: Path) -> list[Item]:
-    """The candidates of action recognition: every class of the published list, or else of the file."""
-    if kind != "action":
-        return list(items)
-    classes = [words_of(line.split()[-1]) for file in (path if path.is_dir() else path.parent).rglob("classInd.txt")
-               for _, line in text_lines(str(file))]  # fmt: skip
-    known = {item.answer for item in items}
-    options = tuple(sorted(known | set(classes) if known <= set(classes) else known))
-    return [replace(item, options=options) for item in items]
+def _ids(items: Sequence[Item]) -> list[str]:
+    """Names of a part's items: their own ids if every item has one that no other has, else their numbers over all files. Never
+    a mixture: the number of one row may be the id of another."""
+    own = [item.own for item in items]
+    return own if all(own) and len(set(own)) == len(own) else [str(number) for number in range(1, len(items) + 1)]
 
 
 class _Clips:
@@ -221,6 +173,3 @@ class _Clips:
                 if "more than once" in str(problem):
                     raise UserError(str(problem)) from None
         return ""
-
-
-KINDS_TOLD = "; ".join(f"{kind} ({columns})" for kind, columns in KINDS.items())

@@ -1,4 +1,4 @@
-"""Which files a benchmark is, what it is called, and the rows of each of its parts before anything is made of their columns."""
+"""The files of a benchmark, its name, and the rows of each of its parts before their columns are parsed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Source:
 
 def find_source(source: str) -> Source:
     """The files of a benchmark. UserError when there are none, or when a folder's files are those of no known benchmark."""
-    path = _found(source)
+    path = _existing(source)
     if path.is_file():
         answers = _answers_beside(path)
         return Source(path, _slug(path), (path, answers) if answers else tuple(_shards(path)))
@@ -59,7 +59,7 @@ def source_rows(source: Source) -> Iterator[tuple[str, list[PlacedRow]]]:
         yield from ((part, _paired(rows)) for part, rows in parts.items())
 
 
-def _found(source: str) -> Path:
+def _existing(source: str) -> Path:
     for path in (Path(source).expanduser(), WELL_KNOWN / source):
         if path.exists():
             return path
@@ -149,42 +149,42 @@ def _joined(questions: Path, answers: Path) -> list[tuple[int, Any]]:
         for number, row in sides[0]
         if isinstance(row, dict) and row.get("question_id") is not None and str(row["question_id"]) not in known
     }
-    asked = _by_id(questions, sides[0], lacking)
-    return [(number, {**known[id_][1], **row, "answer": known[id_][1].get("answer")}) for id_, (number, row) in asked.items()]
+    rows = _by_id(questions, sides[0], lacking)
+    return [(number, {**known[id_][1], **row, "answer": known[id_][1].get("answer")}) for id_, (number, row) in rows.items()]
 
 
 def _by_id(file: Path, rows: Sequence[tuple[int, Any]], problems: dict[int, str]) -> dict[str, tuple[int, dict[str, Any]]]:
     """Numbered rows by question_id. UserError for the problems that are known by row, and for rows whose id is missing or taken:
     they would get the answer of another."""
-    found: dict[str, tuple[int, dict[str, Any]]] = {}
-    told = dict(problems)
+    rows_by_id: dict[str, tuple[int, dict[str, Any]]] = {}
+    faults = dict(problems)
     for number, row in rows:
         if not isinstance(row, dict):
-            told[number] = str(row) if isinstance(row, BadRow) else "a row must be an object with named columns"
+            faults[number] = str(row) if isinstance(row, BadRow) else "a row must be an object with named columns"
             continue
         id_ = str(row.get("question_id") if row.get("question_id") is not None else "").strip()
         if not id_:
-            told[number] = "`question_id` is missing, by which questions and answers are matched"
-        elif id_ in found:
-            told[number] = f"question_id {id_} is that of row {found[id_][0]} already"
+            faults[number] = "`question_id` is missing, by which questions and answers are matched"
+        elif id_ in rows_by_id:
+            faults[number] = f"question_id {id_} is that of row {rows_by_id[id_][0]} already"
         else:
-            found[id_] = (number, row)
-    raise_all(str(file), [*told.items()])
-    return found
+            rows_by_id[id_] = (number, row)
+    raise_all(str(file), [*faults.items()])
+    return rows_by_id
 
 
 def _subset(questions: Path, answers: Path) -> list[tuple[int, Any]]:
     """EgoSchema's questions with the numbers of the right options, which are public for some of them: the others are left out."""
-    told = json_value(str(answers))
-    if not isinstance(told, dict):
+    right_options = json_value(str(answers))
+    if not isinstance(right_options, dict):
         raise UserError(f"{answers}: must be one object with the number of the right option by q_uid")
     rows: list[tuple[int, Any]] = []
     for number, row in table_rows(questions):
         if not isinstance(row, dict):
             rows.append((number, row))
-        elif str(row.get("q_uid")) in told:
-            rows.append((number, {**row, "answer": told[str(row["q_uid"])]}))
-    without = told.keys() - {str(row["q_uid"]) for _, row in rows if isinstance(row, dict)}
+        elif str(row.get("q_uid")) in right_options:
+            rows.append((number, {**row, "answer": right_options[str(row["q_uid"])]}))
+    without = right_options.keys() - {str(row["q_uid"]) for _, row in rows if isinstance(row, dict)}
     if without:
         raise UserError(f"{answers}: {len(without)} answers have no question in {questions.name}, such as {min(without)}")
     return rows

@@ -1,7 +1,7 @@
-"""Models that a benchmark can ask: those of a run, an adapter folder, a folder or hub id of transformers, a GGUF file.
+"""Models that a benchmark can evaluate: those of a run, an adapter folder, a folder or hub id of transformers, a GGUF file.
 
-Whatever a model is, it answers (clip, question) pairs with its most likely words. What lives on a workbench answers in batches
-and can also say how likely given texts are; an engine (talk.py) answers one question at a time.
+Whatever a model is, it answers (clip, question) pairs with its most likely tokens. Models on a session answer in batches and give
+likelihoods of texts; a chat engine (inference/engine.py) answers one question at a time.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from minirlaif import config
 from minirlaif.config import Config
+from minirlaif.config.schema import EvaluateSection, ModelSection, VideoSection
 from minirlaif.errors import UserError
 from minirlaif.gguf import export_info
-from minirlaif.inference.engine import ChatEngine, SamplingParams
+from minirlaif.inference.engine import ChatEngine, LoadedClip, SamplingParams
 from minirlaif.runs.io import sha256
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
+
+if TYPE_CHECKING:
+    from minirlaif.session import ModelSession
 
 ROLES = {"rlaif": ("ppo", "policy"), "sft": ("sft", "sft"), "base": ("", "base")}  # model of a run -> its stage, its role
 SEARCHED = 4  # folders above an adapter that may be its run
@@ -33,16 +37,23 @@ TAKEN = (*ROLES, "scores", "table.json", "table.md", "table.html", "radar.svg", 
 @dataclass(frozen=True)
 class ModelSpec:
     """A model before it is loaded. title: for tables and folders; kind: run, adapter, folder or gguf; path: of what is loaded
-    ("" for a run's own); cfg: how it sees and answers; settings and inputs: what its answers depend on, for the manifest."""
+    (unused for a run's own); config: how it decodes clips and answers; settings and inputs: what its answers depend on, for the
+    manifest; which: of a run's models, or of an export that holds several ("": its best one); frames: per clip, of an engine
+    alone (0: as many as it was exported for)."""
 
     title: str
     kind: str
     path: str
-    cfg: Config
+    config: Config
     settings: Mapping[str, Any]
     inputs: tuple[str, ...] = ()
-    which: str = ""  # of a run's models, or of an export that holds several ("": its best one)
-    frames: int = 0  # that an engine looks at, 0: as many as it was made for
+    which: str = ""
+    frames: int = 0
+
+    @property
+    def max_unreadable(self) -> float:
+        """The share of clips that may be missing or unreadable."""
+        return self.config.video.max_unreadable
 
 
 class BenchmarkModel(Protocol):
@@ -54,16 +65,16 @@ class BenchmarkModel(Protocol):
         """Clips that cannot be read, with reasons. UserError when they are more than video.max_unreadable allows."""
         ...
 
-    def answers(self, asked: Sequence[tuple[str, str]]) -> list[str]:
+    def answers(self, prompts: Sequence[tuple[str, str]]) -> list[str]:
         """The most likely answer to each (clip, question)."""
         ...
 
-    def likelihoods(self, told: Sequence[tuple[str, str, str]]) -> list[float]:
-        """Mean log-probability per token of each (clip, question, text), in nats. UserError where a model cannot say."""
+    def likelihoods(self, candidates: Sequence[tuple[str, str, str]]) -> list[float]:
+        """Mean log-probability per token of each (clip, question, text), in nats. UserError for models that give none."""
         ...
 
-    def counted(self, out: StageDir) -> None:
-        """Put looks and prefills since the last call into the stage's counters."""
+    def add_counters(self, out: StageDir) -> None:
+        """Add decodes, encodes and prefilled tokens since the last call to the stage's counters."""
         ...
 
 
@@ -73,200 +84,197 @@ def title_of(name: str) -> str:
     return "" if title in TAKEN or title.endswith((".partial", ".old")) else title
 
 
-def resolve_model(name: str, run: Run, given: str | None, changes: Sequence[str]) -> ModelSpec:
-    """What `--model NAME` stands for.
+def resolve_model(name: str, run: Run, config_file: str | None, changes: Sequence[str]) -> ModelSpec:
+    """The model that `--model NAME` stands for.
 
-    given: `--config`, or None: the config of the run that the model belongs to, or else the defaults; changes: `--set`.
+    config_file: `--config`, or None: the config of the run that the model belongs to, or else the defaults; changes: `--set`.
     UserError when there is no such model.
     """
+    from minirlaif.session import settings_of
+
+    if name in ROLES and not (run.root / "config.yaml").is_file():
+        raise UserError(f"{run.root}: no such run; name another --run, or with --model a folder, an adapter or a .gguf file")
+    path, which = Path(name).expanduser(), ""
+    file, colon, model = name.rpartition(":")
+    if name not in ROLES and colon and _is_gguf(Path(file)):
+        path, which = Path(file), model
+    nearest = run.root / "config.yaml" if name in ROLES else _config_near(path, run)
+    cfg = config.load(config_file or nearest, changes)
+    if name not in ROLES and _is_gguf(path):
+        sets_frames = config_file is not None or any(change.startswith("video.frames=") for change in changes)
+        hashes, frames = _exported(name, path, cfg.video.frames if sets_frames else 0)
+        settings = {"model": {"files": hashes, "which": which}, "frames": frames, "max_new_tokens": cfg.evaluate.max_new_tokens}
+        title = f"{path.resolve().name}-{which}" if which else path.resolve().name
+        return ModelSpec(_own_title(title), "gguf", str(path), cfg, settings, which=which, frames=frames)
+    inputs: tuple[str, ...] = ()
+    weights: dict[str, Any] = {}
     if name in ROLES:
-        return _of_run(name, run, given, changes)
-    path = Path(name).expanduser()
-    where, colon, which = name.rpartition(":")
-    if colon and _is_gguf(Path(where)):
-        path = Path(where)
-    title = _own_title(path.resolve().name)
-    cfg = config.load(given or _config_near(path, run), changes)
-    if _is_gguf(path):
-        chosen = any(change.startswith("video.frames=") for change in changes) or given is not None
-        return _of_export(name, path, which if colon else "", cfg, cfg.video.frames if chosen else 0)
-    if path.is_file():
+        title, kind, which, inputs = name, "run", name, (ROLES[name][0],) if ROLES[name][0] else ()
+        for stage in inputs:
+            run.require(stage)
+    elif path.is_file():
         raise UserError(f"--model {name}: a file that is no .gguf; name one, or a folder")
-    if (path / "adapter_config.json").is_file():
-        cfg = replace(cfg, model=_adapter_section(path, cfg))
-        weights = {file.name: sha256(file) for file in sorted(path.glob("*.safetensors"))}
-        told = {**_told(cfg), "adapter": weights}
-        return ModelSpec(_own_title(f"{path.resolve().parent.name}-{path.resolve().name}"), "adapter", str(path), cfg, told)
-    if path.is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    elif (path / "adapter_config.json").is_file():
+        cfg = replace(cfg, model=_adapter_section(path, cfg.model))
+        weights = {"adapter": {each.name: sha256(each) for each in sorted(path.glob("*.safetensors"))}}
+        title, kind = _own_title(f"{path.resolve().parent.name}-{path.resolve().name}"), "adapter"
+    elif path.is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         cfg = replace(cfg, model=replace(cfg.model, base=name, revision=cfg.model.revision if path.is_dir() else "main"))
-        return ModelSpec(title, "folder", name, cfg, _told(cfg))
-    known = ", ".join(ROLES)
-    raise UserError(
-        f"--model {name}: no such file or folder, and none of {known}; name a run's model, an adapter, a folder or a .gguf"
-    )
+        title, kind = _own_title(path.resolve().name), "folder"
+    else:
+        known = ", ".join(ROLES)
+        raise UserError(
+            f"--model {name}: no such file or folder, and none of {known}; name a run's model, an adapter, a folder or a .gguf"
+        )
+    settings = {"model": settings_of(cfg, "model", "video")["model"], "video": config.section(cfg, "video")}
+    settings |= {"max_new_tokens": cfg.evaluate.max_new_tokens, **weights}
+    return ModelSpec(title, kind, str(path), cfg, settings, inputs, which)
 
 
 @contextmanager
-def load_model(entry: ModelSpec, run: Run) -> Iterator[BenchmarkModel]:
+def load_model(spec: ModelSpec, run: Run) -> Iterator[BenchmarkModel]:
     """Load a model; it is freed at the end of the block."""
-    if entry.kind == "gguf":
-        engine = _gguf_engine(entry)
+    video, evaluate = spec.config.video, spec.config.evaluate
+    if spec.kind == "gguf":
+        engine = _gguf_engine(spec)
         try:
-            yield EngineModel(engine, entry.cfg, entry.which, entry.frames)
+            yield EngineModel(engine, video, evaluate.max_new_tokens, spec.which, spec.frames)
         finally:
             engine.close()
         return
     from minirlaif.session import open_session
 
     run.checked = True  # the data named in the config are not what is read here
-    with open_session(entry.cfg, run) as session:
+    with open_session(spec.config, run) as session:
         role = "base"
-        if entry.kind == "run" and entry.inputs:
-            role = ROLES[entry.which][1]
-            session.adapters.add(role, 0, run.require(entry.inputs[0]) / "adapter")
-        elif entry.kind == "adapter":
+        if spec.kind == "run" and spec.inputs:
+            role = ROLES[spec.which][1]
+            session.adapters.add(role, 0, run.require(spec.inputs[0]) / "adapter")
+        elif spec.kind == "adapter":
             role = "policy"
-            session.adapters.add(role, 0, Path(entry.path))
-        yield BenchContestant(session, role)
+            session.adapters.add(role, 0, Path(spec.path))
+        yield SessionModel(session, role, evaluate, spec.max_unreadable)
 
 
-class BenchContestant:
-    """A role on a workbench: batches, and likelihoods. Its clips go through the run's feature cache."""
+class SessionModel:
+    """A role of a session: batches, and likelihoods. Its clips go through the run's feature cache."""
 
-    def __init__(self, session: Any, role: str) -> None:
-        self._session, self._role = session, role
-        self.batch_size: int = session.cfg.evaluate.batch_size
+    def __init__(self, session: ModelSession, role: str, evaluate: EvaluateSection, max_unreadable: float) -> None:
+        self._session, self._role, self._max_unreadable = session, role, max_unreadable
+        self.batch_size, self._max_new_tokens = evaluate.batch_size, evaluate.max_new_tokens
 
     def unreadable(self, videos: Sequence[str]) -> dict[str, str]:
-        """See Contestant."""
+        """See BenchmarkModel."""
         from minirlaif.video.reader import check_clips
 
-        _, bad = check_clips(videos, self._session.feature_cache, self._session.cfg.video.max_unreadable)
+        _, bad = check_clips(videos, self._session.feature_cache, self._max_unreadable)
         return {clip.path: clip.reason for clip in bad}
 
-    def answers(self, asked: Sequence[tuple[str, str]]) -> list[str]:
-        """See Contestant."""
+    def answers(self, prompts: Sequence[tuple[str, str]]) -> list[str]:
+        """See BenchmarkModel."""
         from minirlaif.models.generation import sample
 
-        session, length = self._session, self._session.cfg.evaluate.max_new_tokens
-        texts = []
+        session, texts = self._session, []
         with session.adapters.inference_as(self._role):
-            for start in range(0, len(asked), self.batch_size):
-                prompts = [
-                    session.encode_prompt(session.video_input(video), text)
-                    for video, text in asked[start : start + self.batch_size]
-                ]
-                for (said,) in sample(session.backbone, prompts, temperature=0, max_new_tokens=length):
-                    texts.append(session.backbone.renderer.decode(said.ids))
+            for start in range(0, len(prompts), self.batch_size):
+                batch = prompts[start : start + self.batch_size]
+                encoded = [session.encode_prompt(session.video_input(video), text) for video, text in batch]
+                for (answer,) in sample(session.backbone, encoded, temperature=0, max_new_tokens=self._max_new_tokens):
+                    texts.append(session.backbone.renderer.decode(answer.ids))
         return texts
 
-    def likelihoods(self, told: Sequence[tuple[str, str, str]]) -> list[float]:
-        """See Contestant."""
+    def likelihoods(self, candidates: Sequence[tuple[str, str, str]]) -> list[float]:
+        """See BenchmarkModel."""
         from minirlaif.feedback.judge import mean_logprobs
 
         session = self._session
         with session.adapters.inference_as(self._role):
-            rows = [
-                session.encode_pair(session.video_input(video), asked, session.answer_ids(text)) for video, asked, text in told
+            pairs = [
+                session.encode_pair(session.video_input(video), question, session.answer_ids(text))
+                for video, question, text in candidates
             ]
-            return mean_logprobs(session, rows, self.batch_size)
+            return mean_logprobs(session, pairs, self.batch_size)
 
-    def counted(self, out: StageDir) -> None:
-        """See Contestant."""
+    def add_counters(self, out: StageDir) -> None:
+        """See BenchmarkModel."""
         self._session.counted(out)
 
 
 class EngineModel:
-    """An engine of talk.py. It looks once at a clip whose questions come one after the other."""
+    """A chat engine. Questions about one clip that follow one another share its encoding."""
 
     batch_size = 1
 
-    def __init__(self, engine: ChatEngine, cfg: Config, which: str = "", frames: int = 0) -> None:
+    def __init__(self, engine: ChatEngine, video: VideoSection, max_new_tokens: int, which: str, frames: int) -> None:
         if which and which not in engine.models:
             raise UserError(f"{engine.title}: holds no model {which}; it has {', '.join(engine.models)}")
+<<<<<<< HEAD
         self._engine, self._cfg, self._which, self._frames = engine, cfg, which, frames
         self._clip: Any = None
         self._counted: Mapping[str, int] = {}
+=======
+        self._engine, self._video, self._which, self._frames = engine, video, which, frames
+        self._params = SamplingParams(max_new_tokens=max_new_tokens)
+        self._clip: LoadedClip | None = None
+        self._counters: Mapping[str, int] = {}
+>>>>>>> 170a1e3 (benchmarks: one file a kind with its rows, prompts, grades and predictions)
 
     def unreadable(self, videos: Sequence[str]) -> dict[str, str]:
-        """See Contestant."""
+        """See BenchmarkModel."""
         from minirlaif.video.reader import ClipReader, check_clips
 
-        with ClipReader(self._cfg.video.timeout_seconds) as reader:
-            _, bad = check_clips(videos, reader, self._cfg.video.max_unreadable)
+        with ClipReader(self._video.timeout_seconds) as reader:
+            _, bad = check_clips(videos, reader, self._video.max_unreadable)
         return {clip.path: clip.reason for clip in bad}
 
-    def answers(self, asked: Sequence[tuple[str, str]]) -> list[str]:
-        """See Contestant."""
-        options = SamplingParams(max_new_tokens=self._cfg.evaluate.max_new_tokens)
+    def answers(self, prompts: Sequence[tuple[str, str]]) -> list[str]:
+        """See BenchmarkModel."""
         texts = []
+<<<<<<< HEAD
         for video, question in asked:
             if self._clip is None or self._clip.video != video:
                 self._clip = self._engine.load_clip(video, self._frames)
             texts.append("".join(self._engine.stream(self._clip, (), question, options, self._which)).strip())
+=======
+        for video, question in prompts:
+            if self._clip is None or self._clip.video != video:
+                self._clip = self._engine.look(video, self._frames)
+            texts.append("".join(self._engine.stream(self._clip, (), question, self._params, self._which)).strip())
+>>>>>>> 170a1e3 (benchmarks: one file a kind with its rows, prompts, grades and predictions)
         return texts
 
-    def likelihoods(self, told: Sequence[tuple[str, str, str]]) -> list[float]:
+    def likelihoods(self, candidates: Sequence[tuple[str, str, str]]) -> list[float]:
         """Engines have none."""
         raise UserError(
             f"{self._engine.title}: this engine gives no likelihoods of candidates; evaluate the run or the folder that it was"
             " exported from, or for multiple choice use --readout letter"
         )
 
-    def counted(self, out: StageDir) -> None:
-        """See Contestant."""
+    def add_counters(self, out: StageDir) -> None:
+        """See BenchmarkModel."""
         now = dict(self._engine.counters)
         for name, value in now.items():
-            out.counters[name] = out.counters.get(name, 0) + value - self._counted.get(name, 0)
-        self._counted = now
+            out.counters[name] = out.counters.get(name, 0) + value - self._counters.get(name, 0)
+        self._counters = now
 
 
-def _of_run(name: str, run: Run, given: str | None, changes: Sequence[str]) -> ModelSpec:
-    from minirlaif.session import settings_of
-
-    if not (run.root / "config.yaml").is_file():
-        raise UserError(f"{run.root}: no such run; name another --run, or with --model a folder, an adapter or a .gguf file")
-    cfg = config.load(given or run.root / "config.yaml", changes)
-    stage = ROLES[name][0]
-    if stage:
-        run.require(stage)
-    settings = settings_of(cfg, "model", "video")
-    del settings["data"], settings["seed"]
-    return ModelSpec(name, "run", "", cfg, {**settings, **_seen(cfg)}, (stage,) if stage else (), name)
-
-
-def _of_export(name: str, path: Path, which: str, cfg: Config, frames: int) -> ModelSpec:
-    """An exported file, or the folder of an export. frames: 0 for as many as it was made for."""
+def _exported(name: str, path: Path, frames: int) -> tuple[dict[str, str], int]:
+    """Hashes of an exported file, or of the folder of an export, and its frames. frames: 0 for as many as it was exported for."""
     folder = path if path.is_dir() else path.parent
     known = export_info.read(folder) if (folder / export_info.FILE).is_file() else None
     if known and path.name in (known.mmproj, *known.adapters.values()):
         text = next(iter(known.text.values()))
-        raise UserError(f"--model {name}: is a part of a model; name the file that talks: --model {folder / text}")
-    frames = frames or (known.frames if known else 0)
+        raise UserError(f"--model {name}: is a part of a model; name the text model: --model {folder / text}")
     files = sorted(path.iterdir()) if path.is_dir() else [path, *path.parent.glob("*mmproj*"), path.parent / export_info.FILE]
     if known and path.is_file():
         files += [folder / file for file in (known.mmproj, *known.adapters.values())]
     hashes = {file.name: sha256(file) for file in files if file.suffix in (".gguf", ".json") and file.is_file()}
-    settings = {"model": {"files": hashes, "which": which}, "frames": frames, "max_new_tokens": cfg.evaluate.max_new_tokens}
-    title = f"{path.resolve().name}-{which}" if which else path.resolve().name
-    return ModelSpec(_own_title(title), "gguf", str(path), cfg, settings, which=which, frames=frames)
+    return hashes, frames or (known.frames if known else 0)
 
 
 def _own_title(name: str) -> str:
-    """A title for a model that nobody named, from what its file or folder is called."""
+    """A title for a model without a given name, from its file's or folder's."""
     return title_of(name) or title_of(f"{name}-model".lstrip("-."))
-
-
-def _told(cfg: Config) -> dict[str, Any]:
-    from minirlaif.session import settings_of
-
-    settings = settings_of(cfg, "model", "video")
-    return {"model": settings["model"], **_seen(cfg)}
-
-
-def _seen(cfg: Config) -> dict[str, Any]:
-    """How clips are seen and how long answers may be."""
-    return {"video": config.section(cfg, "video"), "max_new_tokens": cfg.evaluate.max_new_tokens}
 
 
 def _config_near(path: Path, run: Run) -> Path | None:
@@ -275,21 +283,21 @@ def _config_near(path: Path, run: Run) -> Path | None:
     return next((folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()), None)
 
 
-def _adapter_section(path: Path, cfg: Config) -> Any:
-    """The model section that an adapter folder asks for. UserError when it is no plain LoRA adapter."""
+def _adapter_section(path: Path, section: ModelSection) -> ModelSection:
+    """The model section with the base and the LoRA shape of an adapter folder. UserError when it is no plain LoRA adapter."""
     try:
-        told = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-        base, rank, alpha, targets = (told[k] for k in ("base_model_name_or_path", "r", "lora_alpha", "target_modules"))
+        settings = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+        base, rank, alpha, targets = (settings[k] for k in ("base_model_name_or_path", "r", "lora_alpha", "target_modules"))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path}/adapter_config.json: cannot be read as a LoRA adapter ({error!r:.80})") from None
-    if told.get("use_dora") or told.get("use_rslora") or told.get("bias", "none") != "none":
+    if settings.get("use_dora") or settings.get("use_rslora") or settings.get("bias", "none") != "none":
         raise UserError(f"{path}: only plain LoRA adapters are opened (no DoRA, no rsLoRA, no biases)")
-    if isinstance(targets, str):  # a pattern, as roles.py writes it
+    if isinstance(targets, str):  # a pattern, as models/adapters.py writes it
         match = re.search(r"\(([\w|]+)\)$", targets)
         names = match[1].split("|") if match else [targets.rsplit(".", 1)[-1]]
     else:
         names = sorted({str(each).rsplit(".", 1)[-1] for each in targets})
-    return replace(cfg.model, base=str(base), lora_r=int(rank), lora_alpha=int(alpha), lora_targets=tuple(names))
+    return replace(section, base=str(base), lora_r=int(rank), lora_alpha=int(alpha), lora_targets=tuple(names))
 
 
 def _is_gguf(path: Path) -> bool:
@@ -297,10 +305,7 @@ def _is_gguf(path: Path) -> bool:
     return (path.suffix == ".gguf" and path.is_file()) or (path / export_info.FILE).is_file()
 
 
-def _gguf_engine(entry: ModelSpec) -> ChatEngine:
-    try:
-        from minirlaif.gguf.runtime.engine import GgufEngine  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        raise UserError(f"{entry.path}: this build has no GGUF runtime") from None
-    engine: ChatEngine = GgufEngine(Path(entry.path), threads=os.cpu_count() or 1)
-    return engine
+def _gguf_engine(spec: ModelSpec) -> ChatEngine:
+    from minirlaif.gguf.runtime.engine import GgufEngine
+
+    return GgufEngine(Path(spec.path), threads=os.cpu_count() or 1)

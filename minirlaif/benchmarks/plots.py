@@ -1,5 +1,5 @@
-"""Pictures of a table: a radar of the five metrics and bars with intervals, as SVG. One panel per judge, for marks of different
-judges share no axis. matplotlib is imported inside, and its global state is left alone."""
+"""Pictures of a table as SVG: a radar of the five metrics, and bars with intervals. One panel per judge, since grades of
+different judges share no axis. matplotlib is imported inside functions, and its global state is not changed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minirlaif.benchmarks.agreement import FEW
+from minirlaif.benchmarks.kinds import metrics as all_metrics
+from minirlaif.benchmarks.kinds.videoinstruct import FIVE
 from minirlaif.benchmarks.tables import judge_head, uncertain
-from minirlaif.judges.rubric import FIVE, HIGHEST, LABELS, SHARES
+from minirlaif.judges.rubric import HIGHEST
+from minirlaif.stats import FEW
 
 OWN = {"base": "#8b94a0", "sft": "#d6801f", "rlaif": "#2b6cd8"}  # as in the report
 COLOURS = ("#4d8c7d", "#b565a7", "#cf4b3f", "#9a7b1f", "#5572b0", "#8a6fd1")  # at least 3 to 1 on white and on the dark page
@@ -29,7 +31,7 @@ KNOWN = ("Video-ChatGPT", "Video-LLaVA", "VLM-SFT", "VLM-RLAIF")  # of the publi
 @dataclass(frozen=True)
 class Series:
     """One model in a panel. values: by metric; ends: low and high by metric, where there is an interval; few: metrics whose
-    interval stands on too few clips."""
+    interval is of too few clips."""
 
     model: str
     values: Mapping[str, float]
@@ -45,15 +47,21 @@ class Panel:
     series: Sequence[Series]
     left_out: str = ""
 
-    def told(self, whiskers: bool) -> str:
-        """The head of its picture, on lines; whiskers: whether the picture shows intervals."""
+    def caption(self, whiskers: bool) -> str:
+        """The text above the panel, on lines; whiskers: whether the picture shows intervals."""
         few = f"dotted: fewer than {FEW} clips" if whiskers and any(series.few for series in self.series) else ""
         return "\n".join("\n".join(textwrap.wrap(text, 56)) for text in (self.title, self.left_out, few) if text)
 
 
+def draw(table: Mapping[str, Any]) -> dict[str, str]:
+    """File name -> SVG, for the pictures that the table has values for."""
+    drawn = {"radar.svg": radar(panels(table)), "bars.svg": bars(panels(table))}
+    return {name: svg for name, svg in drawn.items() if svg}
+
+
 def panels(table: Mapping[str, Any]) -> list[Panel]:
     """The panels of a table as `tables.table_json` gives it: one per judge, then one per judge of the published rows."""
-    found = []
+    result = []
     heads = [judge_head(each["judge"]) for each in table["tables"]]
     for head, each in zip(heads, table["tables"], strict=True):
         series = []
@@ -64,28 +72,28 @@ def panels(table: Mapping[str, Any]) -> list[Panel]:
             series.append(Series(row["model"], {m: cell["mean"] for m, cell in known.items()}, ends, few))
         others = ", ".join(row["model"] for row in each["rows"][MOST:])
         title = head if heads.count(head) == 1 else each["title"]  # two versions of one judge
-        found.append(Panel(title, series, f"not drawn, in the table alone: {others}" if others else ""))
+        result.append(Panel(title, series, f"not drawn, only in the table: {others}" if others else ""))
     rows = [row for row in table["published"] if row["model"].startswith(KNOWN)]
     for judge in dict.fromkeys(row["judge"] for row in rows):
-        some = [Series(row["model"], row["values"], {}) for row in rows if row["judge"] == judge]
-        more = sum(row["judge"] == judge for row in table["published"]) - len(some)
-        found.append(Panel(f"Published ({judge})", some, f"not drawn: {more} more of the table's models" if more else ""))
-    return found
+        series = [Series(row["model"], row["values"], {}) for row in rows if row["judge"] == judge]
+        more = sum(row["judge"] == judge for row in table["published"]) - len(series)
+        result.append(Panel(f"Published ({judge})", series, f"not drawn: {more} more of the table's models" if more else ""))
+    return result
 
 
-def radar(found: Sequence[Panel]) -> str:
+def radar(all_panels: Sequence[Panel]) -> str:
     """Five axes from 0 to 5, a polygon per model, panels one below the other. "" when no panel has all five metrics."""
-    found = [panel for panel in found if any(set(FIVE) <= set(series.values) for series in panel.series)]
-    if not found:
+    shown = [panel for panel in all_panels if any(set(FIVE) <= set(series.values) for series in panel.series)]
+    if not shown:
         return ""
-    figure = _figure(4.9 * len(found))
+    figure = _figure(4.9 * len(shown))
     angles = [2 * math.pi * i / len(FIVE) for i in range(len(FIVE))]
-    for place, panel in enumerate(found, 1):
-        axes = figure.add_subplot(len(found), 1, place, projection="polar")
+    for place, panel in enumerate(shown, 1):
+        axes = figure.add_subplot(len(shown), 1, place, projection="polar")
         axes.set_facecolor("none")
         axes.set_theta_offset(math.pi / 2)
         axes.set_theta_direction(-1)
-        axes.set_xticks(angles, [LABELS[metric] for metric in FIVE], color=INK, size=9.5)
+        axes.set_xticks(angles, [all_metrics()[metric].label for metric in FIVE], color=INK, size=9.5)
         axes.set_ylim(0, HIGHEST)
         axes.set_yticks(range(1, HIGHEST + 1), map(str, range(1, HIGHEST + 1)), color=SOFT, size=8)
         axes.grid(color=LINE)
@@ -96,42 +104,43 @@ def radar(found: Sequence[Panel]) -> str:
                 axes.plot([*angles, angles[0]], [*heights, heights[0]], color=colour, linewidth=1.8, label=series.model)
                 axes.fill(angles, heights, color=colour, alpha=0.08)
         lacking = [series.model for series in panel.series if not set(FIVE) <= set(series.values)]
-        lines = [panel.told(False), *([f"without all five, not drawn: {', '.join(lacking)}"] if lacking else [])]
+        lines = [panel.caption(False), *([f"without all five, not drawn: {', '.join(lacking)}"] if lacking else [])]
         axes.set_title("\n".join(lines), size=9, color=SOFT, pad=26)  # above the word of the upper axis
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.09), **LEGEND)
     return _svg(figure)
 
 
-def bars(found: Sequence[Panel]) -> str:
-    """A group of bars per metric, whiskers where there are intervals (dotted where they are not to be trusted). "" without any
+def bars(all_panels: Sequence[Panel]) -> str:
+    """A group of bars per metric, whiskers where there are intervals (dotted where they are not reliable). "" without any
     value."""
-    found = [panel for panel in found if any(series.values for series in panel.series)]
-    if not found:
+    shown = [panel for panel in all_panels if any(series.values for series in panel.series)]
+    if not shown:
         return ""
-    figure = _figure(3.4 * len(found))
-    for place, panel in enumerate(found, 1):
-        metrics = [m for m in LABELS if any(m in series.values for series in panel.series)]
-        axes = figure.add_subplot(len(found), 1, place)
+    figure = _figure(3.4 * len(shown))
+    for place, panel in enumerate(shown, 1):
+        metrics = [m for m in all_metrics().values() if any(m.name in series.values for series in panel.series)]
+        axes = figure.add_subplot(len(shown), 1, place)
         width = min(0.8 / len(panel.series), THICKEST / WIDTH * len(metrics))
-        # Shares and scores of 0 to 5 share an axis as parts of the best mark.
-        tops = {m: 1.0 if m in SHARES else float(HIGHEST) for m in metrics}
         for number, (colour, series) in enumerate(zip(_colours(panel), panel.series, strict=True)):
-            known = [(i, m) for i, m in enumerate(metrics) if m in series.values]
+            known = [(i, m) for i, m in enumerate(metrics) if m.name in series.values]
             across = [i + (number - (len(panel.series) - 1) / 2) * width for i, _ in known]
-            heights = [series.values[m] / tops[m] for _, m in known]
+            # Shares and scores of 0 to 5 share an axis as parts of the best value.
+            heights = [series.values[m.name] / m.best for _, m in known]
             axes.bar(across, heights, width * 0.92, color=colour, label=series.model, zorder=2)
             for x, height, (_, m) in zip(across, heights, known, strict=True):
                 high = height
-                if m in series.ends:
-                    low, high = (end / tops[m] for end in series.ends[m])
-                    axes.plot([x, x], [low, high], color=INK, linewidth=1.1, linestyle=":" if m in series.few else "-", zorder=3)
+                if m.name in series.ends:
+                    low, high = (end / m.best for end in series.ends[m.name])
+                    style = ":" if m.name in series.few else "-"
+                    axes.plot([x, x], [low, high], color=INK, linewidth=1.1, linestyle=style, zorder=3)
                 if len(panel.series) * len(metrics) <= LABELLED:
-                    shown = f"{100 * series.values[m]:.0f}" if m in SHARES else f"{series.values[m]:.2f}"
-                    axes.annotate(shown, (x, high), (0, 2), textcoords="offset points", ha="center", size=7.5, color=SOFT)
-        axes.set_xticks(range(len(metrics)), [LABELS[m].replace(" of ", "\nof ") for m in metrics], size=9, color=INK)
+                    value = series.values[m.name]
+                    text = f"{100 * value:.0f}" if m.is_share else f"{value:.2f}"
+                    axes.annotate(text, (x, high), (0, 2), textcoords="offset points", ha="center", size=7.5, color=SOFT)
+        axes.set_xticks(range(len(metrics)), [m.label.replace(" of ", "\nof ") for m in metrics], size=9, color=INK)
         axes.set_xlim(-0.5, len(metrics) - 0.5)
-        _scale(axes, [m in SHARES for m in metrics])
-        axes.set_title(panel.told(True), size=9, color=SOFT, loc="left")
+        _scale(axes, [m.is_share for m in metrics])
+        axes.set_title(panel.caption(True), size=9, color=SOFT, loc="left")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), **LEGEND)
     return _svg(figure)
 
@@ -139,14 +148,14 @@ def bars(found: Sequence[Panel]) -> str:
 def _scale(axes: Any, are_shares: Sequence[bool]) -> None:
     """The axis of the values: percent, scores, or percent at the left and scores at the right where there are both."""
     steps = [i / HIGHEST for i in range(HIGHEST + 1)]
-    percents, marks = [str(100 * i // HIGHEST) for i in range(HIGHEST + 1)], list(map(str, range(HIGHEST + 1)))
+    percents, scores = [str(100 * i // HIGHEST) for i in range(HIGHEST + 1)], list(map(str, range(HIGHEST + 1)))
     axes.set_facecolor("none")
     axes.set_ylim(0, 1.12)
-    axes.set_yticks(steps, percents if are_shares[0] else marks, size=8, color=SOFT)
+    axes.set_yticks(steps, percents if are_shares[0] else scores, size=8, color=SOFT)
     axes.set_ylabel("%" if are_shares[0] else f"score, 0 to {HIGHEST}", size=8, color=SOFT)
     if len(set(are_shares)) > 1:
         right = axes.secondary_yaxis("right")
-        right.set_yticks(steps, marks if are_shares[0] else percents, size=8, color=SOFT)
+        right.set_yticks(steps, scores if are_shares[0] else percents, size=8, color=SOFT)
         right.set_ylabel(f"score, 0 to {HIGHEST}" if are_shares[0] else "%", size=8, color=SOFT)
         right.tick_params(length=0)
         right.spines["right"].set_visible(False)
@@ -175,7 +184,7 @@ def _figure(height: float) -> Any:
 
 
 def _svg(figure: Any) -> str:
-    """The figure on no ground of its own; its ink turns light where the page around it, or the reader, is dark."""
+    """The figure without a background; its ink turns light in dark mode."""
     import matplotlib
 
     buffer = io.StringIO()
@@ -185,5 +194,5 @@ def _svg(figure: Any) -> str:
     rules = "".join(f'[style*="{what}: {ink}"]{{{what}:{light}!important}}' for what, ink, light in inks)
     style = f"<style>@media(prefers-color-scheme:dark){{{rules}}}</style>"
     head, svg, rest = buffer.getvalue().partition("<svg")
-    opening, close, inside = rest.partition(">")
-    return head + svg + opening + close + style + inside
+    attributes, close, content = rest.partition(">")
+    return head + svg + attributes + close + style + content

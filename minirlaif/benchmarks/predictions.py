@@ -1,6 +1,6 @@
 """Predictions in the benchmarks' own format, out and in: `pred` (or `pred1` and `pred2`) beside the row's own columns.
 
-What is written here is read by other people's judging scripts, and their files are judged here. Rows are matched by id, or by
+Other people's judging scripts read these files, and their files are graded here. Rows are matched by id, or by
 clip and question, never by place: a script that skips a clip shortens its file.
 """
 
@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from minirlaif.benchmarks.dataset import Benchmark, Item
-from minirlaif.benchmarks.rows import CLIPS
+from minirlaif.benchmarks.dataset import Benchmark
+from minirlaif.benchmarks.kinds.base import CLIP_COLUMNS, Item, prediction_columns
 from minirlaif.data.formats import CLIP_SUFFIXES, BadRow, half_letters
 from minirlaif.data.tables import raise_all, table_rows
 from minirlaif.errors import UserError
@@ -22,20 +22,13 @@ _END = re.compile(r"(?:\s*(?:</s>|<\|im_end\|>|<\|eot_id\|>|<end_of_utterance>))
 _IDS = ("id", "question_id", "qid", "q_uid")
 
 
-def prediction_files(benchmark: Benchmark, preds: Mapping[str, Sequence[str]]) -> dict[str, list[dict[str, Any]]]:
-    """File name -> rows, for each part of the benchmark. preds: by item id; an item without any is left out of the file."""
+def prediction_files(benchmark: Benchmark, predictions: Mapping[str, Sequence[str]]) -> dict[str, list[dict[str, Any]]]:
+    """File name -> rows, for each part of the benchmark. predictions: by item id; an item without any is left out of the file."""
     files: dict[str, list[dict[str, Any]]] = {}
     for item in benchmark.items:
         rows = files.setdefault(f"{item.part}.json", [])
-        said = preds.get(item.id)
-        if said is None:
-            continue
-        if len(item.questions) == 2:
-            rows.append({**item.row, "pred1": said[0], "pred2": said[1]})
-        elif item.questions:
-            rows.append({**item.row, "pred": said[0]})
-        else:  # candidates, the likeliest first
-            rows.append({**item.row, "pred": said[0], "ranked": list(said)})
+        if item.id in predictions:
+            rows.append(benchmark.kind.write_predictions(item, predictions[item.id]))
     return files
 
 
@@ -50,19 +43,19 @@ def read_predictions(source: Path, benchmark: Benchmark) -> dict[str, tuple[str,
     for item in benchmark.items:
         for key in _keys_of(item):
             keys.setdefault(key, []).append(item)
-    found: dict[str, tuple[str, ...]] = {}
+    predictions: dict[str, tuple[str, ...]] = {}
     for file in files:
         problems: list[tuple[int, str]] = []
         for number, row in table_rows(file):
             try:
-                item, said = _matched(row, keys, found, file.stem)
-                found[item.id] = said
+                item, texts = _matched(row, keys, predictions, file.stem)
+                predictions[item.id] = texts
             except BadRow as problem:
                 problems.append((number, str(problem)))
         raise_all(str(file), problems)
-    if not found:
+    if not predictions:
         raise UserError(f"--predictions {source}: holds no row")
-    return found
+    return predictions
 
 
 def _files(source: Path, benchmark: Benchmark) -> list[Path]:
@@ -76,55 +69,55 @@ def _files(source: Path, benchmark: Benchmark) -> list[Path]:
 
 
 def _matched(
-    row: Any, keys: Mapping[tuple[str, ...], Sequence[Item]], found: Mapping[str, Any], part: str
+    row: Any, keys: Mapping[tuple[str, ...], Sequence[Item]], matched: Mapping[str, Any], part: str
 ) -> tuple[Item, tuple[str, ...]]:
-    """The item that a row of predictions belongs to, and what it says. part: that the file's name says. BadRow when there is
-    none."""
+    """The item that a row of predictions belongs to, and its texts. matched: ids of items that have a prediction; part: that the
+    file's name says. BadRow when there is none."""
     if isinstance(row, BadRow):
         raise row
     if not isinstance(row, Mapping):
         raise BadRow("a row must be an object with named columns")
-    questions = tuple(str(row[k]) for k in ("Q1", "Q2") if k in row) or (str(row.get("Q", row.get("question", ""))),)
-    asked = tuple(map(_plain, questions))
-    names = [str(row[k]) for k in CLIPS if k in row]
-    clips = {_clip(name) for name in names}
+    raw_questions = tuple(str(row[k]) for k in ("Q1", "Q2") if k in row) or (str(row.get("Q", row.get("question", ""))),)
+    questions = tuple(map(_plain, raw_questions))
+    clips = {_clip(str(row[k])) for k in CLIP_COLUMNS if k in row}
     answer = _plain(str(row.get("A", row.get("answer", ""))))
     wanted: list[tuple[str, ...]] = [(_ID, str(row[k])) for k in _IDS if row.get(k) not in (None, "")]
-    wanted += [(clip, *asked) for clip in sorted(clips)] or [("", *asked, answer)]
+    wanted += [(clip, *questions) for clip in sorted(clips)] or [("", *questions, answer)]
     matches: list[Item] = []
     for key in wanted:
-        # What names a clip is about that clip, and what asks is about that question, whatever the id: another program may count
-        # from another number, and some files begin anew with every clip.
-        some = [item for item in keys.get(key, ()) if not clips or _clip(item.name) in clips]
-        same = [item for item in some if _asked(item) == asked]
-        matches = same or matches or some
+        # A named clip or question decides before the id: another program may count from another number, and in some files ids
+        # begin anew with every clip.
+        of_clip = [item for item in keys.get(key, ()) if not clips or _clip(item.name) in clips]
+        same = [item for item in of_clip if _plain_questions(item) == questions]
+        matches = same or matches or of_clip
         if same:
             break
-    # Of several the one that asks the same, in the part that the file is called by, with the same reference.
+    # Of several the one with the same question, in the part that the file is called by, with the same reference.
     free = sorted(
-        (item for item in matches if item.id not in found),
-        key=lambda item: (_asked(item) != asked, item.part != part, _plain(item.answer) != answer),
+        (item for item in matches if item.id not in matched),
+        key=lambda item: (_plain_questions(item) != questions, item.part != part, _plain(item.answer) != answer),
     )
     if not free:
         raise BadRow(
             "answers a question for the second time" if matches else f"is no row of the benchmark: {wanted[0][-1]!r:.60}"
         )
     item = free[0]
-    if questions[0] and asked != _asked(item):
+    if raw_questions[0] and questions != _plain_questions(item):
         raise BadRow(f"has the id of another question of the benchmark: {item.questions[0]!r:.60}")
-    columns = ("pred1", "pred2") if len(item.questions) == 2 else ("pred",)
-    said = [row.get(column) for column in columns]
-    if not all(isinstance(text, str) for text in said):
+    columns = prediction_columns(item)
+    texts = [row.get(column) for column in columns]
+    if not all(isinstance(text, str) for text in texts):
         raise BadRow(f"needs text under {' and '.join(columns)}")
-    if broken := next((column for column, text in zip(columns, said, strict=True) if half_letters(str(text))), ""):
+    if broken := next((column for column, text in zip(columns, texts, strict=True) if half_letters(str(text))), ""):
         raise BadRow(f"`{broken}` holds half a letter (a lone surrogate), which no file can hold: write the file as UTF-8")
-    return item, tuple(_END.sub("", str(text)).strip() for text in said)
+    return item, tuple(_END.sub("", str(text)).strip() for text in texts)
 
 
 def _keys_of(item: Item) -> list[tuple[str, ...]]:
     """What a row of predictions may call the item by: its id, clip and question, question and answer."""
     keys = [(_ID, item.own)] if item.own else []
-    return [*keys, (_clip(item.name), *_asked(item)), ("", *_asked(item), _plain(item.answer))]
+    questions = _plain_questions(item)
+    return [*keys, (_clip(item.name), *questions), ("", *questions, _plain(item.answer))]
 
 
 def _clip(name: str) -> str:
@@ -133,7 +126,7 @@ def _clip(name: str) -> str:
     return (path.stem if path.suffix.lower() in CLIP_SUFFIXES else path.name).removeprefix("v_")
 
 
-def _asked(item: Item) -> tuple[str, ...]:
+def _plain_questions(item: Item) -> tuple[str, ...]:
     return tuple(map(_plain, item.questions))
 
 

@@ -1,113 +1,180 @@
-"""What `evaluate --benchmark` does: models answer, a judge marks, tables are written. Each step goes on where it was stopped."""
+"""`evaluate --benchmark`: models answer, a judge grades, tables are written. Each step resumes where it was interrupted."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from minirlaif.benchmarks import page, plots
 from minirlaif.benchmarks.dataset import Benchmark, first_items, read_benchmark
-from minirlaif.benchmarks.generate import ASKS, BenchmarkRun, answer_benchmark, begin_again, read_answers, take_predictions
+from minirlaif.benchmarks.generate import BenchmarkRun, answer_benchmark, import_predictions, read_answers, set_aside
+from minirlaif.benchmarks.kinds import metrics
 from minirlaif.benchmarks.models import ModelSpec, resolve_model, title_of
 from minirlaif.benchmarks.predictions import read_predictions
-from minirlaif.benchmarks.scores import RANKED, Scores, judge_grades, rank_grades, save
-from minirlaif.benchmarks.table_files import write_tables
+from minirlaif.benchmarks.scores import Scores, grade_answers, load_all, save
+from minirlaif.benchmarks.tables import examples, judge_head, table_json
 from minirlaif.errors import UserError
 from minirlaif.judges.config import JudgeSettings, check_judge, judge_prompts, judge_settings, open_judge
 from minirlaif.judges.grade import nothing_read
-from minirlaif.runs.io import read_json
+from minirlaif.judges.rubric import HIGHEST
+from minirlaif.runs.io import plain, read_json, write_atomic
+from minirlaif.runs.run import Run
+from minirlaif.video.reader import ClipReader, UnreadableClip, clip_strip
 
-REPLIES = "judge-replies.sqlite"  # in the folder of runs: whoever asks the same again pays nothing
+REPLIES = "judge-replies.sqlite"  # in the folder of runs: an equal request is answered from it at no cost
 READ_SECONDS = 60.0  # for the clips of examples
+FRAMES = 8  # of an example
+EXAMPLES = 6  # worst ones, and as many best ones
 
 
 def evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
-    """1. settings and files, before anything expensive 2. each model's answers 3. marks 4. tables. Returns the exit code."""
+    """1. settings and files, before anything expensive 2. each model's answers 3. grades 4. tables. Returns the exit code."""
     # 1. settings and files
     run = BenchmarkRun(options.runs_dir / options.run, words)
     settings = judge_settings(options.judge, options.judge_set)
     judge_prompts(settings)
     check_judge(settings)
-    whole = read_benchmark(options.benchmark, options.videos or "")
-    benchmark = first_items(whole, options.limit, 0)
-    print(benchmark.told(), flush=True)
-    if benchmark.kind in RANKED and settings.kind not in ("normalised", "none"):
-        raise UserError(f"--judge {options.judge}: {benchmark.name} has candidates and needs no judge; leave --judge out")
-    if benchmark.kind in ASKS and options.predictions:
+    all_items = read_benchmark(options.benchmark, options.videos or "")
+    benchmark = first_items(all_items, options.limit, 0)
+    print(benchmark.summary(), flush=True)
+    if not benchmark.kind.rubrics and settings.kind not in ("normalised", "none"):
+        raise UserError(f"--judge {options.judge}: {benchmark.name} ({benchmark.kind.name}) needs no judge; leave --judge out")
+    if benchmark.kind.ask and options.predictions:
         raise UserError(
             f"--predictions: {benchmark.name} compares candidates by likelihood, which a file of answers does not hold"
         )
     # 2. answers
-    folders = _predicted(options, run, benchmark, whole) if options.predictions else _answers(options, run, benchmark)
+    folders = _predicted(options, run, benchmark, all_items) if options.predictions else _answers(options, run, benchmark)
     if settings.kind == "none":
         print("\n".join(f"predictions: {folder}" for folder in folders.values()))
         return 0
-    # 3. marks
-    shown = _marks(options, run, benchmark, settings, folders)
+    # 3. grades
+    results = _grades(options, run, benchmark, settings, folders)
     # 4. tables
-    print(write_tables(run, benchmark, shown, READ_SECONDS))
+    print(write_tables(run, benchmark, results, READ_SECONDS))
     print(f"table: {run.root / 'benchmarks' / benchmark.name / 'table.html'}")
-    last = next((mark.reply for scores in reversed(shown) for mark in reversed(scores.marks) if mark.reply), "")
-    if failed := nothing_read(shown[-1].judge.name, [scores.counts for scores in shown], last):
-        raise failed
+    last = next((grade.reply for scores in reversed(results) for grade in reversed(scores.grades) if grade.reply), "")
+    if error := nothing_read(results[-1].judge.name, [scores.counts for scores in results], last):
+        raise error
     return 0
 
 
-def _predicted(options: argparse.Namespace, run: BenchmarkRun, benchmark: Benchmark, whole: Benchmark) -> dict[str, Path]:
-    """Folder of another program's answers, by title; they may be about the whole benchmark where a part of it is asked for."""
+def _predicted(options: argparse.Namespace, run: BenchmarkRun, benchmark: Benchmark, all_items: Benchmark) -> dict[str, Path]:
+    """Folder of another program's answers, by title; they may cover all items where only a part of them is evaluated."""
     title = title_of(options.model[0])
     if not title:
         raise UserError(
             f"--model {options.model[0]}: is a name of this program's own, or none that a folder can have; choose another"
             " name for the predictions"
         )
-    return {title: take_predictions(run, benchmark, read_predictions(options.predictions, whole), title, options.redo)}
+    predictions = read_predictions(options.predictions, all_items)
+    return {title: import_predictions(run, benchmark, predictions, title, options.redo)}
 
 
 def _answers(options: argparse.Namespace, run: BenchmarkRun, benchmark: Benchmark) -> dict[str, Path]:
     """Folder of each model's answers, by title."""
-    readout = options.readout if benchmark.kind == "choice" else ""
-    entries = [resolve_model(name, run, options.config, options.set) for name in options.model or ["rlaif"]]
+    readout = options.readout if benchmark.kind.has_readouts else ""
+    specs = [resolve_model(name, run, options.config, options.set) for name in options.model or ["rlaif"]]
     if readout == "likelihood":  # beside the same model's letters, not in their place
-        entries = [replace(entry, title=f"{entry.title}-likelihood") for entry in entries]
-    twice = {entry.title for entry in entries if [other.title for other in entries].count(entry.title) > 1}
-    if twice:
+        specs = [replace(spec, title=f"{spec.title}-likelihood") for spec in specs]
+    titles = [spec.title for spec in specs]
+    if twice := {title for title in titles if titles.count(title) > 1}:
         raise UserError(f"--model: two models are called {twice.pop()}; evaluate them into two runs")
-    _tell_frames(entries)
+    _print_frames(specs)
     if options.redo:
-        begin_again(run, benchmark, entries)
-    return {entry.title: answer_benchmark(run, benchmark, entry, readout, options.ask) for entry in entries}
+        set_aside(run, benchmark, specs)
+    return {spec.title: answer_benchmark(run, benchmark, spec, readout, options.ask) for spec in specs}
 
 
-def _tell_frames(entries: Sequence[ModelSpec]) -> None:
-    """A difference between models may be one of frames: exported files look at as many as they were made for."""
-    frames = {entry.title: entry.frames if entry.kind == "gguf" else entry.cfg.video.frames for entry in entries}
+def _print_frames(specs: Sequence[ModelSpec]) -> None:
+    """A difference between models may be one of frames: exported files take as many as they were exported for."""
+    frames = {spec.title: spec.frames if spec.kind == "gguf" else spec.config.video.frames for spec in specs}
     if len({number for number in frames.values() if number}) > 1:
-        told = ", ".join(f"{title} {number}" for title, number in frames.items() if number)
-        print(f"models look at different numbers of frames ({told}); --set video.frames=N gives all the same", flush=True)
+        numbers = ", ".join(f"{title} {number}" for title, number in frames.items() if number)
+        print(f"models get different numbers of frames ({numbers}); --set video.frames=N gives all the same", flush=True)
 
 
-def _marks(
+def _grades(
     options: argparse.Namespace, run: BenchmarkRun, benchmark: Benchmark, settings: JudgeSettings, folders: Mapping[str, Path]
 ) -> list[Scores]:
     """Every model's grades, saved."""
-    judge = open_judge(settings, options.runs_dir / REPLIES) if benchmark.kind not in RANKED else None
-    all_scores = []
+    judge = open_judge(settings, options.runs_dir / REPLIES) if benchmark.kind.rubrics else None
+    results = []
     try:
         for title, folder in folders.items():
-            answers, without = read_answers(folder)
-            if judge is None:
-                ask = options.ask or ASKS.get(benchmark.kind, "")
-                ranked = benchmark.kind in ASKS or (options.readout == "likelihood" and not options.predictions)
-                name, grades, counts = rank_grades(benchmark, answers, without, ask, ranked)
-            else:
-                name, grades, counts = judge_grades(benchmark, answers, without, judge)
+            answers, unanswered = read_answers(folder)
+            ranked = benchmark.kind.ranks(options.readout) and not options.predictions
+            name, grades, counts = grade_answers(benchmark, answers, unanswered, judge, options.ask, ranked)
             model = {"run": run.root.name, "title": title, "answers": read_json(folder / "manifest.json")["identity"]}
-            scores = Scores(benchmark.name, benchmark.kind, benchmark.sha256, model, name, tuple(grades), counts)
+            scores = Scores(benchmark.name, benchmark.kind.name, benchmark.sha256, model, name, tuple(grades), counts)
             save(run.root / "benchmarks" / benchmark.name / "scores", scores)
-            all_scores.append(scores)
+            results.append(scores)
     finally:
         if judge is not None:
             judge.close()
-    return all_scores
+    return results
+
+
+def write_tables(run: Run, benchmark: Benchmark, results: Sequence[Scores], timeout: float) -> str:
+    """Write table.json, table.md, table.html and the pictures from all saved scores; returns the Markdown.
+
+    results: the grades of the command in progress, best model last; the examples are that model's.
+    """
+    folder = run.root / "benchmarks" / benchmark.name
+    table = plain(table_json(load_all(run, benchmark.name), [scores.title for scores in results]))
+    pictures = plots.draw(table)
+    for name, svg in pictures.items():
+        write_atomic(folder / name, svg)
+    text = page.markdown(table, list(pictures))
+    heads, judge = [judge_head(each["judge"]) for each in table["tables"]], ""
+    if len(heads) > 1:  # the same judge may have been asked in several ways
+        head = judge_head(vars(results[-1].judge))
+        judge = head if heads.count(head) == 1 else results[-1].judge.title
+    worst, best, strips = _examples(run, benchmark, results, timeout, judge)
+    write_atomic(folder / "table.json", json.dumps(table, ensure_ascii=False, indent=1) + "\n")
+    write_atomic(folder / "table.md", text)
+    write_atomic(folder / "table.html", page.document(table, f"run {run.root.name}", pictures, worst, best, strips))
+    return text
+
+
+def _examples(
+    run: Run, benchmark: Benchmark, results: Sequence[Scores], timeout: float, judge: str
+) -> tuple[list[page.Example], list[page.Example], dict[str, bytes]]:
+    """Worst and best items of the last model, with every model's answer. judge: named with every grade, "" where the page has
+    only one."""
+    kind = benchmark.kind
+    items = {item.id: item for item in benchmark.items}
+    answers = {s.model["title"]: read_answers(run.dir(f"benchmarks/{benchmark.name}/{s.model['title']}"))[0] for s in results}
+    sides = examples(results[-1], EXAMPLES)
+    strips: dict[str, tuple[str, bytes, float]] = {}  # clip -> key for the page, JPEG, width by height
+    with ClipReader(timeout) as reader:
+        for video in dict.fromkeys(items[id_].video for side in sides for id_ in side if items[id_].video):
+            with suppress(UnreadableClip):
+                strips[video] = (f"s{len(strips)}", *clip_strip(reader, video, FRAMES))
+
+    def example(id_: str) -> page.Example:
+        rows = []
+        for scores in results:
+            answer, grades = answers[scores.model["title"]].get(id_), _grades_text(scores, id_)
+            text = kind.answer_text(items[id_], answer) if answer else ""
+            rows.append((scores.title, text, f"{grades}, by {judge}" if judge and grades else grades))
+        key, _, aspect = strips.get(items[id_].video, ("", b"", 1.0))
+        return page.Example(kind.question_text(items[id_]), kind.truth_text(items[id_]), rows, key, FRAMES, aspect)
+
+    worst, best = ([example(id_) for id_ in side] for side in sides)
+    return worst, best, {key: jpeg for key, jpeg, _ in strips.values()}
+
+
+def _grades_text(scores: Scores, id_: str) -> str:
+    """An item's grades in words."""
+    texts = []
+    for grade in scores.grades:
+        if grade.id == id_:
+            metric = metrics()[grade.metric]
+            value = "no grade" if grade.value is None else f"{grade.value:g}" + ("" if metric.is_share else f" of {HIGHEST}")
+            texts.append(f"{metric.label.lower()} {value}")
+    return ", ".join(texts)

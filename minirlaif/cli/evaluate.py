@@ -98,15 +98,15 @@ def dispatch(options: argparse.Namespace) -> int:
 def _audit(options: argparse.Namespace) -> int:
     if options.count < 1:
         raise UserError(f"--count {options.count}: must be above 0")
-    from minirlaif.benchmarks.audit import Audit, told
+    from minirlaif.benchmarks.audit import Audit
     from minirlaif.runs.run import Run
 
-    found = Audit(Run(options.runs_dir / options.run), options.count, options.seed, options.redo)
+    audit = Audit(Run(options.runs_dir / options.run), options.count, options.seed, options.redo)
     if options.report:
-        print(told(found))
-        print(f"audit: {found.write()}")
+        print(audit.summary())
+        print(f"audit: {audit.write()}")
         return 0
-    from minirlaif.benchmarks.audit_page import serve
+    from minirlaif.app.audit_page import serve
 
-    serve(found, options.port, READ_SECONDS)
+    serve(audit, options.port, READ_SECONDS)
     return 0

@@ -20,30 +20,6 @@ from minirlaif.judges.base import Message
 from minirlaif.types import Comparison
 
 HIGHEST = 5  # best score; 0 is the worst
-PARTS = {  # part of a benchmark -> the metrics that its rows get from a judge
-    "generic_qa": ("correctness", "detail", "context"),
-    "temporal_qa": ("temporal",),
-    "consistency_qa": ("consistency",),
-    "qa": ("qa",),
-}
-FIVE = ("correctness", "detail", "context", "temporal", "consistency")
-LABELS = {
-    "correctness": "Correctness",
-    "detail": "Detail",
-    "context": "Context",
-    "temporal": "Temporal",
-    "consistency": "Consistency",
-    "mean": "Mean of five",
-    "accuracy": "Accuracy",
-    "score": "Score",
-    "top1": "Top-1",
-    "top5": "Top-5",
-    "r1": "R@1",
-    "r5": "R@5",
-    "r10": "R@10",
-}
-SHARES = frozenset({"accuracy", "top1", "top5", "r1", "r5", "r10"})  # from 0 to 1; the others are scores from 0 to 5
-
 OBJECT, LETTER = "the JSON object", "the letter A or B"  # what replies must be
 COMPARE = (
     "You compare two answers that a program gave to a question about a video. You cannot watch the video; where a description of"

@@ -15,22 +15,22 @@ from typing import Any
 
 import pytest
 
-from minirlaif.benchmarks import audit_page
-from minirlaif.benchmarks.agreement import Ballot, audit, kappa
-from minirlaif.benchmarks.audit import Audit, drawn
+from minirlaif.app import audit_page
+from minirlaif.benchmarks.audit import Audit, Vote, audit_figures, draw_pairs
 from minirlaif.cli import main
 from minirlaif.errors import UserError
 from minirlaif.runs.run import Run
+from minirlaif.stats import kappa
 from tests.fixtures import clips, tiny
 from tests.fixtures.browser import chromium
 
 RESAMPLES = 500
 
 
-def ballot(
+def vote(
     judge: str, person: str, clip: str = "c", orders: str = "AA", first: str = "A", lengths: tuple[int, int] = (5, 9)
-) -> Ballot:
-    return Ballot(clip, judge, (orders[0], orders[1]), person, first, lengths)
+) -> Vote:
+    return Vote(clip, judge, (orders[0], orders[1]), person, first, lengths)
 
 
 def test_kappa_by_hand():
@@ -46,56 +46,58 @@ def test_kappa_by_hand():
 def test_the_interval_of_kappa_by_hand():
     """Two clips, one all alike and one all unlike, each with as many A as B: a draw of the one alone gives 1, of the other
     alone -1, each one time in four."""
-    alike = [ballot("A", "A", "good"), ballot("B", "B", "good")]
-    unlike = [ballot("A", "B", "bad"), ballot("B", "A", "bad")]
-    figure = audit([*alike, *unlike], RESAMPLES, 0)["kappa"]
+    alike = [vote("A", "A", "good"), vote("B", "B", "good")]
+    unlike = [vote("A", "B", "bad"), vote("B", "A", "bad")]
+    figure = audit_figures([*alike, *unlike], RESAMPLES, 0)["kappa"]
     assert (figure.value, figure.low, figure.high, figure.n) == (0.0, -1.0, 1.0, 4)
 
 
 def test_agreement_counts_what_both_decided():
-    found = audit([ballot("A", "A"), ballot("A", "B"), ballot("A", "none"), ballot("none", "B"), ballot("B", "")], RESAMPLES, 0)
+    found = audit_figures([vote("A", "A"), vote("A", "B"), vote("A", "none"), vote("none", "B"), vote("B", "")], RESAMPLES, 0)
     assert (found["agreement"].value, found["agreement"].n) == (0.5, 2)
     assert found["kappa"].n == 4  # all that the person labelled, undecided ones too
 
 
 def test_position_bias_by_hand():
     """Orders are in names of the first one: A then B is the answer shown first, both times."""
-    always_first = [ballot("none", "", f"d{n}", orders="AB") for n in range(6)]
-    always_second = [ballot("none", "", f"c{n}", orders="BA") for n in range(6)]
-    steady = [ballot("A", "", f"c{n}", orders="AA") for n in range(6)]
-    values = [audit(some, RESAMPLES, 0)["judge_first"] for some in (always_first, always_second, steady)]
+    always_first = [vote("none", "", f"d{n}", orders="AB") for n in range(6)]
+    always_second = [vote("none", "", f"c{n}", orders="BA") for n in range(6)]
+    steady = [vote("A", "", f"c{n}", orders="AA") for n in range(6)]
+    values = [audit_figures(some, RESAMPLES, 0)["judge_first"] for some in (always_first, always_second, steady)]
     assert [(figure.value, figure.n) for figure in values] == [(1.0, 12), (0.0, 12), (0.5, 12)]
-    mixed = audit([*always_first, *steady], RESAMPLES, 0)["judge_first"]
+    mixed = audit_figures([*always_first, *steady], RESAMPLES, 0)["judge_first"]
     assert mixed.value == 0.75 and mixed.low is not None and mixed.low < 0.75
-    assert audit([ballot("A", "", orders="A-")], RESAMPLES, 0)["judge_first"].n == 1  # a tie in one order says nothing there
+    assert (
+        audit_figures([vote("A", "", orders="A-")], RESAMPLES, 0)["judge_first"].n == 1
+    )  # a tie in one order counts for nothing
 
 
 def test_length_bias_by_hand():
     """B is longer. The judge takes it in three of four pairs, the person in one of the same four."""
-    some = [ballot("B", "A", "a"), ballot("B", "A", "b"), ballot("B", "B", "c"), ballot("A", "A", "d")]
-    same = [ballot("B", "A", "e", lengths=(7, 7))]  # no longer one
-    found = audit([*some, *same], RESAMPLES, 0)
+    some = [vote("B", "A", "a"), vote("B", "A", "b"), vote("B", "B", "c"), vote("A", "A", "d")]
+    same = [vote("B", "A", "e", lengths=(7, 7))]  # no longer one
+    found = audit_figures([*some, *same], RESAMPLES, 0)
     assert (found["judge_longer"].value, found["person_longer"].value) == (0.75, 0.25)
     gap = found["longer_gap"]
     assert (gap.value, gap.n) == (0.5, 4) and gap.low is not None and gap.low >= 0.0
 
 
 def test_the_persons_own_position_bias():
-    found = audit([ballot("A", "A", first="A"), ballot("A", "B", first="A"), ballot("A", "B", first="B")], RESAMPLES, 0)
+    found = audit_figures([vote("A", "A", first="A"), vote("A", "B", first="A"), vote("A", "B", first="B")], RESAMPLES, 0)
     assert (found["person_first"].value, found["person_first"].n) == (pytest.approx(2 / 3), 3)
 
 
 def test_nothing_labelled_yet():
-    found = audit([ballot("A", "")], RESAMPLES, 0)
+    found = audit_figures([vote("A", "")], RESAMPLES, 0)
     assert found["agreement"].value is None and found["kappa"].value is None and found["judge_longer"].value == 0.0
 
 
 def test_a_sample_is_of_as_many_clips_as_possible():
     rows = {f"p{n}": {"video": f"c{n // 4}"} for n in range(20)}  # five clips
-    five = drawn(rows, 5, seed=3)
+    five = draw_pairs(rows, 5, seed=3)
     assert len({rows[id_]["video"] for id_ in five}) == 5
-    assert five == drawn(dict(reversed(rows.items())), 5, seed=3) != drawn(rows, 5, seed=4)
-    assert sorted(drawn(rows, 99, 0)) == sorted(rows)
+    assert five == draw_pairs(dict(reversed(rows.items())), 5, seed=3) != draw_pairs(rows, 5, seed=4)
+    assert sorted(draw_pairs(rows, 99, 0)) == sorted(rows)
 
 
 @pytest.fixture
@@ -125,8 +127,8 @@ def test_labels_are_kept_and_their_order_is_undone(run: Run):
     for item in first.items:  # the person always likes A, wherever it stands
         first.label(item, "second" if item.flipped else "first")
     again = Audit(run, 99, 5)  # an old sample stays what it was, and says so
-    assert again.kept == "6 pairs drawn before (seed 0) are used; --redo draws anew and sets labels aside"
-    assert first.kept == Audit(run, 6, 0).kept == "" and Audit(run, 6, 1).kept and Audit(run, 5, 0).kept
+    assert again.note == "6 pairs drawn before (seed 0) are used; --redo draws anew and sets labels aside"
+    assert first.note == Audit(run, 6, 0).note == "" and Audit(run, 6, 1).note and Audit(run, 5, 0).note
     assert [item.id for item in again.items] == [item.id for item in first.items] and again.next_place() is None
     figures = again.figures()
     assert (figures["agreement"].value, figures["agreement"].n) == (1.0, 6)
@@ -164,7 +166,7 @@ def test_other_verdicts_need_another_sample(run: Run):
 
 
 def test_all_pairs_there_are_is_what_was_asked_for(run: Run):
-    assert len(Audit(run, 50, 0).items) == 8 and Audit(run, 50, 0).kept == "" == Audit(run, 8, 0).kept
+    assert len(Audit(run, 50, 0).items) == 8 and Audit(run, 50, 0).note == "" == Audit(run, 8, 0).note
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"feedback": 1}', '{"feedback": "IDENTITY", "seed": 0, "ids": ["p99"]}'])

@@ -10,17 +10,19 @@ from typing import Any
 
 import pytest
 
-from minirlaif.benchmarks import table_files
 from minirlaif.benchmarks.compare import compared
-from minirlaif.benchmarks.dataset import Benchmark, Item
-from minirlaif.benchmarks.generate import Answer
-from minirlaif.benchmarks.scores import Grade, Scores, load_all, rank_grades, save
+from minirlaif.benchmarks.dataset import Benchmark
+from minirlaif.benchmarks.kinds import KINDS
+from minirlaif.benchmarks.kinds.base import Answer, Grade, Item
+from minirlaif.benchmarks.run import write_tables
+from minirlaif.benchmarks.scores import Scores, grade_answers, load_all, save
 from minirlaif.cli import main
 from minirlaif.feedback.text_judge import JudgeName
 from minirlaif.runs.run import Run
 from tests.fixtures import tiny
 
 JUDGE = JudgeName("exact", "exact match", "1", "")
+KIND = {kind.name: kind for kind in KINDS}
 
 
 def marked(run: Run, title: str, values: Sequence[float], benchmark: str = "msvd", **changes: Any) -> Scores:
@@ -44,7 +46,7 @@ def with_own_test(run: Run, *rows: tuple[str, str, str, str]) -> Run:
     return run
 
 
-class UploadStore:
+class Workspace:
     """Two empty runs, and `compare` between whatever is in them."""
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,14 +66,14 @@ class UploadStore:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> UploadStore:
-    return UploadStore(tmp_path, capsys)
+def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Workspace:
+    return Workspace(tmp_path, capsys)
 
 
 # --- the runs' own test questions
 
 
-def test_own_test_questions_by_hand(desk: UploadStore, tmp_path: Path):
+def test_own_test_questions_by_hand(desk: Workspace, tmp_path: Path):
     """a: one of three right, b: two of three; a full stop and capitals are forgiven, nothing else is."""
     asked = [("colour?", "red"), ("shape?", "a square"), ("where?", "left")]
     with_own_test(desk.a, *[(*row, "", said) for row, said in zip(asked, ("Red.", "square", "right"), strict=True)])
@@ -85,7 +87,7 @@ def test_own_test_questions_by_hand(desk: UploadStore, tmp_path: Path):
 
 
 @pytest.mark.parametrize("other", [("hue?", "red"), ("colour?", "blue")])
-def test_other_test_questions_are_not_compared(desk: UploadStore, other: tuple[str, str]):
+def test_other_test_questions_are_not_compared(desk: Workspace, other: tuple[str, str]):
     with_own_test(desk.a, ("colour?", "red", "red", "red"))
     with_own_test(desk.b, (*other, "red", "red"))
     code, told = desk.compare("a", "b")
@@ -95,25 +97,25 @@ def test_other_test_questions_are_not_compared(desk: UploadStore, other: tuple[s
 # --- what cannot be compared, in words
 
 
-def test_other_judges_are_named_side_by_side(desk: UploadStore):
+def test_other_judges_are_named_side_by_side(desk: Workspace):
     first, second = marked(desk.a, "sft", [1, 0]), marked(desk.b, "sft", [1, 1], judge=replace(JUDGE, name="other", version="7"))
     tables, notes = compared([first], [second], ("a", "b"))
     names = "exact match (exact), version 1 on one side and by other (exact), version 7 on the other"
-    assert tables == [] and notes == [f"msvd: marked by {names}"]
+    assert tables == [] and notes == [f"msvd: graded by {names}"]
 
 
-def test_other_files_of_a_benchmark_differ(desk: UploadStore):
+def test_other_files_of_a_benchmark_differ(desk: Workspace):
     other = marked(desk.b, "sft", [1], sha256="e" * 64)
     _, notes = compared([marked(desk.a, "sft", [1])], [other], ("a", "b"))
     assert notes == ["msvd: the two files differ"]
 
 
-def test_nothing_in_common_is_said_so(desk: UploadStore):
+def test_nothing_in_common_is_said_so(desk: Workspace):
     code, told = desk.compare("a", "b")
     assert code == 2 and "a and b: nothing to compare (they have no benchmark and no finished stage evaluate in common)" in told
 
 
-def test_what_one_side_alone_has_is_told(desk: UploadStore):
+def test_what_one_side_alone_has_is_told(desk: Workspace):
     """A benchmark, a judge, a file and a model that the other side lacks, beside what both have."""
     other = replace(JUDGE, name="other", version="7")
     a = [marked(desk.a, "sft", [1, 0]), marked(desk.a, "rlaif", [1, 1]), marked(desk.a, "sft", [1], "tgif")]
@@ -122,27 +124,27 @@ def test_what_one_side_alone_has_is_told(desk: UploadStore):
     tables, notes = compared(a, b, ("a", "b"))
     assert [(t["benchmark"], len(t["tables"]), len(t["tables"][0]["differences"])) for t in tables] == [("msvd", 1, 1)]
     assert sorted(notes) == [
-        "anet: evaluated in b alone",
-        "msvd, judge exact match (exact), version 1: rlaif in a alone",
-        "msvd: marked by other (exact), version 7 in a alone",
-        "msvd: marks of another file in a alone",
-        "tgif: evaluated in a alone",
+        "anet: evaluated only in b",
+        "msvd, judge exact match (exact), version 1: rlaif only in a",
+        "msvd: graded by other (exact), version 7 only in a",
+        "msvd: grades of another file only in a",
+        "tgif: evaluated only in a",
     ]
     tables, notes = compared(b, [b[0]], ("b", "b:sft"))
-    assert notes == ["anet: evaluated in b alone"] and len(tables) == 1
+    assert notes == ["anet: evaluated only in b"] and len(tables) == 1
     assert compared([a[0]], [b[0]], ("a", "b"))[1] == []
 
 
 @pytest.mark.parametrize(
     ("first", "second"), [("a", "a"), ("a", "a:sft"), ("a:sft", "a"), ("a/", "a"), ("a/:sft", "a:sft"), ("b/../a", "a")]
 )
-def test_a_run_is_not_compared_with_itself(desk: UploadStore, first: str, second: str):
+def test_a_run_is_not_compared_with_itself(desk: Workspace, first: str, second: str):
     marked(desk.a, "sft", [1, 0])
     code, told = desk.compare(first, second)
     assert code == 2 and f"{first} and {second}: " in told and "the same on both sides" in told
 
 
-def test_the_files_lie_beside_the_runs(desk: UploadStore):
+def test_the_files_lie_beside_the_runs(desk: Workspace):
     marked(desk.a, "sft", [1, 0])
     marked(desk.a, "rlaif", [1, 1])
     code, told = desk.compare("a/:sft", "a:rlaif")
@@ -153,7 +155,7 @@ def test_the_files_lie_beside_the_runs(desk: UploadStore):
 # --- marks
 
 
-def test_marks_of_answers_that_were_made_again_are_left_out(desk: UploadStore):
+def test_marks_of_answers_that_were_made_again_are_left_out(desk: Workspace):
     marked(desk.a, "sft", [1, 0])
     marked(desk.a, "rlaif", [1, 1])
     assert [scores.model["title"] for scores in load_all(desk.a, "msvd")] == ["sft", "rlaif"]
@@ -183,14 +185,15 @@ def test_marks_of_answers_that_were_made_again_are_left_out(desk: UploadStore):
 )
 def test_hits_by_rank(kind: str, rank: int, hits: dict[str, int]):
     item = Item("i", kind, "clip", "", (), "right", ("right", "wrong"))
-    _, marks, _ = rank_grades(Benchmark("b", kind, (item,), "f"), {"i": Answer(("wrong",), rank)}, {}, ranked=True)
-    assert {mark.metric: mark.value for mark in marks} == hits
+    benchmark, answers = Benchmark("b", KIND[kind], (item,), "f"), {"i": Answer(("wrong",), rank)}
+    _, grades, _ = grade_answers(benchmark, answers, {}, None, ranked=True)
+    assert {grade.metric: grade.value for grade in grades} == hits
 
 
 # --- examples of a page
 
 
-def test_examples_are_those_of_the_last_model(desk: UploadStore):
+def test_examples_are_those_of_the_last_model(desk: Workspace):
     """The first model is wrong where the last is right: the worst and the best are the last one's."""
     items = tuple(Item(f"q{n}", "qa", f"clip{n}", "", (f"question {n}?",), f"truth {n}") for n in range(2))
 
@@ -201,37 +204,36 @@ def test_examples_are_those_of_the_last_model(desk: UploadStore):
     for title in ("sft", "rlaif"):
         tiny.finished(desk.a, f"benchmarks/msvd/{title}", said(title))
     shown = [marked(desk.a, "sft", [0, 1]), marked(desk.a, "rlaif", [1, 0])]
-    table_files.write_tables(desk.a, Benchmark("msvd", "qa", items, "f" * 64), shown, 5.0)
+    write_tables(desk.a, Benchmark("msvd", KIND["qa"], items, "f" * 64), shown, 5.0)
     page = (desk.a.root / "benchmarks" / "msvd" / "table.html").read_text()
     worst, best = page.index('id="worst"'), page.index('id="best"')
     assert worst < page.index("question 1?") < best < page.index("question 0?")
     assert "sft says q1" in page and "rlaif says q1" in page
 
 
-def test_an_example_names_the_judge_where_there_are_several(desk: UploadStore):
+def test_an_example_names_the_judge_where_there_are_several(desk: Workspace):
     items = (Item("q0", "qa", "clip0", "", ("what?",), "x"), Item("q1", "qa", "clip1", "", ("who?",), "y"))
     lines = [{"id": item.id, "said": ["z"]} for item in items]
     tiny.finished(desk.a, "benchmarks/msvd/sft", lambda path: tiny.write_lines(path / "answers.jsonl", lines))
     page = desk.a.root / "benchmarks" / "msvd" / "table.html"
     one = marked(desk.a, "sft", [0, 1])
-    table_files.write_tables(desk.a, Benchmark("msvd", "qa", items, "f" * 64), [one], 5.0)
+    write_tables(desk.a, Benchmark("msvd", KIND["qa"], items, "f" * 64), [one], 5.0)
     assert "accuracy 0</b>" in page.read_text()
     two = marked(desk.a, "sft", [0, 1], judge=JudgeName("hf", "tiny", "v", "p"))
-    table_files.write_tables(desk.a, Benchmark("msvd", "qa", items, "f" * 64), [two], 5.0)
+    write_tables(desk.a, Benchmark("msvd", KIND["qa"], items, "f" * 64), [two], 5.0)
     assert "accuracy 0, by tiny (hf)</b>" in page.read_text()
 
 
-def test_examples_say_what_an_answer_is():
-    two = Item("i", "consistency_qa", "c", "", ("one?", "other?"), "x")
-    assert table_files.told_question(two) == "First question: one?\nSecond question: other?"
-    assert table_files.told_answer(two, Answer(("p", "q"))) == "First answer: p\nSecond answer: q"
-    choice = Item("i", "choice", "c", "", ("which?",), "dog", ("cat", "dog"))
-    assert table_files.told_question(choice) == "which?\nA. cat\nB. dog" and table_files.told_truth(choice) == "B. dog"
-    assert table_files.told_answer(choice, Answer(("A",))) == "A (cat)"
-    assert table_files.told_answer(choice, Answer(("B. dog",))) == "B. dog"
-    assert table_files.told_answer(choice, Answer(("no idea",))) == "no idea"
-    action = Item("i", "action", "c", "", (), "run", ("run", "sit", "eat", "fly"))
+def test_texts_of_an_example():
+    pair, kind = Item("i", "consistency_qa", "c", "", ("one?", "other?"), "x"), KIND["videoinstruct"]
+    assert kind.question_text(pair) == "First question: one?\nSecond question: other?"
+    assert kind.answer_text(pair, Answer(("p", "q"))) == "First answer: p\nSecond answer: q"
+    choice, kind = Item("i", "choice", "c", "", ("which?",), "dog", ("cat", "dog")), KIND["choice"]
+    assert kind.question_text(choice) == "which?\nA. cat\nB. dog" and kind.truth_text(choice) == "B. dog"
+    assert kind.answer_text(choice, Answer(("A",))) == "A (cat)"
+    assert kind.answer_text(choice, Answer(("B. dog",))) == "B. dog"
+    assert kind.answer_text(choice, Answer(("no idea",))) == "no idea"
+    action, kind = Item("i", "action", "c", "", (), "run", ("run", "sit", "eat", "fly")), KIND["action"]
     ranked = "Likeliest candidates in order:\n1. sit\n2. eat\n3. fly"
-    assert table_files.told_answer(action, Answer(("sit", "eat", "fly", "run"), 4)) == f"{ranked}\n(the right one is number 4)"
-    assert table_files.told_answer(action, Answer(("sit", "eat", "fly", "run"), 3)) == ranked  # as likely as the third
-    assert table_files.told_answer(action, None) == ""
+    assert kind.answer_text(action, Answer(("sit", "eat", "fly", "run"), 4)) == f"{ranked}\n(the right one is number 4)"
+    assert kind.answer_text(action, Answer(("sit", "eat", "fly", "run"), 3)) == ranked  # as likely as the third

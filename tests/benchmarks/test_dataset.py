@@ -41,7 +41,7 @@ def read(path: Path, videos: Path) -> Benchmark:
 
 def test_videoinstruct(tmp_path: Path, world: World, videos: Path):
     found = read(benchmark_files.videoinstruct(tmp_path / "VideoInstruct", world), videos)
-    assert (found.name, found.kind, len(found.items), found.missing) == ("videoinstruct", "videoinstruct", 3 * ROWS, [])
+    assert (found.name, found.kind.name, len(found.items), found.missing) == ("videoinstruct", "videoinstruct", 3 * ROWS, [])
     parts = {
         part: [item for item in found.items if item.part == part] for part in ("generic_qa", "temporal_qa", "consistency_qa")
     }
@@ -69,7 +69,7 @@ def test_a_piece_of_a_cut_file_stands_for_all_of_it(tmp_path: Path, world: World
     folder = benchmark_files.sharded(tmp_path / "b", world) / "Generic"
     for source in (folder / "test-00001-of-00002.json", folder):
         found = read(source, videos)
-        assert (found.kind, found.name, len(found.items)) == ("videoinstruct", "generic", ROWS)
+        assert (found.kind.name, found.name, len(found.items)) == ("videoinstruct", "generic", ROWS)
     plain = [{"id": n, "video_name": stem(row), "question": "who?", "answer": "x"} for n, row in enumerate(world[:4])]
     for number in range(2):
         put(tmp_path / "MSVD" / f"test-{number:05d}-of-00002.json", plain[2 * number : 2 * number + 2])
@@ -150,7 +150,7 @@ def test_pairs_of_one_clip_and_answer_are_not_mixed_up(tmp_path: Path, videos: P
 
 def test_questions_and_answers_in_two_files_are_matched_by_id(tmp_path: Path, world: World, videos: Path):
     found = read(benchmark_files.two_files(tmp_path / "MSVD_Zero_Shot_QA", world), videos)
-    assert (found.kind, len(found.items)) == ("qa", ROWS)
+    assert (found.kind.name, len(found.items)) == ("qa", ROWS)
     assert [(i.questions[0], i.answer) for i in found.items] == [(row["question"], row["answer"]) for row in world[:ROWS]]
     alone = read(tmp_path / "MSVD_Zero_Shot_QA" / "test_q.json", videos)
     assert alone.items == found.items and alone.name == found.name == "msvd_zero_shot_qa"
@@ -210,7 +210,7 @@ def test_a_question_without_an_answer_is_reported(tmp_path: Path, world: World, 
 )
 def test_one_list(make: Callable[[Path, World], Path], name: str, tmp_path: Path, world: World, videos: Path):
     found = read(make(tmp_path / name, world), videos)
-    assert (found.kind, len(found.items), found.missing) == ("qa", ROWS, [])
+    assert (found.kind.name, len(found.items), found.missing) == ("qa", ROWS, [])
     assert [(i.questions[0], i.answer, i.name) for i in found.items] == [
         (r["question"], r["answer"], stem(r)) for r in world[:ROWS]
     ]
@@ -226,7 +226,7 @@ def test_clips_that_are_numbers(called: str, tmp_path: Path, world: World):
     if called == "youtube":
         (videos / "youtube_mapping.txt").write_text("".join(f"-Abc_{number}_9 vid{number}\n" for number in numbers))
     found = read(benchmark_files.original_msvd(tmp_path / "test_qa.json", world), videos)
-    assert found.kind == "qa" and found.missing == [] and found.items[5].id == "qa:105"
+    assert found.kind.name == "qa" and found.missing == [] and found.items[5].id == "qa:105"
     assert Path(found.items[19].video).stem in ("vid6", "video6", "-Abc_6_9")
 
 
@@ -234,7 +234,7 @@ def test_clips_that_are_numbers(called: str, tmp_path: Path, world: World):
 def test_multiple_choice(make: Callable[[Path, World], Path], tmp_path: Path, world: World, videos: Path):
     suffix = "csv" if make is benchmark_files.choice_csv else "json"
     found = read(make(tmp_path / f"mc.{suffix}", world), videos)
-    assert (found.kind, len(found.items), found.missing) == ("choice", ROWS, [])
+    assert (found.kind.name, len(found.items), found.missing) == ("choice", ROWS, [])
     for item, row in zip(found.items, world, strict=False):
         assert item.answer == row["answer"] and item.answer in item.options and len(item.options) in (4, 5)
 
@@ -261,7 +261,7 @@ def test_forms_of_options(row: dict[str, Any], options: tuple[str, ...], right: 
 @pytest.mark.parametrize("named", ["", "questions.json"])
 def test_egoschema(named: str, tmp_path: Path, world: World, videos: Path):
     found = read(benchmark_files.egoschema(tmp_path / "EgoSchema", world) / named, videos)
-    assert (found.name, found.kind, found.missing, len(found.items)) == ("egoschema", "choice", [], 5)
+    assert (found.name, found.kind.name, found.missing, len(found.items)) == ("egoschema", "choice", [], 5)
     numbers = range(3, 30, 6)
     assert [(i.answer, i.questions[0]) for i in found.items] == [(world[n]["answer"], f"What of {n}?") for n in numbers]
     assert [i.id for i in found.items] == [f"choice:{stem(world[n])}" for n in numbers]
@@ -273,12 +273,12 @@ def test_egoschema(named: str, tmp_path: Path, world: World, videos: Path):
 
 def test_what_was_read_and_what_was_not_is_told(tmp_path: Path, world: World, videos: Path):
     folder = benchmark_files.videoinstruct(tmp_path / "vi", world)
-    assert read(folder, videos).told() == (
+    assert read(folder, videos).summary() == (
         "benchmark vi: videoinstruct, 60 rows about 7 clips, from consistency_qa.json, generic_qa.json, temporal_qa.json"
     )
     put(folder / "deep" / "train_q.json", [])
-    assert read(folder, videos).told().endswith("temporal_qa.json; not read: deep/train_q.json")
-    assert read(folder / "generic_qa.json", videos).told().endswith(", from generic_qa.json")
+    assert read(folder, videos).summary().endswith("temporal_qa.json; not read: deep/train_q.json")
+    assert read(folder / "generic_qa.json", videos).summary().endswith(", from generic_qa.json")
 
 
 @pytest.mark.parametrize(
@@ -292,20 +292,20 @@ def test_a_file_whose_name_says_nothing_is_called_as_its_folder(file: str, name:
 
 def test_retrieval(tmp_path: Path, world: World, videos: Path):
     found = read(benchmark_files.retrieval(tmp_path / "MSRVTT_JSFUSION_test.csv", world), videos)
-    assert (found.kind, len(found.items)) == ("retrieval", ROWS)
+    assert (found.kind.name, len(found.items)) == ("retrieval", ROWS)
     assert (found.items[7].answer, found.items[7].name, found.items[7].questions) == ("thing 7 moves.", "test0002", ())
 
 
 def test_ucf101(tmp_path: Path, world: World, videos: Path):
     found = read(benchmark_files.ucf101(tmp_path / "ucf101", world), videos)
-    assert (found.kind, len(found.items), found.missing) == ("action", ROWS, [])
+    assert (found.kind.name, len(found.items), found.missing) == ("action", ROWS, [])
     assert found.items[4].answer == "baseball pitch"
     assert found.items[4].options == ("apply eye makeup", "baseball pitch", "typing", "yo yo")
 
 
 def test_hmdb51(tmp_path: Path, world: World, videos: Path):
     found = read(benchmark_files.hmdb51(tmp_path / "hmdb51", world), videos)
-    assert (found.kind, len(found.items), found.missing) == ("action", 20, [])
+    assert (found.kind.name, len(found.items), found.missing) == ("action", 20, [])
     assert {item.answer for item in found.items} == {"brush hair", "cartwheel"} == set(found.items[0].options)
 
 
@@ -381,7 +381,7 @@ def test_predictions_are_what_other_scripts_read(make: Callable[[Path, World], P
     files = prediction_files(found, said)
     for name, rows in files.items():
         assert len(official_input(name, rows)) == ROWS
-    if found.kind == "videoinstruct":
+    if found.kind.name == "videoinstruct":
         assert set(files) == {"generic_qa.json", "temporal_qa.json", "consistency_qa.json"}
         fourth = [item for item in found.items if item.part == "consistency_qa"][3]
         row = files["consistency_qa.json"][3]

@@ -19,8 +19,7 @@ import numpy as np
 import pytest
 
 from minirlaif import config
-from minirlaif.benchmarks import dataset, tables
-from minirlaif.benchmarks import models as contestants
+from minirlaif.benchmarks import layouts, models, tables
 from minirlaif.benchmarks import run as evaluation
 from minirlaif.cli import main
 from minirlaif.inference import engine as talk
@@ -189,7 +188,7 @@ def test_letters_and_likelihoods_of_one_model_stand_side_by_side(home: Home, tmp
 
 
 def test_as_likely_as_all_others_is_not_right(home: Home, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(contestants.BenchContestant, "likelihoods", lambda self, told: [-1.0] * len(told))
+    monkeypatch.setattr(models.SessionModel, "likelihoods", lambda self, told: [-1.0] * len(told))
     assert home.call(benchmark_files.choice(tmp_path / "tied.json", home.rows), "--model", "base", "--readout", "likelihood") == 0
     assert cells(home.table("tied"))["accuracy"]["mean"] == 0.0
 
@@ -202,12 +201,12 @@ def test_a_likelihood_that_is_no_number_gives_no_mark(value: float, home: Home, 
         broken = told[0][1] == home.rows[3]["question"]
         return [value if broken and number == 1 else -float(number) for number in range(len(told))]
 
-    monkeypatch.setattr(contestants.BenchContestant, "likelihoods", likelihoods)
+    monkeypatch.setattr(models.SessionModel, "likelihoods", likelihoods)
     source = benchmark_files.choice(tmp_path / f"likelihood{value}.json", home.rows)
     assert home.call(source, "--model", "base", "--readout", "likelihood") == 0
     lost = sum(row["question"] == home.rows[3]["question"] for row in home.rows[: benchmark_files.ROWS])
     assert 0 < lost < 20
-    (table,) = home.table(dataset.find_source(str(source)).name)["tables"]
+    (table,) = home.table(layouts.find_source(str(source)).name)["tables"]
     (row,) = table["rows"]
     assert table["judge"]["kind"] == "likelihood"
     assert row["without_mark"] == {"the likelihood of a candidate is not a number": lost}
@@ -226,7 +225,7 @@ def test_predictions_about_all_rows_serve_a_part_of_them(home: Home, tmp_path: P
 
 
 def test_likelihoods_that_are_all_no_numbers_are_not_called_letters(home: Home, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(contestants.BenchContestant, "likelihoods", lambda self, told: [math.nan] * len(told))
+    monkeypatch.setattr(models.SessionModel, "likelihoods", lambda self, told: [math.nan] * len(told))
     source = benchmark_files.choice(tmp_path / "nothing.json", home.rows)
     assert home.call(source, "--model", "base", "--readout", "likelihood") == 0
     (table,) = home.table("nothing")["tables"]
@@ -324,7 +323,7 @@ def test_rows_without_a_mark_are_told(home: Home, judged: dict[str, Path], serve
     assert sum(row["without_mark"].values()) == 2 * lost  # under accuracy and under score
     assert set(row["without_mark"]) == {"unreadable", "refused"}
     told = capsys.readouterr().out
-    assert "could not be read" in told and f"{lost} of 20 rows have no mark" in told
+    assert "could not be read" in told and f"{lost} of 20 rows have no grade" in told
 
 
 def test_faults_of_a_server_leave_the_table_as_it_is(home: Home, judged: dict[str, Path], serve):
@@ -521,7 +520,7 @@ def test_an_engine_answers_through_the_same_command(home: Home, monkeypatch, tmp
     source = benchmark_files.merged(tmp_path / "engine.json", home.rows)
     (tmp_path / "tiny-Q8_0.gguf").write_bytes(b"GGUF")
     engine = Echo()
-    monkeypatch.setattr(contestants, "_gguf_engine", lambda entry: engine)
+    monkeypatch.setattr(models, "_gguf_engine", lambda entry: engine)
     assert home.call(source, "--model", f"{tmp_path / 'tiny-Q8_0.gguf'}:sft") == 0
     folder = home.runs / "a" / "benchmarks" / "engine" / "tiny-q8_0.gguf-sft"
     rows = json.loads((folder / "qa.json").read_text())
@@ -540,7 +539,7 @@ def test_an_engine_looks_once_at_a_clip_whose_rows_are_apart(home: Home, monkeyp
     source = benchmark_files.merged(tmp_path / "apart.json", rows)
     (tmp_path / "one.gguf").write_bytes(b"GGUF")
     engine = Echo()
-    monkeypatch.setattr(contestants, "_gguf_engine", lambda entry: engine)
+    monkeypatch.setattr(models, "_gguf_engine", lambda entry: engine)
     assert home.call(source, "--model", str(tmp_path / "one.gguf")) == 0
     assert len(engine.loaded) == len(set(engine.loaded)) < 20
 
@@ -602,11 +601,11 @@ def test_models_that_look_at_different_frames_are_told(home: Home, export: Path,
 def test_what_an_exported_model_is_made_of_is_in_its_settings(home: Home, export: Path):
     """Every file that it is read from: one that was changed makes other answers."""
     name, run = f"{export / 'text.gguf'}:sft", Run(home.runs / "a")
-    seen = [contestants.resolve_model(name, run, None, []).settings]
+    seen = [models.resolve_model(name, run, None, []).settings]
     for file in ("text.gguf", "mmproj.gguf", "sft.gguf", "minirlaif.json"):
         with (export / file).open("ab") as out:
             out.write(b"\n")
-        seen.append(contestants.resolve_model(name, run, None, []).settings)
+        seen.append(models.resolve_model(name, run, None, []).settings)
     assert all(one != two for one, two in zip(seen, seen[1:], strict=False)) and seen[0]["frames"] == gguf_files.FRAMES
 
 
@@ -616,7 +615,7 @@ def test_a_file_that_is_no_model_is_refused_and_leaves_nothing(part: str, home: 
     (export / "broken.gguf").write_bytes(b"GGUF")
     assert home.call(source, "--model", str(export / part)) == 2
     if part in ("mmproj.gguf", "sft.gguf"):
-        assert f"name the file that talks: --model {export / 'text.gguf'}" in capsys.readouterr().err
+        assert f"name the text model: --model {export / 'text.gguf'}" in capsys.readouterr().err
     assert not (home.runs / "a" / "benchmarks" / f"no-{part}").exists()
 
 
@@ -831,7 +830,7 @@ def test_a_benchmark_needs_clips_and_a_stage_needs_settings(home: Home, judged: 
 def test_candidates_need_no_judge(home: Home, tmp_path: Path, capsys):
     source = benchmark_files.retrieval(tmp_path / "r.csv", home.rows)
     assert home.call(source, "--model", "base", "--judge", "exact") == 2
-    assert "has candidates and needs no judge" in capsys.readouterr().err
+    assert "(retrieval) needs no judge; leave --judge out" in capsys.readouterr().err
 
 
 def test_a_subset(home: Home, judged: dict[str, Path]):

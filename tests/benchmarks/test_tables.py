@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from minirlaif.benchmarks import page as tablepage
+from minirlaif.benchmarks import page as table_page
 from minirlaif.benchmarks import plots
+from minirlaif.benchmarks.kinds.base import Grade
 from minirlaif.benchmarks.published import ROWS, published
-from minirlaif.benchmarks.scores import Grade, Scores
-from minirlaif.benchmarks.tables import blocks, cells, changes, examples, judge_head, table_json, why_unmarked
+from minirlaif.benchmarks.scores import Scores
+from minirlaif.benchmarks.tables import blocks, cells, changes, examples, judge_head, table_json, why_ungraded
 from minirlaif.feedback.text_judge import JudgeName
 
 JUDGE = JudgeName("openai", "judge", "v1", "abc", ("2026-01-01", "2026-01-02"))
@@ -59,7 +60,7 @@ def test_the_five_metrics_and_their_mean():
 
 def test_the_papers_own_mean():
     """VLM-RLAIF 7B in the paper's Table 1: the mean that others quote for it is 3.49."""
-    values = {row.model: row.values for row in ROWS["videoinstruct"]}
+    values = {row.model: row.values for row in ROWS["videoinstruct"][""]}
     assert round(values["VLM-RLAIF 7B"]["mean"], 2) == 3.49
     assert values["VLM-SFT 7B"]["mean"] == pytest.approx((2.79 + 2.82 + 3.37 + 2.28 + 2.49) / 5, abs=1e-3)
 
@@ -73,7 +74,7 @@ def test_rows_without_a_mark_are_counted_and_bounded():
     cell = cells(found)["correctness"]
     assert (cell.rows, cell.marked, cell.mean) == (4, 2, 3.0)
     assert (cell.worst, cell.best) == (1.5, 4.0)  # 6 / 4, and (6 + 5 + 5) / 4
-    assert why_unmarked(found) == {"unreadable": 2}
+    assert why_ungraded(found) == {"unreadable": 2}
 
 
 def test_the_bounds_of_the_mean_of_five():
@@ -166,7 +167,7 @@ def test_other_judges_make_other_tables(change: str):
         changes(one, two)
     table = table_json([one, two])
     assert [len(each["rows"]) for each in table["tables"]] == [1, 1] and not any(t["differences"] for t in table["tables"])
-    text = tablepage.markdown(table)
+    text = table_page.markdown(table)
     assert text.count("## Judge: ") == 2 and all("| r a" not in part or "| r b" not in part for part in text.split("## "))
 
 
@@ -178,7 +179,7 @@ def test_the_date_is_told_and_does_not_part_tables():
 
 def test_published_rows_stand_apart_with_their_judge():
     table = table_json([scores("a", five())])
-    text = tablepage.markdown(table)
+    text = table_page.markdown(table)
     mine, theirs = text.split("## Published, judge: gpt-3.5-turbo, version not named")
     assert "| VLM-RLAIF 7B | 3.63 | 3.25 | 4.00 | 3.23 | 3.32 | 3.49 |" in theirs and "VLM-RLAIF" not in mine
     assert "| r a | 3.00 [" in mine
@@ -263,8 +264,8 @@ def test_a_part_of_a_word_is_no_name(name: str, kind: str):
 
 def test_markdown_says_what_is_missing():
     table = table_json([scores("m", rows("correctness", 4.0, None, 2.0, None))])
-    text = tablepage.markdown(table)
-    assert "2 of 4 rows have no mark; with all of them worst or best the mean would be 1.50 or 4.00." in text
+    text = table_page.markdown(table)
+    assert "2 of 4 rows have no grade; with all of them worst or best the mean would be 1.50 or 4.00." in text
     assert "unreadable: 2 rows." in text and "| 4 | 2 | 2 of 4 |" in text  # two of the two clips have a mark
 
 
@@ -281,12 +282,12 @@ def test_rows_and_marks_are_told_apart():
     (row,) = table["tables"][0]["rows"]
     assert (row["rows"], row["clips"]) == (8, 3)  # clip 3 has no mark at all, clip 1 has two of the other parts
     assert (row["without_mark"], row["rows_without_mark"]) == ({"no such clip": 6}, {"no such clip": 2})
-    text = tablepage.markdown(table)
-    assert "| 8 | 3 | 10 of 16 |" in text and "marks missing or wrong by form: no such clip: 2 rows (6 marks)." in text
-    assert "Correctness: 2 of 4 rows have no mark" in text and "Mean of five: 6 of 16 marks are missing" in text
-    both = tablepage.markdown(table_json([scores("m", marks), scores("n", marks)]))
+    text = table_page.markdown(table)
+    assert "| 8 | 3 | 10 of 16 |" in text and "grades missing or wrong by form: no such clip: 2 rows (6 grades)." in text
+    assert "Correctness: 2 of 4 rows have no grade" in text and "Mean of five: 6 of 16 grades are missing" in text
+    both = table_page.markdown(table_json([scores("m", marks), scores("n", marks)]))
     assert re.search(r"\| Detail \| \S+ \[.*\| 2 \| 2 \| 2 \|", both)
-    assert re.search(r"\| Mean of five \| \S+ \[.*\| 10 marks \| 6 marks \| 2 \|", both)
+    assert re.search(r"\| Mean of five \| \S+ \[.*\| 10 grades \| 6 grades \| 2 \|", both)
 
 
 @pytest.mark.parametrize(("count", "marked"), [(29, True), (30, False)])
@@ -297,9 +298,11 @@ def test_figures_of_few_clips_are_marked(count: int, marked: bool):
     table = table_json([scores("a", first, **kind), scores("b", second, **kind)])
     (each,) = table["tables"]
     assert each["rows"][0]["cells"]["accuracy"]["clips"] == each["differences"][0]["changes"]["accuracy"]["clips"] == count
-    text, page = tablepage.markdown(table), tablepage.document(table, "r", {}, [], [], {})
+    text, page = table_page.markdown(table), table_page.document(table, "r", {}, [], [], {})
     assert all(
-        (words in told) == marked for told in (text, page) for words in ("†", "Fewer than 30 clips: interval and p are not")
+        (words in told) == marked
+        for told in (text, page)
+        for words in ("†", "Fewer than 30 clips: interval and p are not reliable")
     )
     assert text.count("] † |") == (3 if marked else 0)  # two means and their difference
 
@@ -318,31 +321,31 @@ def models(count: int) -> list[Scores]:
 
 def test_up_to_four_models_are_told_apart_in_all_pairs_more_from_the_first_alone():
     (four,) = table_json(models(4))["tables"]
-    assert len(four["differences"]) == 6 and not any("compare" in note for note in tablepage.notes(four))
+    assert len(four["differences"]) == 6 and not any("compare" in note for note in table_page.notes(four))
     (five_models,) = table_json(models(5))["tables"]
     pairs = [(change["first"], change["second"]) for change in five_models["differences"]]
     assert pairs == [("r m0", f"r m{n}") for n in (1, 2, 3, 4)]
-    (note,) = [note for note in tablepage.notes(five_models) if "compare" in note]
-    assert note.startswith("Differences are to r m0 alone") and "such as r:m1 r:m2" in note
+    (note,) = [note for note in table_page.notes(five_models) if "compare" in note]
+    assert note.startswith("Differences are to r m0 only") and "such as r:m1 r:m2" in note
     (together,) = table_json(models(5), ["r m2", "r m4"])["tables"]  # named in one command
     assert ("r m2", "r m4") in [(change["first"], change["second"]) for change in together["differences"]]
-    (note,) = [note for note in tablepage.notes(together) if "compare" in note]
+    (note,) = [note for note in table_page.notes(together) if "compare" in note]
     assert note.startswith("Differences are to r m0 and between models named together")
 
 
 def test_one_judge_asked_in_two_ways_has_two_heads():
     ways = [JudgeName("openai", "m", "m-1", "p", (), {"url": f"http://{host}/v1"}) for host in ("one", "two")]
     table = table_json([scores("a", rows("accuracy", 1.0), way, kind="qa", benchmark="mine") for way in ways])
-    text, document = tablepage.markdown(table), tablepage.document(table, "r", {}, [], [], {})
+    text, document = table_page.markdown(table), table_page.document(table, "r", {}, [], [], {})
     assert all(told.count("at one") == told.count("at two") == 1 for told in (text, document))
 
 
 def test_heads_are_short_and_what_makes_them_exact_stands_below():
     judge = JudgeName("hf", "tiny", "c2403678ca3ee18a", "dd9adf493af2", ("2026-11-25",))
     table = table_json([scores("m", rows("accuracy", 1.0), judge, kind="action", benchmark="hmdb51")])
-    text = tablepage.markdown(table)
+    text = table_page.markdown(table)
     assert "## Judge: tiny (hf)\n\nversion c2403678ca3ee18a, prompt dd9adf493af2, 2026-11-25\n" in text
-    page = tablepage.document(table, "r", {}, [], [], {})
+    page = table_page.document(table, "r", {}, [], [], {})
     assert "<h2>Judge: tiny (hf)</h2>" in page and "<span>2026-11-25</span>" in page
     assert "## Published, protocol not named" in text and "Protocol not named. Not comparable" in page
     assert judge_head(vars(JudgeName("normalised", "normalised match", "1", ""))) == "normalised match"
@@ -370,8 +373,8 @@ class Tags(HTMLParser):
 def test_the_page_is_whole_and_loads_nothing():
     table = table_json([scores("<b>sft", five()), scores("rlaif", five())])
     drawn = {"radar.svg": "<svg onload='x'/>", "bars.svg": "<svg/>"}
-    example = tablepage.Example("What?", "<script>", [("sft", "said <i>", "score 1 of 5")], "s0", 8, 1.0)
-    page = tablepage.document(table, "run r", drawn, [example], [], {"s0": b"jpeg"})
+    example = table_page.Example("What?", "<script>", [("sft", "said <i>", "score 1 of 5")], "s0", 8, 1.0)
+    page = table_page.document(table, "run r", drawn, [example], [], {"s0": b"jpeg"})
     tags = Tags()
     tags.feed(page)
     names = [name for name, _ in tags.seen]
@@ -393,13 +396,13 @@ def test_pictures_keep_judges_apart():
 def test_pictures_say_whom_they_leave_out_and_which_whiskers_to_trust():
     (panel,) = plots.panels(table_json(models(8)))
     assert [series.model for series in panel.series] == [f"r m{n}" for n in range(6)]
-    assert panel.told(False) == "judge (openai)\nnot drawn, in the table alone: r m6, r m7"
-    assert panel.told(True).endswith("\ndotted: fewer than 30 clips")
+    assert panel.caption(False) == "judge (openai)\nnot drawn, only in the table: r m6, r m7"
+    assert panel.caption(True).endswith("\ndotted: fewer than 30 clips")
     many = [Grade(f"q{n}", f"clip{n}", "accuracy", 1.0) for n in range(30)]
     (panel,) = plots.panels(table_json([scores("m", many, kind="qa", benchmark="mine")]))
-    assert panel.told(True) == "judge (openai)"
+    assert panel.caption(True) == "judge (openai)"
     published_panel = plots.panels(table_json([scores("m", five())]))[1]
-    assert published_panel.told(False).endswith("not drawn: 10 more of the table's models")  # of fourteen four are drawn
+    assert published_panel.caption(False).endswith("not drawn: 10 more of the table's models")  # of fourteen four are drawn
     two = [scores("m", five()), scores("n", five(), replace(JUDGE, version="v2"))]
     assert "version v1" in plots.panels(table_json(two))[0].title  # two versions of one judge are told apart
 

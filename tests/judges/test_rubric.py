@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from minirlaif.benchmarks.kinds import KINDS
 from minirlaif.feedback.text_judge import Grade
 from minirlaif.judges import rubric
 from minirlaif.judges.rubric import (
-    PARTS,
     PROMPTS,
     Prompt,
     Unreadable,
@@ -100,7 +100,7 @@ def test_consistency_is_asked_with_both_questions():
 
 
 def test_every_metric_has_a_prompt_and_every_prompt_a_metric():
-    assert set(PROMPTS) == {metric for metrics in PARTS.values() for metric in metrics}
+    assert set(PROMPTS) == {metric for kind in KINDS for metrics in kind.rubrics.values() for metric in metrics}
 
 
 def test_the_hash_is_of_every_word():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import secrets
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -12,11 +13,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs
 
-from minirlaif.benchmarks.agreement import FEW
-from minirlaif.benchmarks.audit import BY_CONSTRUCTION, LABELS, Audit, rows_of, told
+from minirlaif.benchmarks.audit import BY_CONSTRUCTION, LABELS, Audit
 from minirlaif.errors import UserError
 from minirlaif.reports import html
 from minirlaif.reports.html import Html, tag
+from minirlaif.stats import FEW
 from minirlaif.video.reader import ClipReader, UnreadableClip, clip_strip
 
 FRAMES = 8
@@ -40,17 +41,17 @@ KEYS = (
 KEYS_HASH = base64.b64encode(hashlib.sha256(KEYS.encode()).digest()).decode()
 
 
-def serve(found: Audit, port: int, timeout: float, ready: Callable[[ThreadingHTTPServer], None] | None = None) -> None:
+def serve(audit: Audit, port: int, timeout: float, ready: Callable[[ThreadingHTTPServer], None] | None = None) -> None:
     """Serve until Ctrl-C; then the figures are written. ready: called with the server before it serves, to learn its port."""
     with ClipReader(timeout) as reader:
         try:
-            parts = {"found": found, "reader": reader, "one": threading.Lock()}
+            parts = {"audit": audit, "token": secrets.token_urlsafe(16), "reader": reader, "one": threading.Lock()}
             server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), parts))
         except OSError as error:
             raise UserError(f"--port {port}: cannot be used ({error.strerror}); name another, or 0 for any free one") from None
         with server:
-            if found.kept:
-                print(found.kept, flush=True)
+            if audit.note:
+                print(audit.note, flush=True)
             print(f"label here: http://127.0.0.1:{server.server_address[1]}/ (Ctrl-C ends; labels are kept)", flush=True)
             if ready:
                 ready(server)
@@ -58,14 +59,15 @@ def serve(found: Audit, port: int, timeout: float, ready: Callable[[ThreadingHTT
                 server.serve_forever(poll_interval=0.1)
             except KeyboardInterrupt:
                 print(file=sys.stderr)
-    print(told(found))
-    print(f"audit: {found.write()}")
+    print(audit.summary())
+    print(f"audit: {audit.write()}")
 
 
 class _Handler(BaseHTTPRequestHandler):
     """What is asked of the page. `serve` sets the attributes; browsers open several connections, `one` lets one in at a time."""
 
-    found: Audit
+    audit: Audit
+    token: str
     reader: ClipReader
     one: threading.Lock
     server_version = "minirlaif"
@@ -75,14 +77,14 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._is_local():
             return
         name, _, number = self.path.strip("/").partition("/")
-        place = int(number) if number.isdecimal() and int(number) < len(self.found.items) else None
+        place = int(number) if number.isdecimal() and int(number) < len(self.audit.items) else None
         if not self.path.strip("/"):
-            name, place = "item", self.found.next_place()
+            name, place = "item", self.audit.next_place()
             name = "result" if place is None else name
         if name == "result":
-            self._page(lambda: _result_page(self.found))
+            self._page(lambda: _result_page(self.audit))
         elif name == "item" and place is not None:
-            self._page(lambda: _item_page(self.found, self.reader, place))
+            self._page(lambda: _item_page(self.audit, self.token, self.reader, place))
         elif name == "clip" and place is not None:
             self._clip(place)
         else:
@@ -96,12 +98,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send_error(HTTPStatus.BAD_REQUEST)
         form = {name: values[0] for name, values in parse_qs(self.rfile.read(int(length)).decode(errors="replace")).items()}
         number, label = form.get("item", ""), form.get("label", "")
-        if form.get("token") != self.found.token:  # another page in the same browser must not label
+        if form.get("token") != self.token:  # another page in the same browser must not label
             return self.send_error(HTTPStatus.FORBIDDEN, "this form is from an earlier start; open the first page again")
-        if not number.isdecimal() or int(number) >= len(self.found.items) or label not in LABELS:
+        if not number.isdecimal() or int(number) >= len(self.audit.items) or label not in LABELS:
             return self.send_error(HTTPStatus.BAD_REQUEST)
         with self.one:
-            self.found.label(self.found.items[int(number)], label)
+            self.audit.label(self.audit.items[int(number)], label)
         self.send_response(HTTPStatus.SEE_OTHER)
         self.send_header("Location", "/")
         self.send_header("Content-Length", "0")
@@ -121,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(text.encode(), "text/html; charset=utf-8")
 
     def _clip(self, number: int) -> None:
-        path = Path(self.found.items[number].video)
+        path = Path(self.audit.items[number].video)
         try:
             self._send(path.read_bytes(), TYPES.get(path.suffix.lower(), "application/octet-stream"))
         except OSError:
@@ -143,14 +145,14 @@ class _Handler(BaseHTTPRequestHandler):
         """Requests are not printed."""
 
 
-def _item_page(found: Audit, reader: ClipReader, place: int) -> Html:
-    item = found.items[place]
+def _item_page(audit: Audit, token: str, reader: ClipReader, place: int) -> Html:
+    item = audit.items[place]
     shown = item.answers[::-1] if item.flipped else item.answers
     buttons = [
         tag("button", tag("kbd", key), text, type="submit", name_="label", value=name)
         for key, (name, text) in enumerate(LABELS.items(), 1)
     ]
-    form = tag("form", *_hidden(found, place), tag("div", *buttons, class_="choose"), method="post", action="/label")
+    form = tag("form", *_hidden(token, place), tag("div", *buttons, class_="choose"), method="post", action="/label")
     strip, jpeg = _strip(reader, item.video)
     clip = tag("video", src=f"/clip/{place}", controls="", preload="metadata")
     answers = [
@@ -159,7 +161,7 @@ def _item_page(found: Audit, reader: ClipReader, place: int) -> Html:
     ]
     before = tag("p", tag("a", "the one before", href=f"/item/{place - 1}")) if place else ""
     so_far = tag("a", "figures so far", href="/result")
-    head = tag("p", f"minirlaif audit · {len(found.labels)} of {len(found.items)} labelled · ", so_far, class_="eyebrow")
+    head = tag("p", f"minirlaif audit · {len(audit.labels)} of {len(audit.items)} labelled · ", so_far, class_="eyebrow")
     body = [
         head,
         tag("h1", item.question),
@@ -177,22 +179,22 @@ def _item_page(found: Audit, reader: ClipReader, place: int) -> Html:
     return _document("minirlaif audit", body, html.strip_styles({"s": jpeg}) if jpeg else "")
 
 
-def _result_page(found: Audit) -> Html:
-    found.write()
-    head = tag("p", f"minirlaif audit · {len(found.labels)} of {len(found.items)} labelled", class_="eyebrow")
-    more = "" if found.next_place() is None else tag("p", tag("a", "go on labelling", href="/"))
-    rows = rows_of(found, " †")
+def _result_page(audit: Audit) -> Html:
+    audit.write()
+    head = tag("p", f"minirlaif audit · {len(audit.labels)} of {len(audit.items)} labelled", class_="eyebrow")
+    more = "" if audit.next_place() is None else tag("p", tag("a", "go on labelling", href="/"))
+    rows = audit.table_rows(" †")
     few = tag("p", f"† Out of fewer than {FEW}: only a hint.", class_="note") if any("†" in row[3] for row in rows) else ""
     shown = html.table(["", "Value", "95 % interval", "Out of"], rows)
-    by_construction = tag("p", BY_CONSTRUCTION, class_="note") if found.readout == "likelihood" else ""
+    by_construction = tag("p", BY_CONSTRUCTION, class_="note") if audit.readout == "likelihood" else ""
     note = tag("p", "Labels are kept in labels.jsonl, the figures in result.json of the run's folder audit.", class_="note")
-    kept = tag("p", f"{found.kept}.", class_="note") if found.kept else ""
+    kept = tag("p", f"{audit.note}.", class_="note") if audit.note else ""
     figures = html.section("figures", "Figures", shown, few, by_construction)
     return _document("minirlaif audit", [head, tag("h1", "Judge and person"), figures, more, kept, note], "")
 
 
-def _hidden(found: Audit, place: int) -> list[Html]:
-    values = {"token": found.token, "item": place}
+def _hidden(token: str, place: int) -> list[Html]:
+    values = {"token": token, "item": place}
     return [Html(tag("input", type="hidden", name_=name, value=value).removesuffix("</input>")) for name, value in values.items()]
 
 

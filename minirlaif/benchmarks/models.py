@@ -208,16 +208,10 @@ class EngineModel:
     def __init__(self, engine: ChatEngine, video: VideoSection, max_new_tokens: int, which: str, frames: int) -> None:
         if which and which not in engine.models:
             raise UserError(f"{engine.title}: holds no model {which}; it has {', '.join(engine.models)}")
-<<<<<<< HEAD
-        self._engine, self._cfg, self._which, self._frames = engine, cfg, which, frames
-        self._clip: Any = None
-        self._counted: Mapping[str, int] = {}
-=======
         self._engine, self._video, self._which, self._frames = engine, video, which, frames
         self._params = SamplingParams(max_new_tokens=max_new_tokens)
         self._clip: LoadedClip | None = None
         self._counters: Mapping[str, int] = {}
->>>>>>> 170a1e3 (benchmarks: one file a kind with its rows, prompts, grades and predictions)
 
     def unreadable(self, videos: Sequence[str]) -> dict[str, str]:
         """See BenchmarkModel."""
@@ -230,17 +224,10 @@ class EngineModel:
     def answers(self, prompts: Sequence[tuple[str, str]]) -> list[str]:
         """See BenchmarkModel."""
         texts = []
-<<<<<<< HEAD
-        for video, question in asked:
-            if self._clip is None or self._clip.video != video:
-                self._clip = self._engine.load_clip(video, self._frames)
-            texts.append("".join(self._engine.stream(self._clip, (), question, options, self._which)).strip())
-=======
         for video, question in prompts:
             if self._clip is None or self._clip.video != video:
-                self._clip = self._engine.look(video, self._frames)
+                self._clip = self._engine.load_clip(video, self._frames)
             texts.append("".join(self._engine.stream(self._clip, (), question, self._params, self._which)).strip())
->>>>>>> 170a1e3 (benchmarks: one file a kind with its rows, prompts, grades and predictions)
         return texts
 
     def likelihoods(self, candidates: Sequence[tuple[str, str, str]]) -> list[float]:

@@ -1,7 +1,7 @@
-"""Data files in: rows of any known format (formats.py) from json, jsonl, parquet, a folder of clips, or the hub.
+"""Loads samples and preferences: rows of any known format (formats.py) from json, jsonl, parquet, a folder of clips, or the hub.
 
 Everything is checked before training: a file's problems are collected and raised together, each with its row. Rows count from 1;
-in jsonl and questions.txt the row is the line. Clips are only looked for (rowfiles.py), video.py opens them.
+in jsonl and questions.txt the row is the line. Clips are only located (tables.py); video/reader.py opens them.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ def load_preferences(source: str, videos: str = "") -> list[Preference]:
 
 
 def fingerprint(source: str, videos: str = "") -> str:
-    """sha256 of a data file; for a folder, of its questions and its clips' names; "" for a hub name, or where nothing lies."""
+    """sha256 of a data file; for a folder, of its questions and its clips' names; "" for a hub name or a missing file."""
     path = Path(os.path.expanduser(source))
     if not path.is_dir():
         return sha256(path) if path.is_file() else ""
-    asked = [sha256(path / name) for name in _QUESTION_FILES if (path / name).is_file()]
+    questions = [sha256(path / name) for name in _QUESTION_FILES if (path / name).is_file()]
     names = [str(clip) for clip in clip_files(Path(os.path.expanduser(videos or source)))]
-    return hashlib.sha256(json.dumps([asked, names]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([questions, names]).encode()).hexdigest()
 
 
 def _sample_text(sample: Sample) -> list[str]:
@@ -95,19 +95,19 @@ def _load(table: _Table, parse: Callable[[Any], _Record], text: Callable[[_Recor
     """Parse all rows, find their clips, give them ids; raise every problem at once."""
     find = ClipFolder(table.clips).find
     problems: list[tuple[int, str]] = []
-    found: list[tuple[int, _Record, str]] = []  # row, record as parsed, path of the clip
+    rows: list[tuple[int, _Record, str]] = []  # row, record as parsed, path of the clip
     for number, row in table.rows:
         try:
             if isinstance(row, BadRow):
                 raise row
             parsed: _Record = parse(row)
-            found.append((number, parsed, find(parsed.video)))
+            rows.append((number, parsed, find(parsed.video)))
         except BadRow as problem:
             problems.append((number, str(problem)))
-    own = Counter(item[1].id for item in found)
+    own = Counter(parsed.id for _, parsed, _ in rows)
     seen: dict[str, int] = {}
     records: list[_Record] = []
-    for number, parsed, path in found:
+    for number, parsed, path in rows:
         content = json.dumps([parsed.video, *text(parsed)]).encode()
         id_ = parsed.id if parsed.id and own[parsed.id] == 1 else hashlib.sha256(content).hexdigest()[:16]
         if seen.setdefault(id_, number) != number:
@@ -152,15 +152,15 @@ def _folder_table(folder: Path, clips: Path) -> _Table:
             raise UserError(f"{clips}: no clips in the folder ({', '.join(CLIP_SUFFIXES[:6])} …)")
         value = [(number, {"video": clip, "question": text}) for clip in names for number, text in value]
     elif isinstance(value, dict):
-        value = [(number, row) for number, (clip, asked) in enumerate(value.items(), 1) for row in _asked(clip, asked)]
+        value = [(number, row) for number, (clip, texts) in enumerate(value.items(), 1) for row in _question_rows(clip, texts)]
     return _Table(name, clips, value)
 
 
-def _asked(clip: str, questions: Any) -> list[Any]:
+def _question_rows(clip: str, questions: Any) -> list[Any]:
     """Rows of one entry of {clip: [questions]}; a question is a text or {"question", "answer"}."""
     questions = questions if isinstance(questions, list) else [questions]
     if not questions:
         return [BadRow(f"{clip} has no questions")]
-    if not all(isinstance(asked, (str, dict)) for asked in questions):
+    if not all(isinstance(question, (str, dict)) for question in questions):
         return [BadRow(f"{clip} must have a list of questions (texts)")]
-    return [{"question": asked, "video": clip} if isinstance(asked, str) else {**asked, "video": clip} for asked in questions]
+    return [{**(question if isinstance(question, dict) else {"question": question}), "video": clip} for question in questions]

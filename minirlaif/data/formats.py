@@ -1,4 +1,4 @@
-"""Row parsers: each data format people have, turned into one shape. Pure functions on dicts, no disk.
+"""Row parsers: each known data format, turned into one record. Pure functions on dicts, no disk.
 
 Conversations (the clip's place is marked by `<video>` at the start or end of the first question):
   LLaVA               {"video": "a.mp4", "conversations": [{"from": "human", "value": "<video>…"}, {"from": "gpt", "value": "…"}]}
@@ -9,11 +9,10 @@ Plain rows (`<video>` may be left out, there is only one place for the clip):
   VideoInstruct100K   {"q", "a", "video_id"}; benchmark files with `video_name` and `Q`, `A` read the same way
   TRL                 {"prompt", "completion", "videos"}, text or messages
 Preferences: TRL {"prompt", "chosen", "rejected", "videos"}, LLaMA-Factory {"conversations", "chosen", "rejected"},
-  ms-swift {"messages", "rejected_response"}, VLM-RLAIF {"conversations", "output_1", "output_2", "preference": 1 or 2};
-  the app's votes are rows of the last kind, and there the preference may also be one of UNDECIDED.
-
-System turns are not rendered (every stage lays prompts out in one way); they are kept as the tag "system".
-Columns that no format uses pass through as tags, as strings.
+  ms-swift {"messages", "rejected_response"}, VLM-RLAIF {"conversations", "output_1", "output_2", "preference": 1 or 2}; the app's
+  votes are rows of the last kind, whose preference may also be one of UNDECIDED.
+System turns are not rendered, since all stages share one prompt layout; they are kept as the tag "system". Columns that no format
+uses pass through as tags, as strings.
 """
 
 from __future__ import annotations
@@ -28,17 +27,15 @@ from typing import Any
 from minirlaif.types import Preference, Sample, Turn
 
 PLACEHOLDER = "<video>"
-UNDECIDED = ("tie", "both bad")  # votes without a winner: sound rows, but nothing to learn from
-CLIP_SUFFIXES = tuple(
-    f".{s}" for s in ("mp4", "mkv", "webm", "avi", "mov", "m4v", "mpg", "mpeg", "ts", "wmv", "flv", "3gp", "ogv", "gif")
-)
-_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+UNDECIDED = ("tie", "both bad")  # votes without a winner: valid rows, but nothing to learn from
+CLIP_SUFFIXES = tuple(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .wmv .flv .3gp .ogv .gif".split())
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _CONVERSATIONS = ("messages", "conversations")
 _QUESTIONS, _ANSWERS = ("question", "q", "Q"), ("answer", "a", "A")
 _VIDEOS = ("video", "videos", "video_id", "video_name", "images")
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant", "system": "system"}
 
-# Chat and media tokens of SmolVLM2, Qwen-VL, Gemma and LLaVA; <|…|> is ChatML and Qwen's marks, <|turn> and <turn|> Gemma 4.
+# Chat and media tokens of SmolVLM2, Qwen-VL, Gemma and LLaVA; <|…|> is ChatML and Qwen's, <|turn> and <turn|> Gemma 4.
 _SPECIAL = re.compile(
     r"<\|[\w/:.-]+\|?>|<[\w/:.-]+\|>|</?s>|<(?:bos|eos|pad|unk|image|video|audio|im_start|im_end|im_patch|vid_start|vid_end"
     r"|fake_token_around_image|global-img|row_\d+_col_\d+|end_of_utterance"
@@ -58,17 +55,9 @@ class _Message:
 
 
 def parse_sample(row: Any, need_answers: bool = True) -> Sample:
-    """A row of any conversation or question format.
+    """A record from a decoded row of any conversation or question format: `video` as the row names it, the row's own id or "".
 
-    Args:
-        row: one decoded row; columns that are None count as absent.
-        need_answers: refuse questions without an answer.
-
-    Returns:
-        the record with `video` as the row names it, and the row's own id ("" where it has none).
-
-    Raises:
-        BadRow: what is wrong, in one line.
+    need_answers: refuse questions without an answer. Columns that are None count as absent. BadRow: what is wrong, in one line.
     """
     row = _known_columns(row)
     used = {"id", "images"}
@@ -77,21 +66,16 @@ def parse_sample(row: Any, need_answers: bool = True) -> Sample:
         raise BadRow(f"no `messages`, `conversations`, `prompt`, `question` or `q` column (it has {_names(row)})")
     used.add(column)
     messages = _messages(row[column], column)
-    answer = _first(row, ("completion",) if column == "prompt" else () if column in _CONVERSATIONS else _ANSWERS)
-    if answer:
+    if answer := _first(row, ("completion",) if column == "prompt" else () if column in _CONVERSATIONS else _ANSWERS):
         used.add(answer)
         messages.append(_Message("assistant", _answer_text(row[answer], answer)))
     video = _take_clip(row, messages, column in _CONVERSATIONS, used)
-    turns = _turns(_without_tag(messages, row), need_answers)
+    turns = _turns(messages, row, need_answers)
     return Sample(str(row.get("id", "")).strip(), video, turns, tags=_tags(row, used, messages))
 
 
 def parse_preference(row: Any) -> Preference:
-    """A row of any preference format; see the module's docstring. One question per row.
-
-    Raises:
-        BadRow: what is wrong, in one line.
-    """
+    """A record from a decoded row of any preference format, one question per row. BadRow: what is wrong, in one line."""
     row = _known_columns(row)
     used = {"id", "images", "context", "margin"}
     column = _first(row, (*_CONVERSATIONS, "prompt", *_QUESTIONS))
@@ -101,7 +85,7 @@ def parse_preference(row: Any) -> Preference:
         raise BadRow(f"no `prompt`, `messages`, `conversations` or `question` column (it has {_names(row)})")
     used.add(column)
     video = _take_clip(row, messages, column in _CONVERSATIONS, used)
-    turns = _turns(_without_tag(messages, row), need_answers=False)
+    turns = _turns(messages, row, need_answers=False)
     if len(turns) != 1 or turns[0].answer is not None:
         raise BadRow(f"the prompt of a preference must be one question without an answer, this has {len(turns)} question(s)")
     chosen, rejected = _clean(chosen, "the chosen answer"), _clean(rejected, "the rejected answer")
@@ -135,11 +119,11 @@ def _chosen_and_rejected(row: Mapping[str, Any], messages: list[_Message], used:
         used.update(("chosen", "rejected"))
         sides = [row["chosen"], row["rejected"]]
         if not messages and all(isinstance(side, list) and len(side) > 1 for side in sides):  # TRL: the prompt is inside
-            whole = [_messages(sides[0], "chosen"), _messages(sides[1], "rejected")]
-            if whole[0][:-1] != whole[1][:-1] or any(side[-1].role != "assistant" for side in whole):
+            best, worst = _messages(sides[0], "chosen"), _messages(sides[1], "rejected")
+            if best[:-1] != worst[:-1] or any(side[-1].role != "assistant" for side in (best, worst)):
                 raise BadRow("`chosen` and `rejected` must be one conversation that ends in two different answers")
-            messages.extend(whole[0][:-1])
-            return whole[0][-1].text, whole[1][-1].text
+            messages.extend(best[:-1])
+            return best[-1].text, worst[-1].text
         return _answer_text(sides[0], "chosen"), _answer_text(sides[1], "rejected")
     raise BadRow(
         "not a preference: needs `chosen` and `rejected`, `rejected_response`, or `output_1`, `output_2` and `preference`"
@@ -206,9 +190,7 @@ def _message(item: Any, column: str, number: int) -> _Message:
 
 def _answer_text(value: Any, column: str) -> str:
     """An answer given as text, as a number (counts), as one message or as a list of one message."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, str | int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, list) and len(value) == 1:
         return _answer_text(value[0], column)
@@ -231,7 +213,7 @@ def _file_names(value: Any, column: str) -> list[str]:
         raise BadRow(f"`{column}` must name a clip, this is {'empty' if isinstance(value, str) else _kind(value)}")
     if "://" in value:
         raise BadRow(f"{value} is an address; download the clip and name the file")
-    if value.lower().endswith(_PICTURE_SUFFIXES):
+    if value.lower().endswith(_IMAGE_SUFFIXES):
         raise BadRow(f"`{column}` holds frame pictures ({value}); frame folders are not read, name the clip file in `video`")
     return [value.strip()]
 
@@ -251,7 +233,7 @@ def _take_clip(row: Mapping[str, Any], messages: Sequence[_Message], tag_require
     if not tags and tag_required:
         instead = " instead of <image>" if any("<image>" in message.text for message in messages) else ""
         raise BadRow(f"no {tag} tag: put it at the start of the first question{instead}")
-    if tags > len(files) or (tags and tags < len(files)):
+    if tags and tags != len(files):
         raise BadRow(f"{tags} {tag} tag(s) but {len(files)} clip(s): there must be one tag for each clip")
     if len(files) > 1:
         raise BadRow(f"{len(files)} clips in one row: more than one is not supported yet")
@@ -263,19 +245,14 @@ def _tag(row: Mapping[str, Any]) -> str:
     return "<image>" if _first(row, _VIDEOS) == "images" and PLACEHOLDER not in str(row) else PLACEHOLDER
 
 
-def _without_tag(messages: Sequence[_Message], row: Mapping[str, Any]) -> list[_Message]:
-    """The spoken turns with the placeholder taken from the start or end of the first question."""
+def _turns(messages: Sequence[_Message], row: Mapping[str, Any], need_answers: bool) -> tuple[Turn, ...]:
+    """Questions and answers, without system turns and without the placeholder at the start or end of the first question."""
     spoken = [message for message in messages if message.role != "system"]
     if spoken and spoken[0].role == "user":
         text, tag = spoken[0].text.strip(), _tag(row)
-        text = text.removeprefix(tag) if text.startswith(tag) else text.removesuffix(tag)
-        spoken[0] = _Message("user", text)
-    return spoken
-
-
-def _turns(messages: Sequence[_Message], need_answers: bool) -> tuple[Turn, ...]:
+        spoken[0] = _Message("user", text.removeprefix(tag) if text.startswith(tag) else text.removesuffix(tag))
     turns: list[Turn] = []
-    for number, message in enumerate(messages):
+    for number, message in enumerate(spoken):
         if message.role != ("assistant" if number % 2 else "user"):
             raise BadRow(f"turn {number + 1} is by the {message.role}: questions and answers must alternate, a question first")
         place = number // 2 + 1
@@ -292,21 +269,19 @@ def _turns(messages: Sequence[_Message], need_answers: bool) -> tuple[Turn, ...]
 
 
 def _clean(text: str, what: str) -> str:
-    """Stripped text that holds something and no token that a model could take for a chat or media mark."""
-    text = text.strip()
-    if not text:
+    """Stripped text that is not empty and has no chat or media token."""
+    if not (text := text.strip()):
         raise BadRow(f"{what} is empty")
-    found = _SPECIAL.search(text)
-    if found:
-        inside = "the clip's place is the start or end of the first question" if found[0] == PLACEHOLDER else "take it out"
-        raise BadRow(f"{what} contains the token {found[0]}: {inside}")
+    if token := _SPECIAL.search(text):
+        remedy = "the clip's place is the start or end of the first question" if token[0] == PLACEHOLDER else "take it out"
+        raise BadRow(f"{what} contains the token {token[0]}: {remedy}")
     if half_letters(text):
         raise BadRow(f"{what} contains half of a character pair (broken emoji): take it out")
     return text
 
 
 def half_letters(text: str) -> bool:
-    """Whether a text cannot be written: JSON can hold halves of a pair of surrogates, UTF-8 cannot."""
+    """Whether a text holds half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
     return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
 
 

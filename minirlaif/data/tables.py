@@ -1,8 +1,8 @@
-"""What data files and benchmark files are read with: rows of json, jsonl, csv, parquet and hub sets, and the clips they name.
+"""Rows of data files and benchmark files (json, jsonl, csv, parquet, hub sets), and the clips that they name.
 
 json and jsonl are read by the standard library: `datasets` infers one type per column, which turns ids that look like dates into
 dates and ids of two types into another, fills ragged rows with empty columns, and does not say which line is broken.
-A row that cannot be decoded is a BadRow in its place. Clips are only looked for here, video.py opens them.
+A row that cannot be decoded is a BadRow in its place. Clips are only located here; video/reader.py opens them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TABLES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
 
 def raise_all(name: str, problems: list[tuple[int, str]]) -> None:
-    """Raise one UserError about all problems of a file, each given with its row; do nothing when there are none."""
+    """Raise one UserError about all problems of a file, each given with its row; nothing without problems."""
     if not problems:
         return
     lines = [f"row {number}: {' '.join(message.splitlines())[:400]}" for number, message in sorted(problems)]
@@ -66,7 +66,7 @@ class ClipFolder:
         if path.suffix.lower() not in CLIP_SUFFIXES and self._folder is not None:
             if self._stems is None:
                 self._stems = _stems(self._folder)
-            hits = self._stems.get(name) or self._stems.get(f"v_{name}") or []  # ActivityNet lists leave the v_ out
+            hits = self._stems.get(name) or self._stems.get(f"v_{name}") or []  # ActivityNet's lists leave out the v_
             if len(hits) == 1:
                 return hits[0]
             if hits:
@@ -112,7 +112,7 @@ def _csv_rows(name: str) -> list[tuple[int, Any]]:
 
 
 def text_lines(name: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines that hold something."""
+    """Numbered lines that are not blank."""
     yield from ((number, line.strip()) for number, line in enumerate(_text(name).split("\n"), 1) if line.strip())
 
 
@@ -129,7 +129,7 @@ def _text(name: str) -> str:
 
 
 def json_value(name: str) -> list[tuple[int, Any]] | dict[str, Any]:
-    """Rows of a json or jsonl file, told apart by content since both suffixes are used for both; a json object as it is."""
+    """Rows of a json or jsonl file, distinguished by content since both suffixes are used for both; a json object as it is."""
     text = _text(name)
     if text.lstrip().startswith("[") or name.endswith(".json"):
         try:

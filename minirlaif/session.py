@@ -27,6 +27,7 @@ from minirlaif.models.renderer import FrameLayout
 from minirlaif.runs.io import disk_is_full
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
+from minirlaif.stages.registry import STAGES
 from minirlaif.types import Preference, Sample
 from minirlaif.video.frame_sampling import FramePlan, FrameSize, segment_spans, uniform_plan
 from minirlaif.video.reader import ClipInfo, ClipReader, check_clips
@@ -205,15 +206,6 @@ def readable(session: ModelSession, samples: Sequence[Record]) -> list[Record]:
     return [sample for sample in samples if sample.video in good]
 
 
-READS = {  # parts of the data, by stage
-    "sft": ("sft",),
-    "feedback": ("prompts", "dev"),
-    "reward": ("preferences",),
-    "ppo": ("prompts", "dev"),
-    "evaluate": ("test",),
-}
-
-
 @contextmanager
 def open_session(cfg: Config, run: Run, for_ppo: bool = False) -> Iterator[ModelSession]:
     """Load the backbone and open the run's feature cache; closes the cache and the reader.
@@ -295,10 +287,10 @@ def check_tokenizers(cfg: Config) -> None:
 def _rows_ahead(cfg: Config, run: Run) -> dict[str, list[Any]]:
     """The rows that the first unfinished stage and all later ones read, by part of the data; of the tiny world only those with a
     limit. A part that names no source is left out: whether a stage can do without it is the stage's to say."""
-    names = list(READS)
-    first = next((i for i, name in enumerate(names) if run.manifest(name) is None), len(names))
+    stages = [stage for stage in STAGES.values() if stage.reads]
+    first = next((i for i, stage in enumerate(stages) if run.manifest(stage.name) is None), len(stages))
     found: dict[str, list[Any]] = {}
-    for part in dict.fromkeys(part for name in names[first:] for part in READS[name]):
+    for part in dict.fromkeys(part for stage in stages[first:] for part in stage.reads):
         if part == "preferences":
             found[part] = [row for source in cfg.data.preferences for row in read_preferences(source, cfg.data.videos)]
         elif getattr(cfg.data, part) or (cfg.data.world and part == "sft"):

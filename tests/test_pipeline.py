@@ -24,6 +24,7 @@ import pytest
 from minirlaif import config
 from minirlaif.cli import main
 from minirlaif.runs.run import Run
+from minirlaif.stages.registry import Stage
 from minirlaif.video.reader import ClipReader
 from tests.fixtures import small_config
 from tests.fixtures.small_config import STAGES, begin, files, lines, make, manifest, results
@@ -59,7 +60,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, looks: Looks) -> Path:
     """A run that nothing interrupted. No test changes it."""
     from minirlaif.models.backbones.smolvlm import SmolVLM
 
-    real = {"info": ClipReader.info, "frames": ClipReader.frames, "encode": SmolVLM.encode_frames, "stage": main.stage_function}
+    real = {"info": ClipReader.info, "frames": ClipReader.frames, "encode": SmolVLM.encode_frames, "load": Stage.load}
 
     def info(self: ClipReader, path: Any) -> Any:
         looks.asked.append((looks.stage, "info", Path(path).name, ""))
@@ -73,15 +74,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory, looks: Looks) -> Path:
         looks.encoded.append(len(pixels))
         return real["encode"](self, pixels)
 
-    def stage_function(name: str) -> Any:
-        looks.stage = name
-        return real["stage"](name)
+    def load(stage: Stage) -> Any:
+        looks.stage = stage.name
+        return real["load"](stage)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ClipReader, "info", info)
         patch.setattr(ClipReader, "frames", frames)
         patch.setattr(SmolVLM, "encode_frames", encode)
-        patch.setattr(main, "stage_function", stage_function)
+        patch.setattr(Stage, "load", load)
         return make(tmp_path_factory.mktemp("finished"), STAGES)
 
 

@@ -11,9 +11,9 @@ import math
 from dataclasses import dataclass
 
 from minirlaif.config import Config
+from minirlaif.stages.registry import until
 
 MAIN = "main"
-BEFORE_PPO = ("world", "sft", "feedback", "reward")
 BEST_OF = (2, 4, 8)
 KL = (0.01, 0.03, 0.1, 0.3)
 PAIRS = (250, 1000)
@@ -95,7 +95,7 @@ def arms(cfg: Config) -> tuple[Arm, ...]:
     some = f"feedback.limit={size * math.ceil(prompts / 5 / size)}"
     bare, any_reward = "reward.context=false", "reward.min_accuracy=0"
     to_reward, to_ppo = ("reward", "ppo", "exam"), ("ppo", "exam")
-    upto_sft, upto_feedback, upto_reward = (BEFORE_PPO[:n] for n in (2, 3, 4))
+    upto_sft, upto_feedback, upto_reward = (until(name) for name in ("sft", "feedback", "reward"))
 
     def judged(name: str, *changed: str) -> Arm:
         return Arm(name, (*changed, some), upto_sft, ("feedback",))

@@ -20,13 +20,13 @@ from minirlaif.stages import evaluate, feedback
 from minirlaif.training.optim import generator
 from minirlaif.types import Sample
 
-INPUTS = {"policy": ("ppo",), "sft": ("sft",), "best": ("sft", "reward")}
+MODELS = {"policy": ("rlaif",), "sft": ("sft",), "best": ("sft", "reward")}  # that each way to answer uses
 
 
 def run(cfg: Config, run: Run, who: str) -> None:
     """1. questions 2. answers 3. one row per question. who: "policy", "sft" or "best"."""
     settings = settings_of(cfg, "model", "video", "feedback", "rollout", "evaluate", sources=["test"])
-    with run.stage("exam", {**settings, "who": who}, inputs=INPUTS[who]) as out:
+    with run.stage("exam", {**settings, "who": who}, inputs=[run.producer(model) for model in MODELS[who]]) as out:
         if out is None:
             return
         # 1. questions
@@ -37,7 +37,7 @@ def run(cfg: Config, run: Run, who: str) -> None:
             if who == "best":
                 answers = _best(session, run, tests)
             else:
-                session.adapters.add(who, 0, run.require(INPUTS[who][0]) / "adapter")
+                session.adapters.add(who, 0, run.adapter(MODELS[who][0]))
                 answers = {who: evaluate.greedy_answers(session, who, tests, lambda row, view: view)}
             session.counted(out)
         # 3. rows
@@ -51,8 +51,8 @@ def run(cfg: Config, run: Run, who: str) -> None:
 
 def _best(session: ModelSession, run: Run, tests: Sequence[Sample]) -> dict[str, list[str]]:
     """Sampled SFT answers, and of the first n the one with the highest score; the reward model may read descriptions."""
-    cfg, reward = session.cfg, run.require("reward") / "adapter"
-    session.adapters.add("sft", 0, run.require("sft") / "adapter")
+    cfg, reward = session.cfg, run.adapter("reward")
+    session.adapters.add("sft", 0, run.adapter("sft"))
     session.critic.adapters.add("reward", 0, reward)
     session.critic.adapters.load_head("reward", reward)
     with session.adapters.inference_as("sft"):

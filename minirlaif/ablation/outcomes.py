@@ -46,7 +46,7 @@ def remarks(entry: Entry, run: Run) -> dict[str, float]:
         metrics = _metrics(run, "reward")
         return {"agrees with the judge": metrics["accuracy"]}
     if entry.counts == ANSWERS and entry.column in ("policy", "rlaif"):
-        metrics = _metrics(run, "ppo")
+        metrics = _metrics(run, run.producer("rlaif"))
         return {"KL at the end, nats": metrics["kl"], "kept iteration": metrics["chosen_iteration"]}
     return {}
 

@@ -10,6 +10,7 @@ from minirlaif import config
 from minirlaif.errors import UserError
 from minirlaif.runs.io import read_json
 from minirlaif.runs.run import Run
+from minirlaif.stages.registry import STAGES
 
 
 def main(folder: str) -> int:
@@ -25,16 +26,14 @@ def main(folder: str) -> int:
 
 def _make(root: Path) -> None:
     from minirlaif.ablation import exam
-    from minirlaif.stages import feedback, ppo, reward, sft
 
     arm, cfg = read_json(root / "arm.json"), config.load(root / "config.yaml")
     run = Run(root, ("--config", str(root / "config.yaml")))
-    stages = {"sft": sft.run, "feedback": feedback.run, "reward": reward.run, "ppo": ppo.run}
     for name in arm["makes"]:
         if name == "exam":
             exam.run(cfg, run, arm["exam"])
         else:
-            stages[name](cfg, run)
+            STAGES[name].load()(cfg, run)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,9 @@ from minirlaif.errors import UserError
 from minirlaif.runs.io import read_json, write_atomic
 from minirlaif.runs.progress import clock, progress
 from minirlaif.runs.run import Run
+from minirlaif.stages.registry import until
 
-MAIN_STAGES = ("world", "sft", "feedback", "reward", "ppo", "evaluate")
+MAIN_STAGES = until("evaluate")
 MAIN_WEIGHT, LOOK_WEIGHT = 1000, 15  # about how many seconds a main run takes, and a look at a finished one
 
 

@@ -8,26 +8,16 @@ from typing import Any
 
 from minirlaif.app import run_reader
 from minirlaif.app.run_reader import Row
-from minirlaif.app.views import NAMES, root
+from minirlaif.app.views import root
 from minirlaif.errors import UserError
 from minirlaif.reports import run_results
 from minirlaif.reports.html import Html, bar, bars, curve, frames, number, strip_styles, table, tag
 from minirlaif.runs.run import Run
 from minirlaif.runs.status import status_rows
+from minirlaif.stages.registry import MODELS, PIPELINE, STAGES
 
 CARDS = 8  # test answers on a page
 KINDS = {"all": "all", **{title: kind for kind, title in run_results.KINDS.items() if kind}}
-CURVES = (  # stage, field, title, note, tone
-    ("ppo", "score", "Score", "reward model, mean over a batch", "rlaif"),
-    ("ppo", "kl", "KL to SFT", "nats per answer", "rlaif"),
-    ("ppo", "dev_win_rate", "Dev win rate", "dev answers preferred to SFT's; 0.5: no better", "rlaif"),
-    ("ppo", "entropy", "Entropy", "nats per token", "rlaif"),
-    ("ppo", "length", "Length", "tokens per answer", "rlaif"),
-    ("sft", "loss", "SFT loss", "", "sft"),
-    ("feedback", "decided", "Pairs decided", "per chunk of prompts", "plain"),
-    ("reward", "loss", "Reward model loss", "", "plain"),
-    ("reward", "accuracy", "Reward model accuracy", "on each step's training pairs", "plain"),
-)
 
 
 def progress(run: Run | None) -> Html:
@@ -35,7 +25,7 @@ def progress(run: Run | None) -> Html:
     if run is None:
         return nothing()
     try:
-        rows = [[name, state, time, result] for name, state, time, result in status_rows(run, run_reader.STAGES)]
+        rows = [[name, state, time, result] for name, state, time, result in status_rows(run, PIPELINE)]
     except UserError as error:
         return root(tag("p", str(error), class_="notice warn"))
     live = run_reader.at_work(run)
@@ -52,7 +42,7 @@ def progress(run: Run | None) -> Html:
 def _how_far(run: Run, stage: str) -> Html:
     cfg, lines = run_reader.config_of(run), run_reader.rows(run, stage, "metrics.jsonl")
     step = int(lines[-1]["step"]) if lines and "step" in lines[-1] else 0
-    total = {"ppo": cfg.ppo.iterations, "pretrain": cfg.pretrain.steps}.get(stage) if cfg else None
+    total = getattr(getattr(cfg, stage, None), "iterations", None)
     told = f"step {number(step)} of {number(total)}" if total else f"step {number(step)}"
     return bar(f"{stage} is running", step / total if total else 0.0, "rlaif", value=told, note="this page follows it")
 
@@ -62,11 +52,12 @@ def curves(run: Run | None) -> Html:
     if run is None:
         return Html("")
     drawn = []
-    for stage, field, title, note, tone in CURVES:
-        points = [(row["step"], row.get(field)) for row in _measured(run, stage)]
-        if any(y is not None for _, y in points):
-            whole = (0.0, 1.0) if field in ("dev_win_rate", "accuracy") else None
-            drawn.append(curve(title, points, tone, note=note, span=whole))
+    for stage in reversed(STAGES.values()):
+        rows = _measured(run, stage.name) if stage.curves else []
+        for each in stage.curves:
+            points = [(row["step"], row.get(each.field)) for row in rows]
+            if any(y is not None for _, y in points):
+                drawn.append(curve(each.title, points, stage.tone, note=each.note, span=each.span))
     if not drawn:
         return root(tag("p", "No stage has measured anything yet.", class_="empty"))
     return root(tag("div", *drawn, class_="curves"))
@@ -173,7 +164,7 @@ def voted(rows: Sequence[Row], only_other: bool, most: int = 20) -> Html:
                 tag(
                     "dt",
                     tag("i", class_=f"key {row.get(f'model_{n}')}"),
-                    f"{words[n]}: {NAMES.get(str(row.get(f'model_{n}')), '?')}",
+                    f"{words[n]}: {MODELS.get(str(row.get(f'model_{n}')), '?')}",
                 ),
                 tag("dd", row.get(f"output_{n}") or tag("em", "no answer")),
             )

@@ -15,10 +15,10 @@ from typing import Any
 from minirlaif.errors import UserError
 from minirlaif.runs.io import read_jsonl, sha256
 from minirlaif.runs.run import Run
+from minirlaif.stages.registry import ADAPTERS, PIPELINE, producers
 from minirlaif.stats import exact_match
 from minirlaif.video.frame_sampling import uniform_plan
 
-STAGES = ("world", "sft", "feedback", "reward", "ppo", "evaluate", "report")
 ALIVE = 180.0  # seconds after which a stage that wrote nothing counts as stopped: states are saved every two minutes
 Row = dict[str, Any]
 
@@ -46,17 +46,18 @@ def _touched(folder: Path) -> float:
 
 
 def newest(folder: Path) -> Run | None:
-    """The run whose `ppo` finished last; without any, whose `sft` did; None where nothing can talk."""
-    for stage in ("ppo", "sft"):
-        ready = [run for run in runs(folder) if (run.dir(stage) / "manifest.json").is_file()]
-        if ready:
-            return max(ready, key=lambda run: (run.dir(stage) / "manifest.json").stat().st_mtime)
+    """The run whose aligned model finished last; without any, whose SFT model did; None where no run has a model."""
+    for model in ADAPTERS:
+        manifests = [(run, run.dir(stage.name) / "manifest.json") for run in runs(folder) for stage in producers(model)]
+        finished = {run: path.stat().st_mtime for run, path in manifests if path.is_file()}
+        if finished:
+            return max(finished, key=lambda run: finished[run])
     return None
 
 
 def at_work(run: Run) -> str:
     """The stage that is being made right now, or ""."""
-    for stage in STAGES:
+    for stage in PIPELINE:
         written = [path.stat().st_mtime for path in run.partial(stage).glob("*.json*")]
         if written and time.time() - max(written) < ALIVE:
             return stage

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from minirlaif.errors import UserError
 from minirlaif.inference.engine import JudgeVerdict, LoadedClip
+from minirlaif.stages.registry import ADAPTERS
 
-PAIR = ("rlaif", "sft")  # the models that are compared
+PAIR = ADAPTERS[:2]  # the models that are compared
 
 
 @dataclass

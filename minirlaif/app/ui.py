@@ -20,6 +20,7 @@ from minirlaif.app.tabs import MODEL, QUICK, Place, run_tab, votes_tab
 from minirlaif.app.uploads import duration
 from minirlaif.app.votes import CHOICES
 from minirlaif.inference.engine import SamplingParams
+from minirlaif.stages.registry import MODELS
 
 SAVE = """(text) => {
   if (!text) return;
@@ -162,7 +163,7 @@ def _chat_tab(place: Place, talks: Talks, clip: _Clip) -> _Tab:
     suggestions = _suggestions(place)
     box, ask, stop = _asking("Ask about the clip", "Question", "Ask", ("question", "ask", "stop"))
     with gr.Row(elem_classes="tools", equal_height=True):
-        names = [(views.NAMES.get(name, name), name) for name in talks.engine.models]
+        names = [(MODELS.get(name, name), name) for name in talks.engine.models]
         model = gr.Radio(names, value=talks.engine.models[0], label="Who answers", show_label=False, container=False, scale=6)
         retry = gr.Button("Retry", size="sm", min_width=70, interactive=False, elem_id="retry")
         clear = gr.Button("Clear", size="sm", min_width=70, interactive=False, elem_id="clear")

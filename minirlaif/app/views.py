@@ -11,8 +11,8 @@ from minirlaif.app.sessions import PAIR, Answer, Session, SideBySide
 from minirlaif.app.votes import Agreement
 from minirlaif.inference.engine import LoadedClip
 from minirlaif.reports.html import Html, bar, bars, join, number, percent, tag
+from minirlaif.stages.registry import MODELS
 
-NAMES = {"rlaif": "Aligned (RLAIF)", "sft": "SFT", "base": "Base, before SFT"}
 TALLEST = 160  # pixels of a frame on the page; smaller frames are shown pixel by pixel
 CHOICE_WORDS = {"A": "Answer A", "B": "Answer B", "tie": "a tie", "both bad": "both bad", "invalid": "nothing readable"}
 
@@ -78,7 +78,7 @@ def chat(session: Session, title: str) -> Html:
 
 
 def _who(answer: Answer) -> Html:
-    name = NAMES.get(answer.model, answer.model) if answer.model else "waiting for the model"
+    name = MODELS.get(answer.model, answer.model) if answer.model else "waiting for the model"
     return tag("div", tag("i", class_=f"key {answer.model or 'plain'}"), name, class_="who")
 
 
@@ -135,7 +135,7 @@ def _side(pair: SideBySide, place: int) -> Html:
     answer, letter = pair.answers[place], "AB"[place]
     shown: list[object] = [tag("span", f"Answer {letter}", class_="letter")]
     if pair.vote:
-        shown += [tag("i", class_=f"key {answer.model}"), NAMES.get(answer.model, answer.model)]
+        shown += [tag("i", class_=f"key {answer.model}"), MODELS.get(answer.model, answer.model)]
     below = reward(answer.score) if pair.vote and answer.score is not None else "\u00a0"
     won = " won" if pair.vote == letter else ""
     return tag(
@@ -173,7 +173,7 @@ def votes(counts: Agreement, file: str) -> Html:
         return root(tag("p", "No votes yet: compare two answers and choose.", class_="empty"))
     decided = counts.wins + counts.losses
     rows = [
-        bar(NAMES["rlaif"], counts.wins / decided if decided else None, "rlaif", counts.win_interval, 0.5, note=_of(decided)),
+        bar(MODELS["rlaif"], counts.wins / decided if decided else None, "rlaif", counts.win_interval, 0.5, note=_of(decided)),
         bar(
             "Judge votes as people do",
             counts.alike / counts.both_decided if counts.both_decided else None,
@@ -184,8 +184,8 @@ def votes(counts: Agreement, file: str) -> Html:
         ),
     ]
     told = [
-        f"{number(counts.votes)} vote{'s' * (counts.votes != 1)}: {number(counts.wins)} for {NAMES[PAIR[0]]}, "
-        f"{number(counts.losses)} for {NAMES[PAIR[1]]}, {number(counts.ties)} tied, {number(counts.bad)} both bad."
+        f"{number(counts.votes)} vote{'s' * (counts.votes != 1)}: {number(counts.wins)} for {MODELS[PAIR[0]]}, "
+        f"{number(counts.losses)} for {MODELS[PAIR[1]]}, {number(counts.ties)} tied, {number(counts.bad)} both bad."
     ]
     if counts.both_decided:
         told.append(f" Where both named a winner, it was the same in {percent(counts.alike / counts.both_decided, 0)}.")

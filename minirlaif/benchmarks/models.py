@@ -24,14 +24,14 @@ from minirlaif.inference.engine import ChatEngine, LoadedClip, SamplingParams
 from minirlaif.runs.io import sha256
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
+from minirlaif.stages.registry import ADAPTERS, MODELS
 
 if TYPE_CHECKING:
     from minirlaif.session import ModelSession
 
-ROLES = {"rlaif": ("ppo", "policy"), "sft": ("sft", "sft"), "base": ("", "base")}  # model of a run -> its stage, its role
 SEARCHED = 4  # folders above an adapter that may be its run
 # What lies beside the models' folders: a model of such a name would overwrite it, or be overwritten.
-TAKEN = (*ROLES, "scores", "table.json", "table.md", "table.html", "radar.svg", "bars.svg")
+TAKEN = (*MODELS, "scores", "table.json", "table.md", "table.html", "radar.svg", "bars.svg")
 
 
 @dataclass(frozen=True)
@@ -92,15 +92,15 @@ def resolve_model(name: str, run: Run, config_file: str | None, changes: Sequenc
     """
     from minirlaif.session import settings_of
 
-    if name in ROLES and not (run.root / "config.yaml").is_file():
+    if name in MODELS and not (run.root / "config.yaml").is_file():
         raise UserError(f"{run.root}: no such run; name another --run, or with --model a folder, an adapter or a .gguf file")
     path, which = Path(name).expanduser(), ""
     file, colon, model = name.rpartition(":")
-    if name not in ROLES and colon and _is_gguf(Path(file)):
+    if name not in MODELS and colon and _is_gguf(Path(file)):
         path, which = Path(file), model
-    nearest = run.root / "config.yaml" if name in ROLES else _config_near(path, run)
+    nearest = run.root / "config.yaml" if name in MODELS else _config_near(path, run)
     cfg = config.load(config_file or nearest, changes)
-    if name not in ROLES and _is_gguf(path):
+    if name not in MODELS and _is_gguf(path):
         sets_frames = config_file is not None or any(change.startswith("video.frames=") for change in changes)
         hashes, frames = _exported(name, path, cfg.video.frames if sets_frames else 0)
         settings = {"model": {"files": hashes, "which": which}, "frames": frames, "max_new_tokens": cfg.evaluate.max_new_tokens}
@@ -108,8 +108,8 @@ def resolve_model(name: str, run: Run, config_file: str | None, changes: Sequenc
         return ModelSpec(_own_title(title), "gguf", str(path), cfg, settings, which=which, frames=frames)
     inputs: tuple[str, ...] = ()
     weights: dict[str, Any] = {}
-    if name in ROLES:
-        title, kind, which, inputs = name, "run", name, (ROLES[name][0],) if ROLES[name][0] else ()
+    if name in MODELS:
+        title, kind, which, inputs = name, "run", name, (run.producer(name),) if name in ADAPTERS else ()
         for stage in inputs:
             run.require(stage)
     elif path.is_file():
@@ -122,7 +122,7 @@ def resolve_model(name: str, run: Run, config_file: str | None, changes: Sequenc
         cfg = replace(cfg, model=replace(cfg.model, base=name, revision=cfg.model.revision if path.is_dir() else "main"))
         title, kind = _own_title(path.resolve().name), "folder"
     else:
-        known = ", ".join(ROLES)
+        known = ", ".join(reversed(MODELS))
         raise UserError(
             f"--model {name}: no such file or folder, and none of {known}; name a run's model, an adapter, a folder or a .gguf"
         )
@@ -148,7 +148,7 @@ def load_model(spec: ModelSpec, run: Run) -> Iterator[BenchmarkModel]:
     with open_session(spec.config, run) as session:
         role = "base"
         if spec.kind == "run" and spec.inputs:
-            role = ROLES[spec.which][1]
+            role = spec.which
             session.adapters.add(role, 0, run.require(spec.inputs[0]) / "adapter")
         elif spec.kind == "adapter":
             role = "policy"

@@ -20,9 +20,10 @@ from minirlaif.errors import UserError
 from minirlaif.feedback.text_judge import GradeRequest, GradeResult, Grading, JudgeName, TextJudge
 from minirlaif.runs.io import plain, read_json, write_atomic
 from minirlaif.runs.run import Run
+from minirlaif.stages.registry import MODELS
 
 SCHEMA = 1
-ORDER = {"base": 0, "sft": 1, "rlaif": 2}  # of rows in a table, so that differences read as gains
+ORDER = {model: place for place, model in enumerate(MODELS)}  # of rows in a table, so that differences read as gains
 NO_PREDICTION = "no prediction"
 
 

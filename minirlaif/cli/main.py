@@ -8,7 +8,7 @@ import importlib.util
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,21 +20,9 @@ from minirlaif.errors import UserError
 from minirlaif.runs.io import disk_is_full, read_json, write_atomic
 from minirlaif.runs.run import Run
 from minirlaif.runs.status import report_state, status_table
+from minirlaif.stages.registry import PIPELINE, STAGES
 
-STAGES = {  # in the order of `run`, except pretrain, which `run` leaves out because the tiny base ships with the package
-    "pretrain": "train the tiny base model from nothing",
-    "world": "make the tiny world: clips with exact truth, and data files about them",
-    "sft": "supervised fine-tuning, short answers first, then long ones",
-    "feedback": "the model answers twice, describes the clip and judges its own answers",
-    "reward": "train the reward model on those judgements",
-    "ppo": "train the policy on the reward model's scores",
-    "evaluate": "compare base, SFT and aligned model on held-out questions",
-    "report": "write report.html and report.json",
-}
-TOGETHER = ("sft", "feedback", "reward", "ppo")  # several processes share these; the leader does the others alone
-NEEDS = {"sft": "sft", "feedback": "prompts", "ppo": "prompts", "evaluate": "test"}  # the data that a stage cannot do without
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX")}  # packages; the others are named as accelerate names them
-PIPELINE = tuple(name for name in STAGES if name != "pretrain")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -98,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
         "stages", nargs="*", metavar="STAGE", help=f"only these ({', '.join(STAGES)}); default: all but pretrain"
     )
     _add_run_flags(everything, trains=True)
-    for name, help_text in STAGES.items():
-        stage = plan.verb(verbs, name, help_text, f"{name} --config configs/tiny.yaml --run tiny")
+    for name in STAGES:
+        stage = plan.verb(verbs, name, STAGES[name].help, f"{name} --config configs/tiny.yaml --run tiny")
         _add_run_flags(stage, trains=True, needs_config=name != "evaluate")
         if name == "evaluate":
             evaluate.add_benchmark_flags(stage)
@@ -183,12 +171,12 @@ def _make(run: Run, cfg: config.Config, options: argparse.Namespace) -> int:
     distributed.wait()
     for number, name in enumerate(names, start=1):
         if len(names) > 1 and distributed.leads():
-            print(f"[{number}/{len(names)}] {name}: {STAGES[name]}", flush=True)
-        if name in TOGETHER:
-            stage_function(name)(cfg, run, redo=options.redo)
+            print(f"[{number}/{len(names)}] {name}: {STAGES[name].help}", flush=True)
+        if STAGES[name].distributed:
+            STAGES[name].load()(cfg, run, redo=options.redo)
         elif distributed.leads():
             with distributed.alone():
-                stage_function(name)(cfg, run, redo=options.redo)
+                STAGES[name].load()(cfg, run, redo=options.redo)
         distributed.wait()
     if "report" in names and distributed.leads():
         print(f"report: {run.root / 'report.html'}")
@@ -229,7 +217,7 @@ def _folder(run: Run, stage: str) -> Path:
 
 def _check_settings(where: str, cfg: config.Config, names: Sequence[str]) -> None:
     """UserError for what can be known before the first of these stages starts: a source or a tracker that is missing."""
-    missing = [f"data.{NEEDS[name]}" for name in names if name in NEEDS and not getattr(cfg.data, NEEDS[name])]
+    missing = [f"data.{part}" for name in names for part in STAGES[name].needs if not getattr(cfg.data, part)]
     if len(names) > 1 and missing and not cfg.data.world:  # a stage asked for by itself says so itself
         listed = " and ".join(dict.fromkeys(missing))
         raise UserError(f"{where}: {listed} names no file; set it, or make only stages that can do without: `run sft …`")
@@ -268,24 +256,3 @@ def record_config(run: Run, cfg: config.Config, accepted: str = "") -> None:
                 values[key] = value
     run.root.mkdir(parents=True, exist_ok=True)
     write_atomic(run.root / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=130))
-
-
-def stage_function(name: str) -> Callable[..., None]:
-    """The `run` of one stage. Imported here and one at a time: stages load torch."""
-    if name == "pretrain":
-        from minirlaif.stages.pretrain import run
-    elif name == "world":
-        from minirlaif.stages.world import run
-    elif name == "sft":
-        from minirlaif.stages.sft import run
-    elif name == "feedback":
-        from minirlaif.stages.feedback import run
-    elif name == "reward":
-        from minirlaif.stages.reward import run
-    elif name == "ppo":
-        from minirlaif.stages.ppo import run
-    elif name == "evaluate":
-        from minirlaif.stages.evaluate import run
-    else:
-        from minirlaif.stages.report import run
-    return run

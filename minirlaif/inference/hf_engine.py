@@ -26,11 +26,11 @@ from minirlaif.models.logprobs import reward_scores
 from minirlaif.models.renderer import pieces
 from minirlaif.runs.run import Run
 from minirlaif.session import ModelSession, VideoInput, critic_config
+from minirlaif.stages.registry import ADAPTERS
 from minirlaif.types import Comparison, Turn, Verdict
 from minirlaif.video.frame_sampling import FramePlan, uniform_plan
 from minirlaif.video.reader import ClipReader
 
-ROLES = {"rlaif": "policy", "sft": "sft", "base": "base"}  # name of a model -> role
 CACHED_CLIPS = 8  # the latest clips, whose frames and features stay in memory
 PREFIX_CACHES = 4  # one per clip and model
 
@@ -55,7 +55,7 @@ class RunJudge(Protocol):
 
 
 class HfEngine:
-    """A finished run as a `ChatEngine`; a run without `ppo` offers its SFT model and its base.
+    """A finished run as a `ChatEngine`; a run without an RLAIF model offers its SFT model and its base.
 
     judge_of: builds the run's judge from the open session; `feedback.judge.SessionJudge`.
 
@@ -64,9 +64,10 @@ class HfEngine:
     """
 
     def __init__(self, run: Run, judge_of: Callable[[ModelSession, config.FeedbackSection], RunJudge]) -> None:
-        sft = run.require("sft") / "adapter"
+        run.require("sft")
         cfg = config.load(run.root / "config.yaml")
-        aligned = run.require("ppo") / "adapter" if run.manifest("ppo") else None
+        self.models = run.models()
+        adapters = {model: run.adapter(model) for model in self.models if model in ADAPTERS}
         reward = run.manifest("reward")
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="minirlaif-")))
@@ -80,18 +81,16 @@ class HfEngine:
 
             session = self._session = opened(cfg, "features.sqlite")
             self._judge = judge_of(session, cfg.feedback)
-            session.adapters.add("sft", 0, sft)
-            if aligned:
-                session.adapters.add("policy", 0, aligned)
+            for model, folder_of_model in adapters.items():
+                session.adapters.add(model, 0, folder_of_model)
             self._mean = float(reward["metrics"]["bias"]) if reward else None
             if reward:
-                adapter = run.require("reward") / "adapter"
+                adapter = run.adapter("reward")
                 if cfg.reward.base:
                     session.critic = opened(critic_config(cfg), "critic.sqlite")
                 session.critic.adapters.add("reward", 0, adapter)
                 session.critic.adapters.load_head("reward", adapter)
             self._open = stack.pop_all()
-        self.models = tuple(name for name in ROLES if name != "rlaif" or aligned)
         self.title = f"{Path(cfg.model.base).name}, run {run.root.name}"
         self.frames = cfg.video.frames
         self.sampling = SamplingParams(cfg.rollout.temperature, cfg.feedback.top_p, cfg.rollout.max_new_tokens, cfg.seed)
@@ -141,7 +140,7 @@ class HfEngine:
         source = torch.Generator().manual_seed(sampling.seed)
         prefix = self._prefix(clip.key, name)
         before = prefix.read, prefix.reused
-        with session.adapters.inference_as(ROLES[name]):
+        with session.adapters.inference_as(name):
             prompt = EncodedPrompt(ids, video_input.features)
             tokens = prefix.stream(session.backbone, prompt, sampling.temperature, sampling.top_p, room, source)
             try:

@@ -7,9 +7,9 @@ from typing import Any
 
 from minirlaif.reports.html import Html, bar, curve, duration, number, percent, points, run_block, tile
 from minirlaif.reports.run_results import NOT_KEPT
+from minirlaif.stages.registry import STAGES
 
 Numbers = Mapping[str, Any]
-SHARES = ("dev_win_rate", "accuracy")  # curves whose axis is all of 0 to 1
 COUNTS = {
     "decodes": "Decodes",
     "encodes": "Encodes",
@@ -90,31 +90,32 @@ def reward(numbers: Numbers, settings: Mapping[str, Any]) -> Html:
 
 
 def training(numbers: Numbers, metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Html:
-    """Curves of PPO with the chosen iteration, then those of SFT and of the reward model."""
-    best = numbers["ppo"]["chosen_iteration"]
-
-    def drawn(stage: str, field: str, title: str, note: str = "", tone: str = "rlaif", mark: float | None = None) -> Html:
-        rows = [(row["step"], row.get(field)) for row in metrics[stage]]
-        return curve(title, rows, tone, mark, note, (0.0, 1.0) if field in SHARES else None)
-
-    ppo = [
-        drawn("ppo", "score", "Score", "reward model, mean over a batch", mark=best),
-        drawn("ppo", "kl", "KL to SFT", "nats per answer", mark=best),
-        drawn("ppo", "length", "Length", "tokens per answer", mark=best),
-        drawn("ppo", "entropy", "Entropy", "nats per token", mark=best),
-        drawn("ppo", "dev_win_rate", "Dev win rate", "dev answers preferred to SFT's; 0.5: no better", mark=best),
-    ]
+    """Curves of the stage that trained the RLAIF model, with the chosen iteration, then those of the stages before it."""
+    method = numbers["method"]
+    best = numbers[method]["chosen_iteration"]
     long = min((row["step"] for row in metrics["sft"] if row.get("stage") == "long"), default=None)
-    others = [
-        drawn("sft", "loss", "SFT loss", "" if long is None else "dashed: long answers begin", "sft", long),
-        drawn("reward", "loss", "Reward model loss", "", "plain"),
-        drawn("reward", "accuracy", "Reward model accuracy", "on each step's training pairs; above: held-out", "plain"),
-    ]
+    marks = {method: best, "sft": long}
+
+    def drawn(stage: str) -> list[Html]:
+        rows = [row for row in metrics[stage] if row.get("pairs") != 0]  # of feedback: without chunks of dev clips
+        note = "dashed: long answers begin" if stage == "sft" and long is not None else ""
+        return [
+            curve(
+                each.title,
+                [(row["step"], row.get(each.field)) for row in rows],
+                STAGES[stage].tone,
+                marks.get(stage),
+                note or each.note,
+                each.span,
+            )
+            for each in STAGES[stage].curves
+        ]
+
     text = "There were no dev questions, so the weights after the last iteration were kept."
-    if numbers["ppo"]["dev_win_rate"] is not None:
+    if numbers[method]["dev_win_rate"] is not None:
         text = NOT_KEPT if best == 0 else f"The dashed line marks iteration {number(best)}, whose weights were kept."
         text += " The checkpoint is chosen by the judge's win rate on dev questions; only the evaluation reads the truth."
-    return run_block("training", text, ppo, others)
+    return run_block("training", text, drawn(method), [each for stage in metrics if stage != method for each in drawn(stage)])
 
 
 def time(numbers: Numbers) -> Html:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minirlaif.reports.html import Html, bar, interval, number, percent, points, run_block, share, tile
+from minirlaif.stages.registry import MODELS
 from minirlaif.stats import exact_match
 
-MODELS = {"base": "Base, before SFT", "sft": "SFT", "rlaif": "RLAIF"}
 KINDS = {
     "worse": "Right after SFT, wrong after RLAIF",
     "better": "Wrong after SFT, right after RLAIF",
@@ -58,7 +58,7 @@ def headline(name: str, numbers: Numbers) -> Html:
         if without:
             lead += f" {number(without)} of the questions have no true answer and count in no figure of accuracy."
         sentences.append(_against_base(numbers))
-    if numbers["ppo"]["chosen_iteration"] == 0:
+    if numbers[numbers["method"]]["chosen_iteration"] == 0:
         sentences.append((NOT_KEPT, " On the dev questions the judge preferred no checkpoint to it."))
     return run_block("headline", name, numbers["seed"], title, lead, sentences, _tiles(numbers))
 
@@ -95,7 +95,7 @@ def _tiles(numbers: Numbers) -> list[Html]:
     def counted(label: str, value: float, n: int | None, what: str, note: str = "", tone: str = "") -> Html:
         return tile(label, percent(value), run_block("counted", n, what, note, FEW), tone)
 
-    right, judge, model, ppo = numbers["accuracy"], numbers["judge"], numbers["reward_model"], numbers["ppo"]
+    right, judge, model, method = (numbers[key] for key in ("accuracy", "judge", "reward_model", numbers["method"]))
     tiles = []
     if right.get("sft") is not None:
         for name, label in MODELS.items():
@@ -111,9 +111,9 @@ def _tiles(numbers: Numbers) -> list[Html]:
     else:
         n = model["held_out_pairs"]
         tiles.append(counted("Reward model", model["against_judge"], n, "held-out pairs", "against the judge"))
-    if ppo["dev_win_rate"] is not None:
+    if method["dev_win_rate"] is not None:
         note = "over SFT, by the judge"
-        tiles.append(counted("Dev win rate", ppo["dev_win_rate"], ppo["dev_questions"], "dev questions", note))
+        tiles.append(counted("Dev win rate", method["dev_win_rate"], method["dev_questions"], "dev questions", note))
     return tiles
 
 

@@ -26,8 +26,7 @@ from minirlaif.errors import StageStopped, UserError
 from minirlaif.runs.io import disk_is_full, empty, locked, plain, read_json, sha256, write_atomic
 from minirlaif.runs.provenance import start_gpu_count
 from minirlaif.runs.stage_dir import SCHEMA, STATES, StageDir
-
-ORDER = ("pretrain", "world", "sft", "feedback", "reward", "ppo", "evaluate", "report")  # of the stages
+from minirlaif.stages.registry import ADAPTERS, STAGES, producers
 
 
 class Run:
@@ -56,8 +55,9 @@ class Run:
 
     def remake(self, stage: str, *settings: str) -> str:
         """What a user types to make a stage again, and whatever was made of it; with settings (section.field=value) changed."""
-        start = ORDER.index(stage) if stage in ORDER else 0
-        later = [] if stage not in ORDER[1:] else [name for name in ORDER[start + 1 :] if self._is_there(name)]
+        order = list(STAGES)
+        start = order.index(stage) + 1 if stage in order[1:] else len(order)
+        later = [name for name in order[start:] if self._is_there(name)]
         given = [*(self.given or self._last())]
         if settings:
             given += [*([] if "--set" in given else ["--set"]), *settings]
@@ -103,6 +103,23 @@ class Run:
         if older:
             raise UserError(f"{self.dir(stage)}: made from another {older}; make it again: `{self.remake(stage)}`")
         return self.dir(stage)
+
+    def producer(self, model: str) -> str:
+        """The stage that made a model: the last finished one of those that make it, else the first. Another stage is itself."""
+        names = [stage.name for stage in producers(model)]
+        return next((name for name in reversed(names) if self.manifest(name) is not None), names[0] if names else model)
+
+    def adapter(self, model: str) -> Path:
+        """The adapter folder of "sft", "reward" or "rlaif". UserError as for `require`."""
+        return self.require(self.producer(model)) / "adapter"
+
+    def inputs(self, stage: str) -> list[str]:
+        """The stages that a stage is made from, for a model the one that made it here."""
+        return [self.producer(name) for name in STAGES[stage].inputs]
+
+    def models(self) -> tuple[str, ...]:
+        """The models that this run can answer with, the best first."""
+        return (*(model for model in ADAPTERS if self.manifest(self.producer(model)) is not None), "base")
 
     def outdated(self, stage: str) -> str:
         """The first input of a finished stage that was made again with another result, or ""."""

@@ -9,10 +9,11 @@ from minirlaif.data.dataset import fingerprint, load_preferences, load_samples
 from minirlaif.errors import UserError
 from minirlaif.runs.run import Run
 from minirlaif.session import ModelSession
+from minirlaif.stages.registry import first_reader
 from minirlaif.types import Sample
 from minirlaif.video.reader import UnreadableClip
 
-BEFORE = (("sft", "sft"), ("feedback", "prompts"), ("feedback", "dev"), ("reward", "preferences"))  # stage, part of the data
+PARTS = ("sft", "prompts", "dev", "preferences")  # of the data, that stages before the test read
 
 
 def seen_before(session: ModelSession, run: Run, tests: Sequence[Sample]) -> int | None:
@@ -21,7 +22,7 @@ def seen_before(session: ModelSession, run: Run, tests: Sequence[Sample]) -> int
     None when that can no longer be told, because a file of rows or a clip is gone, or was changed since.
     """
     try:
-        earlier = {video for stage, part in BEFORE for video in _clips(run, stage, part)}
+        earlier = {video for part in PARTS for video in _clips(run, first_reader(part), part)}
     except UserError:
         return None
     ids = set()

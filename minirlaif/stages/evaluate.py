@@ -24,11 +24,11 @@ from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import ModelSession, VideoInput, open_session, read_samples, readable, settings_of, stored
 from minirlaif.stages.contamination import seen_before
+from minirlaif.stages.registry import ADAPTERS, MODELS, STAGES
 from minirlaif.stats import exact_match, guess_rate, paired_bootstrap, wilson
 from minirlaif.training.optim import seed_of, shuffled
 from minirlaif.types import Sample
 
-MODELS = {"base": "base", "sft": "sft", "rlaif": "policy"}  # name in the report -> role
 CONTROLS = ("blind", "shuffled")
 SAMPLE_EVERY = 25  # of so many test rows one stands in samples.jsonl
 Facts = Mapping[str, Mapping[str, Any]]
@@ -36,27 +36,27 @@ Facts = Mapping[str, Mapping[str, Any]]
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. models and questions 2. answers of every model and control 3. accuracy, intervals 4. judge and reward against truth."""
-    settings = settings_of(cfg, "model", "video", "evaluate", sources=["test"])
-    with run.stage("evaluate", settings, inputs=["sft", "feedback", "reward", "ppo"], redo=redo) as out:
+    settings = settings_of(cfg, *STAGES["evaluate"].sections, sources=STAGES["evaluate"].reads)
+    with run.stage("evaluate", settings, inputs=run.inputs("evaluate"), redo=redo) as out:
         if out is None:
             return
         # 1. models and questions
         tests = read_samples(cfg, run, "test", need_answers=False)
         with open_session(cfg, run) as session:
-            session.adapters.add("sft", 0, run.require("sft") / "adapter")
-            session.adapters.add("policy", 0, run.require("ppo") / "adapter")
+            for model in ADAPTERS:
+                session.adapters.add(model, 0, run.adapter(model))
             tests = readable(session, tests)
             # 2. answers
             begun = out.resume()
             first = begun[0] if begun else 0
             answers: dict[str, list[str]] = json.loads((begun[1] / "answers.json").read_text()) if begun else {}
             blanks: dict[Any, Any] = {}
-            jobs = [(name, role, "") for name, role in MODELS.items()]
-            jobs += [(f"{name}_{control}", role, control) for name, role in MODELS.items() for control in CONTROLS]
-            for number, (name, role, control) in enumerate(
+            jobs = [(model, model, "") for model in MODELS]
+            jobs += [(f"{model}_{control}", model, control) for model in MODELS for control in CONTROLS]
+            for number, (name, model, control) in enumerate(
                 progress(jobs[first:], len(jobs), "evaluate", initial=first), first + 1
             ):
-                answers[name] = greedy_answers(session, role, tests, _control(session, cfg, control, blanks))
+                answers[name] = greedy_answers(session, model, tests, _control(session, cfg, control, blanks))
                 out.log(number, answers=name, different=len(set(answers[name])), words=_mean_words(answers[name]))
                 session.counted(out)
                 out.commit_state(number, lambda folder: _keep(folder, answers))

@@ -22,7 +22,7 @@ from minirlaif.gguf.export import merge, model_card, task_check
 from minirlaif.gguf.export.converter import VERSION, Job, check_installed, convert, fetch, free_or_refuse
 from minirlaif.gguf.export.parity import Parity, measure
 from minirlaif.gguf.export.quantize import BYTES, fell_back, quantize
-from minirlaif.gguf.export.reference import ADAPTERS, Reference, of_run
+from minirlaif.gguf.export.reference import Reference, of_run
 from minirlaif.gguf.runtime.engine import GgufEngine
 from minirlaif.inference.engine import SamplingParams
 from minirlaif.models.loading import family_of, model_type
@@ -31,6 +31,7 @@ from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import settings_of
+from minirlaif.stages.registry import ADAPTERS
 
 NEVER = 1 << 62  # a step's number that is never due by itself: commits go by the clock
 
@@ -49,7 +50,7 @@ def run(cfg: Config, run: Run, options: ExportOptions, redo: bool = False) -> No
     check(cfg, run, options)
     settings = settings_of(cfg, "model", "video") | {"types": list(options.types), "adapters": options.adapters}
     settings |= {"questions": options.questions, "converter": VERSION}
-    inputs = ["sft", "ppo", *(["evaluate"] if run.manifest("evaluate") else [])]
+    inputs = [*(run.producer(model) for model in ADAPTERS), *(["evaluate"] if run.manifest("evaluate") else [])]
     with run.stage("export", settings, inputs=inputs, redo=redo) as out:
         if out is None:
             return
@@ -81,8 +82,8 @@ def check(cfg: Config, run: Run, options: ExportOptions) -> None:
             " one image at a time); export is for SmolVLM2, Qwen3-VL and Qwen3.5"
         )
     check_installed()
-    for stage in ADAPTERS.values():
-        merge.check_adapter(run.require(stage) / "adapter", family_of(kind)[1].text_prefix)
+    for model in ADAPTERS:
+        merge.check_adapter(run.adapter(model), family_of(kind)[1].text_prefix)
     need = merge.bytes_needed(cfg.model, [BYTES[kind] for kind in options.types])
     free_or_refuse(run.root, need)
     fetch()
@@ -136,8 +137,8 @@ class Work:
         jobs = [Job(script, (hf, "--outfile", str(self.text("f32")), "--outtype", "f32", *more))]
         for kind in ("f32", "f16"):
             jobs.append(Job(script, (hf, "--outfile", str(self.projector(kind)), "--outtype", kind, "--mmproj")))
-        for model, stage in ADAPTERS.items() if self.options.adapters else ():
-            folder = str(self.run.require(stage) / "adapter")
+        for model in ADAPTERS if self.options.adapters else ():
+            folder = str(self.run.adapter(model))
             words = ("--base", hf, "--outfile", str(self.adapter(model)), "--outtype", "f32", folder)
             jobs.append(Job("convert_lora_to_gguf.py", words))
         name = convert(model_type(self.cfg.model), jobs, self.reference.texts, self.reference.control)

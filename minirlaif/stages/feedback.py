@@ -25,6 +25,7 @@ from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import ModelSession, VideoInput, located, open_session, read_samples, readable, settings_of, stored
+from minirlaif.stages.registry import STAGES
 from minirlaif.training.optim import generator, seed_of
 from minirlaif.types import Comparison, Sample, Verdict
 
@@ -37,17 +38,17 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
 
     text_judge: judges in place of the SFT model; the manifest then records its signature.
     """
-    settings = settings_of(cfg, "model", "video", "feedback", sources=["prompts", "dev"])
+    settings = settings_of(cfg, *STAGES["feedback"].sections, sources=STAGES["feedback"].reads)
     if text_judge is not None:
         settings["judge"] = dict(text_judge.signature)
-    with run.stage("feedback", settings, inputs=["sft"], redo=redo) as out:
+    with run.stage("feedback", settings, inputs=run.inputs("feedback"), redo=redo) as out:
         if out is None:
             return
         prompts = read_samples(cfg, run, "prompts", need_answers=False)[: cfg.feedback.limit or None]
         dev = read_samples(cfg, run, "dev", need_answers=False) if cfg.data.world or cfg.data.dev else []
         with open_session(cfg, run) as session:
             # 1. the SFT model
-            session.adapters.add("sft", 0, run.require("sft") / "adapter")
+            session.adapters.add("sft", 0, run.adapter("sft"))
             prompts = sorted(readable(session, prompts), key=lambda row: (row.video, row.id))  # one clip's questions together
             begun = out.resume()
             first = begun[0] if begun else 0

@@ -34,6 +34,7 @@ from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import ModelSession, critic_config, located, open_session, read_samples, readable, settings_of, stored
+from minirlaif.stages.registry import STAGES
 from minirlaif.training.optim import (
     check_finite,
     make_accelerator,
@@ -62,11 +63,10 @@ class Learner:
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. prompts 2. roles and optimisers 3. iterations: collect, update, log, sometimes judge 4. the chosen policy."""
-    # feedback: how the judge picks the checkpoint
-    settings = settings_of(cfg, "model", "video", "feedback", "rollout", "ppo", sources=["prompts", "dev"])
+    settings = settings_of(cfg, *STAGES["ppo"].sections, sources=STAGES["ppo"].reads)
     settings["context"] = cfg.reward.context
     settings["reward_base"] = base_hash(critic_config(cfg).model) if cfg.reward.base else ""
-    with run.stage("ppo", settings, inputs=["sft", "feedback", "reward"], redo=redo) as out:
+    with run.stage("ppo", settings, inputs=run.inputs("ppo"), redo=redo) as out:
         if out is None:
             return
         _refuse_poor_reward(cfg, run)
@@ -143,7 +143,7 @@ def _contexts(run: Run) -> dict[str, str]:
 
 def _open(session: ModelSession, run: Run, state: Path | None) -> Learner:
     cfg, critic = session.cfg, session.critic.adapters
-    sft, reward = run.require("sft") / "adapter", run.require("reward") / "adapter"
+    sft, reward = run.adapter("sft"), run.adapter("reward")
     session.adapters.add("policy", 0, state / "policy" if state else sft)
     session.reference.adapters.add("reference", 0, sft)
     critic.add("reward", 0, reward)

@@ -22,10 +22,9 @@ from minirlaif.reports import html, run_diagnostics, run_results
 from minirlaif.reports.html import Html
 from minirlaif.runs.io import plain, read_json, read_jsonl, write_atomic
 from minirlaif.runs.run import Run
+from minirlaif.stages.registry import MODELS, STAGES
 from minirlaif.stats import exact_match, paired_bootstrap
 
-READ = ("sft", "feedback", "reward", "ppo", "evaluate")
-CURVES = ("sft", "reward", "ppo")
 QUOTA = {"worse": 7, "better": 7, "both wrong": 6, "both right": 4}  # cards of each kind, as far as there are any
 
 
@@ -33,6 +32,7 @@ QUOTA = {"worse": 7, "better": 7, "both wrong": 6, "both right": 4}  # cards of 
 class StageOutputs:
     """What the stages of a run wrote."""
 
+    method: str  # the stage that trained the RLAIF model
     manifests: Mapping[str, dict[str, Any]]
     result: Mapping[str, Any]
     answers: Sequence[dict[str, Any]]
@@ -52,16 +52,17 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
 
 def read(run: Run) -> StageOutputs:
     """Everything the report shows. UserError naming the command that makes a missing stage."""
-    folders = {name: run.require(name) for name in READ}
-    manifests = {name: manifest for name in ("world", *READ) if (manifest := run.manifest(name)) is not None}
+    folders = {name: run.require(name) for name in run.inputs("report")}
+    manifests = {name: manifest for name in ("world", *folders) if (manifest := run.manifest(name)) is not None}
     answers = read_jsonl(folders["evaluate"] / "answers.jsonl", missing_ok=True)
     names = sorted({row["strip"] for row in answers if row.get("strip")})
     return StageOutputs(
+        run.producer("rlaif"),
         manifests,
         read_json(folders["evaluate"] / "result.json"),
         answers,
         read_jsonl(folders["feedback"] / "verdicts.jsonl", missing_ok=True),
-        {name: read_jsonl(folders[name] / "metrics.jsonl", missing_ok=True) for name in CURVES},
+        {name: read_jsonl(folders[name] / "metrics.jsonl", missing_ok=True) for name in folders if STAGES[name].curves},
         {name: (folders["evaluate"] / name).read_bytes() for name in names},
         _cached(run.root / "cache" / "features.sqlite"),
     )
@@ -69,10 +70,10 @@ def read(run: Run) -> StageOutputs:
 
 def summary(evaluate: EvaluateSection, outputs: StageOutputs) -> dict[str, Any]:
     """The content of report.json: shares from 0 to 1, seconds, counts; None where nothing was measured."""
-    result, ppo = outputs.result, outputs.manifests["ppo"]["metrics"]
+    result, method = outputs.result, outputs.manifests[outputs.method]["metrics"]
     nothing = {"mean": None, "ci95_low": None, "ci95_high": None}
     reward = outputs.manifests["reward"]["metrics"]
-    names = ("base", "sft", "rlaif", "guess", "base_blind", "sft_blind", "rlaif_blind")
+    names = (*MODELS, "guess", *(f"{model}_blind" for model in MODELS))
     return {
         "test_items": result["test_items"],
         "test_clips": result["test_clips"],
@@ -101,7 +102,8 @@ def summary(evaluate: EvaluateSection, outputs: StageOutputs) -> dict[str, Any]:
             }
         ),
         "context": result.get("context"),
-        "ppo": {name: ppo.get(name) for name in ("chosen_iteration", "dev_win_rate", "dev_questions", "kl", "score")},
+        "method": outputs.method,
+        outputs.method: {n: method.get(n) for n in ("chosen_iteration", "dev_win_rate", "dev_questions", "kl", "score")},
         "world": "world" in outputs.manifests,
         "cases": {kind: sum(run_results.kind(row) == kind for row in outputs.answers) for kind in QUOTA},
         "counts": _counts(outputs),
@@ -180,7 +182,7 @@ def _spread(rows: Sequence[dict[str, Any]], by: Callable[[dict[str, Any]], str] 
 def _intervals(resamples: int, outputs: StageOutputs) -> dict[str, list[float]]:
     """95 % intervals of each model's accuracy; whole clips are resampled, as for the gain."""
     ends = {}
-    for model in ("base", "sft", "rlaif"):
+    for model in MODELS:
         clusters: dict[str, list[float]] = {}
         for row in filter(run_results.kind, outputs.answers):  # those with a true answer
             clusters.setdefault(row["video"], []).append(float(exact_match(row[model], row["truth"])))

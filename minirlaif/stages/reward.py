@@ -33,6 +33,7 @@ from minirlaif.session import (
     settings_of,
     stored,
 )
+from minirlaif.stages.registry import STAGES
 from minirlaif.training.optim import (
     check_finite,
     make_accelerator,
@@ -53,8 +54,8 @@ PADDING_TOLERANCE = 1e-3
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. preferences, some kept back 2. role, head, optimiser 3. train 4. held-out scores, bias and padding check."""
-    settings = settings_of(cfg, "model", "video", "reward", sources=["preferences"])
-    with run.stage("reward", settings, inputs=["sft", "feedback"], redo=redo) as out:
+    settings = settings_of(cfg, *STAGES["reward"].sections, sources=STAGES["reward"].reads)
+    with run.stage("reward", settings, inputs=run.inputs("reward"), redo=redo) as out:
         if out is None:
             return
         check_tokenizers(cfg)
@@ -111,7 +112,7 @@ def _start(cfg: Config, run: Run) -> Path | None:
         if not (folder / "adapter_model.safetensors").is_file():
             raise UserError(f"reward.adapter {folder}: holds no adapter_model.safetensors; name a PEFT folder, or leave it empty")
         return folder
-    return None if cfg.reward.base else run.require("sft") / "adapter"
+    return None if cfg.reward.base else run.adapter("sft")
 
 
 def _preferences(cfg: Config, run: Run) -> list[Preference]:

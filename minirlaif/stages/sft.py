@@ -18,6 +18,7 @@ from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import ModelSession, open_session, read_samples, readable, settings_of, stored
+from minirlaif.stages.registry import STAGES
 from minirlaif.training.optim import (
     check_finite,
     make_accelerator,
@@ -36,8 +37,8 @@ SHOWN, SHOWN_TOKENS = 4, 64  # rows of each stage that samples.jsonl shows, and 
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. rows by answer length 2. role and optimiser 3. both stages, one after the other 4. the adapter."""
-    settings = settings_of(cfg, "model", "video", "sft", sources=["sft"])
-    with run.stage("sft", settings, inputs=["world"] if cfg.data.world else [], redo=redo) as out:
+    settings = settings_of(cfg, *STAGES["sft"].sections, sources=STAGES["sft"].reads)
+    with run.stage("sft", settings, inputs=run.inputs("sft") if cfg.data.world else [], redo=redo) as out:
         if out is None:
             return
         samples = read_samples(cfg, run, "sft", need_answers=True)

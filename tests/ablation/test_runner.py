@@ -24,8 +24,9 @@ from minirlaif.ablation.jobs import Job, carry_out
 from minirlaif.ablation.outcomes import read, remarks
 from minirlaif.cli import main as cli
 from minirlaif.errors import UserError
-from minirlaif.runs.run import ORDER, Run
+from minirlaif.runs.run import Run
 from minirlaif.session import settings_of
+from minirlaif.stages.registry import STAGES
 from tests.fixtures import small_config, tiny
 
 TRUE, FALSE = "a red circle moves left.", "a blue cross stays still."
@@ -167,7 +168,7 @@ def test_every_figure_has_its_arm_and_every_arm_its_inputs() -> None:
             assert counts[claim.better] == counts[claim.worse], claim.text
         used |= {entry.arm for entry in group.entries}
     assert used - {MAIN} == set(known)
-    order = [*ORDER[: ORDER.index("evaluate")], "exam"]
+    order = [*list(STAGES)[: list(STAGES).index("evaluate")], "exam"]
     needs = {"sft": {"world"}, "feedback": {"sft"}, "reward": {"sft", "feedback"}, "ppo": {"sft", "feedback", "reward"}}
     needs["exam"] = set()
     exams = {"policy": {"ppo"}, "sft": {"sft"}, "best": {"sft", "reward"}, "": set()}

@@ -371,7 +371,7 @@ def test_nothing_tells_who_is_who_before_the_vote(room: Talks) -> None:
     assert [HIDDEN.findall(each) for each in drawn] == [[]] * len(drawn)
     room.vote(session, "tie", OPTIONS)
     told = views.duel(session, True)
-    assert set(HIDDEN.findall(told)) >= {"rlaif", "Aligned", "SFT", "sft", "reward", "judge chose"}
+    assert set(HIDDEN.findall(told)) >= {"rlaif", "RLAIF", "SFT", "sft", "reward", "judge chose"}
 
 
 @pytest.mark.parametrize("choice", ["aligned", "other", "tie"])
@@ -407,7 +407,7 @@ def test_one_vote_a_pair_and_none_on_equals(room: Talks) -> None:
     for choice in ("A", "tie"):
         room.vote(session, choice, OPTIONS)
         assert (session.duel.vote, session.duel.note) == ("", "")  # it was not even tried to keep it
-    assert "nothing to vote on" in views.duel(session, True) and "Aligned" not in views.duel(session, True)
+    assert "nothing to vote on" in views.duel(session, True) and "RLAIF" not in views.duel(session, True)
     assert len(room.ballot.rows()) == 1
 
 
@@ -496,7 +496,7 @@ def test_agreement_by_hand() -> None:
     low, high = counts.win_interval or (0, 0)
     assert (low, high) == pytest.approx((0.3006, 0.9544), abs=1e-4)  # Wilson 1927 for 3 of 4
     told = views.votes(counts, "v.jsonl")
-    assert "6 votes: 3 for Aligned (RLAIF), 1 for SFT, 1 tied, 1 both bad" in told and "75.0" in told and "66.7" in told
+    assert "6 votes: 3 for RLAIF, 1 for SFT, 1 tied, 1 both bad" in told and "75.0" in told and "66.7" in told
     assert agreement([]).win_interval is None and "No votes yet" in views.votes(agreement([]), "")
 
 

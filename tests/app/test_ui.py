@@ -110,7 +110,7 @@ def from_a_clip_to_a_vote(page: Page, place: Path, counters: Callable[[], dict[s
     page.page.wait_for_selector("#vote-B[disabled]")
     wait_for(lambda: "You chose Answer A" in page.text("#duel"))
     told = page.text("#duel")
-    assert "Aligned (RLAIF)" in told and "SFT" in told
+    assert "RLAIF" in told and "SFT" in told
     (vote,) = load_preferences(str(votes / "votes.jsonl"))
     (row,) = tiny.read_lines(votes / "votes.jsonl")
     assert vote.question == "describe the video." and (vote.chosen, vote.rejected) == (row["output_1"], row["output_2"])

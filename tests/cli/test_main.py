@@ -17,8 +17,8 @@ from minirlaif import config
 from minirlaif.cli import doctor, main
 from minirlaif.errors import StageStopped
 from minirlaif.runs import progress
-from minirlaif.runs import run as artifacts
 from minirlaif.runs.run import Run
+from minirlaif.stages.registry import STAGES, Stage
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def done(monkeypatch) -> list[str]:
 
         return run
 
-    monkeypatch.setattr(main, "stage_function", stage_function)
+    monkeypatch.setattr(Stage, "load", lambda self: stage_function(self.name))
     failures.clear()
     return names
 
@@ -104,9 +104,9 @@ def test_run_takes_several_stages_in_any_order(settings: Path, runs_dir: Path, d
 
 
 def test_one_verb_per_stage(call, done):
-    for name in main.STAGES:
+    for name in STAGES:
         assert call(name)[0] == 0
-    assert done == list(main.STAGES)
+    assert done == list(STAGES)
 
 
 def test_redo(call, done):
@@ -173,7 +173,7 @@ def test_run_names_are_plain(settings: Path, capsys, monkeypatch, tmp_path: Path
 
 
 def test_stage_before_its_predecessor(runs_dir: Path, settings: Path, capsys, monkeypatch):
-    monkeypatch.setattr(main, "stage_function", lambda name: lambda cfg, run, redo=False: run.require("sft"))
+    monkeypatch.setattr(Stage, "load", lambda self: lambda cfg, run, redo=False: run.require("sft"))
     assert main.main(["ppo", "--config", str(settings), "--run", "a", "--runs-dir", str(runs_dir)]) == 2
     text = capsys.readouterr().err
     again = f"python -m minirlaif sft --config {runs_dir}/a/config.yaml --run a --runs-dir {runs_dir}"
@@ -217,7 +217,7 @@ def test_settings_that_a_finished_stage_refused_are_not_recorded(call, runs_dir:
         values = yaml.safe_load((runs_dir / "a" / "config.yaml").read_text())
         return values["ppo"]["iterations"], values["sft"]["epochs"]
 
-    monkeypatch.setattr(main, "stage_function", stage_function)
+    monkeypatch.setattr(Stage, "load", lambda self: stage_function(self.name))
     assert call("sft", "--set", "sft.epochs=2")[0] == 0 and recorded() == (100, 2.0)
     assert call("sft", "--set", "sft.epochs=3", "ppo.iterations=7")[0] == 2 and recorded() == (100, 2.0)
     assert call("ppo", "--set", "sft.epochs=3", "ppo.iterations=7")[0] == 0 and recorded() == (7, 2.0), "sft was made with 2"
@@ -317,10 +317,6 @@ def test_a_bare_command_shows_the_help(capsys):
     assert main.main([]) == 0 and "examples:" in capsys.readouterr().out
 
 
-def test_stages_have_one_order():
-    assert tuple(main.STAGES) == artifacts.ORDER
-
-
 def test_status_shows_what_is_outdated(call, runs_dir: Path):
     run = Run(runs_dir / "a")
     for text, redo in (("1", False), ("2", True)):
@@ -333,7 +329,7 @@ def test_status_shows_what_is_outdated(call, runs_dir: Path):
 
 
 def test_help_has_examples_that_parse(capsys):
-    for verb in ([], ["run"], ["path"], ["doctor"], *([name] for name in main.STAGES)):
+    for verb in ([], ["run"], ["path"], ["doctor"], *([name] for name in STAGES)):
         with pytest.raises(SystemExit) as caught:
             main.main([*verb, "--help"])
         assert caught.value.code == 0

@@ -29,7 +29,7 @@ def session() -> Any:
             raise UnreadableClip(video, "bad")
         return SimpleNamespace(id=hashlib.sha256(content).hexdigest())
 
-    return SimpleNamespace(store=SimpleNamespace(info=info))
+    return SimpleNamespace(feature_cache=SimpleNamespace(info=info))
 
 
 @pytest.fixture

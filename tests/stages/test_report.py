@@ -77,7 +77,7 @@ def make(
     from minirlaif.config import section
 
     before: list[str] = []
-    for name in report.READ:
+    for name in run.inputs("report"):
         with run.stage(name, {part: section(cfg, part) for part in ("feedback", "reward")}, list(before)) as out:
             assert out is not None
             FILL.get(name, lambda out: None)(out)
@@ -178,7 +178,8 @@ def test_numbers(tmp_path: Path):
         "opened": 0,
         "prefilled_tokens": 14,
     }
-    assert set(numbers["seconds"]) == set(report.READ) and numbers["seed"] == 3 and numbers["test_items"] == 5
+    assert set(numbers["seconds"]) == {"sft", "feedback", "reward", "ppo", "evaluate"}
+    assert numbers["seed"] == 3 and numbers["test_items"] == 5
     judge = numbers["judge"]
     assert (judge["with_context"], judge["swap_consistency"], judge["invalid"], judge["longer_wins"]) == (0.95, 1.0, 3, 0.44)
     assert judge["without_context_decided_share"] == 0.5  # A and B of four

@@ -66,7 +66,7 @@ def merged(cfg: Config, run: Run, folder: Path, keep_apart: bool = False) -> dic
     backbone = open_backbone(section)
     if keep_apart:
         save_model(backbone, backbone.model, folder, own_dtype(cfg.model))
-    adapter = run.require("ppo") / "adapter"
+    adapter = run.adapter("rlaif")
     adapters = AdapterSet(backbone, section)
     adapters.add("policy", 0, adapter)
     if cfg.model.quantization == "none":

@@ -22,11 +22,11 @@ from minirlaif.models.loading import open_backbone
 from minirlaif.models.renderer import FrameLayout, Layout
 from minirlaif.runs.run import Run
 from minirlaif.session import read_samples
+from minirlaif.stages.registry import ADAPTERS
 from minirlaif.types import Turn
 from minirlaif.video.frame_sampling import Sizing, uniform_plan
 from minirlaif.video.reader import ClipReader
 
-ADAPTERS = {"rlaif": "ppo", "sft": "sft"}  # model -> the stage that trained its adapter
 ROWS, CLIPS, EACH, QUESTIONS = 200, 2, 2, 4  # rows looked through; clips, questions about each, questions without a clip
 
 # Texts whose ids must be equal: numbers, accents, scripts without spaces, line breaks, contractions, tokens spelled by a user.
@@ -97,8 +97,8 @@ def of_run(cfg: Config, run: Run, saved: Path | None) -> Reference:
     section = plain_section(cfg.model)
     backbone = open_backbone(section)
     adapters = AdapterSet(backbone, section)
-    for model, stage in ADAPTERS.items():
-        adapters.add(model, 0, run.require(stage) / "adapter")
+    for model in ADAPTERS:
+        adapters.add(model, 0, run.adapter(model))
     return reference_of(cfg, run, backbone, {model: adapters.inference_as(model) for model in (*ADAPTERS, "base")})
 
 

@@ -16,12 +16,13 @@ from minirlaif.gguf.export import model_card, task_check
 from minirlaif.gguf.export.converter import check_installed
 from minirlaif.gguf.export.parity import FRAMES_GATE, TEXT_GATE, measure
 from minirlaif.gguf.export.quantize import TYPES, listed
-from minirlaif.gguf.export.reference import ADAPTERS, Reference, of_run
+from minirlaif.gguf.export.reference import Reference, of_run
 from minirlaif.gguf.runtime.engine import GgufEngine
 from minirlaif.inference.engine import SamplingParams
 from minirlaif.models.loading import model_type
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
+from minirlaif.stages.registry import ADAPTERS
 
 
 @dataclass(frozen=True)

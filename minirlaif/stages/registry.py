@@ -1,0 +1,143 @@
+"""The stages of a run, one row each, in order: every list of stages, models, inputs or curves is derived from here. No torch.
+
+Another method that trains the aligned model (GRPO, DPO …) is one more row with `produces="rlaif"`, with its module
+`stages/<name>.py`. Where several methods are finished, the last one of the order is the aligned model, see `Run.producer`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+# Models that answer questions, in the order in which they are made, with their titles. "base" has no adapter.
+MODELS = {"base": "Base, before SFT", "sft": "SFT", "rlaif": "RLAIF"}
+SHARE = (0.0, 1.0)
+OPTIONAL_DATA = ("dev", "preferences")  # parts of the data that a stage can do without
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A column of a stage's metrics.jsonl that report and app draw. span: of the vertical axis (None: as the values need)."""
+
+    field: str
+    title: str
+    note: str = ""
+    span: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage. Its function is `run` in `minirlaif/stages/<name>.py`.
+
+    Attributes:
+        inputs: stages that have to be finished, or models: then the stage that made it, see `Run.inputs`.
+        reads: parts of the data.
+        sections: sections of the config that its result depends on.
+        produces: the model whose adapter it trains ("base": the base model itself).
+        distributed: several processes share its work; the leader does the others alone.
+    """
+
+    name: str
+    help: str
+    inputs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    sections: tuple[str, ...] = ()
+    produces: str = ""
+    distributed: bool = False
+    curves: tuple[Curve, ...] = ()
+
+    @property
+    def tone(self) -> str:
+        """The colour of its curves: that of the model which it trains."""
+        return self.produces if self.produces in MODELS else "plain"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The parts of the data that it cannot do without."""
+        return tuple(part for part in self.reads if part not in OPTIONAL_DATA)
+
+    def load(self) -> Callable[..., None]:
+        """The stage's `run`, imported now: stages load torch."""
+        function: Callable[..., None] = importlib.import_module(f"minirlaif.stages.{self.name}").run
+        return function
+
+
+_ROWS = (
+    Stage("pretrain", "train the tiny base model from random weights", sections=("pretrain",), produces="base"),
+    Stage("world", "generate the tiny world: clips, exact answers and data files", sections=("world",)),
+    Stage(
+        "sft",
+        "supervised fine-tuning, short answers first, then long ones",
+        inputs=("world",),
+        reads=("sft",),
+        sections=("model", "video", "sft"),
+        produces="sft",
+        distributed=True,
+        curves=(Curve("loss", "SFT loss"),),
+    ),
+    Stage(
+        "feedback",
+        "sample two answers per prompt, describe the clips and judge the answers",
+        inputs=("sft",),
+        reads=("prompts", "dev"),
+        sections=("model", "video", "feedback"),
+        distributed=True,
+        curves=(Curve("decided", "Pairs decided", "per chunk of prompts"),),
+    ),
+    Stage(
+        "reward",
+        "train the reward model on the judge's preferences",
+        inputs=("sft", "feedback"),
+        reads=("preferences",),
+        sections=("model", "video", "reward"),
+        produces="reward",
+        distributed=True,
+        curves=(
+            Curve("loss", "Reward model loss"),
+            Curve("accuracy", "Reward model accuracy", "on each step's training pairs", span=SHARE),
+        ),
+    ),
+    Stage(
+        "ppo",
+        "train the policy on the reward model's scores",
+        inputs=("sft", "feedback", "reward"),
+        reads=("prompts", "dev"),
+        sections=("model", "video", "feedback", "rollout", "ppo"),  # feedback: how the judge picks the checkpoint
+        produces="rlaif",
+        distributed=True,
+        curves=(
+            Curve("score", "Score", "reward model, mean over a batch"),
+            Curve("kl", "KL to SFT", "nats per answer"),
+            Curve("dev_win_rate", "Dev win rate", "dev answers preferred to SFT's; 0.5: no better", span=SHARE),
+            Curve("entropy", "Entropy", "nats per token"),
+            Curve("length", "Length", "tokens per answer"),
+        ),
+    ),
+    Stage(
+        "evaluate",
+        "compare base, SFT and aligned model on held-out questions",
+        inputs=("sft", "feedback", "reward", "rlaif"),
+        reads=("test",),
+        sections=("model", "video", "evaluate"),
+    ),
+    Stage("report", "write report.html and report.json", inputs=("sft", "feedback", "reward", "rlaif", "evaluate")),
+)
+STAGES = {stage.name: stage for stage in _ROWS}
+PIPELINE = tuple(stage.name for stage in _ROWS if stage.produces != "base")  # of `run`: it starts from a base that exists
+ADAPTERS = tuple(model for model in reversed(MODELS) if any(stage.produces == model != "base" for stage in _ROWS))  # best first
+
+
+def producers(model: str) -> tuple[Stage, ...]:
+    """The stages that train a model, in order."""
+    return tuple(stage for stage in _ROWS if stage.produces == model)
+
+
+def until(name: str) -> tuple[str, ...]:
+    """The stages of `run` up to this one."""
+    return PIPELINE[: PIPELINE.index(name) + 1]
+
+
+def first_reader(part: str) -> str:
+    """The first stage that reads a part of the data."""
+    return next(stage.name for stage in _ROWS if part in stage.reads)

@@ -21,7 +21,7 @@ from minirlaif.gguf import export_info
 from minirlaif.gguf.export import merge, model_card, task_check
 from minirlaif.gguf.export.converter import VERSION, Job, check_installed, convert, fetch, free_or_refuse
 from minirlaif.gguf.export.parity import Parity, measure
-from minirlaif.gguf.export.quantize import BYTES, fell_back, quantize
+from minirlaif.gguf.export.quantize import TYPES, fell_back, quantize
 from minirlaif.gguf.export.reference import Reference, of_run
 from minirlaif.gguf.runtime.engine import GgufEngine
 from minirlaif.inference.engine import SamplingParams
@@ -84,7 +84,7 @@ def check(cfg: Config, run: Run, options: ExportOptions) -> None:
     check_installed()
     for model in ADAPTERS:
         merge.check_adapter(run.adapter(model), family_of(kind)[1].text_prefix)
-    need = merge.bytes_needed(cfg.model, [BYTES[kind] for kind in options.types])
+    need = merge.bytes_needed(cfg.model, [TYPES[kind].bytes for kind in options.types])
     free_or_refuse(run.root, need)
     fetch()
 

@@ -9,36 +9,31 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from minirlaif.errors import UserError
 from minirlaif.gguf.export.converter import fetch, in_child
 
-TYPES = {  # as users know them -> llama.cpp's name of the file type
-    "f32": "ALL_F32",
-    "f16": "MOSTLY_F16",
-    "bf16": "MOSTLY_BF16",
-    "q8_0": "MOSTLY_Q8_0",
-    "q6_k": "MOSTLY_Q6_K",
-    "q5_k_m": "MOSTLY_Q5_K_M",
-    "q4_k_m": "MOSTLY_Q4_K_M",
-    "q3_k_m": "MOSTLY_Q3_K_M",
-    "q2_k": "MOSTLY_Q2_K",
-}
+
+class Type(NamedTuple):
+    """A type of a text model. file_type: llama.cpp's name; bytes: per weight, about; block: weights that share a scale."""
+
+    file_type: str
+    bytes: float
+    block: int = 1
 
 
-BYTES = {  # per weight, about
-    "f32": 4.0,
-    "f16": 2.0,
-    "bf16": 2.0,
-    "q8_0": 1.07,
-    "q6_k": 0.9,
-    "q5_k_m": 0.8,
-    "q4_k_m": 0.75,
-    "q3_k_m": 0.65,
-    "q2_k": 0.6,
+TYPES = {
+    "f32": Type("ALL_F32", 4.0),
+    "f16": Type("MOSTLY_F16", 2.0),
+    "bf16": Type("MOSTLY_BF16", 2.0),
+    "q8_0": Type("MOSTLY_Q8_0", 1.07, 32),
+    "q6_k": Type("MOSTLY_Q6_K", 0.9, 256),
+    "q5_k_m": Type("MOSTLY_Q5_K_M", 0.8, 256),
+    "q4_k_m": Type("MOSTLY_Q4_K_M", 0.75, 256),
+    "q3_k_m": Type("MOSTLY_Q3_K_M", 0.65, 256),
+    "q2_k": Type("MOSTLY_Q2_K", 0.6, 256),
 }
-BLOCKS = {"q8_0": 32, "q6_k": 256, "q5_k_m": 256, "q4_k_m": 256, "q3_k_m": 256, "q2_k": 256}  # weights of a row per scale
 
 
 def chosen_types(text: str) -> tuple[str, ...]:
@@ -57,7 +52,7 @@ def quantize(source: Path, target: Path, kind: str) -> None:
 
 def fell_back(path: Path, kind: str) -> dict[str, str]:
     """Weights that llama.cpp wrote in another type, because their rows cannot be cut into the type's blocks; type by name."""
-    block = BLOCKS.get(kind, 1)
+    block = TYPES[kind].block
     return {name: stored for name, (stored, width) in listed(path)["tensors"].items() if width % block and stored != "F32"}
 
 
@@ -75,7 +70,7 @@ def main() -> None:
     from llama_cpp import llama_cpp as native
 
     settings = native.llama_model_quantize_default_params()
-    settings.ftype = getattr(native, f"LLAMA_FTYPE_{TYPES[order['kind']]}")
+    settings.ftype = getattr(native, f"LLAMA_FTYPE_{TYPES[order['kind']].file_type}")
     failed = native.llama_model_quantize(order["source"].encode(), order["target"].encode(), ctypes.byref(settings))
     if failed:
         sys.exit(f"{order['source']}: llama.cpp cannot write it as {order['kind']}")

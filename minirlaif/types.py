@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,17 @@ class Comparison:
         return replace(self, answer_a=self.answer_b, answer_b=self.answer_a)
 
 
+Choice = Literal["A", "B", "tie", "invalid"]  # in one order of the answers
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What the judge said about one pair. choice: "A", "B", "tie", "invalid" or "disagree" (the two orders differ)."""
 
     pair: str  # id of the pair
-    choice: str
+    choice: Choice | Literal["disagree"]
     margin: float  # how clearly, in the unit of the read-out (nats per token, or log-odds of the letters); >= 0
-    orders: tuple[str, str]  # the choice in the order A-B and in the order B-A, both in names of the first order
+    orders: tuple[Choice, Choice]  # the choice in the order A-B and in the order B-A, both in names of the first order
 
 
 @dataclass(frozen=True)

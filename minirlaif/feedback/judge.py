@@ -8,14 +8,14 @@ one answer at a time, so its two orders agree by construction.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from minirlaif.config import FeedbackSection
 from minirlaif.feedback.describe import context_text, describe_segments
 from minirlaif.feedback.text_judge import TextJudge
-from minirlaif.feedback.verdicts import choice_from_margin, combine_orders, judge_question, swap_choice
+from minirlaif.feedback.verdicts import Disagreement, choice_from_margin, combine_orders, judge_question, swap_choice
 from minirlaif.models.logprobs import EncodedPair, first_token_logprobs, micro_batches, token_logprobs
-from minirlaif.types import Comparison, Verdict
+from minirlaif.types import Choice, Comparison, Verdict
 
 if TYPE_CHECKING:
     from minirlaif.session import ModelSession, VideoInput
@@ -25,9 +25,9 @@ def judge(
     session: ModelSession,
     pairs: Sequence[Comparison],
     views: Mapping[str, VideoInput | None],
-    readout: str,
+    readout: Literal["letter", "likelihood"],
     margin: float,
-    disagreement: str,
+    disagreement: Disagreement,
     batch_size: int,
 ) -> list[Verdict]:
     """One verdict per pair.
@@ -51,7 +51,7 @@ def judge(
     return verdicts
 
 
-def judge_texts(text_judge: TextJudge, pairs: Sequence[Comparison], disagreement: str) -> list[Verdict]:
+def judge_texts(text_judge: TextJudge, pairs: Sequence[Comparison], disagreement: Disagreement) -> list[Verdict]:
     """One verdict per pair by a judge that reads question, context and answers. Its margin is 1 where both orders name the same
     answer, 0.5 where one of them is a tie, else 0."""
     first = text_judge.compare(pairs)
@@ -63,7 +63,9 @@ def judge_texts(text_judge: TextJudge, pairs: Sequence[Comparison], disagreement
     ]
 
 
-def _verdict(pair: Comparison, orders: tuple[str, str], values: tuple[float, float], margin: float, disagreement: str) -> Verdict:
+def _verdict(
+    pair: Comparison, orders: tuple[Choice, Choice], values: tuple[float, float], margin: float, disagreement: Disagreement
+) -> Verdict:
     """Both orders combined; equal answers tie whatever the judge says."""
     choice = combine_orders(*orders, values=values, disagreement=disagreement, margin=margin)
     if pair.answer_a.strip() == pair.answer_b.strip():

@@ -9,12 +9,11 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from minirlaif.types import Comparison
+from minirlaif.types import Choice, Comparison
 
-Choice = Literal["A", "B", "tie", "invalid"]
 NOT_SHOWN = ("kind", "name", "model", "url", "file", "files", "max_tokens", "context")  # request settings left out of a title
 
 

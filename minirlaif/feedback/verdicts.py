@@ -7,6 +7,12 @@ cannot be read does not say that the answers are equally good.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Literal
+
+from minirlaif.types import Choice
+
+Disagreement = Literal["drop", "average"]
 
 # The four criteria are those of the paper's reward text, in words of our own. The letter is asked for first, so that a
 # short reply is enough and the letter's logits can be read at the first position.
@@ -19,7 +25,7 @@ GUIDING = (
     "Neither the order of the answers nor their length should matter. Reply with one letter, A or B."
 )
 
-_SWAPPED = {"A": "B", "B": "A"}
+_SWAPPED: Mapping[Choice, Choice] = {"A": "B", "B": "A"}
 
 
 def judge_question(question: str, answer_a: str, answer_b: str, context: str = "") -> str:
@@ -33,7 +39,7 @@ def judge_question(question: str, answer_a: str, answer_b: str, context: str = "
     )
 
 
-def choice_from_margin(value: float, margin: float = 0.0) -> str:
+def choice_from_margin(value: float, margin: float = 0.0) -> Choice:
     """Choice of a numeric read-out: above 0 means A. |value| below the margin, or 0, is a tie; NaN is invalid."""
     if math.isnan(value):
         return "invalid"
@@ -42,33 +48,27 @@ def choice_from_margin(value: float, margin: float = 0.0) -> str:
     return "A" if value > 0 else "B"
 
 
-def swap_choice(choice: str) -> str:
+def swap_choice(choice: Choice) -> Choice:
     """A choice made about the swapped pair, in names of the first order."""
     return _SWAPPED.get(choice, choice)
 
 
 def combine_orders(
-    ab: str,
-    ba: str,
-    values: tuple[float, float] | None = None,
-    disagreement: str = "drop",
-    margin: float = 0.0,
-) -> str:
+    ab: Choice, ba: Choice, values: tuple[float, float], disagreement: Disagreement = "drop", margin: float = 0.0
+) -> Choice | Literal["disagree"]:
     """One choice out of both orders, or "disagree". Everything is in names of the first order: see `swap_choice`.
 
     Invalid in either order is invalid. When the orders differ (also A against tie), "drop" says so; "average" lets the
     mean of `values` decide by `choice_from_margin`, where values are the two read-outs, above 0 for A.
     """
     if disagreement not in ("drop", "average"):
-        raise ValueError(f"unknown way to settle a disagreement {disagreement!r}: drop or average")
+        raise ValueError(f"disagreement is {disagreement!r}, not drop or average")
     if "invalid" in (ab, ba):
         return "invalid"
     if ab == ba:
         return ab
     if disagreement == "drop":
         return "disagree"
-    if values is None:
-        raise ValueError("averaging two orders that differ needs their values")
     return choice_from_margin((values[0] + values[1]) / 2, margin)
 
 

@@ -1,4 +1,4 @@
-"""Which judge, and how it is asked: `--judge` names one or a YAML file, `--judge-set FIELD=VALUE` changes single settings."""
+"""The kinds of judges and their settings: `--judge` names a judge or a YAML file, `--judge-set FIELD=VALUE` changes settings."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ JUDGES = {
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """How a judge is asked. Fields of one kind do nothing for the others."""
+    """Settings of all kinds of judges; those of one kind do nothing for the others."""
 
     kind: str = "normalised"  # a key of JUDGES, or none: predictions only
     name: str = ""  # hf: folder or hub id; gguf: file; openai: the model's name
@@ -124,7 +124,7 @@ def _parted(change: str) -> tuple[str, str, str]:
 
 
 def _unknown(values: Mapping[Any, Any], changes: Sequence[str]) -> list[str]:
-    """Names that are no setting, each with the one that was meant or with all that this kind of judge has."""
+    """Problems with names that are no setting; each suggests a similar one or lists those of this kind."""
     given = {**{str(name): value for name, value in values.items()}, **{name: text for name, _, text in map(_parted, changes)}}
     known = [each.name for each in fields(JudgeSettings)]
     kind = given.get("kind", "normalised")
@@ -149,7 +149,7 @@ def open_judge(settings: JudgeSettings, replies: Path) -> TextJudge:
 
 
 def check_judge(settings: JudgeSettings) -> None:
-    """What can be seen of a judge before anything is opened or asked: models may answer for hours first. UserError."""
+    """Checks that need no model, made before models answer for hours. UserError."""
     where, path = f"judge {settings.kind}:{settings.name}", Path(settings.name)
     if settings.kind == "gguf" and not path.is_file():
         raise UserError(f"{where}: {'is a folder; name the .gguf file in it' if path.is_dir() else 'no such file'}")
@@ -183,9 +183,9 @@ def _url_fault(url: str) -> str:
 def _secret_in(value: Any) -> str:
     """A name that looks like a key's, at any depth; or an empty text."""
     for name, inside in value.items() if isinstance(value, Mapping) else ():
-        found = str(name) if re.sub("[^a-z]", "", str(name).lower()).removeprefix("x") in SECRETS else _secret_in(inside)
-        if found:
-            return found
+        secret = str(name) if re.sub("[^a-z]", "", str(name).lower()).removeprefix("x") in SECRETS else _secret_in(inside)
+        if secret:
+            return secret
     return ""
 
 
@@ -221,7 +221,7 @@ def judge_prompts(settings: JudgeSettings) -> Mapping[str, Prompt]:
     unknown = [name for name in values if name not in PROMPTS]
     if unknown:
         raise UserError(f"{settings.prompts}: {unknown[0]} is no metric; known are {', '.join(PROMPTS)}")
-    found = dict(PROMPTS)
+    prompts = dict(PROMPTS)
     for name, texts in values.items():
         places = (
             ("question1", "question2", "answer", "pred1", "pred2") if name == "consistency" else ("question", "answer", "pred")
@@ -231,5 +231,5 @@ def judge_prompts(settings: JudgeSettings) -> Mapping[str, Prompt]:
         lost = [place for place in places if f"{{{place}}}" not in texts["user"]]
         if lost:
             raise UserError(f"{settings.prompts}: {name}.user has no place for {{{lost[0]}}}")
-        found[name] = Prompt(texts["system"], texts["user"])
-    return found
+        prompts[name] = Prompt(texts["system"], texts["user"])
+    return prompts

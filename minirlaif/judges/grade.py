@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from minirlaif.errors import UserError
-from minirlaif.feedback.text_judge import Choice, GradeRequest, GradeResult, Grading, JudgeName
+from minirlaif.feedback.text_judge import GradeRequest, GradeResult, Grading, JudgeName
 from minirlaif.judges.base import Message, Refused, Reply
 from minirlaif.judges.cache import Replies
 from minirlaif.judges.config import JudgeSettings, judge_prompts
@@ -32,7 +32,7 @@ from minirlaif.judges.rubric import (
     prompt_hash,
 )
 from minirlaif.runs.progress import progress
-from minirlaif.types import Comparison
+from minirlaif.types import Choice, Comparison
 
 LETTERS_PER_TOKEN = 4  # of English text, for the estimate
 OVERHEAD = 16  # tokens of a chat layout

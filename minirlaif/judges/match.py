@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.errors import UserError
-from minirlaif.feedback.text_judge import Choice, Grade, GradeRequest, GradeResult, Grading, JudgeName
+from minirlaif.feedback.text_judge import Grade, GradeRequest, GradeResult, Grading, JudgeName
 from minirlaif.judges.config import JudgeSettings
 from minirlaif.judges.rubric import HIGHEST, plain_answer
 from minirlaif.stats import exact_match
-from minirlaif.types import Comparison
+from minirlaif.types import Choice, Comparison
 
 NAMES = {  # kind -> its name in tables, and the version of its rule
     "exact": JudgeName("exact", "exact match", "1", ""),

@@ -1,7 +1,7 @@
-"""Metrics of the benchmarks: what a judge is asked for each, and what its reply means. Texts and numbers only.
+"""Prompts of the benchmarks' metrics, and how a judge's replies are parsed. Texts and numbers only.
 
-The five metrics of the VideoInstruct benchmark and the yes/no-and-score of zero-shot QA, asked in words of our own. A judge sees
-no video: the reference answer stands for it. Prompts are part of a score's name (`prompt_hash`): other words, other scores.
+The five metrics of the VideoInstruct benchmark and the yes/no-and-score of zero-shot QA, in words of our own. A judge sees no
+video: the reference answer stands for it. A hash of the prompts is part of the judge's name: other words give other scores.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from minirlaif.feedback.text_judge import Choice, Grade
+from minirlaif.feedback.text_judge import Grade
 from minirlaif.feedback.verdicts import judge_question
 from minirlaif.judges.base import Message
-from minirlaif.types import Comparison
+from minirlaif.types import Choice, Comparison
 
 HIGHEST = 5  # best score; 0 is the worst
 OBJECT, LETTER = "the JSON object", "the letter A or B"  # what replies must be
@@ -40,7 +40,7 @@ class Prompt:
 
 
 class Unreadable(ValueError):
-    """A reply that is not what was asked for; the text says why."""
+    """A reply in another form than requested; the text says why."""
 
 
 _ROLE = (
@@ -131,15 +131,15 @@ def parse_grade(reply: str, with_pred: bool) -> Grade:
     """
     text = _THOUGHT.sub("", reply.strip()).strip()
     fenced = re.fullmatch(r"```(?:json|python)?\s*(.*?)\s*```", text, flags=re.DOTALL)
-    found = _mapping(fenced[1] if fenced else text)
-    score = found.get("score")
+    values = _mapping(fenced[1] if fenced else text)
+    score = values.get("score")
     if isinstance(score, bool) or not isinstance(score, int | float) or score != score or abs(score) == math.inf:
         raise Unreadable(f"no number under score ({'missing' if score is None else repr(score)[:40]})")
     if not 0 <= score <= HIGHEST:
         raise Unreadable(f"score {repr(score)[:40]} is not between 0 and {HIGHEST}")
     if not with_pred:
         return Grade(int(score))
-    pred = found.get("pred")
+    pred = values.get("pred")
     if not isinstance(pred, str) or pred.strip().lower() not in ("yes", "no"):
         raise Unreadable(f"pred is neither yes nor no ({'missing' if pred is None else repr(pred)[:40]})")
     return Grade(int(score), pred.strip().lower() == "yes")
@@ -162,18 +162,18 @@ def parse_choice(reply: str, answers: tuple[str, str]) -> Choice:
 def _mapping(text: str) -> dict[str, object]:
     if len(text) > 4000:
         raise Unreadable(f"{len(text)} letters long")
-    found: object = None
-    for read in (lambda said: json.loads(said, object_pairs_hook=_once), _python):
+    value: object = None
+    for read in (lambda text: json.loads(text, object_pairs_hook=_once), _python):
         try:
-            found = read(text)
+            value = read(text)
             break
         except Unreadable:
             raise
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             continue
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise Unreadable(f"not a JSON object: {' '.join(text.split())[:60]!r}")
-    return {str(key): value for key, value in found.items()}
+    return {str(key): item for key, item in value.items()}
 
 
 def _python(text: str) -> object:
@@ -186,15 +186,15 @@ def _python(text: str) -> object:
 
 
 def _once(pairs: Sequence[tuple[object, object]]) -> dict[object, object]:
-    """A dictionary of the pairs. Readers would silently keep the last of two equal keys; that is no mark but two."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """A dictionary of the pairs. Readers would silently keep the last of two equal keys, but two grades are none."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
         raise Unreadable("a key stands in it twice")
-    return found
+    return values
 
 
 def prompt_hash(prompts: Mapping[str, Prompt]) -> str:
-    """12 hex digits of everything that is asked, and of how replies are read."""
+    """12 hex digits of the prompts and of how replies are parsed."""
     texts = [[name, prompts[name].system, prompts[name].user] for name in sorted(prompts)]
     return hashlib.sha256(json.dumps([texts, complaint("x"), "integer part, 0 to 5, keys once"]).encode()).hexdigest()[:12]
 
@@ -205,12 +205,12 @@ def asked_choice(question: str, options: Sequence[str]) -> str:
     return f"{question}{lines}\n{CHOOSE}"
 
 
-# What stands behind a letter that is one: a mark, the end of the line, a dash or a reason. Behind an article stands a word.
+# What follows a letter that names an option: punctuation, the end of the line, a dash or a reason; a word follows an article.
 _BEHIND = r"(?:[.):!;]|\s*(?:\n|$)|(?-i:(?<=[A-Z]))(?:,|\s+[-\u2013\u2014]\s|\s+(?:because|since|as)\b))"
-_SAID = r"(?:(?:the )?(?:(?:correct|right|best|final) )?(?:answer|option|choice)\b(?: is\b)?|it(?: is|'s)\b)\s*:?\s*"
-_LEAD = re.compile(rf"^(?:{_SAID})*", re.I)
+_INTRODUCTION = r"(?:(?:the )?(?:(?:correct|right|best|final) )?(?:answer|option|choice)\b(?: is\b)?|it(?: is|'s)\b)\s*:?\s*"
+_LEAD = re.compile(rf"^(?:{_INTRODUCTION})*", re.I)
 _LETTER = re.compile(rf"\(?([A-Za-z]){_BEHIND}", re.I)
-_FURTHER = re.compile(rf"\b(?:{_SAID})+\(?(?-i:([A-Z])){_BEHIND}", re.I)  # behind an introduction of its own
+_FURTHER = re.compile(rf"\b(?:{_INTRODUCTION})+\(?(?-i:([A-Z])){_BEHIND}", re.I)  # behind an introduction of its own
 _OTHER = re.compile(
     r"(?<!\w)\(?([A-Z])(?:[.):]|\s*(?:\n|$)|\s+(?:or|and)\b|\s+is\s+(?:the\s+)?(?:correct|right|best)\b)"
 )  # a small a is an article
@@ -221,17 +221,16 @@ def chosen_option(reply: str, options: Sequence[str]) -> int | None:
     """Which option a reply names, first or after words such as `The answer is`: by its letter, with or without the option's text
     or an explanation behind it, or by its text alone. None where it names none or several."""
     text = re.sub(r"[*`]", "", _THOUGHT.sub("", reply.strip())).strip(" \n\"'[]\u201c\u201d")
-    whole, text = text, _LEAD.sub("", text, count=1)
+    reply, text = text, _LEAD.sub("", text, count=1)
     letter = _LETTER.match(text) or _FURTHER.search(text)
     chosen = _number(letter[1]) if letter else len(options)
     if letter and chosen < len(options):
-        rest = (
-            text[: letter.start()] + "\n" + text[letter.end(1) :].replace(options[chosen], "", 1)
-        )  # it may end with a letter: vitamin C
-        others = {_number(found[1]) for found in _OTHER.finditer(_NOT.sub("", rest))} - {chosen}
+        # Without the option's text, which may end with a letter: vitamin C.
+        rest = text[: letter.start()] + "\n" + text[letter.end(1) :].replace(options[chosen], "", 1)
+        others = {_number(match[1]) for match in _OTHER.finditer(_NOT.sub("", rest))} - {chosen}
         return None if any(other < len(options) for other in others) else chosen
-    said = {plain_answer(whole), plain_answer(text)} - {""}
-    same = [i for i, option in enumerate(options) if plain_answer(option) in said]
+    texts = {plain_answer(reply), plain_answer(text)} - {""}
+    same = [i for i, option in enumerate(options) if plain_answer(option) in texts]
     return same[0] if len(same) == 1 else None
 
 

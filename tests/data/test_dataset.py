@@ -376,10 +376,10 @@ def test_bad_preference_is_named(folder: Path, row: dict[str, Any], expected: st
 def test_hub_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    asked: list[Any] = []
+    calls: list[Any] = []
 
     def load(name: str, config: str | None, revision: str | None, split: str | None) -> Any:
-        asked.append((name, config, revision, split))
+        calls.append((name, config, revision, split))
         rows = datasets.Dataset.from_list([own(type=None), own("v_b", "Why?", type="why")])
         return rows if split else datasets.DatasetDict({"train": rows, "test": rows.select([0])})
 
@@ -388,7 +388,7 @@ def test_hub_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert first.turns == TURNS and dict(first.tags) == {} and dict(second.tags) == {"type": "why"}
     assert second.where == "owner/clips:2"
     load_samples("owner/clips/Generic@v1.0:test", str(folder))
-    assert asked == [("owner/clips", None, None, None), ("owner/clips", "Generic", "v1.0", "test")]
+    assert calls == [("owner/clips", None, None, None), ("owner/clips", "Generic", "v1.0", "test")]
     assert "set data.videos" in error("owner/clips")
 
 

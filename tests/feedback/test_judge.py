@@ -51,23 +51,23 @@ def test_scripted_letters(
     session: ModelSession, monkeypatch: pytest.MonkeyPatch, ab: float, ba: float, margin: float, disagreement: str, choice: str,
     clear: float, orders: tuple[str, str],
 ) -> None:  # fmt: skip
-    asked = pair()
+    example = pair()
 
     def letters(_: object, pairs: list[Comparison], *rest: object) -> list[float]:
-        return [ab if p.answer_a == asked.answer_a else ba for p in pairs]
+        return [ab if p.answer_a == example.answer_a else ba for p in pairs]
 
     monkeypatch.setattr(judging, "_letter_values", letters)
-    (found,) = ask(session, [asked], "letter", margin, disagreement)
-    assert (found.pair, found.choice, found.orders) == ("p", choice, orders)
-    assert found.margin == pytest.approx(clear, nan_ok=True)
+    (verdict,) = ask(session, [example], "letter", margin, disagreement)
+    assert (verdict.pair, verdict.choice, verdict.orders) == ("p", choice, orders)
+    assert verdict.margin == pytest.approx(clear, nan_ok=True)
 
 
 def test_scripted_likelihoods_give_two_equal_orders(session: ModelSession, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judging, "answer_margins", lambda session, pairs, views, size: [1.0, -2.0, 0.1, 0.0])
-    found = ask(session, [pair(name=str(i)) for i in range(4)], "likelihood", margin=0.2)
-    assert [v.choice for v in found] == ["A", "B", "tie", "tie"]
-    assert [v.margin for v in found] == pytest.approx([1.0, 2.0, 0.1, 0.0])
-    assert [v.orders for v in found] == [("A", "A"), ("B", "B"), ("tie", "tie"), ("tie", "tie")]
+    verdicts = ask(session, [pair(name=str(i)) for i in range(4)], "likelihood", margin=0.2)
+    assert [v.choice for v in verdicts] == ["A", "B", "tie", "tie"]
+    assert [v.margin for v in verdicts] == pytest.approx([1.0, 2.0, 0.1, 0.0])
+    assert [v.orders for v in verdicts] == [("A", "A"), ("B", "B"), ("tie", "tie"), ("tie", "tie")]
 
 
 @pytest.mark.parametrize("readout", ["letter", "likelihood"])
@@ -89,40 +89,40 @@ def test_identical_answers_tie_whatever_the_judge_says(
 ) -> None:
     monkeypatch.setattr(judging, "_letter_values", lambda session, pairs, *rest: [5.0] * len(pairs))
     monkeypatch.setattr(judging, "answer_margins", lambda session, pairs, *rest: [5.0] * len(pairs))
-    (found,) = ask(session, [pair("a red circle.", " a red circle. ")], readout)
-    assert (found.choice, found.orders) == ("tie", ("tie", "tie"))
+    (verdict,) = ask(session, [pair("a red circle.", " a red circle. ")], readout)
+    assert (verdict.choice, verdict.orders) == ("tie", ("tie", "tie"))
 
 
 def test_letters_are_read_after_the_judges_question_with_a_above_b_meaning_a(session: ModelSession) -> None:
-    asked = [pair(), pair("x", "a longer answer that says more than the other one.")]
+    pairs = [pair(), pair("x", "a longer answer that says more than the other one.")]
     base, views = session.backbone, {"clip": session.video_input("clip")}
     with torch.no_grad():
-        found = judging._letter_values(session, asked, views, 2)
-        for value, p in zip(found, asked, strict=True):
+        values = judging._letter_values(session, pairs, views, 2)
+        for value, p in zip(values, pairs, strict=True):
             ids = session.prompt(views["clip"], judge_question(p.question, p.answer_a, p.answer_b, p.context))
             logits = base.logits(base.hidden(base.embed(torch.tensor([ids]), [views["clip"].features]), None))[0, -1]
             a, b = (base.renderer.text_ids(f" {letter}")[-1] for letter in "AB")
             assert a != b
             assert value == pytest.approx(float(logits[a] - logits[b]), abs=1e-4)
-    assert found[0] != pytest.approx(found[1])
+    assert values[0] != pytest.approx(values[1])
 
 
 def test_likelihood_is_the_mean_over_the_tokens_of_each_answer_with_frames_and_context(session: ModelSession) -> None:
-    asked = [pair(), pair("a blue cross.", "first a red circle moves left. second a green square stays still.")]
+    pairs = [pair(), pair("a blue cross.", "first a red circle moves left. second a green square stays still.")]
     views = {"clip": session.video_input("clip")}
     with torch.no_grad():
-        found = answer_margins(session, asked, views, 3)
-        for value, p in zip(found, asked, strict=True):
+        margins = answer_margins(session, pairs, views, 3)
+        for value, p in zip(margins, pairs, strict=True):
             means = []
             for text in (p.answer_a, p.answer_b):
                 row = session.encode_pair(views["clip"], p.question, session.answer_ids(text), p.context)
                 means.append(float(token_logprobs(session.backbone, [row])[0].mean()))
             assert value == pytest.approx(means[0] - means[1], abs=1e-5)
         without = answer_margins(
-            session, [Comparison("p", "clip", "what happens?", p.answer_a, p.answer_b) for p in asked], views, 3
+            session, [Comparison("p", "clip", "what happens?", p.answer_a, p.answer_b) for p in pairs], views, 3
         )
-        blind = answer_margins(session, asked, {"clip": None}, 3)
-    assert found != pytest.approx(without) and found != pytest.approx(blind)
+        blind = answer_margins(session, pairs, {"clip": None}, 3)
+    assert margins != pytest.approx(without) and margins != pytest.approx(blind)
 
 
 def test_means_come_back_in_the_order_of_the_rows(session: ModelSession) -> None:

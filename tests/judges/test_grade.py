@@ -1,4 +1,4 @@
-"""Judging: what is asked, asked again, kept and counted; local judges on a model whose reply is known."""
+"""Grades by chat models: questions, repeated questions, kept replies and counts; local judges on a model with a known reply."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ def questions(count: int, with_pred: bool = False) -> list[Question]:
     return [Question(({"role": "user", "content": f"question {n}"},), parse) for n in range(count)]
 
 
-def test_every_question_gets_its_own_mark(replies):
+def test_every_question_gets_its_own_grade(replies):
     judge = Fake(lambda text: json.dumps({"score": int(text.split()[-1])}))
-    marked, counts = ask_all(judge, questions(6)[::-1], replies)
-    assert [each.value for each in marked] == [Grade(n) for n in (5, 4, 3, 2, 1, 0)]
+    result, counts = ask_all(judge, questions(6)[::-1], replies)
+    assert [each.value for each in result] == [Grade(n) for n in (5, 4, 3, 2, 1, 0)]
     assert (counts.requested, counts.kept, counts.unreadable, counts.refused) == (6, 0, 0, 0)
     assert (counts.tokens_in, counts.tokens_out) == (60, 12)
 
@@ -90,9 +90,9 @@ def test_equal_questions_are_asked_once_and_kept_ones_never(replies):
     judge = Fake('{"score": 2}')
     twice = [*questions(3), *questions(3)]
     assert len(ask_all(judge, twice, replies)[0]) == 6 and len(judge.requests) == 3
-    marked, counts = ask_all(judge, [*twice, *questions(4)], replies)
+    result, counts = ask_all(judge, [*twice, *questions(4)], replies)
     assert len(judge.requests) == 4 and (counts.requested, counts.kept) == (1, 3)
-    assert {each.value for each in marked} == {Grade(2)}
+    assert {each.value for each in result} == {Grade(2)}
 
 
 def test_another_judge_is_asked_anew(replies):
@@ -103,26 +103,26 @@ def test_another_judge_is_asked_anew(replies):
 
 def test_an_unreadable_reply_is_asked_for_again_with_what_was_wrong(replies):
     judge = Fake(lambda text: '{"score": 3}' if "cannot be read" in text else "I say 9")
-    (marked,), counts = ask_all(judge, questions(1), replies)
-    assert marked.value == Grade(3) and (counts.requested, counts.unreadable) == (2, 1)
+    (result,), counts = ask_all(judge, questions(1), replies)
+    assert result.value == Grade(3) and (counts.requested, counts.unreadable) == (2, 1)
     assert [m["role"] for m in judge.requests[1]] == ["user", "assistant", "user"]
     assert judge.requests[1][1]["content"] == "I say 9" and "not a JSON object" in judge.requests[1][2]["content"]
 
 
 @pytest.mark.parametrize(("reply", "why"), [('{"score": 9}', "not between 0 and 5"), ("no", "not a JSON object")])
-def test_what_stays_unreadable_has_no_mark_and_a_reason(replies, reply: str, why: str):
+def test_what_stays_unreadable_has_no_grade_but_a_reason(replies, reply: str, why: str):
     judge = Fake(reply)
-    (marked,), counts = ask_all(judge, questions(1), replies)
-    assert marked.value is None and marked.why.startswith("unreadable: ") and why in marked.why and marked.reply == reply
+    (result,), counts = ask_all(judge, questions(1), replies)
+    assert result.value is None and result.why.startswith("unreadable: ") and why in result.why and result.reply == reply
     assert len(judge.requests) == 2 == counts.unreadable
     (again,), counts = ask_all(judge, questions(1), replies)  # it costs nothing the second time
-    assert again == marked and len(judge.requests) == 2 and counts.kept == 2
+    assert again == result and len(judge.requests) == 2 and counts.kept == 2
 
 
 def test_one_refused_question_does_not_stop_the_others(replies):
     judge = Fake(lambda text: Refused("too long") if text.endswith("1") else '{"score": 1}')
-    marked, counts = ask_all(judge, questions(3), replies)
-    assert [each.why for each in marked] == ["", "refused: too long", ""] and counts.refused == 1
+    result, counts = ask_all(judge, questions(3), replies)
+    assert [each.why for each in result] == ["", "refused: too long", ""] and counts.refused == 1
 
 
 def test_a_judge_that_refuses_everything_is_not_asked_on_and_on(replies):
@@ -188,7 +188,7 @@ def a_name(**more: Any) -> JudgeName:
         ({"max_tokens": 10}, "judge (openai at one:80), version v1, prompt p"),
     ],
 )
-def test_marks_that_were_asked_for_otherwise_are_of_another_judge(tmp_path: Path, more: dict[str, Any], words: str):
+def test_grades_with_other_request_settings_are_of_another_judge(tmp_path: Path, more: dict[str, Any], words: str):
     first, second = a_name(), a_name(**more)
     assert first.key != second.key and second.title == words
     model = {"run": "r", "title": "sft", "answers": "id"}
@@ -233,8 +233,8 @@ def test_match(kind: str, answer: str, preds: list[str], right: bool):
 def test_other_prompts(tmp_path: Path):
     path = tmp_path / "prompts.yaml"
     path.write_text("detail: {system: Mark it., user: 'Q {question} A {answer} P {pred}'}\n")
-    found = judge_prompts(JudgeSettings(prompts=str(path)))
-    assert found["detail"].system == "Mark it." and found["qa"] == judge_prompts(JudgeSettings())["qa"]
+    prompts = judge_prompts(JudgeSettings(prompts=str(path)))
+    assert prompts["detail"].system == "Mark it." and prompts["qa"] == judge_prompts(JudgeSettings())["qa"]
     for text, words in (
         ("detail: {system: x, user: 'Q {question} A {answer}'}", r"detail.user has no place for \{pred\}"),
         ("consistency: {system: x, user: '{question1}{answer}{pred1}{pred2}'}", r"no place for \{question2\}"),
@@ -254,9 +254,9 @@ def test_a_gguf_file_judges(tmp_path: Path, replies):
     judge = GgufJudge(JudgeSettings("gguf", str(path), context=512, threads=1))
     try:
         long = Question(({"role": "user", "content": "long " * 300},), partial(parse_grade, with_pred=True))
-        marked, counts = ask_all(judge, [*questions(2, with_pred=True), long], replies)
-        assert [each.value for each in marked] == [Grade(4, True), Grade(4, True), None]
-        assert marked[2].why.startswith("refused: ") and "raise context, which is 512" in marked[2].why
+        result, counts = ask_all(judge, [*questions(2, with_pred=True), long], replies)
+        assert [each.value for each in result] == [Grade(4, True), Grade(4, True), None]
+        assert result[2].why.startswith("refused: ") and "raise context, which is 512" in result[2].why
         name = judge.judge_name("p", counts)
         assert name.key[:2] == ("gguf", "parrot.gguf") and len(name.version) == 16
     finally:
@@ -315,22 +315,22 @@ def test_a_gguf_judge_is_not_freed_while_it_decodes(tmp_path: Path, monkeypatch)
         judge.ask(questions(1)[0].messages)
 
 
-def test_a_gguf_judge_is_known_by_how_it_is_asked(tmp_path: Path, monkeypatch):
+def test_the_signature_of_a_gguf_judge_has_its_request_settings(tmp_path: Path, monkeypatch):
     ways: list[dict[str, Any]] = [{}, {"temperature": 0.5}, {"max_tokens": 5}, {"context": 99}]
-    found = [dict(fake_gguf(tmp_path, monkeypatch, **changes).signature) for changes in ways]
-    assert all(a != b for a, b in itertools.combinations(found, 2))
-    assert dict(fake_gguf(tmp_path, monkeypatch, threads=3).signature) == found[0]
+    signatures = [dict(fake_gguf(tmp_path, monkeypatch, **changes).signature) for changes in ways]
+    assert all(a != b for a, b in itertools.combinations(signatures, 2))
+    assert dict(fake_gguf(tmp_path, monkeypatch, threads=3).signature) == signatures[0]
 
 
-def test_a_model_of_transformers_is_known_by_how_it_is_asked(monkeypatch):
+def test_the_signature_of_an_hf_judge_has_its_request_settings(monkeypatch):
     monkeypatch.setattr(hf, "_open", lambda section: (None, None))
     ways: list[dict[str, Any]] = [{}, {"quantization": "nf4"}, {"dtype": "bfloat16"}, {"max_tokens": 5}]
-    found = [dict(HfJudge(JudgeSettings("hf", "tiny", **{"device": "cpu", **changes})).signature) for changes in ways]
-    assert all(a != b for a, b in itertools.combinations(found, 2))
+    signatures = [dict(HfJudge(JudgeSettings("hf", "tiny", **{"device": "cpu", **changes})).signature) for changes in ways]
+    assert all(a != b for a, b in itertools.combinations(signatures, 2))
     # auto is float32 on a CPU and bfloat16 on a GPU, and the replies are of that, not of auto
-    assert dict(HfJudge(JudgeSettings("hf", "tiny", device="cpu", dtype="float32")).signature) == found[0]
+    assert dict(HfJudge(JudgeSettings("hf", "tiny", device="cpu", dtype="float32")).signature) == signatures[0]
     monkeypatch.setattr(hf, "pick_device", lambda wanted: torch.device("cuda"))
-    assert dict(HfJudge(JudgeSettings("hf", "tiny")).signature) == found[2]
+    assert dict(HfJudge(JudgeSettings("hf", "tiny")).signature) == signatures[2]
 
 
 @pytest.mark.parametrize(
@@ -368,11 +368,11 @@ def test_judges_that_may_be_there(tmp_path: Path, monkeypatch):
         check_judge(JudgeSettings(kind, name, key_env="JUDGE_KEY"))
 
 
-def test_a_judge_that_says_nothing_of_use():
-    """Over all models that were marked; one readable reply is enough, and who was not asked is not to blame."""
+def test_a_judge_without_one_readable_reply():
+    """Over all models that were result; one readable reply is enough, and who was not asked is not to blame."""
     counts = {"asked": 2, "kept": 1, "unreadable": 3, "refused": 1}
-    found = nothing_read("j", [counts, counts], "I would\nsay 4")
-    assert str(found) == (
+    error = nothing_read("j", [counts, counts], "I would\nsay 4")
+    assert str(error) == (
         "judge j: none of its 6 replies could be read, the last one was 'I would say 4'; name a bigger model, or other prompts"
         " with --judge-set prompts=FILE"
     )
@@ -383,8 +383,8 @@ def test_a_judge_that_says_nothing_of_use():
 def test_a_text_model_of_transformers_judges(tmp_path: Path, replies):
     folder = fixed_reply.write_folder(tmp_path / "parrot", REPLY)
     judge = HfJudge(JudgeSettings("hf", str(folder), device="cpu"))
-    marked, counts = ask_all(judge, questions(2, with_pred=True), replies)
-    assert [each.value for each in marked] == [Grade(4, True)] * 2
+    result, counts = ask_all(judge, questions(2, with_pred=True), replies)
+    assert [each.value for each in result] == [Grade(4, True)] * 2
     assert judge.judge_name("p", counts).key[:2] == ("hf", "parrot")
     model = folder / "model.safetensors"
     model.write_bytes(model.read_bytes()[:-1] + b"\x01")  # other weights, another judge
@@ -395,10 +395,10 @@ def test_a_text_model_of_transformers_judges(tmp_path: Path, replies):
 
 
 def test_a_model_of_this_package_judges(replies):
-    """The tiny base knows nothing of marks: its replies cannot be read, and are counted."""
+    """The tiny base cannot grade: its replies cannot be read, and are counted."""
     judge = HfJudge(JudgeSettings("hf", "tiny", device="cpu", max_tokens=8))
-    (marked,), counts = ask_all(judge, questions(1), replies)
-    assert marked.value is None and marked.why.startswith("unreadable: not a JSON object")
+    (result,), counts = ask_all(judge, questions(1), replies)
+    assert result.value is None and result.why.startswith("unreadable: not a JSON object")
     assert (counts.requested, counts.unreadable) == (2, 2)
 
 

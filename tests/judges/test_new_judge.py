@@ -11,13 +11,13 @@ import pytest
 
 from minirlaif.cli import main
 from minirlaif.feedback import describe
-from minirlaif.feedback.text_judge import Choice, Grade, GradeRequest, GradeResult, Grading, JudgeName
+from minirlaif.feedback.text_judge import Grade, GradeRequest, GradeResult, Grading, JudgeName
 from minirlaif.judges.config import JUDGES, JudgeKind, JudgeSettings, judge_settings, open_judge
 from minirlaif.models.generation import Completion, EncodedPrompt
 from minirlaif.runs.run import Run
 from minirlaif.session import VideoInput
 from minirlaif.stages import feedback
-from minirlaif.types import Comparison, Sample, Turn
+from minirlaif.types import Choice, Comparison, Sample, Turn
 from tests.fixtures import tiny
 
 

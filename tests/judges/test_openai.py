@@ -26,7 +26,7 @@ from minirlaif.judges.openai import EndpointJudge
 from tests.fixtures import endpoints, fixed_reply
 from tests.fixtures.endpoints import Act, Server, answer, send
 
-ASKED = [{"role": "system", "content": "mark"}, {"role": "user", "content": "Who?"}]
+MESSAGES = [{"role": "system", "content": "mark"}, {"role": "user", "content": "Who?"}]
 KEY = "sk-a+b/secret=="
 
 
@@ -102,10 +102,10 @@ def cut_within(handler: Any, body: Any) -> None:
 
 def test_a_request_is_what_the_protocol_says(serve):
     server = serve(good)
-    reply = judge(server, temperature=0.0, max_tokens=50).ask(ASKED)
+    reply = judge(server, temperature=0.0, max_tokens=50).ask(MESSAGES)
     assert (reply.text, reply.version, reply.tokens_in, reply.tokens_out) == ('{"score": 4}', "judge-1", 7, 3)
     (body,) = server.bodies
-    assert body == {"path": "/v1/chat/completions", "model": "judge", "temperature": 0.0, "max_tokens": 50, "messages": ASKED}
+    assert body == {"path": "/v1/chat/completions", "model": "judge", "temperature": 0.0, "max_tokens": 50, "messages": MESSAGES}
     assert "Authorization" not in server.headers[0]
 
 
@@ -133,28 +133,28 @@ def test_a_request_is_what_the_protocol_says(serve):
 )
 def test_what_passes_is_tried_again(serve, fault: Act):
     server = serve(fault, fault, good)
-    assert judge(server).ask(ASKED).text == '{"score": 4}'
+    assert judge(server).ask(MESSAGES).text == '{"score": 4}'
     assert len(server.bodies) == 3
 
 
 def test_a_silent_server_is_left_after_the_time_out(serve):
     server = serve(silent, good)
-    assert judge(server, timeout_seconds=0.2).ask(ASKED).text == '{"score": 4}'
+    assert judge(server, timeout_seconds=0.2).ask(MESSAGES).text == '{"score": 4}'
     with pytest.raises(UserError, match=r"after 2 tries \(no answer within 0.2 s\)"):
-        judge(serve(silent), timeout_seconds=0.2, retries=1).ask(ASKED)
+        judge(serve(silent), timeout_seconds=0.2, retries=1).ask(MESSAGES)
 
 
 @pytest.mark.parametrize("code", [200, 500])
 def test_the_time_out_is_of_the_whole_request(serve, code: int):
     started = time.monotonic()
-    assert judge(serve(dripping(code), good), timeout_seconds=0.5).ask(ASKED).text == '{"score": 4}'
+    assert judge(serve(dripping(code), good), timeout_seconds=0.5).ask(MESSAGES).text == '{"score": 4}'
     assert time.monotonic() - started < 5.0  # of the ten that it would take; half a second and a slow machine
 
 
 def test_tries_come_to_an_end_and_nothing_is_lost(serve):
     server = serve(status(500, "out of order"))
     with pytest.raises(UserError, match=r"no reply from .* after 4 tries \(HTTP 500 out of order\); replies so far are kept"):
-        judge(server).ask(ASKED)
+        judge(server).ask(MESSAGES)
     assert len(server.bodies) == 4
 
 
@@ -162,7 +162,7 @@ def test_a_server_that_is_not_there(serve):
     server = serve(good)
     server.close()
     with pytest.raises(UserError, match="after 1 tries"):
-        judge(server, retries=0).ask(ASKED)
+        judge(server, retries=0).ask(MESSAGES)
 
 
 def test_pauses_grow(serve, monkeypatch):
@@ -171,10 +171,10 @@ def test_pauses_grow(serve, monkeypatch):
     subject = judge(serve(status(500)), retries=4, backoff_seconds=3.0)
     pauses.clear()
     with pytest.raises(UserError):
-        subject.ask(ASKED)
-    asked = [pause for pause in pauses if pause is not None and pause >= 1.9]
-    assert len(asked) == 4
-    for number, pause in enumerate(asked):  # 3 s doubled each time, between two thirds and four thirds of that
+        subject.ask(MESSAGES)
+    waits = [pause for pause in pauses if pause is not None and pause >= 1.9]
+    assert len(waits) == 4
+    for number, pause in enumerate(waits):  # 3 s doubled each time, between two thirds and four thirds of that
         assert 2.0 * 2**number <= pause <= 4.0 * 2**number
 
 
@@ -182,7 +182,7 @@ def test_a_server_says_how_long_to_wait(serve, monkeypatch):
     pauses: list[float] = []
     subject = judge(serve(status(429, Retry_After="7"), status(429, Retry_After="9999"), good))
     monkeypatch.setattr(subject._closed, "wait", lambda seconds: pauses.append(seconds))
-    subject.ask(ASKED)
+    subject.ask(MESSAGES)
     assert pauses == [7.0, 120.0]
 
 
@@ -192,7 +192,7 @@ def test_a_date_to_wait_for(serve, monkeypatch):
     subject = judge(serve(status(429, Retry_After=later), status(429, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT"),
                           status(429, Retry_After="soon"), good))  # fmt: skip
     monkeypatch.setattr(subject._closed, "wait", lambda seconds: pauses.append(seconds))
-    subject.ask(ASKED)
+    subject.ask(MESSAGES)
     assert 30.0 < pauses[0] <= 60.0  # a slow machine needs some of it
     assert len(pauses) == 3 and max(pauses[1:]) < 1.0  # a date that has passed, and what is none
 
@@ -203,13 +203,13 @@ def test_a_long_pause_says_why(serve, capsys, monkeypatch):
     subject = judge(serve(status(503, "busy", Retry_After="7")), retries=6, backoff_seconds=0.001)
     monkeypatch.setattr(subject._closed, "wait", lambda seconds: now.__setitem__(0, now[0] + seconds))
     with pytest.raises(UserError):
-        subject.ask(ASKED)
-    told = capsys.readouterr().err.splitlines()  # at 0, 14 and 28 s, not at 7, 21 and 35
-    assert told == [f"judge judge: HTTP 503 busy; trying again in 7 s ({number} of 7)" for number in (2, 4, 6)]
+        subject.ask(MESSAGES)
+    lines = capsys.readouterr().err.splitlines()  # at 0, 14 and 28 s, not at 7, 21 and 35
+    assert lines == [f"judge judge: HTTP 503 busy; trying again in 7 s ({number} of 7)" for number in (2, 4, 6)]
 
 
 def test_short_pauses_say_nothing(serve, capsys):
-    judge(serve(status(503), good)).ask(ASKED)
+    judge(serve(status(503), good)).ask(MESSAGES)
     assert capsys.readouterr().err == ""
 
 
@@ -220,7 +220,7 @@ def test_a_closed_judge_neither_pauses_nor_asks(serve):
 
     def ask() -> None:
         with pytest.raises(UserError) as error:
-            subject.ask(ASKED)
+            subject.ask(MESSAGES)
         errors.append(str(error.value))
 
     threads = [threading.Thread(target=ask) for _ in range(2)]
@@ -239,12 +239,12 @@ def test_a_closed_judge_neither_pauses_nor_asks(serve):
 def test_who_waits_for_its_turn_is_woken_by_close_and_does_not_send(serve):
     server = serve(good)
     subject = judge(server, per_minute=1.0)
-    subject.ask(ASKED)
+    subject.ask(MESSAGES)
     ended = threading.Event()
 
     def ask() -> None:
         with pytest.raises(UserError, match="closed before"):
-            subject.ask(ASKED)
+            subject.ask(MESSAGES)
         ended.set()
 
     thread = threading.Thread(target=ask, daemon=True)
@@ -257,15 +257,15 @@ def test_who_waits_for_its_turn_is_woken_by_close_and_does_not_send(serve):
 def test_pages_and_endless_replies_are_of_another_address(serve):
     for act in (raw(b"<html>welcome</html>"), raw(b" " * (1 << 21))):
         with pytest.raises(UserError, match="after 1 tries .*check that url is the address"):
-            judge(serve(act), retries=0).ask(ASKED)
+            judge(serve(act), retries=0).ask(MESSAGES)
     with pytest.raises(UserError, match="repeat the command when it answers again"):
-        judge(serve(status(503)), retries=0).ask(ASKED)
+        judge(serve(status(503)), retries=0).ask(MESSAGES)
 
 
 def test_an_empty_account_is_not_asked_again(serve):
     server = serve(status(429, '{"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}'))
     with pytest.raises(UserError, match="no credit left"):
-        judge(server).ask(ASKED)
+        judge(server).ask(MESSAGES)
     assert len(server.bodies) == 1
 
 
@@ -280,12 +280,12 @@ def test_an_empty_account_is_not_asked_again(serve):
 )
 def test_token_counts_that_are_none(serve, usage: str, counted: tuple[int, int]):
     server = serve(raw(chat("yes", usage="U").replace(b'"U"', usage.encode())))
-    reply = judge(server, retries=0).ask(ASKED)
+    reply = judge(server, retries=0).ask(MESSAGES)
     assert (reply.tokens_in, reply.tokens_out) == counted
 
 
 def test_halves_of_letters_can_be_written(serve, tmp_path: Path):
-    reply = judge(serve(raw(chat("a \ud83d b").replace(b"judge-1", b"judge-\\ud83d")))).ask(ASKED)
+    reply = judge(serve(raw(chat("a \ud83d b").replace(b"judge-1", b"judge-\\ud83d")))).ask(MESSAGES)
     assert reply.text == "a ? b" and reply.version == "judge-?"
 
 
@@ -295,15 +295,15 @@ def test_halves_of_letters_can_be_written(serve, tmp_path: Path):
 def test_what_does_not_pass_stops_at_once(serve, code: int, words: str):
     server = serve(status(code, "because", Location="http://127.0.0.1:9/"))
     with pytest.raises(UserError, match=f"HTTP {code} because; {words}"):
-        judge(server).ask(ASKED)
+        judge(server).ask(MESSAGES)
     assert len(server.bodies) == 1
 
 
 def test_one_question_may_be_refused(serve):
     with pytest.raises(Refused, match="HTTP 400 too long"):
-        judge(serve(status(400, "too long"))).ask(ASKED)
+        judge(serve(status(400, "too long"))).ask(MESSAGES)
     with pytest.raises(Refused, match="holds no text"):
-        judge(serve(lambda handler, body: answer(handler, None))).ask(ASKED)
+        judge(serve(lambda handler, body: answer(handler, None))).ask(MESSAGES)
 
 
 def test_no_redirect_carries_the_key_away(serve, monkeypatch):
@@ -311,7 +311,7 @@ def test_no_redirect_carries_the_key_away(serve, monkeypatch):
     thief = serve(good)
     server = serve(status(307, "go there", Location=f"{thief.url}/chat/completions"))
     with pytest.raises(UserError, match="HTTP 307"):
-        judge(server, key_env="JUDGE_KEY").ask(ASKED)
+        judge(server, key_env="JUDGE_KEY").ask(MESSAGES)
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}" and thief.headers == []
 
 
@@ -319,39 +319,39 @@ def test_no_redirect_carries_the_key_away(serve, monkeypatch):
 def test_the_key_is_cut_out_of_what_a_server_says(serve, monkeypatch, code: int):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     with pytest.raises((UserError, Refused)) as error:
-        judge(serve(status(code, f"wrong key {KEY}!")), key_env="JUDGE_KEY", retries=0).ask(ASKED)
+        judge(serve(status(code, f"wrong key {KEY}!")), key_env="JUDGE_KEY", retries=0).ask(MESSAGES)
     assert KEY not in str(error.value) and "wrong key [key]!" in str(error.value)
 
 
 @pytest.mark.parametrize("before", range(200 - len(KEY), 201))
-def test_no_part_of_the_key_is_told_where_an_error_is_cut(serve, monkeypatch, before: int):
+def test_no_part_of_the_key_is_shown_where_an_error_is_cut(serve, monkeypatch, before: int):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     with pytest.raises(Refused) as error:
-        judge(serve(status(400, "x" * before + KEY)), key_env="JUDGE_KEY").ask(ASKED)
+        judge(serve(status(400, "x" * before + KEY)), key_env="JUDGE_KEY").ask(MESSAGES)
     assert "sk" not in str(error.value)
 
 
 @pytest.mark.parametrize("before", [1960, 1985, 1990, 1995, 2000, 2010, 2020, 2025, 2030, 2035])
-def test_no_part_of_the_key_is_told_where_reading_ends(serve, monkeypatch, before: int):
+def test_no_part_of_the_key_is_shown_where_reading_ends(serve, monkeypatch, before: int):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     with pytest.raises(Refused) as error:
-        judge(serve(status(400, "no" + " " * (before - 2) + KEY + " " * 100)), key_env="JUDGE_KEY").ask(ASKED)
+        judge(serve(status(400, "no" + " " * (before - 2) + KEY + " " * 100)), key_env="JUDGE_KEY").ask(MESSAGES)
     assert "HTTP 400 no [key]".startswith(str(error.value))
 
 
 def test_the_key_is_cut_out_of_replies(serve, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     server = serve(raw(chat(f"{KEY}!").replace(b"judge-1", KEY.encode())))
-    reply = judge(server, key_env="JUDGE_KEY").ask(ASKED)
+    reply = judge(server, key_env="JUDGE_KEY").ask(MESSAGES)
     assert reply.text == "[key]!" and reply.version == "[key]"
     monkeypatch.setenv("JUDGE_KEY", "no")  # any word, for a server that asks for one: it hides nothing
-    assert judge(serve(raw(chat("no"))), key_env="JUDGE_KEY").ask(ASKED).text == "no"
+    assert judge(serve(raw(chat("no"))), key_env="JUDGE_KEY").ask(MESSAGES).text == "no"
 
 
 def test_escaped_slashes_hide_no_key(serve, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     with pytest.raises(Refused) as error:
-        judge(serve(status(400, "wrong " + KEY.replace("/", "\\/"))), key_env="JUDGE_KEY").ask(ASKED)
+        judge(serve(status(400, "wrong " + KEY.replace("/", "\\/"))), key_env="JUDGE_KEY").ask(MESSAGES)
     assert str(error.value) == "HTTP 400 wrong [key]"
 
 
@@ -359,7 +359,7 @@ def test_escaped_slashes_hide_no_key(serve, monkeypatch):
     ("url", "warned"),
     [("http://judge.example/v1", True), ("https://judge.example/v1", False), ("http://127.0.0.1:1/v1", False)],
 )
-def test_a_key_that_others_can_read_is_told(monkeypatch, capsys, url: str, warned: bool):
+def test_a_key_that_others_can_read_is_reported(monkeypatch, capsys, url: str, warned: bool):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     EndpointJudge(JudgeSettings("openai", "judge", url=url, key_env="JUDGE_KEY"))
     assert ("is not encrypted" in capsys.readouterr().out) == warned
@@ -367,12 +367,12 @@ def test_a_key_that_others_can_read_is_told(monkeypatch, capsys, url: str, warne
     assert capsys.readouterr().out == ""
 
 
-def test_a_judge_is_known_by_how_it_is_asked():
+def test_the_signature_has_the_request_settings():
     ways: list[dict[str, Any]] = [
         {}, {"url": "http://b/v1"}, {"temperature": 0.5}, {"max_tokens": 5}, {"name": "m"}, {"extra": '{"top_p": 0.5}'},
     ]  # fmt: skip
-    found = [dict(EndpointJudge(JudgeSettings(**{"kind": "openai", "url": "http://a/v1", **way})).signature) for way in ways]
-    assert all(a != b for a, b in itertools.combinations(found, 2))
+    signatures = [dict(EndpointJudge(JudgeSettings(**{"kind": "openai", "url": "http://a/v1", **way})).signature) for way in ways]
+    assert all(a != b for a, b in itertools.combinations(signatures, 2))
 
 
 def test_the_key_is_in_no_setting(serve, monkeypatch):
@@ -393,7 +393,7 @@ def test_keys_that_are_none(serve, monkeypatch, value: str, words: str):
 def test_extra_fields(serve):
     server = serve(good)
     subject = judge(server, extra='{"max_tokens": null, "max_completion_tokens": 9, "temperature": 1}')
-    subject.ask(ASKED)
+    subject.ask(MESSAGES)
     assert "max_tokens" not in server.bodies[0]
     assert (server.bodies[0]["max_completion_tokens"], server.bodies[0]["temperature"]) == (9, 1)
     assert subject.signature != judge(server).signature
@@ -402,7 +402,7 @@ def test_extra_fields(serve):
 def test_requests_keep_their_distance(serve):
     server = serve(good)
     subject = judge(server, per_minute=600.0)  # one in 0.1 s
-    threads = [threading.Thread(target=subject.ask, args=(ASKED,)) for _ in range(4)]
+    threads = [threading.Thread(target=subject.ask, args=(MESSAGES,)) for _ in range(4)]
     began = time.monotonic()
     for thread in threads:
         thread.start()
@@ -411,10 +411,10 @@ def test_requests_keep_their_distance(serve):
     assert max(server.times) - began >= 0.29  # three gaps; a slow machine makes them longer, never shorter
 
 
-def test_proxies_are_not_asked_for_this_machine(serve, monkeypatch):
+def test_no_proxy_is_used_for_this_machine(serve, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
-    assert judge(serve(good), retries=0).ask(ASKED).text == '{"score": 4}'
+    assert judge(serve(good), retries=0).ask(MESSAGES).text == '{"score": 4}'
 
 
 def test_a_proxy_that_cannot_be_used(monkeypatch):
@@ -465,8 +465,8 @@ def test_every_setting_is_of_some_kind():
 def test_settings_from_a_file(tmp_path: Path):
     path = tmp_path / "judge.yaml"
     path.write_text("kind: openai\nname: m\nurl: http://127.0.0.1:1/v1\nper_minute: 60\nextra: {seed: 1}\n")
-    found = judge_settings(str(path), ["per_minute=30", "parallel=1"])
-    assert (found.name, found.per_minute, found.parallel, found.extra) == ("m", 30.0, 1, '{"seed": 1}')
+    settings = judge_settings(str(path), ["per_minute=30", "parallel=1"])
+    assert (settings.name, settings.per_minute, settings.parallel, settings.extra) == ("m", 30.0, 1, '{"seed": 1}')
     assert judge_settings(str(path), ['extra={"top_p": 1, "max_tokens": null}']).extra == '{"top_p": 1, "max_tokens": null}'
 
 
@@ -475,7 +475,7 @@ def test_llama_cpps_own_server(tmp_path: Path):
     model = fixed_reply.write_gguf(tmp_path / "parrot.gguf", '{"pred": "yes", "score": 4}')
     with endpoints.llama_server(model) as url:
         subject = EndpointJudge(JudgeSettings("openai", "parrot", url=url, retries=1, backoff_seconds=0.01))
-        reply = subject.ask(ASKED)
+        reply = subject.ask(MESSAGES)
         assert reply.text == '{"pred": "yes", "score": 4}' and reply.version == "parrot"
         assert reply.tokens_in > 5 and reply.tokens_out >= 1
         with pytest.raises(Refused, match="HTTP 400 .*maximum context length"):

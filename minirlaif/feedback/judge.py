@@ -38,8 +38,7 @@ def judge(
         disagreement: "drop" or "average" when the two orders differ.
     """
     if readout == "likelihood":
-        ahead = answer_margins(session, pairs, views, batch_size)
-        values = [(value, value) for value in ahead]
+        values = [(value, value) for value in answer_margins(session, pairs, views, batch_size)]
     else:
         first = _letter_values(session, pairs, views, batch_size)
         second = _letter_values(session, [pair.swap() for pair in pairs], views, batch_size)
@@ -108,8 +107,8 @@ def _letter_values(
         question = judge_question(pair.question, pair.answer_a, pair.answer_b, pair.context)
         rows.append(session.encode_pair(views[pair.video], question, letters[:1]))
     for index in micro_batches([len(row) for row in rows], batch_size):
-        ahead = first_token_logprobs(session.backbone, [rows[i] for i in index], letters)
-        for place, (a, b) in zip(index, ahead.tolist(), strict=True):
+        logprobs_B2 = first_token_logprobs(session.backbone, [rows[i] for i in index], letters)
+        for place, (a, b) in zip(index, logprobs_B2.tolist(), strict=True):
             values[place] = a - b
     return values
 

@@ -92,10 +92,7 @@ def judge_settings(spec: str, changes: Sequence[str] = ()) -> JudgeSettings:
     if kind in ("none", *JUDGES):
         values = {"kind": kind, "name": name}
     elif Path(spec).suffix in (".yaml", ".yml"):
-        try:
-            values, where = parse_yaml(Path(spec).read_text(encoding="utf-8"), spec), spec
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{spec}: cannot be read ({error}); name a YAML file of judge settings") from None
+        values, where = _read_yaml(spec, "name a YAML file of judge settings"), spec
     else:
         known = ", ".join((*(row.example for row in JUDGES.values()), "none"))
         near = difflib.get_close_matches(kind, JUDGES, n=1)
@@ -118,6 +115,13 @@ def judge_settings(spec: str, changes: Sequence[str] = ()) -> JudgeSettings:
     return settings
 
 
+def _read_yaml(path: str, remedy: str) -> Mapping[Any, Any]:
+    try:
+        return parse_yaml(Path(path).read_text(encoding="utf-8"), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); {remedy}") from None
+
+
 def _parted(change: str) -> tuple[str, str, str]:
     name, equals, text = change.partition("=")
     return name.strip(), equals, text.strip()
@@ -129,11 +133,9 @@ def _unknown(values: Mapping[Any, Any], changes: Sequence[str]) -> list[str]:
     known = [each.name for each in fields(JudgeSettings)]
     kind = given.get("kind", "normalised")
     row = JUDGES.get(str(kind))
-    if row is None and kind != "none":
-        return [f"kind must be one of none, {', '.join(JUDGES)}, not {kind!r}"]
+    problems = [] if row or kind == "none" else [f"kind must be one of none, {', '.join(JUDGES)}, not {kind!r}"]
     own = (*(OF_MODELS if row.chat_model else ()), *row.settings) if row else ()
     its = f"{kind} has {', '.join(own) or 'none'}"
-    problems = []
     for name in given:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
         if name not in known:
@@ -214,10 +216,7 @@ def judge_prompts(settings: JudgeSettings) -> Mapping[str, Prompt]:
     """The prompts that the settings name, ours where they name none. UserError for a file that lacks a metric or a place."""
     if not settings.prompts:
         return PROMPTS
-    try:
-        values = parse_yaml(Path(settings.prompts).read_text(encoding="utf-8"), settings.prompts)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{settings.prompts}: cannot be read ({error}); name a YAML file in prompts") from None
+    values = _read_yaml(settings.prompts, "name a YAML file in prompts")
     unknown = [name for name in values if name not in PROMPTS]
     if unknown:
         raise UserError(f"{settings.prompts}: {unknown[0]} is no metric; known are {', '.join(PROMPTS)}")

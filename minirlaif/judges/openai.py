@@ -245,14 +245,10 @@ def _key_from(settings: JudgeSettings) -> str:
 
 
 def _retry_after(header: str | None) -> float:
-    """Seconds that a Retry-After header asks for: a number or a date."""
-    if not header:
-        return 0.0
-    try:
-        return max(0.0, float(header))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return 0.0
+    """Seconds that a Retry-After header asks for: a number or a date; 0 for anything else."""
+    for seconds in (float, lambda text: (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()):
+        try:
+            return max(0.0, seconds(header or ""))
+        except (ValueError, TypeError):
+            continue
+    return 0.0

@@ -48,11 +48,8 @@ _ROLE = (
     " the reference answer, so take that as the truth. Other words for the same thing are as good as its own. {task}"
 )
 _SCALE = "whole numbers from 0 (worst) to 5 (best)"
-_ASK = (
-    'Reply with one JSON object and nothing else, such as {"score": 3}. Allowed scores are '
-    + _SCALE
-    + "."  # the braces are no places to fill in: see `fill`
-)
+# The braces of the objects are no places to fill in: see `fill`.
+_ASK = 'Reply with one JSON object and nothing else, such as {"score": 3}. Allowed scores are ' + _SCALE + "."
 _ASK_QA = (
     'Reply with one JSON object and nothing else, such as {"pred": "no", "score": 1}. "pred" is "yes" when the answer means the'
     ' same as the reference and "no" otherwise; "score" says how well they match, in ' + _SCALE + "."
@@ -64,31 +61,25 @@ _TWO = (
 )
 
 
-def _prompt(task: str, user: str) -> Prompt:
-    return Prompt(_ROLE.replace("{task}", task), user)
-
-
-PROMPTS: Mapping[str, Prompt] = {
-    "correctness": _prompt(
-        "Mark how far the answer's facts agree with the reference: take marks off for whatever is false or made up.", _ONE + _ASK
+_TASKS = {
+    "correctness": "Mark how far the answer's facts agree with the reference: take marks off for whatever is false or made up.",
+    "detail": "Mark how detailed the answer is: it should cover every main point of the reference, in specific words.",
+    "context": (
+        "Mark how well the answer fits what the video as a whole is about: its main theme, place and mood, and nothing else."
     ),
-    "detail": _prompt(
-        "Mark how detailed the answer is: it should cover every main point of the reference, in specific words.",
-        _ONE + _ASK,
-    ),
-    "context": _prompt(
-        "Mark how well the answer fits what the video as a whole is about: its main theme, place and mood, and nothing else.",
-        _ONE + _ASK,
-    ),
-    "temporal": _prompt(
-        "Mark how well the answer keeps to the order and the timing of events that the reference tells.", _ONE + _ASK
-    ),
-    "consistency": _prompt(
+    "temporal": "Mark how well the answer keeps to the order and the timing of events that the reference tells.",
+    "consistency": (
         "You get two answers to one question asked in two ways. Mark how consistent they are, with one another and with the"
-        " reference: take marks off for every contradiction.",
-        _TWO + _ASK,
+        " reference: take marks off for every contradiction."
     ),
-    "qa": _prompt("Say whether the answer is right, and how well it matches the reference.", _ONE + _ASK_QA),
+    "qa": "Say whether the answer is right, and how well it matches the reference.",
+}
+PROMPTS: Mapping[str, Prompt] = {
+    metric: Prompt(
+        _ROLE.replace("{task}", task),
+        (_TWO if metric == "consistency" else _ONE) + (_ASK_QA if metric == "qa" else _ASK),
+    )
+    for metric, task in _TASKS.items()
 }
 
 

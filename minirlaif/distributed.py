@@ -1,9 +1,9 @@
-"""Several processes on one machine, each with a copy of the model: who does what, and how results come together.
+"""Several processes on one machine, each with a copy of the model: work is divided and the results are gathered.
 
 `accelerate launch --multi_gpu --num_processes 2 -m minirlaif …` starts them (on a CPU as well, where model.device is cpu). All of
-them do the same steps in the same order; what is costly is shared out (`share`, `mapped`) and put together again (`collect`,
-`total`, `sum_gradients`), so every process has the same numbers after each step. Process 0 leads: it alone writes to the run
-folder and to the terminal. With one process every function here changes nothing. torch is imported only where several talk.
+them do the same steps in the same order; costly work is divided (`share`, `mapped`) and gathered (`collect`, `total`,
+`sum_gradients`), so every process has the same numbers after each step. Process 0 is the leader: it alone writes to the run
+folder and to the terminal. With one process every function here changes nothing, and torch is not imported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _alone = ContextVar("alone", default=False)
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """A block in which this process works by itself, whatever the others do."""
+    """A block in which this process counts as the only one."""
     token = _alone.set(True)
     try:
         yield
@@ -42,12 +42,12 @@ def rank() -> int:
 
 
 def leads() -> bool:
-    """Whether this process writes and speaks for all."""
+    """Whether this process is the leader, which writes to the run folder and to the terminal."""
     return rank() == 0
 
 
 def start(on_cpu: bool) -> None:
-    """Join the other processes, once per command. A process may wait days for another one that works."""
+    """Join the other processes, once per command. A process may wait up to seven days for another one."""
     if count() > 1:
         from datetime import timedelta
 
@@ -63,18 +63,16 @@ def share(items: Sequence[T]) -> Sequence[T]:
 
 
 def collect(value: T) -> list[T]:
-    """The values of all processes, in the order of their numbers. Everyone waits for everyone."""
+    """The values of all processes, in the order of their ranks. Every process waits for all others."""
     if count() == 1:
         return [value]
-    import torch.distributed as dist
+    from accelerate.utils import gather_object
 
-    found: list[Any] = [None] * count()
-    dist.all_gather_object(found, value)
-    return found
+    return list(gather_object([value]))
 
 
 def mapped(make: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """make(item) for each item, in their order; every process makes a share and gets all."""
+    """make(item) for each item, in their order; every process makes its share and gets all results."""
     mine = [(number, make(item)) for number, item in share(list(enumerate(items)))]
     return [result for _, result in sorted((pair for part in collect(mine) for pair in part), key=lambda pair: pair[0])]
 
@@ -89,27 +87,25 @@ def total(numbers: Mapping[str, float]) -> dict[str, float]:
 
 
 def from_leader(make: Callable[[], T]) -> T:
-    """What process 0 makes of it, for everyone; the others only wait."""
+    """The result of process 0, for all processes; the others only wait."""
     if count() == 1:
         return make()
     return collect(make() if leads() else None)[0]  # type: ignore[return-value]
 
 
 def wait() -> None:
-    """Until everyone is here."""
+    """Wait until all processes are here."""
     collect(None)
 
 
 def sum_gradients(parameters: Iterable[Any]) -> None:
-    """Add up everyone's gradients, in place. A process that had no rows counts as zeros."""
+    """Sum the gradients of all processes, in place. A parameter without a gradient counts as zeros."""
     if count() == 1:
         return
     import torch
-    import torch.distributed as dist
+    from accelerate.utils import reduce
 
     weights = list(parameters)
-    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in weights]
-    flat = torch.cat([part.flatten() for part in parts])
-    dist.all_reduce(flat)
-    for weight, part in zip(weights, torch.split(flat, [p.numel() for p in weights]), strict=True):
-        weight.grad = part.view_as(weight).clone()
+    gradients = reduce([torch.zeros_like(p) if p.grad is None else p.grad for p in weights], "sum")
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = gradient

@@ -41,7 +41,7 @@ weights[0].grad = torch.full((2, 3), 1.0 + distributed.rank())
 if distributed.rank() == 1:
     weights[1].grad = torch.arange(4.0)
 distributed.sum_gradients(weights)
-said = {
+result = {
     "count": distributed.count(),
     "gradients": [w.grad.flatten().tolist() for w in weights],
     "shared": list(distributed.share(list("abcde"))),
@@ -51,12 +51,12 @@ said = {
     "leader": distributed.from_leader(lambda: f"from {distributed.rank()}"),
 }
 with distributed.alone():
-    said["alone"] = [distributed.count(), list(distributed.share([1, 2]))] if distributed.leads() else []
-open(f"{sys.argv[1]}/{distributed.rank()}.json", "w").write(json.dumps(said))
+    result["alone"] = [distributed.count(), list(distributed.share([1, 2]))] if distributed.leads() else []
+open(f"{sys.argv[1]}/{distributed.rank()}.json", "w").write(json.dumps(result))
 """
 
 
-def test_what_two_processes_tell_each_other(tmp_path: Path) -> None:
+def test_what_two_processes_exchange(tmp_path: Path) -> None:
     script = tmp_path / "both.py"
     script.write_text(FUNCTIONS)
     done = launch(str(tmp_path), script=str(script))
@@ -125,6 +125,6 @@ def test_two_processes_train_the_same_policy(one: Path, tmp_path: Path) -> None:
     ours, theirs = (lines(r / "ppo" / "metrics.jsonl") for r in (one, run))
     assert [row["score"] for row in ours] == pytest.approx([row["score"] for row in theirs], abs=1e-3)
     assert [row["length"] for row in ours] == [row["length"] for row in theirs]
-    asked = [manifest(r, "ppo")["counters"]["prefilled_tokens"] for r in (one, run)]
-    assert asked[0] == asked[1] > 0
+    tokens = [manifest(r, "ppo")["counters"]["prefilled_tokens"] for r in (one, run)]
+    assert tokens[0] == tokens[1] > 0
     assert_like(one / "ppo", run / "ppo", (ADAPTER,))

@@ -1,7 +1,4 @@
-"""Scores of answers and how sure they are: exact match, guessing rate, intervals. No torch, no global randomness.
-
-All intervals are 95 %.
-"""
+"""Exact match, guessing rate, and 95 % intervals: bootstrap over clips, sign-flip test, Wilson. No torch, no global randomness."""
 
 from __future__ import annotations
 
@@ -15,8 +12,6 @@ T = TypeVar("T")
 FEW = 30  # clusters below which a bootstrap interval is too narrow to rely on
 
 Z95 = 1.959963984540054  # two-sided 95 % point of the normal distribution
-# Two-sided 95 % points of Student's t for 1 to 10 degrees of freedom: seeds are few, and there 1.96 is far too narrow.
-T95 = (12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157, 2.228139)
 
 
 def exact_match(answer: str, truth: str) -> bool:
@@ -30,7 +25,7 @@ def normalised(text: str) -> str:
 
 
 def guess_rate(truths_by_type: Mapping[str, Sequence[str]], known_by_type: Mapping[str, Sequence[str]] | None = None) -> float:
-    """Share right for somebody who sees only the question's type and always gives its most frequent answer.
+    """Share right when every question gets the most frequent answer of its type.
 
     The constant per type is read off `known_by_type`, truths of other clips; a type that is missing there, or None, falls
     back on the truths themselves, which makes the figure an upper bound. ValueError without truths.
@@ -45,21 +40,10 @@ def guess_rate(truths_by_type: Mapping[str, Sequence[str]], known_by_type: Mappi
     return right / total
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean, low and high by Student's t, for a few independent values such as seeds. ValueError below two values."""
-    n = len(values)
-    if n < 2:
-        raise ValueError("mean_interval: an interval needs at least two values")
-    mean = math.fsum(values) / n
-    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
-    half = _t95(n - 1) * math.sqrt(variance / n)
-    return mean, mean - half, mean + half
-
-
 def paired_bootstrap(
     differences_by_cluster: Mapping[str, Sequence[float]], resamples: int, seed: int
 ) -> tuple[float, float, float]:
-    """Mean difference per item with a percentile interval; whole clusters (clips) are drawn, not items.
+    """Mean difference per item with a percentile interval; whole clusters (clips) are resampled, not items.
 
     Questions about one clip go right or wrong together, so drawing items would make the interval too narrow. Each value
     is one item's score under one model minus its score under the other. The same seed gives the same interval, whatever
@@ -83,7 +67,7 @@ def mean_of_means(parts: Sequence[Mapping[str, Sequence[float]]], resamples: int
     """Mean of several means, such as a benchmark's five metrics, with a percentile interval.
 
     parts: per metric its values by clip; a draw of clips is the same for all of them, since one clip's rows go right or wrong
-    together whatever is marked. A draw in which a metric has no value is drawn again. ValueError for a part without values.
+    together whatever is graded. A draw in which a metric has no value is drawn again. ValueError for a part without values.
     """
     names = sorted({name for part in parts for name in part if part[name]})
     if not parts or resamples < 1 or any(not any(part.values()) for part in parts):
@@ -118,13 +102,13 @@ def sign_flip(parts: Sequence[Mapping[str, Sequence[float]]], resamples: int, se
         raise ValueError("sign_flip: needs differences in every part and one resample")
     counts = [sum(len(values) for values in part.values()) for part in parts]
     shares = [math.fsum(math.fsum(part.get(name, ())) / n for part, n in zip(parts, counts, strict=True)) for name in names]
-    seen = abs(math.fsum(shares))
+    observed = abs(math.fsum(shares))
     generator = random.Random(seed)
     as_far = 0
     for _ in range(resamples):
         signs = generator.getrandbits(len(shares))
         flipped = math.fsum(-share if signs >> i & 1 else share for i, share in enumerate(shares))
-        as_far += abs(flipped) >= seen - 1e-12 * max(1.0, seen)
+        as_far += abs(flipped) >= observed - 1e-12 * max(1.0, observed)
     return (as_far + 1) / (resamples + 1)
 
 
@@ -157,7 +141,7 @@ def cluster_bootstrap(
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Low and high for a share of `successes` in `n` (Wilson 1927): inside [0, 1], and honest at 0 and at n."""
+    """Low and high for a share of `successes` in `n` (Wilson 1927): inside [0, 1], also at 0 and at n."""
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"wilson: {successes} successes of {n}")
     share = successes / n
@@ -180,15 +164,6 @@ def win_rate(choices: Sequence[str]) -> tuple[float, float, float]:
     if decided == 0:
         raise ValueError("win_rate: no decided choice")
     return (wins / decided, *wilson(wins, decided))
-
-
-def _t95(freedom: int) -> float:
-    if freedom <= len(T95):
-        return T95[freedom - 1]
-    z = Z95  # expansion in 1 / freedom around the normal point; from 11 degrees on it is right to four digits
-    first, second = z**3 + z, 5 * z**5 + 16 * z**3 + 3 * z
-    third = 3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z
-    return z + first / (4 * freedom) + second / (96 * freedom**2) + third / (384 * freedom**3)
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:

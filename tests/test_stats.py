@@ -12,7 +12,6 @@ import pytest
 from minirlaif.stats import (
     exact_match,
     guess_rate,
-    mean_interval,
     mean_of_means,
     paired_bootstrap,
     sign_flip,
@@ -38,21 +37,6 @@ def test_guess_rate_by_hand() -> None:
     assert guess_rate({"color": ["Red", "red.", "blue"]}, {"color": ["blue", "blue", "red"]}) == pytest.approx(1 / 3)
     with pytest.raises(ValueError, match="no truths"):
         guess_rate({"color": []})
-
-
-def test_mean_interval_by_hand() -> None:
-    # 1, 2, 3: deviation 1, standard error 1/sqrt 3, t with two degrees of freedom 4.3027.
-    assert mean_interval([1, 2, 3]) == pytest.approx((2, 2 - 2.48414, 2 + 2.48414), abs=1e-4)
-    with pytest.raises(ValueError, match="two values"):
-        mean_interval([1.0])
-
-
-@pytest.mark.parametrize(("n", "t"), [(12, 2.20099), (21, 2.08596), (31, 2.04227), (121, 1.97993)])
-def test_mean_interval_for_more_values(n: int, t: float) -> None:
-    values = [float(i % 2) for i in range(n)]
-    mean, _, high = mean_interval(values)
-    deviation = (sum((value - mean) ** 2 for value in values) / (n - 1)) ** 0.5
-    assert (high - mean) / (deviation / n**0.5) == pytest.approx(t, abs=5e-4)
 
 
 def test_wilson_by_table() -> None:

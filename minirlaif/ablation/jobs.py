@@ -1,4 +1,4 @@
-"""Child processes, some at a time, in an order that respects what each one needs. No torch."""
+"""Child processes, a few at a time, each after the jobs that it needs. No torch."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Job:
-    """Something that a child process makes.
+    """The work of one child process.
 
-    needs: names of jobs that must be done before. command: called when the job's turn has come; the words to start, or None when
-    there is nothing to do. log: what the child says. weight: about how many seconds it takes.
+    needs: names of jobs that must be done before. command: called when the job starts; the command line, or None when there is
+    nothing to do. log: file for its output. weight: about how many seconds it takes.
     """
 
     name: str
@@ -33,39 +33,39 @@ class Job:
     weight: int = 60
 
 
-def carry_out(jobs: Sequence[Job], at_once: int, failed: dict[str, str]) -> Iterator[float]:
+def run_jobs(jobs: Sequence[Job], at_once: int, failed: dict[str, str]) -> Iterator[float]:
     """Run jobs, at most `at_once` at a time. Yields, several times a second, how much of their weight is done.
 
-    A job that fails stands in `failed` with the last line it said; what needs it is not begun, and stands there too. When the
-    caller stops early, running children are stopped: they go on from their last saved step another time.
+    A job that fails is put into `failed` with the last line of its log; jobs that need it are not started and put there too. When
+    the caller stops early, running children are stopped; the same command resumes them from their last saved step.
     """
     waiting = list(jobs)
-    over: dict[str, int] = {}  # weights of jobs that are done or failed
+    ended: dict[str, int] = {}  # weights of jobs that are done or failed
     running: dict[Job, tuple[subprocess.Popen[bytes], float]] = {}
     try:
         while waiting or running:
             for job in list(waiting):
-                lost = next((name for name in job.needs if name in failed), None)
-                if lost is None and (len(running) >= at_once or not over.keys() >= set(job.needs)):
+                missing = next((name for name in job.needs if name in failed), None)
+                if missing is None and (len(running) >= at_once or not ended.keys() >= set(job.needs)):
                     continue
                 waiting.remove(job)
-                if lost is not None:
-                    failed[job.name] = f"needs {lost}"
+                if missing is not None:
+                    failed[job.name] = f"needs {missing}"
                 elif child := _started(job, failed):
                     running[job] = child, time.monotonic()
                     continue
-                over[job.name] = job.weight
+                ended[job.name] = job.weight
             for job, (child, since) in list(running.items()):
                 if child.poll() is not None:
                     del running[job]
-                    over[job.name] = job.weight
+                    ended[job.name] = job.weight
                     if child.returncode:
                         failed[job.name] = _last_line(job.log) or f"ended with {child.returncode}"
                     took = clock(time.monotonic() - since)
                     print(f"{job.name}: {'failed' if job.name in failed else 'done'} after {took}", flush=True)
             # A job that runs counts for the time it took so far, but never as done.
-            begun = (min(0.9 * job.weight, time.monotonic() - since) for job, (_, since) in running.items())
-            yield sum(over.values()) + sum(begun)
+            elapsed = (min(0.9 * job.weight, time.monotonic() - since) for job, (_, since) in running.items())
+            yield sum(ended.values()) + sum(elapsed)
             time.sleep(POLL_SECONDS if running else 0)
     finally:
         for child, _ in running.values():
@@ -91,12 +91,11 @@ def _started(job: Job, failed: dict[str, str]) -> subprocess.Popen[bytes] | None
 
 
 def _end_with_parent() -> None:
-    """In the child: stop when the parent is gone, also when it was killed. Linux only; elsewhere the child goes on to its end."""
+    """In the child: stop when the parent is gone, also when it was killed. Linux only; elsewhere the child runs to its end."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
 
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    said = next((line for line in reversed(lines) if line.strip()), "")
-    return said.removeprefix("minirlaif: ")
+    return next((line for line in reversed(lines) if line.strip()), "").removeprefix("minirlaif: ")

@@ -1,5 +1,5 @@
-"""The child process that makes one arm: `python -m minirlaif.ablation.run_arm FOLDER`. `work` has left config.yaml and arm.json
-in the folder."""
+"""The child process that makes one arm: `python -m minirlaif.ablation.run_arm FOLDER`. runner.py has written config.yaml and
+arm.json there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minirlaif.stages.registry import STAGES
 
 
 def main(folder: str) -> int:
-    """Make the stages that are not finished. Exit code 2, with one line, for what the user can put right."""
+    """Make the stages that are not finished. Exit code 2, with one line, for a UserError."""
     root = Path(folder)
     try:
         _make(root)

@@ -1,9 +1,9 @@
-"""The verb `ablate`: which folders there are, what is left to make in them, and the report at the end. No torch.
+"""The verb `ablate`: makes what is missing of the main runs and the arms, then writes the report. No torch.
 
-DIR/seed0/                     the main run of a seed: made when it is missing, looked at when it is finished
-runs/NAME/seed0/ARM/           a run folder; what it shares with the main run are links into that
-    arm.json                   settings and shared stages, so that only the same arm goes on
-    log.txt                    what its child process said
+DIR/seed0/                     the main run of a seed: made when it is missing, checked when it is finished
+runs/NAME/seed0/ARM/           a run folder; stages that it shares with the main run are links to that
+    arm.json                   settings and shared stages, so that only the same arm is resumed
+    log.txt                    output of its child process
 runs/NAME/ablation.html, .json, .md
 """
 
@@ -23,9 +23,8 @@ from typing import Any
 
 from minirlaif import config
 from minirlaif.ablation import report
-from minirlaif.ablation.arms import MAIN, Arm, arms
-from minirlaif.ablation.jobs import Job, carry_out
-from minirlaif.config import Config
+from minirlaif.ablation.arms import MAIN, Arm, arms, groups
+from minirlaif.ablation.jobs import Job, run_jobs
 from minirlaif.errors import UserError
 from minirlaif.runs.io import read_json, write_atomic
 from minirlaif.runs.progress import clock, progress
@@ -33,28 +32,28 @@ from minirlaif.runs.run import Run
 from minirlaif.stages.registry import until
 
 MAIN_STAGES = until("evaluate")
-MAIN_WEIGHT, LOOK_WEIGHT = 1000, 15  # about how many seconds a main run takes, and a look at a finished one
+MAIN_WEIGHT, CHECK_WEIGHT = 1000, 15  # about how many seconds a main run takes, and the check of a finished one
 
 
 @dataclass(frozen=True)
-class Place:
-    """An arm of one seed: the settings it is made with, its run folder, and the main run that it stands on."""
+class ArmRun:
+    """An arm of one seed: its settings as YAML, its run folder, and the main run whose stages it shares."""
 
     seed: int
     arm: Arm
-    cfg: Config
+    settings: str
     run: Run
     main: Run
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """Its name in messages."""
         return f"seed {self.seed}, {self.arm.name}"
 
 
 def run(options: argparse.Namespace) -> int:
     """1. settings 2. main runs, then arms, in child processes 3. the report. UserError when something could not be made."""
-    began = time.monotonic()
+    started = time.monotonic()
     # 1. settings
     if not options.run or Path(options.run).name != options.run or options.run == "..":
         raise UserError(f"--run {options.run!r}: must be a plain name; the folder it lies in goes to --runs-dir")
@@ -64,29 +63,29 @@ def run(options: argparse.Namespace) -> int:
     cfg = config.load(options.config, options.set)
     if not cfg.data.world:
         raise UserError(f'{options.config}: data.world is empty, and an ablation needs the truth; set data.world to "tiny"')
-    chosen = _chosen(arms(cfg), options.arms)
+    chosen = _chosen(arms(cfg.world, cfg.video, cfg.feedback, cfg.rollout, cfg.ppo), options.arms)
     mains = {seed: Run((options.main_runs or options.runs_dir) / f"seed{seed}") for seed in seeds}
-    places = [_place(options, root, seed, arm, mains[seed]) for seed in seeds for arm in chosen]
+    arm_runs = [_arm_run(options, root, seed, arm, mains[seed]) for seed in seeds for arm in chosen]
     if options.redo:
-        for place in places:
-            shutil.rmtree(place.run.root, ignore_errors=True)  # links go, what they point to stays
+        for each in arm_runs:
+            shutil.rmtree(each.run.root, ignore_errors=True)  # links go, what they point to stays
     # 2. main runs and arms
     failed: dict[str, str] = {}
-    jobs = [_main_job(options, root, seed, mains[seed]) for seed in seeds] + [_arm_job(place) for place in places]
+    jobs = [_main_job(options, root, seed, mains[seed]) for seed in seeds] + [_arm_job(each) for each in arm_runs]
     for _ in progress(_ticks(jobs, options.jobs, failed), sum(job.weight for job in jobs), "ablate, seconds of work"):
         pass
     # 3. the report
     runs = {seed: {MAIN: mains[seed]} for seed in seeds if f"seed {seed}, {MAIN}" not in failed}
-    for place in places:
-        if place.name not in failed:
-            runs[place.seed][place.arm.name] = place.run
+    failures: dict[int, dict[str, str]] = {}
+    for each in arm_runs:
+        if each.name in failed:
+            failures.setdefault(each.seed, {})[each.arm.name] = failed[each.name]
+        else:
+            runs[each.seed][each.arm.name] = each.run
     if all(seed in runs for seed in seeds):
-        lost: dict[int, dict[str, str]] = {}
-        for place in places:
-            if place.name in failed:
-                lost.setdefault(place.seed, {})[place.arm.name] = failed[place.name]
-        report.write(root, cfg, runs, chosen, lost)
-        print(f"ablate: {clock(time.monotonic() - began)}; report: {root / 'ablation.html'}", flush=True)
+        questions = groups(cfg.feedback.margin, cfg.rollout.kl_coef)
+        report.write(root, questions, cfg.evaluate.bootstrap, runs, chosen, failures)
+        print(f"ablate: {clock(time.monotonic() - started)}; report: {root / 'ablation.html'}", flush=True)
     if failed:
         name, why = next(iter(failed.items()))
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
@@ -113,61 +112,61 @@ def _chosen(known: Sequence[Arm], text: str) -> list[Arm]:
     return [arm for arm in known if not text or arm.name in text.split(",")]
 
 
-def _place(options: argparse.Namespace, root: Path, seed: int, arm: Arm, main: Run) -> Place:
-    cfg = config.load(options.config, [*options.set, f"seed={seed}", *arm.changed])
-    return Place(seed, arm, cfg, Run(root / f"seed{seed}" / arm.name), main)
+def _arm_run(options: argparse.Namespace, root: Path, seed: int, arm: Arm, main: Run) -> ArmRun:
+    settings = config.dump(config.load(options.config, [*options.set, f"seed={seed}", *arm.changed]))
+    return ArmRun(seed, arm, settings, Run(root / f"seed{seed}" / arm.name), main)
 
 
 def _main_job(options: argparse.Namespace, root: Path, seed: int, main: Run) -> Job:
-    """The stages' own commands: finished ones only say so, after a look at their settings and inputs."""
+    """The `run` command itself: of finished stages it only checks settings and inputs."""
     words = ["run", *MAIN_STAGES, "--config", options.config, "--run", main.root.name, "--runs-dir", str(main.root.parent)]
     words = [sys.executable, "-m", "minirlaif", *words, "--set", *options.set, f"seed={seed}"]
     finished = all(main.manifest(stage) is not None for stage in MAIN_STAGES)
-    weight = LOOK_WEIGHT if finished else MAIN_WEIGHT
+    weight = CHECK_WEIGHT if finished else MAIN_WEIGHT
     return Job(f"seed {seed}, {MAIN}", lambda: words, root / f"seed{seed}" / "main.txt", (), weight)
 
 
-def _arm_job(place: Place) -> Job:
+def _arm_job(arm_run: ArmRun) -> Job:
     def command() -> list[str] | None:
-        if _finished(place):
+        if _finished(arm_run):
             return None
-        _prepare(place)
-        return [sys.executable, "-m", "minirlaif.ablation.run_arm", str(place.run.root)]
+        _prepare(arm_run)
+        return [sys.executable, "-m", "minirlaif.ablation.run_arm", str(arm_run.run.root)]
 
-    weight = 0 if _finished(place) else place.arm.weight
-    return Job(place.name, command, place.run.root / "log.txt", (f"seed {place.seed}, {MAIN}",), weight)
+    weight = 0 if _finished(arm_run) else arm_run.arm.weight
+    return Job(arm_run.name, command, arm_run.run.root / "log.txt", (f"seed {arm_run.seed}, {MAIN}",), weight)
 
 
 def _ticks(jobs: Sequence[Job], at_once: int, failed: dict[str, str]) -> Iterator[None]:
     """An item for each second's worth of work."""
     given = 0
-    for done in carry_out(jobs, at_once, failed):
+    for done in run_jobs(jobs, at_once, failed):
         yield from repeat(None, int(done) - given)
         given = max(given, int(done))
 
 
-def _made_with(place: Place) -> dict[str, Any]:
-    """What arm.json holds: settings, which stages are whose, and the identity of what is shared (None: not finished yet)."""
-    shared = {stage: (place.main.manifest(stage) or {"identity": None})["identity"] for stage in place.arm.shares}
-    return {"config": config.dump(place.cfg), "shares": shared, "makes": list(place.arm.makes), "exam": place.arm.exam}
+def _made_with(arm_run: ArmRun) -> dict[str, Any]:
+    """The content of arm.json: settings, stages of its own, and identities of shared stages (None: not finished yet)."""
+    shared = {stage: (arm_run.main.manifest(stage) or {"identity": None})["identity"] for stage in arm_run.arm.shares}
+    return {"config": arm_run.settings, "shares": shared, "makes": list(arm_run.arm.makes), "exam": arm_run.arm.answered_by}
 
 
-def _finished(place: Place) -> bool:
-    """Whether an arm's last stage is there, made with these settings from what the main run is now."""
-    path = place.run.root / "arm.json"
-    if not path.is_file() or read_json(path) != _made_with(place):
+def _finished(arm_run: ArmRun) -> bool:
+    """Whether all stages of an arm are there, made with these settings from the main run as it is now."""
+    path = arm_run.run.root / "arm.json"
+    if not path.is_file() or read_json(path) != _made_with(arm_run):
         return False
-    return all(place.run.manifest(stage) is not None and not place.run.outdated(stage) for stage in place.arm.makes)
+    return all(arm_run.run.manifest(stage) is not None and not arm_run.run.outdated(stage) for stage in arm_run.arm.makes)
 
 
-def _prepare(place: Place) -> None:
-    """The folder as its child needs it. UserError when it was made with other settings, or from another main run."""
-    path, made = place.run.root / "arm.json", _made_with(place)
+def _prepare(arm_run: ArmRun) -> None:
+    """Fill the folder for the child process. UserError when it was made with other settings, or from another main run."""
+    path, made = arm_run.run.root / "arm.json", _made_with(arm_run)
     if path.is_file() and read_json(path) != made:
         raise UserError(
-            f"{place.run.root}: made with other settings, or from another main run; to make it again, repeat the command with"
-            f" --arms {place.arm.name} --redo"
+            f"{arm_run.run.root}: made with other settings, or from another main run; to make it again, repeat the command with"
+            f" --arms {arm_run.arm.name} --redo"
         )
-    place.run.take_over(place.main, place.arm.shares)
-    write_atomic(place.run.root / "config.yaml", made["config"])
+    arm_run.run.take_over(arm_run.main, arm_run.arm.shares)
+    write_atomic(arm_run.run.root / "config.yaml", made["config"])
     write_atomic(path, json.dumps(made, indent=1))

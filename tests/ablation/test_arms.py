@@ -10,15 +10,16 @@ import pytest
 
 from minirlaif import config
 from minirlaif.ablation import runner
-from minirlaif.ablation.arms import MAIN, arms, groups
+from minirlaif.ablation.arms import MAIN
 from minirlaif.cli import main as cli
 from minirlaif.config import Config
 from minirlaif.runs.run import Run
 from minirlaif.video.frame_sampling import segment_spans
 from tests.fixtures import ablation_runs, small_config
+from tests.fixtures.ablation_runs import arms_of, groups_of
 
 CFG = config.load(small_config.TINY)
-ARMS = {arm.name: arm for arm in arms(CFG)}
+ARMS = {arm.name: arm for arm in arms_of(CFG)}
 SECONDS = 4.0  # the longest clip: four events of one second
 
 
@@ -52,11 +53,11 @@ def test_the_letter_arm_reads_letters_and_its_note_says_what_else_it_sets() -> N
     letter, main = of("letter").feedback, CFG.feedback
     assert (letter.readout, letter.margin, letter.disagreement) == ("letter", 0.0, "average")
     assert (main.readout, main.margin) == ("likelihood", 0.2)
-    note = next(group.note for group in groups(CFG) if group.name == "readout")
+    note = next(group.note for group in groups_of(CFG) if group.name == "readout")
     assert "with the run's margin of 0.2 nats" in note and "A and B, with margin 0;" in note
     assert "their mean decides" in note and "An undecided pair counts one half" in note
     other = config.load(small_config.TINY, ["feedback.margin=0.05"])
-    assert "margin of 0.05 nats" in next(group.note for group in groups(other) if group.name == "readout")
+    assert "margin of 0.05 nats" in next(group.note for group in groups_of(other) if group.name == "readout")
 
 
 def test_how_the_longest_clip_is_cut_for_each_judge() -> None:
@@ -79,7 +80,7 @@ def test_sft_mixed_leaves_the_curriculum_and_nothing_else() -> None:
     mixed = of("sft-mixed")
     assert CFG.sft.curriculum and not mixed.sft.curriculum
     assert (mixed.sft.epochs, mixed.sft.learning_rate) == (CFG.sft.epochs, CFG.sft.learning_rate)
-    assert ARMS["sft-mixed"].makes[0] == "sft" and ARMS["sft-mixed"].exam == "sft"
+    assert ARMS["sft-mixed"].makes[0] == "sft" and ARMS["sft-mixed"].answered_by == "sft"
 
 
 @pytest.mark.parametrize("pairs", [250, 1000])
@@ -115,7 +116,7 @@ def test_help_says_what_each_arm_is_and_how_long_it_takes(capsys: pytest.Capture
     start = next(number for number, line in enumerate(lines) if line.startswith("arms "))
     listed = dict(line.split(maxsplit=1) for line in lines[start + 1 : lines.index("", start)])
     # Whatever the run's own KL coefficient is, every arm that there can be is in the list.
-    others = arms(config.load(small_config.TINY, ["rollout.kl_coef=0.5"]))
+    others = arms_of(config.load(small_config.TINY, ["rollout.kl_coef=0.5"]))
     assert set(listed) == {arm.name for arm in (*ARMS.values(), *others)}
     assert len(set(listed.values())) == len(listed) and max(map(len, lines)) <= 100
     told = " ".join(lines)
@@ -138,7 +139,7 @@ def test_every_arm_has_the_seed_of_its_main_run(runs_dir: Path, monkeypatch: pyt
                 asked[job.name] = config.load(Path(words[-1]) / "config.yaml")  # what the child reads
         yield 0.0
 
-    monkeypatch.setattr(runner, "carry_out", carried)
+    monkeypatch.setattr(runner, "run_jobs", carried)
     monkeypatch.setattr(runner.report, "write", lambda *_: None)
     assert cli.main(given(runs_dir, "--seeds", "3,5", "--arms", "short,sft-mixed,letter", "--run", "again")) == 0
     assert {name: cfg.seed for name, cfg in asked.items()} == {
@@ -150,7 +151,7 @@ def test_an_arm_whose_own_stages_no_longer_fit_together_is_not_finished(runs_dir
     """sft-mixed makes its own SFT and feedback; when its SFT is made again, its feedback and its exam are of another model."""
     main = ablation_runs.make(runs_dir)[0][MAIN]
     run = Run(runs_dir / "ablation" / "seed0" / "mixed")
-    here = runner.Place(0, ARMS["sft-mixed"], of("sft-mixed"), run, main)
+    here = runner.ArmRun(0, ARMS["sft-mixed"], config.dump(of("sft-mixed")), run, main)
     assert runner._arm_job(here).command() is not None
 
     def make(stage: str, said: str, inputs: list[str]) -> None:

@@ -13,13 +13,13 @@ import pytest
 
 from minirlaif import config
 from minirlaif.ablation import report, runner, view
-from minirlaif.ablation.arms import MAIN, REWARD, Entry, arms
+from minirlaif.ablation.arms import MAIN, REWARD, Measure
 from minirlaif.ablation.claims import FAILS, HOLDS, MISSING, OPEN
 from minirlaif.ablation.outcomes import read
 from minirlaif.cli import main
 from minirlaif.runs.run import Run
 from tests.fixtures import ablation_runs, small_config, tiny
-from tests.fixtures.ablation_runs import FALSE, TRUE
+from tests.fixtures.ablation_runs import FALSE, TRUE, arms_of, groups_of
 from tests.fixtures.browser import chromium
 
 CFG = config.load(small_config.TINY, ["evaluate.bootstrap=200"])
@@ -31,9 +31,9 @@ CLAIMS = {
     "With the segment descriptions the judge is right more often": (32, 22, HOLDS),
     "Verdicts with context make the better model": (23, 13, HOLDS),
     "A segment for each event makes a better judge than one segment": (32, 12, HOLDS),
-    "It also beats one segment that is asked about as a whole video": (32, 33, FAILS),
+    "It is also better than one segment with a prompt for the video": (32, 33, FAILS),
     "A segment for each event makes a better judge than two segments": (32, 31, OPEN),
-    "Cutting finer than the events makes a worse judge": (32, 20, HOLDS),
+    "Segments shorter than the events make a worse judge": (32, 20, HOLDS),
     "1,000 pairs make a better reward model than 250": (28, 18, HOLDS),
     "All pairs make a better reward model than 1,000": (34, 28, HOLDS),
     "1,000 pairs make a better model than 250": (15, 5, HOLDS),
@@ -43,13 +43,13 @@ CLAIMS = {
     "The best of 8 answers by the reward model is better than SFT": (19, 8, HOLDS),
     "PPO is better than SFT": (26, 8, HOLDS),
     "PPO is better than the best of 8 answers": (26, 19, HOLDS),
-    "PPO passes the base before SFT": (26, 36, FAILS),
+    "PPO is better than the base before SFT": (26, 36, FAILS),
     "With context in its input the reward model is right more often": (34, 14, HOLDS),
-    "With context in the reward model's input the model gets better": (25, 23, OPEN),
+    "With context in the reward model's input PPO gives a better model": (25, 23, OPEN),
     "The likelihood read-out is right more often than the letter": (32, 16, HOLDS),
-    "A looser leash is worse: 0.03 beats 0.01": (25, 7, HOLDS),
-    "A tighter leash is worse: 0.03 beats 0.1": (25, 24, OPEN),
-    "A tighter leash is worse: 0.03 beats 0.3": (25, 35, FAILS),
+    "KL coefficient 0.01 is worse than 0.03": (25, 7, HOLDS),
+    "KL coefficient 0.1 is worse than 0.03": (25, 24, OPEN),
+    "KL coefficient 0.3 is worse than 0.03": (25, 35, FAILS),
 }
 
 
@@ -65,7 +65,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
 
 @pytest.fixture(scope="module")
 def numbers(made: dict[str, Run]) -> dict[str, Any]:
-    return report.summary(CFG, {0: made}, arms(CFG), {})
+    return report.summary(groups_of(CFG), CFG.evaluate.bootstrap, {0: made}, arms_of(CFG), {})
 
 
 @pytest.mark.parametrize("text", CLAIMS)
@@ -85,8 +85,8 @@ def test_the_count_of_verdicts(numbers: dict[str, Any]) -> None:
 
 def test_sentences_from_known_figures(numbers: dict[str, Any]) -> None:
     found = claims_of(numbers)
-    passes = view.sentence(found["PPO passes the base before SFT"])
-    assert passes.startswith(f"PPO passes the base before SFT: does not hold; it is the other way round. PPO 65.0{SPACE}%, Base,")
+    passes = view.sentence(found["PPO is better than the base before SFT"])
+    assert passes.startswith(f"PPO is better than the base before SFT: does not hold; the reverse holds. PPO 65.0{SPACE}%, Base,")
     assert f"Base, before SFT 90.0{SPACE}%: −25.0 points (−" in passes and passes.endswith("; by seed −25.0), n 40.")
     better = view.sentence(found["PPO is better than SFT"])
     assert better.startswith(f"PPO is better than SFT: holds. PPO 65.0{SPACE}%, SFT 20.0{SPACE}%: +45.0 points (+")
@@ -101,7 +101,7 @@ def test_a_tie_of_the_reward_model_is_not_right_whichever_answer_the_judge_chose
         {"id": "p1-0#0", "chosen": FALSE, "rejected": TRUE, **alike},
     ]
     tiny.finished(run, "reward", lambda path: tiny.write_lines(path / "held_out.jsonl", rows))
-    assert [value for _, value in read(Entry("k", "l", MAIN, REWARD), run, 0).values()] == [0.0, 0.0]
+    assert [value for _, value in read(Measure("k", "l", MAIN, REWARD), run, 0).values()] == [0.0, 0.0]
 
 
 # An arm that failed.
@@ -122,14 +122,14 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     given = ["--runs-dir", str(runs_dir), "--seeds", "0,1", "--set", "evaluate.bootstrap=200"]
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stderr(said):
-        patch.setattr(runner, "carry_out", carried)
+        patch.setattr(runner, "run_jobs", carried)
         assert main.main(["ablate", "--config", str(small_config.TINY), *given]) == 2
     return runs_dir / "ablation", said.getvalue()
 
 
 LOST = {
     "The likelihood read-out is right more often than the letter": "seed 1, letter: needs luck",
-    "A tighter leash is worse: 0.03 beats 0.1": f"seed 1, kl-0.1: {WHY}",
+    "KL coefficient 0.1 is worse than 0.03": f"seed 1, kl-0.1: {WHY}",
 }
 
 
@@ -155,7 +155,7 @@ def test_people_read_what_failed_and_which_claims_it_took_along(told: tuple[Path
     for shown in (text, page):
         assert "Of 22 claims 13 hold, 5 do not, 2 are undecided, and 2 were not measured." in shown
         assert f"seed 1, kl-0.1: {WHY}" in shown and "seed 1, letter: needs luck" in shown
-    leash = "A tighter leash is worse: 0.03 beats 0.1"
+    leash = "KL coefficient 0.1 is worse than 0.03"
     row = next(line for line in text.splitlines() if line.startswith(f"| {leash} |"))
     assert row.endswith("| – | – | – | **not measured** (seed 1, kl-0.1: the loss is not a number ¦ step 3) |")
     assert row.count("|") == 6  # five cells: the reason opens none of its own
@@ -177,17 +177,23 @@ def test_nothing_is_cut_off_on_a_phone_or_a_wide_screen(told: tuple[Path, str]) 
 
 def test_a_claim_on_an_arm_that_nobody_asked_for_is_no_failure(made: dict[str, Run]) -> None:
     some = {0: {name: made[name] for name in (MAIN, "short", "kl-0.3")}}
-    numbers = report.summary(CFG, some, [], {0: {"kl-0.1": "no luck"}})
+    numbers = report.summary(groups_of(CFG), CFG.evaluate.bootstrap, some, [], {0: {"kl-0.1": "no luck"}})
     (kl,) = [group for group in numbers["groups"] if group["name"] == "kl"]
-    assert [(claim["text"][-3:], claim["verdict"]) for claim in kl["claims"]] == [("0.1", MISSING), ("0.3", FAILS)]
+    assert [(claim["text"].split()[2], claim["verdict"]) for claim in kl["claims"]] == [("0.1", MISSING), ("0.3", FAILS)]
 
 
 def test_a_question_whose_arms_all_failed_is_still_asked(made: dict[str, Run]) -> None:
     lost = {name: "no luck" for name in made if name.startswith("kl-") or name == "short"}
-    numbers = report.summary(CFG, {0: {name: run for name, run in made.items() if name not in lost}}, arms(CFG), {0: lost})
+    numbers = report.summary(
+        groups_of(CFG),
+        CFG.evaluate.bootstrap,
+        {0: {name: run for name, run in made.items() if name not in lost}},
+        arms_of(CFG),
+        {0: lost},
+    )
     (kl,) = [group for group in numbers["groups"] if group["name"] == "kl"]
     assert not kl["entries"] and [claim["verdict"] for claim in kl["claims"]] == [MISSING] * 3
-    assert "How tight should the leash to SFT be?" in view.markdown(numbers)
+    assert "Which KL coefficient?" in view.markdown(numbers)
     assert "seed 0, short: no luck; seed 0, kl-0.1: no luck" in view.document(numbers)
 
 
@@ -195,6 +201,6 @@ def test_a_claim_without_any_item_says_so(made: dict[str, Run], runs_dir: Path) 
     empty = Run(runs_dir / "empty")
     empty.take_over(made[MAIN], ["world"])
     tiny.finished(empty, "feedback", lambda path: tiny.write_lines(path / "verdicts.jsonl", []))
-    numbers = report.summary(CFG, {0: made | {"letter": empty}}, arms(CFG), {})
+    numbers = report.summary(groups_of(CFG), CFG.evaluate.bootstrap, {0: made | {"letter": empty}}, arms_of(CFG), {})
     claim = claims_of(numbers)["The likelihood read-out is right more often than the letter"]
     assert (claim["verdict"], claim["reason"]) == (MISSING, "nothing to count that all its arms have in every seed")

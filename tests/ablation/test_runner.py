@@ -18,9 +18,9 @@ import pytest
 
 from minirlaif import config
 from minirlaif.ablation import report, runner, view
-from minirlaif.ablation.arms import ANSWERS, COUNTS, JUDGE, MAIN, REWARD, SEGMENTS, Entry, arms, groups
-from minirlaif.ablation.claims import FAILS, HOLDS, OPEN, Figure, ahead, common, figure, pooled, verdict
-from minirlaif.ablation.jobs import Job, carry_out
+from minirlaif.ablation.arms import ANSWERS, COUNTS, JUDGE, MAIN, REWARD, SEGMENTS, Measure
+from minirlaif.ablation.claims import FAILS, HOLDS, OPEN, Figure, common, differences, figure, pooled, verdict
+from minirlaif.ablation.jobs import Job, run_jobs
 from minirlaif.ablation.outcomes import read, remarks
 from minirlaif.cli import main as cli
 from minirlaif.errors import UserError
@@ -28,6 +28,7 @@ from minirlaif.runs.run import Run
 from minirlaif.session import settings_of
 from minirlaif.stages.registry import STAGES
 from tests.fixtures import small_config, tiny
+from tests.fixtures.ablation_runs import arms_of, groups_of
 
 TRUE, FALSE = "a red circle moves left.", "a blue cross stays still."
 CFG = config.load(small_config.TINY)
@@ -58,7 +59,7 @@ def test_the_rule(low: float, high: float, seeds: tuple[float, ...], n: int, exp
 def test_a_difference_is_taken_item_by_item() -> None:
     one = {"a": ("x", 1.0), "b": ("x", 0.0), "c": ("y", 1.0)}
     two = {"b": ("x", 1.0), "a": ("x", 0.0), "d": ("y", 0.0)}
-    assert ahead(one, two) == {"a": ("x", 1.0), "b": ("x", -1.0)}
+    assert differences(one, two) == {"a": ("x", 1.0), "b": ("x", -1.0)}
     found = common({"one": one, "two": two, "three": {"a": ("x", 0.5), "c": ("y", 0.5)}})
     assert found == {"one": {"a": ("x", 1.0)}, "two": {"a": ("x", 0.0)}, "three": {"a": ("x", 0.5)}}
 
@@ -137,7 +138,7 @@ def main(runs_dir: Path) -> Run:
     ],
 )
 def test_what_counts_as_right(main: Run, counts: str, column: str, expected: dict[str, tuple[str, float]]) -> None:
-    found = read(Entry("key", "label", MAIN, counts, column), main, 7)
+    found = read(Measure("key", "label", MAIN, counts, column), main, 7)
     assert {key.split("|")[0]: item for key, item in found.items()} == expected
 
 
@@ -145,28 +146,28 @@ def test_remarks(main: Run) -> None:
     # Three pairs of different answers: all decided in both orders; without context two decided, none in both orders.
     # Of those with one true answer two are right; without context one is wrong and one undecided.
     whole = {"decided": 1.0, "right of the decided": 1.0, "both orders agree": 1.0}
-    assert remarks(Entry("k", "l", MAIN, JUDGE), main) == whole
+    assert remarks(Measure("k", "l", MAIN, JUDGE), main) == whole
     bare = {"decided": 2 / 3, "right of the decided": 0.0, "both orders agree": 0.0}
-    assert remarks(Entry("k", "l", MAIN, JUDGE, "without_context"), main) == bare
-    assert remarks(Entry("k", "l", MAIN, REWARD), main) == {"agrees with the judge": 0.75}
-    assert remarks(Entry("k", "l", MAIN, ANSWERS, "rlaif"), main) == {"KL at the end, nats": 1.5, "kept iteration": 20}
-    assert remarks(Entry("k", "l", MAIN, ANSWERS, "sft"), main) == {}
+    assert remarks(Measure("k", "l", MAIN, JUDGE, "without_context"), main) == bare
+    assert remarks(Measure("k", "l", MAIN, REWARD), main) == {"agrees with the judge": 0.75}
+    assert remarks(Measure("k", "l", MAIN, ANSWERS, "rlaif"), main) == {"KL at the end, nats": 1.5, "kept iteration": 20}
+    assert remarks(Measure("k", "l", MAIN, ANSWERS, "sft"), main) == {}
 
 
 # The arms.
 
 
 def test_every_figure_has_its_arm_and_every_arm_its_inputs() -> None:
-    known = {arm.name: arm for arm in arms(CFG)}
-    assert len(known) == len(arms(CFG))
+    known = {arm.name: arm for arm in arms_of(CFG)}
+    assert len(known) == len(arms_of(CFG))
     used = set()
-    for group in groups(CFG):
-        keys = [entry.key for entry in group.entries]
-        assert len(set(keys)) == len(keys) and {entry.counts for entry in group.entries} <= set(COUNTS)
-        counts = {entry.key: entry.counts for entry in group.entries}
+    for group in groups_of(CFG):
+        keys = [entry.key for entry in group.measures]
+        assert len(set(keys)) == len(keys) and {entry.counts for entry in group.measures} <= set(COUNTS)
+        counts = {entry.key: entry.counts for entry in group.measures}
         for claim in group.claims:
             assert counts[claim.better] == counts[claim.worse], claim.text
-        used |= {entry.arm for entry in group.entries}
+        used |= {entry.arm for entry in group.measures}
     assert used - {MAIN} == set(known)
     order = [*list(STAGES)[: list(STAGES).index("evaluate")], "exam"]
     needs = {"sft": {"world"}, "feedback": {"sft"}, "reward": {"sft", "feedback"}, "ppo": {"sft", "feedback", "reward"}}
@@ -180,16 +181,16 @@ def test_every_figure_has_its_arm_and_every_arm_its_inputs() -> None:
         for stage in arm.makes:
             assert needs[stage] <= there, arm.name
             there.add(stage)
-        assert exams[arm.exam] <= there and bool(arm.exam) == ("exam" in arm.makes)
-    assert {claim.text for group in groups(CFG) for claim in group.claims if "passes the base" in claim.text}
+        assert exams[arm.answered_by] <= there and bool(arm.answered_by) == ("exam" in arm.makes)
+    assert {claim.text for group in groups_of(CFG) for claim in group.claims if "better than the base" in claim.text}
 
 
 def test_arms_follow_the_main_run() -> None:
-    changed = {arm.name: arm.changed for arm in arms(CFG)}
+    changed = {arm.name: arm.changed for arm in arms_of(CFG)}
     assert changed["short"] == ("ppo.iterations=10",)  # a third of 30
     assert "feedback.limit=600" in changed["letter"]  # a fifth of 3000, five batches of 120
     some = config.load(small_config.TINY, ["world.prompt_clips=11", "feedback.batch_size=4", "ppo.iterations=1"])
-    changed = {arm.name: arm.changed for arm in arms(some)}
+    changed = {arm.name: arm.changed for arm in arms_of(some)}
     assert "feedback.limit=8" in changed["letter"]  # 33 prompts, a fifth is 6.6: two whole batches
     assert changed["short"] == ("ppo.iterations=1",)
     assert {"kl-0.01", "kl-0.1", "kl-0.3"} < set(changed) and "kl-0.03" not in changed  # 0.03 is the arm `short`
@@ -283,7 +284,7 @@ def test_jobs_wait_for_what_they_need_and_a_failure_stops_only_what_needs_it(tmp
         job("d", touch(str(places["d"])), "nothing"),
     ]
     failed: dict[str, str] = {}
-    done = list(carry_out(jobs, 2, failed))
+    done = list(run_jobs(jobs, 2, failed))
     assert failed == {"bad": "too hot", "c": "needs bad"}
     assert [place.exists() for place in places.values()] == [True, True, False, True]
     assert done == sorted(done) and done[-1] == 110  # five jobs of 10, done or not, and one of 60 with nothing to do
@@ -299,7 +300,7 @@ def test_no_more_children_than_asked_for_and_none_stays_behind(tmp_path: Path) -
 
         return Job(name, command, tmp_path / "log.txt")
 
-    working = carry_out([job("a"), job("b"), job("c")], 2, {})
+    working = run_jobs([job("a"), job("b"), job("c")], 2, {})
     next(working)
     while not all((tmp_path / name).is_file() and (tmp_path / name).read_text() for name in "ab"):
         time.sleep(0.02)
@@ -327,9 +328,9 @@ def gone(process: int) -> bool:
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a child goes on to its end")
 def test_a_killed_parent_takes_its_children_along(tmp_path: Path) -> None:
     program = (
-        "import sys\nfrom pathlib import Path\nfrom minirlaif.ablation.jobs import Job, carry_out\n"
+        "import sys\nfrom pathlib import Path\nfrom minirlaif.ablation.jobs import Job, run_jobs\n"
         "words = [sys.executable, '-S', '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)']\n"
-        f"list(carry_out([Job('a', lambda: words, Path({str(tmp_path / 'log.txt')!r}))], 1, {{}}))"
+        f"list(run_jobs([Job('a', lambda: words, Path({str(tmp_path / 'log.txt')!r}))], 1, {{}}))"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
     log = tmp_path / "log.txt"
@@ -347,25 +348,25 @@ def options(runs_dir: Path, *more: str) -> list[str]:
     return ["ablate", "--config", str(small_config.TINY), "--runs-dir", str(runs_dir), "--seeds", "0", *more]
 
 
-def place(runs_dir: Path, main: Run, name: str) -> runner.Place:
-    (arm,) = [arm for arm in arms(CFG) if arm.name == name]
-    cfg = config.load(small_config.TINY, arm.changed)
-    return runner.Place(0, arm, cfg, Run(runs_dir / "ablation" / "seed0" / name), main)
+def arm_run(runs_dir: Path, main: Run, name: str) -> runner.ArmRun:
+    (arm,) = [arm for arm in arms_of(CFG) if arm.name == name]
+    settings = config.dump(config.load(small_config.TINY, arm.changed))
+    return runner.ArmRun(0, arm, settings, Run(runs_dir / "ablation" / "seed0" / name), main)
 
 
 def test_a_finished_arm_is_not_made_again_and_a_changed_one_says_so(main: Run, runs_dir: Path) -> None:
-    here = place(runs_dir, main, "short")
+    here = arm_run(runs_dir, main, "short")
     assert not runner._finished(here)
     words = runner._arm_job(here).command()
     assert words is not None and words[1:] == ["-m", "minirlaif.ablation.run_arm", str(here.run.root)]
     loaded = config.load(here.run.root / "config.yaml")
-    assert loaded == here.cfg and loaded.ppo.iterations == 10
+    assert config.dump(loaded) == here.settings and loaded.ppo.iterations == 10
     for stage in ("ppo", "exam"):
         assert not runner._finished(here)
         with here.run.stage(stage, {}, ["ppo"] if stage == "exam" else ["sft", "feedback", "reward"]):
             pass
     assert runner._finished(here) and runner._arm_job(here).command() is None and runner._arm_job(here).weight == 0
-    other = replace(here, cfg=config.load(small_config.TINY, [*here.arm.changed, "rollout.rollouts=64"]))
+    other = replace(here, settings=config.dump(config.load(small_config.TINY, [*here.arm.changed, "rollout.rollouts=64"])))
     with pytest.raises(UserError, match="--arms short --redo"):
         runner._arm_job(other).command()
     with main.stage("reward", {}, redo=True) as out:
@@ -387,7 +388,7 @@ def fake_children(patch: pytest.MonkeyPatch, made: list[str]) -> None:
                     tiny.finished(run, stage, lambda path: tiny.write_lines(path / "answers.jsonl", ANSWERED), **METRICS)
             yield 0.0
 
-    patch.setattr(runner, "carry_out", carried)
+    patch.setattr(runner, "run_jobs", carried)
 
 
 ANSWERED = [{"id": "t0-0", "video": "../world/clips/t0.mp4", "truth": TRUE, "policy": FALSE}]
@@ -414,13 +415,13 @@ def test_one_arm_that_fails_is_told_and_leaves_a_report_of_the_others(
 ) -> None:
     made: list[str] = []
     fake_children(monkeypatch, made)
-    real = runner.carry_out
+    real = runner.run_jobs
 
     def carried(jobs: Any, at_once: int, failed: dict[str, str]) -> Iterator[float]:
         failed["seed 0, kl-0.1"] = "out of luck"
         yield from real([job for job in jobs if job.name not in failed], at_once, failed)
 
-    monkeypatch.setattr(runner, "carry_out", carried)
+    monkeypatch.setattr(runner, "run_jobs", carried)
     assert cli.main(options(runs_dir, "--arms", "short,kl-0.1,kl-0.3")) == 2
     assert "minirlaif: seed 0, kl-0.1: out of luck" in capsys.readouterr().err
     (group,) = [g for g in json.loads((runs_dir / "ablation/ablation.json").read_text())["groups"] if g["name"] == "kl"]
@@ -464,7 +465,7 @@ def test_main_runs_are_looked_for_where_from_says(runs_dir: Path) -> None:
 
 
 def numbers_of(runs: dict[int, dict[str, Run]]) -> dict[str, Any]:
-    return report.summary(config.load(small_config.TINY, ["evaluate.bootstrap=20"]), runs, [], {})
+    return report.summary(groups_of(CFG), 20, runs, [], {})
 
 
 def test_the_report_by_hand(main: Run, runs_dir: Path) -> None:
@@ -480,7 +481,7 @@ def test_the_report_by_hand(main: Run, runs_dir: Path) -> None:
     found = {group["name"]: group for group in numbers["groups"]}
     assert list(found) == ["context", "best-of", "kl"]  # the others have no claim with both sides measured
     (claim,) = found["kl"]["claims"]
-    assert claim["text"] == "A tighter leash is worse: 0.03 beats 0.3"
+    assert claim["text"] == "KL coefficient 0.3 is worse than 0.03"
     assert claim["pooled"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 1} and claim["verdict"] == OPEN
     assert (claim["better_mean"], claim["worse_mean"]) == (1.0, 0.0)
     (judge,) = found["context"]["claims"]
@@ -490,7 +491,7 @@ def test_the_report_by_hand(main: Run, runs_dir: Path) -> None:
         {"KL at the end, nats": 1.0, "kept iteration": 10},
     ]
     text = view.markdown(numbers)
-    row = "| A tighter leash is worse: 0.03 beats 0.3 | 100.0\u00a0% against 0.0\u00a0% | +100.0 [+100.0 to +100.0] | +100.0 |"
+    row = "| KL coefficient 0.3 is worse than 0.03 | 100.0\u00a0% against 0.0\u00a0% | +100.0 [+100.0 to +100.0] | +100.0 |"
     assert f"{row} **undecided** |" in text
     page = str(view.document(numbers))
     assert page.startswith("<!doctype html>") and "src=" not in page and "<script" not in page and "http://" not in page
@@ -512,8 +513,8 @@ def test_figures_stand_on_items_that_all_arms_have(main: Run, runs_dir: Path) ->
 def test_a_sentence_says_which_way_and_how_sure() -> None:
     figures = {"mean": -0.1, "low": -0.15, "high": -0.05, "n": 2250}
     sides = {"better": "PPO", "worse": "Base", "better_mean": 0.55, "worse_mean": 0.65}
-    claim = {"text": "PPO passes the base", "verdict": FAILS, "pooled": figures, "seeds": {0: figures, 1: figures}, **sides}
+    claim = {"text": "PPO better than the base", "verdict": FAILS, "pooled": figures, "seeds": {0: figures, 1: figures}, **sides}
     assert view.sentence(claim) == (
-        "PPO passes the base: does not hold; it is the other way round. PPO 55.0\u00a0%, Base 65.0\u00a0%:"
+        "PPO better than the base: does not hold; the reverse holds. PPO 55.0\u00a0%, Base 65.0\u00a0%:"
         " −10.0 points (−15.0 to −5.0; by seed −10.0, −10.0), n 2\u202f250."
     )

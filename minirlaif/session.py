@@ -18,11 +18,12 @@ from minirlaif.config import Config, recorded
 from minirlaif.data.dataset import fingerprint, load_preferences, load_samples
 from minirlaif.errors import UserError
 from minirlaif.models.adapters import AdapterSet
-from minirlaif.models.backbones.base import load_tokenizer
 from minirlaif.models.feature_cache import VisionFeatureCache, offloaded_vision
-from minirlaif.models.generation import EncodedPrompt
-from minirlaif.models.loading import base_folder, base_hash, model_type, open_backbone
+from minirlaif.models.language_model import EncodedPrompt
+from minirlaif.models.loading import open_backbone
 from minirlaif.models.logprobs import EncodedPair
+from minirlaif.models.model_config import base_folder, base_hash, model_type
+from minirlaif.models.pretrained import load_tokenizer
 from minirlaif.models.renderer import FrameLayout
 from minirlaif.runs.io import disk_is_full
 from minirlaif.runs.run import Run
@@ -33,7 +34,7 @@ from minirlaif.video.frame_sampling import FramePlan, FrameSize, segment_spans, 
 from minirlaif.video.reader import ClipInfo, ClipReader, check_clips
 
 if TYPE_CHECKING:
-    from minirlaif.models.backbones.base import Backbone
+    from minirlaif.models.backbones.base import VisionLanguageModel
 
 Record = TypeVar("Record", Sample, Preference)
 
@@ -60,7 +61,7 @@ class ModelSession:
     `open_session` was asked for those that have a base of their own.
     """
 
-    def __init__(self, cfg: Config, backbone: Backbone, store: VisionFeatureCache, reader: ClipReader) -> None:
+    def __init__(self, cfg: Config, backbone: VisionLanguageModel, store: VisionFeatureCache, reader: ClipReader) -> None:
         self.cfg, self.backbone, self.feature_cache, self.reader = cfg, backbone, store, reader
         self.adapters = AdapterSet(backbone, cfg.model)
         self.counters: dict[str, int] = {"prefilled_tokens": 0}

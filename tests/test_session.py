@@ -10,7 +10,7 @@ import pytest
 
 from minirlaif import config
 from minirlaif.errors import UserError
-from minirlaif.models.loading import TINY
+from minirlaif.models.model_config import TINY
 from minirlaif.runs.run import Run
 from minirlaif.session import read_samples, settings_of
 from tests.fixtures import small_config

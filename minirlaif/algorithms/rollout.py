@@ -22,7 +22,8 @@ from minirlaif.algorithms.advantages import (
     shaped_rewards,
     whiten,
 )
-from minirlaif.models.generation import Completion, EncodedPrompt, sample
+from minirlaif.models.generation import Completion, sample
+from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.models.logprobs import EncodedPair, micro_batches, reward_scores, token_logprobs, token_values
 from minirlaif.session import ModelSession
 from minirlaif.training.optim import generator

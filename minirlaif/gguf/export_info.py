@@ -54,7 +54,8 @@ class ExportInfo:
 
 def write(folder: Path, info: ExportInfo) -> None:
     """Write FILE into an export's folder."""
-    write_atomic(folder / FILE, json.dumps(asdict(info), indent=1, ensure_ascii=False) + "\n")
+    plain = asdict(info) | {"layout": info.layout.as_dict()}
+    write_atomic(folder / FILE, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
 
 
 def read(folder: Path) -> ExportInfo:
@@ -69,7 +70,7 @@ def read(folder: Path) -> ExportInfo:
         values = json.loads(path.read_text(encoding="utf-8"))
         sizing, pad = values["sizing"], values["sizing"].get("pad")
         parts = {
-            "layout": Layout(**values["layout"]),
+            "layout": Layout.from_dict(values["layout"]),
             "sizing": Sizing(**{**sizing, "pad": pad and tuple(pad)}),
             "options": SamplingParams(**values["options"]),
             "models": tuple(values["models"]),

@@ -20,9 +20,11 @@ from minirlaif import config
 from minirlaif.errors import UserError
 from minirlaif.inference.engine import JudgeVerdict, LoadedClip, SamplingParams
 from minirlaif.models.feature_cache import VisionFeatureCache
-from minirlaif.models.generation import EncodedPrompt, PrefixCache
+from minirlaif.models.generation import stream
+from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.models.loading import open_backbone
 from minirlaif.models.logprobs import reward_scores
+from minirlaif.models.prefix_cache import PrefixCache
 from minirlaif.models.renderer import pieces
 from minirlaif.runs.run import Run
 from minirlaif.session import ModelSession, VideoInput, critic_config
@@ -142,7 +144,7 @@ class HfEngine:
         before = prefix.read, prefix.reused
         with session.adapters.inference_as(name):
             prompt = EncodedPrompt(ids, video_input.features)
-            tokens = prefix.stream(session.backbone, prompt, sampling.temperature, sampling.top_p, room, source)
+            tokens = stream(session.backbone, prompt, prefix, sampling.temperature, sampling.top_p, room, source)
             try:
                 with closing(tokens):
                     yield from pieces(session.backbone.renderer, tokens)

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minirlaif.config import ModelSection
 from minirlaif.errors import UserError
 from minirlaif.judges.base import Message, Reply, today
 from minirlaif.judges.config import JudgeSettings, check_judge
 from minirlaif.judges.grade import ChatJudge
-from minirlaif.models.generation import EncodedPrompt, sample
-from minirlaif.models.loading import FAMILIES, base_folder, base_hash, model_type, open_backbone, pick_device, pick_dtype
-from minirlaif.models.loading import quantization_config as quantization_of
+from minirlaif.models.backbones import FAMILIES
+from minirlaif.models.backbones.base import VisionLanguageModel
+from minirlaif.models.generation import sample
+from minirlaif.models.language_model import EncodedPrompt, LanguageModel
+from minirlaif.models.loading import open_backbone, open_text_model, pick_device, pick_dtype
+from minirlaif.models.model_config import base_hash, model_type
 from minirlaif.types import Turn
-
-if TYPE_CHECKING:
-    from minirlaif.models.backbones.base import Backbone
 
 
 class HfJudge(ChatJudge):
@@ -47,7 +46,7 @@ class HfJudge(ChatJudge):
                 "quantization": settings.quantization,
                 "dtype": dtype,
             }
-            self._backbone, self._render = _open(section)
+            self._model, self._render = _open(section)
         except UserError as error:
             raise UserError(str(error).replace("model.base", "judge hf", 1)) from None
         super().__init__(settings, replies)
@@ -58,12 +57,12 @@ class HfJudge(ChatJudge):
     def ask(self, messages: Sequence[Message]) -> Reply:
         """The most likely reply."""
         ids = self._render(messages)
-        ((answer,),) = sample(self._backbone, [EncodedPrompt(ids)], temperature=0, max_new_tokens=self.settings.max_tokens)
-        text = self._backbone.renderer.decode(answer.ids)
+        ((answer,),) = sample(self._model, [EncodedPrompt(ids)], temperature=0, max_new_tokens=self.settings.max_tokens)
+        text = self._model.decode(answer.ids)
         return Reply(text, self._version, today(), len(ids), len(answer.ids))
 
 
-def _open(section: ModelSection) -> tuple[Backbone, Any]:
+def _open(section: ModelSection) -> tuple[LanguageModel, Any]:
     """A model that can be sampled from, and how messages become its prompt ids."""
     try:
         kind = model_type(section)
@@ -72,10 +71,12 @@ def _open(section: ModelSection) -> tuple[Backbone, Any]:
     if kind in FAMILIES:
         backbone = open_backbone(section)
         return backbone, lambda messages: _family_ids(backbone, messages)
-    return _open_text_model(section)
+    model = open_text_model(section, _end_of_turn)
+    template = model.tokenizer.apply_chat_template
+    return model, lambda messages: tuple(template(list(messages), add_generation_prompt=True, tokenize=True, return_dict=False))
 
 
-def _family_ids(backbone: Backbone, messages: Sequence[Message]) -> tuple[int, ...]:
+def _family_ids(backbone: VisionLanguageModel, messages: Sequence[Message]) -> tuple[int, ...]:
     """Families of this package render the system text and the first question as one turn, as in every stage."""
     system = "\n\n".join(m["content"] for m in messages if m["role"] == "system")
     texts = [m["content"] for m in messages if m["role"] != "system"]
@@ -88,44 +89,10 @@ def _family_ids(backbone: Backbone, messages: Sequence[Message]) -> tuple[int, .
     return ids[: len(ids) - len(renderer.text_ids(renderer.layout.after_end)) - len(end)]
 
 
-def _open_text_model(section: ModelSection) -> tuple[Backbone, Any]:
-    """A causal language model as a backbone without vision modules, so that the package's sampler takes it."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from minirlaif.models.backbones.base import Backbone, load_tokenizer, load_weights
-
-    folder, device = base_folder(section), pick_device(section.device)
-    dtype = pick_dtype(section, device)
-    quantization = quantization_of(section, dtype, ("lm_head",))
-    tokenizer = load_tokenizer(folder, section.revision)
-    if not tokenizer.chat_template:
-        raise UserError(f"judge hf:{section.base}: its tokenizer has no chat template; name an instruction-tuned model")
-    model = load_weights(AutoModelForCausalLM, folder, section.revision, dtype, quantization, device).eval()
-    model.requires_grad_(False)
-    end = _end_of_turn(tokenizer)
-
-    class TextModel(Backbone):
-        def __init__(self) -> None:  # not Backbone's: there are no image tokens
-            self.model, self.tokenizer, self.name = model, tokenizer, folder
-            self.text_model, self.lm_head, self.eyes = model.get_decoder(), model.get_output_embeddings(), ()
-            self.width, self.vocabulary = model.config.hidden_size, model.config.vocab_size
-            self.pad_id = int(end if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
-            self.disallowed_V = torch.zeros(self.vocabulary, dtype=torch.bool)
-            self.disallowed_V[len(tokenizer) :] = True
-            self.renderer = SimpleNamespace(end_id=end, image_id=-1, decode=decode)  # type: ignore[assignment]
-
-    def decode(ids: Sequence[int]) -> str:
-        return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
-
-    def render(messages: Sequence[Message]) -> tuple[int, ...]:
-        return tuple(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=True, return_dict=False))
-
-    return TextModel(), render
-
-
 def _end_of_turn(tokenizer: Any) -> int:
     """The token that ends an answer in the chat template; it need not be the one that ends a text."""
+    if not tokenizer.chat_template:
+        raise UserError("model.base: its tokenizer has no chat template; name an instruction-tuned model")
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
     ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
     special = set(tokenizer.all_special_ids)

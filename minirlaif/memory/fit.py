@@ -51,11 +51,11 @@ def fitted(plan: Planned, card: Card) -> tuple[Planned, list[str]]:
 def _shrunk(plan: Planned) -> tuple[Planned, str] | None:
     """One step smaller in the first setting that can still shrink."""
     cfg = plan.cfg
-    if cfg.video.frames > 8 and plan.policy.kind != "llava":  # which pools frames: fewer of them save next to nothing
+    if cfg.video.frames > 8 and not plan.policy.family.pools_frames:
         frames = max(8, cfg.video.frames * 3 // 4)
         video = replace(cfg.video, frames=frames, segment_frames=min(cfg.video.segment_frames, frames))
         return replace(plan, cfg=replace(cfg, video=video)), f"video.frames {frames}"
-    if "spatial_merge_size" in plan.policy.vision and cfg.video.frame_pixels > 16384:
+    if plan.policy.family.any_frame_size and cfg.video.frame_pixels > 16384:
         pixels = max(16384, cfg.video.frame_pixels * 3 // 4)
         return replace(plan, cfg=replace(cfg, video=replace(cfg.video, frame_pixels=pixels))), f"video.frame_pixels {pixels}"
     for section, field in _BATCHES:

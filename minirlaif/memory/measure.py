@@ -151,7 +151,7 @@ def libraries(cfg: Config) -> float:
 
     if cfg.model.quantization == "nf4" or cfg.model.optimizer != "adamw":
         import bitsandbytes  # noqa: F401
-    from minirlaif.memory.shapes import empty_model, read_config
+    from minirlaif.models.model_config import empty_model, read_config
 
     empty_model(read_config(cfg.model))  # the model's own module
     return _status("VmRSS")

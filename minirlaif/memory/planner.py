@@ -12,7 +12,8 @@ from minirlaif.config import Config
 from minirlaif.errors import UserError
 from minirlaif.memory import formulas
 from minirlaif.memory.formulas import LINES, Batch, Precision
-from minirlaif.memory.shapes import Shape, read_config, shape_of
+from minirlaif.memory.shapes import Shape, shape_of
+from minirlaif.models.model_config import read_config
 from minirlaif.session import critic_config
 
 GIB = 2**30

@@ -15,15 +15,17 @@ import torch
 from torch import nn
 
 from minirlaif.config import Config
-from minirlaif.memory.shapes import empty_model, read_config, shape_of
+from minirlaif.memory.shapes import shape_of
+from minirlaif.models.backbones import family_of
 from minirlaif.models.feature_cache import offloaded_vision
-from minirlaif.models.loading import family_of, pick_device, pick_dtype, quantization_config
+from minirlaif.models.loading import pick_device, pick_dtype, quantization_config
+from minirlaif.models.model_config import empty_model, read_config
 from minirlaif.models.renderer import Layout
 from minirlaif.session import ModelSession, VideoInput, critic_config
 from minirlaif.video.frame_sampling import FrameSize
 
 if TYPE_CHECKING:
-    from minirlaif.models.backbones.base import Backbone
+    from minirlaif.models.backbones.base import VisionLanguageModel
 
 SPREAD = 0.02  # deviation of random weights: small enough that nothing overflows
 
@@ -74,13 +76,13 @@ class StandIn(ModelSession):
         )
 
 
-def random_backbone(cfg: Config, config: Mapping[str, Any]) -> Backbone:
+def random_backbone(cfg: Config, config: Mapping[str, Any]) -> VisionLanguageModel:
     """A backbone of the family that `config` (a config.json) belongs to, frozen, with random weights."""
-    family = family_of(str(config["model_type"]))[1]
+    family = family_of(str(config["model_type"]))
     device = pick_device(cfg.model.device)
     dtype = pick_dtype(cfg.model, device)
-    model = random_model(config, dtype, quantization_config(cfg.model, dtype, family.skip_quantization), device)
-    return family(model, letters(family.own_layout), family.own_layout, "stand-in")
+    model = random_model(config, dtype, quantization_config(cfg.model, dtype, family.skip_quantization()), device)
+    return family(model, letters(family.layout), family.layout, "stand-in")
 
 
 def random_model(config: Mapping[str, Any], dtype: torch.dtype, quantization: Any, device: torch.device) -> Any:
@@ -100,7 +102,7 @@ def random_model(config: Mapping[str, Any], dtype: torch.dtype, quantization: An
     made: dict[int, nn.Parameter] = {}  # tied weights are made once
     for module in list(model.modules()):
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # as `families.common.load_weights`, for the same reason
+            module.support_avx512bf16_for_cpu = False  # as `pretrained.load_weights`, for the same reason
         for name, parameter in list(module.named_parameters(recurse=False)):
             if id(parameter) not in made:
                 values = torch.empty(parameter.shape, dtype=dtype, device=device).normal_(0, SPREAD, generator=generator)

@@ -18,9 +18,9 @@ from minirlaif.config import Config
 from minirlaif.errors import UserError
 from minirlaif.feedback.judge import judge
 from minirlaif.memory.random_model import StandIn
-from minirlaif.memory.shapes import read_config
 from minirlaif.models.generation import sample
 from minirlaif.models.logprobs import token_logprobs, token_values
+from minirlaif.models.model_config import read_config
 from minirlaif.runs.run import Run
 from minirlaif.session import ModelSession, critic_config, open_session, read_preferences, read_samples
 from minirlaif.stages import ppo, reward, sft

@@ -1,8 +1,8 @@
-"""One base, many roles: named LoRA adapters and scalar heads. The only module that touches PEFT.
+"""Named LoRA adapters and scalar heads on one base model, and switching between them. The only module that touches PEFT.
 
-Roles are "sft", "policy", "reference", "reward" and "value"; the role "base" is the model without any adapter. Which role
-the model plays is set for a block (`inference_as`, `training_as`) and put back afterwards, also after an error. A role that is
-parked rests in host memory and is on the device only while it is `visiting`.
+Roles are "sft", "policy", "reference", "reward" and "value"; the role "base" is the model without any adapter. Which adapter is
+active is set for a block (`inference_as`, `training_as`) and restored afterwards, also after an error. The weights of a role
+with `enable_offload` are in host memory except inside `on_device`.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from minirlaif.errors import UserError
 from minirlaif.models.offload import OffloadableWeights
 
 if TYPE_CHECKING:
-    from minirlaif.models.backbones.base import Backbone
+    from minirlaif.models.backbones.base import VisionLanguageModel
 
 HEAD_FILE = "head.safetensors"
 
 
 def import_peft() -> None:
-    """Load PEFT now rather than with the first adapter, so that what the library itself takes can be measured before."""
+    """Load PEFT now rather than with the first adapter, so that the memory of the library itself can be measured before."""
     import peft  # noqa: F401
 
 
 class ScalarHead(nn.Module):
-    """hidden -> one number, weight and bias zero or small at the start; `beta` weighs the answer's mean log-likelihood."""
+    """hidden -> one number, weight and bias zero or small at the start; `beta`: weight of the answer's mean log-likelihood."""
 
     def __init__(self, width: int, start: float, beta: float | None = None) -> None:
         super().__init__()
@@ -53,12 +53,12 @@ class ScalarHead(nn.Module):
 class AdapterSet:
     """The adapters and heads on one backbone."""
 
-    def __init__(self, backbone: Backbone, section: ModelSection) -> None:
+    def __init__(self, backbone: VisionLanguageModel, section: ModelSection) -> None:
         self.backbone = backbone
         self.section = section
         self.heads: dict[str, ScalarHead] = {}
         self._peft: Any = None
-        self._parked: dict[str, OffloadableWeights] = {}
+        self._offloaded: dict[str, OffloadableWeights] = {}
 
     def add(self, role: str, seed: int, start_from: str | Path | None = None) -> None:
         """Create an adapter: fresh (it changes nothing yet), a copy of another role, or loaded from a folder.
@@ -68,9 +68,9 @@ class AdapterSet:
         """
         from peft import LoraConfig, get_peft_model
 
-        # Only the language model: the vision tower has projections of the same names, and a vision adapter would make
-        # cached features and a separately exported projector wrong without a word.
-        targets = target_pattern(self.backbone.text_prefix, self.backbone.adapted(self.section.lora_targets))
+        # Only the language model: the vision tower has projections of the same names, and a vision adapter would silently make
+        # cached features and a separately exported projector wrong.
+        targets = target_pattern(self.backbone.text_prefix, self.backbone.lora_targets(self.section.lora_targets))
         config = LoraConfig(
             r=self.section.lora_r,
             lora_alpha=self.section.lora_alpha,
@@ -80,7 +80,7 @@ class AdapterSet:
             task_type="CAUSAL_LM",
         )
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            # PEFT asks for it by the name that transformers is giving up.
+            # PEFT uses a name that transformers has deprecated.
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
             torch.manual_seed(seed)
             if self._peft is None:
@@ -91,7 +91,7 @@ class AdapterSet:
         if isinstance(start_from, Path):
             self._load_adapter(role, start_from)
         elif start_from is not None:
-            with self._here(start_from):
+            with self._on_device(start_from):
                 self._fill(role, {n.replace(f".{start_from}.", f".{role}."): p for n, p in self.named(start_from).items()})
         self._freeze()
         if self.section.gradient_checkpointing:
@@ -109,19 +109,19 @@ class AdapterSet:
         return {n: p for n, p in self._peft.named_parameters() if f".{role}." in n}
 
     def parameters(self, role: str) -> list[nn.Parameter]:
-        """What an optimiser of this role gets: its adapter, and its head where it has one. Chosen by name, never by flags."""
+        """Trained parameters of a role: its adapter, and its head where it has one. Chosen by name, never by flags."""
         adapter: list[Any] = list(self.named(role).values())
         return adapter + (list(self.heads[role].parameters()) if role in self.heads else [])
 
     @contextmanager
     def inference_as(self, role: str) -> Iterator[None]:
-        """Forward passes inside see `role`, without gradients; every flag is put back, also after an error."""
+        """Switch to the adapter of `role` for a block, without gradients; every flag is restored, also after an error."""
         with self._switched(role), torch.no_grad():
             yield
 
     @contextmanager
     def training_as(self, role: str) -> Iterator[None]:
-        """Forward passes inside see `role` and build gradients for its weights alone."""
+        """Switch to the adapter of `role` for a block; backward passes inside make gradients for its weights alone."""
         with self._switched(role):
             for parameter in self.parameters(role):
                 parameter.requires_grad_(True)
@@ -134,10 +134,10 @@ class AdapterSet:
         flags = {p: p.requires_grad for p in self._all_parameters()}
         training = self.backbone.text_model.training
         active = self._active()
-        away = [name for name in ("base", role) if name in self._parked and self._parked[name].away]
-        if away:
-            raise ValueError(f"role {away[0]} is parked in host memory; use visiting() to bring it back")
-        # Low precision is that of training for reading too, or the first PPO ratio would not be 1.
+        offloaded = [name for name in ("base", role) if name in self._offloaded and self._offloaded[name].offloaded]
+        if offloaded:
+            raise ValueError(f"role {offloaded[0]} is offloaded to host memory; use on_device() to bring it back")
+        # The same low precision for inference as for training, or the first PPO ratio would not be 1.
         device, dtype = self.backbone.device.type, self.backbone.dtype
         low = torch.autocast(device, dtype) if device == "cuda" and dtype == torch.bfloat16 else nullcontext()
         try:
@@ -179,29 +179,30 @@ class AdapterSet:
             parameter.requires_grad_(False)
 
     def enable_offload(self, role: str) -> None:
-        """From now on a role, head included, rests in host memory except while it is `visiting`. "base": the base model
-        itself, which comes along with every visitor; its eyes are the feature store's to move."""
+        """From now on a role, head included, is in host memory except inside `on_device`. "base": the base model itself, which
+        every role brings along; its vision modules are moved by the feature cache."""
         if role == "base":
-            eyes = {id(p) for part in self.backbone.eyes for p in (*part.parameters(), *part.buffers())}
+            vision = {id(p) for part in self.backbone.vision_modules for p in (*part.parameters(), *part.buffers())}
             named = [*self.backbone.model.named_parameters(), *self.backbone.model.named_buffers()]
-            self._parked[role] = OffloadableWeights((t for n, t in named if ".lora_" not in n and id(t) not in eyes), frozen=True)
+            base = (tensor for name, tensor in named if ".lora_" not in name and id(tensor) not in vision)
+            self._offloaded[role] = OffloadableWeights(base, frozen=True)
         else:
-            self._parked[role] = OffloadableWeights(self.parameters(role))
-        self._parked[role].offload()
+            self._offloaded[role] = OffloadableWeights(self.parameters(role))
+        self._offloaded[role].offload()
 
     @contextmanager
     def on_device(self, *roles: str) -> Iterator[None]:
-        """Bring parked roles to the device for a block; a role that is not parked stays where it is."""
+        """Bring offloaded roles to the device for a block; a role without `enable_offload` is there already."""
         with ExitStack() as stack:
             for role in dict.fromkeys(("base", *roles)):
-                stack.enter_context(self._here(role))
+                stack.enter_context(self._on_device(role))
             yield
 
     @contextmanager
-    def _here(self, role: str) -> Iterator[None]:
+    def _on_device(self, role: str) -> Iterator[None]:
         with ExitStack() as stack:
-            if role in self._parked:
-                stack.enter_context(self._parked[role].on_device())
+            if role in self._offloaded:
+                stack.enter_context(self._offloaded[role].on_device())
             yield
 
     def merge(self, role: str) -> Any:
@@ -215,7 +216,7 @@ class AdapterSet:
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        with self._here(role):
+        with self._on_device(role):
             weights = {n.replace(f".{role}.", "."): p.detach().to("cpu").contiguous() for n, p in self.named(role).items()}
             head = self.heads[role].state_dict() if role in self.heads else {}
             state = {n: p.detach().to("cpu").contiguous() for n, p in head.items()}
@@ -241,9 +242,9 @@ class AdapterSet:
         from safetensors.torch import load_file
 
         weights = load_file(folder / "adapter_model.safetensors")
-        mine = {n.replace(f".{role}.", "."): n for n in self.named(role)}
-        wrong = weights.keys() ^ mine.keys()
-        shapes = [n for n in weights.keys() & mine.keys() if weights[n].shape != self.named(role)[mine[n]].shape]
+        own = {n.replace(f".{role}.", "."): n for n in self.named(role)}
+        wrong = weights.keys() ^ own.keys()
+        shapes = [n for n in weights.keys() & own.keys() if weights[n].shape != self.named(role)[own[n]].shape]
         if wrong or shapes:
             raise UserError(
                 f"{folder}: the adapter does not fit model.lora_r/lora_targets or the base; set them as in its config"
@@ -251,7 +252,7 @@ class AdapterSet:
         scale = json.loads((folder / "adapter_config.json").read_text())["lora_alpha"]  # no shape shows it
         if scale != self.section.lora_alpha:
             raise UserError(f"{folder}: the adapter was trained with lora_alpha {scale}; set model.lora_alpha to it")
-        self._fill(role, {mine[n]: w for n, w in weights.items()})
+        self._fill(role, {own[n]: w for n, w in weights.items()})
 
     def _fill(self, role: str, weights: dict[str, Tensor]) -> None:
         for name, parameter in self.named(role).items():

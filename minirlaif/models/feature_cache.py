@@ -1,8 +1,8 @@
-"""Look once: a clip is decoded once and encoded once per frame plan, and every later stage reads the result from disk.
+"""Vision features of clips: a clip is decoded and encoded once per frame plan, and every later stage reads the result from disk.
 
 One SQLite file per run holds, by clip content, frame plan and vision weights: feature vectors, a small picture strip for
-people, and what is known about each clip. SQLite because one file with its own journal survives a kill and needs no index.
-Letters: F frames, G groups of frames, H x W vectors per group, E numbers per vector (see families/common.py).
+people, and the properties of each clip. SQLite because one file with its own journal survives a kill and needs no index.
+Letters: F frames, G groups of frames, H x W vectors per group, E numbers per vector (see backbones/base.py).
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from torch import Tensor
 from minirlaif.config import VideoSection
 from minirlaif.models.offload import OffloadableWeights
 from minirlaif.video.frame_sampling import BLANK, FramePlan, FrameSize
-from minirlaif.video.reader import ClipInfo, ClipReader
-from minirlaif.video.reader import picture_strip as _strip
+from minirlaif.video.reader import ClipInfo, ClipReader, picture_strip
 
 if TYPE_CHECKING:
-    from minirlaif.models.backbones.base import Backbone
+    from minirlaif.models.backbones.base import VisionLanguageModel
 
 MEMORY = 1 << 30  # bytes of features kept in host memory
 
@@ -35,17 +34,17 @@ Planner = Callable[[ClipInfo], Sequence[FramePlan]]
 
 
 class VisionFeatureCache:
-    """Features of clips, made at the first call and read from disk ever after. Between encodings the backbone's eyes rest in
-    host memory.
+    """Features of clips, encoded at the first call and read from disk ever after. Between encodings the backbone's vision
+    modules are offloaded to host memory.
 
     Args:
         path: the SQLite file; made when missing.
         backbone: encodes frames; its vision weights are part of the key.
         reader: decodes clips.
-        video: cache_gib (oldest features are deleted beyond this size) and frame_pixels count here.
+        video: uses cache_gib (oldest features are deleted beyond this size) and frame_pixels.
     """
 
-    def __init__(self, path: Path, backbone: Backbone, reader: ClipReader, video: VideoSection) -> None:
+    def __init__(self, path: Path, backbone: VisionLanguageModel, reader: ClipReader, video: VideoSection) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(path, timeout=60)
         self._db.execute("PRAGMA journal_mode=WAL")
@@ -54,10 +53,10 @@ class VisionFeatureCache:
         self._db.execute("CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, shape TEXT, data BLOB, strip BLOB)")
         self._backbone, self._reader = backbone, reader
         self._limit, self._frame_pixels = int(video.cache_gib * (1 << 30)), video.frame_pixels
-        # Every plan that was ever looked at; features may be deleted for their size, and a second look must show.
+        # Every plan that was ever encoded: features may be deleted for their size, and encoding twice must be counted once.
         self._db.execute("CREATE TABLE IF NOT EXISTS looked (key TEXT PRIMARY KEY)")
         self._vision = vision_hash(backbone)
-        self._eyes = offloaded_vision(backbone)
+        self._vision_modules = offloaded_vision(backbone)
         self._memory: OrderedDict[str, Tensor] = OrderedDict()
         self._memory_bytes = 0
         self.counters = {"decodes": 0, "encodes": 0, "encoded_frames": 0, "plans": 0, "opened": 0}
@@ -67,12 +66,12 @@ class VisionFeatureCache:
         self._db.close()
 
     def info(self, video: str) -> ClipInfo:
-        """What is known about a clip; the file is opened only when it has changed since it was last looked at, under whichever
-        name (a run may see another run's clips through a link)."""
+        """Properties of a clip; the file is opened only when it has changed since it was last read, under whichever name (a run
+        may reach another run's clips through a link)."""
         try:
             status = Path(video).stat()
         except OSError:
-            return self._reader.info(video)  # says by name and reason why there is none
+            return self._reader.info(video)  # raises the error with name and reason
         stamp = f"{status.st_size}:{status.st_mtime_ns}"
         name = os.path.realpath(video)
         known = self._db.execute("SELECT info FROM clips WHERE path = ? AND stamp = ?", (name, stamp)).fetchone()
@@ -93,38 +92,40 @@ class VisionFeatureCache:
         info = self.info(video)
         plans = list(planner(info))
         keys = [self._key(info, plan) for plan in plans]
-        found = {key: self._read(key) for key in keys}
-        missing = list({key: plan for key, plan in zip(keys, plans, strict=True) if found[key] is None}.items())
-        if missing:  # a plan that is asked for twice, as of a clip with a single segment, is decoded once
-            made = self._look(info, missing)
-            found |= {key: features for (key, _), (_, features) in zip(missing, made, strict=True)}
-        return [(plan, _present(found[key])) for key, plan in zip(keys, plans, strict=True)]
+        stored = {key: self._read(key) for key in keys}
+        features = {key: value for key, value in stored.items() if value is not None}
+        # By key, as a plan may come twice (of a clip with a single segment) and is decoded once.
+        missing = {key: plan for key, plan in zip(keys, plans, strict=True) if key not in features}
+        if missing:
+            encoded = self._encode_plans(info, list(missing.items()))
+            features |= {key: value for key, (_, value) in zip(missing, encoded, strict=True)}
+        return [(plan, features[key]) for key, plan in zip(keys, plans, strict=True)]
 
     def pixels(self, video: str, plan: FramePlan) -> tuple[np.ndarray, Tensor]:
-        """The frames of a plan as the model gets them, uint8 [F, H, W, 3], with their features_GHWE, which are kept for `get`.
+        """The frames of a plan as the model gets them, uint8 [F, H, W, 3], with their features_GHWE, which are stored for `get`.
         The frames are not: every call decodes."""
         info = self.info(video)
-        ((pixels_FHW3, features_GHWE),) = self._look(info, [(self._key(info, plan), plan)])
+        ((pixels_FHW3, features_GHWE),) = self._encode_plans(info, [(self._key(info, plan), plan)])
         return pixels_FHW3, features_GHWE
 
-    def _look(self, info: ClipInfo, missing: Sequence[tuple[str, FramePlan]]) -> list[tuple[np.ndarray, Tensor]]:
-        """Decode and encode plans by key, in one pass over the file, and keep their features."""
+    def _encode_plans(self, info: ClipInfo, missing: Sequence[tuple[str, FramePlan]]) -> list[tuple[np.ndarray, Tensor]]:
+        """Decode and encode plans by key, in one pass over the file, and store their features."""
         frames = self._reader.frames(info.path, [plan for _, plan in missing], self.size(info))
         self.counters["decodes"] += len(missing)
-        made = []
+        encoded = []
         for (key, _), pixels in zip(missing, frames, strict=True):
             features_GHWE = self.encode(pixels)
             self.counters["encodes"] += 1
             self.counters["encoded_frames"] += len(pixels)
-            self._write(key, features_GHWE, _strip(pixels, info.width / info.height))
-            made.append((pixels, features_GHWE))
+            self._write(key, features_GHWE, picture_strip(pixels, info.width / info.height))
+            encoded.append((pixels, features_GHWE))
         self._db.commit()
         self._shrink()
-        return made
+        return encoded
 
     def encode(self, pixels_FHW3: np.ndarray) -> Tensor:
-        """features_GHWE of frames on the CPU, past the cache; the eyes are on the device only meanwhile."""
-        with self._eyes.on_device():
+        """features_GHWE of frames on the CPU, not stored; the vision modules are on the device only meanwhile."""
+        with self._vision_modules.on_device():
             return self._backbone.encode_frames(pixels_FHW3).to("cpu").contiguous()
 
     def strip(self, video: str, plan: FramePlan) -> bytes:
@@ -147,11 +148,11 @@ class VisionFeatureCache:
         return features
 
     def _write(self, key: str, features_GHWE: Tensor, strip: bytes) -> None:
-        kept = features_GHWE.to(self._backbone.dtype)
-        data = kept.view(torch.uint8).numpy().tobytes()
-        self._db.execute("REPLACE INTO vectors VALUES (?, ?, ?, ?)", (key, json.dumps(list(kept.shape)), data, strip))
+        features = features_GHWE.to(self._backbone.dtype)
+        data = features.view(torch.uint8).numpy().tobytes()
+        self._db.execute("REPLACE INTO vectors VALUES (?, ?, ?, ?)", (key, json.dumps(list(features.shape)), data, strip))
         self.counters["plans"] += self._db.execute("INSERT OR IGNORE INTO looked VALUES (?)", (key,)).rowcount
-        self._remember(key, kept)
+        self._remember(key, features)
 
     def _remember(self, key: str, features: Tensor) -> None:
         self._memory[key] = features
@@ -161,12 +162,12 @@ class VisionFeatureCache:
 
     def _shrink(self) -> None:
         while self._size() > self._limit:  # freed pages are used again, so the file stops growing
-            gone = self._db.execute(
+            deleted = self._db.execute(
                 "DELETE FROM vectors WHERE rowid IN (SELECT rowid FROM vectors ORDER BY rowid LIMIT"
                 " (SELECT max(1, count(*) / 10) FROM vectors))"
             )
             self._db.commit()
-            if not gone.rowcount:
+            if not deleted.rowcount:
                 return
 
     def _size(self) -> int:
@@ -176,21 +177,22 @@ class VisionFeatureCache:
         return (pages - free) * size
 
 
-def vision_hash(backbone: Backbone) -> str:
+def vision_hash(backbone: VisionLanguageModel) -> str:
     """16 hex digits of the vision tower's and connector's weights: other weights, other features."""
     digest = hashlib.sha256()
-    for part in backbone.eyes:
+    for part in backbone.vision_modules:
         for name, tensor in part.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def offloaded_vision(backbone: Backbone) -> OffloadableWeights:
-    """The vision tower and projector, put to rest."""
-    eyes = OffloadableWeights((t for part in backbone.eyes for t in (*part.parameters(), *part.buffers())), frozen=True)
-    eyes.offload()
-    return eyes
+def offloaded_vision(backbone: VisionLanguageModel) -> OffloadableWeights:
+    """The vision tower and projector, offloaded to host memory."""
+    tensors = (tensor for part in backbone.vision_modules for tensor in (*part.parameters(), *part.buffers()))
+    weights = OffloadableWeights(tensors, frozen=True)
+    weights.offload()
+    return weights
 
 
 def blank_features(store: VisionFeatureCache, count: int, size: FrameSize, cache: dict[tuple[int, FrameSize], Tensor]) -> Tensor:
@@ -199,8 +201,3 @@ def blank_features(store: VisionFeatureCache, count: int, size: FrameSize, cache
         grey = np.full((count, size.height, size.width, 3), BLANK, np.uint8)
         cache[count, size] = store.encode(grey)
     return cache[count, size]
-
-
-def _present(features: Tensor | None) -> Tensor:
-    assert features is not None
-    return features

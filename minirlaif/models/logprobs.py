@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from minirlaif.models.adapters import ScalarHead
+from minirlaif.models.language_model import LanguageModel
 from minirlaif.models.tokens import entropy, log_distribution, pad_stack, pick_logprobs
-
-if TYPE_CHECKING:
-    from minirlaif.models.backbones.base import Backbone
 
 CHUNK = 2048  # most answer positions whose logits are in memory at once
 LOGITS_BYTES = 1 << 27  # fewer where the vocabulary is large: of 150k words, 221; softmax and gradient need some copies of it
@@ -36,13 +33,13 @@ class EncodedPair:
 
 
 def micro_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices in groups of at most `size`, rows of like length together so that little is padded."""
+    """Indices in groups of at most `size`, rows of similar length together so that little is padded."""
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     for start in range(0, len(order), size):
         yield order[start : start + size]
 
 
-def answer_states(backbone: Backbone, rows: Sequence[EncodedPair]) -> tuple[Tensor, Tensor, Tensor]:
+def answer_states(backbone: LanguageModel, rows: Sequence[EncodedPair]) -> tuple[Tensor, Tensor, Tensor]:
     """Run the language model over prompt + answer.
 
     Returns:
@@ -54,12 +51,12 @@ def answer_states(backbone: Backbone, rows: Sequence[EncodedPair]) -> tuple[Tens
 
 
 def token_logprobs(
-    backbone: Backbone, rows: Sequence[EncodedPair], temperature: float = 1.0, with_entropy: bool = False
+    backbone: LanguageModel, rows: Sequence[EncodedPair], temperature: float = 1.0, with_entropy: bool = False
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Log-probability of every answer token (nats, float32), the mask, and the entropy where asked for; each [B, R].
+    """Log-probability of every answer token (nats, float32), the mask, and with `with_entropy` the entropy; each [B, R].
 
     Tokens that sampling may not choose (image and chat tokens) are left out of the distribution here too, so that both
-    speak of the same one. Padding holds 0.
+    use the same one. Padding holds 0.
     """
     states_BRD, targets_BR, mask_BR = answer_states(backbone, rows)
     logprobs_BR, entropy_BR = logprobs_of(backbone, states_BRD, targets_BR, mask_BR, temperature, with_entropy)
@@ -67,47 +64,47 @@ def token_logprobs(
 
 
 def logprobs_of(
-    backbone: Backbone, states_BRD: Tensor, targets_BR: Tensor, mask_BR: Tensor, temperature: float, with_entropy: bool
+    backbone: LanguageModel, states_BRD: Tensor, targets_BR: Tensor, mask_BR: Tensor, temperature: float, with_entropy: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities (and entropies) from hidden states, counted positions only and in chunks."""
     states_ND, targets_N = states_BRD[mask_BR], targets_BR[mask_BR]
-    banned = backbone.disallowed_V.to(states_ND.device)
+    disallowed_V = backbone.disallowed_V.to(states_ND.device)
 
     def measured(part_ND: Tensor, part_N: Tensor) -> tuple[Tensor, Tensor | None]:
         logits_NV = backbone.logits(part_ND)
-        spread_N = entropy(logits_NV, banned, temperature) if with_entropy else None
-        return pick_logprobs(logits_NV, part_N, banned, temperature), spread_N
+        entropy_N = entropy(logits_NV, disallowed_V, temperature) if with_entropy else None
+        return pick_logprobs(logits_NV, part_N, disallowed_V, temperature), entropy_N
 
     size = min(CHUNK, max(1, LOGITS_BYTES // (4 * backbone.vocabulary)))
-    picked, spread = [], []
+    picked, entropies = [], []
     for part_ND, part_N in zip(states_ND.split(size), targets_N.split(size), strict=True):
         if torch.is_grad_enabled() and part_ND.requires_grad:
             # Logits are made again in the backward pass: those of a long answer are never all in memory.
-            logprobs_N, spread_N = checkpoint(measured, part_ND, part_N, use_reentrant=False, preserve_rng_state=False)
+            logprobs_N, entropy_N = checkpoint(measured, part_ND, part_N, use_reentrant=False, preserve_rng_state=False)
         else:
-            logprobs_N, spread_N = measured(part_ND, part_N)
+            logprobs_N, entropy_N = measured(part_ND, part_N)
         picked.append(logprobs_N)
-        if spread_N is not None:
-            spread.append(spread_N)
+        if entropy_N is not None:
+            entropies.append(entropy_N)
     empty = torch.zeros(mask_BR.shape, dtype=torch.float32, device=mask_BR.device)
     logprobs_BR = empty.masked_scatter(mask_BR, torch.cat(picked))
-    return logprobs_BR, empty.masked_scatter(mask_BR, torch.cat(spread)) if with_entropy else None
+    return logprobs_BR, empty.masked_scatter(mask_BR, torch.cat(entropies)) if with_entropy else None
 
 
-def first_token_logprobs(backbone: Backbone, rows: Sequence[EncodedPair], choices: Sequence[int]) -> Tensor:
+def first_token_logprobs(backbone: LanguageModel, rows: Sequence[EncodedPair], choices: Sequence[int]) -> Tensor:
     """Log-probability of each of `choices` as the first answer token, [B, len(choices)]; the rows' own answers are not read."""
     states_BRD, _, _ = answer_states(backbone, rows)
     logprobs_BV = log_distribution(backbone.logits(states_BRD[:, 0]), backbone.disallowed_V.to(states_BRD.device))
     return logprobs_BV[:, list(choices)]
 
 
-def token_values(backbone: Backbone, head: ScalarHead, rows: Sequence[EncodedPair]) -> tuple[Tensor, Tensor]:
+def token_values(backbone: LanguageModel, head: ScalarHead, rows: Sequence[EncodedPair]) -> tuple[Tensor, Tensor]:
     """Value before each answer token, as in the paper's code: values_BR and mask_BR."""
     states_BRD, _, mask_BR = answer_states(backbone, rows)
     return head(states_BRD) * mask_BR, mask_BR
 
 
-def reward_scores(backbone: Backbone, head: ScalarHead, rows: Sequence[EncodedPair]) -> Tensor:
+def reward_scores(backbone: LanguageModel, head: ScalarHead, rows: Sequence[EncodedPair]) -> Tensor:
     """Scores_B of whole answers, read at the last answer token.
 
     With `head.beta` the mean log-likelihood of the answer under the same adapter is added, beta times. That term is not in
@@ -122,7 +119,7 @@ def reward_scores(backbone: Backbone, head: ScalarHead, rows: Sequence[EncodedPa
     return scores_B
 
 
-def _run(backbone: Backbone, rows: Sequence[EncodedPair]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _run(backbone: LanguageModel, rows: Sequence[EncodedPair]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """hidden_BTD, answer ids_BR, mask_BR, and the place of each answer token in T (index_BR, clipped on padding)."""
     device = backbone.device
     ids_BT, mask_BT = pad_stack([torch.tensor(row.prompt + row.answer) for row in rows], backbone.pad_id, "right")

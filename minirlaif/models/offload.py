@@ -1,4 +1,4 @@
-"""Weights that rest in host memory while nothing needs them. While they rest, their tensors are empty: no byte on the device.
+"""Offloading weights to host memory while nothing needs them. Meanwhile their tensors are empty: no byte on the device.
 
 Works on tensors in place, so modules, optimisers and PEFT keep holding the same parameters.
 """
@@ -14,11 +14,11 @@ from torch import Tensor
 
 
 class OffloadableWeights:
-    """A set of tensors that leaves the device and comes back together.
+    """A set of tensors that is offloaded and loaded back together.
 
     Args:
         tensors: parameters and buffers; a 4-bit bitsandbytes weight takes its quantisation state along.
-        frozen: nobody changes them while they are on the device, so their host copy stays and leaving copies nothing.
+        frozen: they never change, so their host copy stays valid and offloading copies nothing.
     """
 
     def __init__(self, tensors: Iterable[Tensor], frozen: bool = False) -> None:
@@ -26,42 +26,42 @@ class OffloadableWeights:
         self._places = [place for tensor in unique.values() for place in _places(tensor)]
         self._frozen = frozen
         self._host: list[Tensor] = []
-        self.away = False
+        self.offloaded = False
 
     def offload(self) -> None:
-        """Leave the device."""
-        if self.away:
+        """Move to host memory."""
+        if self.offloaded:
             return
         present = [getattr(owner, name) for owner, name in self._places]
         if not self._host:
             self._host = [_host_copy(tensor) for tensor in present]
         elif not self._frozen:
             for host, tensor in zip(self._host, present, strict=True):
-                if host.data_ptr() != tensor.data_ptr():  # on a CPU it never left
+                if host.data_ptr() != tensor.data_ptr():  # on a CPU it is the same memory
                     host.copy_(tensor)
         for (owner, name), tensor in zip(self._places, present, strict=True):
             setattr(owner, name, tensor.new_empty(0))
-        self.away = True
+        self.offloaded = True
 
     def onload(self) -> None:
-        """Come back to the device. When it is full, everything stays where it was and torch's own error goes on."""
-        if not self.away:
+        """Move back to the device. When it is full, everything stays where it was and torch's own error is raised."""
+        if not self.offloaded:
             return
         devices = [getattr(owner, name).device for owner, name in self._places]
-        arrived = [host.to(device, non_blocking=True) for host, device in zip(self._host, devices, strict=True)]
-        for (owner, name), tensor in zip(self._places, arrived, strict=True):
+        loaded = [host.to(device, non_blocking=True) for host, device in zip(self._host, devices, strict=True)]
+        for (owner, name), tensor in zip(self._places, loaded, strict=True):
             setattr(owner, name, tensor)
-        self.away = False
+        self.offloaded = False
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """On the device for a block; what is there already stays afterwards."""
-        was_away = self.away
+        """On the device for a block; weights that are there already stay afterwards."""
+        was_offloaded = self.offloaded
         self.onload()
         try:
             yield
         finally:
-            if was_away:
+            if was_offloaded:
                 self.offload()
 
 

@@ -1,4 +1,4 @@
-"""The one place that renders prompts: frames, context, question and answer to token ids. Nothing is sampled or scored here.
+"""Prompts: frames, context, question and answer rendered to token ids. Nothing is sampled or scored here.
 
 Text of users and of models is encoded with special tokens switched off, so it can never turn into an image or chat token.
 Training, sampling, judging and the exported model all go through these functions and therefore see the same prompts.
@@ -27,8 +27,8 @@ class Layout:
     user: str = "User: "
     assistant: str = "Assistant:"
     answer: str = " "  # between `assistant` and the answer
-    asked: str | None = None  # ends a question; None: the same that ends an answer
-    end: str = "<end_of_utterance>"  # ends a turn; the answer is trained to say it
+    question_end: str | None = None  # None: the same that ends an answer
+    end: str = "<end_of_utterance>"  # ends a turn; answers are trained to end with it
     after_end: str = "\n"
     intro: str = "You are provided the following series of {count} frames from a {duration} [H:MM:SS] video.\n"
     frame: str = "\nFrame from {time}:<fake_token_around_image><global-img>{image}<fake_token_around_image>"
@@ -37,13 +37,18 @@ class Layout:
     group: int = 1  # frames that share placeholders; 0: all frames of the clip do
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain form, stored beside a model that has a layout of its own."""
-        return asdict(self)
+        """Plain form, stored beside a model that has a layout of its own. Files call `question_end` "asked"."""
+        return {"asked" if name == "question_end" else name: value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Layout:
+        """The layout behind `as_dict`. TypeError for other names than its own."""
+        return cls(**{"question_end" if name == "asked" else name: value for name, value in plain.items()})
 
 
 @dataclass(frozen=True)
 class FrameLayout:
-    """What a prompt shows of a clip: the frames' times and the clip's length in seconds, and placeholders per group of frames."""
+    """A clip's frames in a prompt: their times and the clip's length in seconds, and placeholders per group of frames."""
 
     times: tuple[float, ...]
     seconds: float
@@ -52,7 +57,7 @@ class FrameLayout:
 
 @dataclass(frozen=True)
 class Rendered:
-    """Token ids of one sequence with the positions that are learned from.
+    """Token ids of one sequence with the positions that training learns from.
 
     ids: T token ids, image placeholders included; answer: T flags, True where the token belongs to an answer or its end.
     """
@@ -102,7 +107,7 @@ class Renderer:
     def text_ids(self, text: str) -> tuple[int, ...]:
         """Ids of plain text; special tokens written in it stay letters."""
         if text not in self._known:
-            if len(self._known) > 50_000:  # a long run meets ever new answers
+            if len(self._known) > 50_000:  # a long run brings ever new answers
                 self._known.clear()
             engine = self._tokenizer.backend_tokenizer
             engine.encode_special_tokens = True
@@ -116,29 +121,27 @@ class Renderer:
         """Text of an answer: special tokens dropped, outer spaces stripped."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
-    def prompt(self, shown: FrameLayout | None, question: str, context: str = "", turns: Sequence[Turn] = ()) -> tuple[int, ...]:
+    def prompt(self, frames: FrameLayout | None, question: str, context: str = "", turns: Sequence[Turn] = ()) -> tuple[int, ...]:
         """Ids of a user turn up to the place where the answer starts.
 
         Args:
-            shown: the video; None for a prompt without one.
-            question: what is asked.
+            frames: the video; None for a prompt without one.
             context: text between the frames and the question; must end with a line break when not empty.
             turns: the conversation so far, with its answers; frames and context stand before its first question.
         """
-        asked = [*(turn.question for turn in turns), question]
-        answers = [self.answer(turn.answer or "") for turn in turns]
-        told = zip(self._questions(shown, asked, context), [*answers, ()], strict=True)
-        return tuple(number for question_ids, answer_ids in told for number in (*question_ids, *answer_ids))
+        questions = self._questions(frames, [*(turn.question for turn in turns), question], context)
+        answers = [*(self.answer(turn.answer or "") for turn in turns), ()]
+        return tuple(token for ids in zip(questions, answers, strict=True) for part in ids for token in part)
 
-    def conversation(self, shown: FrameLayout | None, turns: Sequence[Turn], context: str = "", limit: int = 0) -> Rendered:
-        """A whole conversation with answers; the video stands in its first user turn.
+    def conversation(self, frames: FrameLayout | None, turns: Sequence[Turn], context: str = "", limit: int = 0) -> Rendered:
+        """A conversation with all its answers; the video stands in its first user turn.
 
         Raises:
             UserError: longer than `limit` tokens (0: no limit).
         """
         ids: list[int] = []
         learned: list[bool] = []
-        questions = self._questions(shown, [turn.question for turn in turns], context)
+        questions = self._questions(frames, [turn.question for turn in turns], context)
         for turn, question in zip(turns, questions, strict=True):
             answer = self.answer(turn.answer or "")
             ids += [*question, *answer]
@@ -150,9 +153,9 @@ class Renderer:
             raise UserError(f"a conversation has {len(ids)} tokens, sft.max_length allows {limit}: raise it or shorten the row")
         return Rendered(tuple(ids), tuple(learned))
 
-    def _questions(self, shown: FrameLayout | None, questions: Sequence[str], context: str) -> Iterator[tuple[int, ...]]:
+    def _questions(self, frames: FrameLayout | None, questions: Sequence[str], context: str) -> Iterator[tuple[int, ...]]:
         """Ids of each question of a conversation, up to the place where its answer starts."""
-        before = self._opening(shown)
+        before = self._prefix(frames)
         # A header that ends with a colon stands before frames or, as here, with a space before text ("User: What").
         header = self.layout.user.rstrip() + " " if self.layout.user.rstrip().endswith(":") else self.layout.user
         for question in questions:
@@ -163,45 +166,45 @@ class Renderer:
         """Ids of an answer with the token that ends it."""
         return self.text_ids(self.layout.answer + text) + (self.end_id,)
 
-    def opening(self, shown: FrameLayout | None) -> tuple[int, ...]:
+    def prefix(self, frames: FrameLayout | None) -> tuple[int, ...]:
         """Ids of everything before context and question: the start and the frames, with an outro after them."""
-        return self._joined(self._opening(shown))
+        return self._joined(self._prefix(frames))
 
-    def _opening(self, shown: FrameLayout | None) -> list[str | int]:
+    def _prefix(self, frames: FrameLayout | None) -> list[str | int]:
         layout = self.layout
         pieces = self._template(layout.start + layout.user)
-        if shown is None:
+        if frames is None:
             return pieces
-        duration = _clock(shown.seconds, hours=True)
-        pieces += self._template(layout.intro.format(count=_spelled(len(shown.times)), duration=duration))
-        for at in group_times(shown.times, layout.group):
+        duration = _clock(frames.seconds, hours=True)
+        pieces += self._template(layout.intro.format(count=_spelled(len(frames.times)), duration=duration))
+        for at in group_times(frames.times, layout.group):
             before, after = layout.frame.format(time=_clock(at), at=at, image="\0").split("\0")
-            pieces += [*self._template(before), *[self.image_id] * shown.vectors, *self._template(after)]
+            pieces += [*self._template(before), *[self.image_id] * frames.vectors, *self._template(after)]
         return pieces + self._template(layout.outro)
 
     def _question(self, context: str, question: str) -> list[str | int]:
         layout = self.layout
-        asked = layout.end + layout.after_end if layout.asked is None else layout.asked
-        return [context, question, *self._template(asked + layout.assistant)]
+        end = layout.end + layout.after_end if layout.question_end is None else layout.question_end
+        return [context, question, *self._template(end + layout.assistant)]
 
 
 def pieces(renderer: Renderer, tokens: Iterator[int]) -> Iterator[str]:
-    """Text of tokens as it grows: what is told stays as it is. A character of several tokens is told when it is whole."""
+    """Text of tokens as it grows: what was yielded never changes. A character of several tokens comes once it is complete."""
     ids: list[int] = []
-    told = ""
+    text = ""
     for token in tokens:
         ids.append(token)
-        text = renderer.decode(ids)
-        if not text.endswith("\ufffd") and text.startswith(told) and text != told:
-            yield text[len(told) :]
-            told = text
-    rest = renderer.decode(ids)
-    if rest.startswith(told) and rest != told:  # an answer cut in the middle of a character
-        yield rest[len(told) :]
+        longer = renderer.decode(ids)
+        if not longer.endswith("\ufffd") and longer.startswith(text) and longer != text:
+            yield longer[len(text) :]
+            text = longer
+    longer = renderer.decode(ids)
+    if longer.startswith(text) and longer != text:  # an answer cut in the middle of a character
+        yield longer[len(text) :]
 
 
 def group_times(times: Sequence[float], size: int) -> list[float]:
-    """When each group of `size` frames is (0: all of them): the middle between its first and last one. A last group that is
+    """Time of each group of `size` frames (0: all of them): the middle between its first and last one. A last group that is
     short repeats its last frame, as Qwen's processors do."""
     size = size or len(times)
     groups = [times[i : i + size] for i in range(0, len(times), size)]
@@ -228,7 +231,7 @@ def _spelled(count: int) -> str:
 
 def _clock(seconds: float, hours: bool = False) -> str:
     """Times as layouts write them: MM:SS, or H:MM:SS."""
-    whole = int(seconds)
+    full = int(seconds)
     if hours:
-        return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
-    return f"{whole // 60:02d}:{whole % 60:02d}"
+        return f"{full // 3600}:{full // 60 % 60:02d}:{full % 60:02d}"
+    return f"{full // 60:02d}:{full % 60:02d}"

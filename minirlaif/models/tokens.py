@@ -1,14 +1,14 @@
-"""Token rows: stacking them with padding, cutting them at their end, reading log-probabilities out of logits.
+"""Token rows: stacking them with padding, reading log-probabilities and entropies out of logits.
 
 The shift by one between logits and targets is not made here: logits_BTV[:, t] must be the prediction of targets_BT[:, t].
-All functions treat positions on their own, so a caller may go through T in chunks and put the results side by side.
+All functions treat positions independently, so a caller may process T in chunks and concatenate the results.
 
 Letters: B batch · T tokens · R response tokens · V vocabulary. Masks: True means "this position counts".
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,23 +29,10 @@ def pad_stack(rows: Sequence[Tensor], pad: float, side: str) -> tuple[Tensor, Te
     ids_BT = rows[0].new_full((len(rows), width), pad)
     mask_BT = torch.zeros((len(rows), width), dtype=torch.bool, device=ids_BT.device)
     for b, row in enumerate(rows):
-        place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
-        ids_BT[b, place] = row
-        mask_BT[b, place] = True
+        span = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        ids_BT[b, span] = row
+        mask_BT[b, span] = True
     return ids_BT, mask_BT
-
-
-def cut_at_stop(tokens_BR: Tensor, stop_ids: Collection[int], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Generated rows up to their first stop token: new tokens [B, R], mask [B, R], stopped [B] (bool).
-
-    The stop token itself counts (the policy chose it, and the score sits on it); what follows becomes pad_id. A row
-    without one counts in full and has not stopped.
-    """
-    stops = torch.tensor(sorted(stop_ids), dtype=tokens_BR.dtype, device=tokens_BR.device)
-    is_stop_BR = torch.isin(tokens_BR, stops)
-    stops_before_BR = is_stop_BR.long().cumsum(dim=1) - is_stop_BR.long()
-    mask_BR = stops_before_BR == 0
-    return torch.where(mask_BR, tokens_BR, pad_id), mask_BR, is_stop_BR.any(dim=1)
 
 
 def log_distribution(logits: Tensor, disallowed_V: Tensor | None = None, temperature: float = 1.0) -> Tensor:
@@ -67,7 +54,7 @@ def log_distribution(logits: Tensor, disallowed_V: Tensor | None = None, tempera
 def pick_logprobs(logits_BTV: Tensor, targets_BT: Tensor, disallowed_V: Tensor | None = None, temperature: float = 1.0) -> Tensor:
     """Log-probability (nats, float32) of each target, [B, T]. Logits and targets are aligned already.
 
-    A banned target has -inf. Targets on padding must still be valid ids; mask the result.
+    A disallowed target has -inf. Targets on padding must still be valid ids; mask the result.
     """
     if logits_BTV.shape[:-1] != targets_BT.shape:
         raise ValueError(f"shapes differ: logits {tuple(logits_BTV.shape)} and targets {tuple(targets_BT.shape)}")
@@ -77,7 +64,7 @@ def pick_logprobs(logits_BTV: Tensor, targets_BT: Tensor, disallowed_V: Tensor |
 
 def entropy(logits_BTV: Tensor, disallowed_V: Tensor | None = None, temperature: float = 1.0) -> Tensor:
     """Entropy of the next-token distribution at each position in nats, [B, T]. A metric: it carries no gradient."""
-    # entr(0) is 0, where p * log p would be 0 * -inf = NaN for a banned token.
+    # entr(0) is 0, where p * log p would be 0 * -inf = NaN for a disallowed token.
     probabilities_BTV = log_distribution(logits_BTV.detach(), disallowed_V, temperature).exp()
     terms_BTV: Tensor = torch.special.entr(probabilities_BTV)
     return terms_BTV.sum(dim=-1)

@@ -25,7 +25,8 @@ from minirlaif.gguf.export.quantize import TYPES, fell_back, quantize
 from minirlaif.gguf.export.reference import Reference, of_run
 from minirlaif.gguf.runtime.engine import GgufEngine
 from minirlaif.inference.engine import SamplingParams
-from minirlaif.models.loading import family_of, model_type
+from minirlaif.models.backbones import FAMILIES, family_of
+from minirlaif.models.model_config import model_type
 from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
@@ -75,15 +76,16 @@ def run(cfg: Config, run: Run, options: ExportOptions, redo: bool = False) -> No
 
 def check(cfg: Config, run: Run, options: ExportOptions) -> None:
     """UserError for what can be known before any work: family, adapters, llama-cpp-python, converter, disk space."""
-    kind = model_type(cfg.model)
-    if kind == "llava":
+    family = family_of(model_type(cfg.model))
+    if family.gguf is None:
+        able = ", ".join(other.title for other in map(family_of, FAMILIES) if other.gguf)
         raise UserError(
-            f"model.base {cfg.model.base}: LLaVA pools its video tokens over frames, which llama.cpp cannot do (it encodes"
-            " one image at a time); export is for SmolVLM2, Qwen3-VL and Qwen3.5"
+            f"model.base {cfg.model.base}: {family.title} cannot be written as GGUF (llama.cpp has no counterpart of its vision"
+            f" input); export is for {able}"
         )
     check_installed()
     for model in ADAPTERS:
-        merge.check_adapter(run.adapter(model), family_of(kind)[1].text_prefix)
+        merge.check_adapter(run.adapter(model), family.text_prefix)
     need = merge.bytes_needed(cfg.model, [TYPES[kind].bytes for kind in options.types])
     free_or_refuse(run.root, need)
     fetch()
@@ -133,15 +135,16 @@ class Work:
         """Text model in float32 and projector in float32 and F16; adapters."""
         self.temporary.mkdir(exist_ok=True)
         hf, script = str(self.hf), "convert_hf_to_gguf.py"
-        more = ["--no-nextn"] if model_type(self.cfg.model) == "qwen3_5" else []  # transformers saves no such head
-        jobs = [Job(script, (hf, "--outfile", str(self.text("f32")), "--outtype", "f32", *more))]
+        gguf = family_of(model_type(self.cfg.model)).gguf
+        assert gguf is not None  # see `check`
+        jobs = [Job(script, (hf, "--outfile", str(self.text("f32")), "--outtype", "f32", *gguf.converter_flags))]
         for kind in ("f32", "f16"):
             jobs.append(Job(script, (hf, "--outfile", str(self.projector(kind)), "--outtype", kind, "--mmproj")))
         for model in ADAPTERS if self.options.adapters else ():
             folder = str(self.run.adapter(model))
             words = ("--base", hf, "--outfile", str(self.adapter(model)), "--outtype", "f32", folder)
             jobs.append(Job("convert_lora_to_gguf.py", words))
-        name = convert(model_type(self.cfg.model), jobs, self.reference.texts, self.reference.control)
+        name = convert(gguf.pre_tokenizers, jobs, self.reference.texts, self.reference.control)
         return {"pre_tokenizer": name, "converter": VERSION}
 
     def quantize(self) -> Mapping[str, Any]:

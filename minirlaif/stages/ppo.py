@@ -27,8 +27,8 @@ from minirlaif.algorithms.rollout import Rollout, collect
 from minirlaif.config import Config
 from minirlaif.errors import StageStopped, UserError
 from minirlaif.feedback.win_rate import WinRateEvaluator
-from minirlaif.models.loading import base_hash
 from minirlaif.models.logprobs import micro_batches, token_logprobs, token_values
+from minirlaif.models.model_config import base_hash
 from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run

@@ -198,7 +198,7 @@ def _row(
     else:
         asked = [(q.text, q.answer) for q in tinyworld.draw_questions(rng, clip, 6)]
     prompts = [renderer.prompt(shown, question, context) for question, _ in asked]
-    shared = len(renderer.opening(shown)) + len(renderer.text_ids(context))
+    shared = len(renderer.prefix(shown)) + len(renderer.text_ids(context))
     ids, learned, branch = list(prompts[0][:shared]), [False] * shared, [0] * shared
     positions = list(range(shared))
     for number, (prompt, (_, text)) in enumerate(zip(prompts, asked, strict=True), start=1):

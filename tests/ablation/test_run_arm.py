@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from minirlaif.ablation import exam
-from minirlaif.models.generation import Completion, EncodedPrompt
+from minirlaif.models.generation import Completion
+from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.models.logprobs import EncodedPair
 from minirlaif.runs.run import Run
 from minirlaif.stages import evaluate

@@ -27,6 +27,7 @@ from minirlaif.inference.engine import LoadedClip
 from minirlaif.judges import rubric
 from minirlaif.models import generation, loading
 from minirlaif.models.adapters import AdapterSet
+from minirlaif.models.model_config import TINY
 from minirlaif.runs.run import Run
 from tests.benchmarks.test_dataset import official_input
 from tests.fixtures import benchmark_files, chat_run, endpoints, fixed_reply, gguf_files, small_config, tiny
@@ -467,7 +468,7 @@ def test_killed_while_answering_goes_on(home: Home, monkeypatch, tmp_path: Path)
 def test_models_of_every_kind(home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """SFT and aligned model of the run, the aligned model again by its adapter folder, and the base again by its folder."""
     source = benchmark_files.merged(tmp_path / "kinds.json", home.rows)
-    folder = shutil.copytree(loading.TINY, tmp_path / "copy")
+    folder = shutil.copytree(TINY, tmp_path / "copy")
     adapter = home.runs / "a" / "ppo" / "adapter"
     assert home.call(source, "--model", "base", "sft", "rlaif", str(adapter), str(folder)) == 0
     said = {
@@ -645,7 +646,7 @@ def test_predictions_take_no_name_that_is_taken(name: str, more: list[str], home
 
 def test_predictions_and_models_do_not_overwrite_each_other(home: Home, tmp_path: Path, capsys):
     source = benchmark_files.merged(tmp_path / "names.json", home.rows)
-    folder = shutil.copytree(loading.TINY, tmp_path / "mine")
+    folder = shutil.copytree(TINY, tmp_path / "mine")
     theirs = ["--predictions", str(predicted(tmp_path / "p.json", home, 5)), "--model"]
     assert home.call(source, "--model", str(folder)) == 0 and home.call(source, *theirs, "other") == 0
     capsys.readouterr()

@@ -13,9 +13,11 @@ from minirlaif.errors import UserError
 from minirlaif.feedback.judge import SessionJudge
 from minirlaif.inference.engine import SamplingParams
 from minirlaif.inference.hf_engine import HfEngine
-from minirlaif.models.generation import EncodedPrompt, PrefixCache, sample
+from minirlaif.models.generation import sample, stream
+from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.models.loading import open_backbone
 from minirlaif.models.logprobs import reward_scores
+from minirlaif.models.prefix_cache import PrefixCache
 from minirlaif.models.renderer import pieces
 from minirlaif.runs.run import Run
 from minirlaif.types import Turn
@@ -179,7 +181,7 @@ def test_every_family_goes_on_from_the_kept_frames(name: str, tmp_path: Path) ->
     for number, question in enumerate(("what happens first?", "what then?", "a red square moves left")):
         asked = EncodedPrompt(base.renderer.prompt(shown, question, turns=turns), features)
         ((answer,),) = sample(base, [asked], temperature=0, max_new_tokens=6)
-        told = list(kept.stream(base, asked, 0, max_new_tokens=6))
+        told = list(stream(base, asked, kept, 0, max_new_tokens=6))
         assert told == [token for token in answer.ids if token != base.renderer.end_id]
         frames = 1 + max(place for place, token in enumerate(asked.ids) if token == base.renderer.image_id)
         assert kept.reused >= number * frames > 0 or number == 0

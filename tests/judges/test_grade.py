@@ -15,7 +15,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -388,8 +387,8 @@ def test_a_text_model_of_transformers_judges(tmp_path: Path, replies):
     assert judge.judge_name("p", counts).key[:2] == ("hf", "parrot")
     model = folder / "model.safetensors"
     model.write_bytes(model.read_bytes()[:-1] + b"\x01")  # other weights, another judge
-    with pytest.raises(TypeError, match="text model, it sees no frames"):
-        judge._backbone.encode_frames(np.zeros((1, 8, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match="text model, it takes no frames"):
+        judge._model.embed(torch.tensor([[1]]), [torch.zeros(1, 1, 1, 4)])
     assert logging.getLogger("bitsandbytes.backends.cpu.ops").level == logging.ERROR  # set before weights are loaded
     assert HfJudge(JudgeSettings("hf", str(folder), device="cpu")).signature != judge.signature
 

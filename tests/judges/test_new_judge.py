@@ -13,7 +13,8 @@ from minirlaif.cli import main
 from minirlaif.feedback import describe
 from minirlaif.feedback.text_judge import Grade, GradeRequest, GradeResult, Grading, JudgeName
 from minirlaif.judges.config import JUDGES, JudgeKind, JudgeSettings, judge_settings, open_judge
-from minirlaif.models.generation import Completion, EncodedPrompt
+from minirlaif.models.generation import Completion
+from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.runs.run import Run
 from minirlaif.session import VideoInput
 from minirlaif.stages import feedback

@@ -17,7 +17,7 @@ from minirlaif.cli import main
 from minirlaif.errors import UserError
 from minirlaif.memory import measure as session
 from minirlaif.memory import random_model, steps
-from minirlaif.memory.shapes import read_config
+from minirlaif.models.model_config import read_config
 from minirlaif.runs.run import Run
 from minirlaif.types import Comparison
 from tests.fixtures.bases_llava import llava

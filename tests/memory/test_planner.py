@@ -15,15 +15,17 @@ from minirlaif.config import ModelSection
 from minirlaif.errors import UserError
 from minirlaif.memory import fit, formulas, planner, shapes
 from minirlaif.memory.formulas import Batch, Numbers
+from minirlaif.models import model_config
+from minirlaif.models.backbones import family_of
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "configs").glob("24gb-*.yaml"))
 TARGETS = ModelSection().lora_targets
 
 
-@pytest.mark.parametrize("name", shapes.known_names())
+@pytest.mark.parametrize("name", model_config.known_names())
 def test_standard_backbones_have_the_published_number_of_weights(name: str):
-    entry = json.loads(shapes.KNOWN_FILE.read_text())[name]
+    entry = json.loads(model_config.KNOWN_FILE.read_text())[name]
     n = shapes.shape_of(entry["config"], TARGETS).numbers
     count = (n.linear_weights + n.plain_weights + n.head_weights + n.vision_weights) / 1e9
     digits = len(entry["billions"].replace(".", "").lstrip("0"))  # to as many as were published
@@ -32,7 +34,7 @@ def test_standard_backbones_have_the_published_number_of_weights(name: str):
 
 
 def test_the_vision_tower_of_qwen3_5_2b_has_its_published_weights():
-    n = shapes.shape_of(shapes.known_config("qwen3.5-2b") or {}, TARGETS).numbers
+    n = shapes.shape_of(model_config.known_config("qwen3.5-2b") or {}, TARGETS).numbers
     assert round(n.vision_weights / 1e6) == 331  # strands-labs/strands-decider docs/vision.md
 
 
@@ -42,10 +44,10 @@ def test_counts_of_a_real_model_and_its_adapter(tmp_path: Path):
 
     base = backbone()
     base.model.config.save_pretrained(tmp_path)
-    n = shapes.shape_of(shapes.read_config(ModelSection(), str(tmp_path)), TARGETS).numbers
+    n = shapes.shape_of(model_config.read_config(ModelSection(), str(tmp_path)), TARGETS).numbers
     every = {p.data_ptr(): p.numel() for p in base.model.parameters()}
     assert n.linear_weights + n.plain_weights + n.head_weights + n.vision_weights == sum(every.values())
-    assert n.vision_weights == sum(p.numel() for part in base.eyes for p in part.parameters())
+    assert n.vision_weights == sum(p.numel() for part in base.vision_modules for p in part.parameters())
     roles = AdapterSet(base, settings().model)
     roles.add("sft", 0)
     assert n.lora_units * settings().model.lora_r == sum(p.numel() for p in roles.named("sft").values())
@@ -61,7 +63,7 @@ def test_counts_of_a_real_model_and_its_adapter(tmp_path: Path):
     ],
 )
 def test_vision_tokens(name: str, grid: tuple[int, int, int]):
-    assert shapes.shape_of(shapes.known_config(name) or {}, TARGETS).grid(16, 65536) == grid
+    assert shapes.shape_of(model_config.known_config(name) or {}, TARGETS).grid(16, 65536) == grid
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -121,8 +123,8 @@ NUMBERS = Numbers(
     width=4, full_layers=2, delta_layers=0, query=4, keys=2, heads=2, ffn=8, vocabulary=10,
     linear_weights=6400, plain_weights=100, head_weights=40, vision_weights=1000, lora_units=50, lora_modules=7, biggest=64,
 )  # fmt: skip
-EYES = {"image_size": 512, "patch_size": 16, "hidden_size": 24, "intermediate_size": 48}
-SHAPE = shapes.Shape("smolvlm", NUMBERS, EYES, 4, 4)
+VISION = {"image_size": 512, "patch_size": 16, "hidden_size": 24, "intermediate_size": 48}
+SHAPE = shapes.Shape(family_of("smolvlm"), NUMBERS, {"scale_factor": 4, "vision_config": VISION}, 4)
 
 
 def small(*more: str, gpu: bool = True) -> planner.Planned:
@@ -240,7 +242,8 @@ def test_8_bit_moments_take_a_quarter():
 
 
 def test_the_eyes_take_room_while_they_see_and_only_then():
-    base, wide = 6400 + 140, replace(SHAPE, vision={**EYES, "hidden_size": 10_000})
+    wide_vision = {**SHAPE.config, "vision_config": {**VISION, "hidden_size": 10_000}}
+    base, wide = 6400 + 140, replace(SHAPE, config=wide_vision)
     found = replace(small("model.dtype=bfloat16"), policy=wide, critic=wide)
     for stage in ("sft", "feedback", "reward", "evaluate"):
         assert planner.estimate(found)[stage]["weights"] == 2 * (base + 1000)
@@ -257,7 +260,7 @@ def test_the_eyes_take_room_while_they_see_and_only_then():
     ],
 )
 def test_tokens_of_a_prompt(name: str, tokens: int):
-    assert shapes.shape_of(shapes.known_config(name) or {}, TARGETS).prompt_tokens(15, 65536, 96) == tokens
+    assert shapes.shape_of(model_config.known_config(name) or {}, TARGETS).prompt_tokens(15, 65536, 96) == tokens
 
 
 def test_the_room_on_a_card():
@@ -325,7 +328,7 @@ def test_an_unreachable_model_is_one_line(capsys, tmp_path: Path):
     assert main.main(["plan", "--config", str(tmp_path / "c.yaml"), "--gpu-gib", "24"]) == 2
     told = capsys.readouterr().err
     assert "nobody/nothing" in told and "--model-config" in told and told.count("\n") == 1
-    (tmp_path / "config.json").write_text(json.dumps(shapes.known_config("smolvlm2-256m")))
+    (tmp_path / "config.json").write_text(json.dumps(model_config.known_config("smolvlm2-256m")))
     words = ["plan", "--config", str(tmp_path / "c.yaml"), "--gpu-gib", "24", "--model-config", str(tmp_path)]
     assert main.main(words) == 0
 

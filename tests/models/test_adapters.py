@@ -177,20 +177,20 @@ def test_a_role_that_starts_as_a_copy_is_equal_and_then_goes_its_own_way(made: t
     assert not torch.equal(as_role(base, roles, "reward"), before)
 
 
-def test_a_parked_role_takes_no_memory_and_comes_back_the_same(made: tuple[SmolVLM, AdapterSet]) -> None:
+def test_an_offloaded_role_takes_no_memory_and_comes_back_the_same(made: tuple[SmolVLM, AdapterSet]) -> None:
     base, roles = made
     resident = as_role(base, roles, "reference")
     roles.enable_offload("reference")
     for _ in range(2):  # it goes back to the park after every visit
         assert all(p.untyped_storage().nbytes() == 0 for p in roles.named("reference").values())
-        with pytest.raises(ValueError, match="parked"), roles.inference_as("reference"):
+        with pytest.raises(ValueError, match="is offloaded"), roles.inference_as("reference"):
             pass
         with roles.on_device("reference"):
             assert torch.equal(as_role(base, roles, "reference"), resident)
     with pytest.raises(ZeroDivisionError), roles.on_device("reference"):
         raise ZeroDivisionError
     assert all(p.untyped_storage().nbytes() == 0 for p in roles.named("reference").values())
-    with roles.on_device("policy"):  # a role that is not parked stays where it is
+    with roles.on_device("policy"):  # without enable_offload a role stays where it is
         pass
     assert all(p.numel() for p in roles.named("policy").values())
 

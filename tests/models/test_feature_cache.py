@@ -24,11 +24,11 @@ class Eyes:
 
     def __init__(self, weight: float = 1.0, size: int = 8, width: int = D, dtype: torch.dtype = torch.float32) -> None:
         self.side, self.width, self.calls = size, width, 0
-        self.eyes = (torch.nn.Linear(1, 1), torch.nn.Linear(1, 1, bias=False))
+        self.vision_modules = (torch.nn.Linear(1, 1), torch.nn.Linear(1, 1, bias=False))
         with torch.no_grad():
-            self.eyes[0].weight.fill_(0.5)
-            self.eyes[0].bias.fill_(0.0)
-            self.eyes[1].weight.fill_(weight)
+            self.vision_modules[0].weight.fill_(0.5)
+            self.vision_modules[0].bias.fill_(0.0)
+            self.vision_modules[1].weight.fill_(weight)
         self.dtype = dtype
 
     def frame_size(self, width: int, height: int, frame_pixels: int) -> FrameSize:
@@ -37,7 +37,7 @@ class Eyes:
     def encode_frames(self, pixels: np.ndarray) -> torch.Tensor:
         self.calls += 1
         assert pixels.dtype == np.uint8 and pixels.shape[1:] == (self.side, self.side, 3)
-        mean = torch.from_numpy(pixels).double().mean((1, 2, 3)) * self.eyes[1].weight.item()
+        mean = torch.from_numpy(pixels).double().mean((1, 2, 3)) * self.vision_modules[1].weight.item()
         return mean[:, None, None, None].expand(-1, 1, K, self.width).to(self.dtype)
 
 
@@ -258,7 +258,7 @@ def test_the_eyes_are_on_the_device_only_while_they_see(tmp_path: Path, clip: st
     real = o.eyes.encode_frames
 
     def held() -> list[int]:
-        return [p.untyped_storage().nbytes() for part in o.eyes.eyes for p in part.parameters()]
+        return [p.untyped_storage().nbytes() for part in o.eyes.vision_modules for p in part.parameters()]
 
     monkeypatch.setattr(o.eyes, "encode_frames", lambda pixels: seen.append(held()) or real(pixels))
     assert held() == [0, 0, 0]

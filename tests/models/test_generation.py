@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 import torch
 
-from minirlaif.models.backbones.base import Embedded
 from minirlaif.models.backbones.smolvlm import SmolVLM
-from minirlaif.models.generation import EncodedPrompt, sample
+from minirlaif.models.generation import sample
+from minirlaif.models.language_model import Embedded, EncodedPrompt
 from minirlaif.models.tokens import pad_stack
 from tests.fixtures import tiny
 

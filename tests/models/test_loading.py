@@ -11,8 +11,9 @@ import torch
 
 from minirlaif.config import ModelSection
 from minirlaif.errors import UserError
-from minirlaif.models.loading import TINY, base_hash, model_type, open_backbone, pick_device
+from minirlaif.models.loading import open_backbone, pick_device
 from minirlaif.models.logprobs import EncodedPair, token_logprobs
+from minirlaif.models.model_config import TINY, base_hash, model_type
 from tests.fixtures import tiny
 
 
@@ -36,7 +37,7 @@ def test_the_shipped_base_opens_frozen_in_eval_mode() -> None:
 
 def test_an_unknown_family_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "idefics3"}))
-    with pytest.raises(UserError, match="'idefics3' is not supported; known are SmolVLM and SmolVLM2") as error:
+    with pytest.raises(UserError, match="'idefics3' is not supported; known are .*SmolVLM and SmolVLM2") as error:
         open_backbone(section(tmp_path))
     assert one_line(error).startswith(f"model.base {tmp_path}")
 
@@ -171,7 +172,7 @@ def test_frames_are_scaled_as_published_and_keep_their_channels() -> None:
     """127.5 is the middle of the range; a red frame and a blue one are not the same."""
     base = tiny.backbone()
     seen = {}
-    base.eyes[0].register_forward_pre_hook(lambda module, args, named: seen.update(named), with_kwargs=True)
+    base.vision_modules[0].register_forward_pre_hook(lambda module, args, named: seen.update(named), with_kwargs=True)
     frame = np.zeros((1, 32, 32, 3), np.uint8)
     frame[..., 0] = 255
     base.encode_frames(frame)

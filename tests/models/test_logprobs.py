@@ -8,7 +8,8 @@ import torch
 from minirlaif.models import logprobs as scoring
 from minirlaif.models.adapters import ScalarHead
 from minirlaif.models.backbones.smolvlm import SmolVLM
-from minirlaif.models.generation import EncodedPrompt, sample
+from minirlaif.models.generation import sample
+from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.models.logprobs import EncodedPair, micro_batches, reward_scores, token_logprobs, token_values
 from tests.fixtures import tiny
 

@@ -211,7 +211,7 @@ def test_parking_changes_no_number_of_an_iteration(tmp_path: Path, monkeypatch: 
     for parking in (True, False):
         if parking:
             monkeypatch.setattr(offload, "_host_copy", lambda tensor: tensor.clone())
-            monkeypatch.setattr(OffloadableWeights, "come", _come_as_copies)
+            monkeypatch.setattr(OffloadableWeights, "onload", _onload_copies)
         else:
             monkeypatch.undo()
             monkeypatch.setattr(ppo, "enable_offload", lambda session: None)
@@ -223,21 +223,21 @@ def test_parking_changes_no_number_of_an_iteration(tmp_path: Path, monkeypatch: 
     assert found[0] == found[1]
 
 
-def _come_as_copies(self: OffloadableWeights) -> None:
-    if self.away:
+def _onload_copies(self: OffloadableWeights) -> None:
+    if self.offloaded:
         for (owner, name), host in zip(self._places, self._host, strict=True):
             setattr(owner, name, host.clone())
-        self.away = False
+        self.offloaded = False
 
 
-def test_a_parked_role_is_saved_with_its_head_and_stays_parked(tmp_path: Path) -> None:
+def test_an_offloaded_role_is_saved_with_its_head_and_stays_offloaded(tmp_path: Path) -> None:
     session = opened()
     roles = session.adapters
     with roles.on_device("value"):
         roles.save("value", tmp_path / "present")
-    roles.save("value", tmp_path / "parked")
+    roles.save("value", tmp_path / "offloaded")
     for name in ("adapter_model.safetensors", "head.safetensors"):
-        assert (tmp_path / "present" / name).read_bytes() == (tmp_path / "parked" / name).read_bytes()
+        assert (tmp_path / "present" / name).read_bytes() == (tmp_path / "offloaded" / name).read_bytes()
     assert present(session) == set()
 
 
@@ -251,10 +251,10 @@ def test_four_bit_weights_take_their_state_along() -> None:
         before, _, _ = token_logprobs(base, rows)
     weights = [layer.weight for layer in layers]
     held = stored_bytes(weights)
-    away = OffloadableWeights(weights, frozen=True)
-    away.offload()
+    moved = OffloadableWeights(weights, frozen=True)
+    moved.offload()
     assert held > 0 and stored_bytes(weights) == 0
-    away.onload()
+    moved.onload()
     assert stored_bytes(weights) == held
     for layer in layers:
         assert layer.weight.quant_state is layer.quant_state and layer.weight.bnb_quantized
@@ -269,14 +269,14 @@ def test_a_full_device_leaves_everything_where_it_was() -> None:
             raise torch.OutOfMemoryError("full")
 
     one, two = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))
-    away = OffloadableWeights([one, two])
-    away.offload()
-    good, away._host[1] = away._host[1], torch.ones(2).as_subclass(Full)
+    moved = OffloadableWeights([one, two])
+    moved.offload()
+    good, moved._host[1] = moved._host[1], torch.ones(2).as_subclass(Full)
     with pytest.raises(torch.OutOfMemoryError):
-        away.onload()
-    assert away.away and stored_bytes([one, two]) == 0
-    away._host[1] = good
-    with away.on_device():
+        moved.onload()
+    assert moved.offloaded and stored_bytes([one, two]) == 0
+    moved._host[1] = good
+    with moved.on_device():
         assert one.tolist() == [1, 1, 1] and two.tolist() == [1, 1]
 
 
@@ -288,7 +288,7 @@ def test_a_workbench_for_ppo_opens_the_bases_of_its_own_and_puts_them_to_rest(re
     with open_session(cfg, Run(tmp_path / "run"), for_ppo=True) as session:
         for other in (session.reference, session.critic):
             assert other is not session
-            seeing = {id(p) for part in other.backbone.eyes for p in part.parameters()}
+            seeing = {id(p) for part in other.backbone.vision_modules for p in part.parameters()}
             assert bool(stored_bytes(p for p in other.backbone.model.parameters() if id(p) not in seeing)) == (rest == "device")
         assert session.critic.cfg.model.base == str(tmp_path / "judge")
         assert stored_bytes(session.backbone.text_model.parameters())
@@ -296,9 +296,9 @@ def test_a_workbench_for_ppo_opens_the_bases_of_its_own_and_puts_them_to_rest(re
         assert session.reference is session.critic is session
 
 
-def test_nobody_reads_through_a_parked_base() -> None:
+def test_nobody_reads_through_an_offloaded_base() -> None:
     session = opened("reference.kind=model")
-    with pytest.raises(ValueError, match="base is parked"), session.reference.adapters.inference_as("reference"):
+    with pytest.raises(ValueError, match="base is offloaded"), session.reference.adapters.inference_as("reference"):
         pass
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from minirlaif.models.tokens import cut_at_stop, entropy, log_distribution, pad_stack, pick_logprobs
+from minirlaif.models.tokens import entropy, log_distribution, pad_stack, pick_logprobs
 
 
 def logits() -> torch.Tensor:
@@ -53,29 +53,6 @@ def test_pad_stack_refuses() -> None:
         pad_stack([torch.tensor([[1]])], 0, "left")
     with pytest.raises(ValueError, match="one dtype"):
         pad_stack([torch.tensor([1]), torch.tensor([1.0])], 0, "left")
-
-
-def test_cut_at_stop() -> None:
-    tokens = torch.tensor([[4, 2, 5, 2], [4, 5, 6, 7], [3, 4, 4, 4], [4, 5, 6, 2]])
-    before = tokens.clone()
-    cut, mask, stopped = cut_at_stop(tokens, {2, 3}, 0)
-    assert cut.tolist() == [[4, 2, 0, 0], [4, 5, 6, 7], [3, 0, 0, 0], [4, 5, 6, 2]]
-    assert mask.tolist() == [[True, True, False, False], [True] * 4, [True, False, False, False], [True] * 4]
-    assert stopped.tolist() == [True, False, True, True]
-    assert torch.equal(tokens, before)
-
-
-def test_cut_at_stop_does_not_read_behind_the_stop() -> None:
-    first = cut_at_stop(torch.tensor([[4, 2, 9, 9]]), [2], 0)
-    second = cut_at_stop(torch.tensor([[4, 2, 2, 1]]), [2], 0)
-    for one, other in zip(first, second, strict=True):
-        assert torch.equal(one, other)
-
-
-def test_cut_at_stop_when_padding_is_the_stop_or_there_is_none() -> None:
-    cut, mask, stopped = cut_at_stop(torch.tensor([[4, 2, 2], [4, 4, 4]]), [2], 2)
-    assert (cut.tolist(), mask.sum(dim=1).tolist(), stopped.tolist()) == ([[4, 2, 2], [4, 4, 4]], [2, 3], [True, False])
-    assert cut_at_stop(torch.tensor([[4, 2]]), [], 0)[1].all()
 
 
 def test_pick_logprobs_by_hand() -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from minirlaif.models.generation import Completion, EncodedPrompt
+from minirlaif.models.generation import Completion
+from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.models.logprobs import EncodedPair, token_logprobs
 from minirlaif.runs.run import Run
 from minirlaif.stages import evaluate

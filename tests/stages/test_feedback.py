@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from minirlaif.feedback import describe
-from minirlaif.models.generation import Completion, EncodedPrompt
+from minirlaif.models.generation import Completion
+from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.runs.run import Run
 from minirlaif.session import VideoInput
 from minirlaif.stages import feedback

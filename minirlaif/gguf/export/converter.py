@@ -28,13 +28,6 @@ SOURCE = f"llama_cpp_python-{VERSION}.tar.gz"
 SOURCE_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 INSIDE = f"llama_cpp_python-{VERSION}/vendor/llama.cpp/"
 MEMBERS = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
-# Names of pre-tokenizers that a tokenizer trained by oneself may have; llama.cpp knows those of published ones by a hash. The
-# first that gives the right ids is taken, those of the family before others: few words may not tell two apart.
-PRE_TOKENIZERS = {
-    "smolvlm": ("gpt-2", "smollm", "qwen2", "llama-bpe", "default"),
-    "qwen3_vl": ("qwen2", "gpt-2", "smollm", "llama-bpe", "default"),
-    "qwen3_5": ("qwen35", "qwen2", "gpt-2", "smollm", "llama-bpe", "default"),
-}
 
 
 @dataclass(frozen=True)
@@ -107,12 +100,14 @@ def _download(work: Path) -> Path:
     return path
 
 
-def convert(family: str, jobs: Sequence[Job], probes: Sequence[tuple[str, Sequence[int]]], control: Sequence[str] = ()) -> str:
+def convert(
+    pre_tokenizers: Sequence[str], jobs: Sequence[Job], probes: Sequence[tuple[str, Sequence[int]]], control: Sequence[str] = ()
+) -> str:
     """Run the converter for every job, in one process of its own: loading its libraries takes longer than small models do.
 
     Args:
-        family: model_type; probes: texts with their ids, which decide the pre-tokenizer of a tokenizer that the converter does
-            not know.
+        pre_tokenizers: as in the family's `GGUFFacts`; probes: texts with their ids, which decide the pre-tokenizer of a
+            tokenizer that the converter does not know.
         control: added tokens that text can never turn into, whatever the tokenizer's files say of them.
 
     Returns:
@@ -124,7 +119,7 @@ def convert(family: str, jobs: Sequence[Job], probes: Sequence[tuple[str, Sequen
     order = {
         "folder": str(fetch()),
         "jobs": [asdict(job) for job in jobs],
-        "names": list(PRE_TOKENIZERS[family]),
+        "names": list(pre_tokenizers),
         "probes": [[text, list(ids)] for text, ids in probes],
         "control": list(control),
     }

@@ -18,14 +18,14 @@ from safetensors import safe_open
 from minirlaif.config import Config, ModelSection
 from minirlaif.errors import UserError
 from minirlaif.gguf.export.reference import logits_of, plain_section, reference_of
-from minirlaif.gguf.export.template import chat_template, processor_settings
-from minirlaif.memory.shapes import empty_model, read_config
+from minirlaif.gguf.export.template import chat_template
 from minirlaif.models.adapters import AdapterSet
-from minirlaif.models.backbones.base import Backbone, no_bars
-from minirlaif.models.loading import base_folder, open_backbone
+from minirlaif.models.backbones.base import VisionLanguageModel
+from minirlaif.models.loading import open_backbone
+from minirlaif.models.model_config import base_folder, empty_model, read_config
+from minirlaif.models.pretrained import no_progress_bars
 from minirlaif.runs.run import Run
 
-TEXT_NAMES = {"smolvlm": ["VLlama3ForCausalLM"]}  # text_config.architectures that the converter looks up, by model type
 REFUSED = {"use_rslora": "rank-stabilised LoRA", "use_dora": "DoRA", "modules_to_save": "whole trained modules"}
 # Files of a base that are copied as they are. What transformers would write again from memory may differ from them.
 COPIED = (
@@ -92,19 +92,19 @@ def merged(cfg: Config, run: Run, folder: Path, keep_apart: bool = False) -> dic
     }
 
 
-def save_model(backbone: Backbone, model: Any, folder: Path, dtype: torch.dtype) -> None:
+def save_model(backbone: VisionLanguageModel, model: Any, folder: Path, dtype: torch.dtype) -> None:
     """Write a model in `dtype`; afterwards it holds the rounded weights in float32, as one that opens the folder sees them."""
     folder.mkdir(parents=True, exist_ok=True)
     model.to(dtype)
     text = model.config.get_text_config()
-    if names := TEXT_NAMES.get(model.config.model_type):
-        text.architectures = names
-    with no_bars():
+    if backbone.gguf and backbone.gguf.text_architecture:
+        text.architectures = [backbone.gguf.text_architecture]
+    with no_progress_bars():
         model.save_pretrained(folder, max_shard_size="4GB")
     model.float()
 
 
-def copy_files(backbone: Backbone, revision: str, folder: Path) -> None:
+def copy_files(backbone: VisionLanguageModel, revision: str, folder: Path) -> None:
     """Put the base's tokenizer, image processor, chat template and generation settings beside the weights; what the base does
     not have is made from what the family knows."""
     from transformers.utils import cached_file
@@ -121,15 +121,14 @@ def copy_files(backbone: Backbone, revision: str, folder: Path) -> None:
             shutil.copyfile(path, folder / name)
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"model.base {backbone.name}: has no tokenizer.json; save its fast tokenizer beside it")
-    kind = backbone.model.config.model_type
-    sight = folder / "preprocessor_config.json"
-    if not sight.is_file():
-        sight.write_text(json.dumps(processor_settings(kind, backbone.sizing), indent=2), encoding="utf-8")
+    processor = folder / "preprocessor_config.json"
+    if not processor.is_file() and backbone.gguf:
+        processor.write_text(json.dumps(backbone.gguf.processor(backbone.sizing), indent=2), encoding="utf-8")
     if not any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")) and not _has_template(folder):
         (folder / "chat_template.jinja").write_text(chat_template(backbone.renderer.layout), encoding="utf-8")
 
 
-def template_fits(folder: Path, backbone: Backbone) -> bool:
+def template_fits(folder: Path, backbone: VisionLanguageModel) -> bool:
     """Whether the folder's chat template, which other programs use, writes a text prompt as it was in training."""
     from transformers import AutoTokenizer
 

@@ -121,7 +121,7 @@ def main() -> None:
     frames = np.load(folder / "frames.npz")
     right, other, prompts = [], [], []
     with LlamaSession(Path(order["text"]), Path(order["mmproj"]), 512, order["threads"], order["kv"]) as session:
-        renderer = Renderer(session.vocabulary, Layout(**order["layout"]))
+        renderer = Renderer(session.vocabulary, Layout.from_dict(order["layout"]))
         if order["adapter"]:
             session.adapt({Path(order["adapter"]): 1.0})
         for number, row in enumerate(order["probes"]):

@@ -16,8 +16,8 @@ import torch
 from minirlaif.config import Config, ModelSection, VideoSection
 from minirlaif.gguf.export.task_check import evaluated_questions
 from minirlaif.models.adapters import AdapterSet
-from minirlaif.models.backbones.base import Backbone
-from minirlaif.models.generation import EncodedPrompt
+from minirlaif.models.backbones.base import VisionLanguageModel
+from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.models.loading import open_backbone
 from minirlaif.models.renderer import FrameLayout, Layout
 from minirlaif.runs.run import Run
@@ -70,7 +70,9 @@ class Reference:
     logits: Mapping[str, np.ndarray]
 
 
-def reference_of(cfg: Config, run: Run, backbone: Backbone, adapters: Mapping[str, AbstractContextManager[None]]) -> Reference:
+def reference_of(
+    cfg: Config, run: Run, backbone: VisionLanguageModel, adapters: Mapping[str, AbstractContextManager[None]]
+) -> Reference:
     """Ask the model in transformers. roles: by name of a model, the block in which the backbone is this model."""
     rows = clip_questions(cfg, run)
     questions = list(dict.fromkeys(question for _, question in rows))[:QUESTIONS]
@@ -110,14 +112,14 @@ def clip_questions(cfg: Config, run: Run) -> list[tuple[str, str]]:
     return [(clip, question) for clip in clips for _, question in [row for row in rows if row[0] == clip][:EACH]]
 
 
-def ids_of(backbone: Backbone, texts: Sequence[str]) -> list[tuple[str, list[int]]]:
+def ids_of(backbone: VisionLanguageModel, texts: Sequence[str]) -> list[tuple[str, list[int]]]:
     """TEXTS, some further texts and every special token spelled out, each with its ids."""
     spelled = [token.content for token in backbone.tokenizer.added_tokens_decoder.values()]
     chosen = dict.fromkeys([*TEXTS, *texts, " ".join(spelled), "".join(spelled)])
     return [(text, list(backbone.renderer.text_ids(text))) for text in chosen]
 
 
-def text_probes(backbone: Backbone, questions: Sequence[str]) -> list[Probe]:
+def text_probes(backbone: VisionLanguageModel, questions: Sequence[str]) -> list[Probe]:
     """Prompts without a clip: questions, and each with an answer behind it, so that later places are compared too."""
     made = []
     for number, question in enumerate(questions):
@@ -127,7 +129,9 @@ def text_probes(backbone: Backbone, questions: Sequence[str]) -> list[Probe]:
     return made
 
 
-def clip_probes(backbone: Backbone, reader: ClipReader, video: VideoSection, rows: Sequence[tuple[str, str]]) -> list[Probe]:
+def clip_probes(
+    backbone: VisionLanguageModel, reader: ClipReader, video: VideoSection, rows: Sequence[tuple[str, str]]
+) -> list[Probe]:
     """Prompts about clips, with as many frames as in training. rows: (clip, question). UnreadableClip."""
     made = []
     for path, question in rows:
@@ -141,7 +145,7 @@ def clip_probes(backbone: Backbone, reader: ClipReader, video: VideoSection, row
 
 
 @torch.no_grad()
-def logits_of(backbone: Backbone, probes: Sequence[Probe]) -> np.ndarray:
+def logits_of(backbone: VisionLanguageModel, probes: Sequence[Probe]) -> np.ndarray:
     """Logits [probes, V] of the token that follows each prompt, in the role that is active now."""
     logits = []
     for probe in probes:
@@ -150,7 +154,7 @@ def logits_of(backbone: Backbone, probes: Sequence[Probe]) -> np.ndarray:
     return np.stack([logits_V.float().cpu().numpy() for logits_V in logits])
 
 
-def next_logits(backbone: Backbone, questions: EncodedPrompt) -> torch.Tensor:
+def next_logits(backbone: VisionLanguageModel, questions: EncodedPrompt) -> torch.Tensor:
     """logits_V after one prompt."""
     ids_BT = torch.tensor([questions.ids], device=backbone.device)
     mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)

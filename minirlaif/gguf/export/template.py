@@ -1,4 +1,4 @@
-"""A `Layout` as other programs read it: a Jinja chat template and an Ollama template; and settings of an image processor.
+"""A `Layout` as other programs read it: a Jinja chat template and an Ollama template.
 
 Only for bases that bring none of their own.
 """
@@ -6,10 +6,8 @@ Only for bases that bring none of their own.
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from minirlaif.models.renderer import Layout
-from minirlaif.video.frame_sampling import Sizing
 
 
 def chat_template(layout: Layout) -> str:
@@ -49,7 +47,7 @@ def ollama_template(layout: Layout) -> str:
 
 def question_end(layout: Layout) -> str:
     """What ends a question."""
-    return layout.end + layout.after_end if layout.asked is None else layout.asked
+    return layout.end + layout.after_end if layout.question_end is None else layout.question_end
 
 
 def header(layout: Layout) -> str:
@@ -60,33 +58,3 @@ def header(layout: Layout) -> str:
 
 def _text(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
-
-
-def processor_settings(kind: str, sizing: Sizing) -> dict[str, Any]:
-    """preprocessor_config.json for a base of `model_type` kind that has none."""
-    shared: dict[str, Any] = {
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-    }
-    shared |= {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "resample": 3}
-    if kind == "smolvlm":
-        edge = {"longest_edge": sizing.tile}
-        return shared | {
-            "image_processor_type": "SmolVLMImageProcessor",
-            "processor_class": "SmolVLMProcessor",
-            "do_image_splitting": False,
-            "do_pad": True,
-            "size": edge,
-            "max_image_size": edge,
-        }
-    return shared | {
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": "Qwen3VLProcessor",
-        "patch_size": sizing.unit // 2,
-        "merge_size": 2,
-        "temporal_patch_size": 2,
-        "size": {"shortest_edge": 65536, "longest_edge": 16777216},
-    }

@@ -94,7 +94,7 @@ class AnswerGenerator:
         room = self._make_room(length(items), options.max_new_tokens)
         path = self._adapters.get(model)
         self._session.adapt({path: 1.0} if path else {})
-        prefix = len(insert_frames(self.renderer.opening(clip.layout), self.renderer.image_id, clip.frames))
+        prefix = len(insert_frames(self.renderer.prefix(clip.layout), self.renderer.image_id, clip.frames))
         yield from pieces(self.renderer, self._tokens(items, prefix, options, room))
 
     def _make_room(self, prompt_tokens: int, answer: int) -> int:

@@ -1,21 +1,22 @@
 """LLaVA-1.5 with the paper's video tokens: a clip becomes one vector per frame and one per patch.
 
 Published in two layouts: transformers' own, which is opened here, and the old one of LLaVA's repository, in which VLM-RLAIF's
-checkpoints are; `convert.py` turns that into this one.
+checkpoints are; `convert` turns that into this one.
 
 Letters: F frames, P patches of a frame, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from minirlaif.errors import UserError
-from minirlaif.models.backbones.base import Backbone, load_tokenizer, load_weights
+from minirlaif.models.backbones.base import VisionLanguageModel
+from minirlaif.models.pretrained import load_tokenizer
 from minirlaif.models.renderer import Layout
 from minirlaif.video.frame_sampling import Sizing
 
@@ -25,12 +26,12 @@ PAD = (122, 116, 104)  # MEAN in levels, cut to whole numbers as in the publishe
 CHUNK = 8  # frames in the tower at once; 50 of 336 x 336 pixels would take gigabytes of attention
 
 # Vicuna v1's conversation. The spaces before the first word, before " \n" and before " USER" are the ones that Llama's old
-# tokenizer put at the start of every piece of text between special tokens; see `load`.
+# tokenizer put at the start of every piece of text between special tokens; see `load_tokenizer`.
 LAYOUT = Layout(
     start="<s> A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions.",
     user=" USER: ",
-    asked=" ",
+    question_end=" ",
     assistant="ASSISTANT:",
     answer=" ",
     end="</s>",
@@ -43,19 +44,65 @@ LAYOUT = Layout(
 )
 
 
-class Llava(Backbone):
+class Llava(VisionLanguageModel):
     """A loaded LLaVA-1.5 with its tokenizer. Features of a clip are [1, F + P, 1, D]: all frames share the placeholders."""
 
+    title = "LLaVA-1.5, VLM-RLAIF"
     text_prefix = "model.language_model"
-    skip_quantization = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
-    own_layout = LAYOUT
+    vision_prefixes = ("model.vision_tower", "model.multi_modal_projector")
+    layout = LAYOUT
+    convertible_types = ("llava_llama",)
+    gguf = None  # llama.cpp encodes one picture at a time; here video tokens are pooled over frames
+    frames_at_once = CHUNK
+    pools_frames = True
 
     def __init__(self, model: Any, tokenizer: Any, layout: Layout, name: str) -> None:
-        self.text_model, self.lm_head = model.model.language_model, model.lm_head
-        self.eyes = (model.model.vision_tower, model.model.multi_modal_projector)
+        super().__init__(model, tokenizer, layout, name)
         # A square that holds the whole frame, its borders in CLIP's mean colour.
         self.sizing = Sizing(model.config.vision_config.patch_size, model.config.vision_config.image_size, PAD)
-        super().__init__(model, tokenizer, layout, name)
+
+    @classmethod
+    def load(cls, folder: str, revision: str, dtype: torch.dtype, quantization: Any, device: torch.device) -> VisionLanguageModel:
+        """Open a folder or hub id. UserError for a model of this type that is not built as LLaVA-1.5 is."""
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(folder, revision=revision)
+        parts = (config.vision_config.model_type, config.text_config.model_type, config.vision_feature_select_strategy)
+        if parts != ("clip_vision_model", "llama", "default") or not isinstance(config.vision_feature_layer, int):
+            raise UserError(
+                f"model.base {folder}: not built as LLaVA-1.5 is (CLIP's patches into Llama) but as {parts}; choose another"
+            )
+        if load_tokenizer(folder, revision).convert_tokens_to_ids(LAYOUT.image) != config.image_token_index:
+            raise UserError(
+                f"model.base {folder}: its tokenizer's {LAYOUT.image} is not config.json's image_token_index; save it again"
+            )
+        return super().load(folder, revision, dtype, quantization, device)
+
+    @classmethod
+    def load_tokenizer(cls, folder: str, revision: str) -> Any:
+        """The tokenizer without spaces of its own. Llama's tokenizers differ in whether a text gets a space in front: at its
+        start, after every special token, or twice where there is one. Here none is added, and LAYOUT writes those that the
+        published models were trained with."""
+        from tokenizers import pre_tokenizers
+
+        tokenizer = load_tokenizer(folder, revision)
+        engine = tokenizer.backend_tokenizer
+        engine.normalizer = None
+        engine.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="never", split=False)
+        return tokenizer
+
+    @classmethod
+    def check_config(cls, config: Mapping[str, Any], place: str) -> None:
+        """UserError for LLaVA's old layout, for which transformers would fill in sizes of its own."""
+        if "mm_vision_tower" in config:
+            command = f"python -m minirlaif convert --from {place.split(' ', 1)[1]} --to NEW"
+            raise UserError(f"{place}: is in LLaVA's old layout; run `{command}` and name NEW instead")
+
+    @classmethod
+    def feature_grid(cls, config: Mapping[str, Any], frames: int, frame_pixels: int) -> tuple[int, int, int]:
+        """The paper's tokens: one per frame and one per patch."""
+        side = config["vision_config"]["image_size"] // config["vision_config"]["patch_size"]
+        return 1, frames + side * side, 1
 
     @torch.no_grad()
     def encode_frames(self, pixels_FHW3: np.ndarray) -> torch.Tensor:
@@ -68,11 +115,11 @@ class Llava(Backbone):
             frames.append(vectors_FPD.mean(1))
             patches_PD = patches_PD.to(vectors_FPD.device) + vectors_FPD.sum(0)
         tokens = torch.cat([*frames, patches_PD / len(pixels_FHW3)])
-        return tokens[None, :, None].to(next(self.eyes[1].parameters()).dtype)
+        return tokens[None, :, None].to(next(self.vision_modules[1].parameters()).dtype)
 
     def _project(self, pixels_FHW3: torch.Tensor) -> torch.Tensor:
         """Vectors_FPD of every patch in the language model's width."""
-        tower, projector = self.eyes
+        tower, projector = self.vision_modules
         mean, deviation = (torch.tensor(numbers, device=pixels_FHW3.device) for numbers in (MEAN, DEVIATION))
         pixels = ((pixels_FHW3 / 255 - mean) / deviation).permute(0, 3, 1, 2).to(next(tower.parameters()).dtype)
         states = tower(pixel_values=pixels, output_hidden_states=True).hidden_states[self.model.config.vision_feature_layer]
@@ -85,33 +132,4 @@ class Llava(Backbone):
         return features_GHWE[:, [*order, *rest]]
 
 
-def load(folder: str, revision: str, dtype: torch.dtype, quantization: Any, device: torch.device) -> Llava:
-    """Open a folder or hub id. `quantization` is a transformers quantisation config or None.
-
-    Raises:
-        UserError: an old-layout checkpoint, or a model of this type that is not built as LLaVA-1.5 is.
-    """
-    from tokenizers import pre_tokenizers
-    from transformers import AutoConfig, LlavaForConditionalGeneration
-
-    config = AutoConfig.from_pretrained(folder, revision=revision)
-    if hasattr(config, "mm_vision_tower"):
-        command = f"python -m minirlaif convert --from {folder} --to NEW"
-        raise UserError(f"model.base {folder}: is in LLaVA's old layout; run `{command}` and name NEW instead")
-    parts = (config.vision_config.model_type, config.text_config.model_type, config.vision_feature_select_strategy)
-    if parts != ("clip_vision_model", "llama", "default") or not isinstance(config.vision_feature_layer, int):
-        raise UserError(
-            f"model.base {folder}: not built as LLaVA-1.5 is (CLIP's patches into Llama) but as {parts}; choose another"
-        )
-    tokenizer = load_tokenizer(folder, revision)
-    if tokenizer.convert_tokens_to_ids(LAYOUT.image) != config.image_token_index:
-        raise UserError(
-            f"model.base {folder}: its tokenizer's {LAYOUT.image} is not config.json's image_token_index; save it again"
-        )
-    # Llama's tokenizers differ in whether a text gets a space in front: at its start, after every special token, or twice where
-    # there is one. Here none is added and LAYOUT writes those that the published models were trained with.
-    engine = tokenizer.backend_tokenizer
-    engine.normalizer = None
-    engine.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="never", split=False)
-    model = load_weights(LlavaForConditionalGeneration, folder, revision, dtype, quantization, device)
-    return Llava(model, tokenizer, LAYOUT, folder)
+FAMILY = Llava

@@ -1,4 +1,4 @@
-"""Qwen3.5: sees as Qwen3-VL does, without DeepStack; most layers are linear attention. Thinking stays off.
+"""Qwen3.5: encodes frames as Qwen3-VL does, without DeepStack; most layers are linear attention. Thinking stays off.
 
 Four bits cost this family more than others; bfloat16 (`model.quantization: none`, the default) is better where it fits.
 """
@@ -9,10 +9,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
-
 from minirlaif.models.backbones import qwen3_vl
-from minirlaif.models.backbones.base import load_weights
+from minirlaif.models.backbones.qwen3_vl import GGUF
 
 # The empty thought is how its chat template turns thinking off. In a conversation every answer is learned, so every answer
 # stands behind the header that it will be generated after; the published template drops the thoughts of earlier turns.
@@ -22,8 +20,12 @@ LAYOUT = replace(qwen3_vl.LAYOUT, assistant=qwen3_vl.LAYOUT.assistant + "<think>
 class Qwen35(qwen3_vl.Qwen3VL):
     """A loaded Qwen3.5 with its tokenizer."""
 
-    own_layout = LAYOUT
-    more_lora_targets = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")
+    title = "Qwen3.5"
+    layout = LAYOUT
+    # transformers saves no heads for several tokens at once (NextN)
+    gguf = replace(GGUF, pre_tokenizers=("qwen35", *GGUF.pre_tokenizers), converter_flags=("--no-nextn",))
+    output_gate = True
+    extra_lora_targets = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")
 
     def new_cache(self) -> Any:
         """An empty cache: keys and values of the attention layers, states of the linear ones."""
@@ -40,9 +42,4 @@ def _repeat(layer: Any, repeats: int) -> None:
             states[index] = state.repeat_interleave(repeats, 0)
 
 
-def load(folder: str, revision: str, dtype: torch.dtype, quantization: Any, device: torch.device) -> Qwen35:
-    """Open a folder or hub id. `quantization` is a transformers quantisation config or None."""
-    from transformers import Qwen3_5ForConditionalGeneration
-
-    model = load_weights(Qwen3_5ForConditionalGeneration, folder, revision, dtype, quantization, device)
-    return Qwen35(model, qwen3_vl.marked_tokenizer(folder, revision), LAYOUT, folder)
+FAMILY = Qwen35

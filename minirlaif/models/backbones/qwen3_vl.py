@@ -6,14 +6,15 @@ Letters: B rows, T tokens, F frames, G pairs, H x W vectors per pair, N patches,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minirlaif.models.backbones.base import Backbone, load_tokenizer, load_weights
+from minirlaif.models.backbones.base import PROCESSOR, GGUFFacts, VisionLanguageModel
+from minirlaif.models.pretrained import load_tokenizer
 from minirlaif.models.renderer import Layout
 from minirlaif.video.frame_sampling import Sizing
 
@@ -32,25 +33,69 @@ LAYOUT = Layout(
 )
 
 
-class Qwen3VL(Backbone):
+def _processor(sizing: Sizing) -> dict[str, Any]:
+    sizes = {"size": {"shortest_edge": 65536, "longest_edge": 16777216}}
+    names = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen3VLProcessor"}
+    return PROCESSOR | names | {"patch_size": sizing.unit // 2, "merge_size": 2, "temporal_patch_size": 2} | sizes
+
+
+GGUF = GGUFFacts(("qwen2", "gpt-2", "smollm", "llama-bpe", "default"), _processor)
+
+
+class Qwen3VL(VisionLanguageModel):
     """A loaded Qwen3-VL with its tokenizer."""
 
+    title = "Qwen3-VL"
     text_prefix = "model.language_model"
-    skip_quantization = ("model.visual", "lm_head")
-    own_layout = LAYOUT
+    vision_prefixes = ("model.visual",)
+    layout = LAYOUT
+    gguf = GGUF
+    text_per_group = 10
+    any_frame_size = True
+    head_norms = True
 
     def __init__(self, model: Any, tokenizer: Any, layout: Layout, name: str) -> None:
+        super().__init__(model, tokenizer, layout, name)
         vision = model.config.vision_config
-        self.text_model, self.lm_head, self.eyes = model.model.language_model, model.lm_head, (model.model.visual,)
         self.patch: int = vision.patch_size
         self.merge: int = vision.spatial_merge_size  # merge x merge patches become one vector
         self.sizing = Sizing(unit=self.patch * self.merge)
-        super().__init__(model, tokenizer, layout, name)
+
+    @classmethod
+    def load_tokenizer(cls, folder: str, revision: str) -> Any:
+        """The tokenizer with all its added tokens marked as special. Qwen marks only some of them: without this, <think> or
+        <tool_call> written by a user would become a control token, and answers could hold one."""
+        from tokenizers import AddedToken
+
+        tokenizer = load_tokenizer(folder, revision)
+        names = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.special]
+        tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
+        return tokenizer
+
+    @classmethod
+    def feature_grid(cls, config: Mapping[str, Any], frames: int, frame_pixels: int) -> tuple[int, int, int]:
+        """Groups of frames, each a 16:9 frame of at most `frame_pixels` in whole cells, as Qwen's processors round it."""
+        vision = config["vision_config"]
+        cell = vision["patch_size"] * vision["spatial_merge_size"]
+        scale = (frame_pixels / (16 * 9)) ** 0.5
+        height, width = (max(cell, int(side * scale) // cell * cell) for side in (9, 16))
+        return -(-frames // vision["temporal_patch_size"]), height // cell, width // cell
+
+    @classmethod
+    def tower_patches(cls, config: Mapping[str, Any], frames: int, frame_pixels: int) -> int:
+        """Patches of all groups: a clip is encoded at once."""
+        groups, height, width = cls.feature_grid(config, frames, frame_pixels)
+        return groups * height * width * int(config["vision_config"]["spatial_merge_size"]) ** 2
+
+    @classmethod
+    def deep_levels(cls, config: Mapping[str, Any]) -> int:
+        """Layers with DeepStack features."""
+        return len(config["vision_config"].get("deepstack_visual_indexes", ()))
 
     @torch.no_grad()
     def encode_frames(self, pixels_FHW3: np.ndarray) -> Tensor:
-        """uint8 frames of `frame_size` -> features_GHWE; an odd last frame is seen twice."""
-        tower = self.eyes[0]
+        """uint8 frames of `frame_size` -> features_GHWE; an odd last frame is repeated."""
+        tower = self.vision_modules[0]
         patches_GHWP = self.patches(torch.from_numpy(pixels_FHW3).to(self.vision_device))
         seen = tower(
             patches_GHWP.flatten(0, 2).to(next(tower.parameters()).dtype),
@@ -87,20 +132,4 @@ class Qwen3VL(Backbone):
         return step_BT.cumsum(1) - step_BT + inside_3BT
 
 
-def load(folder: str, revision: str, dtype: torch.dtype, quantization: Any, device: torch.device) -> Qwen3VL:
-    """Open a folder or hub id. `quantization` is a transformers quantisation config or None."""
-    from transformers import Qwen3VLForConditionalGeneration
-
-    model = load_weights(Qwen3VLForConditionalGeneration, folder, revision, dtype, quantization, device)
-    return Qwen3VL(model, marked_tokenizer(folder, revision), LAYOUT, folder)
-
-
-def marked_tokenizer(folder: str, revision: str) -> Any:
-    """The tokenizer with all its added tokens marked as special. Qwen marks only some of them: without this, <think> or
-    <tool_call> written by a user would become a control token, and answers could hold one."""
-    from tokenizers import AddedToken
-
-    tokenizer = load_tokenizer(folder, revision)
-    names = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.special]
-    tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
-    return tokenizer
+FAMILY = Qwen3VL

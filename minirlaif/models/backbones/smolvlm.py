@@ -6,6 +6,7 @@ Letters: F frames, H x W vectors per frame, D width.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +14,54 @@ import numpy as np
 import torch
 
 from minirlaif.errors import UserError
-from minirlaif.models.backbones.base import Backbone, load_tokenizer, load_weights
+from minirlaif.models.backbones.base import PROCESSOR, GGUFFacts, VisionLanguageModel
+from minirlaif.models.pretrained import load_weights
 from minirlaif.models.renderer import Layout
 from minirlaif.video.frame_sampling import Sizing
 
 LAYOUT_FILE = "chat_layout.json"  # beside a model whose layout is not the family's own
 
 
-class SmolVLM(Backbone):
+def _processor(sizing: Sizing) -> dict[str, Any]:
+    edge = {"longest_edge": sizing.tile}
+    names = {"image_processor_type": "SmolVLMImageProcessor", "processor_class": "SmolVLMProcessor"}
+    return PROCESSOR | names | {"do_image_splitting": False, "do_pad": True, "size": edge, "max_image_size": edge}
+
+
+class SmolVLM(VisionLanguageModel):
     """A loaded SmolVLM with its tokenizer."""
 
+    title = "SmolVLM and SmolVLM2"
     text_prefix = "model.text_model"
-    skip_quantization = ("model.vision_model", "model.connector", "lm_head")
+    vision_prefixes = ("model.vision_model", "model.connector")
+    gguf = GGUFFacts(("gpt-2", "smollm", "qwen2", "llama-bpe", "default"), _processor, text_architecture="VLlama3ForCausalLM")
+    text_per_group = 12
 
     def __init__(self, model: Any, tokenizer: Any, layout: Layout, name: str, longest: int = 0) -> None:
+        super().__init__(model, tokenizer, layout, name)
         vision = model.config.vision_config
-        self.text_model, self.lm_head = model.model.text_model, model.lm_head
-        self.eyes = (model.model.vision_model, model.model.connector)
         self.grid: int = vision.image_size // vision.patch_size
         self.side: int = self.grid // model.config.scale_factor  # a frame becomes side x side vectors
-        # One square tile, whatever the clip; published models saw it by way of a larger frame of the clip's own shape.
-        way = "lanczos" if longest else "bicubic"
+        # One square tile, whatever the clip; published models were trained on tiles cut from a larger frame of the clip's shape.
+        resampling = "lanczos" if longest else "bicubic"
         unit = vision.patch_size * model.config.scale_factor
-        self.sizing = Sizing(unit, vision.image_size, longest=longest, filter=way)
-        super().__init__(model, tokenizer, layout, name)
+        self.sizing = Sizing(unit, vision.image_size, longest=longest, filter=resampling)
+
+    @classmethod
+    def load(cls, folder: str, revision: str, dtype: torch.dtype, quantization: Any, device: torch.device) -> SmolVLM:
+        """Open a folder or hub id. `quantization` is a transformers quantisation config or None."""
+        from transformers import SmolVLMForConditionalGeneration
+
+        model = load_weights(SmolVLMForConditionalGeneration, folder, revision, dtype, quantization, device)
+        own = Path(folder) / LAYOUT_FILE  # a model trained here: frames go straight to the tile
+        longest = 0 if own.is_file() else _longest(folder, revision, model.config.vision_config.image_size)
+        return cls(model, cls.load_tokenizer(folder, revision), _layout(own), folder, longest)
+
+    @classmethod
+    def feature_grid(cls, config: Mapping[str, Any], frames: int, frame_pixels: int) -> tuple[int, int, int]:
+        """Side x side vectors per frame."""
+        side = config["vision_config"]["image_size"] // config["vision_config"]["patch_size"] // config.get("scale_factor", 1)
+        return frames, side, side
 
     @torch.no_grad()
     def encode_frames(self, pixels_FHW3: np.ndarray) -> torch.Tensor:
@@ -45,23 +70,12 @@ class SmolVLM(Backbone):
 
     def project(self, pixels_FHW3: torch.Tensor) -> torch.Tensor:
         """The differentiable part of `encode_frames`."""
-        tower, connector = self.eyes
+        tower, connector = self.vision_modules
         pixels = pixels_FHW3.permute(0, 3, 1, 2).to(next(tower.parameters()).dtype) / 127.5 - 1.0  # as published: mean 0.5
-        seen = torch.ones(len(pixels), self.grid, self.grid, dtype=torch.bool, device=pixels.device)
-        hidden = tower(pixel_values=pixels, patch_attention_mask=seen).last_hidden_state
+        mask = torch.ones(len(pixels), self.grid, self.grid, dtype=torch.bool, device=pixels.device)
+        hidden = tower(pixel_values=pixels, patch_attention_mask=mask).last_hidden_state
         vectors: torch.Tensor = connector(hidden)
         return vectors.unflatten(1, (self.side, self.side))
-
-
-def load(folder: str, revision: str, dtype: torch.dtype, quantization: Any, device: torch.device) -> SmolVLM:
-    """Open a folder or hub id. `quantization` is a transformers quantisation config or None."""
-    from transformers import SmolVLMForConditionalGeneration
-
-    model = load_weights(SmolVLMForConditionalGeneration, folder, revision, dtype, quantization, device)
-    tokenizer = load_tokenizer(folder, revision)
-    own = Path(folder) / LAYOUT_FILE  # a model trained here: frames go straight to the tile
-    longest = 0 if own.is_file() else _longest(folder, revision, model.config.vision_config.image_size)
-    return SmolVLM(model, tokenizer, _layout(own), folder, longest)
 
 
 def _longest(folder: str, revision: str, tile: int) -> int:
@@ -81,6 +95,9 @@ def _layout(path: Path) -> Layout:
     if not path.is_file():
         return Layout()
     try:
-        return Layout(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        return Layout.from_dict(json.loads(path.read_text()))
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a chat layout ({error}); delete it to use the family's own") from None
+
+
+FAMILY = SmolVLM

@@ -23,8 +23,9 @@ from minirlaif.gguf.export.quantize import chosen_types, quantize
 from minirlaif.gguf.export.reference import TEXTS
 from minirlaif.gguf.export.template import chat_template, ollama_template
 from minirlaif.models.backbones import qwen3_5, qwen3_vl
-from minirlaif.models.backbones.base import load_tokenizer
-from minirlaif.models.loading import TINY
+from minirlaif.models.backbones.smolvlm import SmolVLM
+from minirlaif.models.model_config import TINY
+from minirlaif.models.pretrained import load_tokenizer
 from minirlaif.models.renderer import Layout, Renderer
 from minirlaif.runs.run import Run
 from minirlaif.tiny_world.base_model import LAYOUT
@@ -88,7 +89,7 @@ def test_llava_is_refused_before_any_work(runs_dir: Path, tmp_path: Path, capsys
     run = Run(runs_dir / "red")
     run.root.mkdir()
     (run.root / "config.yaml").write_text(f"model: {{base: {tmp_path / 'llava'}}}\ndata: {{world: tiny}}\n")
-    assert "LLaVA pools its video tokens over frames, which llama.cpp cannot do" in refused(run, capsys)
+    assert "LLaVA-1.5, VLM-RLAIF cannot be written as GGUF" in refused(run, capsys)
 
 
 def test_what_is_known_before_any_work(run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +232,7 @@ def convert(folder: Path, pieces: list[Any]) -> str:
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(pieces)
     tokenizer.save_pretrained(folder)
     job = converter.Job("convert_hf_to_gguf.py", (str(folder), "--outfile", str(folder / "out.gguf"), "--outtype", "f32"))
-    return converter.convert("smolvlm", [job], probes(tokenizer))
+    return converter.convert(SmolVLM.gguf.pre_tokenizers, [job], probes(tokenizer))
 
 
 def test_the_pre_tokenizer_is_found_by_its_ids_or_refused(tmp_path: Path) -> None:

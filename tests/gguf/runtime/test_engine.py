@@ -24,8 +24,9 @@ from minirlaif.gguf.runtime.engine import GgufEngine
 from minirlaif.gguf.runtime.generator import AnswerGenerator, choose
 from minirlaif.inference.engine import LoadedClip, SamplingParams
 from minirlaif.models.backbones import smolvlm
-from minirlaif.models.generation import EncodedPrompt, sample
-from minirlaif.models.loading import TINY
+from minirlaif.models.generation import sample
+from minirlaif.models.language_model import EncodedPrompt
+from minirlaif.models.model_config import TINY
 from minirlaif.models.renderer import FrameLayout, Layout
 from minirlaif.types import Turn
 from minirlaif.video.frame_sampling import FrameSize, Sizing, uniform_plan
@@ -54,7 +55,7 @@ def ask(engine: Any, clip: LoadedClip, question: str, turns: Sequence[Turn] = ()
 
 
 def test_answers_are_those_of_transformers(engine: GgufEngine, folder: Path) -> None:
-    base = smolvlm.load(str(TINY), "main", torch.float32, None, torch.device("cpu"))
+    base = smolvlm.SmolVLM.load(str(TINY), "main", torch.float32, None, torch.device("cpu"))
     for name in ("a.mp4", "b.mp4"):
         clip = engine.load_clip(str(folder / name))
         with ClipReader(60) as decoder:

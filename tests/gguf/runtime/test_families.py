@@ -16,17 +16,14 @@ import torch
 from minirlaif.gguf.export.converter import Job, convert
 from minirlaif.gguf.runtime.llama import LlamaSession, length
 from minirlaif.gguf.runtime.projector import EncodedFrames, group_frames, insert_frames
-from minirlaif.models.backbones import qwen3_5, qwen3_vl
+from minirlaif.models.backbones import family_of
 from minirlaif.models.renderer import FrameLayout, Renderer
 from tests.fixtures import bases_qwen
 
 pytestmark = pytest.mark.learning
 
 FRAMES_GATE = 5e-3  # float32, through the vision tower
-FAMILIES: dict[str, Any] = {
-    "qwen3_vl": (bases_qwen.qwen3_vl, qwen3_vl.load, ()),
-    "qwen3_5": (bases_qwen.qwen3_5, qwen3_5.load, ("--no-nextn",)),
-}
+MAKERS: dict[str, Any] = {"qwen3_vl": bases_qwen.qwen3_vl, "qwen3_5": bases_qwen.qwen3_5}
 SIGHT = """{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "image_processor_type": "Qwen2VLImageProcessor",
 "merge_size": 2, "patch_size": 16, "temporal_patch_size": 2, "size": {"shortest_edge": 1024, "longest_edge": 1048576}}"""
 QUESTIONS = ("what happens then?", "the red square moves left, what happens with the circle?")
@@ -47,22 +44,23 @@ class Comparison:
         return self.base.logits(self.base.hidden(self.base.embed(ids_BT, features), mask_BT, positions)[0, -1]).numpy()
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=MAKERS)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comparison]:
-    make, load, words = FAMILIES[request.param]
+    family = family_of(request.param)
+    assert family.gguf is not None
     folder = tmp_path_factory.mktemp(request.param)
-    made = make(folder / "hf")
-    base = load(str(made), "main", torch.float32, None, torch.device("cpu"))
+    made = MAKERS[request.param](folder / "hf")
+    base = family.load(str(made), "main", torch.float32, None, torch.device("cpu"))
     base.model.requires_grad_(False)
     (made / "preprocessor_config.json").write_text(SIGHT)
     script, text, projector = "convert_hf_to_gguf.py", folder / "text.gguf", folder / "mmproj.gguf"
     jobs = [
-        Job(script, (str(made), "--outfile", str(text), "--outtype", "f32", *words)),
+        Job(script, (str(made), "--outfile", str(text), "--outtype", "f32", *family.gguf.converter_flags)),
         Job(script, (str(made), "--outfile", str(projector), "--outtype", "f32", "--mmproj")),
     ]
     probes = [(question, base.renderer.text_ids(question)) for question in QUESTIONS]
     control = [token.content for token in base.tokenizer.added_tokens_decoder.values()]
-    convert(request.param, jobs, probes, control)
+    convert(family.gguf.pre_tokenizers, jobs, probes, control)
     with LlamaSession(text, projector, 1024, kv="f32") as session:
         yield Comparison(base, session)
 

@@ -13,7 +13,7 @@ from minirlaif.errors import UserError
 from minirlaif.gguf.runtime.llama import LlamaSession, length
 from minirlaif.gguf.runtime.projector import EncodedFrames
 from minirlaif.models.backbones import smolvlm
-from minirlaif.models.loading import TINY
+from minirlaif.models.model_config import TINY
 from minirlaif.models.renderer import FrameLayout, Renderer
 from tests.fixtures import gguf_files, tiny
 
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def base() -> smolvlm.SmolVLM:
-    opened = smolvlm.load(str(TINY), "main", torch.float32, None, torch.device("cpu"))
+    opened = smolvlm.SmolVLM.load(str(TINY), "main", torch.float32, None, torch.device("cpu"))
     opened.model.requires_grad_(False)
     return opened
 

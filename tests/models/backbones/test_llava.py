@@ -14,7 +14,8 @@ from minirlaif.config import ModelSection
 from minirlaif.errors import UserError
 from minirlaif.models.adapters import AdapterSet
 from minirlaif.models.backbones.llava import Llava
-from minirlaif.models.generation import EncodedPrompt, sample
+from minirlaif.models.generation import sample
+from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.models.loading import open_backbone
 from minirlaif.models.logprobs import EncodedPair, token_logprobs
 from minirlaif.models.renderer import FrameLayout
@@ -51,7 +52,7 @@ def frames(count: int, seed: int) -> np.ndarray:
 
 def seen_by_tower(base: Llava, pixels_FHW3: np.ndarray) -> torch.Tensor:
     seen: dict[str, torch.Tensor] = {}
-    hook = base.eyes[0].register_forward_pre_hook(lambda module, args, named: seen.update(named), with_kwargs=True)
+    hook = base.vision_modules[0].register_forward_pre_hook(lambda module, args, named: seen.update(named), with_kwargs=True)
     base.encode_frames(pixels_FHW3)
     hook.remove()
     return seen["pixel_values"]
@@ -115,7 +116,7 @@ def by_hand(base: Llava, pixels_FHW3: np.ndarray) -> torch.Tensor:
 def test_logits_from_features_are_those_from_pixels(base: Llava, count: int) -> None:
     pixels = frames(count, 1)
     at_once: list[int] = []
-    hook = base.eyes[0].register_forward_pre_hook(
+    hook = base.vision_modules[0].register_forward_pre_hook(
         lambda module, args, named: at_once.append(len(named["pixel_values"])), with_kwargs=True
     )
     features = base.encode_frames(pixels)

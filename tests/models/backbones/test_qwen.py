@@ -16,9 +16,11 @@ from minirlaif.config import ModelSection
 from minirlaif.errors import UserError
 from minirlaif.models.adapters import AdapterSet
 from minirlaif.models.backbones.qwen3_vl import Qwen3VL
-from minirlaif.models.generation import EncodedPrompt, sample
-from minirlaif.models.loading import model_type, open_backbone
+from minirlaif.models.generation import sample
+from minirlaif.models.language_model import EncodedPrompt
+from minirlaif.models.loading import open_backbone
 from minirlaif.models.logprobs import EncodedPair, token_logprobs
+from minirlaif.models.model_config import model_type
 from minirlaif.models.renderer import FrameLayout
 from minirlaif.models.tokens import pad_stack
 from minirlaif.types import Turn
@@ -306,6 +308,6 @@ def test_marks_written_by_people_stay_letters_and_answers_hold_none(base: Qwen3V
 def test_relatives_are_refused_with_the_known_families(tmp_path: Path, kind: str) -> None:
     """A text-only Qwen3.5 cannot see; the others are wired differently."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
-    with pytest.raises(UserError, match=f"'{kind}' is not supported.*Qwen3-VL.*Qwen3.5") as error:
+    with pytest.raises(UserError, match=f"'{kind}' is not supported.*Qwen3.5.*Qwen3-VL") as error:
         model_type(ModelSection(base=str(tmp_path)))
     assert "\n" not in str(error.value)

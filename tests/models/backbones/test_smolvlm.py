@@ -13,7 +13,8 @@ import torch
 from minirlaif.config import ModelSection
 from minirlaif.errors import UserError
 from minirlaif.models.backbones.smolvlm import SmolVLM
-from minirlaif.models.generation import EncodedPrompt, sample
+from minirlaif.models.generation import sample
+from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.models.loading import open_backbone
 from minirlaif.models.logprobs import EncodedPair, token_logprobs
 from minirlaif.models.renderer import FrameLayout

@@ -9,11 +9,12 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from minirlaif.types import Choice, Comparison
 
+T = TypeVar("T")
 NOT_SHOWN = ("kind", "name", "model", "url", "file", "files", "max_tokens", "context")  # request settings left out of a title
 
 
@@ -82,12 +83,15 @@ class GradeRequest:
 
 
 @dataclass(frozen=True)
-class GradeResult:
-    """A grade, or the reason why there is none. reply: the judge's last words, "" where it has none."""
+class Result(Generic[T]):
+    """What a judge's reply means, or why it has no value. reply: the judge's last one, "" where it has none."""
 
-    grade: Grade | None
+    value: T | None
     why: str = ""
     reply: str = ""
+
+
+GradeResult = Result[Grade]
 
 
 @dataclass(frozen=True)

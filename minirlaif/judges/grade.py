@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from minirlaif.errors import UserError
-from minirlaif.feedback.text_judge import GradeRequest, GradeResult, Grading, JudgeName
+from minirlaif.feedback.text_judge import GradeRequest, Grading, JudgeName, Result
 from minirlaif.judges.base import Message, Refused, Reply
 from minirlaif.judges.cache import Replies
 from minirlaif.judges.config import JudgeSettings, judge_prompts
@@ -49,15 +49,6 @@ class Question(Generic[T]):
     messages: Sequence[Message]
     parse: Callable[[str], T]
     wanted: str = OBJECT
-
-
-@dataclass(frozen=True)
-class Result(Generic[T]):
-    """The value of a reply, or why there is none. reply: the last one, "" without."""
-
-    value: T | None
-    why: str = ""
-    reply: str = ""
 
 
 @dataclass
@@ -131,7 +122,7 @@ class ChatJudge(ABC):
         results, counts = self.ask_all(questions)
         name = self.judge_name(prompt_hash({metric: prompts[metric] for metric in metrics}), counts)
         print(counts.text(self.name), flush=True)
-        return Grading(name, [GradeResult(each.value, each.why, each.reply) for each in results], counts.totals())
+        return Grading(name, results, counts.totals())
 
     def compare(self, pairs: Sequence[Comparison]) -> list[Choice]:
         """The letter of each reply; "invalid" where it cannot be read after all attempts, or was refused."""

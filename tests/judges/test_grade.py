@@ -20,13 +20,13 @@ import torch
 
 from minirlaif.benchmarks.scores import Scores, load, save
 from minirlaif.errors import UserError
-from minirlaif.feedback.text_judge import Grade, GradeRequest, JudgeName
+from minirlaif.feedback.text_judge import Grade, GradeRequest, JudgeName, Result
 from minirlaif.judges import hf
 from minirlaif.judges.base import Message, Refused, Reply
 from minirlaif.judges.cache import Replies
 from minirlaif.judges.config import JudgeSettings, check_judge, judge_prompts
 from minirlaif.judges.gguf import GgufJudge
-from minirlaif.judges.grade import ChatJudge, Counts, Question, Result, nothing_read
+from minirlaif.judges.grade import ChatJudge, Counts, Question, nothing_read
 from minirlaif.judges.hf import HfJudge
 from minirlaif.judges.match import MatchJudge
 from minirlaif.judges.rubric import Unreadable, parse_choice, parse_grade
@@ -225,7 +225,7 @@ def test_a_file_that_holds_no_replies(tmp_path: Path):
 def test_match(kind: str, answer: str, preds: list[str], right: bool):
     request = GradeRequest("qa", ("what?",) * len(preds), answer, tuple(preds))
     grading = MatchJudge(JudgeSettings(kind)).grade([request], {"qa"})
-    assert [result.grade for result in grading.results] == [Grade(5 if right else 0, right)]
+    assert [result.value for result in grading.results] == [Grade(5 if right else 0, right)]
     assert grading.judge.kind == kind and set(grading.counts.values()) == {0}
 
 

@@ -44,7 +44,7 @@ class QuestionAnswering(BenchmarkKind):
     def grade(self, item: Item, answer: Answer | None, reason: str, results: Mapping[str, GradeResult]) -> list[Grade]:
         """The judge's yes or no, and its score."""
         result = results.get("qa", GradeResult(None, reason))
-        accuracy, score = (None, None) if result.grade is None else (float(bool(result.grade.yes)), float(result.grade.score))
+        accuracy, score = (None, None) if result.value is None else (float(bool(result.value.yes)), float(result.value.score))
         return [
             Grade(item.id, item.name, "accuracy", accuracy, result.why, result.reply),
             Grade(item.id, item.name, "score", score, result.why),

@@ -58,7 +58,7 @@ class VideoInstruct(BenchmarkKind):
         grades = []
         for metric in self.rubrics[item.part]:
             result = results.get(metric, GradeResult(None, reason))
-            value = None if result.grade is None else float(result.grade.score)
+            value = None if result.value is None else float(result.value.score)
             grades.append(Grade(item.id, item.name, metric, value, result.why, result.reply))
         return grades
 

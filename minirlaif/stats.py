@@ -1,4 +1,4 @@
-"""Exact match, guessing rate, and 95 % intervals: bootstrap over clips, sign-flip test, Wilson. No torch, no global randomness."""
+"""Exact match, guessing rate, 95 % intervals (bootstrap over clips, Wilson), sign-flip test. No torch, no global randomness."""
 
 from __future__ import annotations
 

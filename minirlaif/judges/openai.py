@@ -29,9 +29,8 @@ from minirlaif.judges.config import JudgeSettings, check_judge
 from minirlaif.judges.grade import ChatJudge
 
 LONGEST_PAUSE = 120.0  # seconds, whatever a server asks for
-MAX_BYTES = 1 << 20  # of a reply
-MAX_ERROR_BYTES = 2000  # of an error that are read
-MAX_ERROR_LETTERS = 200  # of it that are shown
+MAX_BYTES = 1 << 20  # of a reply or an error
+MAX_ERROR_LETTERS = 200  # of an error that are shown
 MIN_KEY = 8  # letters: a shorter key is a placeholder for a local server, and may be a word of any reply
 REPORTED_PAUSE, REPORT_EVERY = 2.0, 10.0  # seconds: shorter pauses are not reported, and reports are at least so far apart
 BUSY = (408, 409, 425, 429)  # and every 5xx: tried again
@@ -119,15 +118,12 @@ class EndpointJudge(ChatJudge):
 
     def _status_error(self, response: httpx.Response, deadline: float) -> Exception:
         """The meaning of an HTTP error for the one question and for all."""
-        reach = 2 * len(self._secret)  # of a key, every letter escaped
-        most = MAX_ERROR_BYTES + reach
         try:
-            data = _content(response, most, deadline)
+            data = _content(response, MAX_BYTES, deadline)
         except (TimeoutError, httpx.HTTPError):
             data = b""
-        text = self._hidden(data.decode(errors="replace"))
-        if len(data) >= most and reach:
-            text = text[:-reach]  # where the text was cut, the first part of a key may stand
+        # Of a longer text nothing is shown: where it was cut, the first part of a key may stand.
+        text = self._hidden(data.decode(errors="replace")) if len(data) <= MAX_BYTES else ""
         code = response.status_code
         message = f"HTTP {code} {' '.join(text.split())[:MAX_ERROR_LETTERS]}".strip()
         if code == 429 and "insufficient_quota" in text:

@@ -331,7 +331,7 @@ def test_no_part_of_the_key_is_shown_where_an_error_is_cut(serve, monkeypatch, b
     assert "sk" not in str(error.value)
 
 
-@pytest.mark.parametrize("before", [1960, 1985, 1990, 1995, 2000, 2010, 2020, 2025, 2030, 2035])
+@pytest.mark.parametrize("before", [1990, 2000, 2010, *range((1 << 20) - len(KEY) - 1, (1 << 20) + 2)])
 def test_no_part_of_the_key_is_shown_where_reading_ends(serve, monkeypatch, before: int):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     with pytest.raises(Refused) as error:

@@ -193,6 +193,6 @@ def _svg(figure: Any) -> str:
     inks = [(what, ink, light) for ink, light in DARK.items() for what in ("fill", "stroke")]
     rules = "".join(f'[style*="{what}: {ink}"]{{{what}:{light}!important}}' for what, ink, light in inks)
     style = f"<style>@media(prefers-color-scheme:dark){{{rules}}}</style>"
-    head, svg, rest = buffer.getvalue().partition("<svg")
-    attributes, close, content = rest.partition(">")
+    head, svg, tail = buffer.getvalue().partition("<svg")
+    attributes, close, content = tail.partition(">")
     return head + svg + attributes + close + style + content

@@ -53,9 +53,9 @@ def test_the_interval_of_kappa_by_hand():
 
 
 def test_agreement_counts_what_both_decided():
-    found = audit_figures([vote("A", "A"), vote("A", "B"), vote("A", "none"), vote("none", "B"), vote("B", "")], RESAMPLES, 0)
-    assert (found["agreement"].value, found["agreement"].n) == (0.5, 2)
-    assert found["kappa"].n == 4  # all that the person labelled, undecided ones too
+    figures = audit_figures([vote("A", "A"), vote("A", "B"), vote("A", "none"), vote("none", "B"), vote("B", "")], RESAMPLES, 0)
+    assert (figures["agreement"].value, figures["agreement"].n) == (0.5, 2)
+    assert figures["kappa"].n == 4  # all that the person labelled, undecided ones too
 
 
 def test_position_bias_by_hand():
@@ -63,7 +63,7 @@ def test_position_bias_by_hand():
     always_first = [vote("none", "", f"d{n}", orders="AB") for n in range(6)]
     always_second = [vote("none", "", f"c{n}", orders="BA") for n in range(6)]
     steady = [vote("A", "", f"c{n}", orders="AA") for n in range(6)]
-    values = [audit_figures(some, RESAMPLES, 0)["judge_first"] for some in (always_first, always_second, steady)]
+    values = [audit_figures(votes, RESAMPLES, 0)["judge_first"] for votes in (always_first, always_second, steady)]
     assert [(figure.value, figure.n) for figure in values] == [(1.0, 12), (0.0, 12), (0.5, 12)]
     mixed = audit_figures([*always_first, *steady], RESAMPLES, 0)["judge_first"]
     assert mixed.value == 0.75 and mixed.low is not None and mixed.low < 0.75
@@ -74,22 +74,22 @@ def test_position_bias_by_hand():
 
 def test_length_bias_by_hand():
     """B is longer. The judge takes it in three of four pairs, the person in one of the same four."""
-    some = [vote("B", "A", "a"), vote("B", "A", "b"), vote("B", "B", "c"), vote("A", "A", "d")]
+    votes = [vote("B", "A", "a"), vote("B", "A", "b"), vote("B", "B", "c"), vote("A", "A", "d")]
     same = [vote("B", "A", "e", lengths=(7, 7))]  # no longer one
-    found = audit_figures([*some, *same], RESAMPLES, 0)
-    assert (found["judge_longer"].value, found["person_longer"].value) == (0.75, 0.25)
-    gap = found["longer_gap"]
+    figures = audit_figures([*votes, *same], RESAMPLES, 0)
+    assert (figures["judge_longer"].value, figures["person_longer"].value) == (0.75, 0.25)
+    gap = figures["longer_gap"]
     assert (gap.value, gap.n) == (0.5, 4) and gap.low is not None and gap.low >= 0.0
 
 
 def test_the_persons_own_position_bias():
-    found = audit_figures([vote("A", "A", first="A"), vote("A", "B", first="A"), vote("A", "B", first="B")], RESAMPLES, 0)
-    assert (found["person_first"].value, found["person_first"].n) == (pytest.approx(2 / 3), 3)
+    figures = audit_figures([vote("A", "A", first="A"), vote("A", "B", first="A"), vote("A", "B", first="B")], RESAMPLES, 0)
+    assert (figures["person_first"].value, figures["person_first"].n) == (pytest.approx(2 / 3), 3)
 
 
 def test_nothing_labelled_yet():
-    found = audit_figures([vote("A", "")], RESAMPLES, 0)
-    assert found["agreement"].value is None and found["kappa"].value is None and found["judge_longer"].value == 0.0
+    figures = audit_figures([vote("A", "")], RESAMPLES, 0)
+    assert figures["agreement"].value is None and figures["kappa"].value is None and figures["judge_longer"].value == 0.0
 
 
 def test_a_sample_is_of_as_many_clips_as_possible():
@@ -103,7 +103,7 @@ def test_a_sample_is_of_as_many_clips_as_possible():
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """A finished `feedback` with eight verdicts about two clips, and one pair of equal answers."""
-    found = Run(tmp_path / "runs" / "a")
+    finished = Run(tmp_path / "runs" / "a")
 
     def fed(path: Path) -> None:
         lines = []
@@ -117,8 +117,8 @@ def run(tmp_path: Path) -> Run:
 
     for n in range(2):
         clips.write_clip(tmp_path / f"clip{n}.mp4")
-    tiny.finished(found, "feedback", fed)
-    return found
+    tiny.finished(finished, "feedback", fed)
+    return finished
 
 
 def test_labels_are_kept_and_their_order_is_undone(run: Run):
@@ -134,28 +134,28 @@ def test_labels_are_kept_and_their_order_is_undone(run: Run):
     assert (figures["agreement"].value, figures["agreement"].n) == (1.0, 6)
     assert figures["person_longer"].value == 0.0
     again.label(again.items[1], "tie")  # undecided: no agreement, but a label
-    found = Audit(run, 6, 0).figures()
-    assert (found["agreement"].n, found["kappa"].n) == (5, 6)
+    figures = Audit(run, 6, 0).figures()
+    assert (figures["agreement"].n, figures["kappa"].n) == (5, 6)
     again.label(again.items[1], "skip")  # whoever cannot tell has said nothing
-    found = Audit(run, 6, 0).figures()
-    assert (found["agreement"].n, found["kappa"].n) == (5, 5)
+    figures = Audit(run, 6, 0).figures()
+    assert (figures["agreement"].n, figures["kappa"].n) == (5, 5)
     again.label(again.items[1], "second" if again.items[1].flipped else "first")
     again.label(again.items[0], "skip")  # a label can be taken back
     assert Audit(run, 6, 0).figures()["agreement"].n == 5
 
 
 def test_a_line_that_was_cut_is_passed_over(run: Run):
-    found = Audit(run, 4, 0)
-    found.label(found.items[0], "tie")
+    audit = Audit(run, 4, 0)
+    audit.label(audit.items[0], "tie")
     path = run.root / "audit" / "labels.jsonl"
     path.write_text(path.read_text() + '{"id": "p')
-    found.label(found.items[1], "first")
-    assert Audit(run, 4, 0).labels == {found.items[0].id: "tie", found.items[1].id: "first"}
+    audit.label(audit.items[1], "first")
+    assert Audit(run, 4, 0).labels == {audit.items[0].id: "tie", audit.items[1].id: "first"}
 
 
 def test_other_verdicts_need_another_sample(run: Run):
-    found = Audit(run, 4, 0)
-    found.label(found.items[0], "tie")
+    audit = Audit(run, 4, 0)
+    audit.label(audit.items[0], "tie")
     run.set_aside("feedback")
     tiny.finished(run, "feedback", lambda path: (path / "verdicts.jsonl").write_bytes(
         (run.root / "feedback.old" / "verdicts.jsonl").read_bytes().replace(b"answer A", b"Answer A")))  # fmt: skip
@@ -182,7 +182,7 @@ def test_a_sample_that_is_none_is_one_line(run: Run, text: str, capsys: pytest.C
     assert main.main([*words, "--redo"]) == 0
 
 
-def served(found: Audit, act: Callable[[http.client.HTTPConnection], None]) -> None:
+def served(audit: Audit, act: Callable[[http.client.HTTPConnection], None]) -> None:
     failed: list[BaseException] = []
 
     def ready(server: Any) -> None:
@@ -196,7 +196,7 @@ def served(found: Audit, act: Callable[[http.client.HTTPConnection], None]) -> N
 
         threading.Thread(target=work).start()
 
-    audit_page.serve(found, 0, 60.0, ready)
+    audit_page.serve(audit, 0, 60.0, ready)
     if failed:
         raise failed[0]
 
@@ -213,32 +213,32 @@ def got(
 
 
 def test_the_page(run: Run, capsys: pytest.CaptureFixture[str]):
-    found = Audit(run, 3, 0)
+    audit = Audit(run, 3, 0)
 
     def act(line: http.client.HTTPConnection) -> None:
         status, page = got(line, "GET", "/")
-        assert status == 200 and found.items[0].question in page and "data:image/jpeg" in page
+        assert status == 200 and audit.items[0].question in page and "data:image/jpeg" in page
         (program,) = re.findall("<script>(.*?)</script>", page)  # one, and the policy lets in no other
         digest = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()
         policy = re.search('Content-Security-Policy" content="([^"]+)"', page)[1]  # type: ignore[index]
         assert page.count("<script") == 1 and policy.endswith(f"; script-src 'sha256-{digest}'")
         assert policy.startswith("default-src 'none'") and "Keys 1 to 4 press these buttons." in page
-        found._rows[found.items[0].id].update(choice="B", orders=["B", "B"])
+        audit._rows[audit.items[0].id].update(choice="B", orders=["B", "B"])
         assert got(line, "GET", "/")[1] == page  # blind: whatever the judge said
-        found._rows[found.items[0].id].update(choice="A", orders=["A", "A"])
-        first, second = found.items[0].answers[::-1] if found.items[0].flipped else found.items[0].answers
+        audit._rows[audit.items[0].id].update(choice="A", orders=["A", "A"])
+        first, second = audit.items[0].answers[::-1] if audit.items[0].flipped else audit.items[0].answers
         assert 0 < page.index(first) < page.index(second)
         token = re.search('name="token" value="([^"]+)"', page)[1]  # type: ignore[index]
         assert got(line, "GET", "/clip/0")[0] == 200 and got(line, "GET", "/clip/9")[0] == 404
         for bad in ({"token": "x"}, {"item": "9"}, {"item": "x"}, {"label": "A"}):
             assert got(line, "POST", "/label", {"token": token, "item": 0, "label": "first", **bad})[0] in (400, 403)
-        assert got(line, "GET", "/", Host="evil.example")[0] == 403 and found.labels == {}
+        assert got(line, "GET", "/", Host="evil.example")[0] == 403 and audit.labels == {}
         for place in range(3):
             assert got(line, "POST", "/label", {"token": token, "item": place, "label": "first"})[0] == 303
         status, page = got(line, "GET", "/")
         assert status == 200 and "Judge and person" in page and "only a hint" in page
 
-    served(found, act)
+    served(audit, act)
     assert "label here" in (printed := capsys.readouterr().out) and "drawn before" not in printed
     assert "3 pairs drawn, 3 labelled" in printed
     result = json.loads((run.root / "audit" / "result.json").read_text())
@@ -247,7 +247,7 @@ def test_the_page(run: Run, capsys: pytest.CaptureFixture[str]):
 
 def test_keys_press_the_buttons(run: Run):
     """1 to 4 on three pairs; no key with Ctrl, none that is held down, none beyond."""
-    found = Audit(run, 3, 0)
+    audit = Audit(run, 3, 0)
 
     def act(line: http.client.HTTPConnection) -> None:
         with chromium() as browser:
@@ -257,17 +257,17 @@ def test_keys_press_the_buttons(run: Run):
             page.keyboard.press("Control+1")
             page.evaluate("document.dispatchEvent(new KeyboardEvent('keydown', {key: '1', repeat: true}))")
             page.wait_for_timeout(300)
-            assert found.labels == {}
+            assert audit.labels == {}
             for key in "142":
                 with page.expect_navigation():
                     page.keyboard.press(key)
-            assert [found.labels[item.id] for item in found.items] == ["first", "skip", "second"]
+            assert [audit.labels[item.id] for item in audit.items] == ["first", "skip", "second"]
             page.goto(f"http://127.0.0.1:{line.port}/result")
             cells = page.locator("tbody td, tbody th").evaluate_all("all => all.map(e => e.getBoundingClientRect().right)")
             assert max(cells) <= 390  # nothing is cut at the right
             page.close()
 
-    served(found, act)
+    served(audit, act)
 
 
 def test_a_kept_sample_is_told_by_the_command(run: Run, capsys: pytest.CaptureFixture[str]):
@@ -278,7 +278,7 @@ def test_a_kept_sample_is_told_by_the_command(run: Run, capsys: pytest.CaptureFi
     audit_page.serve(Audit(run, 4, 5), 0, 60.0, lambda server: threading.Thread(target=server.shutdown).start())
     assert capsys.readouterr().out.startswith("2 pairs drawn before (seed 0) are used")
     assert main.main([*words, "--count", "4", "--seed", "5", "--redo"]) == 0
-    assert "4 pairs drawn, 0 labelled" in (told := capsys.readouterr().out) and "before" not in told
+    assert "4 pairs drawn, 0 labelled" in (output := capsys.readouterr().out) and "before" not in output
 
 
 def test_the_command(run: Run, capsys: pytest.CaptureFixture[str]):

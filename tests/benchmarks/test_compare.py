@@ -29,9 +29,9 @@ def marked(run: Run, title: str, values: Sequence[float], benchmark: str = "msvd
     """Marks of a model of the run, saved; its answers are made first where they are not there."""
     stage = f"benchmarks/{benchmark}/{title}"
     manifest = run.manifest(stage) or (tiny.finished(run, stage), run.manifest(stage))[1]
-    marks = tuple(Grade(f"q{n}", f"clip{n}", "accuracy", value) for n, value in enumerate(values))
+    grades = tuple(Grade(f"q{n}", f"clip{n}", "accuracy", value) for n, value in enumerate(values))
     model = {"run": run.root.name, "title": title, "answers": (manifest or {})["identity"]}
-    scores = replace(Scores(benchmark, "qa", "f" * 64, model, JUDGE, marks, {}), **changes)
+    scores = replace(Scores(benchmark, "qa", "f" * 64, model, JUDGE, grades, {}), **changes)
     save(run.root / "benchmarks" / benchmark / "scores", scores)
     return scores
 
@@ -66,20 +66,20 @@ class Workspace:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Workspace:
+def workspace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Workspace:
     return Workspace(tmp_path, capsys)
 
 
 # --- the runs' own test questions
 
 
-def test_own_test_questions_by_hand(desk: Workspace, tmp_path: Path):
+def test_own_test_questions_by_hand(workspace: Workspace, tmp_path: Path):
     """a: one of three right, b: two of three; a full stop and capitals are forgiven, nothing else is."""
-    asked = [("colour?", "red"), ("shape?", "a square"), ("where?", "left")]
-    with_own_test(desk.a, *[(*row, "", said) for row, said in zip(asked, ("Red.", "square", "right"), strict=True)])
-    with_own_test(desk.b, *[(*row, "", said) for row, said in zip(asked, ("red", "a square", "up"), strict=True)])
-    assert desk.compare("a:rlaif", "b:rlaif", "--out", str(tmp_path / "runs" / "out"))[0] == 0
-    (table,) = desk.table("out")["tables"]
+    questions = [("colour?", "red"), ("shape?", "a square"), ("where?", "left")]
+    with_own_test(workspace.a, *[(*row, "", answer) for row, answer in zip(questions, ("Red.", "square", "right"), strict=True)])
+    with_own_test(workspace.b, *[(*row, "", answer) for row, answer in zip(questions, ("red", "a square", "up"), strict=True)])
+    assert workspace.compare("a:rlaif", "b:rlaif", "--out", str(tmp_path / "runs" / "out"))[0] == 0
+    (table,) = workspace.table("out")["tables"]
     (judge,) = table["tables"]
     assert [row["cells"]["accuracy"]["mean"] for row in judge["rows"]] == [pytest.approx(1 / 3), pytest.approx(2 / 3)]
     change = judge["differences"][0]["changes"]["accuracy"]
@@ -87,40 +87,43 @@ def test_own_test_questions_by_hand(desk: Workspace, tmp_path: Path):
 
 
 @pytest.mark.parametrize("other", [("hue?", "red"), ("colour?", "blue")])
-def test_other_test_questions_are_not_compared(desk: Workspace, other: tuple[str, str]):
-    with_own_test(desk.a, ("colour?", "red", "red", "red"))
-    with_own_test(desk.b, (*other, "red", "red"))
-    code, told = desk.compare("a", "b")
-    assert code == 2 and "a and b: nothing to compare" in told and "the two files differ" in told
+def test_other_test_questions_are_not_compared(workspace: Workspace, other: tuple[str, str]):
+    with_own_test(workspace.a, ("colour?", "red", "red", "red"))
+    with_own_test(workspace.b, (*other, "red", "red"))
+    code, output = workspace.compare("a", "b")
+    assert code == 2 and "a and b: nothing to compare" in output and "the two files differ" in output
 
 
 # --- what cannot be compared, in words
 
 
-def test_other_judges_are_named_side_by_side(desk: Workspace):
-    first, second = marked(desk.a, "sft", [1, 0]), marked(desk.b, "sft", [1, 1], judge=replace(JUDGE, name="other", version="7"))
+def test_other_judges_are_named_side_by_side(workspace: Workspace):
+    first, second = (
+        marked(workspace.a, "sft", [1, 0]),
+        marked(workspace.b, "sft", [1, 1], judge=replace(JUDGE, name="other", version="7")),
+    )
     tables, notes = compared([first], [second], ("a", "b"))
     names = "exact match (exact), version 1 on one side and by other (exact), version 7 on the other"
     assert tables == [] and notes == [f"msvd: graded by {names}"]
 
 
-def test_other_files_of_a_benchmark_differ(desk: Workspace):
-    other = marked(desk.b, "sft", [1], sha256="e" * 64)
-    _, notes = compared([marked(desk.a, "sft", [1])], [other], ("a", "b"))
+def test_other_files_of_a_benchmark_differ(workspace: Workspace):
+    other = marked(workspace.b, "sft", [1], sha256="e" * 64)
+    _, notes = compared([marked(workspace.a, "sft", [1])], [other], ("a", "b"))
     assert notes == ["msvd: the two files differ"]
 
 
-def test_nothing_in_common_is_said_so(desk: Workspace):
-    code, told = desk.compare("a", "b")
-    assert code == 2 and "a and b: nothing to compare (they have no benchmark and no finished stage evaluate in common)" in told
+def test_nothing_in_common_is_said_so(workspace: Workspace):
+    code, output = workspace.compare("a", "b")
+    assert code == 2 and "a and b: nothing to compare (they have no benchmark and no finished stage evaluate in common)" in output
 
 
-def test_what_one_side_alone_has_is_told(desk: Workspace):
+def test_what_one_side_alone_has_is_told(workspace: Workspace):
     """A benchmark, a judge, a file and a model that the other side lacks, beside what both have."""
     other = replace(JUDGE, name="other", version="7")
-    a = [marked(desk.a, "sft", [1, 0]), marked(desk.a, "rlaif", [1, 1]), marked(desk.a, "sft", [1], "tgif")]
-    a += [marked(desk.a, "sft", [1], judge=other), marked(desk.a, "sft", [1], sha256="e" * 64)]
-    b = [marked(desk.b, "sft", [1, 1]), marked(desk.b, "sft", [0], "anet")]
+    a = [marked(workspace.a, "sft", [1, 0]), marked(workspace.a, "rlaif", [1, 1]), marked(workspace.a, "sft", [1], "tgif")]
+    a += [marked(workspace.a, "sft", [1], judge=other), marked(workspace.a, "sft", [1], sha256="e" * 64)]
+    b = [marked(workspace.b, "sft", [1, 1]), marked(workspace.b, "sft", [0], "anet")]
     tables, notes = compared(a, b, ("a", "b"))
     assert [(t["benchmark"], len(t["tables"]), len(t["tables"][0]["differences"])) for t in tables] == [("msvd", 1, 1)]
     assert sorted(notes) == [
@@ -138,32 +141,32 @@ def test_what_one_side_alone_has_is_told(desk: Workspace):
 @pytest.mark.parametrize(
     ("first", "second"), [("a", "a"), ("a", "a:sft"), ("a:sft", "a"), ("a/", "a"), ("a/:sft", "a:sft"), ("b/../a", "a")]
 )
-def test_a_run_is_not_compared_with_itself(desk: Workspace, first: str, second: str):
-    marked(desk.a, "sft", [1, 0])
-    code, told = desk.compare(first, second)
-    assert code == 2 and f"{first} and {second}: " in told and "the same on both sides" in told
+def test_a_run_is_not_compared_with_itself(workspace: Workspace, first: str, second: str):
+    marked(workspace.a, "sft", [1, 0])
+    code, output = workspace.compare(first, second)
+    assert code == 2 and f"{first} and {second}: " in output and "the same on both sides" in output
 
 
-def test_the_files_lie_beside_the_runs(desk: Workspace):
-    marked(desk.a, "sft", [1, 0])
-    marked(desk.a, "rlaif", [1, 1])
-    code, told = desk.compare("a/:sft", "a:rlaif")
-    assert code == 0 and f"comparison: {desk.runs / 'compare-a-sft-a-rlaif' / 'compare.html'}" in told
-    assert (desk.runs / "compare-a-sft-a-rlaif" / "compare.md").is_file()
+def test_the_files_lie_beside_the_runs(workspace: Workspace):
+    marked(workspace.a, "sft", [1, 0])
+    marked(workspace.a, "rlaif", [1, 1])
+    code, output = workspace.compare("a/:sft", "a:rlaif")
+    assert code == 0 and f"comparison: {workspace.runs / 'compare-a-sft-a-rlaif' / 'compare.html'}" in output
+    assert (workspace.runs / "compare-a-sft-a-rlaif" / "compare.md").is_file()
 
 
 # --- marks
 
 
-def test_marks_of_answers_that_were_made_again_are_left_out(desk: Workspace):
-    marked(desk.a, "sft", [1, 0])
-    marked(desk.a, "rlaif", [1, 1])
-    assert [scores.model["title"] for scores in load_all(desk.a, "msvd")] == ["sft", "rlaif"]
-    desk.a.set_aside("benchmarks/msvd/sft")
-    assert [scores.model["title"] for scores in load_all(desk.a, "msvd")] == ["rlaif"]
-    with desk.a.stage("benchmarks/msvd/sft", {"answered": "again"}) as out:
+def test_marks_of_answers_that_were_made_again_are_left_out(workspace: Workspace):
+    marked(workspace.a, "sft", [1, 0])
+    marked(workspace.a, "rlaif", [1, 1])
+    assert [scores.model["title"] for scores in load_all(workspace.a, "msvd")] == ["sft", "rlaif"]
+    workspace.a.set_aside("benchmarks/msvd/sft")
+    assert [scores.model["title"] for scores in load_all(workspace.a, "msvd")] == ["rlaif"]
+    with workspace.a.stage("benchmarks/msvd/sft", {"answered": "again"}) as out:
         assert out is not None
-    assert [scores.model["title"] for scores in load_all(desk.a, "msvd")] == ["rlaif"]
+    assert [scores.model["title"] for scores in load_all(workspace.a, "msvd")] == ["rlaif"]
 
 
 @pytest.mark.parametrize(
@@ -193,34 +196,34 @@ def test_hits_by_rank(kind: str, rank: int, hits: dict[str, int]):
 # --- examples of a page
 
 
-def test_examples_are_those_of_the_last_model(desk: Workspace):
+def test_examples_are_those_of_the_last_model(workspace: Workspace):
     """The first model is wrong where the last is right: the worst and the best are the last one's."""
     items = tuple(Item(f"q{n}", "qa", f"clip{n}", "", (f"question {n}?",), f"truth {n}") for n in range(2))
 
-    def said(title: str) -> Any:
+    def write_answers(title: str) -> Any:
         lines = [{"id": item.id, "said": [f"{title} says {item.id}"]} for item in items]
         return lambda path: tiny.write_lines(path / "answers.jsonl", lines)
 
     for title in ("sft", "rlaif"):
-        tiny.finished(desk.a, f"benchmarks/msvd/{title}", said(title))
-    shown = [marked(desk.a, "sft", [0, 1]), marked(desk.a, "rlaif", [1, 0])]
-    write_tables(desk.a, Benchmark("msvd", KIND["qa"], items, "f" * 64), shown, 5.0)
-    page = (desk.a.root / "benchmarks" / "msvd" / "table.html").read_text()
+        tiny.finished(workspace.a, f"benchmarks/msvd/{title}", write_answers(title))
+    results = [marked(workspace.a, "sft", [0, 1]), marked(workspace.a, "rlaif", [1, 0])]
+    write_tables(workspace.a, Benchmark("msvd", KIND["qa"], items, "f" * 64), results, 5.0)
+    page = (workspace.a.root / "benchmarks" / "msvd" / "table.html").read_text()
     worst, best = page.index('id="worst"'), page.index('id="best"')
     assert worst < page.index("question 1?") < best < page.index("question 0?")
     assert "sft says q1" in page and "rlaif says q1" in page
 
 
-def test_an_example_names_the_judge_where_there_are_several(desk: Workspace):
+def test_an_example_names_the_judge_where_there_are_several(workspace: Workspace):
     items = (Item("q0", "qa", "clip0", "", ("what?",), "x"), Item("q1", "qa", "clip1", "", ("who?",), "y"))
     lines = [{"id": item.id, "said": ["z"]} for item in items]
-    tiny.finished(desk.a, "benchmarks/msvd/sft", lambda path: tiny.write_lines(path / "answers.jsonl", lines))
-    page = desk.a.root / "benchmarks" / "msvd" / "table.html"
-    one = marked(desk.a, "sft", [0, 1])
-    write_tables(desk.a, Benchmark("msvd", KIND["qa"], items, "f" * 64), [one], 5.0)
+    tiny.finished(workspace.a, "benchmarks/msvd/sft", lambda path: tiny.write_lines(path / "answers.jsonl", lines))
+    page = workspace.a.root / "benchmarks" / "msvd" / "table.html"
+    one = marked(workspace.a, "sft", [0, 1])
+    write_tables(workspace.a, Benchmark("msvd", KIND["qa"], items, "f" * 64), [one], 5.0)
     assert "accuracy 0</b>" in page.read_text()
-    two = marked(desk.a, "sft", [0, 1], judge=JudgeName("hf", "tiny", "v", "p"))
-    write_tables(desk.a, Benchmark("msvd", KIND["qa"], items, "f" * 64), [two], 5.0)
+    two = marked(workspace.a, "sft", [0, 1], judge=JudgeName("hf", "tiny", "v", "p"))
+    write_tables(workspace.a, Benchmark("msvd", KIND["qa"], items, "f" * 64), [two], 5.0)
     assert "accuracy 0, by tiny (hf)</b>" in page.read_text()
 
 

@@ -19,8 +19,8 @@ from tests.fixtures.browser import chromium
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
+    with chromium() as instance:
+        yield instance
 
 
 @pytest.fixture(scope="module")

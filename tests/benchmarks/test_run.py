@@ -22,7 +22,7 @@ from minirlaif import config
 from minirlaif.benchmarks import layouts, models, tables
 from minirlaif.benchmarks import run as evaluation
 from minirlaif.cli import main
-from minirlaif.inference import engine as talk
+from minirlaif.inference import engine as chat_engine
 from minirlaif.inference.engine import LoadedClip
 from minirlaif.judges import rubric
 from minirlaif.models import generation, loading
@@ -123,9 +123,9 @@ def test_every_layout(name: str, home: Home, capsys: pytest.CaptureFixture[str])
     more = ["--readout", "likelihood"] if name == "nextqa" else []
     assert home.call(source, "--model", "base", *more) == 0
     table = home.table(name)
-    found = cells(table)
-    assert list(found) == metrics
-    for metric, cell in found.items():
+    result = cells(table)
+    assert list(result) == metrics
+    for metric, cell in result.items():
         assert metric == "mean" or (cell["rows"] == cell["marked"] == 20 and cell["low"] <= cell["mean"] <= cell["high"])
     assert f"table: {home.runs / 'a' / 'benchmarks' / name / 'table.html'}" in capsys.readouterr().out
     folder = home.runs / "a" / "benchmarks" / name / "base"
@@ -133,10 +133,10 @@ def test_every_layout(name: str, home: Home, capsys: pytest.CaptureFixture[str])
         for path in folder.glob("*qa.json"):
             assert len(official_input(path.name, json.loads(path.read_text()))) == 20
     if name == "msrvtt":  # twenty rows are about seven clips: the right one is among the first ten, whatever the model knows
-        assert found["r10"]["mean"] == 1.0 and found["r1"]["mean"] <= found["r5"]["mean"]
+        assert result["r10"]["mean"] == 1.0 and result["r1"]["mean"] <= result["r5"]["mean"]
         assert {len(row["ranked"]) for row in json.loads((folder / "retrieval.json").read_text())} == {7}
     if name == "hmdb51":  # two classes
-        assert found["top5"]["mean"] == 1.0
+        assert result["top5"]["mean"] == 1.0
     if name == "videomme":
         (row,) = table["tables"][0]["rows"]
         assert table["tables"][0]["judge"]["kind"] == "letter" and set(row["without_mark"]) <= {"names no option"}
@@ -168,8 +168,10 @@ def test_clips_that_their_benchmark_counts(
     assert home.call(source, "--videos", str(videos), "--model", "sft") == 0
     assert home.call(benchmark_files.merged(tmp_path / f"plain-{name}.json", home.rows), "--model", "sft") == 0
     rows = [json.loads((home.runs / "a" / "benchmarks" / b / "sft" / "qa.json").read_text()) for b in (name, f"plain-{name}")]
-    told = [[(row["question"], row["answer"], row["pred"]) for row in side] for side in rows]
-    assert len(told[0]) == 20 and sorted(told[0]) == sorted((q.removeprefix("<image>\n"), a, p) for q, a, p in told[1])
+    contents = [[(row["question"], row["answer"], row["pred"]) for row in side] for side in rows]
+    assert len(contents[0]) == 20 and sorted(contents[0]) == sorted(
+        (q.removeprefix("<image>\n"), a, p) for q, a, p in contents[1]
+    )
     assert cells(home.table(name)) == cells(home.table(f"plain-{name}"))
     assert f"benchmark {name}: qa, 20 rows about" in capsys.readouterr().out
 
@@ -189,7 +191,7 @@ def test_letters_and_likelihoods_of_one_model_stand_side_by_side(home: Home, tmp
 
 
 def test_as_likely_as_all_others_is_not_right(home: Home, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(models.SessionModel, "likelihoods", lambda self, told: [-1.0] * len(told))
+    monkeypatch.setattr(models.SessionModel, "likelihoods", lambda self, candidates: [-1.0] * len(candidates))
     assert home.call(benchmark_files.choice(tmp_path / "tied.json", home.rows), "--model", "base", "--readout", "likelihood") == 0
     assert cells(home.table("tied"))["accuracy"]["mean"] == 0.0
 
@@ -198,9 +200,9 @@ def test_as_likely_as_all_others_is_not_right(home: Home, tmp_path: Path, monkey
 def test_a_likelihood_that_is_no_number_gives_no_mark(value: float, home: Home, tmp_path: Path, monkeypatch):
     """Neither a hit nor a miss, and no letter of a reply that nobody gave."""
 
-    def likelihoods(self: Any, told: Any) -> list[float]:
-        broken = told[0][1] == home.rows[3]["question"]
-        return [value if broken and number == 1 else -float(number) for number in range(len(told))]
+    def likelihoods(self: Any, candidates: Any) -> list[float]:
+        broken = candidates[0][1] == home.rows[3]["question"]
+        return [value if broken and number == 1 else -float(number) for number in range(len(candidates))]
 
     monkeypatch.setattr(models.SessionModel, "likelihoods", likelihoods)
     source = benchmark_files.choice(tmp_path / f"likelihood{value}.json", home.rows)
@@ -226,7 +228,7 @@ def test_predictions_about_all_rows_serve_a_part_of_them(home: Home, tmp_path: P
 
 
 def test_likelihoods_that_are_all_no_numbers_are_not_called_letters(home: Home, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(models.SessionModel, "likelihoods", lambda self, told: [math.nan] * len(told))
+    monkeypatch.setattr(models.SessionModel, "likelihoods", lambda self, candidates: [math.nan] * len(candidates))
     source = benchmark_files.choice(tmp_path / "nothing.json", home.rows)
     assert home.call(source, "--model", "base", "--readout", "likelihood") == 0
     (table,) = home.table("nothing")["tables"]
@@ -278,17 +280,17 @@ def test_every_judge(kind: str, home: Home, judged: dict[str, Path], tmp_path: P
             assert [home.call(source, "--model", "base", *flags(kind, tmp_path, url)) for source in judged.values()] == [0, 0]
     else:
         assert [home.call(source, "--model", "base", *flags(kind, tmp_path, "")) for source in judged.values()] == [0, 0]
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name, metrics in (("five", 6), ("msvd_qa", 2)):
         tables = [each for each in home.table(name)["tables"] if each["judge"]["kind"] == kind]
-        (found,) = [row["cells"] for each in tables for row in each["rows"]]
-        assert len(found) == metrics and all(cell["rows"] == cell["marked"] for cell in found.values())
+        (row_cells,) = [row["cells"] for each in tables for row in each["rows"]]
+        assert len(row_cells) == metrics and all(cell["rows"] == cell["marked"] for cell in row_cells.values())
         if kind in ("hf", "gguf", "openai"):
-            assert {m: c["mean"] for m, c in found.items()} == {m: 1.0 if m == "accuracy" else 4.0 for m in found}
+            assert {m: c["mean"] for m, c in row_cells.items()} == {m: 1.0 if m == "accuracy" else 4.0 for m in row_cells}
             assert tables[0]["judge"]["dates"] and tables[0]["judge"]["prompt"]
     if kind in ("hf", "gguf", "openai"):
-        asked = re.findall(r"judge parrot\S*: (\d+) questions, 0 replies kept, (\d+) to ask", told)
-        assert len(asked) == 2 and all(first == second for first, second in asked) and 80 <= int(asked[0][0]) <= 100
+        counts = re.findall(r"judge parrot\S*: (\d+) questions, 0 replies kept, (\d+) to ask", output)
+        assert len(counts) == 2 and all(first == second for first, second in counts) and 80 <= int(counts[0][0]) <= 100
 
 
 def test_judges_never_share_a_column(home: Home, judged: dict[str, Path], tmp_path: Path):
@@ -306,8 +308,8 @@ def test_rows_without_a_mark_are_told(home: Home, judged: dict[str, Path], serve
     """Every third reply is no mark, twice over; one row is refused."""
 
     def act(handler: Any, body: dict[str, Any]) -> None:
-        asked = body["messages"][1]["content"]
-        number = next(n for n, row in enumerate(home.rows) if row["question"] in asked and f": {row['answer']}" in asked)
+        prompt = body["messages"][1]["content"]
+        number = next(n for n, row in enumerate(home.rows) if row["question"] in prompt and f": {row['answer']}" in prompt)
         if number == 1:
             endpoints.send(handler, b"too long", 400)
         else:
@@ -316,15 +318,15 @@ def test_rows_without_a_mark_are_told(home: Home, judged: dict[str, Path], serve
     server = serve(act)
     words = ["--judge", "openai:third", "--judge-set", f"url={server.url}", "retries=0"]
     assert home.call(judged["msvd_qa"], "--model", "base", *words) == 0
-    (found,) = [each for each in home.table("msvd_qa")["tables"] if each["judge"]["name"] == "third"]
-    row = found["rows"][0]
+    (result,) = [each for each in home.table("msvd_qa")["tables"] if each["judge"]["name"] == "third"]
+    row = result["rows"][0]
     lost = row["cells"]["accuracy"]["rows"] - row["cells"]["accuracy"]["marked"]
     assert lost >= 3 and row["cells"]["accuracy"]["mean"] == 1.0
     assert row["cells"]["accuracy"]["worst"] == pytest.approx((20 - lost) / 20) and row["cells"]["accuracy"]["best"] == 1.0
     assert sum(row["without_mark"].values()) == 2 * lost  # under accuracy and under score
     assert set(row["without_mark"]) == {"unreadable", "refused"}
-    told = capsys.readouterr().out
-    assert "could not be read" in told and f"{lost} of 20 rows have no grade" in told
+    output = capsys.readouterr().out
+    assert "could not be read" in output and f"{lost} of 20 rows have no grade" in output
 
 
 def test_faults_of_a_server_leave_the_table_as_it_is(home: Home, judged: dict[str, Path], serve):
@@ -346,7 +348,7 @@ def test_faults_of_a_server_leave_the_table_as_it_is(home: Home, judged: dict[st
     faults = [lambda h, _, code=code: endpoints.send(h, b"no", code) for code in (429, 500, 503)]
     faults += [lambda h, _, data=data: endpoints.send(h, data) for data in (b"<html>", b'{"choices": []}')]
     faults += [cut, silent]
-    found = {}
+    result = {}
     for name, acts in (("flaky", [act for fault in faults for act in (fault, marked)]), ("sound", [marked])):
         server = serve(*acts)
         words = [
@@ -360,9 +362,9 @@ def test_faults_of_a_server_leave_the_table_as_it_is(home: Home, judged: dict[st
         ]
         assert home.call(judged["msvd_qa"], "--model", "base", *words) == 0
         (table,) = [each for each in home.table("msvd_qa")["tables"] if each["judge"]["name"] == name]
-        found[name] = table["rows"][0]["cells"], len(server.bodies)
-    assert found["flaky"][0] == found["sound"][0] and found["sound"][0]["score"]["marked"] == 20
-    assert found["flaky"][1] == found["sound"][1] + len(faults)
+        result[name] = table["rows"][0]["cells"], len(server.bodies)
+    assert result["flaky"][0] == result["sound"][0] and result["sound"][0]["score"]["marked"] == 20
+    assert result["flaky"][1] == result["sound"][1] + len(faults)
 
 
 def test_a_judge_that_says_nothing_of_use_fails_after_the_tables(home: Home, judged: dict[str, Path], serve, capsys):
@@ -373,8 +375,8 @@ def test_a_judge_that_says_nothing_of_use_fails_after_the_tables(home: Home, jud
     assert "table.html" in printed.out
     complaint = f"judge vague: none of its {len(server.bodies)} replies could be read, the last one was 'I would say 4'; "
     assert complaint in printed.err and len(server.bodies) > 20  # each row twice, but equal rows once
-    (found,) = [each for each in home.table("msvd_qa")["tables"] if each["judge"]["name"] == "vague"]
-    assert found["rows"][0]["cells"]["accuracy"]["marked"] == 0
+    (result,) = [each for each in home.table("msvd_qa")["tables"] if each["judge"]["name"] == "vague"]
+    assert result["rows"][0]["cells"]["accuracy"]["marked"] == 0
 
 
 def test_a_judge_that_is_not_there_is_told_before_models_answer(home: Home, judged: dict[str, Path], monkeypatch, capsys):
@@ -421,18 +423,20 @@ def test_killed_while_judging_asks_only_for_what_is_missing(home: Home, judged: 
     time.sleep(0.3)  # requests that were under way are counted too
     before = len(server.bodies)
     assert main.main(elsewhere) == 0
-    questions, kept, rest = map(
+    questions, kept, missing = map(
         int, re.search(r"(\d+) questions, (\d+) replies kept, (\d+) to ask", capsys.readouterr().out).groups()
     )
-    asked = [json.dumps(body["messages"]) for body in server.bodies]
-    assert len(set(asked)) == questions and len(asked) - before == rest == questions - kept
+    prompts = [json.dumps(body["messages"]) for body in server.bodies]
+    assert len(set(prompts)) == questions and len(prompts) - before == missing == questions - kept
     assert 0 <= before - kept <= 4  # four requests at once may each have had a reply on its way that nobody was there to keep
     assert kept > 20
     killed = json.loads((runs / "a" / "benchmarks" / "five" / "table.json").read_text())
     assert main.main(words) == 0  # in another folder of runs: everything asked anew, never killed
-    whole = home.table("five")
-    found = [[t["rows"][0]["cells"] for t in table["tables"] if t["judge"]["name"] == "slow"] for table in (killed, whole)]
-    assert found[0] == found[1] and len(found[0]) == 1
+    uninterrupted = home.table("five")
+    result = [
+        [t["rows"][0]["cells"] for t in table["tables"] if t["judge"]["name"] == "slow"] for table in (killed, uninterrupted)
+    ]
+    assert result[0] == result[1] and len(result[0]) == 1
     count = len(server.bodies)
     assert main.main(words) == 0 and len(server.bodies) == count  # a re-run costs nothing
 
@@ -471,11 +475,11 @@ def test_models_of_every_kind(home: Home, tmp_path: Path, capsys: pytest.Capture
     folder = shutil.copytree(TINY, tmp_path / "copy")
     adapter = home.runs / "a" / "ppo" / "adapter"
     assert home.call(source, "--model", "base", "sft", "rlaif", str(adapter), str(folder)) == 0
-    said = {
+    texts = {
         path.parent.name: [line["said"] for line in map(json.loads, path.read_text().splitlines())]
         for path in (home.runs / "a" / "benchmarks" / "kinds").glob("*/answers.jsonl")
     }
-    assert said["ppo-adapter"] == said["rlaif"] != said["sft"] != said["base"] == said["copy"]
+    assert texts["ppo-adapter"] == texts["rlaif"] != texts["sft"] != texts["base"] == texts["copy"]
     (table,) = home.table("kinds")["tables"]
     assert [row["model"] for row in table["rows"]] == ["a base", "a sft", "a rlaif", "a copy", "a ppo-adapter"]
     names = [(change["first"], change["second"]) for change in table["differences"]]
@@ -484,15 +488,15 @@ def test_models_of_every_kind(home: Home, tmp_path: Path, capsys: pytest.Capture
     wanted = {"rows": 20, "left_out": 0, "mean": 0.0, "low": 0.0, "high": 0.0, "p": 1.0, "clips": 7}
     assert same["changes"]["accuracy"] == wanted
     assert main.main(["compare", "a:rlaif", "a:ppo-adapter", "--runs-dir", str(home.runs), "--out", str(tmp_path / "out")]) == 0
-    found = json.loads((tmp_path / "out" / "compare.json").read_text())
-    (table,) = [t for t in found["tables"] if t["benchmark"] == "kinds"]
+    result = json.loads((tmp_path / "out" / "compare.json").read_text())
+    (table,) = [t for t in result["tables"] if t["benchmark"] == "kinds"]
     assert table["tables"][0]["differences"][0]["changes"]["accuracy"] == wanted
 
 
 class Echo:
     """An engine that says what it is asked; see ChatEngine."""
 
-    models, title, frames, sampling = ("rlaif", "sft"), "echo.gguf", 4, talk.SamplingParams()
+    models, title, frames, sampling = ("rlaif", "sft"), "echo.gguf", 4, chat_engine.SamplingParams()
 
     def __init__(self, *where: Any, **how: Any) -> None:
         self.loaded: list[str] = []
@@ -505,7 +509,7 @@ class Echo:
         return LoadedClip(video, 1.0, (0.5,), None, 1.0, video)  # type: ignore[arg-type]
 
     def stream(
-        self, clip: LoadedClip, turns: Any, question: str, sampling: talk.SamplingParams, model: str = ""
+        self, clip: LoadedClip, turns: Any, question: str, sampling: chat_engine.SamplingParams, model: str = ""
     ) -> Iterator[str]:
         assert sampling.temperature == 0 and not turns
         yield from (f"{model or 'first'} ", f"{Path(clip.video).stem} ", question)
@@ -521,7 +525,7 @@ def test_an_engine_answers_through_the_same_command(home: Home, monkeypatch, tmp
     source = benchmark_files.merged(tmp_path / "engine.json", home.rows)
     (tmp_path / "tiny-Q8_0.gguf").write_bytes(b"GGUF")
     engine = Echo()
-    monkeypatch.setattr(models, "_gguf_engine", lambda entry: engine)
+    monkeypatch.setattr(models, "_gguf_engine", lambda spec: engine)
     assert home.call(source, "--model", f"{tmp_path / 'tiny-Q8_0.gguf'}:sft") == 0
     folder = home.runs / "a" / "benchmarks" / "engine" / "tiny-q8_0.gguf-sft"
     rows = json.loads((folder / "qa.json").read_text())
@@ -540,7 +544,7 @@ def test_an_engine_looks_once_at_a_clip_whose_rows_are_apart(home: Home, monkeyp
     source = benchmark_files.merged(tmp_path / "apart.json", rows)
     (tmp_path / "one.gguf").write_bytes(b"GGUF")
     engine = Echo()
-    monkeypatch.setattr(models, "_gguf_engine", lambda entry: engine)
+    monkeypatch.setattr(models, "_gguf_engine", lambda spec: engine)
     assert home.call(source, "--model", str(tmp_path / "one.gguf")) == 0
     assert len(engine.loaded) == len(set(engine.loaded)) < 20
 
@@ -557,7 +561,7 @@ def export(tmp_path: Path) -> Path:
     return folder
 
 
-def said(home: Home, name: str) -> dict[str, list[str]]:
+def predicted_texts(home: Home, name: str) -> dict[str, list[str]]:
     """What each model said, row by row."""
     return {
         path.parent.name: [row["pred"] for row in json.loads(path.read_text())]
@@ -572,9 +576,9 @@ def test_exported_files_and_the_model_that_they_are_of(home: Home, export: Path,
         source = benchmark_files.merged(tmp_path / f"real{frames}.json", home.rows)
         models = ["base", str(export / "text.gguf"), str(export / "other.gguf"), f"{export / 'text.gguf'}:sft"]
         assert home.call(source, "--model", *models, *more) == 0
-        found = said(home, f"real{frames}")
-        assert found["text.gguf"] == found["base"] and len(set(found["base"])) > 3
-        assert found["other.gguf"] != found["base"] != found["text.gguf-sft"]
+        texts = predicted_texts(home, f"real{frames}")
+        assert texts["text.gguf"] == texts["base"] and len(set(texts["base"])) > 3
+        assert texts["other.gguf"] != texts["base"] != texts["text.gguf-sft"]
         (table,) = home.table(f"real{frames}")["tables"]
         (change,) = [c for c in table["differences"] if (c["first"], c["second"]) == ("a base", "a text.gguf")]
         score = change["changes"]["score"]
@@ -583,7 +587,7 @@ def test_exported_files_and_the_model_that_they_are_of(home: Home, export: Path,
         assert other["changes"]["score"]["low"] <= other["changes"]["score"]["mean"] <= other["changes"]["score"]["high"]
         manifest = json.loads((home.runs / "a" / "benchmarks" / f"real{frames}" / "text.gguf" / "manifest.json").read_text())
         assert manifest["config"]["frames"] == frames
-    assert said(home, "real2")["text.gguf"] != said(home, "real4")["text.gguf"]
+    assert predicted_texts(home, "real2")["text.gguf"] != predicted_texts(home, "real4")["text.gguf"]
     assert "different numbers of frames" not in capsys.readouterr().out
     assert home.call(tmp_path / "real4.json", "--model", str(export / "text.gguf"), "--set", "video.frames=2") == 2
     assert "frames 4 -> 2" in capsys.readouterr().err
@@ -673,8 +677,8 @@ def test_predictions_need_no_clips_and_a_folder_of_this_program_is_one_of_predic
 
 
 def cells_of(table: dict[str, Any], judge: str) -> list[dict[str, Any]]:
-    (found,) = [each for each in table["tables"] if each["judge"]["kind"] == judge]
-    return found["rows"]
+    (result,) = [each for each in table["tables"] if each["judge"]["kind"] == judge]
+    return result["rows"]
 
 
 def test_rows_without_a_prediction_stay_in_the_table(home: Home, serve, tmp_path: Path):
@@ -688,8 +692,8 @@ def test_rows_without_a_prediction_stay_in_the_table(home: Home, serve, tmp_path
     assert row["without_mark"] == {"not in the file of predictions": 10}
 
     source = benchmark_files.choice(tmp_path / "somemc.json", home.rows)
-    told = [{**row, "pred": row["answer"]} for row in json.loads(source.read_text())[:15]]
-    benchmark_files.put(tmp_path / "mc-p.json", told)
+    answered = [{**row, "pred": row["answer"]} for row in json.loads(source.read_text())[:15]]
+    benchmark_files.put(tmp_path / "mc-p.json", answered)
     assert home.call(source, "--predictions", str(tmp_path / "mc-p.json"), "--model", "others") == 0
     (row,) = cells_of(home.table("somemc"), "letter")
     assert (row["cells"]["accuracy"]["rows"], row["cells"]["accuracy"]["marked"], row["cells"]["accuracy"]["mean"]) == (
@@ -847,15 +851,15 @@ def test_compare(home: Home, tmp_path: Path, capsys):
     shutil.copytree(home.runs / "a", home.runs / "b", ignore=shutil.ignore_patterns("cache"))
     out = ["--runs-dir", str(home.runs), "--out", str(tmp_path / "out")]
     assert main.main(["compare", "a:sft", "a:rlaif", *out]) == 0
-    found = json.loads((tmp_path / "out" / "compare.json").read_text())
-    (table,) = [t for t in found["tables"] if t["benchmark"] == "common"]
+    result = json.loads((tmp_path / "out" / "compare.json").read_text())
+    (table,) = [t for t in result["tables"] if t["benchmark"] == "common"]
     (change,) = table["tables"][0]["differences"]
     assert (change["first"], change["second"]) == ("a sft", "a rlaif") and change["changes"]["accuracy"]["rows"] == 20
     assert (tmp_path / "out" / "compare.html").read_text().startswith("<!doctype html>")
     assert "a rlaif minus a sft" in capsys.readouterr().out
     assert main.main(["compare", "a", "b", *out]) == 0
-    found = json.loads((tmp_path / "out" / "compare.json").read_text())
-    (table,) = [t for t in found["tables"] if t["benchmark"] == "common"]
+    result = json.loads((tmp_path / "out" / "compare.json").read_text())
+    (table,) = [t for t in result["tables"] if t["benchmark"] == "common"]
     assert [c["changes"]["accuracy"]["mean"] for c in table["tables"][0]["differences"]] == [0.0, 0.0]
     for words, complaint in (
         (["a", "nowhere"], "no such run folder"),

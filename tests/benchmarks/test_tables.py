@@ -20,9 +20,9 @@ from minirlaif.feedback.text_judge import JudgeName
 JUDGE = JudgeName("openai", "judge", "v1", "abc", ("2026-01-01", "2026-01-02"))
 
 
-def scores(title: str, marks: list[Grade], judge: JudgeName = JUDGE, **changes: Any) -> Scores:
+def scores(title: str, grades: list[Grade], judge: JudgeName = JUDGE, **changes: Any) -> Scores:
     model = {"run": "r", "title": title, "answers": "id"}
-    return replace(Scores("videoinstruct", "videoinstruct", "f" * 64, model, judge, tuple(marks), {"asked": 1}), **changes)
+    return replace(Scores("videoinstruct", "videoinstruct", "f" * 64, model, judge, tuple(grades), {"asked": 1}), **changes)
 
 
 def rows(metric: str, *values: float | None, why: str = "unreadable: not a JSON object: 'x'") -> list[Grade]:
@@ -42,12 +42,12 @@ FIVE = {
 
 
 def five() -> list[Grade]:
-    return [mark for metric, values in FIVE.items() for mark in rows(metric, *map(float, values))]
+    return [grade for metric, values in FIVE.items() for grade in rows(metric, *map(float, values))]
 
 
 def test_the_five_metrics_and_their_mean():
-    found = cells(scores("m", five()))
-    assert {name: cell.mean for name, cell in found.items()} == {
+    result = cells(scores("m", five()))
+    assert {name: cell.mean for name, cell in result.items()} == {
         "correctness": 3.0,
         "detail": 2.5,
         "context": 4.25,
@@ -55,7 +55,7 @@ def test_the_five_metrics_and_their_mean():
         "consistency": 2.5,
         "mean": 2.75,  # (3 + 2.5 + 4.25 + 1.5 + 2.5) / 5, not the mean of all 16 marks, which is 47 / 16 = 2.9375
     }
-    assert all(cell.rows == cell.marked for cell in found.values()) and found["mean"].rows == 16
+    assert all(cell.rows == cell.marked for cell in result.values()) and result["mean"].rows == 16
 
 
 def test_the_papers_own_mean():
@@ -66,20 +66,20 @@ def test_the_papers_own_mean():
 
 
 def test_four_metrics_have_no_mean_of_five():
-    assert "mean" not in cells(scores("m", [mark for mark in five() if mark.metric != "temporal"]))
+    assert "mean" not in cells(scores("m", [grade for grade in five() if grade.metric != "temporal"]))
 
 
 def test_rows_without_a_mark_are_counted_and_bounded():
-    found = scores("m", rows("correctness", 4.0, None, 2.0, None))
-    cell = cells(found)["correctness"]
+    result = scores("m", rows("correctness", 4.0, None, 2.0, None))
+    cell = cells(result)["correctness"]
     assert (cell.rows, cell.marked, cell.mean) == (4, 2, 3.0)
     assert (cell.worst, cell.best) == (1.5, 4.0)  # 6 / 4, and (6 + 5 + 5) / 4
-    assert why_ungraded(found) == {"unreadable": 2}
+    assert why_ungraded(result) == {"unreadable": 2}
 
 
 def test_the_bounds_of_the_mean_of_five():
-    marks = [replace(mark, value=None, why="no such clip") if mark.id == "consistency0" else mark for mark in five()]
-    cell = cells(scores("m", marks))["mean"]
+    grades = [replace(grade, value=None, why="no such clip") if grade.id == "consistency0" else grade for grade in five()]
+    cell = cells(scores("m", grades))["mean"]
     # consistency: 0 alone; with the missing row worst 0 / 2, best 5 / 2; the others are whole
     assert (cell.rows, cell.marked) == (16, 15)
     assert cell.mean == pytest.approx((3 + 2.5 + 4.25 + 1.5 + 0) / 5)
@@ -87,9 +87,9 @@ def test_the_bounds_of_the_mean_of_five():
 
 
 def test_a_metric_without_any_mark_has_no_mean_and_neither_have_the_five():
-    marks = [replace(mark, value=None, why="refused: no") if mark.metric == "detail" else mark for mark in five()]
-    found = cells(scores("m", marks))
-    assert found["detail"].mean is None and found["mean"].mean is None and found["mean"].rows == 16
+    grades = [replace(grade, value=None, why="refused: no") if grade.metric == "detail" else grade for grade in five()]
+    result = cells(scores("m", grades))
+    assert result["detail"].mean is None and result["mean"].mean is None and result["mean"].rows == 16
 
 
 def test_shares_are_bounded_by_one():
@@ -99,8 +99,8 @@ def test_shares_are_bounded_by_one():
 
 def test_intervals_draw_whole_clips():
     """Two clips of four equal marks: one draw in four is all 0. Of eight items drawn one by one, one draw in 256 would be."""
-    marks = [Grade(str(n), f"clip{n // 4}", "correctness", 5.0 * (n // 4)) for n in range(8)]
-    cell = cells(scores("m", marks))["correctness"]
+    grades = [Grade(str(n), f"clip{n // 4}", "correctness", 5.0 * (n // 4)) for n in range(8)]
+    cell = cells(scores("m", grades))["correctness"]
     assert (cell.mean, cell.low, cell.high) == (2.5, 0.0, 5.0)
 
 
@@ -113,10 +113,10 @@ def test_differences_by_hand():
 
 
 def test_the_mean_of_five_differences():
-    better = [replace(mark, value=min(5.0, (mark.value or 0) + 1)) for mark in five()]
-    found = changes(scores("a", five()), scores("b", better))
+    better = [replace(grade, value=min(5.0, (grade.value or 0) + 1)) for grade in five()]
+    result = changes(scores("a", five()), scores("b", better))
     # correctness +0 +1 +1 +1 = 0.75; detail +1; context +1 +1 +1 +0 = 0.75; temporal +1; consistency +0 +1 = 0.5
-    assert found["mean"].mean == pytest.approx((0.75 + 1 + 0.75 + 1 + 0.5) / 5)
+    assert result["mean"].mean == pytest.approx((0.75 + 1 + 0.75 + 1 + 0.5) / 5)
 
 
 def by_clip(*values: float) -> list[Grade]:
@@ -133,21 +133,21 @@ def test_the_interval_of_the_mean_of_five():
 def test_interval_and_p_of_the_mean_of_five_look_at_all_five():
     """Correctness stays; the other four rise by 1 on every second clip of two: a fifth of nothing and four fifths of 0 to 1."""
     two = [replace(m, value=1.0) if m.clip == "clip1" and m.metric != "correctness" else m for m in by_clip(0, 0)]
-    found = changes(scores("a", by_clip(0, 0)), scores("b", two))
-    assert (found["correctness"].low, found["correctness"].high, found["correctness"].p) == (0.0, 0.0, 1.0)
-    assert (found["mean"].mean, found["mean"].low, found["mean"].high) == (pytest.approx(0.4), 0.0, pytest.approx(0.8))
+    result = changes(scores("a", by_clip(0, 0)), scores("b", two))
+    assert (result["correctness"].low, result["correctness"].high, result["correctness"].p) == (0.0, 0.0, 1.0)
+    assert (result["mean"].mean, result["mean"].low, result["mean"].high) == (pytest.approx(0.4), 0.0, pytest.approx(0.8))
     many = by_clip(*[0.0] * 12)
-    risen = [mark if mark.metric == "correctness" else replace(mark, value=1.0) for mark in many]
-    found = changes(scores("a", many), scores("b", risen))
-    assert found["correctness"].p == 1.0 and found["mean"].p is not None
-    assert found["mean"].p == pytest.approx(2 / 2**12, abs=5e-3)  # twelve clips of one sign: of 4096 signs two are as far
+    risen = [grade if grade.metric == "correctness" else replace(grade, value=1.0) for grade in many]
+    result = changes(scores("a", many), scores("b", risen))
+    assert result["correctness"].p == 1.0 and result["mean"].p is not None
+    assert result["mean"].p == pytest.approx(2 / 2**12, abs=5e-3)  # twelve clips of one sign: of 4096 signs two are as far
 
 
 def test_rows_left_out_of_the_mean_of_five_are_those_of_all_five():
     gone = {"correctness0", "detail1", "temporal0"}
-    second = [replace(mark, value=None, why="no such clip") if mark.id in gone else mark for mark in five()]
-    found = changes(scores("a", five()), scores("b", second))
-    assert {metric: change.left_out for metric, change in found.items()} == {
+    second = [replace(grade, value=None, why="no such clip") if grade.id in gone else grade for grade in five()]
+    result = changes(scores("a", five()), scores("b", second))
+    assert {metric: change.left_out for metric, change in result.items()} == {
         "correctness": 1, "detail": 1, "context": 0, "temporal": 1, "consistency": 0, "mean": 3}  # fmt: skip
 
 
@@ -234,11 +234,11 @@ IN_PERCENT = {  # as printed; ~: read off the pixels of a figure
 
 
 def test_every_published_score_is_the_papers():
-    found = {row.model: row for row in published("videoinstruct", "videoinstruct")}
+    result = {row.model: row for row in published("videoinstruct", "videoinstruct")}
     lines = [line.split() for line in PAPER.split("\n") if line]
-    assert list(found) == [name.replace("_", " ") for name, *_ in lines]
+    assert list(result) == [name.replace("_", " ") for name, *_ in lines]
     for (name, *values), mean in zip(lines, MEANS, strict=True):
-        row = found[name.replace("_", " ")]
+        row = result[name.replace("_", " ")]
         assert row.values == {**dict(zip(FIVE, map(float, values), strict=True)), "mean": pytest.approx(mean, abs=1e-9)}, name
         assert "gpt-3.5-turbo" in row.judge and not row.read_off
 
@@ -272,20 +272,20 @@ def test_markdown_says_what_is_missing():
 def test_rows_and_marks_are_told_apart():
     """Three metrics of one row: three marks. Two of four rows of the first part have no clip."""
     gone = {"g1", "g3"}
-    marks = [
+    grades = [
         Grade(f"g{n}", f"clip{n}", metric, None if f"g{n}" in gone else 3.0, "no such clip" if f"g{n}" in gone else "")
         for metric in ("correctness", "detail", "context")
         for n in range(4)
     ]
-    marks += [Grade(f"{part}{n}", f"clip{n}", part, 2.0) for part in ("temporal", "consistency") for n in range(2)]
-    table = table_json([scores("m", marks)])
+    grades += [Grade(f"{part}{n}", f"clip{n}", part, 2.0) for part in ("temporal", "consistency") for n in range(2)]
+    table = table_json([scores("m", grades)])
     (row,) = table["tables"][0]["rows"]
     assert (row["rows"], row["clips"]) == (8, 3)  # clip 3 has no mark at all, clip 1 has two of the other parts
     assert (row["without_mark"], row["rows_without_mark"]) == ({"no such clip": 6}, {"no such clip": 2})
     text = table_page.markdown(table)
     assert "| 8 | 3 | 10 of 16 |" in text and "grades missing or wrong by form: no such clip: 2 rows (6 grades)." in text
     assert "Correctness: 2 of 4 rows have no grade" in text and "Mean of five: 6 of 16 grades are missing" in text
-    both = table_page.markdown(table_json([scores("m", marks), scores("n", marks)]))
+    both = table_page.markdown(table_json([scores("m", grades), scores("n", grades)]))
     assert re.search(r"\| Detail \| \S+ \[.*\| 2 \| 2 \| 2 \|", both)
     assert re.search(r"\| Mean of five \| \S+ \[.*\| 10 grades \| 6 grades \| 2 \|", both)
 
@@ -293,30 +293,30 @@ def test_rows_and_marks_are_told_apart():
 @pytest.mark.parametrize(("count", "marked"), [(29, True), (30, False)])
 def test_figures_of_few_clips_are_marked(count: int, marked: bool):
     first = [Grade(f"q{n}", f"clip{n}", "accuracy", float(n % 2)) for n in range(count)]
-    second = [replace(mark, value=1.0) for mark in first]
+    second = [replace(grade, value=1.0) for grade in first]
     kind = {"kind": "qa", "benchmark": "mine"}
     table = table_json([scores("a", first, **kind), scores("b", second, **kind)])
     (each,) = table["tables"]
     assert each["rows"][0]["cells"]["accuracy"]["clips"] == each["differences"][0]["changes"]["accuracy"]["clips"] == count
     text, page = table_page.markdown(table), table_page.document(table, "r", {}, [], [], {})
     assert all(
-        (words in told) == marked
-        for told in (text, page)
+        (words in content) == marked
+        for content in (text, page)
         for words in ("†", "Fewer than 30 clips: interval and p are not reliable")
     )
     assert text.count("] † |") == (3 if marked else 0)  # two means and their difference
 
 
 def test_the_mean_of_five_stands_on_the_fewest_clips_of_one_of_them():
-    marks = by_clip(*[1.0] * 40)
-    few = [mark for mark in marks if mark.metric != "temporal" or mark.clip < "clip12"]  # clips 0, 1, 10 and 11
+    grades = by_clip(*[1.0] * 40)
+    few = [grade for grade in grades if grade.metric != "temporal" or grade.clip < "clip12"]  # clips 0, 1, 10 and 11
     assert cells(scores("m", few))["mean"].clips == 4 and cells(scores("m", few))["detail"].clips == 40
-    assert changes(scores("m", few), scores("n", marks))["mean"].clips == 4
+    assert changes(scores("m", few), scores("n", grades))["mean"].clips == 4
 
 
 def models(count: int) -> list[Scores]:
-    marks = rows("accuracy", 1.0, 0.0)
-    return [scores(f"m{n}", marks, kind="qa", benchmark="mine") for n in range(count)]
+    grades = rows("accuracy", 1.0, 0.0)
+    return [scores(f"m{n}", grades, kind="qa", benchmark="mine") for n in range(count)]
 
 
 def test_up_to_four_models_are_told_apart_in_all_pairs_more_from_the_first_alone():
@@ -337,7 +337,7 @@ def test_one_judge_asked_in_two_ways_has_two_heads():
     ways = [JudgeName("openai", "m", "m-1", "p", (), {"url": f"http://{host}/v1"}) for host in ("one", "two")]
     table = table_json([scores("a", rows("accuracy", 1.0), way, kind="qa", benchmark="mine") for way in ways])
     text, document = table_page.markdown(table), table_page.document(table, "r", {}, [], [], {})
-    assert all(told.count("at one") == told.count("at two") == 1 for told in (text, document))
+    assert all(content.count("at one") == content.count("at two") == 1 for content in (text, document))
 
 
 def test_heads_are_short_and_what_makes_them_exact_stands_below():
@@ -352,9 +352,9 @@ def test_heads_are_short_and_what_makes_them_exact_stands_below():
 
 
 def test_worst_and_best_examples():
-    marks = [*rows("correctness", 5.0, 0.0, 3.0, 4.0), Grade("x", "c", "correctness", None, "no such clip")]
-    assert examples(scores("m", marks), 1) == (["correctness1"], ["correctness0"])
-    assert examples(scores("m", marks), 9) == (["correctness1", "correctness2"], ["correctness0", "correctness3"])
+    grades = [*rows("correctness", 5.0, 0.0, 3.0, 4.0), Grade("x", "c", "correctness", None, "no such clip")]
+    assert examples(scores("m", grades), 1) == (["correctness1"], ["correctness0"])
+    assert examples(scores("m", grades), 9) == (["correctness1", "correctness2"], ["correctness0", "correctness3"])
     good = rows("accuracy", 1.0, 1.0, 1.0, 0.0)
     assert examples(scores("m", good), 9) == (["accuracy3"], ["accuracy2", "accuracy1"])  # no perfect answer among the worst
     bad = rows("accuracy", 0.0, 0.0, 0.0, 1.0)
@@ -386,10 +386,10 @@ def test_the_page_is_whole_and_loads_nothing():
 
 def test_pictures_keep_judges_apart():
     other = scores("b", five(), replace(JUDGE, version="v2"))
-    found = plots.panels(table_json([scores("a", five()), other]))
-    assert [[series.model for series in panel.series] for panel in found[:2]] == [["r a"], ["r b"]]
-    assert found[2].title == "Published (gpt-3.5-turbo, version not named)"
-    for svg in (plots.radar(found), plots.bars(found)):
+    result = plots.panels(table_json([scores("a", five()), other]))
+    assert [[series.model for series in panel.series] for panel in result[:2]] == [["r a"], ["r b"]]
+    assert result[2].title == "Published (gpt-3.5-turbo, version not named)"
+    for svg in (plots.radar(result), plots.bars(result)):
         assert svg.startswith("<?xml") and svg.count('id="axes_') == 3
 
 
@@ -408,7 +408,7 @@ def test_pictures_say_whom_they_leave_out_and_which_whiskers_to_trust():
 
 
 def test_a_radar_says_who_lacks_one_of_the_five():
-    four = [mark for mark in five() if mark.metric != "temporal"]
+    four = [grade for grade in five() if grade.metric != "temporal"]
     svg = plots.radar(plots.panels(table_json([scores("a", five()), scores("b", four)])))
     assert "without all five, not drawn: r b" in svg
     assert "without all five" not in plots.radar(plots.panels(table_json([scores("a", five())])))

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from minirlaif.app import run_reader
@@ -82,7 +83,7 @@ def serving(options: argparse.Namespace) -> Iterator[str]:
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="minirlaif-app-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        _quiet_gradio(folder)
+        quiet_gradio(folder)
         run = _chosen_run(options)
         desk = UploadStore(folder, Limits(options.max_mb, options.max_seconds))
         stack.callback(desk.close)
@@ -114,28 +115,44 @@ def _sweeping(talks: Talks) -> Iterator[None]:
 @contextmanager
 def page_at(options: argparse.Namespace, talks: Talks | None, run: Run | None, folder: Path) -> Iterator[str]:
     """The pages over what is given. UserError where the port is taken."""
-    from starlette.middleware import Middleware
-
     from minirlaif.app import tabs, ui
 
     examples = talks.desk.examples(run_reader.example_clips(run)) if talks else []
     page = ui.build(tabs.Place(talks, run, options.runs_dir, examples, run_reader.example_questions(run)))
     _warn(options)
-    local = options.host in LOOPBACK and not options.share
-    guard = Middleware(Guard, folder=folder, hosts=LOOPBACK if local else (), alone=not options.share)
     word = options.password
+    with launched(
+        page,
+        folder,
+        options.host,
+        options.port,
+        share=options.share,
+        auth=(lambda _, given: hmac.compare_digest(given.encode(), word.encode())) if word else None,
+        auth_message="Any name (but not none), and the password." if word else None,
+        max_file_size=options.max_mb << 20,
+        head=ui.page_script(),
+    ) as address:
+        yield address
+
+
+@contextmanager
+def launched(page: Any, folder: Path, host: str, port: int, share: bool = False, **settings: Any) -> Iterator[str]:
+    """A Gradio page at an address, for a block, without any part of Gradio that it does not need. folder: files are served from
+    it only; settings: of Blocks.launch. UserError where the port is taken."""
+    from starlette.middleware import Middleware
+
+    from minirlaif.app import ui
+
+    local = host in LOOPBACK and not share
+    guard = Middleware(Guard, folder=folder, hosts=LOOPBACK if local else (), alone=not share)
     try:
         _, address, shared = page.launch(
-            server_name=options.host,
-            server_port=options.port or _free_port(options.host),
-            share=options.share,
-            auth=(lambda _, given: hmac.compare_digest(given.encode(), word.encode())) if word else None,
-            auth_message="Any name (but not none), and the password." if word else None,
-            max_file_size=options.max_mb << 20,
+            server_name=host,
+            server_port=port or _free_port(host),
+            share=share,
             app_kwargs={"middleware": [guard]},
             theme=ui.theme(),
             css=ui.page_style(),
-            head=ui.page_script(),
             quiet=True,
             prevent_thread_lock=True,
             footer_links=[],
@@ -145,16 +162,17 @@ def page_at(options: argparse.Namespace, talks: Talks | None, run: Run | None, f
             mcp_server=False,
             pwa=False,
             show_error=False,
+            **settings,
         )
     except OSError as error:
-        raise UserError(f"--port {options.port}: cannot be served on ({error}); choose another one") from None
+        raise UserError(f"--port {port}: cannot be served on ({error}); choose another one") from None
     try:
         yield shared or address
     finally:
         page.close(verbose=False)
 
 
-def _quiet_gradio(folder: Path) -> None:
+def quiet_gradio(folder: Path) -> None:
     """Before gradio is loaded: uploads go to our folder, and it asks nobody for anything."""
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     os.environ["GRADIO_EXAMPLES_CACHE"] = str(folder / "cached")

@@ -106,7 +106,7 @@ def _audit(options: argparse.Namespace) -> int:
         print(audit.summary())
         print(f"audit: {audit.write()}")
         return 0
-    from minirlaif.app.audit_page import serve
+    from minirlaif.app.audit_tab import serve
 
     serve(audit, options.port, READ_SECONDS)
     return 0

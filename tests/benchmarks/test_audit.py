@@ -1,28 +1,17 @@
-"""The judge audit: figures by hand, the sample, the page, and labels that survive."""
+"""The judge audit: figures by hand, the sample, and labels that survive."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import http.client
-import json
-import re
-import threading
-import urllib.parse
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from minirlaif.app import audit_page
 from minirlaif.benchmarks.audit import Audit, Vote, audit_figures, draw_pairs
 from minirlaif.cli import main
 from minirlaif.errors import UserError
 from minirlaif.runs.run import Run
 from minirlaif.stats import kappa
-from tests.fixtures import clips, tiny
-from tests.fixtures.browser import chromium
+from tests.fixtures import audit_run, tiny
 
 RESAMPLES = 500
 
@@ -102,23 +91,7 @@ def test_a_sample_is_of_as_many_clips_as_possible():
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A finished `feedback` with eight verdicts about two clips, and one pair of equal answers."""
-    finished = Run(tmp_path / "runs" / "a")
-
-    def fed(path: Path) -> None:
-        lines = []
-        for n in range(9):
-            video = f"../../../clip{n % 2}.mp4"
-            b = "same" if n == 8 else f"answer B {n} is longer"
-            a = "same" if n == 8 else f"answer A {n}"
-            lines.append({"id": f"p{n}", "video": video, "question": f"question {n}?", "answer_a": a, "answer_b": b,
-                          "choice": "A", "margin": 1.0, "orders": ["A", "A"]})  # fmt: skip
-        tiny.write_lines(path / "verdicts.jsonl", lines)
-
-    for n in range(2):
-        clips.write_clip(tmp_path / f"clip{n}.mp4")
-    tiny.finished(finished, "feedback", fed)
-    return finished
+    return audit_run.make(tmp_path)
 
 
 def test_labels_are_kept_and_their_order_is_undone(run: Run):
@@ -182,101 +155,11 @@ def test_a_sample_that_is_none_is_one_line(run: Run, text: str, capsys: pytest.C
     assert main.main([*words, "--redo"]) == 0
 
 
-def served(audit: Audit, act: Callable[[http.client.HTTPConnection], None]) -> None:
-    failed: list[BaseException] = []
-
-    def ready(server: Any) -> None:
-        def work() -> None:
-            try:
-                act(http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=60))
-            except BaseException as error:
-                failed.append(error)
-            finally:
-                server.shutdown()
-
-        threading.Thread(target=work).start()
-
-    audit_page.serve(audit, 0, 60.0, ready)
-    if failed:
-        raise failed[0]
-
-
-def got(
-    line: http.client.HTTPConnection, verb: str, path: str, form: dict[str, Any] | None = None, **headers: str
-) -> tuple[int, str]:
-    body = urllib.parse.urlencode(form) if form is not None else None
-    line.request(verb, path, body, headers)
-    response = line.getresponse()
-    text = response.read().decode(errors="replace")
-    line.close()
-    return response.status, text
-
-
-def test_the_page(run: Run, capsys: pytest.CaptureFixture[str]):
-    audit = Audit(run, 3, 0)
-
-    def act(line: http.client.HTTPConnection) -> None:
-        status, page = got(line, "GET", "/")
-        assert status == 200 and audit.items[0].question in page and "data:image/jpeg" in page
-        (program,) = re.findall("<script>(.*?)</script>", page)  # one, and the policy lets in no other
-        digest = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()
-        policy = re.search('Content-Security-Policy" content="([^"]+)"', page)[1]  # type: ignore[index]
-        assert page.count("<script") == 1 and policy.endswith(f"; script-src 'sha256-{digest}'")
-        assert policy.startswith("default-src 'none'") and "Keys 1 to 4 press these buttons." in page
-        audit._rows[audit.items[0].id].update(choice="B", orders=["B", "B"])
-        assert got(line, "GET", "/")[1] == page  # blind: whatever the judge said
-        audit._rows[audit.items[0].id].update(choice="A", orders=["A", "A"])
-        first, second = audit.items[0].answers[::-1] if audit.items[0].flipped else audit.items[0].answers
-        assert 0 < page.index(first) < page.index(second)
-        token = re.search('name="token" value="([^"]+)"', page)[1]  # type: ignore[index]
-        assert got(line, "GET", "/clip/0")[0] == 200 and got(line, "GET", "/clip/9")[0] == 404
-        for bad in ({"token": "x"}, {"item": "9"}, {"item": "x"}, {"label": "A"}):
-            assert got(line, "POST", "/label", {"token": token, "item": 0, "label": "first", **bad})[0] in (400, 403)
-        assert got(line, "GET", "/", Host="evil.example")[0] == 403 and audit.labels == {}
-        for place in range(3):
-            assert got(line, "POST", "/label", {"token": token, "item": place, "label": "first"})[0] == 303
-        status, page = got(line, "GET", "/")
-        assert status == 200 and "Judge and person" in page and "only a hint" in page
-
-    served(audit, act)
-    assert "label here" in (printed := capsys.readouterr().out) and "drawn before" not in printed
-    assert "3 pairs drawn, 3 labelled" in printed
-    result = json.loads((run.root / "audit" / "result.json").read_text())
-    assert result["labels"] == {"first": 3, "second": 0, "tie": 0, "skip": 0} and result["agreement"]["n"] == 3
-
-
-def test_keys_press_the_buttons(run: Run):
-    """1 to 4 on three pairs; no key with Ctrl, none that is held down, none beyond."""
-    audit = Audit(run, 3, 0)
-
-    def act(line: http.client.HTTPConnection) -> None:
-        with chromium() as browser:
-            page = browser.new_page(viewport={"width": 390, "height": 800})
-            page.goto(f"http://127.0.0.1:{line.port}/")
-            page.keyboard.press("9")
-            page.keyboard.press("Control+1")
-            page.evaluate("document.dispatchEvent(new KeyboardEvent('keydown', {key: '1', repeat: true}))")
-            page.wait_for_timeout(300)
-            assert audit.labels == {}
-            for key in "142":
-                with page.expect_navigation():
-                    page.keyboard.press(key)
-            assert [audit.labels[item.id] for item in audit.items] == ["first", "skip", "second"]
-            page.goto(f"http://127.0.0.1:{line.port}/result")
-            cells = page.locator("tbody td, tbody th").evaluate_all("all => all.map(e => e.getBoundingClientRect().right)")
-            assert max(cells) <= 390  # nothing is cut at the right
-            page.close()
-
-    served(audit, act)
-
-
 def test_a_kept_sample_is_told_by_the_command(run: Run, capsys: pytest.CaptureFixture[str]):
     words = ["audit", "--run", "a", "--runs-dir", str(run.root.parent), "--report"]
     assert main.main([*words, "--count", "2"]) == 0 and "drawn before" not in capsys.readouterr().out
     assert main.main([*words, "--count", "4", "--seed", "5"]) == 0
     assert "2 pairs drawn before (seed 0) are used; --redo draws anew" in capsys.readouterr().out
-    audit_page.serve(Audit(run, 4, 5), 0, 60.0, lambda server: threading.Thread(target=server.shutdown).start())
-    assert capsys.readouterr().out.startswith("2 pairs drawn before (seed 0) are used")
     assert main.main([*words, "--count", "4", "--seed", "5", "--redo"]) == 0
     assert "4 pairs drawn, 0 labelled" in (output := capsys.readouterr().out) and "before" not in output
 

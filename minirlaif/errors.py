@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 class UserError(Exception):
-    """Something the user can put right: one line that names the file or field, what is wrong and the way out.
+    """An error that the user can correct: one line that names the file or field, what is wrong, and what corrects it.
 
-    again: the way out is to make the stage again, with these settings changed (section.field=value; maybe none). Whoever raises
-    it inside a stage need not know the command: `Run.stage` adds it.
+    again: the correction is to make the stage again, with these settings changed (section.field=value; maybe none). Code inside a
+    stage need not know the command: `Run.stage` adds it.
     """
 
     def __init__(self, message: str, again: Sequence[str] | None = None) -> None:
@@ -18,4 +18,4 @@ class UserError(Exception):
 
 
 class StageStopped(UserError):
-    """A stage could not go on (NaN loss, disk full); its partial folder stays and the same command resumes it."""
+    """A stage had to stop (NaN loss, full disk); its partial folder stays and the same command resumes it."""

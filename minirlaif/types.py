@@ -1,4 +1,4 @@
-"""Records that cross a module border: what a clip, a prompt, an answer and a verdict are. No behaviour, no disk.
+"""Records that several modules share: rows of data, pairs of answers, verdicts, preferences. No disk.
 
 Letters used in shape suffixes all over the package:
 B batch · P prompt tokens · R response tokens · T = P + R · V vocabulary · F frames · K feature vectors per frame · D width
@@ -14,7 +14,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Turn:
-    """One question with its answer; the answer is None where nobody wrote one (prompts for feedback)."""
+    """One question with its answer; the answer is None where there is none (prompts for feedback)."""
 
     question: str
     answer: str | None = None
@@ -28,12 +28,12 @@ class Sample:
     video: str  # path of the clip
     turns: tuple[Turn, ...]
     where: str = ""  # "file:row", for error messages
-    tags: Mapping[str, str] = field(default_factory=dict)  # extra columns that pass through, such as "type"
+    tags: Mapping[str, str] = field(default_factory=dict)  # further columns that are passed on, such as "type"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two answers to one question, before anybody said which is better."""
+    """Two answers to one question, not yet judged."""
 
     id: str
     video: str
@@ -53,17 +53,19 @@ Choice = Literal["A", "B", "tie", "invalid"]  # in one order of the answers
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge said about one pair. choice: "A", "B", "tie", "invalid" or "disagree" (the two orders differ)."""
+    """The judge's verdict on one pair. choice: "A", "B", "tie", "invalid" or "disagree" (the two orders differ)."""
 
     pair: str  # id of the pair
     choice: Choice | Literal["disagree"]
-    margin: float  # how clearly, in the unit of the read-out (nats per token, or log-odds of the letters); >= 0
+    margin: (
+        float  # distance of the choice from a tie, in the unit of the read-out (nats per token, or log-odds of the letters); >= 0
+    )
     orders: tuple[Choice, Choice]  # the choice in the order A-B and in the order B-A, both in names of the first order
 
 
 @dataclass(frozen=True)
 class Preference:
-    """A pair with a winner: what the reward model learns from."""
+    """A pair with its better answer: a row for the reward model."""
 
     id: str
     video: str

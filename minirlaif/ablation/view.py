@@ -66,10 +66,10 @@ def markdown(numbers: Numbers) -> str:
             "| | counted | % [95 %] | by seed | |",
             "| --- | --- | --- | --- | --- |",
         ]
-        for entry in group["entries"]:
-            seeds = ", ".join(share(figure["mean"]) for figure in entry["seeds"].values())
-            counted = f"{COUNTS[entry['counts']]}, n {number(entry['pooled']['n'])}"
-            lines.append(f"| {entry['label']} | {counted} | {_level(entry['pooled'])} | {seeds} | {_remarks(entry)} |")
+        for measure in group["entries"]:
+            seeds = ", ".join(share(figure["mean"]) for figure in measure["seeds"].values())
+            counted = f"{COUNTS[measure['counts']]}, n {number(measure['pooled']['n'])}"
+            lines.append(f"| {measure['label']} | {counted} | {_level(measure['pooled'])} | {seeds} | {_remarks(measure)} |")
         lines.append("")
     spent = numbers["seconds"]
     lines.append(f"Stages of the main runs {duration(spent['main'])}, of the arms {duration(spent['arms'])}, on one core each.")

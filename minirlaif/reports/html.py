@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup as Html
 
 from minirlaif.errors import UserError
+from minirlaif.runs.progress import clock
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 320, 150, 44, 12, 10, 22  # of a curve, in its own units
@@ -54,13 +55,8 @@ def number(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """84.07 -> "1 min 24 s"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    """4.26 -> "4.3 s", 84.07 -> "1 min 24 s"."""
+    return f"{seconds:.1f} s" if seconds < 9.95 else clock(seconds)
 
 
 def common_words(text: str, truth: str) -> list[tuple[bool, str]]:
@@ -130,12 +126,12 @@ def curve(
     title: str,
     rows: Sequence[tuple[float, float | None]],
     tone: str = "rlaif",
-    mark: float | None = None,
+    dashed: float | None = None,
     note: str = "",
     span: tuple[float, float] | None = None,
 ) -> Html:
-    """A small line chart of (x, y) rows; rows without y are left out. mark: an x drawn as a dashed line; span: what the y axis
-    shows at least."""
+    """A small line chart of (x, y) rows; rows without y are left out. dashed: an x at which a dashed line is drawn; span: range
+    that the y axis shows at least."""
     known = [(x, y) for x, y in rows if y is not None and math.isfinite(y)]
     if not known:
         return block("chart", title, note, tone, None)
@@ -154,7 +150,7 @@ def curve(
         **{"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM},
         "rows": [(up(y), number(y)) for y in y_ticks],
         "columns": [(across(x), number(x), anchor) for x, anchor in ends],
-        "mark": None if mark is None or not x_low <= mark <= x_high else across(mark),
+        "dashed": None if dashed is None or not x_low <= dashed <= x_high else across(dashed),
         "points": [(across(x), up(y)) for x, y in known],
         "last": number(known[-1][1]),
         "summary": ", ".join(f"{number(y)} at {number(x)}" for x, y in (known[0], known[-1])),

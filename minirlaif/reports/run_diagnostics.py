@@ -74,7 +74,7 @@ def _verdicts(numbers: Numbers, settings: Mapping[str, Any]) -> list[list[str]]:
 def reward(numbers: Numbers, settings: Mapping[str, Any]) -> Html:
     """Accuracy of the reward model on held-out pairs, and where it departs from the paper."""
     r = numbers["reward_model"]
-    rows = [bar("against the judge", r["against_judge"], "plain", mark=0.5, note="held-out pairs")]
+    rows = [bar("against the judge", r["against_judge"], "plain", dashed=0.5, note="held-out pairs")]
     if r["accuracy"] is not None:
         note = f"{number(r['n'])} held-out pairs with one true answer"
         rows.insert(0, bar("against truth", r["accuracy"], "plain", r.get("ci95"), 0.5, note=note))
@@ -86,7 +86,7 @@ def reward(numbers: Numbers, settings: Mapping[str, Any]) -> Html:
         beta = f" Learned weight here: {number(r['beta'])}." if r.get("beta") is not None else ""
         text = f"a learned weight times the answer's mean log-likelihood is added to its score; not in the paper.{beta}"
         departures.append(("reward.likelihood", text))
-    return run_block("reward", rows, [bar(kind, share, "plain", mark=0.5) for kind, share in by_type], departures)
+    return run_block("reward", rows, [bar(kind, share, "plain", dashed=0.5) for kind, share in by_type], departures)
 
 
 def training(numbers: Numbers, metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Html:

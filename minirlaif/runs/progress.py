@@ -1,4 +1,4 @@
-"""What a person sees while a stage works: a bar with the time left. Numbers for machines go to metrics.jsonl (artifacts)."""
+"""Progress on the terminal while a stage works, with the time left. Numbers for programs go to metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def progress(iterable: Iterable[T], total: int, label: str, initial: int = 0) ->
 
 
 def clock(seconds: float) -> str:
-    """Seconds as a person says them: `42 s`, `3 min 05 s`, `2 h 07 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    """Seconds as text: `42 s`, `3 min 05 s`, `2 h 07 min`."""
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"

@@ -32,7 +32,7 @@ from minirlaif.stages.registry import ADAPTERS, STAGES, producers
 class Run:
     """The folder of one run.
 
-    given: the settings that the command in progress was started with, as flags; shown in the commands of messages.
+    given: the settings that the command in progress was origin with, as flags; shown in the commands of messages.
     """
 
     def __init__(self, root: Path | str, given: Sequence[str] = ()) -> None:
@@ -171,9 +171,9 @@ class Run:
         """
         for each in inputs:
             self.require(each)
-        begun = {"stage": name, "config": plain(config), "inputs": {each: self._identity(each) for each in inputs}}
+        origin = {"stage": name, "config": plain(config), "inputs": {each: self._identity(each) for each in inputs}}
         partial = self.partial(name)
-        if distributed.from_leader(lambda: self._settled(name, begun, redo)):
+        if distributed.from_leader(lambda: self._settled(name, origin, redo)):
             yield None
         elif not distributed.leads():
             with tempfile.TemporaryDirectory() as scratch:
@@ -185,12 +185,12 @@ class Run:
             partial.mkdir(parents=True, exist_ok=True)
             with locked(partial):
                 try:
-                    out = self._open(name, begun)
+                    out = self._open(name, origin)
                     self.accepted(name)
                     distributed.wait()
                     start_gpu_count()
                     yield out
-                    out.write_manifest(begun)
+                    out.write_manifest(origin)
                     self._publish(name)
                 except Exception as error:
                     if disk_is_full(error, partial):
@@ -206,13 +206,13 @@ class Run:
         """The same error with the command that makes the stage again."""
         return type(error)(f"{error}: `{self.remake(stage, *(error.again or ()))}`")
 
-    def _settled(self, name: str, begun: Mapping[str, Any], redo: bool) -> bool:
+    def _settled(self, name: str, origin: Mapping[str, Any], redo: bool) -> bool:
         """Whether there is nothing left to do. What an earlier attempt left half done is cleared or completed first."""
         if redo:
             self.set_aside(name)
         if (self.partial(name) / "manifest.json").is_file():  # killed between the manifest and the rename
             self._publish(name)
-        if not self._is_finished(name, begun):
+        if not self._is_finished(name, origin):
             return False
         self.accepted(name)
         print(f"{name}: finished already; to make it again: `{self.remake(name)}`", flush=True)
@@ -222,25 +222,25 @@ class Run:
         manifest = self.manifest(stage)
         return "" if manifest is None else str(manifest["identity"])
 
-    def _is_finished(self, name: str, begun: Mapping[str, Any]) -> bool:
+    def _is_finished(self, name: str, origin: Mapping[str, Any]) -> bool:
         manifest = self.manifest(name)
         if manifest is None:
             return False
-        changes = _differences({key: manifest[key] for key in ("config", "inputs")}, begun)
+        changes = _differences({key: manifest[key] for key in ("config", "inputs")}, origin)
         if changes:
             raise UserError(
                 f"{self.dir(name)}: made with other settings or inputs ({changes}); make it again: `{self.remake(name)}`"
             )
         return True
 
-    def _open(self, name: str, begun: Mapping[str, Any]) -> StageDir:
+    def _open(self, name: str, origin: Mapping[str, Any]) -> StageDir:
         partial = self.partial(name)
         out = StageDir(partial, name)
         if out.state() is None:  # nothing was committed, so there is nothing to lose
             empty(partial)
-            write_atomic(partial / "begun.json", json.dumps(begun, indent=1))
+            write_atomic(partial / "begun.json", json.dumps(origin, indent=1))
             return out
-        changes = _differences(read_json(partial / "begun.json"), begun)
+        changes = _differences(read_json(partial / "begun.json"), origin)
         if changes:
             raise UserError(f"{partial}: begun with other settings or inputs ({changes}); start it again: `{self.remake(name)}`")
         return out

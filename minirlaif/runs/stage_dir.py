@@ -25,7 +25,7 @@ class StageDir:
     """The folder of a stage while it is filled.
 
     `path` is where outputs go. `summary` becomes manifest["metrics"], its first entry is what `status` shows; `counters` becomes
-    manifest["counters"]. Both survive a kill as they were at the last commit_state. `told`: further entries of the manifest.
+    manifest["counters"]. Both survive a kill as they were at the last commit_state. `extra`: further entries of the manifest.
 
     Of several processes only the leader fills the real folder; the others fill a scratch folder and `follow` the leader's.
     """
@@ -34,7 +34,7 @@ class StageDir:
         self.path, self.name, self._follows = path, name, follows
         self.summary: dict[str, Any] = {}
         self.counters: dict[str, Any] = {}
-        self.told: dict[str, Any] = {}
+        self.extra: dict[str, Any] = {}
         self._seconds_before = 0.0
         self._started = self._saved = time.monotonic()
 
@@ -57,7 +57,7 @@ class StageDir:
 
     def due(self, step: int, every: int) -> bool:
         """Whether to commit the state after this step: every so many steps, and when the last commit is SAVE_SECONDS old. Of
-        several processes the leader's clock counts, so everyone has to ask."""
+        several processes the leader's clock counts, so all of them have to call this."""
         return step % every == 0 or distributed.from_leader(lambda: time.monotonic() - self._saved >= SAVE_SECONDS)
 
     def commit_state(self, step: int, write: Callable[[Path], None]) -> None:
@@ -93,7 +93,7 @@ class StageDir:
     def resume(self) -> tuple[int, Path] | None:
         """(finished steps, state folder) of the last commit_state, or None. jsonl lines written after it are cut off."""
         if self._follows:
-            return self._resume_behind(self._follows)
+            return self._follow(self._follows)
         state = self.state()
         if state is None:
             distributed.wait()
@@ -111,18 +111,18 @@ class StageDir:
             else:
                 os.truncate(path, length)
         distributed.wait()  # the others read these files now
-        return self._goes_on(position, state)
+        return self._restore(position, state)
 
-    def _resume_behind(self, leader: Path) -> tuple[int, Path] | None:
+    def _follow(self, leader: Path) -> tuple[int, Path] | None:
         distributed.wait()  # until the leader has cut its lines
         state = leader / "state"
         if not state.is_dir():
             return None
         for path in leader.glob("*.jsonl"):
             shutil.copyfile(path, self.path / path.name)
-        return self._goes_on(read_json(state / "position.json"), state)
+        return self._restore(read_json(state / "position.json"), state)
 
-    def _goes_on(self, position: Mapping[str, Any], state: Path) -> tuple[int, Path]:
+    def _restore(self, position: Mapping[str, Any], state: Path) -> tuple[int, Path]:
         self.summary, self.counters = position["summary"], position["counters"]
         self._seconds_before, self._started = position["seconds"], time.monotonic()
         return int(position["step"]), state
@@ -137,8 +137,8 @@ class StageDir:
                 return self.path / "state"
         return None
 
-    def write_manifest(self, begun: Mapping[str, Any]) -> None:
-        """Hash everything that lies in the folder and say where it comes from; the last file of a stage."""
+    def write_manifest(self, origin: Mapping[str, Any]) -> None:
+        """The last file of a stage: hashes of all files in the folder, and where they come from. origin: settings and inputs."""
         outputs = {}
         for path in sorted(path for path in self.path.rglob("*") if path.is_file()):
             name = path.relative_to(self.path)
@@ -147,12 +147,12 @@ class StageDir:
                 outputs[name.as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
         manifest = {
             "schema": SCHEMA,
-            **begun,
+            **origin,
             "outputs": outputs,
-            "identity": _identity_of(begun, outputs),
+            "identity": _identity_of(origin, outputs),
             "metrics": plain(self.summary),
             "counters": plain(self.counters),
-            **plain(self.told),
+            **plain(self.extra),
             "seconds": round(self.seconds, 3),
             "code": code_version(),
             "versions": package_versions(),
@@ -161,7 +161,7 @@ class StageDir:
         write_atomic(self.path / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
 
 
-def _identity_of(begun: Mapping[str, Any], outputs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Hash of what a stage is: settings, inputs, outputs. Without metrics.jsonl, whose timings differ between equal runs."""
+def _identity_of(origin: Mapping[str, Any], outputs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Hash of settings, inputs and outputs of a stage. Without metrics.jsonl, whose timings differ between equal runs."""
     hashes = {name: output["sha256"] for name, output in outputs.items() if name != "metrics.jsonl"}
-    return hashlib.sha256(json.dumps([begun, hashes], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([origin, hashes], sort_keys=True).encode()).hexdigest()

@@ -250,7 +250,7 @@ class Work:
         info = export_info.read(self.out.path)
         self.results["frame_grid"] = asdict(info.sizing) | {"frames": info.frames, "frame_pixels": info.frame_pixels}
         self.results["sizes"] = {path.name: path.stat().st_size for path in sorted(self.out.path.glob("*.gguf"))}
-        self.out.told.update(self.results)
+        self.out.extra.update(self.results)
         parity = self.results["parity"]
         self.out.summary.update({"frames_f32": parity["frames_f32"], "text_f32": parity["text_f32"]})
         model_card.write(self.out.path, self.run.dir("export"), info, self.results)

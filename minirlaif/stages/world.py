@@ -22,7 +22,7 @@ from minirlaif.runs.run import Run
 from minirlaif.tiny_world import clips as tinyworld
 from minirlaif.tiny_world.clips import SEGMENT_QUESTION, Event, Question
 
-SIZE = 64  # pixels of a side of the mp4 files; the model looks at half of that
+SIZE = 64  # pixels of a side of the mp4 files; the model gets frames of half that size
 TEST_SEED = 20_24  # the test clips are the same for every seed of a run; dev has the next number
 
 CARD = """# Data card of the tiny world
@@ -95,13 +95,12 @@ def _add_rows(
         rows["sft"].append(_conversation(name, video, [Question("segment", SEGMENT_QUESTION, events[0].sentence, "")]))
         return
     if part == "sft":
-        told = _as_annotated(events, w, rng)
-        asked = tinyworld.draw_questions(rng, told, 4)
+        questions = tinyworld.draw_questions(rng, _as_annotated(events, w, rng), 4)
         # Short and long answers are rows of their own: the curriculum sorts rows by the length of their answers.
         for kind in ("short", "long"):
-            some = [q for q in asked if (q.type == "describe") == (kind == "long")]
-            if some:
-                rows["sft"].append(_conversation(f"{name}-{kind}", video, some))
+            of_kind = [q for q in questions if (q.type == "describe") == (kind == "long")]
+            if of_kind:
+                rows["sft"].append(_conversation(f"{name}-{kind}", video, of_kind))
         return
     for number, q in enumerate(tinyworld.draw_questions(rng, events, w.questions_per_clip)):
         row = {"id": f"{name}-{number}", "video": video, "question": q.text, "type": q.type}
@@ -113,19 +112,19 @@ def _add_rows(
 
 
 def _as_annotated(events: Sequence[Event], w: WorldSection, rng: Any) -> tuple[Event, ...]:
-    """The events as a hurried annotator wrote them down."""
-    told = list(events)
+    """The events as the SFT labels have them: motions left out, or in a wrong order, each with its share."""
+    annotated = list(events)
     if rng.random() < w.still_share:
-        told = [Event(e.colour, e.shape, "stays still") for e in told]
+        annotated = [Event(e.colour, e.shape, "stays still") for e in annotated]
     if rng.random() < w.shuffled_share:
-        turn = 1 + int(rng.integers(len(told) - 1))  # a rotation: never the true order
-        told = told[turn:] + told[:turn]
-    return tuple(told)
+        turn = 1 + int(rng.integers(len(annotated) - 1))  # a rotation: never the true order
+        annotated = annotated[turn:] + annotated[:turn]
+    return tuple(annotated)
 
 
-def _conversation(name: str, video: str, asked: Sequence[Question]) -> dict[str, Any]:
+def _conversation(name: str, video: str, questions: Sequence[Question]) -> dict[str, Any]:
     turns: list[dict[str, str]] = []
-    for number, q in enumerate(asked):
+    for number, q in enumerate(questions):
         turns.append({"from": "human", "value": f"<video>\n{q.text}" if number == 0 else q.text})
         turns.append({"from": "gpt", "value": q.answer})
     return {"id": name, "video": video, "conversations": turns}

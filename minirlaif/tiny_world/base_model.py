@@ -1,8 +1,8 @@
 """The tiny base model: its tokenizer and its untrained weights. Training it is the stage `pretrain`.
 
-A SmolVLM of about a million weights that looks at 32 x 32 pixels and turns a frame into one token. It stays within what
-llama.cpp can run: byte-level BPE with the gpt-2 pre-tokenizer, line breaks as single tokens, `architectures` in the text
-config. Rows are 128 or 384 wide, not multiples of 256, so k-quants of it fall back to q5_0/q8_0 (named in the recipe).
+A SmolVLM of about a million weights that turns a frame of 32 x 32 pixels into one token. For llama.cpp it has byte-level BPE with
+the gpt-2 pre-tokenizer, line breaks as single tokens, and `architectures` in the text config. Rows
+are 128 or 384 wide, not multiples of 256, so k-quants of it fall back to q5_0/q8_0 (named in the recipe).
 """
 
 from __future__ import annotations

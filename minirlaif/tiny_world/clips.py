@@ -1,4 +1,4 @@
-"""The tiny world: short clips whose every fact is known. Events, pixels, sentences, questions; no files, no models.
+"""The tiny world: short clips with known events. Events, pixels, sentences, questions; no files, no models.
 
 A clip is 2-4 events one after the other. An event takes one second: one object (a colour and a shape) does one thing.
 Colours differ within a clip, so "the red circle" names one object. Everything is drawn from a numpy generator that the
@@ -34,7 +34,7 @@ MOTIONS = {
 ORDINALS = ("first", "second", "third", "fourth")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 QUESTION_TYPES = ("ordinal", "after", "before", "direction", "count", "describe")
-SEGMENT_QUESTION = "describe this part."  # how a single event is asked for
+SEGMENT_QUESTION = "describe this part."  # the question about a single event
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Event:
 
     @property
     def sentence(self) -> str:
-        """The event as a whole sentence."""
+        """The event as a sentence."""
         return f"a {self.noun} {self.motion}."
 
 
@@ -63,7 +63,7 @@ class Question:
     type: str  # one of QUESTION_TYPES
     text: str
     answer: str
-    key: str  # what a blind answerer would have to guess, with the words of the question taken out
+    key: str  # the answer without the words of the question: what has to be guessed without frames
 
 
 def draw_events(rng: np.random.Generator, count: int | None = None) -> tuple[Event, ...]:
@@ -83,19 +83,19 @@ def describe(events: Sequence[Event]) -> str:
 
 def all_questions(events: Sequence[Event]) -> list[Question]:
     """Every question that can be asked about these events."""
-    asked = [Question("count", "how many things happen?", f"{NUMBERS[len(events)]} things happen.", str(len(events)))]
-    asked.append(Question("describe", "describe the video.", describe(events), describe(events)))
+    questions = [Question("count", "how many things happen?", f"{NUMBERS[len(events)]} things happen.", str(len(events)))]
+    questions.append(Question("describe", "describe the video.", describe(events), describe(events)))
     for i, event in enumerate(events):
-        asked.append(Question("ordinal", f"what happens {ORDINALS[i]}?", event.sentence, event.sentence))
+        questions.append(Question("ordinal", f"what happens {ORDINALS[i]}?", event.sentence, event.sentence))
         going = Question("direction", f"which way does the {event.noun} go?", f"the {event.noun} {event.motion}.", event.motion)
-        asked.append(going)
+        questions.append(going)
         if i + 1 < len(events):
             later = events[i + 1].sentence
-            asked.append(Question("after", f"what happens after the {event.noun}?", later, later))
+            questions.append(Question("after", f"what happens after the {event.noun}?", later, later))
         if i > 0:
             earlier = events[i - 1].sentence
-            asked.append(Question("before", f"what happens before the {event.noun}?", earlier, earlier))
-    return asked
+            questions.append(Question("before", f"what happens before the {event.noun}?", earlier, earlier))
+    return questions
 
 
 def draw_questions(rng: np.random.Generator, events: Sequence[Event], count: int) -> list[Question]:

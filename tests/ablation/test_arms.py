@@ -119,8 +119,8 @@ def test_help_says_what_each_arm_is_and_how_long_it_takes(capsys: pytest.Capture
     others = arms_of(config.load(small_config.TINY, ["rollout.kl_coef=0.5"]))
     assert set(listed) == {arm.name for arm in (*ARMS.values(), *others)}
     assert len(set(listed.values())) == len(listed) and max(map(len, lines)) <= 100
-    told = " ".join(lines)
-    assert "about an hour and a half on two cores with --jobs 2" in told and "that are finished are taken over" in told
+    text = " ".join(lines)
+    assert "about an hour and a half on two cores with --jobs 2" in text and "that are finished are taken over" in text
 
 
 def given(runs_dir: Path, *more: str) -> list[str]:
@@ -130,19 +130,19 @@ def given(runs_dir: Path, *more: str) -> list[str]:
 def test_every_arm_has_the_seed_of_its_main_run(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two seeds of an arm that were made alike would count one measurement twice."""
     made = ablation_runs.make(runs_dir, (3, 5))
-    asked: dict[str, Config] = {}
+    configs: dict[str, Config] = {}
 
     def carried(jobs: Any, at_once: int, failed: dict[str, str]) -> Iterator[float]:
         for job in jobs:
             words = job.command()
             if words is not None and "minirlaif.ablation.run_arm" in words:
-                asked[job.name] = config.load(Path(words[-1]) / "config.yaml")  # what the child reads
+                configs[job.name] = config.load(Path(words[-1]) / "config.yaml")  # what the child reads
         yield 0.0
 
     monkeypatch.setattr(runner, "run_jobs", carried)
     monkeypatch.setattr(runner.report, "write", lambda *_: None)
     assert cli.main(given(runs_dir, "--seeds", "3,5", "--arms", "short,sft-mixed,letter", "--run", "again")) == 0
-    assert {name: cfg.seed for name, cfg in asked.items()} == {
+    assert {name: cfg.seed for name, cfg in configs.items()} == {
         f"seed {seed}, {arm}": seed for seed in made for arm in ("short", "sft-mixed", "letter")
     }
 
@@ -154,9 +154,9 @@ def test_an_arm_whose_own_stages_no_longer_fit_together_is_not_finished(runs_dir
     here = runner.ArmRun(0, ARMS["sft-mixed"], config.dump(of("sft-mixed")), run, main)
     assert runner._arm_job(here).command() is not None
 
-    def make(stage: str, said: str, inputs: list[str]) -> None:
+    def make(stage: str, content: str, inputs: list[str]) -> None:
         with run.stage(stage, {}, inputs, redo=True) as out:
-            (out.path / "said.txt").write_text(said)  # type: ignore[union-attr]
+            (out.path / "said.txt").write_text(content)  # type: ignore[union-attr]
 
     make("sft", "one", ["world"])
     make("feedback", "one", ["sft"])

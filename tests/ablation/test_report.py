@@ -79,16 +79,16 @@ def test_a_claim_from_known_figures(numbers: dict[str, Any], text: str) -> None:
 
 def test_the_count_of_verdicts(numbers: dict[str, Any]) -> None:
     assert list(claims_of(numbers)) == list(CLAIMS)
-    told = "Of 22 claims 14 hold, 5 do not, and 3 are undecided."
-    assert view.lead(numbers) == told and told in view.markdown(numbers) and told in view.document(numbers)
+    summary = "Of 22 claims 14 hold, 5 do not, and 3 are undecided."
+    assert view.lead(numbers) == summary and summary in view.markdown(numbers) and summary in view.document(numbers)
 
 
 def test_sentences_from_known_figures(numbers: dict[str, Any]) -> None:
-    found = claims_of(numbers)
-    passes = view.sentence(found["PPO is better than the base before SFT"])
+    claims = claims_of(numbers)
+    passes = view.sentence(claims["PPO is better than the base before SFT"])
     assert passes.startswith(f"PPO is better than the base before SFT: does not hold; the reverse holds. PPO 65.0{SPACE}%, Base,")
     assert f"Base, before SFT 90.0{SPACE}%: −25.0 points (−" in passes and passes.endswith("; by seed −25.0), n 40.")
-    better = view.sentence(found["PPO is better than SFT"])
+    better = view.sentence(claims["PPO is better than SFT"])
     assert better.startswith(f"PPO is better than SFT: holds. PPO 65.0{SPACE}%, SFT 20.0{SPACE}%: +45.0 points (+")
 
 
@@ -110,7 +110,7 @@ WHY = "the loss is not a number | step 3"
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def failing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of the reports and stderr, after all arms of two seeds were made but two of seed 1."""
     runs_dir = tmp_path_factory.mktemp("runs")
     ablation_runs.make(runs_dir, (0, 1))
@@ -120,11 +120,11 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         yield 0.0
 
     given = ["--runs-dir", str(runs_dir), "--seeds", "0,1", "--set", "evaluate.bootstrap=200"]
-    said = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stderr(said):
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(output):
         patch.setattr(runner, "run_jobs", carried)
         assert main.main(["ablate", "--config", str(small_config.TINY), *given]) == 2
-    return runs_dir / "ablation", said.getvalue()
+    return runs_dir / "ablation", output.getvalue()
 
 
 LOST = {
@@ -133,25 +133,25 @@ LOST = {
 }
 
 
-def test_the_last_line_still_names_the_first_failure(told: tuple[Path, str]) -> None:
-    assert told[1].endswith(f"minirlaif: seed 1, kl-0.1 (and 1 more): {WHY}\n")
+def test_the_last_line_still_names_the_first_failure(failing: tuple[Path, str]) -> None:
+    assert failing[1].endswith(f"minirlaif: seed 1, kl-0.1 (and 1 more): {WHY}\n")
 
 
-def test_programs_read_what_failed_and_which_claims_it_took_along(told: tuple[Path, str]) -> None:
-    numbers = json.loads((told[0] / "ablation.json").read_text())
+def test_programs_read_what_failed_and_which_claims_it_took_along(failing: tuple[Path, str]) -> None:
+    numbers = json.loads((failing[0] / "ablation.json").read_text())
     failed = [{"seed": 1, "arm": "letter", "reason": "needs luck"}, {"seed": 1, "arm": "kl-0.1", "reason": WHY}]
     assert sorted(numbers["failed"], key=lambda each: each["arm"], reverse=True) == failed
     assert {name for name, arm in numbers["arms"].items() if arm["seeds"] == [0]} == {"letter", "kl-0.1"}
     assert all(arm["seeds"] == [0, 1] for name, arm in numbers["arms"].items() if name not in ("letter", "kl-0.1"))
-    found = claims_of(numbers)
-    assert list(found) == list(CLAIMS)  # none vanishes
-    assert {text: claim["reason"] for text, claim in found.items() if claim["verdict"] == MISSING} == LOST
-    assert all(found[text]["pooled"]["mean"] is None for text in LOST)
-    assert "PPO is better than SFT" in found and found["PPO is better than SFT"]["pooled"]["n"] == 80
+    claims = claims_of(numbers)
+    assert list(claims) == list(CLAIMS)  # none vanishes
+    assert {text: claim["reason"] for text, claim in claims.items() if claim["verdict"] == MISSING} == LOST
+    assert all(claims[text]["pooled"]["mean"] is None for text in LOST)
+    assert "PPO is better than SFT" in claims and claims["PPO is better than SFT"]["pooled"]["n"] == 80
 
 
-def test_people_read_what_failed_and_which_claims_it_took_along(told: tuple[Path, str]) -> None:
-    text, page = ((told[0] / f"ablation.{kind}").read_text() for kind in ("md", "html"))
+def test_people_read_what_failed_and_which_claims_it_took_along(failing: tuple[Path, str]) -> None:
+    text, page = ((failing[0] / f"ablation.{kind}").read_text() for kind in ("md", "html"))
     for shown in (text, page):
         assert "Of 22 claims 13 hold, 5 do not, 2 are undecided, and 2 were not measured." in shown
         assert f"seed 1, kl-0.1: {WHY}" in shown and "seed 1, letter: needs luck" in shown
@@ -163,21 +163,21 @@ def test_people_read_what_failed_and_which_claims_it_took_along(told: tuple[Path
     assert "<td>0</td>" in page and "<td>0, 1</td>" in page  # the table of arms says for which seeds
 
 
-def test_nothing_is_cut_off_on_a_phone_or_a_wide_screen(told: tuple[Path, str]) -> None:
+def test_nothing_is_cut_off_on_a_phone_or_a_wide_screen(failing: tuple[Path, str]) -> None:
     """No table is wider than its place: the verdicts stand in the last column, and arms change long settings."""
     wide = 'Array.from(document.querySelectorAll(".scroll, main")).filter(e => e.scrollWidth > e.clientWidth).length'
     with chromium() as browser:
         for width in (390, 1440):
             page = browser.new_page(viewport={"width": width, "height": 900})
-            page.goto((told[0] / "ablation.html").as_uri())
+            page.goto((failing[0] / "ablation.html").as_uri())
             page.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true })")
             assert page.evaluate(wide) == 0 and page.evaluate("document.documentElement.scrollWidth") <= width, width
             assert page.locator(".verdicts .open").last.is_visible()
 
 
 def test_a_claim_on_an_arm_that_nobody_asked_for_is_no_failure(made: dict[str, Run]) -> None:
-    some = {0: {name: made[name] for name in (MAIN, "short", "kl-0.3")}}
-    numbers = report.summary(groups_of(CFG), CFG.evaluate.bootstrap, some, [], {0: {"kl-0.1": "no luck"}})
+    runs = {0: {name: made[name] for name in (MAIN, "short", "kl-0.3")}}
+    numbers = report.summary(groups_of(CFG), CFG.evaluate.bootstrap, runs, [], {0: {"kl-0.1": "no luck"}})
     (kl,) = [group for group in numbers["groups"] if group["name"] == "kl"]
     assert [(claim["text"].split()[2], claim["verdict"]) for claim in kl["claims"]] == [("0.1", MISSING), ("0.3", FAILS)]
 

@@ -27,7 +27,7 @@ from tests.fixtures import small_config, tiny
 TESTS = [Sample(f"t{number}", f"/clips/{number}", (Turn("what happens first?", f"answer {number}"),)) for number in range(3)]
 
 
-def bench_of(patch: pytest.MonkeyPatch, folder: Path, *settings: str) -> tuple[tiny.TinyBench, Run]:
+def session_of(patch: pytest.MonkeyPatch, folder: Path, *settings: str) -> tuple[tiny.TinyBench, Run]:
     base = tiny.backbone()
     cfg = tiny.settings("evaluate.batch_size=2", *settings)
     session = tiny.TinyBench(base, {f"/clips/{n}": tiny.view(base, 2, n) for n in range(3)}, cfg)
@@ -41,20 +41,20 @@ def bench_of(patch: pytest.MonkeyPatch, folder: Path, *settings: str) -> tuple[t
 
 @pytest.mark.parametrize(("who", "stage"), [("policy", "ppo"), ("sft", "sft")])
 def test_the_model_in_question_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, who: str, stage: str) -> None:
-    session, run = bench_of(monkeypatch, tmp_path)
-    asked: list[tuple[int, bool]] = []
+    session, run = session_of(monkeypatch, tmp_path)
+    calls: list[tuple[int, bool]] = []
     spare = tiny.TinyBench(tiny.backbone())
     spare.adapters.add("it", 0, run.dir(stage) / "adapter")
     weights = tiny.digest(spare.adapters.parameters("it"))
 
     def sample(backbone: Any, prompts: Sequence[EncodedPrompt], *rest: Any, **named: Any) -> list[list[Completion]]:
         assert named["temperature"] == 0
-        asked.append((len(prompts), tiny.digest(session.adapters.parameters(who)) == weights))
+        calls.append((len(prompts), tiny.digest(session.adapters.parameters(who)) == weights))
         return [[Completion(backbone.renderer.answer("a red circle."), True, ())] for _ in prompts]
 
     monkeypatch.setattr(evaluate, "sample", sample)
     exam.run(session.cfg, run, who)
-    assert asked == [(2, True), (1, True)]
+    assert calls == [(2, True), (1, True)]
     rows = tiny.read_lines(run.dir("exam") / "answers.jsonl")
     assert [(row["id"], row["truth"], row[who]) for row in rows] == [(f"t{n}", f"answer {n}", "a red circle.") for n in range(3)]
     assert set((run.manifest("exam") or {})["inputs"]) == {stage}
@@ -66,7 +66,7 @@ def test_the_best_of_the_first_n_answers_is_the_one_with_the_highest_score(
 ) -> None:
     """Eight answers of one to eight words; scores by number of words. By hand: of the first two the second, and so on."""
     scores = {1: 0.0, 2: 0.5, 3: 0.2, 4: -1.0, 5: 0.1, 6: 0.4, 7: 0.9, 8: 0.3}
-    session, run = bench_of(monkeypatch, tmp_path, f"reward.context={context}".lower(), "rollout.batch_size=5")
+    session, run = session_of(monkeypatch, tmp_path, f"reward.context={context}".lower(), "rollout.batch_size=5")
     renderer, active = session.backbone.renderer, []
     read: list[str] = []
 
@@ -79,10 +79,10 @@ def test_the_best_of_the_first_n_answers_is_the_one_with_the_highest_score(
         read.extend(renderer.decode(row.prompt) for row in rows)
         return torch.tensor([scores[renderer.decode(row.answer).count("red")] for row in rows])
 
-    told = {row.video: {"context": f"0s: a blue cross. {row.id}\n"} for row in TESTS}
+    descriptions = {row.video: {"context": f"0s: a blue cross. {row.id}\n"} for row in TESTS}
     monkeypatch.setattr(exam, "sample", sample)
     monkeypatch.setattr(exam, "reward_scores", scored)
-    monkeypatch.setattr(exam.feedback, "describe", lambda *_: told)
+    monkeypatch.setattr(exam.feedback, "describe", lambda *_: descriptions)
     exam.run(session.cfg, run, "best")
     for row in tiny.read_lines(run.dir("exam") / "answers.jsonl"):
         assert [row[f"best_{n}"].count("red") for n in (2, 4, 8)] == [2, 2, 7]
@@ -122,8 +122,8 @@ def test_an_ablation_that_is_killed_goes_on_and_makes_nothing_twice(tmp_path: Pa
         assert (root / name / "world").is_symlink() and not any(path.suffix in (".mp4", ".sqlite") for path in own)
     # The arm with nothing changed but the number of PPO steps starts from the same bytes as a run of its own would.
     judged = tiny.read_lines(root / "letter" / "feedback" / "answers.jsonl")
-    whole = {row["id"]: row for row in tiny.read_lines(runs_dir / "seed0" / "feedback" / "answers.jsonl")}
-    assert judged and all(whole[row["id"]] == row for row in judged)
+    answers = {row["id"]: row for row in tiny.read_lines(runs_dir / "seed0" / "feedback" / "answers.jsonl")}
+    assert judged and all(answers[row["id"]] == row for row in judged)
     numbers = json.loads((runs_dir / "ablation" / "ablation.json").read_text())
     assert [group["name"] for group in numbers["groups"]] == [
         *("context", "segments", "pairs", "curriculum", "best-of", "readout", "kl")

@@ -60,8 +60,8 @@ def test_a_difference_is_taken_item_by_item() -> None:
     one = {"a": ("x", 1.0), "b": ("x", 0.0), "c": ("y", 1.0)}
     two = {"b": ("x", 1.0), "a": ("x", 0.0), "d": ("y", 0.0)}
     assert differences(one, two) == {"a": ("x", 1.0), "b": ("x", -1.0)}
-    found = common({"one": one, "two": two, "three": {"a": ("x", 0.5), "c": ("y", 0.5)}})
-    assert found == {"one": {"a": ("x", 1.0)}, "two": {"a": ("x", 0.0)}, "three": {"a": ("x", 0.5)}}
+    result = common({"one": one, "two": two, "three": {"a": ("x", 0.5), "c": ("y", 0.5)}})
+    assert result == {"one": {"a": ("x", 1.0)}, "two": {"a": ("x", 0.0)}, "three": {"a": ("x", 0.5)}}
 
 
 def test_an_interval_draws_clips_with_all_their_seeds() -> None:
@@ -84,10 +84,10 @@ def written(run: Run) -> None:
     ]
 
     def pair(name: str, a: str, b: str, choice: str, bare: str) -> dict[str, Any]:
-        said = {"choice": choice, "orders": [choice, choice]}
+        verdict = {"choice": choice, "orders": [choice, choice]}
         without = {"choice": bare, "orders": ["A", "B"]}
-        asked = {"id": name, "video": "../world/clips/p0.mp4", "answer_a": a, "answer_b": b}
-        return {**asked, **said, "without_context": without}
+        pair = {"id": name, "video": "../world/clips/p0.mp4", "answer_a": a, "answer_b": b}
+        return {**pair, **verdict, "without_context": without}
 
     verdicts = [
         pair("p0-0#0", TRUE, FALSE, "A", "B"),
@@ -100,7 +100,7 @@ def written(run: Run) -> None:
         {"id": "p0-0#1", "chosen": FALSE, "rejected": TRUE, "score_chosen": 1.0, "score_rejected": 2.0},
         {"id": "p0-1#0", "chosen": FALSE, "rejected": "nothing.", "score_chosen": 3.0, "score_rejected": 2.0},
     ]
-    told = [{"video": "../world/clips/p0.mp4", "segments": [TRUE]}, {"video": "../world/clips/dev0.mp4", "segments": [FALSE]}]
+    contexts = [{"video": "../world/clips/p0.mp4", "segments": [TRUE]}, {"video": "../world/clips/dev0.mp4", "segments": [FALSE]}]
     answers = [{"id": "t0-0", "video": "../world/clips/t0.mp4", "truth": TRUE, "base": TRUE, "sft": FALSE, "rlaif": TRUE}]
 
     def world(path: Path) -> None:
@@ -109,7 +109,7 @@ def written(run: Run) -> None:
 
     def feedback(path: Path) -> None:
         tiny.write_lines(path / "verdicts.jsonl", verdicts)
-        tiny.write_lines(path / "contexts.jsonl", told)
+        tiny.write_lines(path / "contexts.jsonl", contexts)
 
     tiny.finished(run, "world", world)
     tiny.finished(run, "sft")
@@ -138,15 +138,15 @@ def main(runs_dir: Path) -> Run:
     ],
 )
 def test_what_counts_as_right(main: Run, counts: str, column: str, expected: dict[str, tuple[str, float]]) -> None:
-    found = read(Measure("key", "label", MAIN, counts, column), main, 7)
-    assert {key.split("|")[0]: item for key, item in found.items()} == expected
+    items = read(Measure("key", "label", MAIN, counts, column), main, 7)
+    assert {key.split("|")[0]: item for key, item in items.items()} == expected
 
 
 def test_remarks(main: Run) -> None:
     # Three pairs of different answers: all decided in both orders; without context two decided, none in both orders.
     # Of those with one true answer two are right; without context one is wrong and one undecided.
-    whole = {"decided": 1.0, "right of the decided": 1.0, "both orders agree": 1.0}
-    assert remarks(Measure("k", "l", MAIN, JUDGE), main) == whole
+    expected = {"decided": 1.0, "right of the decided": 1.0, "both orders agree": 1.0}
+    assert remarks(Measure("k", "l", MAIN, JUDGE), main) == expected
     bare = {"decided": 2 / 3, "right of the decided": 0.0, "both orders agree": 0.0}
     assert remarks(Measure("k", "l", MAIN, JUDGE, "without_context"), main) == bare
     assert remarks(Measure("k", "l", MAIN, REWARD), main) == {"agrees with the judge": 0.75}
@@ -162,12 +162,12 @@ def test_every_figure_has_its_arm_and_every_arm_its_inputs() -> None:
     assert len(known) == len(arms_of(CFG))
     used = set()
     for group in groups_of(CFG):
-        keys = [entry.key for entry in group.measures]
-        assert len(set(keys)) == len(keys) and {entry.counts for entry in group.measures} <= set(COUNTS)
-        counts = {entry.key: entry.counts for entry in group.measures}
+        keys = [measure.key for measure in group.measures]
+        assert len(set(keys)) == len(keys) and {measure.counts for measure in group.measures} <= set(COUNTS)
+        counts = {measure.key: measure.counts for measure in group.measures}
         for claim in group.claims:
             assert counts[claim.better] == counts[claim.worse], claim.text
-        used |= {entry.arm for entry in group.measures}
+        used |= {measure.arm for measure in group.measures}
     assert used - {MAIN} == set(known)
     order = [*list(STAGES)[: list(STAGES).index("evaluate")], "exam"]
     needs = {"sft": {"world"}, "feedback": {"sft"}, "reward": {"sft", "feedback"}, "ppo": {"sft", "feedback", "reward"}}
@@ -189,8 +189,8 @@ def test_arms_follow_the_main_run() -> None:
     changed = {arm.name: arm.changed for arm in arms_of(CFG)}
     assert changed["short"] == ("ppo.iterations=10",)  # a third of 30
     assert "feedback.limit=600" in changed["letter"]  # a fifth of 3000, five batches of 120
-    some = config.load(small_config.TINY, ["world.prompt_clips=11", "feedback.batch_size=4", "ppo.iterations=1"])
-    changed = {arm.name: arm.changed for arm in arms_of(some)}
+    other = config.load(small_config.TINY, ["world.prompt_clips=11", "feedback.batch_size=4", "ppo.iterations=1"])
+    changed = {arm.name: arm.changed for arm in arms_of(other)}
     assert "feedback.limit=8" in changed["letter"]  # 33 prompts, a fifth is 6.6: two whole batches
     assert changed["short"] == ("ppo.iterations=1",)
     assert {"kl-0.01", "kl-0.1", "kl-0.3"} < set(changed) and "kl-0.03" not in changed  # 0.03 is the arm `short`
@@ -291,11 +291,11 @@ def test_jobs_wait_for_what_they_need_and_a_failure_stops_only_what_needs_it(tmp
 
 
 def test_no_more_children_than_asked_for_and_none_stays_behind(tmp_path: Path) -> None:
-    begun: list[str] = []
+    started: list[str] = []
 
     def job(name: str) -> Job:
         def command() -> list[str]:
-            begun.append(name)
+            started.append(name)
             return child(f"open({str(tmp_path / name)!r}, 'w').write(str(__import__('os').getpid())); time.sleep(120)")
 
         return Job(name, command, tmp_path / "log.txt")
@@ -305,7 +305,7 @@ def test_no_more_children_than_asked_for_and_none_stays_behind(tmp_path: Path) -
     while not all((tmp_path / name).is_file() and (tmp_path / name).read_text() for name in "ab"):
         time.sleep(0.02)
     next(working)
-    assert begun == ["a", "b"]
+    assert started == ["a", "b"]
     began = time.monotonic()
     working.close()  # type: ignore[attr-defined]
     assert time.monotonic() - began < 60  # stopped, not waited for
@@ -398,10 +398,10 @@ METRICS = {"kl": 0.5, "chosen_iteration": 10}
 def test_arms_are_made_once_and_again_on_demand(main: Run, runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
     fake_children(monkeypatch, made)
-    some = options(runs_dir, "--arms", "short,kl-0.1")
-    assert cli.main(some) == 0
+    words = options(runs_dir, "--arms", "short,kl-0.1")
+    assert cli.main(words) == 0
     assert made == ["seed 0, short", "seed 0, kl-0.1"]
-    assert cli.main(some) == 0 and len(made) == 2
+    assert cli.main(words) == 0 and len(made) == 2
     before = small_config.results(main.root, ["world", "sft", "feedback", "reward", "ppo", "evaluate"])
     assert cli.main(options(runs_dir, "--arms", "kl-0.1", "--redo")) == 0
     assert made[2:] == ["seed 0, kl-0.1"]
@@ -425,11 +425,11 @@ def test_one_arm_that_fails_is_told_and_leaves_a_report_of_the_others(
     assert cli.main(options(runs_dir, "--arms", "short,kl-0.1,kl-0.3")) == 2
     assert "minirlaif: seed 0, kl-0.1: out of luck" in capsys.readouterr().err
     (group,) = [g for g in json.loads((runs_dir / "ablation/ablation.json").read_text())["groups"] if g["name"] == "kl"]
-    assert [entry["arm"] for entry in group["entries"]] == ["short", "kl-0.3"]
+    assert [measure["arm"] for measure in group["entries"]] == ["short", "kl-0.3"]
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--seeds", "0,x"], "--seeds 0,x: write whole numbers"),
         (["--seeds=-1"], "must not be negative"),
@@ -439,10 +439,10 @@ def test_one_arm_that_fails_is_told_and_leaves_a_report_of_the_others(
         (["--jobs", "0"], "--jobs 0: must be at least 1"),
     ],
 )
-def test_what_the_user_can_put_right(runs_dir: Path, words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_user_can_put_right(runs_dir: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(options(runs_dir, *words)) == 2
-    said = capsys.readouterr().err
-    assert told in said and said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert message in output and output.count("\n") == 1
     assert not list(runs_dir.iterdir())
 
 
@@ -478,15 +478,15 @@ def test_the_report_by_hand(main: Run, runs_dir: Path) -> None:
     rows = [{"id": "t0-0", "video": "x/t0.mp4", "truth": TRUE, "policy": FALSE}]
     tiny.finished(other, "exam", lambda path: tiny.write_lines(path / "answers.jsonl", rows))
     numbers = numbers_of({0: {MAIN: main, "short": arm, "kl-0.3": other}})
-    found = {group["name"]: group for group in numbers["groups"]}
-    assert list(found) == ["context", "best-of", "kl"]  # the others have no claim with both sides measured
-    (claim,) = found["kl"]["claims"]
+    groups = {group["name"]: group for group in numbers["groups"]}
+    assert list(groups) == ["context", "best-of", "kl"]  # the others have no claim with both sides measured
+    (claim,) = groups["kl"]["claims"]
     assert claim["text"] == "KL coefficient 0.3 is worse than 0.03"
     assert claim["pooled"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 1} and claim["verdict"] == OPEN
     assert (claim["better_mean"], claim["worse_mean"]) == (1.0, 0.0)
-    (judge,) = found["context"]["claims"]
+    (judge,) = groups["context"]["claims"]
     assert judge["pooled"]["mean"] == pytest.approx(0.75) and judge["pooled"]["n"] == 2  # 1 and 1 against 0 and 1/2
-    assert [entry["remarks"] for entry in found["kl"]["entries"]] == [
+    assert [measure["remarks"] for measure in groups["kl"]["entries"]] == [
         {"KL at the end, nats": 2.0, "kept iteration": 5},
         {"KL at the end, nats": 1.0, "kept iteration": 10},
     ]
@@ -505,8 +505,8 @@ def test_figures_stand_on_items_that_all_arms_have(main: Run, runs_dir: Path) ->
     (row,) = [row for row in tiny.read_lines(main.dir("feedback") / "verdicts.jsonl") if row["id"] == "p0-0#1"]
     row = {**row, "choice": "A"}
     tiny.finished(arm, "feedback", lambda path: tiny.write_lines(path / "verdicts.jsonl", [row]))
-    found = {group["name"]: group for group in numbers_of({0: {MAIN: main, "letter": arm}})["groups"]}
-    figures = {entry["key"]: entry["pooled"] for entry in found["readout"]["entries"]}
+    groups = {group["name"]: group for group in numbers_of({0: {MAIN: main, "letter": arm}})["groups"]}
+    figures = {measure["key"]: measure["pooled"] for measure in groups["readout"]["entries"]}
     assert {key: (value["mean"], value["n"]) for key, value in figures.items()} == {MAIN: (1.0, 1), "letter": (0.0, 1)}
 
 

@@ -156,20 +156,20 @@ def test_the_command_that_makes_a_stage_again(tmp_path: Path):
     """It names what stands on the stage, nothing before it, and the settings in force; a name with a space is quoted."""
     run = Run(tmp_path / "my runs" / "a b", ["--config", "c.yaml", "--set", "seed=1"])
     make(run)
-    told = f"--config c.yaml --set seed=1 --run 'a b' --runs-dir '{tmp_path}/my runs' --redo"
-    assert run.remake("sft") == f"python -m minirlaif sft {told}"
+    flags = f"--config c.yaml --set seed=1 --run 'a b' --runs-dir '{tmp_path}/my runs' --redo"
+    assert run.remake("sft") == f"python -m minirlaif sft {flags}"
     make(run, "feedback", inputs=["sft"])
     run.partial("reward").mkdir()
     (run.root / "report.html").touch()
-    assert run.remake("sft") == f"python -m minirlaif run sft feedback reward report {told}"
+    assert run.remake("sft") == f"python -m minirlaif run sft feedback reward report {flags}"
     assert "run feedback reward report" in run.remake("feedback") and "minirlaif pretrain" in run.remake("pretrain")
     assert "--set seed=1 ppo.clip=0.1 --run" in run.remake("ppo", "ppo.clip=0.1")
     with pytest.raises(UserError) as caught:
         make(run, config={"sft": {"epochs": 2.0}})
     assert f"`{run.remake('sft')}`" in str(caught.value)
     (run.root / "config.yaml").touch()
-    found = Run(run.root).remake("evaluate", "evaluate.gallery=3")
-    assert f"--config '{run.root}/config.yaml' --set evaluate.gallery=3 --run" in found
+    command = Run(run.root).remake("evaluate", "evaluate.gallery=3")
+    assert f"--config '{run.root}/config.yaml' --set evaluate.gallery=3 --run" in command
 
 
 def test_an_error_in_a_stage_gets_the_command(run: Run):

@@ -54,23 +54,30 @@ def result(rows: list[dict[str, Any]], **other: Any) -> dict[str, Any]:
         "letter": None,
         "letter_n": 0,
     }
-    told: dict[str, Any] = {"test_items": len(rows), "test_clips": len(rows), "seed": 3, "accuracy": right}
-    told["test_clips_seen_before"] = 0
-    told["accuracy_by_type"] = {"what": {**right, "n": len(rows)}}
-    told["accuracy_gain"] = {"mean": 0.23, "ci95_low": 0.19, "ci95_high": 0.27}
-    told["gain_over_base"] = {"mean": 0.01, "ci95_low": -0.02, "ci95_high": 0.04}
-    told["judge"] = {**judged, **ends, "by_type": {"what": 0.95}, "swap_consistency": 1.0, "decided_share": 0.8}
-    told["reward_model"] = {"accuracy": 0.9, "n": 20, "against_judge": 0.88, "by_type": {"what": 0.88}, "bias": 0.1, "beta": 2.5}
-    return told | {"context": {"segment_accuracy": 0.94, "segments": 100}} | other
+    numbers: dict[str, Any] = {"test_items": len(rows), "test_clips": len(rows), "seed": 3, "accuracy": right}
+    numbers["test_clips_seen_before"] = 0
+    numbers["accuracy_by_type"] = {"what": {**right, "n": len(rows)}}
+    numbers["accuracy_gain"] = {"mean": 0.23, "ci95_low": 0.19, "ci95_high": 0.27}
+    numbers["gain_over_base"] = {"mean": 0.01, "ci95_low": -0.02, "ci95_high": 0.04}
+    numbers["judge"] = {**judged, **ends, "by_type": {"what": 0.95}, "swap_consistency": 1.0, "decided_share": 0.8}
+    numbers["reward_model"] = {
+        "accuracy": 0.9,
+        "n": 20,
+        "against_judge": 0.88,
+        "by_type": {"what": 0.88},
+        "bias": 0.1,
+        "beta": 2.5,
+    }
+    return numbers | {"context": {"segment_accuracy": 0.94, "segments": 100}} | other
 
 
 def verdict(number: int, without: str, letter: list[str] | None) -> dict[str, Any]:
-    said = {"id": f"p{number}", "answer_a": "a", "answer_b": "b", "choice": "A", "without_context": {"choice": without}}
-    return said if letter is None else {**said, "letter": {"choice": "disagree", "orders": letter}}
+    row = {"id": f"p{number}", "answer_a": "a", "answer_b": "b", "choice": "A", "without_context": {"choice": without}}
+    return row if letter is None else {**row, "letter": {"choice": "disagree", "orders": letter}}
 
 
 def make(
-    root: Path, rows: list[dict[str, Any]], found: dict[str, Any], decodes: int = 10, overrides: tuple[str, ...] = ()
+    root: Path, rows: list[dict[str, Any]], outcome: dict[str, Any], decodes: int = 10, overrides: tuple[str, ...] = ()
 ) -> tuple[Config, Run]:
     """A run whose stages are finished, with small files written by hand."""
     cfg, run = load(None, ["evaluate.bootstrap=50", *overrides]), Run(root)
@@ -82,7 +89,7 @@ def make(
             assert out is not None
             FILL.get(name, lambda out: None)(out)
             if name == "evaluate":
-                (out.path / "result.json").write_text(json.dumps(found))
+                (out.path / "result.json").write_text(json.dumps(outcome))
                 (out.path / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
                 (out.path / "strips").mkdir()
                 for line in rows:
@@ -198,13 +205,13 @@ def test_numbers(tmp_path: Path):
 def test_tiles_say_out_of_how_many(tmp_path: Path):
     _, html = written(*make(tmp_path / "r", ROWS, result(ROWS)))
     tiles = [" ".join(text.split()) for text in Reader(html).words]
-    for told in (
+    for note in (
         "5 questions · ",
         "60 decided pairs",
         "against truth · 20 held-out pairs · ",
         "over SFT, by the judge · 40 dev questions",
     ):
-        assert any(told.strip() in text for text in tiles), told
+        assert any(note.strip() in text for text in tiles), note
     assert tiles.count("too few to rely on") == 4  # three models and the reward model
 
 
@@ -220,9 +227,9 @@ def test_an_interval_without_width_is_none(tmp_path: Path):
 
 def test_a_policy_that_was_not_kept_is_said(tmp_path: Path):
     cfg, run = make(tmp_path / "r", ROWS, result(ROWS))
-    found = report.read(run)
-    found.manifests["ppo"]["metrics"]["chosen_iteration"] = 0
-    html = report.document(cfg.evaluate, "r", found, report.summary(cfg.evaluate, found))
+    outputs = report.read(run)
+    outputs.manifests["ppo"]["metrics"]["chosen_iteration"] = 0
+    html = report.document(cfg.evaluate, "r", outputs, report.summary(cfg.evaluate, outputs))
     assert (
         Reader(html).text.count(run_results.NOT_KEPT) == 2 and "dashed line marks" not in html and html.count('"chosen"') == 1
     )  # SFT's own
@@ -239,14 +246,14 @@ def test_why_the_base_may_stay_ahead_in_the_tiny_world(tmp_path: Path):
 
 def test_nothing_is_said_about_what_is_not_there(tmp_path: Path):
     """Questions without types, and no letters: no table of one row, no heading over nothing, no remark about letters."""
-    told = result(ROWS)
-    told["accuracy_by_type"] = {"all": told["accuracy_by_type"]["what"]}
-    told["judge"]["by_type"], told["reward_model"]["by_type"] = {"all": 0.9}, {}
-    cfg, run = make(tmp_path / "r", ROWS, told, overrides=("feedback.readout=likelihood",))
-    found = report.read(run)
-    for line in found.verdicts:
+    outcome = result(ROWS)
+    outcome["accuracy_by_type"] = {"all": outcome["accuracy_by_type"]["what"]}
+    outcome["judge"]["by_type"], outcome["reward_model"]["by_type"] = {"all": 0.9}, {}
+    cfg, run = make(tmp_path / "r", ROWS, outcome, overrides=("feedback.readout=likelihood",))
+    outputs = report.read(run)
+    for line in outputs.verdicts:
         line.pop("letter", None)
-    page_ = str(report.document(cfg.evaluate, "r", found, report.summary(cfg.evaluate, found)))
+    page_ = str(report.document(cfg.evaluate, "r", outputs, report.summary(cfg.evaluate, outputs)))
     html = Reader(page_[: page_.index("<footer")] + "</main></body></html>").text
     assert "by type" not in html.lower().replace("type of question", "") and "etter read-out" not in html
     assert page_[: page_.index('id="controls"')].count('<th scope="row">all</th>') == 1
@@ -254,10 +261,10 @@ def test_nothing_is_said_about_what_is_not_there(tmp_path: Path):
 
 def test_strips_keep_their_proportions(tmp_path: Path):
     cfg, run = make(tmp_path / "r", ROWS, result(ROWS))
-    found = report.read(run)
-    assert "--n:12;--aspect:1;" in report.document(cfg.evaluate, "r", found, report.summary(cfg.evaluate, found))
-    found.manifests["evaluate"]["config"]["video"] = {"frames": 6}  # the same pictures, taken for half as many twice as wide
-    html = report.document(cfg.evaluate, "r", found, report.summary(cfg.evaluate, found))
+    outputs = report.read(run)
+    assert "--n:12;--aspect:1;" in report.document(cfg.evaluate, "r", outputs, report.summary(cfg.evaluate, outputs))
+    outputs.manifests["evaluate"]["config"]["video"] = {"frames": 6}  # the same pictures, taken for half as many twice as wide
+    html = report.document(cfg.evaluate, "r", outputs, report.summary(cfg.evaluate, outputs))
     assert "--n:6;--aspect:2;" in html and "aspect-ratio:var(--aspect,1)" in html
 
 
@@ -354,10 +361,10 @@ def test_a_bad_result_is_said(tmp_path: Path, low: float, high: float, words: st
 def test_nobodys_text_becomes_markup(tmp_path: Path):
     texts = dict.fromkeys(("question", "type", "truth", "sft", "rlaif", "base"), ATTACK)
     rows = [*ROWS, {**row(9, "worse"), **texts}, {**row(8, "both wrong"), **texts, "truth": "x", "sft": ATTACK + "x"}]
-    found = result(rows)
-    found["accuracy_by_type"][ATTACK] = found["accuracy_by_type"]["what"]
-    found["judge"]["by_type"][ATTACK] = found["reward_model"]["by_type"][ATTACK] = 0.5
-    _, html = written(*make(tmp_path / "<script>r", rows, found))
+    outcome = result(rows)
+    outcome["accuracy_by_type"][ATTACK] = outcome["accuracy_by_type"]["what"]
+    outcome["judge"]["by_type"][ATTACK] = outcome["reward_model"]["by_type"][ATTACK] = 0.5
+    _, html = written(*make(tmp_path / "<script>r", rows, outcome))
     read = Reader(html)
     assert not {"script", "img", "link", "iframe", "object"} & set(read.names)
     assert ATTACK in read.text  # shown as it was written
@@ -391,11 +398,13 @@ def test_frames_are_kept_of_every_kind_of_case():
 
     kinds = ["better"] * 10 + ["worse", "worse"]
     tests = [Sample(f"q{n}", f"{n}.mp4", (Turn("what?", ANSWERS[name][0]),)) for n, name in enumerate(kinds)]
-    said = {model: [ANSWERS[name][place] for name in kinds] for place, model in ((1, "sft"), (2, "rlaif"))}
-    assert _gallery(tests, said, 2) == {"0.mp4", "10.mp4"}
-    assert _gallery(tests, said, 5) == {"0.mp4", "1.mp4", "2.mp4", "10.mp4", "11.mp4"}
+    answers = {model: [ANSWERS[name][place] for name in kinds] for place, model in ((1, "sft"), (2, "rlaif"))}
+    assert _gallery(tests, answers, 2) == {"0.mp4", "10.mp4"}
+    assert _gallery(tests, answers, 5) == {"0.mp4", "1.mp4", "2.mp4", "10.mp4", "11.mp4"}
     unknown = [Sample(row.id, row.video, (Turn("what?"),)) for row in tests]
-    assert _gallery(unknown, said, 3) == {"0.mp4", "1.mp4", "2.mp4"} and _gallery(tests, said, 99) == {row.video for row in tests}
+    assert _gallery(unknown, answers, 3) == {"0.mp4", "1.mp4", "2.mp4"} and _gallery(tests, answers, 99) == {
+        row.video for row in tests
+    }
 
 
 def test_gallery_is_balanced():
@@ -467,7 +476,7 @@ def test_words_for_numbers():
     assert page.percent(0.6546666) == "65.5\u00a0%" and page.percent(None) == "–" and page.share(0.5) == "50.0"
     assert [page.points(x) for x in (0.128, -0.02, 0.0, -0.0001)] == ["+12.8", "−2.0", "0.0", "0.0"]
     assert page.interval(-0.08, 0.1) == "−8.0 to +10.0"
-    assert [page.duration(s) for s in (3.21, 18.187, 84.07, 7380)] == ["3.2 s", "18 s", "1 min 24 s", "2 h 3 min"]
+    assert [page.duration(s) for s in (3.21, 18.187, 84.07, 7380)] == ["3.2 s", "18 s", "1 min 24 s", "2 h 03 min"]
     assert [page.number(x) for x in (421142, -0.7374, 2.0, None)] == ["421\u202f142", "−0.737", "2", "–"]
 
 
@@ -481,10 +490,10 @@ def test_ticks():
 
 
 def test_curve():
-    drawn = page.curve("Score", [(1, 0.0), (2, None), (3, 1.0)], mark=3)
+    drawn = page.curve("Score", [(1, 0.0), (2, None), (3, 1.0)], dashed=3)
     spots = drawn.split('points="')[1].split('"')[0].split()
     assert spots == [f"{page.LEFT:.1f},{page.HEIGHT - page.BOTTOM:.1f}", f"{page.WIDTH - page.RIGHT:.1f},{page.TOP:.1f}"]
-    assert "chosen" in drawn and "chosen" not in page.curve("Score", [(1, 0.0)], mark=7)
+    assert "chosen" in drawn and "chosen" not in page.curve("Score", [(1, 0.0)], dashed=7)
     share = page.curve("Win", [(1, 0.5), (2, 0.6)], span=(0.0, 1.0))
     assert [text.split("<")[0] for text in share.split('text-anchor="end">')[1:4]] == ["0", "0.5", "1"]
     assert "not measured" in page.curve("Score", [(1, None), (2, float("nan"))])
@@ -500,7 +509,7 @@ def test_answers_are_marked_in_words_too():
 
 
 def test_a_bar_stays_in_its_track():
-    drawn = page.bar("x", 1.7, ends=(-0.1, 0.5), mark=0.25)
+    drawn = page.bar("x", 1.7, ends=(-0.1, 0.5), dashed=0.25)
     assert "width:100.00%" in drawn and "left:0.00%;width:50.00%" in drawn and "left:25.00%" in drawn
 
 

@@ -22,8 +22,8 @@ THREE = (Event("red", "circle", "moves left"), Event("blue", "square", "stays st
 
 
 def test_questions_and_answers_by_hand():
-    asked = {(q.type, q.text): q.answer for q in tinyworld.all_questions(THREE)}
-    assert asked == {
+    answers = {(q.type, q.text): q.answer for q in tinyworld.all_questions(THREE)}
+    assert answers == {
         ("count", "how many things happen?"): "three things happen.",
         ("describe", "describe the video."): (
             "first a red circle moves left. second a blue square stays still. third a white cross moves up."
@@ -58,8 +58,8 @@ def test_drawn_clips_have_two_to_four_events_of_distinct_colours():
 def test_drawn_questions_are_of_different_types():
     rng = np.random.default_rng(0)
     kinds = [[q.type for q in tinyworld.draw_questions(rng, THREE, 3)] for _ in range(100)]
-    assert all(len(set(some)) == 3 for some in kinds)
-    assert {kind for some in kinds for kind in some} == set(QUESTION_TYPES)
+    assert all(len(set(drawn)) == 3 for drawn in kinds)
+    assert {kind for drawn in kinds for kind in drawn} == set(QUESTION_TYPES)
     assert len(tinyworld.draw_questions(rng, THREE[:2], 6)) == 6
 
 
@@ -161,10 +161,10 @@ def test_parts_share_no_clip(tiny: Path):
 
 def test_truth_is_true_of_the_files(tiny: Path):
     """What truth.jsonl says of a clip is what its decoded frames show."""
-    told = {row["video"]: row["segments"] for row in lines(tiny / "world" / "truth.jsonl")}
-    assert len(told) == 9
+    segments_of = {row["video"]: row["segments"] for row in lines(tiny / "world" / "truth.jsonl")}
+    assert len(segments_of) == 9
     with ClipReader(60) as reader:
-        for video, segments in told.items():
+        for video, segments in segments_of.items():
             path = str(tiny / "world" / video)
             assert reader.info(path).seconds == pytest.approx(len(segments))
             plans = [uniform_plan(len(segments), 8, number, number + 1) for number in range(len(segments))]
@@ -191,8 +191,8 @@ def test_annotators_faults_are_as_many_as_the_card_says(tmp_path: Path):
 def test_shuffled_order_is_never_the_true_one():
     section, rng = config.WorldSection(still_share=0.0, shuffled_share=1.0), np.random.default_rng(3)
     for _ in range(50):
-        told = world._as_annotated(THREE, section, rng)
-        assert told != THREE and sorted(map(str, told)) == sorted(map(str, THREE))
+        annotated = world._as_annotated(THREE, section, rng)
+        assert annotated != THREE and sorted(map(str, annotated)) == sorted(map(str, THREE))
 
 
 def test_without_a_world_nothing_is_made(tmp_path: Path, capsys):

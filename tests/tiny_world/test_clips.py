@@ -33,13 +33,13 @@ def test_the_same_seed_makes_the_same_world_and_another_seed_another() -> None:
 
 
 def test_questions_and_answers_of_a_clip_written_out_by_hand() -> None:
-    found = {(q.type, q.text): (q.answer, q.key) for q in all_questions(THREE)}
+    questions = {(q.type, q.text): (q.answer, q.key) for q in all_questions(THREE)}
     red, blue, green = "a red circle moves left.", "a blue square stays still.", "a green cross moves up."
-    whole = f"first {red} second {blue} third {green}"
-    assert describe(THREE) == whole
-    assert found == {
+    description = f"first {red} second {blue} third {green}"
+    assert describe(THREE) == description
+    assert questions == {
         ("count", "how many things happen?"): ("three things happen.", "3"),
-        ("describe", "describe the video."): (whole, whole),
+        ("describe", "describe the video."): (description, description),
         ("ordinal", "what happens first?"): (red, red),
         ("ordinal", "what happens second?"): (blue, blue),
         ("ordinal", "what happens third?"): (green, green),
@@ -75,10 +75,10 @@ def test_drawn_clips_have_two_to_four_events_of_distinct_colours_and_use_everyth
 def test_drawn_questions_are_of_different_types_and_all_types_come_up() -> None:
     rng = np.random.default_rng(0)
     drawn = [draw_questions(rng, THREE, 3) for _ in range(100)]
-    assert all(len({q.type for q in some}) == 3 for some in drawn)
-    assert {q.type for some in drawn for q in some} == set(QUESTION_TYPES)
-    assert all(q in all_questions(THREE) for some in drawn for q in some)
-    assert len({q.text for some in drawn for q in some if q.type == "ordinal"}) == 3  # not always the first
+    assert all(len({q.type for q in questions}) == 3 for questions in drawn)
+    assert {q.type for questions in drawn for q in questions} == set(QUESTION_TYPES)
+    assert all(q in all_questions(THREE) for questions in drawn for q in questions)
+    assert len({q.text for questions in drawn for q in questions if q.type == "ordinal"}) == 3  # not always the first
 
 
 # Columns and rows; rows count downwards.

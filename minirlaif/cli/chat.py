@@ -1,4 +1,4 @@
-"""The verb `chat`: questions about one clip on a terminal, to a training run or exported files (those need no torch)."""
+"""The verb `chat`: questions about one clip on a terminal, to a training run or to exported files (without torch)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minirlaif.cli.flags import add_flags, positive, verb
 from minirlaif.errors import UserError
 from minirlaif.types import Turn
 
@@ -19,52 +20,44 @@ if TYPE_CHECKING:
 PROMPT = "> "
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    """The flags of `chat`."""
-    parser.add_argument("question", nargs="?", metavar="QUESTION", help="one question; without it, as many as you like")
-    parser.add_argument("--gguf", metavar="DIR_OR_FILE", type=Path, help="an export's folder, or one text GGUF in it")
-    parser.add_argument("--run", metavar="NAME", default="", help="a training run instead: its own adapters, with torch")
-    parser.add_argument("--runs-dir", metavar="DIR", default="runs", type=Path, help="where run folders lie (default: runs)")
+def add(verbs: Any) -> None:
+    """Add the parser of `chat`."""
+    example = 'chat --gguf runs/tiny/export --video clip.mp4 "what happens first?"'
+    parser = verb(verbs, "chat", "ask a trained or exported model about a clip", example, run)
+    parser.add_argument("question", nargs="?", metavar="QUESTION", help="one question (default: read questions from stdin)")
+    parser.add_argument("--gguf", metavar="DIR_OR_FILE", type=Path, help="the folder of an export, or a text GGUF file in it")
+    name = {"required": False, "default": "", "help": "a training run instead: its base and adapters, which needs torch"}
+    add_flags(parser, "run", "runs-dir", run=name)
     parser.add_argument("--video", metavar="FILE", required=True, help="the clip")
-    parser.add_argument("--model", metavar="NAME", default="", help="rlaif or sft, where there are several (default: rlaif)")
-    parser.add_argument("--frames", metavar="N", type=_count, default=0, help="frames to look at (default: as in training)")
-    parser.add_argument("--temperature", metavar="T", type=float, default=0.0, help="0 (default): the same answer every time")
-    parser.add_argument("--top-p", metavar="P", type=float, default=1.0, help="only the most likely tokens, so much in all")
-    parser.add_argument("--max-new-tokens", metavar="N", type=_count, default=0, help="longest answer (default: as in training)")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the sampling, where the temperature is above 0")
-    parser.add_argument("--times", action="store_true", help="say on stderr how long each answer took")
-    parser.add_argument("--remember", action="store_true", help="keep earlier questions and answers in the prompt")
-    parser.add_argument("--mmproj", metavar="FILE", type=Path, help="another mmproj GGUF than the export's")
-    parser.add_argument("--type", metavar="TYPE", default="", help="which text GGUF of the folder, such as q8_0")
+    parser.add_argument("--model", metavar="NAME", default="", help="rlaif, sft or base, as far as available (default: rlaif)")
+    parser.add_argument("--frames", metavar="N", type=positive, default=0, help="frames of the clip (default: as in training)")
+    parser.add_argument("--temperature", metavar="T", type=float, default=0.0, help="0 (default): always the most likely token")
+    parser.add_argument("--top-p", metavar="P", type=float, default=1.0, help="sample from the smallest set of this probability")
     parser.add_argument(
-        "--threads",
-        metavar="N",
-        type=_count,
-        default=0,
-        help="CPU threads of llama.cpp (default: one per core; one for a tiny model)",
+        "--max-new-tokens", metavar="N", type=positive, default=0, help="longest answer (default: as in training)"
     )
-    parser.add_argument("--ctx", metavar="N", type=_count, default=0, help="tokens of its memory (default: as many as needed)")
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be above 0")
-    return number
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of sampling, with a temperature above 0")
+    parser.add_argument("--times", action="store_true", help="print on stderr how long each answer took")
+    parser.add_argument("--remember", action="store_true", help="keep earlier questions and answers in the prompt")
+    parser.add_argument("--mmproj", metavar="FILE", type=Path, help="mmproj GGUF file (default: that of the export)")
+    parser.add_argument("--type", metavar="TYPE", default="", help="type of the text GGUF in the folder, such as q8_0")
+    threads = "CPU threads of llama.cpp (default: one per core; one for a tiny model)"
+    parser.add_argument("--threads", metavar="N", type=positive, default=0, help=threads)
+    parser.add_argument("--ctx", metavar="N", type=positive, default=0, help="context length in tokens (default: as needed)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Answer one question or many; returns the exit code. UserError for what the user can put right."""
+    """Answer one question or many; returns the exit code. UserError as for every verb."""
     if bool(options.run) == (options.gguf is not None):
         raise UserError("chat: name exported files with --gguf DIR, or a training run with --run NAME")
     if not Path(options.video).is_file():
         raise UserError(f"{options.video}: no such file; name a clip with --video")
     if options.temperature < 0 or not 0 < options.top_p <= 1:
-        raise UserError("chat: --temperature is 0 or more, --top-p above 0 and at most 1")
+        raise UserError("chat: --temperature must be 0 or more, --top-p above 0 and at most 1")
     try:
         with closing(_engine(options)) as engine:
             if options.model and options.model not in engine.models:
-                raise UserError(f"--model {options.model}: there is {', '.join(engine.models)}")
+                raise UserError(f"--model {options.model}: not available; choose one of {', '.join(engine.models)}")
             started = time.perf_counter()
             clip = engine.load_clip(options.video, options.frames)
             if options.times:
@@ -86,14 +79,14 @@ def _engine(options: argparse.Namespace) -> Any:
 
         return GgufEngine(options.gguf, options.mmproj, options.type, options.threads, options.ctx)
     if options.mmproj or options.type or options.ctx or options.threads:
-        raise UserError("chat: --mmproj, --type, --ctx and --threads belong to --gguf; leave them out with --run")
+        raise UserError("chat: --mmproj, --type, --ctx and --threads need --gguf; leave them out with --run")
     from minirlaif.runs.run import Run
 
     try:
         from minirlaif.feedback.judge import SessionJudge
         from minirlaif.inference.hf_engine import HfEngine
     except ModuleNotFoundError as error:
-        raise UserError(f"chat --run: {error.name} is not installed; `pip install -r requirements.txt`, or --gguf") from None
+        raise UserError(f"chat --run: {error.name} is not installed; `pip install -r requirements.txt`, or use --gguf") from None
 
     return HfEngine(Run(options.runs_dir / options.run), SessionJudge)
 
@@ -112,7 +105,7 @@ def _converse(engine: ChatEngine, clip: LoadedClip, sampling: SamplingParams, op
     except ImportError:
         pass
     times = ", ".join(f"{time:.1f}" for time in clip.times)
-    print(f"{engine.title}: {len(clip.times)} frames at {times} seconds. Ask about the clip; /quit ends.", flush=True)
+    print(f"{engine.title}: {len(clip.times)} frames at {times} seconds. Ask about the clip; /quit to leave.", flush=True)
     turns: list[Turn] = []
     while True:
         try:

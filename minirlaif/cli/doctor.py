@@ -1,10 +1,11 @@
-"""`doctor`: what this machine has and lacks for a run, and the command that gets what is missing.
+"""The verb `doctor`: what a run needs, whether it is installed and works here, and the command that installs what is missing.
 
 Everything that may crash or hang on import (torch, decoders, bitsandbytes) is tried in a child process.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -13,11 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+from minirlaif.cli.flags import verb
 
 GIB = 2**30
-# Packages that a run can do without, and what is lost without them. All others in requirements.txt are needed.
+# Optional packages, and what needs them. All others in requirements.txt are required.
 OPTIONAL = {
-    "decord": "PyAV reads all clips then",
+    "decord": "without it PyAV reads all clips",
     "bitsandbytes": "needed for model.quantization=nf4",
     "tensorboard": "needed for report_to=tensorboard",
     "protobuf": "needed to convert old LLaVA checkpoints with a tokenizer.model",
@@ -67,7 +71,12 @@ class Finding:
     remedy: str = ""  # the command or setting that puts it right
 
 
-def run() -> int:
+def add(verbs: Any) -> None:
+    """Add the parser of `doctor`."""
+    verb(verbs, "doctor", "check versions, GPU, memory and decoders, and print how to install what is missing", "doctor", run)
+
+
+def run(options: argparse.Namespace) -> int:
     """Print the table; 0 when a run can start, else 1."""
     findings = examine()
     width = max(len(finding.name) for finding in findings)

@@ -1,7 +1,7 @@
-"""Run folders: one folder per stage, a manifest written last, hashes, and a state from which a killed stage goes on. No torch.
+"""Run folders: one folder per stage, a manifest written last, hashes, and a state from which a killed stage resumes. No torch.
 
     runs/<name>/<stage>.partial/   a stage in progress or dead
-        begun.json                 its settings and inputs, so that only the same call goes on
+        begun.json                 its settings and inputs, so that only the same call resumes
         state/                     what the last commit_state wrote, with position.json
     runs/<name>/<stage>/           finished: manifest.json is there, everything it lists is unchanged
     runs/<name>/<stage>.old/       what --redo replaces; deleted when the new one is finished
@@ -166,7 +166,7 @@ class Run:
         """Open a stage: yields its folder to fill, or None when it is finished with the same config and inputs.
 
         Leaving the block without an error hashes the outputs, writes the manifest and gives the folder its final name; after an
-        error or a kill the partial folder stays and the same call goes on from its last committed state.
+        error or a kill the partial folder stays and the same call resumes from its last committed state.
         UserError when the stage was made or begun with other settings or inputs, unless `redo`.
         """
         for each in inputs:
@@ -195,7 +195,7 @@ class Run:
                 except Exception as error:
                     if disk_is_full(error, partial):
                         raise StageStopped(
-                            f"{partial}: the disk is full; free some space and repeat the command, it goes on"
+                            f"{partial}: the disk is full; free some space and run the command again to resume"
                         ) from error
                     if isinstance(error, UserError) and error.again is not None:
                         raise self._with_command(error, name) from None

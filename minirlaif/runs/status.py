@@ -1,4 +1,4 @@
-"""What `status` shows: how far the stages of a run have come. No torch."""
+"""The table of `status`: the state of each stage of a run. No torch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import yaml
 from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import clock
 from minirlaif.runs.run import Run
+from minirlaif.stages.registry import PIPELINE
 
 
 def status_table(run: Run, stages: Sequence[str]) -> str:
-    """One line per stage: finished, outdated, partial or missing; seconds; its headline number, or how far a partial one came."""
+    """One line per stage: finished, outdated, partial or missing; seconds; its first number, or the last step of a partial one."""
     rows = [("stage", "state", "time", "result"), *status_rows(run, stages)]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows]
@@ -34,8 +35,8 @@ def status_rows(run: Run, stages: Sequence[str]) -> list[tuple[str, str, str, st
             state = f"outdated: made from another {older}" if older else "finished"
             rows.append((name, state, clock(manifest["seconds"]), _headline(manifest["metrics"])))
         elif run.partial(name).is_dir():
-            rows.append((name, "partial", "", _how_far(run.partial(name))))
-        elif name != "pretrain" and not (name == "world" and _has_no_world(run)):
+            rows.append((name, "partial", "", _progress(run.partial(name))))
+        elif name in PIPELINE and not (name == "world" and _has_no_world(run)):
             rows.append((name, "missing", "", ""))
     return rows
 
@@ -54,7 +55,7 @@ def report_state(run: Run) -> tuple[str, str]:
 
 
 def _headline(metrics: Mapping[str, Any]) -> str:
-    """The first number of a stage; of an evaluation the aligned model's accuracy and what it gained."""
+    """The first metric of a stage; of an evaluation the RLAIF model's accuracy and its gain over SFT."""
     name, value = next(iter(metrics.items()), ("", None))
     if isinstance(value, Mapping):
         gain = (metrics.get("accuracy_gain") or {}).get("mean")
@@ -70,8 +71,8 @@ def _has_no_world(run: Run) -> bool:
         return False
 
 
-def _how_far(partial: Path) -> str:
-    """Last logged step, and the step that a repeated command goes on from."""
+def _progress(partial: Path) -> str:
+    """Last logged step, and the step that a repeated command resumes from."""
     logged, saved = "", 0
     try:
         rows = read_jsonl(partial / "metrics.jsonl", missing_ok=True, skip_damaged=True)
@@ -82,4 +83,4 @@ def _how_far(partial: Path) -> str:
         saved = json.loads((partial / "state" / "position.json").read_text(encoding="utf-8"))["step"]
     except (OSError, ValueError, LookupError):
         pass
-    return f"{logged}goes on from {saved}" if saved else f"{logged}starts again"
+    return f"{logged}resumes from step {saved}" if saved else f"{logged}restarts"

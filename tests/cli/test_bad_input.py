@@ -305,7 +305,7 @@ FAULTS = {
     "disk full in a state": ("write_state", full_disk, 2, "the disk is full"),
     "disk full in weights": ("write_state", full_disk_in_safetensors, 2, "the disk is full"),
     "not a number": ("sft_loss", not_a_number, 2, "sft: loss is nan at step 3"),
-    "ctrl-c": ("optimizer_step", ctrl_c, 130, "goes on from the last saved step"),
+    "ctrl-c": ("optimizer_step", ctrl_c, 130, "to resume from the last saved step"),
 }
 
 

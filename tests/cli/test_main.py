@@ -15,6 +15,7 @@ import yaml
 
 from minirlaif import config
 from minirlaif.cli import doctor, main
+from minirlaif.cli import run as run_verbs
 from minirlaif.errors import StageStopped
 from minirlaif.runs import progress
 from minirlaif.runs.run import Run
@@ -79,7 +80,7 @@ def test_run_makes_all_stages_in_order_and_skips_them_afterwards(call, done, run
 
 def test_a_whole_run_ends_with_an_export_where_it_is_enabled(call, runs_dir: Path, monkeypatch):
     exported: list[tuple[str, bool]] = []
-    monkeypatch.setattr(main.export, "after_run", lambda cfg, run, redo: exported.append((run.root.name, redo)))
+    monkeypatch.setattr(run_verbs.export, "after_run", lambda cfg, run, redo: exported.append((run.root.name, redo)))
     call("run")
     call("sft", "--set", "export.enabled=true")
     call("run", "sft", "--set", "export.enabled=true")
@@ -132,8 +133,8 @@ def test_ctrl_c_names_the_command_that_goes_on(call):
     code, _, complaint = call("sft", "--set", "rollout.kl_coef=0.2")
     assert code == 130
     assert (
-        "python -m minirlaif sft --run a" in complaint
-        and "--set rollout.kl_coef=0.2` goes on from the last saved step" in complaint
+        "run `python -m minirlaif sft --run a" in complaint
+        and "--set rollout.kl_coef=0.2` again to resume from the last saved step" in complaint
     )
 
 
@@ -201,7 +202,7 @@ def test_full_disk_while_the_config_is_written(call, monkeypatch):
     def full(path: Path, text: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(main, "write_atomic", full)
+    monkeypatch.setattr(run_verbs, "write_atomic", full)
     assert "disk is full" in call("sft")[2]
 
 
@@ -256,7 +257,7 @@ def test_other_errors_are_tracebacks(call):
 
 
 def test_status_and_path(call, runs_dir: Path):
-    assert "no such run folder; runs there: none" in call("status")[2]
+    assert "no such run folder; existing ones: none" in call("status")[2]
     call("sft")
     run = Run(runs_dir / "a")
     with pytest.raises(ZeroDivisionError), run.stage("ppo", {}) as out:
@@ -267,11 +268,11 @@ def test_status_and_path(call, runs_dir: Path):
     rows = {line.split()[0]: line.split(maxsplit=1)[1] for line in call("status")[1].splitlines()}
     assert "pretrain" not in rows
     assert re.fullmatch(r"finished +\d s +accuracy 0\.5123", rows["sft"])  # a busy machine may need a second
-    assert rows["ppo"] == "partial         last step 2, goes on from 1"
+    assert rows["ppo"] == "partial         last step 2, resumes from step 1"
     shutil.rmtree(run.partial("ppo") / "state")
-    assert call("status")[1].splitlines()[-3].endswith("partial         last step 2, starts again")
+    assert call("status")[1].splitlines()[-3].endswith("partial         last step 2, restarts")
     (run.partial("ppo") / "metrics.jsonl").unlink()
-    assert call("status")[1].splitlines()[-3].endswith("partial         starts again")
+    assert call("status")[1].splitlines()[-3].endswith("partial         restarts")
     assert rows["world"] == rows["evaluate"] == "missing"
     assert call("path", "sft")[1] == f"{runs_dir / 'a' / 'sft'}\n"
     assert "ppo: not finished; run `python -m minirlaif ppo" in call("path", "ppo")[2]

@@ -1,0 +1,171 @@
+"""The verbs of a run: `run`, one verb per stage, `status` and `path`."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from minirlaif import config, distributed
+from minirlaif.cli import evaluate, export
+from minirlaif.cli.flags import add_flags, run_folder, verb
+from minirlaif.errors import UserError
+from minirlaif.runs.io import read_json, write_atomic
+from minirlaif.runs.run import Run
+from minirlaif.runs.status import report_state, status_table
+from minirlaif.stages.registry import PIPELINE, STAGES
+
+TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX")}  # packages; the others are named as accelerate names them
+
+
+def add(verbs: Any) -> None:
+    """Add the parsers of these verbs."""
+    all_stages = verb(verbs, "run", "run all stages in order", "run --config configs/tiny.yaml --run tiny", run)
+    text = f"run only these ({', '.join(STAGES)}); default: all but pretrain, skipping finished ones"
+    all_stages.add_argument("stages", nargs="*", metavar="STAGE", help=text)
+    add_flags(all_stages, "config", "run", "runs-dir", "set", "redo", config={"required": True})
+    for stage in STAGES.values():
+        one = verb(verbs, stage.name, stage.help, f"{stage.name} --config configs/tiny.yaml --run tiny", run)
+        add_flags(one, "config", "run", "runs-dir", "set", "redo", config={"required": stage.name != "evaluate"})
+        if stage.name == "evaluate":
+            evaluate.add_benchmark_flags(one)
+    add_flags(verb(verbs, "status", "show the state of each stage", "status --run tiny", show), "run", "runs-dir", "config")
+    path = verb(verbs, "path", "print the folder of a finished stage, or the file of the report", "path ppo --run tiny", show)
+    path.add_argument("stage", metavar="STAGE", help=", ".join(STAGES))
+    add_flags(path, "run", "runs-dir", "config")
+
+
+def show(options: argparse.Namespace) -> int:
+    """Print the table of stages, or one stage's folder."""
+    run = _usable(options)
+    if not run.root.is_dir():
+        others = sorted(path.name for path in options.runs_dir.glob("*") if path.is_dir())
+        raise UserError(f"{run.root}: no such run folder; existing ones: {', '.join(others) or 'none'}")
+    print(status_table(run, list(STAGES)) if options.verb == "status" else _path(run, _known(options.stage)))
+    return 0
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the chosen stages, or evaluate on a benchmark."""
+    run = _usable(options)
+    if getattr(options, "benchmark", None):
+        return evaluate.evaluate(options)
+    if not options.config:
+        raise UserError(f"{options.verb}: name the settings with --config; see `python -m minirlaif {options.verb} --help`")
+    cfg = config.load(options.config, options.set)
+    names = _chosen(options, cfg)
+    exports = cfg.export.enabled and options.verb == "run" and not options.stages
+    _check_settings(options.config, cfg, names)
+    distributed.start(on_cpu=cfg.model.device == "cpu")
+    if distributed.leads():
+        check_base(run, cfg)
+        if not (run.root / "config.yaml").is_file():
+            record_config(run, cfg)
+        run.accepted = lambda name: record_config(run, cfg, name)
+        if options.redo and len(names) > 1:  # all at once, so that after a kill the command without --redo resumes
+            for name in [*names, *(["export"] if exports else [])]:
+                run.set_aside(name)
+        if options.verb == "run":
+            from minirlaif.memory.measure import before_run
+
+            before_run(cfg, run, names, options.redo)
+    distributed.wait()
+    for number, name in enumerate(names, start=1):
+        stage = STAGES[name]
+        if len(names) > 1 and distributed.leads():
+            print(f"[{number}/{len(names)}] {name}: {stage.help}", flush=True)
+        if stage.distributed:
+            stage.load()(cfg, run, redo=options.redo)
+        elif distributed.leads():
+            with distributed.alone():
+                stage.load()(cfg, run, redo=options.redo)
+        distributed.wait()
+    if "report" in names and distributed.leads():
+        print(f"report: {run.root / 'report.html'}")
+    if exports and distributed.leads():
+        with distributed.alone():
+            export.after_run(cfg, run, options.redo)
+        print(f"GGUF: {run.dir('export')}")
+    return 0
+
+
+def _usable(options: argparse.Namespace) -> Run:
+    """The run that the flags name. UserError when a file is in the way of its folder."""
+    run = run_folder(options)
+    for path in (run.root, *run.root.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path}: is a file, so it cannot hold run folders; choose another --run or --runs-dir")
+    return run
+
+
+def _chosen(options: argparse.Namespace, cfg: config.Config) -> list[str]:
+    """The stages to run, in the order of the pipeline."""
+    if options.verb == "run" and not options.stages:
+        return [name for name in PIPELINE if name != "world" or cfg.data.world]
+    names = [_known(name) for name in options.stages] if options.verb == "run" else [options.verb]
+    if "world" in names and not cfg.data.world:
+        raise UserError(f'{options.config}: data.world is empty, so there is no world to generate; set data.world to "tiny"')
+    return [name for name in STAGES if name in names]
+
+
+def _known(name: str) -> str:
+    if name not in STAGES:
+        nearest = difflib.get_close_matches(name, STAGES, n=1, cutoff=0.0)[0]
+        raise UserError(f"{name}: no such stage (did you mean {nearest}?)")
+    return name
+
+
+def _path(run: Run, stage: str) -> Path:
+    if stage == "report" and report_state(run)[0] != "missing":
+        return run.root / "report.html"
+    if run.manifest(stage) is None:
+        raise UserError(f"{run.dir(stage)}: not finished; run `{run.command(stage)}` first")
+    return run.dir(stage)
+
+
+def _check_settings(path: str, cfg: config.Config, names: Sequence[str]) -> None:
+    """UserError for what can be checked before the first stage starts: missing data sources, a missing tracker."""
+    missing = [f"data.{part}" for name in names for part in STAGES[name].needs if not getattr(cfg.data, part)]
+    if len(names) > 1 and missing and not cfg.data.world:  # a single stage reports this itself
+        fields = " and ".join(dict.fromkeys(missing))
+        raise UserError(f"{path}: {fields} names no file; set it, or run only stages that do not need it: `run sft …`")
+    trackers = TRACKERS.get(cfg.report_to, (cfg.report_to,))
+    # A folder of logs in the working folder, such as wandb/, is found too, but has no origin.
+    installed = any(getattr(importlib.util.find_spec(name), "origin", None) for name in trackers)
+    if cfg.report_to != "none" and not installed:
+        raise UserError(f"{path}: report_to is {cfg.report_to}, which is not installed; `pip install {trackers[0]}`, or set none")
+
+
+def check_base(run: Run, cfg: config.Config) -> None:
+    """UserError when the run folder was made with another base model."""
+    path = run.root / "config.yaml"
+    if path.is_file():
+        try:
+            base = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["base"]
+        except (yaml.YAMLError, ValueError, TypeError, KeyError):
+            raise UserError(f"{path}: cannot be read as this run's settings; choose another --run") from None
+        if base != cfg.model.base:
+            raise UserError(f"{path}: made with model.base {base}, the settings now say {cfg.model.base}; choose another --run")
+
+
+def record_config(run: Run, cfg: config.Config, accepted: str = "") -> None:
+    """Write the settings of the run to its folder: `cfg`, except what other stages were started or finished with.
+
+    accepted: the stage whose settings are known to be those of `cfg`.
+    """
+    values = yaml.safe_load(config.dump(cfg))
+    for name in [*(name for name in PIPELINE if name != accepted), accepted]:
+        started = run.partial(name) / "begun.json"
+        record = run.manifest(name) or (read_json(started) if name and started.is_file() else {"config": {}})
+        for key, value in record["config"].items():
+            if key in values and isinstance(value, dict):
+                values[key].update({field: item for field, item in value.items() if field in values[key]})
+            elif key in values:
+                values[key] = value
+    run.root.mkdir(parents=True, exist_ok=True)
+    write_atomic(run.root / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=130))

@@ -16,7 +16,7 @@ from minirlaif.stages.registry import PIPELINE
 
 
 def status_table(run: Run, stages: Sequence[str]) -> str:
-    """One line per stage: finished, outdated, partial or missing; seconds; its first number, or the last step of a partial one."""
+    """One line per stage: finished, outdated, partial or missing; time; its first number, or a partial one's last step."""
     rows = [("stage", "state", "time", "result"), *status_rows(run, stages)]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows]

@@ -49,18 +49,7 @@ def paired_bootstrap(
     is one item's score under one model minus its score under the other. The same seed gives the same interval, whatever
     the order of clusters and items. ValueError without any item.
     """
-    clusters = [differences_by_cluster[name] for name in sorted(differences_by_cluster) if differences_by_cluster[name]]
-    if not clusters or resamples < 1:
-        raise ValueError("paired_bootstrap: needs at least one difference and one resample")
-    sums = [math.fsum(cluster) for cluster in clusters]
-    counts = [len(cluster) for cluster in clusters]
-    generator = random.Random(seed)
-    means = []
-    for _ in range(resamples):
-        drawn = generator.choices(range(len(clusters)), k=len(clusters))
-        means.append(math.fsum(sums[i] for i in drawn) / sum(counts[i] for i in drawn))
-    means.sort()
-    return math.fsum(sums) / sum(counts), quantile(means, 0.025), quantile(means, 0.975)
+    return mean_of_means([differences_by_cluster], resamples, seed)
 
 
 def mean_of_means(parts: Sequence[Mapping[str, Sequence[float]]], resamples: int, seed: int) -> tuple[float, float, float]:
@@ -71,7 +60,7 @@ def mean_of_means(parts: Sequence[Mapping[str, Sequence[float]]], resamples: int
     """
     names = sorted({name for part in parts for name in part if part[name]})
     if not parts or resamples < 1 or any(not any(part.values()) for part in parts):
-        raise ValueError("mean_of_means: needs values in every part and one resample")
+        raise ValueError("mean_of_means: needs values in every part and at least one resample")
     sums = [[(math.fsum(part.get(name, ())), len(part.get(name, ()))) for name in names] for part in parts]
     generator = random.Random(seed)
 

@@ -1,40 +1,20 @@
 """Settings: sections with types and ranges (schema), and how YAML and `--set` become them (loader)."""
 
-from minirlaif.config.loader import dump, load, recorded, section
-from minirlaif.config.schema import (
-    Config,
-    DataSection,
-    EvaluateSection,
-    ExportSection,
-    FeedbackSection,
-    ModelSection,
-    PpoSection,
-    PretrainSection,
-    ReferenceSection,
-    RewardSection,
-    RolloutSection,
-    SftSection,
-    VideoSection,
-    WorldSection,
-)
-
-__all__ = [
-    "Config",
-    "DataSection",
-    "EvaluateSection",
-    "ExportSection",
-    "FeedbackSection",
-    "ModelSection",
-    "PpoSection",
-    "PretrainSection",
-    "ReferenceSection",
-    "RewardSection",
-    "RolloutSection",
-    "SftSection",
-    "VideoSection",
-    "WorldSection",
-    "dump",
-    "load",
-    "recorded",
-    "section",
-]
+from minirlaif.config.loader import dump as dump
+from minirlaif.config.loader import load as load
+from minirlaif.config.loader import recorded as recorded
+from minirlaif.config.loader import section as section
+from minirlaif.config.schema import Config as Config
+from minirlaif.config.schema import DataSection as DataSection
+from minirlaif.config.schema import EvaluateSection as EvaluateSection
+from minirlaif.config.schema import ExportSection as ExportSection
+from minirlaif.config.schema import FeedbackSection as FeedbackSection
+from minirlaif.config.schema import ModelSection as ModelSection
+from minirlaif.config.schema import PpoSection as PpoSection
+from minirlaif.config.schema import PretrainSection as PretrainSection
+from minirlaif.config.schema import ReferenceSection as ReferenceSection
+from minirlaif.config.schema import RewardSection as RewardSection
+from minirlaif.config.schema import RolloutSection as RolloutSection
+from minirlaif.config.schema import SftSection as SftSection
+from minirlaif.config.schema import VideoSection as VideoSection
+from minirlaif.config.schema import WorldSection as WorldSection

@@ -10,7 +10,7 @@ document.addEventListener("click", async (event) => {
   button.textContent = "Copied"; setTimeout(() => { button.textContent = "Copy"; }, 1500);
 });
 // The newest turn stays in sight, unless somebody has scrolled up to read an older one.
-let asked = 0, near = true, last = 0;
+let questions = 0, near = true, last = 0;
 document.addEventListener("scroll", (event) => {
   const box = event.target;
   if (box.id === "chat") near = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
@@ -18,8 +18,8 @@ document.addEventListener("scroll", (event) => {
 new MutationObserver(() => {
   const box = document.querySelector("#chat");
   if (!box) return;
-  const count = box.querySelectorAll(".asked").length;
+  const count = box.querySelectorAll(".question").length;
   if (box.scrollTop < last - 1) near = false;  // scrolled up since, and the event for it is still to come
-  if (near || count > asked) box.scrollTop = box.scrollHeight;
-  asked = count; last = box.scrollTop;
+  if (near || count > questions) box.scrollTop = box.scrollHeight;
+  questions = count; last = box.scrollTop;
 }).observe(document, {subtree: true, childList: true, characterData: true});

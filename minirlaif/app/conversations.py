@@ -1,19 +1,18 @@
-"""Conversations and comparisons about clips: what each open page has, and what may happen to it. No torch, no page.
+"""Conversations and comparisons about clips: every action that an open page can request. No torch, no Gradio.
 
-A method that waits for the model is a generator: after each step the page is drawn anew from the session.
+Methods that wait for the model are generators: after each step the page is rendered again from the session.
 """
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from minirlaif.app.engine_thread import Worker
-from minirlaif.app.sessions import PAIR, Answer, Job, Session, SideBySide, told
+from minirlaif.app.engine_thread import EngineThread
+from minirlaif.app.sessions import PAIR, Answer, Job, Session, SideBySide, error_message
 from minirlaif.app.uploads import UploadStore
 from minirlaif.app.votes import CHOICES, Vote, VoteStore
 from minirlaif.data.formats import half_letters
@@ -21,296 +20,279 @@ from minirlaif.errors import UserError
 from minirlaif.inference.engine import ChatEngine, JudgingEngine, LoadedClip, SamplingParams
 from minirlaif.types import Turn
 
-LONGEST = 4000  # letters of a question
-HALT_SECONDS = 2.0  # the page waits so long for a stopped answer to end
-CLIP_SECONDS = 30.0  # a question waits so long for the frames of its clip
+MAX_QUESTION_CHARS = 4000
+STOP_SECONDS = 2.0  # how long the page waits for a stopped answer to end
+CLIP_SECONDS = 30.0  # how long a question waits for the frames of its clip
 
 
-class Talks:
+class ChatService:
     """All open pages over one engine.
 
     Args:
-        worker: the engine's thread.
-        desk: looks at clips before the engine does.
-        ballot: where votes go; None: nobody can vote.
+        engine_thread: runs the engine.
+        upload_store: checks clips before the engine decodes them.
+        vote_store: where votes are stored; None: voting is off.
     """
 
-    def __init__(self, worker: Worker, desk: UploadStore, ballot: VoteStore | None) -> None:
-        self.worker, self.desk, self.ballot = worker, desk, ballot
-        self.engine = worker.engine
+    def __init__(self, engine_thread: EngineThread, upload_store: UploadStore, vote_store: VoteStore | None) -> None:
+        self.engine_thread, self.upload_store, self.vote_store = engine_thread, upload_store, vote_store
+        self.engine = engine_thread.engine
         self._sessions: dict[str, Session] = {}
 
     @property
     def compares(self) -> bool:
-        """Whether the engine has both models."""
+        """Whether the engine has both models of a comparison."""
         return set(PAIR) <= set(self.engine.models)
 
     def session(self, name: str) -> Session:
-        """The page of this name, opened at its first call."""
+        """The session of this name, created at the first call."""
         if name not in self._sessions:
-            self._sessions.setdefault(name, Session()).read.set()
+            self._sessions.setdefault(name, Session()).clip_ready.set()
         return self._sessions[name]
 
-    def leave(self, name: str) -> None:
-        """A page was closed: stop what it waits for and delete its clip."""
-        gone = self._sessions.pop(name, None)
-        if gone is not None:
-            self._forget(gone)
+    def close_session(self, name: str) -> None:
+        """A page was closed: stop its job and delete its clip."""
+        session = self._sessions.pop(name, None)
+        if session is not None:
+            self._reset(session)
 
-    def sweep(self, older: float = 3600.0) -> None:
-        """Delete uploads that no page shows and that came more than so many seconds ago."""
-        self.desk.sweep(self._wanted(), older)
+    def sweep(self, min_age: float = 3600.0) -> None:
+        """Delete uploads that no page uses and that are older than `min_age` seconds."""
+        self.upload_store.sweep(self._clips_in_use(), min_age)
 
-    def expect(self, session: Session, path: str) -> None:
-        """A clip is on its way: questions wait for `open`, and nobody who leaves takes it along."""
-        session.coming = Path(path)
-        session.read.clear()
+    def expect_upload(self, session: Session, path: str) -> None:
+        """An upload has started: questions wait for `open_clip`, and no closed page deletes this clip."""
+        session.pending_clip = Path(path)
+        session.clip_ready.clear()
 
-    def open(self, session: Session, path: str | None, frames: int) -> None:
-        """Show a clip to the engine; a new one starts a new conversation. What is wrong with it stands in `session.notice`."""
+    def open_clip(self, session: Session, path: str | None, frames: int) -> None:
+        """Load a clip; a new one starts a new conversation. If it is refused, `session.notice` says why."""
         try:
-            self._open(session, path, frames)
+            self._load(session, path, frames)
         finally:
-            session.coming = None
-            session.read.set()
+            session.pending_clip = None
+            session.clip_ready.set()
 
-    def _open(self, session: Session, path: str | None, frames: int) -> None:
+    def _load(self, session: Session, path: str | None, frames: int) -> None:
         session.notice = ""
-        known = session.clip is not None and path is not None and Path(path) == session.clip
-        if not known:
-            self._forget(session, Path(path).parent if path else None)
+        same_clip = session.clip is not None and path is not None and Path(path) == session.clip
+        if not same_clip:
+            self._reset(session, Path(path).parent if path else None)
         if path is None:
             return
         try:
-            self.desk.examine(path)
-            session.loaded = self.worker.call(lambda engine: engine.load_clip(path, frames))
+            self.upload_store.examine(path)
+            session.loaded = self.engine_thread.call(lambda engine: engine.load_clip(path, frames))
             session.clip = Path(path)
         except Exception as error:
-            session.notice = f"This clip was not taken: {error}" if isinstance(error, UserError) else told(error)
-            session.coming = None
-            if not known:
+            message = error_message(error)
+            session.notice = f"Cannot use this clip: {message}" if isinstance(error, UserError) else message
+            session.pending_clip = None
+            if not same_clip:
                 self._drop(Path(path))
 
-    def _forget(self, session: Session, keep: Path | None = None) -> None:
+    def _reset(self, session: Session, keep: Path | None = None) -> None:
         if session.job is not None:
             session.job.stop.set()
-        clip, session.clip, session.loaded, session.turns, session.duel = session.clip, None, None, [], None
+        clip, session.clip, session.loaded, session.turns, session.side_by_side = session.clip, None, None, [], None
         if clip is not None and clip.parent != keep:
             self._drop(clip)
         self.sweep()
 
     def _drop(self, clip: Path) -> None:
-        """Files of the same content share a folder, whatever their names."""
-        if all(other.parent != clip.parent for other in self._wanted()):
-            self.desk.drop(clip)
+        """Delete a clip unless another page uses it. Uploads with equal content share a folder, whatever their names."""
+        if all(other.parent != clip.parent for other in self._clips_in_use()):
+            self.upload_store.drop(clip)
 
-    def _wanted(self) -> list[Path]:
-        """Clips that a page shows or waits for."""
+    def _clips_in_use(self) -> list[Path]:
         sessions = list(self._sessions.values())
-        return [clip for session in sessions for clip in (session.clip, session.coming) if clip is not None]
+        return [clip for session in sessions for clip in (session.clip, session.pending_clip) if clip is not None]
 
     def begin(self, session: Session, question: str) -> bool:
-        """Take a question, so that it stands on the page before the model is free. False, with a notice, when it cannot be."""
-        if session.busy or not self._can_ask(session, question):
+        """Add a question, so that the page shows it while the model is busy. False, with a notice, if it is refused."""
+        if session.busy or not self._accepts(session, question):
             return False
-        session.turns.append(Answer(question.strip(), "", self._seed(session)))
+        session.turns.append(Answer(question.strip(), "", self._next_seed(session)))
         session.job = Job((session.turns[-1],))
         return True
 
-    def answer(self, session: Session, options: SamplingParams, model: str) -> Iterator[None]:
-        """Let a model answer the last question, piece by piece; then the reward model."""
-        job, look = session.job, session.loaded
-        if job is None or look is None or job.running or job.answers[:1] != tuple(session.turns[-1:]):
+    def answer(self, session: Session, sampling: SamplingParams, model: str) -> Iterator[None]:
+        """Stream a model's answer to the last question, then score it with the reward model."""
+        job, clip = session.job, session.loaded
+        if job is None or clip is None or job.running or job.answers[:1] != tuple(session.turns[-1:]):
             return
         job.running, (last,) = True, job.answers
         last.model = model
-        before = [Turn(turn.question, turn.text) for turn in session.turns[:-1] if turn.text]
+        history = [Turn(turn.question, turn.text) for turn in session.turns[:-1] if turn.text]
         try:
-            yield from self._speak(job, look, before, last, options)
+            yield from self._generate(job, clip, history, last, sampling)
             if last.text and not last.note:
                 yield
-                last.score = self.worker.call(lambda engine: engine.score(look, last.question, last.text))
+                last.score = self.engine_thread.call(lambda engine: engine.score(clip, last.question, last.text))
         except Exception as error:
-            last.note = told(error)
+            last.note = error_message(error)
         finally:
             self._end(session, job)
         yield
 
-    def halt(self, session: Session) -> None:
-        """Stop what this page waits for. What was said stays."""
+    def stop_job(self, session: Session) -> None:
+        """Stop the job of this page. Text that was generated stays."""
         job = session.job
         if job is None:
             return
         job.stop.set()
-        if job.running and not job.ended.wait(HALT_SECONDS):
-            session.cut += 1
+        if job.running and not job.ended.wait(STOP_SECONDS):
+            session.stopped_jobs += 1
         for answer in job.answers:
             if answer.state != "done":
-                answer.state, answer.note = "done", "stopped"
-        if session.duel is not None and session.duel.answers is job.answers and not session.duel.ready:
-            session.duel.note = "Stopped: there is nothing to vote on."
+                answer.end("stopped")
+        pair = session.side_by_side
+        if pair is not None and pair.answers is job.answers and not pair.ready:
+            pair.note = "Stopped: there is nothing to vote on."
         if session.job is job:
             session.job = None
 
-    def give_up(self, session: Session) -> None:
-        """Something that this page asked for failed on its way: a question that never came to the model is given back."""
-        if session.cut:  # an earlier one, which was stopped
-            session.cut -= 1
+    def abandon(self, session: Session) -> None:
+        """Gradio reported a failed event: if the question never reached the model, end it with a note."""
+        if session.stopped_jobs:  # the report is about an earlier job, which was stopped
+            session.stopped_jobs -= 1
             return
         job = session.job
         if job is not None and not job.running:
-            self.halt(session)
+            self.stop_job(session)
             for answer in job.answers:
-                answer.note = "not asked: the queue is full, or a setting was not taken; ask again"
+                answer.note = "not sent: the queue is full or a setting is invalid; ask again"
 
-    def again(self, session: Session) -> bool:
-        """Ask the last question once more, in place of its answer."""
+    def retry(self, session: Session) -> bool:
+        """Ask the last question again and replace its answer."""
         if session.busy or not session.turns:
             return False
         return self.begin(session, session.turns.pop().question)
 
     def clear(self, session: Session) -> None:
-        """Forget the conversation; the clip stays."""
+        """Delete the conversation; the clip stays."""
         if session.job is not None:
             session.job.stop.set()
         session.turns, session.notice = [], ""
 
-    def begin_duel(self, session: Session, question: str) -> bool:
-        """Take a question for both models; which one is A is drawn."""
-        if session.busy or not self._can_ask(session, question):
+    def begin_side_by_side(self, session: Session, question: str) -> bool:
+        """Add a question for both models, in random order. False, with a notice, if it is refused."""
+        if session.busy or not self._accepts(session, question):
             return False
         # Not from the shared generator, which loading a model seeds: the order would be the same after every start.
-        seed, names = self._seed(session), random.SystemRandom().sample(PAIR, 2)
-        session.duel = SideBySide((Answer(question.strip(), names[0], seed), Answer(question.strip(), names[1], seed)))
-        session.job = Job(session.duel.answers)
+        seed, names = self._next_seed(session), random.SystemRandom().sample(PAIR, 2)
+        session.side_by_side = SideBySide((Answer(question.strip(), names[0], seed), Answer(question.strip(), names[1], seed)))
+        session.job = Job(session.side_by_side.answers)
         return True
 
-    def fight(self, session: Session, options: SamplingParams) -> Iterator[None]:
-        """Both answers, piece by piece; then what the reward model and the judge make of them, which shows after the vote."""
-        job, duel, look = session.job, session.duel, session.loaded
-        if job is None or duel is None or look is None or job.running or job.answers is not duel.answers:
+    def answer_both(self, session: Session, sampling: SamplingParams) -> Iterator[None]:
+        """Generate both answers; then score and judge them. Scores and verdict are shown after the vote."""
+        job, pair, clip = session.job, session.side_by_side, session.loaded
+        if job is None or pair is None or clip is None or job.running or job.answers is not pair.answers:
             return
         job.running = True
         try:
-            # Nothing shows before both are there: which of them has read the clip before could be told by its speed.
-            behind = [replace(answer) for answer in duel.answers]
-            for answer in duel.answers:
-                answer.state = "speaking"
-            for answer, spoken in zip(duel.answers, behind, strict=True):
-                for _ in self._speak(job, look, [], spoken, options):
+            # Both answers are shown at once: the time to a first token would reveal which model has this clip in its cache.
+            hidden_answers = [replace(answer) for answer in pair.answers]
+            for answer in pair.answers:
+                answer.state = "generating"
+            for answer, hidden in zip(pair.answers, hidden_answers, strict=True):
+                for _ in self._generate(job, clip, [], hidden, sampling):
                     yield
-                if spoken.note:
-                    answer.state, answer.note = "done", spoken.note
-                    duel.note = "Stopped: there is nothing to vote on." if spoken.note == "stopped" else spoken.note
+                if hidden.note:
+                    answer.end(hidden.note)
+                    pair.note = "Stopped: there is nothing to vote on." if hidden.note == "stopped" else hidden.note
                     return
-            for answer, spoken in zip(duel.answers, behind, strict=True):
-                answer.text, answer.state = spoken.text, "done"
+            for answer, hidden in zip(pair.answers, hidden_answers, strict=True):
+                answer.text, answer.state = hidden.text, "done"
             yield
-            self.worker.call(lambda engine: _examine(engine, look, duel))
-        except Exception as error:  # a vote can do without a judge
-            duel.note, duel.unjudged = told(error), True
+            self.engine_thread.call(lambda engine: _score_and_judge(engine, clip, pair))
+        except Exception as error:  # a vote is possible without a verdict
+            pair.note, pair.judge_failed = error_message(error), True
         finally:
-            whole = all(answer.state == "done" and not answer.note for answer in duel.answers)
-            duel.ready = whole and not job.stop.is_set()
+            complete = all(answer.state == "done" and not answer.note for answer in pair.answers)
+            pair.ready = complete and not job.stop.is_set()
             self._end(session, job)
         yield
 
-    def vote(self, session: Session, choice: str, options: SamplingParams) -> None:
-        """Keep a vote; only the first one on a pair counts."""
-        duel = session.duel
-        if duel is None or not duel.ready or duel.vote or duel.alike or choice not in CHOICES:
+    def vote(self, session: Session, choice: str, sampling: SamplingParams) -> None:
+        """Store a vote; only the first one on a pair counts."""
+        pair, clip = session.side_by_side, session.loaded
+        if pair is None or not pair.can_vote or choice not in CHOICES:
             return
-        duel.vote, (a, b) = choice, duel.answers
-        if self.ballot is None or session.clip is None or session.loaded is None:
+        pair.vote, (a, b), verdict = choice, pair.answers, pair.verdict
+        if self.vote_store is None or session.clip is None or clip is None:
             return
-        facts = {
-            "reward_1": a.score,
-            "reward_2": b.score,
-            "frames": len(session.loaded.times),
-            "temperature": options.temperature,
-        }
-        judged = duel.judged
-        facts |= {"top_p": options.top_p, "seed": a.seed} | ({"judge_margin": round(judged.margin, 5)} if judged else {})
-        said, context = (judged.choice, judged.context) if judged else ("", "")
-        known = {name: value for name, value in facts.items() if value is not None}
-        vote = Vote(session.clip, a.question, (a.text, b.text), (a.model, b.model), choice, said, context, known)
+        extra = {"reward_1": a.score, "reward_2": b.score, "frames": len(clip.times), "temperature": sampling.temperature}
+        extra |= {"top_p": sampling.top_p, "seed": a.seed} | ({"judge_margin": round(verdict.margin, 5)} if verdict else {})
+        extra = {name: value for name, value in extra.items() if value is not None}
+        choice_of_judge, context = (verdict.choice, verdict.context) if verdict else ("", "")
+        answers, models = (a.text, b.text), (a.model, b.model)
+        vote = Vote(session.clip, a.question, answers, models, choice, choice_of_judge, context, extra)
         try:
-            self.ballot.add(vote)
-            duel.note = ""
+            self.vote_store.add(vote)
+            pair.note = ""
         except (UserError, OSError) as error:
-            duel.note = f"Not kept: {error}" if isinstance(error, UserError) else f"Not kept: {error.strerror}"
+            pair.note = f"Vote not stored: {error if isinstance(error, UserError) else error.strerror}"
 
-    def export(self, session: Session) -> str:
-        """The conversation as a row in the messages format that `data.sft` takes, with what else is known; "" without one."""
-        answered = [turn for turn in session.turns if turn.text]
-        if not answered or session.loaded is None:
-            return ""
-        messages = []
-        for number, turn in enumerate(answered):
-            tag = "" if number else "<video>\n"
-            messages += [{"role": "user", "content": tag + turn.question}, {"role": "assistant", "content": turn.text}]
-        known = [
-            {"model": turn.model, "seed": turn.seed, "reward": turn.score, "ended": turn.note or "whole"} for turn in answered
-        ]
-        times = [round(time, 3) for time in session.loaded.times]
-        row = {"videos": [session.clip.name if session.clip else ""], "messages": messages, "frames": times, "answers": known}
-        return json.dumps(row, ensure_ascii=False, indent=1)
-
-    def _can_ask(self, session: Session, question: str) -> bool:
-        if session.loaded is None and not session.read.is_set() and not session.read.wait(CLIP_SECONDS):
-            session.notice = "The clip is still being read. Ask again when its frames stand here."
+    def _accepts(self, session: Session, question: str) -> bool:
+        if session.loaded is None and not session.clip_ready.wait(CLIP_SECONDS):
+            session.notice = "The clip is still loading. Ask again when its frames are shown."
         elif session.loaded is None:
-            session.notice = "Choose a clip first: drop one, record one, or take an example."
+            session.notice = "Choose a clip first: upload or record one, or click an example."
         elif not question.strip():
             session.notice = "Type a question first."
         elif half_letters(question):
-            session.notice = "The question holds half a character, which no model reads. Type it again."
-        elif len(question) > LONGEST:
-            session.notice = f"The question has {len(question)} letters, {LONGEST} are allowed."
+            session.notice = "The question contains an incomplete character (half of a surrogate pair). Type it again."
+        elif len(question) > MAX_QUESTION_CHARS:
+            session.notice = f"The question has {len(question)} characters; the limit is {MAX_QUESTION_CHARS}."
         else:
             session.notice = ""
         return not session.notice
 
-    def _seed(self, session: Session) -> int:
-        session.asked += 1
-        return self.engine.sampling.seed + session.asked - 1
+    def _next_seed(self, session: Session) -> int:
+        session.num_questions += 1
+        return self.engine.sampling.seed + session.num_questions - 1
 
     def _end(self, session: Session, job: Job) -> None:
         for answer in job.answers:
-            if answer.state == "speaking":
-                answer.state, answer.note = "done", answer.note or "stopped"
+            if answer.state == "generating":
+                answer.end(answer.note or "stopped")
         job.ended.set()
-        if session.job is job:  # it was not stopped, and nothing that was stopped before it is still to be reported
-            session.job, session.cut = None, 0
+        if session.job is job:  # it was not stopped, so no report about an earlier stopped job is outstanding
+            session.job, session.stopped_jobs = None, 0
 
-    def _speak(
-        self, job: Job, look: LoadedClip, before: Sequence[Turn], answer: Answer, options: SamplingParams
+    def _generate(
+        self, job: Job, clip: LoadedClip, history: Sequence[Turn], answer: Answer, sampling: SamplingParams
     ) -> Iterator[None]:
-        """Stream one answer into `answer`. Errors of the model end it with a note."""
+        """Stream into `answer`. An error of the model ends it with a note."""
         if job.stop.is_set():
-            answer.state, answer.note = "done", "stopped"
+            answer.end("stopped")
             return
-        answer.state = "speaking"
-        chosen = replace(options, seed=answer.seed)
+        answer.state = "generating"
+        seeded = replace(sampling, seed=answer.seed)
         try:
-            pieces = self.worker.stream(lambda e: e.stream(look, before, answer.question, chosen, answer.model), job.stop)
+            pieces = self.engine_thread.stream(
+                lambda engine: engine.stream(clip, history, answer.question, seeded, answer.model), job.stop
+            )
             with closing(pieces):  # type: ignore[type-var]
                 yield
                 for piece in pieces:
-                    if job.stop.is_set():  # the page went on
+                    if job.stop.is_set():  # the page may already show the next question
                         break
                     answer.text += piece
                     yield
                 if job.stop.is_set():
                     answer.note = "stopped"
         except Exception as error:
-            answer.note = told(error)
+            answer.note = error_message(error)
         answer.state = "done"
 
 
-def _examine(engine: ChatEngine, look: LoadedClip, duel: SideBySide) -> None:
-    for answer in duel.answers:
+def _score_and_judge(engine: ChatEngine, clip: LoadedClip, pair: SideBySide) -> None:
+    a, b = pair.answers
+    for answer in (a, b):
         if answer.text:
-            answer.score = engine.score(look, answer.question, answer.text)
-    if isinstance(engine, JudgingEngine) and all(answer.text for answer in duel.answers):
-        duel.judged = engine.judge(look, *(duel.answers[0].question, *(answer.text for answer in duel.answers)))
+            answer.score = engine.score(clip, answer.question, answer.text)
+    if isinstance(engine, JudgingEngine) and a.text and b.text:
+        pair.verdict = engine.judge(clip, a.question, a.text, b.text)

@@ -1,7 +1,7 @@
-"""One thread that owns the engine. Everything that a model does happens there, one job after the other.
+"""One thread that owns the engine and runs its jobs one after the other.
 
-Gradio hands each step of a stream to another thread, and torch's modes, the switched adapter and the feature cache's file all
-belong to the thread that opened them.
+Gradio runs each step of a stream in another thread, but torch's modes, the active adapter and the connection to the feature
+cache belong to the thread that opened them.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ T = TypeVar("T")
 _END = object()
 
 
-class Worker:
-    """Starts the thread and lets it open the engine; an error of that is raised here."""
+class EngineThread:
+    """Starts the thread, in which `load` opens the engine; errors of `load` are raised here."""
 
-    def __init__(self, opened: Callable[[], ChatEngine]) -> None:
+    def __init__(self, load: Callable[[], ChatEngine]) -> None:
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._run_jobs, name="engine", daemon=True)
         self._thread.start()
-        self.engine = self._run(opened)
+        self.engine = self._run(load)
 
     def call(self, job: Callable[[ChatEngine], T]) -> T:
-        """What the job returns or raises."""
+        """Run a job; returns or raises what the job does."""
         return self._run(lambda: job(self.engine))
 
     def stream(self, job: Callable[[ChatEngine], Iterator[str]], stop: threading.Event) -> Iterator[str]:
-        """The pieces of a job as they come. `stop` ends it after the piece in progress; so does a consumer that goes away."""
+        """The pieces of a job as they come. It ends after a piece when `stop` is set or the consumer closes the stream."""
         pieces: queue.Queue[Any] = queue.Queue()
-        gone = threading.Event()
+        closed = threading.Event()
 
         def work() -> None:
             try:
-                if stop.is_set() or gone.is_set():
+                if stop.is_set() or closed.is_set():
                     return
                 source: Any = job(self.engine)
                 with closing(source):
                     for piece in source:
                         pieces.put(piece)
-                        if stop.is_set() or gone.is_set():
+                        if stop.is_set() or closed.is_set():
                             break
             except BaseException as error:
                 pieces.put(error)
@@ -59,10 +59,10 @@ class Worker:
                     raise piece
                 yield piece
         finally:
-            gone.set()
+            closed.set()
 
     def close(self) -> None:
-        """Let the job in progress end, free the engine, end the thread."""
+        """Wait for the current job, free the engine, end the thread."""
         self._run(self.engine.close)
         self._jobs.put(None)
         self._thread.join()
@@ -79,6 +79,6 @@ class Worker:
         self._jobs.put(work)
         return result.result()
 
-    def _work(self) -> None:
+    def _run_jobs(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()

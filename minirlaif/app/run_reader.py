@@ -1,4 +1,4 @@
-"""Runs as the app reads them: which there are, what their stages wrote so far, and pictures of their clips. No torch."""
+"""What the app reads of runs: which exist, the files of their stages (also while they run), frames of their clips. No torch."""
 
 from __future__ import annotations
 
@@ -13,39 +13,40 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.errors import UserError
+from minirlaif.reports.run_results import kind
 from minirlaif.runs.io import read_jsonl, sha256
 from minirlaif.runs.run import Run
 from minirlaif.stages.registry import ADAPTERS, PIPELINE, producers
 from minirlaif.stats import exact_match
 from minirlaif.video.frame_sampling import uniform_plan
 
-ALIVE = 180.0  # seconds after which a stage that wrote nothing counts as stopped: states are saved every two minutes
+RUNNING_SECONDS = 180.0  # a stage that wrote nothing for longer counts as stopped: state is saved every two minutes
 Row = dict[str, Any]
 
 VERDICT_FILTERS = {
     "all": lambda row: True,
     "the two orders disagree": lambda row: len(set(row["orders"])) > 1,
-    "letters disagree with themselves": lambda row: len(set((row.get("letter") or {}).get("orders", ()))) > 1,
+    "letter readout: the two orders disagree": lambda row: len(set((row.get("letter") or {}).get("orders", ()))) > 1,
     "context changed the verdict": lambda row: row["choice"] != (row.get("without_context") or row)["choice"],
     "the reward model disagrees": lambda row: row.get("reward_says") == "other",
     "tie": lambda row: row["choice"] == "tie" and row["answer_a"] != row["answer_b"],
-    "the same answer twice": lambda row: row["choice"] == "tie" and row["answer_a"] == row["answer_b"],
+    "identical answers": lambda row: row["choice"] == "tie" and row["answer_a"] == row["answer_b"],
     "invalid": lambda row: row["choice"] == "invalid",
     "decided": lambda row: row["choice"] in ("A", "B"),
 }
 
 
 def runs(folder: Path) -> list[Run]:
-    """Run folders that hold settings, the one that was worked on last first."""
-    found = [path.parent for path in folder.glob("*/config.yaml")] if folder.is_dir() else []
-    return [Run(path) for path in sorted(found, key=_touched, reverse=True)]
+    """Folders with a config.yaml, the last modified first."""
+    folders = [path.parent for path in folder.glob("*/config.yaml")] if folder.is_dir() else []
+    return [Run(path) for path in sorted(folders, key=_modified, reverse=True)]
 
 
-def _touched(folder: Path) -> float:
+def _modified(folder: Path) -> float:
     return max((path.stat().st_mtime for path in folder.glob("*/*.json*")), default=0.0)
 
 
-def newest(folder: Path) -> Run | None:
+def newest_run(folder: Path) -> Run | None:
     """The run whose aligned model finished last; without any, whose SFT model did; None where no run has a model."""
     for model in ADAPTERS:
         manifests = [(run, run.dir(stage.name) / "manifest.json") for run in runs(folder) for stage in producers(model)]
@@ -55,17 +56,17 @@ def newest(folder: Path) -> Run | None:
     return None
 
 
-def at_work(run: Run) -> str:
-    """The stage that is being made right now, or ""."""
+def running_stage(run: Run) -> str:
+    """The stage that is running, or ""."""
     for stage in PIPELINE:
         written = [path.stat().st_mtime for path in run.partial(stage).glob("*.json*")]
-        if written and time.time() - max(written) < ALIVE:
+        if written and time.time() - max(written) < RUNNING_SECONDS:
             return stage
     return ""
 
 
 def rows(run: Run, stage: str, name: str) -> Sequence[Row]:
-    """Lines of a stage's file, also while it is made; none where there is none. A last line may be half written."""
+    """Rows of a stage's file, finished or running; empty without a file. An incomplete last line is skipped."""
     for folder in (run.partial(stage), run.dir(stage)):
         path = folder / name
         if path.is_file():
@@ -79,10 +80,10 @@ def _rows(path: str, changed: int, size: int) -> tuple[Row, ...]:
     return tuple(read_jsonl(Path(path), skip_damaged=True))
 
 
-def verdicts(run: Run, wanted: str) -> list[Row]:
-    """The judge's verdicts that pass a filter (a key of VERDICT_FILTERS), with what the reward model says of held-out ones."""
+def verdicts(run: Run, group: str) -> list[Row]:
+    """The judge's verdicts that match a filter (a key of VERDICT_FILTERS); held-out ones with the scores of the reward model."""
     scored = {row["id"]: row for row in rows(run, "reward", "held_out.jsonl")}
-    passes = VERDICT_FILTERS[wanted]
+    passes = VERDICT_FILTERS[group]
     return [
         row for row in (_scored(row, scored.get(row["id"])) for row in rows(run, "feedback", "verdicts.jsonl")) if passes(row)
     ]
@@ -95,46 +96,46 @@ def _scored(row: Row, scores: Mapping[str, Any] | None) -> Row:
     return {**row, "reward_says": says, "scores": (scores["score_chosen"], scores["score_rejected"])}
 
 
-def answers(run: Run, wanted: str, kind: Any) -> list[Row]:
-    """Test answers of one kind ("all": of every), those with frames first; `kind` is story.kind."""
-    found = rows(run, "evaluate", "answers.jsonl")
-    strips = {row["video"]: row["strip"] for row in found if row.get("strip")}
-    known = [{**row, "strip": strips.get(row["video"], "")} for row in found if wanted == "all" or kind(row) == wanted]
-    return sorted(known, key=lambda row: not row["strip"])
+def answers(run: Run, group: str) -> list[Row]:
+    """Test answers of one group (a kind of `run_results.kind`, or "all"), those with frames first."""
+    all_rows = rows(run, "evaluate", "answers.jsonl")
+    strips = {row["video"]: row["strip"] for row in all_rows if row.get("strip")}
+    chosen = [{**row, "strip": strips.get(row["video"], "")} for row in all_rows if group in ("all", kind(row))]
+    return sorted(chosen, key=lambda row: not row["strip"])
 
 
-def located(run: Run, name: str) -> Path:
-    """A clip as a stage's files name it, see workbench.located (which needs torch)."""
+def clip_path(run: Run, name: str) -> Path:
+    """The clip that a stage's file names relative to the stage's folder."""
     return Path(os.path.abspath(run.root / "stage" / name))
 
 
 def strip(run: Run, name: str, frames: int) -> bytes:
-    """A JPEG of a clip's frames side by side, from the run's cache; empty when it is not there. The clip is found by its
-    content, because a run may have been moved."""
-    clip, cache = located(run, name), run.root / "cache" / "features.sqlite"
+    """A JPEG of a clip's frames side by side, from the run's feature cache; empty if it is not cached. The clip is found by its
+    content hash, because the run folder may have been moved."""
+    clip, cache = clip_path(run, name), run.root / "cache" / "features.sqlite"
     if not clip.is_file() or not cache.is_file():
         return b""
     try:
         with closing(sqlite3.connect(f"{cache.absolute().as_uri()}?mode=ro", uri=True, timeout=2)) as db:
             content = sha256(clip)[:16]
-            known = db.execute("SELECT info FROM clips WHERE path LIKE ? AND info LIKE ?", (f"%{clip.name}", f"%{content}%"))
-            row = known.fetchone()
+            infos = db.execute("SELECT info FROM clips WHERE path LIKE ? AND info LIKE ?", (f"%{clip.name}", f"%{content}%"))
+            row = infos.fetchone()
             if row is None:
                 return b""
             plan = uniform_plan(json.loads(row[0])["seconds"], frames)
-            found = db.execute("SELECT strip FROM vectors WHERE key LIKE ?", (f"{content}:{plan.key}:%",)).fetchone()
+            strips = db.execute("SELECT strip FROM vectors WHERE key LIKE ?", (f"{content}:{plan.key}:%",)).fetchone()
     except (sqlite3.Error, OSError, ValueError):
         return b""
-    return bytes(found[0]) if found else b""
+    return bytes(strips[0]) if strips else b""
 
 
 def example_clips(run: Run | None) -> list[Path]:
-    """Clips that a person may try: some of the run's test clips, whose answers differ where there are any; else gradio's own."""
+    """Example clips: test clips of the run, those with different SFT and aligned answers first; without any, clips of Gradio."""
     if run is not None:
-        found = rows(run, "evaluate", "answers.jsonl")
-        telling = [row for row in found if row.get("truth") and not exact_match(row["sft"], row["rlaif"])]
-        names = dict.fromkeys(row["video"] for row in [*telling, *found])
-        clips = [clip for clip in (located(run, name) for name in names) if clip.is_file()]
+        all_rows = rows(run, "evaluate", "answers.jsonl")
+        different = [row for row in all_rows if row.get("truth") and not exact_match(row["sft"], row["rlaif"])]
+        names = dict.fromkeys(row["video"] for row in [*different, *all_rows])
+        clips = [clip for clip in (clip_path(run, name) for name in names) if clip.is_file()]
         if clips:
             return clips[:12]
     import gradio
@@ -142,19 +143,19 @@ def example_clips(run: Run | None) -> list[Path]:
     return sorted((Path(gradio.__file__).parent / "media_assets" / "videos").glob("*.mp4"))
 
 
-def example_questions(run: Run | None, wanted: int = 3) -> list[str]:
-    """Questions that suit the model: of different kinds as its test has them, else plain ones."""
+def example_questions(run: Run | None, count: int = 3) -> list[str]:
+    """Example questions: one of each type in the run's test set; without any, general ones."""
     by_kind: dict[str, str] = {}
     if run is not None:
         for row in rows(run, "evaluate", "answers.jsonl"):
             by_kind.setdefault(row.get("type") or row["question"], row["question"])
     short = [question for question in by_kind.values() if len(question) <= 60]
-    told = sorted(short, key=lambda question: ("the video" not in question, any(c in question for c in ("after", "before"))))
-    return told[:wanted] or ["What happens in this video?", "What happens first?", "Describe the video in detail."][:wanted]
+    short.sort(key=lambda question: ("the video" not in question, any(word in question for word in ("after", "before"))))
+    return (short or ["What happens in this video?", "What happens first?", "Describe the video in detail."])[:count]
 
 
 def config_of(run: Run) -> Any:
-    """The settings of a run, or None where they cannot be read."""
+    """The settings of a run, or None if they cannot be read."""
     from minirlaif import config
 
     try:

@@ -1,7 +1,8 @@
-"""What each open page of the app has: its clip, its conversation, its comparison. No torch, no page."""
+"""The state of each open page: its clip, its conversation, its comparison. No torch, no Gradio."""
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 import traceback
@@ -17,7 +18,7 @@ PAIR = ADAPTERS[:2]  # the models that are compared
 
 @dataclass
 class Answer:
-    """A question with what became of its answer. state: "waiting", "speaking", "done"; note: why it ended early, "" otherwise."""
+    """A question and its answer. state: "waiting", "generating" or "done"; note: why it ended early, "" otherwise."""
 
     question: str
     model: str
@@ -27,29 +28,38 @@ class Answer:
     note: str = ""
     score: float | None = None
 
+    def end(self, note: str = "") -> None:
+        """Finish the answer, with a reason if it ended early."""
+        self.state, self.note = "done", note or self.note
+
 
 @dataclass
 class SideBySide:
-    """Both models' answers to one question, in the order in which they stand on the page. vote: a key of votes.CHOICES or "";
-    ready: both answers are there and everything that a vote keeps is known; unjudged: the judge was asked and failed."""
+    """Both models' answers to one question, in the order in which the page shows them. vote: a key of votes.CHOICES or "";
+    ready: both answers are complete and everything that a vote stores is known; judge_failed: the judge raised an error."""
 
     answers: tuple[Answer, Answer]
-    judged: JudgeVerdict | None = None
+    verdict: JudgeVerdict | None = None
     vote: str = ""
     ready: bool = False
-    unjudged: bool = False
+    judge_failed: bool = False
     note: str = ""
 
     @property
-    def alike(self) -> bool:
-        """There is nothing to choose between."""
+    def identical(self) -> bool:
+        """Whether both answers are the same text, so that there is nothing to vote on."""
         return self.answers[0].text.strip() == self.answers[1].text.strip()
+
+    @property
+    def can_vote(self) -> bool:
+        """Whether a vote is accepted now."""
+        return self.ready and not self.vote and not self.identical
 
 
 @dataclass(eq=False)
 class Job:
-    """A question that a page waits for, of a conversation or of a comparison. running: its turn has come; stop: it should end;
-    ended: it has. A job that was stopped may go on for a while, beside the next one of the same page."""
+    """A question in progress, of a conversation or of a comparison. running: the model works on it; stop: a request to end it;
+    ended: it has ended. A stopped job may run for a while longer, next to the following job of the same page."""
 
     answers: tuple[Answer, ...]
     running: bool = False
@@ -59,30 +69,46 @@ class Job:
 
 @dataclass
 class Session:
-    """One open page."""
+    """One open page. clip_ready: no upload is in progress."""
 
     clip: Path | None = None
     loaded: LoadedClip | None = None
-    notice: str = ""  # what is wrong with the clip or the question, for its owner
+    notice: str = ""  # what is wrong with the clip or the question
     turns: list[Answer] = field(default_factory=list)
-    duel: SideBySide | None = None
-    asked: int = 0  # questions so far: each has a seed of its own, so that asking again may answer anew
+    side_by_side: SideBySide | None = None
+    num_questions: int = 0  # each question has its own seed, so that a retry may give another answer
     job: Job | None = None
-    cut: int = 0  # jobs that were stopped and had not ended when the page went on; each may still be reported as failed
-    coming: Path | None = None  # the clip that is on its way
-    read: threading.Event = field(default_factory=threading.Event)  # none is
+    stopped_jobs: int = 0  # jobs that were still running when they were stopped; Gradio may still report each as failed
+    pending_clip: Path | None = None  # the clip that is being uploaded
+    clip_ready: threading.Event = field(default_factory=threading.Event)
 
     @property
     def busy(self) -> bool:
         """Whether a question is in progress."""
         return self.job is not None
 
+    def export(self) -> str:
+        """The conversation as a row in the messages format that `data.sft` reads, with extra columns; "" if it is empty."""
+        turns = [turn for turn in self.turns if turn.text]
+        if not turns or self.loaded is None:
+            return ""
+        messages = []
+        for number, turn in enumerate(turns):
+            tag = "" if number else "<video>\n"
+            messages += [{"role": "user", "content": tag + turn.question}, {"role": "assistant", "content": turn.text}]
+        answers = [
+            {"model": turn.model, "seed": turn.seed, "reward": turn.score, "ended": turn.note or "whole"} for turn in turns
+        ]
+        times = [round(time, 3) for time in self.loaded.times]
+        row = {"videos": [self.clip.name if self.clip else ""], "messages": messages, "frames": times, "answers": answers}
+        return json.dumps(row, ensure_ascii=False, indent=1)
 
-def told(error: Exception) -> str:
-    """An error for a page: what its owner can put right in words, anything else by name (the rest goes to the terminal)."""
+
+def error_message(error: Exception) -> str:
+    """The text that the page shows for an error. Only a UserError is shown in full; other tracebacks go to the terminal."""
     if isinstance(error, UserError):
         return str(error)
     traceback.print_exception(error, file=sys.stderr)
     if "OutOfMemory" in type(error).__name__ or "out of memory" in str(error):
-        return "The model ran out of memory; show fewer frames or ask for a shorter answer."
-    return f"The model failed ({type(error).__name__}); the terminal says more. The page works on."
+        return "The model ran out of memory. Use fewer frames or a shorter answer."
+    return f"The model failed ({type(error).__name__}). The terminal shows the traceback. You can go on with another question."

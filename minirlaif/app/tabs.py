@@ -1,6 +1,6 @@
-"""The tabs that only read: what happened inside a run, and the votes so far.
+"""The tabs that only read files: the progress and results of a run, and the votes.
 
-Whatever needs the model is in one queue with one job at a time ("model"); reading a run's files is not.
+Events that need the model share one queue with one job at a time ("model"); reading the files of a run does not wait for it.
 """
 
 from __future__ import annotations
@@ -13,37 +13,35 @@ from typing import Any
 import gradio as gr
 
 from minirlaif.app import run_pages, run_reader, views
-from minirlaif.app.conversations import Talks
+from minirlaif.app.conversations import ChatService
 from minirlaif.app.votes import agreement
 from minirlaif.runs.run import Run
 
 MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-LIVE, QUIET = 4.0, 8.0  # seconds between looks at a run at work, and at one that rests
+LIVE, IDLE = 4.0, 8.0  # seconds between updates: while a stage runs, and otherwise
 READS: dict[str, Any] = {"concurrency_limit": 4, "show_progress": "hidden", "api_visibility": "private"}
 
 
 @dataclass(frozen=True)
-class Place:
-    """What the pages are about.
+class AppContext:
+    """What the page shows. service: None without a model; run: the run that is selected first; runs_dir: the folder of all runs;
+    examples: clips, each with a thumbnail."""
 
-    talks: None where there is no model to talk with; run: the run they show first; runs_dir: where others are chosen from.
-    """
-
-    talks: Talks | None
+    service: ChatService | None
     run: Run | None
     runs_dir: Path
-    examples: Sequence[tuple[Path, Path]] = ()  # clips, each with a picture of it
+    examples: Sequence[tuple[Path, Path]] = ()
     questions: Sequence[str] = ()
 
 
-def run_tab(page: gr.Blocks, place: Place) -> None:
-    """Progress, test answers and verdicts of a chosen run; they follow a run at work."""
-    known = [run.root.name for run in run_reader.runs(place.runs_dir)]
-    first = place.run.root.name if place.run else (known[0] if known else None)
+def run_tab(page: gr.Blocks, context: AppContext) -> None:
+    """Progress, test answers and verdicts of the selected run, updated while it runs."""
+    known = [run.root.name for run in run_reader.runs(context.runs_dir)]
+    first = context.run.root.name if context.run else (known[0] if known else None)
     if first and first not in known:
         known.insert(0, first)
-    with gr.Tab("Inside the run", elem_id="tab-inside") as tab:
+    with gr.Tab("Run", elem_id="tab-run") as tab:
         chosen = gr.Dropdown(known, value=first, label="Run", elem_id="run", visible=bool(known))
         with gr.Tabs():
             with gr.Tab("Progress"):
@@ -51,7 +49,7 @@ def run_tab(page: gr.Blocks, place: Place) -> None:
                 curves = gr.HTML(apply_default_css=False, elem_id="curves")
             with gr.Tab("Test answers"):
                 with gr.Row(equal_height=True):
-                    kind = gr.Dropdown(list(run_pages.KINDS), value="all", label="What alignment did", elem_id="kind")
+                    kind = gr.Dropdown(list(run_pages.GROUPS), value="all", label="Effect of alignment", elem_id="kind")
                     page_number = _paged("Page", "page")
                 gallery = gr.HTML(apply_default_css=False, elem_id="gallery")
             with gr.Tab("Verdicts"):
@@ -59,43 +57,43 @@ def run_tab(page: gr.Blocks, place: Place) -> None:
                     wanted = gr.Dropdown(list(run_reader.VERDICT_FILTERS), value="all", label="Show", elem_id="filter")
                     number = _paged("Verdict", "number")
                 verdict = gr.HTML(apply_default_css=False, elem_id="verdict")
-    clock = gr.Timer(LIVE)  # it never stops: the next stage may begin, or a run
+    clock = gr.Timer(LIVE)  # always active: another stage or run may start
 
     def run_of(name: str | None) -> Run | None:
-        """A run by the name that the page sends: one of those that are there."""
-        here = [*([place.run] if place.run else []), *run_reader.runs(place.runs_dir)]
-        return next((run for run in here if run.root.name == name), None)
+        """The run of this name, if it exists; the name comes from the browser."""
+        known_runs = [*([context.run] if context.run else []), *run_reader.runs(context.runs_dir)]
+        return next((run for run in known_runs if run.root.name == name), None)
 
-    def followed(name: str | None) -> list[Any]:
+    def update_progress(name: str | None) -> list[Any]:
         run = run_of(name)
         return [
             run_pages.progress(run),
             run_pages.curves(run),
-            gr.Timer(QUIET if run is None or not run_reader.at_work(run) else LIVE),
+            gr.Timer(IDLE if run is None or not run_reader.running_stage(run) else LIVE),
         ]
 
-    def some_answers(name: str | None, of_kind: str, at: float | None) -> list[Any]:
-        drawn, pages = run_pages.gallery(run_of(name), of_kind, int(at or 1))
+    def update_answers(name: str | None, group: str, at: float | None) -> list[Any]:
+        drawn, pages = run_pages.gallery(run_of(name), group, int(at or 1))
         return [drawn, gr.Number(label=f"Page (of {pages})", value=min(max(1, int(at or 1)), pages))]
 
-    def one_verdict(name: str | None, of_filter: str, at: float | None) -> list[Any]:
-        drawn, count = run_pages.verdict(run_of(name), of_filter, int(at or 1))
+    def update_verdict(name: str | None, group: str, at: float | None) -> list[Any]:
+        drawn, count = run_pages.verdict(run_of(name), group, int(at or 1))
         return [
             drawn,
             gr.Number(label=f"Verdict (of {count})", value=min(max(1, int(at or 1)), max(1, count))),
         ]
 
-    following = [progress, curves, clock]
+    outputs = [progress, curves, clock]
     for event in (page.load, tab.select, chosen.change, clock.tick):
-        event(followed, chosen, following, **READS)
+        event(update_progress, chosen, outputs, **READS)
     for event in (page.load, tab.select, chosen.change, kind.change, page_number.change):
-        event(some_answers, [chosen, kind, page_number], [gallery, page_number], **READS)
+        event(update_answers, [chosen, kind, page_number], [gallery, page_number], **READS)
     for event in (page.load, tab.select, chosen.change, wanted.change, number.change):
-        event(one_verdict, [chosen, wanted, number], [verdict, number], **READS)
+        event(update_verdict, [chosen, wanted, number], [verdict, number], **READS)
 
 
 def _paged(label: str, name: str) -> Any:
-    """A number with buttons for the one before and after it."""
+    """A number with buttons for the previous and the next one."""
     with gr.Column(min_width=220), gr.Row(elem_classes="paged", equal_height=True):
         number = gr.Number(1, label=label, precision=0, elem_id=name, min_width=90, scale=3)
         before = gr.Button("‹", min_width=40, scale=1, elem_id=f"{name}-before", elem_classes="step")
@@ -105,17 +103,17 @@ def _paged(label: str, name: str) -> Any:
     return number
 
 
-def votes_tab(place: Place, talks: Talks) -> None:
-    """How often people and the judge agree, and the votes themselves."""
+def votes_tab(service: ChatService) -> None:
+    """How often people and the judge agree, and the latest votes."""
     with gr.Tab("Votes", elem_id="tab-votes") as tab:
         counted = gr.HTML(apply_default_css=False, elem_id="agreement")
-        other = gr.Checkbox(label="only where people and the judge differ", elem_id="differ")
-        listed = gr.HTML(apply_default_css=False, elem_id="voted")
+        other = gr.Checkbox(label="Only votes on which people and the judge disagree", elem_id="differ")
+        listed = gr.HTML(apply_default_css=False, elem_id="vote-list")
 
     def count(only_other: bool) -> list[Any]:
-        rows = talks.ballot.rows() if talks.ballot else []
-        file = str(talks.ballot.file) if talks.ballot else ""
-        return [views.votes(agreement(rows), file), run_pages.voted(rows, only_other)]
+        rows = service.vote_store.rows() if service.vote_store else []
+        file = str(service.vote_store.file) if service.vote_store else ""
+        return [views.votes(agreement(rows), file), run_pages.vote_cards(rows, only_other)]
 
     for event in (tab.select, other.change):
         event(count, other, [counted, listed], **READS)

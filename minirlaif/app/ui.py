@@ -1,22 +1,19 @@
-"""The page: which parts stand where, and what each button does. Everything it shows is made in views.py and inside.py, and
-everything it does in talks.py; here they are tied to Gradio.
-
-The tabs that read a run's files are in tabs.py.
-"""
+"""The page: its layout and its events. views.py and run_pages.py render its content, conversations.py does the work, and this
+module connects them to Gradio. The tabs that only read files are in tabs.py."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from typing import Any
 
 import gradio as gr
 
 from minirlaif.app import run_pages, views
-from minirlaif.app.conversations import Talks
-from minirlaif.app.tabs import MODEL, QUICK, Place, run_tab, votes_tab
+from minirlaif.app.conversations import ChatService
+from minirlaif.app.sessions import Session
+from minirlaif.app.tabs import MODEL, QUICK, AppContext, run_tab, votes_tab
 from minirlaif.app.uploads import duration
 from minirlaif.app.votes import CHOICES
 from minirlaif.inference.engine import SamplingParams
@@ -30,34 +27,23 @@ SAVE = """(text) => {
 }"""
 
 
-def page_script() -> str:
-    """For the head of the page."""
-    return f"<script>{(files('minirlaif') / 'app/app.js').read_text(encoding='utf-8')}</script>"
-
-
-def page_style() -> str:
-    """The report's style for the parts of ours, then the app's own."""
-    read = [(files("minirlaif") / name).read_text(encoding="utf-8") for name in ("reports/page.css", "app/app.css")]
-    return f".report{{\n{read[0]}\n}}\n{read[1]}"
-
-
 def theme() -> gr.themes.Base:
-    """Fonts of the system: gradio's default theme would ask a server for its own."""
+    """System fonts: Gradio's default theme downloads fonts from a server."""
     system = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "sans-serif"]
     mono = ["ui-monospace", "SF Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
     return gr.themes.Base(primary_hue="blue", neutral_hue="zinc", radius_size="lg", font=system, font_mono=mono)
 
 
-def build(place: Place) -> gr.Blocks:
+def build(context: AppContext) -> gr.Blocks:
     """The whole page."""
     with gr.Blocks(title="minirlaif", analytics_enabled=False, fill_width=True) as page:
-        if place.talks is None:
-            gr.HTML(_header("Nothing to chat with yet"), apply_default_css=False)
-            gr.HTML(run_pages.nothing(), apply_default_css=False, elem_id="no-run")
+        if context.service is None:
+            gr.HTML(_header("No finished run to chat with yet"), apply_default_css=False)
+            gr.HTML(run_pages.no_run(), apply_default_css=False, elem_id="no-run")
             with gr.Tabs():
-                run_tab(page, place)
+                run_tab(page, context)
         else:
-            _talking(page, place, place.talks)
+            _chat_page(page, context, context.service)
     page.queue(max_size=32, default_concurrency_limit=1, api_open=False)
     return page
 
@@ -66,245 +52,247 @@ def _header(title: str) -> str:
     return views.root(views.tag("div", views.tag("h1", "minirlaif"), views.tag("span", title, class_="note"), class_="masthead"))
 
 
-def _talking(page: gr.Blocks, place: Place, talks: Talks) -> None:
-    gr.HTML(_header(talks.engine.title), apply_default_css=False)
-    with gr.Row(elem_id="desk", equal_height=False):
+def _session(service: ChatService, request: gr.Request) -> Session:
+    return service.session(request.session_hash or "")
+
+
+def _chat_page(page: gr.Blocks, context: AppContext, service: ChatService) -> None:
+    gr.HTML(_header(service.engine.title), apply_default_css=False)
+    with gr.Row(elem_id="workspace", equal_height=False):
         with gr.Column(scale=2, min_width=320, elem_id="clip-panel"):
-            clip = _clip_panel(place, talks)
+            clip = _clip_panel(context, service)
         with gr.Column(scale=5, min_width=320), gr.Tabs():
             with gr.Tab("Chat", elem_id="tab-chat"):
-                chat = _chat_tab(place, talks, clip)
+                chat = _chat_tab(context, service, clip)
             with gr.Tab("Compare", elem_id="tab-compare"):
-                duel = _compare_tab(place, talks, clip)
-            votes_tab(place, talks)
-            run_tab(page, place)  # last: gradio counts its inner tabs along and draws a tab behind it twice
+                compare = _compare_tab(context, service, clip)
+            votes_tab(service)
+            run_tab(page, context)  # last: gradio counts its inner tabs along and draws a tab behind it twice
 
-    shown = [clip.strip, clip.notice, chat.view, *chat.buttons, duel.view, *duel.buttons]
-
-    def expected(upload: dict[str, Any] | None, request: gr.Request) -> None:
+    def expect_upload(upload: dict[str, Any] | None, request: gr.Request) -> None:
         if upload:
-            talks.expect(talks.session(request.session_hash or ""), upload["path"])
+            service.expect_upload(_session(service, request), upload["path"])
 
-    def opened(upload: dict[str, Any] | None, frames: float | None, request: gr.Request) -> list[Any]:
-        session, path = talks.session(request.session_hash or ""), upload["path"] if upload else None
-        count = int(frames) if frames and math.isfinite(frames) else talks.engine.frames  # an emptied box counts as untouched
-        talks.open(session, path, min(max(1, count), clip.most_frames))
-        drawn = [views.strip(session.loaded, clip.limits), views.notice(session.notice), *chat.draw(request), *duel.draw(request)]
-        return [gr.skip() if session.clip or path is None else None, *drawn]
+    def open_clip(upload: dict[str, Any] | None, frames: float | None, request: gr.Request) -> list[Any]:
+        session, path = _session(service, request), upload["path"] if upload else None
+        count = int(frames) if frames and math.isfinite(frames) else service.engine.frames  # an emptied box counts as untouched
+        service.open_clip(session, path, min(max(1, count), clip.max_frames))
+        panel = [views.strip(session.loaded, clip.limits), views.notice(session.notice)]
+        return [gr.skip() if session.clip or path is None else None, *panel, *chat.draw(request), *compare.draw(request)]
 
-    bound = {"inputs": [clip.video, clip.frames], "outputs": [clip.video, *shown], **MODEL, "show_progress_on": clip.strip}
-    bound["preprocess"] = False  # gradio would call ffmpeg to take the sound out
-    gr.on([clip.video.upload, clip.video.stop_recording], expected, clip.video, preprocess=False, **QUICK)
-    brought = [clip.video.upload, clip.video.stop_recording, clip.video.clear, clip.frames.release]
-    gr.on(brought, opened, trigger_mode="always_last", **bound)
-    for chosen in clip.examples:
-        chosen.then(opened, **bound)
+    outputs = [clip.video, clip.strip, clip.notice, *chat.outputs, *compare.outputs]
+    opening = {"inputs": [clip.video, clip.frames], "outputs": outputs, **MODEL, "show_progress_on": clip.strip}
+    opening["preprocess"] = False  # gradio would call ffmpeg to remove the sound
+    gr.on([clip.video.upload, clip.video.stop_recording], expect_upload, clip.video, preprocess=False, **QUICK)
+    changes = [clip.video.upload, clip.video.stop_recording, clip.video.clear, clip.frames.release]
+    gr.on(changes, open_clip, trigger_mode="always_last", **opening)
+    for example in clip.examples:
+        example.then(open_clip, **opening)
 
-    def left(request: gr.Request) -> None:
-        talks.leave(request.session_hash or "")
+    def close(request: gr.Request) -> None:
+        service.close_session(request.session_hash or "")
 
-    page.unload(left)
+    page.unload(close)
 
 
 @dataclass(frozen=True)
-class _Clip:
+class _ClipPanel:
+    """Components of the left column. sliders: temperature, top-p, length; limits: of uploads, as text; examples: the events that
+    select an example clip."""
+
     video: Any
     strip: Any
     notice: Any
     frames: Any
-    sampling: list[Any]  # temperature, top-p, length
-    limits: str  # in words
-    most_frames: int
-    examples: list[Any]  # events that put one there
-
-    def options(self, talks: Talks, values: Sequence[float]) -> SamplingParams:
-        """What the sliders say."""
-        temperature, top_p, length = values
-        return replace(talks.engine.sampling, temperature=float(temperature), top_p=float(top_p), max_new_tokens=int(length))
+    sliders: list[Any]
+    limits: str
+    max_frames: int
+    examples: list[Any]
 
 
-def _clip_panel(place: Place, talks: Talks) -> _Clip:
-    """Clip, examples, the frames that the model sees, and how it answers."""
-    trained, limits = talks.engine.sampling, talks.desk.limits
-    told = f"Clips of at most {duration(limits.seconds)} and {limits.megabytes} MB."
+def _clip_panel(context: AppContext, service: ChatService) -> _ClipPanel:
+    trained, limits = service.engine.sampling, service.upload_store.limits
+    text = f"Limits: {duration(limits.seconds)}, {limits.megabytes} MB."
     video = gr.Video(
         label="Clip", show_label=False, sources=["upload", "webcam"], include_audio=False, elem_id="clip", buttons=[]
     )
-    chosen = []
-    if place.examples:
+    examples = []
+    if context.examples:
         with gr.Row(elem_id="examples"):
-            for number, (path, picture) in enumerate(place.examples, start=1):
+            for number, (path, picture) in enumerate(context.examples, start=1):
                 button = gr.Button(f"Example {number}", icon=str(picture), size="sm", min_width=70)
-                chosen.append(button.click(lambda name=str(path): name, outputs=video, **QUICK))
-    strip = gr.HTML(views.strip(None, told), apply_default_css=False, elem_id="strip")
+                examples.append(button.click(lambda name=str(path): name, outputs=video, **QUICK))
+    strip = gr.HTML(views.strip(None, text), apply_default_css=False, elem_id="strip")
     notice = gr.HTML("", apply_default_css=False, elem_id="clip-notice")
-    with gr.Accordion("How it looks and answers", open=False, elem_id="settings"):
-        most = max(64, talks.engine.frames)
-        frames = gr.Slider(1, most, talks.engine.frames, step=1, label="Frames", info=f"trained with {talks.engine.frames}")
-        temperature = gr.Slider(0, 2, trained.temperature, step=0.05, label="Temperature", info="0: the likeliest word each time")
-        top_p = gr.Slider(0.05, 1, trained.top_p, step=0.05, label="Top-p", info="1: no word is ruled out")
-        longest = max(512, trained.max_new_tokens)
-        length = gr.Slider(1, longest, trained.max_new_tokens, step=1, label="Longest answer", info="in tokens")
-    return _Clip(video, strip, notice, frames, [temperature, top_p, length], told, most, chosen)
+    with gr.Accordion("Frames and sampling", open=False, elem_id="settings"):
+        max_frames, max_length = max(64, service.engine.frames), max(512, trained.max_new_tokens)
+        trained_with = f"training used {service.engine.frames}"
+        frames = gr.Slider(1, max_frames, service.engine.frames, step=1, label="Frames", info=trained_with)
+        temperature = gr.Slider(0, 2, trained.temperature, step=0.05, label="Temperature", info="0: always the most likely token")
+        top_p = gr.Slider(0.05, 1, trained.top_p, step=0.05, label="Top-p", info="1: sample from all tokens")
+        length = gr.Slider(1, max_length, trained.max_new_tokens, step=1, label="Maximum length", info="of an answer, in tokens")
+    return _ClipPanel(video, strip, notice, frames, [temperature, top_p, length], text, max_frames, examples)
 
 
 @dataclass(frozen=True)
 class _Tab:
-    """A view, the buttons whose state follows the session, and how both are drawn for a page."""
+    """A tab that asks questions. view: what it shows; buttons: whose state follows the session; draw: new values of both."""
 
     view: Any
     buttons: list[Any]
     draw: Callable[[gr.Request], list[Any]]
 
-
-def _chat_tab(place: Place, talks: Talks, clip: _Clip) -> _Tab:
-    view = gr.HTML(views.chat(talks.session("nobody"), ""), apply_default_css=False, elem_id="chat")
-    status = gr.HTML("", apply_default_css=False, elem_id="chat-status")
-    suggestions = _suggestions(place)
-    box, ask, stop = _asking("Ask about the clip", "Question", "Ask", ("question", "ask", "stop"))
-    with gr.Row(elem_classes="tools", equal_height=True):
-        names = [(MODELS.get(name, name), name) for name in talks.engine.models]
-        model = gr.Radio(names, value=talks.engine.models[0], label="Who answers", show_label=False, container=False, scale=6)
-        retry = gr.Button("Retry", size="sm", min_width=70, interactive=False, elem_id="retry")
-        clear = gr.Button("Clear", size="sm", min_width=70, interactive=False, elem_id="clear")
-        export = gr.Button("Export", size="sm", min_width=70, interactive=False, elem_id="export")
-    saved = gr.Textbox(visible=False)
-    buttons = [ask, stop, retry, clear, export]
-
-    def draw(request: gr.Request) -> list[Any]:
-        session = talks.session(request.session_hash or "")
-        idle, turns = not session.busy, bool(session.turns)
-        states = [idle, not idle, idle and turns, idle and turns, idle and turns]
-        return [views.chat(session, talks.engine.title), *(gr.Button(interactive=state) for state in states)]
-
-    def begin(question: str, request: gr.Request) -> list[Any]:
-        session = talks.session(request.session_hash or "")
-        taken = talks.begin(session, question)
-        return ["" if taken else gr.skip(), views.notice(session.notice), *draw(request)]
-
-    def again(request: gr.Request) -> list[Any]:
-        session = talks.session(request.session_hash or "")
-        talks.again(session)
-        return [views.notice(session.notice), *draw(request)]
-
-    def answer(name: str, *values: Any) -> Iterator[list[Any]]:
-        *sliders, request = values
-        session = talks.session(request.session_hash or "")
-        for _ in talks.answer(session, clip.options(talks, sliders), name):
-            yield draw(request)
-        yield draw(request)
-
-    def told(request: gr.Request) -> str:
-        return talks.export(talks.session(request.session_hash or ""))
-
-    def act(action: Callable[[Any], None]) -> Callable[[gr.Request], list[Any]]:
-        def handler(request: gr.Request) -> list[Any]:
-            action(talks.session(request.session_hash or ""))
-            return draw(request)
-
-        return handler
-
-    answering = {"fn": _with_request(answer), "inputs": [model, *clip.sampling], "outputs": [view, *buttons], **MODEL}
-    answering |= {"show_progress": "minimal", "show_progress_on": status, "trigger_mode": "multiple"}  # a stopped one may go on
-    started = gr.on([box.submit, ask.click], begin, box, [box, clip.notice, view, *buttons], **QUICK)
-    first = started.then(**answering)
-    second = retry.click(again, None, [clip.notice, view, *buttons], **QUICK).then(**answering)
-    for asked in (first, second):  # a full queue, or a value that gradio refuses
-        asked.failure(act(talks.give_up), None, [view, *buttons], **QUICK)
-    stop.click(act(talks.halt), None, [view, *buttons], cancels=[first, second], **QUICK)
-    clear.click(act(talks.clear), None, [view, *buttons], **QUICK)
-    export.click(told, None, saved, **QUICK).then(None, saved, None, js=SAVE)
-    _fill(suggestions, box)
-    return _Tab(view, buttons, draw)
+    @property
+    def outputs(self) -> list[Any]:
+        """In the order of `draw`."""
+        return [self.view, *self.buttons]
 
 
-def _asking(hint: str, label: str, word: str, names: tuple[str, str, str], visible: bool = True) -> tuple[Any, Any, Any]:
-    """A box for a question, the button that asks it (called `word`) and the one that stops the answer. names: on the page."""
-    with gr.Row(elem_classes="asking", equal_height=True, visible=visible):
+def _question_row(
+    suggestions: Sequence[str], placeholder: str, verb: str, ids: tuple[str, str, str], visible: bool = True
+) -> tuple[Any, Any, Any]:
+    """A box for a question below suggested ones, the button that sends it (named `verb`) and the one that stops the answer. ids:
+    element ids of the three."""
+    with gr.Row(elem_classes="suggestions", visible=visible):
+        buttons = [gr.Button(question, size="sm", min_width=60) for question in suggestions]
+    with gr.Row(elem_classes="question-row", equal_height=True, visible=visible):
         box = gr.Textbox(
-            placeholder=hint, show_label=False, label=label, lines=1, max_lines=6, scale=8, elem_id=names[0], container=False
+            placeholder=placeholder, show_label=False, label="Question", max_lines=6, scale=8, elem_id=ids[0], container=False
         )
-        ask = gr.Button(word, variant="primary", scale=1, min_width=90, elem_id=names[1])
-        stop = gr.Button("Stop", variant="stop", scale=1, min_width=90, interactive=False, elem_id=names[2])
+        ask = gr.Button(verb, variant="primary", scale=1, min_width=90, elem_id=ids[1])
+        stop = gr.Button("Stop", variant="stop", scale=1, min_width=90, interactive=False, elem_id=ids[2])
+    for button in buttons:
+        button.click(None, button, box, js="(text) => text", api_visibility="private")
     return box, ask, stop
 
 
-def _suggestions(place: Place) -> list[Any]:
-    with gr.Row(elem_classes="suggestions"):
-        return [gr.Button(question, size="sm", min_width=60) for question in place.questions]
+@dataclass(frozen=True)
+class _Events:
+    """Connects the components of one tab to the service."""
+
+    service: ChatService
+    clip: _ClipPanel
+    tab: _Tab
+
+    def sampling(self, temperature: float, top_p: float, length: float) -> SamplingParams:
+        """The sliders' values over those of training."""
+        trained = self.service.engine.sampling
+        return replace(trained, temperature=float(temperature), top_p=float(top_p), max_new_tokens=int(length))
+
+    def act(self, action: Callable[[Session], object]) -> Callable[[gr.Request], list[Any]]:
+        """A handler that changes the session and redraws the tab."""
+
+        def handler(request: gr.Request) -> list[Any]:
+            action(_session(self.service, request))
+            return self.tab.draw(request)
+
+        return handler
+
+    def questions(
+        self,
+        row: tuple[Any, Any, Any],
+        begin: Callable[[Session, str], bool],
+        answer: Callable[[Session, SamplingParams, str], Iterator[None]],
+        model: Any,
+        status: Any,
+        retry: Any = None,
+    ) -> None:
+        """Send a question, stream its answer, stop it, send it again. row: box, send and stop button; model: the component whose
+        value goes to `answer`."""
+
+        def send(question: str, request: gr.Request) -> list[Any]:
+            session = _session(self.service, request)
+            accepted = begin(session, question)
+            return ["" if accepted else gr.skip(), views.notice(session.notice), *self.tab.draw(request)]
+
+        def send_again(request: gr.Request) -> list[Any]:
+            session = _session(self.service, request)
+            self.service.retry(session)
+            return [views.notice(session.notice), *self.tab.draw(request)]
+
+        def stream(name: str, temperature: float, top_p: float, length: float, request: gr.Request) -> Iterator[list[Any]]:
+            for _ in answer(_session(self.service, request), self.sampling(temperature, top_p, length), name):
+                yield self.tab.draw(request)
+            yield self.tab.draw(request)
+
+        (box, ask, stop), outputs, notice = row, self.tab.outputs, self.clip.notice
+        streaming = {"fn": stream, "inputs": [model, *self.clip.sliders], "outputs": outputs, **MODEL}
+        # trigger_mode: a stopped answer may still be running when the next question is sent
+        streaming |= {"show_progress": "minimal", "show_progress_on": status, "trigger_mode": "multiple"}
+        sent = gr.on([box.submit, ask.click], send, box, [box, notice, *outputs], **QUICK)
+        streams = [sent.then(**streaming)]
+        if retry is not None:
+            streams.append(retry.click(send_again, None, [notice, *outputs], **QUICK).then(**streaming))
+        for event in streams:  # failure: the queue is full, or gradio refuses a value
+            event.failure(self.act(self.service.abandon), None, outputs, **QUICK)
+        stop.click(self.act(self.service.stop_job), None, outputs, cancels=streams, **QUICK)
 
 
-def _fill(suggestions: Sequence[Any], box: Any) -> None:
-    for button in suggestions:
-        button.click(None, button, box, js="(text) => text", api_visibility="private")
+def _chat_tab(context: AppContext, service: ChatService, clip: _ClipPanel) -> _Tab:
+    view = gr.HTML(views.chat(Session(), ""), apply_default_css=False, elem_id="chat")
+    status = gr.HTML("", apply_default_css=False, elem_id="chat-status")
+    row = _question_row(context.questions, "Ask about the clip", "Ask", ("question", "ask", "stop"))
+    with gr.Row(elem_classes="tools", equal_height=True):
+        names = [(MODELS.get(name, name), name) for name in service.engine.models]
+        model = gr.Radio(names, value=service.engine.models[0], label="Model", show_label=False, container=False, scale=6)
+        retry, clear, export = (
+            gr.Button(name, size="sm", min_width=70, interactive=False, elem_id=name.lower())
+            for name in ("Retry", "Clear", "Export")
+        )
+    exported = gr.Textbox(visible=False)
+
+    def draw(request: gr.Request) -> list[Any]:
+        session = _session(service, request)
+        idle, turns = not session.busy, bool(session.turns)
+        states = [idle, not idle, idle and turns, idle and turns, idle and turns]
+        return [views.chat(session, service.engine.title), *(gr.Button(interactive=state) for state in states)]
+
+    def export_text(request: gr.Request) -> str:
+        return _session(service, request).export()
+
+    tab = _Tab(view, [*row[1:], retry, clear, export], draw)
+    events = _Events(service, clip, tab)
+    events.questions(row, service.begin, service.answer, model, status, retry)
+    clear.click(events.act(service.clear), None, tab.outputs, **QUICK)
+    export.click(export_text, None, exported, **QUICK).then(None, exported, None, js=SAVE)
+    return tab
 
 
-def _with_request(handler: Callable[..., Iterator[list[Any]]]) -> Callable[..., Iterator[list[Any]]]:
-    """Gradio gives the request to the parameter that is annotated with it, so there has to be one behind the sliders."""
-
-    def handled(first: Any, temperature: float, top_p: float, length: float, request: gr.Request) -> Iterator[list[Any]]:
-        yield from handler(first, temperature, top_p, length, request)
-
-    return handled
-
-
-def _compare_tab(place: Place, talks: Talks, clip: _Clip) -> _Tab:
-    view = gr.HTML(views.duel(talks.session("nobody"), talks.compares), apply_default_css=False, elem_id="duel")
-    status = gr.HTML("", apply_default_css=False, elem_id="duel-status")
-    shown = talks.compares
-    with gr.Row(elem_classes="voting", equal_height=True, visible=shown):
+def _compare_tab(context: AppContext, service: ChatService, clip: _ClipPanel) -> _Tab:
+    compares = service.compares
+    view = gr.HTML(views.side_by_side(Session(), compares), apply_default_css=False, elem_id="side-by-side")
+    status = gr.HTML("", apply_default_css=False, elem_id="compare-status")
+    with gr.Row(elem_classes="voting", equal_height=True, visible=compares):
         words = {"A": "A is better", "B": "B is better", "tie": "Tie", "both bad": "Both bad"}
         votes = [
             gr.Button(words[choice], interactive=False, min_width=90, elem_id=f"vote-{choice[:4].strip()}") for choice in CHOICES
         ]
-    suggestions = _suggestions(place) if shown else []
-    named = ("duel-question", "compare", "duel-stop")
-    box, ask, stop = _asking("One question for both", "Question for both", "Compare", named, shown)
-    if shown and talks.ballot is not None:
-        told = f"A vote keeps the question, both answers and a copy of the clip in {talks.ballot.folder}."
-        gr.HTML(views.root(views.tag("p", told, class_="note")), apply_default_css=False)
-    buttons = [ask, stop, *votes]
+    ids = ("compare-question", "compare", "compare-stop")
+    row = _question_row(context.questions, "Ask both models about the clip", "Compare", ids, compares)
+    if compares and service.vote_store is not None:
+        text = f"A vote stores the question, both answers and a copy of the clip in {service.vote_store.folder}."
+        gr.HTML(views.root(views.tag("p", text, class_="note")), apply_default_css=False)
 
     def draw(request: gr.Request) -> list[Any]:
-        session = talks.session(request.session_hash or "")
-        duel = session.duel
-        open_ = duel is not None and duel.ready and not duel.vote and not duel.alike
-        states = [not session.busy, session.busy, *([open_] * len(votes))]
-        return [views.duel(session, talks.compares), *(gr.Button(interactive=state) for state in states)]
+        session = _session(service, request)
+        pair = session.side_by_side
+        states = [not session.busy, session.busy, *([pair is not None and pair.can_vote] * len(votes))]
+        return [views.side_by_side(session, compares), *(gr.Button(interactive=state) for state in states)]
 
-    def begin(question: str, request: gr.Request) -> list[Any]:
-        session = talks.session(request.session_hash or "")
-        taken = talks.begin_duel(session, question)
-        return ["" if taken else gr.skip(), views.notice(session.notice), *draw(request)]
+    tab = _Tab(view, [*row[1:], *votes], draw)
+    events = _Events(service, clip, tab)
 
-    def fight(_: Any, *values: Any) -> Iterator[list[Any]]:
-        *sliders, request = values
-        for _step in talks.fight(talks.session(request.session_hash or ""), clip.options(talks, sliders)):
-            yield draw(request)
-        yield draw(request)
-
-    def halt(request: gr.Request) -> list[Any]:
-        talks.halt(talks.session(request.session_hash or ""))
-        return draw(request)
-
-    def give_up(request: gr.Request) -> list[Any]:
-        talks.give_up(talks.session(request.session_hash or ""))
-        return draw(request)
-
-    def chosen(choice: str) -> Callable[..., list[Any]]:
+    def vote_handler(choice: str) -> Callable[..., list[Any]]:
         def vote(temperature: float, top_p: float, length: float, request: gr.Request) -> list[Any]:
-            options = clip.options(talks, (temperature, top_p, length))
-            talks.vote(talks.session(request.session_hash or ""), choice, options)
+            service.vote(_session(service, request), choice, events.sampling(temperature, top_p, length))
             return draw(request)
 
         return vote
 
-    fighting = {"fn": _with_request(fight), "inputs": [box, *clip.sampling], "outputs": [view, *buttons], **MODEL}
-    fighting |= {"show_progress": "minimal", "show_progress_on": status, "trigger_mode": "multiple"}
-    begun = gr.on([box.submit, ask.click], begin, box, [box, clip.notice, view, *buttons], **QUICK).then(**fighting)
-    begun.failure(give_up, None, [view, *buttons], **QUICK)
-    stop.click(halt, None, [view, *buttons], cancels=[begun], **QUICK)
+    def answer(session: Session, sampling: SamplingParams, _: str) -> Iterator[None]:
+        return service.answer_both(session, sampling)
+
+    events.questions(row, service.begin_side_by_side, answer, row[0], status)
     for button, choice in zip(votes, CHOICES, strict=True):
-        button.click(chosen(choice), clip.sampling, [view, *buttons], **QUICK)
-    _fill(suggestions, box)
-    return _Tab(view, buttons, draw)
+        button.click(vote_handler(choice), clip.sliders, tab.outputs, **QUICK)
+    return tab

@@ -1,7 +1,7 @@
-"""What people voted: a file that `reward` takes as it is (`data.preferences`), with the clips beside it. No torch.
+"""Votes of people, in a file that `reward` reads directly (`data.preferences`), with their clips. No torch.
 
-runs/NAME/votes/votes.jsonl    a row per vote, see `Vote.row`
-runs/NAME/votes/clips/         the clips that were voted on, by content
+runs/NAME/votes/votes.jsonl    one row per vote, see `Vote.row`
+runs/NAME/votes/clips/         clips of the votes, named by content hash
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from minirlaif.errors import UserError
 from minirlaif.runs.io import read_jsonl, sha256
 from minirlaif.stats import wilson
 
-CHOICES = {"A": 1, "B": 2, "tie": "tie", "both bad": "both bad"}  # on the page -> `preference` of a row
+CHOICES = {"A": 1, "B": 2, "tie": "tie", "both bad": "both bad"}  # choice on the page -> `preference` of the row
 
 
 @dataclass(frozen=True)
 class Vote:
-    """A vote on two answers as they stood on the page. models: who answered A and B; judge: its choice in the same letters, ""
-    where it was not asked; facts: what else is kept (texts and numbers)."""
+    """A vote on answers A and B as shown on the page. models: of A and of B; judge: the judge's choice, "" without one; extra:
+    further columns of the row (texts and numbers)."""
 
     clip: Path
     question: str
@@ -37,10 +37,10 @@ class Vote:
     choice: str  # a key of CHOICES
     judge: str = ""
     context: str = ""
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def row(self, video: str) -> dict[str, Any]:
-        """The line of the file: VLM-RLAIF's preference format with what else is known as extra columns."""
+        """The row of the file: VLM-RLAIF's preference format with extra columns."""
         return {
             "id": f"vote-{uuid4().hex[:16]}",
             "videos": [video],
@@ -52,7 +52,7 @@ class Vote:
             "model_1": self.models[0],
             "model_2": self.models[1],
             "judge": CHOICES.get(self.judge, self.judge),
-            **self.facts,
+            **self.extra,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
@@ -66,43 +66,43 @@ class VoteStore:
 
     @property
     def file(self) -> Path:
-        """Where the rows are."""
+        """The file of all rows."""
         return self.folder / "votes.jsonl"
 
     def add(self, vote: Vote) -> None:
-        """Append a vote and keep its clip.
+        """Append a vote and copy its clip.
 
         Raises:
-            UserError: `reward` would refuse the row, which would spoil the whole file.
+            UserError: `reward` would refuse the row, and with it the whole file.
         """
         name = f"clips/{sha256(vote.clip)[:16]}{vote.clip.suffix.lower()}"
         row = vote.row(name)
         try:
-            parse_preference(row | {"preference": 1})  # a vote without a winner has the same texts
+            parse_preference(row | {"preference": 1})  # the parser accepts only rows with a winner; the texts are the same
         except BadRow as error:
-            raise UserError(f"this vote cannot be kept: {error}") from None
+            raise UserError(f"this vote cannot be stored: {error}") from None
         with self._lock:
-            kept = self.folder / name
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            if not kept.is_file():
-                part = kept.with_suffix(".part")
+            stored = self.folder / name
+            stored.parent.mkdir(parents=True, exist_ok=True)
+            if not stored.is_file():
+                part = stored.with_suffix(".part")
                 shutil.copyfile(vote.clip, part)
-                part.replace(kept)
+                part.replace(stored)
             with self.file.open("ab+") as file:
-                end, missing = _whole_rows(file)
+                end, newline = _complete_rows(file)
                 file.truncate(end)
-                file.write((missing + json.dumps(row, ensure_ascii=False) + "\n").encode())
+                file.write((newline + json.dumps(row, ensure_ascii=False) + "\n").encode())
                 file.flush()
                 os.fsync(file.fileno())
 
     def rows(self) -> list[dict[str, Any]]:
-        """All whole rows so far."""
+        """All complete rows."""
         return read_jsonl(self.file, missing_ok=True, skip_damaged=True)
 
 
-def _whole_rows(file: IO[bytes]) -> tuple[int, str]:
-    """Bytes of a file up to the end of its last whole row, and the end of line that this row lacks (some editors take it away).
-    What comes behind was cut short by a full disk or a kill."""
+def _complete_rows(file: IO[bytes]) -> tuple[int, str]:
+    """The length in bytes of the complete rows of a file, and the newline that the last one lacks (some editors remove it). Bytes
+    after them are a row that was cut off by a full disk or a kill."""
     file.seek(0)
     data = file.read()
     start = data.rfind(b"\n") + 1
@@ -115,10 +115,10 @@ def _whole_rows(file: IO[bytes]) -> tuple[int, str]:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What votes say: how often the aligned model won, and how often judge and people chose alike.
+    """How often the aligned model won, and how often the judge agrees with people.
 
-    wins, losses: of the aligned model against SFT; ties, bad: votes without a winner; alike, both_decided: votes of which
-    people and the judge both named a winner, and those in which it was the same.
+    wins, losses: of the aligned model against SFT; ties, bad: votes without a winner; both_decided: votes for which people and
+    the judge both chose a winner; agreed: those with the same winner.
     """
 
     votes: int
@@ -126,18 +126,18 @@ class Agreement:
     losses: int
     ties: int
     bad: int
-    alike: int
+    agreed: int
     both_decided: int
 
     @property
     def win_interval(self) -> tuple[float, float] | None:
-        """95 % interval of the share of wins among decided votes."""
+        """95 % Wilson interval of the share of wins among decided votes."""
         return wilson(self.wins, self.wins + self.losses) if self.wins + self.losses else None
 
     @property
-    def alike_interval(self) -> tuple[float, float] | None:
-        """95 % interval of the agreement."""
-        return wilson(self.alike, self.both_decided) if self.both_decided else None
+    def agreement_interval(self) -> tuple[float, float] | None:
+        """95 % Wilson interval of the agreement."""
+        return wilson(self.agreed, self.both_decided) if self.both_decided else None
 
 
 def agreement(rows: Sequence[Mapping[str, Any]]) -> Agreement:
@@ -151,6 +151,6 @@ def agreement(rows: Sequence[Mapping[str, Any]]) -> Agreement:
         losses=winners.count("sft"),
         ties=sum(row.get("preference") == "tie" for row in rows),
         bad=sum(row.get("preference") == "both bad" for row in rows),
-        alike=sum(row["judge"] == row["preference"] for row in judged),
+        agreed=sum(row["judge"] == row["preference"] for row in judged),
         both_decided=len(judged),
     )

@@ -16,8 +16,8 @@ import gradio
 import pytest
 
 from minirlaif.app import conversations, middleware, server, tabs
-from minirlaif.app.conversations import Talks
-from minirlaif.app.engine_thread import Worker
+from minirlaif.app.conversations import ChatService
+from minirlaif.app.engine_thread import EngineThread
 from minirlaif.app.uploads import Limits, UploadStore, duration
 from minirlaif.app.votes import Vote, VoteStore
 from minirlaif.data.dataset import load_preferences
@@ -32,172 +32,177 @@ OPTIONS = SamplingParams(0.0, 1.0, 16, 0)
 
 
 @pytest.fixture
-def room(tmp_path: Path) -> Iterator[Talks]:
+def service(tmp_path: Path) -> Iterator[ChatService]:
     (tmp_path / "uploads").mkdir()
-    worker, desk = Worker(FakeEngine), UploadStore(tmp_path / "uploads", Limits(1, 60.0, 100 * 100), seconds=10.0)
-    yield Talks(worker, desk, VoteStore(tmp_path / "votes"))
-    desk.close()
-    worker.close()
+    engine_thread, upload_store = (
+        EngineThread(FakeEngine),
+        UploadStore(tmp_path / "uploads", Limits(1, 60.0, 100 * 100), seconds=10.0),
+    )
+    yield ChatService(engine_thread, upload_store, VoteStore(tmp_path / "votes"))
+    upload_store.close()
+    engine_thread.close()
 
 
-def brought(room: Talks, name: str, folder: str = "u" * 64) -> str:
-    (room.desk.folder / folder).mkdir(exist_ok=True)
-    return str(write_clip(room.desk.folder / folder / name))
+def brought(service: ChatService, name: str, folder: str = "u" * 64) -> str:
+    (service.upload_store.folder / folder).mkdir(exist_ok=True)
+    return str(write_clip(service.upload_store.folder / folder / name))
 
 
-def test_the_same_clip_under_two_names_is_kept_for_whoever_stays(room: Talks) -> None:
+def test_the_same_clip_under_two_names_is_kept_for_whoever_stays(service: ChatService) -> None:
     """Uploads of the same content share a folder."""
-    one, two = room.session("one"), room.session("two")
-    room.open(one, brought(room, "alice.mp4"), 4)
-    room.open(two, brought(room, "bob.mp4"), 4)
-    room.leave("one")
+    one, two = service.session("one"), service.session("two")
+    service.open_clip(one, brought(service, "alice.mp4"), 4)
+    service.open_clip(two, brought(service, "bob.mp4"), 4)
+    service.close_session("one")
     assert two.clip is not None and two.clip.is_file()
-    room.open(two, brought(room, "renamed.mp4"), 4)  # one page, the same content again
+    service.open_clip(two, brought(service, "renamed.mp4"), 4)  # one page, the same content again
     assert two.notice == "" and two.clip.name == "renamed.mp4" and two.clip.is_file()
-    room.leave("two")
-    assert list(room.desk.folder.iterdir()) == []
+    service.close_session("two")
+    assert list(service.upload_store.folder.iterdir()) == []
 
 
-def test_a_clip_that_is_on_its_way_is_not_taken_along(room: Talks) -> None:
+def test_a_clip_that_is_on_its_way_is_not_taken_along(service: ChatService) -> None:
     """Somebody with the same clip leaves before it is opened."""
-    one, two = room.session("one"), room.session("two")
-    room.open(one, brought(room, "good.mp4"), 4)
-    path = brought(room, "good.mp4")
-    room.expect(two, path)
-    room.leave("one")
-    room.open(two, path, 4)
+    one, two = service.session("one"), service.session("two")
+    service.open_clip(one, brought(service, "good.mp4"), 4)
+    path = brought(service, "good.mp4")
+    service.expect_upload(two, path)
+    service.close_session("one")
+    service.open_clip(two, path, 4)
     assert two.notice == "" and two.loaded is not None
-    room.leave("two")
-    assert list(room.desk.folder.iterdir()) == []
+    service.close_session("two")
+    assert list(service.upload_store.folder.iterdir()) == []
 
 
-def test_a_question_waits_for_its_clip(room: Talks) -> None:
-    session, path = room.session("me"), brought(room, "good.mp4")
-    room.expect(session, path)
-    later = threading.Timer(0.5, lambda: room.open(session, path, 4))
+def test_a_question_waits_for_its_clip(service: ChatService) -> None:
+    session, path = service.session("me"), brought(service, "good.mp4")
+    service.expect_upload(session, path)
+    later = threading.Timer(0.5, lambda: service.open_clip(session, path, 4))
     later.start()
-    assert room.begin(session, "what?") and session.notice == ""
+    assert service.begin(session, "what?") and session.notice == ""
     later.join()
 
 
 def test_a_picture_of_gigabytes_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
-    desk = UploadStore(tmp_path, Limits(1, 60.0, 100 * 100), seconds=10.0)
+    upload_store = UploadStore(tmp_path, Limits(1, 60.0, 100 * 100), seconds=10.0)
     (tmp_path / "u").mkdir()
     screen = b"GIF89a" + (8000).to_bytes(2, "little") * 2 + b"\xf0\0\0" + b"\0\0\0\xff\xff\xff"
     image = b"\x2c\0\0\0\0\x01\0\x01\0\0" + b"\x02\x02\x44\x01\0"
     (tmp_path / "u" / "huge.gif").write_bytes(screen + image * 3 + b"\x3b")
     began = time.monotonic()
     with pytest.raises(UserError, match="^a frame has 64,000,000 pixels, 10,000 are allowed"):
-        desk.examine(tmp_path / "u" / "huge.gif")
-    desk.close()
+        upload_store.examine(tmp_path / "u" / "huge.gif")
+    upload_store.close()
     assert time.monotonic() - began < 60
 
 
-def test_both_answers_of_a_pair_show_at_once(room: Talks) -> None:
+def test_both_answers_of_a_pair_show_at_once(service: ChatService) -> None:
     """The time to a first word would tell which model had read the clip before."""
-    session = room.session("me")
-    room.open(session, brought(room, "good.mp4"), 4)
-    assert room.begin_duel(session, "a slow one")
-    pair = session.duel
-    seen = {tuple(bool(answer.text) for answer in pair.answers) for _ in room.fight(session, OPTIONS)}
+    session = service.session("me")
+    service.open_clip(session, brought(service, "good.mp4"), 4)
+    assert service.begin_side_by_side(session, "a slow one")
+    pair = session.side_by_side
+    seen = {tuple(bool(answer.text) for answer in pair.answers) for _ in service.answer_both(session, OPTIONS)}
     assert seen == {(False, False), (True, True)} and pair.ready
 
 
-def test_a_judge_that_failed_is_not_said_to_be_missing(room: Talks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judge_that_failed_is_not_said_to_be_missing(service: ChatService, monkeypatch: pytest.MonkeyPatch) -> None:
     from minirlaif.app import views
 
     def broken(*_: Any) -> Any:
         raise UserError("out of tune")
 
     monkeypatch.setattr(FakeEngine, "judge", broken)
-    session = room.session("me")
-    room.open(session, brought(room, "good.mp4"), 4)
-    room.begin_duel(session, "who?")
-    for _ in room.fight(session, OPTIONS):
+    session = service.session("me")
+    service.open_clip(session, brought(service, "good.mp4"), 4)
+    service.begin_side_by_side(session, "who?")
+    for _ in service.answer_both(session, OPTIONS):
         pass
-    room.vote(session, "A", OPTIONS)
-    drawn = views.duel(session, True)
-    assert "The judge could not be asked." in drawn and "no judge" not in drawn
+    service.vote(session, "A", OPTIONS)
+    drawn = views.side_by_side(session, True)
+    assert "The judge failed" in drawn and "no judge" not in drawn
 
 
 @pytest.mark.parametrize("letter", ["\ud83d", "a\udc00b"])
-def test_half_a_character_is_refused_in_words(room: Talks, letter: str) -> None:
-    session = room.session("me")
-    room.open(session, brought(room, "good.mp4"), 4)
-    assert not room.begin(session, letter) and "half a character" in session.notice
+def test_half_a_character_is_refused_in_words(service: ChatService, letter: str) -> None:
+    session = service.session("me")
+    service.open_clip(session, brought(service, "good.mp4"), 4)
+    assert not service.begin(session, letter) and "incomplete character" in session.notice
 
 
-def test_a_question_that_never_came_to_the_model_is_given_up(room: Talks) -> None:
-    session = room.session("me")
-    room.open(session, brought(room, "good.mp4"), 4)
-    assert room.begin(session, "what?")
-    room.give_up(session)
+def test_a_question_that_never_came_to_the_model_is_given_up(service: ChatService) -> None:
+    session = service.session("me")
+    service.open_clip(session, brought(service, "good.mp4"), 4)
+    assert service.begin(session, "what?")
+    service.abandon(session)
     assert not session.busy and "ask again" in session.turns[0].note
-    assert room.begin(session, "and now?")
+    assert service.begin(session, "and now?")
 
 
-def test_giving_up_one_question_leaves_other_answers_alone(room: Talks) -> None:
-    session = room.session("me")
-    room.open(session, brought(room, "good.mp4"), 4)
-    room.begin(session, "what?")
-    for _ in room.answer(session, OPTIONS, "rlaif"):
+def test_giving_up_one_question_leaves_other_answers_alone(service: ChatService) -> None:
+    session = service.session("me")
+    service.open_clip(session, brought(service, "good.mp4"), 4)
+    service.begin(session, "what?")
+    for _ in service.answer(session, OPTIONS, "rlaif"):
         pass
-    assert room.begin_duel(session, "who?")
-    room.give_up(session)
+    assert service.begin_side_by_side(session, "who?")
+    service.abandon(session)
     assert session.turns[0].note == "" and session.turns[0].text
-    assert all("ask again" in answer.note for answer in session.duel.answers)
+    assert all("ask again" in answer.note for answer in session.side_by_side.answers)
 
 
-def test_a_question_after_stop_is_its_own(room: Talks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_question_after_stop_is_its_own(service: ChatService, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stopped one may go on for a while; neither its end nor its failure is the next one's."""
-    monkeypatch.setattr(conversations, "HALT_SECONDS", 0.1)
-    session = room.session("me")
-    room.open(session, brought(room, "good.mp4"), 4)
-    room.begin(session, "a stuck one")
-    old = threading.Thread(target=lambda: [None for _ in room.answer(session, OPTIONS, "rlaif")])
+    monkeypatch.setattr(conversations, "STOP_SECONDS", 0.1)
+    session = service.session("me")
+    service.open_clip(session, brought(service, "good.mp4"), 4)
+    service.begin(session, "a stuck one")
+    old = threading.Thread(target=lambda: [None for _ in service.answer(session, OPTIONS, "rlaif")])
     old.start()
     time.sleep(0.3)
-    room.halt(session)
-    assert not session.busy and room.begin(session, "mine?")
+    service.stop_job(session)
+    assert not session.busy and service.begin(session, "mine?")
     old.join()
     assert session.busy and (session.turns[0].text, session.turns[0].note) == ("", "stopped")
-    room.give_up(session)  # gradio says that the cancelled event failed
+    service.abandon(session)  # gradio says that the cancelled event failed
     assert session.busy and session.turns[1].note == ""
-    for _ in room.answer(session, OPTIONS, "rlaif"):
+    for _ in service.answer(session, OPTIONS, "rlaif"):
         pass
     assert session.turns[1].text == "rlaif heard: mine?" and not session.busy
-    assert room.begin(session, "next?")
-    room.give_up(session)  # this one is meant
+    assert service.begin(session, "next?")
+    service.abandon(session)  # this one is meant
     assert "ask again" in session.turns[2].note
 
 
-def test_a_pair_that_was_stopped_while_it_was_judged_is_not_voted_on(room: Talks, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversations, "HALT_SECONDS", 0.1)
+def test_a_pair_that_was_stopped_while_it_was_judged_is_not_voted_on(
+    service: ChatService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversations, "STOP_SECONDS", 0.1)
     judge = FakeEngine.judge
     monkeypatch.setattr(FakeEngine, "judge", lambda self, *asked: (time.sleep(1.0), judge(self, *asked))[1])
-    session = room.session("me")
-    room.open(session, brought(room, "good.mp4"), 4)
-    room.begin_duel(session, "who?")
-    first = session.duel
-    old = threading.Thread(target=lambda: [None for _ in room.fight(session, OPTIONS)])
+    session = service.session("me")
+    service.open_clip(session, brought(service, "good.mp4"), 4)
+    service.begin_side_by_side(session, "who?")
+    first = session.side_by_side
+    old = threading.Thread(target=lambda: [None for _ in service.answer_both(session, OPTIONS)])
     old.start()
     time.sleep(0.4)
-    room.halt(session)
-    assert room.begin_duel(session, "and who?")
+    service.stop_job(session)
+    assert service.begin_side_by_side(session, "and who?")
     old.join()
-    assert not first.ready and session.duel is not first and session.busy and session.duel.note == ""
-    for _ in room.fight(session, OPTIONS):
+    assert not first.ready and session.side_by_side is not first and session.busy and session.side_by_side.note == ""
+    for _ in service.answer_both(session, OPTIONS):
         pass
-    assert session.duel.ready
+    assert session.side_by_side.ready
 
 
-def test_a_vote_file_without_its_last_line_end_loses_nothing(room: Talks, tmp_path: Path) -> None:
+def test_a_vote_file_without_its_last_line_end_loses_nothing(service: ChatService, tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "any.mp4")
     for question in ("one?", "two?"):
-        room.ballot.add(Vote(clip, question, ("x", "y"), ("rlaif", "sft"), "A"))
-    room.ballot.file.write_text(room.ballot.file.read_text().rstrip("\n"))
-    room.ballot.add(Vote(clip, "three?", ("x", "y"), ("rlaif", "sft"), "B"))
-    assert [row.question for row in load_preferences(str(room.ballot.file))] == ["one?", "two?", "three?"]
+        service.vote_store.add(Vote(clip, question, ("x", "y"), ("rlaif", "sft"), "A"))
+    service.vote_store.file.write_text(service.vote_store.file.read_text().rstrip("\n"))
+    service.vote_store.add(Vote(clip, "three?", ("x", "y"), ("rlaif", "sft"), "B"))
+    assert [row.question for row in load_preferences(str(service.vote_store.file))] == ["one?", "two?", "three?"]
 
 
 @pytest.mark.parametrize(("seconds", "told"), [(20, "20 s"), (90, "90 s"), (150, "2.5 minutes"), (600, "10 minutes")])
@@ -205,32 +210,32 @@ def test_limits_are_told_as_they_are(seconds: float, told: str) -> None:
     assert duration(seconds) == told
 
 
-def test_votes_with_odd_line_ends_and_torn_rows_stay_readable(room: Talks, tmp_path: Path) -> None:
+def test_votes_with_odd_line_ends_and_torn_rows_stay_readable(service: ChatService, tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "any.mp4")
-    room.ballot.add(Vote(clip, "what\u2028happens?", ("x", "y"), ("rlaif", "sft"), "A"))
-    room.ballot.add(Vote(clip, "plain?", ("x", "y"), ("rlaif", "sft"), "B"))
-    assert [row["prompt"] for row in room.ballot.rows()] == ["what\u2028happens?", "plain?"]
-    with room.ballot.file.open("a") as file:
+    service.vote_store.add(Vote(clip, "what\u2028happens?", ("x", "y"), ("rlaif", "sft"), "A"))
+    service.vote_store.add(Vote(clip, "plain?", ("x", "y"), ("rlaif", "sft"), "B"))
+    assert [row["prompt"] for row in service.vote_store.rows()] == ["what\u2028happens?", "plain?"]
+    with service.vote_store.file.open("a") as file:
         file.write('{"id": "vote-1", "vid')
-    room.ballot.add(Vote(clip, "third?", ("x", "y"), ("rlaif", "sft"), "A"))
-    assert [row.question for row in load_preferences(str(room.ballot.file))][1:] == ["plain?", "third?"]
+    service.vote_store.add(Vote(clip, "third?", ("x", "y"), ("rlaif", "sft"), "A"))
+    assert [row.question for row in load_preferences(str(service.vote_store.file))][1:] == ["plain?", "third?"]
 
 
-def test_what_broken_uploads_left_is_swept(room: Talks) -> None:
-    part, fresh = room.desk.folder / "tmpabc", room.desk.folder / "tmpdef"
+def test_what_broken_uploads_left_is_swept(service: ChatService) -> None:
+    part, fresh = service.upload_store.folder / "tmpabc", service.upload_store.folder / "tmpdef"
     for path in (part, fresh):
         path.write_bytes(b"x")
     os.utime(part, (time.time() - 4000,) * 2)
-    room.sweep(3600)
+    service.sweep(3600)
     assert not part.exists() and fresh.exists()
 
 
-def test_what_is_left_behind_goes_while_nobody_comes(room: Talks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_left_behind_goes_while_nobody_comes(service: ChatService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "SWEEP_SECONDS", 0.05)
-    stale = room.desk.folder / "tmpabc"
+    stale = service.upload_store.folder / "tmpabc"
     stale.write_bytes(b"x")
     os.utime(stale, (time.time() - 4000,) * 2)
-    with server._sweeping(room):
+    with server._sweeping(service):
         end = time.monotonic() + 10
         while stale.exists() and time.monotonic() < end:
             time.sleep(0.05)
@@ -316,7 +321,7 @@ def test_pages_elsewhere_may_not_ask_a_server_on_the_network() -> None:
 
     def status(alone: bool, *headers: tuple[bytes, bytes]) -> int:
         asked = {"method": "POST", "path": "/gradio_api/upload", "headers": [(b"host", b"nas:7860"), *headers]}
-        return (middleware.Guard(None, Path("/nowhere"), (), alone).refuses(asked) or (200, ""))[0]
+        return (middleware.RequestFilter(None, Path("/nowhere"), (), alone).refusal(asked) or (200, ""))[0]
 
     assert status(True) == status(True, (b"origin", b"http://nas:7860")) == 200
     assert status(True, (b"origin", b"http://evil.example")) == 403
@@ -327,9 +332,9 @@ def test_pages_elsewhere_may_not_ask_a_server_on_the_network() -> None:
 def test_uploads_together_have_a_limit(unlocked: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     client = Client(unlocked.address)
     assert client.upload("one.mp4", b"1" * 100)[0] == 200
-    monkeypatch.setattr(middleware, "MOST_KEPT", 50)
+    monkeypatch.setattr(middleware, "MAX_STORED_BYTES", 50)
     status, body = client.upload("two.mp4", b"2" * 100)
-    assert status == 507 and b"no room" in body
+    assert status == 507 and b"storage is full" in body
 
 
 def test_an_upload_under_another_name_leaves_nothing(unlocked: Served) -> None:
@@ -361,7 +366,7 @@ def test_a_long_conversation_scrolls_in_its_box(unlocked: Served, place: Path) -
             page.page.wait_for_selector(f"#chat .copy >> nth={number}")
             page.rest()
         box = page.page.locator("#chat").bounding_box()
-        last = page.page.locator("#chat .told .bubble").last.bounding_box()
+        last = page.page.locator("#chat .answer .bubble").last.bounding_box()
         field = page.page.locator("#question").bounding_box()
         assert last["y"] >= box["y"] and last["y"] + last["height"] <= box["y"] + box["height"] <= field["y"] + 1
         assert page.page.evaluate("getComputedStyle(document.querySelector('#chat')).overflowY") == "auto"
@@ -380,7 +385,7 @@ def test_a_question_that_finds_the_queue_full_is_given_back(place: Path, tmp_pat
         pages[0].ask("a slow one")
         pages[0].page.wait_for_selector("#chat [aria-busy=true]")
         pages[1].ask("a slow one too")
-        pages[1].page.wait_for_selector("#chat .asked")
+        pages[1].page.wait_for_selector("#chat .question")
         pages[1].page.wait_for_timeout(500)  # it is in the queue now, which is full with it
         pages[2].ask("mine?")
         pages[2].page.wait_for_selector("#chat .ended")
@@ -408,13 +413,13 @@ def test_stop_frees_the_page_while_the_model_is_stuck(place: Path, tmp_path: Pat
 def test_the_page_goes_on_following_when_the_next_stage_begins(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tabs, "QUIET", 1.0)
+    monkeypatch.setattr(tabs, "IDLE", 1.0)
     run = chat_run.run_of(tmp_path / "runs" / "a", aligned=False)
     with serving(FakeEngine(), run, tmp_path / "runs", tmp_path / "uploads") as served, chromium() as browser:
         page = Page(browser, served.address)
-        page.tab("inside")
+        page.tab("run")
         page.page.wait_for_selector("#progress table")
         page.page.wait_for_timeout(5000)  # nothing is at work now
-        chat_run.begun(run, 2)
+        chat_run.begin_ppo(run, 2)
         page.page.wait_for_selector("#progress :text('ppo is running')", timeout=15000)
         page.close()

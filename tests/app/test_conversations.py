@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from minirlaif.app import run_pages, run_reader, views
-from minirlaif.app.conversations import Session, Talks
-from minirlaif.app.engine_thread import Worker
+from minirlaif.app.conversations import ChatService, Session
+from minirlaif.app.engine_thread import EngineThread
 from minirlaif.app.uploads import Limits, UploadStore, check_content
 from minirlaif.app.votes import Agreement, Vote, VoteStore, agreement
 from minirlaif.data.dataset import load_preferences
@@ -34,35 +34,35 @@ OPTIONS = SamplingParams(0.0, 1.0, 16, 0)
 
 
 @pytest.fixture
-def worker() -> Iterator[Worker]:
-    made = Worker(FakeEngine)
+def engine_thread() -> Iterator[EngineThread]:
+    made = EngineThread(FakeEngine)
     yield made
     made.close()
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[UploadStore]:
+def upload_store(tmp_path: Path) -> Iterator[UploadStore]:
     (tmp_path / "uploads").mkdir()
     made = UploadStore(tmp_path / "uploads", Limits(1, 60.0, 100 * 100), seconds=10.0)
     yield made
     made.close()
 
 
-def brought(desk: UploadStore, name: str = "clip.mp4", upload: str = "u" * 64, **how: Any) -> str:
+def brought(upload_store: UploadStore, name: str = "clip.mp4", upload: str = "u" * 64, **how: Any) -> str:
     """A clip where an upload would lie."""
-    folder = desk.folder / upload
+    folder = upload_store.folder / upload
     folder.mkdir(exist_ok=True)
     return str(write_clip(folder / name, **how))
 
 
 @pytest.fixture
-def room(worker: Worker, desk: UploadStore, tmp_path: Path) -> Talks:
-    return Talks(worker, desk, VoteStore(tmp_path / "votes"))
+def service(engine_thread: EngineThread, upload_store: UploadStore, tmp_path: Path) -> ChatService:
+    return ChatService(engine_thread, upload_store, VoteStore(tmp_path / "votes"))
 
 
-def opened(room: Talks, name: str = "me") -> Session:
-    session = room.session(name)
-    room.open(session, brought(room.desk), 4)
+def opened(service: ChatService, name: str = "me") -> Session:
+    session = service.session(name)
+    service.open_clip(session, brought(service.upload_store), 4)
     assert session.loaded is not None and session.notice == ""
     return session
 
@@ -75,41 +75,41 @@ def finish(steps: Iterator[None]) -> None:
 # The thread
 
 
-def test_everything_happens_in_one_thread_in_order(worker: Worker) -> None:
+def test_everything_happens_in_one_thread_in_order(engine_thread: EngineThread) -> None:
     names: list[str] = []
     for _ in range(3):
-        worker.call(lambda engine: names.append(threading.current_thread().name))
+        engine_thread.call(lambda engine: names.append(threading.current_thread().name))
     assert names == ["engine"] * 3
 
     def pieces(engine: Any) -> Iterator[str]:
         for letter in "abc":
             yield letter + threading.current_thread().name
 
-    assert list(worker.stream(pieces, threading.Event())) == ["aengine", "bengine", "cengine"]
+    assert list(engine_thread.stream(pieces, threading.Event())) == ["aengine", "bengine", "cengine"]
 
 
-def test_errors_come_out_where_they_were_asked_for(worker: Worker) -> None:
+def test_errors_come_out_where_they_were_asked_for(engine_thread: EngineThread) -> None:
     def broken(engine: Any) -> Iterator[str]:
         yield "a"
         raise UserError("no")
 
-    stream = worker.stream(broken, threading.Event())
+    stream = engine_thread.stream(broken, threading.Event())
     assert next(stream) == "a"
     with pytest.raises(UserError, match="no"):
         next(stream)
     with pytest.raises(ZeroDivisionError):
-        worker.call(lambda engine: 1 / 0)
-    assert worker.call(lambda engine: 2) == 2
+        engine_thread.call(lambda engine: 1 / 0)
+    assert engine_thread.call(lambda engine: 2) == 2
 
     def none() -> Any:
         raise UserError("no model")
 
     with pytest.raises(UserError, match="no model"):
-        Worker(none)
+        EngineThread(none)
 
 
 @pytest.mark.parametrize("how", ["stop", "gone"])
-def test_a_stream_that_nobody_hears_ends(worker: Worker, how: str) -> None:
+def test_a_stream_that_nobody_hears_ends(engine_thread: EngineThread, how: str) -> None:
     ended = threading.Event()
 
     def endless(engine: Any) -> Iterator[str]:
@@ -121,14 +121,14 @@ def test_a_stream_that_nobody_hears_ends(worker: Worker, how: str) -> None:
             ended.set()
 
     stop = threading.Event()
-    stream: Any = worker.stream(endless, stop)
+    stream: Any = engine_thread.stream(endless, stop)
     next(stream)
     if how == "stop":
         stop.set()
         assert set(stream) <= {"on"}
     else:
         stream.close()
-    assert ended.wait(5) and worker.call(lambda engine: True)
+    assert ended.wait(5) and engine_thread.call(lambda engine: True)
     assert how == "stop" or not stop.is_set()  # it was not stopped: its reader left
 
 
@@ -148,13 +148,13 @@ HEADS = {
     "ts": b"\x47" + bytes(187) + b"\x47" + bytes(187) + b"\x47",
 }
 OTHERS = {
-    b"#EXTM3U\n/etc/passwd": "it begins like a playlist",
-    b"ffconcat version 1.0\nfile /etc/passwd": "not a video; bring",
-    b"\x89PNG\r\n\x1a\n": "it begins like a PNG picture",
-    b"RIFF\0\0\0\0WAVEfmt ": "it begins like a sound file",
-    b"<html>": "it begins like a web page",
-    b"v=0\no=- 0 0 IN IP4 127.0.0.1": "not a video; bring",
-    b"G" + bytes(500): "not a video; bring",  # one mark of a transport stream is none
+    b"#EXTM3U\n/etc/passwd": "not a video but a playlist",
+    b"ffconcat version 1.0\nfile /etc/passwd": "not a video; supported",
+    b"\x89PNG\r\n\x1a\n": "not a video but a PNG image",
+    b"RIFF\0\0\0\0WAVEfmt ": "not a video but a sound file",
+    b"<html>": "not a video but a web page",
+    b"v=0\no=- 0 0 IN IP4 127.0.0.1": "not a video; supported",
+    b"G" + bytes(500): "not a video; supported",  # one mark of a transport stream is none
 }
 
 
@@ -188,25 +188,30 @@ def test_other_content_is_refused_before_anything_decodes_it(head: bytes, tmp_pa
         check_content(path, Limits())
 
 
-def test_limits_of_a_clip(desk: UploadStore, tmp_path: Path) -> None:
-    assert desk.examine(brought(desk)).width == 64
+def test_limits_of_a_clip(upload_store: UploadStore, tmp_path: Path) -> None:
+    assert upload_store.examine(brought(upload_store)).width == 64
     with pytest.raises(UserError, match="the clip lasts .* 60 s are allowed"):
-        desk.examine(brought(desk, "long.mp4", times=[0.0, 100.0, 200.0], last_seconds=1.0))
+        upload_store.examine(brought(upload_store, "long.mp4", times=[0.0, 100.0, 200.0], last_seconds=1.0))
     with pytest.raises(UserError, match="^a frame has 12,288 pixels, 10,000 are allowed; scale"):
-        desk.examine(brought(desk, "wide.mp4", width=128, height=96))
-    large = Path(brought(desk, "large.mp4"))
+        upload_store.examine(brought(upload_store, "wide.mp4", width=128, height=96))
+    large = Path(brought(upload_store, "large.mp4"))
     with large.open("ab") as file:
         file.truncate(3 << 20)
     with pytest.raises(UserError, match="the file has 3 MB, 1 MB are allowed"):
-        desk.examine(large)
+        upload_store.examine(large)
     outside = write_clip(tmp_path / "outside.mp4")
-    for path in (outside, desk.folder / "u" / ".." / ".." / "outside.mp4", desk.folder / "nothing.mp4", desk.folder):
+    for path in (
+        outside,
+        upload_store.folder / "u" / ".." / ".." / "outside.mp4",
+        upload_store.folder / "nothing.mp4",
+        upload_store.folder,
+    ):
         with pytest.raises(UserError, match="was not uploaded here"):
-            desk.examine(path)
-    link = desk.folder / "link.mp4"
+            upload_store.examine(path)
+    link = upload_store.folder / "link.mp4"
     link.symlink_to(outside)
     with pytest.raises(UserError, match="was not uploaded here"):
-        desk.examine(link)
+        upload_store.examine(link)
 
 
 HANGING = """
@@ -220,220 +225,220 @@ decode_worker.main()
 
 def test_a_clip_that_hangs_the_decoder_is_killed_and_the_next_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ClipReader, "command", (sys.executable, "-P", "-c", HANGING))
-    desk = UploadStore(tmp_path, Limits(), seconds=3.0)
-    hanging, good = brought(desk, "stuck.mp4"), brought(desk, "good.mp4")
+    upload_store = UploadStore(tmp_path, Limits(), seconds=3.0)
+    hanging, good = brought(upload_store, "stuck.mp4"), brought(upload_store, "good.mp4")
     began = time.monotonic()
     with pytest.raises(UserError, match="cannot be read: no answer within 3 seconds: the decoder hangs"):
-        desk.examine(hanging)
+        upload_store.examine(hanging)
     assert time.monotonic() - began < 30
-    assert desk.examine(good).width == 64
-    desk.close()
+    assert upload_store.examine(good).width == 64
+    upload_store.close()
 
 
-def test_examples_are_copies_with_a_picture(desk: UploadStore, tmp_path: Path) -> None:
+def test_examples_are_copies_with_a_picture(upload_store: UploadStore, tmp_path: Path) -> None:
     sources = [write_clip(tmp_path / f"{number}.mp4") for number in range(2)]
     (tmp_path / "bad.mp4").write_bytes(b"nothing" * 20)
-    found = desk.examples([tmp_path / "bad.mp4", *sources, *sources], wanted=3)
+    found = upload_store.examples([tmp_path / "bad.mp4", *sources, *sources], wanted=3)
     assert [clip.name for clip, _ in found] == ["0.mp4", "1.mp4", "0.mp4"]
     assert all(np.asarray(Image.open(picture)).shape == (96, 96, 3) for _, picture in found)
-    assert all(clip.is_relative_to(desk.folder) for clip, _ in found)
-    desk.drop(found[0][0])
-    desk.sweep([], 0.0)
+    assert all(clip.is_relative_to(upload_store.folder) for clip, _ in found)
+    upload_store.drop(found[0][0])
+    upload_store.sweep([], 0.0)
     assert found[0][0].is_file()  # examples stay
 
 
 # Conversations
 
 
-def test_another_number_of_frames_goes_on_with_the_conversation(room: Talks) -> None:
-    session = opened(room)
-    room.begin(session, "one")
-    finish(room.answer(session, OPTIONS, "rlaif"))
-    room.open(session, str(session.clip), 8)
+def test_another_number_of_frames_goes_on_with_the_conversation(service: ChatService) -> None:
+    session = opened(service)
+    service.begin(session, "one")
+    finish(service.answer(session, OPTIONS, "rlaif"))
+    service.open_clip(session, str(session.clip), 8)
     assert session.loaded is not None and len(session.loaded.times) == 8 and len(session.turns) == 1
-    room.open(session, brought(room.desk, "other.mp4", upload="v" * 64), 8)
-    assert session.turns == [] and not (room.desk.folder / ("u" * 64)).exists()
-    room.open(session, None, 8)
-    assert session.clip is None and list(room.desk.folder.iterdir()) == []
+    service.open_clip(session, brought(service.upload_store, "other.mp4", upload="v" * 64), 8)
+    assert session.turns == [] and not (service.upload_store.folder / ("u" * 64)).exists()
+    service.open_clip(session, None, 8)
+    assert session.clip is None and list(service.upload_store.folder.iterdir()) == []
 
 
-def test_a_clip_is_kept_while_another_page_shows_it(room: Talks) -> None:
-    one, two = opened(room, "one"), opened(room, "two")
+def test_a_clip_is_kept_while_another_page_shows_it(service: ChatService) -> None:
+    one, two = opened(service, "one"), opened(service, "two")
     assert one.clip == two.clip and one.clip is not None
-    room.leave("one")
+    service.close_session("one")
     assert one.clip is None and two.clip is not None and two.clip.is_file()
-    room.leave("two")
-    assert list(room.desk.folder.iterdir()) == []
+    service.close_session("two")
+    assert list(service.upload_store.folder.iterdir()) == []
 
 
-def test_stale_uploads_go_when_somebody_leaves(room: Talks) -> None:
+def test_stale_uploads_go_when_somebody_leaves(service: ChatService) -> None:
     """An upload that no page ever opened; nothing but the pages' coming and going cleans up behind it."""
-    opened(room)
-    old, new = brought(room.desk, upload="o" * 64), brought(room.desk, upload="n" * 64)
+    opened(service)
+    old, new = brought(service.upload_store, upload="o" * 64), brought(service.upload_store, upload="n" * 64)
     os.utime(Path(old).parent, (time.time() - 4000,) * 2)
-    room.leave("nobody here")
+    service.close_session("nobody here")
     assert Path(old).is_file()
-    room.leave("me")
+    service.close_session("me")
     assert not Path(old).parent.exists()
     assert Path(new).is_file()  # its page may be about to open it
 
 
-def test_what_cannot_be_asked(room: Talks) -> None:
-    session = room.session("me")
-    assert not room.begin(session, "what?") and "Choose a clip first" in session.notice
-    session = opened(room)
-    assert not room.begin(session, " \n") and "Type a question" in session.notice
-    assert not room.begin(session, "x" * 5000) and "4000 are allowed" in session.notice
-    assert room.begin(session, "what?") and session.notice == ""
-    assert not room.begin(session, "again?") and len(session.turns) == 1  # while the first one waits
+def test_what_cannot_be_asked(service: ChatService) -> None:
+    session = service.session("me")
+    assert not service.begin(session, "what?") and "Choose a clip first" in session.notice
+    session = opened(service)
+    assert not service.begin(session, " \n") and "Type a question" in session.notice
+    assert not service.begin(session, "x" * 5000) and "the limit is 4000" in session.notice
+    assert service.begin(session, "what?") and session.notice == ""
+    assert not service.begin(session, "again?") and len(session.turns) == 1  # while the first one waits
 
 
-def test_stopping_before_the_answer_begins(room: Talks) -> None:
-    session = opened(room)
-    room.begin(session, "what?")
-    room.halt(session)
-    finish(room.answer(session, OPTIONS, "rlaif"))  # its turn comes all the same
+def test_stopping_before_the_answer_begins(service: ChatService) -> None:
+    session = opened(service)
+    service.begin(session, "what?")
+    service.stop_job(session)
+    finish(service.answer(session, OPTIONS, "rlaif"))  # its turn comes all the same
     assert (session.turns[0].text, session.turns[0].note) == ("", "stopped") and not session.busy
-    assert room.engine.requests == []  # type: ignore[attr-defined]
-    assert room.begin(session, "next?")
+    assert service.engine.requests == []  # type: ignore[attr-defined]
+    assert service.begin(session, "next?")
 
 
-def test_a_page_that_goes_away_in_the_middle_frees_the_model(room: Talks) -> None:
-    session = opened(room)
-    room.begin(session, "a slow one")
-    steps = room.answer(session, OPTIONS, "rlaif")
+def test_a_page_that_goes_away_in_the_middle_frees_the_model(service: ChatService) -> None:
+    session = opened(service)
+    service.begin(session, "a slow one")
+    steps = service.answer(session, OPTIONS, "rlaif")
     for _ in range(3):
         next(steps)
-    room.leave("me")
+    service.close_session("me")
     steps.close()  # type: ignore[attr-defined]
     began = time.monotonic()
-    assert room.worker.call(lambda engine: True) and time.monotonic() - began < 2
+    assert service.engine_thread.call(lambda engine: True) and time.monotonic() - began < 2
     assert not session.busy
 
 
-def test_clearing_stops_the_answer_in_progress(room: Talks) -> None:
-    session = opened(room)
-    room.begin(session, "a slow one")
-    steps, (said,) = room.answer(session, OPTIONS, "rlaif"), session.turns
+def test_clearing_stops_the_answer_in_progress(service: ChatService) -> None:
+    session = opened(service)
+    service.begin(session, "a slow one")
+    steps, (said,) = service.answer(session, OPTIONS, "rlaif"), session.turns
     for _ in range(4):
         next(steps)
-    room.clear(session)
+    service.clear(session)
     finish(steps)
     assert "word1" in said.text and "word39" not in said.text  # of 40 pieces
     assert session.turns == [] and session.clip is not None
-    room.begin(session, "next?")
-    finish(room.answer(session, OPTIONS, "rlaif"))
+    service.begin(session, "next?")
+    finish(service.answer(session, OPTIONS, "rlaif"))
     assert [turn.text for turn in session.turns] == ["rlaif heard: next?"]
-    assert room.engine.requests[-1][2] == ()  # type: ignore[attr-defined]  # nothing is remembered
+    assert service.engine.requests[-1][2] == ()  # type: ignore[attr-defined]  # nothing is remembered
 
 
-def test_who_is_a_is_drawn(room: Talks) -> None:
-    session, firsts = opened(room), []
+def test_who_is_a_is_drawn(service: ChatService) -> None:
+    session, firsts = opened(service), []
     for _ in range(40):
-        assert room.begin_duel(session, "who?")
-        assert session.duel is not None
-        firsts.append(session.duel.answers[0].model)
-        room.halt(session)
+        assert service.begin_side_by_side(session, "who?")
+        assert session.side_by_side is not None
+        firsts.append(session.side_by_side.answers[0].model)
+        service.stop_job(session)
     assert 5 < firsts.count("rlaif") < 35  # of 40 fair draws; missed once in a million
-    assert {answer.model for answer in session.duel.answers} == {"rlaif", "sft"}
+    assert {answer.model for answer in session.side_by_side.answers} == {"rlaif", "sft"}
 
 
-def test_both_models_draw_with_one_seed(room: Talks) -> None:
+def test_both_models_draw_with_one_seed(service: ChatService) -> None:
     """Else one of them may be lucky; the next pair has another seed, so that asking again answers anew."""
-    session, seeds = opened(room), []
+    session, seeds = opened(service), []
     for _ in range(3):
-        room.begin_duel(session, "who?")
-        finish(room.fight(session, OPTIONS))
-        asked = room.engine.requests[-2:]  # type: ignore[attr-defined]
+        service.begin_side_by_side(session, "who?")
+        finish(service.answer_both(session, OPTIONS))
+        asked = service.engine.requests[-2:]  # type: ignore[attr-defined]
         assert {model for _, model, _, _ in asked} == {"rlaif", "sft"}
         assert asked[0][3] == asked[1][3]  # the same options, the seed among them
         seeds.append(asked[0][3].seed)
-        room.vote(session, "A", OPTIONS)
+        service.vote(session, "A", OPTIONS)
     assert len(set(seeds)) == 3
-    assert room.ballot is not None and [row["seed"] for row in room.ballot.rows()] == seeds
+    assert service.vote_store is not None and [row["seed"] for row in service.vote_store.rows()] == seeds
 
 
-def blind(room: Talks) -> Session:
+def blind(service: ChatService) -> Session:
     """A page with a pair to vote on, whose answers do not say who gave them."""
-    session = opened(room)
-    room.begin_duel(session, "a blind one")
+    session = opened(service)
+    service.begin_side_by_side(session, "a blind one")
     return session
 
 
-def test_nothing_tells_who_is_who_before_the_vote(room: Talks) -> None:
+def test_nothing_tells_who_is_who_before_the_vote(service: ChatService) -> None:
     """In no class, attribute or text, at no step: whoever looks at the page's source votes blind as well."""
-    session = blind(room)
-    drawn = [views.duel(session, True)]
-    drawn += [views.duel(session, True) for _ in room.fight(session, OPTIONS)]
-    assert session.duel is not None and session.duel.ready and session.duel.judged is not None
-    assert session.duel.answers[0].score is not None and len(drawn) > 5
+    session = blind(service)
+    drawn = [views.side_by_side(session, True)]
+    drawn += [views.side_by_side(session, True) for _ in service.answer_both(session, OPTIONS)]
+    assert session.side_by_side is not None and session.side_by_side.ready and session.side_by_side.verdict is not None
+    assert session.side_by_side.answers[0].score is not None and len(drawn) > 5
     assert "one thing happens" in drawn[-1] and "another thing happens" in drawn[-1]
     assert [HIDDEN.findall(each) for each in drawn] == [[]] * len(drawn)
-    room.vote(session, "tie", OPTIONS)
-    told = views.duel(session, True)
+    service.vote(session, "tie", OPTIONS)
+    told = views.side_by_side(session, True)
     assert set(HIDDEN.findall(told)) >= {"rlaif", "RLAIF", "SFT", "sft", "reward", "judge chose"}
 
 
 @pytest.mark.parametrize("choice", ["aligned", "other", "tie"])
-def test_the_judge_is_said_to_agree_when_it_does(room: Talks, choice: str) -> None:
+def test_the_judge_is_said_to_agree_when_it_does(service: ChatService, choice: str) -> None:
     """The judge of the tests is for the aligned model."""
-    session = blind(room)
-    finish(room.fight(session, OPTIONS))
-    assert session.duel is not None
-    aligned = "AB"[[answer.model for answer in session.duel.answers].index("rlaif")]
-    room.vote(session, {"aligned": aligned, "other": "AB".replace(aligned, "")}.get(choice, choice), OPTIONS)
-    told = re.sub("<[^>]*>", "", views.duel(session, True))
-    agrees = "the same as you" if choice == "aligned" else "not as you"
-    assert f"The judge chose Answer {aligned}, {agrees} (margin 0.75)." in told
+    session = blind(service)
+    finish(service.answer_both(session, OPTIONS))
+    assert session.side_by_side is not None
+    aligned = "AB"[[answer.model for answer in session.side_by_side.answers].index("rlaif")]
+    service.vote(session, {"aligned": aligned, "other": "AB".replace(aligned, "")}.get(choice, choice), OPTIONS)
+    told = re.sub("<[^>]*>", "", views.side_by_side(session, True))
+    agrees = "agrees" if choice == "aligned" else "disagrees"
+    assert f"The judge chose Answer {aligned} and {agrees} with you (margin 0.75)." in told
 
 
-def test_one_vote_a_pair_and_none_on_equals(room: Talks) -> None:
-    session = opened(room)
-    room.begin_duel(session, "who?")
-    room.vote(session, "A", OPTIONS)  # too early
-    finish(room.fight(session, OPTIONS))
-    assert session.duel is not None and session.duel.ready and session.duel.judged is not None
-    room.vote(session, "maybe", OPTIONS)
-    room.vote(session, "tie", OPTIONS)
-    room.vote(session, "A", OPTIONS)
-    assert room.ballot is not None and [row["preference"] for row in room.ballot.rows()] == ["tie"]
-    (row,) = room.ballot.rows()
+def test_one_vote_a_pair_and_none_on_equals(service: ChatService) -> None:
+    session = opened(service)
+    service.begin_side_by_side(session, "who?")
+    service.vote(session, "A", OPTIONS)  # too early
+    finish(service.answer_both(session, OPTIONS))
+    assert session.side_by_side is not None and session.side_by_side.ready and session.side_by_side.verdict is not None
+    service.vote(session, "maybe", OPTIONS)
+    service.vote(session, "tie", OPTIONS)
+    service.vote(session, "A", OPTIONS)
+    assert service.vote_store is not None and [row["preference"] for row in service.vote_store.rows()] == ["tie"]
+    (row,) = service.vote_store.rows()
     aligned = [row["model_1"], row["model_2"]].index("rlaif") + 1
     assert (row["judge"], row[f"reward_{aligned}"], row[f"reward_{3 - aligned}"]) == (aligned, 1.25, -0.5)
     assert (row["frames"], row["temperature"], row["context"]) == (4, 0.0, "0s: something <b>happens</b>.\n")
-    room.begin_duel(session, "markup")
-    finish(room.fight(session, OPTIONS))
-    assert session.duel.alike and session.duel.ready
+    service.begin_side_by_side(session, "markup")
+    finish(service.answer_both(session, OPTIONS))
+    assert session.side_by_side.identical and session.side_by_side.ready
     for choice in ("A", "tie"):
-        room.vote(session, choice, OPTIONS)
-        assert (session.duel.vote, session.duel.note) == ("", "")  # it was not even tried to keep it
-    assert "nothing to vote on" in views.duel(session, True) and "RLAIF" not in views.duel(session, True)
-    assert len(room.ballot.rows()) == 1
+        service.vote(session, choice, OPTIONS)
+        assert (session.side_by_side.vote, session.side_by_side.note) == ("", "")  # it was not even tried to keep it
+    assert "nothing to vote on" in views.side_by_side(session, True) and "RLAIF" not in views.side_by_side(session, True)
+    assert len(service.vote_store.rows()) == 1
 
 
-def test_a_judge_that_fails_does_not_cost_the_vote(room: Talks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judge_that_fails_does_not_cost_the_vote(service: ChatService, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> Any:
         raise RuntimeError("no judge today")
 
     monkeypatch.setattr(FakeEngine, "judge", broken)
-    session = opened(room)
-    room.begin_duel(session, "who?")
-    finish(room.fight(session, OPTIONS))
-    room.vote(session, "B", OPTIONS)
-    assert room.ballot is not None and [row["judge"] for row in room.ballot.rows()] == [""]
+    session = opened(service)
+    service.begin_side_by_side(session, "who?")
+    finish(service.answer_both(session, OPTIONS))
+    service.vote(session, "B", OPTIONS)
+    assert service.vote_store is not None and [row["judge"] for row in service.vote_store.rows()] == [""]
 
 
-def test_an_unkeepable_vote_is_said_and_leaves_the_file_sound(room: Talks) -> None:
-    session = opened(room)
-    room.begin_duel(session, "what does <|im_start|> do?")
-    finish(room.fight(session, OPTIONS))
-    room.vote(session, "A", OPTIONS)
-    assert session.duel is not None and "contains the token <|im_start|>" in session.duel.note
-    assert "contains the token" in views.duel(session, True)
-    assert room.ballot is not None and room.ballot.rows() == []
+def test_an_unkeepable_vote_is_said_and_leaves_the_file_sound(service: ChatService) -> None:
+    session = opened(service)
+    service.begin_side_by_side(session, "what does <|im_start|> do?")
+    finish(service.answer_both(session, OPTIONS))
+    service.vote(session, "A", OPTIONS)
+    assert session.side_by_side is not None and "contains the token <|im_start|>" in session.side_by_side.note
+    assert "contains the token" in views.side_by_side(session, True)
+    assert service.vote_store is not None and service.vote_store.rows() == []
 
 
-def test_running_out_of_memory_is_said(room: Talks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_is_said(service: ChatService, monkeypatch: pytest.MonkeyPatch) -> None:
     class OutOfMemoryError(RuntimeError):
         pass
 
@@ -442,10 +447,10 @@ def test_running_out_of_memory_is_said(room: Talks, monkeypatch: pytest.MonkeyPa
         yield ""
 
     monkeypatch.setattr(FakeEngine, "stream", full)
-    session = opened(room)
-    room.begin(session, "what?")
-    finish(room.answer(session, OPTIONS, "rlaif"))
-    assert "show fewer frames" in session.turns[0].note and session.turns[0].state == "done"
+    session = opened(service)
+    service.begin(session, "what?")
+    finish(service.answer(session, OPTIONS, "rlaif"))
+    assert "Use fewer frames" in session.turns[0].note and session.turns[0].state == "done"
 
 
 # Votes
@@ -457,29 +462,29 @@ def vote(clip: Path, choice: str, **how: Any) -> Vote:
 
 def test_votes_are_what_reward_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = write_clip(tmp_path / "any.MP4")
-    ballot = VoteStore(tmp_path / "votes")
+    vote_store = VoteStore(tmp_path / "votes")
     for choice in ("A", "tie", "B", "both bad", "A"):
-        ballot.add(vote(clip, choice, judge="B", context="0s: it goes.\n", facts={"reward_1": 0.5}))
+        vote_store.add(vote(clip, choice, judge="B", context="0s: it goes.\n", extra={"reward_1": 0.5}))
     clip.unlink()  # the upload is gone, the vote's own copy is not
-    pairs = load_preferences(str(ballot.file))
+    pairs = load_preferences(str(vote_store.file))
     assert [(pair.chosen, pair.rejected) for pair in pairs] == [("left.", "right."), ("right.", "left."), ("left.", "right.")]
     assert all(Path(pair.video).is_file() and pair.question == "what happens?" for pair in pairs)
     assert {pair.video for pair in pairs} == {str(next((tmp_path / "votes" / "clips").iterdir()))}  # one copy for all
     assert pairs[0].tags["judge"] == "2" and pairs[0].tags["reward_1"] == "0.5" and len({pair.id for pair in pairs}) == 3
     assert "2 votes without a winner (tie, both bad) are left out" in capsys.readouterr().out
-    undecided = [row for row in ballot.rows() if row["preference"] not in (1, 2)]
-    tiny.write_lines(ballot.file, undecided)
+    undecided = [row for row in vote_store.rows() if row["preference"] not in (1, 2)]
+    tiny.write_lines(vote_store.file, undecided)
     with pytest.raises(UserError, match="holds no rows"):
-        load_preferences(str(ballot.file))
+        load_preferences(str(vote_store.file))
 
 
 def test_a_row_that_was_cut_short_spoils_no_other(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "any.mp4")
-    ballot = VoteStore(tmp_path / "votes")
-    ballot.add(vote(clip, "A"))
-    ballot.file.write_text(ballot.file.read_text() + '{"id": "vote-1", "vid')
-    ballot.add(vote(clip, "B"))
-    assert [row["preference"] for row in ballot.rows()] == [1, 2]
+    vote_store = VoteStore(tmp_path / "votes")
+    vote_store.add(vote(clip, "A"))
+    vote_store.file.write_text(vote_store.file.read_text() + '{"id": "vote-1", "vid')
+    vote_store.add(vote(clip, "B"))
+    assert [row["preference"] for row in vote_store.rows()] == [1, 2]
 
 
 def test_agreement_by_hand() -> None:
@@ -492,7 +497,7 @@ def test_agreement_by_hand() -> None:
         {"preference": "both bad", "model_1": "rlaif", "model_2": "sft", "judge": ""},
     ]
     counts = agreement(rows)
-    assert counts == Agreement(votes=6, wins=3, losses=1, ties=1, bad=1, alike=2, both_decided=3)
+    assert counts == Agreement(votes=6, wins=3, losses=1, ties=1, bad=1, agreed=2, both_decided=3)
     low, high = counts.win_interval or (0, 0)
     assert (low, high) == pytest.approx((0.3006, 0.9544), abs=1e-4)  # Wilson 1927 for 3 of 4
     told = views.votes(counts, "v.jsonl")
@@ -508,12 +513,12 @@ def test_votes_in_which_people_and_the_judge_differ() -> None:
     ]
 
     def shown(only_other: bool, **how: int) -> list[int]:
-        return [int(number) for number in re.findall(r"question (\d)\?", run_pages.voted(rows, only_other, **how))]
+        return [int(number) for number in re.findall(r"question (\d)\?", run_pages.vote_cards(rows, only_other, **how))]
 
     assert shown(False) == [6, 5, 4, 3, 2, 1, 0]  # the last one first
     assert shown(True) == [4, 3, 1]  # not the one that the judge was never asked about
     assert shown(True, most=2) == [4, 3] and shown(False, most=2) == [6, 5]
-    assert "None." in run_pages.voted(rows[:1], True) and run_pages.voted([], True) == ""
+    assert "None." in run_pages.vote_cards(rows[:1], True) and run_pages.vote_cards([], True) == ""
 
 
 # Runs
@@ -523,36 +528,36 @@ def test_votes_in_which_people_and_the_judge_differ() -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shelf")
     clip = chat_run.world_clip(folder / "good.mp4")
-    chat_run.seen_inside(chat_run.run_of(folder / "runs" / "a"), clip)
+    chat_run.add_stage_outputs(chat_run.run_of(folder / "runs" / "a"), clip)
     return folder / "runs"
 
 
 def test_the_newest_run_that_can_talk(finished: Path, tmp_path: Path) -> None:
-    assert run_reader.newest(tmp_path) is None and run_reader.runs(tmp_path / "none") == []
+    assert run_reader.newest_run(tmp_path) is None and run_reader.runs(tmp_path / "none") == []
     chat_run.run_of(tmp_path / "sft", aligned=False)
-    only = run_reader.newest(tmp_path)
+    only = run_reader.newest_run(tmp_path)
     assert only is not None and only.root.name == "sft"
     for name in ("old", "new"):
         shutil.copytree(finished / "a", tmp_path / name)
     os.utime(tmp_path / "old" / "ppo" / "manifest.json", (1000, 1000))
-    found = run_reader.newest(tmp_path)
+    found = run_reader.newest_run(tmp_path)
     assert found is not None and found.root.name == "new"  # not the one without ppo, though it is newer
 
 
 def test_a_stage_that_wrote_lately_is_at_work(finished: Path, tmp_path: Path) -> None:
     run = Run(shutil.copytree(finished / "a", tmp_path / "a"))
-    assert run_reader.at_work(run) == ""
-    file = chat_run.begun(run, 3)
-    assert run_reader.at_work(run) == "ppo" and "step 3 of 30" in run_pages.progress(run)
+    assert run_reader.running_stage(run) == ""
+    file = chat_run.begin_ppo(run, 3)
+    assert run_reader.running_stage(run) == "ppo" and "step 3 of 30" in run_pages.progress(run)
     with file.open("a") as more:
         more.write('{"step": 4, "sco')  # in the middle of a line
     assert "step 3 of 30" in run_pages.progress(run)
     os.utime(file, (time.time() - 130,) * 2)
-    assert run_reader.at_work(run) == "ppo" and "ppo is running" in run_pages.progress(
+    assert run_reader.running_stage(run) == "ppo" and "ppo is running" in run_pages.progress(
         run
     )  # a long step: states come every 120 s
     os.utime(file, (time.time() - 400,) * 2)
-    assert run_reader.at_work(run) == "" and "running" not in run_pages.progress(run)
+    assert run_reader.running_stage(run) == "" and "running" not in run_pages.progress(run)
 
 
 @pytest.mark.parametrize(
@@ -560,7 +565,7 @@ def test_a_stage_that_wrote_lately_is_at_work(finished: Path, tmp_path: Path) ->
     [
         ("all", [0, 1, 2, 3, 4]),
         ("the two orders disagree", [1, 4]),
-        ("letters disagree with themselves", [2]),
+        ("letter readout: the two orders disagree", [2]),
         ("context changed the verdict", [1, 2, 4]),
         ("the reward model disagrees", [0]),
         ("tie", [3]),
@@ -590,7 +595,7 @@ def test_pages_about_runs_that_lack_something(finished: Path, tmp_path: Path) ->
     bare = Run(tmp_path / "bare")
     bare.root.mkdir()
     (bare.root / "config.yaml").write_text("model: {base: nonsense}\nvideo: [")
-    assert "missing" in run_pages.progress(bare) and "No stage has measured" in run_pages.curves(bare)
+    assert "missing" in run_pages.progress(bare) and "No stage has logged" in run_pages.curves(bare)
     assert "has not finished" in run_pages.gallery(bare, "all", 1)[0] and run_pages.verdict(bare, "all", 1)[1] == 0
     for made in (run_pages.progress(None), run_pages.gallery(None, "all", 1)[0], run_pages.verdict(None, "all", 1)[0]):
         assert "python -m minirlaif run --config configs/tiny.yaml --run tiny" in made
@@ -616,10 +621,10 @@ def test_many_frames_of_any_shape_are_drawn() -> None:
     assert len(drawn) < 60_000  # not the whole frames
 
 
-def test_no_one_can_vote_where_no_folder_is(worker: Worker, desk: UploadStore) -> None:
-    room = Talks(worker, desk, None)
-    session = opened(room)
-    room.begin_duel(session, "who?")
-    finish(room.fight(session, OPTIONS))
-    room.vote(session, "A", OPTIONS)
-    assert session.duel is not None and session.duel.vote == "A"
+def test_no_one_can_vote_where_no_folder_is(engine_thread: EngineThread, upload_store: UploadStore) -> None:
+    service = ChatService(engine_thread, upload_store, None)
+    session = opened(service)
+    service.begin_side_by_side(session, "who?")
+    finish(service.answer_both(session, OPTIONS))
+    service.vote(session, "A", OPTIONS)
+    assert session.side_by_side is not None and session.side_by_side.vote == "A"

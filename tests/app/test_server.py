@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from minirlaif.app import server
-from minirlaif.app.middleware import Guard
+from minirlaif.app.middleware import RequestFilter
 from minirlaif.errors import UserError
 from tests.fixtures import chat_run
 from tests.fixtures.browser import HIDDEN, FakeEngine, Served, serving, wait_for
@@ -115,7 +115,7 @@ def test_foreign_paths_are_refused(place: Path, served: Served) -> None:
 
 def test_what_is_not_an_upload_is_not_opened(place: Path, served: Served) -> None:
     """Paths that a visitor writes into the page's own requests instead of asking for them."""
-    client, engine = Client(served.address), served.talks.engine
+    client, engine = Client(served.address), served.service.engine
     secret, before = place / "good.mp4", len(engine.loaded)  # type: ignore[attr-defined]
     for path in (
         str(secret),
@@ -161,7 +161,7 @@ def test_a_path_is_found_wherever_it_stands(place: Path, served: Served, where: 
 
 @pytest.mark.parametrize("where", ASKED)
 def test_a_request_that_is_too_long_is_not_read(served: Served, where: str) -> None:
-    client, engine = Client(served.address), served.talks.engine
+    client, engine = Client(served.address), served.service.engine
     before = len(engine.requests)  # type: ignore[attr-defined]
     begin = client.events["question", "submit"]
     for letters, wanted in ((1 << 19, True), (1 << 20, False), (3 << 20, False)):
@@ -172,7 +172,7 @@ def test_a_request_that_is_too_long_is_not_read(served: Served, where: str) -> N
     assert len(engine.requests) == before  # type: ignore[attr-defined]
 
 
-TOO_MUCH = (413, b'{"detail": "too much at once"}')
+TOO_MUCH = (413, b'{"detail": "request too large"}')
 WRONG = ("", " ", "ö", "öpen", "öpen sesam", "öpen sesame!", "sesame", "Öpen sesame", "wrong", "\0", "öpen sesame" * 9)
 
 
@@ -182,18 +182,18 @@ def test_only_the_whole_password_opens_what_is_behind_it(place: Path) -> None:
         for given in WRONG:
             status, cookie = login(locked.address, given)
             assert 400 <= status < 500 and cookie == "", given
-        assert set(behind(locked, "").values()) == {401}
+        assert set(hidden_answers(locked, "").values()) == {401}
         status, cookie = login(locked.address, "öpen sesame")
         assert status == 200 and cookie
-        assert 401 not in behind(locked, cookie).values()
+        assert 401 not in hidden_answers(locked, cookie).values()
         forged = "; ".join(f"{each[:-4]}AAAA" for each in cookie.split("; "))
-        assert set(behind(locked, forged).values()) == {401}
+        assert set(hidden_answers(locked, forged).values()) == {401}
         client = Client(locked.address, cookie)
         client.show(place / "good.mp4")
         assert turns(client.ask("who is there?")) == [("who is there?", "rlaif heard: who is there?", "")]
 
 
-def behind(locked: Served, cookie: str) -> dict[str, int]:
+def hidden_answers(locked: Served, cookie: str) -> dict[str, int]:
     """What the server says to requests for what a password keeps."""
     client = Client.__new__(Client)  # without asking for the page's parts, which are behind it as well
     parts = urlsplit(locked.address)
@@ -215,8 +215,8 @@ def test_names_that_point_here_are_not_served(served: Served) -> None:
     client = Client(served.address)
     assert client.get("/config", Host="evil.example:7860")[0] == 403
     assert client.get("/config", Host="localhost:7860")[0] == 200
-    guard = Guard(None, served.folder)
-    assert guard.refuses({"method": "GET", "path": "/config", "headers": [(b"host", b"my.server")]}) is None
+    request_filter = RequestFilter(None, served.folder)
+    assert request_filter.refusal({"method": "GET", "path": "/config", "headers": [(b"host", b"my.server")]}) is None
 
 
 def test_the_page_may_load_nothing_from_elsewhere(served: Served) -> None:
@@ -291,7 +291,7 @@ def endure(served: Served, place: Path, clips: int, questions: int, heard: Calla
         status, path = client.upload("clip.mp4", data)
         assert status == 200
         told = client.open(path.decode())
-        assert told["success"] and ("<img" in str(told["output"]) or "was not taken" in str(told["output"]))
+        assert told["success"] and ("<img" in str(told["output"]) or "Cannot use this clip" in str(told["output"]))
     client.show(place / "good.mp4")
     stood, answered = 0, 0
     for number, text in enumerate([*strings(questions, 6), "still here"]):
@@ -311,7 +311,7 @@ def endure(served: Served, place: Path, clips: int, questions: int, heard: Calla
     assert question == "still here" and answered > questions * 0.5
     status, _ = client.get("/")
     assert status == 200
-    served.talks.leave(client.session)
+    served.service.close_session(client.session)
     assert [path for path in served.folder.rglob("*.mp4") if "examples" not in path.parts and not path.is_symlink()] == []
 
 
@@ -392,7 +392,7 @@ def test_what_cannot_be_opened_is_said_in_one_line(tmp_path: Path, words: tuple[
 def test_a_taken_port_is_said(served: Served, tmp_path: Path) -> None:
     port = served.address.rsplit(":", 1)[1]
     options = server._parser().parse_args(["--port", port, "--runs-dir", str(tmp_path)])
-    with pytest.raises(UserError, match=f"--port {port}: cannot be served on"):
+    with pytest.raises(UserError, match=f"--port {port}: cannot listen on this port"):
         with server.page_at(options, None, None, tmp_path):
             pass
 
@@ -401,14 +401,14 @@ def test_a_taken_port_is_said(served: Served, tmp_path: Path) -> None:
     ("words", "warned"),
     [
         ([], ""),
-        (["--host", "0.0.0.0"], "reaches 0.0.0.0"),
+        (["--host", "0.0.0.0"], "can reach 0.0.0.0"),
         (["--share"], "knows the address"),
         (["--share", "--password", "x"], ""),
     ],
 )
 def test_an_open_door_is_warned_of(words: list[str], warned: str, capsys: pytest.CaptureFixture[str]) -> None:
     options: argparse.Namespace = server._parser().parse_args(words)
-    server._warn(options)
+    server._warn_if_open(options)
     told = capsys.readouterr().err
     assert warned in told and bool(told) == bool(warned)
 
@@ -420,7 +420,7 @@ def test_sessions_that_end_take_their_clips_along(served: Served, place: Path) -
         with first.beating():
             first.show(place / "good.mp4")
             second.show(place / "good.mp4")
-            seen, kept = (served.talks.session(each.session) for each in (first, second))
+            seen, kept = (served.service.session(each.session) for each in (first, second))
             here = kept.clip
             assert here is not None and here == seen.clip
             assert turns(first.ask("a slow one"))
@@ -432,11 +432,11 @@ def test_sessions_that_end_take_their_clips_along(served: Served, place: Path) -
 
 
 def test_a_visitor_that_goes_away_stops_its_answer(served: Served, place: Path) -> None:
-    client, engine = Client(served.address), served.talks.engine
+    client, engine = Client(served.address), served.service.engine
     with client.beating():
         client.show(place / "good.mp4")
         client.quick(client.events["question", "submit"], ["a slow one"])
-        (said,) = served.talks.session(client.session).turns
+        (said,) = served.service.session(client.session).turns
         data = ["rlaif", 0.0, 1.0, 16]
         answering = client.after[client.events["question", "submit"]]
         client.post("/gradio_api/queue/join", {"data": data, "fn_index": answering, "session_hash": client.session})
@@ -449,10 +449,10 @@ def test_uploads_that_nobody_opened_go_in_time(served: Served) -> None:
     stale = served.folder / ("0" * 64)
     stale.mkdir()
     (stale / "left.mp4").touch()
-    served.talks.sweep(3600)
+    served.service.sweep(3600)
     assert stale.exists()  # somebody may be about to open it
     os.utime(stale, (time.time() - 4000,) * 2)
-    served.talks.sweep(3600)
+    served.service.sweep(3600)
     assert not stale.exists()
 
 
@@ -460,10 +460,10 @@ def test_nothing_that_the_page_is_sent_tells_who_is_who_before_the_vote(served: 
     """What stands in no page may still be in the stream that draws it."""
     client = Client(served.address)
     client.show(place / "good.mp4")
-    begin = client.events["duel-question", "submit"]
-    _, begun = client.quick(begin, ["a blind one"])
+    begin = client.events["compare-question", "submit"]
+    _, begin_ppo = client.quick(begin, ["a blind one"])
     done = client.event(client.after[begin], ["", 0.0, 1.0, 16])
     assert done["success"] and b"one thing happens" in client.heard and b"another thing happens" in client.heard
-    assert HIDDEN.findall(json.dumps(begun) + client.heard.decode()) == []
+    assert HIDDEN.findall(json.dumps(begin_ppo) + client.heard.decode()) == []
     status, voted = client.quick(client.events["vote-A", "click"], [0.0, 1.0, 16])
     assert status == 200 and {"rlaif", "SFT", "reward", "judge chose"} <= set(HIDDEN.findall(json.dumps(voted)))

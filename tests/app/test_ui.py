@@ -46,7 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "playlist.mp4").write_text("#EXTM3U\n" + "#EXTINF:1,\n/etc/passwd\n" * 9)
     (folder / "broken.mp4").write_bytes((folder / "good.mp4").read_bytes()[:900])
     write_clip(folder / "lengthy.mp4", [0.0, 100.0, 200.0], last_seconds=1.0)
-    chat_run.seen_inside(chat_run.run_of(folder / "runs" / "a"), folder / "good.mp4")
+    chat_run.add_stage_outputs(chat_run.run_of(folder / "runs" / "a"), folder / "good.mp4")
     return folder
 
 
@@ -56,7 +56,7 @@ def fake(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
     engine = FakeEngine()
     folder = tmp_path_factory.mktemp("fake")
     with serving(engine, None, place / "none", folder / FOLDER, "--max-seconds", "60") as served:
-        served.talks.ballot = chat_run.ballot(folder / "votes")
+        served.service.vote_store = chat_run.vote_store(folder / "votes")
         yield served, engine
 
 
@@ -76,7 +76,7 @@ def opened(browser: Any) -> Iterator[Callable[..., Page]]:
 
 
 GROWS = """() => { window.seen = new Set(); new MutationObserver(() => {
-    const told = document.querySelector('#chat .told .bubble'); if (told) window.seen.add(told.innerText.trim());
+    const told = document.querySelector('#chat .answer .bubble'); if (told) window.seen.add(told.innerText.trim());
 }).observe(document.querySelector('#chat'), {subtree: true, childList: true, characterData: true}); }"""
 
 
@@ -101,15 +101,15 @@ def from_a_clip_to_a_vote(page: Page, place: Path, counters: Callable[[], dict[s
     assert len(page.answers()) == 2 and page.answers()[1]
 
     page.tab("compare")
-    page.page.fill("#duel-question textarea", "describe the video.")
-    page.page.press("#duel-question textarea", "Enter")
+    page.page.fill("#compare-question textarea", "describe the video.")
+    page.page.press("#compare-question textarea", "Enter")
     page.page.wait_for_selector("#vote-A:not([disabled])")
-    told = page.page.inner_html("#duel")
+    told = page.page.inner_html("#side-by-side")
     assert told.count("Answer ") == 2 and HIDDEN.findall(told) == []  # who is who is hidden, in classes and attributes too
     page.page.click("#vote-A")
     page.page.wait_for_selector("#vote-B[disabled]")
-    wait_for(lambda: "You chose Answer A" in page.text("#duel"))
-    told = page.text("#duel")
+    wait_for(lambda: "You chose Answer A" in page.text("#side-by-side"))
+    told = page.text("#side-by-side")
     assert "RLAIF" in told and "SFT" in told
     (vote,) = load_preferences(str(votes / "votes.jsonl"))
     (row,) = tiny.read_lines(votes / "votes.jsonl")
@@ -117,17 +117,17 @@ def from_a_clip_to_a_vote(page: Page, place: Path, counters: Callable[[], dict[s
     assert Path(vote.video).read_bytes() == (place / "good.mp4").read_bytes()
     assert {row["model_1"], row["model_2"]} == {"rlaif", "sft"} and row["frames"] == frames
     page.tab("votes")
-    page.page.wait_for_selector("#voted .card")
+    page.page.wait_for_selector("#vote-list .card")
     assert "1 vote:" in page.text("#agreement")
 
 
 def test_from_a_clip_to_a_vote(place: Path, opened: Callable[..., Page], tmp_path: Path) -> None:
     run = Run(shutil.copytree(place / "runs" / "a", tmp_path / "runs" / "a"))
     with serving(lambda: HfEngine(run, SessionJudge), run, tmp_path / "runs", tmp_path / FOLDER) as served:
-        page, engine = opened(served.address), served.talks.engine
+        page, engine = opened(served.address), served.service.engine
         from_a_clip_to_a_vote(page, place, lambda: dict(engine.counters), 12, run.root / "votes")
         page.tab("compare")
-        told = page.text("#duel")
+        told = page.text("#side-by-side")
         assert told.count("reward") == 2 and "The judge chose" in told and "0s: " in told
         (vote,) = load_preferences(str(run.root / "votes" / "votes.jsonl"))
         assert vote.context.startswith("0s: ") and vote.tags["judge"] in ("1", "2")
@@ -174,7 +174,7 @@ def test_the_same_over_exported_files_without_torch(place: Path, opened: Callabl
     with without_torch(tmp_path, "--gguf", str(export)) as (address, said):
         page = opened(address)
         from_a_clip_to_a_vote(page, place, lambda: said("counters"), 4, export / "votes")
-        assert "This engine has no judge" in page.text("#duel")
+        assert "This engine has no judge" in page.text("#side-by-side")
         page.close()
 
 
@@ -202,7 +202,7 @@ def test_what_goes_wrong_over_exported_files_without_torch(place: Path, opened: 
         page.page.click("#clear")  # so that the same answer comes again
         wait_for(lambda: page.answers() == [])
         page.ask(slow)
-        page.page.wait_for_function("document.querySelector('#chat .told .bubble')?.innerText.trim().includes(' ')")
+        page.page.wait_for_function("document.querySelector('#chat .answer .bubble')?.innerText.trim().includes(' ')")
         page.page.click("#stop")
         page.rest()
         wait_for(lambda: said("at once") == 0, 1.0)  # the model is free, of some 5 s that its answer takes
@@ -221,7 +221,7 @@ def test_what_goes_wrong_over_exported_files_without_torch(place: Path, opened: 
         page.page.wait_for_selector("#chat [aria-busy=true]")
         second.ask(short)
         wait_for(lambda: "queue" in second.text("#chat-status"))
-        assert second.text("#chat .asked").strip() == short and "waiting for the model" in second.text("#chat")
+        assert second.text("#chat .question").strip() == short and "waiting for the model" in second.text("#chat")
         second.page.wait_for_selector("#chat .copy")
         second.rest()
         page.rest()
@@ -235,14 +235,14 @@ def test_what_goes_wrong_over_exported_files_without_torch(place: Path, opened: 
 
 
 FIRST = """async (question) => {  // milliseconds from the question to the first word of its answer
-    const box = document.querySelector('#question textarea'), before = document.querySelectorAll('#chat .told .bubble').length;
+    const box = document.querySelector('#question textarea'), before = document.querySelectorAll('#chat .answer .bubble').length;
     Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, 'value').set.call(box, question);
     box.dispatchEvent(new Event('input', {bubbles: true}));
     const began = performance.now();
     document.querySelector('#ask').click();
     return await new Promise((done) => {
         const look = () => {
-            const told = [...document.querySelectorAll('#chat .told .bubble')];
+            const told = [...document.querySelectorAll('#chat .answer .bubble')];
             if (told.length > before && told[told.length - 1].innerText.trim()) done(performance.now() - began);
             else requestAnimationFrame(look);
         };
@@ -285,8 +285,8 @@ def uploads(folder: Path) -> list[Path]:
 
 
 REJECTED = {
-    "photo.mp4": "it begins like a PNG picture",
-    "playlist.mp4": "it begins like a playlist",
+    "photo.mp4": "not a video but a PNG image",
+    "playlist.mp4": "not a video but a playlist",
     "empty.mp4": "the file is empty",
     "broken.mp4": "cannot be read",
     "lengthy.mp4": "60 s are allowed",
@@ -336,7 +336,7 @@ def test_a_question_needs_a_clip_and_words(fake: tuple[Served, FakeEngine], plac
     assert "Choose a clip first" in page.text("#clip-notice")
     assert page.page.input_value("#question textarea") == "what happens?"  # nothing is lost
     page.tab("compare")
-    page.page.fill("#duel-question textarea", "what happens?")
+    page.page.fill("#compare-question textarea", "what happens?")
     page.page.click("#compare")
     page.page.wait_for_timeout(500)
     assert page.page.is_disabled("#vote-A")
@@ -368,7 +368,7 @@ def test_stopping_keeps_what_was_said_and_frees_the_model(
     page.upload(place / "good.mp4")
     page.frames()
     page.ask("a slow one")
-    page.page.wait_for_function("() => (document.querySelector('#chat .told .bubble')?.innerText || '').includes('word3')")
+    page.page.wait_for_function("() => (document.querySelector('#chat .answer .bubble')?.innerText || '').includes('word3')")
     places = [page.page.locator(part).bounding_box() for part in ("#chat", "#question", "#ask", "#retry")]
     page.page.click("#stop")
     page.rest()
@@ -394,7 +394,7 @@ def test_two_browsers_wait_for_one_model(fake: tuple[Served, FakeEngine], place:
     first.page.wait_for_selector("#chat [aria-busy=true]")
     second.ask("mine")
     wait_for(lambda: "queue" in second.text("#chat-status"))
-    assert second.text("#chat .asked").strip() == "mine"  # it stands there while it waits
+    assert second.text("#chat .question").strip() == "mine"  # it stands there while it waits
     assert "waiting for the model" in second.text("#chat")
     second.page.wait_for_selector("#chat .chip")
     assert second.answers() == ["rlaif heard: mine"]
@@ -434,9 +434,9 @@ def test_an_error_of_the_model_is_a_message(fake: tuple[Served, FakeEngine], pla
     page.ask("well?")
     page.page.wait_for_selector("#chat .chip")
     page.tab("compare")
-    page.page.fill("#duel-question textarea", "fail")
+    page.page.fill("#compare-question textarea", "fail")
     page.page.click("#compare")
-    wait_for(lambda: "The model failed" in page.text("#duel"))
+    wait_for(lambda: "The model failed" in page.text("#side-by-side"))
     assert page.page.is_disabled("#vote-A")
 
 
@@ -452,14 +452,14 @@ def test_what_is_written_is_never_markup(fake: tuple[Served, FakeEngine], place:
     asked = f"markup </div><image> {MARKUP}"
     page.ask(asked)
     page.page.wait_for_selector("#chat .chip")
-    assert page.text("#chat .asked").strip() == asked
+    assert page.text("#chat .question").strip() == asked
     assert page.answers() == [MARKUP]
     assert page.page.locator("#chat img, #chat b, #chat script").count() == 0
     page.tab("compare")
-    page.page.fill("#duel-question textarea", asked)
-    page.page.press("#duel-question textarea", "Enter")
-    wait_for(lambda: "Both said the same" in page.text("#duel"))
-    assert page.page.locator("#duel img, #duel b, #duel script").count() == 0
+    page.page.fill("#compare-question textarea", asked)
+    page.page.press("#compare-question textarea", "Enter")
+    wait_for(lambda: "Both answers are identical" in page.text("#side-by-side"))
+    assert page.page.locator("#side-by-side img, #side-by-side b, #side-by-side script").count() == 0
     assert page.page.is_disabled("#vote-tie")
     assert dialogs == []
 
@@ -503,7 +503,7 @@ def test_it_fits_a_phone_and_the_keyboard_reaches_everything(
     page = opened(served.address, width=390, dark=True)
     page.upload(place / "good.mp4")
     page.frames()
-    for name in ("chat", "compare", "votes", "inside"):
+    for name in ("chat", "compare", "votes", "run"):
         page.tab(name)
         page.page.wait_for_timeout(300)
         assert page.page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -527,10 +527,10 @@ def test_inside_a_run(place: Path, tmp_path: Path, opened: Callable[..., Page]) 
     run, live = Run(tmp_path / "runs" / "a"), Run(tmp_path / "runs" / "b")
     live.root.mkdir()
     shutil.copyfile(run.root / "config.yaml", live.root / "config.yaml")
-    file = chat_run.begun(live, 2)
+    file = chat_run.begin_ppo(live, 2)
     with serving(FakeEngine(), run, tmp_path / "runs", tmp_path / FOLDER) as served:
         page = opened(served.address)
-        page.tab("inside")
+        page.tab("run")
         page.page.wait_for_selector("#curves figure")
         assert page.page.locator("#curves figure").count() == 2  # score and KL
         assert "finished" in page.text("#progress")

@@ -120,5 +120,5 @@ def test_a_port_that_is_taken_is_one_line(run: Run):
     audit = Audit(run, 2, 0)
     with audit_tab.serving(audit, 0, 60.0) as address:
         port = int(address.rstrip("/").rsplit(":", 1)[1])
-        with pytest.raises(UserError, match=f"--port {port}: cannot be served on"), audit_tab.serving(audit, port, 60.0):
+        with pytest.raises(UserError, match=f"--port {port}: cannot listen on this port"), audit_tab.serving(audit, port, 60.0):
             pass

@@ -6,13 +6,16 @@ import argparse
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minirlaif import config
 from minirlaif.ablation import arms
 from minirlaif.cli.flags import add_flags, verb
 from minirlaif.errors import UserError
 from minirlaif.runs.io import write_atomic
+
+if TYPE_CHECKING:
+    from minirlaif.memory.planner import Planned
 
 GPU_GIB = (8, 12, 16, 24)  # the columns of `plan --table`
 
@@ -82,6 +85,13 @@ def _check(gpu_gib: float | None, flag: str, path: Path | None) -> None:
         raise UserError(f"--{flag} {path}: no file can be written there; create its folder, or name another file")
 
 
+def plan_of(cfg: config.Config, gpu: bool, folder: str = "") -> Planned:
+    """The settings with the numbers of their models. folder: where config.json lies when it is not at `model.base`."""
+    from minirlaif.memory import planner
+
+    return planner.Planned(cfg, *planner.shapes_of(cfg.model, cfg.reward.base, folder), gpu, planner.RUNTIME)
+
+
 def plan(options: argparse.Namespace) -> int:
     """Print the estimate, and what the flags ask for. Exit code 0: it fits, 1: it does not, or the probe failed."""
     from minirlaif.memory import fit, measure, planner
@@ -91,18 +101,18 @@ def plan(options: argparse.Namespace) -> int:
         paths = sorted(Path("configs").glob("24gb-*.yaml"))
         if not paths:
             raise UserError("configs/24gb-*.yaml: no such files; run `plan --table` in the project's folder")
-        print(fit.markdown([(path, config.load(path)) for path in paths], GPU_GIB))
+        print(fit.markdown([(path, plan_of(config.load(path), True)) for path in paths], GPU_GIB))
         return 0
     if options.config is None:
         raise UserError("plan: name the settings with --config; see `python -m minirlaif plan --help`")
     cfg = config.load(options.config, options.set)
     card = fit.find_card(options.gpu_gib, cfg.model.device)
-    planned = planner.planned(cfg, card.gpu, options.model_config, runtime=planner.RUNTIME)
+    planned = plan_of(cfg, card.gpu, options.model_config)
     print(planner.table(planner.estimate(planned)))
     print("\n".join(fit.verdict(planned, card)))
     if options.fit is not None:
         smaller, changes = fit.fitted(planned, card)
-        write_atomic(options.fit, config.dump(smaller.cfg))
+        write_atomic(options.fit, config.dump(smaller.settings))
         print(f"{options.fit}: {', '.join(changes) or 'no change was needed'}")
     if options.probe:
         with tempfile.TemporaryDirectory() as folder:

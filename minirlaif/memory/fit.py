@@ -1,4 +1,4 @@
-"""Whether a plan fits a card, what to shrink first when it does not, the smaller config, and the table of all configs."""
+"""Whether a plan fits a card, what to shrink first when it does not, the smaller settings, and the table of all configs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from minirlaif.config import Config
 from minirlaif.errors import UserError
-from minirlaif.memory.planner import CONTEXT, GIB, TITLES, Planned, peak, planned
+from minirlaif.memory.planner import CONTEXT, GIB, STEPS, Planned, peak
 
 
 @dataclass(frozen=True)
 class Card:
-    """What there is to fit into. bytes: all of it; gpu: a GPU (its library context goes off, roles rest in host memory)."""
+    """The memory to fit into. bytes: all of it; gpu: a GPU (minus its library context; roles are offloaded to host memory)."""
 
     name: str
     bytes: float
@@ -40,35 +39,35 @@ def fitted(plan: Planned, card: Card) -> tuple[Planned, list[str]]:
         if step is None:
             name, size = peak(plan)
             raise UserError(
-                f"{TITLES.get(name, name)} still takes {size / GIB:.1f} GiB of {card.bytes / GIB:.1f} with everything shrunk;"
+                f"{STEPS[name].title} still takes {size / GIB:.1f} GiB of {card.bytes / GIB:.1f} with everything shrunk;"
                 " choose a smaller model.base"
             )
-        plan, said = step
-        changes = [change for change in changes if change.split(" ")[0] != said.split(" ")[0]] + [said]
+        plan, new = step
+        changes = [change for change in changes if change.split(" ")[0] != new.split(" ")[0]] + [new]
     return plan, changes
 
 
 def _shrunk(plan: Planned) -> tuple[Planned, str] | None:
     """One step smaller in the first setting that can still shrink."""
-    cfg = plan.cfg
+    cfg = plan.settings
     if cfg.video.frames > 8 and not plan.policy.family.pools_frames:
         frames = max(8, cfg.video.frames * 3 // 4)
         video = replace(cfg.video, frames=frames, segment_frames=min(cfg.video.segment_frames, frames))
-        return replace(plan, cfg=replace(cfg, video=video)), f"video.frames {frames}"
+        return replace(plan, settings=replace(cfg, video=video)), f"video.frames {frames}"
     if plan.policy.family.any_frame_size and cfg.video.frame_pixels > 16384:
         pixels = max(16384, cfg.video.frame_pixels * 3 // 4)
-        return replace(plan, cfg=replace(cfg, video=replace(cfg.video, frame_pixels=pixels))), f"video.frame_pixels {pixels}"
+        return replace(plan, settings=replace(cfg, video=replace(cfg.video, frame_pixels=pixels))), f"video.frame_pixels {pixels}"
     for section, field in _BATCHES:
         now = getattr(getattr(cfg, section), field)
         if now > 1 and now == max(getattr(getattr(cfg, s), f) for s, f in _BATCHES):
             smaller = replace(getattr(cfg, section), **{field: now // 2})
-            return replace(plan, cfg=replace(cfg, **{section: smaller})), f"{section}.{field} {now // 2}"
+            return replace(plan, settings=replace(cfg, **{section: smaller})), f"{section}.{field} {now // 2}"
     if not cfg.model.gradient_checkpointing:
         model = replace(cfg.model, gradient_checkpointing=True)
-        return replace(plan, cfg=replace(cfg, model=model)), "model.gradient_checkpointing true"
+        return replace(plan, settings=replace(cfg, model=model)), "model.gradient_checkpointing true"
     if cfg.model.quantization == "none":
         model = replace(cfg.model, quantization="nf4")
-        return replace(plan, cfg=replace(cfg, model=model)), "model.quantization nf4"
+        return replace(plan, settings=replace(cfg, model=model)), "model.quantization nf4"
     return None
 
 
@@ -85,26 +84,26 @@ _BATCHES = (
 def verdict(plan: Planned, card: Card) -> list[str]:
     """Whether it fits, and what to shrink first when it does not."""
     name, size = peak(plan)
-    shown = f"{TITLES.get(name, name)} takes most: {size / GIB:.2f} of {card.bytes / GIB:.1f} GiB ({card.name})"
+    text = f"{STEPS[name].title} takes most: {size / GIB:.2f} of {card.bytes / GIB:.1f} GiB ({card.name})"
     if size <= card.room:
-        return [f"fits: {shown}"]
-    said = [f"does not fit: {shown}"]
+        return [f"fits: {text}"]
+    lines = [f"does not fit: {text}"]
     try:
-        said.append("shrink first: " + ", then ".join(fitted(plan, card)[1]))
+        lines.append("shrink first: " + ", then ".join(fitted(plan, card)[1]))
     except UserError as error:
-        said.append(str(error))
-    return said
+        lines.append(str(error))
+    return lines
 
 
-def markdown(configs: Sequence[tuple[Path, Config]], sizes: Sequence[float]) -> str:
-    """The table in hardware.md: a row per config, a column per card, and what was measured according to the file's header."""
+def markdown(plans: Sequence[tuple[Path, Planned]], sizes: Sequence[float]) -> str:
+    """The table in hardware.md: a row per config with its plan for a GPU, a column per card, and what was measured
+    according to the file's header."""
     rows = ["| config | peak | " + " | ".join(f"{size:.0f} GiB" for size in sizes) + " | |"]
     rows.append("| --- " * (len(sizes) + 3) + "|")
-    for path, cfg in configs:
-        plan = planned(cfg, gpu=True)
+    for path, plan in plans:
         stage, size = peak(plan)
         cells = [_cell(plan, Card("", gib * GIB, True)) for gib in sizes]
-        row = f"| `{path.name}` | {size / GIB:.1f} GiB ({TITLES.get(stage, stage)}) | {' | '.join(cells)} |"
+        row = f"| `{path.name}` | {size / GIB:.1f} GiB ({STEPS[stage].title}) | {' | '.join(cells)} |"
         rows.append(f"{row} {measured(path) or 'planned'} |")
     return "\n".join(rows)
 
@@ -117,27 +116,27 @@ def header(results: Sequence[Mapping[str, Any]], gpu_gib: float | None, versions
     most = max(results, key=lambda result: float(result["peak"]))
     device = str(most["device"])
     card = f"{device}, capped at {gpu_gib:g} GiB" if gpu_gib and device != "cpu" else device
-    seconds = ", ".join(f"{TITLES.get(r['stage'], r['stage'])} {r['seconds_per_step']:.1f}" for r in results)
+    seconds = ", ".join(f"{STEPS[r['stage']].title} {r['seconds_per_step']:.1f}" for r in results)
     packages = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "date")
-    peak_text = f"{most['peak'] / GIB:.1f} GiB ({TITLES.get(most['stage'], most['stage'])})"
+    peak_text = f"{most['peak'] / GIB:.1f} GiB ({STEPS[most['stage']].title})"
     return (
         f"# Card or cap: {card}. Measured peak: {peak_text}. Seconds: {seconds}. Date: {versions['date']}. Versions: {packages}."
     )
 
 
 def measured(path: Path) -> str | None:
-    """What a config's header says was measured, for the table; None when it says "not measured".
+    """What was measured according to a config's header, for the table; None for "not measured".
 
     Raises:
-        UserError: it has a header line that says neither.
+        UserError: the header line cannot be read.
     """
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# Card or cap: ")]
     if not lines or _UNMEASURED in lines[0]:
         return None
-    found = _MEASURED.match(lines[0])
-    if found is None:
+    match = _MEASURED.match(lines[0])
+    if match is None:
         raise UserError(f"{path}: its line `# Card or cap:` cannot be read; paste the one that `bench --config {path}` prints")
-    return f"measured {found['peak']} on {found['card']}, {found['date']}"
+    return f"measured {match['peak']} on {match['card']}, {match['date']}"
 
 
 _UNMEASURED = "Measured peak: not measured."
@@ -156,7 +155,7 @@ def _cell(plan: Planned, card: Card) -> str:
 
 
 def find_card(gib: float | None, wanted: Any) -> Card:
-    """The card named, or found; without a GPU main memory."""
+    """The card of `gib`, or else the GPU that is there; without one main memory."""
     import torch
 
     if gib is not None:

@@ -1,6 +1,6 @@
-"""How many bytes a step takes, from plain numbers: weights, adapters, optimiser, features, KV cache, activations, logits.
+"""Bytes that a step takes, from plain numbers: weights, adapters, optimiser, features, KV cache, activations, logits.
 
-Every term says what is alive at the moment when most is. What a layer keeps for its backward pass was read off autograd's saved
+Every term describes what is in memory at the peak. What a layer keeps for its backward pass was read off autograd's saved
 tensors for the layers that transformers 5 writes with PEFT's adapters on them; it is linear in tokens but for the mask.
 
 Letters in comments: D width, Q width of all query heads, K of all key heads, I feed-forward width, V vocabulary, r adapter rank.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 FLOAT = 4  # bytes of float32: adapters, gradients, moments, norms and logits are always that
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes per weight: 4 bits, a byte of scale per 64, a float32 per 256 scales
-LOGITS_BYTES = 1 << 27  # of one array over the vocabulary; as scoring.LOGITS_BYTES
+LOGITS_BYTES = 1 << 27  # of one array over the vocabulary; as logprobs.LOGITS_BYTES
 CHUNK = 64  # tokens of a chunk of linear attention, in transformers' own code for it
 LINES = ("runtime", "weights", "adapters", "optimiser", "features", "kv cache", "activations", "logits")
 
@@ -81,8 +81,8 @@ class Batch:
     visual: int
 
 
-def standing(n: Numbers, p: Precision, adapters: float, trained: int, vision: bool = True) -> dict[str, float]:
-    """Bytes that are there all the time: weights, adapters, and what training adds for `trained` adapters.
+def resident(n: Numbers, p: Precision, adapters: float, trained: int, vision: bool = True) -> dict[str, float]:
+    """Bytes that are in memory all the time: weights, adapters, and what training adds for `trained` adapters.
 
     adapters: how many are on the device; vision: whether the vision tower is.
     """
@@ -97,19 +97,19 @@ def training(n: Numbers, p: Precision, b: Batch) -> dict[str, float]:
     spots = b.rows * b.tokens
     masked = b.rows > 1
     layers = [(n.full_layers, _full_saved(n, p, b, masked)), (n.delta_layers, _delta_saved(n, p, b.tokens))]
-    heaviest = max(saved for count, saved in layers if count) * spots
+    heaviest = max(size for count, size in layers if count) * spots
     backward = _backward(n, p) * spots + _dequantised(n, p)
     logits = _logits(n, b.rows * b.answers)
     if p.checkpointing:
-        kept = float(n.layers * n.width * p.compute * spots)
+        saved = float(n.layers * n.width * p.compute * spots)
         moving = heaviest + backward
     else:
-        kept = sum(count * saved for count, saved in layers) * spots
+        saved = sum(count * size for count, size in layers) * spots
         moving = backward
     cast = n.lora_units * p.rank * p.compute if p.autocast else 0.0
     return {
         "features": _features(n, p, b),
-        "activations": kept + cast + _ends(n, p, b) + max(0.0, moving - logits),
+        "activations": saved + cast + _ends(n, p, b) + max(0.0, moving - logits),
         "logits": logits,
     }
 
@@ -124,9 +124,9 @@ def sampling(n: Numbers, p: Precision, b: Batch, answers: int, new: int) -> dict
     grown = cache / max(1, 2 * n.full_layers) + _dequantised(n, p)
     chosen = rows * n.vocabulary * (3 * FLOAT + 2 * 8)
     peak = max(prefill_cache + forward, cache + grown, cache + chosen)
-    shown = chosen if peak == cache + chosen else 0.0
+    logits = chosen if peak == cache + chosen else 0.0
     held = cache if peak != prefill_cache + forward else prefill_cache
-    return {"features": _features(n, p, b), "kv cache": held, "activations": peak - held - shown, "logits": shown}
+    return {"features": _features(n, p, b), "kv cache": held, "activations": peak - held - logits, "logits": logits}
 
 
 def scoring(n: Numbers, p: Precision, b: Batch) -> dict[str, float]:
@@ -141,9 +141,9 @@ def scoring(n: Numbers, p: Precision, b: Batch) -> dict[str, float]:
     }
 
 
-def looking(p: Precision, patches: int, width: int, ffn: int) -> float:
-    """Activations while the vision tower sees `patches` patches at once, without gradients: a layer's two feed-forward arrays and
-    attention's six. width and ffn: the tower's."""
+def encoding(p: Precision, patches: int, width: int, ffn: int) -> float:
+    """Activations while the vision tower encodes `patches` patches at once, without gradients: a layer's two feed-forward arrays
+    and attention's six. width and ffn: the tower's."""
     return float(patches * (2 * ffn + 6 * width) * p.compute)
 
 
@@ -233,6 +233,6 @@ def _backward(n: Numbers, p: Precision) -> float:
 
 def _logits(n: Numbers, positions: int) -> float:
     """Three arrays over the vocabulary for the answer positions of one chunk: raw, masked and normalised, or in the backward
-    pass, where they are made again, normalised and two gradients. Chunks are those of `scoring.logprobs_of`."""
+    pass, where they are made again, normalised and two gradients. Chunks are those of `logprobs.logprobs_of`."""
     chunk = min(positions, 2048, max(1, LOGITS_BYTES // (FLOAT * n.vocabulary)))
     return 3.0 * FLOAT * n.vocabulary * chunk

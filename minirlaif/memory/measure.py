@@ -20,7 +20,7 @@ from typing import Any
 from minirlaif import config
 from minirlaif.config import Config
 from minirlaif.errors import UserError
-from minirlaif.memory.planner import CONTEXT, GIB, STEPS, TITLES, estimate, planned
+from minirlaif.memory.planner import CONTEXT, GIB, STEPS, Planned, aligned, estimate, shapes_of, steps_of
 from minirlaif.runs.run import Run
 
 # Big blocks of glibc's heap come from the system one by one and go back at once: resident memory is then what is alive.
@@ -36,7 +36,7 @@ def run(cfg: Config, stages: Sequence[str], gpu_gib: float | None, out: Path | N
     from minirlaif.memory.fit import header
     from minirlaif.runs.io import write_atomic
 
-    planned(cfg, gpu=False)  # a wrong name is told once, not by every child
+    shapes_of(cfg.model, cfg.reward.base)  # a wrong name is told once, not by every child
     results = [measure(cfg, stage, gpu_gib) for stage in stages]
     print(table(results))
     for result in results:
@@ -54,7 +54,7 @@ def chosen(text: str) -> list[str]:
     """Steps named in a list such as "sft,ppo"; "ppo" means collecting and updating. UserError for others."""
     names: list[str] = []
     for name in filter(None, text.split(",")):
-        found = ["collect", "update"] if name == "ppo" else [name]
+        found = steps_of(name) or [name]
         if not set(found) <= set(STEPS):
             raise UserError(f"--stages {name}: no such stage; choose from sft, feedback, reward, ppo, evaluate")
         names += found
@@ -108,7 +108,7 @@ def _measured(cfg: Config, job: Mapping[str, Any], folder: Path) -> dict[str, An
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(allowed(job["gpu_gib"], total))
     runtime = libraries(cfg)
-    plan = planned(cfg, gpu, runtime=runtime)
+    plan = Planned(cfg, *shapes_of(cfg.model, cfg.reward.base), gpu, runtime)
     small, stage = steps.shrunk(cfg), str(job["stage"])
     with steps.opened(small, stage, job["rows"], folder) as (session, worst):
         step = steps.prepare(stage, session, cfg, worst, folder)
@@ -118,7 +118,7 @@ def _measured(cfg: Config, job: Mapping[str, Any], folder: Path) -> dict[str, An
         done, seconds = steps.timed(step)
         looked = session.feature_cache.counters.get("encodes", 0) > before  # a stand-in's clips never are
         prompt, answer = steps.size(stage, session, worst)
-        guessed = estimate(replace(plan, looks=looked), {stage: (prompt, answer)})[stage]
+        guessed = estimate(replace(plan, encodes=looked), {stage: (prompt, answer)})[stage]
         return {
             "stage": stage,
             "peak": _peak(gpu),
@@ -196,7 +196,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     """A row per stage. s/step is for a whole step of the config; tokens are sampled ones."""
     rows = [COLUMNS]
     for r in results:
-        title = TITLES.get(r["stage"], r["stage"])
+        title = STEPS[r["stage"]].title
         if "error" in r:
             rows.append((title, "failed", "", "", "", ""))
             continue
@@ -211,11 +211,10 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
                 f"{r['samples_per_second']:.2f}",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
+    return aligned(rows)
 
 
-def probe(cfg: Config, run_folder: Path, gpu_gib: float | None, stages: Sequence[str] = STEPS) -> list[dict[str, Any]]:
+def probe(cfg: Config, run_folder: Path, gpu_gib: float | None, stages: Sequence[str] = tuple(STEPS)) -> list[dict[str, Any]]:
     """The worst sample of the config's data (the longest row on the biggest frames) through every stage, one step each, with
     the real model; and what was planned.
 
@@ -238,7 +237,7 @@ def before_run(cfg: Config, run: Run, names: Sequence[str], redo: bool = False) 
         UserError: a stage failed on the longest row, most often because it does not fit.
     """
     ahead = [name for name in names if redo or run.manifest(name) is None]
-    steps_ahead = [step for name in ahead for step in (("collect", "update") if name == "ppo" else (name,)) if step in STEPS]
+    steps_ahead = [step for name in ahead for step in steps_of(name)]
     if cfg.data.world or not steps_ahead:
         return
     from minirlaif.models.loading import pick_device

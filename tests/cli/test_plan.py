@@ -10,6 +10,7 @@ import pytest
 
 from minirlaif import config
 from minirlaif.cli import main
+from minirlaif.cli.plan import plan_of
 from minirlaif.errors import UserError
 from minirlaif.memory import fit, measure, steps
 from minirlaif.memory.planner import Planned
@@ -41,20 +42,20 @@ def written(tmp_path: Path, line: str) -> Path:
 
 def test_the_table_says_what_was_measured(tmp_path: Path):
     path = written(tmp_path, LINE)
-    row = fit.markdown([(path, config.load(path))], (24,)).splitlines()[-1]
+    row = fit.markdown([(path, plan_of(config.load(path), gpu=True))], (24,)).splitlines()[-1]
     assert row.endswith("| yes | measured 6.2 GiB (ppo collect) on NVIDIA GeForce RTX 4090, capped at 24 GiB, 2026-11-25 |")
 
 
 @pytest.mark.parametrize("line", ["# Card or cap: not measured. Measured peak: not measured. Seconds: not measured.", "# none"])
 def test_the_table_says_what_was_planned(line: str, tmp_path: Path):
     path = written(tmp_path, line)
-    assert fit.markdown([(path, config.load(path))], (24,)).splitlines()[-1].endswith("| yes | planned |")
+    assert fit.markdown([(path, plan_of(config.load(path), gpu=True))], (24,)).splitlines()[-1].endswith("| yes | planned |")
 
 
 def test_a_header_that_says_neither_is_refused(tmp_path: Path):
     path = written(tmp_path, "# Card or cap: mine. Measured peak: a lot.")
     with pytest.raises(UserError, match="24gb-mine.yaml: its line `# Card or cap:` cannot be read"):
-        fit.markdown([(path, config.load(path))], (24,))
+        fit.markdown([(path, plan_of(config.load(path), gpu=True))], (24,))
 
 
 @pytest.mark.parametrize(("stages", "printed"), [("", True), ("sft,reward", False)])
@@ -110,7 +111,7 @@ def test_a_probe_runs_the_longest_row_through_every_stage(tmp_path: Path, monkey
     real = measure.estimate
 
     def estimate(plan: Planned, tokens: Any) -> Any:
-        looked[next(iter(tokens))] = plan.looks
+        looked[next(iter(tokens))] = plan.encodes
         return real(plan, tokens)
 
     monkeypatch.setattr(measure, "estimate", estimate)

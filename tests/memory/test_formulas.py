@@ -18,9 +18,9 @@ FULL = Precision(nf4=False, compute=4, autocast=False, checkpointing=False, rank
 
 
 def test_weights_adapters_and_optimiser():
-    standing = formulas.standing(N, FULL, adapters=3, trained=1)
+    standing = formulas.resident(N, FULL, adapters=3, trained=1)
     assert standing == {"weights": 4 * (6400 + 100 + 40 + 1000), "adapters": 3 * 100 * 4, "optimiser": 100 * (4 + 8)}
-    packed = formulas.standing(N, replace(FULL, nf4=True, compute=2), 1, 0, vision=False)
+    packed = formulas.resident(N, replace(FULL, nf4=True, compute=2), 1, 0, vision=False)
     # 6400 weights of 4 bits; 100 scales of a byte; 100/256 scales of scales in float32; 140 weights in bfloat16
     assert packed["weights"] == pytest.approx(3200 + 100 + 4 * 100 / 256 + 280)
 
@@ -104,7 +104,7 @@ def test_features_are_held_twice_with_those_of_deeper_layers() -> None:
 
 
 def test_a_vision_tower_at_work() -> None:
-    assert formulas.looking(FULL, patches=10, width=4, ffn=8) == 10 * (2 * 8 + 6 * 4) * 4
+    assert formulas.encoding(FULL, patches=10, width=4, ffn=8) == 10 * (2 * 8 + 6 * 4) * 4
 
 
 def test_choosing_a_token_takes_five_arrays_over_the_vocabulary() -> None:

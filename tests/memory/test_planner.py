@@ -11,6 +11,7 @@ import pytest
 
 from minirlaif import config
 from minirlaif.cli import main
+from minirlaif.cli.plan import plan_of
 from minirlaif.config import ModelSection
 from minirlaif.errors import UserError
 from minirlaif.memory import fit, formulas, planner, shapes
@@ -85,7 +86,7 @@ def test_the_papers_setup_fits_24_gib_and_is_the_papers(capsys):
     path = ROOT / "configs" / "paper.yaml"
     assert main.main(["plan", "--config", str(path), "--gpu-gib", "24"]) == 0
     cfg = config.load(path)
-    found = planner.planned(cfg, gpu=True)
+    found = plan_of(cfg, gpu=True)
     for shape in (found.policy, found.critic):
         groups, height, width = shape.grid(cfg.video.frames, cfg.video.frame_pixels)
         assert groups * height * width == 626
@@ -144,19 +145,19 @@ def moments(
 
         return call
 
-    def looking(precision: formulas.Precision, *given: Any) -> float:
-        asked.append(("looking", *given))
+    def encoding(precision: formulas.Precision, *given: Any) -> float:
+        asked.append(("encoding", *given))
         return 0.0
 
     for name in ("training", "sampling", "scoring"):
         monkeypatch.setattr(formulas, name, watched(name))
-    monkeypatch.setattr(formulas, "looking", looking)
+    monkeypatch.setattr(formulas, "encoding", encoding)
     planner.estimate(found, known)
     return asked
 
 
 def test_what_is_in_memory_in_each_stage(monkeypatch: pytest.MonkeyPatch):
-    seen, look = 4 * 64, ("looking", 4 * 32 * 32, 24, 48)
+    seen, look = 4 * 64, ("encoding", 4 * 32 * 32, 24, 48)
     told = 3 * (16 + 4)  # tokens of the descriptions
     judged = Batch(5, 400 + told + 2 * 30 + 160, 1, seen)
     assert moments(small(), monkeypatch) == [
@@ -192,10 +193,10 @@ def test_what_is_in_memory_when_the_reward_model_reads_more(monkeypatch: pytest.
 
 
 def test_what_a_bench_knows_wins_over_the_settings(monkeypatch: pytest.MonkeyPatch):
-    found = replace(small("data.dev=[a.jsonl]"), looks=False)
+    found = replace(small("data.dev=[a.jsonl]"), encodes=False)
     known = {"sft": (300, 40), "reward": (310, 50), "collect": (320, 0), "evaluate": (330, 0)}
     asked = moments(found, monkeypatch, known)
-    assert asked[0] == ("training", Batch(2, 340, 40, 256)) and not any(name == "looking" for name, *_ in asked)
+    assert asked[0] == ("training", Batch(2, 340, 40, 256)) and not any(name == "encoding" for name, *_ in asked)
     assert asked[4] == ("training", Batch(4, 360, 0, 256))
     assert asked[6:10] == [
         ("sampling", Batch(6, 320, 0, 256), 1, 20),
@@ -222,7 +223,7 @@ def test_who_stands_in_each_phase_of_ppo(more: str, policy: tuple[int, ...], cri
     big = replace(SHAPE, numbers=replace(NUMBERS, linear_weights=64000))
     found = small(*more.split(), "model.dtype=bfloat16")
     found = replace(found, critic=big if found.own_critic else SHAPE)
-    for phase, own, others, there in zip(("sample", "score", "criticise", "update"), policy, critic, adapters, strict=True):
+    for phase, own, others, there in zip(("sample", "score", "critic", "update"), policy, critic, adapters, strict=True):
         lines = planner._ppo(found, phase)
         assert lines["weights"] == own * 2 * (6400 + 140) + others * 2 * (64000 + 140)  # the eyes rest
         assert lines["adapters"] == there * 50 * 2 * 4
@@ -247,7 +248,7 @@ def test_the_eyes_take_room_while_they_see_and_only_then():
     found = replace(small("model.dtype=bfloat16"), policy=wide, critic=wide)
     for stage in ("sft", "feedback", "reward", "evaluate"):
         assert planner.estimate(found)[stage]["weights"] == 2 * (base + 1000)
-        assert planner.estimate(replace(found, looks=False))[stage]["weights"] == 2 * base
+        assert planner.estimate(replace(found, encodes=False))[stage]["weights"] == 2 * base
 
 
 @pytest.mark.parametrize(
@@ -270,7 +271,7 @@ def test_the_room_on_a_card():
 
 
 def test_pooled_frames_are_not_shrunk():
-    found = planner.planned(config.load(None, ["model.base=llava-1.5-7b", "video.frames=50"]), gpu=True)
+    found = plan_of(config.load(None, ["model.base=llava-1.5-7b", "video.frames=50"]), gpu=True)
     said = fit.fitted(found, fit.Card("", 12 * planner.GIB, True))[1]
     assert said and not any(change.startswith("video.frames") for change in said)
 
@@ -295,7 +296,7 @@ def test_what_does_not_fit_is_shrunk_frames_first(tmp_path: Path, capsys):
 
 def test_the_order_of_shrinking():
     cfg = config.load(None, ["model.base=qwen3-vl-4b"])
-    told, found = [], planner.planned(cfg, gpu=True)
+    told, found = [], plan_of(cfg, gpu=True)
     while (step := fit._shrunk(found)) is not None:
         found = step[0]
         told.append(step[1])
@@ -305,20 +306,20 @@ def test_the_order_of_shrinking():
     assert list(dict.fromkeys(kinds)) == order
     sizes = [int(step.split(" ")[1]) for step in told if "batch" in step]
     assert sizes == sorted(sizes, reverse=True)  # the largest batch is halved first
-    changes = [change.split(" ")[0] for change in fit.fitted(planner.planned(cfg, gpu=True), fit.Card("", 7e9, True))[1]]
+    changes = [change.split(" ")[0] for change in fit.fitted(plan_of(cfg, gpu=True), fit.Card("", 7e9, True))[1]]
     assert len(changes) == len(set(changes)) > 1  # the last value of each setting is told
 
 
 def test_a_model_too_big_for_a_card_is_said_so():
     cfg = config.load(None, ["model.base=llava-1.5-13b"])
     with pytest.raises(UserError, match="choose a smaller model.base"):
-        fit.fitted(planner.planned(cfg, gpu=True), fit.Card("a small one", 4 * planner.GIB, True))
+        fit.fitted(plan_of(cfg, gpu=True), fit.Card("a small one", 4 * planner.GIB, True))
 
 
 def test_a_reward_base_of_its_own_is_counted_while_it_scores():
     alone = config.load(None, ["model.base=llava-1.5-7b", "model.quantization=nf4"])
     pair = config.load(None, ["model.base=llava-1.5-7b", "model.quantization=nf4", "reward.base=llava-1.5-13b"])
-    one, two = (planner.estimate(planner.planned(cfg, gpu=True)) for cfg in (alone, pair))
+    one, two = (planner.estimate(plan_of(cfg, gpu=True)) for cfg in (alone, pair))
     assert two["update"]["weights"] > 2.5 * one["update"]["weights"]
     assert two["sft"] == one["sft"]
 

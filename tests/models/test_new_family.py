@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from minirlaif import config
+from minirlaif.cli.plan import plan_of
 from minirlaif.config import ModelSection
 from minirlaif.memory import planner
 from minirlaif.memory.random_model import letters
@@ -166,5 +167,5 @@ def test_it_is_planned(base: VisionLanguageModel) -> None:
     assert shape.grid(2, 65536) == base.encode_frames(PIXELS).shape[:3] and shape.patches(2, 65536) == (2 * 16, 16, 24)
     text = len("<s>user\n") + len(QUESTION) + len("</s>\n<s>assistant\n") - 3 - 2 - 2  # special tokens are one token each
     assert shape.prompt_tokens(2, 65536, text) == len(base.renderer.prompt(FRAMES, QUESTION))
-    stages = planner.estimate(planner.planned(config.load(None, [f"model.base={base.name}"]), gpu=True))
+    stages = planner.estimate(plan_of(config.load(None, [f"model.base={base.name}"]), gpu=True))
     assert all(sum(lines.values()) > 0 for lines in stages.values())

@@ -25,94 +25,34 @@ class Published:
     read_off: bool = False
 
 
-def _five(model: str, *values: float) -> Published:
-    names = ("correctness", "detail", "context", "temporal", "consistency")
-    five = dict(zip(names, values, strict=True))
-    return Published(model, {**five, "mean": round(sum(values) / 5, 3)}, GPT)
-
-
-def _accuracy(model: str, share: float, read_off: bool = True) -> Published:
-    return Published(model, {"accuracy": share}, GPT, read_off)
-
-
-def _top(metric: str, model: str, share: float, read_off: bool = True) -> Published:
-    return Published(model, {metric: share}, NO_PROTOCOL, read_off)
-
-
-ROWS: Mapping[str, Mapping[str, tuple[Published, ...]]] = {  # by kind, then by a word of the benchmark's name ("": any)
-    "videoinstruct": {
-        "": (
-            _five("VideoChat", 2.23, 2.50, 2.53, 1.94, 2.24),
-            _five("LLaMA-Adapter", 2.03, 2.32, 2.30, 1.98, 2.15),
-            _five("Video-LLaMA", 1.96, 2.18, 2.16, 1.82, 1.79),
-            _five("Video-ChatGPT", 2.40, 2.52, 2.62, 1.98, 2.37),
-            _five("Valley", 2.43, 2.13, 2.86, 2.04, 2.45),
-            _five("BT-Adapter", 2.68, 2.69, 3.27, 2.34, 2.46),
-            _five("VTimeLLM", 2.78, 3.10, 3.40, 2.49, 2.47),
-            _five("Video-LLaVA", 2.84, 2.86, 3.44, 2.46, 2.57),
-            _five("VideoChat2", 3.02, 2.88, 3.51, 2.66, 2.81),
-            _five("LLaMA-VID 7B", 2.96, 3.00, 3.53, 2.46, 2.51),
-            _five("LLaMA-VID 13B", 3.07, 3.05, 3.60, 2.58, 2.63),
-            _five("GPT-4V", 3.85, 3.45, 3.84, 3.63, 2.80),
-            _five("VLM-SFT 7B", 2.79, 2.82, 3.37, 2.28, 2.49),
-            _five("VLM-RLAIF 7B", 3.63, 3.25, 4.00, 3.23, 3.32),
-        ),
-    },
-    "qa": {
-        "msvd": (
-            _accuracy("Video-ChatGPT", 0.649),
-            _accuracy("Video-LLaVA", 0.706),
-            _accuracy("LLaMA-VID", 0.697),
-            _accuracy("VLM-SFT 7B", 0.672, False),
-            _accuracy("VLM-RLAIF 7B", 0.764, False),
-        ),
-        "msrvtt": (
-            _accuracy("Video-ChatGPT", 0.493),
-            _accuracy("Video-LLaVA", 0.589),
-            _accuracy("LLaMA-VID", 0.576),
-            _accuracy("VLM-SFT 7B", 0.524, False),
-            _accuracy("VLM-RLAIF 7B", 0.630, False),
-        ),
-        "activitynet": (
-            _accuracy("Video-ChatGPT", 0.352),
-            _accuracy("Video-LLaVA", 0.453),
-            _accuracy("LLaMA-VID", 0.473),
-            _accuracy("VLM-SFT 7B", 0.441, False),
-            _accuracy("VLM-RLAIF 7B", 0.573, False),
-        ),
-    },
-    "retrieval": {
-        "msvd": (
-            _top("r1", "Video-ChatGPT", 0.260),
-            _top("r1", "Video-LLaVA", 0.293),
-            _top("r1", "LLaMA-VID", 0.273),
-            _top("r1", "VLM-SFT", 0.2665, False),
-            _top("r1", "VLM-RLAIF", 0.3603, False),
-        ),
-        "msrvtt": (
-            _top("r1", "Video-ChatGPT", 0.145),
-            _top("r1", "Video-LLaVA", 0.186),
-            _top("r1", "LLaMA-VID", 0.165),
-            _top("r1", "VLM-SFT", 0.132),
-            _top("r1", "VLM-RLAIF", 0.210),
-        ),
-    },
-    "action": {
-        "ucf101": (
-            _top("top1", "Video-ChatGPT", 0.516),
-            _top("top1", "Video-LLaVA", 0.523),
-            _top("top1", "LLaMA-VID", 0.565),
-            _top("top1", "VLM-SFT", 0.5303, False),
-            _top("top1", "VLM-RLAIF", 0.6283, False),
-        ),
-        "hmdb51": (
-            _top("top1", "Video-ChatGPT", 0.370),
-            _top("top1", "LLaMA-VID", 0.389),
-            _top("top1", "VLM-SFT", 0.385),
-            _top("top1", "VLM-RLAIF", 0.448),
-        ),
-    },
+FIVE = """
+VideoChat      2.23 2.50 2.53 1.94 2.24
+LLaMA-Adapter  2.03 2.32 2.30 1.98 2.15
+Video-LLaMA    1.96 2.18 2.16 1.82 1.79
+Video-ChatGPT  2.40 2.52 2.62 1.98 2.37
+Valley         2.43 2.13 2.86 2.04 2.45
+BT-Adapter     2.68 2.69 3.27 2.34 2.46
+VTimeLLM       2.78 3.10 3.40 2.49 2.47
+Video-LLaVA    2.84 2.86 3.44 2.46 2.57
+VideoChat2     3.02 2.88 3.51 2.66 2.81
+LLaMA-VID 7B   2.96 3.00 3.53 2.46 2.51
+LLaMA-VID 13B  3.07 3.05 3.60 2.58 2.63
+GPT-4V         3.85 3.45 3.84 3.63 2.80
+VLM-SFT 7B     2.79 2.82 3.37 2.28 2.49
+VLM-RLAIF 7B   3.63 3.25 4.00 3.23 3.32
+"""
+METRICS = ("correctness", "detail", "context", "temporal", "consistency")  # columns of FIVE
+# Kind and benchmark -> model and percent of accuracy, top-1 or R@1; ~: read off a figure.
+SHARES = {
+    ("qa", "msvd"): "Video-ChatGPT ~64.9, Video-LLaVA ~70.6, LLaMA-VID ~69.7, VLM-SFT 7B 67.2, VLM-RLAIF 7B 76.4",
+    ("qa", "msrvtt"): "Video-ChatGPT ~49.3, Video-LLaVA ~58.9, LLaMA-VID ~57.6, VLM-SFT 7B 52.4, VLM-RLAIF 7B 63.0",
+    ("qa", "activitynet"): "Video-ChatGPT ~35.2, Video-LLaVA ~45.3, LLaMA-VID ~47.3, VLM-SFT 7B 44.1, VLM-RLAIF 7B 57.3",
+    ("retrieval", "msvd"): "Video-ChatGPT ~26.0, Video-LLaVA ~29.3, LLaMA-VID ~27.3, VLM-SFT 26.65, VLM-RLAIF 36.03",
+    ("retrieval", "msrvtt"): "Video-ChatGPT ~14.5, Video-LLaVA ~18.6, LLaMA-VID ~16.5, VLM-SFT ~13.2, VLM-RLAIF ~21.0",
+    ("action", "ucf101"): "Video-ChatGPT ~51.6, Video-LLaVA ~52.3, LLaMA-VID ~56.5, VLM-SFT 53.03, VLM-RLAIF 62.83",
+    ("action", "hmdb51"): "Video-ChatGPT ~37.0, LLaMA-VID ~38.9, VLM-SFT ~38.5, VLM-RLAIF ~44.8",
 }
+METRIC = {"qa": "accuracy", "retrieval": "r1", "action": "top1"}  # of SHARES
 _NAMES = {  # as whole words, "qa" behind them or not: "planet_qa" is not ActivityNet's "anet_qa"
     "msvd": "msvd",
     "msrvtt": "msr ?vtt",
@@ -124,8 +64,22 @@ _NAMES = {  # as whole words, "qa" behind them or not: "planet_qa" is not Activi
 
 def published(name: str, kind: str) -> tuple[Published, ...]:
     """Rows for a benchmark of this name and kind, none for one that the paper does not know."""
+    if kind == "videoinstruct":
+        return tuple(_five(line) for line in FIVE.strip().splitlines())
     words = " ".join(re.findall(r"[a-z0-9]+", name.lower()))
-    for each, rows in ROWS.get(kind, {}).items():
-        if not each or re.search(rf"\b({_NAMES[each]})(qa)?\b", words):
-            return rows
+    for (of_kind, benchmark), rows in SHARES.items():
+        if of_kind == kind and re.search(rf"\b({_NAMES[benchmark]})(qa)?\b", words):
+            return tuple(_share(row, kind) for row in rows.split(", "))
     return ()
+
+
+def _five(line: str) -> Published:
+    model, *cells = re.split(r"\s+(?=\d\.\d\d)", line)
+    values = [float(cell) for cell in cells]
+    return Published(model, {**dict(zip(METRICS, values, strict=True)), "mean": round(sum(values) / 5, 3)}, GPT)
+
+
+def _share(row: str, kind: str) -> Published:
+    model, percent = row.rsplit(" ", 1)
+    value = round(float(percent.lstrip("~")) / 100, 4)
+    return Published(model, {METRIC[kind]: value}, GPT if kind == "qa" else NO_PROTOCOL, percent.startswith("~"))

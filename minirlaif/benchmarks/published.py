@@ -52,7 +52,7 @@ SHARES = {
     ("action", "ucf101"): "Video-ChatGPT ~51.6, Video-LLaVA ~52.3, LLaMA-VID ~56.5, VLM-SFT 53.03, VLM-RLAIF 62.83",
     ("action", "hmdb51"): "Video-ChatGPT ~37.0, LLaMA-VID ~38.9, VLM-SFT ~38.5, VLM-RLAIF ~44.8",
 }
-METRIC = {"qa": "accuracy", "retrieval": "r1", "action": "top1"}  # of SHARES
+COLUMN = {"qa": ("accuracy", GPT), "retrieval": ("r1", NO_PROTOCOL), "action": ("top1", NO_PROTOCOL)}  # of SHARES: metric, judge
 _NAMES = {  # as whole words, "qa" behind them or not: "planet_qa" is not ActivityNet's "anet_qa"
     "msvd": "msvd",
     "msrvtt": "msr ?vtt",
@@ -69,7 +69,7 @@ def published(name: str, kind: str) -> tuple[Published, ...]:
     words = " ".join(re.findall(r"[a-z0-9]+", name.lower()))
     for (of_kind, benchmark), rows in SHARES.items():
         if of_kind == kind and re.search(rf"\b({_NAMES[benchmark]})(qa)?\b", words):
-            return tuple(_share(row, kind) for row in rows.split(", "))
+            return tuple(_share(row, *COLUMN[kind]) for row in rows.split(", "))
     return ()
 
 
@@ -79,7 +79,7 @@ def _five(line: str) -> Published:
     return Published(model, {**dict(zip(METRICS, values, strict=True)), "mean": round(sum(values) / 5, 3)}, GPT)
 
 
-def _share(row: str, kind: str) -> Published:
+def _share(row: str, metric: str, judge: str) -> Published:
     model, percent = row.rsplit(" ", 1)
     value = round(float(percent.lstrip("~")) / 100, 4)
-    return Published(model, {METRIC[kind]: value}, GPT if kind == "qa" else NO_PROTOCOL, percent.startswith("~"))
+    return Published(model, {metric: value}, judge, percent.startswith("~"))

@@ -95,7 +95,7 @@ def test_llava_is_refused_before_any_work(runs_dir: Path, tmp_path: Path, capsys
 def test_what_is_known_before_any_work(run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert "q4 is no type" in refused(run, capsys, "--types", "f16,q4")
     assert "no config.yaml" in refused(Run(run.root.parent / "blue"), capsys)
-    assert "--questions 0" in refused(run, capsys, "--questions", "0")
+    assert "argument --questions: 0: must be above 0" in refused(run, capsys, "--questions", "0")
     free = monkeypatch.setattr
     with monkeypatch.context() as patch:
         patch.setattr(converter.shutil, "disk_usage", lambda _: type("usage", (), {"free": 10**6}))

@@ -323,7 +323,7 @@ def test_chat_answers_where_there_is_no_torch(
     many = chat("--gguf", str(folder / "text.gguf"), typed=f"{QUESTIONS[0]}\n\n{QUESTIONS[1]}\n/quit\nnever\n")
     assert many.returncode == 0 and many.stderr == ""
     assert many.stdout.splitlines() == [
-        "text.gguf, run tiny: 4 frames at 0.2, 0.7, 1.2, 1.7 seconds. Ask about the clip; /quit ends.",
+        "text.gguf, run tiny: 4 frames at 0.2, 0.7, 1.2, 1.7 seconds. Ask about the clip; /quit to leave.",
         *expected,
     ]
     hook = chat("--run", "none")  # the way through torch, to see that the door is shut
@@ -335,9 +335,9 @@ def test_what_chat_refuses(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     for words, fault in {
         (): "name exported files with --gguf DIR, or a training run with --run NAME",
         ("--gguf", str(folder), "--run", "a"): "name exported files",
-        ("--run", "a", "--ctx", "9"): "--ctx and --threads belong to --gguf",
-        ("--gguf", str(folder), "--model", "sft"): "--model sft: there is rlaif",
-        ("--gguf", str(folder), "--temperature", "-1"): "--temperature is 0 or more",
+        ("--run", "a", "--ctx", "9"): "--ctx and --threads need --gguf",
+        ("--gguf", str(folder), "--model", "sft"): "--model sft: not available; choose one of rlaif",
+        ("--gguf", str(folder), "--temperature", "-1"): "--temperature must be 0 or more",
         ("--gguf", str(folder), "--top-p", "0"): "--top-p above 0",
         ("--gguf", str(folder), "--frames", "0"): "must be above 0",
         ("--gguf", str(folder), "--video", "none.mp4"): "none.mp4: no such file",

@@ -142,7 +142,11 @@ def _answer(
     print(flush=True)
     if options.times and pieces:
         first, rest = clock[1] - clock[0], clock[-1] - clock[1]
-        speed = f"{(len(pieces) - 1) / rest:.0f} words or parts a second" if rest else "one word"
-        read, kept = (engine.counters[name] - before[name] for name in ("prefilled_tokens", "reused_tokens"))
-        print(f"[first word {first:.3f} s, then {speed}; prompt: {read} tokens read, {kept} kept]", file=sys.stderr, flush=True)
+        speed = f"{(len(pieces) - 1) / rest:.0f} pieces a second" if rest else "one piece"
+        read, reused = (engine.counters[name] - before[name] for name in ("prefilled_tokens", "reused_tokens"))
+        print(
+            f"[first piece after {first:.3f} s, then {speed}; prompt: {read} tokens prefilled, {reused} reused]",
+            file=sys.stderr,
+            flush=True,
+        )
     return "".join(pieces)

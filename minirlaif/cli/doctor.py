@@ -38,7 +38,7 @@ if torch.cuda.is_available():
     free, total = torch.cuda.mem_get_info()
     print(f"GPU {torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
 else:
-    print("no GPU: a CPU runs the tiny world, real backbones want a GPU")
+    print("no GPU: a CPU is enough for the tiny world; other models need a GPU")
 """
 _NF4 = """
 import torch, bitsandbytes.functional as f
@@ -46,7 +46,7 @@ device = "cuda" if torch.cuda.is_available() else "cpu"
 weight = torch.linspace(-1, 1, 4096, device=device).view(64, 64)
 packed, state = f.quantize_4bit(weight, quant_type="nf4")
 error = (f.dequantize_4bit(packed, state) - weight).abs().max().item()
-assert error < 0.2, f"NF4 comes back wrong by {error}"
+assert error < 0.2, f"NF4 quantization error is {error}"
 print(f"NF4 works on {device}")
 """
 _VISION = """
@@ -55,20 +55,20 @@ if u.find_spec("torchvision"):
     import torchvision
     print("installed and imports")
 else:
-    print("not installed, as it should be")
+    print("not installed, and not needed")
 """
-_LLAMA = "from llama_cpp import mtmd_cpp; print('loads')"  # one that was built for another processor dies here
+_LLAMA = "from llama_cpp import mtmd_cpp; print('loads')"  # a build for another processor crashes here
 _TRACKER = "from torch.utils.tensorboard import SummaryWriter; print('imports')"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the table. state: "ok", "note" (a run works) or "missing" (a run does not)."""
+    """One line of the table. state: "ok", "note" (a run still works) or "missing" (no run works)."""
 
     name: str
     state: str
     text: str
-    remedy: str = ""  # the command or setting that puts it right
+    remedy: str = ""  # the command or setting that fixes it
 
 
 def add(verbs: Any) -> None:
@@ -100,7 +100,7 @@ def python_version(version: tuple[int, ...]) -> Finding:
     """Python 3.11 or newer."""
     text = ".".join(str(part) for part in version)
     if version < (3, 11):
-        return Finding("python", "missing", text, "make the virtual environment with Python 3.11 or newer")
+        return Finding("python", "missing", text, "create the virtual environment with Python 3.11 or newer")
     return Finding("python", "ok", text)
 
 
@@ -123,10 +123,9 @@ def packages(wanted: dict[str, str], installed: Callable[[str], str] = metadata.
             lost = f"not installed; {OPTIONAL[name]}" if name in OPTIONAL else "not installed"
             findings.append(Finding(name, "note" if name in OPTIONAL else "missing", lost, command))
             continue
-        if version.partition("+")[0] == pin:  # +cpu, +cu130: the same version built for another device
-            findings.append(Finding(name, "ok", version))
-        else:
-            findings.append(Finding(name, "note", f"{version}, tested with {pin}: numbers may differ", command))
+        same = version.partition("+")[0] == pin  # +cpu, +cu130: the same version built for another device
+        text = f"{version}, tested with {pin}: numbers may differ"
+        findings.append(Finding(name, "ok", version) if same else Finding(name, "note", text, command))
     return findings
 
 
@@ -136,9 +135,9 @@ def attempt(code: str, seconds: float = 120.0) -> tuple[bool, str]:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
         return False, f"no answer within {seconds:.0f} s"
-    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
     if done.returncode < 0:
         return False, f"killed by signal {-done.returncode}"
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
     return done.returncode == 0, lines[-1].strip() if lines else ""
 
 
@@ -159,7 +158,7 @@ def tried(attempt: Callable[[str], tuple[bool, str]] = attempt) -> list[Finding]
         _say(f"trying: {name} …")
         results[name] = attempt(code)
     _say("")
-    # PyAV also writes the tiny world's clips, so nothing stands in for it. A torchvision that fails breaks transformers.
+    # PyAV also writes the tiny world's clips, so nothing replaces it. A torchvision that fails breaks transformers.
     needed = ("device", "torchvision", "av reads")
     remedies = {"torchvision": "python -m pip uninstall torchvision"}
     findings = []
@@ -181,17 +180,12 @@ def memory() -> Finding:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     except (ValueError, OSError, AttributeError):
         return Finding("memory", "note", "unknown")
-    cores = f"{total:.1f} GiB, {os.cpu_count()} cores"
-    return (
-        Finding("memory", "ok", cores)
-        if total >= 4
-        else Finding("memory", "note", cores, "close other programs: 4 GiB are needed")
-    )
+    state, remedy = ("ok", "") if total >= 4 else ("note", "close other programs: 4 GiB are needed")
+    return Finding("memory", state, f"{total:.1f} GiB, {os.cpu_count()} cores", remedy)
 
 
 def disk(folder: Path) -> Finding:
     """Free space where runs go; the tiny run needs under 2 GiB."""
     free = shutil.disk_usage(folder).free / GIB
-    if free >= 2:
-        return Finding("disk", "ok", f"{free:.1f} GiB free in {folder}")
-    return Finding("disk", "note", f"{free:.1f} GiB free in {folder}", "free some space, or put runs elsewhere with --runs-dir")
+    state, remedy = ("ok", "") if free >= 2 else ("note", "free some space, or choose another folder with --runs-dir")
+    return Finding("disk", state, f"{free:.1f} GiB free in {folder}", remedy)

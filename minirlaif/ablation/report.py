@@ -92,8 +92,8 @@ def _claims(group: Group, arms: Collection[str]) -> Iterator[tuple[str, Measure,
 
 
 def _figures(items: Mapping[int, Items], resamples: int) -> dict[str, Any]:
-    seeds = {seed: figure(of_seed, resamples) for seed, of_seed in items.items()}
-    return {"pooled": asdict(figure(pooled(items), resamples)), "seeds": {seed: asdict(f) for seed, f in seeds.items()}}
+    seeds = {seed: asdict(figure(of_seed, resamples)) for seed, of_seed in items.items()}
+    return {"pooled": asdict(figure(pooled(items), resamples)), "seeds": seeds}
 
 
 def _claim(better: Mapping[int, Items], worse: Mapping[int, Items], resamples: int) -> dict[str, Any]:

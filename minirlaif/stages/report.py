@@ -73,6 +73,8 @@ def summary(evaluate: EvaluateSection, outputs: StageOutputs) -> dict[str, Any]:
     result, method = outputs.result, outputs.manifests[outputs.method]["metrics"]
     nothing = {"mean": None, "ci95_low": None, "ci95_high": None}
     reward = outputs.manifests["reward"]["metrics"]
+    without_truth = {"accuracy": None, "n": 0, "against_judge": reward["accuracy"], "by_type": reward["accuracy_by_type"]}
+    without_truth |= {name: reward.get(name) for name in ("bias", "beta")}
     names = (*MODELS, "guess", *(f"{model}_blind" for model in MODELS))
     return {
         "test_items": result["test_items"],
@@ -89,18 +91,7 @@ def summary(evaluate: EvaluateSection, outputs: StageOutputs) -> dict[str, Any]:
         "gain_over_base": result.get("gain_over_base", nothing),
         "against_base": run_results.compared(result["gain_over_base"]) if result.get("gain_over_base") else None,
         "judge": _judge(outputs),
-        "reward_model": {"held_out_pairs": reward.get("held_out_pairs")}
-        | (
-            result.get("reward_model")
-            or {
-                "accuracy": None,
-                "n": 0,
-                "against_judge": reward["accuracy"],
-                "by_type": reward["accuracy_by_type"],
-                "bias": reward.get("bias"),
-                "beta": reward.get("beta"),
-            }
-        ),
+        "reward_model": {"held_out_pairs": reward.get("held_out_pairs")} | (result.get("reward_model") or without_truth),
         "context": result.get("context"),
         "method": outputs.method,
         outputs.method: {n: method.get(n) for n in ("chosen_iteration", "dev_win_rate", "dev_questions", "kl", "score")},

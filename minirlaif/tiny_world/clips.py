@@ -87,8 +87,8 @@ def all_questions(events: Sequence[Event]) -> list[Question]:
     questions.append(Question("describe", "describe the video.", describe(events), describe(events)))
     for i, event in enumerate(events):
         questions.append(Question("ordinal", f"what happens {ORDINALS[i]}?", event.sentence, event.sentence))
-        going = Question("direction", f"which way does the {event.noun} go?", f"the {event.noun} {event.motion}.", event.motion)
-        questions.append(going)
+        direction = f"the {event.noun} {event.motion}."
+        questions.append(Question("direction", f"which way does the {event.noun} go?", direction, event.motion))
         if i + 1 < len(events):
             later = events[i + 1].sentence
             questions.append(Question("after", f"what happens after the {event.noun}?", later, later))
@@ -131,8 +131,7 @@ def render(rng: np.random.Generator, clips: Sequence[Sequence[Event]], size: int
     centre = np.where(step == 0, rng.uniform(0.25, 0.75, (n, 2)), centre)
     when = np.linspace(-0.5, 0.5, frames)
     places = centre[:, None, :] + step[:, None, :] * when[None, :, None] * length[:, None, :]  # [N, F, 2]
-    axis = (np.arange(size) + 0.5) / size
-    axis = axis.astype(np.float32)
+    axis = ((np.arange(size) + 0.5) / size).astype(np.float32)
     places, radius = places.astype(np.float32), radius.astype(np.float32)
     dx = axis[None, None, None, :] - places[:, :, 0, None, None]
     dy = axis[None, None, :, None] - places[:, :, 1, None, None]
@@ -144,9 +143,8 @@ def render(rng: np.random.Generator, clips: Sequence[Sequence[Event]], size: int
             distance[rows] = _distance(name, dx[rows], dy[rows], radius[rows][:, :, None, None])
     cover = np.clip(0.5 - distance * size, 0.0, 1.0)[..., None]
     paint = (np.array([COLOURS[e.colour] for e in events]) * rng.uniform(0.85, 1.0, (n, 1))).astype(np.float32)
-    ground = np.repeat(rng.uniform(10, 50, (len(clips), 1)), [len(c) for c in clips], axis=0).astype(
-        np.float32
-    )  # one background per clip
+    # One background per clip.
+    ground = np.repeat(rng.uniform(10, 50, (len(clips), 1)), [len(c) for c in clips], axis=0).astype(np.float32)
     noise = 3 * rng.standard_normal((n, frames, size, size, 1), np.float32)
     pixels = ground[:, None, None, None, :] * (1 - cover) + paint[:, None, None, None, :] * cover + noise
     frames_u8 = np.clip(pixels, 0, 255).astype(np.uint8)

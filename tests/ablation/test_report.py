@@ -175,14 +175,14 @@ def test_nothing_is_cut_off_on_a_phone_or_a_wide_screen(failing: tuple[Path, str
             assert page.locator(".verdicts .open").last.is_visible()
 
 
-def test_a_claim_on_an_arm_that_nobody_asked_for_is_no_failure(made: dict[str, Run]) -> None:
+def test_a_claim_on_an_arm_that_was_not_wanted_is_no_failure(made: dict[str, Run]) -> None:
     runs = {0: {name: made[name] for name in (MAIN, "short", "kl-0.3")}}
     numbers = report.summary(groups_of(CFG), CFG.evaluate.bootstrap, runs, [], {0: {"kl-0.1": "no luck"}})
     (kl,) = [group for group in numbers["groups"] if group["name"] == "kl"]
     assert [(claim["text"].split()[2], claim["verdict"]) for claim in kl["claims"]] == [("0.1", MISSING), ("0.3", FAILS)]
 
 
-def test_a_question_whose_arms_all_failed_is_still_asked(made: dict[str, Run]) -> None:
+def test_a_question_whose_arms_all_failed_is_still_shown(made: dict[str, Run]) -> None:
     lost = {name: "no luck" for name in made if name.startswith("kl-") or name == "short"}
     numbers = report.summary(
         groups_of(CFG),

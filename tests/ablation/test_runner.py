@@ -290,7 +290,7 @@ def test_jobs_wait_for_what_they_need_and_a_failure_stops_only_what_needs_it(tmp
     assert done == sorted(done) and done[-1] == 110  # five jobs of 10, done or not, and one of 60 with nothing to do
 
 
-def test_no_more_children_than_asked_for_and_none_stays_behind(tmp_path: Path) -> None:
+def test_no_more_children_than_jobs_and_none_stays_behind(tmp_path: Path) -> None:
     started: list[str] = []
 
     def job(name: str) -> Job:
@@ -410,7 +410,7 @@ def test_arms_are_made_once_and_again_on_demand(main: Run, runs_dir: Path, monke
     assert numbers["seeds"] == [0] and list(numbers["arms"]) == ["kl-0.1"]
 
 
-def test_one_arm_that_fails_is_told_and_leaves_a_report_of_the_others(
+def test_one_arm_that_fails_is_named_and_leaves_a_report_of_the_others(
     main: Run, runs_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made: list[str] = []
@@ -451,7 +451,7 @@ def test_the_parent_needs_no_torch(python) -> None:  # type: ignore[no-untyped-d
     assert done.returncode == 0, done.stderr
 
 
-def test_main_runs_are_looked_for_where_from_says(runs_dir: Path) -> None:
+def test_main_runs_come_from_the_folder_of_from(runs_dir: Path) -> None:
     given = argparse.Namespace(config="c.yaml", set=["sft.epochs=2"], main_runs=Path("there"), runs_dir=runs_dir)
     job = runner._main_job(given, runs_dir / "ablation", 3, Run(given.main_runs / "seed3"))
     words = job.command()

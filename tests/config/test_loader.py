@@ -116,7 +116,7 @@ def test_settings_that_do_not_go_together(settings: tuple[str, ...], words: str)
     config.load(None, ["data.world=tiny", "data.preferences=[a]"])
 
 
-def test_data_beside_the_config_are_found(tmp_path: Path, monkeypatch):
+def test_data_beside_the_config(tmp_path: Path, monkeypatch):
     """From the current folder where they exist there, else from the config's; what exists nowhere keeps its name."""
     here, there = tmp_path / "here", tmp_path / "there"
     for folder, names in ((here, "both.json"), (there, "both.json only.json more.json")):

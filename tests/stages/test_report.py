@@ -225,7 +225,7 @@ def test_an_interval_without_width_is_none(tmp_path: Path):
     assert "100.0 to" not in read and numbers["against_base"] == "level" and "0.0 to 0.0" not in read
 
 
-def test_a_policy_that_was_not_kept_is_said(tmp_path: Path):
+def test_a_policy_that_was_not_kept_is_named(tmp_path: Path):
     cfg, run = make(tmp_path / "r", ROWS, result(ROWS))
     outputs = report.read(run)
     outputs.manifests["ppo"]["metrics"]["chosen_iteration"] = 0
@@ -244,7 +244,7 @@ def test_why_the_base_may_stay_ahead_in_the_tiny_world(tmp_path: Path):
     assert "labels are poor on purpose" in written(cfg, run)[1]
 
 
-def test_nothing_is_said_about_what_is_not_there(tmp_path: Path):
+def test_no_text_about_what_is_not_there(tmp_path: Path):
     """Questions without types, and no letters: no table of one row, no heading over nothing, no remark about letters."""
     outcome = result(ROWS)
     outcome["accuracy_by_type"] = {"all": outcome["accuracy_by_type"]["what"]}
@@ -352,7 +352,7 @@ def test_settings_are_those_that_the_stages_were_made_with(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("low", "high", "words"), [(-0.2, -0.1, "Accuracy fell"), (-0.1, 0.1, "No clear change")])
-def test_a_bad_result_is_said(tmp_path: Path, low: float, high: float, words: str):
+def test_a_bad_result_is_stated(tmp_path: Path, low: float, high: float, words: str):
     poor = {"mean": (low + high) / 2, "ci95_low": low, "ci95_high": high}
     _, html = written(*make(tmp_path / "r", ROWS, result(ROWS, accuracy_gain=poor)))
     assert words in html and "Accuracy rose" not in html
@@ -414,7 +414,7 @@ def test_gallery_is_balanced():
     assert kinds.count("worse") == 7 and 7 <= kinds.count("better") <= 11 and kinds.count("both right") >= 7
 
 
-def test_no_worse_case_is_said(tmp_path: Path):
+def test_no_worse_case_is_stated(tmp_path: Path):
     rows = [row(0, "better"), row(1, "both wrong")]
     _, html = written(*make(tmp_path / "r", rows, result(rows)))
     assert "No test question was right after SFT and wrong after RLAIF." in html
@@ -513,7 +513,7 @@ def test_a_bar_stays_in_its_track():
     assert "width:100.00%" in drawn and "left:0.00%;width:50.00%" in drawn and "left:25.00%" in drawn
 
 
-def test_counts_without_any_new_entry():
+def test_counts_of_a_run_that_read_only_the_cache():
     nothing = {"decodes": 0, "encodes": 0, "plans": 0, "encoded_frames": 0, "opened": 0, "prefilled_tokens": 0}
     counts = {"decodes_per_clip": None, "encodes_per_clip": None, "prefilled_tokens_per_clip": None, "clips": None,
               "cached_plans": None, "total": nothing, "by_stage": {"sft": nothing}}  # fmt: skip

@@ -113,7 +113,7 @@ def training(numbers: Numbers, metrics: Mapping[str, Sequence[Mapping[str, Any]]
 
     text = "There were no dev questions, so the weights after the last iteration were kept."
     if numbers[method]["dev_win_rate"] is not None:
-        text = NOT_KEPT if best == 0 else f"The dashed line dashed iteration {number(best)}, whose weights were kept."
+        text = NOT_KEPT if best == 0 else f"The dashed line marks iteration {number(best)}, whose weights were kept."
         text += " The checkpoint is chosen by the judge's win rate on dev questions; only the evaluation reads the truth."
     return run_block("training", text, drawn(method), [each for stage in metrics if stage != method for each in drawn(stage)])
 

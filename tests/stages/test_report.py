@@ -291,7 +291,7 @@ def test_page_is_whole_and_in_order(tmp_path: Path):
     assert [value for name, value in read.attributes if name == "id"] == SECTIONS
     assert "Accuracy rose from 23.0 % (SFT) to 46.0 % (RLAIF)" in read.text
     assert "+23.0 points over SFT (95 % interval +19.0 to +27.0)" in read.text
-    assert "iteration 2, whose weights were kept" in read.text
+    assert "The dashed line marks iteration 2, whose weights were kept." in read.text
     assert read.names.count("svg") == 8 and read.names.count("article") == 5
     assert html.count("url(data:image/jpeg") == 5
 

@@ -172,16 +172,12 @@ class SessionModel:
 
     def answers(self, prompts: Sequence[tuple[str, str]]) -> list[str]:
         """See BenchmarkModel."""
-        from minirlaif.models.generation import sample
+        from minirlaif.models.generation import greedy_texts
 
-        session, texts = self._session, []
+        session = self._session
+        encoded = (session.encode_prompt(session.video_input(video), text) for video, text in prompts)
         with session.adapters.inference_as(self._role):
-            for start in range(0, len(prompts), self.batch_size):
-                batch = prompts[start : start + self.batch_size]
-                encoded = [session.encode_prompt(session.video_input(video), text) for video, text in batch]
-                for (answer,) in sample(session.backbone, encoded, temperature=0, max_new_tokens=self._max_new_tokens):
-                    texts.append(session.backbone.renderer.decode(answer.ids))
-        return texts
+            return list(greedy_texts(session.backbone, encoded, self.batch_size, self._max_new_tokens))
 
     def likelihoods(self, candidates: Sequence[tuple[str, str, str]]) -> list[float]:
         """See BenchmarkModel."""

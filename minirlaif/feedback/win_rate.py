@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from minirlaif.feedback.judge import judge
-from minirlaif.models.generation import sample
+from minirlaif.models.generation import greedy_texts
 from minirlaif.session import ModelSession
 from minirlaif.types import Comparison, Sample
 
@@ -35,12 +35,7 @@ class WinRateEvaluator:
         return sum({"A": 1.0, "B": 0.0}.get(v.choice, 0.5) for v in verdicts) / len(verdicts)
 
     def _answers(self, session: ModelSession, role: str) -> list[str]:
-        size = session.cfg.feedback.batch_size
-        texts: list[str] = []
+        size, length = session.cfg.feedback.batch_size, session.cfg.rollout.max_new_tokens
+        prompts = (session.encode_prompt(session.video_input(row.video), row.turns[0].question) for row in self._dev)
         with session.adapters.on_device(role), session.adapters.inference_as(role):
-            for start in range(0, len(self._dev), size):
-                batch = self._dev[start : start + size]
-                prompts = [session.encode_prompt(session.video_input(row.video), row.turns[0].question) for row in batch]
-                answers = sample(session.backbone, prompts, temperature=0, max_new_tokens=session.cfg.rollout.max_new_tokens)
-                texts += [session.backbone.renderer.decode(answer.ids) for (answer,) in answers]
-        return texts
+            return list(greedy_texts(session.backbone, prompts, size, length))

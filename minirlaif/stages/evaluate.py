@@ -16,7 +16,7 @@ from typing import Any
 
 from minirlaif.config import Config
 from minirlaif.models.feature_cache import blank_features
-from minirlaif.models.generation import sample
+from minirlaif.models.generation import greedy_texts
 from minirlaif.reports import run_results
 from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import progress
@@ -110,14 +110,10 @@ def greedy_answers(
     session: ModelSession, role: str, tests: Sequence[Sample], change: Callable[[Sample, VideoInput], VideoInput]
 ) -> list[str]:
     """Greedy answers, in the order of the questions."""
-    e, texts = session.cfg.evaluate, []
+    e = session.cfg.evaluate
+    prompts = (session.encode_prompt(change(row, session.video_input(row.video)), row.turns[0].question) for row in tests)
     with session.adapters.inference_as(role):
-        for start in range(0, len(tests), e.batch_size):
-            some = tests[start : start + e.batch_size]
-            asked = [session.encode_prompt(change(row, session.video_input(row.video)), row.turns[0].question) for row in some]
-            for (answer,) in sample(session.backbone, asked, temperature=0, max_new_tokens=e.max_new_tokens):
-                texts.append(session.backbone.renderer.decode(answer.ids))
-    return texts
+        return list(greedy_texts(session.backbone, prompts, e.batch_size, e.max_new_tokens))
 
 
 def _write(out: StageDir, run: Run, session: ModelSession, tests: Sequence[Sample], answers: Mapping[str, list[str]]) -> None:

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from minirlaif.ablation import exam
+from minirlaif.models import generation
 from minirlaif.models.generation import Completion
 from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.models.logprobs import EncodedPair
 from minirlaif.runs.run import Run
-from minirlaif.stages import evaluate
 from minirlaif.types import Sample, Turn
 from tests.fixtures import small_config, tiny
 
@@ -52,7 +52,7 @@ def test_the_model_in_question_answers(monkeypatch: pytest.MonkeyPatch, tmp_path
         calls.append((len(prompts), tiny.digest(session.adapters.parameters(who)) == weights))
         return [[Completion(backbone.renderer.answer("a red circle."), True, ())] for _ in prompts]
 
-    monkeypatch.setattr(evaluate, "sample", sample)
+    monkeypatch.setattr(generation, "sample", sample)
     exam.run(session.cfg, run, who)
     assert calls == [(2, True), (1, True)]
     rows = tiny.read_lines(run.dir("exam") / "answers.jsonl")

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from minirlaif.cli import main
-from minirlaif.feedback import describe
 from minirlaif.feedback.text_judge import Grade, GradeRequest, GradeResult, Grading, JudgeName
 from minirlaif.judges.config import JUDGES, JudgeKind, JudgeSettings, judge_settings, open_judge
+from minirlaif.models import generation
 from minirlaif.models.generation import Completion
 from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.runs.run import Run
@@ -81,7 +81,7 @@ def test_feedback_labels_pairs_with_it(monkeypatch: pytest.MonkeyPatch, tmp_path
         return [[Completion(base.renderer.answer(text), True, ()) for text in TEXTS[:answers]] for _ in prompts]
 
     tiny.at_bench(monkeypatch, feedback, Session(base, {"/clips/0": tiny.view(base, 2, 0)}, cfg), prompts=prompts)
-    for module in (feedback, describe):
+    for module in (feedback, generation):
         monkeypatch.setattr(module, "sample", sample)
     run = Run(tmp_path / "run")
     tiny.finished(run, "sft", lambda path: tiny.save_adapter(path / "adapter", 1))

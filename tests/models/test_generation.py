@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
+from minirlaif.models import generation
 from minirlaif.models.backbones.smolvlm import SmolVLM
-from minirlaif.models.generation import sample
+from minirlaif.models.generation import Completion, greedy_texts, sample
 from minirlaif.models.language_model import Embedded, EncodedPrompt
 from minirlaif.models.tokens import pad_stack
 from tests.fixtures import tiny
@@ -147,3 +150,22 @@ def test_sampling_ends_early_when_every_answer_has(base: SmolVLM, monkeypatch: p
     monkeypatch.setattr(base, "hidden", lambda *a, **k: (calls.append(1), real(*a, **k))[1])
     assert drawn(base, asked(base), max_new_tokens=50) == [[(base.renderer.end_id,)]] * 4
     assert len(calls) == 1
+
+
+def test_greedy_texts_are_made_batch_by_batch(base: SmolVLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, sizes = asked(base), []
+    alone = [base.renderer.decode(drawn(base, [prompt], temperature=0)[0][0]) for prompt in prompts]
+    rendered: list[int] = []
+
+    def source() -> Iterator[EncodedPrompt]:
+        for number, prompt in enumerate(prompts):
+            rendered.append(number)
+            yield prompt
+
+    def counting(backbone: SmolVLM, batch: list[EncodedPrompt], **named: Any) -> list[list[Completion]]:
+        sizes.append((len(batch), len(rendered)))
+        return sample(backbone, batch, **named)
+
+    monkeypatch.setattr(generation, "sample", counting)
+    assert list(greedy_texts(base, source(), 3, 8)) == alone
+    assert sizes == [(3, 3), (1, 4)]  # a batch is sampled before the next one is rendered

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from minirlaif.models import generation
 from minirlaif.models.generation import Completion
 from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.models.logprobs import EncodedPair, token_logprobs
@@ -87,7 +88,7 @@ def test_each_model_answers_about_true_grey_and_mixed_frames(monkeypatch: pytest
     grey = torch.zeros_like(session.views["/clips/0"].features)
     tests = [asked(f"t{n}", f"/clips/{n}", "sft true 1") for n in range(3)]
     tiny.at_bench(monkeypatch, evaluate, session, test=tests)
-    monkeypatch.setattr(evaluate, "sample", Watcher(session, models, some, grey))
+    monkeypatch.setattr(generation, "sample", Watcher(session, models, some, grey))
     monkeypatch.setattr(evaluate, "blank_features", lambda source, count, size, cache: grey[:count])
     evaluate.run(cfg, run)
 

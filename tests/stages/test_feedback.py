@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from minirlaif.feedback import describe
+from minirlaif.models import generation
 from minirlaif.models.generation import Completion
 from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.runs.run import Run
@@ -53,7 +53,7 @@ def label(patch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> tuple[Pat
 
     tiny.at_bench(patch, feedback, session, prompts=PROMPTS)
     patch.setattr(feedback, "sample", sample)
-    patch.setattr(describe, "sample", sample)  # the descriptions
+    patch.setattr(generation, "sample", sample)  # the descriptions
     patch.setattr(feedback, "judge", judge)
     run = Run(folder / "run")
     tiny.finished(run, "sft", lambda path: tiny.save_adapter(path / "adapter", 1))

@@ -81,13 +81,13 @@ def _chat_page(page: gr.Blocks, context: AppContext, service: ChatService) -> No
         return [gr.skip() if session.clip or path is None else None, *panel, *chat.draw(request), *compare.draw(request)]
 
     outputs = [clip.video, clip.strip, clip.notice, *chat.outputs, *compare.outputs]
-    opening = {"inputs": [clip.video, clip.frames], "outputs": outputs, **MODEL, "show_progress_on": clip.strip}
-    opening["preprocess"] = False  # gradio would call ffmpeg to remove the sound
+    load_event = {"inputs": [clip.video, clip.frames], "outputs": outputs, **MODEL, "show_progress_on": clip.strip}
+    load_event["preprocess"] = False  # gradio would call ffmpeg to remove the sound
     gr.on([clip.video.upload, clip.video.stop_recording], expect_upload, clip.video, preprocess=False, **QUICK)
     changes = [clip.video.upload, clip.video.stop_recording, clip.video.clear, clip.frames.release]
-    gr.on(changes, open_clip, trigger_mode="always_last", **opening)
+    gr.on(changes, open_clip, trigger_mode="always_last", **load_event)
     for example in clip.examples:
-        example.then(open_clip, **opening)
+        example.then(open_clip, **load_event)
 
     def close(request: gr.Request) -> None:
         service.close_session(request.session_hash or "")

@@ -75,21 +75,22 @@ class HfEngine:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="minirlaif-")))
             reader = stack.enter_context(ClipReader(cfg.video.timeout_seconds))
 
-            def opened(own: config.Config, name: str) -> ModelSession:
-                backbone = open_backbone(own.model)
-                store = VisionFeatureCache(folder / name, backbone, reader, own.video)
+            def open_session(name: str) -> ModelSession:
+                settings = critic_config(cfg) if name == "critic" else cfg
+                backbone = open_backbone(settings.model)
+                store = VisionFeatureCache(folder / f"{name}.sqlite", backbone, reader, settings.video)
                 stack.callback(store.close)
-                return ModelSession(own, backbone, store, reader)
+                return ModelSession(settings, backbone, store, reader)
 
-            session = self._session = opened(cfg, "features.sqlite")
+            session = self._session = open_session("policy")
             self._judge = judge_of(session, cfg.feedback)
-            for model, folder_of_model in adapters.items():
-                session.adapters.add(model, 0, folder_of_model)
+            for model, adapter_dir in adapters.items():
+                session.adapters.add(model, 0, adapter_dir)
             self._mean = float(reward["metrics"]["bias"]) if reward else None
             if reward:
                 adapter = run.adapter("reward")
                 if cfg.reward.base:
-                    session.critic = opened(critic_config(cfg), "critic.sqlite")
+                    session.critic = open_session("critic")
                 session.critic.adapters.add("reward", 0, adapter)
                 session.critic.adapters.load_head("reward", adapter)
             self._open = stack.pop_all()
@@ -136,15 +137,15 @@ class HfEngine:
         session, video_input = self._session, self._cached(clip).video_input
         ids = session.backbone.renderer.prompt(video_input.shown, question, turns=turns)
         limit = int(session.backbone.model.config.get_text_config().max_position_embeddings)
-        room = min(sampling.max_new_tokens, limit - len(ids))
-        if room < 1:
+        max_new_tokens = min(sampling.max_new_tokens, limit - len(ids))
+        if max_new_tokens < 1:
             raise UserError(f"the conversation has {len(ids)} tokens, the model takes {limit}: clear it, or use fewer frames")
         source = torch.Generator().manual_seed(sampling.seed)
         prefix = self._prefix(clip.key, name)
         before = prefix.read, prefix.reused
         with session.adapters.inference_as(name):
             prompt = EncodedPrompt(ids, video_input.features)
-            tokens = stream(session.backbone, prompt, prefix, sampling.temperature, sampling.top_p, room, source)
+            tokens = stream(session.backbone, prompt, prefix, sampling.temperature, sampling.top_p, max_new_tokens, source)
             try:
                 with closing(tokens):
                     yield from pieces(session.backbone.renderer, tokens)

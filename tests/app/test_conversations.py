@@ -48,7 +48,7 @@ def upload_store(tmp_path: Path) -> Iterator[UploadStore]:
     made.close()
 
 
-def brought(upload_store: UploadStore, name: str = "clip.mp4", upload: str = "u" * 64, **how: Any) -> str:
+def uploaded(upload_store: UploadStore, name: str = "clip.mp4", upload: str = "u" * 64, **how: Any) -> str:
     """A clip where an upload would lie."""
     folder = upload_store.folder / upload
     folder.mkdir(exist_ok=True)
@@ -62,7 +62,7 @@ def service(engine_thread: EngineThread, upload_store: UploadStore, tmp_path: Pa
 
 def opened(service: ChatService, name: str = "me") -> Session:
     session = service.session(name)
-    service.open_clip(session, brought(service.upload_store), 4)
+    service.open_clip(session, uploaded(service.upload_store), 4)
     assert session.loaded is not None and session.notice == ""
     return session
 
@@ -166,17 +166,17 @@ def test_containers_are_known_by_their_content(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("size", "told"),
+    ("size", "text"),
     [(0, "the file is empty$"), (19, r"too short for a clip \(19 bytes"), (63, r"too short for a clip \(63 bytes")],
 )
-def test_a_file_that_is_only_the_head_of_a_video_is_refused(size: int, told: str, tmp_path: Path) -> None:
+def test_a_file_that_is_only_the_head_of_a_video_is_refused(size: int, text: str, tmp_path: Path) -> None:
     """What a browser leaves of a recording that it had no time to write."""
-    path, whole = tmp_path / "clip.mp4", HEADS["mp4"] + bytes(52)
-    assert len(whole) == 64
-    path.write_bytes(whole)
+    path, data = tmp_path / "clip.mp4", HEADS["mp4"] + bytes(52)
+    assert len(data) == 64
+    path.write_bytes(data)
     check_content(path, Limits())
-    path.write_bytes(whole[:size])
-    with pytest.raises(UserError, match=told):
+    path.write_bytes(data[:size])
+    with pytest.raises(UserError, match=text):
         check_content(path, Limits())
 
 
@@ -189,12 +189,12 @@ def test_other_content_is_refused_before_anything_decodes_it(head: bytes, tmp_pa
 
 
 def test_limits_of_a_clip(upload_store: UploadStore, tmp_path: Path) -> None:
-    assert upload_store.examine(brought(upload_store)).width == 64
+    assert upload_store.examine(uploaded(upload_store)).width == 64
     with pytest.raises(UserError, match="the clip lasts .* 60 s are allowed"):
-        upload_store.examine(brought(upload_store, "long.mp4", times=[0.0, 100.0, 200.0], last_seconds=1.0))
+        upload_store.examine(uploaded(upload_store, "long.mp4", times=[0.0, 100.0, 200.0], last_seconds=1.0))
     with pytest.raises(UserError, match="^a frame has 12,288 pixels, 10,000 are allowed; scale"):
-        upload_store.examine(brought(upload_store, "wide.mp4", width=128, height=96))
-    large = Path(brought(upload_store, "large.mp4"))
+        upload_store.examine(uploaded(upload_store, "wide.mp4", width=128, height=96))
+    large = Path(uploaded(upload_store, "large.mp4"))
     with large.open("ab") as file:
         file.truncate(3 << 20)
     with pytest.raises(UserError, match="the file has 3 MB, 1 MB are allowed"):
@@ -226,7 +226,7 @@ decode_worker.main()
 def test_a_clip_that_hangs_the_decoder_is_killed_and_the_next_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ClipReader, "command", (sys.executable, "-P", "-c", HANGING))
     upload_store = UploadStore(tmp_path, Limits(), seconds=3.0)
-    hanging, good = brought(upload_store, "stuck.mp4"), brought(upload_store, "good.mp4")
+    hanging, good = uploaded(upload_store, "stuck.mp4"), uploaded(upload_store, "good.mp4")
     began = time.monotonic()
     with pytest.raises(UserError, match="cannot be read: no answer within 3 seconds: the decoder hangs"):
         upload_store.examine(hanging)
@@ -238,13 +238,13 @@ def test_a_clip_that_hangs_the_decoder_is_killed_and_the_next_one_read(tmp_path:
 def test_examples_are_copies_with_a_picture(upload_store: UploadStore, tmp_path: Path) -> None:
     sources = [write_clip(tmp_path / f"{number}.mp4") for number in range(2)]
     (tmp_path / "bad.mp4").write_bytes(b"nothing" * 20)
-    found = upload_store.examples([tmp_path / "bad.mp4", *sources, *sources], wanted=3)
-    assert [clip.name for clip, _ in found] == ["0.mp4", "1.mp4", "0.mp4"]
-    assert all(np.asarray(Image.open(picture)).shape == (96, 96, 3) for _, picture in found)
-    assert all(clip.is_relative_to(upload_store.folder) for clip, _ in found)
-    upload_store.drop(found[0][0])
+    result = upload_store.examples([tmp_path / "bad.mp4", *sources, *sources], wanted=3)
+    assert [clip.name for clip, _ in result] == ["0.mp4", "1.mp4", "0.mp4"]
+    assert all(np.asarray(Image.open(picture)).shape == (96, 96, 3) for _, picture in result)
+    assert all(clip.is_relative_to(upload_store.folder) for clip, _ in result)
+    upload_store.drop(result[0][0])
     upload_store.sweep([], 0.0)
-    assert found[0][0].is_file()  # examples stay
+    assert result[0][0].is_file()  # examples stay
 
 
 # Conversations
@@ -256,7 +256,7 @@ def test_another_number_of_frames_goes_on_with_the_conversation(service: ChatSer
     finish(service.answer(session, OPTIONS, "rlaif"))
     service.open_clip(session, str(session.clip), 8)
     assert session.loaded is not None and len(session.loaded.times) == 8 and len(session.turns) == 1
-    service.open_clip(session, brought(service.upload_store, "other.mp4", upload="v" * 64), 8)
+    service.open_clip(session, uploaded(service.upload_store, "other.mp4", upload="v" * 64), 8)
     assert session.turns == [] and not (service.upload_store.folder / ("u" * 64)).exists()
     service.open_clip(session, None, 8)
     assert session.clip is None and list(service.upload_store.folder.iterdir()) == []
@@ -274,7 +274,7 @@ def test_a_clip_is_kept_while_another_page_shows_it(service: ChatService) -> Non
 def test_stale_uploads_go_when_somebody_leaves(service: ChatService) -> None:
     """An upload that no page ever opened; nothing but the pages' coming and going cleans up behind it."""
     opened(service)
-    old, new = brought(service.upload_store, upload="o" * 64), brought(service.upload_store, upload="n" * 64)
+    old, new = uploaded(service.upload_store, upload="o" * 64), uploaded(service.upload_store, upload="n" * 64)
     os.utime(Path(old).parent, (time.time() - 4000,) * 2)
     service.close_session("nobody here")
     assert Path(old).is_file()
@@ -319,12 +319,12 @@ def test_a_page_that_goes_away_in_the_middle_frees_the_model(service: ChatServic
 def test_clearing_stops_the_answer_in_progress(service: ChatService) -> None:
     session = opened(service)
     service.begin(session, "a slow one")
-    steps, (said,) = service.answer(session, OPTIONS, "rlaif"), session.turns
+    steps, (choices,) = service.answer(session, OPTIONS, "rlaif"), session.turns
     for _ in range(4):
         next(steps)
     service.clear(session)
     finish(steps)
-    assert "word1" in said.text and "word39" not in said.text  # of 40 pieces
+    assert "word1" in choices.text and "word39" not in choices.text  # of 40 pieces
     assert session.turns == [] and session.clip is not None
     service.begin(session, "next?")
     finish(service.answer(session, OPTIONS, "rlaif"))
@@ -349,10 +349,10 @@ def test_both_models_draw_with_one_seed(service: ChatService) -> None:
     for _ in range(3):
         service.begin_side_by_side(session, "who?")
         finish(service.answer_both(session, OPTIONS))
-        asked = service.engine.requests[-2:]  # type: ignore[attr-defined]
-        assert {model for _, model, _, _ in asked} == {"rlaif", "sft"}
-        assert asked[0][3] == asked[1][3]  # the same options, the seed among them
-        seeds.append(asked[0][3].seed)
+        request = service.engine.requests[-2:]  # type: ignore[attr-defined]
+        assert {model for _, model, _, _ in request} == {"rlaif", "sft"}
+        assert request[0][3] == request[1][3]  # the same options, the seed among them
+        seeds.append(request[0][3].seed)
         service.vote(session, "A", OPTIONS)
     assert len(set(seeds)) == 3
     assert service.vote_store is not None and [row["seed"] for row in service.vote_store.rows()] == seeds
@@ -375,8 +375,8 @@ def test_nothing_tells_who_is_who_before_the_vote(service: ChatService) -> None:
     assert "one thing happens" in drawn[-1] and "another thing happens" in drawn[-1]
     assert [HIDDEN.findall(each) for each in drawn] == [[]] * len(drawn)
     service.vote(session, "tie", OPTIONS)
-    told = views.side_by_side(session, True)
-    assert set(HIDDEN.findall(told)) >= {"rlaif", "RLAIF", "SFT", "sft", "reward", "judge chose"}
+    text = views.side_by_side(session, True)
+    assert set(HIDDEN.findall(text)) >= {"rlaif", "RLAIF", "SFT", "sft", "reward", "judge chose"}
 
 
 @pytest.mark.parametrize("choice", ["aligned", "other", "tie"])
@@ -387,9 +387,9 @@ def test_the_judge_is_said_to_agree_when_it_does(service: ChatService, choice: s
     assert session.side_by_side is not None
     aligned = "AB"[[answer.model for answer in session.side_by_side.answers].index("rlaif")]
     service.vote(session, {"aligned": aligned, "other": "AB".replace(aligned, "")}.get(choice, choice), OPTIONS)
-    told = re.sub("<[^>]*>", "", views.side_by_side(session, True))
+    text = re.sub("<[^>]*>", "", views.side_by_side(session, True))
     agrees = "agrees" if choice == "aligned" else "disagrees"
-    assert f"The judge chose Answer {aligned} and {agrees} with you (margin 0.75)." in told
+    assert f"The judge chose Answer {aligned} and {agrees} with you (margin 0.75)." in text
 
 
 def test_one_vote_a_pair_and_none_on_equals(service: ChatService) -> None:
@@ -442,7 +442,7 @@ def test_running_out_of_memory_is_said(service: ChatService, monkeypatch: pytest
     class OutOfMemoryError(RuntimeError):
         pass
 
-    def full(self: FakeEngine, look: LoadedClip, *_: Any) -> Iterator[str]:
+    def full(self: FakeEngine, clip: LoadedClip, *_: Any) -> Iterator[str]:
         raise OutOfMemoryError("CUDA out of memory")
         yield ""
 
@@ -500,16 +500,16 @@ def test_agreement_by_hand() -> None:
     assert counts == Agreement(votes=6, wins=3, losses=1, ties=1, bad=1, agreed=2, both_decided=3)
     low, high = counts.win_interval or (0, 0)
     assert (low, high) == pytest.approx((0.3006, 0.9544), abs=1e-4)  # Wilson 1927 for 3 of 4
-    told = views.votes(counts, "v.jsonl")
-    assert "6 votes: 3 for RLAIF, 1 for SFT, 1 tied, 1 both bad" in told and "75.0" in told and "66.7" in told
+    text = views.votes(counts, "v.jsonl")
+    assert "6 votes: 3 for RLAIF, 1 for SFT, 1 tied, 1 both bad" in text and "75.0" in text and "66.7" in text
     assert agreement([]).win_interval is None and "No votes yet" in views.votes(agreement([]), "")
 
 
 def test_votes_in_which_people_and_the_judge_differ() -> None:
-    said: list[tuple[Any, Any]] = [(1, 1), (1, 2), ("tie", "tie"), ("tie", 1), (2, "disagree"), ("both bad", ""), (2, 2)]
+    choices: list[tuple[Any, Any]] = [(1, 1), (1, 2), ("tie", "tie"), ("tie", 1), (2, "disagree"), ("both bad", ""), (2, 2)]
     rows = [
         {"prompt": f"question {number}?", "preference": vote, "judge": judge, "output_1": "x", "output_2": "y"}
-        for number, (vote, judge) in enumerate(said)
+        for number, (vote, judge) in enumerate(choices)
     ]
 
     def shown(only_other: bool, **how: int) -> list[int]:
@@ -540,8 +540,8 @@ def test_the_newest_run_that_can_talk(finished: Path, tmp_path: Path) -> None:
     for name in ("old", "new"):
         shutil.copytree(finished / "a", tmp_path / name)
     os.utime(tmp_path / "old" / "ppo" / "manifest.json", (1000, 1000))
-    found = run_reader.newest_run(tmp_path)
-    assert found is not None and found.root.name == "new"  # not the one without ppo, though it is newer
+    result = run_reader.newest_run(tmp_path)
+    assert result is not None and result.root.name == "new"  # not the one without ppo, though it is newer
 
 
 def test_a_stage_that_wrote_lately_is_at_work(finished: Path, tmp_path: Path) -> None:
@@ -574,8 +574,8 @@ def test_a_stage_that_wrote_lately_is_at_work(finished: Path, tmp_path: Path) ->
     ],
 )
 def test_filters_of_verdicts(finished: Path, wanted: str, numbers: list[int]) -> None:
-    found = run_reader.verdicts(Run(finished / "a"), wanted)
-    assert [row["question"] for row in found] == [f"question {number}?" for number in numbers]
+    result = run_reader.verdicts(Run(finished / "a"), wanted)
+    assert [row["question"] for row in result] == [f"question {number}?" for number in numbers]
     drawn, count = run_pages.verdict(Run(finished / "a"), wanted, 99)  # past the end: the last one
     assert count == len(numbers) and f"question {numbers[-1]}?" in drawn
     assert set(run_reader.VERDICT_FILTERS) >= {wanted} and len(run_reader.VERDICT_FILTERS) == 9

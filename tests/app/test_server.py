@@ -36,8 +36,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(place: Path) -> Iterator[Served]:
-    with serving(FakeEngine(), None, place / "none", place / "uploads", "--max-mb", "1") as found:
-        yield found
+    with serving(FakeEngine(), None, place / "none", place / "uploads", "--max-mb", "1") as result:
+        yield result
 
 
 def foreign(place: Path, served: Served) -> list[str]:
@@ -98,10 +98,10 @@ def foreign(place: Path, served: Served) -> list[str]:
 
 def test_foreign_paths_are_refused(place: Path, served: Served) -> None:
     client = Client(served.address)
-    asked = foreign(place, served)
-    assert len(asked) > 40
+    paths = foreign(place, served)
+    assert len(paths) > 40
     taken = []
-    for path in asked:
+    for path in paths:
         status, body = client.get(path)
         if status < 400 or b"secret" == body.strip() or b"root:" in body:
             taken.append((path, status))
@@ -131,10 +131,10 @@ def test_what_is_not_an_upload_is_not_opened(place: Path, served: Served) -> Non
     assert status in (403, 404, 422, 500) and engine.at_once == 0  # type: ignore[attr-defined]
 
 
-ASKED = ("queue/join", "run/predict", "queue/join/", "run/predict/")
+EVENT_PATHS = ("queue/join", "run/predict", "queue/join/", "run/predict/")
 
 
-@pytest.mark.parametrize("where", ASKED)
+@pytest.mark.parametrize("where", EVENT_PATHS)
 def test_a_path_is_found_wherever_it_stands(place: Path, served: Served, where: str) -> None:
     """Gradio takes files out of any place in what it is sent: behind others, inside lists, in parts that an event ignores."""
     client = Client(served.address)
@@ -142,7 +142,7 @@ def test_a_path_is_found_wherever_it_stands(place: Path, served: Served, where: 
     assert status == 200
     ours, other = ({"path": path, "meta": {"_type": "gradio.FileData"}} for path in (sent.decode(), str(place / "good.mp4")))
 
-    def asked(data: object, **more: object) -> tuple[int, bytes]:
+    def request(data: object, **more: object) -> tuple[int, bytes]:
         return client.post(f"/gradio_api/{where}", {"data": data, "fn_index": 0, "session_hash": client.session, **more})
 
     for data in (
@@ -154,12 +154,12 @@ def test_a_path_is_found_wherever_it_stands(place: Path, served: Served, where: 
         [{"x": ours, "path": other["path"]}],
         [{"path": [other["path"]]}],
     ):
-        assert asked(data) == (403, b'{"detail": "this file was not uploaded here"}')
-    assert asked([ours], event_data={"x": [ours, other]})[0] == 403
-    assert asked([ours, [ours]])[1] != b'{"detail": "this file was not uploaded here"}'  # one's own are taken
+        assert request(data) == (403, b'{"detail": "this file was not uploaded here"}')
+    assert request([ours], event_data={"x": [ours, other]})[0] == 403
+    assert request([ours, [ours]])[1] != b'{"detail": "this file was not uploaded here"}'  # one's own are taken
 
 
-@pytest.mark.parametrize("where", ASKED)
+@pytest.mark.parametrize("where", EVENT_PATHS)
 def test_a_request_that_is_too_long_is_not_read(served: Served, where: str) -> None:
     client, engine = Client(served.address), served.service.engine
     before = len(engine.requests)  # type: ignore[attr-defined]
@@ -201,13 +201,13 @@ def hidden_answers(locked: Served, cookie: str) -> dict[str, int]:
     kept = locked.folder / "kept" / "kept.mp4"  # uploads lie in folders; what lies beside them is cleared away
     kept.parent.mkdir(exist_ok=True)
     kept.touch()
-    asked = {"data": [""], "fn_index": 0, "session_hash": "somebody"}
-    said = {path: client.get(path)[0] for path in ("/config", "/gradio_api/info", f"/gradio_api/file={kept}")}
+    request = {"data": [""], "fn_index": 0, "session_hash": "somebody"}
+    replies = {path: client.get(path)[0] for path in ("/config", "/gradio_api/info", f"/gradio_api/file={kept}")}
     for path in ("/gradio_api/queue/join", "/gradio_api/run/predict"):
-        said[path] = client.post(path, asked)[0]
-    said["/gradio_api/upload"] = client.upload("x.mp4", b"x" * 100)[0]
+        replies[path] = client.post(path, request)[0]
+    replies["/gradio_api/upload"] = client.upload("x.mp4", b"x" * 100)[0]
     kept.unlink()
-    return said
+    return replies
 
 
 def test_names_that_point_here_are_not_served(served: Served) -> None:
@@ -282,16 +282,16 @@ def strings(count: int, seed: int) -> Iterator[str]:
         yield "".join(parts)
 
 
-def endure(served: Served, place: Path, clips: int, questions: int, heard: Callable[[str, str], bool] | None = None) -> None:
-    """Broken clips, then odd questions, each of which is answered. heard: whether an answer is one to a question; without it
+def endure(served: Served, place: Path, clips: int, questions: int, matches: Callable[[str, str], bool] | None = None) -> None:
+    """Broken clips, then odd questions, each of which is answered. matches: whether an answer is one to a question; without it
     any answer is, and so is a note of what its owner can put right."""
     client = Client(served.address)
     good = (place / "good.mp4").read_bytes()
     for data in mutations(good, clips, 5):
         status, path = client.upload("clip.mp4", data)
         assert status == 200
-        told = client.open(path.decode())
-        assert told["success"] and ("<img" in str(told["output"]) or "Cannot use this clip" in str(told["output"]))
+        output = client.open(path.decode())
+        assert output["success"] and ("<img" in str(output["output"]) or "Cannot use this clip" in str(output["output"]))
     client.show(place / "good.mp4")
     stood, answered = 0, 0
     for number, text in enumerate([*strings(questions, 6), "still here"]):
@@ -301,12 +301,12 @@ def endure(served: Served, place: Path, clips: int, questions: int, heard: Calla
         drawn = client.ask(text)
         assert "<script>" not in drawn and "<image>" not in drawn
         stood += bool(text.strip())  # nothing is asked without words
-        said = turns(drawn)
-        assert len(said) == stood
+        replies = turns(drawn)
+        assert len(replies) == stood
         if text.strip():
-            question, answer, note = said[-1]
+            question, answer, note = replies[-1]
             assert "The model failed" not in note and "waiting for the model" not in drawn
-            assert heard(question, answer) if heard else (answer or note)
+            assert matches(question, answer) if matches else (answer or note)
             answered += bool(answer) and "no answer" not in answer
     assert question == "still here" and answered > questions * 0.5
     status, _ = client.get("/")
@@ -340,9 +340,9 @@ def program(folder: Path, *words: str) -> subprocess.Popen[str]:
     (folder / "temp").mkdir(exist_ok=True)
     variables = {**os.environ, "TMPDIR": str(folder / "temp"), "PYTHONDONTWRITEBYTECODE": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  a shell's background job has it ignored
+    default_sigint = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  a shell's background job has it ignored
     command = [sys.executable, str(ROOT / "app.py"), "--port", "0", *words]
-    return subprocess.Popen(command, cwd=folder, env=variables, preexec_fn=heard, **pipes)
+    return subprocess.Popen(command, cwd=folder, env=variables, preexec_fn=default_sigint, **pipes)
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -373,19 +373,19 @@ def test_without_a_run_the_page_says_which_command_makes_one(tmp_path: Path, end
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "output"),
     [
         (("--run", "nope"), "runs/nope: no such run folder; runs there: none"),
         (("--run", "../x"), "must be a plain name"),
         (("--gguf", "nowhere"), "no such file or folder"),
     ],
 )
-def test_what_cannot_be_opened_is_said_in_one_line(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+def test_what_cannot_be_opened_is_said_in_one_line(tmp_path: Path, words: tuple[str, ...], output: str) -> None:
     with program(tmp_path, *words) as app:
         _, errors = app.communicate(timeout=60)
         assert app.returncode == 2
     (line,) = errors.strip().splitlines()
-    assert told in line and line.startswith("minirlaif: ")
+    assert output in line and line.startswith("minirlaif: ")
     assert list((tmp_path / "temp").glob("minirlaif-app-*")) == []
 
 
@@ -409,8 +409,8 @@ def test_a_taken_port_is_said(served: Served, tmp_path: Path) -> None:
 def test_an_open_door_is_warned_of(words: list[str], warned: str, capsys: pytest.CaptureFixture[str]) -> None:
     options: argparse.Namespace = server._parser().parse_args(words)
     server._warn_if_open(options)
-    told = capsys.readouterr().err
-    assert warned in told and bool(told) == bool(warned)
+    output = capsys.readouterr().err
+    assert warned in output and bool(output) == bool(warned)
 
 
 def test_sessions_that_end_take_their_clips_along(served: Served, place: Path) -> None:
@@ -436,13 +436,13 @@ def test_a_visitor_that_goes_away_stops_its_answer(served: Served, place: Path) 
     with client.beating():
         client.show(place / "good.mp4")
         client.quick(client.events["question", "submit"], ["a slow one"])
-        (said,) = served.service.session(client.session).turns
+        (answer,) = served.service.session(client.session).turns
         data = ["rlaif", 0.0, 1.0, 16]
         answering = client.after[client.events["question", "submit"]]
         client.post("/gradio_api/queue/join", {"data": data, "fn_index": answering, "session_hash": client.session})
-        wait_for(lambda: "word1" in said.text)
+        wait_for(lambda: "word1" in answer.text)
     wait_for(lambda: engine.at_once == 0, 3.0)  # type: ignore[attr-defined]  # of 4 s
-    assert "word39" not in said.text
+    assert "word39" not in answer.text
 
 
 def test_uploads_that_nobody_opened_go_in_time(served: Served) -> None:
@@ -461,9 +461,9 @@ def test_nothing_that_the_page_is_sent_tells_who_is_who_before_the_vote(served: 
     client = Client(served.address)
     client.show(place / "good.mp4")
     begin = client.events["compare-question", "submit"]
-    _, begin_ppo = client.quick(begin, ["a blind one"])
+    _, drawn = client.quick(begin, ["a blind one"])
     done = client.event(client.after[begin], ["", 0.0, 1.0, 16])
-    assert done["success"] and b"one thing happens" in client.heard and b"another thing happens" in client.heard
-    assert HIDDEN.findall(json.dumps(begin_ppo) + client.heard.decode()) == []
+    assert done["success"] and b"one thing happens" in client.received and b"another thing happens" in client.received
+    assert HIDDEN.findall(json.dumps(drawn) + client.received.decode()) == []
     status, voted = client.quick(client.events["vote-A", "click"], [0.0, 1.0, 16])
     assert status == 200 and {"rlaif", "SFT", "reward", "judge chose"} <= set(HIDDEN.findall(json.dumps(voted)))

@@ -30,8 +30,8 @@ FOLDER = "served"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
+    with chromium() as result:
+        yield result
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def opened(browser: Any) -> Iterator[Callable[..., Page]]:
 
 
 GROWS = """() => { window.seen = new Set(); new MutationObserver(() => {
-    const told = document.querySelector('#chat .answer .bubble'); if (told) window.seen.add(told.innerText.trim());
+    const answers = document.querySelector('#chat .answer .bubble'); if (answers) window.seen.add(answers.innerText.trim());
 }).observe(document.querySelector('#chat'), {subtree: true, childList: true, characterData: true}); }"""
 
 
@@ -104,13 +104,13 @@ def from_a_clip_to_a_vote(page: Page, place: Path, counters: Callable[[], dict[s
     page.page.fill("#compare-question textarea", "describe the video.")
     page.page.press("#compare-question textarea", "Enter")
     page.page.wait_for_selector("#vote-A:not([disabled])")
-    told = page.page.inner_html("#side-by-side")
-    assert told.count("Answer ") == 2 and HIDDEN.findall(told) == []  # who is who is hidden, in classes and attributes too
+    text = page.page.inner_html("#side-by-side")
+    assert text.count("Answer ") == 2 and HIDDEN.findall(text) == []  # who is who is hidden, in classes and attributes too
     page.page.click("#vote-A")
     page.page.wait_for_selector("#vote-B[disabled]")
     wait_for(lambda: "You chose Answer A" in page.text("#side-by-side"))
-    told = page.text("#side-by-side")
-    assert "RLAIF" in told and "SFT" in told
+    text = page.text("#side-by-side")
+    assert "RLAIF" in text and "SFT" in text
     (vote,) = load_preferences(str(votes / "votes.jsonl"))
     (row,) = tiny.read_lines(votes / "votes.jsonl")
     assert vote.question == "describe the video." and (vote.chosen, vote.rejected) == (row["output_1"], row["output_2"])
@@ -127,8 +127,8 @@ def test_from_a_clip_to_a_vote(place: Path, opened: Callable[..., Page], tmp_pat
         page, engine = opened(served.address), served.service.engine
         from_a_clip_to_a_vote(page, place, lambda: dict(engine.counters), 12, run.root / "votes")
         page.tab("compare")
-        told = page.text("#side-by-side")
-        assert told.count("reward") == 2 and "The judge chose" in told and "0s: " in told
+        text = page.text("#side-by-side")
+        assert text.count("reward") == 2 and "The judge chose" in text and "0s: " in text
         (vote,) = load_preferences(str(run.root / "votes" / "votes.jsonl"))
         assert vote.context.startswith("0s: ") and vote.tags["judge"] in ("1", "2")
         page.close()
@@ -152,16 +152,16 @@ def without_torch(folder: Path, *words: str) -> Iterator[tuple[str, Callable[[st
         stdin=subprocess.PIPE,
     ) as child:
         assert child.stdin is not None and child.stdout is not None
-        lines, told = child.stdin, child.stdout
+        lines, text = child.stdin, child.stdout
 
-        def said(question: str) -> Any:
+        def query(question: str) -> Any:
             lines.write(question + "\n")
             lines.flush()
-            return json.loads(told.readline())
+            return json.loads(text.readline())
 
         try:
-            yield told.readline().strip().removeprefix("open ").split()[0].rstrip("/"), said
-            assert said("modules") == []
+            yield text.readline().strip().removeprefix("open ").split()[0].rstrip("/"), query
+            assert query("modules") == []
         finally:
             child.terminate()
         assert child.wait(30) == 0
@@ -171,9 +171,9 @@ def without_torch(folder: Path, *words: str) -> Iterator[tuple[str, Callable[[st
 def test_the_same_over_exported_files_without_torch(place: Path, opened: Callable[..., Page], tmp_path: Path) -> None:
     export = tmp_path / "export"
     chat_run.exported(export)
-    with without_torch(tmp_path, "--gguf", str(export)) as (address, said):
+    with without_torch(tmp_path, "--gguf", str(export)) as (address, query):
         page = opened(address)
-        from_a_clip_to_a_vote(page, place, lambda: said("counters"), 4, export / "votes")
+        from_a_clip_to_a_vote(page, place, lambda: query("counters"), 4, export / "votes")
         assert "This engine has no judge" in page.text("#side-by-side")
         page.close()
 
@@ -182,22 +182,22 @@ def test_what_goes_wrong_over_exported_files_without_torch(place: Path, opened: 
     """Files that are no clips, a question without a clip, one that is sent twice, Stop, and two browsers at once."""
     chat_run.exported(tmp_path / "export")
     slow, short = "slow describe the video.", "how many things happen?"
-    with without_torch(tmp_path, "--gguf", str(tmp_path / "export"), "--max-seconds", "60") as (address, said):
+    with without_torch(tmp_path, "--gguf", str(tmp_path / "export"), "--max-seconds", "60") as (address, query):
         (folder,) = (tmp_path / "temp").glob("minirlaif-app-*")
         page = opened(address)
         page.ask(short)
         wait_for(lambda: "Choose a clip first" in page.text("#clip-notice"))
         assert page.page.input_value("#question textarea") == short  # nothing is lost
         no_clips_are_refused(page, place, folder)
-        assert said("asked") == [] and said("counters")["encodes"] == 0
+        assert query("questions") == [] and query("counters")["encodes"] == 0
         page.upload(place / "good.mp4")
         assert page.frames() == 4 and page.text("#clip-notice").strip() == ""
 
         send_twice(page, slow)
         page.page.wait_for_selector("#chat .copy")
         page.rest()
-        (whole,) = page.answers()
-        assert said("asked") == [slow] and whole.startswith("first a")
+        (full,) = page.answers()
+        assert query("questions") == [slow] and full.startswith("first a")
 
         page.page.click("#clear")  # so that the same answer comes again
         wait_for(lambda: page.answers() == [])
@@ -205,14 +205,14 @@ def test_what_goes_wrong_over_exported_files_without_torch(place: Path, opened: 
         page.page.wait_for_function("document.querySelector('#chat .answer .bubble')?.innerText.trim().includes(' ')")
         page.page.click("#stop")
         page.rest()
-        wait_for(lambda: said("at once") == 0, 1.0)  # the model is free, of some 5 s that its answer takes
+        wait_for(lambda: query("at once") == 0, 1.0)  # the model is free, of some 5 s that its answer takes
         (stopped,) = page.answers()
-        assert whole.startswith(stopped) and 0 < len(stopped) < len(whole) and "stopped" in page.text("#chat")
+        assert full.startswith(stopped) and 0 < len(stopped) < len(full) and "stopped" in page.text("#chat")
         page.ask(short)
         page.page.wait_for_selector("#chat .copy >> nth=1")
         page.rest()
         assert page.answers()[0] == stopped and page.answers()[1]  # it did not grow any more
-        assert said("asked") == [slow, slow, short]
+        assert query("questions") == [slow, slow, short]
 
         second = opened(address)
         second.upload(place / "other.mp4")
@@ -226,7 +226,7 @@ def test_what_goes_wrong_over_exported_files_without_torch(place: Path, opened: 
         second.rest()
         page.rest()
         assert len(second.answers()) == 1 and second.answers()[0] and len(page.answers()) == 3 and page.answers()[2]
-        assert said("asked")[3:] == [slow, short] and said("most at once") == 1
+        assert query("questions")[3:] == [slow, short] and query("most at once") == 1
         assert page.page.locator("#chat .ended").count() == 1 and second.page.locator("#chat .ended").count() == 0
         page.close()
         wait_for(lambda: [path.name for path in uploads(folder)] == ["other.mp4"])
@@ -242,8 +242,8 @@ FIRST = """async (question) => {  // milliseconds from the question to the first
     document.querySelector('#ask').click();
     return await new Promise((done) => {
         const look = () => {
-            const told = [...document.querySelectorAll('#chat .answer .bubble')];
-            if (told.length > before && told[told.length - 1].innerText.trim()) done(performance.now() - began);
+            const answers = [...document.querySelectorAll('#chat .answer .bubble')];
+            if (answers.length > before && answers[answers.length - 1].innerText.trim()) done(performance.now() - began);
             else requestAnimationFrame(look);
         };
         look();
@@ -295,10 +295,10 @@ REJECTED = {
 
 def no_clips_are_refused(page: Page, place: Path, folder: Path) -> None:
     """Each is said in words, and nothing of it stays in the folder of uploads."""
-    for name, told in REJECTED.items():
+    for name, text in REJECTED.items():
         page.upload(place / name)
         page.page.wait_for_selector("#clip-notice .notice")
-        wait_for(lambda told=told: told in page.text("#clip-notice"))  # type: ignore[misc]
+        wait_for(lambda text=text: text in page.text("#clip-notice"))  # type: ignore[misc]
         assert str(folder) not in page.text("#clip-notice")
         assert page.page.locator("#clip video").count() == 0  # ready for the next one
         assert uploads(folder) == []
@@ -373,15 +373,15 @@ def test_stopping_keeps_what_was_said_and_frees_the_model(
     page.page.click("#stop")
     page.rest()
     assert [page.page.locator(part).bounding_box() for part in ("#chat", "#question", "#ask", "#retry")] == places  # no jump
-    (told,) = page.answers()
-    assert "word3" in told and "word39" not in told and "stopped" in page.text("#chat")
+    (text,) = page.answers()
+    assert "word3" in text and "word39" not in text and "stopped" in page.text("#chat")
     wait_for(lambda: engine.at_once == 0, 2.0)
     page.ask("and then?")
     page.page.wait_for_selector("#chat .chip")
-    assert page.answers() == [told, "rlaif heard: and then?"]
+    assert page.answers() == [text, "rlaif heard: and then?"]
     question, model, turns, _ = engine.requests[-1]
     assert (question, model, [turn.question for turn in turns]) == ("and then?", "rlaif", ["a slow one"])
-    assert turns[0].answer.strip() == told
+    assert turns[0].answer.strip() == text
 
 
 def test_two_browsers_wait_for_one_model(fake: tuple[Served, FakeEngine], place: Path, opened: Callable[..., Page]) -> None:
@@ -449,14 +449,14 @@ def test_what_is_written_is_never_markup(fake: tuple[Served, FakeEngine], place:
     page.page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
     page.upload(place / "good.mp4")
     page.frames()
-    asked = f"markup </div><image> {MARKUP}"
-    page.ask(asked)
+    question_text = f"markup </div><image> {MARKUP}"
+    page.ask(question_text)
     page.page.wait_for_selector("#chat .chip")
-    assert page.text("#chat .question").strip() == asked
+    assert page.text("#chat .question").strip() == question_text
     assert page.answers() == [MARKUP]
     assert page.page.locator("#chat img, #chat b, #chat script").count() == 0
     page.tab("compare")
-    page.page.fill("#compare-question textarea", asked)
+    page.page.fill("#compare-question textarea", question_text)
     page.page.press("#compare-question textarea", "Enter")
     wait_for(lambda: "Both answers are identical" in page.text("#side-by-side"))
     assert page.page.locator("#side-by-side img, #side-by-side b, #side-by-side script").count() == 0
@@ -560,5 +560,5 @@ def test_inside_a_run(place: Path, tmp_path: Path, opened: Callable[..., Page]) 
         for step, score in ((3, 7.25), (4, 5.5), (5, 6.75)):  # by itself, each within the time of two ticks
             with file.open("a") as more:
                 more.write(json.dumps({"step": step, "score": score}) + "\n")
-            wait_for(lambda told=f"step {step} of 30": told in page.text("#progress"), 10.0)  # type: ignore[misc]
-            wait_for(lambda told=str(score): told in page.text("#curves figcaption b"), 10.0)  # type: ignore[misc]
+            wait_for(lambda text=f"step {step} of 30": text in page.text("#progress"), 10.0)  # type: ignore[misc]
+            wait_for(lambda text=str(score): text in page.text("#curves figcaption b"), 10.0)  # type: ignore[misc]

@@ -43,7 +43,7 @@ def engine(folder: Path) -> Iterator[HfEngine]:
     made.close()
 
 
-def said(
+def answer_text(
     engine: HfEngine, clip: Path, question: str, options: SamplingParams = GREEDY, model: str = "", turns: tuple = ()
 ) -> str:
     return "".join(engine.stream(engine.load_clip(str(clip)), turns, question, options, model))
@@ -52,18 +52,18 @@ def said(
 def test_streamed_answers_are_those_of_sample(engine: HfEngine, folder: Path) -> None:
     session, clip = engine._session, str(folder / "a.mp4")
     view = session.video_input(clip)
-    told = {}
+    texts = {}
     for model in ("rlaif", "sft", "base"):
         for question in QUESTIONS:  # the second and third start from the kept cache
             for temperature in (0.0, 1.0):
                 options = SamplingParams(temperature, 0.9, 24, 7)
                 with session.adapters.inference_as(model):
                     source = torch.Generator().manual_seed(7)
-                    asked = [session.encode_prompt(view, question)]
-                    ((answer,),) = sample(session.backbone, asked, 1, temperature, 0.9, 24, source)
-                told[model, question, temperature] = said(engine, folder / "a.mp4", question, options, model)
-                assert told[model, question, temperature] == session.backbone.renderer.decode(answer.ids)
-    assert len({told[model, question, 0.0] for model in engine.models for question in QUESTIONS}) > len(QUESTIONS)
+                    prompt = [session.encode_prompt(view, question)]
+                    ((answer,),) = sample(session.backbone, prompt, 1, temperature, 0.9, 24, source)
+                texts[model, question, temperature] = answer_text(engine, folder / "a.mp4", question, options, model)
+                assert texts[model, question, temperature] == session.backbone.renderer.decode(answer.ids)
+    assert len({texts[model, question, 0.0] for model in engine.models for question in QUESTIONS}) > len(QUESTIONS)
     assert engine.counters["reused_tokens"] > 0
 
 
@@ -71,27 +71,25 @@ def test_a_conversation_is_the_one_that_training_renders(engine: HfEngine, folde
     """With turns, the prompt is the rendered conversation up to the last answer."""
     renderer, view = engine._session.backbone.renderer, engine._session.video_input(str(folder / "a.mp4"))
     turns = (Turn("what happens first?", "a red circle moves left."), Turn("how many things happen?", "two things happen."))
-    asked = renderer.prompt(view.shown, turns[1].question, turns=turns[:1])
-    whole = renderer.conversation(view.shown, turns)
-    last = max(
-        place for place, answer in enumerate(whole.answer) if not answer and whole.answer[place + 1 : place + 2] == (True,)
-    )
-    assert asked == whole.ids[: last + 1]
-    assert said(engine, folder / "a.mp4", turns[1].question, turns=turns[:1])
+    prompt = renderer.prompt(view.shown, turns[1].question, turns=turns[:1])
+    full = renderer.conversation(view.shown, turns)
+    last = max(place for place, answer in enumerate(full.answer) if not answer and full.answer[place + 1 : place + 2] == (True,))
+    assert prompt == full.ids[: last + 1]
+    assert answer_text(engine, folder / "a.mp4", turns[1].question, turns=turns[:1])
 
 
 def test_a_clip_is_looked_at_once_and_its_frames_are_read_once(engine: HfEngine, folder: Path) -> None:
     clip = folder / "a.mp4"
-    said(engine, clip, QUESTIONS[0])
+    answer_text(engine, clip, QUESTIONS[0])
     first = dict(engine.counters)
     prompt = engine._session.backbone.renderer.prompt(engine._session.video_input(str(clip)).shown, QUESTIONS[0])
     assert first == {"decodes": 1, "encodes": 1, "prefilled_tokens": len(prompt), "reused_tokens": 0}
-    said(engine, clip, QUESTIONS[1])
+    answer_text(engine, clip, QUESTIONS[1])
     second = dict(engine.counters)
     assert (second["decodes"], second["encodes"]) == (1, 1)
     frames = 1 + max(place for place, token in enumerate(prompt) if token == engine._session.backbone.renderer.image_id)
     assert second["reused_tokens"] >= frames
-    said(engine, clip, QUESTIONS[1], model="sft")  # another model has read nothing yet
+    answer_text(engine, clip, QUESTIONS[1], model="sft")  # another model has read nothing yet
     assert engine.counters["reused_tokens"] == second["reused_tokens"]
     engine.load_clip(str(clip), 4)  # another frame plan
     engine.load_clip(str(folder / "b.mp4"))
@@ -110,14 +108,14 @@ def test_a_look_shows_what_the_model_sees(engine: HfEngine, folder: Path) -> Non
 
 def test_stopping_early_leaves_the_next_answer_as_it_was(engine: HfEngine, folder: Path) -> None:
     clip = engine.load_clip(str(folder / "a.mp4"))
-    whole = said(engine, folder / "a.mp4", QUESTIONS[1])
-    assert len(whole.split()) > 3
+    full = answer_text(engine, folder / "a.mp4", QUESTIONS[1])
+    assert len(full.split()) > 3
     for _ in range(2):
         stream = engine.stream(clip, (), QUESTIONS[1], GREEDY)
-        assert whole.startswith(next(stream))
+        assert full.startswith(next(stream))
         stream.close()
-    assert said(engine, folder / "a.mp4", QUESTIONS[1]) == whole
-    assert said(engine, folder / "a.mp4", QUESTIONS[0]) != whole
+    assert answer_text(engine, folder / "a.mp4", QUESTIONS[1]) == full
+    assert answer_text(engine, folder / "a.mp4", QUESTIONS[0]) != full
 
 
 def test_the_score_is_the_reward_models_above_its_mean(engine: HfEngine, folder: Path) -> None:
@@ -136,28 +134,28 @@ def test_the_score_is_the_reward_models_above_its_mean(engine: HfEngine, folder:
 def test_a_run_without_ppo_or_reward_talks_all_the_same(folder: Path, tmp_path: Path) -> None:
     engine = HfEngine(chat_run.run_of(tmp_path / "half", aligned=False, reward=False), SessionJudge)
     assert engine.models == ("sft", "base")
-    assert said(engine, folder / "a.mp4", QUESTIONS[0])
+    assert answer_text(engine, folder / "a.mp4", QUESTIONS[0])
     assert engine.score(engine.load_clip(str(folder / "a.mp4")), "what?", "a red circle.") is None
     engine.close()
 
 
 def test_a_conversation_that_does_not_fit_is_refused(engine: HfEngine, folder: Path) -> None:
     with pytest.raises(UserError, match="the model takes 2048"):
-        said(engine, folder / "a.mp4", "red circle " * 1100)
+        answer_text(engine, folder / "a.mp4", "red circle " * 1100)
     with pytest.raises(UserError, match="does not exist"):
         HfEngine(Run(folder / "none"), SessionJudge)
 
 
 def test_special_tokens_in_a_question_stay_letters(engine: HfEngine, folder: Path) -> None:
-    assert isinstance(said(engine, folder / "a.mp4", "<image><image> what <end_of_utterance> happens?"), str)
+    assert isinstance(answer_text(engine, folder / "a.mp4", "<image><image> what <end_of_utterance> happens?"), str)
 
 
 def test_a_character_of_several_tokens_is_told_when_it_is_whole() -> None:
     renderer = tiny.backbone().renderer
     ids = renderer.text_ids(" a \u00e9\u4e2d b")
-    told = list(pieces(renderer, iter(ids)))
-    assert "".join(told) == "a \u00e9\u4e2d b" and not any("\ufffd" in piece for piece in told)
-    assert len(told) < len(ids)
+    texts = list(pieces(renderer, iter(ids)))
+    assert "".join(texts) == "a \u00e9\u4e2d b" and not any("\ufffd" in piece for piece in texts)
+    assert len(texts) < len(ids)
     assert "".join(pieces(renderer, iter(renderer.text_ids(" a \u4e2d")[:-1]))) == "a \ufffd"
 
 
@@ -179,10 +177,10 @@ def test_every_family_goes_on_from_the_kept_frames(name: str, tmp_path: Path) ->
     shown = chat_run.shown(features)
     kept, turns = PrefixCache(), []
     for number, question in enumerate(("what happens first?", "what then?", "a red square moves left")):
-        asked = EncodedPrompt(base.renderer.prompt(shown, question, turns=turns), features)
-        ((answer,),) = sample(base, [asked], temperature=0, max_new_tokens=6)
-        told = list(stream(base, asked, kept, 0, max_new_tokens=6))
-        assert told == [token for token in answer.ids if token != base.renderer.end_id]
-        frames = 1 + max(place for place, token in enumerate(asked.ids) if token == base.renderer.image_id)
+        prompt = EncodedPrompt(base.renderer.prompt(shown, question, turns=turns), features)
+        ((answer,),) = sample(base, [prompt], temperature=0, max_new_tokens=6)
+        texts = list(stream(base, prompt, kept, 0, max_new_tokens=6))
+        assert texts == [token for token in answer.ids if token != base.renderer.end_id]
+        frames = 1 + max(place for place, token in enumerate(prompt.ids) if token == base.renderer.image_id)
         assert kept.reused >= number * frames > 0 or number == 0
-        turns.append(Turn(question, base.renderer.decode(told) or "so"))
+        turns.append(Turn(question, base.renderer.decode(texts) or "so"))

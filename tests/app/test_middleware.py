@@ -43,7 +43,7 @@ def service(tmp_path: Path) -> Iterator[ChatService]:
     engine_thread.close()
 
 
-def brought(service: ChatService, name: str, folder: str = "u" * 64) -> str:
+def uploaded(service: ChatService, name: str, folder: str = "u" * 64) -> str:
     (service.upload_store.folder / folder).mkdir(exist_ok=True)
     return str(write_clip(service.upload_store.folder / folder / name))
 
@@ -51,11 +51,11 @@ def brought(service: ChatService, name: str, folder: str = "u" * 64) -> str:
 def test_the_same_clip_under_two_names_is_kept_for_whoever_stays(service: ChatService) -> None:
     """Uploads of the same content share a folder."""
     one, two = service.session("one"), service.session("two")
-    service.open_clip(one, brought(service, "alice.mp4"), 4)
-    service.open_clip(two, brought(service, "bob.mp4"), 4)
+    service.open_clip(one, uploaded(service, "alice.mp4"), 4)
+    service.open_clip(two, uploaded(service, "bob.mp4"), 4)
     service.close_session("one")
     assert two.clip is not None and two.clip.is_file()
-    service.open_clip(two, brought(service, "renamed.mp4"), 4)  # one page, the same content again
+    service.open_clip(two, uploaded(service, "renamed.mp4"), 4)  # one page, the same content again
     assert two.notice == "" and two.clip.name == "renamed.mp4" and two.clip.is_file()
     service.close_session("two")
     assert list(service.upload_store.folder.iterdir()) == []
@@ -64,8 +64,8 @@ def test_the_same_clip_under_two_names_is_kept_for_whoever_stays(service: ChatSe
 def test_a_clip_that_is_on_its_way_is_not_taken_along(service: ChatService) -> None:
     """Somebody with the same clip leaves before it is opened."""
     one, two = service.session("one"), service.session("two")
-    service.open_clip(one, brought(service, "good.mp4"), 4)
-    path = brought(service, "good.mp4")
+    service.open_clip(one, uploaded(service, "good.mp4"), 4)
+    path = uploaded(service, "good.mp4")
     service.expect_upload(two, path)
     service.close_session("one")
     service.open_clip(two, path, 4)
@@ -75,7 +75,7 @@ def test_a_clip_that_is_on_its_way_is_not_taken_along(service: ChatService) -> N
 
 
 def test_a_question_waits_for_its_clip(service: ChatService) -> None:
-    session, path = service.session("me"), brought(service, "good.mp4")
+    session, path = service.session("me"), uploaded(service, "good.mp4")
     service.expect_upload(session, path)
     later = threading.Timer(0.5, lambda: service.open_clip(session, path, 4))
     later.start()
@@ -99,7 +99,7 @@ def test_a_picture_of_gigabytes_is_refused_before_it_is_decoded(tmp_path: Path) 
 def test_both_answers_of_a_pair_show_at_once(service: ChatService) -> None:
     """The time to a first word would tell which model had read the clip before."""
     session = service.session("me")
-    service.open_clip(session, brought(service, "good.mp4"), 4)
+    service.open_clip(session, uploaded(service, "good.mp4"), 4)
     assert service.begin_side_by_side(session, "a slow one")
     pair = session.side_by_side
     seen = {tuple(bool(answer.text) for answer in pair.answers) for _ in service.answer_both(session, OPTIONS)}
@@ -114,7 +114,7 @@ def test_a_judge_that_failed_is_not_said_to_be_missing(service: ChatService, mon
 
     monkeypatch.setattr(FakeEngine, "judge", broken)
     session = service.session("me")
-    service.open_clip(session, brought(service, "good.mp4"), 4)
+    service.open_clip(session, uploaded(service, "good.mp4"), 4)
     service.begin_side_by_side(session, "who?")
     for _ in service.answer_both(session, OPTIONS):
         pass
@@ -126,13 +126,13 @@ def test_a_judge_that_failed_is_not_said_to_be_missing(service: ChatService, mon
 @pytest.mark.parametrize("letter", ["\ud83d", "a\udc00b"])
 def test_half_a_character_is_refused_in_words(service: ChatService, letter: str) -> None:
     session = service.session("me")
-    service.open_clip(session, brought(service, "good.mp4"), 4)
+    service.open_clip(session, uploaded(service, "good.mp4"), 4)
     assert not service.begin(session, letter) and "incomplete character" in session.notice
 
 
 def test_a_question_that_never_came_to_the_model_is_given_up(service: ChatService) -> None:
     session = service.session("me")
-    service.open_clip(session, brought(service, "good.mp4"), 4)
+    service.open_clip(session, uploaded(service, "good.mp4"), 4)
     assert service.begin(session, "what?")
     service.abandon(session)
     assert not session.busy and "ask again" in session.turns[0].note
@@ -141,7 +141,7 @@ def test_a_question_that_never_came_to_the_model_is_given_up(service: ChatServic
 
 def test_giving_up_one_question_leaves_other_answers_alone(service: ChatService) -> None:
     session = service.session("me")
-    service.open_clip(session, brought(service, "good.mp4"), 4)
+    service.open_clip(session, uploaded(service, "good.mp4"), 4)
     service.begin(session, "what?")
     for _ in service.answer(session, OPTIONS, "rlaif"):
         pass
@@ -155,7 +155,7 @@ def test_a_question_after_stop_is_its_own(service: ChatService, monkeypatch: pyt
     """The stopped one may go on for a while; neither its end nor its failure is the next one's."""
     monkeypatch.setattr(conversations, "STOP_SECONDS", 0.1)
     session = service.session("me")
-    service.open_clip(session, brought(service, "good.mp4"), 4)
+    service.open_clip(session, uploaded(service, "good.mp4"), 4)
     service.begin(session, "a stuck one")
     old = threading.Thread(target=lambda: [None for _ in service.answer(session, OPTIONS, "rlaif")])
     old.start()
@@ -179,9 +179,9 @@ def test_a_pair_that_was_stopped_while_it_was_judged_is_not_voted_on(
 ) -> None:
     monkeypatch.setattr(conversations, "STOP_SECONDS", 0.1)
     judge = FakeEngine.judge
-    monkeypatch.setattr(FakeEngine, "judge", lambda self, *asked: (time.sleep(1.0), judge(self, *asked))[1])
+    monkeypatch.setattr(FakeEngine, "judge", lambda self, *request: (time.sleep(1.0), judge(self, *request))[1])
     session = service.session("me")
-    service.open_clip(session, brought(service, "good.mp4"), 4)
+    service.open_clip(session, uploaded(service, "good.mp4"), 4)
     service.begin_side_by_side(session, "who?")
     first = session.side_by_side
     old = threading.Thread(target=lambda: [None for _ in service.answer_both(session, OPTIONS)])
@@ -205,9 +205,9 @@ def test_a_vote_file_without_its_last_line_end_loses_nothing(service: ChatServic
     assert [row.question for row in load_preferences(str(service.vote_store.file))] == ["one?", "two?", "three?"]
 
 
-@pytest.mark.parametrize(("seconds", "told"), [(20, "20 s"), (90, "90 s"), (150, "2.5 minutes"), (600, "10 minutes")])
-def test_limits_are_told_as_they_are(seconds: float, told: str) -> None:
-    assert duration(seconds) == told
+@pytest.mark.parametrize(("seconds", "text"), [(20, "20 s"), (90, "90 s"), (150, "2.5 minutes"), (600, "10 minutes")])
+def test_limits_are_told_as_they_are(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_votes_with_odd_line_ends_and_torn_rows_stay_readable(service: ChatService, tmp_path: Path) -> None:
@@ -254,8 +254,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def unlocked(place: Path) -> Iterator[Served]:
-    with serving(FakeEngine(), None, place / "none", place / "uploads2") as found:
-        yield found
+    with serving(FakeEngine(), None, place / "none", place / "uploads2") as result:
+        yield result
 
 
 def test_strangers_cannot_end_anything(place: Path) -> None:
@@ -320,8 +320,8 @@ def test_pages_elsewhere_may_not_ask_a_server_on_the_network() -> None:
     """Browsers tell plain addresses of a network no fetch site."""
 
     def status(alone: bool, *headers: tuple[bytes, bytes]) -> int:
-        asked = {"method": "POST", "path": "/gradio_api/upload", "headers": [(b"host", b"nas:7860"), *headers]}
-        return (middleware.RequestFilter(None, Path("/nowhere"), (), alone).refusal(asked) or (200, ""))[0]
+        request = {"method": "POST", "path": "/gradio_api/upload", "headers": [(b"host", b"nas:7860"), *headers]}
+        return (middleware.RequestFilter(None, Path("/nowhere"), (), alone).refusal(request) or (200, ""))[0]
 
     assert status(True) == status(True, (b"origin", b"http://nas:7860")) == 200
     assert status(True, (b"origin", b"http://evil.example")) == 403

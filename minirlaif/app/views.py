@@ -194,7 +194,14 @@ def votes(counts: Agreement, file: str) -> Html:
         return root(tag("p", "No votes yet. Compare two answers and choose the better one.", class_="empty"))
     decided = counts.wins + counts.losses
     rows = [
-        bar(MODELS["rlaif"], counts.wins / decided if decided else None, "rlaif", counts.win_interval, 0.5, note=_of(decided)),
+        bar(
+            f"{MODELS[PAIR[0]]} preferred",
+            counts.wins / decided if decided else None,
+            "rlaif",
+            counts.win_interval,
+            0.5,
+            note=_of(decided),
+        ),
         bar(
             "Judge agrees with people",
             counts.agreed / counts.both_decided if counts.both_decided else None,
@@ -209,7 +216,9 @@ def votes(counts: Agreement, file: str) -> Html:
         f"{number(counts.losses)} for {MODELS[PAIR[1]]}, {number(counts.ties)} tied, {number(counts.bad)} both bad."
     ]
     if counts.both_decided:
-        summary.append(f" Where both chose a winner, they agree in {percent(counts.agreed / counts.both_decided, 0)}.")
+        summary.append(
+            f" Where people and judge both chose a winner, they agree on {percent(counts.agreed / counts.both_decided, 0)}."
+        )
     note = "Whiskers: 95 % confidence intervals. Dashed line: 50 %. Ties count in neither bar."
     use = [
         "To train the reward model on these votes: ",

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from minirlaif.app import server
+from minirlaif.app.conversations import ChatService
 from minirlaif.app.middleware import RequestFilter
 from minirlaif.errors import UserError
 from tests.fixtures import chat_run
@@ -467,3 +468,15 @@ def test_nothing_that_the_page_is_sent_tells_who_is_who_before_the_vote(served: 
     assert HIDDEN.findall(json.dumps(drawn) + client.received.decode()) == []
     status, voted = client.quick(client.events["vote-A", "click"], [0.0, 1.0, 16])
     assert status == 200 and {"rlaif", "SFT", "reward", "judge chose"} <= set(HIDDEN.findall(json.dumps(voted)))
+
+
+def test_what_is_left_behind_goes_while_nobody_comes(service: ChatService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "SWEEP_SECONDS", 0.05)
+    stale = service.upload_store.folder / "tmpabc"
+    stale.write_bytes(b"x")
+    os.utime(stale, (time.time() - 4000,) * 2)
+    with server._sweeping(service):
+        end = time.monotonic() + 10
+        while stale.exists() and time.monotonic() < end:
+            time.sleep(0.05)
+    assert not stale.exists()

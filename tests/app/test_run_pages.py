@@ -1,0 +1,131 @@
+"""What the app reads and shows of runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minirlaif.app import run_pages, run_reader, views
+from minirlaif.inference.engine import LoadedClip
+from minirlaif.runs.run import Run
+from tests.fixtures import chat_run
+
+
+def test_votes_in_which_people_and_the_judge_differ() -> None:
+    choices: list[tuple[Any, Any]] = [(1, 1), (1, 2), ("tie", "tie"), ("tie", 1), (2, "disagree"), ("both bad", ""), (2, 2)]
+    rows = [
+        {"prompt": f"question {number}?", "preference": vote, "judge": judge, "output_1": "x", "output_2": "y"}
+        for number, (vote, judge) in enumerate(choices)
+    ]
+
+    def shown(only_other: bool, **how: int) -> list[int]:
+        return [int(number) for number in re.findall(r"question (\d)\?", run_pages.vote_cards(rows, only_other, **how))]
+
+    assert shown(False) == [6, 5, 4, 3, 2, 1, 0]  # the last one first
+    assert shown(True) == [4, 3, 1]  # not the one that the judge was never asked about
+    assert shown(True, most=2) == [4, 3] and shown(False, most=2) == [6, 5]
+    assert "None." in run_pages.vote_cards(rows[:1], True) and run_pages.vote_cards([], True) == ""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shelf")
+    clip = chat_run.world_clip(folder / "good.mp4")
+    chat_run.add_stage_outputs(chat_run.run_of(folder / "runs" / "a"), clip)
+    return folder / "runs"
+
+
+def test_the_newest_run_that_can_talk(finished: Path, tmp_path: Path) -> None:
+    assert run_reader.newest_run(tmp_path) is None and run_reader.runs(tmp_path / "none") == []
+    chat_run.run_of(tmp_path / "sft", aligned=False)
+    only = run_reader.newest_run(tmp_path)
+    assert only is not None and only.root.name == "sft"
+    for name in ("old", "new"):
+        shutil.copytree(finished / "a", tmp_path / name)
+    os.utime(tmp_path / "old" / "ppo" / "manifest.json", (1000, 1000))
+    result = run_reader.newest_run(tmp_path)
+    assert result is not None and result.root.name == "new"  # not the one without ppo, though it is newer
+
+
+def test_a_stage_that_wrote_lately_is_at_work(finished: Path, tmp_path: Path) -> None:
+    run = Run(shutil.copytree(finished / "a", tmp_path / "a"))
+    assert run_reader.running_stage(run) == ""
+    file = chat_run.begin_ppo(run, 3)
+    assert run_reader.running_stage(run) == "ppo" and "step 3 of 30" in run_pages.progress(run)
+    with file.open("a") as more:
+        more.write('{"step": 4, "sco')  # in the middle of a line
+    assert "step 3 of 30" in run_pages.progress(run)
+    os.utime(file, (time.time() - 130,) * 2)
+    assert run_reader.running_stage(run) == "ppo" and "ppo is running" in run_pages.progress(
+        run
+    )  # a long step: states come every 120 s
+    os.utime(file, (time.time() - 400,) * 2)
+    assert run_reader.running_stage(run) == "" and "running" not in run_pages.progress(run)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "numbers"),
+    [
+        ("all", [0, 1, 2, 3, 4]),
+        ("the two orders disagree", [1, 4]),
+        ("letter readout: the two orders disagree", [2]),
+        ("context changed the verdict", [1, 2, 4]),
+        ("the reward model disagrees", [0]),
+        ("tie", [3]),
+        ("invalid", [4]),
+        ("decided", [0, 2]),
+    ],
+)
+def test_filters_of_verdicts(finished: Path, wanted: str, numbers: list[int]) -> None:
+    result = run_reader.verdicts(Run(finished / "a"), wanted)
+    assert [row["question"] for row in result] == [f"question {number}?" for number in numbers]
+    drawn, count = run_pages.verdict(Run(finished / "a"), wanted, 99)  # past the end: the last one
+    assert count == len(numbers) and f"question {numbers[-1]}?" in drawn
+    assert set(run_reader.VERDICT_FILTERS) >= {wanted} and len(run_reader.VERDICT_FILTERS) == 9
+
+
+def test_frames_are_found_in_a_run_that_was_moved(finished: Path, tmp_path: Path) -> None:
+    moved = Run(shutil.copytree(finished / "a", tmp_path / "moved"))
+    assert run_reader.strip(moved, "../world/clip.mp4", 12)[:2] == b"\xff\xd8"  # a JPEG
+    assert run_reader.strip(moved, "../world/clip.mp4", 11) == b""
+    assert run_reader.strip(moved, "../world/none.mp4", 12) == b""
+    (moved.root / "cache" / "features.sqlite").write_bytes(b"no database at all")
+    assert run_reader.strip(moved, "../world/clip.mp4", 12) == b""
+    assert "no longer in the run" in run_pages.verdict(moved, "all", 1)[0]
+
+
+def test_pages_about_runs_that_lack_something(finished: Path, tmp_path: Path) -> None:
+    bare = Run(tmp_path / "bare")
+    bare.root.mkdir()
+    (bare.root / "config.yaml").write_text("model: {base: nonsense}\nvideo: [")
+    assert "missing" in run_pages.progress(bare) and "No stage has logged" in run_pages.curves(bare)
+    assert "has not finished" in run_pages.gallery(bare, "all", 1)[0] and run_pages.verdict(bare, "all", 1)[1] == 0
+    for made in (run_pages.progress(None), run_pages.gallery(None, "all", 1)[0], run_pages.verdict(None, "all", 1)[0]):
+        assert "python -m minirlaif run --config configs/tiny.yaml --run tiny" in made
+    run = Run(finished / "a")
+    assert run_pages.gallery(run, "all", 99)[1] == 2
+    assert "Right after SFT, wrong after RLAIF" in run_pages.gallery(run, "all", 1)[0]
+
+
+def test_examples_suit_the_run(finished: Path, tmp_path: Path) -> None:
+    run = Run(finished / "a")
+    assert run_reader.example_clips(run) == [finished / "a" / "world" / "clip.mp4"]
+    assert run_reader.example_questions(run) == ["test 0?"]  # one of each kind
+    assert "What happens first?" in run_reader.example_questions(None)
+    assert all(clip.suffix == ".mp4" and clip.is_file() for clip in run_reader.example_clips(None)) and run_reader.example_clips(
+        None
+    )
+
+
+def test_many_frames_of_any_shape_are_drawn() -> None:
+    pixels = np.zeros((20, 300, 400, 3), np.uint8)
+    drawn = views.strip(LoadedClip("x", 60.0, tuple(float(n) for n in range(20)), pixels, 2.5, "k"), "")
+    assert drawn.count("<img") == 20 and "image/jpeg" in drawn and "aspect-ratio:2.5" in drawn and "19.0 s" in drawn
+    assert len(drawn) < 60_000  # not the whole frames

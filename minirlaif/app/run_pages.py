@@ -8,7 +8,7 @@ from typing import Any
 
 from minirlaif.app import run_reader
 from minirlaif.app.run_reader import Row
-from minirlaif.app.views import root
+from minirlaif.app.views import empty, note, root
 from minirlaif.errors import UserError
 from minirlaif.reports import run_results
 from minirlaif.reports.html import Html, bar, bars, curve, frames, number, strip_styles, table, tag
@@ -57,7 +57,7 @@ def curves(run: Run | None) -> Html:
             points = [(row["step"], row.get(each.field)) for row in rows]
             if any(y is not None for _, y in points):
                 figures.append(curve(each.title, points, stage.tone, note=each.note, span=each.span))
-    return root(tag("div", *figures, class_="curves")) if figures else _empty("No stage has logged metrics yet.")
+    return root(tag("div", *figures, class_="curves")) if figures else empty("No stage has logged metrics yet.")
 
 
 def _metrics(run: Run, stage: str) -> list[Row]:
@@ -72,7 +72,7 @@ def gallery(run: Run | None, group: str, page: int) -> tuple[Html, int]:
     all_rows = run_reader.rows(run, "evaluate", "answers.jsonl")
     answers = run_reader.answers(run, GROUPS.get(group, "all"))
     if not answers:
-        return _empty("No test answers in this group." if all_rows else "`evaluate` has not finished."), 1
+        return empty("No test answers in this group." if all_rows else "`evaluate` has not finished."), 1
     pages = -(-len(answers) // CARDS_PER_PAGE)
     start = (min(max(1, page), pages) - 1) * CARDS_PER_PAGE
     rows, strips = answers[start : start + CARDS_PER_PAGE], {}
@@ -95,14 +95,14 @@ def verdict(run: Run | None, group: str, number: int) -> tuple[Html, int]:
     verdicts = run_reader.verdicts(run, group)
     if not verdicts:
         any_row = run_reader.rows(run, "feedback", "verdicts.jsonl")
-        return _empty("No verdict matches this filter." if any_row else "No verdicts yet."), 0
+        return empty("No verdict matches this filter." if any_row else "No verdicts yet."), 0
     row = verdicts[min(max(1, number), len(verdicts)) - 1]
     strip, style = run_reader.strip(run, row["video"], _frame_count(run)), Html("")
-    picture = tag("p", "The frames of this clip are no longer in the run's cache.", class_="note")
+    picture = note("The frames of this clip are no longer in the run's cache.")
     if strip:
         style, picture = Html(f"<style>{strip_styles({'v0': strip})}</style>"), _frames(run, "v0", strip)
     lines = [tag("li", line) for line in row["context"].strip().splitlines()]
-    context = tag("ul", *lines, class_="plain context") if lines else tag("p", "No descriptions, only the frames.", class_="note")
+    context = tag("ul", *lines, class_="plain context") if lines else note("No descriptions, only the frames.")
     sides = tag("div", *(_side(row, letter) for letter in "AB"), class_="sides")
     left = tag("div", picture, tag("h3", "Context of the judge"), context)
     right = tag("div", tag("p", tag("strong", row["question"]), class_="prompt"), sides, _verdict_table(row))
@@ -125,7 +125,7 @@ def _verdict_table(row: Mapping[str, Any]) -> Html:
     if row.get("scores"):
         chosen, rejected = row["scores"]
         relation = "agrees" if row["reward_says"] == "same" else "disagrees"
-        parts.append(tag("p", f"Reward model: chosen {chosen:+.2f}, rejected {rejected:+.2f}; it {relation}.", class_="note"))
+        parts.append(note(f"Reward model: chosen {chosen:+.2f}, rejected {rejected:+.2f}; it {relation}."))
     return tag("div", *parts)
 
 
@@ -136,7 +136,7 @@ def vote_cards(rows: Sequence[Row], only_different: bool, most: int = 20) -> Htm
     else:
         shown = list(rows)
     if not shown:
-        return _empty("None.") if rows else Html("")
+        return empty("None.") if rows else Html("")
     words: dict[Any, str] = {1: "A", 2: "B"}
     cards = []
     for row in reversed(shown[-most:]):
@@ -146,20 +146,16 @@ def vote_cards(rows: Sequence[Row], only_different: bool, most: int = 20) -> Htm
             model = str(row.get(f"model_{n}"))
             name = tag("dt", tag("i", class_=f"key {model}"), f"{words[n]}: {MODELS.get(model, '?')}")
             sides.append(tag("div", name, tag("dd", row.get(f"output_{n}") or tag("em", "no answer"))))
-        note = tag("p", f"Vote: {vote} · judge: {judge}", class_="note")
-        cards.append(tag("article", tag("h4", row.get("prompt", "")), tag("dl", *sides), note, class_="card"))
+        choices = note(f"Vote: {vote} · judge: {judge}")
+        cards.append(tag("article", tag("h4", row.get("prompt", "")), tag("dl", *sides), choices, class_="card"))
     return root(tag("div", *cards, class_="cards"))
-
-
-def _empty(text: str) -> Html:
-    return root(tag("p", text, class_="empty"))
 
 
 def no_run() -> Html:
     """The page without a run: the command that makes one."""
     command = "OMP_NUM_THREADS=1 python -m minirlaif run --config configs/tiny.yaml --run tiny"
     text = "There is no run in this folder yet. This command makes a small one in about 15 minutes, without a GPU:"
-    return root(tag("div", text, tag("pre", command), class_="empty"))
+    return empty(text, tag("pre", command))
 
 
 def _frame_count(run: Run) -> int:

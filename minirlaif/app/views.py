@@ -34,6 +34,16 @@ def root(*inside: object) -> Html:
     return tag("div", *inside, class_="report")
 
 
+def empty(*content: object) -> Html:
+    """A text in place of missing content."""
+    return root(tag("div", *content, class_="empty"))
+
+
+def note(*content: object) -> Html:
+    """A line in small type."""
+    return tag("p", *content, class_="note")
+
+
 def notice(text: str, tone: str = "warn") -> Html:
     """A line that screen readers announce when it appears; empty without text."""
     return root(tag("p", text, class_=f"notice {tone}", role="status")) if text else Html("")
@@ -81,7 +91,7 @@ def chat(session: Session, title: str) -> Html:
     """The conversation, newest last."""
     if not session.turns:
         text = "Ask a question about the clip." if session.loaded else "Choose a clip, then ask a question about it."
-        return root(tag("div", tag("p", text), tag("p", title, class_="note"), class_="empty"))
+        return empty(tag("p", text), note(title))
     parts: list[object] = []
     for turn in session.turns:
         parts.append(tag("div", tag("div", turn.question, class_="bubble"), class_="turn question"))
@@ -122,23 +132,15 @@ def side_by_side(session: Session, compares: bool) -> Html:
     """Two answers side by side; the models' names are shown after the vote."""
     pair = session.side_by_side
     if not compares:
-        return root(
-            tag(
-                "p",
-                "Nothing to compare: this needs an SFT model and an aligned model. A finished run has both, and so has an export"
-                " made with --adapters.",
-                class_="empty",
-            )
-        )
+        text = "Nothing to compare: this needs an SFT model and an aligned model. A finished run has both, and so has an export"
+        return empty(f"{text} made with --adapters.")
     if pair is None:
         text = "Ask one question. The SFT model and the aligned model answer side by side; their names are hidden until you vote."
-        return root(tag("div", tag("p", text), class_="empty"))
-    sides = [_side(pair, place) for place in (0, 1)]
-    status = pair.note or _status(pair)
+        return empty(text)
     return root(
         tag("p", tag("strong", pair.answers[0].question), class_="prompt"),
-        tag("div", *sides, class_="sides"),
-        tag("p", status, class_="note", role="status"),
+        tag("div", _side(pair, 0), _side(pair, 1), class_="sides"),
+        tag("p", pair.note or _status(pair), class_="note", role="status"),
         _verdict(pair) if pair.vote else "",
     )
 
@@ -150,13 +152,8 @@ def _side(pair: SideBySide, place: int) -> Html:
         shown += [tag("i", class_=f"key {answer.model}"), MODELS.get(answer.model, answer.model)]
     below = reward(answer.score) if pair.vote and answer.score is not None else "\u00a0"
     won = " won" if pair.vote == letter else ""
-    return tag(
-        "div",
-        tag("div", *shown, class_="who"),
-        _answer_text(answer),
-        tag("div", below, class_="below"),
-        class_=f"side answer{won}",
-    )
+    parts = tag("div", *shown, class_="who"), _answer_text(answer), tag("div", below, class_="below")
+    return tag("div", *parts, class_=f"side answer{won}")
 
 
 def _status(pair: SideBySide) -> str:
@@ -171,45 +168,29 @@ def _status(pair: SideBySide) -> str:
 def _verdict(pair: SideBySide) -> Html:
     verdict = pair.verdict
     if verdict is None:
-        return tag(
-            "p", "The judge failed; the terminal shows why." if pair.judge_failed else "This engine has no judge.", class_="note"
-        )
+        return note("The judge failed; the terminal shows why." if pair.judge_failed else "This engine has no judge.")
     choice = CHOICE_WORDS.get(verdict.choice, "neither: its two orders disagree")
     agrees = {True: "agrees with you", False: "disagrees with you"}[verdict.choice == pair.vote]
     parts: list[object] = [tag("p", "The judge chose ", tag("strong", choice), f" and {agrees} (margin {verdict.margin:.2f}).")]
     if verdict.context:
         lines = [tag("li", line) for line in verdict.context.strip().splitlines()]
-        parts += [
-            tag("p", "Descriptions of the clip that it read as context:", class_="note"),
-            tag("ul", *lines, class_="plain context"),
-        ]
+        parts += [note("Descriptions of the clip that it read as context:"), tag("ul", *lines, class_="plain context")]
     else:
-        parts.append(tag("p", "It read no descriptions, only the frames.", class_="note"))
+        parts.append(note("It read no descriptions, only the frames."))
     return tag("div", *parts, class_="verdict")
 
 
 def votes(counts: Agreement, file: str) -> Html:
     """How people voted, and how often the judge agrees with them."""
     if not counts.votes:
-        return root(tag("p", "No votes yet. Compare two answers and choose the better one.", class_="empty"))
-    decided = counts.wins + counts.losses
+        return empty("No votes yet. Compare two answers and choose the better one.")
+    shares = (
+        (f"{MODELS[PAIR[0]]} preferred", counts.wins, counts.wins + counts.losses, PAIR[0], counts.win_interval),
+        ("Judge agrees with people", counts.agreed, counts.both_decided, "plain", counts.agreement_interval),
+    )
     rows = [
-        bar(
-            f"{MODELS[PAIR[0]]} preferred",
-            counts.wins / decided if decided else None,
-            "rlaif",
-            counts.win_interval,
-            0.5,
-            note=_of(decided),
-        ),
-        bar(
-            "Judge agrees with people",
-            counts.agreed / counts.both_decided if counts.both_decided else None,
-            "plain",
-            counts.agreement_interval,
-            0.5,
-            note=_of(counts.both_decided),
-        ),
+        bar(title, share / total if total else None, tone, interval, 0.5, note=f"{number(total)} decided")
+        for title, share, total, tone, interval in shares
     ]
     summary = [
         f"{number(counts.votes)} vote{'s' * (counts.votes != 1)}: {number(counts.wins)} for {MODELS[PAIR[0]]}, "
@@ -219,21 +200,7 @@ def votes(counts: Agreement, file: str) -> Html:
         summary.append(
             f" Where people and judge both chose a winner, they agree on {percent(counts.agreed / counts.both_decided, 0)}."
         )
-    note = "Whiskers: 95 % confidence intervals. Dashed line: 50 %. Ties count in neither bar."
-    use = [
-        "To train the reward model on these votes: ",
-        tag("code", f"--set data.preferences=[{file}]"),
-        " with ",
-        tag("code", "reward"),
-        ".",
-    ]
-    return root(
-        tag("p", join(summary)),
-        bars(rows, "People and judge"),
-        tag("p", note, class_="note"),
-        tag("p", *use, class_="note"),
-    )
-
-
-def _of(count: int) -> str:
-    return f"{number(count)} decided"
+    scale = "Whiskers: 95 % confidence intervals. Dashed line: 50 %. Ties count in neither bar."
+    setting = tag("code", f"--set data.preferences=[{file}]")
+    use = note("To train the reward model on these votes: ", setting, " with ", tag("code", "reward"), ".")
+    return root(tag("p", join(summary)), bars(rows, "People and judge"), note(scale), use)

@@ -1,4 +1,4 @@
-"""Fixtures of the app without its page."""
+"""Fixtures of the app."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from minirlaif.app.conversations import ChatService
 from minirlaif.app.engine_thread import EngineThread
 from minirlaif.app.uploads import Limits, UploadStore
 from minirlaif.app.votes import VoteStore
-from tests.fixtures.browser import FakeEngine
+from tests.fixtures import chat_run
+from tests.fixtures.browser import FakeEngine, Served, serving
 
 
 @pytest.fixture
@@ -32,3 +33,16 @@ def upload_store(tmp_path: Path) -> Iterator[UploadStore]:
 @pytest.fixture
 def service(engine_thread: EngineThread, upload_store: UploadStore, tmp_path: Path) -> ChatService:
     return ChatService(engine_thread, upload_store, VoteStore(tmp_path / "votes"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("app")
+    chat_run.world_clip(folder / "good.mp4")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unlocked(place: Path) -> Iterator[Served]:
+    with serving(FakeEngine(), None, place / "none", place / "uploads2") as served:
+        yield served

@@ -7,28 +7,13 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from minirlaif.app import middleware
-from tests.fixtures import chat_run
 from tests.fixtures.browser import FakeEngine, Served, serving
 from tests.fixtures.http_client import Client, login
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("house")
-    chat_run.world_clip(folder / "good.mp4")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def unlocked(place: Path) -> Iterator[Served]:
-    with serving(FakeEngine(), None, place / "none", place / "uploads2") as result:
-        yield result
 
 
 def test_strangers_cannot_end_anything(place: Path) -> None:

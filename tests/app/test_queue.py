@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import gradio
@@ -12,19 +11,6 @@ from minirlaif.app import tabs
 from tests.fixtures import chat_run
 from tests.fixtures.browser import FakeEngine, Page, Served, chromium, serving
 from tests.fixtures.clips import write_clip
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("house")
-    chat_run.world_clip(folder / "good.mp4")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def unlocked(place: Path) -> Iterator[Served]:
-    with serving(FakeEngine(), None, place / "none", place / "uploads2") as result:
-        yield result
 
 
 def test_a_long_conversation_scrolls_in_its_box(unlocked: Served, place: Path) -> None:

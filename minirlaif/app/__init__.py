@@ -1,1 +1,1 @@
-"""The chat app: pages over an engine (talk.py) and over what a run has written. Torch is loaded by the HF engine alone."""
+"""The chat app: pages over a chat engine and over the files of runs. Only the engine of a training run loads torch."""

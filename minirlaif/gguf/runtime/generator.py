@@ -87,7 +87,7 @@ class AnswerGenerator:
                 self._session.drop(old)
 
     def stream(self, key: str, turns: Sequence[Turn], question: str, options: SamplingParams, model: str) -> Iterator[str]:
-        """Pieces of the answer; see `talk.Engine`. UserError when the conversation does not fit the model's context."""
+        """Pieces of the answer; see `ChatEngine.stream`. UserError when the conversation does not fit the model's context."""
         self._clips.move_to_end(key)
         clip = self._clips[key]
         items = insert_frames(self.renderer.prompt(clip.layout, question, turns=turns), self.renderer.image_id, clip.frames)

@@ -126,7 +126,7 @@ tokens = sys.argv[4]
 words = ["chat", "--run", "a", "--runs-dir", str(folder.parent), "--video", clip, "--max-new-tokens", tokens, question]
 for model in run.models():
     assert main.main([*words, "--model", model]) == 0
-assert run_reader.newest(folder.parent).root == folder
+assert run_reader.newest_run(folder.parent).root == folder
 assert "rejection" in run_pages.progress(run) and "Best score of each prompt" in run_pages.curves(run)
 facts = merged(config.load(folder / "config.yaml"), run, folder / "merged")
 assert facts["logit_difference"] < 1e-3, facts

@@ -815,7 +815,7 @@ def test_clips_that_are_missing(home: Home, tmp_path: Path, capsys):
         (["--model", "policy"], "--model policy: no such file or folder"),
         (["--judge", "gpt4"], "no such judge"),
         (["--limit", "-1"], "must not be negative"),
-        (["--predictions", "x.json"], "say with --model whose answers these are"),
+        (["--predictions", "x.json"], "give these answers one name with --model"),
         (["--model", "base", "base"], "two models are called base"),
     ],
 )

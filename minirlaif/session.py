@@ -1,47 +1,44 @@
-"""What every stage works with: an open backbone, its roles, the clips' features, prompts made of them, and rows of data."""
+"""What every stage works with: an open backbone with its adapters, the clips' features, and prompts made of them."""
 
 from __future__ import annotations
 
-import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from minirlaif import distributed
-from minirlaif.config import Config, recorded
-from minirlaif.data.dataset import fingerprint, load_preferences, load_samples
+from minirlaif.config import ModelSection, ReferenceSection, RewardSection, VideoSection
+from minirlaif.data import preflight
+from minirlaif.data.preflight import Preflight, Row
 from minirlaif.errors import UserError
 from minirlaif.models.adapters import AdapterSet
 from minirlaif.models.feature_cache import VisionFeatureCache, offloaded_vision
+from minirlaif.models.generation import greedy_texts
 from minirlaif.models.language_model import EncodedPrompt
-from minirlaif.models.loading import open_backbone
+from minirlaif.models.loading import check_tokenizers, open_backbone
 from minirlaif.models.logprobs import EncodedPair
-from minirlaif.models.model_config import base_folder, base_hash, model_type
-from minirlaif.models.pretrained import load_tokenizer
+from minirlaif.models.model_config import critic_model
 from minirlaif.models.renderer import FrameLayout
 from minirlaif.runs.io import disk_is_full
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.stages.registry import STAGES
-from minirlaif.types import Preference, Sample
+from minirlaif.types import Sample
 from minirlaif.video.frame_sampling import FramePlan, FrameSize, segment_spans, uniform_plan
-from minirlaif.video.reader import ClipInfo, ClipReader, check_clips
+from minirlaif.video.reader import ClipInfo, ClipReader
 
 if TYPE_CHECKING:
     from minirlaif.models.backbones.base import VisionLanguageModel
 
-Record = TypeVar("Record", Sample, Preference)
-
 
 @dataclass(frozen=True)
 class VideoInput:
-    """What the model sees of a clip: frame times, the clip's length in seconds, the frames' pixels, and features_GHWE."""
+    """A clip as the model gets it: frame times, its length in seconds, the frames' pixels, and features_GHWE."""
 
     times: tuple[float, ...]
     seconds: float
@@ -55,17 +52,20 @@ class VideoInput:
 
 
 class ModelSession:
-    """An open backbone with roles and features. Built by `open_session`.
+    """An open backbone with adapters and features. Built by `open_session`, or as one of `open_ppo_models`."""
 
-    reference and critic are the benches of PPO's reference and of its reward and value models: this one, unless
-    `open_session` was asked for those that have a base of their own.
-    """
-
-    def __init__(self, cfg: Config, backbone: VisionLanguageModel, store: VisionFeatureCache, reader: ClipReader) -> None:
-        self.cfg, self.backbone, self.feature_cache, self.reader = cfg, backbone, store, reader
-        self.adapters = AdapterSet(backbone, cfg.model)
+    def __init__(
+        self,
+        model: ModelSection,
+        video: VideoSection,
+        backbone: VisionLanguageModel,
+        feature_cache: VisionFeatureCache,
+        reader: ClipReader,
+    ) -> None:
+        self.model, self.video = model, video
+        self.backbone, self.feature_cache, self.reader = backbone, feature_cache, reader
+        self.adapters = AdapterSet(backbone, model)
         self.counters: dict[str, int] = {"prefilled_tokens": 0}
-        self.reference = self.critic = self
 
     def video_input(self, video: str) -> VideoInput:
         """The clip as the policy sees it: frames spread over its whole length."""
@@ -76,7 +76,7 @@ class ModelSession:
     def segment_inputs(self, video: str) -> list[tuple[tuple[float, float], VideoInput]]:
         """The clip cut into segments, each with frames of its own (dense), for describing."""
         info = self.feature_cache.info(video)
-        spans = segment_spans(info.seconds, self.cfg.video.segment_seconds, self.cfg.video.max_segments)
+        spans = segment_spans(info.seconds, self.video.segment_seconds, self.video.max_segments)
         parts = self.feature_cache.get(video, self._all_plans)[1:]
         return [
             (span, VideoInput(plan.times, span[1] - span[0], self.feature_cache.size(info), features))
@@ -84,7 +84,7 @@ class ModelSession:
         ]
 
     def encode_all(self, video: str) -> None:
-        """Decode and encode everything that will be asked of a clip, in one pass over the file."""
+        """Decode and encode all frames of a clip that any stage reads, in one pass over the file."""
         self.feature_cache.get(video, self._all_plans)
 
     def encode_shared(self, videos: Iterable[str]) -> None:
@@ -94,12 +94,16 @@ class ModelSession:
                 self.video_input(video)
             distributed.wait()
 
+    def readable(self, rows: Sequence[Row]) -> list[Row]:
+        """See `preflight.readable`."""
+        return preflight.readable(rows, self.feature_cache, self.video.max_unreadable)
+
     def strip(self, video: str) -> bytes:
         """JPEG of the whole-clip frames side by side."""
         return self.feature_cache.strip(video, self.video_plan(self.feature_cache.info(video)))
 
     def prompt(self, view: VideoInput | None, question: str, context: str = "") -> tuple[int, ...]:
-        """Ids of a prompt about a view (None: text only)."""
+        """Ids of a prompt about a video input (None: text only)."""
         return self.backbone.renderer.prompt(view.shown if view else None, question, context)
 
     def encode_prompt(self, view: VideoInput | None, question: str, context: str = "") -> EncodedPrompt:
@@ -116,135 +120,106 @@ class ModelSession:
         """Token ids of an answer with its end."""
         return self.backbone.renderer.answer(text)
 
-    def counted(self, out: StageDir) -> None:
-        """Put everyone's looks so far into the stage's counters (called before a state is committed, and at the end)."""
-        sessions = (self, self.reference, self.critic)
-        for counters in {id(c): c for session in sessions for c in (session.feature_cache.counters, session.counters)}.values():
-            for name, value in distributed.total(counters).items():
-                out.counters[name] = out.counters.get(name, 0) + value
-                counters[name] = 0
+    def greedy_answers(
+        self, questions: Iterable[tuple[VideoInput | None, str]], max_new_tokens: int, batch_size: int
+    ) -> list[str]:
+        """The active adapter's most likely answer to each question, generated in batches; inputs are made batch by batch."""
+        prompts = (self.encode_prompt(view, question) for view, question in questions)
+        return list(greedy_texts(self.backbone, prompts, batch_size, max_new_tokens))
+
+    def add_counters(self, out: StageDir) -> None:
+        """Move this session's counters into the stage's (before a state is committed, and at the end)."""
+        _add_counters(out, self)
 
     def video_plan(self, info: ClipInfo) -> FramePlan:
-        """Which frames `whole` shows of a clip."""
-        return uniform_plan(info.seconds, self.cfg.video.frames)
+        """Which frames `video_input` has of a clip."""
+        return uniform_plan(info.seconds, self.video.frames)
 
     def _all_plans(self, info: ClipInfo) -> list[FramePlan]:
-        spans = segment_spans(info.seconds, self.cfg.video.segment_seconds, self.cfg.video.max_segments)
-        dense = [uniform_plan(info.seconds, self.cfg.video.segment_frames, *span) for span in spans]
+        spans = segment_spans(info.seconds, self.video.segment_seconds, self.video.max_segments)
+        dense = [uniform_plan(info.seconds, self.video.segment_frames, *span) for span in spans]
         return [self.video_plan(info), *dense]
 
 
-def critic_config(cfg: Config) -> Config:
-    """The config as reward and value model see it: on the base that is theirs."""
-    if not cfg.reward.base:
-        return cfg
-    return replace(cfg, model=replace(cfg.model, base=cfg.reward.base, revision="main"))
+@dataclass(frozen=True)
+class PPOModels:
+    """The sessions of PPO's models; one and the same unless the config gives reference or critic weights of their own.
+
+    critic: of the reward and the value adapter; offload_reference: whether the reference is in host memory between uses.
+    """
+
+    policy: ModelSession
+    reference: ModelSession
+    critic: ModelSession
+    offload_reference: bool = True
+
+    def enable_offload(self) -> None:
+        """From now on every adapter is on the device only while a phase needs it, but for a reference that stays there."""
+        self.policy.adapters.enable_offload("policy")
+        if self.offload_reference:
+            self.reference.adapters.enable_offload("reference")
+        for role in ("reward", "value"):
+            self.critic.adapters.enable_offload(role)
+
+    def add_counters(self, out: StageDir) -> None:
+        """As `ModelSession.add_counters`, for all of them."""
+        _add_counters(out, self.policy, self.reference, self.critic)
 
 
-def settings_of(cfg: Config, *names: str, sources: Sequence[str] = ()) -> dict[str, Any]:
-    """What a stage's result depends on, for its manifest: whole sections, the seed, the base by hash (so that one trained again
-    under the same name is noticed), and the parts of the data that it reads, each local file by hash."""
-    settings: dict[str, Any] = {"seed": cfg.seed} | {name: recorded(cfg, name) for name in names}
-    settings["model"]["files"] = base_hash(cfg.model)
-    if "reward" in names and cfg.reward.base:
-        settings["reward"]["files"] = base_hash(critic_config(cfg).model)
-    data = recorded(cfg, "data")
-    named = {part: data[part] for part in sources}
-    hashes = {source: fingerprint(source, cfg.data.videos) for part in sources for source in data[part]}
-    settings["data"] = {"world": data["world"], "videos": data["videos"], **named, "sha256": hashes}
-    if "preferences" in sources and "preference_limit" in data:
-        settings["data"]["preference_limit"] = data["preference_limit"]
-    return settings
-
-
-def read_samples(cfg: Config, run: Run, part: str, need_answers: bool) -> list[Sample]:
-    """The rows of a part of the data: "sft", "prompts", "dev" or "test"; from the tiny world where the config asks for it."""
-    if cfg.data.world:
-        return _whole_paths(load_samples(str(run.require("world") / f"{part}.jsonl"), need_answers=need_answers))
-    sources = {"sft": cfg.data.sft, "prompts": cfg.data.prompts, "dev": cfg.data.dev, "test": cfg.data.test}[part]
-    if not sources:
-        raise UserError(f"data.{part}: names no file; set it to the files to read (or data.world to tiny)")
-    taken: set[str] = set()
-    rows: list[Sample] = []
-    for number, source in enumerate(sources, start=1):  # two files may both count their rows from 1
-        file = load_samples(source, cfg.data.videos, need_answers)
-        rows += [replace(sample, id=f"{sample.id}@{number}") if sample.id in taken else sample for sample in file]
-        taken |= {sample.id for sample in rows}
-    return _whole_paths(rows)
-
-
-def read_preferences(source: str, videos: str = "") -> list[Preference]:
-    """Rows of a preference file, with whole clip paths."""
-    return [replace(row, video=os.path.abspath(row.video)) for row in load_preferences(source, videos)]
-
-
-def stored(run: Run, video: str) -> str:
-    """How a stage's files name a clip: seen from the stage's folder when it lies in the run, which can then be moved."""
-    root, path = Path(os.path.abspath(run.root)), Path(os.path.abspath(video))
-    return Path("..", path.relative_to(root)).as_posix() if path.is_relative_to(root) else str(path)
-
-
-def located(run: Run, name: str) -> str:
-    """The whole path behind `stored`."""
-    return os.path.abspath(run.root / "stage" / name)
-
-
-def _whole_paths(samples: Sequence[Sample]) -> list[Sample]:
-    """A clip has one name everywhere in the process, whatever folder the command was started in."""
-    return [replace(sample, video=os.path.abspath(sample.video)) for sample in samples]
-
-
-def readable(session: ModelSession, samples: Sequence[Record]) -> list[Record]:
-    """Rows whose clips can be read; refuses when too many cannot (video.max_unreadable)."""
-    known = sorted({sample.video for sample in samples})
-    if distributed.count() > 1:  # everyone looks at a share first; the cache then tells all of it to everyone
-        check_clips(distributed.share(known), session.feature_cache, 1.0)
-        distributed.wait()
-    infos, bad = check_clips(known, session.feature_cache, session.cfg.video.max_unreadable)
-    for clip in bad:
-        print(f"left out: {clip}", flush=True)
-    good = {info.path for info in infos}
-    return [sample for sample in samples if sample.video in good]
+def _add_counters(out: StageDir, *sessions: ModelSession) -> None:
+    for counters in {id(c): c for session in sessions for c in (session.feature_cache.counters, session.counters)}.values():
+        for name, value in distributed.total(counters).items():
+            out.counters[name] = out.counters.get(name, 0) + int(value)
+            counters[name] = 0
 
 
 @contextmanager
-def open_session(cfg: Config, run: Run, for_ppo: bool = False) -> Iterator[ModelSession]:
+def open_session(run: Run, model: ModelSection, video: VideoSection, checks: Preflight | None = None) -> Iterator[ModelSession]:
     """Load the backbone and open the run's feature cache; closes the cache and the reader.
 
-    The first one that a command opens looks at everything that this stage and the ones after it will read. UserError for
-    whatever is wrong with it.
-
-    for_ppo: the reference and the reward base as well, where the config gives them weights of their own.
+    The first one that a command opens reads all rows that this stage and the ones after it will read, and checks their clips:
+    UserError for whatever is wrong with rows, clips or the base.
     """
-    check_tokenizers(cfg)
-    ahead = {} if run.checked else _rows_ahead(cfg, run)  # rows before weights: a typing error is found at once
-    cache = run.root / "cache" / "features.sqlite"
+    with session_loader(run.root / "cache" / "features.sqlite", video) as load:
+        yield _load_checked(run, load, model, checks)
+
+
+@contextmanager
+def open_ppo_models(
+    run: Run, model: ModelSection, video: VideoSection, checks: Preflight, reference: ReferenceSection, reward: RewardSection
+) -> Iterator[PPOModels]:
+    """As `open_session`, with the reference and the reward base as well where the config gives them weights of their own."""
+    with session_loader(run.root / "cache" / "features.sqlite", video) as load:
+        policy = _load_checked(run, load, model, checks)
+        frozen = second_base(policy, reference) if reference.kind == "model" else policy
+        critic = policy
+        if reward.base:
+            critic = load(critic_model(model, reward))
+            if reward.rest == "cpu":
+                critic.adapters.enable_offload("base")
+        yield PPOModels(policy, frozen, critic, reference.rest == "cpu")
+
+
+@contextmanager
+def session_loader(cache: Path, video: VideoSection) -> Iterator[Callable[[ModelSection], ModelSession]]:
+    """A function that loads a base; all sessions share the clip reader and the feature cache file, and are closed at the end."""
     with ExitStack() as stack:
-        reader = stack.enter_context(ClipReader(cfg.video.timeout_seconds))
-        stack.enter_context(_readable_cache(cache))
+        reader = stack.enter_context(ClipReader(video.timeout_seconds))
+        stack.enter_context(_named_cache_errors(cache))
         if torch.cuda.is_available():
             stack.callback(torch.cuda.empty_cache)
 
-        def opened(own: Config) -> ModelSession:
-            backbone = open_backbone(own.model)
-            store = VisionFeatureCache(cache, backbone, reader, own.video)
-            stack.callback(store.close)
-            return ModelSession(own, backbone, store, reader)
+        def load(model: ModelSection) -> ModelSession:
+            backbone = open_backbone(model)
+            feature_cache = VisionFeatureCache(cache, backbone, reader, video)
+            stack.callback(feature_cache.close)
+            return ModelSession(model, video, backbone, feature_cache, reader)
 
-        session = opened(cfg)
-        _check(session, ahead)
-        run.checked = True
-        if for_ppo and cfg.reference.kind == "model":
-            session.reference = _reference_bench(session)
-        if for_ppo and cfg.reward.base:
-            session.critic = opened(critic_config(cfg))
-            if cfg.reward.rest == "cpu":
-                session.critic.adapters.enable_offload("base")
-        yield session
+        yield load
 
 
 @contextmanager
-def _readable_cache(path: Path) -> Iterator[None]:
+def _named_cache_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
@@ -254,75 +229,45 @@ def _readable_cache(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: not a feature cache ({error}); delete it, it is made again from the clips") from None
 
 
-def _reference_bench(session: ModelSession) -> ModelSession:
-    """The same base loaded a second time. It sees what the first one sees, so its own eyes never leave host memory."""
-    backbone = open_backbone(session.cfg.model)
+def _load_checked(
+    run: Run, load: Callable[[ModelSection], ModelSession], model: ModelSection, checks: Preflight | None
+) -> ModelSession:
+    if checks is None:
+        return load(model)
+    check_tokenizers(model, checks.reward)
+    rows = {} if run.checked else preflight.rows_ahead(checks.data, run)  # before weights: a typing error is found at once
+    session = load(model)
+    readable = {part: session.readable(rows[part]) for part in rows if part != "test" and rows[part]}  # `evaluate` opens the test
+    _check_lengths(session, readable.get("sft", []), checks.sft.max_length)
+    run.checked = True
+    return session
+
+
+def second_base(session: ModelSession, reference: ReferenceSection) -> ModelSession:
+    """The same base loaded again. It gets the first one's features, so its own vision modules stay in host memory."""
+    backbone = open_backbone(session.model)
     offloaded_vision(backbone)
-    reference = ModelSession(session.cfg, backbone, session.feature_cache, session.reader)
-    if session.cfg.reference.rest == "cpu":
-        reference.adapters.enable_offload("base")
-    return reference
+    second = ModelSession(session.model, session.video, backbone, session.feature_cache, session.reader)
+    if reference.rest == "cpu":
+        second.adapters.enable_offload("base")
+    return second
 
 
-def check_tokenizers(cfg: Config) -> None:
-    """The value model stands beside the policy token by token, and the reward model reads the policy's ids.
-
-    Raises:
-        UserError: model.base and reward.base number their tokens differently, or reward.base is no base at all.
-    """
-    if not cfg.reward.base:
-        return
-    sections = [cfg.model, critic_config(cfg).model]
-    try:
-        model_type(sections[1])
-    except UserError as error:
-        raise UserError(str(error).replace("model.base", "reward.base", 1)) from None
-    policy, critic = (load_tokenizer(base_folder(section), section.revision) for section in sections)
-    if policy.get_vocab() != critic.get_vocab():
-        raise UserError(
-            f"reward.base {cfg.reward.base}: its tokenizer has other tokens than that of model.base {cfg.model.base}; name a"
-            " reward base of the same family, or leave reward.base empty"
-        )
-
-
-def _rows_ahead(cfg: Config, run: Run) -> dict[str, list[Any]]:
-    """The rows that the first unfinished stage and all later ones read, by part of the data; of the tiny world only those with a
-    limit. A part that names no source is left out: whether a stage can do without it is the stage's to say."""
-    stages = [stage for stage in STAGES.values() if stage.reads]
-    first = next((i for i, stage in enumerate(stages) if run.manifest(stage.name) is None), len(stages))
-    found: dict[str, list[Any]] = {}
-    for part in dict.fromkeys(part for stage in stages[first:] for part in stage.reads):
-        if part == "preferences":
-            found[part] = [row for source in cfg.data.preferences for row in read_preferences(source, cfg.data.videos)]
-        elif getattr(cfg.data, part) or (cfg.data.world and part == "sft"):
-            found[part] = read_samples(cfg, run, part, need_answers=part == "sft")
-    return found
-
-
-def _check(session: ModelSession, ahead: Mapping[str, list[Any]]) -> None:
-    """Open the clips of rows and measure what has a limit. Test clips stay closed until `evaluate`."""
-    for part, rows in ahead.items():
-        if part != "test" and rows:
-            good = readable(session, rows)
-            if part == "sft":
-                _check_lengths(session, good)
-
-
-def _check_lengths(session: ModelSession, samples: Sequence[Sample]) -> None:
+def _check_lengths(session: ModelSession, samples: Sequence[Sample], max_length: int) -> None:
     """UserError naming the first conversation that is longer than sft.max_length."""
-    vectors: dict[FrameSize, int] = {}  # per frame: one clip of each size tells it for all
+    vectors: dict[FrameSize, int] = {}  # per frame: clips of one size all have as many
     problems = []
-    for sample in samples:
-        info = session.feature_cache.info(sample.video)
+    for row in samples:
+        info = session.feature_cache.info(row.video)
         size = session.feature_cache.size(info)
         if size not in vectors:
-            session.encode_shared([sample.video])
-            vectors[size] = session.video_input(sample.video).shown.vectors
+            session.encode_shared([row.video])
+            vectors[size] = session.video_input(row.video).shown.vectors
         shown = FrameLayout(session.video_plan(info).times, info.seconds, vectors[size])
         try:
-            session.backbone.renderer.conversation(shown, sample.turns, "", session.cfg.sft.max_length)
+            session.backbone.renderer.conversation(shown, row.turns, "", max_length)
         except UserError as error:
-            problems.append(f"{sample.where}: {error}")
+            problems.append(f"{row.where}: {error}")
     if problems:
         more = f" ({len(problems) - 1} more rows are too long)" if len(problems) > 1 else ""
         raise UserError(problems[0] + more)

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from minirlaif import config
+from minirlaif.data.preflight import read_samples
 from minirlaif.errors import UserError
 from minirlaif.models.model_config import TINY
 from minirlaif.runs.run import Run
-from minirlaif.session import read_samples, settings_of
+from minirlaif.stages.fingerprint import settings_of
 from tests.fixtures import small_config
 
 
@@ -20,13 +21,13 @@ def test_a_base_retrained_under_the_same_name_is_noticed(tmp_path: Path) -> None
     base = tmp_path / "base"
     shutil.copytree(TINY, base)
     cfg = config.load(None, [f"model.base={base}"])
-    before = settings_of(cfg, "model", "sft")
+    before = settings_of(cfg.seed, cfg.data, model=cfg.model, sft=cfg.sft)
     with Run(tmp_path / "a").stage("sft", before):
         pass
     weights = bytearray((base / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (base / "model.safetensors").write_bytes(weights)
-    after = settings_of(cfg, "model", "sft")
+    after = settings_of(cfg.seed, cfg.data, model=cfg.model, sft=cfg.sft)
     with pytest.raises(UserError, match="model.files.*--redo"), Run(tmp_path / "a").stage("sft", after):
         pass
 
@@ -35,20 +36,20 @@ def test_another_judge_makes_another_ppo() -> None:
     """The judge picks the checkpoint, so its settings are PPO's too."""
     from minirlaif.stages import ppo
 
-    told: list[dict[str, object]] = []
+    recorded: list[dict[str, object]] = []
 
-    class Told(Exception):
+    class Recorded(Exception):
         pass
 
     class Watched(Run):
         def stage(self, name, settings, inputs=(), redo=False):  # type: ignore[no-untyped-def, override]
-            told.append(settings)
-            raise Told
+            recorded.append(settings)
+            raise Recorded
 
     for readout in ("letter", "likelihood"):
-        with pytest.raises(Told):
+        with pytest.raises(Recorded):
             ppo.run(config.load(small_config.TINY, [f"feedback.readout={readout}"]), Watched("nowhere"))
-    assert told[0] != told[1]
+    assert recorded[0] != recorded[1]
 
 
 def test_files_that_number_their_rows_alike_keep_their_rows_apart(tmp_path: Path) -> None:
@@ -57,5 +58,5 @@ def test_files_that_number_their_rows_alike_keep_their_rows_apart(tmp_path: Path
         row = {"id": "1", "video": "a.mp4", "question": question}
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     files = [str(tmp_path / f"{name}.jsonl") for name in ("one", "two")]
-    rows = read_samples(config.load(None, [f"data.prompts={files}"]), Run(tmp_path / "run"), "prompts", need_answers=False)
+    rows = read_samples(config.load(None, [f"data.prompts={files}"]).data, Run(tmp_path / "run"), "prompts", need_answers=False)
     assert [(row.id, row.turns[0].question) for row in rows] == [("1", "what happens?"), ("1@2", "who is there?")]

@@ -25,13 +25,13 @@ def main(folder: str) -> int:
 
 
 def _make(root: Path) -> None:
-    from minirlaif.ablation import exam
+    from minirlaif.ablation import answers
 
     arm, cfg = read_json(root / "arm.json"), config.load(root / "config.yaml")
     run = Run(root, ("--config", str(root / "config.yaml")))
     for name in arm["makes"]:
         if name == "exam":
-            exam.run(cfg, run, arm["exam"])
+            answers.run(cfg, run, arm["exam"])
         else:
             STAGES[name].load()(cfg, run)
 

@@ -100,6 +100,40 @@ def gae(rewards_BR: Tensor, values_BR: Tensor, mask_BR: Tensor, gamma: float, la
     return torch.where(mask_BR, advantages_BR, zeros_BR), torch.where(mask_BR, returns_BR, zeros_BR)
 
 
+def leave_one_out(rewards_BR: Tensor, mask_BR: Tensor, prompt_index_B: Tensor) -> Tensor:
+    """Advantages [B, R] without a value model: each answer's whole reward less the mean of the other answers to its prompt
+    (RLOO, Ahmadian et al. 2024), the same on each counted token and 0 on padding.
+
+    prompt_index_B: which prompt an answer belongs to. ValueError if a prompt has a single answer.
+    """
+    rewards_B, same_BB = _by_prompt(rewards_BR, mask_BR, prompt_index_B)
+    others_B = same_BB.sum(1) - 1
+    baseline_B = (same_BB @ rewards_B - rewards_B) / others_B
+    return torch.where(mask_BR, (rewards_B - baseline_B).unsqueeze(1), torch.zeros_like(rewards_BR))
+
+
+def group_relative(rewards_BR: Tensor, mask_BR: Tensor, prompt_index_B: Tensor, epsilon: float = 1e-4) -> Tensor:
+    """As `leave_one_out`, but each answer's reward less the mean of its prompt's answers, over their standard deviation plus
+    epsilon (GRPO, Shao et al. 2024; with n - 1 as TRL has it)."""
+    rewards_B, same_BB = _by_prompt(rewards_BR, mask_BR, prompt_index_B)
+    count_B = same_BB.sum(1)
+    centred_B = rewards_B - same_BB @ rewards_B / count_B
+    deviation_B = (same_BB @ centred_B.square() / (count_B - 1)).sqrt()
+    return torch.where(mask_BR, (centred_B / (deviation_B + epsilon)).unsqueeze(1), torch.zeros_like(rewards_BR))
+
+
+def _by_prompt(rewards_BR: Tensor, mask_BR: Tensor, prompt_index_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Each answer's whole reward, and 1 where two answers belong to one prompt [B, B]."""
+    _check(mask_BR, rewards_BR)
+    if prompt_index_B.shape != mask_BR.shape[:1]:
+        raise ValueError(f"shapes differ: {tuple(prompt_index_B.shape)} prompts and mask {tuple(mask_BR.shape)}")
+    rewards_B = torch.where(mask_BR, rewards_BR.detach(), torch.zeros_like(rewards_BR)).sum(1)
+    same_BB = (prompt_index_B.unsqueeze(1) == prompt_index_B).to(rewards_B.dtype)
+    if bool((same_BB.sum(1) < 2).any()):
+        raise ValueError("a prompt has a single answer: there is nothing to compare it with")
+    return rewards_B, same_BB
+
+
 def explained_variance(values_BR: Tensor, returns_BR: Tensor, mask_BR: Tensor) -> float:
     """1 - var(returns - values) / var(returns) over counted positions; 1 is perfect, 0 no better than a constant.
 

@@ -45,7 +45,6 @@ def centering_penalty(
     sign(sum) / pairs everywhere, so one number about the whole batch is enough: pass `batch_sum`, the sum of
     chosen + rejected over all pairs of the minibatch (detached, from a pass without gradients), and `denominator`, their
     number. The parts then add up to the paper's value and gradient exactly. Without both, the pairs given are the batch.
-    `squared_centering` needs no first pass but is another objective.
     """
     if (batch_sum is None) != (denominator is None):
         raise ValueError("batch_sum and denominator belong together: give both or neither")
@@ -53,15 +52,6 @@ def centering_penalty(
     part = (chosen_B + rejected_B).sum()
     whole = part if batch_sum is None else torch.as_tensor(batch_sum, dtype=part.dtype, device=part.device)
     return whole.detach().sign() * part / pairs
-
-
-def squared_centering(chosen_B: Tensor, rejected_B: Tensor, denominator: float | None = None) -> Tensor:
-    """mean((chosen + rejected)^2), a scalar. NOT the paper's term: it also pulls in each pair, not only their mean.
-
-    It is a sum over pairs, so micro-batches add up without knowing each other. denominator as in `bradley_terry_loss`.
-    """
-    pairs = _pairs(chosen_B, rejected_B, denominator)
-    return (chosen_B + rejected_B).square().sum() / pairs
 
 
 def ppo_policy_loss(

@@ -1,13 +1,12 @@
-"""Collecting rollouts for PPO: sampled answers with log-probabilities, scores, values, shaped rewards and advantages.
+"""Collecting rollouts: sampled answers with log-probabilities, scores, values, shaped rewards and advantages.
 
-Letters: B rollouts, R answer tokens.
+Letters: B answers, R answer tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +21,14 @@ from minirlaif.algorithms.advantages import (
     shaped_rewards,
     whiten,
 )
+from minirlaif.config import RolloutSection
 from minirlaif.models.generation import Completion, sample
 from minirlaif.models.language_model import EncodedPrompt
-from minirlaif.models.logprobs import EncodedPair, micro_batches, reward_scores, token_logprobs, token_values
-from minirlaif.session import ModelSession
-from minirlaif.training.optim import generator
+from minirlaif.models.logprobs import EncodedPair, map_micro_batches, reward_scores, token_logprobs, token_values
+from minirlaif.models.seeds import generator
+from minirlaif.models.tokens import pad_stack
+from minirlaif.session import ModelSession, PPOModels
+from minirlaif.training.checkpoint import PPOProgress
 from minirlaif.types import Sample
 
 SCORE_LIMIT = 3.0  # normalised scores are clipped here
@@ -34,137 +36,162 @@ SCORE_LIMIT = 3.0  # normalised scores are clipped here
 
 @dataclass(frozen=True)
 class Rollout:
-    """A batch of answers with everything the update needs. rows and critic_rows: one per answer; tensors are [B, R]."""
+    """A batch of answers with everything the update needs. rows and critic_rows: one per answer; tensors are [B] or [B, R].
+
+    prompt_index_B: which prompt an answer belongs to; values_BR and returns_BR: None for a method without a value model;
+    temperature: at which the answers were sampled and their log-probabilities are given.
+    """
 
     rows: list[EncodedPair]
     critic_rows: list[EncodedPair]  # the prompt as reward and value model see it
+    prompt_index_B: Tensor
     logprobs_BR: Tensor
-    values_BR: Tensor
     advantages_BR: Tensor
-    returns_BR: Tensor
     mask_BR: Tensor
+    values_BR: Tensor | None = None
+    returns_BR: Tensor | None = None
+    samples_per_prompt: int = 1
+    temperature: float = 1.0
 
 
-def collect(
-    session: ModelSession,
-    prompts: Sequence[Sample],
-    contexts: Mapping[str, str],
-    memory: dict[str, Any],
-    bias: float,
-    step: int,
-) -> tuple[Rollout, dict[str, float]]:
-    """1. sample 2. log-probabilities of policy and reference 3. scores and values 4. shaped rewards, advantages.
+@dataclass(frozen=True)
+class RolloutCollector:
+    """Makes the rollouts of an iteration. Each phase brings the adapters that it needs to the device.
 
-    Each phase brings the roles that it needs to the device; the others rest.
-
-    memory: "score_mean" and "score_deviation", None until the first batch sets them (rollout.normalize_score).
+    seed: of the run; contexts: by clip what reward and value model read beside the frames, None: nothing; bias: mean score on
+    held-out answers, which is taken off; progress: holds the first batch's mean and deviation (rollout.normalize_score).
     """
-    cfg, roles, backbone, reference, critic = session.cfg, session.adapters, session.backbone, session.reference, session.critic
-    r, size = cfg.rollout, cfg.rollout.batch_size
-    # 1. sample
-    session.encode_shared(p.video for p in prompts)
-    views = [session.video_input(p.video) for p in prompts]
-    asked = [
-        EncodedPrompt(session.prompt(view, p.turns[0].question), view.features) for view, p in zip(views, prompts, strict=True)
-    ]
-    drawn = _sampled(session, asked, step)
-    rows = [EncodedPair(a.ids, c.ids, a.features) for a, c in zip(asked, drawn, strict=True)]
-    critic_rows = rows
-    if cfg.reward.context or critic is not session:
-        critic.encode_shared(p.video for p in prompts)
-        critic_rows = [
-            critic.encode_pair(
-                critic.video_input(p.video), p.turns[0].question, c.ids, contexts[p.video] if cfg.reward.context else ""
+
+    models: PPOModels
+    section: RolloutSection
+    seed: int
+    contexts: Mapping[str, str] | None
+    bias: float
+    progress: PPOProgress
+    samples_per_prompt: int = 1
+
+    def collect(self, prompts: Sequence[Sample], step: int) -> tuple[Rollout, dict[str, float]]:
+        """1. sample 2. log-probabilities of policy and reference 3. scores and values 4. shaped rewards, advantages."""
+        r, policy, reference, critic = self.section, self.models.policy, self.models.reference, self.models.critic
+        # 1. sample
+        rows, critic_rows, completions = self._sample(prompts, step)
+        # 2. log-probabilities
+        with policy.adapters.on_device("policy"), policy.adapters.inference_as("policy"):
+            logprobs_BR, mask_BR, entropy_BR = score_rows(
+                rows, r.batch_size, lambda part: token_logprobs(policy.backbone, part, r.temperature, True)
             )
-            for p, c in zip(prompts, drawn, strict=True)
-        ]
-    # 2. log-probabilities
-    with roles.on_device("policy"), roles.inference_as("policy"):
-        logprobs_BR, mask_BR, spread = map_micro_batches(
-            rows, size, lambda part: token_logprobs(backbone, part, r.temperature, True)
+        with reference.adapters.on_device("reference"), reference.adapters.inference_as("reference"):
+            ref_BR, *_ = score_rows(rows, r.batch_size, lambda part: token_logprobs(reference.backbone, part, r.temperature)[:2])
+        # 3. scores and values
+        with critic.adapters.on_device("reward", "value"):
+            scores_B, values_BR = score_and_value(critic, critic_rows, r.batch_size)
+        # 4. shaped rewards, advantages
+        raw_B = scores_B - self.bias
+        stopped_B = torch.tensor([c.stopped for c in completions])
+        lengths_B = mask_BR.sum(1)
+        final_B = penalized_scores(
+            self._normalized(raw_B), stopped_B, lengths_B, r.max_new_tokens, r.missing_eos_penalty, r.length_coef
         )
-    with reference.adapters.on_device("reference"), reference.adapters.inference_as("reference"):
-        ref_BR, _, _ = map_micro_batches(rows, size, lambda part: token_logprobs(reference.backbone, part, r.temperature))
-    # 3. scores and values
-    with critic.adapters.on_device("reward", "value"):
-        scores_B, values_BR = score_and_value(critic, critic_rows, size)
-    # 4. shaped rewards, advantages
-    raw_B = scores_B - bias
-    shown_B = _normalised(raw_B, memory) if r.normalize_score else raw_B
-    stopped_B = torch.tensor([c.stopped for c in drawn])
-    lengths_B = mask_BR.sum(1)
-    final_B = penalized_scores(shown_B, stopped_B, lengths_B, r.max_new_tokens, r.missing_eos_penalty, r.length_coef)
-    kl_BR = kl_per_token(logprobs_BR, ref_BR, r.kl_estimator)
-    rewards_BR = shaped_rewards(final_B, kl_BR, mask_BR, r.kl_coef, r.reward_scale)
-    advantages_BR, returns_BR = gae(rewards_BR, values_BR, mask_BR, r.gamma, r.lam)
-    own = [sum(c.logprobs) - float(logprobs_BR[i].sum()) for i, c in enumerate(drawn)]
-    stats = {
-        "score": float(raw_B.mean()),
-        "reward": float(rewards_BR.sum(1).mean()),
-        "kl": float(kl_BR.sum(1).mean()),
-        "entropy": float(masked_mean(spread, mask_BR)) if spread is not None else 0.0,
-        "length": float(lengths_B.float().mean()),
-        "stopped": float(stopped_B.float().mean()),
-        "sampler_gap": max(abs(gap) for gap in own),
-        "explained_variance": explained_variance(values_BR, returns_BR, mask_BR),
-    }
-    return Rollout(rows, critic_rows, logprobs_BR, values_BR, whiten(advantages_BR, mask_BR), returns_BR, mask_BR), stats
+        kl_BR = kl_per_token(logprobs_BR, ref_BR, r.kl_estimator)
+        rewards_BR = shaped_rewards(final_B, kl_BR, mask_BR, r.kl_coef, r.reward_scale)
+        advantages_BR, returns_BR = gae(rewards_BR, values_BR, mask_BR, r.gamma, r.lam)
+        gaps = [sum(c.logprobs) - float(logprobs_BR[i].sum()) for i, c in enumerate(completions)]
+        stats = {
+            "score": float(raw_B.mean()),
+            "reward": float(rewards_BR.sum(1).mean()),
+            "kl": float(kl_BR.sum(1).mean()),
+            "entropy": float(masked_mean(entropy_BR, mask_BR)),
+            "length": float(lengths_B.float().mean()),
+            "stopped": float(stopped_B.float().mean()),
+            "sampler_gap": max(abs(gap) for gap in gaps),
+            "explained_variance": explained_variance(values_BR, returns_BR, mask_BR),
+        }
+        prompt_index_B = torch.arange(len(rows)) // self.samples_per_prompt
+        rollout = Rollout(
+            rows,
+            critic_rows,
+            prompt_index_B,
+            logprobs_BR,
+            whiten(advantages_BR, mask_BR),
+            mask_BR,
+            values_BR,
+            returns_BR,
+            self.samples_per_prompt,
+            r.temperature,
+        )
+        return rollout, stats
+
+    def _sample(self, prompts: Sequence[Sample], step: int) -> tuple[list[EncodedPair], list[EncodedPair], list[Completion]]:
+        """Answers as rows for the policy, as rows for the critic, and as they were sampled."""
+        policy, critic = self.models.policy, self.models.critic
+        policy.encode_shared(p.video for p in prompts)
+        views = [policy.video_input(p.video) for p in prompts]
+        encoded = [
+            EncodedPrompt(policy.prompt(view, p.turns[0].question), view.features) for view, p in zip(views, prompts, strict=True)
+        ]
+        answers = self._completions(encoded, step)
+        rows = [EncodedPair(e.ids, c.ids, e.features) for e, drawn in zip(encoded, answers, strict=True) for c in drawn]
+        critic_rows = rows
+        if self.contexts is not None or critic is not policy:
+            critic.encode_shared(p.video for p in prompts)
+            critic_rows = [
+                critic.encode_pair(
+                    critic.video_input(p.video),
+                    p.turns[0].question,
+                    c.ids,
+                    "" if self.contexts is None else self.contexts[p.video],
+                )
+                for p, drawn in zip(prompts, answers, strict=True)
+                for c in drawn
+            ]
+        return rows, critic_rows, [c for drawn in answers for c in drawn]
+
+    def _completions(self, encoded: Sequence[EncodedPrompt], step: int) -> list[list[Completion]]:
+        """Answers by prompt; prompts of like length together, each micro-batch with a generator of its own."""
+        policy, r = self.models.policy, self.section
+
+        def draw(number: int, index: list[int]) -> list[list[Completion]]:
+            source = generator(self.seed, "ppo", step, number)
+            policy.counters["prefilled_tokens"] += sum(len(encoded[i].ids) for i in index)
+            batch = [encoded[i] for i in index]
+            return sample(policy.backbone, batch, self.samples_per_prompt, r.temperature, 1.0, r.max_new_tokens, source)
+
+        with policy.adapters.on_device("policy"), policy.adapters.inference_as("policy"):
+            return map_micro_batches(draw, [len(e.ids) for e in encoded], r.batch_size, distributed.mapped)
+
+    def _normalized(self, raw_B: Tensor) -> Tensor:
+        """Where the settings say so, scores by the first batch's mean and deviation, clipped."""
+        if not self.section.normalize_score:
+            return raw_B
+        p = self.progress
+        if p.score_mean is None or p.score_deviation is None:
+            p.score_mean, p.score_deviation = float(raw_B.mean()), float(raw_B.std()) + 1e-6
+        return ((raw_B - p.score_mean) / p.score_deviation).clamp(-SCORE_LIMIT, SCORE_LIMIT)
 
 
 def score_and_value(critic: ModelSession, rows: Sequence[EncodedPair], size: int) -> tuple[Tensor, Tensor]:
     """Scores_B of the reward model and values_BR of the value model."""
     backbone, heads = critic.backbone, critic.adapters.heads
-    groups = list(micro_batches([len(row) for row in rows], size))
-    scores_B = torch.zeros(len(rows))
     with critic.adapters.inference_as("reward"):
-        found = distributed.mapped(lambda g: reward_scores(backbone, heads["reward"], [rows[i] for i in g]).cpu(), groups)
-    for index, scores in zip(groups, found, strict=True):
-        scores_B[index] = scores
+        scores = map_micro_batches(
+            lambda _, index: reward_scores(backbone, heads["reward"], [rows[i] for i in index]).tolist(),
+            [len(row) for row in rows],
+            size,
+            distributed.mapped,
+        )
     with critic.adapters.inference_as("value"):
-        values_BR, _, _ = map_micro_batches(rows, size, lambda part: (*token_values(backbone, heads["value"], part), None))
-    return scores_B, values_BR
+        values_BR, *_ = score_rows(rows, size, lambda part: token_values(backbone, heads["value"], part))
+    return torch.tensor(scores), values_BR
 
 
-def _sampled(session: ModelSession, asked: Sequence[EncodedPrompt], step: int) -> list[Completion]:
-    """One answer per prompt; rows of like length together, each group with a generator of its own."""
-    r = session.cfg.rollout
+def score_rows(
+    rows: Sequence[EncodedPair], size: int, score: Callable[[list[EncodedPair]], Sequence[Tensor | None]]
+) -> list[Tensor]:
+    """What a scoring function gives for rows, each of its results [B, R] put together from micro-batches, on the CPU."""
 
-    def draw(group: tuple[int, list[int]]) -> list[Completion]:
-        number, index = group
-        source = generator(session.cfg.seed, "ppo", step, number)
-        session.counters["prefilled_tokens"] += sum(len(asked[i].ids) for i in index)
-        some = sample(session.backbone, [asked[i] for i in index], 1, r.temperature, 1.0, r.max_new_tokens, source)
-        return [completion for (completion,) in some]
+    def scored(_: int, index: list[int]) -> list[list[Tensor]]:
+        parts = [part.cpu() for part in score([rows[i] for i in index]) if part is not None]
+        return [[part[b, : len(rows[i].answer)].clone() for part in parts] for b, i in enumerate(index)]
 
-    groups = list(enumerate(micro_batches([len(a.ids) for a in asked], r.batch_size)))
-    with session.adapters.on_device("policy"), session.adapters.inference_as("policy"):
-        found = distributed.mapped(draw, groups)
-    drawn = {
-        i: completion for (_, index), some in zip(groups, found, strict=True) for i, completion in zip(index, some, strict=True)
-    }
-    return [drawn[i] for i in range(len(asked))]
-
-
-def _normalised(raw_B: Tensor, memory: dict[str, Any]) -> Tensor:
-    """Scores by the first batch's mean and deviation, clipped."""
-    if memory["score_mean"] is None:
-        memory |= {"score_mean": float(raw_B.mean()), "score_deviation": float(raw_B.std()) + 1e-6}
-    return ((raw_B - memory["score_mean"]) / memory["score_deviation"]).clamp(-SCORE_LIMIT, SCORE_LIMIT)
-
-
-def map_micro_batches(rows: Sequence[EncodedPair], size: int, score: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Run a scoring function over all rows in micro-batches and put the results side by side, on the CPU."""
-
-    def scored(index: list[int]) -> list[Tensor | None]:
-        return [None if part is None else part.cpu() for part in score([rows[i] for i in index])]
-
-    groups = list(micro_batches([len(row) for row in rows], size))
-    width = max(len(row.answer) for row in rows)
-    result, extra = torch.zeros(len(rows), width), torch.zeros(len(rows), width)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    found = distributed.mapped(scored, groups)
-    for index, parts in zip(groups, found, strict=True):
-        for whole, part in zip((result, mask, extra), parts, strict=True):
-            if part is not None:
-                whole[index, : part.shape[1]] = part.to(whole.dtype)
-    return result, mask, extra if found[0][2] is not None else None
+    results = map_micro_batches(scored, [len(row) for row in rows], size, distributed.mapped)
+    return [pad_stack(column, 0, "right")[0] for column in zip(*results, strict=True)]

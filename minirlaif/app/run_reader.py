@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
@@ -104,15 +103,10 @@ def answers(run: Run, group: str) -> list[Row]:
     return sorted(chosen, key=lambda row: not row["strip"])
 
 
-def clip_path(run: Run, name: str) -> Path:
-    """The clip that a stage's file names relative to the stage's folder."""
-    return Path(os.path.abspath(run.root / "stage" / name))
-
-
 def strip(run: Run, name: str, frames: int) -> bytes:
     """A JPEG of a clip's frames side by side, from the run's feature cache; empty if it is not cached. The clip is found by its
     content hash, because the run folder may have been moved."""
-    clip, cache = clip_path(run, name), run.root / "cache" / "features.sqlite"
+    clip, cache = Path(run.located(name)), run.root / "cache" / "features.sqlite"
     if not clip.is_file() or not cache.is_file():
         return b""
     try:
@@ -135,7 +129,7 @@ def example_clips(run: Run | None) -> list[Path]:
         all_rows = rows(run, "evaluate", "answers.jsonl")
         different = [row for row in all_rows if row.get("truth") and not exact_match(row["sft"], row["rlaif"])]
         names = dict.fromkeys(row["video"] for row in [*different, *all_rows])
-        clips = [clip for clip in (clip_path(run, name) for name in names) if clip.is_file()]
+        clips = [clip for clip in (Path(run.located(name)) for name in names) if clip.is_file()]
         if clips:
             return clips[:12]
     import gradio

@@ -173,10 +173,8 @@ class Audit:
         return sample
 
     def _pair(self, run: Run, row: Mapping[str, Any], seed: int) -> AuditPair:
-        from minirlaif.session import located
-
         flipped = random.Random(f"{seed} {row['id']}").random() < 0.5
-        return AuditPair(row["id"], located(run, row["video"]), row["question"], (row["answer_a"], row["answer_b"]), flipped)
+        return AuditPair(row["id"], run.located(row["video"]), row["question"], (row["answer_a"], row["answer_b"]), flipped)
 
     def label(self, item: AuditPair, label: str) -> None:
         """Save a label (a key of LABELS; first and second as the person saw them). ValueError for any other."""

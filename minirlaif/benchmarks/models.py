@@ -90,7 +90,7 @@ def resolve_model(name: str, run: Run, config_file: str | None, changes: Sequenc
     config_file: `--config`, or None: the config of the run that the model belongs to, or else the defaults; changes: `--set`.
     UserError when there is no such model.
     """
-    from minirlaif.session import settings_of
+    from minirlaif.stages.fingerprint import settings_of
 
     if name in MODELS and not (run.root / "config.yaml").is_file():
         raise UserError(f"{run.root}: no such run; name another --run, or with --model a folder, an adapter or a .gguf file")
@@ -126,7 +126,7 @@ def resolve_model(name: str, run: Run, config_file: str | None, changes: Sequenc
         raise UserError(
             f"--model {name}: no such file or folder, and none of {known}; name a run's model, an adapter, a folder or a .gguf"
         )
-    settings = {"model": settings_of(cfg, "model", "video")["model"], "video": config.section(cfg, "video")}
+    settings = {"model": settings_of(cfg.seed, cfg.data, model=cfg.model)["model"], "video": config.plain(cfg.video)}
     settings |= {"max_new_tokens": cfg.evaluate.max_new_tokens, **weights}
     return ModelSpec(title, kind, str(path), cfg, settings, inputs, which)
 
@@ -144,8 +144,7 @@ def load_model(spec: ModelSpec, run: Run) -> Iterator[BenchmarkModel]:
         return
     from minirlaif.session import open_session
 
-    run.checked = True  # the data named in the config are not what is read here
-    with open_session(spec.config, run) as session:
+    with open_session(run, spec.config.model, video) as session:
         role = "base"
         if spec.kind == "run" and spec.inputs:
             role = spec.which
@@ -172,12 +171,9 @@ class SessionModel:
 
     def answers(self, prompts: Sequence[tuple[str, str]]) -> list[str]:
         """See BenchmarkModel."""
-        from minirlaif.models.generation import greedy_texts
-
-        session = self._session
-        encoded = (session.encode_prompt(session.video_input(video), text) for video, text in prompts)
-        with session.adapters.inference_as(self._role):
-            return list(greedy_texts(session.backbone, encoded, self.batch_size, self._max_new_tokens))
+        questions = ((self._session.video_input(video), text) for video, text in prompts)
+        with self._session.adapters.inference_as(self._role):
+            return self._session.greedy_answers(questions, self._max_new_tokens, self.batch_size)
 
     def likelihoods(self, candidates: Sequence[tuple[str, str, str]]) -> list[float]:
         """See BenchmarkModel."""
@@ -193,7 +189,7 @@ class SessionModel:
 
     def add_counters(self, out: StageDir) -> None:
         """See BenchmarkModel."""
-        self._session.counted(out)
+        self._session.add_counters(out)
 
 
 class EngineModel:

@@ -89,7 +89,7 @@ def plan_of(cfg: config.Config, gpu: bool, folder: str = "") -> Planned:
     """The settings with the numbers of their models. folder: where config.json lies when it is not at `model.base`."""
     from minirlaif.memory import planner
 
-    return planner.Planned(cfg, *planner.shapes_of(cfg.model, cfg.reward.base, folder), gpu, planner.RUNTIME)
+    return planner.Planned(cfg, *planner.shapes_of(cfg.model, cfg.reward, folder), gpu, planner.RUNTIME)
 
 
 def plan(options: argparse.Namespace) -> int:

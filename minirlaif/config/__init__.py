@@ -2,8 +2,8 @@
 
 from minirlaif.config.loader import dump as dump
 from minirlaif.config.loader import load as load
+from minirlaif.config.loader import plain as plain
 from minirlaif.config.loader import recorded as recorded
-from minirlaif.config.loader import section as section
 from minirlaif.config.schema import Config as Config
 from minirlaif.config.schema import DataSection as DataSection
 from minirlaif.config.schema import EvaluateSection as EvaluateSection

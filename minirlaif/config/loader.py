@@ -172,24 +172,20 @@ def _conflicts(cfg: Config) -> list[str]:
 
 def dump(cfg: Config) -> str:
     """The whole config as YAML; `load` of it gives an equal config."""
-    return str(yaml.safe_dump(_plain(cfg), sort_keys=False, allow_unicode=True, width=130))
+    return str(yaml.safe_dump(plain(cfg), sort_keys=False, allow_unicode=True, width=130))
 
 
-def section(cfg: Config, name: str) -> dict[str, Any]:
-    """One section as plain JSON values."""
-    return _plain(getattr(cfg, name))
-
-
-def recorded(cfg: Config, name: str) -> dict[str, Any]:
+def recorded(section: Any) -> dict[str, Any]:
     """One section as a manifest has it: without what changes no result, and without newer settings at their old behaviour."""
-    values = section(cfg, name)
-    for field, hint in get_type_hints(type(getattr(cfg, name)), include_extras=True).items():
+    values = plain(section)
+    for field, hint in get_type_hints(type(section), include_extras=True).items():
         _, _, markers = parts(hint)
         if Rule.NO_EFFECT in markers or any(UnrecordedAt(values[field]) == marker for marker in markers):
             del values[field]
     return values
 
 
-def _plain(record: Any) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(record)))  # tuples become lists
-    return plain
+def plain(section: Any) -> dict[str, Any]:
+    """A section, or a whole config, as plain JSON values."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(section)))  # tuples become lists
+    return values

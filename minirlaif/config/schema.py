@@ -7,7 +7,7 @@ messages (all problems at once, the nearest name) would have to be written for e
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from minirlaif.config.rules import PositiveFloat, PositiveInt, Rule, Share, UnrecordedAt
 
@@ -232,3 +232,7 @@ class Config:
     ppo: PpoSection = field(default_factory=PpoSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
     export: ExportSection = field(default_factory=ExportSection)
+
+    def sections(self, *names: str) -> dict[str, Any]:
+        """Sections by name."""
+        return {name: getattr(self, name) for name in names}

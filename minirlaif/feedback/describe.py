@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from minirlaif.config import FeedbackSection
-from minirlaif.models.generation import greedy_texts
 
 if TYPE_CHECKING:
     from minirlaif.session import ModelSession
@@ -18,8 +17,8 @@ def describe_segments(session: ModelSession, videos: Sequence[str], section: Fee
     """Greedy descriptions of the segments of each clip, from the segments' own (dense) frames, by the active adapter."""
     inputs = [(video, span, view) for video in videos for span, view in session.segment_inputs(video)]
     segments: dict[str, list[Segment]] = {video: [] for video in videos}
-    prompts = (session.encode_prompt(view, section.describe_prompt) for _, _, view in inputs)
-    texts = greedy_texts(session.backbone, prompts, section.batch_size, section.describe_tokens)
+    questions = ((view, section.describe_prompt) for _, _, view in inputs)
+    texts = session.greedy_answers(questions, section.describe_tokens, section.batch_size)
     for (video, span, _), text in zip(inputs, texts, strict=True):
         segments[video].append((span, text))
     return segments

@@ -1,26 +1,33 @@
-"""Chooses a PPO checkpoint without reference answers: how often the judge prefers the policy to the SFT model it started from."""
+"""Choosing a PPO checkpoint without the truth: how often the judge prefers the policy to the model it started from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from minirlaif.config import FeedbackSection
 from minirlaif.feedback.judge import judge
-from minirlaif.models.generation import greedy_texts
-from minirlaif.session import ModelSession
+from minirlaif.session import ModelSession, PPOModels
 from minirlaif.types import Comparison, Sample
 
 
 class WinRateEvaluator:
-    """How often the judge prefers the policy's greedy answer to the SFT model's, on dev prompts. Ties count half."""
+    """How often the judge, the SFT model, prefers the policy's greedy answer to its own, on dev prompts. Ties count half."""
 
-    def __init__(self, session: ModelSession, dev: Sequence[Sample], contexts: Mapping[str, str]) -> None:
-        self._session, self._dev, self._contexts = session, list(dev), contexts
+    def __init__(
+        self,
+        models: PPOModels,
+        dev: Sequence[Sample],
+        contexts: Mapping[str, str],
+        section: FeedbackSection,
+        max_new_tokens: int,
+    ) -> None:
+        self._models, self._dev, self._contexts = models, list(dev), contexts
+        self._section, self._max_new_tokens = section, max_new_tokens
         self._sft: list[str] | None = None
 
     def win_rate(self) -> float:
         """Share of dev prompts won by the policy as it is now."""
-        session, f = self._session, self._session.cfg.feedback
-        reference = session.reference
+        session, reference, f = self._models.policy, self._models.reference, self._section
         policy = self._answers(session, "policy")
         with reference.adapters.on_device("reference"):
             if self._sft is None:
@@ -35,7 +42,6 @@ class WinRateEvaluator:
         return sum({"A": 1.0, "B": 0.0}.get(v.choice, 0.5) for v in verdicts) / len(verdicts)
 
     def _answers(self, session: ModelSession, role: str) -> list[str]:
-        size, length = session.cfg.feedback.batch_size, session.cfg.rollout.max_new_tokens
-        prompts = (session.encode_prompt(session.video_input(row.video), row.turns[0].question) for row in self._dev)
+        questions = ((session.video_input(row.video), row.turns[0].question) for row in self._dev)
         with session.adapters.on_device(role), session.adapters.inference_as(role):
-            return list(greedy_texts(session.backbone, prompts, size, length))
+            return session.greedy_answers(questions, self._max_new_tokens, self._section.batch_size)

@@ -19,19 +19,17 @@ import torch
 from minirlaif import config
 from minirlaif.errors import UserError
 from minirlaif.inference.engine import JudgeVerdict, LoadedClip, SamplingParams
-from minirlaif.models.feature_cache import VisionFeatureCache
 from minirlaif.models.generation import stream
 from minirlaif.models.language_model import EncodedPrompt
-from minirlaif.models.loading import open_backbone
 from minirlaif.models.logprobs import reward_scores
+from minirlaif.models.model_config import critic_model
 from minirlaif.models.prefix_cache import PrefixCache
 from minirlaif.models.renderer import pieces
 from minirlaif.runs.run import Run
-from minirlaif.session import ModelSession, VideoInput, critic_config
+from minirlaif.session import ModelSession, VideoInput, session_loader
 from minirlaif.stages.registry import ADAPTERS
 from minirlaif.types import Comparison, Turn, Verdict
 from minirlaif.video.frame_sampling import FramePlan, uniform_plan
-from minirlaif.video.reader import ClipReader
 
 CACHED_CLIPS = 8  # the latest clips, whose frames and features stay in memory
 PREFIX_CACHES = 4  # one per clip and model
@@ -73,26 +71,19 @@ class HfEngine:
         reward = run.manifest("reward")
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="minirlaif-")))
-            reader = stack.enter_context(ClipReader(cfg.video.timeout_seconds))
-
-            def open_session(name: str) -> ModelSession:
-                settings = critic_config(cfg) if name == "critic" else cfg
-                backbone = open_backbone(settings.model)
-                store = VisionFeatureCache(folder / f"{name}.sqlite", backbone, reader, settings.video)
-                stack.callback(store.close)
-                return ModelSession(settings, backbone, store, reader)
-
-            session = self._session = open_session("policy")
+            load = stack.enter_context(session_loader(folder / "features.sqlite", cfg.video))
+            session = self._session = self._critic = load(cfg.model)
             self._judge = judge_of(session, cfg.feedback)
+            self._judge_context, self._reward_context = cfg.feedback.context, cfg.reward.context
             for model, adapter_dir in adapters.items():
                 session.adapters.add(model, 0, adapter_dir)
             self._mean = float(reward["metrics"]["bias"]) if reward else None
             if reward:
                 adapter = run.adapter("reward")
                 if cfg.reward.base:
-                    session.critic = open_session("critic")
-                session.critic.adapters.add("reward", 0, adapter)
-                session.critic.adapters.load_head("reward", adapter)
+                    self._critic = load(critic_model(cfg.model, cfg.reward))
+                self._critic.adapters.add("reward", 0, adapter)
+                self._critic.adapters.load_head("reward", adapter)
             self._open = stack.pop_all()
         self.title = f"{Path(cfg.model.base).name}, run {run.root.name}"
         self.frames = cfg.video.frames
@@ -156,20 +147,20 @@ class HfEngine:
         """The reward model's score of an answer minus its mean on held-out answers; None for a run without a reward model."""
         if self._mean is None:
             return None
-        cached, critic = self._cached(clip), self._session.critic
+        cached, critic = self._cached(clip), self._critic
         video_input = cached.video_input
         if critic is not self._session:
             store = critic.feature_cache
             ((_, features),) = store.get(clip.video, lambda info: [cached.plan])
             video_input = VideoInput(clip.times, clip.seconds, store.size(store.info(clip.video)), features)
-        context = self._context(clip) if critic.cfg.reward.context else ""
+        context = self._context(clip) if self._reward_context else ""
         row = critic.encode_pair(video_input, question, critic.answer_ids(answer), context)
         with critic.adapters.inference_as("reward"):
             return float(reward_scores(critic.backbone, critic.adapters.heads["reward"], [row])) - self._mean
 
     def judge(self, clip: LoadedClip, question: str, answer_a: str, answer_b: str) -> JudgeVerdict:
         """The verdict of the run's own judge, formed as in its stage `feedback`."""
-        context = self._context(clip) if self._session.cfg.feedback.context else ""
+        context = self._context(clip) if self._judge_context else ""
         pair = Comparison("", clip.video, question, answer_a, answer_b, context)
         verdict = self._judge.verdict(pair, self._cached(clip).video_input)
         return JudgeVerdict(verdict.choice, verdict.margin, verdict.orders, context)
@@ -179,7 +170,7 @@ class HfEngine:
         self._open.close()
         self._clips.clear()
         self._prefixes.clear()
-        del self._session
+        del self._session, self._critic
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -36,7 +36,7 @@ def run(cfg: Config, stages: Sequence[str], gpu_gib: float | None, out: Path | N
     from minirlaif.memory.fit import header
     from minirlaif.runs.io import write_atomic
 
-    shapes_of(cfg.model, cfg.reward.base)  # a wrong name is told once, not by every child
+    shapes_of(cfg.model, cfg.reward)  # a wrong name is told once, not by every child
     results = [measure(cfg, stage, gpu_gib) for stage in stages]
     print(table(results))
     for result in results:
@@ -108,17 +108,19 @@ def _measured(cfg: Config, job: Mapping[str, Any], folder: Path) -> dict[str, An
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(allowed(job["gpu_gib"], total))
     runtime = libraries(cfg)
-    plan = Planned(cfg, *shapes_of(cfg.model, cfg.reward.base), gpu, runtime)
-    small, stage = steps.shrunk(cfg), str(job["stage"])
-    with steps.opened(small, stage, job["rows"], folder) as (session, worst):
-        step = steps.prepare(stage, session, cfg, worst, folder)
+    plan = Planned(cfg, *shapes_of(cfg.model, cfg.reward), gpu, runtime)
+    stage = str(job["stage"])
+    probe_of = steps.StageProbe(cfg, stage, folder)
+    with probe_of.open(job["rows"]) as (models, worst):
+        session = models.policy
+        step = probe_of.prepare(models, worst)
         before = session.feature_cache.counters.get("encodes", 0)
         _forget_peak(gpu)
         steps.timed(step)  # the first one warms up, and gives the optimisers their moments
         done, seconds = steps.timed(step)
-        looked = session.feature_cache.counters.get("encodes", 0) > before  # a stand-in's clips never are
-        prompt, answer = steps.size(stage, session, worst)
-        guessed = estimate(replace(plan, encodes=looked), {stage: (prompt, answer)})[stage]
+        encoded = session.feature_cache.counters.get("encodes", 0) > before  # made-up clips never are
+        prompt, answer = probe_of.size(session, worst)
+        guessed = estimate(replace(plan, encodes=encoded), {stage: (prompt, answer)})[stage]
         return {
             "stage": stage,
             "peak": _peak(gpu),
@@ -223,7 +225,7 @@ def probe(cfg: Config, run_folder: Path, gpu_gib: float | None, stages: Sequence
     """
     from minirlaif.memory import steps
 
-    rows = steps.longest(cfg, run_folder)
+    rows = steps.longest(cfg.data, cfg.video, run_folder)
     results = [measure(cfg, stage, gpu_gib, rows) for stage in stages]
     print(table(results))
     return results

@@ -6,14 +6,14 @@ It reads the model's config.json alone. Estimates come from `formulas`; `bench` 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from minirlaif.config import Config, ModelSection
+from minirlaif.config import Config, ModelSection, RewardSection
 from minirlaif.errors import UserError
 from minirlaif.memory import formulas
 from minirlaif.memory.formulas import LINES, Batch, Precision
 from minirlaif.memory.shapes import Shape, shape_of
-from minirlaif.models.model_config import read_config
+from minirlaif.models.model_config import critic_model, read_config
 
 GIB = 2**30
 TEXT = 96  # tokens of a question with the chat's own words
@@ -53,13 +53,13 @@ class Planned:
         return Precision(m.quantization == "nf4", 2 if low else 4, low and self.gpu, m.gradient_checkpointing, m.lora_r, moments)
 
 
-def shapes_of(model: ModelSection, reward_base: str, folder: str = "") -> tuple[Shape, Shape]:
+def shapes_of(model: ModelSection, reward: RewardSection, folder: str = "") -> tuple[Shape, Shape]:
     """Numbers of the policy's base and of the critic's. folder: where config.json lies when it is not at `model.base`."""
     policy = shape_of(read_config(model, folder), model.lora_targets)
-    if not reward_base:
+    if not reward.base:
         return policy, policy
     try:
-        return policy, shape_of(read_config(replace(model, base=reward_base, revision="main")), model.lora_targets)
+        return policy, shape_of(read_config(critic_model(model, reward)), model.lora_targets)
     except UserError as error:
         raise UserError(str(error).replace("model.base", "reward.base", 1)) from None
 

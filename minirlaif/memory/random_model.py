@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from minirlaif.config import Config
+from minirlaif.config import ModelSection, ReferenceSection, RewardSection, VideoSection
 from minirlaif.memory.shapes import shape_of
 from minirlaif.models.backbones import family_of
 from minirlaif.models.feature_cache import offloaded_vision
 from minirlaif.models.loading import pick_device, pick_dtype, quantization_config
-from minirlaif.models.model_config import empty_model, read_config
+from minirlaif.models.model_config import critic_model, empty_model, read_config
 from minirlaif.models.renderer import Layout
-from minirlaif.session import ModelSession, VideoInput, critic_config
+from minirlaif.session import ModelSession, PPOModels, VideoInput
 from minirlaif.video.frame_sampling import FrameSize
 
 if TYPE_CHECKING:
@@ -30,37 +30,25 @@ if TYPE_CHECKING:
 SPREAD = 0.02  # deviation of random weights: small enough that nothing overflows
 
 
-class StandIn(ModelSession):
-    """A workbench whose clips are all alike: random vectors in the number that the family gives a clip of the config's frames.
+class RandomSession(ModelSession):
+    """A session whose clips are all alike: random vectors in the number that the family gives a clip of the config's frames.
 
-    Args:
-        cfg: the settings of the run that is stood in for.
-        config: config.json of `model.base`.
-        for_ppo: the reference and the reward base as well, where the settings give them weights of their own.
+    model, video: the settings of the run that is measured; config: config.json of `model.base`.
     """
 
-    def __init__(self, cfg: Config, config: Mapping[str, Any], for_ppo: bool = False) -> None:
+    def __init__(self, model: ModelSection, video: VideoSection, config: Mapping[str, Any]) -> None:
         nothing: Any = SimpleNamespace(counters={})
-        super().__init__(cfg, random_backbone(cfg, config), nothing, nothing)
-        self._shape, self._views = shape_of(config, cfg.model.lora_targets), dict[int, VideoInput]()
-        if for_ppo and cfg.reference.kind == "model":
-            self.reference = StandIn(cfg, config)
-            if cfg.reference.rest == "cpu":
-                self.reference.adapters.enable_offload("base")
-        if for_ppo and cfg.reward.base:
-            own = critic_config(cfg)
-            self.critic = StandIn(own, read_config(own.model))
-            if cfg.reward.rest == "cpu":
-                self.critic.adapters.enable_offload("base")
+        super().__init__(model, video, random_backbone(model, config), nothing, nothing)
+        self._shape, self._views = shape_of(config, model.lora_targets), dict[int, VideoInput]()
         offloaded_vision(self.backbone)
 
     def video_input(self, video: str) -> VideoInput:
         """The same random view for every clip; on the CPU, as the feature cache gives it."""
-        return self._view(self.cfg.video.frames)
+        return self._view(self.video.frames)
 
     def segment_inputs(self, video: str) -> list[tuple[tuple[float, float], VideoInput]]:
         """As many segments as a clip may have."""
-        return [((i + 0.0, i + 1.0), self._view(self.cfg.video.segment_frames)) for i in range(self.cfg.video.max_segments)]
+        return [((i + 0.0, i + 1.0), self._view(self.video.segment_frames)) for i in range(self.video.max_segments)]
 
     def _view(self, frames: int) -> VideoInput:
         if frames not in self._views:
@@ -68,7 +56,7 @@ class StandIn(ModelSession):
         return self._views[frames]
 
     def _made(self, frames: int) -> VideoInput:
-        groups, height, width = self._shape.grid(frames, self.cfg.video.frame_pixels)
+        groups, height, width = self._shape.grid(frames, self.video.frame_pixels)
         generator = torch.Generator().manual_seed(frames)
         vectors = torch.randn(groups, height, width, self._shape.feature_width, generator=generator)
         return VideoInput(
@@ -76,12 +64,30 @@ class StandIn(ModelSession):
         )
 
 
-def random_backbone(cfg: Config, config: Mapping[str, Any]) -> VisionLanguageModel:
+def random_models(
+    model: ModelSection, video: VideoSection, config: Mapping[str, Any], reference: ReferenceSection, reward: RewardSection
+) -> PPOModels:
+    """As `open_ppo_models`: a reference and a critic of their own where the settings say so."""
+    policy = RandomSession(model, video, config)
+    frozen = critic = policy
+    if reference.kind == "model":
+        frozen = RandomSession(model, video, config)
+        if reference.rest == "cpu":
+            frozen.adapters.enable_offload("base")
+    if reward.base:
+        section = critic_model(model, reward)
+        critic = RandomSession(section, video, read_config(section))
+        if reward.rest == "cpu":
+            critic.adapters.enable_offload("base")
+    return PPOModels(policy, frozen, critic, reference.rest == "cpu")
+
+
+def random_backbone(section: ModelSection, config: Mapping[str, Any]) -> VisionLanguageModel:
     """A backbone of the family that `config` (a config.json) belongs to, frozen, with random weights."""
     family = family_of(str(config["model_type"]))
-    device = pick_device(cfg.model.device)
-    dtype = pick_dtype(cfg.model, device)
-    model = random_model(config, dtype, quantization_config(cfg.model, dtype, family.skip_quantization()), device)
+    device = pick_device(section.device)
+    dtype = pick_dtype(section, device)
+    model = random_model(config, dtype, quantization_config(section, dtype, family.skip_quantization()), device)
     return family(model, letters(family.layout), family.layout, "stand-in")
 
 

@@ -1,7 +1,7 @@
-"""One step of every stage, by the code of the stages themselves: what `bench` times and `plan --probe` tries.
+"""One step of every stage, by the stages' own `build` and `step`: what `bench` times and `plan --probe` tries.
 
 A stage's step here is two micro-batches (or one batch of rollouts): with two of them gradients have piled up, as in a run,
-and more change nothing about memory. `Timed.share` says which part of a real step that was.
+and more change nothing about memory. `Done.share` says which part of a real step that was.
 """
 
 from __future__ import annotations
@@ -10,25 +10,30 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from minirlaif.algorithms.rollout import Rollout, collect
-from minirlaif.config import Config
+import torch
+
+from minirlaif.algorithms.ppo import Learner
+from minirlaif.algorithms.rollout import Rollout, RolloutCollector, score_rows
+from minirlaif.config import Config, DataSection, VideoSection
+from minirlaif.data.preflight import Preflight, read_preferences, read_samples
 from minirlaif.errors import UserError
-from minirlaif.feedback.judge import judge
-from minirlaif.memory.random_model import StandIn
-from minirlaif.models.generation import sample
+from minirlaif.feedback.describe import describe_segments
+from minirlaif.feedback.label import draw_answers, judge_pairs
+from minirlaif.memory.random_model import random_models
 from minirlaif.models.logprobs import token_logprobs, token_values
-from minirlaif.models.model_config import read_config
+from minirlaif.models.model_config import critic_model, read_config
 from minirlaif.runs.run import Run
-from minirlaif.session import ModelSession, critic_config, open_session, read_preferences, read_samples
-from minirlaif.stages import ppo, reward, sft
-from minirlaif.training.optim import generator, make_accelerator, make_optimizer, optimizer_step, seed_of
+from minirlaif.session import ModelSession, PPOModels, open_ppo_models
+from minirlaif.stages import evaluate, ppo, reward, sft
+from minirlaif.training.checkpoint import PPOProgress, Start
 from minirlaif.types import Comparison, Preference, Sample, Turn
 from minirlaif.video.reader import ClipReader, check_clips
 
-QUESTION, ANSWER = 40, 254  # tokens of a stand-in's question and of its SFT answer, less its end
+QUESTION, ANSWER = 40, 254  # tokens of a made-up question and of its SFT answer, less its end
 
 
 @dataclass(frozen=True)
@@ -51,35 +56,184 @@ class Done:
     share: float
 
 
-def shrunk(cfg: Config) -> Config:
-    """The settings with steps of two micro-batches; everything that memory depends on stays."""
-    size, pairs, rows = cfg.sft.micro_batch_size, cfg.reward.micro_batch_size, cfg.ppo.micro_batch_size
-    together = min(cfg.rollout.batch_size, cfg.rollout.rollouts)
-    return replace(
-        cfg,
-        report_to="none",
-        sft=replace(cfg.sft, batch_size=min(cfg.sft.batch_size, 2 * size)),
-        reward=replace(cfg.reward, batch_size=min(cfg.reward.batch_size, 2 * pairs)),
-        rollout=replace(cfg.rollout, rollouts=together),
-        ppo=replace(cfg.ppo, epochs=1, minibatch_size=min(cfg.ppo.minibatch_size, 2 * rows, cfg.rollout.rollouts)),
-    )
+@dataclass(frozen=True)
+class StageProbe:
+    """A stage (one of planner.STEPS) of a config, ready to be opened and to take steps. folder: for what the stage writes."""
 
+    full: Config
+    stage: str
+    folder: Path
 
-def prepare(name: str, session: ModelSession, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
-    """Roles, heads and optimisers of a stage; the result does one step each time it is called.
+    @cached_property
+    def small(self) -> Config:
+        """The settings with steps of two micro-batches; everything that memory depends on stays."""
+        cfg = self.full
+        size, pairs, rows = cfg.sft.micro_batch_size, cfg.reward.micro_batch_size, cfg.ppo.micro_batch_size
+        together = min(cfg.rollout.batch_size, cfg.rollout.rollouts)
+        return replace(
+            cfg,
+            report_to="none",
+            sft=replace(cfg.sft, batch_size=min(cfg.sft.batch_size, 2 * size)),
+            reward=replace(cfg.reward, batch_size=min(cfg.reward.batch_size, 2 * pairs)),
+            rollout=replace(cfg.rollout, rollouts=together),
+            ppo=replace(cfg.ppo, epochs=1, minibatch_size=min(cfg.ppo.minibatch_size, 2 * rows, cfg.rollout.rollouts)),
+        )
 
-    Args:
-        name: one of plan.STEPS; full: the settings before `shrunk`.
-    """
-    made = {
-        "sft": _sft,
-        "feedback": _feedback,
-        "reward": _reward,
-        "collect": _collect,
-        "update": _update,
-        "evaluate": _evaluate,
-    }
-    return made[name](session, full, worst, folder)
+    @contextmanager
+    def open(self, rows: Mapping[str, Any] | None) -> Iterator[tuple[PPOModels, Worst]]:
+        """The stage's models and its longest row: random weights and made-up texts (None), or the real model with a row that
+        `longest` gave."""
+        cfg = self.small
+        sampled = "a" * (cfg.feedback.max_new_tokens - 1)  # with the end token
+        model, reward_section, reference = cfg.model, cfg.reward, cfg.reference
+        if self.stage == "reward":
+            model = critic_model(model, reward_section)
+        if self.stage not in ("collect", "update"):  # one base is enough
+            reward_section, reference = replace(reward_section, base=""), replace(reference, kind="adapter")
+        if rows is None:
+            context = "c" * (cfg.video.max_segments * (cfg.feedback.describe_tokens + 4))
+            turns: tuple[Turn, ...] = (Turn("q" * QUESTION, "a" * ANSWER),)
+            models = random_models(model, cfg.video, read_config(model), reference, reward_section)
+            yield models, Worst("clip", turns[0].question, turns, sampled, context + "\n")
+            return
+        checks = Preflight(cfg.data, cfg.sft, reward_section)
+        with open_ppo_models(Run(Path(rows["run"])), model, cfg.video, checks, reference, reward_section) as models:
+            context = "word " * (cfg.video.max_segments * cfg.feedback.describe_tokens)
+            filled = ("word " * cfg.feedback.max_new_tokens)[:-1]
+            if self.stage == "reward":  # which reads written answers, too
+                filled = max(filled, rows["answer"], key=len)
+            turns = tuple(Turn(*turn) for turn in rows["turns"])
+            yield models, Worst(rows["video"], rows["question"], turns, filled, context + "\n")
+
+    def prepare(self, models: PPOModels, worst: Worst) -> Callable[[], Done]:
+        """Roles, heads and optimisers of the stage; the result does one step each time it is called."""
+        makers: dict[str, Callable[[PPOModels, Worst], Callable[[], Done]]] = {
+            "sft": self._sft,
+            "feedback": self._feedback,
+            "reward": self._reward,
+            "collect": self._collect,
+            "update": self._update,
+            "evaluate": self._evaluate,
+        }
+        return makers[self.stage](models, worst)
+
+    def size(self, session: ModelSession, worst: Worst) -> tuple[int, int]:
+        """Tokens of the prompt and of the written answer of the longest row."""
+        view = session.video_input(worst.video)
+        if self.stage == "sft":
+            row = session.backbone.renderer.conversation(view.shown, worst.turns)
+            return len(row) - sum(row.answer), sum(row.answer)
+        context = worst.context if self.stage == "reward" and self.full.reward.context else ""
+        return len(session.prompt(view, worst.question, context)), len(session.answer_ids(worst.sampled))
+
+    @property
+    def _start(self) -> Start:
+        return Start(self.full.seed, self.folder, beta=reward.START_BETA if self.full.reward.likelihood else None)
+
+    def _sft(self, models: PPOModels, worst: Worst) -> Callable[[], Done]:
+        section = self.small.sft
+        trainer = sft.build(models.policy, section, self._start)
+        batch = _samples(worst, section.batch_size, worst.turns)
+
+        def step() -> Done:
+            sft.step(trainer, batch, section.learning_rate)
+            return Done(len(batch), 0, len(batch) / self.full.sft.batch_size)
+
+        return step
+
+    def _reward(self, models: PPOModels, worst: Worst) -> Callable[[], Done]:
+        section = self.small.reward
+        trainer = reward.build(models.policy, section, self._start)
+        batch = [
+            Preference(str(i), worst.video, worst.question, worst.sampled, worst.sampled[:-1], worst.context)
+            for i in range(section.batch_size)
+        ]
+
+        def step() -> Done:
+            reward.step(trainer, batch, section.learning_rate)
+            return Done(len(batch), 0, len(batch) / self.full.reward.batch_size)
+
+        return step
+
+    def _feedback(self, models: PPOModels, worst: Worst) -> Callable[[], Done]:
+        section, session = self.small.feedback, models.policy
+        session.adapters.add("sft", 0)
+        rows = _samples(worst, section.batch_size)
+        context = worst.context if section.context else ""
+        pairs = [Comparison(r.id, r.video, worst.question, worst.sampled, worst.sampled[:-1], context) for r in rows]
+
+        def step() -> Done:
+            with session.adapters.inference_as("sft"):
+                segments = describe_segments(session, [row.video for row in rows], section)  # as if each had a clip of its own
+                drawn = draw_answers(session, section, rows, 0, 0)
+                judge_pairs(session, section, pairs)
+            texts = [text for described in segments.values() for _, text in described]
+            tokens = _tokens(session, texts, section.describe_tokens)
+            return Done(len(rows), tokens + sum(len(c.ids) for answers in drawn for c in answers), 1.0)
+
+        return step
+
+    def _evaluate(self, models: PPOModels, worst: Worst) -> Callable[[], Done]:
+        section, session = self.small.evaluate, models.policy
+        session.adapters.add("sft", 0)
+        session.adapters.add("policy", 0)
+        rows = _samples(worst, section.batch_size)
+
+        def step() -> Done:
+            texts = evaluate.greedy_answers(session, section, "policy", rows)
+            return Done(len(rows), _tokens(session, texts, section.max_new_tokens), 1.0)
+
+        return step
+
+    def _learner(self, models: PPOModels) -> Learner:
+        """The roles of PPO on fresh adapters; the optimisers have their moments, as in a run from its first step on."""
+        learner = ppo.build(models, self.small.ppo, self._start)
+        for role, trainer in learner.trainers.items():
+            with trainer.session.adapters.on_device(role):
+                for weight in trainer.parameters:
+                    weight.grad = torch.zeros_like(weight)
+                trainer.step(0.0)
+        return learner
+
+    def _collect(self, models: PPOModels, worst: Worst) -> Callable[[], Done]:
+        section = self.small.rollout
+        self._learner(models)
+        contexts = {worst.video: worst.context} if self.full.reward.context else None
+        collector = RolloutCollector(models, section, 0, contexts, 0.0, PPOProgress())
+        prompts = _samples(worst, section.rollouts)
+
+        def step() -> Done:
+            rollout, _ = collector.collect(prompts, 0)
+            return Done(len(prompts), int(rollout.mask_BR.sum()), len(prompts) / self.full.rollout.rollouts)
+
+        return step
+
+    def _update(self, models: PPOModels, worst: Worst) -> Callable[[], Done]:
+        """The update over rollouts with answers of full length, whose old log-probabilities and values come from the scorer."""
+        learner, policy, critic = self._learner(models), models.policy, models.critic
+        count, rollout_section = self.small.ppo.minibatch_size, self.small.rollout
+        answer = policy.backbone.renderer.text_ids("a") * rollout_section.max_new_tokens
+        questions = [row.turns[0].question for row in _samples(worst, count)]
+        rows = [policy.encode_pair(policy.video_input(worst.video), question, answer) for question in questions]
+        critic_rows, context = rows, worst.context if self.full.reward.context else ""
+        if context or critic is not policy:
+            view = critic.video_input(worst.video)
+            critic_rows = [critic.encode_pair(view, question, answer, context) for question in questions]
+
+        def step() -> Done:
+            with policy.adapters.on_device("policy"), policy.adapters.inference_as("policy"):
+                logprobs_BR, mask_BR = score_rows(
+                    rows, 1, lambda part: token_logprobs(policy.backbone, part, rollout_section.temperature)[:2]
+                )
+            with critic.adapters.on_device("value"), critic.adapters.inference_as("value"):
+                head = critic.adapters.heads["value"]
+                values_BR, _ = score_rows(critic_rows, 1, lambda part: token_values(critic.backbone, head, part))
+            ones_BR, index_B = torch.ones_like(logprobs_BR), torch.arange(count)
+            rollout = Rollout(rows, critic_rows, index_B, logprobs_BR, ones_BR, mask_BR, values_BR.float(), ones_BR)
+            ppo.step(learner, replace(rollout, temperature=rollout_section.temperature), 0)
+            return Done(count, 0, count / (self.full.rollout.rollouts * self.full.ppo.epochs))
+
+        return step
 
 
 def _samples(worst: Worst, count: int, turns: tuple[Turn, ...] = ()) -> list[Sample]:
@@ -90,174 +244,13 @@ def _samples(worst: Worst, count: int, turns: tuple[Turn, ...] = ()) -> list[Sam
     return [Sample(str(i), worst.video, (first if i else shorter, *others)) for i in range(count)]
 
 
-def _sft(session: ModelSession, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
-    cfg = session.cfg
-    session.adapters.add("sft", seed_of(cfg.seed, "sft"))
-    accelerator, parameters = make_accelerator(cfg, folder), session.adapters.parameters("sft")
-    optimizer = make_optimizer(accelerator, parameters, cfg.sft.learning_rate, cfg.sft.weight_decay, cfg.model.optimizer)
-    rows = _samples(worst, cfg.sft.batch_size, worst.turns)
-
-    def step() -> Done:
-        sft.backward(session, accelerator, rows)
-        optimizer_step(accelerator, optimizer, parameters, cfg.sft.learning_rate, cfg.sft.max_grad_norm)
-        return Done(len(rows), 0, len(rows) / full.sft.batch_size)
-
-    return step
-
-
-def _reward(session: ModelSession, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
-    cfg = session.cfg
-    session.adapters.add("reward", seed_of(cfg.seed, "reward"))
-    session.adapters.add_head("reward", 0, start=0.01, beta=reward.START_BETA if cfg.reward.likelihood else None)
-    accelerator, parameters = make_accelerator(cfg, folder), session.adapters.parameters("reward")
-    optimizer = make_optimizer(accelerator, parameters, cfg.reward.learning_rate, cfg.reward.weight_decay, cfg.model.optimizer)
-    pairs = [
-        Preference(str(i), worst.video, worst.question, worst.sampled, worst.sampled[:-1], worst.context)
-        for i in range(cfg.reward.batch_size)
-    ]
-
-    def step() -> Done:
-        reward.backward(session, accelerator, pairs)
-        optimizer_step(accelerator, optimizer, parameters, cfg.reward.learning_rate, cfg.reward.max_grad_norm)
-        return Done(len(pairs), 0, len(pairs) / full.reward.batch_size)
-
-    return step
-
-
-def _feedback(session: ModelSession, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
-    f = session.cfg.feedback
-    session.adapters.add("sft", 0)
-    rows = _samples(worst, f.batch_size)
-
-    def step() -> Done:
-        with session.adapters.inference_as("sft"):
-            drawn = []
-            parts = [
-                view for row in rows for _, view in session.segment_inputs(row.video)
-            ]  # as if every prompt had a clip of its own
-            for start in range(0, len(parts), f.batch_size):
-                asked = [session.encode_prompt(view, f.describe_prompt) for view in parts[start : start + f.batch_size]]
-                drawn += sample(session.backbone, asked, temperature=0, max_new_tokens=f.describe_tokens)
-            asked = [session.encode_prompt(session.video_input(row.video), row.turns[0].question) for row in rows]
-            drawn += sample(session.backbone, asked, f.answers, f.temperature, f.top_p, f.max_new_tokens, generator(0, "bench"))
-            whole = session.video_input(worst.video)
-            for context, view in ((worst.context if f.context else "", whole if f.judge_frames else None), ("", whole)):
-                pairs = [
-                    Comparison(row.id, row.video, worst.question, worst.sampled, worst.sampled[:-1], context) for row in rows
-                ]
-                judge(session, pairs, {worst.video: view}, f.readout, f.margin, f.disagreement, f.batch_size)
-        return Done(len(rows), _tokens(drawn), 1.0)
-
-    return step
-
-
-def _evaluate(session: ModelSession, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
-    e = session.cfg.evaluate
-    session.adapters.add("sft", 0)
-    session.adapters.add("policy", 0)
-    rows = _samples(worst, e.batch_size)
-
-    def step() -> Done:
-        with session.adapters.inference_as("policy"):
-            asked = [session.encode_prompt(session.video_input(row.video), row.turns[0].question) for row in rows]
-            drawn = sample(session.backbone, asked, temperature=0, max_new_tokens=e.max_new_tokens)
-        return Done(len(rows), _tokens(drawn), 1.0)
-
-    return step
-
-
-def _tokens(drawn: Sequence[Sequence[Any]]) -> int:
-    return sum(len(completion.ids) for completions in drawn for completion in completions)
-
-
-def _learner(session: ModelSession, folder: Path) -> ppo.Learner:
-    """The roles of PPO as its stage opens them, without the folders of earlier stages."""
-    cfg, critic = session.cfg, session.critic.adapters
-    session.adapters.add("policy", 0)
-    session.reference.adapters.add("reference", 0)
-    critic.add("reward", 0)
-    critic.add_head("reward", 0, start=0.01, beta=reward.START_BETA if cfg.reward.likelihood else None)
-    critic.add("value", 0)
-    critic.add_head("value", 0)
-    accelerator = make_accelerator(cfg, folder)
-    parameters = {"policy": session.adapters.parameters("policy"), "value": critic.parameters("value")}
-    optimizers = {
-        role: make_optimizer(accelerator, weights, cfg.ppo.learning_rate, cfg.ppo.weight_decay, cfg.model.optimizer)
-        for role, weights in parameters.items()
-    }
-    learner = ppo.Learner(accelerator, parameters, optimizers, {"updates": 0, "score_mean": None, "score_deviation": None})
-    _moments(learner)
-    ppo.enable_offload(session)
-    return learner
-
-
-def _moments(learner: ppo.Learner) -> None:
-    """Give the optimisers their moments, which a run has from its first step on."""
-    import torch
-
-    for role, weights in learner.parameters.items():
-        for weight in weights:
-            weight.grad = torch.zeros_like(weight)
-        optimizer_step(learner.accelerator, learner.optimizers[role], weights, 0.0, 1.0)
-
-
-def _collect(session: ModelSession, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
-    cfg, learner = session.cfg, _learner(session, folder)
-    rows = _samples(worst, cfg.rollout.rollouts)
-
-    def step() -> Done:
-        rollout, _ = collect(session, rows, {worst.video: worst.context}, learner.extra, 0.0, 0)
-        return Done(len(rows), int(rollout.mask_BR.sum()), len(rows) / full.rollout.rollouts)
-
-    return step
-
-
-def _update(session: ModelSession, full: Config, worst: Worst, folder: Path) -> Callable[[], Done]:
-    """The update over rollouts with answers of full length, whose old log-probabilities and values come from the scorer."""
-    import torch
-
-    cfg, learner, backbone = session.cfg, _learner(session, folder), session.backbone
-    count, length = cfg.ppo.minibatch_size, cfg.rollout.max_new_tokens
-    letter = backbone.renderer.text_ids("a")
-    questions = [row.turns[0].question for row in _samples(worst, count)]
-    rows = [session.encode_pair(session.video_input(worst.video), question, letter * length) for question in questions]
-    critics = rows
-    critic, context = session.critic, worst.context if cfg.reward.context else ""
-    if context or critic is not session:
-        critics = [
-            critic.encode_pair(critic.video_input(worst.video), question, letter * length, context) for question in questions
-        ]
-
-    def step() -> Done:
-        with session.adapters.on_device("policy"), session.adapters.inference_as("policy"):
-            parts = [token_logprobs(backbone, [row], cfg.rollout.temperature) for row in rows]
-        with critic.adapters.on_device("value"), critic.adapters.inference_as("value"):
-            values = [token_values(critic.backbone, critic.adapters.heads["value"], [row])[0] for row in critics]
-        logprobs_BR = torch.cat([part[0] for part in parts]).cpu()
-        mask_BR = torch.cat([part[1] for part in parts]).cpu()
-        values_BR = torch.cat(values).float().cpu()
-        flat = torch.ones_like(logprobs_BR)
-        rollout = Rollout(rows, critics, logprobs_BR, values_BR, flat, flat, mask_BR)
-        ppo.update(session, rollout, learner, 0)
-        return Done(count, 0, count / (full.rollout.rollouts * full.ppo.epochs))
-
-    return step
-
-
-def size(stage: str, session: ModelSession, worst: Worst) -> tuple[int, int]:
-    """Tokens of the prompt and of the written answer of the longest row."""
-    view = session.video_input(worst.video)
-    if stage == "sft":
-        told = session.backbone.renderer.conversation(view.shown, worst.turns)
-        return len(told) - sum(told.answer), sum(told.answer)
-    context = worst.context if stage == "reward" and session.cfg.reward.context else ""
-    return len(session.prompt(view, worst.question, context)), len(session.answer_ids(worst.sampled))
+def _tokens(session: ModelSession, texts: Sequence[str], most: int) -> int:
+    """Tokens that texts took to generate, at most `most` each."""
+    return sum(min(most, len(session.answer_ids(text))) for text in texts)
 
 
 def timed(step: Callable[[], Done]) -> tuple[Done, float]:
     """A step and its seconds."""
-    import torch
-
     started = time.perf_counter()
     done = step()
     if torch.cuda.is_available():
@@ -265,50 +258,35 @@ def timed(step: Callable[[], Done]) -> tuple[Done, float]:
     return done, time.perf_counter() - started
 
 
-@contextmanager
-def opened(cfg: Config, stage: str, rows: Mapping[str, Any] | None, folder: Path) -> Iterator[tuple[ModelSession, Worst]]:
-    """The bench of a stage and its longest row: stand-ins, or the real model with a row that `longest` found."""
-    sampled = "a" * (cfg.feedback.max_new_tokens - 1)  # with the end token
-    own, for_ppo = critic_config(cfg) if stage == "reward" else cfg, stage in ("collect", "update")
-    if rows is None:
-        told = "c" * (cfg.video.max_segments * (cfg.feedback.describe_tokens + 4))
-        turns: tuple[Turn, ...] = (Turn("q" * QUESTION, "a" * ANSWER),)
-        yield StandIn(own, read_config(own.model), for_ppo), Worst("clip", turns[0].question, turns, sampled, told + "\n")
-        return
-    with open_session(own, Run(Path(rows["run"])), for_ppo) as session:
-        told = "word " * (cfg.video.max_segments * cfg.feedback.describe_tokens)
-        filled = ("word " * cfg.feedback.max_new_tokens)[:-1]
-        if stage == "reward":  # which reads written answers, too
-            filled = max(filled, rows["answer"], key=len)
-        turns = tuple(Turn(*turn) for turn in rows["turns"])
-        yield session, Worst(rows["video"], rows["question"], turns, filled, told + "\n")
-
-
-def longest(cfg: Config, folder: Path) -> dict[str, Any]:
+def longest(data: DataSection, video: VideoSection, folder: Path) -> dict[str, Any]:
     """The longest of the config's data, found without the model: "video", "question", "turns" of a conversation (pairs of
     question and answer), "answer" among written preferences; and "run", the folder.
 
     Raises:
         UserError: there is no data to read before the run.
     """
-    if cfg.data.world:
+    if data.world:
         raise UserError("data.world: the tiny world is made by the run itself, so there is no row to probe; use `bench`")
     run = Run(folder)
-    parts = [part for part in ("sft", "prompts", "dev", "test") if getattr(cfg.data, part)]
-    rows = {part: read_samples(cfg, run, part, need_answers=part == "sft") for part in parts}
-    written = [row for source in cfg.data.preferences for row in read_preferences(source, cfg.data.videos)]
-    asked = [row.turns[0].question for some in rows.values() for row in some] + [row.question for row in written]
-    if not asked:
+    parts = [part for part in ("sft", "prompts", "dev", "test") if getattr(data, part)]
+    rows = {part: read_samples(data, run, part, need_answers=part == "sft") for part in parts}
+    written = [row for source in data.preferences for row in read_preferences(source, data.videos)]
+    questions = [row.turns[0].question for samples in rows.values() for row in samples] + [row.question for row in written]
+    if not questions:
         raise UserError("data: names no file, so there is no row to probe; set data.sft and data.prompts")
-    question = max(asked, key=len)
-    talks = [[(turn.question, turn.answer or "") for turn in row.turns] for row in rows.get("sft", ())]
-    turns = max(talks, key=lambda talk: sum(len(text) for turn in talk for text in turn), default=[(question, "")])
+    question = max(questions, key=len)
+    conversations = [[(turn.question, turn.answer or "") for turn in row.turns] for row in rows.get("sft", ())]
+    turns = max(conversations, key=_letters, default=[(question, "")])
     answer = max((text for row in written for text in (row.chosen, row.rejected)), key=len, default="")
     # Test clips stay closed until `evaluate`, unless they are all there is.
     videos = {row.video for part in parts if part != "test" for row in rows[part]} | {row.video for row in written}
-    with ClipReader(cfg.video.timeout_seconds) as reader:
-        some = sorted(videos or {row.video for row in rows["test"]})
-        infos, _ = check_clips(some, reader, cfg.video.max_unreadable)  # bad ones count against video.max_unreadable
+    with ClipReader(video.timeout_seconds) as reader:
+        paths = sorted(videos or {row.video for row in rows["test"]})
+        infos, _ = check_clips(paths, reader, video.max_unreadable)  # bad ones count against video.max_unreadable
     # Frames of any shape are brought to the same number of pixels; the one closest to a square wastes least of it.
-    video = max(infos, key=lambda info: (min(info.width, info.height) / max(info.width, info.height), info.path)).path
-    return {"video": video, "question": question, "turns": turns, "answer": answer, "run": str(folder)}
+    chosen = max(infos, key=lambda info: (min(info.width, info.height) / max(info.width, info.height), info.path)).path
+    return {"video": chosen, "question": question, "turns": turns, "answer": answer, "run": str(folder)}
+
+
+def _letters(turns: Sequence[tuple[str, str]]) -> int:
+    return sum(len(text) for turn in turns for text in turn)

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from minirlaif import distributed
-from minirlaif.config import ModelSection
+from minirlaif.config import ModelSection, RewardSection
 from minirlaif.errors import UserError
 from minirlaif.models.backbones import family_of
 from minirlaif.models.language_model import LanguageModel
-from minirlaif.models.model_config import base_folder, model_type
+from minirlaif.models.model_config import base_folder, critic_model, model_type
 from minirlaif.models.pretrained import load_tokenizer, load_weights
 
 if TYPE_CHECKING:
@@ -53,6 +53,27 @@ def open_text_model(section: ModelSection, end_of_turn: Callable[[Any], int]) ->
     model = load_weights(AutoModelForCausalLM, folder, section.revision, dtype, quantization, device).eval()
     model.requires_grad_(False)
     return LanguageModel(model, tokenizer, folder, model.get_decoder(), model.get_output_embeddings(), end_id)
+
+
+def check_tokenizers(model: ModelSection, reward: RewardSection) -> None:
+    """The value model stands beside the policy token by token, and the reward model reads the policy's ids.
+
+    Raises:
+        UserError: model.base and reward.base number their tokens differently, or reward.base is no base at all.
+    """
+    if not reward.base:
+        return
+    sections = [model, critic_model(model, reward)]
+    try:
+        model_type(sections[1])
+    except UserError as error:
+        raise UserError(str(error).replace("model.base", "reward.base", 1)) from None
+    policy, critic = (load_tokenizer(base_folder(section), section.revision) for section in sections)
+    if policy.get_vocab() != critic.get_vocab():
+        raise UserError(
+            f"reward.base {reward.base}: its tokenizer has other tokens than that of model.base {model.base}; name a"
+            " reward base of the same family, or leave reward.base empty"
+        )
 
 
 def _check_targets(section: ModelSection, backbone: VisionLanguageModel) -> None:

@@ -5,8 +5,9 @@ Letters: B rows, T tokens of prompt + answer, R answer tokens, D width, V vocabu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from minirlaif.models.adapters import ScalarHead
 from minirlaif.models.language_model import LanguageModel
 from minirlaif.models.tokens import entropy, log_distribution, pad_stack, pick_logprobs
 
+R = TypeVar("R")
 CHUNK = 2048  # most answer positions whose logits are in memory at once
 LOGITS_BYTES = 1 << 27  # fewer where the vocabulary is large: of 150k words, 221; softmax and gradient need some copies of it
 
@@ -37,6 +39,26 @@ def micro_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     for start in range(0, len(order), size):
         yield order[start : start + size]
+
+
+def map_micro_batches(
+    function: Callable[[int, list[int]], Sequence[R]],
+    lengths: Sequence[int],
+    size: int,
+    over: Callable[[Callable[[tuple[int, list[int]]], Sequence[R]], list[tuple[int, list[int]]]], Iterable[Sequence[R]]] = map,
+) -> list[R]:
+    """Results of a function over rows, micro-batch by micro-batch, in the order of the rows.
+
+    Args:
+        function: from a micro-batch's number and the indices of its rows to a result for each of them.
+        lengths: of the rows in tokens; size: most rows of a micro-batch.
+        over: `map`, or `distributed.mapped` where every process has the same rows.
+    """
+    groups = list(enumerate(micro_batches(lengths, size)))
+    placed: dict[int, R] = {}
+    for (_, index), results in zip(groups, over(lambda group: function(*group), groups), strict=True):
+        placed.update(zip(index, results, strict=True))
+    return [placed[i] for i in range(len(lengths))]
 
 
 def answer_states(backbone: LanguageModel, rows: Sequence[EncodedPair]) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from minirlaif.config import ModelSection
+from minirlaif.config import ModelSection, RewardSection
 from minirlaif.errors import UserError
 from minirlaif.models.backbones import FAMILIES, family_of
 from minirlaif.runs.io import sha256
@@ -22,6 +23,11 @@ KNOWN_FILE = Path(__file__).parent / "known_configs.json"  # config.json of stan
 def base_folder(section: ModelSection) -> str:
     """The folder or hub id behind `model.base`."""
     return str(TINY) if section.base == "tiny" else section.base
+
+
+def critic_model(model: ModelSection, reward: RewardSection) -> ModelSection:
+    """The model section of reward and value model: on `reward.base` where it names one."""
+    return replace(model, base=reward.base, revision="main") if reward.base else model
 
 
 def base_hash(section: ModelSection) -> str:

@@ -49,6 +49,15 @@ class Run:
         """Where a stage in progress lies (it need not exist)."""
         return self.root / f"{stage}.partial"
 
+    def stored(self, video: str) -> str:
+        """How a stage's files name a clip: seen from the stage's folder when it lies in the run, which can then be moved."""
+        root, path = Path(os.path.abspath(self.root)), Path(os.path.abspath(video))
+        return Path("..", path.relative_to(root)).as_posix() if path.is_relative_to(root) else str(path)
+
+    def located(self, name: str) -> str:
+        """The absolute path behind `stored`."""
+        return os.path.abspath(self.root / "stage" / name)
+
     def command(self, stage: str) -> str:
         """What a user types to make a stage."""
         return self._typed([stage], self._last())

@@ -19,7 +19,7 @@ PARTS = ("sft", "prompts", "dev", "preferences")  # of the data, that stages bef
 def seen_before(session: ModelSession, run: Run, tests: Sequence[Sample]) -> int | None:
     """How many clips of the test are clips that an earlier stage read, byte for byte: a copy under another name counts too.
 
-    None when that can no longer be told, because a file of rows or a clip is gone, or was changed since.
+    None when that can no longer be known, because a file of rows or a clip is gone, or was changed since.
     """
     try:
         earlier = {video for part in PARTS for video in _clips(run, first_reader(part), part)}

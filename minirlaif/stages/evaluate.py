@@ -14,70 +14,70 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from minirlaif.config import Config
+from minirlaif.config import Config, EvaluateSection
+from minirlaif.data.preflight import Preflight, read_samples
 from minirlaif.models.feature_cache import blank_features
-from minirlaif.models.generation import greedy_texts
+from minirlaif.models.seeds import seed_of, shuffled
 from minirlaif.reports import run_results
 from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.session import ModelSession, VideoInput, open_session, read_samples, readable, settings_of, stored
+from minirlaif.session import ModelSession, VideoInput, open_session
 from minirlaif.stages.contamination import seen_before
+from minirlaif.stages.fingerprint import settings_of
 from minirlaif.stages.registry import ADAPTERS, MODELS, STAGES
 from minirlaif.stats import exact_match, guess_rate, paired_bootstrap, wilson
-from minirlaif.training.optim import seed_of, shuffled
 from minirlaif.types import Sample
 
 CONTROLS = ("blind", "shuffled")
 SAMPLE_EVERY = 25  # of so many test rows one stands in samples.jsonl
-Facts = Mapping[str, Mapping[str, Any]]
+Truth = Mapping[str, Mapping[str, Any]]  # rows of truth.jsonl by id
 
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. models and questions 2. answers of every model and control 3. accuracy, intervals 4. judge and reward against truth."""
-    settings = settings_of(cfg, *STAGES["evaluate"].sections, sources=STAGES["evaluate"].reads)
+    settings = settings_of(cfg.seed, cfg.data, STAGES["evaluate"].reads, **cfg.sections(*STAGES["evaluate"].sections))
     with run.stage("evaluate", settings, inputs=run.inputs("evaluate"), redo=redo) as out:
         if out is None:
             return
         # 1. models and questions
-        tests = read_samples(cfg, run, "test", need_answers=False)
-        with open_session(cfg, run) as session:
+        tests = read_samples(cfg.data, run, "test", need_answers=False)
+        with open_session(run, cfg.model, cfg.video, Preflight(cfg.data, cfg.sft, cfg.reward)) as session:
             for model in ADAPTERS:
                 session.adapters.add(model, 0, run.adapter(model))
-            tests = readable(session, tests)
+            tests = session.readable(tests)
             # 2. answers
-            begun = out.resume()
-            first = begun[0] if begun else 0
-            answers: dict[str, list[str]] = json.loads((begun[1] / "answers.json").read_text()) if begun else {}
+            first, state = out.resume() or (0, None)
+            answers: dict[str, list[str]] = json.loads((state / "answers.json").read_text()) if state else {}
             blanks: dict[Any, Any] = {}
             jobs = [(model, model, "") for model in MODELS]
             jobs += [(f"{model}_{control}", model, control) for model in MODELS for control in CONTROLS]
             for number, (name, model, control) in enumerate(
                 progress(jobs[first:], len(jobs), "evaluate", initial=first), first + 1
             ):
-                answers[name] = greedy_answers(session, model, tests, _control(session, cfg, control, blanks))
+                answers[name] = greedy_answers(session, cfg.evaluate, model, tests, _control(session, cfg.seed, control, blanks))
                 out.log(number, answers=name, different=len(set(answers[name])), words=_mean_words(answers[name]))
-                session.counted(out)
+                session.add_counters(out)
                 out.commit_state(number, lambda folder: _keep(folder, answers))
-            _write(out, run, session, tests, answers)
+            _write(out, run, session, tests, answers, cfg.evaluate.gallery)
             seen = seen_before(session, run, tests)
-            session.counted(out)
+            session.add_counters(out)
         # 3. accuracy and intervals
-        facts = {row["id"]: row for row in read_jsonl(run.require("world") / "truth.jsonl")} if cfg.data.world else {}
+        truth = {row["id"]: row for row in read_jsonl(run.require("world") / "truth.jsonl")} if cfg.data.world else {}
         known = [number for number, row in enumerate(tests) if row.turns[0].answer]
         result: dict[str, Any] = {"test_items": len(tests), "test_clips": len({row.video for row in tests}), "seed": cfg.seed}
         result |= {"test_clips_seen_before": seen, "answered_items": len(known)}
         if known:
-            told = {name: [texts[number] for number in known] for name, texts in answers.items()}
+            scored = {name: [texts[number] for number in known] for name, texts in answers.items()}
             answered = [tests[number] for number in known]
-            result |= _accuracy(answered, told, facts, cfg.evaluate.bootstrap, seed_of(cfg.seed, "bootstrap"))
+            result |= _accuracy(answered, scored, truth, cfg.evaluate.bootstrap, seed_of(cfg.seed, "bootstrap"))
         # 4. judge and reward model against truth
         if cfg.data.world:
             feedback, reward = run.require("feedback"), run.require("reward")
-            result["judge"] = _judge(read_jsonl(feedback / "verdicts.jsonl"), _metrics(run, "feedback"), facts)
-            result["reward_model"] = _reward(read_jsonl(reward / "held_out.jsonl"), _metrics(run, "reward"), facts)
-            result["context"] = _segments(read_jsonl(feedback / "contexts.jsonl"), facts)
+            result["judge"] = _judge(read_jsonl(feedback / "verdicts.jsonl"), _metrics(run, "feedback"), truth)
+            result["reward_model"] = _reward(read_jsonl(reward / "held_out.jsonl"), _metrics(run, "reward"), truth)
+            result["context"] = _segments(read_jsonl(feedback / "contexts.jsonl"), truth)
         (out.path / "result.json").write_text(json.dumps(result, indent=1))
         out.summary.update({"accuracy": result.get("accuracy"), "accuracy_gain": result.get("accuracy_gain")})
 
@@ -91,15 +91,15 @@ def _mean_words(texts: Sequence[str]) -> float:
 
 
 def _control(
-    session: ModelSession, cfg: Config, control: str, blanks: dict[Any, Any]
+    session: ModelSession, seed: int, control: str, blanks: dict[Any, Any]
 ) -> Callable[[Sample, VideoInput], VideoInput]:
-    """What becomes of a view: unchanged, blank, or with its frames in another order."""
+    """What becomes of a video input: unchanged, blank, or with its frames in another order."""
 
     def change(row: Sample, view: VideoInput) -> VideoInput:
         if control == "blind":
             return replace(view, features=blank_features(session.feature_cache, len(view.times), view.size, blanks))
         if control == "shuffled":
-            order = shuffled(len(view.times), cfg.seed, "frames", row.id)
+            order = shuffled(len(view.times), seed, "frames", row.id)
             return replace(view, features=session.backbone.reordered(view.features, order))
         return view
 
@@ -107,19 +107,24 @@ def _control(
 
 
 def greedy_answers(
-    session: ModelSession, role: str, tests: Sequence[Sample], change: Callable[[Sample, VideoInput], VideoInput]
+    session: ModelSession,
+    section: EvaluateSection,
+    role: str,
+    tests: Sequence[Sample],
+    change: Callable[[Sample, VideoInput], VideoInput] = lambda row, view: view,
 ) -> list[str]:
-    """Greedy answers, in the order of the questions."""
-    e = session.cfg.evaluate
-    prompts = (session.encode_prompt(change(row, session.video_input(row.video)), row.turns[0].question) for row in tests)
+    """Greedy answers, in the order of the questions. change: makes another video input of a question's own."""
+    questions = ((change(row, session.video_input(row.video)), row.turns[0].question) for row in tests)
     with session.adapters.inference_as(role):
-        return list(greedy_texts(session.backbone, prompts, e.batch_size, e.max_new_tokens))
+        return session.greedy_answers(questions, section.max_new_tokens, section.batch_size)
 
 
-def _write(out: StageDir, run: Run, session: ModelSession, tests: Sequence[Sample], answers: Mapping[str, list[str]]) -> None:
+def _write(
+    out: StageDir, run: Run, session: ModelSession, tests: Sequence[Sample], answers: Mapping[str, list[str]], gallery: int
+) -> None:
     (out.path / "strips").mkdir(exist_ok=True)
     strips: dict[str, str] = {}  # clip -> its picture
-    shown = _gallery(tests, answers, session.cfg.evaluate.gallery)
+    shown = _gallery(tests, answers, gallery)
     with (out.path / "answers.jsonl").open("w", encoding="utf-8") as file:
         for number, row in enumerate(tests):
             if row.video in shown and row.video not in strips:
@@ -128,7 +133,7 @@ def _write(out: StageDir, run: Run, session: ModelSession, tests: Sequence[Sampl
             strip = strips.get(row.video, "")
             record = {
                 "id": row.id,
-                "video": stored(run, row.video),
+                "video": run.stored(row.video),
                 "type": row.tags.get("type", ""),
                 "question": row.turns[0].question,
                 "truth": row.turns[0].answer,
@@ -154,11 +159,11 @@ def _metrics(run: Run, stage: str) -> dict[str, Any]:
     return metrics
 
 
-# From here on rows and numbers only: facts are the rows of truth.jsonl by id.
+# From here on rows and numbers only.
 
 
 def _accuracy(
-    tests: Sequence[Sample], answers: Mapping[str, Sequence[str]], facts: Facts, resamples: int, seed: int
+    tests: Sequence[Sample], answers: Mapping[str, Sequence[str]], truth: Truth, resamples: int, seed: int
 ) -> dict[str, Any]:
     """Share of right answers by model, also by question type, and the gains of "rlaif" over "sft" and "base"."""
     right = {
@@ -168,7 +173,7 @@ def _accuracy(
     keys: dict[str, list[str]] = {}
     by_type: dict[str, dict[str, float]] = {}
     known: dict[str, list[str]] = {}  # what a guesser may know: how often answers come up on other clips
-    for fact in facts.values():
+    for fact in truth.values():
         known.setdefault(fact["type"], []).append(fact["key"])
     for row in tests:
         keys.setdefault(row.tags.get("type", "all"), []).append(row.tags.get("key", row.turns[0].answer or ""))
@@ -193,7 +198,7 @@ def _accuracy(
     }
 
 
-def _judge(rows: Sequence[dict[str, Any]], counts: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
+def _judge(rows: Sequence[dict[str, Any]], counts: Mapping[str, Any], truth: Truth) -> dict[str, Any]:
     """Agreement with truth on pairs of which exactly one answer is true, decided ones only, with and without context."""
     result: dict[str, Any] = {
         name: counts[name] for name in ("swap_consistency", "decided_share", "longer_wins", "pairs", "tie", "invalid", "disagree")
@@ -202,12 +207,12 @@ def _judge(rows: Sequence[dict[str, Any]], counts: Mapping[str, Any], facts: Fac
     for name in ("with_context", "without_context", "letter"):
         hits = []
         for row in rows:
-            said = {"with_context": row, "without_context": row["without_context"], "letter": row.get("letter")}[name]
-            truth = facts[row["id"].split("#")[0]]["answer"]
-            a, b = exact_match(row["answer_a"], truth), exact_match(row["answer_b"], truth)
-            if said is None or a == b or said["choice"] not in ("A", "B"):
+            verdict = {"with_context": row, "without_context": row["without_context"], "letter": row.get("letter")}[name]
+            answer = truth[row["id"].split("#")[0]]["answer"]
+            a, b = exact_match(row["answer_a"], answer), exact_match(row["answer_b"], answer)
+            if verdict is None or a == b or verdict["choice"] not in ("A", "B"):
                 continue
-            hits.append(float((said["choice"] == "A") == a))
+            hits.append(float((verdict["choice"] == "A") == a))
             if name == "with_context":
                 kinds.setdefault(row["tags"].get("type", "all"), []).append(hits[-1])
         result[name] = sum(hits) / len(hits) if hits else None
@@ -217,14 +222,14 @@ def _judge(rows: Sequence[dict[str, Any]], counts: Mapping[str, Any], facts: Fac
     return result
 
 
-def _reward(rows: Sequence[dict[str, Any]], metrics: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
+def _reward(rows: Sequence[dict[str, Any]], metrics: Mapping[str, Any], truth: Truth) -> dict[str, Any]:
     """The reward model on held-out pairs: against truth where exactly one answer is true, and against the judge."""
     hits = []
     for row in rows:
-        truth = facts.get(row["id"].split("#")[0], {}).get("answer")
-        if truth is None:
+        answer = truth.get(row["id"].split("#")[0], {}).get("answer")
+        if answer is None:
             continue
-        chosen, rejected = exact_match(row["chosen"], truth), exact_match(row["rejected"], truth)
+        chosen, rejected = exact_match(row["chosen"], answer), exact_match(row["rejected"], answer)
         if chosen != rejected:
             hits.append(float((row["score_chosen"] > row["score_rejected"]) == chosen))
     return {
@@ -237,12 +242,12 @@ def _reward(rows: Sequence[dict[str, Any]], metrics: Mapping[str, Any], facts: F
     }
 
 
-def _segments(rows: Sequence[dict[str, Any]], facts: Facts) -> dict[str, Any]:
+def _segments(rows: Sequence[dict[str, Any]], truth: Truth) -> dict[str, Any]:
     """How many segment descriptions are true, word for word."""
-    told = {Path(row["video"]).name: row["segments"] for row in rows}
+    described = {Path(row["video"]).name: row["segments"] for row in rows}
     hits = []
-    for fact in {f["video"]: f for f in facts.values()}.values():
-        lines = told.get(Path(fact["video"]).name)
+    for fact in {f["video"]: f for f in truth.values()}.values():
+        lines = described.get(Path(fact["video"]).name)
         if lines is not None:
             pairs = zip(lines, fact["segments"], strict=False)
             hits += [float(exact_match(a, b)) for a, b in pairs] + [0.0] * abs(len(lines) - len(fact["segments"]))

@@ -31,7 +31,7 @@ from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.session import settings_of
+from minirlaif.stages.fingerprint import settings_of
 from minirlaif.stages.registry import ADAPTERS
 
 NEVER = 1 << 62  # a step's number that is never due by itself: commits go by the clock
@@ -49,7 +49,8 @@ class ExportOptions:
 def run(cfg: Config, run: Run, options: ExportOptions, redo: bool = False) -> None:
     """1. merge 2. convert 3. quantise 4. compare logits 5. answer the test questions 6. README and manifest."""
     check(cfg, run, options)
-    settings = settings_of(cfg, "model", "video") | {"types": list(options.types), "adapters": options.adapters}
+    settings = settings_of(cfg.seed, cfg.data, model=cfg.model, video=cfg.video)
+    settings |= {"types": list(options.types), "adapters": options.adapters}
     settings |= {"questions": options.questions, "converter": VERSION}
     inputs = [*(run.producer(model) for model in ADAPTERS), *(["evaluate"] if run.manifest("evaluate") else [])]
     with run.stage("export", settings, inputs=inputs, redo=redo) as out:

@@ -19,15 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minirlaif.config import Config, section
+from minirlaif.config import Config, PretrainSection, plain
 from minirlaif.feedback.describe import context_text
 from minirlaif.models.backbones.smolvlm import LAYOUT_FILE, SmolVLM
 from minirlaif.models.renderer import FrameLayout
+from minirlaif.models.seeds import seed_of
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.tiny_world import base_model
 from minirlaif.tiny_world import clips as tinyworld
-from minirlaif.training.optim import check_finite, seed_of
+from minirlaif.training.optim import check_finite
 from minirlaif.training.schedules import learning_rate
 
 # Rows per step of each kind. Reading a narrative comes first: looking words up in a text is the skill that takes longest
@@ -53,7 +54,7 @@ class Batch:
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. build 2. train 3. save a folder that `model.base` can name."""
-    with run.stage("pretrain", {"pretrain": section(cfg, "pretrain"), "seed": cfg.seed}, redo=redo) as out:
+    with run.stage("pretrain", {"pretrain": plain(cfg.pretrain), "seed": cfg.seed}, redo=redo) as out:
         if out is None:
             return
         # 1. build
@@ -61,16 +62,14 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         model = base_model.make_model(tokenizer, cfg.seed)
         backbone = SmolVLM(model, tokenizer, base_model.LAYOUT, "tiny")
         optimizers = _optimizers(model, cfg.pretrain.learning_rate)
-        begun = out.resume()
-        first = 0
-        if begun:
-            first = begun[0]
-            _read_state(begun[1], model, optimizers)
+        first, state = out.resume() or (0, None)
+        if state:
+            _read_state(state, model, optimizers)
         # 2. train
         total = cfg.pretrain.steps
         for step in progress(range(first, total), total, "pretrain", initial=first):
             counts = FIRST if step < FIRST_SHARE * total else THEN
-            loss = _step(cfg, backbone, optimizers, step, counts)
+            loss = _step(cfg.pretrain, cfg.seed, backbone, optimizers, step, counts)
             check_finite("pretrain", step, {"loss": loss})
             if (step + 1) % 100 == 0:
                 out.log(step + 1, loss=loss, **{f"exact_{kind}": value for kind, value in measure(backbone, cfg.seed).items()})
@@ -103,14 +102,16 @@ def _optimizers(model: Any, rate: float) -> list[Any]:
     ]
 
 
-def _step(cfg: Config, backbone: SmolVLM, optimizers: list[Any], step: int, counts: dict[str, int]) -> float:
-    total, peak = cfg.pretrain.steps, cfg.pretrain.learning_rate
+def _step(
+    section: PretrainSection, seed: int, backbone: SmolVLM, optimizers: list[Any], step: int, counts: dict[str, int]
+) -> float:
+    total, peak = section.steps, section.learning_rate
     # Constant, then down to a fiftieth over the last 40 %.
     share = max(0.02, min(1.0, (1 - step / total) / 0.4)) * learning_rate(step, total, 1.0, 50, "constant")
     for optimizer, top in zip(optimizers, (MUON_RATE, peak), strict=True):
         for group in optimizer.param_groups:
             group["lr"] = top * share
-    rng = np.random.default_rng(seed_of(cfg.seed, "pretrain", step))
+    rng = np.random.default_rng(seed_of(seed, "pretrain", step))
     loss_N, _, _ = _losses(backbone, make_batch(backbone, rng, counts))
     loss = loss_N.mean()
     for optimizer in optimizers:
@@ -194,14 +195,14 @@ def _row(
     shown = FrameLayout((0.0,) * frames, 0.0, backbone.side**2) if frames else None
     context = context_text([((i, i + 1), e.sentence) for i, e in enumerate(clip)]) if kind in ("text", "both") else ""
     if kind == "segment":
-        asked = [(tinyworld.SEGMENT_QUESTION, clip[0].sentence)]
+        questions = [(tinyworld.SEGMENT_QUESTION, clip[0].sentence)]
     else:
-        asked = [(q.text, q.answer) for q in tinyworld.draw_questions(rng, clip, 6)]
-    prompts = [renderer.prompt(shown, question, context) for question, _ in asked]
+        questions = [(q.text, q.answer) for q in tinyworld.draw_questions(rng, clip, 6)]
+    prompts = [renderer.prompt(shown, question, context) for question, _ in questions]
     shared = len(renderer.prefix(shown)) + len(renderer.text_ids(context))
     ids, learned, branch = list(prompts[0][:shared]), [False] * shared, [0] * shared
     positions = list(range(shared))
-    for number, (prompt, (_, text)) in enumerate(zip(prompts, asked, strict=True), start=1):
+    for number, (prompt, (_, text)) in enumerate(zip(prompts, questions, strict=True), start=1):
         question, answer = list(prompt[shared:]), list(renderer.answer(text))
         ids += question + answer
         learned += [False] * len(question) + [True] * len(answer)
@@ -227,8 +228,8 @@ def _read_state(folder: Path, model: Any, optimizers: list[Any]) -> None:
     for name, parameter in model.named_parameters():
         parameter.data.copy_(weights[name])
     for number, optimizer in enumerate(optimizers):
-        whole = optimizer.state_dict()
+        state = optimizer.state_dict()
         for key, tensor in load_file(folder / f"{number}.safetensors").items():
             index, field = key.split(".")
-            whole["state"].setdefault(int(index), {})[field] = tensor
-        optimizer.load_state_dict(whole)
+            state["state"].setdefault(int(index), {})[field] = tensor
+        optimizer.load_state_dict(state)

@@ -13,38 +13,25 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from minirlaif import distributed
 from minirlaif.algorithms.losses import bradley_terry_loss, centering_penalty
-from minirlaif.config import Config
+from minirlaif.config import Config, DataSection, RewardSection
+from minirlaif.data.preflight import Preflight, read_preferences
 from minirlaif.errors import StageStopped, UserError
-from minirlaif.models.logprobs import EncodedPair, micro_batches, reward_scores
+from minirlaif.models.loading import check_tokenizers
+from minirlaif.models.logprobs import EncodedPair, map_micro_batches, micro_batches, reward_scores
+from minirlaif.models.model_config import critic_model
+from minirlaif.models.seeds import seed_of, shuffled
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.session import (
-    ModelSession,
-    check_tokenizers,
-    critic_config,
-    open_session,
-    read_preferences,
-    readable,
-    settings_of,
-    stored,
-)
+from minirlaif.session import ModelSession, open_session
+from minirlaif.stages.fingerprint import settings_of
 from minirlaif.stages.registry import STAGES
-from minirlaif.training.optim import (
-    check_finite,
-    make_accelerator,
-    make_optimizer,
-    optimizer_step,
-    read_extra,
-    read_optimizer,
-    seed_of,
-    shuffled,
-    write_state,
-)
+from minirlaif.training.checkpoint import Start, load_optimizer, save_trainer
+from minirlaif.training.epoch_sampler import epoch_batch
+from minirlaif.training.optim import AdapterTrainer, check_finite, make_accelerator
 from minirlaif.training.schedules import learning_rate
 from minirlaif.types import Preference
 
@@ -54,71 +41,77 @@ PADDING_TOLERANCE = 1e-3
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. preferences, some kept back 2. role, head, optimiser 3. train 4. held-out scores, bias and padding check."""
-    settings = settings_of(cfg, *STAGES["reward"].sections, sources=STAGES["reward"].reads)
+    r = cfg.reward
+    settings = settings_of(cfg.seed, cfg.data, STAGES["reward"].reads, **cfg.sections(*STAGES["reward"].sections))
     with run.stage("reward", settings, inputs=run.inputs("reward"), redo=redo) as out:
         if out is None:
             return
-        check_tokenizers(cfg)
-        with open_session(critic_config(cfg), run) as session:
+        check_tokenizers(cfg.model, r)
+        with open_session(run, critic_model(cfg.model, r), cfg.video, Preflight(cfg.data, cfg.sft, r)) as session:
             # 1. preferences
-            train, kept = _split(readable(session, _preferences(cfg, run)), cfg.reward.held_out)
+            train, kept = _split(session.readable(_preferences(cfg.data, run)), r.held_out)
             if cfg.data.preference_limit:
                 train = [train[i] for i in shuffled(len(train), cfg.seed, "reward-pairs")[: cfg.data.preference_limit]]
             # 2. role, head, optimiser
-            begun = out.resume()
-            start = begun[1] / "reward" if begun else _start(cfg, run)
-            session.adapters.add("reward", seed_of(cfg.seed, "reward-adapter"), start)
-            if begun:
-                session.adapters.load_head("reward", begun[1] / "reward")
-            else:
-                beta = START_BETA if cfg.reward.likelihood else None
-                session.adapters.add_head("reward", seed_of(cfg.seed, "reward"), start=0.01, beta=beta)
-            accelerator = make_accelerator(cfg, run.root)
-            parameters, kind = session.adapters.parameters("reward"), cfg.model.optimizer
-            optimizer = make_optimizer(accelerator, parameters, cfg.reward.learning_rate, cfg.reward.weight_decay, kind)
-            if begun:
-                read_optimizer(begun[1], "reward", optimizer)
-                read_extra(begun[1])
-            first = begun[0] if begun else 0
+            first, state = out.resume() or (0, None)
+            trainer = build(session, r, Start(cfg.seed, run.root, cfg.report_to, _adapter(r, run), state=state))
             # 3. train
-            size = cfg.reward.batch_size
-            total = max(1, round(cfg.reward.epochs * len(train) / size))
-            for step in progress(range(first, total), total, "reward", initial=first):
-                places = [divmod(place, len(train)) for place in range(step * size, (step + 1) * size)]
-                orders = {e: shuffled(len(train), cfg.seed, "reward", e) for e in {e for e, _ in places}}
-                batch = [train[orders[e][i]] for e, i in places]
-                stats = backward(session, accelerator, batch)
-                warmup = int(cfg.reward.warmup_ratio * total)
-                rate = learning_rate(step, total, cfg.reward.learning_rate, warmup, cfg.reward.schedule)
-                norm = optimizer_step(accelerator, optimizer, parameters, rate, cfg.reward.max_grad_norm)
-                check_finite("reward", step + 1, {"loss": stats["loss"], "gradient norm": norm})
-                out.log(step + 1, **stats, grad_norm=norm, learning_rate=rate)
-                accelerator.log({f"reward/{k}": v for k, v in stats.items()}, step=step)
-                if out.due(step + 1, cfg.reward.save_steps):
-                    session.counted(out)
-                    out.commit_state(
-                        step + 1, lambda folder: write_state(folder, {"reward": session.adapters}, {"reward": optimizer}, {})
-                    )
+            total = max(1, round(r.epochs * len(train) / r.batch_size))
+            for number in progress(range(first, total), total, "reward", initial=first):
+                batch = epoch_batch(train, r.batch_size, number, cfg.seed, "reward")
+                rate = learning_rate(number, total, r.learning_rate, int(r.warmup_ratio * total), r.schedule)
+                stats = step(trainer, batch, rate)
+                done = number + 1
+                norm = stats.pop("grad_norm")
+                check_finite("reward", done, {"loss": stats["loss"], "gradient norm": norm})
+                out.log(done, **stats, grad_norm=norm, learning_rate=rate)
+                trainer.accelerator.log({f"reward/{k}": v for k, v in stats.items()}, step=number)
+                if out.due(done, r.save_steps):
+                    session.add_counters(out)
+                    out.commit_state(done, lambda folder: save_trainer(folder, trainer))
             # 4. held-out scores
             session.adapters.save("reward", out.path / "adapter")
-            _examine(session, run, out, kept)
-            session.counted(out)
+            _examine(session, r, run, out, kept)
+            session.add_counters(out)
 
 
-def _start(cfg: Config, run: Run) -> Path | None:
-    """The adapter that training starts from; None: a fresh one."""
-    if cfg.reward.adapter:
-        folder = Path(cfg.reward.adapter)
+def build(session: ModelSession, section: RewardSection, start: Start) -> AdapterTrainer[RewardSection]:
+    """The role "reward" with a head and its optimiser: a copy of the adapter "reward" of `start` or a fresh one, with a fresh
+    head, or both as an interrupted run left them."""
+    state = start.state / "reward" if start.state else None
+    adapter = state or start.adapters.get("reward")
+    session.adapters.add("reward", seed_of(start.seed, "reward-adapter"), adapter)
+    if state:
+        session.adapters.load_head("reward", state)
+    else:
+        beta = START_BETA if section.likelihood else None
+        session.adapters.add_head("reward", seed_of(start.seed, "reward"), start=0.01, beta=beta)
+    trainer = AdapterTrainer(session, "reward", section, make_accelerator(session.model, start.report_to, start.folder))
+    if start.state:
+        load_optimizer(start.state, "reward", trainer.optimizer)
+    return trainer
+
+
+def step(trainer: AdapterTrainer[RewardSection], batch: Sequence[Preference], rate: float) -> dict[str, float]:
+    """One optimiser step at a learning rate. Returns what `backward` measured, and the gradient norm."""
+    stats = backward(trainer, batch)
+    return stats | {"grad_norm": trainer.step(rate)}
+
+
+def _adapter(section: RewardSection, run: Run) -> dict[str, Path]:
+    """The adapter that training starts from; empty: a fresh one."""
+    if section.adapter:
+        folder = Path(section.adapter)
         if not (folder / "adapter_model.safetensors").is_file():
             raise UserError(f"reward.adapter {folder}: holds no adapter_model.safetensors; name a PEFT folder, or leave it empty")
-        return folder
-    return None if cfg.reward.base else run.adapter("sft")
+        return {"reward": folder}
+    return {} if section.base else {"reward": run.adapter("sft")}
 
 
-def _preferences(cfg: Config, run: Run) -> list[Preference]:
+def _preferences(data: DataSection, run: Run) -> list[Preference]:
     rows = read_preferences(str(run.require("feedback") / "preferences.jsonl"))
-    for source in cfg.data.preferences:
-        rows += read_preferences(source, cfg.data.videos)
+    for source in data.preferences:
+        rows += read_preferences(source, data.videos)
     return rows
 
 
@@ -132,23 +125,24 @@ def _split(rows: Sequence[Preference], share: float) -> tuple[list[Preference], 
     return train, [row for row in rows if row.video in kept]
 
 
-def _rows(session: ModelSession, preferences: Sequence[Preference]) -> list[EncodedPair]:
+def _rows(session: ModelSession, preferences: Sequence[Preference], with_context: bool) -> list[EncodedPair]:
     """Chosen and rejected in turn."""
     rows = []
     session.encode_shared(p.video for p in preferences)
     for p in preferences:
-        view, context = session.video_input(p.video), p.context if session.cfg.reward.context else ""
+        view, context = session.video_input(p.video), p.context if with_context else ""
         rows += [session.encode_pair(view, p.question, session.answer_ids(text), context) for text in (p.chosen, p.rejected)]
     return rows
 
 
-def backward(session: ModelSession, accelerator: Any, batch: Sequence[Preference]) -> dict[str, float]:
-    import torch
-
-    cfg, head = session.cfg.reward, session.adapters.heads["reward"]
-    rows = _rows(session, batch)
+def backward(trainer: AdapterTrainer[RewardSection], batch: Sequence[Preference]) -> dict[str, float]:
+    """Pairwise loss with the centring term over a batch, its gradient summed over micro-batches. Returns loss, accuracy (share
+    of pairs whose chosen answer scores higher), mean score, and margin (mean of chosen less rejected)."""
+    session, section, accelerator = trainer.session, trainer.section, trainer.accelerator
+    head = session.adapters.heads["reward"]
+    rows = _rows(session, batch, section.context)
     lengths = [max(len(rows[2 * i]), len(rows[2 * i + 1])) for i in range(len(batch))]
-    groups = list(micro_batches(lengths, cfg.micro_batch_size))
+    groups = list(micro_batches(lengths, section.micro_batch_size))
     batch_sum = None
     if len(groups) > 1:  # the centring term needs the sign of the whole batch's sum before any part of it goes backward
         with session.adapters.inference_as("reward"):
@@ -165,28 +159,30 @@ def backward(session: ModelSession, accelerator: Any, batch: Sequence[Preference
             chosen_B, rejected_B = scores[0::2], scores[1::2]
             loss = bradley_terry_loss(chosen_B, rejected_B, len(batch))
             if batch_sum is None:
-                loss = loss + cfg.centering * centering_penalty(chosen_B, rejected_B)
+                loss = loss + section.centering * centering_penalty(chosen_B, rejected_B)
             else:
-                loss = loss + cfg.centering * centering_penalty(chosen_B, rejected_B, batch_sum, len(batch))
+                loss = loss + section.centering * centering_penalty(chosen_B, rejected_B, batch_sum, len(batch))
             accelerator.backward(loss)
-        ahead_B = torch.sub(chosen_B, rejected_B).detach()
+        ahead_B = (chosen_B - rejected_B).detach()
         stats["loss"] += float(loss.detach())
         stats["accuracy"] += float((ahead_B > 0).float().sum()) / len(batch)
         stats["margin"] += float(ahead_B.sum()) / len(batch)
         stats["mean_score"] += float(scores.detach().mean()) * len(group) / len(batch)
-    distributed.sum_gradients(session.adapters.parameters("reward"))
+    distributed.sum_gradients(trainer.parameters)
     return distributed.total(stats)
 
 
-def _examine(session: ModelSession, run: Run, out: StageDir, kept: Sequence[Preference]) -> None:
+def _examine(session: ModelSession, section: RewardSection, run: Run, out: StageDir, kept: Sequence[Preference]) -> None:
     """Scores of held-out pairs, accuracy by question type, the mean score (bias) and whether padding moves a score."""
-    head, size = session.adapters.heads["reward"], session.cfg.reward.batch_size
-    rows = _rows(session, kept)
-    scores = [0.0] * len(rows)
+    head = session.adapters.heads["reward"]
+    rows = _rows(session, kept, section.context)
+
+    def scored(_: int, index: list[int]) -> list[float]:
+        values: list[float] = reward_scores(session.backbone, head, [rows[i] for i in index]).tolist()
+        return values
+
     with session.adapters.inference_as("reward"):
-        for index in micro_batches([len(row) for row in rows], size):
-            for place, score in zip(index, reward_scores(session.backbone, head, [rows[i] for i in index]).tolist(), strict=True):
-                scores[place] = score
+        scores = map_micro_batches(scored, [len(row) for row in rows], section.batch_size)
         # The shortest and the longest row together make the most padding there is.
         gap = 0.0
         if rows:
@@ -211,7 +207,7 @@ def _examine(session: ModelSession, run: Run, out: StageDir, kept: Sequence[Pref
             }
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
             if number % 25 == 0:
-                out.sample({"video": stored(run, p.video), "question": p.question, **record})
+                out.sample({"video": run.stored(p.video), "question": p.question, **record})
     flat = [hit for values in hits.values() for hit in values]
     mean = sum(scores) / max(1, len(scores))
     out.summary.update(

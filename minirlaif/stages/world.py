@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from minirlaif.config import Config, WorldSection, section
+from minirlaif.config import Config, WorldSection, plain
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.tiny_world import clips as tinyworld
@@ -46,7 +46,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
     if not cfg.data.world:
         print("world: data.world is empty, the run uses the files named in data")
         return
-    settings = {"world": section(cfg, "world"), "seed": cfg.seed}
+    settings = {"world": plain(cfg.world), "seed": cfg.seed}
     with run.stage("world", settings, redo=redo) as out:
         if out is None:
             return

@@ -1,50 +1,53 @@
-"""Optimising a role: accelerate's device, precision and trackers, the optimiser, one step of it, and state on disk. No class of
-ours holds a training loop; a stage writes its own.
-
-State on disk is safetensors: adapter weights and the optimiser's moments. Randomness needs none, because every step derives its
-generator from (seed, stage, step).
+"""An adapter under training: accelerate's device, precision and trackers, the optimiser, and one step of it. No class here holds
+a training loop; a stage writes its own.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from minirlaif.config import Config
-from minirlaif.errors import StageStopped, UserError
-from minirlaif.models.adapters import AdapterSet
+from minirlaif.config import ModelSection, PpoSection, RewardSection, SftSection
+from minirlaif.errors import StageStopped
+from minirlaif.session import ModelSession
+
+Section = TypeVar("Section", SftSection, RewardSection, PpoSection)
 
 
-def make_accelerator(cfg: Config, folder: Path) -> Any:
-    """accelerate's handle for device, mixed precision and trackers (`report_to`)."""
+class AdapterTrainer(Generic[Section]):
+    """The adapter (and head) of a role with its optimiser. section: the settings of the stage that trains it."""
+
+    def __init__(self, session: ModelSession, role: str, section: Section, accelerator: Any) -> None:
+        self.session, self.role, self.accelerator = session, role, accelerator
+        self.section: Section = section
+        self.parameters = session.adapters.parameters(role)
+        self.optimizer = make_optimizer(
+            accelerator, self.parameters, section.learning_rate, section.weight_decay, session.model.optimizer
+        )
+
+    def step(self, learning_rate: float) -> float:
+        """Clip the gradients, step, drop them. Returns the gradient norm before clipping."""
+        return optimizer_step(self.accelerator, self.optimizer, self.parameters, learning_rate, self.section.max_grad_norm)
+
+
+def make_accelerator(model: ModelSection, report_to: str, folder: Path) -> Any:
+    """accelerate's handle for device, mixed precision and trackers (`report_to`, which write below the folder)."""
     from accelerate import Accelerator
 
-    on_cpu = cfg.model.device == "cpu" or not torch.cuda.is_available()
-    low = not on_cpu and cfg.model.dtype != "float32"
-    trackers = None if cfg.report_to == "none" else cfg.report_to
+    on_cpu = model.device == "cpu" or not torch.cuda.is_available()
+    low = not on_cpu and model.dtype != "float32"
+    trackers = None if report_to == "none" else report_to
     accelerator = Accelerator(
         cpu=on_cpu, mixed_precision="bf16" if low else "no", log_with=trackers, project_dir=str(folder / "tracker")
     )
     if trackers:
         accelerator.init_trackers("minirlaif")
     return accelerator
-
-
-def generator(seed: int, *place: Any) -> torch.Generator:
-    """A CPU generator that depends on the seed and the place of its use alone."""
-    return torch.Generator().manual_seed(seed_of(seed, *place))
-
-
-def seed_of(seed: int, *place: Any) -> int:
-    """A 62-bit seed from the run's seed and a place such as ("ppo", step)."""
-    return int.from_bytes(hashlib.sha256(repr((seed, *place)).encode()).digest()[:8], "big") >> 2
 
 
 def make_optimizer(
@@ -54,29 +57,29 @@ def make_optimizer(
     "paged_adamw_8bit" has 8-bit ones that the GPU's driver moves to host memory when the device is full."""
     if any(type(p).__name__ == "Params4bit" for p in parameters):
         raise ValueError("quantised weights cannot be trained: pass adapter weights only")
-    made: type = torch.optim.AdamW
+    optimizer: Any = torch.optim.AdamW
     if kind == "paged_adamw_8bit":
         from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
 
-        made = PagedAdamW8bit if accelerator.device.type == "cuda" else AdamW8bit  # a CPU has nothing to page out
-    return accelerator.prepare(made(parameters, lr=learning_rate, weight_decay=weight_decay))
+        optimizer = PagedAdamW8bit if accelerator.device.type == "cuda" else AdamW8bit  # a CPU has nothing to page out
+    return accelerator.prepare(optimizer(parameters, lr=learning_rate, weight_decay=weight_decay))
 
 
 def optimizer_step(
     accelerator: Any, optimizer: Any, parameters: Sequence[nn.Parameter], learning_rate: float, max_grad_norm: float
 ) -> float:
-    """Clip, step, forget the gradients. Returns the gradient norm before clipping."""
+    """Clip, step, drop the gradients. Returns the gradient norm before clipping."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     norm = float(accelerator.clip_grad_norm_(parameters, max_grad_norm))
-    if math.isfinite(norm):  # a step on NaN gradients would spoil the weights before `check_finite` can speak
+    if math.isfinite(norm):  # a step on NaN gradients would spoil the weights before `check_finite` stops the stage
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
 
 
 def check_finite(stage: str, step: int, numbers: Mapping[str, float]) -> None:
-    """Stop a stage whose loss or gradient is no number; the last committed state stays.
+    """Stop a stage whose loss or gradient is NaN or infinite; the last committed state stays.
 
     Raises:
         StageStopped: with the step and the name of the number.
@@ -88,65 +91,3 @@ def check_finite(stage: str, step: int, numbers: Mapping[str, float]) -> None:
                 " and start the stage again",
                 again=(f"{stage}.learning_rate=…",),
             )
-
-
-def write_state(folder: Path, owners: Mapping[str, AdapterSet], optimizers: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
-    """Adapters and heads of roles (by name: who holds them), optimiser moments and a few plain values, as safetensors and
-    json."""
-    from safetensors.torch import save_file
-
-    for name, roles in owners.items():
-        roles.save(name, folder / name)
-    for name, optimizer in optimizers.items():
-        tensors = {
-            f"{i}.{field}": torch.as_tensor(value).to("cpu", copy=True).contiguous()  # 8-bit states share their code tables
-            for i, parameter in enumerate(_trained(optimizer))
-            for field, value in optimizer.state.get(parameter, {}).items()
-        }
-        save_file(tensors, folder / f"{name}.optimizer.safetensors")
-    (folder / "extra.json").write_text(json.dumps(dict(extra)))
-
-
-def read_optimizer(folder: Path, name: str, optimizer: Any) -> None:
-    """Put the moments back.
-
-    Raises:
-        UserError: they are those of the other `model.optimizer`.
-    """
-    from safetensors.torch import load_file
-
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in load_file(folder / f"{name}.optimizer.safetensors").items():
-        index, field = key.split(".")
-        state.setdefault(int(index), {})[field] = tensor
-    inner = optimizer.optimizer  # accelerate's wrapper
-    eight_bits = hasattr(inner, "init_state")
-    if state and eight_bits == any("exp_avg" in fields for fields in state.values()):
-        raise UserError(f"{folder}: kept by the other model.optimizer; set that one, or start the stage again", again=())
-    if eight_bits:  # paged memory is allocated by the optimiser itself, so its buffers are filled rather than replaced
-        weights = _trained(optimizer)
-        for place, tensors in state.items():
-            inner.init_state(inner.param_groups[0], weights[place], 0, place)
-            mine = inner.state[weights[place]]
-            mine["step"] = int(tensors.pop("step"))
-            for field, tensor in tensors.items():
-                mine[field].copy_(tensor)
-        return
-    whole = optimizer.state_dict()
-    whole["state"] = state
-    optimizer.load_state_dict(whole)
-
-
-def _trained(optimizer: Any) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def read_extra(folder: Path) -> dict[str, Any]:
-    """The plain values of `write_state`."""
-    result: dict[str, Any] = json.loads((folder / "extra.json").read_text())
-    return result
-
-
-def shuffled(count: int, seed: int, *place: Any) -> list[int]:
-    """0 .. count-1 in an order that the seed and the place decide."""
-    return torch.randperm(count, generator=generator(seed, *place)).tolist()

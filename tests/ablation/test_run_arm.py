@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from minirlaif.ablation import exam
+from minirlaif.ablation import answers
 from minirlaif.models import generation
 from minirlaif.models.generation import Completion
 from minirlaif.models.language_model import EncodedPrompt
@@ -27,11 +27,11 @@ from tests.fixtures import small_config, tiny
 TESTS = [Sample(f"t{number}", f"/clips/{number}", (Turn("what happens first?", f"answer {number}"),)) for number in range(3)]
 
 
-def session_of(patch: pytest.MonkeyPatch, folder: Path, *settings: str) -> tuple[tiny.TinyBench, Run]:
+def session_of(patch: pytest.MonkeyPatch, folder: Path, *settings: str) -> tuple[tiny.TinySession, Run]:
     base = tiny.backbone()
     cfg = tiny.settings("evaluate.batch_size=2", *settings)
-    session = tiny.TinyBench(base, {f"/clips/{n}": tiny.view(base, 2, n) for n in range(3)}, cfg)
-    tiny.at_bench(patch, exam, session, test=TESTS)
+    session = tiny.TinySession(base, {f"/clips/{n}": tiny.view(base, 2, n) for n in range(3)}, cfg)
+    tiny.use_session(patch, answers, session, test=TESTS)
     run = Run(folder / "run")
     tiny.finished(run, "sft", lambda path: tiny.save_adapter(path / "adapter", 1))
     tiny.finished(run, "ppo", lambda path: tiny.save_adapter(path / "adapter", 2))
@@ -42,19 +42,19 @@ def session_of(patch: pytest.MonkeyPatch, folder: Path, *settings: str) -> tuple
 @pytest.mark.parametrize(("who", "stage"), [("policy", "ppo"), ("sft", "sft")])
 def test_the_model_in_question_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, who: str, stage: str) -> None:
     session, run = session_of(monkeypatch, tmp_path)
-    calls: list[tuple[int, bool]] = []
-    spare = tiny.TinyBench(tiny.backbone())
+    asked: list[tuple[int, bool]] = []
+    spare = tiny.TinySession(tiny.backbone())
     spare.adapters.add("it", 0, run.dir(stage) / "adapter")
     weights = tiny.digest(spare.adapters.parameters("it"))
 
     def sample(backbone: Any, prompts: Sequence[EncodedPrompt], *rest: Any, **named: Any) -> list[list[Completion]]:
         assert named["temperature"] == 0
-        calls.append((len(prompts), tiny.digest(session.adapters.parameters(who)) == weights))
+        asked.append((len(prompts), tiny.digest(session.adapters.parameters(who)) == weights))
         return [[Completion(backbone.renderer.answer("a red circle."), True, ())] for _ in prompts]
 
     monkeypatch.setattr(generation, "sample", sample)
-    exam.run(session.cfg, run, who)
-    assert calls == [(2, True), (1, True)]
+    answers.run(session.cfg, run, who)
+    assert asked == [(2, True), (1, True)]
     rows = tiny.read_lines(run.dir("exam") / "answers.jsonl")
     assert [(row["id"], row["truth"], row[who]) for row in rows] == [(f"t{n}", f"answer {n}", "a red circle.") for n in range(3)]
     assert set((run.manifest("exam") or {})["inputs"]) == {stage}
@@ -70,20 +70,20 @@ def test_the_best_of_the_first_n_answers_is_the_one_with_the_highest_score(
     renderer, active = session.backbone.renderer, []
     read: list[str] = []
 
-    def sample(backbone: Any, prompts: Sequence[EncodedPrompt], answers: int, *rest: Any) -> list[list[Completion]]:
+    def sample(backbone: Any, prompts: Sequence[EncodedPrompt], count: int, *rest: Any) -> list[list[Completion]]:
         active.append("sampled")
-        return [[Completion(renderer.answer(" ".join(["red"] * n)), True, ()) for n in range(1, answers + 1)] for _ in prompts]
+        return [[Completion(renderer.answer(" ".join(["red"] * n)), True, ()) for n in range(1, count + 1)] for _ in prompts]
 
     def scored(backbone: Any, head: Any, rows: Sequence[EncodedPair]) -> torch.Tensor:
         assert head is session.adapters.heads["reward"] and len(rows) <= 5
         read.extend(renderer.decode(row.prompt) for row in rows)
         return torch.tensor([scores[renderer.decode(row.answer).count("red")] for row in rows])
 
-    descriptions = {row.video: {"context": f"0s: a blue cross. {row.id}\n"} for row in TESTS}
-    monkeypatch.setattr(exam, "sample", sample)
-    monkeypatch.setattr(exam, "reward_scores", scored)
-    monkeypatch.setattr(exam.feedback, "describe", lambda *_: descriptions)
-    exam.run(session.cfg, run, "best")
+    told = {row.video: {"context": f"0s: a blue cross. {row.id}\n"} for row in TESTS}
+    monkeypatch.setattr(answers, "sample", sample)
+    monkeypatch.setattr(answers, "reward_scores", scored)
+    monkeypatch.setattr(answers, "describe", lambda *_: told)
+    answers.run(session.cfg, run, "best")
     for row in tiny.read_lines(run.dir("exam") / "answers.jsonl"):
         assert [row[f"best_{n}"].count("red") for n in (2, 4, 8)] == [2, 2, 7]
     assert len(read) == 24 and all(("a blue cross." in text) == context for text in read)
@@ -122,8 +122,8 @@ def test_an_ablation_that_is_killed_goes_on_and_makes_nothing_twice(tmp_path: Pa
         assert (root / name / "world").is_symlink() and not any(path.suffix in (".mp4", ".sqlite") for path in own)
     # The arm with nothing changed but the number of PPO steps starts from the same bytes as a run of its own would.
     judged = tiny.read_lines(root / "letter" / "feedback" / "answers.jsonl")
-    answers = {row["id"]: row for row in tiny.read_lines(runs_dir / "seed0" / "feedback" / "answers.jsonl")}
-    assert judged and all(answers[row["id"]] == row for row in judged)
+    whole = {row["id"]: row for row in tiny.read_lines(runs_dir / "seed0" / "feedback" / "answers.jsonl")}
+    assert judged and all(whole[row["id"]] == row for row in judged)
     numbers = json.loads((runs_dir / "ablation" / "ablation.json").read_text())
     assert [group["name"] for group in numbers["groups"]] == [
         *("context", "segments", "pairs", "curriculum", "best-of", "readout", "kl")
@@ -154,7 +154,7 @@ def test_the_exam_asks_as_evaluate_does(tmp_path: Path) -> None:
     run.set_aside("exam")
     (arm / "ppo").symlink_to(main / "ppo")  # now the arm's policy is the main run's
     cfg = config.load(small_config.TINY, three)
-    exam.run(cfg, run, "policy")
+    answers.run(cfg, run, "policy")
     mine = {row["id"]: row["policy"] for row in tiny.read_lines(arm / "exam" / "answers.jsonl")}
     assert mine == {row["id"]: row["rlaif"] for row in tiny.read_lines(main / "evaluate" / "answers.jsonl")}
     assert mine and (run.manifest("exam") or {})["counters"]["encodes"] == 0  # the main run's cache has everything

@@ -25,7 +25,7 @@ from minirlaif.ablation.outcomes import read, remarks
 from minirlaif.cli import main as cli
 from minirlaif.errors import UserError
 from minirlaif.runs.run import Run
-from minirlaif.session import settings_of
+from minirlaif.stages.fingerprint import settings_of
 from minirlaif.stages.registry import STAGES
 from tests.fixtures import small_config, tiny
 from tests.fixtures.ablation_runs import arms_of, groups_of
@@ -201,10 +201,14 @@ def test_arms_follow_the_main_run() -> None:
 
 def test_a_switch_that_is_off_keeps_older_runs_current(tmp_path: Path) -> None:
     sections = ("model", "sft", "feedback")
-    settings = settings_of(CFG, *sections, sources=["preferences"])
+
+    def settings_at(cfg: config.Config) -> dict[str, Any]:
+        return settings_of(cfg.seed, cfg.data, ["preferences"], **cfg.sections(*sections))
+
+    settings = settings_at(CFG)
     for name, field, on in (("sft", "curriculum", "false"), ("feedback", "limit", "5"), ("data", "preference_limit", "5")):
         assert field not in settings[name]
-        other = settings_of(config.load(small_config.TINY, [f"{name}.{field}={on}"]), *sections, sources=["preferences"])
+        other = settings_at(config.load(small_config.TINY, [f"{name}.{field}={on}"]))
         assert field in other[name]
         run = Run(tmp_path / name)
         with run.stage(name, settings):

@@ -10,8 +10,6 @@ import torch
 
 from minirlaif.algorithms import rollout as rollouts
 from minirlaif.models.logprobs import EncodedPair
-from minirlaif.stages import ppo
-from minirlaif.training.optim import make_accelerator, make_optimizer
 from minirlaif.types import Sample, Turn
 from tests.fixtures import tiny
 
@@ -29,7 +27,7 @@ def bandit(folder: Path, sign: float, monkeypatch: pytest.MonkeyPatch) -> dict[s
         f" ppo.learning_rate=0.01 ppo.warmup_steps=0 ppo.schedule=constant ppo.iterations={ITERATIONS}"
     )
     cfg = tiny.settings(*rules.split())
-    session = tiny.TinyBench(base, {f"clip{i}": tiny.view(base, 1 + i, i) for i in range(3)}, cfg)
+    session = tiny.TinySession(base, {f"clip{i}": tiny.view(base, 1 + i, i) for i in range(3)}, cfg)
     roles = session.adapters
     roles.add("policy", 0)
     tiny.stir(roles, "policy", 0, 0.02)
@@ -45,11 +43,8 @@ def bandit(folder: Path, sign: float, monkeypatch: pytest.MonkeyPatch) -> dict[s
         return torch.tensor([sign * sum(pays[t] for t in row.answer) / len(row.answer) for row in rows])
 
     monkeypatch.setattr(rollouts, "reward_scores", scores)
-    accelerator = make_accelerator(cfg, folder)
-    parameters: dict[str, list[Any]] = {role: roles.parameters(role) for role in ("policy", "value")}
-    optimizers = {role: make_optimizer(accelerator, p, 0.01, 0.0) for role, p in parameters.items()}
-    extra: dict[str, Any] = {"updates": 0, "score_mean": None, "score_deviation": None, "best": {}}
-    learner = ppo.Learner(accelerator, parameters, optimizers, extra)
+    models = tiny.models_of(session)
+    learner, collector = tiny.learner(models, folder), tiny.collector(models)
 
     def weights() -> dict[str, str]:
         with roles.on_device("reference"):
@@ -60,10 +55,10 @@ def bandit(folder: Path, sign: float, monkeypatch: pytest.MonkeyPatch) -> dict[s
     prompts = [Sample(str(i), f"clip{i % 3}", (Turn(questions[i % 3]),)) for i in range(96)]
     before, shares, stats = weights(), [], []
     for step in range(ITERATIONS):
-        rollout, found = rollouts.collect(session, prompts, {}, extra, 0.0, step)
+        rollout, found = collector.collect(prompts, step)
         tokens = [t for row in rollout.rows for t in row.answer]
         shares.append(sum(pays[t] for t in tokens) / len(tokens))
-        stats.append(found | ppo.update(session, rollout, learner, step))
+        stats.append(found | learner.update(rollout, step))
     after = weights()
     return {"shares": shares, "stats": stats, "changed": {name for name in before if before[name] != after[name]}}
 

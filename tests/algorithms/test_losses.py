@@ -14,7 +14,6 @@ from minirlaif.algorithms.losses import (
     centering_penalty,
     ppo_policy_loss,
     sft_loss,
-    squared_centering,
     total_stats,
     value_loss,
 )
@@ -87,10 +86,7 @@ def test_bradley_terry_swap_mirrors_the_gradient() -> None:
 def test_centering_by_hand() -> None:
     chosen, rejected = torch.tensor([1.0, -2.0]), torch.tensor([0.5, -3.5])
     assert centering_penalty(chosen, rejected).item() == pytest.approx(2.0)  # |1.5 - 5.5| / 2
-    assert squared_centering(chosen, rejected).item() == pytest.approx((1.5**2 + 5.5**2) / 2)
-    # The squared form punishes pairs that cancel, the paper's does not.
-    assert centering_penalty(torch.tensor([1.0, -1.0]), torch.zeros(2)).item() == 0
-    assert squared_centering(torch.tensor([1.0, -1.0]), torch.zeros(2)).item() == 1
+    assert centering_penalty(torch.tensor([1.0, -1.0]), torch.zeros(2)).item() == 0  # pairs that cancel cost nothing
 
 
 def test_reward_losses_split_exactly() -> None:
@@ -99,8 +95,7 @@ def test_reward_losses_split_exactly() -> None:
 
     def both(rows: Tensor, first_pass: Tensor | None, pairs: float | None) -> Tensor:
         chosen, rejected = rows[:, 0], rows[:, 1]
-        centred = centering_penalty(chosen, rejected, first_pass, pairs) + 0.1 * squared_centering(chosen, rejected, pairs)
-        return bradley_terry_loss(chosen, rejected, pairs) + centred
+        return bradley_terry_loss(chosen, rejected, pairs) + centering_penalty(chosen, rejected, first_pass, pairs)
 
     whole = scores.clone().requires_grad_()
     value = both(whole, None, None)

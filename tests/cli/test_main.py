@@ -209,7 +209,7 @@ def test_full_disk_while_the_config_is_written(call, monkeypatch):
 def test_settings_that_a_finished_stage_refused_are_not_recorded(call, runs_dir: Path, monkeypatch):
     def stage_function(name: str):
         def run(cfg: config.Config, run: Run, redo: bool = False) -> None:
-            with run.stage(name, {"seed": cfg.seed, name: config.section(cfg, name)}, redo=redo):
+            with run.stage(name, {"seed": cfg.seed, name: config.plain(getattr(cfg, name))}, redo=redo):
                 pass
 
         return run

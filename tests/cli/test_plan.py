@@ -135,11 +135,15 @@ def test_a_stage_that_fails_the_probe_is_the_exit_code(tmp_path: Path, monkeypat
     assert main.main(["plan", "--config", str(path), "--probe"]) == 1
 
 
+def longest(cfg: config.Config, folder: Path) -> dict[str, Any]:
+    return steps.longest(cfg.data, cfg.video, folder)
+
+
 def test_the_tiny_world_has_no_row_to_probe(tmp_path: Path):
     with pytest.raises(UserError, match="data.world.*use `bench`"):
-        steps.longest(config.load(None, ["data.world=tiny"]), tmp_path)
+        longest(config.load(None, ["data.world=tiny"]), tmp_path)
     with pytest.raises(UserError, match="data: names no file"):
-        steps.longest(config.load(None), tmp_path)
+        longest(config.load(None), tmp_path)
 
 
 def test_the_longest_rows_are_found_wherever_they_stand(tmp_path: Path):
@@ -162,27 +166,30 @@ def test_the_longest_rows_are_found_wherever_they_stand(tmp_path: Path):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "b.mp4").write_bytes(b"not opened before evaluate")
     named = [f"data.{name}=[{tmp_path}/{name}.jsonl]" for name in files]
-    found = steps.longest(config.load(None, [f"data.videos={tmp_path}", *named]), tmp_path)
+    found = longest(config.load(None, [f"data.videos={tmp_path}", *named]), tmp_path)
     assert found["turns"] == turns and found["answer"] == "a long answer, not so good"
     assert found["question"].startswith("a question that only the test") and Path(found["video"]).name == "a.mp4"
     write_clip(tmp_path / "b.mp4")
-    alone = steps.longest(config.load(None, [f"data.videos={tmp_path}", named[1]]), tmp_path)
+    alone = longest(config.load(None, [f"data.videos={tmp_path}", named[1]]), tmp_path)
     assert Path(alone["video"]).name == "b.mp4" and alone["turns"] == [(alone["question"], "")]
 
 
 def test_the_longest_conversation_is_what_sft_trains_on(tmp_path: Path):
     cfg = config.load(data(tmp_path))
     turns = [("what happens?", "it moves"), ("then?", "it stops"), ("then?", "it moves again and stops")]
-    rows = {**steps.longest(cfg, tmp_path), "turns": turns, "answer": "w" * 300}
-    with steps.opened(cfg, "sft", rows, tmp_path) as (bench_, worst):
-        known = steps.size("sft", bench_, worst)
-        renderer, shown = bench_.backbone.renderer, bench_.video_input(worst.video).shown
+    rows = {**longest(cfg, tmp_path), "turns": turns, "answer": "w" * 300}
+    stage = steps.StageProbe(cfg, "sft", tmp_path)
+    with stage.open(rows) as (models, worst):
+        session = models.policy
+        known = stage.size(session, worst)
+        renderer, shown = session.backbone.renderer, session.video_input(worst.video).shown
         whole = len(renderer.conversation(shown, [Turn(*turn) for turn in turns]))
         answers = sum(len(renderer.answer(answer)) for _, answer in turns)
     assert known == (whole - answers, answers)
-    with steps.opened(cfg, "reward", rows, tmp_path) as (bench_, worst):
+    stage = steps.StageProbe(cfg, "reward", tmp_path)
+    with stage.open(rows) as (models, worst):
         assert worst.sampled == "w" * 300  # a written answer longer than a sampled one may get
-        assert steps.size("reward", bench_, worst)[1] == len(bench_.answer_ids("w" * 300))
+        assert stage.size(models.policy, worst)[1] == len(models.policy.answer_ids("w" * 300))
 
 
 @pytest.mark.learning

@@ -182,20 +182,20 @@ def test_dump_loads_back(tmp_path: Path):
 
 
 def test_section_is_plain_json():
-    section = config.section(config.load(None, ["data.sft=[a]"]), "data")
+    section = config.plain(config.load(None, ["data.sft=[a]"]).data)
     assert section["sft"] == ["a"] and section["videos"] == ""
 
 
 def test_recorded_leaves_out_what_changes_no_result():
     """Manifests of runs that are older than a setting must stay equal to those made with it at its old behaviour."""
-    reward, defaults = config.recorded(Config(), "reward"), config.section(Config(), "reward")
+    reward, defaults = config.recorded(Config().reward), config.plain(Config().reward)
     assert list(reward) == [name for name in defaults if name != "rest"]
-    assert set(config.section(Config(), "sft")) - set(config.recorded(Config(), "sft")) == {"curriculum"}
-    assert set(config.section(Config(), "feedback")) - set(config.recorded(Config(), "feedback")) == {"limit"}
+    assert set(config.plain(Config().sft)) - set(config.recorded(Config().sft)) == {"curriculum"}
+    assert set(config.plain(Config().feedback)) - set(config.recorded(Config().feedback)) == {"limit"}
     changed = config.load(None, ["sft.curriculum=false", "feedback.limit=16", "data.preference_limit=5"])
-    assert config.recorded(changed, "sft")["curriculum"] is False
-    assert config.recorded(changed, "feedback")["limit"] == 16
-    assert config.recorded(changed, "data") == config.section(changed, "data")
+    assert config.recorded(changed.sft)["curriculum"] is False
+    assert config.recorded(changed.feedback)["limit"] == 16
+    assert config.recorded(changed.data) == config.plain(changed.data)
 
 
 def test_defaults_keep_their_own_rules(tmp_path: Path):

@@ -21,7 +21,7 @@ def pair(a: str = "a red circle moves left.", b: str = "two things happen.", nam
 @pytest.fixture
 def session() -> ModelSession:
     base = tiny.backbone(seed=3)
-    return tiny.TinyBench(base, {"clip": tiny.view(base, 2, 0)})
+    return tiny.TinySession(base, {"clip": tiny.view(base, 2, 0)})
 
 
 def ask(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from minirlaif.cli import main
+from minirlaif.feedback import label as labels
 from minirlaif.feedback.text_judge import Grade, GradeRequest, GradeResult, Grading, JudgeName
 from minirlaif.judges.config import JUDGES, JudgeKind, JudgeSettings, judge_settings, open_judge
 from minirlaif.models import generation
@@ -65,7 +66,7 @@ def test_evaluate_grades_a_benchmark_with_it(tmp_path: Path) -> None:
 TEXTS = ["a red circle.", "a red circle moves left."]
 
 
-class Session(tiny.TinyBench):
+class Session(tiny.TinySession):
     """Every clip is one segment."""
 
     def segment_inputs(self, video: str) -> list[tuple[tuple[float, float], VideoInput]]:
@@ -80,8 +81,8 @@ def test_feedback_labels_pairs_with_it(monkeypatch: pytest.MonkeyPatch, tmp_path
     def sample(_: Any, prompts: Sequence[EncodedPrompt], answers: int = 1, *rest: Any, **named: Any) -> list[list[Completion]]:
         return [[Completion(base.renderer.answer(text), True, ()) for text in TEXTS[:answers]] for _ in prompts]
 
-    tiny.at_bench(monkeypatch, feedback, Session(base, {"/clips/0": tiny.view(base, 2, 0)}, cfg), prompts=prompts)
-    for module in (feedback, generation):
+    tiny.use_session(monkeypatch, feedback, Session(base, {"/clips/0": tiny.view(base, 2, 0)}, cfg), prompts=prompts)
+    for module in (labels, generation):
         monkeypatch.setattr(module, "sample", sample)
     run = Run(tmp_path / "run")
     tiny.finished(run, "sft", lambda path: tiny.save_adapter(path / "adapter", 1))

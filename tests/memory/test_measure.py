@@ -15,6 +15,7 @@ from minirlaif import config
 from minirlaif.algorithms.rollout import Rollout
 from minirlaif.cli import main
 from minirlaif.errors import UserError
+from minirlaif.feedback import label as labels
 from minirlaif.memory import measure as session
 from minirlaif.memory import random_model, steps
 from minirlaif.models.model_config import read_config
@@ -44,8 +45,10 @@ MIDDLE = (
 def test_every_stage_takes_a_step_on_random_weights(name: str, four_bits: bool, tmp_path: Path):
     more = FOUR_BITS.split() if four_bits else []
     cfg = config.load(None, [*SMALL, *more, middle(tmp_path, "smolvlm", 64, 96, 2, 300)])
-    with steps.opened(steps.shrunk(cfg), name, None, tmp_path) as (made, worst):
-        done, seconds = steps.timed(steps.prepare(name, made, cfg, worst, tmp_path))
+    stage = steps.StageProbe(cfg, name, tmp_path)
+    with stage.open(None) as (models, worst):
+        made = models.policy
+        done, seconds = steps.timed(stage.prepare(models, worst))
         kinds = {type(module).__name__ for module in made.backbone.model.modules()}
         trained = [n for n, p in made.backbone.model.named_parameters() if "lora_B" in n and p.numel() and bool(p.any())]
     assert done.samples > 0 and 0 < done.share <= 1 and seconds > 0
@@ -63,7 +66,7 @@ def test_random_weights_are_made_without_the_whole_model_in_full_precision(tmp_p
         return real(tensor, *args, **named)
 
     monkeypatch.setattr(torch.Tensor, "normal_", watched)
-    made = random_model.random_backbone(cfg, read_config(cfg.model))
+    made = random_model.random_backbone(cfg.model, read_config(cfg.model))
     weights = [p for n, p in made.model.named_parameters() if "text_model.layers" in n and "proj" in n]
     assert all(p.dtype == torch.uint8 for p in weights) and len(weights) == 2 * 7
     assert biggest[0] == 64 * 96 * 4 * 4  # one matrix at a time: here the connector's is the biggest
@@ -212,10 +215,11 @@ def test_the_rows_of_an_update_differ_in_length(more: list[str], tmp_path: Path,
     base = middle(tmp_path, "smolvlm", 64, 96, 1, 300)
     more = [each.replace("BASE", base.split("=")[1]) for each in more]
     found: list[Rollout] = []
-    monkeypatch.setattr(steps.ppo, "update", lambda session, rollout, learner, step: found.append(rollout))
+    monkeypatch.setattr(steps.ppo, "step", lambda learner, rollout, number: found.append(rollout))
     cfg = config.load(None, [*SMALL, "ppo.micro_batch_size=3", "ppo.minibatch_size=3", "rollout.rollouts=3", *more, base])
-    with steps.opened(steps.shrunk(cfg), "update", None, tmp_path) as (made, worst):
-        steps.prepare("update", made, cfg, worst, tmp_path)()
+    stage = steps.StageProbe(cfg, "update", tmp_path)
+    with stage.open(None) as (models, worst):
+        stage.prepare(models, worst)()
     for rows in (found[0].rows, found[0].critic_rows):
         lengths = [len(row) for row in rows]
         assert sorted({length - max(lengths) for length in lengths}) == [-1, 0]
@@ -226,9 +230,9 @@ def test_the_rows_of_an_update_differ_in_length(more: list[str], tmp_path: Path,
 def test_stand_ins_have_the_bases_of_their_own_that_a_run_has(rest: str, tmp_path: Path):
     base = middle(tmp_path, "smolvlm", 64, 96, 1, 300)
     more = [base, base.replace("model.", "reward."), "reference.kind=model", f"reference.rest={rest}", f"reward.rest={rest}"]
-    with steps.opened(config.load(None, [*SMALL, *more]), "collect", None, tmp_path) as (made, _):
-        for other in (made.reference, made.critic):
-            assert other is not made
+    with steps.StageProbe(config.load(None, [*SMALL, *more]), "collect", tmp_path).open(None) as (models, _):
+        for other in (models.reference, models.critic):
+            assert other is not models.policy
             assert bool(other.backbone.text_model.embed_tokens.weight.numel()) == (rest == "device")
 
 
@@ -237,16 +241,17 @@ def test_the_feedback_step_describes_answers_and_judges_twice(tmp_path: Path, mo
     base = middle(tmp_path, "smolvlm", 64, 96, 1, 300)
     more = ["video.max_segments=3", "feedback.describe_tokens=2", "feedback.max_new_tokens=4", "feedback.judge_frames=false"]
     judged: list[tuple[bool, bool]] = []
-    real = steps.judge
+    real = labels.judge
 
     def judge(session: object, pairs: list[Comparison], views: dict[str, object], *rest: object) -> object:
         judged.append((bool(pairs[0].context), all(view is not None for view in views.values())))
         return real(session, pairs, views, *rest)
 
-    monkeypatch.setattr(steps, "judge", judge)
+    monkeypatch.setattr(labels, "judge", judge)
     cfg = config.load(None, [*SMALL, *more, base])
-    with steps.opened(cfg, "feedback", None, tmp_path) as (made, worst):
-        done = steps.prepare("feedback", made, cfg, worst, tmp_path)()
+    stage = steps.StageProbe(cfg, "feedback", tmp_path)
+    with stage.open(None) as (models, worst):
+        done = stage.prepare(models, worst)()
     assert judged == [(True, False), (False, True)]
     assert 0 < done.tokens - 2 * 3 * 2 <= 2 * 2 * 4  # two prompts: three descriptions of 2 tokens, two answers of at most 4
 

@@ -27,7 +27,7 @@ from minirlaif.models.model_config import read_config
 from minirlaif.models.renderer import FrameLayout, Layout
 from minirlaif.session import VideoInput
 from minirlaif.stages import sft
-from minirlaif.training.optim import make_accelerator, make_optimizer, optimizer_step
+from minirlaif.training.checkpoint import Start
 from minirlaif.types import Sample, Turn
 from minirlaif.video.frame_sampling import FrameSize, Sizing
 from tests.fixtures import tiny
@@ -145,17 +145,14 @@ def test_it_scores_as_its_own_forward_pass(base: VisionLanguageModel) -> None:
 def test_it_learns_in_the_sft_stage(base: VisionLanguageModel, tmp_path: Path) -> None:
     cfg = tiny.settings(f"model.base={base.name}", "sft.learning_rate=0.01")
     view = VideoInput(FRAMES.times, FRAMES.seconds, FrameSize(28, 28), base.encode_frames(PIXELS))
-    session = tiny.TinyBench(base, {"/clip": view}, cfg)  # type: ignore[arg-type]
-    session.adapters.add("sft", 0)
+    session = tiny.TinySession(base, {"/clip": view}, cfg)  # type: ignore[arg-type]
+    trainer = sft.build(session, cfg.sft, Start(0, tmp_path))
     rows = [Sample("1", "/clip", (Turn(QUESTION, ANSWER),))]
-    accelerator, parameters = make_accelerator(cfg, tmp_path), session.adapters.parameters("sft")
-    optimizer = make_optimizer(accelerator, parameters, 0.01, 0.0, "adamw")
     prompt, answer = base.renderer.prompt(FRAMES, QUESTION), base.renderer.answer(ANSWER)
     expected = -whole_model(base, prompt + answer)[len(prompt) - 1 : -1].log_softmax(-1)[range(len(answer)), list(answer)].mean()
-    before = sft.backward(session, accelerator, rows)
+    before = sft.step(trainer, rows, 0.01)["loss"]
     assert before == pytest.approx(float(expected), abs=1e-5)  # a fresh adapter changes nothing
-    optimizer_step(accelerator, optimizer, parameters, 0.01, 1.0)
-    assert sft.backward(session, accelerator, rows) < before
+    assert sft.step(trainer, rows, 0.01)["loss"] < before
 
 
 def test_it_is_planned(base: VisionLanguageModel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,19 @@ import torch
 
 from minirlaif import config
 from minirlaif.algorithms import rollout as rollouts
+from minirlaif.algorithms.ppo import Learner
+from minirlaif.data.preflight import Preflight
 from minirlaif.errors import UserError
 from minirlaif.models import offload
 from minirlaif.models.backbones.smolvlm import SmolVLM
 from minirlaif.models.feature_cache import offloaded_vision
-from minirlaif.models.loading import open_backbone
+from minirlaif.models.loading import check_tokenizers, open_backbone
 from minirlaif.models.logprobs import token_logprobs, token_values
+from minirlaif.models.model_config import critic_model
 from minirlaif.models.offload import OffloadableWeights
 from minirlaif.runs.run import Run
-from minirlaif.session import _reference_bench, check_tokenizers, critic_config, open_session
-from minirlaif.stages import ppo
+from minirlaif.session import ModelSession, PPOModels, open_ppo_models, second_base
 from minirlaif.stages.pretrain import save
-from minirlaif.training.optim import make_accelerator, make_optimizer
 from minirlaif.types import Sample, Turn
 from tests.fixtures import tiny
 
@@ -38,40 +40,38 @@ def small(seed: int, layers: int = 1) -> SmolVLM:
     return tiny.backbone(seed, layers)
 
 
-def trained(session: tiny.TinyBench, roles: Sequence[str] = ROLES) -> None:
+def trained(models: PPOModels, roles: Sequence[str] = ROLES) -> None:
     """Roles with random weights."""
     for number, role in enumerate(roles):
-        owner = {"policy": session, "reference": session.reference}.get(role, session.critic)
+        owner = {"policy": models.policy, "reference": models.reference}.get(role, models.critic)
         owner.adapters.add(role, number)
         tiny.stir(owner.adapters, role, number, 0.05)
         if role in ("reward", "value"):
             owner.adapters.add_head(role, number, start=0.3)
 
 
-def opened(*overrides: str, critic: SmolVLM | None = None) -> tiny.TinyBench:
-    """A bench on the shipped base as PPO opens it, every role at rest that may be."""
+def opened(*overrides: str, critic: SmolVLM | None = None) -> PPOModels:
+    """The models on the shipped base as PPO opens them, everything offloaded that may be."""
     cfg = tiny.settings(*SHORT, *overrides)
     base: Any = open_backbone(cfg.model)
-    session = tiny.TinyBench(base, {f"clip{i}": tiny.view(base, 1 + i, i) for i in CLIPS}, cfg)
-    if cfg.reference.kind == "model":
-        session.reference = _reference_bench(session)
+    policy = tiny.TinySession(base, {f"clip{i}": tiny.view(base, 1 + i, i) for i in CLIPS}, cfg)
+    reference = second_base(policy, cfg.reference) if cfg.reference.kind == "model" else policy
+    other: ModelSession = policy
     if critic is not None:
-        session.critic = tiny.TinyBench(critic, {f"clip{i}": tiny.view(critic, 1 + i, i) for i in CLIPS}, critic_config(cfg))
+        model = critic_model(cfg.model, cfg.reward)
+        other = tiny.TinySession(critic, {f"clip{i}": tiny.view(critic, 1 + i, i) for i in CLIPS}, replace(cfg, model=model))
         offloaded_vision(critic)
         if cfg.reward.rest == "cpu":
-            session.critic.adapters.enable_offload("base")
-    trained(session)
-    ppo.enable_offload(session)
-    return session
+            other.adapters.enable_offload("base")
+    models = PPOModels(policy, reference, other, cfg.reference.rest == "cpu")
+    trained(models)
+    models.enable_offload()
+    return models
 
 
 def prompts() -> list[Sample]:
     questions = ("what happens first?", "how many things happen?", "describe the video.")
     return [Sample(str(i), f"clip{i}", (Turn(questions[i]),)) for i in CLIPS]
-
-
-def memory() -> dict[str, Any]:
-    return {"score_mean": None, "score_deviation": None, "updates": 0, "best": {}}
 
 
 def stored_bytes(tensors: Iterable[torch.Tensor]) -> int:
@@ -85,13 +85,13 @@ def stored_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return total
 
 
-def present(session: tiny.TinyBench) -> set[str]:
+def present(models: PPOModels) -> set[str]:
     """Roles, and bases of their own, that hold memory."""
-    owners = {"policy": session, "reference": session.reference, "reward": session.critic, "value": session.critic}
+    owners = {"policy": models.policy, "reference": models.reference, "reward": models.critic, "value": models.critic}
     found = {role for role, owner in owners.items() if stored_bytes(owner.adapters.parameters(role))}
-    for name, owner in (("reference base", session.reference), ("reward base", session.critic)):
+    for name, owner in (("reference base", models.reference), ("reward base", models.critic)):
         base = [t for n, t in owner.backbone.model.named_parameters() if "lora_" not in n]
-        if owner is not session and stored_bytes(base):
+        if owner is not models.policy and stored_bytes(base):
             found.add(name)
     return found
 
@@ -101,15 +101,15 @@ def test_all_kinds_of_reference_give_the_same_logprobs(quantization: str) -> Non
     found = {}
     for kind in ("adapter", "model"):
         for rest in ("device", "cpu"):
-            session = opened(f"reference.kind={kind}", f"reference.rest={rest}", f"model.quantization={quantization}")
-            assert ("reference" in present(session)) == (rest == "device")
-            rows = tiny.rows(session.backbone)  # type: ignore[arg-type]
-            reference = session.reference.adapters
+            models = opened(f"reference.kind={kind}", f"reference.rest={rest}", f"model.quantization={quantization}")
+            assert ("reference" in present(models)) == (rest == "device")
+            rows = tiny.rows(models.policy.backbone)  # type: ignore[arg-type]
+            reference = models.reference.adapters
             for _ in range(2):  # it goes and comes again
                 with reference.on_device("reference"), reference.inference_as("reference"):
-                    found[kind, rest], mask, _ = token_logprobs(session.reference.backbone, rows)
-    with session.adapters.inference_as("base"):
-        plain, _, _ = token_logprobs(session.backbone, rows)
+                    found[kind, rest], mask, _ = token_logprobs(models.reference.backbone, rows)
+    with models.policy.adapters.inference_as("base"):
+        plain, _, _ = token_logprobs(models.policy.backbone, rows)
     assert float((plain - found["adapter", "device"])[mask].abs().max()) > 1e-3  # the adapter says something
     for other in found.values():
         assert torch.equal(other, found["adapter", "device"])
@@ -118,46 +118,40 @@ def test_all_kinds_of_reference_give_the_same_logprobs(quantization: str) -> Non
 class Watch:
     """Notes who is on the device in each phase of an iteration."""
 
-    def __init__(self, session: tiny.TinyBench, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, models: PPOModels, patch: pytest.MonkeyPatch) -> None:
         self.seen: dict[str, set[str]] = {}
         for module, name in (
             (rollouts, "sample"),
             (rollouts, "token_logprobs"),
             (rollouts, "reward_scores"),
             (rollouts, "token_values"),
-            (ppo, "_micro"),
+            (Learner, "_micro_batch"),
         ):
-            patch.setattr(module, name, self._noting(session, name, getattr(module, name)))
+            patch.setattr(module, name, self._noting(models, name, getattr(module, name)))
 
-    def _noting(self, session: tiny.TinyBench, name: str, real: Any) -> Any:
+    def _noting(self, models: PPOModels, name: str, real: Any) -> Any:
         def call(*given: Any, **named: Any) -> Any:
-            owner = session.reference if name == "token_logprobs" and given[0] is session.reference.backbone else session
+            owner = models.reference if name == "token_logprobs" and given[0] is models.reference.backbone else models.policy
             phase = f"{name} of {owner.adapters._active()}" if name == "token_logprobs" else name
-            self.seen.setdefault(phase, set()).update(present(session))
+            self.seen.setdefault(phase, set()).update(present(models))
             return real(*given, **named)
 
         return call
 
 
-def iteration(session: tiny.TinyBench, folder: Path) -> tuple[rollouts.Rollout, ppo.Learner]:
-    parameters: dict[str, list[Any]] = {
-        "policy": session.adapters.parameters("policy"),
-        "value": session.critic.adapters.parameters("value"),
-    }
-    accelerator = make_accelerator(session.cfg, folder)
-    optimizers = {role: make_optimizer(accelerator, weights, 0.01, 0.0) for role, weights in parameters.items()}
-    learner = ppo.Learner(accelerator, parameters, optimizers, memory())
-    rollout, _ = rollouts.collect(session, prompts(), {}, learner.extra, 0.0, 0)
-    ppo.update(session, rollout, learner, 0)
+def iteration(models: PPOModels, folder: Path) -> tuple[rollouts.Rollout, Learner]:
+    learner = tiny.learner(models, folder)
+    rollout, _ = tiny.collector(models).collect(prompts(), 0)
+    learner.update(rollout, 0)
     return rollout, learner
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 @pytest.mark.parametrize("kind", ["adapter", "model"])
 def test_a_phase_has_only_the_roles_it_needs(kind: str, quantization: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    session = opened(f"reference.kind={kind}", f"model.quantization={quantization}")
-    watch = Watch(session, monkeypatch)
-    iteration(session, tmp_path)
+    models = opened(f"reference.kind={kind}", f"model.quantization={quantization}")
+    watch = Watch(models, monkeypatch)
+    iteration(models, tmp_path)
     own = {"reference base"} if kind == "model" else set()
     assert watch.seen == {
         "sample": {"policy"},
@@ -165,32 +159,32 @@ def test_a_phase_has_only_the_roles_it_needs(kind: str, quantization: str, tmp_p
         "token_logprobs of reference": {"reference"} | own,
         "reward_scores": {"reward", "value"},
         "token_values": {"reward", "value"},
-        "_micro": {"policy", "value"},
+        "_micro_batch": {"policy", "value"},
     }
-    assert present(session) == set()
+    assert present(models) == set()
 
 
 @pytest.mark.parametrize("rest", ["cpu", "device"])
 def test_a_reward_base_of_its_own_rests_while_the_policy_samples(
     rest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = opened(f"reward.rest={rest}", "reward.base=other", critic=small(9, 2))
-    watch = Watch(session, monkeypatch)
-    iteration(session, tmp_path)
+    models = opened(f"reward.rest={rest}", "reward.base=other", critic=small(9, 2))
+    watch = Watch(models, monkeypatch)
+    iteration(models, tmp_path)
     always = {"reward base"} if rest == "device" else set()
     assert watch.seen["sample"] == {"policy"} | always
     assert watch.seen["token_logprobs of reference"] == {"reference"} | always
     assert watch.seen["reward_scores"] == {"reward", "value", "reward base"}
-    assert watch.seen["_micro"] == {"policy", "value", "reward base"}
+    assert watch.seen["_micro_batch"] == {"policy", "value", "reward base"}
 
 
 def test_reward_and_value_of_another_base_read_the_policys_tokens(tmp_path: Path) -> None:
     other = small(9, 2)
-    session = opened("reward.base=other", critic=other)
-    critic = session.critic
+    models = opened("reward.base=other", critic=other)
+    critic = models.critic
     with critic.adapters.on_device("value"):
         before, start = tiny.digest(critic.adapters.parameters("value")), tiny.digest(tiny.base_weights(other))
-    rollout, _ = rollouts.collect(session, prompts(), {}, memory(), 0.0, 0)
+    rollout, _ = tiny.collector(models).collect(prompts(), 0)
     assert rollout.rows[0].features is not None and rollout.critic_rows[0].features is not None
     assert not torch.equal(rollout.rows[0].features, rollout.critic_rows[0].features)  # seen through eyes of its own
     assert [row.answer for row in rollout.rows] == [row.answer for row in rollout.critic_rows]
@@ -199,7 +193,7 @@ def test_reward_and_value_of_another_base_read_the_policys_tokens(tmp_path: Path
         for number, row in enumerate(rollout.critic_rows):
             alone, _ = token_values(other, critic.adapters.heads["value"], [row])
             torch.testing.assert_close(rollout.values_BR[number, : len(row.answer)], alone[0], atol=1e-5, rtol=1e-5)
-    iteration(session, tmp_path)
+    iteration(models, tmp_path)
     with critic.adapters.on_device("value"):
         assert tiny.digest(critic.adapters.parameters("value")) != before
         assert tiny.digest(tiny.base_weights(other)) == start
@@ -214,12 +208,12 @@ def test_parking_changes_no_number_of_an_iteration(tmp_path: Path, monkeypatch: 
             monkeypatch.setattr(OffloadableWeights, "onload", _onload_copies)
         else:
             monkeypatch.undo()
-            monkeypatch.setattr(ppo, "enable_offload", lambda session: None)
-        session = opened()
-        rollout, learner = iteration(session, tmp_path)
-        ppo.update(session, rollout, learner, 1)
-        with session.adapters.on_device(*ROLES):
-            found.append({role: tiny.digest(session.adapters.parameters(role)) for role in ROLES})
+            monkeypatch.setattr(PPOModels, "enable_offload", lambda models: None)
+        models = opened()
+        rollout, learner = iteration(models, tmp_path)
+        learner.update(rollout, 1)
+        with models.policy.adapters.on_device(*ROLES):
+            found.append({role: tiny.digest(models.policy.adapters.parameters(role)) for role in ROLES})
     assert found[0] == found[1]
 
 
@@ -231,14 +225,14 @@ def _onload_copies(self: OffloadableWeights) -> None:
 
 
 def test_an_offloaded_role_is_saved_with_its_head_and_stays_offloaded(tmp_path: Path) -> None:
-    session = opened()
-    roles = session.adapters
+    models = opened()
+    roles = models.policy.adapters
     with roles.on_device("value"):
         roles.save("value", tmp_path / "present")
-    roles.save("value", tmp_path / "offloaded")
+    roles.save("value", tmp_path / "parked")
     for name in ("adapter_model.safetensors", "head.safetensors"):
-        assert (tmp_path / "present" / name).read_bytes() == (tmp_path / "offloaded" / name).read_bytes()
-    assert present(session) == set()
+        assert (tmp_path / "present" / name).read_bytes() == (tmp_path / "parked" / name).read_bytes()
+    assert present(models) == set()
 
 
 def test_four_bit_weights_take_their_state_along() -> None:
@@ -285,20 +279,22 @@ def test_a_workbench_for_ppo_opens_the_bases_of_its_own_and_puts_them_to_rest(re
     save(small(9), tmp_path / "judge")
     named = [f"reward.base={tmp_path / 'judge'}", f"reward.rest={rest}", "reference.kind=model", f"reference.rest={rest}"]
     cfg = tiny.settings(*named, "data.world=")
-    with open_session(cfg, Run(tmp_path / "run"), for_ppo=True) as session:
-        for other in (session.reference, session.critic):
-            assert other is not session
+    checks = Preflight(cfg.data, cfg.sft, cfg.reward)
+    with open_ppo_models(Run(tmp_path / "run"), cfg.model, cfg.video, checks, cfg.reference, cfg.reward) as models:
+        for other in (models.reference, models.critic):
+            assert other is not models.policy
             seeing = {id(p) for part in other.backbone.vision_modules for p in part.parameters()}
             assert bool(stored_bytes(p for p in other.backbone.model.parameters() if id(p) not in seeing)) == (rest == "device")
-        assert session.critic.cfg.model.base == str(tmp_path / "judge")
-        assert stored_bytes(session.backbone.text_model.parameters())
-    with open_session(cfg, Run(tmp_path / "run")) as session:
-        assert session.reference is session.critic is session
+        assert models.critic.model.base == str(tmp_path / "judge")
+        assert stored_bytes(models.policy.backbone.text_model.parameters())
+    plain = tiny.settings("data.world=")
+    with open_ppo_models(Run(tmp_path / "run"), plain.model, plain.video, checks, plain.reference, plain.reward) as models:
+        assert models.reference is models.critic is models.policy
 
 
 def test_nobody_reads_through_an_offloaded_base() -> None:
-    session = opened("reference.kind=model")
-    with pytest.raises(ValueError, match="base is offloaded"), session.reference.adapters.inference_as("reference"):
+    models = opened("reference.kind=model")
+    with pytest.raises(ValueError, match="base is offloaded"), models.reference.adapters.inference_as("reference"):
         pass
 
 
@@ -307,15 +303,15 @@ def test_gradients_reach_every_adapter_layer_through_four_bits_and_checkpointing
     """No input requires a gradient here, so this is what a reentrant checkpoint would get wrong."""
     found = []
     for checkpointing in ("false", "true"):
-        session = opened("model.quantization=nf4", f"model.dtype={dtype}", f"model.gradient_checkpointing={checkpointing}")
-        rows = tiny.rows(session.backbone)  # type: ignore[arg-type]
-        norms = [p for n, p in session.backbone.model.named_parameters() if "norm" in n and "lora_" not in n]
+        models = opened("model.quantization=nf4", f"model.dtype={dtype}", f"model.gradient_checkpointing={checkpointing}")
+        rows = tiny.rows(models.policy.backbone)  # type: ignore[arg-type]
+        norms = [p for n, p in models.policy.backbone.model.named_parameters() if "norm" in n and "lora_" not in n]
         assert {p.dtype for p in norms} == {getattr(torch, dtype)}
-        packed = [m for m in session.backbone.model.modules() if hasattr(m, "compute_dtype")]
+        packed = [m for m in models.policy.backbone.model.modules() if hasattr(m, "compute_dtype")]
         assert len(packed) == 4 * 7 and {m.compute_dtype for m in packed} == {getattr(torch, dtype)}
-        with session.adapters.on_device("policy"), session.adapters.training_as("policy"):
-            (-token_logprobs(session.backbone, rows)[0].sum()).backward()
-            weights = session.adapters.named("policy")
+        with models.policy.adapters.on_device("policy"), models.policy.adapters.training_as("policy"):
+            (-token_logprobs(models.policy.backbone, rows)[0].sum()).backward()
+            weights = models.policy.adapters.named("policy")
             assert {p.dtype for p in weights.values()} == {torch.float32}
             found.append({name: p.grad for name, p in weights.items()})
     assert len(found[0]) == 4 * 7 * 2
@@ -326,10 +322,10 @@ def test_gradients_reach_every_adapter_layer_through_four_bits_and_checkpointing
 
 
 def test_a_head_keeps_full_precision_under_autocast() -> None:
-    session = opened()
-    with session.adapters.on_device("reward"):
-        head = session.adapters.heads["reward"]
-        hidden = torch.randn(5, session.backbone.width, generator=torch.Generator().manual_seed(0))
+    models = opened()
+    with models.policy.adapters.on_device("reward"):
+        head = models.policy.adapters.heads["reward"]
+        hidden = torch.randn(5, models.policy.backbone.width, generator=torch.Generator().manual_seed(0))
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             low = head(hidden)
         by_hand = hidden @ head.linear.weight[0] + head.linear.bias
@@ -341,8 +337,8 @@ def test_another_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
     from minirlaif.tiny_world.base_model import make_tokenizer
 
     save(small(3), tmp_path / "same")
-    check_tokenizers(config.load(None, [f"reward.base={tmp_path / 'same'}"]))
-    check_tokenizers(config.load(None))
+    check_tokenizers(config.ModelSection(), config.load(None, [f"reward.base={tmp_path / 'same'}"]).reward)
+    check_tokenizers(config.ModelSection(), config.RewardSection())
     save(small(3), tmp_path / "other")
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(["zeppelin"])
@@ -350,7 +346,7 @@ def test_another_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name, words in (("other", "tokenizer has other tokens than that of model.base tiny"), ("empty", "no config.json")):
         with pytest.raises(UserError, match=words) as caught:
-            check_tokenizers(config.load(None, [f"reward.base={tmp_path / name}"]))
+            check_tokenizers(config.ModelSection(), config.load(None, [f"reward.base={tmp_path / name}"]).reward)
         assert "\n" not in str(caught.value) and str(caught.value).startswith(f"reward.base {tmp_path / name}")
 
 
@@ -364,35 +360,35 @@ def test_on_a_gpu_the_reference_holds_no_byte_during_the_update(kind: str, tmp_p
         start = torch.cuda.memory_allocated()
         cfg = tiny.settings(*SHORT, f"reference.kind={kind}", "model.device=cuda", "model.quantization=nf4", "model.dtype=auto")
         base: Any = open_backbone(cfg.model)
-        session = tiny.TinyBench(base, {f"clip{i}": tiny.view(base, 1 + i, i) for i in CLIPS}, cfg)
-        if with_reference and kind == "model":
-            session.reference = _reference_bench(session)
-        trained(session, ROLES if with_reference else ("policy", "reward", "value"))
+        session = tiny.TinySession(base, {f"clip{i}": tiny.view(base, 1 + i, i) for i in CLIPS}, cfg)
+        reference = second_base(session, cfg.reference) if with_reference and kind == "model" else session
+        models = PPOModels(session, reference, session)
+        trained(models, ROLES if with_reference else ("policy", "reward", "value"))
         for role in ("policy", "reward", "value"):
-            session.adapters.enable_offload(role)
+            models.policy.adapters.enable_offload(role)
         if with_reference:
-            session.reference.adapters.enable_offload("reference")
-        with session.adapters.on_device("policy", "value"):
+            models.reference.adapters.enable_offload("reference")
+        with models.policy.adapters.on_device("policy", "value"):
             held.append(torch.cuda.memory_allocated() - start)
         if with_reference:
-            reference = session.reference.adapters
+            reference = models.reference.adapters
             with reference.on_device("reference"):
                 assert {p.device.type for p in reference.parameters("reference")} == {"cuda"}
                 assert stored_bytes(reference.parameters("reference")) > 0
-            iteration(session, tmp_path)
-            assert present(session) == set()
-        del session, base
+            iteration(models, tmp_path)
+            assert present(models) == set()
+        del session, models, reference, base
     assert held[1] == held[2] > 0
 
 
 @pytest.mark.gpu
 def test_on_a_gpu_reading_and_training_do_the_same_arithmetic(tmp_path: Path) -> None:
-    session = opened("model.device=cuda", "model.dtype=bfloat16")
-    rows = tiny.rows(session.backbone)  # type: ignore[arg-type]
-    accelerator = make_accelerator(session.cfg, tmp_path)
-    with session.adapters.on_device("policy"):
-        with session.adapters.inference_as("policy"):
-            read, _, _ = token_logprobs(session.backbone, rows)
-        with session.adapters.training_as("policy"), accelerator.autocast():
-            trained_on, _, _ = token_logprobs(session.backbone, rows)
+    models = opened("model.device=cuda", "model.dtype=bfloat16")
+    rows = tiny.rows(models.policy.backbone)  # type: ignore[arg-type]
+    accelerator = tiny.accelerator(models.policy, tmp_path)
+    with models.policy.adapters.on_device("policy"):
+        with models.policy.adapters.inference_as("policy"):
+            read, _, _ = token_logprobs(models.policy.backbone, rows)
+        with models.policy.adapters.training_as("policy"), accelerator.autocast():
+            trained_on, _, _ = token_logprobs(models.policy.backbone, rows)
     torch.testing.assert_close(read, trained_on.detach(), atol=1e-5, rtol=1e-5)

@@ -12,8 +12,8 @@ import pytest
 
 from minirlaif import config
 from minirlaif.runs.run import Run
-from minirlaif.session import settings_of
 from minirlaif.stages.contamination import seen_before
+from minirlaif.stages.fingerprint import settings_of
 from minirlaif.types import Sample
 from minirlaif.video.reader import UnreadableClip
 
@@ -44,7 +44,7 @@ def run(tmp_path: Path) -> Run:
     cfg = config.load(None, [f"data.{name}=[{tmp_path / name}.json]" for name in PARTS.values()])
     run = Run(tmp_path / "run")
     for stage, part in PARTS.items():
-        with run.stage(stage, settings_of(cfg, "model", sources=[part, "dev"])):
+        with run.stage(stage, settings_of(cfg.seed, cfg.data, [part, "dev"], model=cfg.model)):
             pass
     return run
 

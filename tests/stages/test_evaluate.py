@@ -35,7 +35,7 @@ def fact(name: str, answer: str = RIGHT, **other: Any) -> dict[str, Any]:
 class Watcher:
     """A sampler that says who is asked about what: the active model, told by its log-probabilities, and the kind of frames."""
 
-    def __init__(self, session: tiny.TinyBench, models: dict[str, Tensor], rows: Sequence[EncodedPair], grey: Tensor) -> None:
+    def __init__(self, session: tiny.TinySession, models: dict[str, Tensor], rows: Sequence[EncodedPair], grey: Tensor) -> None:
         self.session, self.models, self.rows, self.grey = session, models, rows, grey
 
     def __call__(self, backbone: Any, prompts: Sequence[EncodedPrompt], *rest: Any, **named: Any) -> list[list[Completion]]:
@@ -60,12 +60,12 @@ def test_each_model_answers_about_true_grey_and_mixed_frames(monkeypatch: pytest
     monkeypatch.setattr(evaluate, "seen_before", lambda *_: 0)
     base = tiny.backbone()
     cfg = tiny.settings("evaluate.gallery=0", "evaluate.batch_size=2", "evaluate.bootstrap=10", "data.world=tiny")
-    session = tiny.TinyBench(base, {f"/clips/{n}": tiny.view(base, 6, n) for n in range(3)}, cfg)
+    session = tiny.TinySession(base, {f"/clips/{n}": tiny.view(base, 6, n) for n in range(3)}, cfg)
     some = tiny.rows(base)[:1]
     models = {"base": token_logprobs(base, some)[0].detach()}
     run = Run(tmp_path / "run")
     spare = tiny.backbone()
-    other = tiny.TinyBench(spare)
+    other = tiny.TinySession(spare)
     for seed, name in enumerate(("sft", "ppo"), start=1):
         tiny.finished(run, name, lambda path, seed=seed: tiny.save_adapter(path / "adapter", seed))  # type: ignore[misc]
         other.adapters.add(name, 0, run.dir(name) / "adapter")
@@ -87,7 +87,7 @@ def test_each_model_answers_about_true_grey_and_mixed_frames(monkeypatch: pytest
                   accuracy=0.75, accuracy_by_type={}, bias=0.5)  # fmt: skip
     grey = torch.zeros_like(session.views["/clips/0"].features)
     tests = [asked(f"t{n}", f"/clips/{n}", "sft true 1") for n in range(3)]
-    tiny.at_bench(monkeypatch, evaluate, session, test=tests)
+    tiny.use_session(monkeypatch, evaluate, session, test=tests)
     monkeypatch.setattr(generation, "sample", Watcher(session, models, some, grey))
     monkeypatch.setattr(evaluate, "blank_features", lambda source, count, size, cache: grey[:count])
     evaluate.run(cfg, run)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from minirlaif.feedback import label as labels
 from minirlaif.models import generation
 from minirlaif.models.generation import Completion
 from minirlaif.models.language_model import EncodedPrompt
@@ -22,7 +23,7 @@ CONTEXT = f"0s: {DESCRIBED}\n"
 PROMPTS = [Sample(f"q{number:02d}", f"/clips/{number % 2}", (Turn("what happens first?"),)) for number in range(40)]
 
 
-class Bench(tiny.TinyBench):
+class Bench(tiny.TinySession):
     """Every clip is one segment."""
 
     def segment_inputs(self, video: str) -> list[tuple[tuple[float, float], VideoInput]]:
@@ -51,10 +52,10 @@ def label(patch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> tuple[Pat
             asked.setdefault(f"{readout} {'with' if pair.context else 'without'}", []).append(seen)
         return verdicts
 
-    tiny.at_bench(patch, feedback, session, prompts=PROMPTS)
-    patch.setattr(feedback, "sample", sample)
+    tiny.use_session(patch, feedback, session, prompts=PROMPTS)
+    patch.setattr(labels, "sample", sample)
     patch.setattr(generation, "sample", sample)  # the descriptions
-    patch.setattr(feedback, "judge", judge)
+    patch.setattr(labels, "judge", judge)
     run = Run(folder / "run")
     tiny.finished(run, "sft", lambda path: tiny.save_adapter(path / "adapter", 1))
     feedback.run(cfg, run)
@@ -101,7 +102,7 @@ def test_a_limit_labels_the_first_prompts_as_they_were_without_it(monkeypatch: p
 @pytest.mark.parametrize(("choice", "chosen", "rejected"), [("A", "one", "two"), ("B", "two", "one")])
 def test_a_verdict_becomes_a_preference(choice: str, chosen: str, rejected: str) -> None:
     pair = Comparison("p#0", "clip", "what?", "one", "two", "0s: x\n", {"type": "count"})
-    assert feedback._preference(pair, Verdict("p#0", choice, 0.123456, (choice, choice))) == {
+    assert labels.preference(pair, Verdict("p#0", choice, 0.123456, (choice, choice))) == {
         "id": "p#0",
         "videos": ["clip"],
         "prompt": "what?",
@@ -115,19 +116,19 @@ def test_a_verdict_becomes_a_preference(choice: str, chosen: str, rejected: str)
 
 def test_pairs_are_of_different_answers_and_their_order_is_drawn_for_each() -> None:
     row = Sample("q", "clip", (Turn("what?"),), tags={"type": "count"})
-    pairs = feedback._pairs(row, ["x", "y", "x", " ", "z"], "told", 3, seed=0)
+    pairs = labels.make_pairs(row, ["x", "y", "x", " ", "z"], "told", 3, seed=0)
     assert [pair.id for pair in pairs] == ["q#0", "q#1", "q#2"]
     assert [{pair.answer_a, pair.answer_b} for pair in pairs] == [{"x", "y"}, {"x", "z"}, {"y", "z"}]
     assert {(p.video, p.question, p.context, p.tags["type"]) for p in pairs} == {("clip", "what?", "told", "count")}
     orders = []
     for seed in range(40):
-        made = feedback._pairs(row, ["x", "y", "z"], "", 3, seed)
-        assert made == feedback._pairs(row, ["x", "y", "z"], "", 3, seed)
+        made = labels.make_pairs(row, ["x", "y", "z"], "", 3, seed)
+        assert made == labels.make_pairs(row, ["x", "y", "z"], "", 3, seed)
         orders.append("".join(p.answer_a for p in made))
     assert len(set(orders)) == 8  # each pair of a prompt is drawn for itself
 
 
 def test_equal_answers_are_kept_as_one_pair_of_equals() -> None:
     row = Sample("q", "clip", (Turn("what?"),))
-    (pair,) = feedback._pairs(row, ["x", "x"], "", 1, seed=0)
+    (pair,) = labels.make_pairs(row, ["x", "x"], "", 1, seed=0)
     assert (pair.answer_a, pair.answer_b) == ("x", "x")

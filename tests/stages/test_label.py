@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from minirlaif import config
+from minirlaif.feedback import label as labels
 from minirlaif.runs.run import Run
 from minirlaif.stages import feedback
 from minirlaif.types import Sample, Turn, Verdict
@@ -15,7 +17,7 @@ NONE = {"disagree": 0, "tie": 0, "invalid": 0, "same_answers": 0}
 
 
 @pytest.mark.parametrize(
-    ("counts", "settings", "told", "remedy"),
+    ("counts", "settings", "message", "remedy"),
     [
         (
             {"disagree": 9, "tie": 3, "same_answers": 2},
@@ -30,23 +32,23 @@ NONE = {"disagree": 0, "tie": 0, "invalid": 0, "same_answers": 0}
         ({"tie": 7}, [], "tie 7", "feedback.answers=4"),
     ],
 )
-def test_no_decided_pair_names_counts_and_the_remedy(counts, settings, told: str, remedy: str):
-    error = feedback._undecided(NONE | counts, config.load(None, settings))
-    assert told in str(error) and error.again == (remedy,)
+def test_no_decided_pair_names_counts_and_the_remedy(counts, settings, message: str, remedy: str):
+    error = feedback._undecided(NONE | counts, config.load(None, settings).feedback)
+    assert message in str(error) and error.again == (remedy,)
 
 
 def test_the_sample_is_a_decided_pair(monkeypatch: pytest.MonkeyPatch, tmp_path):
     """Where the chunk has one; else its first."""
     rows = [Sample(f"r{number}", f"{number}.mp4", (Turn(f"q{number}"),)) for number in range(2)]
     backbone = SimpleNamespace(renderer=SimpleNamespace(decode=str))
-    cfg = config.load(None, ["feedback.readout=likelihood"])
-    session = SimpleNamespace(cfg=cfg, backbone=backbone, video_input=lambda video: None, encode_prompt=lambda *words: None)
-    monkeypatch.setattr(feedback, "sample", lambda *words: [[SimpleNamespace(ids=n) for n in (1, 2)] for _ in rows])
+    section = config.FeedbackSection(readout="likelihood")
+    session: Any = SimpleNamespace(backbone=backbone, video_input=lambda video: None, encode_prompt=lambda *words: None)
+    monkeypatch.setattr(labels, "sample", lambda *words: [[SimpleNamespace(ids=n) for n in (1, 2)] for _ in rows])
 
     def shown(*choices: str) -> dict:
-        told = [Verdict(f"r{number}#0", choice, 1.0, (choice, choice)) for number, choice in enumerate(choices)]
-        monkeypatch.setattr(feedback, "judge", lambda session, pairs, *words: told[: len(pairs)])
-        lines = feedback._label(session, Run(tmp_path), rows, {"0.mp4": "", "1.mp4": ""}, 0)  # type: ignore[arg-type]
+        verdicts = [Verdict(f"r{number}#0", choice, 1.0, (choice, choice)) for number, choice in enumerate(choices)]
+        monkeypatch.setattr(labels, "judge", lambda session, pairs, *words: verdicts[: len(pairs)])
+        lines = labels.label(session, section, Run(tmp_path), rows, {"0.mp4": "", "1.mp4": ""}, 0, 0)
         return next(record for name, record in lines if name == "samples.jsonl")
 
     assert shown("tie", "B")["question"] == "q1" and shown("tie", "B")["choice"] == "B"

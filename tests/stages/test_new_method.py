@@ -38,29 +38,32 @@ import torch
 
 from minirlaif.algorithms.rejection import best_of
 from minirlaif.config import Config
+from minirlaif.data.preflight import read_samples
 from minirlaif.models.generation import sample
 from minirlaif.models.logprobs import EncodedPair, reward_scores, token_logprobs
+from minirlaif.models.seeds import generator
 from minirlaif.runs.run import Run
-from minirlaif.session import open_session, read_samples, readable, settings_of
+from minirlaif.session import open_session
+from minirlaif.stages.fingerprint import settings_of
 from minirlaif.stages.registry import STAGES
-from minirlaif.training.optim import generator
 
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. sample 2. keep the best answer to each prompt 3. one step."""
     section, stage = cfg.rejection, STAGES["rejection"]
-    settings = settings_of(cfg, *stage.sections, sources=stage.reads)
+    settings = settings_of(cfg.seed, cfg.data, stage.reads, **cfg.sections(*stage.sections))
     with run.stage(stage.name, settings, inputs=run.inputs(stage.name), redo=redo) as out:
         if out is None:
             return
-        rows = read_samples(cfg, run, "prompts", need_answers=False)[: section.prompts]
-        with open_session(cfg, run) as session:
+        rows = read_samples(cfg.data, run, "prompts", need_answers=False)[: section.prompts]
+        with open_session(run, cfg.model, cfg.video) as session:
             adapters, backbone = session.adapters, session.backbone
             adapters.add("policy", 0, run.adapter("sft"))
             adapters.add("reward", 0, run.adapter("reward"))
             adapters.load_head("reward", run.adapter("reward"))
             # 1. sample
-            prompts = [session.encode_prompt(session.video_input(r.video), r.turns[0].question) for r in readable(session, rows)]
+            rows = session.readable(rows)
+            prompts = [session.encode_prompt(session.video_input(r.video), r.turns[0].question) for r in rows]
             with adapters.inference_as("policy"):
                 source = generator(cfg.seed, stage.name)
                 answers = sample(backbone, prompts, section.answers, 1.0, 1.0, section.max_new_tokens, source)
@@ -82,7 +85,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             out.log(1, loss=float(loss.detach()), best_score=sum(scores) / len(scores))
             out.summary["best_score"] = sum(scores) / len(scores)
             adapters.save("policy", out.path / "adapter")
-            session.counted(out)
+            session.add_counters(out)
 '''
 
 SECTION = '''@dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minirlaif.algorithms.rollout import collect
+from minirlaif.algorithms.rollout import RolloutCollector
 from minirlaif.config import Config
 from minirlaif.errors import UserError
 from minirlaif.feedback import win_rate as devjudge
@@ -32,9 +32,9 @@ def prompts(count: int) -> list[Sample]:
     return [Sample(f"q{n}", CLIPS[n % 2], (Turn(QUESTIONS[n % 4]),)) for n in range(count)]
 
 
-def bench_of(cfg: Config | None = None) -> tiny.TinyBench:
+def session_of(cfg: Config | None = None) -> tiny.TinySession:
     base = tiny.backbone()
-    return tiny.TinyBench(base, {clip: tiny.view(base, 2, n) for n, clip in enumerate(CLIPS)}, cfg)
+    return tiny.TinySession(base, {clip: tiny.view(base, 2, n) for n, clip in enumerate(CLIPS)}, cfg)
 
 
 def before_ppo(root: Path, **reward: Any) -> Run:
@@ -83,8 +83,8 @@ def test_a_poor_reward_model_is_refused(
 @pytest.mark.parametrize(("max_kl", "steps"), [("0", 3), ("1000", 3), ("0.000001", 2)])
 def test_it_stops_over_max_kl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, max_kl: str, steps: int) -> None:
     """The first answers come from the SFT model itself, at a KL of 0; those after the first update do not."""
-    session = bench_of(learning(f"ppo.max_kl={max_kl}"))
-    tiny.at_bench(monkeypatch, ppo, session, prompts=prompts(4))
+    session = session_of(learning(f"ppo.max_kl={max_kl}"))
+    tiny.use_session(monkeypatch, ppo, session, prompts=prompts(4))
     run = before_ppo(tmp_path / "run")
     ppo.run(session.cfg, run)
     lines = tiny.read_lines(run.dir("ppo") / "metrics.jsonl")
@@ -92,7 +92,7 @@ def test_it_stops_over_max_kl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, m
     assert abs(lines[0]["kl"]) < 1e-6 and 1e-3 < lines[1]["kl"] < 1000
 
 
-def plain(session: tiny.TinyBench, role: str) -> dict[str, torch.Tensor]:
+def plain(session: tiny.TinySession, role: str) -> dict[str, torch.Tensor]:
     """A role's adapter under the names that a file of it has."""
     with session.adapters.on_device(role):
         return {name.replace(f".{role}.", "."): weight.detach().clone() for name, weight in session.adapters.named(role).items()}
@@ -103,12 +103,12 @@ def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> 
 
 
 def test_where_roles_start_and_which_policy_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    session = bench_of(learning("data.dev=[dev]"))
-    tiny.at_bench(monkeypatch, ppo, session, prompts=prompts(4), dev=prompts(2))
+    session = session_of(learning("data.dev=[dev]"))
+    tiny.use_session(monkeypatch, ppo, session, prompts=prompts(4), dev=prompts(2))
     starts: list[dict[str, dict[str, torch.Tensor]]] = []
     heads: list[float] = []
     judged: list[dict[str, torch.Tensor]] = []
-    real = ppo.collect
+    real = RolloutCollector.collect
 
     def collected(*arguments: Any) -> Any:
         with session.adapters.on_device("policy", "reference", "reward", "value"):
@@ -127,7 +127,7 @@ def test_where_roles_start_and_which_policy_is_kept(monkeypatch: pytest.MonkeyPa
                 judged.append(plain(session, "policy"))
             return self.rates[len(judged) - 1]
 
-    monkeypatch.setattr(ppo, "collect", collected)
+    monkeypatch.setattr(RolloutCollector, "collect", collected)
     monkeypatch.setattr(ppo, "WinRateEvaluator", Judge)
     run = before_ppo(tmp_path / "run")
     ppo.run(session.cfg, run)
@@ -150,7 +150,7 @@ def test_the_end_of_a_score_by_hand() -> None:
     limit, scale = 4, 2.0
     cfg = tiny.settings(f"rollout.max_new_tokens={limit}", f"rollout.reward_scale={scale}", "rollout.missing_eos_penalty=8",
                         "rollout.length_coef=10", "rollout.gamma=1", "rollout.lam=1")  # fmt: skip
-    session = bench_of(cfg)
+    session = session_of(cfg)
     end = session.backbone.renderer.end_id
     tiny.biased(session.backbone, {end: 5.0}, flat=True)  # ends about one time in four: e^5 = 148 against some 430 others
     for role in ("policy", "reference", "reward", "value"):
@@ -158,8 +158,8 @@ def test_the_end_of_a_score_by_hand() -> None:
     for role in ("reward", "value"):
         session.adapters.add_head(role, 0, start=0.0)
     session.adapters.heads["reward"].linear.bias.data.fill_(2.0)
-    memory: dict[str, Any] = {"score_mean": None, "score_deviation": None}
-    rollout, stats = collect(session, prompts(12), CONTEXTS, memory, bias=0.5, step=0)
+    rollout, stats = tiny.collector(tiny.models_of(session), CONTEXTS, bias=0.5).collect(prompts(12), 0)
+    assert rollout.returns_BR is not None and rollout.prompt_index_B.tolist() == list(range(12))
     answers = [row.answer for row in rollout.rows]
     ended = [answer[-1] == end for answer in answers]
     assert {len(answer) for answer, stop in zip(answers, ended, strict=True) if stop} > {1} and not all(ended)
@@ -175,14 +175,15 @@ def test_the_end_of_a_score_by_hand() -> None:
 @pytest.mark.parametrize("context", [True, False])
 def test_reward_and_value_read_the_context_and_the_policy_never_does(context: bool) -> None:
     cfg = tiny.settings("rollout.max_new_tokens=4", f"reward.context={context}".lower())
-    session = bench_of(cfg)
+    session = session_of(cfg)
     for seed, role in enumerate(("policy", "reference", "reward", "value")):
         session.adapters.add(role, seed)
         tiny.stir(session.adapters, role, seed)
     for role in ("reward", "value"):
         session.adapters.add_head(role, 1, start=0.3)
-    asked, memory = prompts(4), {"score_mean": None, "score_deviation": None}
-    rollout, stats = collect(session, asked, CONTEXTS, memory, bias=0.0, step=0)
+    asked = prompts(4)
+    rollout, stats = tiny.collector(tiny.models_of(session), CONTEXTS).collect(asked, 0)
+    assert rollout.values_BR is not None
     answers = [row.answer for row in rollout.rows]
 
     def rows(told: bool) -> list[EncodedPair]:
@@ -207,7 +208,7 @@ def test_reward_and_value_read_the_context_and_the_policy_never_does(context: bo
 
 def test_the_dev_judge_counts_what_the_policy_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two prompts won, one lost, one tied: 2.5 of 4. The judge is the SFT model and reads the context."""
-    session = bench_of(tiny.settings("rollout.max_new_tokens=5", "feedback.batch_size=3"))
+    session = session_of(tiny.settings("rollout.max_new_tokens=5", "feedback.batch_size=3"))
     for role, seed in (("policy", 4), ("reference", SFT)):
         session.adapters.add(role, seed)
         tiny.stir(session.adapters, role, seed)
@@ -239,5 +240,5 @@ def test_the_dev_judge_counts_what_the_policy_wins(monkeypatch: pytest.MonkeyPat
         return verdicts
 
     monkeypatch.setattr(devjudge, "judge", judge)
-    assert WinRateEvaluator(session, dev, CONTEXTS).win_rate() == 2.5 / 4
+    assert WinRateEvaluator(tiny.models_of(session), dev, CONTEXTS, session.cfg.feedback, 5).win_rate() == 2.5 / 4
     assert rounds == [["q0", "q1", "q2", "q3"]]

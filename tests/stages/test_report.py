@@ -81,11 +81,11 @@ def make(
 ) -> tuple[Config, Run]:
     """A run whose stages are finished, with small files written by hand."""
     cfg, run = load(None, ["evaluate.bootstrap=50", *overrides]), Run(root)
-    from minirlaif.config import section
+    from minirlaif.config import plain
 
     before: list[str] = []
     for name in run.inputs("report"):
-        with run.stage(name, {part: section(cfg, part) for part in ("feedback", "reward")}, list(before)) as out:
+        with run.stage(name, {part: plain(getattr(cfg, part)) for part in ("feedback", "reward")}, list(before)) as out:
             assert out is not None
             FILL.get(name, lambda out: None)(out)
             if name == "evaluate":

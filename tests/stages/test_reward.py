@@ -41,8 +41,8 @@ def test_what_training_and_examination_read(monkeypatch: pytest.MonkeyPatch, tmp
     settings = ("reward.held_out=0.5", "reward.epochs=2", "reward.batch_size=2", "reward.micro_batch_size=2")
     cfg = tiny.settings(*settings, f"reward.context={context}".lower())
     rows = [preference(f"p{n}", f"/clips/{n}", f"a {colour} circle.", f"a {colour} cross.") for n, colour in enumerate(COLOURS)]
-    session = tiny.TinyBench(base, {p.video: tiny.view(base, 2, n) for n, p in enumerate(rows)}, cfg)
-    tiny.at_bench(monkeypatch, reward, session)
+    session = tiny.TinySession(base, {p.video: tiny.view(base, 2, n) for n, p in enumerate(rows)}, cfg)
+    tiny.use_session(monkeypatch, reward, session)
     monkeypatch.setattr(reward, "read_preferences", lambda *_: list(rows))
     read: dict[bool, list[str]] = {True: [], False: []}  # with gradients: training; without: examination
     embed = base.embed
@@ -74,7 +74,7 @@ def test_a_limit_on_pairs_draws_from_those_for_training_and_keeps_the_held_out_o
     rows = [preference(f"p{n}", f"/clips/{n}", "a red circle.", "a red cross.") for n in range(20)]
     trained: list[str] = []
 
-    def backward(session: Any, accelerator: Any, batch: list[Preference]) -> dict[str, float]:
+    def backward(trainer: Any, batch: list[Preference]) -> dict[str, float]:
         trained.extend(p.id for p in batch)
         return {"loss": 1.0}
 
@@ -84,8 +84,8 @@ def test_a_limit_on_pairs_draws_from_those_for_training_and_keeps_the_held_out_o
     kept: dict[int, list[str]] = {}
     for pairs in (0, 3, 6):
         cfg = tiny.settings("reward.held_out=0.4", "reward.epochs=1", "reward.batch_size=3", f"data.preference_limit={pairs}")
-        session = tiny.TinyBench(base := tiny.backbone(), {p.video: tiny.view(base, 1, 0) for p in rows}, cfg)
-        tiny.at_bench(monkeypatch, reward, session)
+        session = tiny.TinySession(base := tiny.backbone(), {p.video: tiny.view(base, 1, 0) for p in rows}, cfg)
+        tiny.use_session(monkeypatch, reward, session)
         run = Run(tmp_path / str(pairs))
         tiny.finished(run, "sft", lambda path: tiny.save_adapter(path / "adapter", 1))
         tiny.finished(run, "feedback")
@@ -100,11 +100,11 @@ def test_a_limit_on_pairs_draws_from_those_for_training_and_keeps_the_held_out_o
     assert found[6] != set(sorted(first, key=lambda name: int(name[1:]))[:6])  # drawn, not the first clips
 
 
-def examined(folder: Path, session: tiny.TinyBench, kept: list[Preference]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def examined(folder: Path, session: tiny.TinySession, kept: list[Preference]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     run = Run(folder / "run")
     with run.stage("reward", {}) as out:
         assert out is not None
-        reward._examine(session, run, out, kept)
+        reward._examine(session, session.cfg.reward, run, out, kept)
     return out.summary, tiny.read_lines(run.dir("reward") / "held_out.jsonl")
 
 
@@ -113,7 +113,7 @@ def test_the_figures_of_the_examination(tmp_path: Path) -> None:
     base = tiny.backbone()
     (red,) = base.renderer.text_ids(" red")
     tiny.biased(base, {red: 3.0}, flat=True)
-    session = tiny.TinyBench(base, {"/clip": tiny.view(base, 2, 0)})
+    session = tiny.TinySession(base, {"/clip": tiny.view(base, 2, 0)})
     session.adapters.add("reward", 0)
     session.adapters.add_head("reward", 0, start=0.0, beta=1.0)
     said = {True: "a red circle.", False: "a blue circle."}  # five tokens each: a, colour, circle, full stop, end
@@ -136,7 +136,7 @@ def test_the_figures_of_the_examination(tmp_path: Path) -> None:
 @pytest.mark.parametrize("context", [True, False])
 def test_scores_are_those_of_rows_with_or_without_context(tmp_path: Path, context: bool) -> None:
     base = tiny.backbone()
-    session = tiny.TinyBench(base, {"/clip": tiny.view(base, 2, 0)}, tiny.settings(f"reward.context={context}".lower()))
+    session = tiny.TinySession(base, {"/clip": tiny.view(base, 2, 0)}, tiny.settings(f"reward.context={context}".lower()))
     session.adapters.add("reward", 0)
     tiny.stir(session.adapters, "reward", 1)
     session.adapters.add_head("reward", 0, start=0.3)

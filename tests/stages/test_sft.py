@@ -30,11 +30,11 @@ ROWS = [
 def test_short_rows_first_then_the_long_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     base = tiny.backbone()
     cfg = tiny.settings("sft.short_words=3", "sft.epochs=2", "sft.batch_size=2", "sft.warmup_ratio=0", "sft.schedule=linear")
-    session = tiny.TinyBench(base, {"/clip": tiny.view(base, 2, 0)}, cfg)
-    tiny.at_bench(monkeypatch, sft, session, sft=ROWS)
+    session = tiny.TinySession(base, {"/clip": tiny.view(base, 2, 0)}, cfg)
+    tiny.use_session(monkeypatch, sft, session, sft=ROWS)
     trained: list[str] = []
 
-    def backward(session: Any, accelerator: Any, batch: Sequence[Sample]) -> float:
+    def backward(trainer: Any, batch: Sequence[Sample]) -> float:
         trained.extend(sample.id for sample in batch)
         return 1.0
 
@@ -53,9 +53,9 @@ def test_short_rows_first_then_the_long_ones(monkeypatch: pytest.MonkeyPatch, tm
 def test_rows_without_short_answers_make_one_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     base = tiny.backbone()
     cfg = tiny.settings("sft.short_words=0", "sft.batch_size=5")
-    tiny.at_bench(monkeypatch, sft, tiny.TinyBench(base, {"/clip": tiny.view(base, 2, 0)}, cfg), sft=ROWS)
+    tiny.use_session(monkeypatch, sft, tiny.TinySession(base, {"/clip": tiny.view(base, 2, 0)}, cfg), sft=ROWS)
     trained: list[set[str]] = []
-    monkeypatch.setattr(sft, "backward", lambda session, accelerator, batch: trained.append({s.id for s in batch}) or 1.0)
+    monkeypatch.setattr(sft, "backward", lambda trainer, batch: trained.append({s.id for s in batch}) or 1.0)
     sft.run(cfg, Run(tmp_path / "run"))
     assert trained == [{sample.id for sample in ROWS}]
 
@@ -63,9 +63,9 @@ def test_rows_without_short_answers_make_one_stage(monkeypatch: pytest.MonkeyPat
 def test_without_the_curriculum_rows_of_all_lengths_are_mixed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     base = tiny.backbone()
     cfg = tiny.settings("sft.short_words=3", "sft.batch_size=5", "sft.epochs=2", "sft.curriculum=false")
-    tiny.at_bench(monkeypatch, sft, tiny.TinyBench(base, {"/clip": tiny.view(base, 2, 0)}, cfg), sft=ROWS)
+    tiny.use_session(monkeypatch, sft, tiny.TinySession(base, {"/clip": tiny.view(base, 2, 0)}, cfg), sft=ROWS)
     trained: list[set[str]] = []
-    monkeypatch.setattr(sft, "backward", lambda session, accelerator, batch: trained.append({s.id for s in batch}) or 1.0)
+    monkeypatch.setattr(sft, "backward", lambda trainer, batch: trained.append({s.id for s in batch}) or 1.0)
     run = Run(tmp_path / "run")
     sft.run(cfg, run)
     assert trained == [{sample.id for sample in ROWS}] * 2  # one stage, two epochs of all five

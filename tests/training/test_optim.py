@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,22 +9,15 @@ import torch
 from safetensors.torch import load_file
 
 from minirlaif.algorithms.advantages import whiten
+from minirlaif.algorithms.losses import total_stats
+from minirlaif.algorithms.ppo import Learner
 from minirlaif.algorithms.rollout import Rollout
 from minirlaif.errors import StageStopped, UserError
 from minirlaif.models.logprobs import reward_scores, token_logprobs, token_values
-from minirlaif.stages import ppo, reward, sft
-from minirlaif.training.optim import (
-    check_finite,
-    generator,
-    make_accelerator,
-    make_optimizer,
-    optimizer_step,
-    read_extra,
-    read_optimizer,
-    seed_of,
-    shuffled,
-    write_state,
-)
+from minirlaif.models.seeds import generator, seed_of, shuffled
+from minirlaif.stages import reward, sft
+from minirlaif.training.checkpoint import PPOProgress, load_optimizer, save_optimizer, save_trainer
+from minirlaif.training.optim import AdapterTrainer, check_finite, make_accelerator, make_optimizer, optimizer_step
 from minirlaif.types import Preference, Sample, Turn
 from tests.fixtures import tiny
 
@@ -43,10 +37,10 @@ ANSWERS = (
 )
 
 
-def session(*overrides: str) -> tiny.TinyBench:
+def session(*overrides: str) -> tiny.TinySession:
     base = tiny.backbone(seed=4)
     cfg = tiny.settings("ppo.minibatch_size=5", "reward.max_grad_norm=1.0", *overrides)
-    made = tiny.TinyBench(base, {f"clip{i}": tiny.view(base, 1 + i % 3, i) for i in range(5)}, cfg)
+    made = tiny.TinySession(base, {f"clip{i}": tiny.view(base, 1 + i % 3, i) for i in range(5)}, cfg)
     for seed, role in enumerate(("sft", "policy", "reward", "value")):
         made.adapters.add(role, seed)
         tiny.stir(made.adapters, role, seed, 0.05)
@@ -63,7 +57,7 @@ def preferences() -> list[Preference]:
     return [Preference(str(i), f"clip{i}", QUESTIONS[i], ANSWERS[i], ANSWERS[i - 1]) for i in range(5)]
 
 
-def rollout(made: tiny.TinyBench) -> Rollout:
+def rollout(made: tiny.TinySession) -> Rollout:
     """Answers with advantages and returns that no model made, old values a little off, old log-probabilities as they are."""
     rows = [made.encode_pair(made.video_input(f"clip{i}"), QUESTIONS[i], made.answer_ids(ANSWERS[i])) for i in range(5)]
     draw = torch.Generator().manual_seed(0)
@@ -72,29 +66,29 @@ def rollout(made: tiny.TinyBench) -> Rollout:
     with made.adapters.inference_as("value"):
         values, _ = token_values(made.backbone, made.adapters.heads["value"], rows)
     advantages, returns = (torch.randn(mask.shape, generator=draw) * mask for _ in range(2))
-    return Rollout(rows, rows, logprobs, values, whiten(advantages, mask), returns, mask)
+    return Rollout(rows, rows, torch.arange(5), logprobs, whiten(advantages, mask), mask, values, returns)
 
 
-def learner(made: tiny.TinyBench, folder: Path) -> ppo.Learner:
-    accelerator = make_accelerator(made.cfg, folder)
-    parameters = {role: made.adapters.parameters(role) for role in ("policy", "value")}
-    optimizers = {role: make_optimizer(accelerator, p, 0.01, 0.0) for role, p in parameters.items()}
-    return ppo.Learner(accelerator, parameters, optimizers, {"updates": 0})
+def trainer(made: tiny.TinySession, stage: str, folder: Path) -> AdapterTrainer[Any]:
+    return AdapterTrainer(made, stage, getattr(made.cfg, stage), tiny.accelerator(made, folder))
+
+
+def learner(made: tiny.TinySession, folder: Path) -> Learner:
+    return tiny.learner(tiny.models_of(made), folder)
 
 
 def gradients(stage: str, micro: int, folder: Path) -> tuple[list[torch.Tensor], dict[str, float]]:
     made = session(f"sft.micro_batch_size={micro}", f"reward.micro_batch_size={micro}", f"ppo.micro_batch_size={micro}",
                  "reward.centering=0.5")  # fmt: skip
-    accelerator = make_accelerator(made.cfg, folder)
     if stage == "sft":
-        stats, used = {"loss": sft.backward(made, accelerator, samples())}, ["sft"]
+        stats, used = {"loss": sft.backward(trainer(made, "sft", folder), samples())}, ["sft"]
     elif stage == "reward":
-        stats, used = reward.backward(made, accelerator, preferences()), ["reward"]
+        stats, used = reward.backward(trainer(made, "reward", folder), preferences()), ["reward"]
     else:
-        rolled, found = rollout(made), learner(made, folder)
+        rolled, ppo = rollout(made), learner(made, folder)
         counted = int(rolled.mask_BR.sum())
         groups = [list(range(5))] if micro >= 5 else [[4, 1], [0], [3, 2]]
-        stats = ppo.total_stats(ppo._micro(made, rolled, found, counted, group) for group in groups)
+        stats = total_stats(ppo._micro_batch(rolled, counted, group) for group in groups)
         used = ["policy", "value"]
     return [p.grad for role in used for p in made.adapters.parameters(role)], stats  # type: ignore[misc]
 
@@ -117,18 +111,17 @@ def test_sft_loss_is_the_mean_over_all_answer_tokens_of_the_batch(tmp_path: Path
             for s in samples()
         ]
         logprobs, mask, _ = token_logprobs(made.backbone, rows)
-    found = sft.backward(made, make_accelerator(made.cfg, tmp_path), samples())
-    assert found == pytest.approx(-float(logprobs.sum() / mask.sum()), abs=1e-4)
+    loss = sft.backward(trainer(made, "sft", tmp_path), samples())
+    assert loss == pytest.approx(-float(logprobs.sum() / mask.sum()), abs=1e-4)
 
 
 def test_reward_learns_chosen_over_rejected(tmp_path: Path) -> None:
     made = session()
-    accelerator = make_accelerator(made.cfg, tmp_path)
-    optimizer = make_optimizer(accelerator, made.adapters.parameters("reward"), 0.01, 0.0)
-    before = reward.backward(made, accelerator, preferences())
+    state = trainer(made, "reward", tmp_path)
+    before = reward.backward(state, preferences())
     for _ in range(6):
-        optimizer_step(accelerator, optimizer, made.adapters.parameters("reward"), 0.01, 1.0)
-        after = reward.backward(made, accelerator, preferences())
+        state.step(0.01)
+        after = reward.backward(state, preferences())
     assert after["loss"] < before["loss"] - 0.1
     assert after["accuracy"] == 1.0
 
@@ -137,63 +130,62 @@ def test_reward_learns_chosen_over_rejected(tmp_path: Path) -> None:
 def test_a_resumed_optimiser_goes_on_bit_by_bit(kind: str, tmp_path: Path) -> None:
     """Four steps in one go against two, a state on disk, a new process's worth of objects, and two more."""
 
-    def train(made: tiny.TinyBench, optimizer: Any, accelerator: Any, steps: range) -> None:
+    def train(state: AdapterTrainer[Any], steps: range) -> None:
         for step in steps:
-            reward.backward(made, accelerator, preferences()[step % 2 :])
-            optimizer_step(accelerator, optimizer, made.adapters.parameters("reward"), 0.01 / (1 + step), 1.0)
+            reward.step(state, preferences()[step % 2 :], 0.01 / (1 + step))
 
-    def opened(folder: Path | None) -> tuple[tiny.TinyBench, Any, Any]:
-        made = session("model.lora_r=32")
+    def opened(folder: Path | None) -> AdapterTrainer[Any]:
+        made = session("model.lora_r=32", f"model.optimizer={kind}", "reward.weight_decay=0.1")
         if folder:
             tiny.stir(made.adapters, "reward", 99)  # nothing of a fresh role may stay
             made.adapters._load_adapter("reward", folder / "reward")
             made.adapters.load_head("reward", folder / "reward")
-        accelerator = make_accelerator(made.cfg, tmp_path)
-        optimizer = make_optimizer(accelerator, made.adapters.parameters("reward"), 0.01, 0.1, kind)
+        state = trainer(made, "reward", tmp_path)
         if folder:
-            read_optimizer(folder, "reward", optimizer)
-        return made, optimizer, accelerator
+            load_optimizer(folder, "reward", state.optimizer)
+        return state
 
-    straight, optimizer, accelerator = opened(None)
-    train(straight, optimizer, accelerator, range(4))
-    half, optimizer, accelerator = opened(None)
-    train(half, optimizer, accelerator, range(2))
-    extra = {"updates": 2, "score_mean": 0.1 + 0.2, "best": {}}
+    straight, half = opened(None), opened(None)
+    train(straight, range(4))
+    train(half, range(2))
     (tmp_path / "state").mkdir()
-    write_state(tmp_path / "state", {"reward": half.adapters}, {"reward": optimizer}, extra)
-    assert read_extra(tmp_path / "state") == extra
+    save_trainer(tmp_path / "state", half)
     moments = load_file(tmp_path / "state" / "reward.optimizer.safetensors")
     assert any(t.dtype == torch.uint8 for t in moments.values()) == (kind != "adamw")
-    resumed, optimizer, accelerator = opened(tmp_path / "state")
-    train(resumed, optimizer, accelerator, range(2, 4))
-    assert tiny.digest(resumed.adapters.parameters("reward")) == tiny.digest(straight.adapters.parameters("reward"))
-    assert tiny.digest(resumed.adapters.parameters("reward")) != tiny.digest(half.adapters.parameters("reward"))
+    resumed = opened(tmp_path / "state")
+    train(resumed, range(2, 4))
+    assert tiny.digest(resumed.parameters) == tiny.digest(straight.parameters)
+    assert tiny.digest(resumed.parameters) != tiny.digest(half.parameters)
 
 
-@pytest.mark.parametrize(("kept", "asked"), [("adamw", "paged_adamw_8bit"), ("paged_adamw_8bit", "adamw")])
-def test_moments_of_the_other_optimiser_are_refused_in_one_line(kept: str, asked: str, tmp_path: Path) -> None:
-    made = session()
-    accelerator, weights = make_accelerator(made.cfg, tmp_path), made.adapters.parameters("reward")
-    first, second = (make_optimizer(accelerator, weights, 0.01, 0.1, kind) for kind in (kept, asked))
-    reward.backward(made, accelerator, preferences())
-    optimizer_step(accelerator, first, weights, 0.01, 1.0)
-    write_state(tmp_path, {"reward": made.adapters}, {"reward": first}, {})
+def test_progress_comes_back_bit_by_bit_under_its_old_names(tmp_path: Path) -> None:
+    progress = PPOProgress(2, 0.1 + 0.2, None, {"iteration": 1, "win_rate": 0.75})
+    progress.write(tmp_path)
+    assert PPOProgress.read(tmp_path) == progress
+    names = {"updates": 2, "score_mean": 0.30000000000000004, "score_deviation": None}
+    assert json.loads((tmp_path / "extra.json").read_text()) == names | {"best": {"iteration": 1, "win_rate": 0.75}}
+
+
+@pytest.mark.parametrize(("kept", "wanted"), [("adamw", "paged_adamw_8bit"), ("paged_adamw_8bit", "adamw")])
+def test_moments_of_the_other_optimiser_are_refused_in_one_line(kept: str, wanted: str, tmp_path: Path) -> None:
+    made = session(f"model.optimizer={kept}")
+    state = trainer(made, "reward", tmp_path)
+    reward.step(state, preferences(), 0.01)
+    save_trainer(tmp_path, state)
+    other = make_optimizer(state.accelerator, state.parameters, 0.01, 0.1, wanted)
     with pytest.raises(UserError, match="model.optimizer") as caught:
-        read_optimizer(tmp_path, "reward", second)
+        load_optimizer(tmp_path, "reward", other)
     assert "\n" not in str(caught.value) and caught.value.again == ()
 
 
 def test_8_bit_steps_are_nearly_those_of_adamw(tmp_path: Path) -> None:
     moved = []
     for kind in ("adamw", "paged_adamw_8bit"):
-        made = session("model.lora_r=32")
-        accelerator, weights = make_accelerator(made.cfg, tmp_path), made.adapters.parameters("reward")
-        optimizer = make_optimizer(accelerator, weights, 0.01, 0.0, kind)
-        before = torch.cat([p.detach().flatten().clone() for p in weights])
+        state = trainer(session("model.lora_r=32", f"model.optimizer={kind}"), "reward", tmp_path)
+        before = torch.cat([p.detach().flatten().clone() for p in state.parameters])
         for _ in range(3):
-            reward.backward(made, accelerator, preferences())
-            optimizer_step(accelerator, optimizer, weights, 0.01, 1.0)
-        moved.append(torch.cat([p.detach().flatten() for p in weights]) - before)
+            reward.step(state, preferences(), 0.01)
+        moved.append(torch.cat([p.detach().flatten() for p in state.parameters]) - before)
     assert float(moved[0].abs().mean()) > 1e-3
     # 8 bits round the moments of small gradients away, so single weights differ; the direction is what must agree.
     assert float(torch.cosine_similarity(moved[0], moved[1], 0)) > 0.9
@@ -201,7 +193,7 @@ def test_8_bit_steps_are_nearly_those_of_adamw(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 def test_a_gpu_pages_the_moments_and_resumes_bit_by_bit(tmp_path: Path) -> None:
-    accelerator = make_accelerator(tiny.settings("model.device=cuda"), tmp_path)
+    accelerator = make_accelerator(tiny.settings("model.device=cuda").model, "none", tmp_path)
     draw = torch.Generator().manual_seed(0)
     gradients = [torch.randn(512, 512, generator=draw).cuda() for _ in range(4)]
     ends = []
@@ -210,9 +202,9 @@ def test_a_gpu_pages_the_moments_and_resumes_bit_by_bit(tmp_path: Path) -> None:
         optimizer = make_optimizer(accelerator, [weight], 0.01, 0.1, "paged_adamw_8bit")
         for step, gradient in enumerate(gradients):
             if resumed and step == 2:
-                write_state(tmp_path, {}, {"w": optimizer}, {})
+                save_optimizer(tmp_path, "w", optimizer)
                 optimizer = make_optimizer(accelerator, [weight], 0.01, 0.1, "paged_adamw_8bit")
-                read_optimizer(tmp_path, "w", optimizer)
+                load_optimizer(tmp_path, "w", optimizer)
             weight.grad = gradient.clone()
             optimizer_step(accelerator, optimizer, [weight], 0.01, 1e9)
         assert optimizer.state[weight]["state1"].is_paged
@@ -222,11 +214,11 @@ def test_a_gpu_pages_the_moments_and_resumes_bit_by_bit(tmp_path: Path) -> None:
 
 def test_a_nan_stops_the_stage_before_it_reaches_a_weight(tmp_path: Path) -> None:
     made = session()
-    rolled, found = rollout(made), learner(made, tmp_path)
+    rolled, ppo = rollout(made), learner(made, tmp_path)
     before = tiny.digest([p for role in ("policy", "value") for p in made.adapters.parameters(role)])
     rolled.advantages_BR[2, 0] = float("nan")
     with pytest.raises(StageStopped, match="ppo: policy gradient norm is nan at step 4.*start the stage again"):
-        ppo.update(made, rolled, found, 3)
+        ppo.update(rolled, 3)
     assert tiny.digest([p for role in ("policy", "value") for p in made.adapters.parameters(role)]) == before
 
 
@@ -243,12 +235,11 @@ def test_an_update_that_sees_other_logprobs_than_the_rollout_stops(tmp_path: Pat
     rolled = rollout(made)
     rolled.logprobs_BR[rolled.mask_BR] += 0.1
     with pytest.raises(StageStopped, match="first ratio is off 1"):
-        ppo.update(made, rolled, learner(made, tmp_path), 0)
+        learner(made, tmp_path).update(rolled, 0)
 
 
 def test_the_step_clips_the_gradient_and_forgets_it(tmp_path: Path) -> None:
-    made = session()
-    accelerator = make_accelerator(made.cfg, tmp_path)
+    accelerator = tiny.accelerator(session(), tmp_path)
     parameters = [torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1))]
     optimizer = accelerator.prepare(torch.optim.SGD(parameters, lr=123.0))
     parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
@@ -264,7 +255,7 @@ def test_quantised_weights_are_refused_by_the_optimiser(tmp_path: Path) -> None:
         pass
 
     with pytest.raises(ValueError, match="adapter weights only"):
-        make_optimizer(make_accelerator(tiny.settings(), tmp_path), [Params4bit(torch.zeros(1))], 0.1, 0.0)
+        make_optimizer(make_accelerator(tiny.settings().model, "none", tmp_path), [Params4bit(torch.zeros(1))], 0.1, 0.0)
 
 
 def test_seeds_depend_on_seed_and_place_alone_and_never_change() -> None:

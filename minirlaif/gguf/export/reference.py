@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from minirlaif.config import Config, ModelSection, VideoSection
+from minirlaif.data.preflight import read_samples
 from minirlaif.gguf.export.task_check import evaluated_questions
 from minirlaif.models.adapters import AdapterSet
 from minirlaif.models.backbones.base import VisionLanguageModel
@@ -21,7 +22,6 @@ from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.models.loading import open_backbone
 from minirlaif.models.renderer import FrameLayout, Layout
 from minirlaif.runs.run import Run
-from minirlaif.session import read_samples
 from minirlaif.stages.registry import ADAPTERS
 from minirlaif.types import Turn
 from minirlaif.video.frame_sampling import Sizing, uniform_plan
@@ -107,7 +107,7 @@ def of_run(cfg: Config, run: Run, saved: Path | None) -> Reference:
 def clip_questions(cfg: Config, run: Run) -> list[tuple[str, str]]:
     """(clip, question) of two clips: of the test where it was read already, else of the prompts."""
     rows = [(row.video, row.question) for row in evaluated_questions(run, ROWS)]
-    rows = rows or [(row.video, row.turns[0].question) for row in read_samples(cfg, run, "prompts", need_answers=False)]
+    rows = rows or [(row.video, row.turns[0].question) for row in read_samples(cfg.data, run, "prompts", need_answers=False)]
     clips = list(dict.fromkeys(clip for clip, _ in rows))[:CLIPS]
     return [(clip, question) for clip in clips for _, question in [row for row in rows if row[0] == clip][:EACH]]
 

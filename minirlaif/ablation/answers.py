@@ -1,0 +1,106 @@
+"""Last stage of an arm: its answers to the test questions, by the function of `evaluate`; nothing else of what `evaluate` does.
+
+Out: exam/answers.jsonl, a row per question with one column for each way to answer: "policy", "sft", or "best_n" for the answer
+with the highest reward score among the SFT model's first n.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from minirlaif.ablation.arms import BEST_OF
+from minirlaif.config import Config, RolloutSection
+from minirlaif.data.preflight import Preflight, read_samples
+from minirlaif.feedback.label import describe
+from minirlaif.models.generation import Completion, sample
+from minirlaif.models.logprobs import map_micro_batches, reward_scores
+from minirlaif.models.seeds import generator
+from minirlaif.runs.progress import progress
+from minirlaif.runs.run import Run
+from minirlaif.session import ModelSession, PPOModels, open_ppo_models
+from minirlaif.stages.evaluate import greedy_answers
+from minirlaif.stages.fingerprint import settings_of
+from minirlaif.types import Sample
+
+Answerer = Literal["policy", "sft", "best"]
+MODELS: dict[Answerer, tuple[str, ...]] = {"policy": ("rlaif",), "sft": ("sft",), "best": ("sft", "reward")}  # each uses
+
+
+def run(cfg: Config, run: Run, who: Answerer) -> None:
+    """1. questions 2. answers 3. one row per question."""
+    sections = cfg.sections("model", "video", "feedback", "rollout", "evaluate")
+    settings = settings_of(cfg.seed, cfg.data, ["test"], **sections)
+    with run.stage("exam", {**settings, "who": who}, inputs=[run.producer(model) for model in MODELS[who]]) as out:
+        if out is None:
+            return
+        # 1. questions
+        tests = read_samples(cfg.data, run, "test", need_answers=False)
+        checks = Preflight(cfg.data, cfg.sft, cfg.reward)
+        with open_ppo_models(run, cfg.model, cfg.video, checks, cfg.reference, cfg.reward) as models:
+            session = models.policy
+            tests = session.readable(tests)
+            # 2. answers
+            if who == "best":
+                reward = run.adapter("reward")
+                session.adapters.add("sft", 0, run.adapter("sft"))
+                models.critic.adapters.add("reward", 0, reward)
+                models.critic.adapters.load_head("reward", reward)
+                with session.adapters.inference_as("sft"):
+                    described = describe(session, cfg.feedback, run, tests, {})
+                contexts = {video: row["context"] if cfg.reward.context else "" for video, row in described.items()}
+                answers = _best(models, cfg.rollout, tests, contexts, cfg.evaluate.batch_size, cfg.seed)
+            else:
+                session.adapters.add(who, 0, run.adapter(MODELS[who][0]))
+                answers = {who: greedy_answers(session, cfg.evaluate, who, tests)}
+            models.add_counters(out)
+        # 3. rows
+        with (out.path / "answers.jsonl").open("w", encoding="utf-8") as file:
+            for number, row in enumerate(tests):
+                turn = row.turns[0]
+                record = {"id": row.id, "video": run.stored(row.video), "question": turn.question, "truth": turn.answer}
+                record |= {name: texts[number] for name, texts in answers.items()}
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _best(
+    models: PPOModels, section: RolloutSection, tests: Sequence[Sample], contexts: Mapping[str, str], size: int, seed: int
+) -> dict[str, list[str]]:
+    """Sampled SFT answers, and of the first n the one with the highest score. size: questions per batch."""
+    session, most = models.policy, BEST_OF[-1]
+    texts: dict[str, list[str]] = {f"best_{n}": [] for n in BEST_OF}
+    for start in progress(range(0, len(tests), size), -(-len(tests) // size), "exam"):
+        batch = tests[start : start + size]
+        prompts = [session.encode_prompt(session.video_input(row.video), row.turns[0].question) for row in batch]
+        source = generator(seed, "exam", start)
+        with session.adapters.inference_as("sft"):
+            drawn = sample(session.backbone, prompts, most, section.temperature, 1.0, section.max_new_tokens, source)
+        scores = _scores(models.critic, batch, drawn, contexts, section.batch_size)
+        for number, completions in enumerate(drawn):
+            for n in BEST_OF:
+                best = max(range(n), key=lambda place: scores[number * most + place])
+                texts[f"best_{n}"].append(session.backbone.renderer.decode(completions[best].ids))
+    return texts
+
+
+def _scores(
+    critic: ModelSession,
+    batch: Sequence[Sample],
+    drawn: Sequence[Sequence[Completion]],
+    contexts: Mapping[str, str],
+    size: int,
+) -> list[float]:
+    """The reward model's scores of all answers to the first question, then to the second, and so on."""
+    rows = [
+        critic.encode_pair(critic.video_input(row.video), row.turns[0].question, completion.ids, contexts[row.video])
+        for row, completions in zip(batch, drawn, strict=True)
+        for completion in completions
+    ]
+
+    def scored(_: int, index: list[int]) -> list[float]:
+        values: list[float] = reward_scores(critic.backbone, critic.adapters.heads["reward"], [rows[i] for i in index]).tolist()
+        return values
+
+    with critic.adapters.inference_as("reward"):
+        return map_micro_batches(scored, [len(row) for row in rows], size)

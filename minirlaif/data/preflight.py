@@ -1,0 +1,90 @@
+"""Rows of a run's data, and what is checked of them before anything trains."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from minirlaif import distributed
+from minirlaif.config import DataSection, RewardSection, SftSection
+from minirlaif.data.dataset import load_preferences, load_samples
+from minirlaif.errors import UserError
+from minirlaif.runs.run import Run
+from minirlaif.stages.registry import STAGES
+from minirlaif.types import Preference, Sample
+from minirlaif.video.reader import KnowsClips, check_clips
+
+Row = TypeVar("Row", Sample, Preference)
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """The settings that the checks before training read."""
+
+    data: DataSection
+    sft: SftSection
+    reward: RewardSection
+
+
+def read_samples(data: DataSection, run: Run, part: str, need_answers: bool) -> list[Sample]:
+    """The rows of a part of the data: "sft", "prompts", "dev" or "test"; from the tiny world where the config asks for it."""
+    if data.world:
+        return _absolute(load_samples(str(run.require("world") / f"{part}.jsonl"), need_answers=need_answers))
+    sources = {"sft": data.sft, "prompts": data.prompts, "dev": data.dev, "test": data.test}[part]
+    if not sources:
+        raise UserError(f"data.{part}: names no file; set it to the files to read (or data.world to tiny)")
+    taken: set[str] = set()
+    rows: list[Sample] = []
+    for number, source in enumerate(sources, start=1):  # two files may both count their rows from 1
+        file = load_samples(source, data.videos, need_answers)
+        rows += [replace(sample, id=f"{sample.id}@{number}") if sample.id in taken else sample for sample in file]
+        taken |= {sample.id for sample in rows}
+    return _absolute(rows)
+
+
+def read_dev(data: DataSection, run: Run) -> list[Sample]:
+    """The prompts on which the judge picks a checkpoint; none where the config names none."""
+    return read_samples(data, run, "dev", need_answers=False) if data.world or data.dev else []
+
+
+def read_preferences(source: str, videos: str = "") -> list[Preference]:
+    """Rows of a preference file, with absolute clip paths."""
+    return _absolute(load_preferences(source, videos))
+
+
+def _absolute(rows: Sequence[Row]) -> list[Row]:
+    """A clip has one name everywhere in the process, whatever folder the command was started in."""
+    return [replace(row, video=os.path.abspath(row.video)) for row in rows]
+
+
+def readable(rows: Sequence[Row], clips: KnowsClips, max_unreadable: float) -> list[Row]:
+    """Rows whose clips can be read. clips: gives a clip's ClipInfo, and remembers it for the other processes.
+
+    Raises:
+        UserError: more clips than the share `max_unreadable` cannot be read.
+    """
+    paths = sorted({row.video for row in rows})
+    if distributed.count() > 1:  # each process reads a share first; the cache then has all of it for everyone
+        check_clips(distributed.share(paths), clips, 1.0)
+        distributed.wait()
+    infos, bad = check_clips(paths, clips, max_unreadable)
+    for clip in bad:
+        print(f"left out: {clip}", flush=True)
+    good = {info.path for info in infos}
+    return [row for row in rows if row.video in good]
+
+
+def rows_ahead(data: DataSection, run: Run) -> dict[str, list[Any]]:
+    """The rows that the first unfinished stage and all later ones read, by part of the data; of the tiny world only those with a
+    limit. A part that names no source is left out: whether a stage can do without it is the stage's to say."""
+    stages = [stage for stage in STAGES.values() if stage.reads]
+    first = next((i for i, stage in enumerate(stages) if run.manifest(stage.name) is None), len(stages))
+    rows: dict[str, list[Any]] = {}
+    for part in dict.fromkeys(part for stage in stages[first:] for part in stage.reads):
+        if part == "preferences":
+            rows[part] = [row for source in data.preferences for row in read_preferences(source, data.videos)]
+        elif getattr(data, part) or (data.world and part == "sft"):
+            rows[part] = read_samples(data, run, part, need_answers=part == "sft")
+    return rows

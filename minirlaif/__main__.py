@@ -13,8 +13,8 @@ def _main() -> int:
         code = main()
         sys.stdout.flush()
     except BrokenPipeError:
-        poll = select.poll()
-        poll.register(sys.stdout.fileno(), 0)
+        watch = select.poll()
+        watch.register(sys.stdout.fileno(), 0)
         if not any(what & select.POLLERR for _, what in watch.poll(0)):
             raise  # it was another pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python prints one more error at its end

@@ -118,7 +118,8 @@ def quantization_config(section: ModelSection, dtype: Any, skip_quantization: Se
 
     # The vision tower, its connector and the output head stay in full precision: they are small, and quantising what the
     # model sees costs more than it saves (the paper's QLoRA leaves projector and head out too, section 7.1 of its code).
-    return BitsAndBytesConfig(
+    kind: Any = BitsAndBytesConfig  # its methods have no types
+    return kind(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,

@@ -99,7 +99,7 @@ def logprobs_of(
 
     size = min(CHUNK, max(1, LOGITS_BYTES // (4 * backbone.vocabulary)))
     picked, entropies = [], []
-    for part_ND, part_N in zip(states_ND.split(size), targets_N.split(size), strict=True):
+    for part_ND, part_N in zip(torch.split(states_ND, size), torch.split(targets_N, size), strict=True):
         if torch.is_grad_enabled() and part_ND.requires_grad:
             # Logits are made again in the backward pass: those of a long answer are never all in memory.
             logprobs_N, entropy_N = checkpoint(measured, part_ND, part_N, use_reentrant=False, preserve_rng_state=False)
@@ -134,7 +134,7 @@ def reward_scores(backbone: LanguageModel, head: ScalarHead, rows: Sequence[Enco
     """
     hidden_BTD, targets_BR, mask_BR, index_BR = _run(backbone, rows)
     last_B = mask_BR.sum(1) - 1
-    scores_B = head(_at(hidden_BTD, index_BR.gather(1, last_B[:, None]))[:, 0])
+    scores_B: Tensor = head(_at(hidden_BTD, index_BR.gather(1, last_B[:, None]))[:, 0])
     if head.beta is not None:
         logprobs_BR, _ = logprobs_of(backbone, _at(hidden_BTD, index_BR - 1), targets_BR, mask_BR, 1.0, False)
         scores_B = scores_B + head.beta * logprobs_BR.sum(1) / mask_BR.sum(1)

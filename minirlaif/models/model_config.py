@@ -118,12 +118,13 @@ def empty_model(config: Mapping[str, Any], dtype: Any = None) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForImageTextToText
 
+    kind: Any = AutoModelForImageTextToText  # its methods have no types
     values = {name: value for name, value in config.items() if name not in ("model_type", "transformers_version")}
     try:
         built = AutoConfig.for_model(config["model_type"], **values)
         built._attn_implementation = "sdpa"
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForImageTextToText.from_config(built, dtype=dtype or torch.float32)
+            model = kind.from_config(built, dtype=dtype or torch.float32)
     except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"config.json of a {config['model_type']} model: transformers refuses it ({reason})") from None

@@ -46,8 +46,9 @@ def load_weights(kind: Any, folder: str, revision: str, dtype: torch.dtype, quan
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
     """Without transformers' progress bars, which every stage would print again."""
-    from transformers.utils import logging as bars
+    from transformers.utils import logging as transformers_logging
 
+    bars: Any = transformers_logging  # its functions have no types
     enabled = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
     try:

@@ -123,7 +123,8 @@ class VisionLanguageModel(LanguageModel):
     def tower_patches(cls, config: Mapping[str, Any], frames: int, frame_pixels: int) -> int:
         """Patches that the vision tower encodes at once, from config.json; here for frames of one square size."""
         vision = config["vision_config"]
-        return min(frames, cls.frames_at_once or frames) * (vision["image_size"] // vision["patch_size"]) ** 2
+        side = int(vision["image_size"]) // int(vision["patch_size"])
+        return min(frames, cls.frames_at_once or frames) * side * side
 
     @classmethod
     def deep_levels(cls, config: Mapping[str, Any]) -> int:

@@ -127,9 +127,9 @@ class Llava(VisionLanguageModel):
         return vectors
 
     def reordered(self, features_GHWE: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
-        """The vectors of the frames in another order; those of the patches know no order."""
-        rest = range(len(order), features_GHWE.shape[1])
-        return features_GHWE[:, [*order, *rest]]
+        """The vectors of the frames in another order; those of the patches have no order."""
+        patches = range(len(order), features_GHWE.shape[1])
+        return features_GHWE[:, [*order, *patches]]
 
 
 FAMILY = Llava

@@ -129,7 +129,8 @@ class Qwen3VL(VisionLanguageModel):
         last_BT = place_BT == high_B1 * wide_B1 - 1
         step_BT = torch.where(slots_BT, last_BT * torch.maximum(high_B1, wide_B1), mask_BT.long())
         inside_3BT = torch.stack([torch.zeros_like(place_BT), place_BT // wide_B1, place_BT % wide_B1]) * slots_BT
-        return step_BT.cumsum(1) - step_BT + inside_3BT
+        positions_3BT: Tensor = step_BT.cumsum(1) - step_BT + inside_3BT
+        return positions_3BT
 
 
 FAMILY = Qwen3VL

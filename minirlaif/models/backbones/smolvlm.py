@@ -75,7 +75,7 @@ class SmolVLM(VisionLanguageModel):
         mask = torch.ones(len(pixels), self.grid, self.grid, dtype=torch.bool, device=pixels.device)
         hidden = tower(pixel_values=pixels, patch_attention_mask=mask).last_hidden_state
         vectors: torch.Tensor = connector(hidden)
-        return vectors.unflatten(1, (self.side, self.side))
+        return vectors.view(len(vectors), self.side, self.side, -1)
 
 
 def _longest(folder: str, revision: str, tile: int) -> int:

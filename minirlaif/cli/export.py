@@ -42,7 +42,8 @@ def run(options: argparse.Namespace) -> int:
     if options.verify is not None:
         from minirlaif.gguf.export.verify import verify
 
-        return verify(cfg, run, options.verify if options.verify != Path() else run.dir("export"), questions)
+        folder = options.verify if options.verify != Path() else run.dir("export")
+        return verify(run, cfg.model, cfg.video, cfg.data, folder, questions, cfg.evaluate.max_new_tokens)
     given = ["--types", options.types] if options.types != TYPES else []
     run = Run(run.root, [*given, *(["--adapters"] if options.adapters else [])])
     export_run(cfg, run, types, options.adapters, questions, options.redo)

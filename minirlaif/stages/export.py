@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from minirlaif.config import Config
+from minirlaif.config import Config, DataSection, ModelSection, VideoSection
 from minirlaif.errors import UserError
 from minirlaif.gguf import export_info
 from minirlaif.gguf.export import merge, model_card, task_check
@@ -48,7 +48,7 @@ class ExportOptions:
 
 def run(cfg: Config, run: Run, options: ExportOptions, redo: bool = False) -> None:
     """1. merge 2. convert 3. quantise 4. compare logits 5. answer the test questions 6. README and manifest."""
-    check(cfg, run, options)
+    check(cfg.model, run, options)
     settings = settings_of(cfg.seed, cfg.data, model=cfg.model, video=cfg.video)
     settings |= {"types": list(options.types), "adapters": options.adapters}
     settings |= {"questions": options.questions, "converter": VERSION}
@@ -56,7 +56,7 @@ def run(cfg: Config, run: Run, options: ExportOptions, redo: bool = False) -> No
     with run.stage("export", settings, inputs=inputs, redo=redo) as out:
         if out is None:
             return
-        work = Work(cfg, run, out, options)
+        work = Work(run, out, options, cfg.model, cfg.video, cfg.data, cfg.evaluate.max_new_tokens)
         steps: dict[str, Callable[[], Mapping[str, Any]]] = {
             "merge the policy into the base": work.merge,
             "convert text model and projector": work.convert,
@@ -75,19 +75,19 @@ def run(cfg: Config, run: Run, options: ExportOptions, redo: bool = False) -> No
         work.finish()
 
 
-def check(cfg: Config, run: Run, options: ExportOptions) -> None:
+def check(model: ModelSection, run: Run, options: ExportOptions) -> None:
     """UserError for what can be known before any work: family, adapters, llama-cpp-python, converter, disk space."""
-    family = family_of(model_type(cfg.model))
+    family = family_of(model_type(model))
     if family.gguf is None:
         able = ", ".join(other.title for other in map(family_of, FAMILIES) if other.gguf)
         raise UserError(
-            f"model.base {cfg.model.base}: {family.title} cannot be written as GGUF (llama.cpp has no counterpart of its vision"
+            f"model.base {model.base}: {family.title} cannot be written as GGUF (llama.cpp has no counterpart of its vision"
             f" input); export is for {able}"
         )
     check_installed()
-    for model in ADAPTERS:
-        merge.check_adapter(run.adapter(model), family.text_prefix)
-    need = merge.bytes_needed(cfg.model, [TYPES[kind].bytes for kind in options.types])
+    for name in ADAPTERS:
+        merge.check_adapter(run.adapter(name), family.text_prefix)
+    need = merge.bytes_needed(model, [TYPES[kind].bytes for kind in options.types])
     free_or_refuse(run.root, need)
     fetch()
 
@@ -95,8 +95,18 @@ def check(cfg: Config, run: Run, options: ExportOptions) -> None:
 class Work:
     """An export in progress. results: figures so far, as they go into the manifest."""
 
-    def __init__(self, cfg: Config, run: Run, out: StageDir, options: ExportOptions) -> None:
-        self.cfg, self.run, self.out, self.options = cfg, run, out, options
+    def __init__(
+        self,
+        run: Run,
+        out: StageDir,
+        options: ExportOptions,
+        model: ModelSection,
+        video: VideoSection,
+        data: DataSection,
+        max_new_tokens: int,
+    ) -> None:
+        self.run, self.out, self.options = run, out, options
+        self.model, self.video, self.data, self.max_new_tokens = model, video, data, max_new_tokens
         self.results: dict[str, Any] = {}
         self.hf, self.temporary = out.path / "hf", out.path / "work"
 
@@ -125,18 +135,18 @@ class Work:
     @cached_property
     def reference(self) -> Reference:
         """What the files have to equal."""
-        return of_run(self.cfg, self.run, None if self.options.adapters else self.hf)
+        return of_run(self.run, self.model, self.video, self.data, None if self.options.adapters else self.hf)
 
     def merge(self) -> Mapping[str, Any]:
         """Save hf/; the difference of its logits to those of the trained policy."""
         shutil.rmtree(self.hf, ignore_errors=True)
-        return {"merge": merge.merged(self.cfg, self.run, self.hf, keep_apart=self.options.adapters)}
+        return {"merge": merge.merged(self.run, self.model, self.video, self.data, self.hf, keep_apart=self.options.adapters)}
 
     def convert(self) -> Mapping[str, Any]:
         """Text model in float32 and projector in float32 and F16; adapters."""
         self.temporary.mkdir(exist_ok=True)
         hf, script = str(self.hf), "convert_hf_to_gguf.py"
-        gguf = family_of(model_type(self.cfg.model)).gguf
+        gguf = family_of(model_type(self.model)).gguf
         assert gguf is not None  # see `check`
         jobs = [Job(script, (hf, "--outfile", str(self.text("f32")), "--outtype", "f32", *gguf.converter_flags))]
         for kind in ("f32", "f16"):
@@ -215,7 +225,7 @@ class Work:
         engine = GgufEngine(self.out.path, kind=kind)
         with engine, path.open("a", encoding="utf-8") as file:
             left = rows[done:]
-            texts = task_check.answers(engine, left, self.cfg.evaluate.max_new_tokens, blank)
+            texts = task_check.answers(engine, left, self.max_new_tokens, blank)
             for row, text in zip(left, progress(texts, len(rows), f"answer {name}", initial=done), strict=True):
                 new.append(text)
                 line = {"file": name, "video": row.video, "question": row.question, "truth": row.truth, "hf": row.answer}
@@ -227,17 +237,17 @@ class Work:
 
     def write_export_info(self) -> None:
         """minirlaif.json: what the runtime has to know."""
-        cfg, apart = self.cfg, self.options.adapters
+        apart = self.options.adapters
         info = export_info.ExportInfo(
             run=self.run.root.name,
-            family=model_type(cfg.model),
+            family=model_type(self.model),
             layout=self.reference.layout,
             sizing=self.reference.sizing,
-            frames=cfg.video.frames,
-            frame_pixels=cfg.video.frame_pixels,
+            frames=self.video.frames,
+            frame_pixels=self.video.frame_pixels,
             text={kind: self.text(kind).name for kind in self.options.types},
             mmproj=self.projector("f16").name,
-            options=SamplingParams(max_new_tokens=cfg.evaluate.max_new_tokens),
+            options=SamplingParams(max_new_tokens=self.max_new_tokens),
             models=tuple(self.reference.logits),
             adapters={model: self.adapter(model).name for model in ADAPTERS} if apart else {},
         )

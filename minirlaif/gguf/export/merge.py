@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from minirlaif.config import Config, ModelSection
+from minirlaif.config import DataSection, ModelSection, VideoSection
 from minirlaif.errors import UserError
-from minirlaif.gguf.export.reference import logits_of, plain_section, reference_of
+from minirlaif.gguf.export.reference import clip_questions, logits_of, plain_section, reference_of
 from minirlaif.gguf.export.template import chat_template
 from minirlaif.models.adapters import AdapterSet
 from minirlaif.models.backbones.base import VisionLanguageModel
@@ -52,7 +52,9 @@ def check_adapter(folder: Path, text_prefix: str) -> None:
         )
 
 
-def merged(cfg: Config, run: Run, folder: Path, keep_apart: bool = False) -> dict[str, Any]:
+def merged(
+    run: Run, model: ModelSection, video: VideoSection, data: DataSection, folder: Path, keep_apart: bool = False
+) -> dict[str, Any]:
     """Write the policy as one model in transformers' layout.
 
     Args:
@@ -62,32 +64,32 @@ def merged(cfg: Config, run: Run, folder: Path, keep_apart: bool = False) -> dic
         logit_difference: largest, to the policy as it was trained (on the base in four bits, where it was); trained_on: that
         quantisation; dtype: of the saved weights; template_fits: see there.
     """
-    section = plain_section(cfg.model)
+    section, rows = plain_section(model), clip_questions(run, data)
     backbone = open_backbone(section)
     if keep_apart:
-        save_model(backbone, backbone.model, folder, own_dtype(cfg.model))
+        save_model(backbone, backbone.model, folder, own_dtype(model))
     adapter = run.adapter("rlaif")
     adapters = AdapterSet(backbone, section)
     adapters.add("policy", 0, adapter)
-    if cfg.model.quantization == "none":
-        trained = reference_of(cfg, run, backbone, {"policy": adapters.inference_as("policy")})
+    if model.quantization == "none":
+        trained = reference_of(backbone, rows, video, {"policy": adapters.inference_as("policy")})
     else:
-        small = open_backbone(replace(section, quantization=cfg.model.quantization))
+        small = open_backbone(replace(section, quantization=model.quantization))
         others = AdapterSet(small, section)
         others.add("policy", 0, adapter)
-        trained = reference_of(cfg, run, small, {"policy": others.inference_as("policy")})
+        trained = reference_of(small, rows, video, {"policy": others.inference_as("policy")})
     if keep_apart:
         with adapters.inference_as("policy"):
             now = logits_of(backbone, trained.probes)
     else:
-        save_model(backbone, adapters.merge("policy"), folder, own_dtype(cfg.model))
+        save_model(backbone, adapters.merge("policy"), folder, own_dtype(model))
         now = logits_of(backbone, trained.probes)
-    copy_files(backbone, cfg.model.revision, folder)
+    copy_files(backbone, model.revision, folder)
     difference = float(abs(now - trained.logits["policy"]).max())
     return {
         "logit_difference": difference,
-        "trained_on": cfg.model.quantization,
-        "dtype": str(own_dtype(cfg.model)).removeprefix("torch."),
+        "trained_on": model.quantization,
+        "dtype": str(own_dtype(model)).removeprefix("torch."),
         "template_fits": template_fits(folder, backbone),
     }
 

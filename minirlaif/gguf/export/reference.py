@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minirlaif.config import Config, ModelSection, VideoSection
+from minirlaif.config import DataSection, ModelSection, VideoSection
 from minirlaif.data.preflight import read_samples
 from minirlaif.gguf.export.task_check import evaluated_questions
 from minirlaif.models.adapters import AdapterSet
@@ -71,13 +71,15 @@ class Reference:
 
 
 def reference_of(
-    cfg: Config, run: Run, backbone: VisionLanguageModel, adapters: Mapping[str, AbstractContextManager[None]]
+    backbone: VisionLanguageModel,
+    rows: Sequence[tuple[str, str]],
+    video: VideoSection,
+    adapters: Mapping[str, AbstractContextManager[None]],
 ) -> Reference:
-    """Ask the model in transformers. roles: by name of a model, the block in which the backbone is this model."""
-    rows = clip_questions(cfg, run)
+    """Logits of the model in transformers. adapters: by name of a model, the context in which the backbone is this model."""
     questions = list(dict.fromkeys(question for _, question in rows))[:QUESTIONS]
-    with ClipReader(cfg.video.timeout_seconds) as reader:
-        probes = (*text_probes(backbone, questions), *clip_probes(backbone, reader, cfg.video, rows))
+    with ClipReader(video.timeout_seconds) as reader:
+        probes = (*text_probes(backbone, questions), *clip_probes(backbone, reader, video, rows))
     logits = {}
     for name, role in adapters.items():
         with role:
@@ -92,22 +94,23 @@ def plain_section(section: ModelSection, base: str = "") -> ModelSection:
     return replace(plain, base=base) if base else plain
 
 
-def of_run(cfg: Config, run: Run, saved: Path | None) -> Reference:
+def of_run(run: Run, model: ModelSection, video: VideoSection, data: DataSection, saved: Path | None) -> Reference:
     """What a run's files have to equal: the model saved in transformers' layout, or (None) the base with the run's adapters."""
+    rows = clip_questions(run, data)
     if saved is not None:
-        return reference_of(cfg, run, open_backbone(plain_section(cfg.model, str(saved))), {"rlaif": nullcontext()})
-    section = plain_section(cfg.model)
+        return reference_of(open_backbone(plain_section(model, str(saved))), rows, video, {"rlaif": nullcontext()})
+    section = plain_section(model)
     backbone = open_backbone(section)
     adapters = AdapterSet(backbone, section)
-    for model in ADAPTERS:
-        adapters.add(model, 0, run.adapter(model))
-    return reference_of(cfg, run, backbone, {model: adapters.inference_as(model) for model in (*ADAPTERS, "base")})
+    for name in ADAPTERS:
+        adapters.add(name, 0, run.adapter(name))
+    return reference_of(backbone, rows, video, {name: adapters.inference_as(name) for name in (*ADAPTERS, "base")})
 
 
-def clip_questions(cfg: Config, run: Run) -> list[tuple[str, str]]:
+def clip_questions(run: Run, data: DataSection) -> list[tuple[str, str]]:
     """(clip, question) of two clips: of the test where it was read already, else of the prompts."""
     rows = [(row.video, row.question) for row in evaluated_questions(run, ROWS)]
-    rows = rows or [(row.video, row.turns[0].question) for row in read_samples(cfg.data, run, "prompts", need_answers=False)]
+    rows = rows or [(row.video, row.turns[0].question) for row in read_samples(data, run, "prompts", need_answers=False)]
     clips = list(dict.fromkeys(clip for clip, _ in rows))[:CLIPS]
     return [(clip, question) for clip in clips for _, question in [row for row in rows if row[0] == clip][:EACH]]
 

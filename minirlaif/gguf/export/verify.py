@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from minirlaif.config import Config
+from minirlaif.config import DataSection, ModelSection, VideoSection
 from minirlaif.errors import UserError
 from minirlaif.gguf import export_info
 from minirlaif.gguf.export import model_card, task_check
 from minirlaif.gguf.export.converter import check_installed
 from minirlaif.gguf.export.parity import FRAMES_GATE, TEXT_GATE, measure
 from minirlaif.gguf.export.quantize import TYPES, listed
-from minirlaif.gguf.export.reference import Reference, of_run
+from minirlaif.gguf.export.reference import of_run
 from minirlaif.gguf.runtime.engine import GgufEngine
 from minirlaif.inference.engine import SamplingParams
 from minirlaif.models.model_config import model_type
@@ -34,7 +34,9 @@ class Files:
     adapters: Mapping[str, Path]
 
 
-def verify(cfg: Config, run: Run, folder: Path, most: int) -> int:
+def verify(
+    run: Run, model: ModelSection, video: VideoSection, data: DataSection, folder: Path, most: int, max_new_tokens: int
+) -> int:
     """Print a table of all files of a folder against the run's model; 0, or 1 when something differs that must not.
 
     Args:
@@ -46,20 +48,33 @@ def verify(cfg: Config, run: Run, folder: Path, most: int) -> int:
     check_installed()
     files = files_of(folder)
     saved = run.dir("export") / "hf"
-    reference = of_run(cfg, run, saved if saved.is_dir() and not files.adapters else None)
-    model = next(iter(reference.logits))
-    adapter = files.adapters.get(model)
+    reference = of_run(run, model, video, data, saved if saved.is_dir() and not files.adapters else None)
+    name = next(iter(reference.logits))
+    adapter = files.adapters.get(name)
     parities, faults = {}, []
     for kind, path in progress(files.text.items(), len(files.text), "compare"):
         projectors = files.projectors.get(kind, next(iter(files.projectors.values())))
-        parities[kind] = measure(path, projectors, reference, model, "f32" if kind == "f32" else "f16", adapter)
+        parities[kind] = measure(path, projectors, reference, name, "f32" if kind == "f32" else "f16", adapter)
         unquantized = kind == "f32" and kind in files.projectors
         faults += [f"{path.name}: {fault}" for fault in (parities[kind].faults() if unquantized else parities[kind].wrong())]
     figures: dict[str, Any] = {"parity": {"types": {kind: asdict(parity) for kind, parity in parities.items()}}}
     figures["sizes"] = {path.name: path.stat().st_size for path in files.text.values()}
     rows = task_check.evaluated_questions(run, most)
     if rows:
-        results = _answer_with_files(cfg, run, files, reference, rows)
+        info = export_info.ExportInfo(
+            run=run.root.name,
+            family=model_type(model),
+            layout=reference.layout,
+            sizing=reference.sizing,
+            frames=video.frames,
+            frame_pixels=video.frame_pixels,
+            text={kind: str(path) for kind, path in files.text.items()},
+            mmproj=str(next(iter(files.projectors.values()))),
+            options=SamplingParams(max_new_tokens=max_new_tokens),
+            models=(name,),
+            adapters={name: str(files.adapters[name])} if name in files.adapters else {},
+        )
+        results = _answer_with_files(info, rows)
         own = task_check.score(rows, [row.answer for row in rows]).accuracy
         figures["accuracy"] = {"hf": own} | {kind: result.accuracy for kind, result in results.items()}
         figures["agreement"] = {kind: result.agreement for kind, result in results.items()}
@@ -75,32 +90,16 @@ def verify(cfg: Config, run: Run, folder: Path, most: int) -> int:
     return 1 if faults else 0
 
 
-def _answer_with_files(
-    cfg: Config, run: Run, files: Files, reference: Reference, rows: list[task_check.AnsweredQuestion]
-) -> dict[str, task_check.Score]:
+def _answer_with_files(info: export_info.ExportInfo, rows: list[task_check.AnsweredQuestion]) -> dict[str, task_check.Score]:
     """Every text file answers the rows through the runtime, which reads its settings from a temporary folder."""
-    model = next(iter(reference.logits))
-    results = {}
+    scores = {}
     with tempfile.TemporaryDirectory() as work:
-        info = export_info.ExportInfo(
-            run=run.root.name,
-            family=model_type(cfg.model),
-            layout=reference.layout,
-            sizing=reference.sizing,
-            frames=cfg.video.frames,
-            frame_pixels=cfg.video.frame_pixels,
-            text={kind: str(path) for kind, path in files.text.items()},
-            mmproj=str(next(iter(files.projectors.values()))),
-            options=SamplingParams(max_new_tokens=cfg.evaluate.max_new_tokens),
-            models=(model,),
-            adapters={model: str(files.adapters[model])} if model in files.adapters else {},
-        )
         export_info.write(Path(work), info)
-        for kind in files.text:
+        for kind in info.text:
             with GgufEngine(Path(work), kind=kind) as engine:
-                texts = task_check.answers(engine, rows, cfg.evaluate.max_new_tokens)
-                results[kind] = task_check.score(rows, list(progress(texts, len(rows), f"answer {kind}")))
-    return results
+                texts = task_check.answers(engine, rows, info.options.max_new_tokens)
+                scores[kind] = task_check.score(rows, list(progress(texts, len(rows), f"answer {kind}")))
+    return scores
 
 
 def files_of(folder: Path) -> Files:

@@ -200,8 +200,8 @@ def test_ollamas_template() -> None:
 def test_four_bits_are_merged_into_whole_weights_and_the_difference_is_told(runs_dir: Path, tmp_path: Path) -> None:
     run = export_runs.trained(runs_dir / "red", "tiny", export_runs.world_clip)
     cfg = config.load(run.root / "config.yaml")
-    plain = merge.merged(cfg, run, tmp_path / "whole")
-    small = merge.merged(replace(cfg, model=replace(cfg.model, quantization="nf4")), run, tmp_path / "small")
+    plain = merge.merged(run, cfg.model, cfg.video, cfg.data, tmp_path / "whole")
+    small = merge.merged(run, replace(cfg.model, quantization="nf4"), cfg.video, cfg.data, tmp_path / "small")
     assert plain["logit_difference"] < 1e-4 < 0.05 < small["logit_difference"]
     assert small["trained_on"] == "nf4"
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "small"))

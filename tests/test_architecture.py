@@ -213,6 +213,50 @@ def test_decoders_and_the_like_are_imported_inside_functions(module: str):
     assert not found & ONLY_INSIDE_FUNCTIONS
 
 
+# Functions below a verb that still take the whole Config. Entries may only go.
+WHOLE_CONFIG = set(
+    "ablation.answers.run gguf.export.merge.merged gguf.export.reference.reference_of gguf.export.reference.of_run"
+    " gguf.export.reference.clip_questions gguf.export.verify.verify gguf.export.verify._answer_with_files memory.measure.run"
+    " memory.measure.measure memory.measure._measured memory.measure.libraries memory.measure.probe memory.measure.before_run"
+    " stages.export.check stages.export.__init__".split()
+)
+
+
+def takers_of_a_config(module: str, tree: ast.AST) -> set[str]:
+    """Functions with a parameter that is a whole Config, but for a stage's `run`, the command line and the config itself."""
+    if top(module) in ("cli", "config"):
+        return set()
+    takers = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not (top(module) == "stages" and node.name == "run"):
+            for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
+                annotation = ast.unparse(argument.annotation) if argument.annotation else ""
+                if argument.arg == "cfg" or re.search(r"\bConfig\b", annotation):
+                    takers.add(f"{module}.{node.name}")
+    return takers
+
+
+def test_a_whole_config_is_read_by_the_runs_of_stages_and_the_command_line():
+    takers = {name for module, tree in SOURCES.items() for name in takers_of_a_config(module, tree)}
+    assert takers == WHOLE_CONFIG
+
+
+def test_the_config_test_sees_a_breach():
+    code = "def one(cfg): ...\ndef two(all: config.Config | None): ...\ndef three(section: SftSection): ...\ndef run(cfg): ..."
+    assert takers_of_a_config("stages.sft", ast.parse(code)) == {"stages.sft.one", "stages.sft.two"}
+    assert "session.run" in takers_of_a_config("session", ast.parse(code))
+
+
+def test_a_clip_passes_few_modules_from_its_row_to_the_loss():
+    """The list of internals.md: at most 14 modules that exist, each imported by one of the list or by the stage."""
+    text = (ROOT / ".github" / "docs" / "internals.md").read_text(encoding="utf-8")
+    block = text.partition("## From a data row to the PPO loss\n")[2].partition("\n## ")[0]
+    modules = [name.replace("/", ".") for name in re.findall(r"^\d+\. `(\S+)\.py`: \S", block, re.M)]
+    assert 10 < len(modules) <= 14 and modules[-1] == "algorithms.losses" and set(modules) <= set(SOURCES)
+    imported = set().union(*(own_imports(module, SOURCES[module]) for module in [*modules, "stages.ppo"]))
+    assert set(modules) - {"stages.ppo"} <= imported
+
+
 def places(wanted: str) -> set[str]:
     """Modules that have a name or attribute, or import a package."""
     found = set()

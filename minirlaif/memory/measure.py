@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif import config
-from minirlaif.config import Config
+from minirlaif.config import Config, ModelSection
 from minirlaif.errors import UserError
 from minirlaif.memory.planner import CONTEXT, GIB, STEPS, Planned, aligned, estimate, shapes_of, steps_of
 from minirlaif.runs.run import Run
@@ -107,7 +107,7 @@ def _measured(cfg: Config, job: Mapping[str, Any], folder: Path) -> dict[str, An
     if gpu and job["gpu_gib"]:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(allowed(job["gpu_gib"], total))
-    runtime = libraries(cfg)
+    runtime = libraries(cfg.model)
     plan = Planned(cfg, *shapes_of(cfg.model, cfg.reward), gpu, runtime)
     stage = str(job["stage"])
     probe_of = steps.StageProbe(cfg, stage, folder)
@@ -142,7 +142,7 @@ def allowed(gib: float, total: float) -> float:
     return min(1.0, max(0.0, gib * GIB - CONTEXT) / total)
 
 
-def libraries(cfg: Config) -> float:
+def libraries(model: ModelSection) -> float:
     """Resident bytes of this process once everything that a stage imports is in it; 0 where that cannot be read."""
     import accelerate  # noqa: F401
 
@@ -151,11 +151,11 @@ def libraries(cfg: Config) -> float:
 
     adapters.import_peft()
 
-    if cfg.model.quantization == "nf4" or cfg.model.optimizer != "adamw":
+    if model.quantization == "nf4" or model.optimizer != "adamw":
         import bitsandbytes  # noqa: F401
     from minirlaif.models.model_config import empty_model, read_config
 
-    empty_model(read_config(cfg.model))  # the model's own module
+    empty_model(read_config(model))  # the model's own module
     return _status("VmRSS")
 
 

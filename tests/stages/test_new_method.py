@@ -131,7 +131,8 @@ for model in run.models():
     assert main.main([*words, "--model", model]) == 0
 assert run_reader.newest_run(folder.parent).root == folder
 assert "rejection" in run_pages.progress(run) and "Best score of each prompt" in run_pages.curves(run)
-facts = merged(config.load(folder / "config.yaml"), run, folder / "merged")
+cfg = config.load(folder / "config.yaml")
+facts = merged(run, cfg.model, cfg.video, cfg.data, folder / "merged")
 assert facts["logit_difference"] < 1e-3, facts
 """
 

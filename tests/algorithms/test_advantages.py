@@ -12,7 +12,9 @@ from torch import Tensor
 from minirlaif.algorithms.advantages import (
     explained_variance,
     gae,
+    group_relative,
     kl_per_token,
+    leave_one_out,
     masked_mean,
     penalized_scores,
     shaped_rewards,
@@ -183,3 +185,17 @@ def test_wrong_inputs_are_refused() -> None:
         masked_mean(noise(1), MASK_BR.long())
     with pytest.raises(ValueError, match="shapes differ"):
         shaped_rewards(noise(1), noise(2), MASK_BR, 0.1)
+
+
+def test_group_advantages_by_hand() -> None:
+    """Whole rewards 3 and 1 of one prompt; 2, 2 and 5 of another. Padding counts for nothing."""
+    rewards = torch.tensor([[1.0, 2.0], [1.0, 99.0], [2.0, 0.0], [0.0, 2.0], [5.0, 99.0]])
+    mask = torch.tensor([[True, True], [True, False], [True, True], [True, True], [True, False]])
+    prompts = torch.tensor([7, 7, 8, 8, 8])
+    alone = leave_one_out(rewards, mask, prompts)
+    assert alone.tolist() == [[2.0, 2.0], [-2.0, 0.0], [-1.5, -1.5], [-1.5, -1.5], [3.0, 0.0]]
+    group = group_relative(rewards, mask, prompts, epsilon=0.0)[:, 0]
+    half, third = 0.5**0.5, 3**-0.5  # deviations: the root of 2, and of 3
+    assert torch.allclose(group, torch.tensor([half, -half, -third, -third, 2 * third]))
+    with pytest.raises(ValueError, match="single answer"):
+        leave_one_out(rewards[:3], mask[:3], prompts[:3])

@@ -85,7 +85,7 @@ def test_every_clip_is_looked_at_once(report):
 def test_the_exported_model_is_the_same(export):
     parity = export["parity"]
     assert parity["text_f32"] < 1e-4 and parity["frames_f32"] < 5e-3 and parity["control"] >= 5e-2
-    assert all(not found["wrong_ids"] for found in parity["types"].values())
+    assert all(not actual["wrong_ids"] for actual in parity["types"].values())
 
 
 @pytest.mark.parametrize(("kind", "bound"), [("f16", 0.005), ("q8_0", 0.01), ("q4_k_m", 0.05)])

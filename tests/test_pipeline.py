@@ -42,40 +42,40 @@ INPUTS = {
 
 
 @dataclasses.dataclass
-class Looks:
+class Counts:
     """What a run asked of clips: (stage, verb, clip, frame plan) and the frames that were encoded."""
 
-    asked: list[tuple[str, str, str, str]] = dataclasses.field(default_factory=list)
+    requests: list[tuple[str, str, str, str]] = dataclasses.field(default_factory=list)
     encoded: list[int] = dataclasses.field(default_factory=list)
     stage: str = ""
 
 
 @pytest.fixture(scope="session")
-def looks() -> Looks:
-    return Looks()
+def counts() -> Counts:
+    return Counts()
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, looks: Looks) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, counts: Counts) -> Path:
     """A run that nothing interrupted. No test changes it."""
     from minirlaif.models.backbones.smolvlm import SmolVLM
 
     real = {"info": ClipReader.info, "frames": ClipReader.frames, "encode": SmolVLM.encode_frames, "load": Stage.load}
 
     def info(self: ClipReader, path: Any) -> Any:
-        looks.asked.append((looks.stage, "info", Path(path).name, ""))
+        counts.requests.append((counts.stage, "info", Path(path).name, ""))
         return real["info"](self, path)
 
     def frames(self: ClipReader, path: Any, plans: Any, size: Any = None) -> Any:
-        looks.asked += [(looks.stage, "frames", Path(path).name, plan.key) for plan in plans]
+        counts.requests += [(counts.stage, "frames", Path(path).name, plan.key) for plan in plans]
         return real["frames"](self, path, plans, size)
 
     def encode(self: Any, pixels: Any) -> Any:
-        looks.encoded.append(len(pixels))
+        counts.encoded.append(len(pixels))
         return real["encode"](self, pixels)
 
     def load(stage: Stage) -> Any:
-        looks.stage = stage.name
+        counts.stage = stage.name
         return real["load"](stage)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -105,16 +105,16 @@ def test_every_stage_leaves_exactly_its_files(finished: Path):
 
 def test_manifests_form_a_chain(finished: Path):
     manifests = {stage: manifest(finished, stage) for stage in STAGES}
-    for stage, found in manifests.items():
-        assert found["stage"] == stage
-        assert found["inputs"] == {name: manifests[name]["identity"] for name in INPUTS[stage]}
-        assert found["outputs"].keys() == files(finished / stage) - {"manifest.json"}
-        for name, output in found["outputs"].items():
+    for stage, actual in manifests.items():
+        assert actual["stage"] == stage
+        assert actual["inputs"] == {name: manifests[name]["identity"] for name in INPUTS[stage]}
+        assert actual["outputs"].keys() == files(finished / stage) - {"manifest.json"}
+        for name, output in actual["outputs"].items():
             data = (finished / stage / name).read_bytes()
             assert output == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        assert found["config"]["seed"] == 0 and found["seconds"] > 0
+        assert actual["config"]["seed"] == 0 and actual["seconds"] > 0
         Run(finished).require(stage)
-    assert len({found["identity"] for found in manifests.values()}) == len(STAGES)
+    assert len({actual["identity"] for actual in manifests.values()}) == len(STAGES)
 
 
 def test_settings_inputs_and_world_keep_their_hashes(finished: Path):
@@ -157,12 +157,12 @@ def test_adapters_open_with_peft(finished: Path, stage: str):
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
 
 
-def test_one_decode_and_one_encode_per_clip_and_plan(finished: Path, looks: Looks):
+def test_one_decode_and_one_encode_per_clip_and_plan(finished: Path, counts: Counts):
     counters = [manifest(finished, stage)["counters"] for stage in STAGES[1:]]
-    decoded = [(clip, plan) for _, verb, clip, plan in looks.asked if verb == "frames"]
+    decoded = [(clip, plan) for _, verb, clip, plan in counts.requests if verb == "frames"]
     assert len(decoded) == len(set(decoded)), "a clip was decoded twice for the same frames"
     assert sum(c["decodes"] for c in counters) == sum(c["encodes"] for c in counters) == len(decoded)
-    assert sum(looks.encoded) == sum(c["encoded_frames"] for c in counters) + 12  # and one blank clip, for the blind control
+    assert sum(counts.encoded) == sum(c["encoded_frames"] for c in counters) + 12  # and one blank clip, for the blind control
     with contextlib.closing(sqlite3.connect(finished / "cache" / "features.sqlite")) as cache:
         assert cache.execute("SELECT count(*) FROM vectors").fetchone() == (len(decoded),)
     # Prompt and dev clips: the whole clip, and a plan for each of its seconds. Test clips: the whole clip.
@@ -172,9 +172,9 @@ def test_one_decode_and_one_encode_per_clip_and_plan(finished: Path, looks: Look
     assert manifest(finished, "reward")["counters"]["decodes"] == manifest(finished, "ppo")["counters"]["decodes"] == 0
 
 
-def test_no_test_clip_is_looked_at_before_evaluate(looks: Looks, finished: Path):
-    assert {stage for stage, _, clip, _ in looks.asked if clip.startswith("test")} == {"evaluate"}
-    assert {stage for stage, _, clip, _ in looks.asked if clip.startswith("prompts")} == {"feedback"}
+def test_no_test_clip_is_looked_at_before_evaluate(counts: Counts, finished: Path):
+    assert {stage for stage, _, clip, _ in counts.requests if clip.startswith("test")} == {"evaluate"}
+    assert {stage for stage, _, clip, _ in counts.requests if clip.startswith("prompts")} == {"feedback"}
 
 
 def killed(command: list[str], run: Path, stage: str, folder: Path) -> int:
@@ -224,8 +224,8 @@ def misled(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, columns in (("truth.jsonl", ("answer", "segments")), ("test.jsonl", ("answer", "key"))):
         rows = sorted(lines(run / "world" / name), key=lambda row: row["answer"])
         half = len(rows) // 2
-        told = [{column: row[column] for column in columns} for row in rows[half:] + rows[:half]]
-        moved = {row["id"]: {**row, **other} for row, other in zip(rows, told, strict=True)}
+        message = [{column: row[column] for column in columns} for row in rows[half:] + rows[:half]]
+        moved = {row["id"]: {**row, **other} for row, other in zip(rows, message, strict=True)}
         assert all(moved[row["id"]]["answer"] != row["answer"] for row in rows)
         ordered = [moved[row["id"]] for row in lines(run / "world" / name)]
         data = "".join(json.dumps(row) + "\n" for row in ordered).encode()
@@ -243,8 +243,8 @@ def test_truth_reaches_evaluate_alone(finished: Path, misled: Path):
     one, other = (json.loads((run / "evaluate" / "result.json").read_text()) for run in (misled, finished))
     assert other["accuracy"]["base"] > 0 and one["accuracy"] != other["accuracy"]
     assert one["context"]["segment_accuracy"] != other["context"]["segment_accuracy"]
-    said = [[row["rlaif"] for row in lines(run / "evaluate" / "answers.jsonl")] for run in (misled, finished)]
-    assert said[0] == said[1]
+    output = [[row["rlaif"] for row in lines(run / "evaluate" / "answers.jsonl")] for run in (misled, finished)]
+    assert output[0] == output[1]
 
 
 def test_a_moved_run_goes_on(finished: Path, tmp_path: Path):
@@ -263,17 +263,17 @@ def test_every_stage_runs_in_four_bits(finished: Path, tmp_path: Path, monkeypat
     import torch
     from safetensors.torch import load_file
 
-    from minirlaif.models.backbones import smolvlm
+    from minirlaif.models.backbones.smolvlm import SmolVLM
 
     kinds: list[set[str]] = []
-    load = smolvlm.load
+    load = SmolVLM.load
 
     def loaded(*arguments: Any) -> Any:
         backbone = load(*arguments)
         kinds.append({type(parameter).__name__ for parameter in backbone.text_model.layers.parameters()})
         return backbone
 
-    monkeypatch.setattr(smolvlm, "load", loaded)
+    monkeypatch.setattr(SmolVLM, "load", loaded)
     run = begin(finished, tmp_path, ["world"])
     make(tmp_path, STAGES[1:], "model.quantization=nf4", "ppo.iterations=1")
     assert len(kinds) == 5 and all("Params4bit" in kind for kind in kinds)
@@ -345,12 +345,15 @@ def test_clips_and_questions_of_ones_own(tmp_path: Path):
         shutil.copy(gradio_videos() / name, folder)
     (folder / "questions.txt").write_text("What happens first?\nIs anybody moving?\n")
     rows = [
-        {"video": name, "conversations": [{"from": "human", "value": "<video>\nWhat is shown?"}, {"from": "gpt", "value": said}]}
-        for name, said in zip(names, ("a person is moving.", "two things happen.", "the world is turning."), strict=True)
+        {
+            "video": name,
+            "conversations": [{"from": "human", "value": "<video>\nWhat is shown?"}, {"from": "gpt", "value": output}],
+        }
+        for name, output in zip(names, ("a person is moving.", "two things happen.", "the world is turning."), strict=True)
     ]
     (folder / "sft.json").write_text(json.dumps(rows))
-    asked = [{"video": name, "question": "What is this about?"} for name in names]
-    (folder / "test.json").write_text(json.dumps([*asked[:2], {**asked[2], "answer": "the world."}]))
+    requests = [{"video": name, "question": "What is this about?"} for name in names]
+    (folder / "test.json").write_text(json.dumps([*requests[:2], {**requests[2], "answer": "the world."}]))
     ours = {"question": "What is this about?"}
     (folder / "dev.jsonl").write_text("".join(json.dumps({"video": name, **ours}) + "\n" for name in names))
     settings = [
@@ -412,11 +415,11 @@ def test_two_bases_a_reference_model_and_8_bit_moments_resume_to_the_same_result
     name = "ppo/adapter/adapter_model.safetensors"
     assert results(killed, ["ppo"])[name] == results(straight, ["ppo"])[name]
     # The kept adapter may be the one of iteration 0; the losses tell the runs apart.
-    told = [
+    message = [
         [(row["policy_loss"], row["value_loss"]) for row in lines(r / "ppo" / "metrics.jsonl")]
         for r in (killed, straight, finished)
     ]
-    assert told[0] == told[1] != told[2]
+    assert message[0] == message[1] != message[2]
     own = json.loads((straight / "reward" / "adapter" / "adapter_config.json").read_text())
     assert own["base_model_name_or_path"] == str(tmp_path / "judge")
     assert "layers.2." in (straight / "reward" / "adapter" / "adapter_model.safetensors").read_bytes()[:20000].decode("latin-1")

@@ -263,8 +263,8 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     with open(timeline.path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     height, width = frames.shape[1:3]
-    facts = {"path": timeline.path, "id": digest, "seconds": timeline.seconds, "width": width, "height": height}
-    return {"info": {**facts, "fps": count / timeline.seconds, "reader": reader}}, None
+    info = {"path": timeline.path, "id": digest, "seconds": timeline.seconds, "width": width, "height": height}
+    return {"info": {**info, "fps": count / timeline.seconds, "reader": reader}}, None
 
 
 def main() -> None:

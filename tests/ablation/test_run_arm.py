@@ -42,19 +42,19 @@ def session_of(patch: pytest.MonkeyPatch, folder: Path, *settings: str) -> tuple
 @pytest.mark.parametrize(("who", "stage"), [("policy", "ppo"), ("sft", "sft")])
 def test_the_model_in_question_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, who: str, stage: str) -> None:
     session, run = session_of(monkeypatch, tmp_path)
-    asked: list[tuple[int, bool]] = []
+    questions: list[tuple[int, bool]] = []
     spare = tiny.TinySession(tiny.backbone())
     spare.adapters.add("it", 0, run.dir(stage) / "adapter")
     weights = tiny.digest(spare.adapters.parameters("it"))
 
     def sample(backbone: Any, prompts: Sequence[EncodedPrompt], *rest: Any, **named: Any) -> list[list[Completion]]:
         assert named["temperature"] == 0
-        asked.append((len(prompts), tiny.digest(session.adapters.parameters(who)) == weights))
+        questions.append((len(prompts), tiny.digest(session.adapters.parameters(who)) == weights))
         return [[Completion(backbone.renderer.answer("a red circle."), True, ())] for _ in prompts]
 
     monkeypatch.setattr(generation, "sample", sample)
     answers.run(session.cfg, run, who)
-    assert asked == [(2, True), (1, True)]
+    assert questions == [(2, True), (1, True)]
     rows = tiny.read_lines(run.dir("exam") / "answers.jsonl")
     assert [(row["id"], row["truth"], row[who]) for row in rows] == [(f"t{n}", f"answer {n}", "a red circle.") for n in range(3)]
     assert set((run.manifest("exam") or {})["inputs"]) == {stage}
@@ -79,10 +79,10 @@ def test_the_best_of_the_first_n_answers_is_the_one_with_the_highest_score(
         read.extend(renderer.decode(row.prompt) for row in rows)
         return torch.tensor([scores[renderer.decode(row.answer).count("red")] for row in rows])
 
-    told = {row.video: {"context": f"0s: a blue cross. {row.id}\n"} for row in TESTS}
+    message = {row.video: {"context": f"0s: a blue cross. {row.id}\n"} for row in TESTS}
     monkeypatch.setattr(answers, "sample", sample)
     monkeypatch.setattr(answers, "reward_scores", scored)
-    monkeypatch.setattr(answers, "describe", lambda *_: told)
+    monkeypatch.setattr(answers, "describe", lambda *_: message)
     answers.run(session.cfg, run, "best")
     for row in tiny.read_lines(run.dir("exam") / "answers.jsonl"):
         assert [row[f"best_{n}"].count("red") for n in (2, 4, 8)] == [2, 2, 7]

@@ -22,7 +22,7 @@ def conversation(video: str, question: str = "<video>\nwhat happens first?") -> 
     return {"video": video, "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": "a red circle."}]}
 
 
-class UploadStore:
+class CommandLine:
     """A folder with a good clip and good rows; `call` runs a command there and gives exit code and complaint."""
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,8 +52,8 @@ class UploadStore:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> UploadStore:
-    return UploadStore(tmp_path, capsys)
+def command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    return CommandLine(tmp_path, capsys)
 
 
 # --- settings
@@ -68,9 +68,9 @@ def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> UploadStore:
         ("data.sft=7", "data.sft"),
     ],
 )
-def test_settings(desk: UploadStore, setting: str, words: str):
-    code, complaint = desk.call("sft", setting)
-    assert code == 2 and words.split(":")[0] in complaint and not desk.run.exists()
+def test_settings(command_line: CommandLine, setting: str, words: str):
+    code, complaint = command_line.call("sft", setting)
+    assert code == 2 and words.split(":")[0] in complaint and not command_line.run.exists()
     if "did you mean" in words:
         assert "did you mean" in complaint and "learning_rate" in complaint
 
@@ -102,23 +102,23 @@ def make_bad(kind: str, path: Path, good: Path) -> None:
         ("no frames", "a video stream but no frames"),
     ],
 )
-def test_clips(desk: UploadStore, kind: str, reason: str):
-    bad = desk.folder / "bad.mp4"
-    make_bad(kind, bad, desk.folder / "good.mp4")
-    desk.write("sft.json", [conversation("good.mp4"), conversation("bad.mp4")])
-    code, complaint = desk.call("sft")
+def test_clips(command_line: CommandLine, kind: str, reason: str):
+    bad = command_line.folder / "bad.mp4"
+    make_bad(kind, bad, command_line.folder / "good.mp4")
+    command_line.write("sft.json", [conversation("good.mp4"), conversation("bad.mp4")])
+    code, complaint = command_line.call("sft")
     assert code == 2 and str(bad) in complaint and reason in complaint
-    assert not (desk.run / "sft").exists()
+    assert not (command_line.run / "sft").exists()
     if kind == "truncated":  # put right, the same command goes through
         clips.write_clip(bad)
-        assert desk.call("sft") == (0, "")
+        assert command_line.call("sft") == (0, "")
 
 
-def test_unreadable_clips_can_be_left_out(desk: UploadStore):
-    (desk.folder / "bad.mp4").touch()
-    desk.write("sft.json", [conversation("good.mp4"), conversation("bad.mp4")])
-    assert desk.call("sft", "video.max_unreadable=0.4")[0] == 2
-    assert desk.call("sft", "video.max_unreadable=0.5") == (0, "")
+def test_unreadable_clips_can_be_left_out(command_line: CommandLine):
+    (command_line.folder / "bad.mp4").touch()
+    command_line.write("sft.json", [conversation("good.mp4"), conversation("bad.mp4")])
+    assert command_line.call("sft", "video.max_unreadable=0.4")[0] == 2
+    assert command_line.call("sft", "video.max_unreadable=0.5") == (0, "")
 
 
 # --- rows
@@ -132,74 +132,82 @@ ROWS = {
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_rows(desk: UploadStore, name: str):
+def test_rows(command_line: CommandLine, name: str):
     row, words = ROWS[name]
-    path = desk.write("sft.json", [conversation("good.mp4"), row])
-    code, complaint = desk.call("sft")
+    path = command_line.write("sft.json", [conversation("good.mp4"), row])
+    code, complaint = command_line.call("sft")
     assert code == 2 and f"{path}, row 2: " in complaint and words in complaint
-    assert not (desk.run / "sft").exists()
+    assert not (command_line.run / "sft").exists()
 
 
-def test_many_bad_rows_are_one_line(desk: UploadStore):
-    path = desk.write("sft.json", [row for row, _ in ROWS.values()])
-    code, complaint = desk.call("sft")
+def test_many_bad_rows_are_one_line(command_line: CommandLine):
+    path = command_line.write("sft.json", [row for row, _ in ROWS.values()])
+    code, complaint = command_line.call("sft")
     assert code == 2 and f"{path}: 4 bad rows, the first is row 1: no <video> tag" in complaint
 
 
 @pytest.mark.parametrize("part", ["prompts", "dev", "test", "preferences"])
-def test_rows_of_later_stages_are_looked_at_before_anything_trains(desk: UploadStore, part: str):
+def test_rows_of_later_stages_are_looked_at_before_anything_trains(command_line: CommandLine, part: str):
     good = {"id": "1", "video": "good.mp4", "question": "what happens?", "chosen": "a.", "rejected": "b."}
-    path = desk.write("more.json", [good, {**good, "video": "gone.mp4"}])
-    code, complaint = desk.call("sft", f"data.{part}=[{path}]")
+    path = command_line.write("more.json", [good, {**good, "video": "gone.mp4"}])
+    code, complaint = command_line.call("sft", f"data.{part}=[{path}]")
     assert code == 2 and f"{path}, row 2: " in complaint and "gone.mp4 does not exist" in complaint
-    assert not (desk.partial / "metrics.jsonl").exists(), "it trained before it looked"
+    assert not (command_line.partial / "metrics.jsonl").exists(), "it trained before it looked"
 
 
-def test_clips_of_later_stages_are_looked_at_before_anything_trains(desk: UploadStore):
-    (desk.folder / "bad.mp4").touch()
-    path = desk.write("more.json", [{"video": "bad.mp4", "question": "what happens?"}])
-    code, complaint = desk.call("sft", f"data.prompts=[{path}]")
-    assert code == 2 and "bad.mp4: the file is empty (0 bytes)" in complaint and not (desk.partial / "metrics.jsonl").exists()
+def test_clips_of_later_stages_are_looked_at_before_anything_trains(command_line: CommandLine):
+    (command_line.folder / "bad.mp4").touch()
+    path = command_line.write("more.json", [{"video": "bad.mp4", "question": "what happens?"}])
+    code, complaint = command_line.call("sft", f"data.prompts=[{path}]")
+    assert (
+        code == 2
+        and "bad.mp4: the file is empty (0 bytes)" in complaint
+        and not (command_line.partial / "metrics.jsonl").exists()
+    )
 
 
 @pytest.mark.parametrize("part", ["prompts", "dev", "preferences", "test"])
-def test_clips_are_opened_before_anything_trains_but_those_of_the_test(desk: UploadStore, part: str):
-    (desk.folder / "bad.mp4").touch()
+def test_clips_are_opened_before_anything_trains_but_those_of_the_test(command_line: CommandLine, part: str):
+    (command_line.folder / "bad.mp4").touch()
     row = {"question": "what happens?", "chosen": "a.", "rejected": "b."}
-    path = desk.write("more.json", [{"video": "bad.mp4", **row}, {"video": "good.mp4", **row}])
-    code, complaint = desk.call("sft", f"data.{part}=[{path}]", "sft.epochs=0.25")
+    path = command_line.write("more.json", [{"video": "bad.mp4", **row}, {"video": "good.mp4", **row}])
+    code, complaint = command_line.call("sft", f"data.{part}=[{path}]", "sft.epochs=0.25")
     if part == "test":
         assert (code, complaint) == (0, "")
         return
-    assert code == 2 and "bad.mp4: the file is empty (0 bytes)" in complaint and not (desk.partial / "metrics.jsonl").exists()
-    assert desk.call("sft", f"data.{part}=[{path}]", "video.max_unreadable=0.5", "sft.epochs=0.25") == (0, "")
+    assert (
+        code == 2
+        and "bad.mp4: the file is empty (0 bytes)" in complaint
+        and not (command_line.partial / "metrics.jsonl").exists()
+    )
+    assert command_line.call("sft", f"data.{part}=[{path}]", "video.max_unreadable=0.5", "sft.epochs=0.25") == (0, "")
 
 
-def test_a_row_that_is_too_long_is_named_before_anything_trains(desk: UploadStore):
+def test_a_row_that_is_too_long_is_named_before_anything_trains(command_line: CommandLine):
     long = conversation("good.mp4", "<video>\n" + "and then? " * 300)
     short = conversation("good.mp4", "<video>\nwhat?")
-    path = desk.write("sft.json", [conversation("good.mp4"), long, short, {**long, "id": "4"}])
-    code, complaint = desk.call("sft", "sft.max_length=500")
+    path = command_line.write("sft.json", [conversation("good.mp4"), long, short, {**long, "id": "4"}])
+    code, complaint = command_line.call("sft", "sft.max_length=500")
     assert code == 2 and f"{path}:2: a conversation has" in complaint and "sft.max_length allows 500" in complaint
-    assert "(1 more rows are too long)" in complaint and not (desk.partial / "metrics.jsonl").exists()
+    assert "(1 more rows are too long)" in complaint and not (command_line.partial / "metrics.jsonl").exists()
 
 
-def test_a_run_on_the_world_is_looked_at_too(desk: UploadStore):
+def test_a_run_on_the_world_is_looked_at_too(command_line: CommandLine):
     sizes = [f"world.{part}_clips=1" for part in ("sft_short", "sft", "prompt", "dev", "test")]
     world = ["data.world=tiny", "data.sft=[]", *sizes]
-    assert desk.call("world", *world)[0] == 0
-    code, complaint = desk.call("sft", *world, "sft.max_length=20")
+    assert command_line.call("world", *world)[0] == 0
+    code, complaint = command_line.call("sft", *world, "sft.max_length=20")
     assert code == 2 and "sft.jsonl:1: a conversation has" in complaint
-    path = desk.write("more.json", [{"video": "gone.mp4", "question": "what?", "chosen": "a.", "rejected": "b."}])
-    code, complaint = desk.call("sft", *world, f"data.preferences=[{path}]")
-    assert code == 2 and f"{path}, row 1: " in complaint and not (desk.partial / "metrics.jsonl").exists()
+    path = command_line.write("more.json", [{"video": "gone.mp4", "question": "what?", "chosen": "a.", "rejected": "b."}])
+    code, complaint = command_line.call("sft", *world, f"data.preferences=[{path}]")
+    assert code == 2 and f"{path}, row 1: " in complaint and not (command_line.partial / "metrics.jsonl").exists()
 
 
-def test_rows_that_changed_are_noticed_where_they_are_read(desk: UploadStore, monkeypatch: pytest.MonkeyPatch):
+def test_rows_that_changed_are_noticed_where_they_are_read(command_line: CommandLine, monkeypatch: pytest.MonkeyPatch):
     from minirlaif.stages import sft
 
-    changed = desk.write("prompts.json", [{"video": "good.mp4", "question": "what?"}])
-    rows = json.loads((desk.folder / "sft.json").read_text())
+    changed = command_line.write("prompts.json", [{"video": "good.mp4", "question": "what?"}])
+    rows = json.loads((command_line.folder / "sft.json").read_text())
     real, losses = sft.sft_loss, []
 
     def stopped(*arguments: Any) -> Any:
@@ -208,44 +216,44 @@ def test_rows_that_changed_are_noticed_where_they_are_read(desk: UploadStore, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(sft, "sft_loss", stopped)
-        assert desk.call("sft")[0] == 2 and (desk.partial / "state").is_dir()
+        assert command_line.call("sft")[0] == 2 and (command_line.partial / "state").is_dir()
     rows[0]["conversations"][1]["value"] = "another answer."
-    desk.write("sft.json", rows)
-    code, complaint = desk.call("sft")
+    command_line.write("sft.json", rows)
+    code, complaint = command_line.call("sft")
     assert code == 2 and "sft.json" in complaint and "begun with other settings" in complaint, "it went on over other rows"
-    assert desk.call("sft", f"data.prompts=[{changed}]")[0] == 2  # still the old attempt
+    assert command_line.call("sft", f"data.prompts=[{changed}]")[0] == 2  # still the old attempt
     rows[0]["conversations"][1]["value"] = "a red circle."
-    desk.write("sft.json", rows)
-    assert desk.call("sft", f"data.prompts=[{changed}]") == (0, ""), "other parts of the data are none of its business"
-    assert desk.call("sft", f"data.test=[{changed}]", "data.preferences=[owner/name]") == (0, "")
+    command_line.write("sft.json", rows)
+    assert command_line.call("sft", f"data.prompts=[{changed}]") == (0, ""), "other parts of the data are none of its business"
+    assert command_line.call("sft", f"data.test=[{changed}]", "data.preferences=[owner/name]") == (0, "")
     rows[0]["conversations"][1]["value"] = "another answer."
-    desk.write("sft.json", rows)
-    code, complaint = desk.call("sft")
+    command_line.write("sft.json", rows)
+    code, complaint = command_line.call("sft")
     assert code == 2 and "sft.json" in complaint and "made with other settings" in complaint and "--redo`" in complaint
 
 
-def test_a_clip_whose_name_is_no_text(desk: UploadStore):
-    folder = desk.folder / "clips"
+def test_a_clip_whose_name_is_no_text(command_line: CommandLine):
+    folder = command_line.folder / "clips"
     folder.mkdir()
     (folder / "questions.txt").write_text("what?\n")
     clips.write_clip(folder / "fine.mp4")
     os.rename(folder / "fine.mp4", os.fsencode(folder) + b"/caf\xe9.mp4")
-    code, complaint = desk.call("sft", f"data.prompts=[{folder}]")
+    code, complaint = command_line.call("sft", f"data.prompts=[{folder}]")
     assert code == 2 and "row 1: the name of clip" in complaint and "caf\\udce9.mp4' is not UTF-8: rename" in complaint
 
 
-def test_a_feature_cache_that_is_none(desk: UploadStore):
-    cache = desk.run / "cache" / "features.sqlite"
+def test_a_feature_cache_that_is_none(command_line: CommandLine):
+    cache = command_line.run / "cache" / "features.sqlite"
     cache.parent.mkdir(parents=True)
     cache.write_bytes(b"garbage" * 1000)
-    code, complaint = desk.call("sft")
+    code, complaint = command_line.call("sft")
     assert code == 2 and f"{cache}: not a feature cache" in complaint and "delete it" in complaint
     cache.unlink()
-    assert desk.call("sft") == (0, "")
+    assert command_line.call("sft") == (0, "")
     with cache.open("r+b") as file:  # whole at its start, spoilt further on
         file.seek(4096)
         file.write(b"\xff" * (cache.stat().st_size - 4096))
-    code, complaint = desk.call("sft", "--redo")
+    code, complaint = command_line.call("sft", "--redo")
     assert code == 2 and "delete it, it is made again" in complaint
 
 
@@ -253,29 +261,29 @@ def test_a_feature_cache_that_is_none(desk: UploadStore):
 
 
 @pytest.mark.parametrize(("stage", "first"), [("feedback", "sft"), ("reward", "sft"), ("ppo", "sft"), ("evaluate", "sft")])
-def test_a_stage_before_its_predecessor(desk: UploadStore, stage: str, first: str):
-    code, complaint = desk.call(stage)
+def test_a_stage_before_its_predecessor(command_line: CommandLine, stage: str, first: str):
+    code, complaint = command_line.call(stage)
     assert code == 2 and f"run `python -m minirlaif {first} " in complaint
-    assert {path.name for path in desk.run.iterdir()} == {"config.yaml"}
+    assert {path.name for path in command_line.run.iterdir()} == {"config.yaml"}
 
 
-def test_sft_before_its_world(desk: UploadStore):
-    code, complaint = desk.call("sft", "data.world=tiny", "data.sft=[]")
+def test_sft_before_its_world(command_line: CommandLine):
+    code, complaint = command_line.call("sft", "data.world=tiny", "data.sft=[]")
     assert code == 2 and "run `python -m minirlaif world " in complaint
 
 
-def test_a_run_of_another_base_model(desk: UploadStore):
-    assert desk.call("sft")[0] == 0
-    before = {name: (desk.run / name).read_bytes() for name in ("config.yaml", "sft/manifest.json")}
-    code, complaint = desk.call("sft", "model.base=some/other")
+def test_a_run_of_another_base_model(command_line: CommandLine):
+    assert command_line.call("sft")[0] == 0
+    before = {name: (command_line.run / name).read_bytes() for name in ("config.yaml", "sft/manifest.json")}
+    code, complaint = command_line.call("sft", "model.base=some/other")
     assert code == 2 and "made with model.base tiny, the settings now say some/other" in complaint
-    assert {name: (desk.run / name).read_bytes() for name in before} == before
+    assert {name: (command_line.run / name).read_bytes() for name in before} == before
 
 
-def test_no_part_of_the_data_is_named(desk: UploadStore):
-    assert desk.call("sft")[0] == 0
-    code, complaint = desk.call("feedback")
-    assert code == 2 and "data.prompts: names no file" in complaint and desk.adapter.is_file()
+def test_no_part_of_the_data_is_named(command_line: CommandLine):
+    assert command_line.call("sft")[0] == 0
+    code, complaint = command_line.call("feedback")
+    assert code == 2 and "data.prompts: names no file" in complaint and command_line.adapter.is_file()
 
 
 # --- interruptions: the last good state stays, and the same command ends with the same bytes
@@ -310,12 +318,12 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_interruptions_lose_nothing(desk: UploadStore, fault: str, monkeypatch: pytest.MonkeyPatch):
+def test_interruptions_lose_nothing(command_line: CommandLine, fault: str, monkeypatch: pytest.MonkeyPatch):
     from minirlaif.stages import sft
 
-    assert desk.call("sft") == (0, "")
-    expected = desk.adapter.read_bytes()
-    desk.run.rename(desk.run.with_name("uninterrupted"))
+    assert command_line.call("sft") == (0, "")
+    expected = command_line.adapter.read_bytes()
+    command_line.run.rename(command_line.run.with_name("uninterrupted"))
     name, strike, code, words = FAULTS[fault]
     real, calls = getattr(sft, name), []
 
@@ -325,22 +333,22 @@ def test_interruptions_lose_nothing(desk: UploadStore, fault: str, monkeypatch: 
 
     with monkeypatch.context() as patch:
         patch.setattr(sft, name, struck)
-        found, complaint = desk.call("sft")
-    assert found == code and words in complaint
-    assert not (desk.run / "sft").exists()
-    assert json.loads((desk.partial / "state" / "position.json").read_text())["step"] == 2, "the last good state"
-    assert desk.call("sft") == (0, "")
-    assert desk.adapter.read_bytes() == expected
-    assert [row["step"] for row in small_config.lines(desk.run / "sft" / "metrics.jsonl")] == [1, 2, 3, 4]
+        actual, complaint = command_line.call("sft")
+    assert actual == code and words in complaint
+    assert not (command_line.run / "sft").exists()
+    assert json.loads((command_line.partial / "state" / "position.json").read_text())["step"] == 2, "the last good state"
+    assert command_line.call("sft") == (0, "")
+    assert command_line.adapter.read_bytes() == expected
+    assert [row["step"] for row in small_config.lines(command_line.run / "sft" / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
-def test_a_learning_rate_that_explodes(desk: UploadStore):
-    code, complaint = desk.call("sft", "sft.learning_rate=1e30", "sft.schedule=constant")
+def test_a_learning_rate_that_explodes(command_line: CommandLine):
+    code, complaint = command_line.call("sft", "sft.learning_rate=1e30", "sft.schedule=constant")
     assert code == 2 and "at step 2" in complaint and "lower sft.learning_rate" in complaint
-    assert json.loads((desk.partial / "state" / "position.json").read_text())["step"] == 1
+    assert json.loads((command_line.partial / "state" / "position.json").read_text())["step"] == 1
 
 
-def test_a_full_disk_at_the_end_keeps_the_state(desk: UploadStore, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_at_the_end_keeps_the_state(command_line: CommandLine, monkeypatch: pytest.MonkeyPatch):
     """The last write of a stage is its adapter; everything before it was committed."""
     from minirlaif.models.adapters import AdapterSet
 
@@ -353,8 +361,8 @@ def test_a_full_disk_at_the_end_keeps_the_state(desk: UploadStore, monkeypatch: 
 
     with monkeypatch.context() as patch:
         patch.setattr(AdapterSet, "save", save)
-        code, complaint = desk.call("sft")
+        code, complaint = command_line.call("sft")
     assert code == 2 and "the disk is full" in complaint
-    assert json.loads((desk.partial / "state" / "position.json").read_text())["step"] == 4
-    assert desk.call("sft") == (0, "") and desk.adapter.is_file()
-    assert json.loads((desk.run / "sft" / "manifest.json").read_text())["metrics"]["loss"] > 0, "no step was left to make"
+    assert json.loads((command_line.partial / "state" / "position.json").read_text())["step"] == 4
+    assert command_line.call("sft") == (0, "") and command_line.adapter.is_file()
+    assert json.loads((command_line.run / "sft" / "manifest.json").read_text())["metrics"]["loss"] > 0, "no step was left to make"

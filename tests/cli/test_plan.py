@@ -63,8 +63,8 @@ def test_bench_prints_the_line_when_every_stage_was_measured(stages: str, printe
     row = {"planned": 1.0, "tokens_per_second": 0.0, "samples_per_second": 1.0}
     monkeypatch.setattr(measure, "measure", lambda cfg, stage, gib: RESULTS[0] | row | {"stage": stage})
     assert main.main(["bench", "--model", "smolvlm2-500m", "--stages", stages]) == 0
-    told = capsys.readouterr().out
-    assert ("\n# Card or cap: NVIDIA GeForce RTX 4090. Measured peak: 5.0 GiB (" in told) == printed
+    message = capsys.readouterr().out
+    assert ("\n# Card or cap: NVIDIA GeForce RTX 4090. Measured peak: 5.0 GiB (" in message) == printed
 
 
 @pytest.mark.parametrize("words", [["bench", "--model", "tiny", "--out"], ["plan", "--config", "c.yaml", "--fit"]])
@@ -99,10 +99,10 @@ def data(tmp_path: Path) -> Path:
 
 def test_a_probe_runs_the_longest_row_through_every_stage(tmp_path: Path, monkeypatch, capsys):
     path = data(tmp_path)
-    asked: list[dict[str, Any]] = []
+    questions: list[dict[str, Any]] = []
 
     def here(cfg: config.Config, stage: str, gib: float | None, rows: Any = None) -> dict[str, Any]:
-        asked.append(rows)
+        questions.append(rows)
         folder = tmp_path / stage
         folder.mkdir()
         return measure._measured(cfg, {"stage": stage, "gpu_gib": gib, "rows": rows}, folder)
@@ -117,14 +117,14 @@ def test_a_probe_runs_the_longest_row_through_every_stage(tmp_path: Path, monkey
     monkeypatch.setattr(measure, "estimate", estimate)
     monkeypatch.setattr(measure, "measure", here)  # without a process for each
     assert main.main(["plan", "--config", str(path), "--probe"]) == 0
-    for row in asked:
+    for row in questions:
         assert row["question"] == "what happens first, and what happens after that?"
         assert row["turns"] == [("what happens?", "it moves and then it stops")] and Path(row["video"]).name == "square.mp4"
     assert (looked["sft"], looked["evaluate"]) == (True, False)  # a clip is seen once, and the tower is planned for then
-    told = capsys.readouterr().out.split("planned MiB")[1].splitlines()[1:]
+    message = capsys.readouterr().out.split("planned MiB")[1].splitlines()[1:]
     names = ["sft", "feedback", "reward", "ppo collect", "ppo update", "evaluate"]
-    assert [line[:11].strip() for line in told] == names
-    for line, name in zip(told, names, strict=True):
+    assert [line[:11].strip() for line in message] == names
+    for line, name in zip(message, names, strict=True):
         numbers = [float(word.replace(",", "")) for word in line.removeprefix(name).split() if word != "-"]
         assert len(numbers) >= 4 and all(number > 0 for number in numbers)
 
@@ -166,9 +166,9 @@ def test_the_longest_rows_are_found_wherever_they_stand(tmp_path: Path):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "b.mp4").write_bytes(b"not opened before evaluate")
     named = [f"data.{name}=[{tmp_path}/{name}.jsonl]" for name in files]
-    found = longest(config.load(None, [f"data.videos={tmp_path}", *named]), tmp_path)
-    assert found["turns"] == turns and found["answer"] == "a long answer, not so good"
-    assert found["question"].startswith("a question that only the test") and Path(found["video"]).name == "a.mp4"
+    actual = longest(config.load(None, [f"data.videos={tmp_path}", *named]), tmp_path)
+    assert actual["turns"] == turns and actual["answer"] == "a long answer, not so good"
+    assert actual["question"].startswith("a question that only the test") and Path(actual["video"]).name == "a.mp4"
     write_clip(tmp_path / "b.mp4")
     alone = longest(config.load(None, [f"data.videos={tmp_path}", named[1]]), tmp_path)
     assert Path(alone["video"]).name == "b.mp4" and alone["turns"] == [(alone["question"], "")]

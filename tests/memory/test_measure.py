@@ -103,9 +103,9 @@ def test_bench_prints_a_table_and_writes_json(tmp_path: Path, capsys, monkeypatc
     row |= {"tokens_per_second": 0.0, "samples_per_second": 2.0}
     monkeypatch.setattr(session, "measure", lambda cfg, stage, gib: row if stage == "sft" else {"stage": stage, "error": "full"})
     assert main.main(["bench", "--model", "smolvlm2-500m", "--stages", "sft,reward", "--out", str(tmp_path / "b.json")]) == 1
-    told = capsys.readouterr()
-    assert told.out.splitlines()[1].split() == ["sft", "3", "2", "1.50", "-", "2.00"]
-    assert "failed" in told.out and told.err.strip() == "reward: full"
+    message = capsys.readouterr()
+    assert message.out.splitlines()[1].split() == ["sft", "3", "2", "1.50", "-", "2.00"]
+    assert "failed" in message.out and message.err.strip() == "reward: full"
     written = json.loads((tmp_path / "b.json").read_text())
     assert written["stages"][0] == row and written["versions"]["torch"]
 
@@ -127,10 +127,10 @@ def test_every_family_through_every_stage(family: str, four_bits: bool, tiny_bas
     for stage in session.STEPS:
         folder = tmp_path / stage
         folder.mkdir()
-        found = session._measured(cfg, {"stage": stage, "gpu_gib": None, "rows": None}, folder)
-        numbers = [found[name] for name in ("peak", "planned", "seconds_per_step", "samples_per_second", "prompt_tokens")]
-        assert all(math.isfinite(number) and number > 0 for number in numbers), (stage, found)
-        assert (found["tokens_per_second"] > 0) == (stage in ("feedback", "collect", "evaluate"))
+        actual = session._measured(cfg, {"stage": stage, "gpu_gib": None, "rows": None}, folder)
+        numbers = [actual[name] for name in ("peak", "planned", "seconds_per_step", "samples_per_second", "prompt_tokens")]
+        assert all(math.isfinite(number) and number > 0 for number in numbers), (stage, actual)
+        assert (actual["tokens_per_second"] > 0) == (stage in ("feedback", "collect", "evaluate"))
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +140,10 @@ def tiny_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_a_run_on_a_gpu_probes_what_is_ahead_and_stops_where_a_stage_fails(monkeypatch, tmp_path: Path):
-    asked: list[str] = []
+    questions: list[str] = []
 
     def probe(cfg: config.Config, folder: Path, gib: float | None, stages: Sequence[str]) -> list[dict[str, str]]:
-        asked[:] = stages
+        questions[:] = stages
         return [{"stage": stage, **({"error": "too big"} if stage == "update" else {})} for stage in stages]
 
     monkeypatch.setattr("minirlaif.models.loading.pick_device", lambda wanted: torch.device("cuda", 0))
@@ -153,14 +153,14 @@ def test_a_run_on_a_gpu_probes_what_is_ahead_and_stops_where_a_stage_fails(monke
         pass
     with pytest.raises(UserError, match="probe: update fails on the longest row .too big.*minirlaif plan"):
         session.before_run(cfg, run, ["sft", "feedback", "ppo", "report"])
-    assert asked == ["feedback", "collect", "update"]
+    assert questions == ["feedback", "collect", "update"]
     session.before_run(cfg, run, ["sft"], redo=True)
-    assert asked == ["sft"]
-    asked.clear()
+    assert questions == ["sft"]
+    questions.clear()
     session.before_run(cfg, run, ["sft", "report"])  # nothing is ahead
     session.before_run(config.load(None, ["data.world=tiny"]), run, ["feedback"])  # its clips are made by the run
     session.before_run(config.load(None, ["model.device=cpu"]), run, ["report"])
-    assert not asked
+    assert not questions
 
 
 def test_a_run_on_a_cpu_does_not_probe(monkeypatch):
@@ -169,17 +169,17 @@ def test_a_run_on_a_cpu_does_not_probe(monkeypatch):
 
 
 def test_run_asks_for_the_probe_before_the_first_stage(monkeypatch, tmp_path: Path):
-    asked: list[object] = []
+    questions: list[object] = []
 
     def before_run(*given: object) -> None:
-        asked.extend(given)
+        questions.extend(given)
         raise UserError("probed")
 
     monkeypatch.setattr(session, "before_run", before_run)
     (tmp_path / "c.yaml").write_text("model: {device: cpu}\ndata: {sft: [a.jsonl]}\n")
     words = ["--config", str(tmp_path / "c.yaml"), "--run", "a", "--runs-dir", str(tmp_path)]
     assert main.main(["run", "sft", "reward", *words, "--redo"]) == 2
-    assert asked[2:] == [["sft", "reward"], True]
+    assert questions[2:] == [["sft", "reward"], True]
 
 
 def test_a_child_works_alone(monkeypatch):
@@ -205,8 +205,8 @@ def test_a_capped_card_has_the_libraries_beside_the_allocator():
 
 def test_a_model_that_is_not_known_is_said_once(capsys):
     assert main.main(["bench", "--model", "nobody/nothing"]) == 2
-    told = capsys.readouterr()
-    assert told.err.count("\n") == 1 and "model.base nobody/nothing" in told.err and not told.out
+    message = capsys.readouterr()
+    assert message.err.count("\n") == 1 and "model.base nobody/nothing" in message.err and not message.out
 
 
 @pytest.mark.parametrize("more", [["reward.context=true"], ["reward.base=BASE"], []], ids=["context", "base", "plain"])
@@ -214,16 +214,16 @@ def test_the_rows_of_an_update_differ_in_length(more: list[str], tmp_path: Path,
     """Rows of one length need no mask, so they would take less memory than a real minibatch."""
     base = middle(tmp_path, "smolvlm", 64, 96, 1, 300)
     more = [each.replace("BASE", base.split("=")[1]) for each in more]
-    found: list[Rollout] = []
-    monkeypatch.setattr(steps.ppo, "step", lambda learner, rollout, number: found.append(rollout))
+    actual: list[Rollout] = []
+    monkeypatch.setattr(steps.ppo, "step", lambda learner, rollout, number: actual.append(rollout))
     cfg = config.load(None, [*SMALL, "ppo.micro_batch_size=3", "ppo.minibatch_size=3", "rollout.rollouts=3", *more, base])
     stage = steps.StageProbe(cfg, "update", tmp_path)
     with stage.open(None) as (models, worst):
         stage.prepare(models, worst)()
-    for rows in (found[0].rows, found[0].critic_rows):
+    for rows in (actual[0].rows, actual[0].critic_rows):
         lengths = [len(row) for row in rows]
         assert sorted({length - max(lengths) for length in lengths}) == [-1, 0]
-    assert (len(found[0].critic_rows[1]) > len(found[0].rows[1])) == ("context" in more[0] if more else False)
+    assert (len(actual[0].critic_rows[1]) > len(actual[0].rows[1])) == ("context" in more[0] if more else False)
 
 
 @pytest.mark.parametrize("rest", ["cpu", "device"])

@@ -70,9 +70,9 @@ def test_vision_tokens(name: str, grid: tuple[int, int, int]):
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_configs_fit_24_gib(path: Path, capsys):
     assert main.main(["plan", "--config", str(path), "--gpu-gib", "24"]) == 0
-    told = capsys.readouterr().out
-    assert "\nfits: " in told
-    assert all(title in told for title in ("sft", "feedback", "reward", "ppo collect", "ppo update", "evaluate"))
+    message = capsys.readouterr().out
+    assert "\nfits: " in message
+    assert all(title in message for title in ("sft", "feedback", "reward", "ppo collect", "ppo update", "evaluate"))
     assert "not measured" in path.read_text()
     cfg = config.load(path)
     assert (cfg.video.frames, cfg.rollout.max_new_tokens) in ((16, 256), (50, 256)) and cfg.rollout.batch_size >= 4
@@ -86,11 +86,11 @@ def test_the_papers_setup_fits_24_gib_and_is_the_papers(capsys):
     path = ROOT / "configs" / "paper.yaml"
     assert main.main(["plan", "--config", str(path), "--gpu-gib", "24"]) == 0
     cfg = config.load(path)
-    found = plan_of(cfg, gpu=True)
-    for shape in (found.policy, found.critic):
+    actual = plan_of(cfg, gpu=True)
+    for shape in (actual.policy, actual.critic):
         groups, height, width = shape.grid(cfg.video.frames, cfg.video.frame_pixels)
         assert groups * height * width == 626
-    assert (found.policy.numbers.layers, found.critic.numbers.layers) == (32, 40)  # 7B and 13B
+    assert (actual.policy.numbers.layers, actual.critic.numbers.layers) == (32, 40)  # 7B and 13B
     assert "SmolVLM" not in path.read_text()
     got = {name: getattr(getattr(cfg, name.split(".")[0]), name.split(".")[1]) for name in PAPER}
     assert got == PAPER
@@ -133,33 +133,33 @@ def small(*more: str, gpu: bool = True) -> planner.Planned:
 
 
 def moments(
-    found: planner.Planned, monkeypatch: pytest.MonkeyPatch, known: dict[str, tuple[int, int]] | None = None
+    actual: planner.Planned, monkeypatch: pytest.MonkeyPatch, known: dict[str, tuple[int, int]] | None = None
 ) -> list[Any]:
     """What is asked of `memory`, in order."""
-    asked: list[Any] = []
+    questions: list[Any] = []
 
     def watched(name: str) -> Any:
         def call(numbers: Numbers, precision: formulas.Precision, *given: Any) -> dict[str, float]:
-            asked.append((name, *given))
+            questions.append((name, *given))
             return {}
 
         return call
 
     def encoding(precision: formulas.Precision, *given: Any) -> float:
-        asked.append(("encoding", *given))
+        questions.append(("encoding", *given))
         return 0.0
 
     for name in ("training", "sampling", "scoring"):
         monkeypatch.setattr(formulas, name, watched(name))
     monkeypatch.setattr(formulas, "encoding", encoding)
-    planner.estimate(found, known)
-    return asked
+    planner.estimate(actual, known)
+    return questions
 
 
 def test_what_is_in_memory_in_each_stage(monkeypatch: pytest.MonkeyPatch):
     seen, look = 4 * 64, ("encoding", 4 * 32 * 32, 24, 48)
-    told = 3 * (16 + 4)  # tokens of the descriptions
-    judged = Batch(5, 400 + told + 2 * 30 + 160, 1, seen)
+    message = 3 * (16 + 4)  # tokens of the descriptions
+    judged = Batch(5, 400 + message + 2 * 30 + 160, 1, seen)
     assert moments(small(), monkeypatch) == [
         ("training", Batch(2, 650, 250, seen)),  # sft: 400 + 256 are cut
         look,
@@ -183,28 +183,28 @@ def test_what_is_in_memory_in_each_stage(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_what_is_in_memory_when_the_reward_model_reads_more(monkeypatch: pytest.MonkeyPatch):
-    told, seen = 3 * (16 + 4), 4 * 64
+    message, seen = 3 * (16 + 4), 4 * 64
     more = ("reward.context=true", "reward.likelihood=true", "feedback.readout=likelihood", "feedback.judge_frames=false")
-    asked = moments(small(*more), monkeypatch)
-    assert asked[4] == ("scoring", Batch(5, max(400 + 30, 96 + told + 30), 30, seen))  # the bare comparison has the frames
-    assert asked[6] == ("training", Batch(4, 400 + told + 30, 30, seen))
-    assert asked[11] == ("scoring", Batch(6, 400 + told + 20, 20, seen))
-    assert asked[13] == ("training", Batch(3, 400 + told + 20, 0, seen))
+    questions = moments(small(*more), monkeypatch)
+    assert questions[4] == ("scoring", Batch(5, max(400 + 30, 96 + message + 30), 30, seen))  # the bare comparison has the frames
+    assert questions[6] == ("training", Batch(4, 400 + message + 30, 30, seen))
+    assert questions[11] == ("scoring", Batch(6, 400 + message + 20, 20, seen))
+    assert questions[13] == ("training", Batch(3, 400 + message + 20, 0, seen))
 
 
 def test_what_a_bench_knows_wins_over_the_settings(monkeypatch: pytest.MonkeyPatch):
-    found = replace(small("data.dev=[a.jsonl]"), encodes=False)
+    actual = replace(small("data.dev=[a.jsonl]"), encodes=False)
     known = {"sft": (300, 40), "reward": (310, 50), "collect": (320, 0), "evaluate": (330, 0)}
-    asked = moments(found, monkeypatch, known)
-    assert asked[0] == ("training", Batch(2, 340, 40, 256)) and not any(name == "encoding" for name, *_ in asked)
-    assert asked[4] == ("training", Batch(4, 360, 0, 256))
-    assert asked[6:10] == [
+    questions = moments(actual, monkeypatch, known)
+    assert questions[0] == ("training", Batch(2, 340, 40, 256)) and not any(name == "encoding" for name, *_ in questions)
+    assert questions[4] == ("training", Batch(4, 360, 0, 256))
+    assert questions[6:10] == [
         ("sampling", Batch(6, 320, 0, 256), 1, 20),
         ("scoring", Batch(6, 340, 20, 256)),
         ("scoring", Batch(6, 340, 0, 256)),
         ("training", Batch(3, 420, 20, 256)),  # no judge, whom a bench has not
     ]
-    assert asked[-1] == ("sampling", Batch(11, 330, 0, 256), 1, 25)
+    assert questions[-1] == ("sampling", Batch(11, 330, 0, 256), 1, 25)
 
 
 @pytest.mark.parametrize(
@@ -221,10 +221,10 @@ def test_what_a_bench_knows_wins_over_the_settings(monkeypatch: pytest.MonkeyPat
 )
 def test_who_stands_in_each_phase_of_ppo(more: str, policy: tuple[int, ...], critic: tuple[int, ...], adapters: tuple[int, ...]):
     big = replace(SHAPE, numbers=replace(NUMBERS, linear_weights=64000))
-    found = small(*more.split(), "model.dtype=bfloat16")
-    found = replace(found, critic=big if found.own_critic else SHAPE)
+    actual = small(*more.split(), "model.dtype=bfloat16")
+    actual = replace(actual, critic=big if actual.own_critic else SHAPE)
     for phase, own, others, there in zip(("sample", "score", "critic", "update"), policy, critic, adapters, strict=True):
-        lines = planner._ppo(found, phase)
+        lines = planner._ppo(actual, phase)
         assert lines["weights"] == own * 2 * (6400 + 140) + others * 2 * (64000 + 140)  # the eyes rest
         assert lines["adapters"] == there * 50 * 2 * 4
         assert lines["optimiser"] == 2 * 50 * 2 * (4 + 8)
@@ -245,10 +245,10 @@ def test_8_bit_moments_take_a_quarter():
 def test_the_eyes_take_room_while_they_see_and_only_then():
     wide_vision = {**SHAPE.config, "vision_config": {**VISION, "hidden_size": 10_000}}
     base, wide = 6400 + 140, replace(SHAPE, config=wide_vision)
-    found = replace(small("model.dtype=bfloat16"), policy=wide, critic=wide)
+    actual = replace(small("model.dtype=bfloat16"), policy=wide, critic=wide)
     for stage in ("sft", "feedback", "reward", "evaluate"):
-        assert planner.estimate(found)[stage]["weights"] == 2 * (base + 1000)
-        assert planner.estimate(replace(found, encodes=False))[stage]["weights"] == 2 * base
+        assert planner.estimate(actual)[stage]["weights"] == 2 * (base + 1000)
+        assert planner.estimate(replace(actual, encodes=False))[stage]["weights"] == 2 * base
 
 
 @pytest.mark.parametrize(
@@ -271,9 +271,9 @@ def test_the_room_on_a_card():
 
 
 def test_pooled_frames_are_not_shrunk():
-    found = plan_of(config.load(None, ["model.base=llava-1.5-7b", "video.frames=50"]), gpu=True)
-    said = fit.fitted(found, fit.Card("", 12 * planner.GIB, True))[1]
-    assert said and not any(change.startswith("video.frames") for change in said)
+    actual = plan_of(config.load(None, ["model.base=llava-1.5-7b", "video.frames=50"]), gpu=True)
+    output = fit.fitted(actual, fit.Card("", 12 * planner.GIB, True))[1]
+    assert output and not any(change.startswith("video.frames") for change in output)
 
 
 def test_one_config_per_backbone():
@@ -285,8 +285,8 @@ def test_what_does_not_fit_is_shrunk_frames_first(tmp_path: Path, capsys):
     wide.write_text("model: {base: qwen3-vl-4b, gradient_checkpointing: true}\nvideo: {frames: 64, frame_pixels: 262144}\n")
     small = tmp_path / "small.yaml"
     assert main.main(["plan", "--config", str(wide), "--gpu-gib", "24"]) == 1
-    told = capsys.readouterr().out
-    assert "does not fit: " in told and "shrink first: video.frames" in told
+    message = capsys.readouterr().out
+    assert "does not fit: " in message and "shrink first: video.frames" in message
     assert main.main(["plan", "--config", str(wide), "--gpu-gib", "24", "--fit", str(small)]) == 0
     before, after = config.load(wide), config.load(small)
     assert after.video.frames < before.video.frames
@@ -296,15 +296,15 @@ def test_what_does_not_fit_is_shrunk_frames_first(tmp_path: Path, capsys):
 
 def test_the_order_of_shrinking():
     cfg = config.load(None, ["model.base=qwen3-vl-4b"])
-    told, found = [], plan_of(cfg, gpu=True)
-    while (step := fit._shrunk(found)) is not None:
-        found = step[0]
-        told.append(step[1])
-    said = [step.split(" ")[0] for step in told]
-    kinds = ["micro" if "batch" in name else name for name in dict.fromkeys(said)]
+    message, actual = [], plan_of(cfg, gpu=True)
+    while (step := fit._shrunk(actual)) is not None:
+        actual = step[0]
+        message.append(step[1])
+    output = [step.split(" ")[0] for step in message]
+    kinds = ["micro" if "batch" in name else name for name in dict.fromkeys(output)]
     order = ["video.frames", "video.frame_pixels", "micro", "model.gradient_checkpointing", "model.quantization"]
     assert list(dict.fromkeys(kinds)) == order
-    sizes = [int(step.split(" ")[1]) for step in told if "batch" in step]
+    sizes = [int(step.split(" ")[1]) for step in message if "batch" in step]
     assert sizes == sorted(sizes, reverse=True)  # the largest batch is halved first
     changes = [change.split(" ")[0] for change in fit.fitted(plan_of(cfg, gpu=True), fit.Card("", 7e9, True))[1]]
     assert len(changes) == len(set(changes)) > 1  # the last value of each setting is told
@@ -327,8 +327,8 @@ def test_a_reward_base_of_its_own_is_counted_while_it_scores():
 def test_an_unreachable_model_is_one_line(capsys, tmp_path: Path):
     (tmp_path / "c.yaml").write_text("model: {base: nobody/nothing}\n")
     assert main.main(["plan", "--config", str(tmp_path / "c.yaml"), "--gpu-gib", "24"]) == 2
-    told = capsys.readouterr().err
-    assert "nobody/nothing" in told and "--model-config" in told and told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert "nobody/nothing" in message and "--model-config" in message and message.count("\n") == 1
     (tmp_path / "config.json").write_text(json.dumps(model_config.known_config("smolvlm2-256m")))
     words = ["plan", "--config", str(tmp_path / "c.yaml"), "--gpu-gib", "24", "--model-config", str(tmp_path)]
     assert main.main(words) == 0
@@ -351,8 +351,8 @@ def test_a_config_that_is_none_is_one_line(content: Any, says: str, tmp_path: Pa
     (tmp_path / "config.json").write_text(json.dumps(content))
     (tmp_path / "c.yaml").write_text(f"model: {{base: {tmp_path}}}\n")
     assert main.main(["plan", "--config", str(tmp_path / "c.yaml"), "--gpu-gib", "24"]) == 2
-    told = capsys.readouterr().err
-    assert says in told and told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert says in message and message.count("\n") == 1
     words = ["plan", "--config", str(tmp_path / "c.yaml"), "--gpu-gib", "24", "--model-config", "/no/such"]
     assert main.main(words) == 2 and "--model-config /no/such: no such folder" in capsys.readouterr().err
 

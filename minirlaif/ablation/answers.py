@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from minirlaif.ablation.arms import BEST_OF
 from minirlaif.config import Config, RolloutSection
 from minirlaif.data.preflight import Preflight, read_samples
 from minirlaif.feedback.label import describe
@@ -24,6 +23,7 @@ from minirlaif.stages.evaluate import greedy_answers
 from minirlaif.stages.fingerprint import settings_of
 from minirlaif.types import Sample
 
+BEST_OF = (2, 4, 8)  # how many sampled answers the best is chosen from; arms.yaml names the columns
 Answerer = Literal["policy", "sft", "best"]
 MODELS: dict[Answerer, tuple[str, ...]] = {"policy": ("rlaif",), "sft": ("sft",), "best": ("sft", "reward")}  # each uses
 

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from minirlaif.config import FeedbackSection
-from minirlaif.feedback.describe import context_text, describe_segments
-from minirlaif.feedback.judge import judge, judge_texts
+from minirlaif.feedback.judge import context_text, describe_segments, judge, judge_texts
 from minirlaif.feedback.text_judge import TextJudge
 from minirlaif.models.generation import Completion, sample
 from minirlaif.models.seeds import generator, seed_of
@@ -37,11 +36,7 @@ def describe(
     """Describe the segments of clips that have no context yet. Clip -> line for contexts.jsonl."""
     videos = [video for video in dict.fromkeys(row.video for row in rows) if video not in contexts]
     return {
-        video: {
-            "video": run.stored(video),
-            "context": context_text(segments),
-            "segments": [text for _, text in segments],
-        }
+        video: {"video": run.stored(video), "context": context_text(segments), "segments": [text for _, text in segments]}
         for video, segments in describe_segments(session, videos, section).items()
     }
 
@@ -56,11 +51,8 @@ def label(
     chunk: int,
     text_judge: TextJudge | None = None,
 ) -> Lines:
-    """Answer, pair and judge: the lines of answers, verdicts, preferences and samples.
-
-    seed: of the run; chunk: the number of these rows, which decides with it what is drawn; text_judge: judges in place of the
-    model itself.
-    """
+    """Answer, pair and judge: the lines of answers, verdicts, preferences and samples. chunk: the number of these rows, which
+    decides with the run's seed what is drawn; text_judge: judges in place of the model itself."""
     lines: Lines = []
     pairs: list[Comparison] = []
     for row, completions in zip(rows, draw_answers(session, section, rows, seed, chunk), strict=True):
@@ -115,14 +107,14 @@ def judge_pairs(
 
 def make_pairs(row: Sample, texts: Sequence[str], context: str, count: int, seed: int) -> list[Comparison]:
     """At most `count` pairs of different answers; which comes first is drawn, so that the position is no clue."""
-    distinct = list(dict.fromkeys(text for text in texts if text.strip()))  # an empty answer is no answer to compare
+    distinct = dict.fromkeys(text for text in texts if text.strip())  # an empty answer is no answer to compare
+    combinations = list(itertools.islice(itertools.combinations(distinct, 2), count))
     pairs = []
-    for number, (one, two) in enumerate(itertools.islice(itertools.combinations(distinct, 2), count)):
+    # Where all answers are alike, they are kept as a tie, so that the counts are complete.
+    for number, (one, two) in enumerate(combinations or [(texts[0], texts[0])]):
         if seed_of(seed, "order", row.id, number) % 2:
             one, two = two, one
         pairs.append(Comparison(f"{row.id}#{number}", row.video, row.turns[0].question, one, two, context, dict(row.tags)))
-    if not pairs:  # all answers alike: kept as a tie, so that the counts are complete
-        pairs.append(Comparison(f"{row.id}#0", row.video, row.turns[0].question, texts[0], texts[0], context, dict(row.tags)))
     return pairs
 
 

@@ -60,8 +60,8 @@ class JudgeName:
 
     def _settings(self) -> list[str]:
         host = [f"at {urlsplit(str(self.more['url'])).netloc}"] if "url" in self.more else []
-        shown = [(name, value) for name, value in self.more.items() if name not in NOT_SHOWN and value not in (0, "none")]
-        return [*host, *(f"{name} {json.dumps(value, default=str).strip(chr(34))[:20]}" for name, value in shown)]
+        options = [(name, value) for name, value in self.more.items() if name not in NOT_SHOWN and value not in (0, "none")]
+        return [*host, *(f"{name} {json.dumps(value, default=str).strip(chr(34))[:20]}" for name, value in options)]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,6 @@ class TextJudge(Protocol):
         Raises:
             UserError: the judge cannot be asked; what it answered before is not lost.
         """
-        ...
 
     def compare(self, pairs: Sequence[Comparison]) -> list[Choice]:
         """Which answer of each pair is better, seen in the given order only: `feedback.judge.judge_texts` asks in both orders.
@@ -125,8 +124,6 @@ class TextJudge(Protocol):
         Raises:
             UserError: the judge cannot be asked, or cannot compare two answers.
         """
-        ...
 
     def close(self) -> None:
         """Free what was opened."""
-        ...

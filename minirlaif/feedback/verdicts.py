@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
-from minirlaif.types import Choice
+from minirlaif.types import Choice, Comparison
 
 Disagreement = Literal["drop", "average"]
 
@@ -28,15 +28,14 @@ GUIDING = (
 _SWAPPED: Mapping[Choice, Choice] = {"A": "B", "B": "A"}
 
 
-def judge_question(question: str, answer_a: str, answer_b: str, context: str = "") -> str:
+def judge_question(pair: Comparison) -> str:
     """The whole text of one comparison. An empty context leaves its paragraph out.
 
     Question and answers are put on one line each, so that an answer cannot bring labels of its own.
     """
-    events = f"What happens in the video, by time:\n{context.strip()}\n\n" if context.strip() else ""
-    return (
-        f"{events}Question: {_one_line(question)}\nAnswer A: {_one_line(answer_a)}\nAnswer B: {_one_line(answer_b)}\n\n{GUIDING}"
-    )
+    events = f"What happens in the video, by time:\n{pair.context.strip()}\n\n" if pair.context.strip() else ""
+    question, a, b = (" ".join(text.split()) for text in (pair.question, pair.answer_a, pair.answer_b))
+    return f"{events}Question: {question}\nAnswer A: {a}\nAnswer B: {b}\n\n{GUIDING}"
 
 
 def choice_from_margin(value: float, margin: float = 0.0) -> Choice:
@@ -70,7 +69,3 @@ def combine_orders(
     if disagreement == "drop":
         return "disagree"
     return choice_from_margin((values[0] + values[1]) / 2, margin)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -103,8 +103,7 @@ def fill(text: str, values: Mapping[str, str]) -> str:
 
 def comparison_messages(pair: Comparison) -> list[Message]:
     """What a judge is sent to compare two answers in the order given."""
-    question = judge_question(pair.question, pair.answer_a, pair.answer_b, pair.context)
-    return [{"role": "system", "content": COMPARE}, {"role": "user", "content": question}]
+    return [{"role": "system", "content": COMPARE}, {"role": "user", "content": judge_question(pair)}]
 
 
 def complaint(reason: str, wanted: str = OBJECT) -> str:

@@ -1,3 +1,5 @@
+"""Descriptions, verdicts of the model and of text judges, both orders combined."""
+
 from __future__ import annotations
 
 import math
@@ -6,7 +8,7 @@ import pytest
 import torch
 
 from minirlaif.feedback import judge as judging
-from minirlaif.feedback.judge import answer_margins, is_order_consistent, judge, judge_texts, mean_logprobs
+from minirlaif.feedback.judge import answer_margins, context_text, is_order_consistent, judge, judge_texts, mean_logprobs
 from minirlaif.feedback.verdicts import judge_question
 from minirlaif.models.logprobs import token_logprobs
 from minirlaif.session import ModelSession
@@ -16,6 +18,11 @@ from tests.fixtures import tiny
 
 def pair(a: str = "a red circle moves left.", b: str = "two things happen.", name: str = "p") -> Comparison:
     return Comparison(name, "clip", "what happens?", a, b, "0s: a red circle moves left.\n")
+
+
+def test_a_context_has_one_line_per_segment() -> None:
+    assert context_text([((0.0, 7.6), "a ball rolls"), ((7.6, 15.0), " it\nstops ")]) == "0s: a ball rolls\n8s: it stops\n"
+    assert context_text([]) == ""
 
 
 @pytest.fixture
@@ -99,7 +106,7 @@ def test_letters_are_read_after_the_judges_question_with_a_above_b_meaning_a(ses
     with torch.no_grad():
         values = judging._letter_values(session, pairs, views, 2)
         for value, p in zip(values, pairs, strict=True):
-            ids = session.prompt(views["clip"], judge_question(p.question, p.answer_a, p.answer_b, p.context))
+            ids = session.prompt(views["clip"], judge_question(p))
             logits = base.logits(base.hidden(base.embed(torch.tensor([ids]), [views["clip"].features]), None))[0, -1]
             a, b = (base.renderer.text_ids(f" {letter}")[-1] for letter in "AB")
             assert a != b

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from minirlaif.feedback.verdicts import (
-    GUIDING,
-    choice_from_margin,
-    combine_orders,
-    judge_question,
-    swap_choice,
-)
+from minirlaif.feedback import verdicts
+from minirlaif.feedback.verdicts import GUIDING, choice_from_margin, combine_orders, swap_choice
+from minirlaif.types import Comparison
+
+
+def judge_question(*texts: str) -> str:
+    """The text of a comparison of (question, answer A, answer B, context)."""
+    return verdicts.judge_question(Comparison("p", "clip", *texts))
 
 
 def test_judge_question_holds_everything_in_order() -> None:

@@ -21,9 +21,8 @@ from minirlaif.models.adapters import AdapterSet
 from minirlaif.models.feature_cache import VisionFeatureCache, offloaded_vision
 from minirlaif.models.generation import greedy_texts
 from minirlaif.models.language_model import EncodedPrompt
-from minirlaif.models.loading import check_tokenizers, open_backbone
+from minirlaif.models.loading import check_tokenizers, critic_model, open_backbone
 from minirlaif.models.logprobs import EncodedPair
-from minirlaif.models.model_config import critic_model
 from minirlaif.models.renderer import FrameLayout
 from minirlaif.runs.io import disk_is_full
 from minirlaif.runs.run import Run

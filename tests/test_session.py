@@ -11,7 +11,7 @@ import pytest
 from minirlaif import config
 from minirlaif.data.preflight import read_samples
 from minirlaif.errors import UserError
-from minirlaif.models.model_config import TINY
+from minirlaif.models.loading import TINY
 from minirlaif.runs.run import Run
 from minirlaif.stages.fingerprint import settings_of
 from tests.fixtures import small_config

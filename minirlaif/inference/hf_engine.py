@@ -21,8 +21,8 @@ from minirlaif.errors import UserError
 from minirlaif.inference.engine import JudgeVerdict, LoadedClip, SamplingParams
 from minirlaif.models.generation import stream
 from minirlaif.models.language_model import EncodedPrompt
+from minirlaif.models.loading import critic_model
 from minirlaif.models.logprobs import reward_scores
-from minirlaif.models.model_config import critic_model
 from minirlaif.models.prefix_cache import PrefixCache
 from minirlaif.models.renderer import pieces
 from minirlaif.runs.run import Run

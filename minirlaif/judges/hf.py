@@ -19,8 +19,7 @@ from minirlaif.models.backbones import FAMILIES
 from minirlaif.models.backbones.base import VisionLanguageModel
 from minirlaif.models.generation import sample
 from minirlaif.models.language_model import EncodedPrompt, LanguageModel
-from minirlaif.models.loading import open_backbone, open_text_model, pick_device, pick_dtype
-from minirlaif.models.model_config import base_hash, model_type
+from minirlaif.models.loading import base_hash, model_type, open_backbone, open_text_model, pick_device, pick_dtype
 from minirlaif.types import Turn
 
 

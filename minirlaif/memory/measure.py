@@ -153,7 +153,7 @@ def libraries(model: ModelSection) -> float:
 
     if model.quantization == "nf4" or model.optimizer != "adamw":
         import bitsandbytes  # noqa: F401
-    from minirlaif.models.model_config import empty_model, read_config
+    from minirlaif.models.loading import empty_model, read_config
 
     empty_model(read_config(model))  # the model's own module
     return _status("VmRSS")

@@ -13,7 +13,7 @@ from minirlaif.errors import UserError
 from minirlaif.memory import formulas
 from minirlaif.memory.formulas import LINES, Batch, Precision
 from minirlaif.memory.shapes import Shape, shape_of
-from minirlaif.models.model_config import critic_model, read_config
+from minirlaif.models.loading import critic_model, read_config
 
 GIB = 2**30
 TEXT = 96  # tokens of a question with the chat's own words

@@ -18,8 +18,7 @@ from minirlaif.config import ModelSection, ReferenceSection, RewardSection, Vide
 from minirlaif.memory.shapes import shape_of
 from minirlaif.models.backbones import family_of
 from minirlaif.models.feature_cache import offloaded_vision
-from minirlaif.models.loading import pick_device, pick_dtype, quantization_config
-from minirlaif.models.model_config import critic_model, empty_model, read_config
+from minirlaif.models.loading import critic_model, empty_model, pick_device, pick_dtype, quantization_config, read_config
 from minirlaif.models.renderer import Layout
 from minirlaif.session import ModelSession, PPOModels, VideoInput
 from minirlaif.video.frame_sampling import FrameSize
@@ -108,7 +107,7 @@ def random_model(config: Mapping[str, Any], dtype: torch.dtype, quantization: An
     made: dict[int, nn.Parameter] = {}  # tied weights are made once
     for module in list(model.modules()):
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # as `pretrained.load_weights`, for the same reason
+            module.support_avx512bf16_for_cpu = False  # as `language_model.load_weights`, for the same reason
         for name, parameter in list(module.named_parameters(recurse=False)):
             if id(parameter) not in made:
                 values = torch.empty(parameter.shape, dtype=dtype, device=device).normal_(0, SPREAD, generator=generator)

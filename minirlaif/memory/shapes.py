@@ -18,7 +18,7 @@ from minirlaif.memory.formulas import Delta, Numbers
 from minirlaif.models.adapters import target_pattern
 from minirlaif.models.backbones import family_of
 from minirlaif.models.backbones.base import VisionLanguageModel
-from minirlaif.models.model_config import empty_model
+from minirlaif.models.loading import empty_model
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from minirlaif.errors import UserError
 from minirlaif.feedback.judge import describe_segments
 from minirlaif.feedback.label import draw_answers, judge_pairs
 from minirlaif.memory.random_model import random_models
+from minirlaif.models.loading import critic_model, read_config
 from minirlaif.models.logprobs import token_logprobs, token_values
-from minirlaif.models.model_config import critic_model, read_config
 from minirlaif.runs.run import Run
 from minirlaif.session import ModelSession, PPOModels, open_ppo_models
 from minirlaif.stages import evaluate, ppo, reward, sft

@@ -1,20 +1,133 @@
-"""Opening `model.base`: its family, device, number format and quantisation."""
+"""The base model behind `model.base`: its config.json, its family, the hash of its files, and opening it on a device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minirlaif import distributed
 from minirlaif.config import ModelSection, RewardSection
 from minirlaif.errors import UserError
-from minirlaif.models.backbones import family_of
-from minirlaif.models.language_model import LanguageModel
-from minirlaif.models.model_config import base_folder, critic_model, model_type
-from minirlaif.models.pretrained import load_tokenizer, load_weights
+from minirlaif.models.backbones import FAMILIES, family_of
+from minirlaif.models.language_model import LanguageModel, load_tokenizer, load_weights
+from minirlaif.runs.io import sha256
 
 if TYPE_CHECKING:
     from minirlaif.models.backbones.base import VisionLanguageModel
+
+TINY = Path(__file__).parents[1] / "tiny_world" / "base"
+BASE_SUFFIXES = (".safetensors", ".json", ".txt", ".model")  # what a folder's result depends on; .txt: merges.txt of tokenizers
+KNOWN_FILE = Path(__file__).parent / "known_configs.json"  # config.json of standard backbones, with their sources
+
+
+def base_folder(section: ModelSection) -> str:
+    """The folder or hub id behind `model.base`."""
+    return str(TINY) if section.base == "tiny" else section.base
+
+
+def critic_model(model: ModelSection, reward: RewardSection) -> ModelSection:
+    """The model section of reward and value model: on `reward.base` where it names one."""
+    return replace(model, base=reward.base, revision="main") if reward.base else model
+
+
+def base_hash(section: ModelSection) -> str:
+    """sha256 (16 hex) of the base: of weights, config, tokenizer and layout for a folder, of name and revision for a hub id."""
+    name = base_folder(section)
+    digest = hashlib.sha256()
+    if Path(name).is_dir():
+        for path in sorted(path for path in Path(name).iterdir() if path.suffix in BASE_SUFFIXES and path.is_file()):
+            digest.update(f"{path.name} {sha256(path)}\n".encode())
+    else:
+        digest.update(f"{name}@{section.revision}".encode())
+    return digest.hexdigest()[:16]
+
+
+def model_type(section: ModelSection) -> str:
+    """`model_type` of the base, which names its family. UserError as for `read_config`."""
+    return str(read_config(section, standard=False)["model_type"])
+
+
+def read_config(section: ModelSection, folder: str = "", standard: bool = True) -> dict[str, Any]:
+    """config.json of `model.base`, or of `folder` where one is given.
+
+    Args:
+        standard: also by the name of a standard backbone (see `known_models`), whose files need not be there.
+
+    Raises:
+        UserError: there is none, it belongs to no family, or its family refuses it.
+    """
+    place = f"--model-config {folder}" if folder else f"model.base {section.base}"
+    name = folder or base_folder(section)
+    config: Any = known_config(name) if standard else None
+    if Path(name).is_dir():
+        try:
+            config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            config = None
+        if not isinstance(config, dict):
+            raise UserError(f"{place}: no config.json that can be read in this folder; name a folder saved by save_pretrained")
+    elif folder:
+        raise UserError(f"{place}: no such folder; name one that holds config.json")
+    elif config is None:
+        from transformers import AutoConfig
+
+        try:
+            config = AutoConfig.from_pretrained(name, revision=section.revision).to_dict()
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            more = f"; use --model-config FOLDER, or a standard name: {', '.join(sorted(known_models()))}" if standard else ""
+            raise UserError(f"{place}: no such folder, and the hub gave no config ({reason}){more}") from None
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
+        families = {name: family_of(name) for name in FAMILIES}
+        known = ", ".join(f"{family.title} ({name})" for name, family in families.items())
+        old = any(kind in family.convertible_types for family in families.values())
+        more = " (an old LLaVA checkpoint? `python -m minirlaif convert` makes it one)" if old else ""
+        raise UserError(f"{place}: model type {kind!r} is not supported; known are {known}{more}")
+    family_of(kind).check_config(config, place)
+    return dict(config)
+
+
+@lru_cache(maxsize=1)
+def known_models() -> dict[str, dict[str, Any]]:
+    """Standard backbones by short name, such as smolvlm2-500m: `hub` id and `config`."""
+    models: dict[str, dict[str, Any]] = json.loads(KNOWN_FILE.read_text(encoding="utf-8"))
+    return models
+
+
+def known_config(name: str) -> dict[str, Any] | None:
+    """config.json of a standard backbone by short name or hub id; None for another model."""
+    return next((dict(known["config"]) for short, known in known_models().items() if name in (short, known["hub"])), None)
+
+
+def empty_model(config: Mapping[str, Any], dtype: Any = None) -> Any:
+    """The transformers model of a config.json with parameters that have shapes and no memory; its buffers are real.
+
+    Raises:
+        UserError: transformers refuses the config.
+    """
+    import torch
+    from accelerate import init_empty_weights
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    kind: Any = AutoModelForImageTextToText  # its methods have no types
+    values = {name: value for name, value in config.items() if name not in ("model_type", "transformers_version")}
+    try:
+        built = AutoConfig.for_model(config["model_type"], **values)
+        built._attn_implementation = "sdpa"
+        with init_empty_weights(include_buffers=False):
+            model = kind.from_config(built, dtype=dtype or torch.float32)
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"config.json of a {config['model_type']} model: transformers refuses it ({reason})") from None
+    model.tie_weights()
+    return model
 
 
 def open_backbone(section: ModelSection) -> VisionLanguageModel:
@@ -23,12 +136,18 @@ def open_backbone(section: ModelSection) -> VisionLanguageModel:
     Raises:
         UserError: unknown family, files that cannot be read, a device that is not there, or LoRA targets that name no layer.
     """
+    from torch import nn
+
     device = pick_device(section.device)
     dtype = pick_dtype(section, device)
     family = family_of(model_type(section))
     quantization = quantization_config(section, dtype, family.skip_quantization())
     backbone = family.load(base_folder(section), section.revision, dtype, quantization, device)
-    _check_targets(section, backbone)
+    layers = {name.split(".")[-1] for name, part in backbone.text_model.named_modules() if isinstance(part, nn.Linear)}
+    # PEFT passes over a target that matches nothing as long as another one matches.
+    if unknown := [name for name in section.lora_targets if name not in layers]:
+        known = ", ".join(sorted(layers))
+        raise UserError(f"model.lora_targets: {', '.join(unknown)} is no layer of {section.base}; it has {known}")
     backbone.model.requires_grad_(False)
     backbone.model.eval()
     return backbone
@@ -74,17 +193,6 @@ def check_tokenizers(model: ModelSection, reward: RewardSection) -> None:
             f"reward.base {reward.base}: its tokenizer has other tokens than that of model.base {model.base}; name a"
             " reward base of the same family, or leave reward.base empty"
         )
-
-
-def _check_targets(section: ModelSection, backbone: VisionLanguageModel) -> None:
-    """PEFT passes over a target that matches nothing as long as another one matches."""
-    from torch import nn
-
-    layers = {name.split(".")[-1] for name, part in backbone.text_model.named_modules() if isinstance(part, nn.Linear)}
-    unknown = [name for name in section.lora_targets if name not in layers]
-    if unknown:
-        known = ", ".join(sorted(layers))
-        raise UserError(f"model.lora_targets: {', '.join(unknown)} is no layer of {section.base}; it has {known}")
 
 
 def pick_device(wanted: str) -> Any:

@@ -26,7 +26,7 @@ from minirlaif.gguf.export.reference import Reference, of_run
 from minirlaif.gguf.runtime.engine import GgufEngine
 from minirlaif.inference.engine import SamplingParams
 from minirlaif.models.backbones import FAMILIES, family_of
-from minirlaif.models.model_config import model_type
+from minirlaif.models.loading import model_type
 from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run

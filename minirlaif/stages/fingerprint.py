@@ -7,7 +7,7 @@ from typing import Any
 
 from minirlaif.config import DataSection, recorded
 from minirlaif.data.dataset import fingerprint
-from minirlaif.models.model_config import base_hash, critic_model
+from minirlaif.models.loading import base_hash, critic_model
 
 
 def settings_of(seed: int, data: DataSection, sources: Sequence[str] = (), **sections: Any) -> dict[str, Any]:

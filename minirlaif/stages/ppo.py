@@ -19,7 +19,7 @@ from minirlaif.config import Config, PpoSection, RewardSection
 from minirlaif.data.preflight import Preflight, read_dev, read_samples
 from minirlaif.errors import UserError
 from minirlaif.feedback.judge import WinRateEvaluator
-from minirlaif.models.model_config import base_hash, critic_model
+from minirlaif.models.loading import base_hash, critic_model
 from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run

@@ -19,9 +19,8 @@ from minirlaif.algorithms.losses import bradley_terry_loss, centering_penalty
 from minirlaif.config import Config, DataSection, RewardSection
 from minirlaif.data.preflight import Preflight, read_preferences
 from minirlaif.errors import StageStopped, UserError
-from minirlaif.models.loading import check_tokenizers
+from minirlaif.models.loading import check_tokenizers, critic_model
 from minirlaif.models.logprobs import EncodedPair, map_micro_batches, micro_batches, reward_scores
-from minirlaif.models.model_config import critic_model
 from minirlaif.models.seeds import seed_of, shuffled
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run

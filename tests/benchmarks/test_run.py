@@ -27,7 +27,7 @@ from minirlaif.inference.engine import LoadedClip
 from minirlaif.judges import rubric
 from minirlaif.models import generation, loading
 from minirlaif.models.adapters import AdapterSet
-from minirlaif.models.model_config import TINY
+from minirlaif.models.loading import TINY
 from minirlaif.runs.run import Run
 from tests.benchmarks.test_dataset import official_input
 from tests.fixtures import benchmark_files, chat_run, endpoints, fixed_reply, gguf_files, small_config, tiny

@@ -18,7 +18,7 @@ from minirlaif.errors import UserError
 from minirlaif.feedback import label as labels
 from minirlaif.memory import measure as session
 from minirlaif.memory import random_model, steps
-from minirlaif.models.model_config import read_config
+from minirlaif.models.loading import read_config
 from minirlaif.runs.run import Run
 from minirlaif.types import Comparison
 from tests.fixtures.bases_llava import llava

@@ -16,7 +16,7 @@ from minirlaif.config import ModelSection
 from minirlaif.errors import UserError
 from minirlaif.memory import fit, formulas, planner, shapes
 from minirlaif.memory.formulas import Batch, Numbers
-from minirlaif.models import model_config
+from minirlaif.models import loading
 from minirlaif.models.backbones import family_of
 
 ROOT = Path(__file__).parents[2]
@@ -24,9 +24,9 @@ SHIPPED = sorted((ROOT / "configs").glob("24gb-*.yaml"))
 TARGETS = ModelSection().lora_targets
 
 
-@pytest.mark.parametrize("name", model_config.known_names())
+@pytest.mark.parametrize("name", sorted(loading.known_models()))
 def test_standard_backbones_have_the_published_number_of_weights(name: str):
-    entry = json.loads(model_config.KNOWN_FILE.read_text())[name]
+    entry = json.loads(loading.KNOWN_FILE.read_text())[name]
     n = shapes.shape_of(entry["config"], TARGETS).numbers
     count = (n.linear_weights + n.plain_weights + n.head_weights + n.vision_weights) / 1e9
     digits = len(entry["billions"].replace(".", "").lstrip("0"))  # to as many as were published
@@ -35,7 +35,7 @@ def test_standard_backbones_have_the_published_number_of_weights(name: str):
 
 
 def test_the_vision_tower_of_qwen3_5_2b_has_its_published_weights():
-    n = shapes.shape_of(model_config.known_config("qwen3.5-2b") or {}, TARGETS).numbers
+    n = shapes.shape_of(loading.known_config("qwen3.5-2b") or {}, TARGETS).numbers
     assert round(n.vision_weights / 1e6) == 331  # strands-labs/strands-decider docs/vision.md
 
 
@@ -45,7 +45,7 @@ def test_counts_of_a_real_model_and_its_adapter(tmp_path: Path):
 
     base = backbone()
     base.model.config.save_pretrained(tmp_path)
-    n = shapes.shape_of(model_config.read_config(ModelSection(), str(tmp_path)), TARGETS).numbers
+    n = shapes.shape_of(loading.read_config(ModelSection(), str(tmp_path)), TARGETS).numbers
     every = {p.data_ptr(): p.numel() for p in base.model.parameters()}
     assert n.linear_weights + n.plain_weights + n.head_weights + n.vision_weights == sum(every.values())
     assert n.vision_weights == sum(p.numel() for part in base.vision_modules for p in part.parameters())
@@ -64,7 +64,7 @@ def test_counts_of_a_real_model_and_its_adapter(tmp_path: Path):
     ],
 )
 def test_vision_tokens(name: str, grid: tuple[int, int, int]):
-    assert shapes.shape_of(model_config.known_config(name) or {}, TARGETS).grid(16, 65536) == grid
+    assert shapes.shape_of(loading.known_config(name) or {}, TARGETS).grid(16, 65536) == grid
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -261,7 +261,7 @@ def test_the_eyes_take_room_while_they_see_and_only_then():
     ],
 )
 def test_tokens_of_a_prompt(name: str, tokens: int):
-    assert shapes.shape_of(model_config.known_config(name) or {}, TARGETS).prompt_tokens(15, 65536, 96) == tokens
+    assert shapes.shape_of(loading.known_config(name) or {}, TARGETS).prompt_tokens(15, 65536, 96) == tokens
 
 
 def test_the_room_on_a_card():
@@ -329,7 +329,7 @@ def test_an_unreachable_model_is_one_line(capsys, tmp_path: Path):
     assert main.main(["plan", "--config", str(tmp_path / "c.yaml"), "--gpu-gib", "24"]) == 2
     message = capsys.readouterr().err
     assert "nobody/nothing" in message and "--model-config" in message and message.count("\n") == 1
-    (tmp_path / "config.json").write_text(json.dumps(model_config.known_config("smolvlm2-256m")))
+    (tmp_path / "config.json").write_text(json.dumps(loading.known_config("smolvlm2-256m")))
     words = ["plan", "--config", str(tmp_path / "c.yaml"), "--gpu-gib", "24", "--model-config", str(tmp_path)]
     assert main.main(words) == 0
 

@@ -11,9 +11,8 @@ import torch
 
 from minirlaif.config import ModelSection
 from minirlaif.errors import UserError
-from minirlaif.models.loading import open_backbone, pick_device
+from minirlaif.models.loading import TINY, base_hash, model_type, open_backbone, pick_device
 from minirlaif.models.logprobs import EncodedPair, token_logprobs
-from minirlaif.models.model_config import TINY, base_hash, model_type
 from tests.fixtures import tiny
 
 

@@ -21,9 +21,8 @@ from minirlaif.models import backbones
 from minirlaif.models.backbones.base import VisionLanguageModel
 from minirlaif.models.generation import sample
 from minirlaif.models.language_model import EncodedPrompt
-from minirlaif.models.loading import open_backbone
+from minirlaif.models.loading import open_backbone, read_config
 from minirlaif.models.logprobs import EncodedPair, token_logprobs
-from minirlaif.models.model_config import read_config
 from minirlaif.models.renderer import FrameLayout, Layout
 from minirlaif.session import VideoInput
 from minirlaif.stages import sft

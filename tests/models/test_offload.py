@@ -19,9 +19,8 @@ from minirlaif.errors import UserError
 from minirlaif.models import offload
 from minirlaif.models.backbones.smolvlm import SmolVLM
 from minirlaif.models.feature_cache import offloaded_vision
-from minirlaif.models.loading import check_tokenizers, open_backbone
+from minirlaif.models.loading import check_tokenizers, critic_model, open_backbone
 from minirlaif.models.logprobs import token_logprobs, token_values
-from minirlaif.models.model_config import critic_model
 from minirlaif.models.offload import OffloadableWeights
 from minirlaif.runs.run import Run
 from minirlaif.session import ModelSession, PPOModels, open_ppo_models, second_base

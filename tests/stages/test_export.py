@@ -15,8 +15,7 @@ from safetensors.numpy import load_file
 from minirlaif.config import ModelSection
 from minirlaif.gguf.export import task_check
 from minirlaif.gguf.export.quantize import listed
-from minirlaif.models.loading import open_backbone
-from minirlaif.models.model_config import TINY
+from minirlaif.models.loading import TINY, open_backbone
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.stages import export as stage

@@ -21,9 +21,8 @@ from minirlaif.gguf.export.reference import clip_questions, logits_of, plain_sec
 from minirlaif.gguf.export.template import chat_template
 from minirlaif.models.adapters import AdapterSet
 from minirlaif.models.backbones.base import VisionLanguageModel
-from minirlaif.models.loading import open_backbone
-from minirlaif.models.model_config import base_folder, empty_model, read_config
-from minirlaif.models.pretrained import no_progress_bars
+from minirlaif.models.language_model import no_progress_bars
+from minirlaif.models.loading import base_folder, empty_model, open_backbone, read_config
 from minirlaif.runs.run import Run
 
 REFUSED = {"use_rslora": "rank-stabilised LoRA", "use_dora": "DoRA", "modules_to_save": "whole trained modules"}

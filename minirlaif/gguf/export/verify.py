@@ -19,7 +19,7 @@ from minirlaif.gguf.export.quantize import TYPES, listed
 from minirlaif.gguf.export.reference import of_run
 from minirlaif.gguf.runtime.engine import GgufEngine
 from minirlaif.inference.engine import SamplingParams
-from minirlaif.models.model_config import model_type
+from minirlaif.models.loading import model_type
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.stages.registry import ADAPTERS

@@ -16,7 +16,7 @@ import torch
 
 from minirlaif.errors import UserError
 from minirlaif.models.backbones.base import VisionLanguageModel
-from minirlaif.models.pretrained import load_tokenizer
+from minirlaif.models.language_model import load_tokenizer
 from minirlaif.models.renderer import Layout
 from minirlaif.video.frame_sampling import Sizing
 

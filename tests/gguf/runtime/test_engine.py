@@ -26,7 +26,7 @@ from minirlaif.inference.engine import LoadedClip, SamplingParams
 from minirlaif.models.backbones import smolvlm
 from minirlaif.models.generation import sample
 from minirlaif.models.language_model import EncodedPrompt
-from minirlaif.models.model_config import TINY
+from minirlaif.models.loading import TINY
 from minirlaif.models.renderer import FrameLayout, Layout
 from minirlaif.types import Turn
 from minirlaif.video.frame_sampling import FrameSize, Sizing, uniform_plan

@@ -13,7 +13,7 @@ from minirlaif.errors import UserError
 from minirlaif.gguf.runtime.llama import LlamaSession, length
 from minirlaif.gguf.runtime.projector import EncodedFrames
 from minirlaif.models.backbones import smolvlm
-from minirlaif.models.model_config import TINY
+from minirlaif.models.loading import TINY
 from minirlaif.models.renderer import FrameLayout, Renderer
 from tests.fixtures import gguf_files, tiny
 

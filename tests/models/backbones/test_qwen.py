@@ -18,9 +18,8 @@ from minirlaif.models.adapters import AdapterSet
 from minirlaif.models.backbones.qwen3_vl import Qwen3VL
 from minirlaif.models.generation import sample
 from minirlaif.models.language_model import EncodedPrompt
-from minirlaif.models.loading import open_backbone
+from minirlaif.models.loading import model_type, open_backbone
 from minirlaif.models.logprobs import EncodedPair, token_logprobs
-from minirlaif.models.model_config import model_type
 from minirlaif.models.renderer import FrameLayout
 from minirlaif.models.tokens import pad_stack
 from minirlaif.types import Turn

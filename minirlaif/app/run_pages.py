@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from minirlaif.app import run_reader
 from minirlaif.app.run_reader import Row
-from minirlaif.app.views import empty, note, root
+from minirlaif.app.views import empty, notice, part
 from minirlaif.errors import UserError
-from minirlaif.reports import run_results
-from minirlaif.reports.html import Html, bar, bars, curve, frames, number, strip_styles, table, tag
+from minirlaif.reports import html, run_results
+from minirlaif.reports.html import Html, bar, curve, number, strip_styles
 from minirlaif.runs.run import Run
 from minirlaif.runs.status import status_rows
 from minirlaif.stages.registry import MODELS, PIPELINE, STAGES
@@ -26,16 +25,14 @@ def progress(run: Run | None) -> Html:
     if run is None:
         return no_run()
     try:
-        rows = [[name, state, time, result] for name, state, time, result in status_rows(run, PIPELINE)]
+        rows = [
+            [stage, part("state", state), time, "report.html" if stage == "report" and result else result]
+            for stage, state, time, result in status_rows(run, PIPELINE)
+        ]
     except UserError as error:
-        return root(tag("p", str(error), class_="notice warn"))
+        return notice(str(error))
     running = run_reader.running_stage(run)
-    parts: list[object] = [bars([_progress_bar(run, running)], "running stage")] if running else []
-    for row in rows:
-        row[1] = tag("span", row[1], class_=f"state {str(row[1]).split(':')[0]}")
-        row[3] = "report.html" if row[0] == "report" and row[3] else row[3]
-    parts.append(table(["Stage", "State", "Time", "Result"], rows))
-    return root(*parts)
+    return part("progress", _progress_bar(run, running) if running else "", rows)
 
 
 def _progress_bar(run: Run, stage: str) -> Html:
@@ -52,17 +49,14 @@ def curves(run: Run | None) -> Html:
         return Html("")
     figures = []
     for stage in reversed(STAGES.values()):
-        rows = _metrics(run, stage.name) if stage.curves else []
+        metrics = run_reader.rows(run, stage.name, "metrics.jsonl") if stage.curves else ()
+        # without the rows of feedback that only describe dev clips
+        rows = [row for row in metrics if "step" in row and row.get("pairs") != 0]
         for each in stage.curves:
             points = [(row["step"], row.get(each.field)) for row in rows]
             if any(y is not None for _, y in points):
                 figures.append(curve(each.title, points, stage.tone, note=each.note, span=each.span))
-    return root(tag("div", *figures, class_="curves")) if figures else empty("No stage has logged metrics yet.")
-
-
-def _metrics(run: Run, stage: str) -> list[Row]:
-    """Rows of metrics.jsonl; without those of feedback that only describe dev clips."""
-    return [row for row in run_reader.rows(run, stage, "metrics.jsonl") if "step" in row and row.get("pairs") != 0]
+    return part("curves", figures) if figures else empty("No stage has logged metrics yet.")
 
 
 def gallery(run: Run | None, group: str, page: int) -> tuple[Html, int]:
@@ -81,11 +75,11 @@ def gallery(run: Run | None, group: str, page: int) -> tuple[Html, int]:
         strips[row["video"]] = path.read_bytes() if path.is_file() else run_reader.strip(run, row["video"], _frame_count(run))
     names = {video: f"g{number}" for number, video in enumerate(strips) if strips[video]}
     pictures = {row["id"]: _frames(run, names[row["video"]], strips[row["video"]]) for row in rows if row["video"] in names}
-    style = Html(f"<style>{strip_styles({name: strips[video] for video, name in names.items()})}</style>")
+    style = strip_styles({name: strips[video] for video, name in names.items()})
     kinds = [run_results.kind(row) for row in all_rows]
     numbers = {"cases": {name: kinds.count(name) for name in run_results.KINDS if name}, "answered_items": sum(map(bool, kinds))}
     cards = run_results.gallery([{**row, "strip": row["id"]} for row in rows], pictures, numbers)
-    return root(style, cards), pages
+    return part("gallery", style, cards), pages
 
 
 def verdict(run: Run | None, group: str, number: int) -> tuple[Html, int]:
@@ -97,65 +91,35 @@ def verdict(run: Run | None, group: str, number: int) -> tuple[Html, int]:
         any_row = run_reader.rows(run, "feedback", "verdicts.jsonl")
         return empty("No verdict matches this filter." if any_row else "No verdicts yet."), 0
     row = verdicts[min(max(1, number), len(verdicts)) - 1]
-    strip, style = run_reader.strip(run, row["video"], _frame_count(run)), Html("")
-    picture = note("The frames of this clip are no longer in the run's cache.")
-    if strip:
-        style, picture = Html(f"<style>{strip_styles({'v0': strip})}</style>"), _frames(run, "v0", strip)
-    lines = [tag("li", line) for line in row["context"].strip().splitlines()]
-    context = tag("ul", *lines, class_="plain context") if lines else note("No descriptions, only the frames.")
-    sides = tag("div", *(_side(row, letter) for letter in "AB"), class_="sides")
-    left = tag("div", picture, tag("h3", "Context of the judge"), context)
-    right = tag("div", tag("p", tag("strong", row["question"]), class_="prompt"), sides, _verdict_table(row))
-    return root(style, tag("div", left, right, class_="two")), len(verdicts)
-
-
-def _side(row: Mapping[str, Any], letter: str) -> Html:
-    won = row["choice"] == letter
-    heading = [tag("span", f"Answer {letter}", class_="letter"), *([tag("span", "chosen", class_="ok")] if won else [])]
-    text = row[f"answer_{letter.lower()}"] or tag("em", "no answer")
-    parts = tag("div", *heading, class_="who"), tag("div", text, class_="bubble")
-    return tag("div", *parts, class_=f"side answer{' won' if won else ''}")
-
-
-def _verdict_table(row: Mapping[str, Any]) -> Html:
-    """The verdict in both orders, then the other readouts of the same pair."""
+    strip = run_reader.strip(run, row["video"], _frame_count(run))
+    picture, style = (_frames(run, "v0", strip), strip_styles({"v0": strip})) if strip else ("", "")
     names = {"verdict": row, "without context": row.get("without_context"), "as letters": row.get("letter")}
-    lines = [[name, *each["orders"], each["choice"], f"{each['margin']:.3f}"] for name, each in names.items() if each]
-    parts = [table(["", "A first", "B first", "combined", "margin"], lines)]
-    if row.get("scores"):
-        chosen, rejected = row["scores"]
-        relation = "agrees" if row["reward_says"] == "same" else "disagrees"
-        parts.append(note(f"Reward model: chosen {chosen:+.2f}, rejected {rejected:+.2f}; it {relation}."))
-    return tag("div", *parts)
+    readouts = [[name, *each["orders"], each["choice"], f"{each['margin']:.3f}"] for name, each in names.items() if each]
+    return part("judged_pair", row, style, picture, readouts), len(verdicts)
 
 
 def vote_cards(rows: Sequence[Row], only_different: bool, most: int = 20) -> Html:
     """The latest votes, or those for which people and the judge chose differently."""
     if only_different:
-        shown = [row for row in rows if row.get("judge") and row["judge"] != row.get("preference")]
+        chosen = [row for row in rows if row.get("judge") and row["judge"] != row.get("preference")]
     else:
-        shown = list(rows)
-    if not shown:
+        chosen = list(rows)
+    if not chosen:
         return empty("None.") if rows else Html("")
     words: dict[Any, str] = {1: "A", 2: "B"}
     cards = []
-    for row in reversed(shown[-most:]):
+    for row in reversed(chosen[-most:]):
         vote, judge = (words.get(row.get(name), row.get(name) or "no verdict") for name in ("preference", "judge"))
-        sides = []
-        for n in (1, 2):
-            model = str(row.get(f"model_{n}"))
-            name = tag("dt", tag("i", class_=f"key {model}"), f"{words[n]}: {MODELS.get(model, '?')}")
-            sides.append(tag("div", name, tag("dd", row.get(f"output_{n}") or tag("em", "no answer"))))
-        choices = note(f"Vote: {vote} · judge: {judge}")
-        cards.append(tag("article", tag("h4", row.get("prompt", "")), tag("dl", *sides), choices, class_="card"))
-    return root(tag("div", *cards, class_="cards"))
+        models = [(n, str(row.get(f"model_{n}"))) for n in words]
+        answers = [(words[n], model, MODELS.get(model, "?"), row.get(f"output_{n}")) for n, model in models]
+        cards.append((row, vote, judge, answers))
+    return part("vote_cards", cards)
 
 
 def no_run() -> Html:
     """The page without a run: the command that makes one."""
-    command = "OMP_NUM_THREADS=1 python -m minirlaif run --config configs/tiny.yaml --run tiny"
     text = "There is no run in this folder yet. This command makes a small one in about 15 minutes, without a GPU:"
-    return empty(text, tag("pre", command))
+    return empty(text, "OMP_NUM_THREADS=1 python -m minirlaif run --config configs/tiny.yaml --run tiny")
 
 
 def _frame_count(run: Run) -> int:
@@ -164,8 +128,4 @@ def _frame_count(run: Run) -> int:
 
 
 def _frames(run: Run, name: str, jpeg: bytes) -> Html:
-    from PIL import Image
-
-    count = _frame_count(run)
-    with Image.open(io.BytesIO(jpeg)) as picture:
-        return frames(name, count, picture.width / count / picture.height)
+    return html.strip(name, jpeg, _frame_count(run))

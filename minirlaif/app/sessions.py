@@ -11,7 +11,7 @@ from pathlib import Path
 
 from minirlaif.errors import UserError
 from minirlaif.inference.engine import JudgeVerdict, LoadedClip
-from minirlaif.stages.registry import ADAPTERS
+from minirlaif.stages.registry import ADAPTERS, MODELS
 
 PAIR = ADAPTERS[:2]  # the models that are compared
 
@@ -27,6 +27,11 @@ class Answer:
     state: str = "waiting"
     note: str = ""
     score: float | None = None
+
+    @property
+    def title(self) -> str:
+        """The model's name for people; "" while no model has the question."""
+        return MODELS.get(self.model, self.model)
 
     def end(self, note: str = "") -> None:
         """Finish the answer, with a reason if it ended early."""

@@ -38,7 +38,7 @@ def build(context: AppContext) -> gr.Blocks:
     """The whole page."""
     with gr.Blocks(title="minirlaif", analytics_enabled=False, fill_width=True) as page:
         if context.service is None:
-            gr.HTML(_header("No finished run to chat with yet"), apply_default_css=False)
+            gr.HTML(views.masthead("No finished run to chat with yet"), apply_default_css=False)
             gr.HTML(run_pages.no_run(), apply_default_css=False, elem_id="no-run")
             with gr.Tabs():
                 run_tab(page, context)
@@ -48,16 +48,12 @@ def build(context: AppContext) -> gr.Blocks:
     return page
 
 
-def _header(title: str) -> str:
-    return views.root(views.tag("div", views.tag("h1", "minirlaif"), views.tag("span", title, class_="note"), class_="masthead"))
-
-
 def _session(service: ChatService, request: gr.Request) -> Session:
     return service.session(request.session_hash or "")
 
 
 def _chat_page(page: gr.Blocks, context: AppContext, service: ChatService) -> None:
-    gr.HTML(_header(service.engine.title), apply_default_css=False)
+    gr.HTML(views.masthead(service.engine.title), apply_default_css=False)
     with gr.Row(elem_id="workspace", equal_height=False):
         with gr.Column(scale=2, min_width=320, elem_id="clip-panel"):
             clip = _clip_panel(context, service)
@@ -271,7 +267,7 @@ def _compare_tab(context: AppContext, service: ChatService, clip: _ClipPanel) ->
     row = _question_row(context.questions, "Ask both models about the clip", "Compare", ids, compares)
     if compares and service.vote_store is not None:
         text = f"A vote stores the question, both answers and a copy of the clip in {service.vote_store.folder}."
-        gr.HTML(views.root(views.tag("p", text, class_="note")), apply_default_css=False)
+        gr.HTML(views.part("note", text, True), apply_default_css=False)
 
     def draw(request: gr.Request) -> list[Any]:
         session = _session(service, request)

@@ -97,17 +97,6 @@ tile, bar, bars, table, answer, card, frames, section = (
 )
 
 
-def join(parts: Iterable[object], between: str = "") -> Html:
-    """Parts one after the other, each escaped unless it is markup."""
-    return Html(between).join(parts)  # type: ignore[arg-type]  # it escapes other objects as well as texts
-
-
-def tag(name: str, *inside: object, **attributes: object) -> Html:
-    """An element. Attributes: `class_` gives class, `aria_label` gives aria-label; None leaves one out."""
-    given = join(Html(' {}="{}"').format(k.rstrip("_").replace("_", "-"), v) for k, v in attributes.items() if v is not None)
-    return Html("<{0}{1}>{2}</{0}>").format(Html(name), given, join(inside))
-
-
 def ticks(low: float, high: float, wanted: int = 3) -> list[float]:
     """Round numbers that cover [low, high], about `wanted` steps apart. Equal ends are spread first. ValueError if not finite."""
     if not (math.isfinite(low) and math.isfinite(high)):

@@ -45,7 +45,7 @@ class VideoInput:
     features: Tensor
 
     @property
-    def shown(self) -> FrameLayout:
+    def frame_layout(self) -> FrameLayout:
         """The part of it that prompts are rendered from."""
         return FrameLayout(self.times, self.seconds, self.features.shape[1] * self.features.shape[2])
 
@@ -103,7 +103,7 @@ class ModelSession:
 
     def prompt(self, view: VideoInput | None, question: str, context: str = "") -> tuple[int, ...]:
         """Ids of a prompt about a video input (None: text only)."""
-        return self.backbone.renderer.prompt(view.shown if view else None, question, context)
+        return self.backbone.renderer.prompt(view.frame_layout if view else None, question, context)
 
     def encode_prompt(self, view: VideoInput | None, question: str, context: str = "") -> EncodedPrompt:
         """A prompt for the sampler."""
@@ -261,10 +261,10 @@ def _check_lengths(session: ModelSession, samples: Sequence[Sample], max_length:
         size = session.feature_cache.size(info)
         if size not in vectors:
             session.encode_shared([row.video])
-            vectors[size] = session.video_input(row.video).shown.vectors
-        shown = FrameLayout(session.video_plan(info).times, info.seconds, vectors[size])
+            vectors[size] = session.video_input(row.video).frame_layout.vectors
+        layout = FrameLayout(session.video_plan(info).times, info.seconds, vectors[size])
         try:
-            session.backbone.renderer.conversation(shown, row.turns, "", max_length)
+            session.backbone.renderer.conversation(layout, row.turns, "", max_length)
         except UserError as error:
             problems.append(f"{row.where}: {error}")
     if problems:

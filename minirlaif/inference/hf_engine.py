@@ -126,7 +126,7 @@ class HfEngine:
         """See `ChatEngine.stream`."""
         name = model or self.models[0]
         session, video_input = self._session, self._cached(clip).video_input
-        ids = session.backbone.renderer.prompt(video_input.shown, question, turns=turns)
+        ids = session.backbone.renderer.prompt(video_input.frame_layout, question, turns=turns)
         limit = int(session.backbone.model.config.get_text_config().max_position_embeddings)
         max_new_tokens = min(sampling.max_new_tokens, limit - len(ids))
         if max_new_tokens < 1:

@@ -121,7 +121,7 @@ class StageProbe:
         """Tokens of the prompt and of the written answer of the longest row."""
         view = session.video_input(worst.video)
         if self.stage == "sft":
-            row = session.backbone.renderer.conversation(view.shown, worst.turns)
+            row = session.backbone.renderer.conversation(view.frame_layout, worst.turns)
             return len(row) - sum(row.answer), sum(row.answer)
         context = worst.context if self.stage == "reward" and self.full.reward.context else ""
         return len(session.prompt(view, worst.question, context)), len(session.answer_ids(worst.sampled))

@@ -109,7 +109,7 @@ def backward(trainer: AdapterTrainer[SftSection], batch: Sequence[Sample]) -> fl
     session.encode_shared(row.video for row in batch)
     views = [session.video_input(row.video) for row in batch]
     rendered = [
-        backbone.renderer.conversation(view.shown, row.turns, "", section.max_length)
+        backbone.renderer.conversation(view.frame_layout, row.turns, "", section.max_length)
         for view, row in zip(views, batch, strict=True)
     ]
     denominator = sum(sum(r.answer) for r in rendered)

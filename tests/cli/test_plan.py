@@ -182,7 +182,7 @@ def test_the_longest_conversation_is_what_sft_trains_on(tmp_path: Path):
     with stage.open(rows) as (models, worst):
         session = models.policy
         known = stage.size(session, worst)
-        renderer, shown = session.backbone.renderer, session.video_input(worst.video).shown
+        renderer, shown = session.backbone.renderer, session.video_input(worst.video).frame_layout
         whole = len(renderer.conversation(shown, [Turn(*turn) for turn in turns]))
         answers = sum(len(renderer.answer(answer)) for _, answer in turns)
     assert known == (whole - answers, answers)

@@ -71,8 +71,8 @@ def test_a_conversation_is_the_one_that_training_renders(engine: HfEngine, folde
     """With turns, the prompt is the rendered conversation up to the last answer."""
     renderer, view = engine._session.backbone.renderer, engine._session.video_input(str(folder / "a.mp4"))
     turns = (Turn("what happens first?", "a red circle moves left."), Turn("how many things happen?", "two things happen."))
-    prompt = renderer.prompt(view.shown, turns[1].question, turns=turns[:1])
-    full = renderer.conversation(view.shown, turns)
+    prompt = renderer.prompt(view.frame_layout, turns[1].question, turns=turns[:1])
+    full = renderer.conversation(view.frame_layout, turns)
     last = max(place for place, answer in enumerate(full.answer) if not answer and full.answer[place + 1 : place + 2] == (True,))
     assert prompt == full.ids[: last + 1]
     assert answer_text(engine, folder / "a.mp4", turns[1].question, turns=turns[:1])
@@ -82,7 +82,7 @@ def test_a_clip_is_looked_at_once_and_its_frames_are_read_once(engine: HfEngine,
     clip = folder / "a.mp4"
     answer_text(engine, clip, QUESTIONS[0])
     first = dict(engine.counters)
-    prompt = engine._session.backbone.renderer.prompt(engine._session.video_input(str(clip)).shown, QUESTIONS[0])
+    prompt = engine._session.backbone.renderer.prompt(engine._session.video_input(str(clip)).frame_layout, QUESTIONS[0])
     assert first == {"decodes": 1, "encodes": 1, "prefilled_tokens": len(prompt), "reused_tokens": 0}
     answer_text(engine, clip, QUESTIONS[1])
     second = dict(engine.counters)

@@ -313,13 +313,13 @@ def test_four_bits_have_a_backward_pass_after_a_look():
 def test_reward_can_be_turned_round(finished: Path, tmp_path: Path, monkeypatch):
     from minirlaif.stages import ppo
 
-    collected, real = [], ppo.update
+    collected, real = [], ppo.step
 
-    def update(session: Any, rollout: Any, learner: Any, step: int) -> Any:
+    def step(learner: Any, rollout: Any, number: int) -> Any:
         collected.append(rollout)
-        return real(session, rollout, learner, step)
+        return real(learner, rollout, number)
 
-    monkeypatch.setattr(ppo, "update", update)
+    monkeypatch.setattr(ppo, "step", step)
     for scale in (1, -1):
         run = begin(finished, tmp_path / str(scale), ["world", "sft", "feedback", "reward"])
         make(run.parent, ["ppo"], f"rollout.reward_scale={scale}", "ppo.iterations=1")
@@ -400,17 +400,17 @@ def test_two_bases_a_reference_model_and_8_bit_moments_resume_to_the_same_result
 
     killed = begin(finished, tmp_path / "killed", ["world", "sft", "feedback"])
     shutil.copytree(straight / "reward", killed / "reward")
-    real = ppo.update
+    real = ppo.step
 
-    def dies(session: Any, rollout: Any, learner: Any, step: int) -> Any:
-        if step == 2:
+    def dies(learner: Any, rollout: Any, number: int) -> Any:
+        if number == 2:
             raise KeyboardInterrupt
-        return real(session, rollout, learner, step)
+        return real(learner, rollout, number)
 
-    monkeypatch.setattr(ppo, "update", dies)
+    monkeypatch.setattr(ppo, "step", dies)
     assert main.main(small_config.words(killed.parent, ["ppo"], *settings)) == 130
     assert (killed / "ppo.partial" / "state").is_dir()
-    monkeypatch.setattr(ppo, "update", real)
+    monkeypatch.setattr(ppo, "step", real)
     make(killed.parent, ["ppo"], *settings)
     name = "ppo/adapter/adapter_model.safetensors"
     assert results(killed, ["ppo"])[name] == results(straight, ["ppo"])[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import signal
@@ -310,29 +311,29 @@ def ctrl_c(real: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
 
 
 FAULTS = {
-    "disk full in a state": ("write_state", full_disk, 2, "the disk is full"),
-    "disk full in weights": ("write_state", full_disk_in_safetensors, 2, "the disk is full"),
-    "not a number": ("sft_loss", not_a_number, 2, "sft: loss is nan at step 3"),
-    "ctrl-c": ("optimizer_step", ctrl_c, 130, "to resume from the last saved step"),
+    "disk full in a state": ("stages.sft.save_trainer", full_disk, 2, "the disk is full"),
+    "disk full in weights": ("stages.sft.save_trainer", full_disk_in_safetensors, 2, "the disk is full"),
+    "not a number": ("stages.sft.sft_loss", not_a_number, 2, "sft: loss is nan at step 3"),
+    "ctrl-c": ("training.optim.optimizer_step", ctrl_c, 130, "to resume from the last saved step"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_interruptions_lose_nothing(command_line: CommandLine, fault: str, monkeypatch: pytest.MonkeyPatch):
-    from minirlaif.stages import sft
-
     assert command_line.call("sft") == (0, "")
     expected = command_line.adapter.read_bytes()
     command_line.run.rename(command_line.run.with_name("uninterrupted"))
     name, strike, code, words = FAULTS[fault]
-    real, calls = getattr(sft, name), []
+    module, _, function = name.rpartition(".")
+    owner = importlib.import_module(f"minirlaif.{module}")
+    real, calls = getattr(owner, function), []
 
     def struck(*arguments: Any, **named: Any) -> Any:
         calls.append(1)
         return strike(real, *arguments, **named) if len(calls) == 3 else real(*arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sft, name, struck)
+        patch.setattr(owner, function, struck)
         actual, complaint = command_line.call("sft")
     assert actual == code and words in complaint
     assert not (command_line.run / "sft").exists()

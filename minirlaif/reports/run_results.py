@@ -1,12 +1,12 @@
-"""The report's sections on the result: headline, accuracy, controls, test questions. Pure functions of report.json's numbers."""
+"""The sections of report.html: pure functions of report.json's numbers. Their text stands in templates/run_report.html."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minirlaif.reports.html import Html, bar, interval, number, percent, points, run_block, share, tile
-from minirlaif.stages.registry import MODELS
+from minirlaif.reports.html import Html, bar, curve, interval, number, percent, points, run_block, share, tile
+from minirlaif.stages.registry import MODELS, STAGES
 from minirlaif.stats import exact_match
 
 KINDS = {
@@ -15,6 +15,14 @@ KINDS = {
     "both wrong": "Wrong after both",
     "both right": "Right after both",
     "": "Answers side by side",
+}
+COUNTS = {
+    "decodes": "Decodes",
+    "encodes": "Encodes",
+    "plans": "Clip × frame plan",
+    "encoded_frames": "Frames encoded",
+    "opened": "Clips opened to check",
+    "prefilled_tokens": "Tokens prefilled",
 }
 Numbers = Mapping[str, Any]
 FEW = 30  # below so many a share says little: its 95 % interval is wider than 30 points
@@ -162,3 +170,58 @@ def gallery(rows: Sequence[Mapping[str, Any]], pictures: Mapping[str, Html], num
         elif group == "worse" and numbers["cases"]["worse"] == 0 and marked:
             groups.append(("", "No test question was right after SFT and wrong after RLAIF.", []))
     return run_block("gallery", groups, marked, models, pictures)
+
+
+def judge(numbers: Numbers, settings: Mapping[str, Any]) -> Html:
+    """How often the judge is right with and without the segment descriptions, and how many pairs it decides."""
+    kinds = numbers["judge"].get("by_type") or {}
+    by_type = [[kind, percent(share)] for kind, share in kinds.items()] if set(kinds) - {"all"} else []
+    return run_block("judge", numbers["judge"], numbers["context"] or {}, settings, by_type)
+
+
+def reward(numbers: Numbers, settings: Mapping[str, Any]) -> Html:
+    """Accuracy of the reward model on held-out pairs, and where it departs from the paper."""
+    return run_block("reward", numbers["reward_model"], settings)
+
+
+def training(numbers: Numbers, metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Html:
+    """Curves of the stage that trained the RLAIF model, with the chosen iteration, then those of the stages before it."""
+    method = numbers["method"]
+    best = numbers[method]["chosen_iteration"]
+    long = min((row["step"] for row in metrics["sft"] if row.get("stage") == "long"), default=None)
+    dashed = {method: best, "sft": long}
+
+    def drawn(stage: str) -> list[Html]:
+        rows = [row for row in metrics[stage] if row.get("pairs") != 0]  # of feedback: without chunks of dev clips
+        note = "dashed: long answers begin" if stage == "sft" and long is not None else ""
+        return [
+            curve(
+                each.title,
+                [(row["step"], row.get(each.field)) for row in rows],
+                STAGES[stage].tone,
+                dashed.get(stage),
+                note or each.note,
+                each.span,
+            )
+            for each in STAGES[stage].curves
+        ]
+
+    text = "There were no dev questions, so the weights after the last iteration were kept."
+    if numbers[method]["dev_win_rate"] is not None:
+        text = NOT_KEPT if best == 0 else f"The dashed line marks iteration {number(best)}, whose weights were kept."
+        text += " The checkpoint is chosen by the judge's win rate on dev questions; only the evaluation reads the truth."
+    return run_block("training", text, drawn(method), [each for stage in metrics if stage != method for each in drawn(stage)])
+
+
+def time(numbers: Numbers) -> Html:
+    """Seconds of each stage."""
+    return run_block("time", numbers["seconds"])
+
+
+def counts(numbers: Numbers) -> Html:
+    """Decodes, encodes and prefilled tokens."""
+    c = numbers["counts"]
+    rows = [
+        [stage, *(number(row.get(name, 0)) for name in COUNTS)] for stage, row in {**c["by_stage"], "all": c["total"]}.items()
+    ]
+    return run_block("counts", c, ["Stage", *COUNTS.values()], rows)

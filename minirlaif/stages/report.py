@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from minirlaif.config import Config, EvaluateSection
-from minirlaif.reports import html, run_diagnostics, run_results
+from minirlaif.reports import html, run_results
 from minirlaif.reports.html import Html
 from minirlaif.runs.io import plain, read_json, read_jsonl, write_atomic
 from minirlaif.runs.run import Run
@@ -113,13 +113,13 @@ def document(evaluate: EvaluateSection, name: str, outputs: StageOutputs, number
     parts = [
         run_results.headline(name, numbers),
         *([run_results.accuracy(numbers), run_results.controls(numbers)] if numbers["accuracy"].get("sft") is not None else []),
-        run_diagnostics.judge(numbers, settings["feedback"]["feedback"]),
-        run_diagnostics.reward(numbers, settings["reward"]["reward"]),
-        run_diagnostics.training(numbers, outputs.metrics),
+        run_results.judge(numbers, settings["feedback"]["feedback"]),
+        run_results.reward(numbers, settings["reward"]["reward"]),
+        run_results.training(numbers, outputs.metrics),
         run_results.gallery(rows, pictures, numbers),
-        run_diagnostics.time(numbers),
-        run_diagnostics.counts(numbers),
-        run_diagnostics.foot(outputs.manifests, _settings(outputs.manifests)),
+        run_results.time(numbers),
+        run_results.counts(numbers),
+        html.run_block("foot", _settings(outputs.manifests), outputs.manifests["evaluate"]),
     ]
     styles = html.strip_styles({key: data for data, key in by_content.items() if data})
     return html.page(f"minirlaif report: {name}", parts, styles)

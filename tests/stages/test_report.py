@@ -13,7 +13,7 @@ import pytest
 from minirlaif.config import Config, load
 from minirlaif.errors import UserError
 from minirlaif.reports import html as page
-from minirlaif.reports import run_diagnostics, run_results
+from minirlaif.reports import run_results
 from minirlaif.runs.run import Run
 from minirlaif.stages import report
 
@@ -517,4 +517,4 @@ def test_counts_of_a_run_that_read_only_the_cache():
     nothing = {"decodes": 0, "encodes": 0, "plans": 0, "encoded_frames": 0, "opened": 0, "prefilled_tokens": 0}
     counts = {"decodes_per_clip": None, "encodes_per_clip": None, "prefilled_tokens_per_clip": None, "clips": None,
               "cached_plans": None, "total": nothing, "by_stage": {"sft": nothing}}  # fmt: skip
-    assert "decoded and encoded once" not in run_diagnostics.counts({"counts": counts})
+    assert "decoded and encoded once" not in run_results.counts({"counts": counts})

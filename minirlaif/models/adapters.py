@@ -11,11 +11,12 @@ import json
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from minirlaif.config import ModelSection
@@ -92,7 +93,9 @@ class AdapterSet:
             self._load_adapter(role, start_from)
         elif start_from is not None:
             with self._on_device(start_from):
-                self._fill(role, {n.replace(f".{start_from}.", f".{role}."): p for n, p in self.named(start_from).items()})
+                source = self.named(start_from)
+                for name, parameter in self.named(role).items():
+                    parameter.data.copy_(source[name.replace(f".{role}.", f".{start_from}.")])
         self._freeze()
         if self.section.gradient_checkpointing:
             self.backbone.text_model.activation_checkpointing_enable({"use_reentrant": False})
@@ -111,7 +114,7 @@ class AdapterSet:
     def parameters(self, role: str) -> list[nn.Parameter]:
         """Trained parameters of a role: its adapter, and its head where it has one. Chosen by name, never by flags."""
         adapter: list[Any] = list(self.named(role).values())
-        return adapter + (list(self.heads[role].parameters()) if role in self.heads else [])
+        return [*adapter, *(self.heads[role].parameters() if role in self.heads else ())]
 
     @contextmanager
     def inference_as(self, role: str) -> Iterator[None]:
@@ -133,7 +136,8 @@ class AdapterSet:
     def _switched(self, role: str) -> Iterator[None]:
         flags = {p: p.requires_grad for p in self._all_parameters()}
         training = self.backbone.text_model.training
-        active = self._active()
+        layers = self._lora_layers()
+        active = "base" if not layers or layers[0].disable_adapters else str(layers[0].active_adapters[0])
         offloaded = [name for name in ("base", role) if name in self._offloaded and self._offloaded[name].offloaded]
         if offloaded:
             raise ValueError(f"role {offloaded[0]} is offloaded to host memory; use on_device() to bring it back")
@@ -159,19 +163,12 @@ class AdapterSet:
 
         return [] if self._peft is None else [m for m in self._peft.modules() if isinstance(m, BaseTunerLayer)]
 
-    def _active(self) -> str:
-        layers = self._lora_layers()
-        return "base" if not layers or layers[0].disable_adapters else str(layers[0].active_adapters[0])
-
     def _activate(self, role: str) -> None:
-        layers = self._lora_layers()
         if role != "base" and (self._peft is None or role not in self._peft.peft_config):
             raise ValueError(f"there is no role {role}")
-        for layer in layers:
-            if role == "base":
-                layer.enable_adapters(False)
-            else:
-                layer.enable_adapters(True)
+        for layer in self._lora_layers():
+            layer.enable_adapters(role != "base")
+            if role != "base":
                 layer.set_adapter(role)
 
     def _freeze(self) -> None:
@@ -198,12 +195,8 @@ class AdapterSet:
                 stack.enter_context(self._on_device(role))
             yield
 
-    @contextmanager
-    def _on_device(self, role: str) -> Iterator[None]:
-        with ExitStack() as stack:
-            if role in self._offloaded:
-                stack.enter_context(self._offloaded[role].on_device())
-            yield
+    def _on_device(self, role: str) -> AbstractContextManager[None]:
+        return self._offloaded[role].on_device() if role in self._offloaded else nullcontext()
 
     def merge(self, role: str) -> Any:
         """Add an adapter to the base's weights for good; returns the model, now without any adapter. No role is left then."""
@@ -213,49 +206,35 @@ class AdapterSet:
 
     def save(self, role: str, folder: Path) -> None:
         """A plain PEFT folder (opens with PeftModel.from_pretrained), with the head beside it. Safetensors only."""
-        from safetensors.torch import save_file
-
         folder.mkdir(parents=True, exist_ok=True)
         with self._on_device(role):
             weights = {n.replace(f".{role}.", "."): p.detach().to("cpu").contiguous() for n, p in self.named(role).items()}
-            head = self.heads[role].state_dict() if role in self.heads else {}
-            state = {n: p.detach().to("cpu").contiguous() for n, p in head.items()}
             save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-            if state:
-                save_file(state, folder / HEAD_FILE)
-        config = self._peft.peft_config[role].to_dict()
-        config = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
-        config["base_model_name_or_path"] = self.section.base
-        config["inference_mode"] = True
+            if role in self.heads:
+                state = self.heads[role].state_dict()
+                save_file({n: p.to("cpu").contiguous() for n, p in state.items()}, folder / HEAD_FILE)
+        config = {k: sorted(v) if isinstance(v, set) else v for k, v in self._peft.peft_config[role].to_dict().items()}
+        config |= {"base_model_name_or_path": self.section.base, "inference_mode": True}
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str))
 
     def load_head(self, role: str, folder: Path) -> None:
         """Read a head back; its form (with or without beta) follows the file."""
-        from safetensors.torch import load_file
-
         state = load_file(folder / HEAD_FILE)
         self.heads[role] = ScalarHead(self.backbone.width, 0.0, 0.0 if "beta" in state else None).to(self.backbone.device)
         self.heads[role].load_state_dict(state)
         self._freeze()
 
     def _load_adapter(self, role: str, folder: Path) -> None:
-        from safetensors.torch import load_file
-
         weights = load_file(folder / "adapter_model.safetensors")
-        own = {n.replace(f".{role}.", "."): n for n in self.named(role)}
-        wrong = weights.keys() ^ own.keys()
-        shapes = [n for n in weights.keys() & own.keys() if weights[n].shape != self.named(role)[own[n]].shape]
-        if wrong or shapes:
+        own = {n.replace(f".{role}.", "."): p for n, p in self.named(role).items()}
+        if {n: w.shape for n, w in weights.items()} != {n: p.shape for n, p in own.items()}:
             raise UserError(
                 f"{folder}: the adapter does not fit model.lora_r/lora_targets or the base; set them as in its config"
             )
         scale = json.loads((folder / "adapter_config.json").read_text())["lora_alpha"]  # no shape shows it
         if scale != self.section.lora_alpha:
             raise UserError(f"{folder}: the adapter was trained with lora_alpha {scale}; set model.lora_alpha to it")
-        self._fill(role, {own[n]: w for n, w in weights.items()})
-
-    def _fill(self, role: str, weights: dict[str, Tensor]) -> None:
-        for name, parameter in self.named(role).items():
+        for name, parameter in own.items():
             parameter.data.copy_(weights[name])
 
 

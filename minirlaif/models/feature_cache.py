@@ -92,8 +92,7 @@ class VisionFeatureCache:
         info = self.info(video)
         plans = list(planner(info))
         keys = [self._key(info, plan) for plan in plans]
-        stored = {key: self._read(key) for key in keys}
-        features = {key: value for key, value in stored.items() if value is not None}
+        features = {key: value for key in keys if (value := self._read(key)) is not None}
         # By key, as a plan may come twice (of a clip with a single segment) and is decoded once.
         missing = {key: plan for key, plan in zip(keys, plans, strict=True) if key not in features}
         if missing:
@@ -161,7 +160,7 @@ class VisionFeatureCache:
             self._memory_bytes -= self._memory.popitem(last=False)[1].nbytes
 
     def _shrink(self) -> None:
-        while self._size() > self._limit:  # freed pages are used again, so the file stops growing
+        while self._bytes_in_use() > self._limit:  # freed pages are used again, so the file stops growing
             deleted = self._db.execute(
                 "DELETE FROM vectors WHERE rowid IN (SELECT rowid FROM vectors ORDER BY rowid LIMIT"
                 " (SELECT max(1, count(*) / 10) FROM vectors))"
@@ -170,8 +169,7 @@ class VisionFeatureCache:
             if not deleted.rowcount:
                 return
 
-    def _size(self) -> int:
-        """Bytes in use."""
+    def _bytes_in_use(self) -> int:
         names = ("page_count", "freelist_count", "page_size")
         pages, free, size = (int(self._db.execute(f"PRAGMA {name}").fetchone()[0]) for name in names)
         return (pages - free) * size
@@ -180,10 +178,9 @@ class VisionFeatureCache:
 def vision_hash(backbone: VisionLanguageModel) -> str:
     """16 hex digits of the vision tower's and connector's weights: other weights, other features."""
     digest = hashlib.sha256()
-    for part in backbone.vision_modules:
-        for name, tensor in part.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for name, tensor in (named for part in backbone.vision_modules for named in part.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -198,6 +195,5 @@ def offloaded_vision(backbone: VisionLanguageModel) -> OffloadableWeights:
 def blank_features(store: VisionFeatureCache, count: int, size: FrameSize, cache: dict[tuple[int, FrameSize], Tensor]) -> Tensor:
     """features_GHWE of `count` dark grey frames, for the blind control."""
     if (count, size) not in cache:
-        grey = np.full((count, size.height, size.width, 3), BLANK, np.uint8)
-        cache[count, size] = store.encode(grey)
+        cache[count, size] = store.encode(np.full((count, size.height, size.width, 3), BLANK, np.uint8))
     return cache[count, size]

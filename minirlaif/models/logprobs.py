@@ -106,8 +106,7 @@ def logprobs_of(
         else:
             logprobs_N, entropy_N = measured(part_ND, part_N)
         picked.append(logprobs_N)
-        if entropy_N is not None:
-            entropies.append(entropy_N)
+        entropies += [] if entropy_N is None else [entropy_N]
     empty = torch.zeros(mask_BR.shape, dtype=torch.float32, device=mask_BR.device)
     logprobs_BR = empty.masked_scatter(mask_BR, torch.cat(picked))
     return logprobs_BR, empty.masked_scatter(mask_BR, torch.cat(entropies)) if with_entropy else None

@@ -70,12 +70,7 @@ class Rendered:
 
 
 class Renderer:
-    """Renders conversations for one tokenizer and layout.
-
-    Args:
-        tokenizer: a fast tokenizer.
-        layout: the family's conversation layout.
-    """
+    """Renders conversations for one fast tokenizer and a family's layout."""
 
     def __init__(self, tokenizer: Any, layout: Layout) -> None:
         self.layout = layout
@@ -92,7 +87,7 @@ class Renderer:
         self.image_id, self.end_id = self._special[layout.image], self._special[layout.end]
 
     def _template(self, text: str) -> list[str | int]:
-        """A piece of the layout: special tokens as ids, what is between them as text."""
+        """Special tokens as ids, what is between them as text."""
         return [self._special.get(part, part) for part in self._split.split(text) if part]  # type: ignore[misc]
 
     def _joined(self, pieces: Iterable[str | int]) -> tuple[int, ...]:
@@ -139,28 +134,25 @@ class Renderer:
         Raises:
             UserError: longer than `limit` tokens (0: no limit).
         """
-        ids: list[int] = []
-        learned: list[bool] = []
+        parts: list[tuple[tuple[int, ...], bool]] = []  # ids, and whether training learns from them
         questions = self._questions(frames, [turn.question for turn in turns], context)
         for turn, question in zip(turns, questions, strict=True):
-            answer = self.answer(turn.answer or "")
-            ids += [*question, *answer]
-            learned += [False] * len(question) + [True] * len(answer)
-        after = self._joined(self._template(self.layout.after_end))
-        ids += after
-        learned += [False] * len(after)
+            parts += [(question, False), (self.answer(turn.answer or ""), True)]
+        parts.append((self._joined(self._template(self.layout.after_end)), False))
+        ids = tuple(token for part, _ in parts for token in part)
         if limit and len(ids) > limit:
             raise UserError(f"a conversation has {len(ids)} tokens, sft.max_length allows {limit}: raise it or shorten the row")
-        return Rendered(tuple(ids), tuple(learned))
+        return Rendered(ids, tuple(learned for part, learned in parts for _ in part))
 
     def _questions(self, frames: FrameLayout | None, questions: Sequence[str], context: str) -> Iterator[tuple[int, ...]]:
-        """Ids of each question of a conversation, up to the place where its answer starts."""
         before = self._prefix(frames)
         # A header that ends with a colon stands before frames or, as here, with a space before text ("User: What").
-        header = self.layout.user.rstrip() + " " if self.layout.user.rstrip().endswith(":") else self.layout.user
+        layout = self.layout
+        header = layout.user.rstrip() + " " if layout.user.rstrip().endswith(":") else layout.user
+        end = layout.end + layout.after_end if layout.question_end is None else layout.question_end
         for question in questions:
-            yield self._joined([*before, *self._question(context, question)])
-            before, context = self._template(self.layout.after_end + header), ""
+            yield self._joined([*before, context, question, *self._template(end + layout.assistant)])
+            before, context = self._template(layout.after_end + header), ""
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Ids of an answer with the token that ends it."""
@@ -175,17 +167,14 @@ class Renderer:
         pieces = self._template(layout.start + layout.user)
         if frames is None:
             return pieces
-        duration = _clock(frames.seconds, hours=True)
+        minutes, seconds = divmod(int(frames.seconds), 60)
+        duration = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
         pieces += self._template(layout.intro.format(count=_spelled(len(frames.times)), duration=duration))
         for at in group_times(frames.times, layout.group):
-            before, after = layout.frame.format(time=_clock(at), at=at, image="\0").split("\0")
+            time = f"{int(at) // 60:02d}:{int(at) % 60:02d}"
+            before, after = layout.frame.format(time=time, at=at, image="\0").split("\0")
             pieces += [*self._template(before), *[self.image_id] * frames.vectors, *self._template(after)]
         return pieces + self._template(layout.outro)
-
-    def _question(self, context: str, question: str) -> list[str | int]:
-        layout = self.layout
-        end = layout.end + layout.after_end if layout.question_end is None else layout.question_end
-        return [context, question, *self._template(end + layout.assistant)]
 
 
 def pieces(renderer: Renderer, tokens: Iterator[int]) -> Iterator[str]:
@@ -227,11 +216,3 @@ def _spelled(count: int) -> str:
     if count < 1000:
         return f"{_ONES[count // 100]} hundred" + (f" and {_spelled(count % 100)}" if count % 100 else "")
     return str(count)
-
-
-def _clock(seconds: float, hours: bool = False) -> str:
-    """Times as layouts write them: MM:SS, or H:MM:SS."""
-    full = int(seconds)
-    if hours:
-        return f"{full // 3600}:{full // 60 % 60:02d}:{full % 60:02d}"
-    return f"{full // 60:02d}:{full % 60:02d}"

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 def pad_stack(rows: Sequence[Tensor], pad: float, side: str) -> tuple[Tensor, Tensor]:
@@ -25,13 +26,9 @@ def pad_stack(rows: Sequence[Tensor], pad: float, side: str) -> tuple[Tensor, Te
         raise ValueError("pad_stack: no rows")
     if any(row.ndim != 1 or row.dtype != rows[0].dtype for row in rows):
         raise ValueError("pad_stack: rows must be one-dimensional and of one dtype")
-    width = max(len(row) for row in rows)
-    ids_BT = rows[0].new_full((len(rows), width), pad)
-    mask_BT = torch.zeros((len(rows), width), dtype=torch.bool, device=ids_BT.device)
-    for b, row in enumerate(rows):
-        span = slice(width - len(row), width) if side == "left" else slice(0, len(row))
-        ids_BT[b, span] = row
-        mask_BT[b, span] = True
+    filled = [torch.ones_like(row, dtype=torch.bool) for row in rows]
+    ids_BT: Tensor = pad_sequence(list(rows), True, pad, side)
+    mask_BT: Tensor = pad_sequence(filled, True, False, side)
     return ids_BT, mask_BT
 
 

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 from minirlaif.models.backbones import qwen3_vl
-from minirlaif.models.backbones.qwen3_vl import GGUF
 
 # The empty thought is how its chat template turns thinking off. In a conversation every answer is learned, so every answer
 # stands behind the header that it will be generated after; the published template drops the thoughts of earlier turns.
@@ -18,12 +17,10 @@ LAYOUT = replace(qwen3_vl.LAYOUT, assistant=qwen3_vl.LAYOUT.assistant + "<think>
 
 
 class Qwen35(qwen3_vl.Qwen3VL):
-    """A loaded Qwen3.5 with its tokenizer."""
-
     title = "Qwen3.5"
     layout = LAYOUT
     # transformers saves no heads for several tokens at once (NextN)
-    gguf = replace(GGUF, pre_tokenizers=("qwen35", *GGUF.pre_tokenizers), converter_flags=("--no-nextn",))
+    gguf = replace(qwen3_vl.GGUF, pre_tokenizers=("qwen35", *qwen3_vl.GGUF.pre_tokenizers), converter_flags=("--no-nextn",))
     output_gate = True
     extra_lora_targets = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")
 

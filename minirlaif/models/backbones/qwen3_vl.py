@@ -43,8 +43,6 @@ GGUF = GGUFFacts(("qwen2", "gpt-2", "smollm", "llama-bpe", "default"), _processo
 
 
 class Qwen3VL(VisionLanguageModel):
-    """A loaded Qwen3-VL with its tokenizer."""
-
     title = "Qwen3-VL"
     text_prefix = "model.language_model"
     vision_prefixes = ("model.visual",)
@@ -89,12 +87,10 @@ class Qwen3VL(VisionLanguageModel):
 
     @classmethod
     def deep_levels(cls, config: Mapping[str, Any]) -> int:
-        """Layers with DeepStack features."""
         return len(config["vision_config"].get("deepstack_visual_indexes", ()))
 
     @torch.no_grad()
     def encode_frames(self, pixels_FHW3: np.ndarray) -> Tensor:
-        """uint8 frames of `frame_size` -> features_GHWE; an odd last frame is repeated."""
         tower = self.vision_modules[0]
         patches_GHWP = self.patches(torch.from_numpy(pixels_FHW3).to(self.vision_device))
         seen = tower(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,7 @@ from minirlaif.ablation import arms
 from minirlaif.cli.flags import verb
 from minirlaif.errors import UserError
 from minirlaif.runs.io import write_atomic
+from minirlaif.runs.run import Run
 
 if TYPE_CHECKING:
     from minirlaif.memory.planner import Planned
@@ -61,7 +65,7 @@ def plan_of(cfg: config.Config, gpu: bool, folder: str = "") -> Planned:
 
 def plan(options: argparse.Namespace) -> int:
     """Print the estimate, and what the flags ask for. Exit code 0: it fits, 1: it does not, or the probe failed."""
-    from minirlaif.memory import fit, measure, planner
+    from minirlaif.memory import fit, planner
 
     _check(options.gpu_gib, "fit", options.fit)
     if options.table:
@@ -83,19 +87,72 @@ def plan(options: argparse.Namespace) -> int:
         print(f"{options.fit}: {', '.join(changes) or 'no change was needed'}")
     if options.probe:
         with tempfile.TemporaryDirectory() as folder:
-            results = measure.probe(cfg, Path(folder), options.gpu_gib)
+            results = probe(cfg, Path(folder), options.gpu_gib)
         if any("error" in result for result in results):
             return 1
     return 0 if planner.peak(planned)[1] <= card.room or options.fit is not None else 1
 
 
+def probe(cfg: config.Config, run_folder: Path, gpu_gib: float | None, stages: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The longest row on the biggest frames of the config's data through every stage (or these), one step each, with the real
+    model; prints what was measured and planned.
+
+    Raises:
+        UserError: the config names no data that can be read before the run (the tiny world is made by it).
+    """
+    from minirlaif.memory import measure, steps
+
+    rows = steps.longest(cfg.data, cfg.video, run_folder)
+    results = [measure.measure(config.dump(cfg), stage, gpu_gib, rows) for stage in stages or measure.STEPS]
+    print(measure.table(results))
+    return results
+
+
+def before_run(cfg: config.Config, run: Run, names: Sequence[str], redo: bool = False) -> None:
+    """What `run` does on a GPU before the long work: the probe of those of the stages that are not finished. On a CPU, and for
+    the tiny world, nothing.
+
+    Raises:
+        UserError: a stage failed on the longest row, most often because it does not fit.
+    """
+    from minirlaif.memory.planner import steps_of
+
+    steps = [step for name in names if redo or run.manifest(name) is None for step in steps_of(name)]
+    if cfg.data.world or not steps:
+        return
+    from minirlaif.models.loading import pick_device
+
+    if pick_device(cfg.model.device).type != "cuda":
+        return
+    print("probe: the longest row through every stage", flush=True)
+    for result in probe(cfg, run.root, None, steps):
+        if "error" in result:
+            raise UserError(
+                f"probe: {result['stage']} fails on the longest row ({result['error']}); `python -m minirlaif plan` says what to"
+                " shrink first"
+            )
+
+
 def bench(options: argparse.Namespace) -> int:
-    """Measure every stage. Exit code 1 when one fails."""
-    from minirlaif.memory import measure
+    """Measure stages, print the table and, when all stages were measured, the header line for the config; write JSON.
+    Exit code 1 when a stage failed. UserError when the models' sizes are not known."""
+    from minirlaif.memory import fit, measure, planner
 
     _check(options.gpu_gib, "out", options.out)
     if options.config is None and not options.model:
         raise UserError("bench: name a model with --model, or settings with --config; see `python -m minirlaif bench --help`")
     base = [f"model.base={options.model}"] if options.model else []
     cfg = config.load(options.config, [*base, *options.set])
-    return measure.run(cfg, measure.chosen(options.stages), options.gpu_gib, options.out)
+    stages, settings = measure.chosen(options.stages), config.dump(cfg)
+    planner.shapes_of(cfg.model, cfg.reward)  # a wrong name is reported once, not by every child
+    results = [measure.measure(settings, stage, options.gpu_gib) for stage in stages]
+    print(measure.table(results))
+    failures = [result for result in results if "error" in result]
+    for result in failures:
+        print(f"{result['stage']}: {result['error']}", file=sys.stderr)
+    versions = measure.versions()
+    if not failures and set(stages) == set(planner.STEPS):
+        print(fit.header(results, options.gpu_gib, versions))
+    if options.out is not None:
+        write_atomic(options.out, json.dumps({"versions": versions, "config": settings, "stages": results}, indent=1))
+    return 1 if failures else 0

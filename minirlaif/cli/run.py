@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from minirlaif import config, distributed
-from minirlaif.cli import evaluate, export
+from minirlaif.cli import evaluate, export, plan
 from minirlaif.cli.flags import run_folder, tables, verb
 from minirlaif.errors import UserError
 from minirlaif.runs.io import read_json, write_atomic
@@ -71,9 +71,7 @@ def run(options: argparse.Namespace) -> int:
             for name in [*names, *(["export"] if exports else [])]:
                 run.set_aside(name)
         if options.verb == "run":
-            from minirlaif.memory.measure import before_run
-
-            before_run(cfg, run, names, options.redo)
+            plan.before_run(cfg, run, names, options.redo)
     distributed.wait()
     for number, name in enumerate(names, start=1):
         stage = STAGES[name]

@@ -61,7 +61,7 @@ def test_a_header_that_says_neither_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(("stages", "printed"), [("", True), ("sft,reward", False)])
 def test_bench_prints_the_line_when_every_stage_was_measured(stages: str, printed: bool, monkeypatch, capsys):
     row = {"planned": 1.0, "tokens_per_second": 0.0, "samples_per_second": 1.0}
-    monkeypatch.setattr(measure, "measure", lambda cfg, stage, gib: RESULTS[0] | row | {"stage": stage})
+    monkeypatch.setattr(measure, "measure", lambda settings, stage, gib: RESULTS[0] | row | {"stage": stage})
     assert main.main(["bench", "--model", "smolvlm2-500m", "--stages", stages]) == 0
     message = capsys.readouterr().out
     assert ("\n# Card or cap: NVIDIA GeForce RTX 4090. Measured peak: 5.0 GiB (" in message) == printed
@@ -101,17 +101,17 @@ def test_a_probe_runs_the_longest_row_through_every_stage(tmp_path: Path, monkey
     path = data(tmp_path)
     questions: list[dict[str, Any]] = []
 
-    def here(cfg: config.Config, stage: str, gib: float | None, rows: Any = None) -> dict[str, Any]:
+    def here(settings: str, stage: str, gib: float | None, rows: Any = None) -> dict[str, Any]:
         questions.append(rows)
         folder = tmp_path / stage
         folder.mkdir()
-        return measure._measured(cfg, {"stage": stage, "gpu_gib": gib, "rows": rows}, folder)
+        return measure.measure_step(steps.StageProbe(config.load(path), stage, folder), gib, rows)
 
-    looked: dict[str, bool] = {}
+    encodes: dict[str, bool] = {}
     real = measure.estimate
 
     def estimate(plan: Planned, tokens: Any) -> Any:
-        looked[next(iter(tokens))] = plan.encodes
+        encodes[next(iter(tokens))] = plan.encodes
         return real(plan, tokens)
 
     monkeypatch.setattr(measure, "estimate", estimate)
@@ -120,7 +120,7 @@ def test_a_probe_runs_the_longest_row_through_every_stage(tmp_path: Path, monkey
     for row in questions:
         assert row["question"] == "what happens first, and what happens after that?"
         assert row["turns"] == [("what happens?", "it moves and then it stops")] and Path(row["video"]).name == "square.mp4"
-    assert (looked["sft"], looked["evaluate"]) == (True, False)  # a clip is seen once, and the tower is planned for then
+    assert (encodes["sft"], encodes["evaluate"]) == (True, False)  # a clip is seen once, and the tower is planned for then
     message = capsys.readouterr().out.split("planned MiB")[1].splitlines()[1:]
     names = ["sft", "feedback", "reward", "ppo collect", "ppo update", "evaluate"]
     assert [line[:11].strip() for line in message] == names
@@ -131,7 +131,7 @@ def test_a_probe_runs_the_longest_row_through_every_stage(tmp_path: Path, monkey
 
 def test_a_stage_that_fails_the_probe_is_the_exit_code(tmp_path: Path, monkeypatch):
     path = data(tmp_path)
-    monkeypatch.setattr(measure, "measure", lambda cfg, stage, gib, rows: {"stage": stage, "error": "out of memory"})
+    monkeypatch.setattr(measure, "measure", lambda settings, stage, gib, rows: {"stage": stage, "error": "out of memory"})
     assert main.main(["plan", "--config", str(path), "--probe"]) == 1
 
 
@@ -182,8 +182,8 @@ def test_the_longest_conversation_is_what_sft_trains_on(tmp_path: Path):
     with stage.open(rows) as (models, worst):
         session = models.policy
         known = stage.size(session, worst)
-        renderer, shown = session.backbone.renderer, session.video_input(worst.video).frame_layout
-        whole = len(renderer.conversation(shown, [Turn(*turn) for turn in turns]))
+        renderer, layout = session.backbone.renderer, session.video_input(worst.video).frame_layout
+        whole = len(renderer.conversation(layout, [Turn(*turn) for turn in turns]))
         answers = sum(len(renderer.answer(answer)) for _, answer in turns)
     assert known == (whole - answers, answers)
     stage = steps.StageProbe(cfg, "reward", tmp_path)

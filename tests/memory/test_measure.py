@@ -13,11 +13,10 @@ import torch
 
 from minirlaif import config
 from minirlaif.algorithms.rollout import Rollout
-from minirlaif.cli import main
+from minirlaif.cli import main, plan
 from minirlaif.errors import UserError
 from minirlaif.feedback import label as labels
-from minirlaif.memory import measure as session
-from minirlaif.memory import random_model, steps
+from minirlaif.memory import measure, random_model, steps
 from minirlaif.models.loading import read_config
 from minirlaif.runs.run import Run
 from minirlaif.types import Comparison
@@ -40,7 +39,7 @@ MIDDLE = (
 ).split()
 
 
-@pytest.mark.parametrize("name", session.STEPS)
+@pytest.mark.parametrize("name", measure.STEPS)
 @pytest.mark.parametrize("four_bits", [False, True])
 def test_every_stage_takes_a_step_on_random_weights(name: str, four_bits: bool, tmp_path: Path):
     more = FOUR_BITS.split() if four_bits else []
@@ -79,13 +78,14 @@ def close(result: dict[str, object]) -> None:
 
 
 def test_plan_is_near_the_measured_peak(tmp_path: Path):
-    close(session.measure(config.load(None, [*MIDDLE, middle(tmp_path, "smolvlm", 256, 768, 6, 8192)]), "sft", None))
+    settings = config.load(None, [*MIDDLE, middle(tmp_path, "smolvlm", 256, 768, 6, 8192)])
+    close(measure.measure(config.dump(settings), "sft", None))
 
 
 CASES = [
     *(("smolvlm", stage, size) for stage in ("sft", "reward", "update", "evaluate") for size in SIZES),
     *(("smolvlm", stage, SIZES[0]) for stage in ("feedback", "collect")),
-    *((family, stage, SIZES[0]) for family in ("qwen3_vl", "qwen3_5", "llava") for stage in session.STEPS),
+    *((family, stage, SIZES[0]) for family in ("qwen3_vl", "qwen3_5", "llava") for stage in measure.STEPS),
 ]
 
 
@@ -95,13 +95,16 @@ CASES = [
 def test_plan_is_near_the_measured_peak_wherever_one_looks(
     family: str, stage: str, size: tuple[int, ...], more: str, tmp_path: Path
 ):
-    close(session.measure(config.load(None, [*MIDDLE, *more.split(), middle(tmp_path, family, *size)]), stage, None))
+    settings = config.load(None, [*MIDDLE, *more.split(), middle(tmp_path, family, *size)])
+    close(measure.measure(config.dump(settings), stage, None))
 
 
 def test_bench_prints_a_table_and_writes_json(tmp_path: Path, capsys, monkeypatch):
     row = {"stage": "sft", "peak": 3 * 2**20, "planned": 2 * 2**20, "seconds_per_step": 1.5}
     row |= {"tokens_per_second": 0.0, "samples_per_second": 2.0}
-    monkeypatch.setattr(session, "measure", lambda cfg, stage, gib: row if stage == "sft" else {"stage": stage, "error": "full"})
+    monkeypatch.setattr(
+        measure, "measure", lambda settings, stage, gib: row if stage == "sft" else {"stage": stage, "error": "full"}
+    )
     assert main.main(["bench", "--model", "smolvlm2-500m", "--stages", "sft,reward", "--out", str(tmp_path / "b.json")]) == 1
     message = capsys.readouterr()
     assert message.out.splitlines()[1].split() == ["sft", "3", "2", "1.50", "-", "2.00"]
@@ -111,10 +114,10 @@ def test_bench_prints_a_table_and_writes_json(tmp_path: Path, capsys, monkeypatc
 
 
 def test_stage_names():
-    assert session.chosen("sft,ppo") == ["sft", "collect", "update"]
-    assert session.chosen("") == list(session.STEPS)
+    assert measure.chosen("sft,ppo") == ["sft", "collect", "update"]
+    assert measure.chosen("") == list(measure.STEPS)
     with pytest.raises(UserError, match="--stages dpo"):
-        session.chosen("dpo")
+        measure.chosen("dpo")
 
 
 # SmolVLM: test_every_stage_takes_a_step_on_random_weights, and the probe in test_planning.
@@ -124,10 +127,10 @@ def test_every_family_through_every_stage(family: str, four_bits: bool, tiny_bas
     more = FOUR_BITS.split() if four_bits else []
     short = ["video.frames=2", "video.frame_pixels=4096", "feedback.max_new_tokens=3", "rollout.max_new_tokens=3"]
     cfg = config.load(None, [*SMALL, *more, *short, f"model.base={tiny_bases[family]}"])
-    for stage in session.STEPS:
+    for stage in measure.STEPS:
         folder = tmp_path / stage
         folder.mkdir()
-        actual = session._measured(cfg, {"stage": stage, "gpu_gib": None, "rows": None}, folder)
+        actual = measure.measure_step(steps.StageProbe(cfg, stage, folder), None, None)
         numbers = [actual[name] for name in ("peak", "planned", "seconds_per_step", "samples_per_second", "prompt_tokens")]
         assert all(math.isfinite(number) and number > 0 for number in numbers), (stage, actual)
         assert (actual["tokens_per_second"] > 0) == (stage in ("feedback", "collect", "evaluate"))
@@ -147,25 +150,25 @@ def test_a_run_on_a_gpu_probes_what_is_ahead_and_stops_where_a_stage_fails(monke
         return [{"stage": stage, **({"error": "too big"} if stage == "update" else {})} for stage in stages]
 
     monkeypatch.setattr("minirlaif.models.loading.pick_device", lambda wanted: torch.device("cuda", 0))
-    monkeypatch.setattr(session, "probe", probe)
+    monkeypatch.setattr(plan, "probe", probe)
     cfg, run = config.load(None, ["data.sft=[a.jsonl]"]), Run(tmp_path)
     with run.stage("sft", {}):
         pass
     with pytest.raises(UserError, match="probe: update fails on the longest row .too big.*minirlaif plan"):
-        session.before_run(cfg, run, ["sft", "feedback", "ppo", "report"])
+        plan.before_run(cfg, run, ["sft", "feedback", "ppo", "report"])
     assert questions == ["feedback", "collect", "update"]
-    session.before_run(cfg, run, ["sft"], redo=True)
+    plan.before_run(cfg, run, ["sft"], redo=True)
     assert questions == ["sft"]
     questions.clear()
-    session.before_run(cfg, run, ["sft", "report"])  # nothing is ahead
-    session.before_run(config.load(None, ["data.world=tiny"]), run, ["feedback"])  # its clips are made by the run
-    session.before_run(config.load(None, ["model.device=cpu"]), run, ["report"])
+    plan.before_run(cfg, run, ["sft", "report"])  # nothing is ahead
+    plan.before_run(config.load(None, ["data.world=tiny"]), run, ["feedback"])  # its clips are made by the run
+    plan.before_run(config.load(None, ["model.device=cpu"]), run, ["report"])
     assert not questions
 
 
 def test_a_run_on_a_cpu_does_not_probe(monkeypatch):
-    monkeypatch.setattr(session, "probe", lambda *_: pytest.fail("probed"))
-    session.before_run(config.load(None, ["model.device=cpu", "data.sft=[a.jsonl]"]), Run(Path("nowhere")), ["sft"])
+    monkeypatch.setattr(plan, "probe", lambda *_: pytest.fail("probed"))
+    plan.before_run(config.load(None, ["model.device=cpu", "data.sft=[a.jsonl]"]), Run(Path("nowhere")), ["sft"])
 
 
 def test_run_asks_for_the_probe_before_the_first_stage(monkeypatch, tmp_path: Path):
@@ -175,7 +178,7 @@ def test_run_asks_for_the_probe_before_the_first_stage(monkeypatch, tmp_path: Pa
         questions.extend(given)
         raise UserError("probed")
 
-    monkeypatch.setattr(session, "before_run", before_run)
+    monkeypatch.setattr(plan, "before_run", before_run)
     (tmp_path / "c.yaml").write_text("model: {device: cpu}\ndata: {sft: [a.jsonl]}\n")
     words = ["--config", str(tmp_path / "c.yaml"), "--run", "a", "--runs-dir", str(tmp_path)]
     assert main.main(["run", "sft", "reward", *words, "--redo"]) == 2
@@ -193,14 +196,14 @@ def test_a_child_works_alone(monkeypatch):
     monkeypatch.setattr(subprocess, "run", run)
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "KEPT": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert session.measure(config.load(None), "sft", None) == {"stage": "sft"}
+    assert measure.measure(config.dump(config.load(None)), "sft", None) == {"stage": "sft"}
     assert seen["KEPT"] == "1" and not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} & seen.keys()
 
 
 def test_a_capped_card_has_the_libraries_beside_the_allocator():
-    assert session.allowed(24, 80 * 2**30) == pytest.approx((24 - 0.6) / 80)
-    assert session.allowed(100, 80 * 2**30) == 1.0
-    assert session.allowed(0.5, 80 * 2**30) == 0.0
+    assert measure.allowed(24, 80 * 2**30) == pytest.approx((24 - 0.6) / 80)
+    assert measure.allowed(100, 80 * 2**30) == 1.0
+    assert measure.allowed(0.5, 80 * 2**30) == 0.0
 
 
 def test_a_model_that_is_not_known_is_said_once(capsys):

@@ -116,7 +116,7 @@ def _step(
     loss = loss_N.mean()
     for optimizer in optimizers:
         optimizer.zero_grad()
-    loss.backward()
+    torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(backbone.model.parameters(), 1.0)
     for optimizer in optimizers:
         optimizer.step()
@@ -154,7 +154,8 @@ def _losses(backbone: SmolVLM, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Loss of each learned token, whether it was the first choice, and where they stand [B, T-1]."""
     features: list[Tensor | None] = [None] * len(batch.has_video)
     if batch.frames:
-        parts = iter(backbone.project(torch.from_numpy(np.concatenate(batch.frames))).split([len(f) for f in batch.frames]))
+        projected = backbone.project(torch.from_numpy(np.concatenate(batch.frames)))
+        parts = iter(torch.split(projected, [len(f) for f in batch.frames]))
         features = [next(parts) if video else None for video in batch.has_video]
     hidden_BTD = backbone.hidden(backbone.embed(batch.ids_BT, features), batch.mask_B1TT, batch.positions_BT)
     picked_BT = batch.answer_BT[:, 1:]

@@ -170,7 +170,7 @@ class ClipReader:
 
 def _fill(pipe: IO[bytes], buffer: memoryview) -> bool:
     """Read until the buffer is full; False when the pipe ends before that."""
-    return pipe.readinto(buffer) == len(buffer)  # type: ignore[attr-defined]
+    return bool(pipe.readinto(buffer) == len(buffer))  # type: ignore[attr-defined]
 
 
 class KnowsClips(Protocol):

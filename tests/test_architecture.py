@@ -213,12 +213,6 @@ def test_decoders_and_the_like_are_imported_inside_functions(module: str):
     assert not found & ONLY_INSIDE_FUNCTIONS
 
 
-# The last stage of an ablation arm, and functions below the verb `bench` that still take the whole Config. Entries may only go.
-WHOLE_CONFIG = {"ablation.answers.run"} | {
-    f"memory.measure.{name}" for name in ("run", "measure", "_measured", "probe", "before_run")
-}
-
-
 def takers_of_a_config(module: str, tree: ast.AST) -> set[str]:
     """Functions with a parameter that is a whole Config, but for a stage's `run`, the command line and the config itself."""
     if top(module) in ("cli", "config"):
@@ -235,7 +229,7 @@ def takers_of_a_config(module: str, tree: ast.AST) -> set[str]:
 
 def test_a_whole_config_is_read_by_the_runs_of_stages_and_the_command_line():
     takers = {name for module, tree in SOURCES.items() for name in takers_of_a_config(module, tree)}
-    assert takers == WHOLE_CONFIG
+    assert takers == set()
 
 
 def test_the_config_test_sees_a_breach():

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
-from minirlaif.config import Config, RolloutSection
+from minirlaif import config
+from minirlaif.algorithms.rollout import score_pairs
+from minirlaif.config import RolloutSection
 from minirlaif.data.preflight import Preflight, read_samples
 from minirlaif.feedback.label import describe
-from minirlaif.models.generation import Completion, sample
-from minirlaif.models.logprobs import map_micro_batches, reward_scores
+from minirlaif.models.generation import sample
 from minirlaif.models.seeds import generator
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
-from minirlaif.session import ModelSession, PPOModels, open_ppo_models
+from minirlaif.session import PPOModels, open_ppo_models
 from minirlaif.stages.evaluate import greedy_answers
 from minirlaif.stages.fingerprint import settings_of
 from minirlaif.types import Sample
@@ -28,8 +30,9 @@ Answerer = Literal["policy", "sft", "best"]
 MODELS: dict[Answerer, tuple[str, ...]] = {"policy": ("rlaif",), "sft": ("sft",), "best": ("sft", "reward")}  # each uses
 
 
-def run(cfg: Config, run: Run, who: Answerer) -> None:
-    """1. questions 2. answers 3. one row per question."""
+def run(config_file: Path, run: Run, who: Answerer) -> None:
+    """1. questions 2. answers 3. one row per question. config_file: the arm's settings."""
+    cfg = config.load(config_file)
     sections = cfg.sections("model", "video", "feedback", "rollout", "evaluate")
     settings = settings_of(cfg.seed, cfg.data, ["test"], **sections)
     with run.stage("exam", {**settings, "who": who}, inputs=[run.producer(model) for model in MODELS[who]]) as out:
@@ -68,7 +71,7 @@ def _best(
     models: PPOModels, section: RolloutSection, tests: Sequence[Sample], contexts: Mapping[str, str], size: int, seed: int
 ) -> dict[str, list[str]]:
     """Sampled SFT answers, and of the first n the one with the highest score. size: questions per batch."""
-    session, most = models.policy, BEST_OF[-1]
+    session, critic, most = models.policy, models.critic, BEST_OF[-1]
     texts: dict[str, list[str]] = {f"best_{n}": [] for n in BEST_OF}
     for start in progress(range(0, len(tests), size), -(-len(tests) // size), "exam"):
         batch = tests[start : start + size]
@@ -76,31 +79,15 @@ def _best(
         source = generator(seed, "exam", start)
         with session.adapters.inference_as("sft"):
             drawn = sample(session.backbone, prompts, most, section.temperature, 1.0, section.max_new_tokens, source)
-        scores = _scores(models.critic, batch, drawn, contexts, section.batch_size)
+        rows = [
+            critic.encode_pair(critic.video_input(row.video), row.turns[0].question, completion.ids, contexts[row.video])
+            for row, completions in zip(batch, drawn, strict=True)
+            for completion in completions
+        ]
+        with critic.adapters.inference_as("reward"):
+            scores = score_pairs(critic, rows, section.batch_size)
         for number, completions in enumerate(drawn):
             for n in BEST_OF:
                 best = max(range(n), key=lambda place: scores[number * most + place])
                 texts[f"best_{n}"].append(session.backbone.renderer.decode(completions[best].ids))
     return texts
-
-
-def _scores(
-    critic: ModelSession,
-    batch: Sequence[Sample],
-    drawn: Sequence[Sequence[Completion]],
-    contexts: Mapping[str, str],
-    size: int,
-) -> list[float]:
-    """The reward model's scores of all answers to the first question, then to the second, and so on."""
-    rows = [
-        critic.encode_pair(critic.video_input(row.video), row.turns[0].question, completion.ids, contexts[row.video])
-        for row, completions in zip(batch, drawn, strict=True)
-        for completion in completions
-    ]
-
-    def scored(_: int, index: list[int]) -> list[float]:
-        values: list[float] = reward_scores(critic.backbone, critic.adapters.heads["reward"], [rows[i] for i in index]).tolist()
-        return values
-
-    with critic.adapters.inference_as("reward"):
-        return map_micro_batches(scored, [len(row) for row in rows], size)

@@ -31,7 +31,7 @@ def _make(root: Path) -> None:
     run = Run(root, ("--config", str(root / "config.yaml")))
     for name in arm["makes"]:
         if name == "exam":
-            answers.run(cfg, run, arm["exam"])
+            answers.run(root / "config.yaml", run, arm["exam"])
         else:
             STAGES[name].load()(cfg, run)
 

@@ -169,18 +169,21 @@ class RolloutCollector:
         return ((raw_B - p.score_mean) / p.score_deviation).clamp(-SCORE_LIMIT, SCORE_LIMIT)
 
 
+def score_pairs(critic: ModelSession, rows: Sequence[EncodedPair], size: int) -> list[float]:
+    """Scores of the reward model, whose adapter is active, in micro-batches of at most `size` rows."""
+
+    def scores(_: int, index: list[int]) -> list[float]:
+        return [float(s) for s in reward_scores(critic.backbone, critic.adapters.heads["reward"], [rows[i] for i in index])]
+
+    return map_micro_batches(scores, [len(row) for row in rows], size, distributed.mapped)
+
+
 def score_and_value(critic: ModelSession, rows: Sequence[EncodedPair], size: int) -> tuple[Tensor, Tensor]:
     """Scores_B of the reward model and values_BR of the value model."""
-    backbone, heads = critic.backbone, critic.adapters.heads
     with critic.adapters.inference_as("reward"):
-        scores = map_micro_batches(
-            lambda _, index: reward_scores(backbone, heads["reward"], [rows[i] for i in index]).tolist(),
-            [len(row) for row in rows],
-            size,
-            distributed.mapped,
-        )
+        scores = score_pairs(critic, rows, size)
     with critic.adapters.inference_as("value"):
-        values_BR, *_ = score_rows(rows, size, lambda part: token_values(backbone, heads["value"], part))
+        values_BR, *_ = score_rows(rows, size, lambda part: token_values(critic.backbone, critic.adapters.heads["value"], part))
     return torch.tensor(scores), values_BR
 
 

@@ -5,7 +5,7 @@ Role "reward" starts from the SFT adapter and gets a scalar head; pairwise logis
 Two switches depart from the paper: `reward.context` shows the model the segment descriptions (the paper's code leaves them
 out), `reward.likelihood` adds beta x mean log-likelihood of the answer to its score. The paper's code asks for a score by a
 prompt behind the answer; here it is read at the answer's last token.
-Out: adapter/ with head.safetensors, held_out.jsonl (scores of preferences kept back).
+Out: adapter/ with head.safetensors, held_out.jsonl (scores of the held-out preferences).
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from pathlib import Path
 
 from minirlaif import distributed
 from minirlaif.algorithms.losses import bradley_terry_loss, centering_penalty
+from minirlaif.algorithms.rollout import score_pairs
 from minirlaif.config import Config, DataSection, RewardSection
 from minirlaif.data.preflight import Preflight, read_preferences
 from minirlaif.errors import StageStopped, UserError
 from minirlaif.models.loading import check_tokenizers, critic_model
-from minirlaif.models.logprobs import EncodedPair, map_micro_batches, micro_batches, reward_scores
+from minirlaif.models.logprobs import EncodedPair, micro_batches, reward_scores
 from minirlaif.models.seeds import seed_of, shuffled
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
@@ -39,7 +40,7 @@ PADDING_TOLERANCE = 1e-3
 
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
-    """1. preferences, some kept back 2. role, head, optimiser 3. train 4. held-out scores, bias and padding check."""
+    """1. preferences, some held out 2. role, head, optimiser 3. train 4. held-out scores, bias and padding check."""
     r = cfg.reward
     settings = settings_of(cfg.seed, cfg.data, STAGES["reward"].reads, **cfg.sections(*STAGES["reward"].sections))
     with run.stage("reward", settings, inputs=run.inputs("reward"), redo=redo) as out:
@@ -48,7 +49,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         check_tokenizers(cfg.model, r)
         with open_session(run, critic_model(cfg.model, r), cfg.video, Preflight(cfg.data, cfg.sft, r)) as session:
             # 1. preferences
-            train, kept = _split(session.readable(_preferences(cfg.data, run)), r.held_out)
+            train, held_out = _split(session.readable(_preferences(cfg.data, run)), r.held_out)
             if cfg.data.preference_limit:
                 train = [train[i] for i in shuffled(len(train), cfg.seed, "reward-pairs")[: cfg.data.preference_limit]]
             # 2. role, head, optimiser
@@ -70,7 +71,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                     out.commit_state(done, lambda folder: save_trainer(folder, trainer))
             # 4. held-out scores
             session.adapters.save("reward", out.path / "adapter")
-            _examine(session, r, run, out, kept)
+            _evaluate(session, r, run, out, held_out)
             session.add_counters(out)
 
 
@@ -117,11 +118,11 @@ def _preferences(data: DataSection, run: Run) -> list[Preference]:
 def _split(rows: Sequence[Preference], share: float) -> tuple[list[Preference], list[Preference]]:
     """Training rows and held-out rows, clip by clip: two questions about one clip never stand on both sides."""
     clips = sorted({row.video for row in rows}, key=lambda clip: seed_of(0, "held-out", clip.rsplit("/", 1)[-1]))
-    kept = set(clips[: round(share * len(clips))])
-    train = [row for row in rows if row.video not in kept]
+    held_out = set(clips[: round(share * len(clips))])
+    train = [row for row in rows if row.video not in held_out]
     if not train:
         raise UserError(f"reward: {len(rows)} preferences leave none to train on; lower reward.held_out or label more prompts")
-    return train, [row for row in rows if row.video in kept]
+    return train, [row for row in rows if row.video in held_out]
 
 
 def _rows(session: ModelSession, preferences: Sequence[Preference], with_context: bool) -> list[EncodedPair]:
@@ -129,8 +130,10 @@ def _rows(session: ModelSession, preferences: Sequence[Preference], with_context
     rows = []
     session.encode_shared(p.video for p in preferences)
     for p in preferences:
-        view, context = session.video_input(p.video), p.context if with_context else ""
-        rows += [session.encode_pair(view, p.question, session.answer_ids(text), context) for text in (p.chosen, p.rejected)]
+        video_input, context = session.video_input(p.video), p.context if with_context else ""
+        rows += [
+            session.encode_pair(video_input, p.question, session.answer_ids(text), context) for text in (p.chosen, p.rejected)
+        ]
     return rows
 
 
@@ -171,17 +174,12 @@ def backward(trainer: AdapterTrainer[RewardSection], batch: Sequence[Preference]
     return distributed.total(stats)
 
 
-def _examine(session: ModelSession, section: RewardSection, run: Run, out: StageDir, kept: Sequence[Preference]) -> None:
+def _evaluate(session: ModelSession, section: RewardSection, run: Run, out: StageDir, held_out: Sequence[Preference]) -> None:
     """Scores of held-out pairs, accuracy by question type, the mean score (bias) and whether padding moves a score."""
     head = session.adapters.heads["reward"]
-    rows = _rows(session, kept, section.context)
-
-    def scored(_: int, index: list[int]) -> list[float]:
-        values: list[float] = reward_scores(session.backbone, head, [rows[i] for i in index]).tolist()
-        return values
-
+    rows = _rows(session, held_out, section.context)
     with session.adapters.inference_as("reward"):
-        scores = map_micro_batches(scored, [len(row) for row in rows], section.batch_size)
+        scores = score_pairs(session, rows, section.batch_size)
         # The shortest and the longest row together make the most padding there is.
         gap = 0.0
         if rows:
@@ -193,7 +191,7 @@ def _examine(session: ModelSession, section: RewardSection, run: Run, out: Stage
         raise StageStopped(f"reward: padding moves a score by {gap:.2g}; the attention mask of this backbone is not respected")
     hits: dict[str, list[float]] = {}
     with (out.path / "held_out.jsonl").open("w", encoding="utf-8") as file:
-        for number, p in enumerate(kept):
+        for number, p in enumerate(held_out):
             chosen, rejected = scores[2 * number], scores[2 * number + 1]
             hits.setdefault(str(p.tags.get("type", "all")), []).append(float(chosen > rejected))
             record = {

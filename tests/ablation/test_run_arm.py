@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 import torch
 
+from minirlaif import config
 from minirlaif.ablation import answers
+from minirlaif.algorithms import rollout
 from minirlaif.models import generation
 from minirlaif.models.generation import Completion
 from minirlaif.models.language_model import EncodedPrompt
@@ -39,6 +41,12 @@ def session_of(patch: pytest.MonkeyPatch, folder: Path, *settings: str) -> tuple
     return session, run
 
 
+def settings_file(session: tiny.TinySession, folder: Path) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(config.dump(session.cfg))
+    return path
+
+
 @pytest.mark.parametrize(("who", "stage"), [("policy", "ppo"), ("sft", "sft")])
 def test_the_model_in_question_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, who: str, stage: str) -> None:
     session, run = session_of(monkeypatch, tmp_path)
@@ -53,7 +61,7 @@ def test_the_model_in_question_answers(monkeypatch: pytest.MonkeyPatch, tmp_path
         return [[Completion(backbone.renderer.answer("a red circle."), True, ())] for _ in prompts]
 
     monkeypatch.setattr(generation, "sample", sample)
-    answers.run(session.cfg, run, who)
+    answers.run(settings_file(session, tmp_path), run, who)
     assert questions == [(2, True), (1, True)]
     rows = tiny.read_lines(run.dir("exam") / "answers.jsonl")
     assert [(row["id"], row["truth"], row[who]) for row in rows] == [(f"t{n}", f"answer {n}", "a red circle.") for n in range(3)]
@@ -81,9 +89,9 @@ def test_the_best_of_the_first_n_answers_is_the_one_with_the_highest_score(
 
     message = {row.video: {"context": f"0s: a blue cross. {row.id}\n"} for row in TESTS}
     monkeypatch.setattr(answers, "sample", sample)
-    monkeypatch.setattr(answers, "reward_scores", scored)
+    monkeypatch.setattr(rollout, "reward_scores", scored)
     monkeypatch.setattr(answers, "describe", lambda *_: message)
-    answers.run(session.cfg, run, "best")
+    answers.run(settings_file(session, tmp_path), run, "best")
     for row in tiny.read_lines(run.dir("exam") / "answers.jsonl"):
         assert [row[f"best_{n}"].count("red") for n in (2, 4, 8)] == [2, 2, 7]
     assert len(read) == 24 and all(("a blue cross." in text) == context for text in read)

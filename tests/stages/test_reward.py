@@ -104,7 +104,7 @@ def examined(folder: Path, session: tiny.TinySession, kept: list[Preference]) ->
     run = Run(folder / "run")
     with run.stage("reward", {}) as out:
         assert out is not None
-        reward._examine(session, session.cfg.reward, run, out, kept)
+        reward._evaluate(session, session.cfg.reward, run, out, kept)
     return out.summary, tiny.read_lines(run.dir("reward") / "held_out.jsonl")
 
 

@@ -15,12 +15,12 @@ from typing import Any
 from minirlaif.benchmarks import page
 from minirlaif.benchmarks.kinds.base import Grade
 from minirlaif.benchmarks.scores import ORDER, Scores, load_all
-from minirlaif.benchmarks.tables import blocks, judged
+from minirlaif.benchmarks.tables import judged
 from minirlaif.errors import UserError
 from minirlaif.judges.match import NAMES
 from minirlaif.runs.io import plain, read_jsonl, write_atomic
 from minirlaif.runs.run import Run
-from minirlaif.stats import exact_match
+from minirlaif.stats import exact_match, grouped
 
 OWN_TEST = "test questions of the runs"  # of the stage evaluate
 
@@ -58,28 +58,25 @@ def compared(first: Sequence[Scores], second: Sequence[Scores], names: tuple[str
         if not all(sides):
             notes.append(f"{name}: evaluated only in {names[0] if sides[0] else names[1]}")
             continue
-        groups = [
-            [[s for s in group if any(s is each for each in side)] for side in sides] for group in blocks([*sides[0], *sides[1]])
-        ]
-        if not any(all(group) for group in groups):
+        by_key = [grouped((s.key, s) for s in side) for side in sides]
+        if not by_key[0].keys() & by_key[1].keys():
             notes.append(f"{name}: {_why_apart(sides)}")
             continue
-        for mine, others in groups:
+        for key in {**by_key[0], **by_key[1]}:
+            mine, others = (groups.get(key, []) for groups in by_key)
+            pairs = [(a, b) for a in mine for b in others if a.model["title"] == b.model["title"]]
+            pairs = pairs or ([(mine[0], others[0])] if len(mine) == len(others) == 1 else [])
             if not mine or not others:
                 notes.append(f"{name}: {_only_one_side(mine or others, names[0] if mine else names[1], sides[1 if mine else 0])}")
-                continue
-            pairs = _pairs(mine, others)
-            if not pairs:
+            elif not pairs:
                 notes.append(f"{name}: several models and none of the same name; name one on each side, as in RUN:MODEL")
-                continue
-            paired = [s for s in (*mine, *others) if any(s is each for pair in pairs for each in pair)]
-            head = {"benchmark": name, "kind": paired[0].kind, "sha256": paired[0].sha256, "published": []}
-            table = tables.setdefault((name, paired[0].sha256), {**head, "tables": []})
-            table["tables"].append(judged(paired, pairs))
-            for side, group in zip(names, (mine, others), strict=True):
-                left = [s.model["title"] for s in group if not any(s is each for each in paired)]
-                if left:
-                    notes.append(f"{name}, judge {mine[0].judge.title}: {', '.join(left)} only in {side}")
+            else:
+                head = {"benchmark": name, "kind": mine[0].kind, "sha256": mine[0].sha256, "published": []}
+                table = tables.setdefault((name, mine[0].sha256), {**head, "tables": []})
+                table["tables"].append(judged([a for a, _ in pairs] + [b for _, b in pairs], pairs))
+                for side, group, compared_ones in zip(names, (mine, others), zip(*pairs, strict=True), strict=True):
+                    if left := [s.model["title"] for s in group if s not in compared_ones]:
+                        notes.append(f"{name}, judge {mine[0].judge.title}: {', '.join(left)} only in {side}")
     return list(tables.values()), notes
 
 
@@ -103,11 +100,6 @@ def _only_one_side(scores: Sequence[Scores], name: str, others: Sequence[Scores]
     if scores[0].sha256 not in {s.sha256 for s in others}:
         return f"grades of another file only in {name}"
     return f"graded by {scores[0].judge.title} only in {name}"
-
-
-def _pairs(first: Sequence[Scores], second: Sequence[Scores]) -> list[tuple[Scores, Scores]]:
-    pairs = [(a, b) for a in first for b in second if a.model["title"] == b.model["title"]]
-    return pairs or ([(first[0], second[0])] if len(first) == len(second) == 1 else [])
 
 
 def _scores(runs_dir: Path, name: str) -> list[Scores]:

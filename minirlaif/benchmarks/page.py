@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minirlaif.benchmarks.kinds import metrics as all_metrics
-from minirlaif.benchmarks.published import NO_PROTOCOL
-from minirlaif.benchmarks.tables import judge_head, uncertain
+from minirlaif.benchmarks.tables import NO_PROTOCOL, judge_head, uncertain
 from minirlaif.reports import html
 from minirlaif.stats import FEW
 

@@ -45,6 +45,11 @@ class Scores:
         """The model's name in a table."""
         return f"{self.model['run']} {self.model['title']}".strip()
 
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for grades that may stand in one table."""
+        return self.benchmark, self.sha256, self.judge.key
+
 
 def grade_answers(
     benchmark: Benchmark,

@@ -7,20 +7,25 @@ beside them stands how many have no grade and where the mean would lie if all of
 from __future__ import annotations
 
 import itertools
+import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from typing import Any
 
 from minirlaif.benchmarks.kinds import metrics
 from minirlaif.benchmarks.kinds.videoinstruct import FIVE
-from minirlaif.benchmarks.published import published
 from minirlaif.benchmarks.scores import Scores
-from minirlaif.stats import FEW, mean_of_means, paired_bootstrap, sign_flip
+from minirlaif.stats import FEW, grouped, mean_of_means, sign_flip
 
 RESAMPLES = 2000
 SEED = 0
 PAIRED = 4  # up to so many models in a table all pairs are compared; above it each with the first one
+
+
+NO_PROTOCOL = "protocol not named"  # judge of published figures whose paper does not say how they were graded
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,12 @@ class Cell:
 
     rows: int
     marked: int
-    mean: float | None
-    low: float | None
-    high: float | None
-    worst: float | None
-    best: float | None
-    clips: int
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+    worst: float | None = None
+    best: float | None = None
+    clips: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,11 +51,36 @@ class Change:
 
     rows: int
     left_out: int
-    mean: float | None
-    low: float | None
-    high: float | None
-    p: float | None
-    clips: int
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    clips: int = 0
+
+
+@dataclass(frozen=True)
+class Published:
+    """One model's row of figures that others have published. values: by metric, scores 0 to 5, shares 0 to 1; read_off: measured
+    from the pixels of a figure (about 0.1 of a score or half a point off)."""
+
+    model: str
+    values: Mapping[str, float]
+    judge: str
+    read_off: bool = False
+
+
+def published(name: str, kind: str) -> tuple[Published, ...]:
+    """Rows for a benchmark of this name and kind, none for one that the VLM-RLAIF paper and its project page do not know.
+
+    The judge was an unversioned name of a paid service: with its version alone, accuracies of one model moved by ten points, so
+    these rows stand in tables of their own. Names are matched as whole words, with "qa" behind them or not: "planet_qa" is not
+    ActivityNet's "anet_qa".
+    """
+    words = " ".join(re.findall(r"[a-z0-9]+", name.lower()))
+    for table in json.loads(files(__package__).joinpath("published.json").read_text("utf-8")):
+        if table["kind"] == kind and re.search(table["name"], words):
+            return tuple(Published(**row, judge=table["judge"]) for row in table["rows"])
+    return ()
 
 
 def uncertain(figure: Mapping[str, Any]) -> bool:
@@ -74,20 +104,14 @@ def metrics_of(scores: Scores) -> list[str]:
 
 def cells(scores: Scores) -> dict[str, Cell]:
     """A cell per metric."""
-    names = metrics_of(scores)
-    result = {name: _cell(scores, name) for name in names if name != "mean"}
-    return {**result, "mean": _mean_cell(scores, [result[name] for name in FIVE])} if "mean" in names else result
+    return {name: _cell(scores, FIVE if name == "mean" else (name,)) for name in metrics_of(scores)}
 
 
 def changes(first: Scores, second: Scores) -> dict[str, Change]:
     """Second minus first per metric. ValueError for grades of different judges or benchmarks: they are not comparable."""
-    if first.judge.key != second.judge.key or first.sha256 != second.sha256 or first.benchmark != second.benchmark:
+    if first.key != second.key:
         raise ValueError("grades of different judges or benchmarks have no difference")
-    pairs = {m: _paired(first, second, m) for m in metrics_of(first) if m != "mean"}
-    result = {m: _change([differences], left_out) for m, (differences, left_out) in pairs.items()}
-    if set(FIVE) <= set(pairs):
-        result["mean"] = _change([pairs[m][0] for m in FIVE], sum(pairs[m][1] for m in FIVE))
-    return result
+    return {name: _change(first, second, FIVE if name == "mean" else (name,)) for name in metrics_of(first)}
 
 
 def why_ungraded(scores: Scores) -> dict[str, int]:
@@ -98,14 +122,6 @@ def why_ungraded(scores: Scores) -> dict[str, int]:
 def rows_ungraded(scores: Scores) -> dict[str, int]:
     """The same reasons, and how many rows lack at least one grade for each."""
     return dict(Counter(why for why, _ in {(_short(grade.why), grade.id) for grade in scores.grades if grade.why}))
-
-
-def blocks(all_scores: Sequence[Scores]) -> list[list[Scores]]:
-    """Scores in groups that may stand in one table."""
-    groups: dict[Any, list[Scores]] = {}
-    for scores in all_scores:
-        groups.setdefault((scores.benchmark, scores.sha256, scores.judge.key), []).append(scores)
-    return list(groups.values())
 
 
 def judged(group: Sequence[Scores], pairs: Sequence[tuple[Scores, Scores]]) -> dict[str, Any]:
@@ -142,14 +158,13 @@ def table_json(all_scores: Sequence[Scores], together: Sequence[str] = ()) -> di
     compared in any case. ValueError without scores."""
     if not all_scores:
         raise ValueError("no scores")
-    tables = [{**judged(group, pairs_of(group, together)), "first_only": len(group) > PAIRED} for group in blocks(all_scores)]
-    first = all_scores[0]
-    rows = [
-        {"model": row.model, "values": dict(row.values), "judge": row.judge, "read_off": row.read_off}
-        for row in published(first.benchmark, first.kind)
+    tables = [
+        {**judged(group, pairs_of(group, together)), "first_only": len(group) > PAIRED}
+        for group in grouped((scores.key, scores) for scores in all_scores).values()
     ]
+    first = all_scores[0]
     head = {"benchmark": first.benchmark, "kind": first.kind, "sha256": first.sha256}
-    return {**head, "tables": tables, "published": rows}
+    return {**head, "tables": tables, "published": [vars(row) for row in published(first.benchmark, first.kind)]}
 
 
 def pairs_of(group: Sequence[Scores], together: Sequence[str]) -> list[tuple[Scores, Scores]]:
@@ -164,62 +179,41 @@ def pairs_of(group: Sequence[Scores], together: Sequence[str]) -> list[tuple[Sco
 def examples(scores: Scores, count: int) -> tuple[list[str], list[str]]:
     """Ids of the worst and of the best items by their mean grade (as shares of the best one), `count` of each, none in both: the
     best possible one is never among the worst, nor the worst possible one among the best."""
-    values: dict[str, list[float]] = {}
-    for grade in scores.grades:
-        if grade.value is not None:
-            values.setdefault(grade.id, []).append(grade.value / metrics()[grade.metric].best)
-    means = {id_: sum(each) / len(each) for id_, each in values.items()}
+    shares = [(g.id, g.value / metrics()[g.metric].best) for g in scores.grades if g.value is not None]
+    means = {id_: sum(each) / len(each) for id_, each in grouped(shares).items()}
     order = sorted(means, key=lambda id_: (means[id_], id_))
     count = min(count, len(order) // 2)
     return [i for i in order[:count] if means[i] < 1], [i for i in order[len(order) - count :][::-1] if means[i] > 0]
 
 
-def _cell(scores: Scores, metric: str) -> Cell:
-    rows = sum(grade.metric == metric for grade in scores.grades)
-    by_clip = _by_clip(scores, metric)
-    known = [value for values in by_clip.values() for value in values]
-    if not known:
-        return Cell(rows, 0, None, None, None, None, None, 0)
-    mean, low, high = paired_bootstrap(by_clip, RESAMPLES, SEED)
-    missing, best = rows - len(known), metrics()[metric].best
-    return Cell(rows, len(known), mean, low, high, sum(known) / rows, (sum(known) + missing * best) / rows, len(by_clip))
+def _cell(scores: Scores, names: Sequence[str]) -> Cell:
+    """One metric, or the mean of five means, as the paper's authors average, not of all grades: generic_qa has four times as many
+    rows."""
+    parts = [grouped((g.clip, g.value) for g in scores.grades if g.metric == name and g.value is not None) for name in names]
+    rows = [sum(grade.metric == name for grade in scores.grades) for name in names]
+    grades = [[value for values in part.values() for value in values] for part in parts]
+    if not all(parts):
+        return Cell(sum(rows), sum(map(len, grades)))
+    mean, low, high = mean_of_means(parts, RESAMPLES, SEED)
+    sides = zip(names, grades, rows, strict=True)
+    ends = [(sum(each) / n, (sum(each) + (n - len(each)) * metrics()[name].best) / n) for name, each, n in sides]
+    worst, best = (sum(each) / len(names) for each in zip(*ends, strict=True))
+    return Cell(sum(rows), sum(map(len, grades)), mean, low, high, worst, best, min(map(len, parts)))
 
 
-def _mean_cell(scores: Scores, five: Sequence[Cell]) -> Cell:
-    """The mean of the five means, as the paper's authors average, not of all grades: generic_qa has four times as many rows."""
-    rows, marked = sum(cell.rows for cell in five), sum(cell.marked for cell in five)
-    if not all(cell.marked for cell in five):
-        return Cell(rows, marked, None, None, None, None, None, 0)
-    mean, low, high = mean_of_means([_by_clip(scores, metric) for metric in FIVE], RESAMPLES, SEED)
-    worst, best = (sum(values) / 5 for values in zip(*((cell.worst or 0.0, cell.best or 0.0) for cell in five), strict=True))
-    return Cell(rows, marked, mean, low, high, worst, best, min(cell.clips for cell in five))
-
-
-def _by_clip(scores: Scores, metric: str) -> dict[str, list[float]]:
-    values: dict[str, list[float]] = {}
-    for grade in scores.grades:
-        if grade.metric == metric and grade.value is not None:
-            values.setdefault(grade.clip, []).append(grade.value)
-    return values
-
-
-def _paired(first: Scores, second: Scores, metric: str) -> tuple[dict[str, list[float]], int]:
-    """Differences by clip, and how many rows have none."""
-    sides = [{grade.id: grade for grade in scores.grades if grade.metric == metric} for scores in (first, second)]
-    differences: dict[str, list[float]] = {}
-    for id_ in sides[0].keys() & sides[1].keys():
-        a, b = sides[0][id_], sides[1][id_]
-        if a.value is not None and b.value is not None:
-            differences.setdefault(a.clip, []).append(b.value - a.value)
-    return differences, len(sides[0].keys() | sides[1].keys()) - sum(map(len, differences.values()))
-
-
-def _change(parts: Sequence[Mapping[str, Sequence[float]]], left_out: int) -> Change:
+def _change(first: Scores, second: Scores, names: Sequence[str]) -> Change:
+    """The difference under one metric, or of the mean of five."""
+    parts, count = [], 0
+    for name in names:
+        a, b = ({grade.id: grade for grade in scores.grades if grade.metric == name} for scores in (first, second))
+        pairs = [(a[id_], b[id_]) for id_ in a.keys() & b.keys()]
+        parts.append(grouped((x.clip, y.value - x.value) for x, y in pairs if x.value is not None and y.value is not None))
+        count += len(a.keys() | b.keys())
     rows = sum(len(values) for part in parts for values in part.values())
-    if not all(part for part in parts):
-        return Change(rows, left_out, None, None, None, None, 0)
-    mean, low, high = paired_bootstrap(parts[0], RESAMPLES, SEED) if len(parts) == 1 else mean_of_means(parts, RESAMPLES, SEED)
-    return Change(rows, left_out, mean, low, high, sign_flip(parts, RESAMPLES, SEED), min(map(len, parts)))
+    if not all(parts):
+        return Change(rows, count - rows)
+    p = sign_flip(parts, RESAMPLES, SEED)
+    return Change(rows, count - rows, *mean_of_means(parts, RESAMPLES, SEED), p, min(map(len, parts)))
 
 
 def _short(why: str) -> str:

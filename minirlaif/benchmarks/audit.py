@@ -19,9 +19,10 @@ from typing import Any
 from minirlaif.errors import UserError
 from minirlaif.runs.io import plain, read_json, read_jsonl, write_atomic
 from minirlaif.runs.run import Run
-from minirlaif.stats import FEW, cluster_bootstrap, kappa, paired_bootstrap, wilson
+from minirlaif.stats import FEW, cluster_bootstrap, grouped, kappa, paired_bootstrap, wilson
 
 RESAMPLES = 2000
+DECIDED = ("A", "B")
 LABELS = {"first": "The first is better", "second": "The second is better", "tie": "Equally good", "skip": "I cannot tell"}
 BY_CONSTRUCTION = "This judge's readout, likelihood, scores one answer at a time, so its two orders agree by construction."
 MEANING = {
@@ -47,15 +48,20 @@ class Vote:
     person_first: str
     lengths: tuple[int, int]
 
+    def is_longer(self, choice: str) -> bool | None:
+        """Whether a choice is the longer answer; None for no choice, and for answers of one length."""
+        first, second = self.lengths
+        return None if choice not in DECIDED or first == second else (choice == "A") == (first > second)
+
 
 @dataclass(frozen=True)
 class Figure:
     """A value with its 95 % interval, out of n; None where nothing was measured."""
 
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,52 +83,27 @@ def audit_figures(votes: Sequence[Vote], resamples: int, seed: int) -> dict[str,
     answer won; longer_gap: judge minus person, on pairs that both decided; person_first: as judge_first, of the person.
     """
     labelled = [vote for vote in votes if vote.person]
-    both = [vote for vote in labelled if _decided(vote.judge) and _decided(vote.person)]
-    by_person = [vote for vote in labelled if _decided(vote.person)]
-    sides = [(v.clip, float(v.orders[i] == "AB"[i])) for v in votes for i in (0, 1) if _decided(v.orders[i])]
-    gaps = [(v.clip, float(_longer(v.judge, v)) - float(_longer(v.person, v))) for v in both if _uneven(v)]
-    longer = [(v.clip, float(_longer(v.judge, v))) for v in votes if _decided(v.judge) and _uneven(v)]
-    pairs = _by_clip([(v.clip, (v.judge, v.person)) for v in labelled])
+    by_person = [vote for vote in labelled if vote.person in DECIDED]
+    sides = [(v.clip, float(v.orders[i] == "AB"[i])) for v in votes for i in (0, 1) if v.orders[i] in DECIDED]
+    longer = [(v.clip, v.is_longer(v.judge), v.is_longer(v.person)) for v in votes]
+    pairs = grouped((v.clip, (v.judge, v.person)) for v in labelled)
     return {
-        "agreement": _share([v.judge == v.person for v in both]),
+        "agreement": _share([v.judge == v.person for v in by_person if v.judge in DECIDED]),
         "kappa": Figure(*cluster_bootstrap(pairs, kappa, resamples, seed), len(labelled)),
         "judge_first": _mean(sides, resamples, seed),
-        "judge_longer": _mean(longer, resamples, seed),
-        "person_longer": _share([_longer(v.person, v) for v in by_person if _uneven(v)]),
-        "longer_gap": _mean(gaps, resamples, seed),
+        "judge_longer": _mean([(clip, float(a)) for clip, a, _ in longer if a is not None], resamples, seed),
+        "person_longer": _share([b for _, _, b in longer if b is not None]),
+        "longer_gap": _mean([(clip, float(a - b)) for clip, a, b in longer if a is not None and b is not None], resamples, seed),
         "person_first": _share([v.person == v.person_first for v in by_person]),
     }
 
 
-def _decided(choice: str) -> bool:
-    return choice in ("A", "B")
-
-
-def _uneven(vote: Vote) -> bool:
-    return vote.lengths[0] != vote.lengths[1]
-
-
-def _longer(choice: str, vote: Vote) -> bool:
-    return (choice == "A") == (vote.lengths[0] > vote.lengths[1])
-
-
-def _by_clip(values: Sequence[tuple[str, Any]]) -> dict[str, list[Any]]:
-    clusters: dict[str, list[Any]] = {}
-    for clip, value in values:
-        clusters.setdefault(clip, []).append(value)
-    return clusters
-
-
 def _share(hits: Sequence[bool]) -> Figure:
-    if not hits:
-        return Figure(None, None, None, 0)
-    return Figure(sum(hits) / len(hits), *wilson(sum(hits), len(hits)), len(hits))
+    return Figure(sum(hits) / len(hits), *wilson(sum(hits), len(hits)), len(hits)) if hits else Figure()
 
 
 def _mean(values: Sequence[tuple[str, float]], resamples: int, seed: int) -> Figure:
-    if not values:
-        return Figure(None, None, None, 0)
-    return Figure(*paired_bootstrap(_by_clip(values), resamples, seed), len(values))
+    return Figure(*paired_bootstrap(grouped(values), resamples, seed), len(values)) if values else Figure()
 
 
 class Audit:
@@ -143,7 +124,16 @@ class Audit:
         self.note = ""
         sample = self._sample(manifest["identity"], count, seed, redo)
         # Which answer stands first comes from the sample's own seed: labels say first and second.
-        self.items = [self._pair(run, self._rows[id_], sample["seed"]) for id_ in sample["ids"]]
+        self.items = [
+            AuditPair(
+                id_,
+                run.located(row["video"]),
+                row["question"],
+                (row["answer_a"], row["answer_b"]),
+                flipped=random.Random(f"{sample['seed']} {id_}").random() < 0.5,
+            )
+            for id_, row in ((id_, self._rows[id_]) for id_ in sample["ids"])
+        ]
         labels = read_jsonl(self._folder / "labels.jsonl", missing_ok=True, skip_damaged=True)
         self.labels = {row["id"]: row["label"] for row in labels if isinstance(row, dict) and {"id", "label"} <= set(row)}
 
@@ -172,10 +162,6 @@ class Audit:
         write_atomic(path, json.dumps(sample, indent=1))
         return sample
 
-    def _pair(self, run: Run, row: Mapping[str, Any], seed: int) -> AuditPair:
-        flipped = random.Random(f"{seed} {row['id']}").random() < 0.5
-        return AuditPair(row["id"], run.located(row["video"]), row["question"], (row["answer_a"], row["answer_b"]), flipped)
-
     def label(self, item: AuditPair, label: str) -> None:
         """Save a label (a key of LABELS; first and second as the person saw them). ValueError for any other."""
         if label not in LABELS:
@@ -193,16 +179,16 @@ class Audit:
 
     def figures(self) -> dict[str, Figure]:
         """All figures; position and length bias of the judge come from every verdict, the others from the labels."""
-        items = {item.id: item for item in self.items}
-        return audit_figures([self._vote(row, items.get(id_)) for id_, row in self._rows.items()], RESAMPLES, 0)
-
-    def _vote(self, row: Mapping[str, Any], item: AuditPair | None) -> Vote:
-        label = self.labels.get(row["id"], "") if item else ""
-        first, second = ("B", "A") if item and item.flipped else ("A", "B")
-        person = {"first": first, "second": second, "tie": "none"}.get(label, "")
-        judge = row["choice"] if _decided(row["choice"]) else "none"
-        lengths = (len(row["answer_a"]), len(row["answer_b"]))
-        return Vote(str(row["video"]), judge, tuple(row["orders"]), person, first, lengths)
+        flipped = {item.id: item.flipped for item in self.items}
+        votes = []
+        for id_, row in self._rows.items():
+            first, second = ("B", "A") if flipped.get(id_) else ("A", "B")
+            label = self.labels.get(id_) if id_ in flipped else None
+            person = {"first": first, "second": second, "tie": "none"}.get(label or "", "")
+            judge = row["choice"] if row["choice"] in DECIDED else "none"
+            lengths = (len(row["answer_a"]), len(row["answer_b"]))
+            votes.append(Vote(str(row["video"]), judge, tuple(row["orders"]), person, first, lengths))
+        return audit_figures(votes, RESAMPLES, 0)
 
     def write(self) -> str:
         """Write result.json; returns its path."""

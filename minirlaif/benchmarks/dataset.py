@@ -18,6 +18,7 @@ from minirlaif.data.formats import CLIP_SUFFIXES, BadRow
 from minirlaif.data.tables import ClipFolder, raise_all, text_lines
 from minirlaif.errors import UserError
 from minirlaif.runs.io import sha256
+from minirlaif.stats import grouped
 
 SHOWN = 6  # names of files and clips in a message
 
@@ -70,18 +71,16 @@ def read_benchmark(source: str, videos: str) -> Benchmark:
     if videos and not Path(videos).is_dir():
         raise UserError(f"--videos {videos}: no such folder; name the folder of the benchmark's clips")
     clips = _Clips(Path(videos), location.path) if videos else None
-    parts: dict[str, list[Item]] = {}
-    kinds_read: dict[str, BenchmarkKind] = {}
-    for part, rows in source_rows(location):
-        kind, items = _parsed(part, rows, location.path)
-        kinds_read[kind.name] = kind
-        for item in items:
-            parts.setdefault(item.part, []).append(item)
-    if len(kinds_read) != 1:
-        names = ", ".join(sorted(kinds_read))
-        raise UserError(f"{location.path}: holds benchmarks of several kinds ({names}); name one of its files")
-    (kind,) = kinds_read.values()
-    items = kind.complete([item for part in parts.values() for item in _identified(part, clips)], location.path)
+    parsed = [_parsed(part, rows, location.path) for part, rows in source_rows(location)]
+    kind = parsed[0][0]
+    if len(names := {kind.name for kind, _ in parsed}) > 1:
+        raise UserError(f"{location.path}: holds benchmarks of several kinds ({', '.join(sorted(names))}); name one of its files")
+    items = [
+        replace(item, id=f"{part}:{id_}", video=clips.find(item.name) if clips else "")
+        for part, of_part in grouped((item.part, item) for _, items in parsed for item in items).items()
+        for id_, item in zip(_ids(of_part), of_part, strict=True)
+    ]
+    items = kind.complete(items, location.path)
     if len({item.id for item in items}) < len(items):  # one's answer would be graded as another's
         raise UserError(f"{location.path}: two rows would have one id; give every row a `question_id` of its own")
     digest = hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in location.files).encode()).hexdigest()
@@ -114,30 +113,20 @@ def _parsed(part: str, rows: Sequence[PlacedRow], path: Path) -> tuple[Benchmark
         known = "; ".join(f"{kind.name} ({kind.columns})" for kind in kinds.KINDS)
         names = ", ".join(map(str, first[1]))[:120]
         raise UserError(f"{first[0]}: columns {names} are those of no known benchmark; known: {known}")
-    problems: dict[Path, list[tuple[int, str]]] = {}
+    problems: list[tuple[Path, tuple[int, str]]] = []
     items: list[Item] = []
     for file, number, row in rows:
-        if kind is None:
-            problems.setdefault(file, []).append((number, str(row) if isinstance(row, BadRow) else "not an object"))
-            continue
         try:
             columns, clip = checked_row(row)
-            items.append(kind.parse(columns, part, clip))
+            if kind:
+                items.append(kind.parse(columns, part, clip))
         except BadRow as problem:
-            problems.setdefault(file, []).append((number, str(problem)))
-    for file, faults in problems.items():
+            problems.append((file, (number, str(problem))))
+    for file, faults in grouped(problems).items():
         raise_all(str(file), faults)
     if kind is None:
         raise UserError(f"{path}: holds no rows that are objects with named columns")
     return kind, items
-
-
-def _identified(items: Sequence[Item], clips: _Clips | None) -> list[Item]:
-    """The items of one part with their ids and clips."""
-    return [
-        replace(item, id=f"{item.part}:{id_}", video=clips.find(item.name) if clips else "")
-        for id_, item in zip(_ids(items), items, strict=True)
-    ]
 
 
 def _ids(items: Sequence[Item]) -> list[str]:

@@ -38,18 +38,13 @@ class BenchmarkRun(Run):
 
     def __init__(self, root: Path, words: Sequence[str]) -> None:
         super().__init__(root)
-        self._words = [word for word in words if word != "--redo"]
+        self._rerun = "python -m minirlaif " + shlex.join(word for word in words if word != "--redo")
 
     def command(self, stage: str) -> str:
-        """See Run."""
-        return self._command() if stage.startswith("benchmarks/") else super().command(stage)
+        return self._rerun if stage.startswith("benchmarks/") else super().command(stage)
 
     def remake(self, stage: str, *settings: str) -> str:
-        """See Run."""
-        return f"{self._command()} --redo" if stage.startswith("benchmarks/") else super().remake(stage, *settings)
-
-    def _command(self) -> str:
-        return "python -m minirlaif " + shlex.join(self._words)
+        return f"{self._rerun} --redo" if stage.startswith("benchmarks/") else super().remake(stage, *settings)
 
 
 def answer_benchmark(run: Run, benchmark: Benchmark, spec: ModelSpec, readout: str, ask: str) -> Path:
@@ -169,7 +164,7 @@ def _check_missing(benchmark: Benchmark, spec: ModelSpec) -> None:
         raise UserError(f"none of the {clips} clips is below --videos ({names}): is it the right folder?")
     if missing and benchmark.kind.needs_every_clip:
         raise UserError(f"{len(missing)} of {clips} clips are not below --videos ({names}). {EVERY_CLIP}")
-    if missing and len(missing) / clips > spec.max_unreadable:
+    if missing and len(missing) / clips > spec.config.video.max_unreadable:
         share = min(1.0, -(-100 * len(missing) // clips) / 100)
         raise UserError(
             f"{len(missing)} of {clips} clips are not below --videos ({names}). Get them, or count their rows as unanswered with"

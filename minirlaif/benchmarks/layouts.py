@@ -11,6 +11,7 @@ from typing import Any
 from minirlaif.data.formats import BadRow
 from minirlaif.data.tables import TABLES, json_value, raise_all, table_rows, text_lines
 from minirlaif.errors import UserError
+from minirlaif.stats import grouped
 
 WELL_KNOWN = Path("benchmarks")  # where `--benchmark NAME` is looked for when NAME is no path
 EGOSCHEMA = ("questions.json", "subset_answers.json")
@@ -52,11 +53,8 @@ def source_rows(source: Source) -> Iterator[tuple[str, list[PlacedRow]]]:
         join = _subset if files[1].name.lower() == EGOSCHEMA[1] else _joined
         yield "", [(files[0], number, row) for number, row in join(files[0], files[1])]
     else:
-        parts: dict[str, list[PlacedRow]] = {}
-        for file in files:
-            rows = parts.setdefault(_videoinstruct_part(file, source.path), [])
-            rows += [(file, number, row) for number, row in table_rows(file)]
-        yield from ((part, _paired(rows)) for part, rows in parts.items())
+        for part, of_part in grouped((_videoinstruct_part(file, source.path), file) for file in files).items():
+            yield part, _paired([(file, number, row) for file in of_part for number, row in table_rows(file)])
 
 
 def _existing(source: str) -> Path:
@@ -98,8 +96,8 @@ def _of_folder(path: Path, tables: Sequence[Path]) -> list[Path]:
         return splits or [*lists[:1], *(file for file in texts if file.name == "classInd.txt")][:2]
     if tables and _shards(tables[0]) == [*tables]:
         return [*tables]
-    shown = ", ".join(file.name for file in tables[:6]) or "none"
-    raise UserError(f"{path}: cannot tell which of its files is the benchmark ({shown}); name the file")
+    names = ", ".join(file.name for file in tables[:6]) or "none"
+    raise UserError(f"{path}: cannot tell which of its files is the benchmark ({names}); name the file")
 
 
 def _shards(path: Path) -> list[Path]:

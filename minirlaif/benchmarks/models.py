@@ -25,6 +25,7 @@ from minirlaif.runs.io import sha256
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.stages.registry import ADAPTERS, MODELS
+from minirlaif.video.reader import ClipReader, check_clips
 
 if TYPE_CHECKING:
     from minirlaif.session import ModelSession
@@ -49,11 +50,6 @@ class ModelSpec:
     inputs: tuple[str, ...] = ()
     which: str = ""
     frames: int = 0
-
-    @property
-    def max_unreadable(self) -> float:
-        """The share of clips that may be missing or unreadable."""
-        return self.config.video.max_unreadable
 
 
 class BenchmarkModel(Protocol):
@@ -152,7 +148,7 @@ def load_model(spec: ModelSpec, run: Run) -> Iterator[BenchmarkModel]:
         elif spec.kind == "adapter":
             role = "policy"
             session.adapters.add(role, 0, Path(spec.path))
-        yield SessionModel(session, role, evaluate, spec.max_unreadable)
+        yield SessionModel(session, role, evaluate, video.max_unreadable)
 
 
 class SessionModel:
@@ -163,20 +159,15 @@ class SessionModel:
         self.batch_size, self._max_new_tokens = evaluate.batch_size, evaluate.max_new_tokens
 
     def unreadable(self, videos: Sequence[str]) -> dict[str, str]:
-        """See BenchmarkModel."""
-        from minirlaif.video.reader import check_clips
-
         _, bad = check_clips(videos, self._session.feature_cache, self._max_unreadable)
         return {clip.path: clip.reason for clip in bad}
 
     def answers(self, prompts: Sequence[tuple[str, str]]) -> list[str]:
-        """See BenchmarkModel."""
         questions = ((self._session.video_input(video), text) for video, text in prompts)
         with self._session.adapters.inference_as(self._role):
             return self._session.greedy_answers(questions, self._max_new_tokens, self.batch_size)
 
     def likelihoods(self, candidates: Sequence[tuple[str, str, str]]) -> list[float]:
-        """See BenchmarkModel."""
         from minirlaif.feedback.judge import mean_logprobs
 
         session = self._session
@@ -188,7 +179,6 @@ class SessionModel:
             return mean_logprobs(session, pairs, self.batch_size)
 
     def add_counters(self, out: StageDir) -> None:
-        """See BenchmarkModel."""
         self._session.add_counters(out)
 
 
@@ -206,15 +196,11 @@ class EngineModel:
         self._counters: Mapping[str, int] = {}
 
     def unreadable(self, videos: Sequence[str]) -> dict[str, str]:
-        """See BenchmarkModel."""
-        from minirlaif.video.reader import ClipReader, check_clips
-
         with ClipReader(self._video.timeout_seconds) as reader:
             _, bad = check_clips(videos, reader, self._video.max_unreadable)
         return {clip.path: clip.reason for clip in bad}
 
     def answers(self, prompts: Sequence[tuple[str, str]]) -> list[str]:
-        """See BenchmarkModel."""
         texts = []
         for video, question in prompts:
             if self._clip is None or self._clip.video != video:
@@ -230,7 +216,6 @@ class EngineModel:
         )
 
     def add_counters(self, out: StageDir) -> None:
-        """See BenchmarkModel."""
         now = dict(self._engine.counters)
         for name, value in now.items():
             out.counters[name] = out.counters.get(name, 0) + value - self._counters.get(name, 0)

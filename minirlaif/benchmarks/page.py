@@ -10,16 +10,12 @@ from typing import Any
 from minirlaif.benchmarks.kinds import metrics as all_metrics
 from minirlaif.benchmarks.tables import NO_PROTOCOL, judge_head, uncertain
 from minirlaif.reports import html
-from minirlaif.stats import FEW
+from minirlaif.stats import FEW, grouped
 
 Table = Mapping[str, Any]
 FEW_CLIPS = "†"  # behind a figure of fewer than FEW clips
 COUNTS = ("Rows", "Clips", "Grades")  # the last columns of a judge's table
 DIFFERENCE = ("Metric", "Difference [95 %]", "p", "Rows", "Left out", "Clips")
-LEAD = (
-    "Scores from 0 to 5 and shares in percent, with 95 % bootstrap intervals over clips. Every judge has its own table: grades of"
-    " different judges, versions or prompts cannot be compared."
-)
 
 
 @dataclass(frozen=True)
@@ -38,15 +34,14 @@ class Example:
 def markdown(table: Table, charts: Sequence[str] = ()) -> str:
     """The table as Markdown. charts: names of picture files beside it."""
     lines = [f"# {table['benchmark']}", ""]
-    for view in map(judge_view, table["tables"]):
-        details = ", ".join(view["details"])
-        lines += [f"## Judge: {view['name']}", "", *([details, ""] if details else [])]
-        lines += [*_table(view["head"], [[model, *cells, *counts] for model, cells, counts in view["rows"]]), ""]
-        lines += [*(f"- {note}" for note in view["notes"]), ""]
-        for models, rows in view["differences"]:
+    for judge in map(judge_texts, table["tables"]):
+        lines += [f"## Judge: {judge['name']}", "", *([", ".join(judge["details"]), ""] if judge["details"] else [])]
+        lines += [*_table(judge["head"], [[model, *cells, *counts] for model, cells, counts in judge["rows"]]), ""]
+        lines += [*(f"- {note}" for note in judge["notes"]), ""]
+        for models, rows in judge["differences"]:
             lines += [f"{models}:", "", *_table(DIFFERENCE, rows), ""]
-    for judge, head, rows in _published(table):
-        lines += [f"## Published, {judge}", "", *_table(head, rows), ""]
+    for published_by, head, rows in _published(table):
+        lines += [f"## Published, {published_by}", "", *_table(head, rows), ""]
     lines += [f"![{name.rsplit('.', 1)[0]}]({name})" for name in charts]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -62,28 +57,23 @@ def document(
     """The page of one benchmark. pictures: name -> SVG; strips: key -> JPEG of the frames in `Example.strip`."""
     body = html.render(
         "benchmarks/table.html",
-        **{"eyebrow": f"minirlaif benchmark · {run}", "title": table["benchmark"], "lead": LEAD},
-        tables=[("", [judge_view(each) for each in table["tables"]])],
+        **{"eyebrow": f"minirlaif benchmark · {run}", "title": table["benchmark"]},
+        tables=[("", [judge_texts(each) for each in table["tables"]])],
         published=_published(table),
         pictures={name: base64.b64encode(svg.encode()).decode() for name, svg in pictures.items()},
         examples=[("worst", "Worst grades", worst), ("best", "Best grades", best)],
-        not_compared=[],
     )
     return html.page(f"minirlaif: {table['benchmark']}", [body], html.strip_styles(strips))
 
 
 def comparison(tables: Sequence[Table], title: str, not_compared: Sequence[str]) -> str:
     """The page of `compare`: the judges' tables of each benchmark, and what could not be compared."""
-    body = html.render(
-        "benchmarks/table.html",
-        **{"eyebrow": "minirlaif comparison", "title": title, "lead": LEAD, "published": [], "pictures": {}, "examples": []},
-        tables=[(table["benchmark"], [judge_view(each) for each in table["tables"]]) for table in tables],
-        not_compared=not_compared,
-    )
-    return html.page(f"minirlaif: {title}", [body])
+    judges = [(table["benchmark"], [judge_texts(each) for each in table["tables"]]) for table in tables]
+    values = {"eyebrow": "minirlaif comparison", "title": title, "tables": judges, "not_compared": not_compared}
+    return html.page(f"minirlaif: {title}", [html.render("benchmarks/table.html", **values)])
 
 
-def judge_view(each: Mapping[str, Any]) -> dict[str, Any]:
+def judge_texts(each: Mapping[str, Any]) -> dict[str, Any]:
     """One judge's table in texts. details: what else must be equal for grades to be comparable; rows: (model, cells, counts);
     differences: (the two models, rows)."""
     judge, metrics = each["judge"], _metrics(row["cells"] for row in each["rows"])
@@ -92,12 +82,15 @@ def judge_view(each: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": judge_head(judge),
         "details": list(filter(None, [version, judge["asked"], prompt, " to ".join(dict.fromkeys(judge["dates"]))])),
-        "head": ["Model", *map(_head, metrics), *COUNTS],
+        "head": [*_head(metrics), *COUNTS],
         "rows": [(row["model"], [_cell(row["cells"].get(m), m) for m in metrics], _counts(row)) for row in each["rows"]],
         "notes": notes(each),
         "difference_head": DIFFERENCE,
         "differences": [
-            (f"{pair['second']} minus {pair['first']}", [[_label(m), *_change(c, m)] for m, c in pair["changes"].items()])
+            (
+                f"{pair['second']} minus {pair['first']}",
+                [[all_metrics()[m].label, *_change(c, m)] for m, c in pair["changes"].items()],
+            )
             for pair in each["differences"]
         ],
     }
@@ -109,21 +102,22 @@ def notes(each: Mapping[str, Any]) -> list[str]:
     for row in each["rows"]:
         reasons = [(why, row["rows_without_mark"][why], count) for why, count in row["without_mark"].items()]
         if reasons:
-            text = ", ".join(
-                f"{why}: {_of(n, 'row')}" + (f" ({count} grades)" if count != n else "") for why, n, count in reasons
-            )
-            lines.append(f"{row['model']}: grades missing or wrong by form: {text}.")
+            texts = [
+                f"{why}: {n} row{'s' * (n != 1)}" + (f" ({count} grades)" if count != n else "") for why, n, count in reasons
+            ]
+            lines.append(f"{row['model']}: grades missing or wrong by form: {', '.join(texts)}.")
         for metric, cell in row["cells"].items():
+            subject = f"{row['model']}, {all_metrics()[metric].label}"
             what = "grades are missing" if metric == "mean" else "rows have no grade"
             if cell["marked"] < cell["rows"] and cell["mean"] is not None:
                 low, high = (_value(cell[end], metric) for end in ("worst", "best"))
                 lines.append(
-                    f"{row['model']}, {_label(metric)}: {cell['rows'] - cell['marked']} of {cell['rows']} {what};"
+                    f"{subject}: {cell['rows'] - cell['marked']} of {cell['rows']} {what};"
                     f" with all of them worst or best the mean would be {low} or {high}."
                 )
             elif cell["mean"] is None:
                 none = "not all of the five have a grade" if metric == "mean" else f"none of {cell['rows']} rows has a grade"
-                lines.append(f"{row['model']}, {_label(metric)}: {none}.")
+                lines.append(f"{subject}: {none}.")
     figures = [cell for row in each["rows"] for cell in row["cells"].values()]
     figures += [change for pair in each["differences"] for change in pair["changes"].values()]
     if any(map(uncertain, figures)):
@@ -141,35 +135,26 @@ def notes(each: Mapping[str, Any]) -> list[str]:
 
 def _metrics(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     used = {metric for row in rows for metric in row}
-    return [name for name in (*(name for name in all_metrics() if name != "mean"), "mean") if name in used]
+    return [name for name in all_metrics() if name in used]
 
 
 def _published(table: Table) -> list[tuple[str, list[str], list[list[str]]]]:
     """(judge in words, head, rows) per judge of the published figures."""
-    views = []
-    for judge in dict.fromkeys(row["judge"] for row in table["published"]):
-        rows = [row for row in table["published"] if row["judge"] == judge]
+    result = []
+    for judge, rows in grouped((row["judge"], row) for row in table["published"]).items():
         metrics = _metrics(row["values"] for row in rows)
         names = [f"{row['model']} (read off a figure)" if row["read_off"] else str(row["model"]) for row in rows]
         cells = [[name, *(_value(row["values"].get(m), m) for m in metrics)] for name, row in zip(names, rows, strict=True)]
-        views.append((judge if judge == NO_PROTOCOL else f"judge: {judge}", ["Model", *map(_head, metrics)], cells))
-    return views
+        result.append((judge if judge == NO_PROTOCOL else f"judge: {judge}", _head(metrics), cells))
+    return result
 
 
-def _label(metric: str) -> str:
-    return all_metrics()[metric].label
-
-
-def _is_share(metric: str) -> bool:
-    return all_metrics()[metric].is_share
-
-
-def _head(metric: str) -> str:
-    return f"{_label(metric)} %" if _is_share(metric) else _label(metric)
+def _head(metrics: Sequence[str]) -> list[str]:
+    return ["Model", *(all_metrics()[metric].head for metric in metrics)]
 
 
 def _value(value: float | None, metric: str) -> str:
-    return "–" if value is None else f"{100 * value:.1f}" if _is_share(metric) else f"{value:.2f}"
+    return "–" if value is None else f"{100 * value:.1f}" if all_metrics()[metric].is_share else f"{value:.2f}"
 
 
 def _cell(cell: Mapping[str, Any] | None, metric: str) -> str:
@@ -191,21 +176,13 @@ def _change(change: Mapping[str, Any], metric: str) -> list[str]:
     counts = [f"{change['rows']}{unit}", f"{change['left_out']}{unit}", str(change["clips"])]
     if change["mean"] is None:
         return ["–", "–", *counts]
-    scale = 100 if _is_share(metric) else 1
-    digits = 1 if _is_share(metric) else 2
+    scale, digits = (100, 1) if all_metrics()[metric].is_share else (1, 2)
     mean, low, high = (f"{scale * change[end] + 0.0:+.{digits}f}" for end in ("mean", "low", "high"))
     p = "< 0.001" if change["p"] < 0.001 else f"{change['p']:.3f}"
     few = f" {FEW_CLIPS}" if uncertain(change) else ""
     return [f"{mean} [{low}, {high}]{few}", f"{p}{few}", *counts]
 
 
-def _of(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
-
-
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [_row(head), _row(["---"] * len(head)), *map(_row, rows)]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines]

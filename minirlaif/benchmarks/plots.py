@@ -83,13 +83,13 @@ def panels(table: Mapping[str, Any]) -> list[Panel]:
 
 def radar(all_panels: Sequence[Panel]) -> str:
     """Five axes from 0 to 5, a polygon per model, panels one below the other. "" when no panel has all five metrics."""
-    shown = [panel for panel in all_panels if any(set(FIVE) <= set(series.values) for series in panel.series)]
-    if not shown:
+    drawn = [panel for panel in all_panels if any(set(FIVE) <= set(series.values) for series in panel.series)]
+    if not drawn:
         return ""
-    figure = _figure(4.9 * len(shown))
+    figure = _figure(4.9 * len(drawn))
     angles = [2 * math.pi * i / len(FIVE) for i in range(len(FIVE))]
-    for place, panel in enumerate(shown, 1):
-        axes = figure.add_subplot(len(shown), 1, place, projection="polar")
+    for place, panel in enumerate(drawn, 1):
+        axes = figure.add_subplot(len(drawn), 1, place, projection="polar")
         axes.set_facecolor("none")
         axes.set_theta_offset(math.pi / 2)
         axes.set_theta_direction(-1)
@@ -113,13 +113,13 @@ def radar(all_panels: Sequence[Panel]) -> str:
 def bars(all_panels: Sequence[Panel]) -> str:
     """A group of bars per metric, whiskers where there are intervals (dotted where they are not reliable). "" without any
     value."""
-    shown = [panel for panel in all_panels if any(series.values for series in panel.series)]
-    if not shown:
+    drawn = [panel for panel in all_panels if any(series.values for series in panel.series)]
+    if not drawn:
         return ""
-    figure = _figure(3.4 * len(shown))
-    for place, panel in enumerate(shown, 1):
+    figure = _figure(3.4 * len(drawn))
+    for place, panel in enumerate(drawn, 1):
         metrics = [m for m in all_metrics().values() if any(m.name in series.values for series in panel.series)]
-        axes = figure.add_subplot(len(shown), 1, place)
+        axes = figure.add_subplot(len(drawn), 1, place)
         width = min(0.8 / len(panel.series), THICKEST / WIDTH * len(metrics))
         for number, (colour, series) in enumerate(zip(_colours(panel), panel.series, strict=True)):
             known = [(i, m) for i, m in enumerate(metrics) if m.name in series.values]

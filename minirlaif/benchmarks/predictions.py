@@ -12,10 +12,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from minirlaif.benchmarks.dataset import Benchmark
-from minirlaif.benchmarks.kinds.base import CLIP_COLUMNS, Item, prediction_columns
+from minirlaif.benchmarks.kinds.base import CLIP_COLUMNS, Item, object_row, prediction_columns
 from minirlaif.data.formats import CLIP_SUFFIXES, BadRow, half_letters
 from minirlaif.data.tables import raise_all, table_rows
 from minirlaif.errors import UserError
+from minirlaif.stats import grouped
 
 _ID = "\0id"  # no clip is called so
 _END = re.compile(r"(?:\s*(?:</s>|<\|im_end\|>|<\|eot_id\|>|<end_of_utterance>))+\s*$")  # some scripts leave them in
@@ -39,10 +40,7 @@ def read_predictions(source: Path, benchmark: Benchmark) -> dict[str, tuple[str,
         UserError: a row that belongs to no item of the benchmark, answers it twice, or has no `pred`; no row at all.
     """
     files = _files(source, benchmark)
-    keys: dict[tuple[str, ...], list[Item]] = {}
-    for item in benchmark.items:
-        for key in _keys_of(item):
-            keys.setdefault(key, []).append(item)
+    keys = grouped((key, item) for item in benchmark.items for key in _keys_of(item))
     predictions: dict[str, tuple[str, ...]] = {}
     for file in files:
         problems: list[tuple[int, str]] = []
@@ -73,10 +71,7 @@ def _matched(
 ) -> tuple[Item, tuple[str, ...]]:
     """The item that a row of predictions belongs to, and its texts. matched: ids of items that have a prediction; part: that the
     file's name says. BadRow when there is none."""
-    if isinstance(row, BadRow):
-        raise row
-    if not isinstance(row, Mapping):
-        raise BadRow("a row must be an object with named columns")
+    row = object_row(row)
     raw_questions = tuple(str(row[k]) for k in ("Q1", "Q2") if k in row) or (str(row.get("Q", row.get("question", ""))),)
     questions = tuple(map(_plain, raw_questions))
     clips = {_clip(str(row[k])) for k in CLIP_COLUMNS if k in row}

@@ -13,7 +13,7 @@ from minirlaif.benchmarks import page, plots
 from minirlaif.benchmarks.dataset import Benchmark, first_items, read_benchmark
 from minirlaif.benchmarks.generate import BenchmarkRun, answer_benchmark, import_predictions, read_answers, set_aside
 from minirlaif.benchmarks.kinds import metrics
-from minirlaif.benchmarks.models import ModelSpec, resolve_model, title_of
+from minirlaif.benchmarks.models import resolve_model, title_of
 from minirlaif.benchmarks.predictions import read_predictions
 from minirlaif.benchmarks.scores import Scores, grade_answers, load_all, save
 from minirlaif.benchmarks.tables import examples, judge_head, table_json
@@ -84,18 +84,14 @@ def _answers(options: argparse.Namespace, run: BenchmarkRun, benchmark: Benchmar
     titles = [spec.title for spec in specs]
     if twice := {title for title in titles if titles.count(title) > 1}:
         raise UserError(f"--model: two models are called {twice.pop()}; evaluate them into two runs")
-    _print_frames(specs)
-    if options.redo:
-        set_aside(run, benchmark, specs)
-    return {spec.title: answer_benchmark(run, benchmark, spec, readout, options.ask) for spec in specs}
-
-
-def _print_frames(specs: Sequence[ModelSpec]) -> None:
-    """A difference between models may be one of frames: exported files take as many as they were exported for."""
+    # A difference between models may be one of frames: exported files take as many as they were exported for.
     frames = {spec.title: spec.frames if spec.kind == "gguf" else spec.config.video.frames for spec in specs}
     if len({number for number in frames.values() if number}) > 1:
         numbers = ", ".join(f"{title} {number}" for title, number in frames.items() if number)
         print(f"models get different numbers of frames ({numbers}); --set video.frames=N gives all the same", flush=True)
+    if options.redo:
+        set_aside(run, benchmark, specs)
+    return {spec.title: answer_benchmark(run, benchmark, spec, readout, options.ask) for spec in specs}
 
 
 def _grades(
@@ -172,9 +168,8 @@ def _examples(
 def _grades_text(scores: Scores, id_: str) -> str:
     """An item's grades in words."""
     texts = []
-    for grade in scores.grades:
-        if grade.id == id_:
-            metric = metrics()[grade.metric]
-            value = "no grade" if grade.value is None else f"{grade.value:g}" + ("" if metric.is_share else f" of {HIGHEST}")
-            texts.append(f"{metric.label.lower()} {value}")
+    for grade in (each for each in scores.grades if each.id == id_):
+        metric = metrics()[grade.metric]
+        value = "no grade" if grade.value is None else f"{grade.value:g}" + ("" if metric.is_share else f" of {HIGHEST}")
+        texts.append(f"{metric.label.lower()} {value}")
     return ", ".join(texts)

@@ -96,10 +96,10 @@ def judge_head(judge: Mapping[str, Any]) -> str:
 
 
 def metrics_of(scores: Scores) -> list[str]:
-    """Names of the metrics in order, the mean of five at the end where all five are there."""
+    """Names of the metrics in order, with the mean of five where all five are there."""
     used = {grade.metric for grade in scores.grades}
-    names = [name for name in metrics() if name in used]
-    return [*names, "mean"] if set(FIVE) <= used else names
+    used |= {"mean"} if set(FIVE) <= used else set()
+    return [name for name in metrics() if name in used]
 
 
 def cells(scores: Scores) -> dict[str, Cell]:

@@ -31,7 +31,6 @@ class ActionRecognition(RankedKind):
         return part == "action" or (all(first_column(row, names) for names in columns) and not first_column(row, others))
 
     def parse(self, row: Mapping[str, Any], part: str, clip: str) -> Item:
-        """See BenchmarkKind."""
         label = text_cell(row, first_column(row, _LABELS))
         return Item("", "action", clip, "", (), class_words(label), row=row)
 
@@ -45,7 +44,6 @@ class ActionRecognition(RankedKind):
         return [replace(item, options=options) for item in items]
 
     def question_text(self, item: Item) -> str:
-        """See BenchmarkKind."""
         return "Which action?"
 
 

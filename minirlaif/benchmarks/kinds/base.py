@@ -36,6 +36,11 @@ class Metric:
     is_share: bool = False
 
     @property
+    def head(self) -> str:
+        """Head of its column."""
+        return f"{self.label} %" if self.is_share else self.label
+
+    @property
     def best(self) -> float:
         """The best possible value; the worst is 0."""
         return 1.0 if self.is_share else float(HIGHEST)
@@ -194,13 +199,18 @@ class RankedKind(BenchmarkKind):
         return {**super().write_predictions(item, texts), "ranked": list(texts)}
 
 
-def checked_row(row: Any) -> tuple[dict[str, Any], str]:
-    """A row's columns that hold something, and its clip's name. BadRow for what no kind could parse."""
+def object_row(row: Any) -> Mapping[str, Any]:
+    """A row as it was read, if it is an object. BadRow otherwise."""
     if isinstance(row, BadRow):
         raise row
     if not isinstance(row, Mapping):
         raise BadRow("a row must be an object with named columns")
-    columns = {str(name): value for name, value in row.items() if value is not None}
+    return row
+
+
+def checked_row(row: Any) -> tuple[dict[str, Any], str]:
+    """A row's columns that hold something, and its clip's name. BadRow for what no kind could parse."""
+    columns = {str(name): value for name, value in object_row(row).items() if value is not None}
     if half_letters(json.dumps(columns, ensure_ascii=False, default=str)):
         raise BadRow("holds half a letter (a lone surrogate), which no file can hold: write the file as UTF-8")
     column = first_column(columns, CLIP_COLUMNS)

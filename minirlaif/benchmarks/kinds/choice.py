@@ -41,11 +41,9 @@ class MultipleChoice(RankedKind):
     has_readouts = True
 
     def matches(self, row: Mapping[str, Any], part: str) -> bool:
-        """See BenchmarkKind."""
         return has_options(row)
 
     def parse(self, row: Mapping[str, Any], part: str, clip: str) -> Item:
-        """See BenchmarkKind."""
         question, options = question_cell(row, "question"), _options(row)
         return Item("", "choice", clip, "", (question,), options[_right_place(row, options)], options, row, own_id(row))
 

@@ -35,7 +35,7 @@ class QuestionAnswering(BenchmarkKind):
         return {"question", "answer"} <= row.keys() and not has_options(row)
 
     def parse(self, row: Mapping[str, Any], part: str, clip: str) -> Item:
-        """See BenchmarkKind. Both of Video-ChatGPT's scripts find the keys that they read."""
+        """Both of Video-ChatGPT's scripts find the keys that they read."""
         question, answer = question_cell(row, "question"), text_cell(row, "answer")
         columns = {"id": row.get(first_column(row, ID_COLUMNS), ""), "video_name": clip, "question": question, "answer": answer}
         columns |= {"Q": question, "A": answer}

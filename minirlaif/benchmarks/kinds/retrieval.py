@@ -26,7 +26,7 @@ class Retrieval(RankedKind):
         return all(first_column(row, names) for names in (CLIP_COLUMNS, CAPTION_COLUMNS)) and "question" not in row
 
     def parse(self, row: Mapping[str, Any], part: str, clip: str) -> Item:
-        """See BenchmarkKind. Several captions of one row are one text."""
+        """Several captions of one row are one text."""
         value = row[first_column(row, CAPTION_COLUMNS)]
         caption = " ".join(map(str, value)) if isinstance(value, list) else str(value)
         if not caption.strip():
@@ -39,5 +39,4 @@ class Retrieval(RankedKind):
         return Candidates(scored, list(clips.values()), list(clips).index(item.video))
 
     def question_text(self, item: Item) -> str:
-        """See BenchmarkKind."""
         return "Which clip?"

@@ -5,16 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from minirlaif.benchmarks.kinds.base import (
-    Answer,
-    BenchmarkKind,
-    Grade,
-    Item,
-    Metric,
-    has_options,
-    question_cell,
-    text_cell,
-)
+from minirlaif.benchmarks.kinds.base import Answer, BenchmarkKind, Grade, Item, Metric, has_options, question_cell, text_cell
 from minirlaif.feedback.text_judge import GradeResult
 
 FIVE = ("correctness", "detail", "context", "temporal", "consistency")
@@ -40,7 +31,7 @@ class VideoInstruct(BenchmarkKind):
         return part.endswith("_qa") and {"question", "answer"} <= row.keys() and not has_options(row)
 
     def parse(self, row: Mapping[str, Any], part: str, clip: str) -> Item:
-        """See BenchmarkKind. A row of one question in a file of no part counts as generic."""
+        """A row of one question in a file of no part counts as generic."""
         answer = text_cell(row, "A" if "A" in row else "answer")
         others = {k: v for k, v in row.items() if k not in ("question", "question_1", "question_2", "answer")}
         pair = next((names for names in PAIRS if names[0] in row or names[1] in row), None)

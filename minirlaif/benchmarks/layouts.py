@@ -35,7 +35,12 @@ class Source:
 
 def find_source(source: str) -> Source:
     """The files of a benchmark. UserError when there are none, or when a folder's files are those of no known benchmark."""
-    path = _existing(source)
+    path = next((path for path in (Path(source).expanduser(), WELL_KNOWN / source) if path.exists()), None)
+    if path is None:
+        near = [*WELL_KNOWN.glob(f"{source}.*"), *WELL_KNOWN.glob(f"{source}_qa.*")] if Path(source).name == source else []
+        if len(near) != 1:
+            raise UserError(f"--benchmark {source}: no such file or folder (and none of that name in {WELL_KNOWN}/)")
+        path = near[0]
     if path.is_file():
         answers = _answers_beside(path)
         return Source(path, _slug(path), (path, answers) if answers else tuple(_shards(path)))
@@ -55,16 +60,6 @@ def source_rows(source: Source) -> Iterator[tuple[str, list[PlacedRow]]]:
     else:
         for part, of_part in grouped((_videoinstruct_part(file, source.path), file) for file in files).items():
             yield part, _paired([(file, number, row) for file in of_part for number, row in table_rows(file)])
-
-
-def _existing(source: str) -> Path:
-    for path in (Path(source).expanduser(), WELL_KNOWN / source):
-        if path.exists():
-            return path
-    near = [*WELL_KNOWN.glob(f"{source}.*"), *WELL_KNOWN.glob(f"{source}_qa.*")] if Path(source).name == source else []
-    if len(near) == 1:
-        return near[0]
-    raise UserError(f"--benchmark {source}: no such file or folder (and none of that name in {WELL_KNOWN}/)")
 
 
 def _slug(path: Path) -> str:

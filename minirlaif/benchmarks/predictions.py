@@ -39,7 +39,11 @@ def read_predictions(source: Path, benchmark: Benchmark) -> dict[str, tuple[str,
     Raises:
         UserError: a row that belongs to no item of the benchmark, answers it twice, or has no `pred`; no row at all.
     """
-    files = _files(source, benchmark)
+    files = sorted(path for path in source.iterdir() if path.suffix in (".json", ".jsonl")) if source.is_dir() else [source]
+    if not source.exists() or not files:
+        raise UserError(f"--predictions {source}: no such file, and no folder of json files")
+    # Of a folder the files that are called like the benchmark's parts: this program writes others beside them.
+    files = [path for path in files if path.stem in {item.part for item in benchmark.items}] or files
     keys = grouped((key, item) for item in benchmark.items for key in _keys_of(item))
     predictions: dict[str, tuple[str, ...]] = {}
     for file in files:
@@ -54,16 +58,6 @@ def read_predictions(source: Path, benchmark: Benchmark) -> dict[str, tuple[str,
     if not predictions:
         raise UserError(f"--predictions {source}: holds no row")
     return predictions
-
-
-def _files(source: Path, benchmark: Benchmark) -> list[Path]:
-    """The files of predictions in a folder: those that are called like the benchmark's parts, as `prediction_files` calls them
-    (this program writes others beside them), or else all."""
-    files = sorted(path for path in source.iterdir() if path.suffix in (".json", ".jsonl")) if source.is_dir() else [source]
-    if not source.exists() or not files:
-        raise UserError(f"--predictions {source}: no such file, and no folder of json files")
-    parts = {item.part for item in benchmark.items}
-    return [path for path in files if path.stem in parts] or files
 
 
 def _matched(

@@ -72,8 +72,7 @@ def grade_answers(
     else:
         pairs = [(item, metric) for item in benchmark.items if item.id in answers for metric in kind.rubrics[item.part]]
         requests = [GradeRequest(metric, item.questions, item.answer, answers[item.id].texts) for item, metric in pairs]
-        parts = {item.part for item in benchmark.items}
-        grading = judge.grade(requests, {metric for part in parts for metric in kind.rubrics[part]})
+        grading = judge.grade(requests, {metric for item in benchmark.items for metric in kind.rubrics[item.part]})
         for (item, metric), result in zip(pairs, grading.results, strict=True):
             results.setdefault(item.id, {})[metric] = result
     grades: list[Grade] = []

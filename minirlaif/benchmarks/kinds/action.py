@@ -23,6 +23,7 @@ class ActionRecognition(RankedKind):
     metrics = (Metric("top1", "Top-1", is_share=True), Metric("top5", "Top-5", is_share=True))
     depths = {"top1": 1, "top5": 5}
     ask = "What is the person in the video doing?"
+    example_question = "Which action?"
 
     def matches(self, row: Mapping[str, Any], part: str) -> bool:
         """A clip and a label, and nothing that another kind would ask."""
@@ -42,9 +43,6 @@ class ActionRecognition(RankedKind):
         used = {item.answer for item in items}
         options = tuple(sorted(classes if used <= classes else used))
         return [replace(item, options=options) for item in items]
-
-    def question_text(self, item: Item) -> str:
-        return "Which action?"
 
 
 def class_words(label: str) -> str:

@@ -108,8 +108,8 @@ class BenchmarkKind:
 
     name: as in table.json; columns: what its rows must have, for messages; metrics: in the order of a table's columns; rubrics:
     part -> the metrics that a judge is asked for, empty where answers are graded without a judge; ask: the question where
-    rows have none, for kinds whose candidates are always ranked by likelihood; has_readouts: --readout chooses between a reply
-    and likelihoods; needs_every_clip: a missing clip would make it easier.
+    rows have none, for kinds whose candidates are always ranked by likelihood; example_question: its short form;
+    has_readouts: --readout chooses between a reply and likelihoods; needs_every_clip: a missing clip would make it easier.
     """
 
     name: str
@@ -117,6 +117,7 @@ class BenchmarkKind:
     metrics: tuple[Metric, ...]
     rubrics: Mapping[str, tuple[str, ...]] = {}
     ask = ""
+    example_question = ""
     has_readouts = False
     needs_every_clip = False
 
@@ -158,7 +159,7 @@ class BenchmarkKind:
 
     def question_text(self, item: Item) -> str:
         """The question for an example, on lines."""
-        return " ".join(item.questions)
+        return " ".join(item.questions) or self.example_question
 
     def truth_text(self, item: Item) -> str:
         """The right answer for an example."""

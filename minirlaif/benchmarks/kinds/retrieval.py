@@ -19,6 +19,7 @@ class Retrieval(RankedKind):
     metrics = tuple(Metric(f"r{depth}", f"R@{depth}", is_share=True) for depth in (1, 5, 10))
     depths = {"r1": 1, "r5": 5, "r10": 10}
     ask = "Describe the video."
+    example_question = "Which clip?"
     needs_every_clip = True
 
     def matches(self, row: Mapping[str, Any], part: str) -> bool:
@@ -37,6 +38,3 @@ class Retrieval(RankedKind):
         """Every clip, by how likely the caption is about it."""
         scored = [(video, ask, item.answer) for video in clips]
         return Candidates(scored, list(clips.values()), list(clips).index(item.video))
-
-    def question_text(self, item: Item) -> str:
-        return "Which clip?"

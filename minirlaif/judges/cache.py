@@ -1,6 +1,7 @@
-"""Replies of judges on disk: each is asked and paid for once. One SQLite file, written after every reply, safe for threads.
+"""Messages to a chat model that judges, and its replies on disk: each is asked and paid for once.
 
-A reply's key is the hash of the judge's signature and of the messages: any run that asks the same question reuses the reply.
+One SQLite file, written after every reply, safe for threads. A reply's key is the hash of the judge's signature and of the
+messages: any run that asks the same question reuses the reply.
 """
 
 from __future__ import annotations
@@ -10,24 +11,43 @@ import json
 import sqlite3
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from minirlaif.errors import UserError
-from minirlaif.judges.base import Message, Reply
 from minirlaif.runs.io import disk_is_full
+
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A model's reply. version: of the model that answered; date: UTC day; tokens: as counted by the model, 0 where unknown."""
+
+    text: str
+    version: str
+    date: str
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+class Refused(Exception):
+    """This one question gets no reply, however often it is sent (too long, against a rule of the endpoint); the text says why."""
+
+
+def today() -> str:
+    """The date of a reply."""
+    return datetime.now(UTC).date().isoformat()
 
 
 class Replies:
     """Kept replies, in memory where no file is named. Several processes may open the file."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self._lock = threading.Lock()
-        if path is None:
-            path = Path(":memory:")
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock, path = threading.Lock(), path or Path(":memory:")
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._db = sqlite3.connect(path, timeout=60, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -52,16 +72,13 @@ class Replies:
 
     def put(self, key: str, reply: Reply) -> None:
         """Keep a reply; on disk when this returns."""
-        with self._lock:
+        with self._lock, self._db:
             self._db.execute("REPLACE INTO replies VALUES (?, ?, ?)", (key, reply.version, json.dumps(asdict(reply))))
-            self._db.commit()
 
     def drop(self, version: str) -> int:
         """Delete every reply of a model that gave this version; returns how many."""
-        with self._lock:
-            count = self._db.execute("DELETE FROM replies WHERE version = ?", (version,)).rowcount
-            self._db.commit()
-        return count
+        with self._lock, self._db:
+            return self._db.execute("DELETE FROM replies WHERE version = ?", (version,)).rowcount
 
     def close(self) -> None:
         """Close the file."""

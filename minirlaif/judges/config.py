@@ -17,7 +17,7 @@ from minirlaif.config.loader import build, parse_yaml
 from minirlaif.config.rules import PositiveFloat, PositiveInt
 from minirlaif.errors import UserError
 from minirlaif.feedback.text_judge import TextJudge
-from minirlaif.judges.rubric import PROMPTS, Prompt
+from minirlaif.judges.rubric import Prompt, default_prompts
 
 OF_MODELS = ("prompts", "temperature", "max_tokens", "attempts")  # settings of every kind that is a chat model
 
@@ -36,8 +36,8 @@ class JudgeKind:
 JUDGES = {
     "exact": JudgeKind("minirlaif.judges.match:MatchJudge", "exact"),
     "normalised": JudgeKind("minirlaif.judges.match:MatchJudge", "normalised"),
-    "hf": JudgeKind("minirlaif.judges.hf:HfJudge", "hf:FOLDER", ("device", "dtype", "quantization"), True),
-    "gguf": JudgeKind("minirlaif.judges.gguf:GgufJudge", "gguf:FILE", ("context", "threads"), True),
+    "hf": JudgeKind("minirlaif.judges.local:HfJudge", "hf:FOLDER", ("device", "dtype", "quantization"), True),
+    "gguf": JudgeKind("minirlaif.judges.local:GgufJudge", "gguf:FILE", ("context", "threads"), True),
     "openai": JudgeKind(
         "minirlaif.judges.openai:EndpointJudge",
         "openai:MODEL",
@@ -214,17 +214,14 @@ def _conflicts(s: JudgeSettings) -> list[str]:
 
 def judge_prompts(settings: JudgeSettings) -> Mapping[str, Prompt]:
     """The prompts that the settings name, ours where they name none. UserError for a file that lacks a metric or a place."""
+    prompts = dict(default_prompts())
     if not settings.prompts:
-        return PROMPTS
+        return prompts
     values = _read_yaml(settings.prompts, "name a YAML file in prompts")
-    unknown = [name for name in values if name not in PROMPTS]
-    if unknown:
-        raise UserError(f"{settings.prompts}: {unknown[0]} is no metric; known are {', '.join(PROMPTS)}")
-    prompts = dict(PROMPTS)
     for name, texts in values.items():
-        places = (
-            ("question1", "question2", "answer", "pred1", "pred2") if name == "consistency" else ("question", "answer", "pred")
-        )
+        if name not in prompts:
+            raise UserError(f"{settings.prompts}: {name} is no metric; known are {', '.join(prompts)}")
+        places = ("question1 question2 answer pred1 pred2" if name == "consistency" else "question answer pred").split()
         if not isinstance(texts, Mapping) or not all(isinstance(texts.get(key), str) for key in ("system", "user")):
             raise UserError(f"{settings.prompts}: {name} needs two texts, system and user")
         lost = [place for place in places if f"{{{place}}}" not in texts["user"]]

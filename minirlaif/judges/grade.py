@@ -17,8 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from minirlaif.errors import UserError
 from minirlaif.feedback.text_judge import GradeRequest, Grading, JudgeName, Result
-from minirlaif.judges.base import Message, Refused, Reply
-from minirlaif.judges.cache import Replies
+from minirlaif.judges.cache import Message, Refused, Replies, Reply
 from minirlaif.judges.config import JudgeSettings, judge_prompts
 from minirlaif.judges.rubric import (
     LETTER,

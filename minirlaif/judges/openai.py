@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from minirlaif.errors import UserError
-from minirlaif.judges.base import Message, Refused, Reply, today
+from minirlaif.judges.cache import Message, Refused, Reply, today
 from minirlaif.judges.config import JudgeSettings, check_judge
 from minirlaif.judges.grade import ChatJudge
 

@@ -1,7 +1,7 @@
 """Prompts of the benchmarks' metrics, and how a judge's replies are parsed. Texts and numbers only.
 
-The five metrics of the VideoInstruct benchmark and the yes/no-and-score of zero-shot QA, in words of our own. A judge sees no
-video: the reference answer stands for it. A hash of the prompts is part of the judge's name: other words give other scores.
+The five metrics of the VideoInstruct benchmark and the yes/no-and-score of zero-shot QA. A judge sees no video: the reference
+answer stands for it. A hash of the prompts is part of the judge's name: other words give other scores.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+import yaml
 
 from minirlaif.feedback.text_judge import Grade
 from minirlaif.feedback.verdicts import judge_question
-from minirlaif.judges.base import Message
+from minirlaif.judges.cache import Message
 from minirlaif.types import Choice, Comparison
 
 HIGHEST = 5  # best score; 0 is the worst
@@ -32,8 +36,7 @@ _THOUGHT = re.compile(r"^<think>.*?</think>", re.DOTALL)
 
 @dataclass(frozen=True)
 class Prompt:
-    """Texts of one metric. {question}, {answer}, {pred} stand for the row's own; consistency has {question1}, {pred1} and so
-    on."""
+    """Texts of one metric, with places for the row's own (see prompts.yaml)."""
 
     system: str
     user: str
@@ -43,54 +46,19 @@ class Unreadable(ValueError):
     """A reply in another form than requested; the text says why."""
 
 
-_ROLE = (
-    "You mark answers that a program gave to questions about videos. You cannot watch the video; a person who watched it wrote"
-    " the reference answer, so take that as the truth. Other words for the same thing are as good as its own. {task}"
-)
-_SCALE = "whole numbers from 0 (worst) to 5 (best)"
-# The braces of the objects are no places to fill in: see `fill`.
-_ASK = 'Reply with one JSON object and nothing else, such as {"score": 3}. Allowed scores are ' + _SCALE + "."
-_ASK_QA = (
-    'Reply with one JSON object and nothing else, such as {"pred": "no", "score": 1}. "pred" is "yes" when the answer means the'
-    ' same as the reference and "no" otherwise; "score" says how well they match, in ' + _SCALE + "."
-)
-_ONE = "Question: {question}\nReference answer: {answer}\nAnswer to mark: {pred}\n\n"
-_TWO = (
-    "First question: {question1}\nSecond question, which asks the same in other words: {question2}\nReference answer to both:"
-    " {answer}\nAnswer to the first: {pred1}\nAnswer to the second: {pred2}\n\n"
-)
-
-
-_TASKS = {
-    "correctness": "Mark how far the answer's facts agree with the reference: take marks off for whatever is false or made up.",
-    "detail": "Mark how detailed the answer is: it should cover every main point of the reference, in specific words.",
-    "context": (
-        "Mark how well the answer fits what the video as a whole is about: its main theme, place and mood, and nothing else."
-    ),
-    "temporal": "Mark how well the answer keeps to the order and the timing of events that the reference tells.",
-    "consistency": (
-        "You get two answers to one question asked in two ways. Mark how consistent they are, with one another and with the"
-        " reference: take marks off for every contradiction."
-    ),
-    "qa": "Say whether the answer is right, and how well it matches the reference.",
-}
-PROMPTS: Mapping[str, Prompt] = {
-    metric: Prompt(
-        _ROLE.replace("{task}", task),
-        (_TWO if metric == "consistency" else _ONE) + (_ASK_QA if metric == "qa" else _ASK),
-    )
-    for metric, task in _TASKS.items()
-}
+@cache
+def default_prompts() -> Mapping[str, Prompt]:
+    """Our prompts by metric, from prompts.yaml."""
+    texts = yaml.safe_load((files("minirlaif") / "judges/prompts.yaml").read_text(encoding="utf-8"))
+    return {metric: Prompt(**each) for metric, each in texts.items()}
 
 
 def messages(prompt: Prompt, questions: Sequence[str], answer: str, preds: Sequence[str]) -> list[Message]:
     """What a judge is sent about one row: one question and prediction, or two of each for consistency."""
+    numbers = [""] if len(questions) == 1 else range(1, len(questions) + 1)
     values = {"answer": answer}
-    if len(questions) == 1:
-        values |= {"question": questions[0], "pred": preds[0]}
-    else:
-        values |= {f"question{i}": text for i, text in enumerate(questions, 1)}
-        values |= {f"pred{i}": text for i, text in enumerate(preds, 1)}
+    for i, question, pred in zip(numbers, questions, preds, strict=True):
+        values |= {f"question{i}": question, f"pred{i}": pred}
     # On one line each: an answer cannot bring labels or instructions on lines of their own.
     values = {name: " ".join(text.split()) for name, text in values.items()}
     return [{"role": "system", "content": prompt.system}, {"role": "user", "content": fill(prompt.user, values)}]

@@ -259,7 +259,7 @@ def flags(kind: str, folder: Path, server: str) -> list[str]:
     """Judges that read every letter as a token get short prompts, to save time."""
     prompts = folder / "prompts.yaml"
     one, two = "{question} | {answer} | {pred}", "{question1} {question2} | {answer} | {pred1} {pred2}"
-    texts = {metric: {"system": metric, "user": two if metric == "consistency" else one} for metric in rubric.PROMPTS}
+    texts = {metric: {"system": metric, "user": two if metric == "consistency" else one} for metric in rubric.default_prompts()}
     prompts.write_text(json.dumps(texts))
     if kind == "hf":
         where = [f"hf:{fixed_reply.write_folder(folder / 'parrot', REPLY)}", "--judge-set", "device=cpu"]

@@ -21,13 +21,11 @@ import torch
 from minirlaif.benchmarks.scores import Scores, load, save
 from minirlaif.errors import UserError
 from minirlaif.feedback.text_judge import Grade, GradeRequest, JudgeName, Result
-from minirlaif.judges import hf
-from minirlaif.judges.base import Message, Refused, Reply
-from minirlaif.judges.cache import Replies
+from minirlaif.judges import local
+from minirlaif.judges.cache import Message, Refused, Replies, Reply
 from minirlaif.judges.config import JudgeSettings, check_judge, judge_prompts
-from minirlaif.judges.gguf import GgufJudge
 from minirlaif.judges.grade import ChatJudge, Counts, Question, nothing_read
-from minirlaif.judges.hf import HfJudge
+from minirlaif.judges.local import GgufJudge, HfJudge
 from minirlaif.judges.match import MatchJudge
 from minirlaif.judges.rubric import Unreadable, parse_choice, parse_grade
 from minirlaif.types import Comparison
@@ -322,13 +320,13 @@ def test_the_signature_of_a_gguf_judge_has_its_request_settings(tmp_path: Path, 
 
 
 def test_the_signature_of_an_hf_judge_has_its_request_settings(monkeypatch):
-    monkeypatch.setattr(hf, "_open", lambda section: (None, None))
+    monkeypatch.setattr(local, "_open", lambda section: (None, None))
     ways: list[dict[str, Any]] = [{}, {"quantization": "nf4"}, {"dtype": "bfloat16"}, {"max_tokens": 5}]
     signatures = [dict(HfJudge(JudgeSettings("hf", "tiny", **{"device": "cpu", **changes})).signature) for changes in ways]
     assert all(a != b for a, b in itertools.combinations(signatures, 2))
     # auto is float32 on a CPU and bfloat16 on a GPU, and the replies are of that, not of auto
     assert dict(HfJudge(JudgeSettings("hf", "tiny", device="cpu", dtype="float32")).signature) == signatures[0]
-    monkeypatch.setattr(hf, "pick_device", lambda wanted: torch.device("cuda"))
+    monkeypatch.setattr(local, "pick_device", lambda wanted: torch.device("cuda"))
     assert dict(HfJudge(JudgeSettings("hf", "tiny")).signature) == signatures[2]
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from minirlaif.errors import UserError
 from minirlaif.judges import config, openai
-from minirlaif.judges.base import Refused
+from minirlaif.judges.cache import Refused
 from minirlaif.judges.config import JudgeSettings, judge_settings
 from minirlaif.judges.openai import EndpointJudge
 from tests.fixtures import endpoints, fixed_reply

@@ -8,17 +8,19 @@ from minirlaif.benchmarks.kinds import KINDS
 from minirlaif.feedback.text_judge import Grade
 from minirlaif.judges import rubric
 from minirlaif.judges.rubric import (
-    PROMPTS,
     Prompt,
     Unreadable,
     asked_choice,
     chosen_option,
+    default_prompts,
     fill,
     messages,
     parse_grade,
     plain_answer,
     prompt_hash,
 )
+
+PROMPTS = default_prompts()
 
 
 @pytest.mark.parametrize(
@@ -107,6 +109,11 @@ def test_the_hash_is_of_every_word():
     changed = {**PROMPTS, "detail": Prompt(PROMPTS["detail"].system, PROMPTS["detail"].user + " ")}
     assert prompt_hash(PROMPTS) == prompt_hash(dict(reversed(PROMPTS.items()))) != prompt_hash(changed)
     assert prompt_hash({"qa": PROMPTS["qa"]}) != prompt_hash(PROMPTS)
+
+
+def test_published_scores_are_of_these_prompts():
+    """The hash stands in judge columns of finished benchmarks; other words need another column."""
+    assert prompt_hash(PROMPTS) == "b32f96359362"
 
 
 def test_the_hash_is_of_the_complaint_too(monkeypatch):

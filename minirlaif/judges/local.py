@@ -1,18 +1,19 @@
-"""A judge that is a model of transformers on this machine, read as text: any causal language model, or one of our families.
+"""Judges on this machine that read text: a model of transformers, or a GGUF file run by llama.cpp.
 
-Replies are the most likely tokens, so the same question always gets the same reply; a second attempt differs because the question
-then says what was wrong (see grade.py).
+With transformers, replies are the most likely tokens, so the same question always gets the same reply; a second attempt differs
+because the question then says what was wrong (see grade.py).
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from minirlaif.config import ModelSection
 from minirlaif.errors import UserError
-from minirlaif.judges.base import Message, Reply, today
+from minirlaif.judges.cache import Message, Refused, Reply, today
 from minirlaif.judges.config import JudgeSettings, check_judge
 from minirlaif.judges.grade import ChatJudge
 from minirlaif.models.backbones import FAMILIES
@@ -20,6 +21,7 @@ from minirlaif.models.backbones.base import VisionLanguageModel
 from minirlaif.models.generation import sample
 from minirlaif.models.language_model import EncodedPrompt, LanguageModel
 from minirlaif.models.loading import base_hash, model_type, open_backbone, open_text_model, pick_device, pick_dtype
+from minirlaif.runs.io import sha256
 from minirlaif.types import Turn
 
 
@@ -30,21 +32,14 @@ class HfJudge(ChatJudge):
 
     def __init__(self, settings: JudgeSettings, replies: Path | None = None) -> None:
         check_judge(settings)
-        section = ModelSection(
-            base=settings.name, device=settings.device, dtype=settings.dtype, quantization=settings.quantization
-        )
+        section = ModelSection(settings.name, **{n: getattr(settings, n) for n in ("device", "dtype", "quantization")})
         self.name = Path(settings.name).name
         try:
             self._version = base_hash(section)
             # auto is another number format on a GPU, and other numbers make other replies
             dtype = str(pick_dtype(section, pick_device(section.device))).removeprefix("torch.")
-            self.signature = {
-                "kind": self.kind,
-                "files": self._version,
-                "max_tokens": settings.max_tokens,
-                "quantization": settings.quantization,
-                "dtype": dtype,
-            }
+            fields = {"max_tokens": settings.max_tokens, "quantization": settings.quantization, "dtype": dtype}
+            self.signature = {"kind": self.kind, "files": self._version, **fields}
             self._model, self._render = _open(section)
         except UserError as error:
             raise UserError(str(error).replace("model.base", "judge hf", 1)) from None
@@ -100,3 +95,52 @@ def _end_of_turn(tokenizer: Any) -> int:
     if end is None:
         raise UserError("model.base: its chat template and its tokenizer name no token that ends an answer")
     return int(end)
+
+
+class GgufJudge(ChatJudge):
+    """A GGUF file of a text model, with the chat template that it carries."""
+
+    kind = "gguf"
+
+    def __init__(self, settings: JudgeSettings, replies: Path | None = None) -> None:
+        check_judge(settings)
+        path = Path(settings.name)
+        try:
+            import llama_cpp
+        except ImportError:
+            raise UserError(f"judge gguf:{settings.name}: needs llama.cpp; `pip install llama-cpp-python`") from None
+        self.name, self._version = path.name, sha256(path)[:16]
+        self._lock, self._closed = threading.Lock(), False
+        fields = {name: getattr(settings, name) for name in ("temperature", "max_tokens", "context")}
+        self.signature = {"kind": self.kind, "file": self._version, **fields}
+        threads = dict.fromkeys(("n_threads", "n_threads_batch"), settings.threads or None)
+        try:
+            self._model: Any = llama_cpp.Llama(
+                str(path), n_ctx=settings.context, n_gpu_layers=-1, seed=0, verbose=False, **threads
+            )
+        except ValueError as error:
+            raise UserError(f"judge gguf:{settings.name}: llama.cpp cannot load it ({error})") from None
+        super().__init__(settings, replies)
+
+    def stop(self) -> None:
+        """Free the model once no thread decodes: llama.cpp would read freed memory and end the process."""
+        with self._lock:
+            if not self._closed:
+                self._model.close()
+            self._closed = True
+
+    def ask(self, messages: Sequence[Message]) -> Reply:
+        """One reply. Refused when question and reply do not fit the context."""
+        s = self.settings
+        with self._lock:
+            if self._closed:
+                raise UserError(f"judge {self.name}: closed before this question was asked")
+            sampling = {"temperature": s.temperature, "max_tokens": s.max_tokens, "repeat_penalty": 1.0}
+            try:
+                completion = self._model.create_chat_completion(list(messages), **sampling)
+            except ValueError as error:  # longer than the context
+                raise Refused(f"{error} (raise context, which is {s.context})") from None
+        usage = completion.get("usage", {})
+        text = completion["choices"][0]["message"]["content"] or ""
+        tokens = (int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0)))
+        return Reply(text, self._version, today(), *tokens)

@@ -17,7 +17,7 @@ from minirlaif.benchmarks.kinds.base import Grade
 from minirlaif.benchmarks.scores import ORDER, Scores, load_all
 from minirlaif.benchmarks.tables import judged
 from minirlaif.errors import UserError
-from minirlaif.judges.match import NAMES
+from minirlaif.judges.grade import MATCH_NAMES
 from minirlaif.runs.io import plain, read_jsonl, write_atomic
 from minirlaif.runs.run import Run
 from minirlaif.stats import exact_match, grouped
@@ -133,5 +133,5 @@ def _own_test(run: Run) -> list[Scores]:
             Grade(row["id"], Path(row["video"]).name, "accuracy", float(exact_match(row[title], row["truth"]))) for row in rows
         )
         model = {"run": run.root.name, "title": title, "answers": manifest["identity"]}
-        scores.append(Scores(OWN_TEST, "test", digest, model, NAMES["exact"], grades, {}))
+        scores.append(Scores(OWN_TEST, "test", digest, model, MATCH_NAMES["exact"], grades, {}))
     return scores

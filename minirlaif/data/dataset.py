@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,7 +55,7 @@ def load_samples(source: str, videos: str = "", need_answers: bool = True) -> li
     Raises:
         UserError: all problems of the file; the first line alone says which file and row, what is wrong and what to do.
     """
-    samples = _load(_table(source, videos), lambda row: parse_sample(row, need_answers), _sample_text)
+    samples = _load(_table(source, videos), partial(parse_sample, need_answers=need_answers))
     if need_answers:
         return samples
     return [
@@ -70,7 +71,7 @@ def load_preferences(source: str, videos: str = "") -> list[Preference]:
     rows = [row for row in table.rows if not (isinstance(row[1], dict) and row[1].get("preference") in UNDECIDED)]
     if len(rows) < len(table.rows):
         print(f"{source}: {len(table.rows) - len(rows)} votes without a winner (tie, both bad) are left out", flush=True)
-    return _load(replace(table, rows=rows), parse_preference, _preference_text)
+    return _load(replace(table, rows=rows), parse_preference)
 
 
 def fingerprint(source: str, videos: str = "") -> str:
@@ -83,15 +84,13 @@ def fingerprint(source: str, videos: str = "") -> str:
     return hashlib.sha256(json.dumps([questions, names]).encode()).hexdigest()
 
 
-def _sample_text(sample: Sample) -> list[str]:
-    return [text for turn in sample.turns for text in (turn.question, turn.answer or "")]
+def _texts(record: Sample | Preference) -> list[str]:
+    if isinstance(record, Preference):
+        return [record.question, record.chosen, record.rejected, record.context]
+    return [text for turn in record.turns for text in (turn.question, turn.answer or "")]
 
 
-def _preference_text(pair: Preference) -> list[str]:
-    return [pair.question, pair.chosen, pair.rejected, pair.context]
-
-
-def _load(table: _Table, parse: Callable[[Any], _Record], text: Callable[[_Record], list[str]]) -> list[_Record]:
+def _load(table: _Table, parse: Callable[[Any], _Record]) -> list[_Record]:
     """Parse all rows, find their clips, give them ids; raise every problem at once."""
     find = ClipFolder(table.clips).find
     problems: list[tuple[int, str]] = []
@@ -108,7 +107,7 @@ def _load(table: _Table, parse: Callable[[Any], _Record], text: Callable[[_Recor
     seen: dict[str, int] = {}
     records: list[_Record] = []
     for number, parsed, path in rows:
-        content = json.dumps([parsed.video, *text(parsed)]).encode()
+        content = json.dumps([parsed.video, *_texts(parsed)]).encode()
         id_ = parsed.id if parsed.id and own[parsed.id] == 1 else hashlib.sha256(content).hexdigest()[:16]
         if seen.setdefault(id_, number) != number:
             problems.append((number, f"repeats row {seen[id_]} (same clip and text): remove one of them"))

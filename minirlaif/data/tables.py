@@ -11,7 +11,9 @@ import csv
 import io
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,14 @@ class ClipFolder:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._known: dict[str, str] = {}
-        self._stems: dict[str, list[str]] | None = None
+
+    @cached_property
+    def _stems(self) -> dict[str, list[str]]:
+        """The folder's clips by name without suffix."""
+        stems: dict[str, list[str]] = defaultdict(list)
+        for path in clip_files(self._folder or Path()):
+            stems[path.stem].append(str(path))
+        return stems
 
     def find(self, name: str) -> str:
         """Path of the clip; BadRow if there is none or more than one."""
@@ -64,22 +73,12 @@ class ClipFolder:
         except OSError:  # too long for the file system
             raise BadRow(f"{name[:60]!r} cannot be a file name") from None
         if path.suffix.lower() not in CLIP_SUFFIXES and self._folder is not None:
-            if self._stems is None:
-                self._stems = _stems(self._folder)
             hits = self._stems.get(name) or self._stems.get(f"v_{name}") or []  # ActivityNet's lists leave out the v_
             if len(hits) == 1:
                 return hits[0]
             if hits:
                 raise BadRow(f"clip {name} is there more than once ({hits[0]}, {hits[1]}): name the file with its suffix")
         raise BadRow(f"clip {path} does not exist (relative names start from data.videos, or from the data file's folder)")
-
-
-def _stems(folder: Path) -> dict[str, list[str]]:
-    """Clips below a folder by name without suffix."""
-    stems: dict[str, list[str]] = {}
-    for path in clip_files(folder):
-        stems.setdefault(path.stem, []).append(str(path))
-    return stems
 
 
 def clip_files(folder: Path) -> list[Path]:
@@ -144,9 +143,8 @@ def json_value(name: str) -> list[tuple[int, Any]] | dict[str, Any]:
 
 
 def _bad(error: Exception) -> BadRow:
-    if isinstance(error, json.JSONDecodeError):
-        return BadRow(f"not valid JSON ({error.msg}, column {error.colno})")
-    return BadRow(f"not valid JSON ({str(error)[:80]})")
+    reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)[:80]
+    return BadRow(f"not valid JSON ({reason})")
 
 
 def json_rows(name: str) -> list[tuple[int, Any]]:
@@ -181,8 +179,8 @@ def hub_rows(source: str, parts: Mapping[str, str | None]) -> Iterator[tuple[int
     except Exception as error:  # the library and its client raise a dozen unrelated classes
         raise UserError(f"{source}: no such file or folder here, and the hub says: {_one_line(error)}") from None
     if isinstance(loaded, Mapping):
-        split = "train" if "train" in loaded else next(iter(loaded)) if len(loaded) == 1 else ""
-        if not split:
+        split = "train" if "train" in loaded else next(iter(loaded))
+        if split != "train" and len(loaded) > 1:
             raise UserError(f"{source}: has the splits {', '.join(loaded)}; name one, such as {source}:{next(iter(loaded))}")
         loaded = loaded[split]
     yield from _dataset_rows(loaded)

@@ -34,16 +34,16 @@ class JudgeKind:
 
 
 JUDGES = {
-    "exact": JudgeKind("minirlaif.judges.match:MatchJudge", "exact"),
-    "normalised": JudgeKind("minirlaif.judges.match:MatchJudge", "normalised"),
+    "exact": JudgeKind("minirlaif.judges.grade:MatchJudge", "exact"),
+    "normalised": JudgeKind("minirlaif.judges.grade:MatchJudge", "normalised"),
     "hf": JudgeKind("minirlaif.judges.local:HfJudge", "hf:FOLDER", ("device", "dtype", "quantization"), True),
     "gguf": JudgeKind("minirlaif.judges.local:GgufJudge", "gguf:FILE", ("context", "threads"), True),
     "openai": JudgeKind(
         "minirlaif.judges.openai:EndpointJudge",
         "openai:MODEL",
-        (
-            *("url", "key_env", "timeout_seconds", "retries", "backoff_seconds", "per_minute", "parallel", "extra"),
-            *("price_in", "price_out", "max_cost", "drop_version"),
+        tuple(
+            "url key_env timeout_seconds retries backoff_seconds per_minute parallel extra price_in price_out max_cost"
+            " drop_version".split()
         ),
         True,
     ),
@@ -185,8 +185,9 @@ def _url_fault(url: str) -> str:
 def _secret_in(value: Any) -> str:
     """A name that looks like a key's, at any depth; or an empty text."""
     for name, inside in value.items() if isinstance(value, Mapping) else ():
-        secret = str(name) if re.sub("[^a-z]", "", str(name).lower()).removeprefix("x") in SECRETS else _secret_in(inside)
-        if secret:
+        if re.sub("[^a-z]", "", str(name).lower()).removeprefix("x") in SECRETS:
+            return str(name)
+        if secret := _secret_in(inside):
             return secret
     return ""
 

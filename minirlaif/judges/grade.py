@@ -1,7 +1,8 @@
-"""Grades and comparisons from a chat model's replies: kept replies are read from disk, the others are asked for, all are counted.
+"""Judges that match an answer with the reference, and grades and comparisons from a chat model's replies.
 
-A killed run has lost no reply that had arrived, and asks only for what is missing. A reply that cannot be read is asked for again
-with the reason; when no attempt is left, the row has no grade and says why.
+Kept replies are read from disk, the others are asked for, all are counted. A killed run has lost no reply that had arrived, and
+asks only for what is missing. A reply that cannot be read is asked for again with the reason; when no attempt is left, the row
+has no grade and says why.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from minirlaif.errors import UserError
-from minirlaif.feedback.text_judge import GradeRequest, Grading, JudgeName, Result
+from minirlaif.feedback.text_judge import Grade, GradeRequest, GradeResult, Grading, JudgeName, Result
 from minirlaif.judges.cache import Message, Refused, Replies, Reply
 from minirlaif.judges.config import JudgeSettings, judge_prompts
 from minirlaif.judges.rubric import (
+    HIGHEST,
     LETTER,
     OBJECT,
     Unreadable,
@@ -28,17 +30,48 @@ from minirlaif.judges.rubric import (
     messages,
     parse_choice,
     parse_grade,
+    plain_answer,
     prompt_hash,
 )
 from minirlaif.runs.progress import progress
+from minirlaif.stats import exact_match
 from minirlaif.types import Choice, Comparison
 
 LETTERS_PER_TOKEN = 4  # of English text, for the estimate
 OVERHEAD = 16  # tokens of a chat layout
 REPLY_TOKENS = 16  # of {"score": 3} and the like
 MAX_REFUSALS = 5  # before any reply: the settings are wrong, not the questions
+MATCH_NAMES = {  # kind -> its name in tables, and the version of its rule
+    "exact": JudgeName("exact", "exact match", "1", ""),
+    "normalised": JudgeName("normalised", "normalised match", "1", ""),
+}
 
 T = TypeVar("T")
+
+
+class MatchJudge:
+    """kind exact: equal up to case, spaces and one final full stop; normalised: also up to punctuation, articles and small
+    numbers. Of two answers (consistency) both must match."""
+
+    def __init__(self, settings: JudgeSettings, replies: Path | None = None) -> None:
+        self.kind, self.name = settings.kind, MATCH_NAMES[settings.kind].name
+        self.signature: dict[str, Any] = {"kind": self.kind}
+
+    def matches(self, answer: str, reference: str) -> bool:
+        """Whether an answer counts as the reference."""
+        return exact_match(answer, reference) if self.kind == "exact" else plain_answer(answer) == plain_answer(reference)
+
+    def grade(self, requests: Sequence[GradeRequest], metrics: Collection[str]) -> Grading:
+        """The best grade, or the worst."""
+        right = [all(self.matches(answer, request.reference) for answer in request.answers) for request in requests]
+        return Grading(MATCH_NAMES[self.kind], [GradeResult(Grade(HIGHEST if each else 0, each)) for each in right])
+
+    def compare(self, pairs: Sequence[Comparison]) -> list[Choice]:
+        """Not possible: feedback has no reference answers."""
+        raise UserError(f"judge {self.kind}: compares with a reference answer, and feedback has none; use hf, gguf or openai")
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 @dataclass(frozen=True)

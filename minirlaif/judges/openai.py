@@ -60,8 +60,8 @@ class EndpointJudge(ChatJudge):
         self._url = settings.url.rstrip("/") + "/chat/completions"
         self._client = _client(settings, self._secret)
         self._closed = threading.Event()
-        self._pace = _Pace(settings.per_minute, self._closed)
-        self._reported_at, self._lock = -REPORT_EVERY, threading.Lock()
+        self._lock, self._reported_at, self._next_request = threading.Lock(), -REPORT_EVERY, 0.0
+        self._gap = 60.0 / settings.per_minute if settings.per_minute else 0.0  # seconds between requests
 
     def stop(self) -> None:
         """No connection stays open between requests; threads that pause or wait for their turn raise."""
@@ -71,7 +71,7 @@ class EndpointJudge(ChatJudge):
         """One reply, after as many tries as the settings allow."""
         s, failed = self.settings, _TryAgain("")
         for attempt in range(s.retries + 1):
-            self._pace.wait()
+            self._wait_turn()
             if self._closed.is_set():
                 raise UserError(f"judge {self.name}: closed before this question had a reply")
             try:
@@ -82,14 +82,20 @@ class EndpointJudge(ChatJudge):
                     # Doubled each time; the random part keeps several threads from coming back all at once.
                     pause = max(error.wait, s.backoff_seconds * 2**attempt * (1 + random.random()) / 1.5)
                     pause = min(pause, LONGEST_PAUSE)
-                    self._report(
-                        f"{self._hidden(str(error))}; trying again in {pause:.0f} s ({attempt + 2} of {s.retries + 1})", pause
-                    )
+                    again = f"trying again in {pause:.0f} s ({attempt + 2} of {s.retries + 1})"
+                    self._report(f"{self._hidden(str(error))}; {again}", pause)
                     self._closed.wait(pause)
         raise UserError(
             f"judge {self.name}: no reply from {s.url} after {s.retries + 1} tries ({self._hidden(str(failed))}); replies so far"
             f" are kept, {failed.hint}"
         )
+
+    def _wait_turn(self) -> None:
+        """Wait until enough time has passed since the last request of any thread, or until the judge is closed."""
+        with self._lock:
+            turn = max(self._next_request, time.monotonic())
+            self._next_request = turn + self._gap
+        self._closed.wait(max(0.0, turn - time.monotonic()))
 
     def _report(self, text: str, pause: float) -> None:
         """Print why nothing happens, once for all threads."""
@@ -166,24 +172,6 @@ class EndpointJudge(ChatJudge):
         for key in {self._secret, self._secret.replace("/", "\\/")} if self._secret else ():
             text = text.replace(key, "[key]")
         return text
-
-
-class _Pace:
-    """Keeps requests of all threads at least so far apart."""
-
-    def __init__(self, per_minute: float, closed: threading.Event) -> None:
-        self._closed = closed
-        self._gap = 60.0 / per_minute if per_minute else 0.0
-        self._next, self._lock = 0.0, threading.Lock()
-
-    def wait(self) -> None:
-        """Sleep until it is this request's turn, or until the judge is closed."""
-        if not self._gap:
-            return
-        with self._lock:
-            turn = max(self._next, time.monotonic())
-            self._next = turn + self._gap
-        self._closed.wait(max(0.0, turn - time.monotonic()))
 
 
 def _client(settings: JudgeSettings, key: str) -> httpx.Client:

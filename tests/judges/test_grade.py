@@ -24,9 +24,8 @@ from minirlaif.feedback.text_judge import Grade, GradeRequest, JudgeName, Result
 from minirlaif.judges import local
 from minirlaif.judges.cache import Message, Refused, Replies, Reply
 from minirlaif.judges.config import JudgeSettings, check_judge, judge_prompts
-from minirlaif.judges.grade import ChatJudge, Counts, Question, nothing_read
+from minirlaif.judges.grade import ChatJudge, Counts, MatchJudge, Question, nothing_read
 from minirlaif.judges.local import GgufJudge, HfJudge
-from minirlaif.judges.match import MatchJudge
 from minirlaif.judges.rubric import Unreadable, parse_choice, parse_grade
 from minirlaif.types import Comparison
 from tests.fixtures import fixed_reply

@@ -60,64 +60,57 @@ def parse_sample(row: Any, need_answers: bool = True) -> Sample:
     need_answers: refuse questions without an answer. Columns that are None count as absent. BadRow: what is wrong, in one line.
     """
     row = _known_columns(row)
-    used = {"id", "images"}
-    column = _first(row, (*_CONVERSATIONS, "prompt", *_QUESTIONS))
+    tag, column = _tag(row), _first(row, (*_CONVERSATIONS, "prompt", *_QUESTIONS))
     if not column:
         raise BadRow(f"no `messages`, `conversations`, `prompt`, `question` or `q` column (it has {_names(row)})")
-    used.add(column)
-    messages = _messages(row[column], column)
+    messages = _messages(row.pop(column), column)
     if answer := _first(row, ("completion",) if column == "prompt" else () if column in _CONVERSATIONS else _ANSWERS):
-        used.add(answer)
-        messages.append(_Message("assistant", _answer_text(row[answer], answer)))
-    video = _take_clip(row, messages, column in _CONVERSATIONS, used)
-    turns = _turns(messages, row, need_answers)
-    return Sample(str(row.get("id", "")).strip(), video, turns, tags=_tags(row, used, messages))
+        messages.append(_Message("assistant", _answer_text(row.pop(answer), answer)))
+    video = _take_clip(row, messages, tag, column in _CONVERSATIONS)
+    turns = _turns(messages, tag, need_answers)
+    return Sample(str(row.get("id", "")).strip(), video, turns, tags=_tags(row, messages))
 
 
 def parse_preference(row: Any) -> Preference:
     """A record from a decoded row of any preference format, one question per row. BadRow: what is wrong, in one line."""
     row = _known_columns(row)
-    used = {"id", "images", "context", "margin"}
-    column = _first(row, (*_CONVERSATIONS, "prompt", *_QUESTIONS))
+    columns, tag, column = _names(row), _tag(row), _first(row, (*_CONVERSATIONS, "prompt", *_QUESTIONS))
     messages = _messages(row[column], column) if column else []
-    chosen, rejected = _chosen_and_rejected(row, messages, used)
+    chosen, rejected = _chosen_and_rejected(row, messages)
     if not messages:
-        raise BadRow(f"no `prompt`, `messages`, `conversations` or `question` column (it has {_names(row)})")
-    used.add(column)
-    video = _take_clip(row, messages, column in _CONVERSATIONS, used)
-    turns = _turns(messages, row, need_answers=False)
+        raise BadRow(f"no `prompt`, `messages`, `conversations` or `question` column (it has {columns})")
+    row.pop(column, None)  # none where the prompt stands in the answers
+    video = _take_clip(row, messages, tag, column in _CONVERSATIONS)
+    turns = _turns(messages, tag, need_answers=False)
     if len(turns) != 1 or turns[0].answer is not None:
         raise BadRow(f"the prompt of a preference must be one question without an answer, this has {len(turns)} question(s)")
     chosen, rejected = _clean(chosen, "the chosen answer"), _clean(rejected, "the rejected answer")
     if chosen == rejected:
         raise BadRow("chosen and rejected answer are the same: nothing can be learned from it, remove the row")
-    context, margin = row.get("context", ""), row.get("margin", 0.0)
+    context, margin = row.pop("context", ""), row.pop("margin", 0.0)
     if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not math.isfinite(margin):
         raise BadRow("`margin` must be a finite number")
     context = _clean(_answer_text(context, "context"), "`context`") if context != "" else ""
-    tags, question = _tags(row, used, messages), turns[0].question
+    tags, question = _tags(row, messages), turns[0].question
     return Preference(str(row.get("id", "")).strip(), video, question, chosen, rejected, context, float(margin), tags=tags)
 
 
-def _chosen_and_rejected(row: Mapping[str, Any], messages: list[_Message], used: set[str]) -> tuple[str, str]:
-    """The two answers of a preference row, best first; takes answers that stand in `messages` out of it."""
+def _chosen_and_rejected(row: dict[str, Any], messages: list[_Message]) -> tuple[str, str]:
+    """The two answers of a preference row, best first; takes them out of the row and of the messages."""
     if "output_1" in row and "output_2" in row:
-        used.update(("output_1", "output_2", "preference"))
-        outputs = [_answer_text(row["output_1"], "output_1"), _answer_text(row["output_2"], "output_2")]
-        choice = str(row.get("preference")).removesuffix(".0")
+        outputs = [_answer_text(row.pop(name), name) for name in ("output_1", "output_2")]
+        choice = str(row.pop("preference", None)).removesuffix(".0")
         if choice not in ("1", "2"):
             raise BadRow(f"`preference` must be 1 or 2, not {choice}")
         if messages and messages[-1].role == "assistant":
             messages.pop()  # the paper's rows keep an answer there, which the outputs replace
         return (outputs[0], outputs[1]) if choice == "1" else (outputs[1], outputs[0])
     if "rejected_response" in row:
-        used.add("rejected_response")
         if not messages or messages[-1].role != "assistant":
             raise BadRow("`messages` must end with the chosen answer when the row has a `rejected_response`")
-        return messages.pop().text, _answer_text(row["rejected_response"], "rejected_response")
+        return messages.pop().text, _answer_text(row.pop("rejected_response"), "rejected_response")
     if "chosen" in row and "rejected" in row:
-        used.update(("chosen", "rejected"))
-        sides = [row["chosen"], row["rejected"]]
+        sides = [row.pop("chosen"), row.pop("rejected")]
         if not messages and all(isinstance(side, list) and len(side) > 1 for side in sides):  # TRL: the prompt is inside
             best, worst = _messages(sides[0], "chosen"), _messages(sides[1], "rejected")
             if best[:-1] != worst[:-1] or any(side[-1].role != "assistant" for side in (best, worst)):
@@ -218,15 +211,12 @@ def _file_names(value: Any, column: str) -> list[str]:
     return [value.strip()]
 
 
-def _take_clip(row: Mapping[str, Any], messages: Sequence[_Message], tag_required: bool, used: set[str]) -> str:
-    """The one clip of a row, after tags and files have been counted against each other."""
-    column = _first(row, _VIDEOS)
+def _take_clip(row: dict[str, Any], messages: Sequence[_Message], tag: str, tag_required: bool) -> str:
+    """The one clip of a row, after tags and files have been counted against each other; takes its column out of the row."""
     files = [name for message in messages for name in message.files]
-    if column:
-        used.add(column)
-        named = _file_names(row[column], column)
+    if column := _first(row, _VIDEOS):
+        named = _file_names(row.pop(column), column)
         files = named if not files or files == named else files + named
-    tag = _tag(row)
     tags = sum(message.text.count(tag) for message in messages if message.role == "user")
     if not files:
         raise BadRow(f"{f'{tags} {tag} tag(s) but no clip' if tags else 'no clip'}: every row needs one in a `video` column")
@@ -245,11 +235,11 @@ def _tag(row: Mapping[str, Any]) -> str:
     return "<image>" if _first(row, _VIDEOS) == "images" and PLACEHOLDER not in str(row) else PLACEHOLDER
 
 
-def _turns(messages: Sequence[_Message], row: Mapping[str, Any], need_answers: bool) -> tuple[Turn, ...]:
+def _turns(messages: Sequence[_Message], tag: str, need_answers: bool) -> tuple[Turn, ...]:
     """Questions and answers, without system turns and without the placeholder at the start or end of the first question."""
     spoken = [message for message in messages if message.role != "system"]
     if spoken and spoken[0].role == "user":
-        text, tag = spoken[0].text.strip(), _tag(row)
+        text = spoken[0].text.strip()
         spoken[0] = _Message("user", text.removeprefix(tag) if text.startswith(tag) else text.removesuffix(tag))
     turns: list[Turn] = []
     for number, message in enumerate(spoken):
@@ -285,11 +275,12 @@ def half_letters(text: str) -> bool:
     return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def _tags(row: Mapping[str, Any], used: set[str], messages: Sequence[_Message]) -> dict[str, str]:
+def _tags(row: Mapping[str, Any], messages: Sequence[_Message]) -> dict[str, str]:
+    """The columns that no format has used, and the system turns."""
     tags = {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         for name, value in row.items()
-        if name not in used
+        if name not in ("id", "images")
     }
     system = "\n".join(message.text for message in messages if message.role == "system")
     return tags | ({"system": system} if system else {})

@@ -134,11 +134,10 @@ def json_value(name: str) -> list[tuple[int, Any]] | dict[str, Any]:
         try:
             value = json.loads(text)
             return value if isinstance(value, dict) else list(enumerate(value if isinstance(value, list) else [value], 1))
-        except json.JSONDecodeError as error:
-            if error.msg != "Extra data" or text.lstrip().startswith("["):
-                raise UserError(f"{name}, line {error.lineno}: not valid JSON ({error.msg}, column {error.colno})") from None
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{name}: not valid JSON ({str(error)[:80]})") from None
+            line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+            if getattr(error, "msg", "") != "Extra data" or text.lstrip().startswith("["):
+                raise UserError(f"{name}{line}: {_bad(error)}") from None
     return [(number, _bad(row) if isinstance(row, Exception) else row) for number, row in json_lines(text.split("\n"))]
 
 

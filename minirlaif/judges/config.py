@@ -104,8 +104,9 @@ def judge_settings(spec: str, changes: Sequence[str] = ()) -> JudgeSettings:
     # JSON is YAML too, and would be read as a mapping; it is text here.
     if isinstance(values.get("extra"), Mapping):
         values = {**values, "extra": json.dumps(values["extra"])}
-    texts = [f"extra={json.dumps(text)}" if name == "extra" else f"{name}={text}" for name, _, text in map(_parted, changes)]
-    settings, problems = None, _unknown(values, changes)
+    changed = {name.strip(): text.strip() for name, _, text in (change.partition("=") for change in changes)}
+    texts = [f"{name}={json.dumps(text) if name == 'extra' else text}" for name, text in changed.items()]
+    settings, problems = None, _unknown({**values, **changed})
     if not problems:
         settings, problems = build(JudgeSettings, values, texts)
     if settings is not None:
@@ -122,21 +123,15 @@ def _read_yaml(path: str, remedy: str) -> Mapping[Any, Any]:
         raise UserError(f"{path}: cannot be read ({error}); {remedy}") from None
 
 
-def _parted(change: str) -> tuple[str, str, str]:
-    name, equals, text = change.partition("=")
-    return name.strip(), equals, text.strip()
-
-
-def _unknown(values: Mapping[Any, Any], changes: Sequence[str]) -> list[str]:
+def _unknown(given: Mapping[Any, Any]) -> list[str]:
     """Problems with names that are no setting; each suggests a similar one or lists those of this kind."""
-    given = {**{str(name): value for name, value in values.items()}, **{name: text for name, _, text in map(_parted, changes)}}
     known = [each.name for each in fields(JudgeSettings)]
     kind = given.get("kind", "normalised")
     row = JUDGES.get(str(kind))
     problems = [] if row or kind == "none" else [f"kind must be one of none, {', '.join(JUDGES)}, not {kind!r}"]
     own = (*(OF_MODELS if row.chat_model else ()), *row.settings) if row else ()
     its = f"{kind} has {', '.join(own) or 'none'}"
-    for name in given:
+    for name in map(str, given):
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
         if name not in known:
             problems.append(f"unknown setting {name} ({f'did you mean {near[0]}?' if near else its})")

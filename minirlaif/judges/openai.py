@@ -92,6 +92,8 @@ class EndpointJudge(ChatJudge):
 
     def _wait_turn(self) -> None:
         """Wait until enough time has passed since the last request of any thread, or until the judge is closed."""
+        if not self._gap:
+            return
         with self._lock:
             turn = max(self._next_request, time.monotonic())
             self._next_request = turn + self._gap

@@ -12,8 +12,9 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 
 import yaml
@@ -42,7 +43,7 @@ class Prompt:
     user: str
 
 
-class Unreadable(ValueError):
+class Unreadable(Exception):
     """A reply in another form than requested; the text says why."""
 
 
@@ -121,14 +122,10 @@ def _mapping(text: str) -> dict[str, object]:
     if len(text) > 4000:
         raise Unreadable(f"{len(text)} letters long")
     value: object = None
-    for read in (lambda text: json.loads(text, object_pairs_hook=_once), _python):
-        try:
+    for read in (partial(json.loads, object_pairs_hook=_once), _python):
+        with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             value = read(text)
             break
-        except Unreadable:
-            raise
-        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-            continue
     if not isinstance(value, dict):
         raise Unreadable(f"not a JSON object: {' '.join(text.split())[:60]!r}")
     return {str(key): item for key, item in value.items()}

@@ -32,7 +32,7 @@ def read_samples(data: DataSection, run: Run, part: str, need_answers: bool) -> 
     """The rows of a part of the data: "sft", "prompts", "dev" or "test"; from the tiny world where the config asks for it."""
     if data.world:
         return _absolute(load_samples(str(run.require("world") / f"{part}.jsonl"), need_answers=need_answers))
-    sources: Sequence[str] = getattr(data, part)
+    sources = {"sft": data.sft, "prompts": data.prompts, "dev": data.dev, "test": data.test}[part]
     if not sources:
         raise UserError(f"data.{part}: names no file; set it to the files to read (or data.world to tiny)")
     taken: set[str] = set()

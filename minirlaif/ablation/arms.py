@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from minirlaif.config import FeedbackSection, PpoSection, RolloutSection, VideoSection, WorldSection
-from minirlaif.runs.io import read_table
 from minirlaif.stages.registry import until
 
 MAIN = "main"
@@ -71,8 +73,11 @@ class Group:
     claims: tuple[Claim, ...]
 
 
+@cache
 def _tables() -> dict[str, Any]:
-    return read_table(Path(__file__).with_name("arms.yaml"))
+    text = Path(__file__).with_name("arms.yaml").read_text(encoding="utf-8")
+    tables: dict[str, Any] = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # C: every `--help` reads this
+    return tables
 
 
 def arms(

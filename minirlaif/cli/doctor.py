@@ -17,10 +17,48 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.cli.flags import verb
-from minirlaif.runs.io import read_table
 
 GIB = 2**30
-TABLE = Path(__file__).with_name("doctor.yaml")  # optional packages, and what is tried in a child process
+# Optional packages, and what needs them. All others in requirements.txt are required.
+OPTIONAL = {
+    "decord": "without it PyAV reads all clips",
+    "bitsandbytes": "needed for model.quantization=nf4",
+    "tensorboard": "needed for report_to=tensorboard",
+    "protobuf": "needed to convert old LLaVA checkpoints with a tokenizer.model",
+    "llama-cpp-python": "needed for export and for chat with exported files",
+    "gradio": "needed for the chat and its test clips",
+    "pytest": "needed for the checks",
+    "ruff": "needed for the checks",
+    "mypy": "needed for the checks",
+}
+_TORCH = """
+import torch
+print(f"{torch.get_num_threads()} threads, ", end="")
+if torch.cuda.is_available():
+    free, total = torch.cuda.mem_get_info()
+    print(f"GPU {torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+else:
+    print("no GPU: a CPU is enough for the tiny world; other models need a GPU")
+"""
+_NF4 = """
+import torch, bitsandbytes.functional as f
+device = "cuda" if torch.cuda.is_available() else "cpu"
+weight = torch.linspace(-1, 1, 4096, device=device).view(64, 64)
+packed, state = f.quantize_4bit(weight, quant_type="nf4")
+error = (f.dequantize_4bit(packed, state) - weight).abs().max().item()
+assert error < 0.2, f"NF4 quantization error is {error}"
+print(f"NF4 works on {device}")
+"""
+_VISION = """
+import importlib.util as u
+if u.find_spec("torchvision"):
+    import torchvision
+    print("installed and imports")
+else:
+    print("not installed, and not needed")
+"""
+_LLAMA = "from llama_cpp import mtmd_cpp; print('loads')"  # a build for another processor crashes here
+_TRACKER = "from torch.utils.tensorboard import SummaryWriter; print('imports')"
 
 
 @dataclass(frozen=True)
@@ -76,14 +114,14 @@ def pins() -> dict[str, str]:
 
 def packages(wanted: dict[str, str], installed: Callable[[str], str] = metadata.version) -> list[Finding]:
     """One finding per pinned package; another version is noted, not refused."""
-    findings, optional = [], read_table(TABLE)["optional"]
+    findings = []
     for name, pin in wanted.items():
         command = f"python -m pip install {name}=={pin}"
         try:
             version = installed(name)
         except metadata.PackageNotFoundError:
-            lost = f"not installed; {optional[name]}" if name in optional else "not installed"
-            findings.append(Finding(name, "note" if name in optional else "missing", lost, command))
+            lost = f"not installed; {OPTIONAL[name]}" if name in OPTIONAL else "not installed"
+            findings.append(Finding(name, "note" if name in OPTIONAL else "missing", lost, command))
             continue
         same = version.partition("+")[0] == pin  # +cpu, +cu130: the same version built for another device
         text = f"{version}, tested with {pin}: numbers may differ"
@@ -105,14 +143,28 @@ def attempt(code: str, seconds: float = 120.0) -> tuple[bool, str]:
 
 def tried(attempt: Callable[[str], tuple[bool, str]] = attempt) -> list[Finding]:
     """What imports and works, each tried in a child process."""
-    findings = []
-    for name, probe in read_table(TABLE)["probes"].items():
+    install = "python -m pip install -r requirements.txt"
+    codes = {
+        "device": _TORCH,
+        "torchvision": _VISION,
+        "decord reads": "import decord; print('imports')",
+        "av reads": "import av; print('imports')",
+        "4-bit": _NF4,
+        "llama.cpp": _LLAMA,
+        "tensorboard logs": _TRACKER,
+    }
+    results = {}
+    for name, code in codes.items():
         _say(f"trying: {name} …")
-        works, text = attempt(probe["code"])
-        remedy = probe.get("remedy", "python -m pip install -r requirements.txt")
-        state = "missing" if probe.get("needed") else "note"
-        findings.append(Finding(name, "ok", text) if works else Finding(name, state, f"fails: {text}", remedy))
+        results[name] = attempt(code)
     _say("")
+    # PyAV also writes the tiny world's clips, so nothing replaces it. A torchvision that fails breaks transformers.
+    needed = ("device", "torchvision", "av reads")
+    remedies = {"torchvision": "python -m pip uninstall torchvision"}
+    findings = []
+    for name, (works, text) in results.items():
+        state = "ok" if works else "missing" if name in needed else "note"
+        findings.append(Finding(name, state, text if works else f"fails: {text}", "" if works else remedies.get(name, install)))
     return findings
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from minirlaif.errors import UserError
-from minirlaif.runs.io import read_table
 from minirlaif.runs.run import Run
 
 
@@ -23,9 +25,12 @@ def positive(text: str) -> int:
 TYPES = {"int": int, "float": float, "path": Path, "positive": positive}
 
 
+@cache
 def tables() -> dict[str, Any]:
     """The content of verbs.yaml."""
-    return read_table(Path(__file__).with_name("verbs.yaml"))
+    text = Path(__file__).with_name("verbs.yaml").read_text(encoding="utf-8")
+    rows: dict[str, Any] = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # every command reads it: prefer C
+    return rows
 
 
 def verb(

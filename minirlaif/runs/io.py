@@ -10,11 +10,8 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from minirlaif.errors import UserError
 
@@ -72,15 +69,6 @@ def read_jsonl(path: Path, missing_ok: bool = False, skip_damaged: bool = False)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); make the stage again", again=()) from None
     return rows
-
-
-@cache
-def read_table(path: Path) -> dict[str, Any]:
-    """A YAML file of the package, read once. Do not change the result."""
-    # The parser in C where there is one: `--help` reads such files too.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    table: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), loader)
-    return table
 
 
 def sync(path: Path) -> None:

@@ -18,7 +18,6 @@ from minirlaif.cli import doctor, main
 from minirlaif.cli import run as run_verbs
 from minirlaif.errors import StageStopped
 from minirlaif.runs import progress
-from minirlaif.runs.io import read_table
 from minirlaif.runs.run import Run
 from minirlaif.stages.registry import STAGES, Stage
 
@@ -361,7 +360,7 @@ def test_doctor_compares_with_the_pins():
 def test_doctor_reads_the_pins_and_knows_the_optional_ones():
     pins = doctor.pins()
     assert pins["torch"] == "2.13.0" and "torchvision" not in pins
-    assert set(read_table(doctor.TABLE)["optional"]) <= set(pins)
+    assert set(doctor.OPTIONAL) <= set(pins)
 
 
 def test_doctor_tries_things_in_a_child():

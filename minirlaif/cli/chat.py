@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minirlaif.cli.flags import verb
+from minirlaif.cli.flags import add_flags, positive, verb
 from minirlaif.errors import UserError
 from minirlaif.types import Turn
 
@@ -22,7 +22,28 @@ PROMPT = "> "
 
 def add(verbs: Any) -> None:
     """Add the parser of `chat`."""
-    verb(verbs, "chat", run)
+    example = 'chat --gguf runs/tiny/export --video clip.mp4 "what happens first?"'
+    parser = verb(verbs, "chat", "ask a trained or exported model about a clip", example, run)
+    parser.add_argument("question", nargs="?", metavar="QUESTION", help="one question (default: read questions from stdin)")
+    parser.add_argument("--gguf", metavar="DIR_OR_FILE", type=Path, help="the folder of an export, or a text GGUF file in it")
+    name = {"required": False, "default": "", "help": "a training run instead: its base and adapters, which needs torch"}
+    add_flags(parser, "run", "runs-dir", run=name)
+    parser.add_argument("--video", metavar="FILE", required=True, help="the clip")
+    parser.add_argument("--model", metavar="NAME", default="", help="rlaif, sft or base, as far as available (default: rlaif)")
+    parser.add_argument("--frames", metavar="N", type=positive, default=0, help="frames of the clip (default: as in training)")
+    parser.add_argument("--temperature", metavar="T", type=float, default=0.0, help="0 (default): always the most likely token")
+    parser.add_argument("--top-p", metavar="P", type=float, default=1.0, help="sample from the smallest set of this probability")
+    parser.add_argument(
+        "--max-new-tokens", metavar="N", type=positive, default=0, help="longest answer (default: as in training)"
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of sampling, with a temperature above 0")
+    parser.add_argument("--times", action="store_true", help="print on stderr how long each answer took")
+    parser.add_argument("--remember", action="store_true", help="keep earlier questions and answers in the prompt")
+    parser.add_argument("--mmproj", metavar="FILE", type=Path, help="mmproj GGUF file (default: that of the export)")
+    parser.add_argument("--type", metavar="TYPE", default="", help="type of the text GGUF in the folder, such as q8_0")
+    threads = "CPU threads of llama.cpp (default: one per core; one for a tiny model)"
+    parser.add_argument("--threads", metavar="N", type=positive, default=0, help=threads)
+    parser.add_argument("--ctx", metavar="N", type=positive, default=0, help="context length in tokens (default: as needed)")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -73,7 +73,7 @@ class Finding:
 
 def add(verbs: Any) -> None:
     """Add the parser of `doctor`."""
-    verb(verbs, "doctor", run)
+    verb(verbs, "doctor", "check versions, GPU, memory and decoders, and print how to install what is missing", "doctor", run)
 
 
 def run(options: argparse.Namespace) -> int:

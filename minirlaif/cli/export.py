@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif import config
-from minirlaif.cli.flags import run_folder, verb
+from minirlaif.cli.flags import add_flags, positive, run_folder, verb
 from minirlaif.errors import UserError
 from minirlaif.gguf.export.quantize import chosen_types
 from minirlaif.runs.run import Run
@@ -18,7 +18,16 @@ QUESTIONS = {True: 500, False: 20}  # most questions for each file: of the tiny 
 
 def add(verbs: Any) -> None:
     """Add the parser of `export`."""
-    verb(verbs, "export", run).set_defaults(types=TYPES)
+    parser = verb(verbs, "export", "write the RLAIF model as GGUF files and compare them with it", "export --run tiny", run)
+    settings = {"help": "settings (default: those of the run)"}
+    add_flags(parser, "config", "run", "runs-dir", "redo", config=settings, redo={"help": "export again"})
+    types = "types of the text model, best first (default: %(default)s)"
+    parser.add_argument("--types", metavar="LIST", default=TYPES, help=types)
+    parser.add_argument("--adapters", action="store_true", help="write the base model, and small LoRA files of sft and rlaif")
+    questions = "test questions to ask each file (default: 500, own clips: 20)"
+    parser.add_argument("--questions", metavar="N", type=positive, help=questions)
+    verify = "export nothing; compare GGUF files (default: those of this run's export) with the run's model"
+    parser.add_argument("--verify", metavar="FOLDER", nargs="?", const=Path(), type=Path, help=verify)
 
 
 def run(options: argparse.Namespace) -> int:

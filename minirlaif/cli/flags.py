@@ -1,17 +1,48 @@
-"""The parsers of the verbs from verbs.yaml, and the run that the flags name."""
+"""Flags that several verbs share, each in one place, and the parser of a verb."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from minirlaif.errors import UserError
 from minirlaif.runs.run import Run
+
+FLAGS: dict[str, dict[str, Any]] = {
+    "config": {"metavar": "FILE", "help": "settings, such as configs/tiny.yaml"},
+    "run": {"metavar": "NAME", "required": True, "help": "name of the run folder"},
+    "runs-dir": {"metavar": "DIR", "default": "runs", "type": Path, "help": "parent of the run folders (default: runs)"},
+    "set": {
+        "metavar": "SECTION.FIELD=VALUE",
+        "nargs": "+",
+        "action": "extend",
+        "default": [],
+        "help": "settings that override the file, such as seed=1 rollout.kl_coef=0.05",
+    },
+    "redo": {"action": "store_true", "help": "start finished and unfinished stages again from their beginning"},
+    "gpu-gib": {"metavar": "GIB", "type": float, "help": "GPU memory to plan for, or a limit on that of the installed GPU"},
+}
+
+
+def verb(verbs: Any, name: str, text: str, example: str, call: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+    """The parser of one verb. call: what the verb does with the parsed flags; it returns the exit code."""
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=f"example:\n  python -m minirlaif {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(call=call)
+    return parser
+
+
+def add_flags(parser: argparse.ArgumentParser, *names: str, **changes: dict[str, Any]) -> None:
+    """Add shared flags (keys of FLAGS). changes: what differs for this verb, by the flag's name with underscores."""
+    for name in names:
+        parser.add_argument(f"--{name}", **FLAGS[name] | changes.get(name.replace("-", "_"), {}))
 
 
 def positive(text: str) -> int:
@@ -20,44 +51,6 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be above 0")
     return number
-
-
-TYPES = {"int": int, "float": float, "path": Path, "positive": positive}
-
-
-@cache
-def tables() -> dict[str, Any]:
-    """The content of verbs.yaml."""
-    text = Path(__file__).with_name("verbs.yaml").read_text(encoding="utf-8")
-    rows: dict[str, Any] = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # every command reads it: prefer C
-    return rows
-
-
-def verb(
-    verbs: Any, name: str, call: Callable[[argparse.Namespace], int], row: Mapping[str, Any] | None = None
-) -> argparse.ArgumentParser:
-    """The parser of one verb, with its flags. call: what the verb does with the parsed flags; it returns the exit code. row: its
-    help, example and flags, where it has none in verbs.yaml."""
-    row = row or tables()["verbs"][name]
-    parser: argparse.ArgumentParser = verbs.add_parser(
-        name,
-        help=row["help"],
-        description=f"{row['help'][0].upper()}{row['help'][1:]}.",
-        epilog=f"example:\n  python -m minirlaif {row['example']}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(call=call)
-    add_flags(parser, row.get("flags", {}))
-    return parser
-
-
-def add_flags(parser: Any, flags: Mapping[str, Mapping[str, Any] | None]) -> None:
-    """Add flags as verbs.yaml has them to a parser, or to a group of one."""
-    for name, changes in flags.items():
-        arguments = tables()["shared"].get(name, {}) | (changes or {})
-        if "type" in arguments:
-            arguments["type"] = TYPES[arguments["type"]]
-        parser.add_argument(name, **arguments)
 
 
 def run_folder(options: argparse.Namespace) -> Run:

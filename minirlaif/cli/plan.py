@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from minirlaif import config
 from minirlaif.ablation import arms
-from minirlaif.cli.flags import verb
+from minirlaif.cli.flags import add_flags, verb
 from minirlaif.errors import UserError
 from minirlaif.runs.io import write_atomic
 from minirlaif.runs.run import Run
@@ -26,10 +26,43 @@ GPU_GIB = (8, 12, 16, 24)  # the columns of `plan --table`
 
 def add(verbs: Any) -> None:
     """Add the parsers of these verbs."""
-    for name, call in (("plan", plan), ("bench", bench), ("convert", convert)):
-        verb(verbs, name, call)
-    study = verb(verbs, "ablate", ablate)
+    text = "estimate each stage's peak GPU memory without running anything"
+    memory = verb(verbs, "plan", text, "plan --config mine.yaml --gpu-gib 24", plan)
+    add_flags(memory, "config", "set", "gpu-gib")
+    folder = "folder of config.json, if it is not that of model.base"
+    memory.add_argument("--model-config", metavar="FOLDER", default="", help=folder)
+    memory.add_argument("--fit", metavar="FILE", type=Path, help="write the settings, reduced until they fit")
+    memory.add_argument("--probe", action="store_true", help="run the longest row through every stage and compare")
+    memory.add_argument(
+        "--table", action="store_true", help="print a markdown table: configs/24gb-*.yaml on 8, 12, 16 and 24 GiB"
+    )
+
+    text = "measure peak memory and speed of every stage, with random weights"
+    measured = verb(verbs, "bench", text, "bench --model smolvlm2-500m", bench)
+    add_flags(measured, "config", "set", "gpu-gib")
+    model = "a standard backbone or a folder; overrides model.base"
+    measured.add_argument("--model", metavar="NAME", default="", help=model)
+    measured.add_argument("--stages", metavar="LIST", default="", help="only these, such as sft,ppo (default: all)")
+    measured.add_argument("--out", metavar="FILE", type=Path, help="write the numbers as JSON")
+
+    text = "convert a checkpoint in LLaVA's old layout to a folder for model.base"
+    old = verb(verbs, "convert", text, "convert --from OLD --to NEW", convert)
+    old.add_argument("--from", dest="old", metavar="OLD", required=True, help="folder or hub id of the old checkpoint")
+    old.add_argument("--to", dest="new", metavar="NEW", required=True, type=Path, help="folder to write")
+    vision = "folder or hub id of the vision tower, if OLD does not contain it"
+    old.add_argument("--vision", metavar="CLIP", default="", help=vision)
+
+    text = "measure on the tiny world what each part of the method contributes"
+    study = verb(verbs, "ablate", text, "ablate --config configs/tiny.yaml --jobs 2", ablate)
     study.epilog = f"{arms.listing()}\n\n{study.epilog}"
+    run = {"required": False, "default": "ablation", "help": "folder for arms and report (default: ablation)"}
+    redo = {"help": "start arms again from their beginning; main runs stay"}
+    add_flags(study, "config", "run", "runs-dir", "set", "redo", config={"required": True}, run=run, redo=redo)
+    study.add_argument("--seeds", metavar="LIST", default="0,1,2", help="seeds, one main run each (default: 0,1,2)")
+    study.add_argument("--arms", metavar="LIST", default="", help="only these, such as short,kl-0.1 (default: all)")
+    study.add_argument("--jobs", metavar="N", type=int, default=2, help="child processes at a time (default: 2)")
+    main_runs = "parent of the main runs seed0, seed1 … (default: --runs-dir)"
+    study.add_argument("--from", dest="main_runs", metavar="DIR", type=Path, help=main_runs)
 
 
 def convert(options: argparse.Namespace) -> int:

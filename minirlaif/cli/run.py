@@ -13,7 +13,7 @@ import yaml
 
 from minirlaif import config, distributed
 from minirlaif.cli import evaluate, export, plan
-from minirlaif.cli.flags import run_folder, tables, verb
+from minirlaif.cli.flags import add_flags, run_folder, verb
 from minirlaif.errors import UserError
 from minirlaif.runs.io import read_json, write_atomic
 from minirlaif.runs.run import Run
@@ -25,19 +25,19 @@ TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX")}  # packages; the oth
 
 def add(verbs: Any) -> None:
     """Add the parsers of these verbs."""
-    all_stages = verb(verbs, "run", run)
+    all_stages = verb(verbs, "run", "run all stages in order", "run --config configs/tiny.yaml --run tiny", run)
     text = f"run only these ({', '.join(STAGES)}); default: all but pretrain, skipping finished ones"
     all_stages.add_argument("stages", nargs="*", metavar="STAGE", help=text)
+    add_flags(all_stages, "config", "run", "runs-dir", "set", "redo", config={"required": True})
     for stage in STAGES.values():
-        example = f"{stage.name} --config configs/tiny.yaml --run tiny"
-        flags = tables()["verbs"]["run"]["flags"]
-        if stage.name == "evaluate":
-            flags = flags | {"--config": None}  # a benchmark needs none
-        one = verb(verbs, stage.name, run, {"help": stage.help, "example": example, "flags": flags})
+        one = verb(verbs, stage.name, stage.help, f"{stage.name} --config configs/tiny.yaml --run tiny", run)
+        add_flags(one, "config", "run", "runs-dir", "set", "redo", config={"required": stage.name != "evaluate"})
         if stage.name == "evaluate":
             evaluate.add_benchmark_flags(one)
-    verb(verbs, "status", show)
-    verb(verbs, "path", show).add_argument("stage", metavar="STAGE", help=", ".join(STAGES))
+    add_flags(verb(verbs, "status", "show the state of each stage", "status --run tiny", show), "run", "runs-dir", "config")
+    path = verb(verbs, "path", "print the folder of a finished stage, or the file of the report", "path ppo --run tiny", show)
+    path.add_argument("stage", metavar="STAGE", help=", ".join(STAGES))
+    add_flags(path, "run", "runs-dir", "config")
 
 
 def show(options: argparse.Namespace) -> int:

@@ -153,7 +153,7 @@ class PPOModels:
     offload_reference: bool = True
 
     def enable_offload(self) -> None:
-        """From now on every adapter is on the device only while a phase needs it, but for a reference that stays there."""
+        """From now on every adapter is on the device only while a phase needs it; the reference too, if `offload_reference`."""
         self.policy.adapters.enable_offload("policy")
         if self.offload_reference:
             self.reference.adapters.enable_offload("reference")

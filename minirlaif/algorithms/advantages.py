@@ -1,6 +1,6 @@
 """From scores to advantages: KL per token, shaped rewards, generalised advantage estimation, whitening.
 
-Departures from the paper's released code, which shares gradients out by padding: every reduction is masked, the score
+Departures from the paper's released code, whose means count padding: every reduction is masked, the score
 sits on the last counted token (there: on the last position of the array), and the KL is signed (there: clamped at 0).
 Nothing here carries gradients on to its result but `masked_mean`, `whiten` and `kl_per_token`.
 

@@ -52,7 +52,7 @@ def judge(
 
 def judge_texts(text_judge: TextJudge, pairs: Sequence[Comparison], disagreement: Disagreement) -> list[Verdict]:
     """One verdict per pair by a judge that reads question, context and answers. Its margin is 1 where both orders name the same
-    answer, 0.5 where one of them is a tie, else 0."""
+    answer, 0.5 where only one of them names an answer, else 0."""
     first = text_judge.compare(pairs)
     second = [swap_choice(choice) for choice in text_judge.compare([pair.swap() for pair in pairs])]
     value = {"A": 1.0, "B": -1.0}

@@ -1,4 +1,5 @@
-"""Forms a verdict: the text of a comparison, the choice of each order, and both orders combined. Text and numbers only.
+"""From two orders to one choice: the text of a comparison, the choice of each order, and their combination, of which judge.py
+makes the `Verdict`. Text and numbers only.
 
 A choice is "A", "B", "tie" or "invalid"; two orders that differ give "disagree". "invalid" never counts as "tie": a reply that
 cannot be read does not say that the answers are equally good.

@@ -177,7 +177,7 @@ class AdapterSet:
 
     def enable_offload(self, role: str) -> None:
         """From now on a role, head included, is in host memory except inside `on_device`. "base": the base model itself, which
-        every role brings along; its vision modules are moved by the feature cache."""
+        `on_device` of any role brings back too; its vision modules are moved by the feature cache."""
         if role == "base":
             vision = {id(p) for part in self.backbone.vision_modules for p in (*part.parameters(), *part.buffers())}
             named = [*self.backbone.model.named_parameters(), *self.backbone.model.named_buffers()]

@@ -46,7 +46,7 @@ def sample(
     Returns:
         for each prompt, its answers. Image and chat tokens are never chosen.
     """
-    start = prefill(backbone, prompts).repeated(answers)
+    start = prefill(backbone, prompts).expand_for_answers(answers)
     steps = list(decode_steps(backbone, start, temperature, top_p, max_new_tokens, generator))
     tokens_NR, logprobs_NR, running_NR = (torch.stack(x, 1).tolist() for x in zip(*steps, strict=True))
     completions = []

@@ -1,6 +1,8 @@
 """Offloading weights to host memory while nothing needs them. Meanwhile their tensors are empty: no byte on the device.
 
-Works on tensors in place, so modules, optimisers and PEFT keep holding the same parameters.
+Works on tensors in place, so modules, optimisers and PEFT keep holding the same parameters. What is offloaded during PPO (the
+reference, policy, reward and value adapters) is decided in session.py, `PPOModels.enable_offload`; `AdapterSet.on_device` brings
+a role back for a block.
 """
 
 from __future__ import annotations

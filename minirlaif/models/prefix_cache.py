@@ -1,4 +1,5 @@
-"""The KV cache of prompts: a prompt is prefilled once, and a later prompt that starts the same is read from where it differs.
+"""The KV cache of prompts: a prompt is prefilled once for all its answers, and of a later prompt only what follows the shared
+prefix is prefilled.
 
 Letters: B prompts, T tokens, N rows, D width.
 """
@@ -28,8 +29,8 @@ class Prefill:
     mask_NT: Tensor
     position: Tensor
 
-    def repeated(self, times: int) -> Prefill:
-        """Every row `times` times in a row, so that several answers share one prefill. The cache itself is changed."""
+    def expand_for_answers(self, times: int) -> Prefill:
+        """Every row `times` times in a row, so that several answers share one prefill. The cache is modified in place."""
         if times == 1:
             return self
         self.cache.batch_repeat_interleave(times)

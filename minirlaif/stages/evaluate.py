@@ -146,7 +146,7 @@ def _write(
 
 
 def _gallery(tests: Sequence[Sample], answers: Mapping[str, list[str]], wanted: int) -> set[str]:
-    """Clips whose frames are kept: in turn one of each kind of question (see `story.kind`), so that no kind goes without."""
+    """Clips whose frames are kept: in turn one of each kind of question, so that no kind goes without."""
     kinds: dict[str, list[str]] = {name: [] for name in run_results.KINDS}
     for row, sft, rlaif in zip(tests, answers["sft"], answers["rlaif"], strict=True):
         kinds[run_results.kind({"truth": row.turns[0].answer, "sft": sft, "rlaif": rlaif})].append(row.video)

@@ -90,15 +90,19 @@ class AnswerGenerator:
         """Pieces of the answer; see `ChatEngine.stream`. UserError when the conversation does not fit the model's context."""
         self._clips.move_to_end(key)
         clip = self._clips[key]
-        items = insert_frames(self.renderer.prompt(clip.layout, question, turns=turns), self.renderer.image_id, clip.frames)
+        items = self.build_prompt(clip, question, turns)
         room = self._make_room(length(items), options.max_new_tokens)
         path = self._adapters.get(model)
         self._session.adapt({path: 1.0} if path else {})
         prefix = len(insert_frames(self.renderer.prefix(clip.layout), self.renderer.image_id, clip.frames))
         yield from pieces(self.renderer, self._tokens(items, prefix, options, room))
 
+    def build_prompt(self, clip: _Clip, question: str, turns: Sequence[Turn]) -> list[int | EncodedFrames]:
+        """Token ids of the trained prompt, with the encoded frames in place of the image tokens."""
+        return insert_frames(self.renderer.prompt(clip.layout, question, turns=turns), self.renderer.image_id, clip.frames)
+
     def _make_room(self, prompt_tokens: int, answer: int) -> int:
-        """A memory for a prompt of `asked` tokens and an answer; how many tokens the answer may have."""
+        """Make the KV cache large enough for a prompt and an answer; how many tokens the answer may have."""
         session, most = self._session, self._context_limit(prompt_tokens)
         answer = min(answer, most - prompt_tokens)
         if prompt_tokens + answer > session.n_ctx:

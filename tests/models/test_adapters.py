@@ -53,11 +53,11 @@ def everything(base: SmolVLM, roles: AdapterSet) -> tuple[list[bool], list[bool]
 
 def test_each_role_is_a_model_of_its_own_and_base_is_the_model_without_any(made: tuple[SmolVLM, AdapterSet]) -> None:
     base, roles = made
-    found = [as_role(base, roles, name) for name in (*NAMES, "base")]
-    for i, one in enumerate(found):
-        for other in found[:i]:
+    outputs = [as_role(base, roles, name) for name in (*NAMES, "base")]
+    for i, one in enumerate(outputs):
+        for other in outputs[:i]:
             assert float((one - other).abs().max()) > 1e-3
-    assert torch.equal(found[-1], seen(tiny.backbone()))
+    assert torch.equal(outputs[-1], seen(tiny.backbone()))
 
 
 def test_a_fresh_role_changes_nothing_yet_and_its_seed_decides_its_weights(made: tuple[SmolVLM, AdapterSet]) -> None:
@@ -128,11 +128,11 @@ def test_only_the_named_role_learns(made: tuple[SmolVLM, AdapterSet], role: str)
     base, roles = made
     others = [name for name in NAMES if name != role]
 
-    def rest() -> str:
+    def other_weights() -> str:
         heads = [] if role == "value" else list(roles.heads["value"].parameters())
         return tiny.digest([*tiny.base_weights(base), *heads, *(p for n in others for p in roles.named(n).values())])
 
-    before, mine = rest(), [p.detach().clone() for p in roles.parameters(role)]
+    before, mine = other_weights(), [p.detach().clone() for p in roles.parameters(role)]
     optimizer = torch.optim.SGD(roles.parameters(role), lr=0.1)
     with roles.training_as(role):
         if role == "value":
@@ -145,7 +145,7 @@ def test_only_the_named_role_learns(made: tuple[SmolVLM, AdapterSet], role: str)
     assert all(p.grad is None for p in strangers)
     assert all(p.grad is not None for p in roles.parameters(role))
     optimizer.step()
-    assert rest() == before
+    assert other_weights() == before
     assert all(not torch.equal(a, b) for a, b in zip(mine, roles.parameters(role), strict=True))
 
 
@@ -156,14 +156,14 @@ def test_adapters_sit_in_the_language_model_alone(made: tuple[SmolVLM, AdapterSe
 
 
 def test_gradient_checkpointing_gives_the_same_gradients() -> None:
-    found = []
+    gradients = []
     for checkpointing in (False, True):
         base, roles = make(checkpointing)
         with roles.training_as("policy"):
             assert base.text_model.training == checkpointing
             token_logprobs(base, tiny.rows(base))[0].sum().backward()
-        found.append([p.grad for p in roles.parameters("policy")])
-    for plain, saved in zip(*found, strict=True):
+        gradients.append([p.grad for p in roles.parameters("policy")])
+    for plain, saved in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, saved)
 
 
@@ -208,8 +208,8 @@ def test_peft_opens_a_saved_role_and_gives_the_same_logits(made: tuple[SmolVLM, 
     fresh = tiny.backbone()
     theirs = PeftModel.from_pretrained(fresh.model, tmp_path / "adapter")
     with torch.no_grad():
-        found = theirs(input_ids=ids, pixel_values=(torch.from_numpy(tiny.pixels(2, 0)).permute(0, 3, 1, 2) / 127.5 - 1)[None])
-    torch.testing.assert_close(found.logits, ours, atol=1e-4, rtol=1e-4)
+        actual = theirs(input_ids=ids, pixel_values=(torch.from_numpy(tiny.pixels(2, 0)).permute(0, 3, 1, 2) / 127.5 - 1)[None])
+    torch.testing.assert_close(actual.logits, ours, atol=1e-4, rtol=1e-4)
     assert not any(p.requires_grad for p in theirs.parameters())
 
 
@@ -251,7 +251,7 @@ def test_an_adapter_of_another_scale_is_refused(made: tuple[SmolVLM, AdapterSet]
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_roles_speak_to_their_libraries_by_today_s_names(checkpointing: bool):
-    """No FutureWarning, and recomputation is on exactly where it was asked for."""
+    """No FutureWarning, and recomputation is on exactly where it was set."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
         base, roles = make(checkpointing)

@@ -19,7 +19,7 @@ from tests.fixtures import clips
 K, D = 3, 5
 
 
-class Eyes:
+class Encoder:
     """A backbone that sees the mean colour of a frame, times a weight."""
 
     def __init__(self, weight: float = 1.0, size: int = 8, width: int = D, dtype: torch.dtype = torch.float32) -> None:
@@ -45,17 +45,17 @@ class Reader:
     """Clips without files' costs: frame k of a clip is k times the first byte of the file."""
 
     def __init__(self) -> None:
-        self.looked: list[str] = []
-        self.asked: list[tuple[str, list[str]]] = []
+        self.opened_paths: list[str] = []
+        self.requests: list[tuple[str, list[str]]] = []
 
     def info(self, path: str) -> ClipInfo:
-        self.looked.append(path)
+        self.opened_paths.append(path)
         if not Path(path).is_file():
             raise UnreadableClip(path, "does not exist")
         return ClipInfo(path, Path(path).read_bytes().hex(), 4.0, 64, 64, 8.0, "av")
 
     def frames(self, path: str, plans: Any, size: FrameSize) -> list[np.ndarray]:
-        self.asked.append((Path(path).name, [plan.key for plan in plans]))
+        self.requests.append((Path(path).name, [plan.key for plan in plans]))
         first = Path(path).read_bytes()[0]
         return [
             np.stack([np.full((size.height, size.width, 3), first * number % 256, np.uint8) for number in range(len(plan.times))])
@@ -83,11 +83,11 @@ def settings(limit_gib: float) -> VideoSection:
 
 
 class Opened:
-    """A store on `folder` with a reader and eyes of its own, as a new process has."""
+    """A store on `folder` with a reader and an encoder of its own, as a new process has."""
 
-    def __init__(self, folder: Path, limit_gib: float = 1.0, **eyes: Any) -> None:
-        self.reader, self.eyes = Reader(), Eyes(**eyes)
-        self.feature_cache = VisionFeatureCache(folder / "cache" / "f.sqlite", self.eyes, self.reader, settings(limit_gib))  # type: ignore[arg-type]
+    def __init__(self, folder: Path, limit_gib: float = 1.0, **encoder: Any) -> None:
+        self.reader, self.encoder = Reader(), Encoder(**encoder)
+        self.feature_cache = VisionFeatureCache(folder / "cache" / "f.sqlite", self.encoder, self.reader, settings(limit_gib))  # type: ignore[arg-type]
 
 
 def test_a_second_look_decodes_nothing(tmp_path: Path, clip: str):
@@ -97,7 +97,7 @@ def test_a_second_look_decodes_nothing(tmp_path: Path, clip: str):
     assert [plan for plan, _ in first] == [plan for plan, _ in again] == [uniform_plan(4.0, 4)]
     assert first[0][1].equal(again[0][1])
     assert first[0][1][:, 0, 0, 0].tolist() == [0.0, 7.0, 14.0, 21.0] and first[0][1].shape == (4, 1, K, D)
-    assert len(o.reader.asked) == o.eyes.calls == 1 and len(o.reader.looked) == 1
+    assert len(o.reader.requests) == o.encoder.calls == 1 and len(o.reader.opened_paths) == 1
     assert o.feature_cache.counters == {"decodes": 1, "encodes": 1, "encoded_frames": 4, "plans": 1, "opened": 1}
 
 
@@ -108,7 +108,7 @@ def test_the_cache_outlives_the_process(tmp_path: Path, clip: str):
     after = Opened(tmp_path)
     again = after.feature_cache.get(clip, halves)
     assert all(a[1].equal(b[1]) and a[1].dtype == b[1].dtype for a, b in zip(first, again, strict=True))
-    assert after.reader.asked == after.reader.looked == [] and after.eyes.calls == 0
+    assert after.reader.requests == after.reader.opened_paths == [] and after.encoder.calls == 0
     assert set(after.feature_cache.counters.values()) == {0}
 
 
@@ -117,7 +117,7 @@ def test_plans_of_a_clip_come_from_one_pass_and_only_missing_ones(tmp_path: Path
     o.feature_cache.get(clip, one_plan)
     o.feature_cache.get(clip, halves)
     keys = [plan.key for plan in halves(o.feature_cache.info(clip))]
-    assert o.reader.asked == [("a.mp4", keys[:1]), ("a.mp4", keys[1:])]
+    assert o.reader.requests == [("a.mp4", keys[:1]), ("a.mp4", keys[1:])]
     assert o.feature_cache.counters == {"decodes": 3, "encodes": 3, "encoded_frames": 8, "plans": 3, "opened": 1}
 
 
@@ -132,10 +132,10 @@ def test_other_eyes_see_other_features(tmp_path: Path, clip: str, other: dict[st
     Opened(tmp_path).feature_cache.get(clip, one_plan)
     o = Opened(tmp_path, **other)
     o.feature_cache.get(clip, one_plan)
-    assert o.feature_cache.counters["decodes"] == o.eyes.calls == 1
+    assert o.feature_cache.counters["decodes"] == o.encoder.calls == 1
     back = Opened(tmp_path)
     assert back.feature_cache.get(clip, one_plan)[0][1][1, 0, 0, 0] == 7.0, "both are kept"
-    assert back.eyes.calls == 0
+    assert back.encoder.calls == 0
 
 
 def test_content_counts_not_the_name(tmp_path: Path, clip: str):
@@ -144,21 +144,21 @@ def test_content_counts_not_the_name(tmp_path: Path, clip: str):
     copy = tmp_path / "copy.mp4"
     copy.write_bytes(Path(clip).read_bytes())
     o.feature_cache.get(str(copy), one_plan)
-    assert len(o.reader.asked) == 1
+    assert len(o.reader.requests) == 1
     Path(clip).write_bytes(b"\x09\x09")  # another clip under the old name
     assert o.feature_cache.get(clip, one_plan)[0][1][1, 0, 0, 0] == 9.0
-    assert len(o.reader.asked) == 2 and o.feature_cache.info(clip).id == "0909"
+    assert len(o.reader.requests) == 2 and o.feature_cache.info(clip).id == "0909"
 
 
 def test_a_run_behind_a_link_looks_at_nothing_again(tmp_path: Path, clip: str):
-    """Another run sees the same clips and the same cache through links: one entry, under the name that it asked for."""
+    """Another run sees the same clips and the same cache through links: one entry, under the name that it requested."""
     Opened(tmp_path).feature_cache.get(clip, one_plan)
     (tmp_path / "other").symlink_to(tmp_path)
     o = Opened(tmp_path / "other")
     mine = str(tmp_path / "other" / "a.mp4")
     assert o.feature_cache.info(mine).path == mine and o.feature_cache.info(clip).path == clip
     o.feature_cache.get(mine, one_plan)
-    assert not o.reader.looked and not o.reader.asked and not o.eyes.calls
+    assert not o.reader.opened_paths and not o.reader.requests and not o.encoder.calls
     assert o.feature_cache._db.execute("SELECT count(*) FROM clips").fetchone() == (1,)
 
 
@@ -179,11 +179,11 @@ def test_the_oldest_go_when_the_limit_is_reached(tmp_path: Path):
     o.feature_cache.close()
     file = tmp_path / "cache" / "f.sqlite"
     assert file.stat().st_size < limit + 2 * size, "the file does not grow for ever"
-    kept = Opened(tmp_path, width=5000)
+    stored = Opened(tmp_path, width=5000)
     for name in reversed(names):
-        kept.feature_cache.get(name, one_plan)
-    found = [name for name in names if Path(name).name not in {asked for asked, _ in kept.reader.asked}]
-    assert found == names[-len(found) :] and 3 <= len(found) <= limit // size
+        stored.feature_cache.get(name, one_plan)
+    still_stored = [name for name in names if Path(name).name not in {clip for clip, _ in stored.reader.requests}]
+    assert still_stored == names[-len(still_stored) :] and 3 <= len(still_stored) <= limit // size
 
 
 def test_a_clip_bigger_than_the_limit_still_comes(tmp_path: Path, clip: str):
@@ -202,13 +202,13 @@ def test_strip_shows_the_frames_side_by_side(tmp_path: Path):
 
     path = str(clips.write_clip(tmp_path / "real.mp4", times=[n / 8 for n in range(32)]))
     with ClipReader(60) as reader:
-        store = VisionFeatureCache(tmp_path / "f.sqlite", Eyes(size=64), reader, settings(1.0))  # type: ignore[arg-type]
+        store = VisionFeatureCache(tmp_path / "f.sqlite", Encoder(size=64), reader, settings(1.0))  # type: ignore[arg-type]
         plan = uniform_plan(store.info(path).seconds, 4)
         assert store.strip(path, plan) == b""
         ((_, features),) = store.get(path, lambda info: [plan])
         assert reader.decodes == store.counters["decodes"] == 1
         (frames,) = reader.frames(path, [plan], FrameSize(64, 64))
-        assert features.equal(Eyes(size=64).encode_frames(frames))
+        assert features.equal(Encoder(size=64).encode_frames(frames))
         picture = Image.open(io.BytesIO(store.strip(path, plan)))
         assert picture.format == "JPEG" and picture.size == (4 * 96, 96)
         parts = np.asarray(picture).reshape(96, 4, 96, 3).swapaxes(0, 1)
@@ -238,7 +238,7 @@ def test_a_strip_has_the_proportions_of_the_clip(tmp_path: Path):
 
     path = str(clips.write_clip(tmp_path / "wide.mp4", times=[n / 8 for n in range(8)], width=128))
     with ClipReader(60) as reader:
-        store = VisionFeatureCache(tmp_path / "f.sqlite", Eyes(size=64), reader, settings(1.0))  # type: ignore[arg-type]
+        store = VisionFeatureCache(tmp_path / "f.sqlite", Encoder(size=64), reader, settings(1.0))  # type: ignore[arg-type]
         plan = uniform_plan(store.info(path).seconds, 4)
         store.get(path, lambda info: [plan])
         assert Image.open(io.BytesIO(store.strip(path, plan))).size == (4 * 192, 96)
@@ -248,19 +248,19 @@ def test_a_strip_has_the_proportions_of_the_clip(tmp_path: Path):
 def test_blank_frames_are_encoded_once(tmp_path: Path):
     o, known = Opened(tmp_path), {}
     blank = blank_features(o.feature_cache, 4, FrameSize(8, 8), known)
-    assert blank_features(o.feature_cache, 4, FrameSize(8, 8), known) is blank and o.eyes.calls == 1
+    assert blank_features(o.feature_cache, 4, FrameSize(8, 8), known) is blank and o.encoder.calls == 1
     assert blank.shape == (4, 1, K, D) and blank.unique().numel() == 1
     assert len(blank_features(o.feature_cache, 2, FrameSize(8, 8), known)) == 2
 
 
 def test_the_eyes_are_on_the_device_only_while_they_see(tmp_path: Path, clip: str, monkeypatch: pytest.MonkeyPatch):
     o, seen = Opened(tmp_path), []
-    real = o.eyes.encode_frames
+    real = o.encoder.encode_frames
 
     def held() -> list[int]:
-        return [p.untyped_storage().nbytes() for part in o.eyes.vision_modules for p in part.parameters()]
+        return [p.untyped_storage().nbytes() for part in o.encoder.vision_modules for p in part.parameters()]
 
-    monkeypatch.setattr(o.eyes, "encode_frames", lambda pixels: seen.append(held()) or real(pixels))
+    monkeypatch.setattr(o.encoder, "encode_frames", lambda pixels: seen.append(held()) or real(pixels))
     assert held() == [0, 0, 0]
     first = o.feature_cache.get(clip, one_plan)
     assert held() == [0, 0, 0] and seen == [[4, 4, 4]]
@@ -273,7 +273,7 @@ def test_the_eyes_are_on_the_device_only_while_they_see(tmp_path: Path, clip: st
     def blind(pixels: np.ndarray) -> torch.Tensor:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(o.eyes, "encode_frames", blind)
+    monkeypatch.setattr(o.encoder, "encode_frames", blind)
     with pytest.raises(ZeroDivisionError):
         o.feature_cache.encode(np.zeros((1, 8, 8, 3), np.uint8))
     assert held() == [0, 0, 0]

@@ -20,21 +20,21 @@ def base() -> SmolVLM:
     return tiny.backbone(seed=2)
 
 
-def asked(base: SmolVLM) -> list[EncodedPrompt]:
+def encoded(base: SmolVLM) -> list[EncodedPrompt]:
     return [EncodedPrompt(row.prompt, row.features) for row in tiny.rows(base)]
 
 
 def drawn(base: SmolVLM, prompts: list[EncodedPrompt], seed: int = 0, **named: float) -> list[list[tuple[int, ...]]]:
     named = {"max_new_tokens": 8, **named}
-    found = sample(base, prompts, generator=torch.Generator().manual_seed(seed), **named)  # type: ignore[arg-type]
-    return [[c.ids for c in some] for some in found]
+    completions = sample(base, prompts, generator=torch.Generator().manual_seed(seed), **named)  # type: ignore[arg-type]
+    return [[c.ids for c in group] for group in completions]
 
 
 @pytest.mark.parametrize("push", [0.0, 1.4])
 def test_greedy_is_what_transformers_generates(base: SmolVLM, push: float) -> None:
     """With a push the end token comes up at different steps, so that rows of one batch stop apart."""
     end = base.renderer.end_id
-    prompts = asked(base)
+    prompts = encoded(base)
     ids, mask = pad_stack([torch.tensor(p.ids) for p in prompts], base.pad_id, "left")
     with torch.no_grad():
         embeds = base.embed(ids, [p.features for p in prompts]).vectors_BTD
@@ -57,25 +57,25 @@ def test_greedy_is_what_transformers_generates(base: SmolVLM, push: float) -> No
 
 
 def test_a_shared_prompt_equals_prompts_of_their_own(base: SmolVLM) -> None:
-    prompts = asked(base)
+    prompts = encoded(base)
     alone = [drawn(base, [prompt], temperature=0)[0][0] for prompt in prompts]
     assert drawn(base, prompts, answers=3, temperature=0) == [[ids] * 3 for ids in alone]
     copies = [prompt for prompt in prompts for _ in range(3)]
     shared = drawn(base, prompts, answers=3, seed=5)
-    assert [ids for some in shared for ids in some] == [ids for (ids,) in drawn(base, copies, seed=5)]
-    assert len({ids for some in shared for ids in some}) == 12
+    assert [ids for group in shared for ids in group] == [ids for (ids,) in drawn(base, copies, seed=5)]
+    assert len({ids for group in shared for ids in group}) == 12
 
 
 def test_a_prompt_is_read_once_however_many_answers_it_gets(base: SmolVLM, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
     real = base.hidden
 
-    def counting(embeds: Embedded, *rest: object, **named: object) -> torch.Tensor:
+    def counting(embeds: Embedded, *others: object, **named: object) -> torch.Tensor:
         shapes.append(tuple(embeds.vectors_BTD.shape[:2]))
-        return real(embeds, *rest, **named)  # type: ignore[arg-type]
+        return real(embeds, *others, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(base, "hidden", counting)
-    prompts = asked(base)
+    prompts = encoded(base)
     drawn(base, prompts, answers=3, max_new_tokens=3)
     longest = max(len(p.ids) for p in prompts)
     assert shapes == [(4, longest), (12, 1), (12, 1)]
@@ -85,12 +85,12 @@ def test_banned_tokens_are_never_chosen_even_where_they_are_the_likeliest(base: 
     banned = set(base.disallowed_V.nonzero()[:, 0].tolist())
     tiny.biased(base, dict.fromkeys(banned, 50.0))
     for temperature, top_p in ((0.0, 1.0), (1.0, 1.0), (2.0, 0.9)):
-        found = drawn(base, asked(base), answers=8, temperature=temperature, top_p=top_p)
-        assert not banned & {token for some in found for ids in some for token in ids}
+        groups = drawn(base, encoded(base), answers=8, temperature=temperature, top_p=top_p)
+        assert not banned & {token for group in groups for ids in group for token in ids}
 
 
 def test_the_generator_decides_the_answers(base: SmolVLM) -> None:
-    prompts = asked(base)
+    prompts = encoded(base)
     assert drawn(base, prompts, seed=1, answers=2) == drawn(base, prompts, seed=1, answers=2)
     assert drawn(base, prompts, seed=1, answers=2) != drawn(base, prompts, seed=2, answers=2)
     state = torch.get_rng_state()
@@ -117,8 +117,8 @@ def known(base: SmolVLM) -> dict[int, float]:
 )
 def test_answers_follow_the_distribution(base: SmolVLM, temperature: float, top_p: float, expected: tuple[float, ...]) -> None:
     tokens = list(known(base))
-    found = drawn(base, asked(base)[:1], answers=2000, temperature=temperature, top_p=top_p, max_new_tokens=1)[0]
-    counts = Counter(ids[0] for ids in found)
+    sampled = drawn(base, encoded(base)[:1], answers=2000, temperature=temperature, top_p=top_p, max_new_tokens=1)[0]
+    counts = Counter(ids[0] for ids in sampled)
     for token, share in zip(tokens, expected, strict=True):
         assert counts[token] / 2000 == pytest.approx(share, abs=0.0 if share in (0.0, 1.0) else 0.04)
     assert sum(counts[token] for token in tokens) == 2000
@@ -126,7 +126,7 @@ def test_answers_follow_the_distribution(base: SmolVLM, temperature: float, top_
 
 def test_logprobs_are_those_of_the_whole_distribution_at_the_temperature(base: SmolVLM) -> None:
     probs = known(base)
-    for (answer,) in sample(base, asked(base), 1, 0.5, 0.6, 3, torch.Generator().manual_seed(0)):
+    for (answer,) in sample(base, encoded(base), 1, 0.5, 0.6, 3, torch.Generator().manual_seed(0)):
         for token, logprob in zip(answer.ids, answer.logprobs, strict=True):
             assert logprob == pytest.approx(float(torch.tensor(probs[token] ** 2 / 0.38).log()), abs=1e-4)
 
@@ -134,9 +134,9 @@ def test_logprobs_are_those_of_the_whole_distribution_at_the_temperature(base: S
 def test_an_answer_ends_with_its_end_token_or_at_the_limit(base: SmolVLM) -> None:
     end = base.renderer.end_id
     tiny.biased(base, {end: 4.0})
-    found = [c for some in sample(base, asked(base), 8, 1.0, 1.0, 5, torch.Generator().manual_seed(0)) for c in some]
-    assert {c.stopped for c in found} == {True, False}
-    for c in found:
+    completions = [c for group in sample(base, encoded(base), 8, 1.0, 1.0, 5, torch.Generator().manual_seed(0)) for c in group]
+    assert {c.stopped for c in completions} == {True, False}
+    for c in completions:
         assert end not in c.ids[:-1]
         assert c.stopped == (c.ids[-1] == end)
         assert c.stopped or len(c.ids) == 5
@@ -148,12 +148,12 @@ def test_sampling_ends_early_when_every_answer_has(base: SmolVLM, monkeypatch: p
     calls = []
     real = base.hidden
     monkeypatch.setattr(base, "hidden", lambda *a, **k: (calls.append(1), real(*a, **k))[1])
-    assert drawn(base, asked(base), max_new_tokens=50) == [[(base.renderer.end_id,)]] * 4
+    assert drawn(base, encoded(base), max_new_tokens=50) == [[(base.renderer.end_id,)]] * 4
     assert len(calls) == 1
 
 
 def test_greedy_texts_are_made_batch_by_batch(base: SmolVLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts, sizes = asked(base), []
+    prompts, sizes = encoded(base), []
     alone = [base.renderer.decode(drawn(base, [prompt], temperature=0)[0][0]) for prompt in prompts]
     rendered: list[int] = []
 

@@ -63,12 +63,12 @@ def test_rows_in_a_batch_score_as_they_do_alone(base: SmolVLM) -> None:
 def test_logprobs_are_those_of_a_plain_forward_pass_from_pixels(base: SmolVLM, temperature: float) -> None:
     rows = tiny.rows(base)
     with torch.no_grad():
-        found, _, _ = token_logprobs(base, rows, temperature)
+        actual, _, _ = token_logprobs(base, rows, temperature)
     for number, row in enumerate(rows):
         logits = from_pixels(base, row, number)[0] / temperature
         logits[:, base.disallowed_V] = float("-inf")
         expected = logits.log_softmax(-1)[torch.arange(len(row.answer)), torch.tensor(row.answer)]
-        torch.testing.assert_close(found[number, : len(row.answer)], expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(actual[number, : len(row.answer)], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_frames_are_looked_at(base: SmolVLM) -> None:
@@ -77,22 +77,22 @@ def test_the_frames_are_looked_at(base: SmolVLM) -> None:
     blind = EncodedPair(row.prompt, row.answer, torch.zeros_like(row.features))
     turned = EncodedPair(row.prompt, row.answer, row.features.flip(0))
     with torch.no_grad():
-        found = [token_logprobs(base, [r])[0] for r in (row, blind, turned)]
-    assert float((found[0] - found[1]).abs().max()) > 1e-3
-    assert float((found[0] - found[2]).abs().max()) > 1e-4  # the order of frames counts
+        logprobs = [token_logprobs(base, [r])[0] for r in (row, blind, turned)]
+    assert float((logprobs[0] - logprobs[1]).abs().max()) > 1e-3
+    assert float((logprobs[0] - logprobs[2]).abs().max()) > 1e-4  # the order of frames counts
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
 def test_the_sampler_and_the_scorer_speak_of_one_distribution(base: SmolVLM, temperature: float) -> None:
     rows = tiny.rows(base)
-    asked = [EncodedPrompt(row.prompt, row.features) for row in rows]
-    drawn = sample(base, asked, 2, temperature, 1.0, 6, torch.Generator().manual_seed(0))
+    prompts = [EncodedPrompt(row.prompt, row.features) for row in rows]
+    drawn = sample(base, prompts, 2, temperature, 1.0, 6, torch.Generator().manual_seed(0))
     answered = [EncodedPair(row.prompt, c.ids, row.features) for row, cs in zip(rows, drawn, strict=True) for c in cs]
     own = [c.logprobs for cs in drawn for c in cs]
     with torch.no_grad():
-        found, _, _ = token_logprobs(base, answered, temperature)
+        actual, _, _ = token_logprobs(base, answered, temperature)
     for number, logprobs in enumerate(own):
-        torch.testing.assert_close(found[number, : len(logprobs)], torch.tensor(logprobs), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(actual[number, : len(logprobs)], torch.tensor(logprobs), atol=1e-4, rtol=1e-4)
 
 
 def test_banned_tokens_have_no_mass(base: SmolVLM) -> None:
@@ -142,12 +142,12 @@ def test_beta_learns_and_so_does_the_head(base: SmolVLM) -> None:
 
 def test_chunks_do_not_change_a_number(base: SmolVLM, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
-        whole = token_logprobs(base, tiny.rows(base), with_entropy=True)
+        at_once = token_logprobs(base, tiny.rows(base), with_entropy=True)
         monkeypatch.setattr(scoring, "CHUNK", 3)
         parts = token_logprobs(base, tiny.rows(base), with_entropy=True)
-    assert whole[2] is not None and parts[2] is not None
-    torch.testing.assert_close(whole[0], parts[0])
-    torch.testing.assert_close(whole[2], parts[2])
+    assert at_once[2] is not None and parts[2] is not None
+    torch.testing.assert_close(at_once[0], parts[0])
+    torch.testing.assert_close(at_once[2], parts[2])
 
 
 def test_chunks_follow_the_vocabulary(base: SmolVLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,13 +177,13 @@ def test_logits_are_not_kept_for_the_backward_pass(base: SmolVLM, monkeypatch: p
     mask[1, 6:] = False
 
     def wide(run: Callable[[torch.Tensor], torch.Tensor]) -> tuple[list[int], float, torch.Tensor]:
-        leaf, kept = states.clone().requires_grad_(), []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        leaf, saved = states.clone().requires_grad_(), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
             loss = (run(leaf) * weights * mask).sum()
         loss.backward()
         assert leaf.grad is not None
         own = {id(base.lm_head.weight), id(base.disallowed_V)}
-        return [t.numel() for t in kept if base.vocabulary in t.shape and id(t) not in own], float(loss.detach()), leaf.grad
+        return [t.numel() for t in saved if base.vocabulary in t.shape and id(t) not in own], float(loss.detach()), leaf.grad
 
     def plainly(leaf: torch.Tensor) -> torch.Tensor:
         logits = base.lm_head(leaf).masked_fill(base.disallowed_V, float("-inf"))

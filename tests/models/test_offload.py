@@ -1,4 +1,4 @@
-"""Who is on the device when: roles, reference, reward base and eyes rest in host memory while nothing needs them."""
+"""What is on the device when: roles, reference, reward base and vision modules are offloaded while nothing needs them."""
 
 from __future__ import annotations
 
@@ -87,17 +87,17 @@ def stored_bytes(tensors: Iterable[torch.Tensor]) -> int:
 def present(models: PPOModels) -> set[str]:
     """Roles, and bases of their own, that hold memory."""
     owners = {"policy": models.policy, "reference": models.reference, "reward": models.critic, "value": models.critic}
-    found = {role for role, owner in owners.items() if stored_bytes(owner.adapters.parameters(role))}
+    names = {role for role, owner in owners.items() if stored_bytes(owner.adapters.parameters(role))}
     for name, owner in (("reference base", models.reference), ("reward base", models.critic)):
         base = [t for n, t in owner.backbone.model.named_parameters() if "lora_" not in n]
         if owner is not models.policy and stored_bytes(base):
-            found.add(name)
-    return found
+            names.add(name)
+    return names
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_all_kinds_of_reference_give_the_same_logprobs(quantization: str) -> None:
-    found = {}
+    logprobs = {}
     for kind in ("adapter", "model"):
         for rest in ("device", "cpu"):
             models = opened(f"reference.kind={kind}", f"reference.rest={rest}", f"model.quantization={quantization}")
@@ -106,12 +106,12 @@ def test_all_kinds_of_reference_give_the_same_logprobs(quantization: str) -> Non
             reference = models.reference.adapters
             for _ in range(2):  # it goes and comes again
                 with reference.on_device("reference"), reference.inference_as("reference"):
-                    found[kind, rest], mask, _ = token_logprobs(models.reference.backbone, rows)
+                    logprobs[kind, rest], mask, _ = token_logprobs(models.reference.backbone, rows)
     with models.policy.adapters.inference_as("base"):
         plain, _, _ = token_logprobs(models.policy.backbone, rows)
-    assert float((plain - found["adapter", "device"])[mask].abs().max()) > 1e-3  # the adapter says something
-    for other in found.values():
-        assert torch.equal(other, found["adapter", "device"])
+    assert float((plain - logprobs["adapter", "device"])[mask].abs().max()) > 1e-3  # the adapter says something
+    for other in logprobs.values():
+        assert torch.equal(other, logprobs["adapter", "device"])
 
 
 class Watch:
@@ -185,7 +185,7 @@ def test_reward_and_value_of_another_base_read_the_policys_tokens(tmp_path: Path
         before, start = tiny.digest(critic.adapters.parameters("value")), tiny.digest(tiny.base_weights(other))
     rollout, _ = tiny.collector(models).collect(prompts(), 0)
     assert rollout.rows[0].features is not None and rollout.critic_rows[0].features is not None
-    assert not torch.equal(rollout.rows[0].features, rollout.critic_rows[0].features)  # seen through eyes of its own
+    assert not torch.equal(rollout.rows[0].features, rollout.critic_rows[0].features)  # encoded by its own vision modules
     assert [row.answer for row in rollout.rows] == [row.answer for row in rollout.critic_rows]
     assert rollout.values_BR.shape == rollout.logprobs_BR.shape
     with critic.adapters.on_device("value"), critic.adapters.inference_as("value"):
@@ -200,7 +200,7 @@ def test_reward_and_value_of_another_base_read_the_policys_tokens(tmp_path: Path
 
 def test_parking_changes_no_number_of_an_iteration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With host copies that are really copies, as on a GPU, the trained weights are those of a run that never parks."""
-    found = []
+    digests = []
     for parking in (True, False):
         if parking:
             monkeypatch.setattr(offload, "_host_copy", lambda tensor: tensor.clone())
@@ -212,8 +212,8 @@ def test_parking_changes_no_number_of_an_iteration(tmp_path: Path, monkeypatch: 
         rollout, learner = iteration(models, tmp_path)
         learner.update(rollout, 1)
         with models.policy.adapters.on_device(*ROLES):
-            found.append({role: tiny.digest(models.policy.adapters.parameters(role)) for role in ROLES})
-    assert found[0] == found[1]
+            digests.append({role: tiny.digest(models.policy.adapters.parameters(role)) for role in ROLES})
+    assert digests[0] == digests[1]
 
 
 def _onload_copies(self: OffloadableWeights) -> None:
@@ -274,7 +274,7 @@ def test_a_full_device_leaves_everything_where_it_was() -> None:
 
 
 @pytest.mark.parametrize("rest", ["cpu", "device"])
-def test_a_workbench_for_ppo_opens_the_bases_of_its_own_and_puts_them_to_rest(rest: str, tmp_path: Path) -> None:
+def test_a_session_for_ppo_opens_its_own_bases_and_offloads_them(rest: str, tmp_path: Path) -> None:
     save(small(9), tmp_path / "judge")
     named = [f"reward.base={tmp_path / 'judge'}", f"reward.rest={rest}", "reference.kind=model", f"reference.rest={rest}"]
     cfg = tiny.settings(*named, "data.world=")
@@ -300,7 +300,7 @@ def test_nobody_reads_through_an_offloaded_base() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gradients_reach_every_adapter_layer_through_four_bits_and_checkpointing(dtype: str) -> None:
     """No input requires a gradient here, so this is what a reentrant checkpoint would get wrong."""
-    found = []
+    gradients = []
     for checkpointing in ("false", "true"):
         models = opened("model.quantization=nf4", f"model.dtype={dtype}", f"model.gradient_checkpointing={checkpointing}")
         rows = tiny.rows(models.policy.backbone)  # type: ignore[arg-type]
@@ -312,12 +312,12 @@ def test_gradients_reach_every_adapter_layer_through_four_bits_and_checkpointing
             (-token_logprobs(models.policy.backbone, rows)[0].sum()).backward()
             weights = models.policy.adapters.named("policy")
             assert {p.dtype for p in weights.values()} == {torch.float32}
-            found.append({name: p.grad for name, p in weights.items()})
-    assert len(found[0]) == 4 * 7 * 2
-    for name, plain in found[0].items():
-        assert plain is not None and found[1][name] is not None
+            gradients.append({name: p.grad for name, p in weights.items()})
+    assert len(gradients[0]) == 4 * 7 * 2
+    for name, plain in gradients[0].items():
+        assert plain is not None and gradients[1][name] is not None
         assert float(plain.abs().max()) > 0, name
-        torch.testing.assert_close(plain, found[1][name])
+        torch.testing.assert_close(plain, gradients[1][name])
 
 
 def test_a_head_keeps_full_precision_under_autocast() -> None:

@@ -23,25 +23,25 @@ def raw(ids: tuple[int, ...]) -> str:
 
 def test_the_answer_mask_covers_exactly_answers_and_their_end(render: Renderer) -> None:
     turns = [Turn("what happens first?", "a red circle moves left."), Turn("and then?", "two things happen.")]
-    found = render.conversation(TWO, turns, "0s: a red circle.\n")
+    rendered = render.conversation(TWO, turns, "0s: a red circle.\n")
     learned: list[list[int]] = [[]]
-    for token, counts in zip(found.ids, found.answer, strict=True):
+    for token, counts in zip(rendered.ids, rendered.answer, strict=True):
         if counts:
             learned[-1].append(token)
         elif learned[-1]:
             learned.append([])
     expected = [list(render.text_ids(" " + turn.answer) + (render.end_id,)) for turn in turns if turn.answer]
     assert learned[:2] == expected and learned[2:] == [[]]
-    assert len(found) == len(found.ids) == len(found.answer)
+    assert len(rendered) == len(rendered.ids) == len(rendered.answer)
 
 
 def test_the_prompt_is_where_the_conversation_starts_and_the_answer_goes_on(render: Renderer) -> None:
     prompt = render.prompt(TWO, "what happens?", "0s: a red circle.\n")
-    whole = render.conversation(TWO, [Turn("what happens?", "a red circle moves.")], "0s: a red circle.\n")
+    rendered = render.conversation(TWO, [Turn("what happens?", "a red circle moves.")], "0s: a red circle.\n")
     answer = render.answer("a red circle moves.")
-    assert whole.ids[: len(prompt)] == prompt
-    assert whole.ids[len(prompt) : len(prompt) + len(answer)] == answer
-    assert not any(whole.answer[: len(prompt)])
+    assert rendered.ids[: len(prompt)] == prompt
+    assert rendered.ids[len(prompt) : len(prompt) + len(answer)] == answer
+    assert not any(rendered.answer[: len(prompt)])
 
 
 def test_special_tokens_written_by_people_or_models_stay_letters(render: Renderer) -> None:
@@ -49,10 +49,10 @@ def test_special_tokens_written_by_people_or_models_stay_letters(render: Rendere
     turns = [Turn("q", "a"), Turn("q", "a")]
     nasty = [Turn(NASTY, NASTY), Turn(NASTY, NASTY)]
     plain = render.conversation(TWO, turns, "context\n").ids
-    found = render.conversation(TWO, nasty, NASTY + "\n").ids
+    ids = render.conversation(TWO, nasty, NASTY + "\n").ids
     for special in specials:
-        assert found.count(special) == plain.count(special), tiny.tokenizer().convert_ids_to_tokens(special)
-    assert raw(found).count(NASTY) == 5  # and nothing of it is lost
+        assert ids.count(special) == plain.count(special), tiny.tokenizer().convert_ids_to_tokens(special)
+    assert raw(ids).count(NASTY) == 5  # and nothing of it is lost
     assert render.decode(render.answer(NASTY)) == NASTY
 
 
@@ -76,26 +76,26 @@ def published(count: str) -> str:
 
 
 def test_the_default_layout_writes_frames_and_times_as_published() -> None:
-    found = raw(Renderer(tiny.tokenizer(), Layout()).prompt(FrameLayout((0.9, 65.2), 3723.9, 3), "What happens?"))
+    text = raw(Renderer(tiny.tokenizer(), Layout()).prompt(FrameLayout((0.9, 65.2), 3723.9, 3), "What happens?"))
     start, expected = "<|im_start|>User: You are provided the following series of ", published("two")
-    assert found.startswith(start) and expected.startswith(start)
-    assert found[len(start) :].split(" ", 1)[1] == expected[len(start) :].split(" ", 1)[1]
+    assert text.startswith(start) and expected.startswith(start)
+    assert text[len(start) :].split(" ", 1)[1] == expected[len(start) :].split(" ", 1)[1]
 
 
 def test_the_default_layout_writes_what_smolvlm2_was_trained_on() -> None:
-    found = raw(Renderer(tiny.tokenizer(), Layout()).prompt(FrameLayout((0.9, 65.2), 3723.9, 3), "What happens?"))
-    assert found == published("two")  # their processor writes the number of frames as a word
+    text = raw(Renderer(tiny.tokenizer(), Layout()).prompt(FrameLayout((0.9, 65.2), 3723.9, 3), "What happens?"))
+    assert text == published("two")  # their processor writes the number of frames as a word
 
 
 def test_the_default_layout_follows_the_published_chat_template() -> None:
     import jinja2
     from transformers.models.smolvlm import processing_smolvlm as theirs
 
-    def said(role: str, text: str) -> dict[str, object]:
+    def message(role: str, text: str) -> dict[str, object]:
         return {"role": role, "content": [{"type": "text", "text": text}]}
 
     turns = [Turn("What happens?", "A ball rolls."), Turn("Where to?", "To the left.")]
-    messages = [said(role, text) for t in turns for role, text in (("user", t.question), ("assistant", str(t.answer)))]
+    messages = [message(role, text) for t in turns for role, text in (("user", t.question), ("assistant", str(t.answer)))]
     expected = jinja2.Template(theirs.DEFAULT_CHAT_TEMPLATE).render(messages=messages, add_generation_prompt=False)
     assert raw(Renderer(tiny.tokenizer(), Layout()).conversation(None, turns).ids).strip() == expected.strip()
 
@@ -106,8 +106,8 @@ def test_the_default_layout_follows_the_published_chat_template() -> None:
 )
 def test_words_are_cut_into_tokens_as_the_whole_text_would_be(times: tuple[float, ...]) -> None:
     """Template and text meet inside a word boundary: "User: " and "What" are "User", ":", " What"."""
-    found = Renderer(tiny.tokenizer(), Layout()).prompt(FrameLayout(times, 70.0, 3) if times else None, "What happens?")
-    assert list(found) == tiny.tokenizer().encode(raw(found), add_special_tokens=False)
+    ids = Renderer(tiny.tokenizer(), Layout()).prompt(FrameLayout(times, 70.0, 3) if times else None, "What happens?")
+    assert list(ids) == tiny.tokenizer().encode(raw(ids), add_special_tokens=False)
 
 
 def test_a_conversation_over_the_limit_is_refused_by_name(render: Renderer) -> None:

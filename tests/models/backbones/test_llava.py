@@ -78,18 +78,18 @@ def encode_text(base: Llava, text: str) -> list[int]:
 
 @pytest.mark.parametrize("context", ["", "0s: a circle moves.\n1s: a square.\n"])
 def test_a_prompt_is_vicunas_with_the_clip_before_the_question(base: Llava, context: str) -> None:
-    found = base.renderer.prompt(CLIP, "what happens?", context)
-    assert list(found) == encode_text(base, f"{SYSTEM}USER: {'<image>' * 19}\n{context}what happens? ASSISTANT:")
+    ids = base.renderer.prompt(CLIP, "what happens?", context)
+    assert list(ids) == encode_text(base, f"{SYSTEM}USER: {'<image>' * 19}\n{context}what happens? ASSISTANT:")
     plain = base.renderer.prompt(None, "what happens?")
     assert list(plain) == encode_text(base, f"{SYSTEM}USER: what happens? ASSISTANT:")
 
 
 def test_a_conversation_is_vicunas(base: Llava) -> None:
     turns = [Turn("what happens?", "a circle  moves, 日本."), Turn("and then?", "a blue square.")]
-    found = base.renderer.conversation(CLIP, turns)
+    rendered = base.renderer.conversation(CLIP, turns)
     first, second = (f"{t.question} ASSISTANT: {t.answer}</s>" for t in turns)
-    assert list(found.ids) == encode_text(base, f"{SYSTEM}USER: {'<image>' * 19}\n{first}USER: {second}")
-    learned = [i for i, counts in zip(found.ids, found.answer, strict=True) if counts]
+    assert list(rendered.ids) == encode_text(base, f"{SYSTEM}USER: {'<image>' * 19}\n{first}USER: {second}")
+    learned = [i for i, counts in zip(rendered.ids, rendered.answer, strict=True) if counts]
     assert learned == [i for t in turns for i in encode_text(base, f"{t.answer}</s>")[1:]]
     assert base.renderer.decode(base.renderer.answer(str(turns[0].answer))) == turns[0].answer
 
@@ -152,9 +152,9 @@ def rows(base: Llava) -> list[EncodedPair]:
     texts = [("what happens?", "a red circle moves left.", 3), ("how many things are there?", "two", 0), ("and?", "no", 5)]
     made = []
     for seed, (question, answer, count) in enumerate(texts):
-        shown = FrameLayout((0.0,) * count, 1.0, count + 16) if count else None
+        layout = FrameLayout((0.0,) * count, 1.0, count + 16) if count else None
         features = base.encode_frames(frames(count, seed)) if count else None
-        made.append(EncodedPair(base.renderer.prompt(shown, question), base.renderer.answer(answer), features))
+        made.append(EncodedPair(base.renderer.prompt(layout, question), base.renderer.answer(answer), features))
     return made
 
 
@@ -168,9 +168,9 @@ def test_batched_and_padded_equals_single(base: Llava) -> None:
 
 
 def test_greedy_answers_are_those_of_generate(base: Llava) -> None:
-    asked = [EncodedPrompt(row.prompt, row.features) for row in rows(base)]
-    ours = sample(base, asked, temperature=0, max_new_tokens=12)
-    for one, (answer,) in zip(asked, ours, strict=True):
+    prompts = [EncodedPrompt(row.prompt, row.features) for row in rows(base)]
+    ours = sample(base, prompts, temperature=0, max_new_tokens=12)
+    for one, (answer,) in zip(prompts, ours, strict=True):
         ids = torch.tensor([one.ids])
         embeds = base.embed(ids, [one.features]).vectors_BTD
         theirs = base.model.generate(

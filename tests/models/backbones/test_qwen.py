@@ -34,7 +34,7 @@ import make_qwen  # noqa: E402
 KINDS = ("qwen3_vl", "qwen3_5")
 PIXELS = np.load(GOLDEN / "qwen.npz")
 IDS = json.loads((GOLDEN / "qwen.json").read_text())["ids"]
-WHOLE = ("whole_wide", "whole_high")  # clips whose frames need no resizing: two pairs of 1 x 2, and of 2 x 1 vectors
+UNRESIZED = ("whole_wide", "whole_high")  # clips whose frames need no resizing: two pairs of 1 x 2, and of 2 x 1 vectors
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -64,28 +64,28 @@ def prompt(base: Qwen3VL, name: str, question: str = "what happens then?") -> tu
     return base.renderer.prompt(FrameLayout(make_qwen.times(name), 10.0, features.shape[1] * features.shape[2]), question)
 
 
-def asked(base: Qwen3VL) -> list[EncodedPrompt]:
+def encoded(base: Qwen3VL) -> list[EncodedPrompt]:
     """Prompts of different lengths: pairs of two shapes, and one without video."""
     with_video = [
         EncodedPrompt(prompt(base, name, text), seen(base, name))
-        for name, text in zip(WHOLE, ("what then?", " left"), strict=True)
+        for name, text in zip(UNRESIZED, ("what then?", " left"), strict=True)
     ]
     return [*with_video, EncodedPrompt(base.renderer.prompt(None, "what moves?"))]
 
 
 def rows(base: Qwen3VL) -> list[EncodedPair]:
     answers = (" the red square moves left", " circle", " then left")
-    return [EncodedPair(a.ids, base.renderer.answer(text), a.features) for a, text in zip(asked(base), answers, strict=True)]
+    return [EncodedPair(a.ids, base.renderer.answer(text), a.features) for a, text in zip(encoded(base), answers, strict=True)]
 
 
 def theirs(base: Qwen3VL, ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Tensor]:
-    """What transformers' model gets for the prompts of `asked`, with pixels from the golden file."""
+    """What transformers' model gets for the prompts of `encoded`, with pixels from the golden file."""
     return {
         "input_ids": ids_BT,
         "attention_mask": mask_BT.long(),
         "mm_token_type_ids": 2 * (ids_BT == base.model.config.video_token_id).int(),
-        "pixel_values_videos": torch.cat([torch.tensor(PIXELS[name]) for name in WHOLE]),
-        "video_grid_thw": torch.cat([torch.tensor(PIXELS[f"{name}/grid"]) for name in WHOLE]),
+        "pixel_values_videos": torch.cat([torch.tensor(PIXELS[name]) for name in UNRESIZED]),
+        "video_grid_thw": torch.cat([torch.tensor(PIXELS[f"{name}/grid"]) for name in UNRESIZED]),
     }
 
 
@@ -114,7 +114,7 @@ def test_pixels_are_those_of_the_published_processor(base: Qwen3VL, name: str) -
     ours = base.patches(torch.from_numpy(np.stack([resized(frame, size) for frame in frames])))
     assert [list(ours.shape[:3])] == PIXELS[f"{name}/grid"].tolist()
     gap = (ours.flatten(0, 2) - torch.tensor(PIXELS[name])).abs()
-    if name in WHOLE:
+    if name in UNRESIZED:
         assert float(gap.max()) == 0.0
     else:
         assert float(gap.max()) < 2.01 / 255
@@ -184,7 +184,7 @@ def test_a_padded_batch_says_what_single_rows_say(base: Qwen3VL, side: str) -> N
 @pytest.mark.parametrize("push", [0.0, 1.1])
 def test_greedy_is_what_transformers_generates(base: Qwen3VL, push: float) -> None:
     """With a push the end token comes up at different steps, so that rows of one batch stop apart."""
-    end, prompts = base.renderer.end_id, asked(base)
+    end, prompts = base.renderer.end_id, encoded(base)
     ids_BT, mask_BT = pad_stack([torch.tensor(p.ids) for p in prompts], base.pad_id, "left")
     with torch.no_grad():
         expected = base.model.generate(
@@ -202,11 +202,11 @@ def test_greedy_is_what_transformers_generates(base: Qwen3VL, push: float) -> No
 
 
 def test_several_answers_are_those_of_prompts_of_their_own(base: Qwen3VL) -> None:
-    prompts = asked(base)
+    prompts = encoded(base)
 
-    def drawn(some: list[EncodedPrompt], answers: int) -> list[Any]:
-        found = sample(base, some, answers, 1.0, 1.0, 8, torch.Generator().manual_seed(3))
-        return [answer for group in found for answer in group]
+    def drawn(chosen: list[EncodedPrompt], answers: int) -> list[Any]:
+        groups = sample(base, chosen, answers, 1.0, 1.0, 8, torch.Generator().manual_seed(3))
+        return [answer for group in groups for answer in group]
 
     shared, alone = drawn(prompts, 3), drawn([p for p in prompts for _ in range(3)], 1)
     assert [a.ids for a in shared] == [a.ids for a in alone]
@@ -214,13 +214,13 @@ def test_several_answers_are_those_of_prompts_of_their_own(base: Qwen3VL) -> Non
     again, mask, _ = token_logprobs(
         base, [EncodedPair(prompts[n // 3].ids, a.ids, prompts[n // 3].features) for n, a in enumerate(shared)]
     )
-    said = torch.tensor([chance for a in shared for chance in a.logprobs])
-    torch.testing.assert_close(again[mask], said, atol=1e-4, rtol=0)  # step by step as all at once
+    sampled = torch.tensor([chance for a in shared for chance in a.logprobs])
+    torch.testing.assert_close(again[mask], sampled, atol=1e-4, rtol=0)  # step by step as all at once
 
 
 @pytest.mark.parametrize("bits", ["none", "nf4"])
 def test_adapters_learn_in_full_precision_and_in_four_bits(folder: Path, bits: str) -> None:
-    found = []
+    gradients = []
     for checkpointing in (False, True):
         base = opened(folder, quantization=bits, gradient_checkpointing=checkpointing)
         low = [name for name, module in base.model.named_modules() if type(module).__name__ == "Linear4bit"]
@@ -230,12 +230,12 @@ def test_adapters_learn_in_full_precision_and_in_four_bits(folder: Path, bits: s
         with roles.training_as("policy"):
             assert base.text_model.training == checkpointing
             token_logprobs(base, rows(base))[0].sum().backward()
-        found.append([p.grad for p in roles.parameters("policy")])
+        gradients.append([p.grad for p in roles.parameters("policy")])
         assert all(".language_model.layers." in name for name in [*low, *roles.named("policy")])
         linear = {"qwen3_vl": 4 * 7, "qwen3_5": 3 * 5 + 4 + 4 * 3}[folder.name]
-        assert (len(low), len(found[-1])) == (linear if bits == "nf4" else 0, 2 * linear)
+        assert (len(low), len(gradients[-1])) == (linear if bits == "nf4" else 0, 2 * linear)
         assert all(p.grad is None for name, p in base.model.named_parameters() if "lora_" not in name)
-    for plain, saved in zip(*found, strict=True):
+    for plain, saved in zip(*gradients, strict=True):
         assert plain is not None and float(plain.abs().max()) > 0
         torch.testing.assert_close(plain, saved)
 
@@ -297,10 +297,10 @@ def test_marks_written_by_people_stay_letters_and_answers_hold_none(base: Qwen3V
     assert {i for i in control if not base.disallowed_V[i]} == {base.renderer.end_id}
     assert bool(base.disallowed_V[len(base.tokenizer) :].all()) and base.vocabulary > len(base.tokenizer)
     with torch.no_grad():
-        said, mask, _ = token_logprobs(
+        logprobs, mask, _ = token_logprobs(
             base, [EncodedPair(base.renderer.prompt(None, text), base.renderer.answer("<think>left</think>"))]
         )
-    assert bool(said[mask].isfinite().all())
+    assert bool(logprobs[mask].isfinite().all())
 
 
 @pytest.mark.parametrize("kind", ["qwen3_5_text", "qwen3_5_moe", "qwen3_vl_moe", "qwen2_5_vl"])

@@ -52,10 +52,10 @@ def pixels_of(base: SmolVLM, which: str) -> np.ndarray:
 
 @pytest.mark.parametrize("which", CLIPS)
 def test_ids_are_those_of_the_published_processor(base: SmolVLM, golden: dict[str, Any], which: str) -> None:
-    shown = FrameLayout(tuple(golden[f"{which} times"]), golden[f"{which} seconds"], 16)
+    layout = FrameLayout(tuple(golden[f"{which} times"]), golden[f"{which} seconds"], 16)
     turns = [Turn(question, answer) for question, answer in golden["turns"]]
-    assert list(base.renderer.prompt(shown, turns[0].question)) == golden[f"{which} prompt"]
-    assert list(base.renderer.conversation(shown, turns).ids) == golden[f"{which} conversation"]
+    assert list(base.renderer.prompt(layout, turns[0].question)) == golden[f"{which} prompt"]
+    assert list(base.renderer.conversation(layout, turns).ids) == golden[f"{which} conversation"]
 
 
 @pytest.mark.parametrize("which", CLIPS)
@@ -97,8 +97,8 @@ def rows(base: SmolVLM) -> list[EncodedPair]:
         ("and?", "no", "high"),
     ):
         features = base.encode_frames(pixels_of(base, which)) if which else None
-        shown = None if features is None else FrameLayout(tuple(map(float, range(len(features)))), 9.0, 16)
-        made.append(EncodedPair(base.renderer.prompt(shown, question), base.renderer.answer(answer), features))
+        layout = None if features is None else FrameLayout(tuple(map(float, range(len(features)))), 9.0, 16)
+        made.append(EncodedPair(base.renderer.prompt(layout, question), base.renderer.answer(answer), features))
     return made
 
 
@@ -111,9 +111,9 @@ def test_batched_and_padded_equals_single(base: SmolVLM) -> None:
 
 
 def test_greedy_answers_are_those_of_generate(base: SmolVLM) -> None:
-    asked = [EncodedPrompt(row.prompt, row.features) for row in rows(base)]
+    prompts = [EncodedPrompt(row.prompt, row.features) for row in rows(base)]
     for which, one, (answer,) in zip(
-        ("wide", "", "high"), asked, sample(base, asked, temperature=0, max_new_tokens=12), strict=True
+        ("wide", "", "high"), prompts, sample(base, prompts, temperature=0, max_new_tokens=12), strict=True
     ):
         seen = {}
         if which:

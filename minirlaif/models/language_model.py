@@ -68,8 +68,7 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Of the language model."""
-        device: torch.device = self.text_model.embed_tokens.weight.device
-        return device
+        return torch.device(self.text_model.embed_tokens.weight.device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -154,9 +153,9 @@ def load_weights(kind: Any, folder: str, revision: str, dtype: torch.dtype, quan
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
     """Without transformers' progress bars, which every stage would print again."""
-    from transformers.utils import logging as transformers_logging
+    import transformers
 
-    bars: Any = transformers_logging  # its functions have no types
+    bars: Any = transformers.utils.logging  # its functions have no types
     enabled = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
     try:

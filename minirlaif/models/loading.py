@@ -10,6 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+
 from minirlaif import distributed
 from minirlaif.config import ModelSection, RewardSection
 from minirlaif.errors import UserError
@@ -111,7 +114,6 @@ def empty_model(config: Mapping[str, Any], dtype: Any = None) -> Any:
     Raises:
         UserError: transformers refuses the config.
     """
-    import torch
     from accelerate import init_empty_weights
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForImageTextToText
@@ -136,11 +138,8 @@ def open_backbone(section: ModelSection) -> VisionLanguageModel:
     Raises:
         UserError: unknown family, files that cannot be read, a device that is not there, or LoRA targets that name no layer.
     """
-    from torch import nn
-
-    device = pick_device(section.device)
+    device, family = pick_device(section.device), family_of(model_type(section))
     dtype = pick_dtype(section, device)
-    family = family_of(model_type(section))
     quantization = quantization_config(section, dtype, family.skip_quantization())
     backbone = family.load(base_folder(section), section.revision, dtype, quantization, device)
     layers = {name.split(".")[-1] for name, part in backbone.text_model.named_modules() if isinstance(part, nn.Linear)}
@@ -195,10 +194,8 @@ def check_tokenizers(model: ModelSection, reward: RewardSection) -> None:
         )
 
 
-def pick_device(wanted: str) -> Any:
+def pick_device(wanted: str) -> torch.device:
     """torch.device of `model.device`: auto takes the GPU where there is one."""
-    import torch
-
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "model.device is cuda, but torch sees no GPU: set model.device to auto, or run `python -m minirlaif doctor`"
@@ -209,12 +206,11 @@ def pick_device(wanted: str) -> Any:
     return torch.device(wanted, distributed.rank()) if wanted == "cuda" else torch.device(wanted)
 
 
-def pick_dtype(section: ModelSection, device: Any) -> Any:
+def pick_dtype(section: ModelSection, device: torch.device) -> torch.dtype:
     """torch.dtype of `model.dtype`: auto is bfloat16 on a GPU and float32 on a CPU."""
-    import torch
-
     wanted = section.dtype if section.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
-    return getattr(torch, wanted)
+    dtype: torch.dtype = getattr(torch, wanted)
+    return dtype
 
 
 def quantization_config(section: ModelSection, dtype: Any, skip_quantization: Sequence[str]) -> Any:

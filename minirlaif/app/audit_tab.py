@@ -81,17 +81,17 @@ def build(audit: Audit, reader: ClipReader, folder: Path) -> Any:
 
     with gr.Blocks(title="minirlaif audit", analytics_enabled=False) as page:
         place = gr.Number(visible="hidden", precision=0)
-        view = gr.HTML(apply_default_css=False, elem_id="pair")
+        pair = gr.HTML(apply_default_css=False, elem_id="pair")
         with gr.Row(elem_id="labels"):
             for key, (label, text) in enumerate(LABELS.items(), 1):
-                gr.Button(f"{key}  {text}").click(partial(choose, label), place, [place, view], **EVENT)
+                gr.Button(f"{key}  {text}").click(partial(choose, label), place, [place, pair], **EVENT)
         gr.Button("Previous pair", size="sm", elem_id="previous").click(
-            lambda place: show(max(0, (len(audit.items) if place is None else int(place)) - 1)), place, [place, view], **EVENT
+            lambda place: show(max(0, (len(audit.items) if place is None else int(place)) - 1)), place, [place, pair], **EVENT
         )
         with gr.Accordion("Figures so far", open=False, elem_id="figures") as accordion:
             table = gr.HTML(apply_default_css=False)
         accordion.expand(figures, None, table, **EVENT)
-        page.load(lambda: show(None), None, [place, view], **EVENT)
+        page.load(lambda: show(None), None, [place, pair], **EVENT)
     page.queue(max_size=32, api_open=False)
     return page
 

@@ -110,7 +110,7 @@ class ChatService:
 
     def begin(self, session: Session, question: str) -> bool:
         """Add a question, so that the page shows it while the model is busy. False, with a notice, if it is refused."""
-        if session.busy or not self._accepts(session, question):
+        if not self._accepts(session, question):
             return False
         session.turns.append(Answer(question.strip(), "", self._next_seed(session)))
         session.job = Job((session.turns[-1],))
@@ -177,7 +177,7 @@ class ChatService:
 
     def begin_side_by_side(self, session: Session, question: str) -> bool:
         """Add a question for both models, in random order. False, with a notice, if it is refused."""
-        if session.busy or not self._accepts(session, question):
+        if not self._accepts(session, question):
             return False
         # Not from the shared generator, which loading a model seeds: the order would be the same after every start.
         seed, names = self._next_seed(session), random.SystemRandom().sample(PAIR, 2)
@@ -236,6 +236,8 @@ class ChatService:
             pair.note = f"Vote not stored: {error if isinstance(error, UserError) else error.strerror}"
 
     def _accepts(self, session: Session, question: str) -> bool:
+        if session.busy:
+            return False
         if session.loaded is None and not session.clip_ready.wait(CLIP_SECONDS):
             session.notice = "The clip is still loading. Ask again when its frames are shown."
         elif session.loaded is None:

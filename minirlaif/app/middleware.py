@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
@@ -74,7 +76,7 @@ class RequestFilter:
             reason = (413, "request too large") if body is None else self._foreign_files(body)
             receive = _replay(body or b"", receive)
         if reason:
-            await _refuse(send, *reason, in_json=scope["method"] == "POST")
+            await _refuse(scope, receive, send, *reason)
             return
 
         started = False
@@ -83,9 +85,9 @@ class RequestFilter:
             nonlocal started
             started = True
             if message["type"] == "http.response.start":
-                present = {name for name, _ in message.get("headers", ())}
-                added = [(name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in present]
-                message["headers"] = [*message.get("headers", ()), *added]
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         try:
@@ -95,7 +97,7 @@ class RequestFilter:
         except (RuntimeError, OSError):
             if started or self.refusal(scope) is None:
                 raise
-            await _refuse(send, 404, "")  # a clip that was refused, and deleted while the player requested it
+            await _refuse(scope, receive, send, 404, "")  # a clip that was refused, and deleted while the player requested it
 
     async def _forward(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Let Gradio answer; clean up after interrupted uploads and delay wrong passwords."""
@@ -217,22 +219,16 @@ async def _read_body(receive: Receive) -> bytes | None:
 
 def _replay(body: bytes, receive: Receive) -> Receive:
     """A `receive` that gives the body once more, then further messages."""
-    replayed = False
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def once() -> Message:
-        nonlocal replayed
-        if replayed:
-            return await receive()
-        replayed = True
-        return {"type": "http.request", "body": body, "more_body": False}
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
 
-    return once
+    return replay
 
 
-async def _refuse(send: Send, status: int, reason: str, in_json: bool = False) -> None:
-    """in_json: for requests of the page, which shows the reason; a file that it loads as a script must not be JSON."""
-    body = json.dumps({"detail": reason}).encode() if in_json else reason.encode()
-    kind = b"application/json" if in_json else b"text/plain; charset=utf-8"
-    headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+async def _refuse(scope: MutableMapping[str, Any], receive: Receive, send: Send, status: int, reason: str) -> None:
+    """In JSON for requests of the page, which shows the reason; a file that it loads as a script must not be JSON."""
+    in_json = scope["method"] == "POST"
+    body, kind = (json.dumps({"detail": reason}), "application/json") if in_json else (reason, "text/plain")
+    await Response(body, status, media_type=kind)(scope, receive, send)

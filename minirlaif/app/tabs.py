@@ -5,7 +5,7 @@ Events that need the model share one queue with one job at a time ("model"); rea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import gradio as gr
 from minirlaif.app import run_pages, run_reader, views
 from minirlaif.app.conversations import ChatService
 from minirlaif.app.votes import agreement
+from minirlaif.reports.html import Html
 from minirlaif.runs.run import Run
 
 MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
@@ -54,8 +55,8 @@ def run_tab(page: gr.Blocks, context: AppContext) -> None:
                 gallery = gr.HTML(apply_default_css=False, elem_id="gallery")
             with gr.Tab("Verdicts"):
                 with gr.Row(equal_height=True):
-                    wanted = gr.Dropdown(list(run_reader.VERDICT_FILTERS), value="all", label="Show", elem_id="filter")
-                    number = _paged("Verdict", "number")
+                    verdict_filter = gr.Dropdown(list(run_reader.VERDICT_FILTERS), value="all", label="Show", elem_id="filter")
+                    verdict_number = _paged("Verdict", "number")
                 verdict = gr.HTML(apply_default_css=False, elem_id="verdict")
     clock = gr.Timer(LIVE)  # always active: another stage or run may start
 
@@ -66,30 +67,24 @@ def run_tab(page: gr.Blocks, context: AppContext) -> None:
 
     def update_progress(name: str | None) -> list[Any]:
         run = run_of(name)
-        return [
-            run_pages.progress(run),
-            run_pages.curves(run),
-            gr.Timer(IDLE if run is None or not run_reader.running_stage(run) else LIVE),
-        ]
+        timer = gr.Timer(IDLE if run is None or not run_reader.running_stage(run) else LIVE)
+        return [run_pages.progress(run), run_pages.curves(run), timer]
 
-    def update_answers(name: str | None, group: str, at: float | None) -> list[Any]:
-        drawn, pages = run_pages.gallery(run_of(name), group, int(at or 1))
-        return [drawn, gr.Number(label=f"Page (of {pages})", value=min(max(1, int(at or 1)), pages))]
+    def page_of(draw: Callable[[Run | None, str, int], tuple[Html, int]], label: str) -> Callable[..., list[Any]]:
+        def update(name: str | None, group: str, at: float | None) -> list[Any]:
+            drawn, count = draw(run_of(name), group, int(at or 1))
+            return [drawn, gr.Number(label=f"{label} (of {count})", value=min(max(1, int(at or 1)), max(1, count)))]
 
-    def update_verdict(name: str | None, group: str, at: float | None) -> list[Any]:
-        drawn, count = run_pages.verdict(run_of(name), group, int(at or 1))
-        return [
-            drawn,
-            gr.Number(label=f"Verdict (of {count})", value=min(max(1, int(at or 1)), max(1, count))),
-        ]
+        return update
 
-    outputs = [progress, curves, clock]
     for event in (page.load, tab.select, chosen.change, clock.tick):
-        event(update_progress, chosen, outputs, **READS)
-    for event in (page.load, tab.select, chosen.change, kind.change, page_number.change):
-        event(update_answers, [chosen, kind, page_number], [gallery, page_number], **READS)
-    for event in (page.load, tab.select, chosen.change, wanted.change, number.change):
-        event(update_verdict, [chosen, wanted, number], [verdict, number], **READS)
+        event(update_progress, chosen, [progress, curves, clock], **READS)
+    for draw, label, group, number, content in (
+        (run_pages.gallery, "Page", kind, page_number, gallery),
+        (run_pages.verdict, "Verdict", verdict_filter, verdict_number, verdict),
+    ):
+        for event in (page.load, tab.select, chosen.change, group.change, number.change):
+            event(page_of(draw, label), [chosen, group, number], [content, number], **READS)
 
 
 def _paged(label: str, name: str) -> Any:

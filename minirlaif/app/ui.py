@@ -132,16 +132,16 @@ def _clip_panel(context: AppContext, service: ChatService) -> _ClipPanel:
 
 @dataclass(frozen=True)
 class _Tab:
-    """A tab that asks questions. view: what it shows; buttons: whose state follows the session; draw: new values of both."""
+    """A tab that asks questions. content: the answers; buttons: whose state follows the session; draw: new values of both."""
 
-    view: Any
+    content: Any
     buttons: list[Any]
     draw: Callable[[gr.Request], list[Any]]
 
     @property
     def outputs(self) -> list[Any]:
         """In the order of `draw`."""
-        return [self.view, *self.buttons]
+        return [self.content, *self.buttons]
 
 
 def _question_row(
@@ -225,7 +225,7 @@ class _Events:
 
 
 def _chat_tab(context: AppContext, service: ChatService, clip: _ClipPanel) -> _Tab:
-    view = gr.HTML(views.chat(Session(), ""), apply_default_css=False, elem_id="chat")
+    content = gr.HTML(views.chat(Session(), ""), apply_default_css=False, elem_id="chat")
     status = gr.HTML("", apply_default_css=False, elem_id="chat-status")
     row = _question_row(context.questions, "Ask about the clip", "Ask", ("question", "ask", "stop"))
     with gr.Row(elem_classes="tools", equal_height=True):
@@ -246,7 +246,7 @@ def _chat_tab(context: AppContext, service: ChatService, clip: _ClipPanel) -> _T
     def export_text(request: gr.Request) -> str:
         return _session(service, request).export()
 
-    tab = _Tab(view, [*row[1:], retry, clear, export], draw)
+    tab = _Tab(content, [*row[1:], retry, clear, export], draw)
     events = _Events(service, clip, tab)
     events.questions(row, service.begin, service.answer, model, status, retry)
     clear.click(events.act(service.clear), None, tab.outputs, **QUICK)
@@ -256,7 +256,7 @@ def _chat_tab(context: AppContext, service: ChatService, clip: _ClipPanel) -> _T
 
 def _compare_tab(context: AppContext, service: ChatService, clip: _ClipPanel) -> _Tab:
     compares = service.compares
-    view = gr.HTML(views.side_by_side(Session(), compares), apply_default_css=False, elem_id="side-by-side")
+    content = gr.HTML(views.side_by_side(Session(), compares), apply_default_css=False, elem_id="side-by-side")
     status = gr.HTML("", apply_default_css=False, elem_id="compare-status")
     with gr.Row(elem_classes="voting", equal_height=True, visible=compares):
         words = {"A": "A is better", "B": "B is better", "tie": "Tie", "both bad": "Both bad"}
@@ -275,7 +275,7 @@ def _compare_tab(context: AppContext, service: ChatService, clip: _ClipPanel) ->
         states = [not session.busy, session.busy, *([pair is not None and pair.can_vote] * len(votes))]
         return [views.side_by_side(session, compares), *(gr.Button(interactive=state) for state in states)]
 
-    tab = _Tab(view, [*row[1:], *votes], draw)
+    tab = _Tab(content, [*row[1:], *votes], draw)
     events = _Events(service, clip, tab)
 
     def vote_handler(choice: str) -> Callable[..., list[Any]]:

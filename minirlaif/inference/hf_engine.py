@@ -11,6 +11,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -89,7 +90,7 @@ class HfEngine:
         self.frames = cfg.video.frames
         self.sampling = SamplingParams(cfg.rollout.temperature, cfg.feedback.top_p, cfg.rollout.max_new_tokens, cfg.seed)
         self._clips: OrderedDict[str, _CachedClip] = OrderedDict()
-        self._prefixes: OrderedDict[tuple[str, str], PrefixCache] = OrderedDict()
+        self._prefix = lru_cache(PREFIX_CACHES)(lambda key, model: PrefixCache())
         self._contexts: dict[str, str] = {}
         self._prefill: Counter[str] = Counter()
 
@@ -169,7 +170,7 @@ class HfEngine:
         """Free the model, stop the clip reader, delete the feature cache."""
         self._open.close()
         self._clips.clear()
-        self._prefixes.clear()
+        self._prefix.cache_clear()
         del self._session, self._critic
         gc.collect()
         if torch.cuda.is_available():
@@ -180,13 +181,6 @@ class HfEngine:
         if clip.key not in self._clips:
             self.load_clip(clip.video, len(clip.times))
         return self._clips[clip.key]
-
-    def _prefix(self, key: str, model: str) -> PrefixCache:
-        prefix = self._prefixes.setdefault((key, model), PrefixCache())
-        self._prefixes.move_to_end((key, model))
-        while len(self._prefixes) > PREFIX_CACHES:
-            self._prefixes.popitem(last=False)
-        return prefix
 
     def _context(self, clip: LoadedClip) -> str:
         """Descriptions of the clip's segments, by the SFT model as in `feedback`; generated once per clip."""

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -49,26 +50,23 @@ def fitted(plan: Planned, card: Card) -> tuple[Planned, list[str]]:
 
 def _shrunk(plan: Planned) -> tuple[Planned, str] | None:
     """One step smaller in the first setting that can still shrink."""
-    cfg = plan.settings
-    if cfg.video.frames > 8 and not plan.policy.family.pools_frames:
+    cfg, family = plan.settings, plan.policy.family
+
+    def changed(section: str, field: str, value: object, **others: object) -> tuple[Planned, str]:
+        new: Any = replace(getattr(cfg, section), **{field: value, **others})
+        return replace(plan, settings=replace(cfg, **{section: new})), f"{section}.{field} {str(value).lower()}"
+
+    if cfg.video.frames > 8 and not family.pools_frames:
         frames = max(8, cfg.video.frames * 3 // 4)
-        video = replace(cfg.video, frames=frames, segment_frames=min(cfg.video.segment_frames, frames))
-        return replace(plan, settings=replace(cfg, video=video)), f"video.frames {frames}"
-    if plan.policy.family.any_frame_size and cfg.video.frame_pixels > 16384:
-        pixels = max(16384, cfg.video.frame_pixels * 3 // 4)
-        return replace(plan, settings=replace(cfg, video=replace(cfg.video, frame_pixels=pixels))), f"video.frame_pixels {pixels}"
-    for section, field in _BATCHES:
-        now = getattr(getattr(cfg, section), field)
-        if now > 1 and now == max(getattr(getattr(cfg, s), f) for s, f in _BATCHES):
-            smaller = replace(getattr(cfg, section), **{field: now // 2})
-            return replace(plan, settings=replace(cfg, **{section: smaller})), f"{section}.{field} {now // 2}"
+        return changed("video", "frames", frames, segment_frames=min(cfg.video.segment_frames, frames))
+    if family.any_frame_size and cfg.video.frame_pixels > 16384:
+        return changed("video", "frame_pixels", max(16384, cfg.video.frame_pixels * 3 // 4))
+    size, section, field = max(((getattr(getattr(cfg, s), f), s, f) for s, f in _BATCHES), key=itemgetter(0))  # the first largest
+    if size > 1:
+        return changed(section, field, size // 2)
     if not cfg.model.gradient_checkpointing:
-        model = replace(cfg.model, gradient_checkpointing=True)
-        return replace(plan, settings=replace(cfg, model=model)), "model.gradient_checkpointing true"
-    if cfg.model.quantization == "none":
-        model = replace(cfg.model, quantization="nf4")
-        return replace(plan, settings=replace(cfg, model=model)), "model.quantization nf4"
-    return None
+        return changed("model", "gradient_checkpointing", True)
+    return changed("model", "quantization", "nf4") if cfg.model.quantization == "none" else None
 
 
 _BATCHES = (

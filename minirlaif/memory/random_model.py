@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -38,23 +39,19 @@ class RandomSession(ModelSession):
     def __init__(self, model: ModelSection, video: VideoSection, config: Mapping[str, Any]) -> None:
         nothing: Any = SimpleNamespace(counters={})
         super().__init__(model, video, random_backbone(model, config), nothing, nothing)
-        self._shape, self._views = shape_of(config, model.lora_targets), dict[int, VideoInput]()
+        self._shape = shape_of(config, model.lora_targets)
+        self._random_input = cache(self._make_input)
         offloaded_vision(self.backbone)
 
     def video_input(self, video: str) -> VideoInput:
-        """The same random view for every clip; on the CPU, as the feature cache gives it."""
-        return self._view(self.video.frames)
+        """The same random features for every clip; on the CPU, as the feature cache gives them."""
+        return self._random_input(self.video.frames)
 
     def segment_inputs(self, video: str) -> list[tuple[tuple[float, float], VideoInput]]:
         """As many segments as a clip may have."""
-        return [((i + 0.0, i + 1.0), self._view(self.video.segment_frames)) for i in range(self.video.max_segments)]
+        return [((i + 0.0, i + 1.0), self._random_input(self.video.segment_frames)) for i in range(self.video.max_segments)]
 
-    def _view(self, frames: int) -> VideoInput:
-        if frames not in self._views:
-            self._views[frames] = self._made(frames)
-        return self._views[frames]
-
-    def _made(self, frames: int) -> VideoInput:
+    def _make_input(self, frames: int) -> VideoInput:
         groups, height, width = self._shape.grid(frames, self.video.frame_pixels)
         generator = torch.Generator().manual_seed(frames)
         vectors = torch.randn(groups, height, width, self._shape.feature_width, generator=generator)
@@ -67,17 +64,17 @@ def random_models(
     model: ModelSection, video: VideoSection, config: Mapping[str, Any], reference: ReferenceSection, reward: RewardSection
 ) -> PPOModels:
     """As `open_ppo_models`: a reference and a critic of their own where the settings say so."""
+
+    def opened(section: ModelSection, config: Mapping[str, Any], rest: str) -> RandomSession:
+        session = RandomSession(section, video, config)
+        if rest == "cpu":
+            session.adapters.enable_offload("base")
+        return session
+
     policy = RandomSession(model, video, config)
-    frozen = critic = policy
-    if reference.kind == "model":
-        frozen = RandomSession(model, video, config)
-        if reference.rest == "cpu":
-            frozen.adapters.enable_offload("base")
-    if reward.base:
-        section = critic_model(model, reward)
-        critic = RandomSession(section, video, read_config(section))
-        if reward.rest == "cpu":
-            critic.adapters.enable_offload("base")
+    frozen = opened(model, config, reference.rest) if reference.kind == "model" else policy
+    section = critic_model(model, reward)
+    critic = opened(section, read_config(section), reward.rest) if reward.base else policy
     return PPOModels(policy, frozen, critic, reference.rest == "cpu")
 
 
@@ -137,6 +134,6 @@ def letters(layout: Layout) -> Any:
     engine = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     engine.decoder = decoders.ByteLevel()
-    found = re.findall(r"<[^<>]+>", " ".join(str(value) for value in layout.as_dict().values()))
-    engine.add_special_tokens([AddedToken(token, special=True) for token in dict.fromkeys(found)])
+    special = re.findall(r"<[^<>]+>", " ".join(str(value) for value in layout.as_dict().values()))
+    engine.add_special_tokens([AddedToken(token, special=True) for token in dict.fromkeys(special)])
     return PreTrainedTokenizerFast(tokenizer_object=engine, eos_token=layout.end, pad_token=layout.end)

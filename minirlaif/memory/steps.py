@@ -107,24 +107,17 @@ class StageProbe:
 
     def prepare(self, models: PPOModels, worst: Worst) -> Callable[[], Done]:
         """Roles, heads and optimisers of the stage; the result does one step each time it is called."""
-        makers: dict[str, Callable[[PPOModels, Worst], Callable[[], Done]]] = {
-            "sft": self._sft,
-            "feedback": self._feedback,
-            "reward": self._reward,
-            "collect": self._collect,
-            "update": self._update,
-            "evaluate": self._evaluate,
-        }
-        return makers[self.stage](models, worst)
+        make: Callable[[PPOModels, Worst], Callable[[], Done]] = getattr(self, f"_{self.stage}")
+        return make(models, worst)
 
     def size(self, session: ModelSession, worst: Worst) -> tuple[int, int]:
         """Tokens of the prompt and of the written answer of the longest row."""
-        view = session.video_input(worst.video)
+        video_input = session.video_input(worst.video)
         if self.stage == "sft":
-            row = session.backbone.renderer.conversation(view.frame_layout, worst.turns)
+            row = session.backbone.renderer.conversation(video_input.frame_layout, worst.turns)
             return len(row) - sum(row.answer), sum(row.answer)
         context = worst.context if self.stage == "reward" and self.full.reward.context else ""
-        return len(session.prompt(view, worst.question, context)), len(session.answer_ids(worst.sampled))
+        return len(session.prompt(video_input, worst.question, context)), len(session.answer_ids(worst.sampled))
 
     @property
     def _start(self) -> Start:
@@ -217,8 +210,8 @@ class StageProbe:
         rows = [policy.encode_pair(policy.video_input(worst.video), question, answer) for question in questions]
         critic_rows, context = rows, worst.context if self.full.reward.context else ""
         if context or critic is not policy:
-            view = critic.video_input(worst.video)
-            critic_rows = [critic.encode_pair(view, question, answer, context) for question in questions]
+            critic_input = critic.video_input(worst.video)
+            critic_rows = [critic.encode_pair(critic_input, question, answer, context) for question in questions]
 
         def step() -> Done:
             with policy.adapters.on_device("policy"), policy.adapters.inference_as("policy"):

@@ -21,7 +21,7 @@ def test_a_long_conversation_scrolls_in_its_box(unlocked: Served, place: Path) -
         for number in range(6):
             page.ask(f"question {number}")
             page.page.wait_for_selector(f"#chat .copy >> nth={number}")
-            page.rest()
+            page.wait_until_idle()
         box = page.page.locator("#chat").bounding_box()
         last = page.page.locator("#chat .answer .bubble").last.bounding_box()
         field = page.page.locator("#question").bounding_box()

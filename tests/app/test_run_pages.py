@@ -25,12 +25,12 @@ def test_votes_in_which_people_and_the_judge_differ() -> None:
         for number, (vote, judge) in enumerate(choices)
     ]
 
-    def shown(only_other: bool, **how: int) -> list[int]:
+    def listed(only_other: bool, **how: int) -> list[int]:
         return [int(number) for number in re.findall(r"question (\d)\?", run_pages.vote_cards(rows, only_other, **how))]
 
-    assert shown(False) == [6, 5, 4, 3, 2, 1, 0]  # the last one first
-    assert shown(True) == [4, 3, 1]  # not the one that the judge was never asked about
-    assert shown(True, most=2) == [4, 3] and shown(False, most=2) == [6, 5]
+    assert listed(False) == [6, 5, 4, 3, 2, 1, 0]  # the last one first
+    assert listed(True) == [4, 3, 1]  # not the one that the judge was never asked about
+    assert listed(True, most=2) == [4, 3] and listed(False, most=2) == [6, 5]
     assert "None." in run_pages.vote_cards(rows[:1], True) and run_pages.vote_cards([], True) == ""
 
 

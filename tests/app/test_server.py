@@ -199,15 +199,15 @@ def hidden_answers(locked: Served, cookie: str) -> dict[str, int]:
     client = Client.__new__(Client)  # without asking for the page's parts, which are behind it as well
     parts = urlsplit(locked.address)
     client.host, client.port, client.cookie = str(parts.hostname), int(parts.port or 80), cookie
-    kept = locked.folder / "kept" / "kept.mp4"  # uploads lie in folders; what lies beside them is cleared away
-    kept.parent.mkdir(exist_ok=True)
-    kept.touch()
+    upload = locked.folder / "kept" / "kept.mp4"  # uploads lie in folders; what lies beside them is cleared away
+    upload.parent.mkdir(exist_ok=True)
+    upload.touch()
     request = {"data": [""], "fn_index": 0, "session_hash": "somebody"}
-    replies = {path: client.get(path)[0] for path in ("/config", "/gradio_api/info", f"/gradio_api/file={kept}")}
+    replies = {path: client.get(path)[0] for path in ("/config", "/gradio_api/info", f"/gradio_api/file={upload}")}
     for path in ("/gradio_api/queue/join", "/gradio_api/run/predict"):
         replies[path] = client.post(path, request)[0]
     replies["/gradio_api/upload"] = client.upload("x.mp4", b"x" * 100)[0]
-    kept.unlink()
+    upload.unlink()
     return replies
 
 
@@ -421,15 +421,15 @@ def test_sessions_that_end_take_their_clips_along(served: Served, place: Path) -
         with first.beating():
             first.show(place / "good.mp4")
             second.show(place / "good.mp4")
-            seen, kept = (served.service.session(each.session) for each in (first, second))
-            here = kept.clip
+            seen, other = (served.service.session(each.session) for each in (first, second))
+            here = other.clip
             assert here is not None and here == seen.clip
             assert turns(first.ask("a slow one"))
         wait_for(lambda: seen.clip is None)  # its connection is closed
-        assert here.is_file() and kept.clip == here
+        assert here.is_file() and other.clip == here
         assert turns(second.ask("still?")) == [("still?", "rlaif heard: still?", "")]
     wait_for(lambda: not here.parent.exists())
-    assert kept.clip is None
+    assert other.clip is None
 
 
 def test_a_visitor_that_goes_away_stops_its_answer(served: Served, place: Path) -> None:

@@ -88,13 +88,13 @@ def from_a_clip_to_a_vote(page: Page, place: Path, counters: Callable[[], dict[s
     page.page.evaluate(GROWS)
     page.ask("describe the video.")
     page.page.wait_for_selector("#chat .copy")
-    page.rest()
+    page.wait_until_idle()
     assert len(page.page.evaluate("[...window.seen]")) > 3  # it grew on the page
     assert page.answers()[0].startswith("first a")
     first = counters()
     page.ask("how many things happen?")
     page.page.wait_for_selector("#chat .copy >> nth=1")
-    page.rest()
+    page.wait_until_idle()
     second = counters()
     assert (second["decodes"], second["encodes"]) == (first["decodes"], first["encodes"]) and first["encodes"] >= 1
     assert second["reused_tokens"] - first["reused_tokens"] >= frames  # the frames were not read again
@@ -195,7 +195,7 @@ def test_what_goes_wrong_over_exported_files_without_torch(place: Path, opened: 
 
         send_twice(page, slow)
         page.page.wait_for_selector("#chat .copy")
-        page.rest()
+        page.wait_until_idle()
         (full,) = page.answers()
         assert query("questions") == [slow] and full.startswith("first a")
 
@@ -204,13 +204,13 @@ def test_what_goes_wrong_over_exported_files_without_torch(place: Path, opened: 
         page.ask(slow)
         page.page.wait_for_function("document.querySelector('#chat .answer .bubble')?.innerText.trim().includes(' ')")
         page.page.click("#stop")
-        page.rest()
+        page.wait_until_idle()
         wait_for(lambda: query("at once") == 0, 1.0)  # the model is free, of some 5 s that its answer takes
         (stopped,) = page.answers()
         assert full.startswith(stopped) and 0 < len(stopped) < len(full) and "stopped" in page.text("#chat")
         page.ask(short)
         page.page.wait_for_selector("#chat .copy >> nth=1")
-        page.rest()
+        page.wait_until_idle()
         assert page.answers()[0] == stopped and page.answers()[1]  # it did not grow any more
         assert query("questions") == [slow, slow, short]
 
@@ -223,8 +223,8 @@ def test_what_goes_wrong_over_exported_files_without_torch(place: Path, opened: 
         wait_for(lambda: "queue" in second.text("#chat-status"))
         assert second.text("#chat .question").strip() == short and "waiting for the model" in second.text("#chat")
         second.page.wait_for_selector("#chat .copy")
-        second.rest()
-        page.rest()
+        second.wait_until_idle()
+        page.wait_until_idle()
         assert len(second.answers()) == 1 and second.answers()[0] and len(page.answers()) == 3 and page.answers()[2]
         assert query("questions")[3:] == [slow, short] and query("most at once") == 1
         assert page.page.locator("#chat .ended").count() == 1 and second.page.locator("#chat .ended").count() == 0
@@ -264,7 +264,7 @@ def test_the_first_word_comes_soon_and_the_second_question_sooner(
             warm.upload(place / "other.mp4")
             warm.frames()
             warm.page.evaluate(FIRST, "describe the video.")
-            warm.rest()
+            warm.wait_until_idle()
             page = opened(served.address)
             began = time.monotonic()
             page.upload(place / "good.mp4")
@@ -272,7 +272,7 @@ def test_the_first_word_comes_soon_and_the_second_question_sooner(
             seen = time.monotonic() - began
             page.page.evaluate(FIRST, "describe the video.")
             first = time.monotonic() - began
-            page.rest()
+            page.wait_until_idle()
             second = page.page.evaluate(FIRST, "what happens first?") / 1000
             print(f"{name}: frames after {seen:.3f} s, first word after {first:.3f} s, of the second question {second:.3f} s")
             assert first < 2 and second < first / 2
@@ -355,7 +355,7 @@ def test_asking_twice_at_once_asks_once(fake: tuple[Served, FakeEngine], place: 
     page.frames()
     before = len(engine.requests)
     send_twice(page, "a slow one")
-    page.rest()
+    page.wait_until_idle()
     assert [question for question, *_ in engine.requests[before:]] == ["a slow one"]
     assert len(page.answers()) == 1 and page.answers()[0].endswith("word39")
 
@@ -371,7 +371,7 @@ def test_stopping_keeps_what_was_said_and_frees_the_model(
     page.page.wait_for_function("() => (document.querySelector('#chat .answer .bubble')?.innerText || '').includes('word3')")
     places = [page.page.locator(part).bounding_box() for part in ("#chat", "#question", "#ask", "#retry")]
     page.page.click("#stop")
-    page.rest()
+    page.wait_until_idle()
     assert [page.page.locator(part).bounding_box() for part in ("#chat", "#question", "#ask", "#retry")] == places  # no jump
     (text,) = page.answers()
     assert "word3" in text and "word39" not in text and "stopped" in page.text("#chat")
@@ -408,9 +408,9 @@ def test_two_browsers_wait_for_one_model(fake: tuple[Served, FakeEngine], place:
     third.ask("never")
     wait_for(lambda: "queue" in third.text("#chat-status"))
     third.page.click("#stop")  # before its turn has come
-    third.rest()
+    third.wait_until_idle()
     first.page.click("#stop")
-    first.rest()
+    first.wait_until_idle()
     assert "never" not in [question for question, *_ in engine.requests]
     third.ask("now")
     third.page.wait_for_selector("#chat .chip")
@@ -424,13 +424,13 @@ def test_an_error_of_the_model_is_a_message(fake: tuple[Served, FakeEngine], pla
     page.frames()
     page.ask("fail")
     page.page.wait_for_selector("#chat .ended")
-    page.rest()
+    page.wait_until_idle()
     assert page.answers() == ["it begins"]
     assert "The model failed (RuntimeError)" in page.text("#chat") and "secret" not in page.text("body")
     page.ask("too long")
     page.page.wait_for_selector("#chat .ended >> nth=1")
     assert "the model takes 8" in page.text("#chat")
-    page.rest()
+    page.wait_until_idle()
     page.ask("well?")
     page.page.wait_for_selector("#chat .chip")
     page.tab("compare")
@@ -474,15 +474,15 @@ def test_retry_clear_export_and_who_answers(
     page.page.click("#tab-chat label:has-text('SFT')")
     page.ask("one")
     page.page.wait_for_selector("#chat .chip")
-    page.rest()
+    page.wait_until_idle()
     seed = engine.requests[-1][3].seed
     page.page.click("#retry")
     wait_for(lambda: engine.requests[-1][3].seed == seed + 1)  # asked anew, not the same draw again
-    page.rest()
+    page.wait_until_idle()
     assert page.answers() == ["sft heard: one"] and engine.requests[-1][2] == ()
     page.ask("two")
     page.page.wait_for_selector("#chat .chip >> nth=1")
-    page.rest()
+    page.wait_until_idle()
     with page.page.expect_download() as caught:
         page.page.click("#export")
     row = json.loads(Path(caught.value.path()).read_text())

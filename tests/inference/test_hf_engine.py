@@ -51,15 +51,15 @@ def answer_text(
 
 def test_streamed_answers_are_those_of_sample(engine: HfEngine, folder: Path) -> None:
     session, clip = engine._session, str(folder / "a.mp4")
-    view = session.video_input(clip)
+    video_input = session.video_input(clip)
     texts = {}
     for model in ("rlaif", "sft", "base"):
-        for question in QUESTIONS:  # the second and third start from the kept cache
+        for question in QUESTIONS:  # the second and third start from the prefix cache
             for temperature in (0.0, 1.0):
                 options = SamplingParams(temperature, 0.9, 24, 7)
                 with session.adapters.inference_as(model):
                     source = torch.Generator().manual_seed(7)
-                    prompt = [session.encode_prompt(view, question)]
+                    prompt = [session.encode_prompt(video_input, question)]
                     ((answer,),) = sample(session.backbone, prompt, 1, temperature, 0.9, 24, source)
                 texts[model, question, temperature] = answer_text(engine, folder / "a.mp4", question, options, model)
                 assert texts[model, question, temperature] == session.backbone.renderer.decode(answer.ids)
@@ -69,10 +69,10 @@ def test_streamed_answers_are_those_of_sample(engine: HfEngine, folder: Path) ->
 
 def test_a_conversation_is_the_one_that_training_renders(engine: HfEngine, folder: Path) -> None:
     """With turns, the prompt is the rendered conversation up to the last answer."""
-    renderer, view = engine._session.backbone.renderer, engine._session.video_input(str(folder / "a.mp4"))
+    renderer, video_input = engine._session.backbone.renderer, engine._session.video_input(str(folder / "a.mp4"))
     turns = (Turn("what happens first?", "a red circle moves left."), Turn("how many things happen?", "two things happen."))
-    prompt = renderer.prompt(view.frame_layout, turns[1].question, turns=turns[:1])
-    full = renderer.conversation(view.frame_layout, turns)
+    prompt = renderer.prompt(video_input.frame_layout, turns[1].question, turns=turns[:1])
+    full = renderer.conversation(video_input.frame_layout, turns)
     last = max(place for place, answer in enumerate(full.answer) if not answer and full.answer[place + 1 : place + 2] == (True,))
     assert prompt == full.ids[: last + 1]
     assert answer_text(engine, folder / "a.mp4", turns[1].question, turns=turns[:1])
@@ -168,19 +168,19 @@ BASES = {
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_every_family_goes_on_from_the_kept_frames(name: str, tmp_path: Path) -> None:
+def test_every_family_goes_on_from_the_prefix_cache(name: str, tmp_path: Path) -> None:
     BASES[name](tmp_path / "base")
     base = open_backbone(ModelSection(base=str(tmp_path / "base"), dtype="float32", device="cpu"))
     size = base.frame_size(64, 64, 4096)
     pixels = torch.randint(0, 256, (4, size.height, size.width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     features = base.encode_frames(pixels.numpy())
-    shown = chat_run.shown(features)
-    kept, turns = PrefixCache(), []
+    layout = chat_run.shown(features)
+    prefix, turns = PrefixCache(), []
     for number, question in enumerate(("what happens first?", "what then?", "a red square moves left")):
-        prompt = EncodedPrompt(base.renderer.prompt(shown, question, turns=turns), features)
+        prompt = EncodedPrompt(base.renderer.prompt(layout, question, turns=turns), features)
         ((answer,),) = sample(base, [prompt], temperature=0, max_new_tokens=6)
-        texts = list(stream(base, prompt, kept, 0, max_new_tokens=6))
+        texts = list(stream(base, prompt, prefix, 0, max_new_tokens=6))
         assert texts == [token for token in answer.ids if token != base.renderer.end_id]
         frames = 1 + max(place for place, token in enumerate(prompt.ids) if token == base.renderer.image_id)
-        assert kept.reused >= number * frames > 0 or number == 0
+        assert prefix.reused >= number * frames > 0 or number == 0
         turns.append(Turn(question, base.renderer.decode(texts) or "so"))

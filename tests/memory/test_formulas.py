@@ -33,7 +33,7 @@ def test_kv_cache():
     assert formulas.kv_bytes(hybrid, FULL, 3, 50) - formulas.kv_bytes(hybrid, FULL, 3, 5) == 2 * 1 * 2 * 4 * 3 * 45
 
 
-def kept(p: Precision, tokens: int, layers: int = 2, rows: int = 1) -> float:
+def activation_bytes(p: Precision, tokens: int, layers: int = 2, rows: int = 1) -> float:
     lines = formulas.training(replace(N, full_layers=layers), p, Batch(rows, tokens, 1, 0))
     return lines["activations"] + lines["logits"]
 
@@ -41,17 +41,17 @@ def kept(p: Precision, tokens: int, layers: int = 2, rows: int = 1) -> float:
 def test_what_a_layer_keeps_for_its_backward_pass():
     # float32, one row, no mask: 4 D + 2 Q + 2 K + 4 I + heads + 2 + 7 r numbers
     per_token = 4 * (4 * 4 + 2 * 4 + 2 * 2 + 4 * 8 + 2 + 2 + 7 * 2)
-    assert kept(FULL, 100, layers=3) - kept(FULL, 100, layers=2) == 100 * per_token
+    assert activation_bytes(FULL, 100, layers=3) - activation_bytes(FULL, 100, layers=2) == 100 * per_token
     # with checkpointing a layer keeps its input alone
     light = replace(FULL, checkpointing=True)
-    assert kept(light, 100, layers=3) - kept(light, 100, layers=2) == 100 * 4 * 4
+    assert activation_bytes(light, 100, layers=3) - activation_bytes(light, 100, layers=2) == 100 * 4 * 4
     # padding brings a mask in numbers and keys repeated to all heads
-    padded = kept(FULL, 100, layers=3, rows=2) - kept(FULL, 100, layers=2, rows=2)
+    padded = activation_bytes(FULL, 100, layers=3, rows=2) - activation_bytes(FULL, 100, layers=2, rows=2)
     assert padded == 2 * 100 * (per_token + 4 * 2 * (4 - 2) + 4 * 100)
 
 
 def test_linear_in_tokens_without_padding():
-    a, b, c = (kept(FULL, tokens) for tokens in (1000, 2000, 3000))
+    a, b, c = (activation_bytes(FULL, tokens) for tokens in (1000, 2000, 3000))
     assert c - b == pytest.approx(b - a)
 
 

@@ -246,9 +246,9 @@ def test_the_feedback_step_describes_answers_and_judges_twice(tmp_path: Path, mo
     judged: list[tuple[bool, bool]] = []
     real = labels.judge
 
-    def judge(session: object, pairs: list[Comparison], views: dict[str, object], *rest: object) -> object:
-        judged.append((bool(pairs[0].context), all(view is not None for view in views.values())))
-        return real(session, pairs, views, *rest)
+    def judge(session: object, pairs: list[Comparison], inputs: dict[str, object], *others: object) -> object:
+        judged.append((bool(pairs[0].context), all(each is not None for each in inputs.values())))
+        return real(session, pairs, inputs, *others)
 
     monkeypatch.setattr(labels, "judge", judge)
     cfg = config.load(None, [*SMALL, *more, base])

@@ -157,26 +157,26 @@ def moments(
 
 
 def test_what_is_in_memory_in_each_stage(monkeypatch: pytest.MonkeyPatch):
-    seen, look = 4 * 64, ("encoding", 4 * 32 * 32, 24, 48)
+    seen, encoding = 4 * 64, ("encoding", 4 * 32 * 32, 24, 48)
     message = 3 * (16 + 4)  # tokens of the descriptions
     judged = Batch(5, 400 + message + 2 * 30 + 160, 1, seen)
     assert moments(small(), monkeypatch) == [
         ("training", Batch(2, 650, 250, seen)),  # sft: 400 + 256 are cut
-        look,
+        encoding,
         ("sampling", Batch(5, 2 * 76 + 96, 0, 2 * 64), 1, 16),  # feedback: a segment is described
         ("sampling", Batch(5, 400, 0, seen), 3, 30),
         ("scoring", judged),
-        look,
+        encoding,
         ("training", Batch(2 * 2, 430, 0, seen)),  # reward: both answers of a pair
         ("scoring", Batch(7, 430, 0, seen)),
-        look,
+        encoding,
         ("sampling", Batch(6, 400, 0, seen), 1, 20),  # ppo collects: samples, scores, criticises
         ("scoring", Batch(6, 420, 20, seen)),
         ("scoring", Batch(6, 420, 0, seen)),
         ("training", Batch(3, 420, 20, seen)),  # and updates policy and value
         ("training", Batch(3, 420, 0, seen)),
         ("sampling", Batch(11, 400, 0, seen), 1, 25),  # evaluate
-        look,
+        encoding,
     ]  # fmt: skip
     with_judge = moments(small("data.dev=[a.jsonl]"), monkeypatch)
     assert with_judge[12:14] == [("sampling", Batch(5, 400, 0, seen), 1, 20), ("scoring", judged)]

@@ -1,4 +1,4 @@
-// Copying an answer, and keeping the newest turn in sight.
+// Copying an answer, saving a conversation, and keeping the newest turn in sight.
 document.addEventListener("click", async (event) => {
   const button = event.target.closest("[data-copy]");
   if (!button) return;
@@ -9,6 +9,12 @@ document.addEventListener("click", async (event) => {
   }
   button.textContent = "Copied"; setTimeout(() => { button.textContent = "Copy"; }, 1500);
 });
+function saveConversation(text) {
+  if (!text) return;
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
+  link.download = "conversation.json"; link.click(); setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
 // The newest turn stays in sight, unless somebody has scrolled up to read an older one.
 let questions = 0, near = true, last = 0;
 document.addEventListener("scroll", (event) => {

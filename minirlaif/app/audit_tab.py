@@ -7,7 +7,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,12 @@ def serve(audit: Audit, port: int, timeout: float, stop: threading.Event | None 
 @contextmanager
 def serving(audit: Audit, port: int, timeout: float) -> Iterator[str]:
     """The page at an address, for a block. timeout: seconds that reading a clip may take."""
-    with ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix="minirlaif-audit-"))
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        server.quiet_gradio(folder)
-        reader = stack.enter_context(ClipReader(timeout))
-        page = build(audit, reader, folder)
-        yield stack.enter_context(server.launched(page, folder, "127.0.0.1", port, head=KEYS, allowed_paths=[str(folder)]))
+    temporary = tempfile.TemporaryDirectory(prefix="minirlaif-audit-", ignore_cleanup_errors=True)
+    with temporary as folder, ClipReader(timeout) as reader:
+        server.quiet_gradio(Path(folder))
+        page = build(audit, reader, Path(folder))
+        with server.launched(page, Path(folder), "127.0.0.1", port, head=KEYS, allowed_paths=[folder]) as address:
+            yield address
 
 
 def build(audit: Audit, reader: ClipReader, folder: Path) -> Any:

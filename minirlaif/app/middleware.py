@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any
@@ -172,8 +172,14 @@ class RequestFilter:
 
     def _foreign_files(self, body: bytes) -> tuple[int, str] | None:
         """Refuse other files than uploads: Gradio would download a file named by a URL, or copy one from another folder."""
+        paths: list[Any] = []  # of all objects, at any depth
+
+        def collect(value: dict[str, Any]) -> dict[str, Any]:
+            paths.append(value.get("path"))
+            return value
+
         try:
-            paths = list(_paths(json.loads(body)))
+            json.loads(body, object_hook=collect)
         except (ValueError, RecursionError):
             return 400, "not JSON"
         return None if all(path is None or self._is_upload(path) for path in paths) else (403, "this file was not uploaded here")
@@ -192,17 +198,6 @@ class RequestFilter:
             return Path(name).resolve().is_relative_to(self.folder)
         except (OSError, RuntimeError, ValueError):
             return False
-
-
-def _paths(value: Any) -> Iterator[Any]:
-    """The values of all keys "path" in a JSON value, at any depth."""
-    if isinstance(value, dict):
-        yield from (value["path"] for _ in range("path" in value))
-        for inner in value.values():
-            yield from _paths(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _paths(inner)
 
 
 async def _read_body(receive: Receive) -> bytes | None:

@@ -69,12 +69,12 @@ def gallery(run: Run | None, group: str, page: int) -> tuple[Html, int]:
         return empty("No test answers in this group." if all_rows else "`evaluate` has not finished."), 1
     pages = -(-len(answers) // CARDS_PER_PAGE)
     start = (min(max(1, page), pages) - 1) * CARDS_PER_PAGE
-    rows, strips = answers[start : start + CARDS_PER_PAGE], {}
+    rows, strips, count = answers[start : start + CARDS_PER_PAGE], {}, _frame_count(run)
     for row in rows:
         path = run.dir("evaluate") / (row["strip"] or "none")
-        strips[row["video"]] = path.read_bytes() if path.is_file() else run_reader.strip(run, row["video"], _frame_count(run))
+        strips[row["video"]] = path.read_bytes() if path.is_file() else run_reader.strip(run, row["video"], count)
     names = {video: f"g{number}" for number, video in enumerate(strips) if strips[video]}
-    pictures = {row["id"]: _frames(run, names[row["video"]], strips[row["video"]]) for row in rows if row["video"] in names}
+    pictures = {row["id"]: html.strip(names[row["video"]], strips[row["video"]], count) for row in rows if row["video"] in names}
     style = strip_styles({name: strips[video] for video, name in names.items()})
     kinds = [run_results.kind(row) for row in all_rows]
     numbers = {"cases": {name: kinds.count(name) for name in run_results.KINDS if name}, "answered_items": sum(map(bool, kinds))}
@@ -91,8 +91,9 @@ def verdict(run: Run | None, group: str, number: int) -> tuple[Html, int]:
         any_row = run_reader.rows(run, "feedback", "verdicts.jsonl")
         return empty("No verdict matches this filter." if any_row else "No verdicts yet."), 0
     row = verdicts[min(max(1, number), len(verdicts)) - 1]
-    strip = run_reader.strip(run, row["video"], _frame_count(run))
-    picture, style = (_frames(run, "v0", strip), strip_styles({"v0": strip})) if strip else ("", "")
+    count = _frame_count(run)
+    strip = run_reader.strip(run, row["video"], count)
+    picture, style = (html.strip("v0", strip, count), strip_styles({"v0": strip})) if strip else ("", "")
     names = {"verdict": row, "without context": row.get("without_context"), "as letters": row.get("letter")}
     readouts = [[name, *each["orders"], each["choice"], f"{each['margin']:.3f}"] for name, each in names.items() if each]
     return part("judged_pair", row, style, picture, readouts), len(verdicts)
@@ -125,7 +126,3 @@ def no_run() -> Html:
 def _frame_count(run: Run) -> int:
     settings = run_reader.config_of(run)
     return settings.video.frames if settings else DEFAULT_FRAMES
-
-
-def _frames(run: Run, name: str, jpeg: bytes) -> Html:
-    return html.strip(name, jpeg, _frame_count(run))

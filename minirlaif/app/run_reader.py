@@ -38,11 +38,8 @@ VERDICT_FILTERS = {
 def runs(folder: Path) -> list[Run]:
     """Folders with a config.yaml, the last modified first."""
     folders = [path.parent for path in folder.glob("*/config.yaml")] if folder.is_dir() else []
-    return [Run(path) for path in sorted(folders, key=_modified, reverse=True)]
-
-
-def _modified(folder: Path) -> float:
-    return max((path.stat().st_mtime for path in folder.glob("*/*.json*")), default=0.0)
+    modified = {path: max((file.stat().st_mtime for file in path.glob("*/*.json*")), default=0.0) for path in folders}
+    return [Run(path) for path in sorted(folders, key=lambda path: modified[path], reverse=True)]
 
 
 def newest_run(folder: Path) -> Run | None:

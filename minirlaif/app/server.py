@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hmac
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -80,8 +79,8 @@ def _parser() -> argparse.ArgumentParser:
 def serving(options: argparse.Namespace) -> Iterator[str]:
     """Serve the app inside a `with` block; yields its address. Afterwards its temporary folder is deleted."""
     with ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix="minirlaif-app-"))
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        temporary = tempfile.TemporaryDirectory(prefix="minirlaif-app-", ignore_cleanup_errors=True)
+        folder = Path(stack.enter_context(temporary))
         quiet_gradio(folder)
         run = _chosen_run(options)
         upload_store = UploadStore(folder, Limits(options.max_mb, options.max_seconds))
@@ -91,24 +90,16 @@ def serving(options: argparse.Namespace) -> Iterator[str]:
             engine_thread = EngineThread(lambda: _engine(options, run))
             stack.callback(engine_thread.close)
             service = ChatService(engine_thread, upload_store, VoteStore(_votes_folder(options, run)))
-            stack.enter_context(_sweeping(service))
+            done = threading.Event()
+            stack.callback(done.set)
+            threading.Thread(target=_sweep, args=(service, done), name="sweep", daemon=True).start()
         yield stack.enter_context(page_at(options, service, run, folder))
 
 
-@contextmanager
-def _sweeping(service: ChatService) -> Iterator[None]:
+def _sweep(service: ChatService, done: threading.Event) -> None:
     """Delete old uploads at intervals, also while no page is opened or closed."""
-    done = threading.Event()
-
-    def sweep() -> None:
-        while not done.wait(SWEEP_SECONDS):
-            service.sweep()
-
-    threading.Thread(target=sweep, name="sweep", daemon=True).start()
-    try:
-        yield
-    finally:
-        done.set()
+    while not done.wait(SWEEP_SECONDS):
+        service.sweep()
 
 
 @contextmanager

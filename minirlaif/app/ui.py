@@ -19,13 +19,6 @@ from minirlaif.app.votes import CHOICES
 from minirlaif.inference.engine import SamplingParams
 from minirlaif.stages.registry import MODELS
 
-SAVE = """(text) => {
-  if (!text) return;
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
-  link.download = "conversation.json"; link.click(); setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-}"""
-
 
 def theme() -> gr.themes.Base:
     """System fonts: Gradio's default theme downloads fonts from a server."""
@@ -250,7 +243,7 @@ def _chat_tab(context: AppContext, service: ChatService, clip: _ClipPanel) -> _T
     events = _Events(service, clip, tab)
     events.questions(row, service.begin, service.answer, model, status, retry)
     clear.click(events.act(service.clear), None, tab.outputs, **QUICK)
-    export.click(export_text, None, exported, **QUICK).then(None, exported, None, js=SAVE)
+    export.click(export_text, None, exported, **QUICK).then(None, exported, None, js="(text) => saveConversation(text)")
     return tab
 
 

@@ -90,8 +90,8 @@ class UploadStore:
             with self._lock:
                 info = self._reader.info(file)
         except UnreadableClip as error:
-            large = error.reason.startswith("a frame has")
-            raise UserError(("" if large else "cannot be read: ") + _plain(error.reason)) from None
+            reason = error.reason.replace(" (video.timeout_seconds)", "")  # a setting, which a visitor cannot change
+            raise UserError(reason if reason.startswith("a frame has") else f"cannot be read: {reason}") from None
         if info.seconds > self.limits.seconds:
             raise UserError(f"the clip lasts {duration(info.seconds)}, {duration(self.limits.seconds)} are allowed; cut the clip")
         return info
@@ -144,8 +144,3 @@ class UploadStore:
 def duration(seconds: float) -> str:
     """A duration as text, such as "90 s" or "2.5 minutes"."""
     return f"{seconds:g} s" if seconds < 120 else f"{round(seconds / 60, 1):g} minutes"
-
-
-def _plain(reason: str) -> str:
-    """A decoder's reason without the names of settings, which a visitor cannot change."""
-    return reason.replace(" (video.timeout_seconds)", "")

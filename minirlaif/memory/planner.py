@@ -77,9 +77,9 @@ def estimate(plan: Planned, tokens: Mapping[str, Known] | None = None) -> dict[s
     return result
 
 
-def _prompt(plan: Planned, shape: Shape, text: int = TEXT, frames: int = 0) -> int:
+def _prompt(plan: Planned, shape: Shape, frames: int = 0) -> int:
     v = plan.settings.video
-    return shape.prompt_tokens(frames or v.frames, v.frame_pixels, text)
+    return shape.prompt_tokens(frames or v.frames, v.frame_pixels, TEXT)
 
 
 def _visual(plan: Planned, shape: Shape, frames: int = 0) -> int:
@@ -145,10 +145,8 @@ def _judged(plan: Planned, prompt: int) -> Batch:
 
 def _reward(plan: Planned, known: Known | None) -> Moments:
     r, p, shape = plan.settings.reward, plan.precision, plan.critic
-    prompt, answer = known or (
-        _prompt(plan, shape) + (_descriptions(plan) if r.context else 0),
-        plan.settings.feedback.max_new_tokens,
-    )
+    context = _descriptions(plan) if r.context else 0
+    prompt, answer = known or (_prompt(plan, shape) + context, plan.settings.feedback.max_new_tokens)
     tokens = prompt + answer
     scored = answer if r.likelihood else 0
     rows = 2 * min(r.micro_batch_size, r.batch_size)  # both answers of a pair

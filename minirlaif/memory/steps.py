@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -127,12 +128,7 @@ class StageProbe:
         section = self.small.sft
         trainer = sft.build(models.policy, section, self._start)
         batch = _samples(worst, section.batch_size, worst.turns)
-
-        def step() -> Done:
-            sft.step(trainer, batch, section.learning_rate)
-            return Done(len(batch), 0, len(batch) / self.full.sft.batch_size)
-
-        return step
+        return _train(lambda: sft.step(trainer, batch, section.learning_rate), len(batch), self.full.sft.batch_size)
 
     def _reward(self, models: PPOModels, worst: Worst) -> Callable[[], Done]:
         section = self.small.reward
@@ -141,12 +137,7 @@ class StageProbe:
             Preference(str(i), worst.video, worst.question, worst.sampled, worst.sampled[:-1], worst.context)
             for i in range(section.batch_size)
         ]
-
-        def step() -> Done:
-            reward.step(trainer, batch, section.learning_rate)
-            return Done(len(batch), 0, len(batch) / self.full.reward.batch_size)
-
-        return step
+        return _train(lambda: reward.step(trainer, batch, section.learning_rate), len(batch), self.full.reward.batch_size)
 
     def _feedback(self, models: PPOModels, worst: Worst) -> Callable[[], Done]:
         section, session = self.small.feedback, models.policy
@@ -229,6 +220,14 @@ class StageProbe:
         return step
 
 
+def _train(step: Callable[[], object], samples: int, batch_size: int) -> Callable[[], Done]:
+    def train() -> Done:
+        step()
+        return Done(samples, 0, samples / batch_size)
+
+    return train
+
+
 def _samples(worst: Worst, count: int, turns: tuple[Turn, ...] = ()) -> list[Sample]:
     """Rows of the longest conversation, or question. One is a little shorter: real rows differ in length, and padding brings a
     mask, which costs memory."""
@@ -269,7 +268,7 @@ def longest(data: DataSection, video: VideoSection, folder: Path) -> dict[str, A
         raise UserError("data: names no file, so there is no row to probe; set data.sft and data.prompts")
     question = max(questions, key=len)
     conversations = [[(turn.question, turn.answer or "") for turn in row.turns] for row in rows.get("sft", ())]
-    turns = max(conversations, key=_letters, default=[(question, "")])
+    turns = max(conversations, key=lambda turns: sum(map(len, chain(*turns))), default=[(question, "")])
     answer = max((text for row in written for text in (row.chosen, row.rejected)), key=len, default="")
     # Test clips stay closed until `evaluate`, unless they are all there is.
     videos = {row.video for part in parts if part != "test" for row in rows[part]} | {row.video for row in written}
@@ -279,7 +278,3 @@ def longest(data: DataSection, video: VideoSection, folder: Path) -> dict[str, A
     # Frames of any shape are brought to the same number of pixels; the one closest to a square wastes least of it.
     chosen = max(infos, key=lambda info: (min(info.width, info.height) / max(info.width, info.height), info.path)).path
     return {"video": chosen, "question": question, "turns": turns, "answer": answer, "run": str(folder)}
-
-
-def _letters(turns: Sequence[tuple[str, str]]) -> int:
-    return sum(len(text) for turn in turns for text in turn)

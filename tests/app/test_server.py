@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -475,8 +476,12 @@ def test_what_is_left_behind_goes_while_nobody_comes(service: ChatService, monke
     stale = service.upload_store.folder / "tmpabc"
     stale.write_bytes(b"x")
     os.utime(stale, (time.time() - 4000,) * 2)
-    with server._sweeping(service):
-        end = time.monotonic() + 10
-        while stale.exists() and time.monotonic() < end:
-            time.sleep(0.05)
-    assert not stale.exists()
+    done = threading.Event()
+    sweeper = threading.Thread(target=server._sweep, args=(service, done))
+    sweeper.start()
+    end = time.monotonic() + 10
+    while stale.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    done.set()
+    sweeper.join(5.0)
+    assert not stale.exists() and not sweeper.is_alive()

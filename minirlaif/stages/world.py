@@ -25,20 +25,7 @@ from minirlaif.tiny_world.clips import SEGMENT_QUESTION, Event, Question
 SIZE = 64  # pixels of a side of the mp4 files; the model gets frames of half that size
 TEST_SEED = 20_24  # the test clips are the same for every seed of a run; dev has the next number
 
-CARD = """# Data card of the tiny world
-
-Clips of {lowest} to {highest} events, one second each: one object (6 colours x 4 shapes)
-moves left, right, up, down or stays still.
-Six question types: {types}.
-
-The supervised data (sft.jsonl) are few and poor about time, as hurried annotators would make them:
-- {still:.0%} of the long clips were annotated from single still pictures: every motion is written as "stays still";
-- {shuffled:.0%} of the long clips were annotated in a wrong order of events;
-- both faults are drawn independently, so {both:.0%} of the long clips have at least one;
-- {short} clips of a single event are described correctly.
-
-Prompts and dev questions carry no answers. Test clips are drawn from a seed of their own, the same for every run.
-"""
+CARD = Path(tinyworld.__file__).with_name("card.txt")
 
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
@@ -74,15 +61,8 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (out.path / f"{name}.jsonl").write_text(text)
         both = 1 - (1 - w.still_share) * (1 - w.shuffled_share)
-        card = CARD.format(
-            lowest=2,
-            highest=4,
-            types=", ".join(tinyworld.QUESTION_TYPES),
-            still=w.still_share,
-            shuffled=w.shuffled_share,
-            both=both,
-            short=w.sft_short_clips,
-        )
+        shares = {"still": w.still_share, "shuffled": w.shuffled_share, "both": both, "short": w.sft_short_clips}
+        card = CARD.read_text(encoding="utf-8").format(types=", ".join(tinyworld.QUESTION_TYPES), **shares)
         (out.path / "card.md").write_text(card)
         out.summary.update({"clips": sum(count for _, count, _ in parts), "test_questions": len(rows["test"])})
 

@@ -1,19 +1,20 @@
 """The tiny base model: its tokenizer and its untrained weights. Training it is the stage `pretrain`.
 
 A SmolVLM of about a million weights that turns a frame of 32 x 32 pixels into one token. For llama.cpp it has byte-level BPE with
-the gpt-2 pre-tokenizer, line breaks as single tokens, and `architectures` in the text config. Rows
+the gpt-2 pre-tokenizer, line breaks as single tokens, and in base_config.json the name that its converter looks up. Rows
 are 128 or 384 wide, not multiples of 256, so k-quants of it fall back to q5_0/q8_0 (named in the recipe).
 """
 
 from __future__ import annotations
 
+import json
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from minirlaif.models.renderer import Layout
 from minirlaif.tiny_world.clips import COLOURS, MOTIONS, SEGMENT_QUESTION, SHAPES, Event, all_questions, describe
 
-FRAME_SIZE = 32
 VOCABULARY = 512
 LAYOUT = Layout(user="User:", intro="", frame="{image}", outro="\n")  # one token per frame and no times: 12 frames, 12 tokens
 SPECIAL = (
@@ -75,37 +76,11 @@ def make_model(tokenizer: Any, seed: int, layers: int = 4) -> Any:
 
     torch.manual_seed(seed)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
-    config = SmolVLMConfig(
-        image_token_id=ids["<image>"],
-        scale_factor=4,
-        tie_word_embeddings=True,
-        text_config={
-            "model_type": "llama",
-            "architectures": ["VLlama3ForCausalLM"],  # the name llama.cpp's converter looks up
-            "vocab_size": len(tokenizer),
-            "hidden_size": 128,
-            "intermediate_size": 384,
-            "num_hidden_layers": layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
-            "max_position_embeddings": 2048,
-            "rms_norm_eps": 1e-5,
-            "initializer_range": 0.05,
-            "tie_word_embeddings": True,
-            "bos_token_id": ids["<|im_start|>"],
-            "eos_token_id": ids["<end_of_utterance>"],
-            "pad_token_id": ids["<|endoftext|>"],
-        },
-        vision_config={
-            "hidden_size": 64,
-            "intermediate_size": 256,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": FRAME_SIZE,
-            "patch_size": 8,
-            "initializer_range": 0.05,
-        },
-    )
+    sizes = json.loads(Path(__file__).with_name("base_config.json").read_text(encoding="utf-8"))
+    names = {"bos_token_id": "<|im_start|>", "eos_token_id": "<end_of_utterance>", "pad_token_id": "<|endoftext|>"}
+    sizes["text_config"] |= {"vocab_size": len(tokenizer), "num_hidden_layers": layers}
+    sizes["text_config"] |= {field: ids[token] for field, token in names.items()}
+    config = SmolVLMConfig(**sizes, image_token_id=ids["<image>"])
     model = SmolVLMForConditionalGeneration(config)
     model.generation_config.eos_token_id = ids["<end_of_utterance>"]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]

@@ -37,7 +37,7 @@ ROW = {name: row for row, (_, names) in enumerate(GRAPH) for name in names.split
 TOGETHER = {"base"}  # rows whose members may import each other
 # Mathematics and records: no disk, clock, randomness, processes or logging.
 PURE = (
-    "types errors stats config.rules config.schema video.frame_sampling models.tokens feedback.verdicts training.schedules"
+    "types errors stats config.schema video.frame_sampling models.tokens feedback.verdicts training.schedules"
     " algorithms.losses algorithms.advantages judges.rubric benchmarks.published memory.formulas"
 ).split()
 IMPURE = (

@@ -14,8 +14,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
-from minirlaif.config.rules import Rule, UnrecordedAt, check, parts
-from minirlaif.config.schema import Config, DataSection
+from minirlaif.config.schema import Config, DataSection, Rule, UnrecordedAt, check, parts
 from minirlaif.errors import UserError
 
 R = TypeVar("R")

@@ -10,8 +10,9 @@ Letters: B rows, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,6 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
 
 def save(backbone: SmolVLM, folder: Path) -> None:
     """Weights, tokenizer and layout in one folder."""
-    import json
-
     backbone.model.save_pretrained(folder, safe_serialization=True)
     backbone.tokenizer.save_pretrained(folder)
     (folder / LAYOUT_FILE).write_text(json.dumps(base_model.LAYOUT.as_dict(), indent=2))
@@ -133,21 +132,12 @@ def measure(backbone: SmolVLM, seed: int, clips: int = 40) -> dict[str, float]:
         right_BT = torch.ones(picked_BT.shape, dtype=torch.bool).masked_scatter(picked_BT, right_N)
         answers = wrong = 0
         for picked, right in zip(picked_BT.tolist(), right_BT.tolist(), strict=True):
-            for group in _groups(picked):
-                answers += 1
-                wrong += not all(right[i] for i in group)
+            for is_answer, places in groupby(range(len(picked)), picked.__getitem__):
+                if is_answer:
+                    answers += 1
+                    wrong += not all(right[i] for i in places)
         result[kind] = round(1 - wrong / answers, 4)
     return result
-
-
-def _groups(picked: list[bool]) -> Iterator[list[int]]:
-    group: list[int] = []
-    for place, on in enumerate([*picked, False]):
-        if on:
-            group.append(place)
-        elif group:
-            yield group
-            group = []
 
 
 def _losses(backbone: SmolVLM, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

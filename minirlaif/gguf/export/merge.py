@@ -18,7 +18,7 @@ from safetensors import safe_open
 from minirlaif.config import DataSection, ModelSection, VideoSection
 from minirlaif.errors import UserError
 from minirlaif.gguf.export.reference import clip_questions, logits_of, plain_section, reference_of
-from minirlaif.gguf.export.template import chat_template
+from minirlaif.gguf.export.model_card import chat_template
 from minirlaif.models.adapters import AdapterSet
 from minirlaif.models.backbones.base import VisionLanguageModel
 from minirlaif.models.language_model import no_progress_bars

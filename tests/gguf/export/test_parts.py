@@ -21,7 +21,7 @@ from minirlaif.errors import UserError
 from minirlaif.gguf.export import converter, merge, task_check
 from minirlaif.gguf.export.quantize import chosen_types, quantize
 from minirlaif.gguf.export.reference import TEXTS
-from minirlaif.gguf.export.template import chat_template, ollama_template
+from minirlaif.gguf.export.model_card import chat_template, ollama_template
 from minirlaif.models.backbones import qwen3_5, qwen3_vl
 from minirlaif.models.backbones.smolvlm import SmolVLM
 from minirlaif.models.language_model import load_tokenizer

@@ -1,8 +1,7 @@
-"""Files of old checkpoints, and how new ones are written: weights by name, tokenizers, files of limited size.
+"""Reads files of old checkpoints (weights, tokenizers) and writes weights as safetensors files of limited size.
 
 Old .bin files are pickles. They are read with torch's `weights_only`, which builds tensors and plain containers and refuses
-everything else, so nothing in them is executed. One file is in memory at a time (mapped, where its format allows), and what
-is written is safetensors.
+everything else, so nothing in them is executed. One file is in memory at a time (mapped, where its format allows).
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from torch import Tensor
 from minirlaif.errors import UserError
 from minirlaif.runs.io import sync
 
-WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # the first that there are
-SHARD = 2 << 30  # bytes of one written file, and so of what is held in memory
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # the first pattern that matches
+SHARD = 2 << 30  # bytes of one written file, and so of the weights in memory
 
 
 def json_of(path: Path) -> Any:
@@ -32,7 +31,7 @@ def json_of(path: Path) -> Any:
 
 
 def weight_files(folder: Path, patterns: Sequence[str] = WEIGHTS) -> list[Path]:
-    """Files of the first pattern that fits any; all that an index names are there."""
+    """Files of the first pattern that matches any; UserError when one that an index names is missing."""
     pattern = next((pattern for pattern in patterns if any(folder.glob(pattern))), None)
     if pattern is None:
         raise UserError(f"{folder}: neither {' nor '.join(patterns)} in it; download the checkpoint again")
@@ -56,12 +55,12 @@ def pickled(path: Path) -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise UserError(f"{path}: not a file of plain weights ({str(error).splitlines()[0]}); download it again") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no weights by name; download it again")
+        raise UserError(f"{path}: contains no weights by name; download it again")
     return content
 
 
 def tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Weights of one file, in its order."""
+    """Weights of one file by name, in its order."""
     if path.suffix != ".safetensors":
         yield from pickled(path).items()
         return
@@ -73,7 +72,7 @@ def tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the weights in a file; they themselves stay on disk where the format allows."""
+    """Shapes of the weights in a file; the weights stay on disk where the format allows."""
     if path.suffix != ".safetensors":
         return {name: tuple(tensor.shape) for name, tensor in pickled(path).items()}
     from safetensors import SafetensorError, safe_open
@@ -94,24 +93,23 @@ def llama_tokenizer(old: Path, image: str) -> Any:
         content = json_of(old / "tokenizer.json")
         vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
         merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
-        more = {token["content"]: token["id"] for token in content["added_tokens"]}
+        added = {token["content"]: token["id"] for token in content["added_tokens"]}
     elif (old / "tokenizer.model").is_file():
         vocabulary = {piece: number for number, piece in enumerate(_pieces(old / "tokenizer.model"))}
         merges = generate_merges(vocabulary)
-        more = json_of(old / "added_tokens.json") if (old / "added_tokens.json").is_file() else {}
+        added = json_of(old / "added_tokens.json") if (old / "added_tokens.json").is_file() else {}
     else:
         raise UserError(f"{old}: neither tokenizer.json nor tokenizer.model in it; download the checkpoint again")
     # legacy: with a space before every piece of text between special tokens, as the old tokenizer had it.
     tokenizer = LlamaTokenizer(
         vocab=vocabulary, merges=merges, legacy=True, add_bos_token=True, pad_token="<unk>", padding_side="left"
     )
-    added = [token for token, number in sorted(more.items(), key=lambda item: item[1]) if number >= len(vocabulary)]
-    tokenizer.add_special_tokens({"additional_special_tokens": [*added, *({image} - set(added))]})
+    special = [token for token, number in sorted(added.items(), key=lambda item: item[1]) if number >= len(vocabulary)]
+    tokenizer.add_special_tokens({"additional_special_tokens": [*special, *({image} - set(special))]})
     return tokenizer
 
 
 def _pieces(path: Path) -> list[str]:
-    """Pieces of a sentencepiece model in the order of their ids."""
     try:
         from transformers.convert_slow_tokenizer import import_protobuf
 
@@ -130,44 +128,41 @@ def _pieces(path: Path) -> list[str]:
 
 @dataclass
 class Writer:
-    """Writes weights in files of SHARD bytes, in the order in which they come; `close` adds transformers' index."""
+    """Writes weights into files of SHARD bytes, in the order of `add`; `close` adds transformers' index."""
 
     folder: Path
     dtype: torch.dtype = torch.float32  # of the first weight
-    _held: dict[str, Tensor] = field(default_factory=dict)
+    _pending: dict[str, Tensor] = field(default_factory=dict)
     _bytes: int = 0
     _written: list[list[str]] = field(default_factory=list)
     _total: int = 0
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Write a weight, sooner or later."""
+        """Write a weight, at the latest in `close`."""
         if not self._total:
             self.dtype = tensor.dtype
-        if self._held and self._bytes + tensor.nbytes > SHARD:
+        if self._pending and self._bytes + tensor.nbytes > SHARD:
             self._flush()
-        self._held[name] = tensor.detach().contiguous()
+        self._pending[name] = tensor.detach().contiguous()
         self._bytes += tensor.nbytes
         self._total += tensor.nbytes
 
     def close(self) -> None:
-        """Write what is held, and name the files."""
+        """Write the pending weights, and give the files their final names."""
         self._flush()
         places: dict[str, str] = {}
         for number, names in enumerate(self._written, 1):
             final = f"model-{number:05d}-of-{len(self._written):05d}.safetensors"
-            self._part(number).rename(self.folder / final)
+            (self.folder / f"part-{number}.safetensors").rename(self.folder / final)
             places |= dict.fromkeys(names, final)
         index = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(places.items()))}
         (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
-    def _part(self, number: int) -> Path:
-        return self.folder / f"part-{number}.safetensors"
-
     def _flush(self) -> None:
         from safetensors.torch import save_file
 
-        self._written.append(sorted(self._held))
-        path = self._part(len(self._written))
-        save_file(self._held, path, metadata={"format": "pt"})
+        self._written.append(sorted(self._pending))
+        path = self.folder / f"part-{len(self._written)}.safetensors"
+        save_file(self._pending, path, metadata={"format": "pt"})
         sync(path)
-        self._held, self._bytes = {}, 0
+        self._pending, self._bytes = {}, 0

@@ -1,7 +1,7 @@
-"""Checkpoints in LLaVA's old layout, among them VLM-RLAIF's, made into ones that transformers opens: models and LoRA adapters.
+"""Converts checkpoints in LLaVA's old layout, such as VLM-RLAIF's, to ones that transformers opens: models and LoRA adapters.
 
-Which weight of the old layout is which of the new one is decided here; `oldfiles.py` reads and writes. The result appears under
-its name only when it is whole.
+This module maps weights of the old layout to the new one; `legacy_files.py` reads and writes. The result gets its name only when
+it is complete.
 """
 
 from __future__ import annotations
@@ -13,19 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from minirlaif.convert.legacy_files import WEIGHTS, Writer, json_of, llama_tokenizer, pickled, shapes_of, tensors, weight_files
 from minirlaif.errors import UserError
 from minirlaif.models.adapters import HEAD_FILE, target_pattern
 from minirlaif.models.backbones.llava import LAYOUT, Llava
 
-ROW_MULTIPLE = 64  # embedding rows are filled up to a multiple of it, for the speed of matrix products
+ROW_MULTIPLE = 64  # embedding rows are padded to a multiple of it, for the speed of matrix products
 TEXT_FIELDS = (
     "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads rms_norm_eps hidden_act"
     " max_position_embeddings rope_theta rope_scaling initializer_range bos_token_id eos_token_id pad_token_id"
 ).split()
-# Names in an old file, in published transformers files, and in the loaded model; by their starts, the first that fits.
+# Prefixes of names in an old file, in published transformers files, and in the loaded model; the first match counts.
 NAMES = (
     ("model.vision_tower.vision_tower.vision_model.", "vision_tower.vision_model.", "model.vision_tower."),
     ("model.mm_projector.0.", "multi_modal_projector.linear_1.", "model.multi_modal_projector.linear_1."),
@@ -34,7 +33,7 @@ NAMES = (
     ("model.", "language_model.model.", "model.language_model."),
 )
 TOWER = NAMES[0]
-BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")  # old files keep these; they are computed
+BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")  # stored in old files, computed in new ones
 
 
 def convert(old: str, new: Path, vision: str = "") -> None:
@@ -42,11 +41,11 @@ def convert(old: str, new: Path, vision: str = "") -> None:
 
     Args:
         old: folder or hub id of a checkpoint in LLaVA's old layout, or of a LoRA adapter of one.
-        new: folder to make; must not exist, or be empty.
+        new: folder to write; must not exist, or be empty.
         vision: folder or hub id of the CLIP vision tower, where the checkpoint has none.
 
     Raises:
-        UserError: not such a checkpoint, an incomplete one, or no room for the result.
+        UserError: not such a checkpoint, an incomplete one, or too little disk space for the result.
     """
     if new.exists() and (not new.is_dir() or any(new.iterdir())):
         raise UserError(f"{new}: exists already; name a new folder with --to")
@@ -67,7 +66,7 @@ def convert(old: str, new: Path, vision: str = "") -> None:
 
 
 def _source(old: str) -> Path:
-    """The folder to read: the checkpoint's own, or that of the only adapter in it; from the hub where there is no folder."""
+    """The folder to read: the checkpoint itself, or the only adapter in it; downloaded from the hub where there is no folder."""
     folder = Path(old)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
@@ -75,17 +74,17 @@ def _source(old: str) -> Path:
         try:
             folder = Path(snapshot_download(old))
         except (OSError, ValueError) as error:
-            raise UserError(f"{old}: no such folder, and the hub gave none ({str(error).strip().splitlines()[0]})") from None
+            raise UserError(f"{old}: no such folder, and the hub has none ({str(error).strip().splitlines()[0]})") from None
     if (folder / "adapter_config.json").is_file() or any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
         return folder
-    inner = [path.parent for path in folder.glob("*/adapter_config.json")]
-    if len(inner) != 1:
-        raise UserError(f"{old}: no weights in it, and {len(inner)} folders with an adapter; name the folder of one checkpoint")
-    return inner[0]
+    adapters = [path.parent for path in folder.glob("*/adapter_config.json")]
+    if len(adapters) != 1:
+        raise UserError(f"{old}: no weights in it, and {len(adapters)} folders with an adapter; name one folder")
+    return adapters[0]
 
 
 def _convert_model(old: Path, new: Path, vision: str) -> None:
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, LlamaConfig, LlavaConfig
 
     settings = json_of(old / "config.json")
     _check_settings(old, settings)
@@ -93,13 +92,24 @@ def _convert_model(old: Path, new: Path, vision: str) -> None:
     shapes = {name: shape for path in files for name, shape in shapes_of(path).items()}
     has_tower = any(name.startswith(TOWER[0]) for name in shapes)
     if not has_tower and not vision:
-        raise UserError(f"{old}: holds no vision tower; add --vision {settings['mm_vision_tower']} (a folder or hub id)")
+        raise UserError(f"{old}: contains no vision tower; add --vision {settings['mm_vision_tower']} (a folder or hub id)")
     tower = _tower(vision) if vision else None
-    _check_room(new, files, 0 if tower is None else sum(p.nbytes for p in tower.parameters()))
+    need = sum(path.stat().st_size for path in files) + (0 if tower is None else sum(p.nbytes for p in tower.parameters()))
+    if need * 1.02 > (free := shutil.disk_usage(new).free):
+        raise UserError(
+            f"{new.parent}: needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make room or choose another --to"
+        )
     tokenizer = llama_tokenizer(old, LAYOUT.image)
     rows = -(-max(int(settings.get("vocab_size", 0)), len(tokenizer)) // ROW_MULTIPLE) * ROW_MULTIPLE
     vision_config = tower.config if tower is not None else _clip_config(old, settings, shapes)
-    config = _config(settings, vision_config, tokenizer.convert_tokens_to_ids(LAYOUT.image), rows)
+    text = {name: settings[name] for name in TEXT_FIELDS if settings.get(name) is not None}
+    config = LlavaConfig(
+        vision_config=vision_config,
+        text_config=LlamaConfig.from_dict({**text, "vocab_size": rows, "tie_word_embeddings": False}),
+        image_token_index=tokenizer.convert_tokens_to_ids(LAYOUT.image),
+        image_seq_length=(vision_config.image_size // vision_config.patch_size) ** 2,
+        vision_feature_layer=settings.get("mm_vision_select_layer", -2),
+    )
     expected = _expected_weights(config)
 
     writer = Writer(new)
@@ -110,15 +120,20 @@ def _convert_model(old: Path, new: Path, vision: str) -> None:
                 continue
             after = _renamed(name)
             if after.endswith(("embed_tokens.weight", "lm_head.weight")):
-                tensor = _with_rows(tensor, rows)
+                # The placeholder's embedding is never used. The logit of a mean row stays far from the highest, whereas a row of
+                # zeros could exceed logits that are all negative.
+                mean = tensor.float().mean(0, keepdim=True).to(tensor.dtype)
+                tensor = torch.cat([tensor, mean.expand(max(0, rows - len(tensor)), -1)])
             if expected.pop(after, None) != tuple(tensor.shape):
                 raise UserError(
-                    f"{path}: {name} {list(tensor.shape)} does not belong into the LLaVA-1.5 that config.json describes"
+                    f"{path}: {name} {list(tensor.shape)} does not belong to the LLaVA-1.5 that config.json describes"
                 )
             writer.add(after, tensor)
     for name, tensor in () if tower is None else tower.state_dict().items():
         if expected.pop(TOWER[1] + name, None) != tuple(tensor.shape):
-            raise UserError(f"--vision {vision}: {name} is not of a vision tower for {old}; name {settings['mm_vision_tower']}")
+            raise UserError(
+                f"--vision {vision}: {name} does not fit the vision tower of {old}; name {settings['mm_vision_tower']}"
+            )
         writer.add(TOWER[1] + name, tensor.to(writer.dtype))
     if expected:
         raise UserError(f"{old}: {len(expected)} weights are missing, the first is {min(expected)}; download it again")
@@ -170,13 +185,6 @@ def _expected_weights(config: Any) -> dict[str, tuple[int, ...]]:
     return expected
 
 
-def _with_rows(tensor: Tensor, rows: int) -> Tensor:
-    """More rows, each the mean of all. The placeholder's embedding is never looked at; a mean row's logit stays far from the
-    highest, where a row of zeros could win against logits that are all negative."""
-    extra = tensor.float().mean(0, keepdim=True).to(tensor.dtype).expand(max(0, rows - len(tensor)), -1)
-    return torch.cat([tensor, extra])
-
-
 def _tower(vision: str) -> Any:
     from transformers import CLIPVisionModel
 
@@ -185,7 +193,7 @@ def _tower(vision: str) -> Any:
     except (OSError, ValueError) as error:
         raise UserError(f"--vision {vision}: no CLIP vision tower there ({str(error).strip().splitlines()[0]})") from None
     tower, info = loaded
-    if info["missing_keys"] or info["mismatched_keys"]:  # transformers would fill them with noise
+    if info["missing_keys"] or info["mismatched_keys"]:  # transformers would initialise them randomly
         raise UserError(
             f"--vision {vision}: not CLIP, or incomplete: {len(info['missing_keys'])} weights are missing; name another"
         )
@@ -193,7 +201,7 @@ def _tower(vision: str) -> Any:
 
 
 def _clip_config(old: Path, settings: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> Any:
-    """The tower's config from its weights' shapes; OpenAI's CLIP has heads of 64 numbers and quick_gelu, which no shape shows."""
+    """The tower's config from its weights' shapes. OpenAI's CLIP has head size 64 and quick_gelu, which no shape tells."""
     from transformers import CLIPVisionConfig
 
     name = settings["mm_vision_tower"]
@@ -202,7 +210,7 @@ def _clip_config(old: Path, settings: Mapping[str, Any], shapes: Mapping[str, Se
     part = {key.removeprefix(TOWER[0]): shape for key, shape in shapes.items()}
     try:
         width, _, patch, _ = part["embeddings.patch_embedding.weight"]
-        places = part["embeddings.position_embedding.weight"][0] - 1
+        patches = part["embeddings.position_embedding.weight"][0] - 1
         inner = part["encoder.layers.0.mlp.fc1.weight"][0]
     except (KeyError, ValueError):
         raise UserError(f"{old}: its vision tower is incomplete; add --vision {name} (a folder or hub id)") from None
@@ -212,34 +220,13 @@ def _clip_config(old: Path, settings: Mapping[str, Any], shapes: Mapping[str, Se
         intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=max(1, width // 64),
-        image_size=round(places**0.5) * patch,
+        image_size=round(patches**0.5) * patch,
         patch_size=patch,
     )
 
 
-def _config(settings: Mapping[str, Any], vision_config: Any, image_id: int, rows: int) -> Any:
-    from transformers import LlamaConfig, LlavaConfig
-
-    text = {name: settings[name] for name in TEXT_FIELDS if settings.get(name) is not None}
-    return LlavaConfig(
-        vision_config=vision_config,
-        text_config=LlamaConfig.from_dict({**text, "vocab_size": rows, "tie_word_embeddings": False}),
-        image_token_index=image_id,
-        image_seq_length=(vision_config.image_size // vision_config.patch_size) ** 2,
-        vision_feature_layer=settings.get("mm_vision_select_layer", -2),
-    )
-
-
-def _check_room(new: Path, files: Sequence[Path], more: int) -> None:
-    need, free = sum(path.stat().st_size for path in files) + more, shutil.disk_usage(new).free
-    if need * 1.02 > free:
-        raise UserError(
-            f"{new.parent}: needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make room or choose another --to"
-        )
-
-
 def _convert_adapter(old: Path, new: Path) -> None:
-    """A LoRA adapter with PEFT's old file names; a reward model's head, beside it or a folder above, becomes head.safetensors."""
+    """Convert a LoRA adapter with PEFT's old file names. A reward head, beside it or one folder above, becomes HEAD_FILE."""
     from safetensors.torch import save_file
 
     settings = json_of(old / "adapter_config.json")
@@ -248,15 +235,13 @@ def _convert_adapter(old: Path, new: Path) -> None:
             raise UserError(
                 f"{path}: holds {len(extra)} trained weights beside the adapter ({min(extra)}); merge them with its base"
             )
-    start = "base_model.model."
-    weights = {}
-    for name, tensor in (
-        pair for path in weight_files(old, ("adapter_model*.safetensors", "adapter_model*.bin")) for pair in tensors(path)
-    ):
-        after = _renamed(name.removeprefix(start), to=2)
+    prefix, weights = "base_model.model.", {}
+    files = weight_files(old, ("adapter_model*.safetensors", "adapter_model*.bin"))
+    for name, tensor in (pair for path in files for pair in tensors(path)):
+        after = _renamed(name.removeprefix(prefix), to=2)
         if not after.startswith(Llava.text_prefix) or ".lora_" not in after:
-            raise UserError(f"{old}: {name} is no LoRA weight of the language model; only those are converted")
-        weights[start + after] = tensor.contiguous()
+            raise UserError(f"{old}: {name} is not a LoRA weight of the language model; only those are converted")
+        weights[prefix + after] = tensor.contiguous()
     save_file(weights, new / "adapter_model.safetensors", metadata={"format": "pt"})
     targets = sorted({name.split(".lora_")[0].rsplit(".", 1)[1] for name in weights})
     settings["target_modules"] = target_pattern(Llava.text_prefix, targets)

@@ -1,7 +1,7 @@
 """Stage `export`: write the policy as GGUF files for llama.cpp, LM Studio, Ollama and `chat --gguf`, and compare them with it.
 
 Out: hf/ (the merged model in transformers' layout), NAME-TYPE.gguf, mmproj-NAME-F16.gguf, minirlaif.json (settings of the
-runtime), Modelfile, README.md, answers.jsonl (answers of the files to the questions of `evaluate`). With adapters: the base as
+runtime), Modelfile, README.md, answers.jsonl (answers of the files to the questions of `evaluate`). With --adapters: the base as
 GGUF and one small LoRA file per model instead. It runs on the CPU.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from minirlaif.config import Config, DataSection, ModelSection, VideoSection
 from minirlaif.errors import UserError
 from minirlaif.gguf import export_info
 from minirlaif.gguf.export import merge, model_card, task_check
-from minirlaif.gguf.export.converter import VERSION, Job, check_installed, convert, fetch, free_or_refuse
+from minirlaif.gguf.export.converter import VERSION, Job, check_installed, convert, fetch
 from minirlaif.gguf.export.parity import Parity, measure
 from minirlaif.gguf.export.quantize import TYPES, fell_back, quantize
 from minirlaif.gguf.export.reference import Reference, of_run
@@ -34,12 +34,12 @@ from minirlaif.runs.stage_dir import StageDir
 from minirlaif.stages.fingerprint import settings_of
 from minirlaif.stages.registry import ADAPTERS
 
-NEVER = 1 << 62  # a step's number that is never due by itself: commits go by the clock
+NEVER = 1 << 62  # commits depend on the time alone, so no number of steps is enough
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to export. types: of the text model, best first; adapters: not merged; questions: at most so many for each file."""
+    """What to export. types: of the text model, best first; adapters: do not merge; questions: maximum for each file."""
 
     types: tuple[str, ...]
     adapters: bool = False
@@ -47,7 +47,7 @@ class ExportOptions:
 
 
 def run(cfg: Config, run: Run, options: ExportOptions, redo: bool = False) -> None:
-    """1. merge 2. convert 3. quantise 4. compare logits 5. answer the test questions 6. README and manifest."""
+    """Write the export in five steps, then README and manifest. An interrupted one resumes after the last finished step."""
     check(cfg.model, run, options)
     settings = settings_of(cfg.seed, cfg.data, model=cfg.model, video=cfg.video)
     settings |= {"types": list(options.types), "adapters": options.adapters}
@@ -62,7 +62,7 @@ def run(cfg: Config, run: Run, options: ExportOptions, redo: bool = False) -> No
             "convert text model and projector": work.convert,
             "quantise": work.quantize,
             "compare logits with transformers": work.compare,
-            "answer the questions of evaluate": work.ask,
+            "answer the questions of evaluate": work.answer_questions,
         }
         resume_point = out.resume()
         if resume_point:
@@ -76,42 +76,42 @@ def run(cfg: Config, run: Run, options: ExportOptions, redo: bool = False) -> No
 
 
 def check(model: ModelSection, run: Run, options: ExportOptions) -> None:
-    """UserError for what can be known before any work: family, adapters, llama-cpp-python, converter, disk space."""
+    """UserError for problems that can be found before any work: family, adapters, llama-cpp-python, converter, disk space."""
     family = family_of(model_type(model))
     if family.gguf is None:
-        able = ", ".join(other.title for other in map(family_of, FAMILIES) if other.gguf)
+        supported = ", ".join(other.title for other in map(family_of, FAMILIES) if other.gguf)
         raise UserError(
             f"model.base {model.base}: {family.title} cannot be written as GGUF (llama.cpp has no counterpart of its vision"
-            f" input); export is for {able}"
+            f" input); export supports {supported}"
         )
     check_installed()
     for name in ADAPTERS:
         merge.check_adapter(run.adapter(name), family.text_prefix)
     need = merge.bytes_needed(model, [TYPES[kind].bytes for kind in options.types])
-    free_or_refuse(run.root, need)
+    free = shutil.disk_usage(run.root).free
+    if free < need:
+        raise UserError(f"{run.root}: the export needs about {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make room")
     fetch()
 
 
+@dataclass(eq=False)
 class Work:
     """An export in progress. results: figures so far, as they go into the manifest."""
 
-    def __init__(
-        self,
-        run: Run,
-        out: StageDir,
-        options: ExportOptions,
-        model: ModelSection,
-        video: VideoSection,
-        data: DataSection,
-        max_new_tokens: int,
-    ) -> None:
-        self.run, self.out, self.options = run, out, options
-        self.model, self.video, self.data, self.max_new_tokens = model, video, data, max_new_tokens
-        self.results: dict[str, Any] = {}
-        self.hf, self.temporary = out.path / "hf", out.path / "work"
+    run: Run
+    out: StageDir
+    options: ExportOptions
+    model: ModelSection
+    video: VideoSection
+    data: DataSection
+    max_new_tokens: int
+    results: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.hf, self.temporary = self.out.path / "hf", self.out.path / "work"
 
     def commit(self, number: int) -> None:
-        """After a kill the export resumes behind this step."""
+        """Save the results; after an interruption the export resumes after this step."""
 
         def write(folder: Path) -> None:
             (folder / "results.json").write_text(json.dumps(self.results), encoding="utf-8")
@@ -128,22 +128,23 @@ class Work:
         keep = kind == "f16" or kind in self.options.types
         return (self.out.path if keep else self.temporary) / f"mmproj-{self.run.root.name}-{kind.upper()}.gguf"
 
-    def adapter(self, model: str) -> Path:
-        """A model's LoRA file."""
-        return self.out.path / f"{self.run.root.name}-{model}-LoRA-F32.gguf"
+    def adapter(self, model: str) -> Path | None:
+        """A model's LoRA file; None where it is merged, and for the base."""
+        apart = self.options.adapters and model in ADAPTERS
+        return self.out.path / f"{self.run.root.name}-{model}-LoRA-F32.gguf" if apart else None
 
     @cached_property
     def reference(self) -> Reference:
-        """What the files have to equal."""
+        """Prompts, ids and logits of transformers, which the files must reproduce."""
         return of_run(self.run, self.model, self.video, self.data, None if self.options.adapters else self.hf)
 
     def merge(self) -> Mapping[str, Any]:
-        """Save hf/; the difference of its logits to those of the trained policy."""
+        """Write hf/; returns the difference of its logits to those of the trained policy."""
         shutil.rmtree(self.hf, ignore_errors=True)
         return {"merge": merge.merged(self.run, self.model, self.video, self.data, self.hf, keep_apart=self.options.adapters)}
 
     def convert(self) -> Mapping[str, Any]:
-        """Text model in float32 and projector in float32 and F16; adapters."""
+        """Write the text model in float32, the projector in float32 and F16, and the adapters."""
         self.temporary.mkdir(exist_ok=True)
         hf, script = str(self.hf), "convert_hf_to_gguf.py"
         gguf = family_of(model_type(self.model)).gguf
@@ -152,60 +153,46 @@ class Work:
         for kind in ("f32", "f16"):
             jobs.append(Job(script, (hf, "--outfile", str(self.projector(kind)), "--outtype", kind, "--mmproj")))
         for model in ADAPTERS if self.options.adapters else ():
-            folder = str(self.run.adapter(model))
-            words = ("--base", hf, "--outfile", str(self.adapter(model)), "--outtype", "f32", folder)
-            jobs.append(Job("convert_lora_to_gguf.py", words))
+            args = ("--base", hf, "--outfile", str(self.adapter(model)), "--outtype", "f32", str(self.run.adapter(model)))
+            jobs.append(Job("convert_lora_to_gguf.py", args))
         name = convert(gguf.pre_tokenizers, jobs, self.reference.texts, self.reference.control)
         return {"pre_tokenizer": name, "converter": VERSION}
 
     def quantize(self) -> Mapping[str, Any]:
-        """The text model in every type, and which of its weights got another type."""
-        fallen = {}
+        """Write the text model in every type; returns which of its weights got another type."""
+        weights = {}
         for kind in progress(self.options.types, len(self.options.types), "quantise"):
             if kind != "f32":
                 quantize(self.text("f32"), self.text(kind), kind)
-            fallen[kind] = fell_back(self.text(kind), kind)
-        return {"fell_back": fallen}
+            weights[kind] = fell_back(self.text(kind), kind)
+        return {"fell_back": weights}
 
     def compare(self) -> Mapping[str, Any]:
-        """Token ids and logits: float32 against the bounds, every type for the table. UserError when a bound is exceeded."""
+        """Compare token ids and logits: float32 with the bounds, every type for the table. UserError: a bound is exceeded."""
         parities: dict[str, Parity] = {}
         for model in self.reference.logits:
-            adapter = self.adapter(model) if self.options.adapters and model in ADAPTERS else None
-            parity = measure(self.text("f32"), self.projector("f32"), self.reference, model, "f32", adapter)
+            parity = measure(self.text("f32"), self.projector("f32"), self.reference, model, "f32", self.adapter(model))
             if faults := parity.faults():
-                raise UserError(f"{self.out.path}: {model} in GGUF is not the model in transformers: {'; '.join(faults)}")
+                raise UserError(f"{self.out.path}: {model} in GGUF differs from the model in transformers: {'; '.join(faults)}")
             parities[model] = parity
         model = next(iter(parities))
         types = {
-            kind: asdict(measure(self.text(kind), self.projector("f16"), self.reference, model, "f16", self.first_adapter))
+            kind: asdict(measure(self.text(kind), self.projector("f16"), self.reference, model, "f16", self.adapter("rlaif")))
             for kind in progress(self.options.types, len(self.options.types), "compare")
         }
         worst = {name: max(getattr(p, name) for p in parities.values()) for name in ("text", "frames")}
         control = min(parity.control for parity in parities.values() if parity.control is not None)
         return {"parity": {"text_f32": worst["text"], "frames_f32": worst["frames"], "control": control, "types": types}}
 
-    @property
-    def first_adapter(self) -> Path | None:
-        """The LoRA file of the policy, where it is one."""
-        return self.adapter("rlaif") if self.options.adapters else None
-
-    def ask(self) -> Mapping[str, Any]:
-        """Answer the test questions with every type, and with blank frames with the first. Resumes at the last saved answer."""
+    def answer_questions(self) -> Mapping[str, Any]:
+        """Answer the test questions with every type, and with blank frames with the first. Resumes after the last answer."""
         self.write_export_info()
         rows = task_check.evaluated_questions(self.run, self.options.questions)
         if not rows:
             print("`evaluate` is not finished, so no questions were answered; only logits were compared", flush=True)
             return {}
-        path = self.out.path / "answers.jsonl"
-        known = read_jsonl(path, missing_ok=True)
         jobs = [(kind, False) for kind in self.options.types] + [(self.options.types[0], True)]
-        scores: dict[str, task_check.Score] = {}
-        for kind, blank in jobs:
-            name = kind + "_blind" * blank
-            answers = [row["answer"] for row in known if row["file"] == name]
-            answers += self._answer_questions(kind, blank, rows, len(answers), path)
-            scores[name] = task_check.score(rows, answers)
+        scores = {kind + "_blind" * blank: task_check.score(rows, self._answers(kind, blank, rows)) for kind, blank in jobs}
         hf = task_check.score(rows, [row.answer for row in rows])
         accuracy = {"hf": hf.accuracy} | {name: score.accuracy for name, score in scores.items()}
         if hf.accuracy is not None:
@@ -217,27 +204,24 @@ class Work:
         agreement = {name: score.agreement for name, score in scores.items()}
         return {"accuracy": accuracy, "agreement": agreement, "questions": len(rows)}
 
-    def _answer_questions(
-        self, kind: str, blank: bool, rows: list[task_check.AnsweredQuestion], done: int, path: Path
-    ) -> list[str]:
-        """Answers of one file to the rows after the first `done`; each is written to answers.jsonl at once."""
-        name, new = kind + "_blind" * blank, []
-        engine = GgufEngine(self.out.path, kind=kind)
-        with engine, path.open("a", encoding="utf-8") as file:
-            left = rows[done:]
+    def _answers(self, kind: str, blank: bool, rows: list[task_check.AnsweredQuestion]) -> list[str]:
+        """Answers of one file, those of answers.jsonl first; each new one is written there at once."""
+        name, path = kind + "_blind" * blank, self.out.path / "answers.jsonl"
+        answers = [row["answer"] for row in read_jsonl(path, missing_ok=True) if row["file"] == name]
+        done, left = len(answers), rows[len(answers) :]
+        with GgufEngine(self.out.path, kind=kind) as engine, path.open("a", encoding="utf-8") as file:
             texts = task_check.answers(engine, left, self.max_new_tokens, blank)
             for row, text in zip(left, progress(texts, len(rows), f"answer {name}", initial=done), strict=True):
-                new.append(text)
+                answers.append(text)
                 line = {"file": name, "video": row.video, "question": row.question, "truth": row.truth, "hf": row.answer}
                 file.write(json.dumps(line | {"answer": text}, ensure_ascii=False) + "\n")
                 if self.out.due(1, NEVER):
                     file.flush()
                     self.commit(4)
-        return new
+        return answers
 
     def write_export_info(self) -> None:
-        """minirlaif.json: what the runtime has to know."""
-        apart = self.options.adapters
+        """Write minirlaif.json, the settings of the runtime."""
         info = export_info.ExportInfo(
             run=self.run.root.name,
             family=model_type(self.model),
@@ -249,7 +233,7 @@ class Work:
             mmproj=self.projector("f16").name,
             options=SamplingParams(max_new_tokens=self.max_new_tokens),
             models=tuple(self.reference.logits),
-            adapters={model: self.adapter(model).name for model in ADAPTERS} if apart else {},
+            adapters={model: path.name for model in ADAPTERS if (path := self.adapter(model))},
         )
         export_info.write(self.out.path, info)
 

@@ -1,7 +1,7 @@
-"""A child process that answers requests over its pipes: it can be killed at any time, and a native crash ends it alone.
+"""A child process that answers requests over its pipes. It can be killed at any time, and a native crash ends no other process.
 
 A request is one JSON line, followed by raw bytes where there are any; a reply is one JSON line, and the caller reads what follows
-it from `stdout`. The clip decoder and llama.cpp run in such processes.
+it from `stdout`. The clip decoder, llama.cpp and its converter run in such processes.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+from minirlaif.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,15 +52,15 @@ class ChildProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._process.pid
 
     def alive(self) -> bool:
-        """Whether it still runs."""
+        """Whether the process is still running."""
         return self._process.poll() is None
 
     def send(self, request: Mapping[str, Any], data: Any = b"") -> None:
-        """Write a request. Raises BrokenPipeError when the child is gone."""
+        """Write a request. Raises BrokenPipeError when the child has ended."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         if len(data):
@@ -73,7 +76,7 @@ class ChildProcess:
             fill: called with the reply; reads what follows it from `stdout`, False when that is cut short.
             seconds: the child is killed when it takes longer; pipes themselves have no time limit.
         Raises:
-            ChildLost: it died, was killed, or its reply is not whole. Any other interruption leaves half a reply in the pipe:
+            ChildLost: it died, was killed, or its reply is incomplete. Any other interruption leaves half a reply in the pipe:
                 the caller closes the child then.
         """
         expired = threading.Event()
@@ -93,21 +96,17 @@ class ChildProcess:
             if reply is not None and (fill is None or fill(reply)):
                 return reply
         except (BrokenPipeError, json.JSONDecodeError):
-            pass  # it died over the request, or in the middle of a reply
+            pass  # it died while it read the request or wrote the reply
         finally:
             if timer:
                 timer.cancel()
                 timer.join()
         if not expired.is_set():
-            self._end_dying()
+            try:  # a child that is ending by itself is given time, so that its own exit status is reported
+                self._process.wait(timeout=1)
+            except subprocess.TimeoutExpired:
+                self._process.kill()  # it may still run after half a reply
         raise ChildLost(self._process.wait(), expired.is_set(), self.printed())
-
-    def _end_dying(self) -> None:
-        """Wait shortly for a child that is ending by itself, so that its own exit status is seen; then kill it."""
-        try:
-            self._process.wait(timeout=1)
-        except subprocess.TimeoutExpired:
-            self._process.kill()  # it may live on after half a reply
 
     def printed(self) -> list[str]:
         """The lines that it printed to stderr."""
@@ -124,3 +123,21 @@ class ChildProcess:
                     pipe.close()
             except OSError:  # a request that never reached a dead child
                 pass
+
+
+def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """In the child: answer requests until stdin closes; a UserError becomes the reply {"error": its text}.
+
+    answer: takes a request, reads the raw bytes that follow it from `sys.stdin.buffer`, and returns the reply.
+    """
+    # A file descriptor that stays open: the parent reads the end of the pipe only when this process has ended.
+    replies = os.fdopen(os.dup(1), "wb", closefd=False)
+    os.dup2(2, 1)  # output of libraries must not get into the replies
+    sys.stdout = sys.stderr
+    for line in sys.stdin.buffer:
+        try:
+            reply = answer(json.loads(line))
+        except UserError as error:
+            reply = {"error": str(error)}
+        replies.write(json.dumps(reply).encode() + b"\n")
+        replies.flush()

@@ -1,7 +1,7 @@
-"""Frames of clips: decoded in a child process that can be killed, chosen by time, checked before anything trains.
+"""Decodes frames of clips in a child process that can be killed, and checks clips before training starts.
 
-decord can hang while it holds the interpreter lock (dmlc/decord#373), and a broken file can crash a decoder, so nothing decodes
-in this process: `ClipReader` starts decode_worker.py, which also documents which decoder reads what.
+decord can hang while it holds the interpreter lock (dmlc/decord#373), and a broken file can crash a decoder, so this
+process decodes nothing: `ClipReader` starts decode_worker.py, which also documents which decoder reads which files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,12 @@ from minirlaif.video.frame_sampling import FramePlan, FrameSize, uniform_plan
 
 START_SECONDS = 120.0  # the reader's imports may come from a cold disk
 NAMED = 20  # unreadable clips that an error lists
-PICTURE = 96  # pixels of a side of one picture in a strip
+PICTURE = 96  # height of one picture in a strip, in pixels
 
 
 @dataclass(frozen=True)
 class ClipInfo:
-    """What is known about a readable clip."""
+    """Properties of a readable clip."""
 
     path: str
     id: str  # first 16 hex digits of the sha256 of its bytes
@@ -36,11 +36,11 @@ class ClipInfo:
     width: int  # pixels, upright (rotation metadata applied)
     height: int
     fps: float  # frames per second, on average
-    reader: str  # "decord" or "av": who decodes it
+    reader: str  # "decord" or "av", the decoder
 
 
 class UnreadableClip(UserError):
-    """A clip that no reader can use: .path, and .reason in words."""
+    """A clip that no decoder can read: .path, and .reason as text."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -49,21 +49,21 @@ class UnreadableClip(UserError):
 
 
 class _Lost(Exception):
-    """The reader died or was killed; the text says which."""
+    """The decoder crashed or was killed."""
 
 
 class ClipReader:
     """Decodes clips in a child process that is killed when it takes too long, and started again for the next clip.
 
     A context manager, not for use by several threads at once. The process starts at the first clip.
-    A decoder that hangs or dies over a clip gets no second chance with it: PyAV tries instead, with the same time; then the clip
-    is reported.
+    A clip on which decord hangs or crashes is decoded by PyAV from then on, with the same time limit; when that fails too, the
+    clip is reported.
 
     Args:
         timeout_seconds: time for one call of `info` or `frames` and for one decoder.
         most_pixels: of a frame; a clip with more is not decoded. 0: no limit.
     Attributes:
-        decodes: (clip, plan) pairs decoded by `frames` so far. `info` looks at three frames, which do not count.
+        decodes: (clip, plan) pairs decoded by `frames` so far. `info` decodes three frames, which do not count.
     """
 
     # -P: nothing in the working folder may shadow a module
@@ -89,9 +89,8 @@ class ClipReader:
     def frames(self, path: str | Path, plans: Sequence[FramePlan], size: FrameSize | None = None) -> list[NDArray[np.uint8]]:
         """The frames of a clip on screen at the plans' times, all plans in one pass of decoding.
 
-        A time after the end shows the last frame. Returns one uint8 array [F, H, W, 3] (RGB, upright) per plan; with `size`,
-        each frame is turned into those pixels by PIL's bicubic filter. Raises UnreadableClip, also for a clip that is blank
-        throughout.
+        A time after the end gives the last frame. Returns one uint8 array [F, H, W, 3] (RGB, upright) per plan; with `size`,
+        each frame is scaled by PIL's bicubic filter. Raises UnreadableClip, also for a clip that is blank throughout.
         """
         if not plans:
             raise ValueError("no frame plan")
@@ -141,14 +140,14 @@ class ClipReader:
             printed = self._child.printed() or [str(error)]
             self.close()
             raise UserError(
-                f"the clip reader does not start ({printed[-1]}); `python -m minirlaif doctor` says what is missing"
+                f"the clip reader does not start ({printed[-1]}); `python -m minirlaif doctor` lists what is missing"
             ) from None
         except BaseException:
             self.close()
             raise
 
     def _timed(self, request: dict[str, Any] | None, seconds: float) -> tuple[dict[str, Any], NDArray[np.uint8]]:
-        """Ask the child, which is killed after so many seconds; its reply and the frames that follow it."""
+        """The child's reply to a request and the frames after it; the child is killed when it takes longer."""
         child = self._child
         assert child is not None
         frames: NDArray[np.uint8] = np.empty(0, dtype=np.uint8)
@@ -156,7 +155,8 @@ class ClipReader:
         def fill(header: dict[str, Any]) -> bool:
             nonlocal frames
             frames = np.empty(header.get("shape", 0), dtype=np.uint8)
-            return not frames.size or _fill(child.stdout, frames.data.cast("B"))
+            buffer = frames.data.cast("B") if frames.size else b""
+            return not buffer or bool(child.stdout.readinto(buffer) == len(buffer))  # type: ignore[attr-defined]
 
         try:
             return child.ask(request, fill=fill, seconds=seconds), frames
@@ -168,13 +168,8 @@ class ClipReader:
             raise _Lost(f"the decoder crashed (exit status {lost.status})") from None
 
 
-def _fill(pipe: IO[bytes], buffer: memoryview) -> bool:
-    """Read until the buffer is full; False when the pipe ends before that."""
-    return bool(pipe.readinto(buffer) == len(buffer))  # type: ignore[attr-defined]
-
-
 class KnowsClips(Protocol):
-    """Whatever can say what is known about a clip: a reader, or a cache in front of one."""
+    """A source of clip properties: a reader, or a cache in front of one."""
 
     def info(self, path: str) -> ClipInfo:
         """Raises UnreadableClip."""
@@ -183,25 +178,25 @@ class KnowsClips(Protocol):
 def check_clips(
     paths: Iterable[str | Path], reader: KnowsClips, max_unreadable: float
 ) -> tuple[list[ClipInfo], list[UnreadableClip]]:
-    """Look at every clip (each once) before anything trains: what is known about the good ones, and the bad ones with reasons.
+    """Read the properties of every clip (each once) before training starts; the readable clips, and the unreadable with reasons.
 
-    Raises UserError that names the bad clips when their share is over max_unreadable (0: any bad clip).
+    Raises UserError that names the unreadable clips when their share exceeds max_unreadable (0: any).
     """
-    good: list[ClipInfo] = []
+    readable: list[ClipInfo] = []
     bad: list[UnreadableClip] = []
     for path in dict.fromkeys(str(path) for path in paths):
         try:
-            good.append(reader.info(path))
+            readable.append(reader.info(path))
         except UnreadableClip as error:
             bad.append(error)
-    total = len(good) + len(bad)
+    total = len(readable) + len(bad)
     if bad and len(bad) / total > max_unreadable:
         more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
         raise UserError(
             f"{len(bad)} of {total} clips cannot be read: {'; '.join(map(str, bad[:NAMED]))}{more}. "
             f"Repair or remove them, or skip them with --set video.max_unreadable={min(1.0, -(-100 * len(bad) // total) / 100)}"
         )
-    return good, bad
+    return readable, bad
 
 
 def clip_strip(reader: ClipReader, video: str, frames: int) -> tuple[bytes, float]:
@@ -213,15 +208,15 @@ def clip_strip(reader: ClipReader, video: str, frames: int) -> tuple[bytes, floa
 
 
 def picture_strip(pixels_FHW3: NDArray[np.uint8], aspect: float) -> bytes:
-    """A JPEG of frames side by side. aspect: width by height of the clip, which may be squeezed into a square here."""
+    """A JPEG of frames side by side. aspect: width by height of the clip, whose frames may be scaled to a square here."""
     from PIL import Image
 
     height = pixels_FHW3.shape[1]
     shape = (max(1, round(PICTURE * aspect)), PICTURE)
-    how = Image.Resampling.NEAREST if height < PICTURE else Image.Resampling.BICUBIC
+    resampling = Image.Resampling.NEAREST if height < PICTURE else Image.Resampling.BICUBIC
     sheet = Image.new("RGB", (shape[0] * len(pixels_FHW3), PICTURE))
     for number, pixels in enumerate(pixels_FHW3):
-        sheet.paste(Image.fromarray(pixels).resize(shape, how), (number * shape[0], 0))
+        sheet.paste(Image.fromarray(pixels).resize(shape, resampling), (number * shape[0], 0))
     buffer = io.BytesIO()
     sheet.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""From a run to one folder in transformers' layout: the policy added to the full-precision base, with everything that opens it.
+"""Merges a run's policy into its full-precision base: a folder in transformers' layout with all files that are needed to open it.
 
 Letters: T tokens, V vocabulary.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from safetensors import safe_open
 
 from minirlaif.config import DataSection, ModelSection, VideoSection
 from minirlaif.errors import UserError
-from minirlaif.gguf.export.reference import clip_questions, logits_of, plain_section, reference_of
 from minirlaif.gguf.export.model_card import chat_template
+from minirlaif.gguf.export.reference import clip_questions, logits_of, plain_section, reference_of
 from minirlaif.models.adapters import AdapterSet
 from minirlaif.models.backbones.base import VisionLanguageModel
 from minirlaif.models.language_model import no_progress_bars
@@ -26,7 +26,7 @@ from minirlaif.models.loading import base_folder, empty_model, open_backbone, re
 from minirlaif.runs.run import Run
 
 REFUSED = {"use_rslora": "rank-stabilised LoRA", "use_dora": "DoRA", "modules_to_save": "whole trained modules"}
-# Files of a base that are copied as they are. What transformers would write again from memory may differ from them.
+# Files of a base that are copied unchanged; those that transformers would write may differ.
 COPIED = (
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt tokenizer.model"
     " chat_template.jinja chat_template.json chat_layout.json preprocessor_config.json processor_config.json"
@@ -35,19 +35,19 @@ COPIED = (
 
 
 def check_adapter(folder: Path, text_prefix: str) -> None:
-    """UserError for an adapter that llama.cpp would get wrong without a word, or that a merge here would."""
+    """UserError for an adapter that llama.cpp, or a merge, would apply wrongly without an error."""
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     for name, what in REFUSED.items():
         if settings.get(name):
             raise UserError(f"{folder}: {what} ({name}) is not exported: llama.cpp would read it as plain LoRA; train without it")
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         names = list(file.keys())
-    inside = f"base_model.model.{text_prefix}."
-    wrong = [name for name in names if not name.startswith(inside) or "embed" in name or ".lora_" not in name]
+    prefix = f"base_model.model.{text_prefix}."
+    wrong = [name for name in names if not name.startswith(prefix) or "embed" in name or ".lora_" not in name]
     if wrong:
         raise UserError(
             f"{folder}: {len(wrong)} weights are not LoRA on the language model's layers (such as {wrong[0]}); llama.cpp would"
-            " drop them without a word, so this adapter is not exported"
+            " ignore them silently, so this adapter is not exported"
         )
 
 
@@ -57,11 +57,11 @@ def merged(
     """Write the policy as one model in transformers' layout.
 
     Args:
-        folder: where to; keep_apart: write the base as it is, the adapters stay files of their own.
+        folder: to write into; keep_apart: write the base unchanged, the adapters stay separate files.
 
     Returns:
-        logit_difference: largest, to the policy as it was trained (on the base in four bits, where it was); trained_on: that
-        quantisation; dtype: of the saved weights; template_fits: see there.
+        logit_difference: largest, to the policy as it was trained (on a four-bit base, if it was); trained_on: quantisation of
+        that base; dtype: of the saved weights; template_fits: see there.
     """
     section, rows = plain_section(model), clip_questions(run, data)
     backbone = open_backbone(section)
@@ -73,20 +73,19 @@ def merged(
     if model.quantization == "none":
         trained = reference_of(backbone, rows, video, {"policy": adapters.inference_as("policy")})
     else:
-        small = open_backbone(replace(section, quantization=model.quantization))
-        others = AdapterSet(small, section)
-        others.add("policy", 0, adapter)
-        trained = reference_of(small, rows, video, {"policy": others.inference_as("policy")})
+        quantized = open_backbone(replace(section, quantization=model.quantization))
+        quantized_adapters = AdapterSet(quantized, section)
+        quantized_adapters.add("policy", 0, adapter)
+        trained = reference_of(quantized, rows, video, {"policy": quantized_adapters.inference_as("policy")})
     if keep_apart:
         with adapters.inference_as("policy"):
-            now = logits_of(backbone, trained.probes)
+            logits = logits_of(backbone, trained.probes)
     else:
         save_model(backbone, adapters.merge("policy"), folder, own_dtype(model))
-        now = logits_of(backbone, trained.probes)
+        logits = logits_of(backbone, trained.probes)
     copy_files(backbone, model.revision, folder)
-    difference = float(abs(now - trained.logits["policy"]).max())
     return {
-        "logit_difference": difference,
+        "logit_difference": float(abs(logits - trained.logits["policy"]).max()),
         "trained_on": model.quantization,
         "dtype": str(own_dtype(model)).removeprefix("torch."),
         "template_fits": template_fits(folder, backbone),
@@ -94,7 +93,7 @@ def merged(
 
 
 def save_model(backbone: VisionLanguageModel, model: Any, folder: Path, dtype: torch.dtype) -> None:
-    """Write a model in `dtype`; afterwards it holds the rounded weights in float32, as one that opens the folder sees them."""
+    """Write a model in `dtype`; afterwards it holds the rounded weights in float32, like a model loaded from the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     model.to(dtype)
     text = model.config.get_text_config()
@@ -106,18 +105,13 @@ def save_model(backbone: VisionLanguageModel, model: Any, folder: Path, dtype: t
 
 
 def copy_files(backbone: VisionLanguageModel, revision: str, folder: Path) -> None:
-    """Put the base's tokenizer, image processor, chat template and generation settings beside the weights; what the base does
-    not have is made from what the family knows."""
+    """Copy the base's tokenizer, image processor, chat template and generation settings to the weights; missing ones are written
+    from the family's facts."""
     from transformers.utils import cached_file
 
     for name in COPIED:
-        path = cached_file(
-            backbone.name,
-            name,
-            revision=revision,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+        optional = dict.fromkeys(("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors"), False)
+        path = cached_file(backbone.name, name, revision=revision, **optional)
         if path is not None:
             shutil.copyfile(path, folder / name)
     if not (folder / "tokenizer.json").is_file():
@@ -125,7 +119,10 @@ def copy_files(backbone: VisionLanguageModel, revision: str, folder: Path) -> No
     processor = folder / "preprocessor_config.json"
     if not processor.is_file() and backbone.gguf:
         processor.write_text(json.dumps(backbone.gguf.processor(backbone.sizing), indent=2), encoding="utf-8")
-    if not any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")) and not _has_template(folder):
+    tokenizer = folder / "tokenizer_config.json"
+    settings = json.loads(tokenizer.read_text(encoding="utf-8")) if tokenizer.is_file() else {}
+    files = ("chat_template.jinja", "chat_template.json")
+    if not settings.get("chat_template") and not any((folder / name).is_file() for name in files):
         (folder / "chat_template.jinja").write_text(chat_template(backbone.renderer.layout), encoding="utf-8")
 
 
@@ -137,20 +134,14 @@ def template_fits(folder: Path, backbone: VisionLanguageModel) -> bool:
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     try:
         text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    except Exception:  # whatever a base's template may raise over such a message
+    except Exception:  # any error of a base's template
         return False
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return tuple(ids) == backbone.renderer.prompt(None, "What happens?")
 
 
-def _has_template(folder: Path) -> bool:
-    path = folder / "tokenizer_config.json"
-    settings: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return bool(settings.get("chat_template"))
-
-
 def own_dtype(section: ModelSection) -> torch.dtype:
-    """Number format of the base's own files, in which the merged model is saved: the size and precision its users know."""
+    """Number format of the base's files, in which the merged model is saved too."""
     from transformers import AutoConfig
 
     stored: Any = AutoConfig.from_pretrained(base_folder(section), revision=section.revision).dtype
@@ -158,7 +149,7 @@ def own_dtype(section: ModelSection) -> torch.dtype:
 
 
 def bytes_needed(section: ModelSection, kinds: Sequence[float]) -> int:
-    """Room that an export takes at most. kinds: bytes per weight of each type of the text model."""
+    """Disk space that an export takes at most. kinds: bytes per weight of each type of the text model."""
     weights = sum(parameter.numel() for parameter in empty_model(read_config(section)).parameters())
     unquantized = own_dtype(section).itemsize + 4 + 4  # hf/, and text model and projector in float32 and F16 while it is compared
     return int(1.05 * weights * (unquantized + sum(kinds))) + 2**26

@@ -60,8 +60,8 @@ def table(figures: Mapping[str, Any]) -> str:
         logits = (_number(differences["text"], ".2g"), _number(differences["frames"], ".2g"))
         rows.append((kind, f"{size / 1e6:.1f}", *logits, _number(differences["same_choice"], ".3f"), *shares(kind)))
     rows += [(name, "", "", "", "", *shares(name)) for name in accuracy if "blind" in name]
-    rows.insert(1, ("---",) * len(rows[0]))
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    lines = ["| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]]
+    return "\n".join(lines)
 
 
 def _number(value: float | None, form: str) -> str:

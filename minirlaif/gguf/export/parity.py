@@ -1,15 +1,13 @@
-"""What llama.cpp makes of the same prompts: ids, logits, and logits with other frames. No torch.
+"""Token ids and logits of GGUF files, compared with those of transformers for the same prompts. No torch.
 
-It runs in a child of its own, `python -m minirlaif.gguf.export.parity`: llama.cpp ends the process where it does not like a file.
+llama.cpp runs in a child process, `python -m minirlaif.gguf.export.parity`: it ends the process when it cannot use a file.
 Letters: V vocabulary, F frames.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,20 +20,21 @@ from minirlaif.gguf.runtime.llama import LlamaSession
 from minirlaif.gguf.runtime.projector import group_frames, insert_frames
 from minirlaif.models.renderer import FrameLayout, Layout, Renderer
 from minirlaif.types import Turn
+from minirlaif.video.child_process import serve
 
 if TYPE_CHECKING:
     from minirlaif.gguf.export.reference import Reference
 
 TEXT_GATE = 1e-4  # float32 files with float32 keys and values: only the order of additions differs
 FRAMES_GATE = 5e-3  # through the vision tower, whose activation is a table in llama.cpp
-CONTROL = 10  # other frames must make a difference of so many times FRAMES_GATE, or the check above would see nothing
+CONTROL = 10  # other frames must change the logits by so many times FRAMES_GATE, or the check above could not fail
 
 
 @dataclass(frozen=True)
 class Parity:
     """Largest absolute differences of logits to transformers'; None where there was no such prompt.
 
-    wrong_ids: texts or prompts whose ids differ; control: the smallest difference, over prompts, with other frames shown;
+    wrong_ids: texts or prompts whose ids differ; control: the smallest difference, over prompts, with other frames;
     same_choice: share of prompts whose most likely token is the same.
     """
 
@@ -46,22 +45,22 @@ class Parity:
     same_choice: float
 
     def wrong(self) -> list[str]:
-        """What is wrong with files of any type, in words: other ids, or frames that do not count."""
+        """Messages about files of any type: other ids, or frames without an effect."""
         problems = [f"{len(self.wrong_ids)} texts have other ids, such as {self.wrong_ids[0]!r:.60}"] if self.wrong_ids else []
         if self.frames is not None and self.control is not None and not self.frames < self.control:
             right, other = f"{self.frames:.2g}", f"{self.control:.2g}"
-            problems.append(f"with the right frames its logits are as far off ({right}) as with others ({other})")
+            problems.append(f"with the right frames its logits differ as much ({right}) as with others ({other})")
         return problems
 
     def faults(self) -> list[str]:
-        """What is wrong with a float32 export, in words."""
+        """Messages about a float32 export."""
         problems = self.wrong()
         if self.text is None or not self.text < TEXT_GATE:
             problems.append(f"text logits differ by {self.text}, allowed is {TEXT_GATE}")
         if self.frames is None or not self.frames < FRAMES_GATE:
             problems.append(f"logits with frames differ by {self.frames}, allowed is {FRAMES_GATE}")
         if self.control is None or not self.control >= CONTROL * FRAMES_GATE:
-            problems.append(f"other frames change the logits by {self.control} only, so the check with frames sees nothing")
+            problems.append(f"other frames change the logits by only {self.control}, so the check with frames proves nothing")
         return problems
 
 
@@ -72,14 +71,14 @@ def measure(text: Path, mmproj: Path, reference: Reference, model: str, kv: str 
         kv: number format of keys and values, "f32" or "f16"; adapter: a LoRA file to add to the text model.
 
     Raises:
-        UserError: llama.cpp cannot use the files; its last words.
+        UserError: llama.cpp cannot use the files; with its last output.
     """
     probes = reference.probes
     with tempfile.TemporaryDirectory() as work:
         arrays = {str(number): p.pixels_FHW3 for number, p in enumerate(probes) if p.pixels_FHW3 is not None}
         np.savez(Path(work) / "frames.npz", **arrays)  # type: ignore[arg-type]
         rows = [{"question": p.question, "answer": p.answer, "layout": p.layout and asdict(p.layout)} for p in probes]
-        order = {
+        request = {
             "text": str(text),
             "mmproj": str(mmproj),
             "layout": reference.layout.as_dict(),
@@ -90,17 +89,11 @@ def measure(text: Path, mmproj: Path, reference: Reference, model: str, kv: str 
             "threads": threads_for(text),
             "adapter": adapter and str(adapter),
         }
-        answer = in_child("minirlaif.gguf.export.parity", text, order)
+        reply = in_child("minirlaif.gguf.export.parity", text, request)
         measured = np.load(Path(work) / "logits.npz")
-        return _compared(answer, reference, reference.logits[model], measured["right"], measured["other"])
-
-
-def _compared(
-    answer: Mapping[str, Any], reference: Reference, expected: np.ndarray, right: np.ndarray, other: np.ndarray
-) -> Parity:
-    probes = reference.probes
-    wrong = [text for (text, ids), got in zip(reference.texts, answer["texts"], strict=True) if list(ids) != got]
-    wrong += [p.question for p, got in zip(probes, answer["prompts"], strict=True) if list(p.ids) != got]
+        right, other, expected = measured["right"], measured["other"], reference.logits[model]
+    wrong = [text for (text, ids), actual in zip(reference.texts, reply["texts"], strict=True) if list(ids) != actual]
+    wrong += [p.question for p, actual in zip(probes, reply["prompts"], strict=True) if list(p.ids) != actual]
     # A GGUF may have fewer rows than a padded embedding, never more.
     gaps = np.abs(right - expected[:, : right.shape[1]]).max(1)
     controls = np.abs(other - expected[:, : other.shape[1]]).max(1)
@@ -114,17 +107,16 @@ def _compared(
     )
 
 
-def main() -> None:
-    """Answer one order: ids of texts and prompts as json, logits as a file in the order's folder."""
-    order = json.load(sys.stdin)
-    folder = Path(order["folder"])
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    """In the child: ids of texts and prompts; logits go into a file in the request's folder."""
+    folder = Path(request["folder"])
     frames = np.load(folder / "frames.npz")
     right, other, prompts = [], [], []
-    with LlamaSession(Path(order["text"]), Path(order["mmproj"]), 512, order["threads"], order["kv"]) as session:
-        renderer = Renderer(session.vocabulary, Layout.from_dict(order["layout"]))
-        if order["adapter"]:
-            session.adapt({Path(order["adapter"]): 1.0})
-        for number, row in enumerate(order["probes"]):
+    with LlamaSession(Path(request["text"]), Path(request["mmproj"]), 512, request["threads"], request["kv"]) as session:
+        renderer = Renderer(session.vocabulary, Layout.from_dict(request["layout"]))
+        if request["adapter"]:
+            session.adapt({Path(request["adapter"]): 1.0})
+        for number, row in enumerate(request["probes"]):
             layout = row["layout"] and FrameLayout(**{**row["layout"], "times": tuple(row["layout"]["times"])})
             ids = renderer.prompt(layout, row["question"])
             if row["answer"]:
@@ -134,11 +126,11 @@ def main() -> None:
                 session.resize(len(ids) + 8)
             pixels_FHW3 = frames[str(number)] if layout else None
             right.append(_logits(session, renderer, ids, pixels_FHW3))
-            # Colours turned round: other frames of the same form, for a clip that stands still too.
+            # Inverted colours: other frames of the same shape, also for a clip whose frames are all equal.
             other.append(right[-1] if pixels_FHW3 is None else _logits(session, renderer, ids, 255 - pixels_FHW3))
-        answer = {"texts": [list(renderer.text_ids(text)) for text in order["texts"]], "prompts": prompts}
+        reply = {"texts": [list(renderer.text_ids(text)) for text in request["texts"]], "prompts": prompts}
     np.savez(folder / "logits.npz", right=np.stack(right), other=np.stack(other))
-    Path(order["result"]).write_text(json.dumps(answer), encoding="utf-8")
+    return reply
 
 
 def _logits(session: LlamaSession, renderer: Renderer, ids: Sequence[int], pixels_FHW3: np.ndarray | None) -> np.ndarray:
@@ -154,4 +146,4 @@ def _logits(session: LlamaSession, renderer: Renderer, ids: Sequence[int], pixel
 
 
 if __name__ == "__main__":
-    main()
+    serve(_answer)

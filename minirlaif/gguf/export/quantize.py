@@ -1,22 +1,24 @@
-"""Quantising GGUF files with llama.cpp, and what is in them. No torch.
+"""Quantises GGUF files with llama.cpp, and lists their contents. No torch.
 
-llama.cpp ends the process where something does not fit, so this module also runs as a child process:
-`python -m minirlaif.gguf.export.quantize`.
+llama.cpp ends the process when a file does not fit, and the converter's `gguf` may clash with an installed one, so both run in
+a child process: `python -m minirlaif.gguf.export.quantize`.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from minirlaif.errors import UserError
 from minirlaif.gguf.export.converter import fetch, in_child
+from minirlaif.video.child_process import serve
+
+LONG = 100  # fields with so many items are not listed
 
 
 class Type(NamedTuple):
-    """A type of a text model. file_type: llama.cpp's name; bytes: per weight, about; block: weights that share a scale."""
+    """A type of a text model. file_type: llama.cpp's name; bytes: per weight, roughly; block: weights that share a scale."""
 
     file_type: str
     bytes: float
@@ -46,36 +48,44 @@ def chosen_types(text: str) -> tuple[str, ...]:
 
 
 def quantize(source: Path, target: Path, kind: str) -> None:
-    """Write `source` (F32 or F16) as `kind`, one of TYPES. UserError with llama.cpp's last words when it gives up."""
+    """Write `source` (F32 or F16) as `kind`, one of TYPES. UserError with llama.cpp's last output when it fails."""
     in_child("minirlaif.gguf.export.quantize", source, {"source": str(source), "target": str(target), "kind": kind})
 
 
 def fell_back(path: Path, kind: str) -> dict[str, str]:
-    """Weights that llama.cpp wrote in another type, because their rows cannot be cut into the type's blocks; type by name."""
+    """Type by name of weights that llama.cpp stored in another type, because their rows cannot be divided into blocks."""
     block = TYPES[kind].block
     return {name: stored for name, (stored, width) in listed(path)["tensors"].items() if width % block and stored != "F32"}
 
 
 def listed(path: Path) -> dict[str, Any]:
-    """What the converter's own reader finds in a file: "tensors" (name -> type and width of its rows; those of more than one
-    dimension) and "fields" (name -> value, without long lists)."""
-    return in_child("minirlaif.gguf.export.list_process", path, {"folder": str(fetch()), "path": str(path)})
+    """Contents of a file, read with the converter's own reader: "tensors" (name -> type and width of its rows; those of more
+    than one dimension) and "fields" (name -> value, without long lists)."""
+    return in_child("minirlaif.gguf.export.quantize", path, {"folder": str(fetch()), "path": str(path)})
 
 
-def main() -> None:
-    """One file, as the order on stdin says."""
-    order = json.load(sys.stdin)
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    """In the child: list a file when the request names the converter's folder, else quantise one."""
+    if "folder" in request:
+        sys.path[1:1] = [str(Path(request["folder"]) / "gguf-py")]
+        from gguf import GGUFReader  # type: ignore[import-not-found]
+
+        reader = GGUFReader(request["path"])
+        values = {name: field.contents() for name, field in reader.fields.items()}
+        return {
+            "tensors": {t.name: (t.tensor_type.name, int(t.shape[0])) for t in reader.tensors if len(t.shape) > 1},
+            "fields": {name: value for name, value in values.items() if not isinstance(value, list) or len(value) < LONG},
+        }
     import ctypes
 
     from llama_cpp import llama_cpp as native
 
     settings = native.llama_model_quantize_default_params()
-    settings.ftype = getattr(native, f"LLAMA_FTYPE_{TYPES[order['kind']].file_type}")
-    failed = native.llama_model_quantize(order["source"].encode(), order["target"].encode(), ctypes.byref(settings))
-    if failed:
-        sys.exit(f"{order['source']}: llama.cpp cannot write it as {order['kind']}")
-    Path(order["result"]).write_text("{}", encoding="utf-8")
+    settings.ftype = getattr(native, f"LLAMA_FTYPE_{TYPES[request['kind']].file_type}")
+    if native.llama_model_quantize(request["source"].encode(), request["target"].encode(), ctypes.byref(settings)):
+        sys.exit(f"{request['source']}: llama.cpp cannot write it as {request['kind']}")
+    return {}
 
 
 if __name__ == "__main__":
-    main()
+    serve(_answer)

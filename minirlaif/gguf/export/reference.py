@@ -1,4 +1,4 @@
-"""What transformers makes of a few prompts, for comparing exported files with: ids and next-token logits in float32.
+"""Token ids and next-token logits of transformers in float32 for a few prompts, to compare exported files with.
 
 Letters: T tokens, V vocabulary, F frames.
 """
@@ -18,7 +18,6 @@ from minirlaif.data.preflight import read_samples
 from minirlaif.gguf.export.task_check import evaluated_questions
 from minirlaif.models.adapters import AdapterSet
 from minirlaif.models.backbones.base import VisionLanguageModel
-from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.models.loading import open_backbone
 from minirlaif.models.renderer import FrameLayout, Layout
 from minirlaif.runs.run import Run
@@ -27,7 +26,7 @@ from minirlaif.types import Turn
 from minirlaif.video.frame_sampling import Sizing, uniform_plan
 from minirlaif.video.reader import ClipReader
 
-ROWS, CLIPS, EACH, QUESTIONS = 200, 2, 2, 4  # rows looked through; clips, questions about each, questions without a clip
+ROWS, CLIPS, EACH, QUESTIONS = 200, 2, 2, 4  # rows read; clips, questions about each clip, questions without a clip
 
 # Texts whose ids must be equal: numbers, accents, scripts without spaces, line breaks, contractions, tokens spelled by a user.
 TEXTS = (
@@ -46,20 +45,20 @@ TEXTS = (
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A prompt: its ids, and the clip it shows (None: text alone) with frames [F, H, W, 3] exactly as the model gets them."""
+    """A prompt: its ids, and its clip (None: text only) with frames [F, H, W, 3] exactly as the model gets them."""
 
     ids: tuple[int, ...]
     question: str
-    answer: str = ""  # what of an answer stands in the prompt already
+    answer: str = ""  # included in the prompt
     layout: FrameLayout | None = None
     pixels_FHW3: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What to compare files with: texts with their ids, prompts with (by model) the logits [prompts, V] that follow them.
+    """Values that files must reproduce: ids of texts, and prompts with the next-token logits [prompts, V] by model.
 
-    layout, sizing: how the model's prompts are written and frames made; control: tokens that text never turns into.
+    layout, sizing: of the model's prompts and frames; control: tokens that text never turns into.
     """
 
     layout: Layout
@@ -76,7 +75,7 @@ def reference_of(
     video: VideoSection,
     adapters: Mapping[str, AbstractContextManager[None]],
 ) -> Reference:
-    """Logits of the model in transformers. adapters: by name of a model, the context in which the backbone is this model."""
+    """Logits of the model in transformers. adapters: by name of a model, the context in which the backbone acts as it."""
     questions = list(dict.fromkeys(question for _, question in rows))[:QUESTIONS]
     with ClipReader(video.timeout_seconds) as reader:
         probes = (*text_probes(backbone, questions), *clip_probes(backbone, reader, video, rows))
@@ -89,13 +88,13 @@ def reference_of(
 
 
 def plain_section(section: ModelSection, base: str = "") -> ModelSection:
-    """The settings of a base for an export: whole weights in float32 on the CPU, whatever it was trained with."""
+    """The settings of a base for an export: float32 on the CPU without quantisation, whatever it was trained with."""
     plain = replace(section, quantization="none", dtype="float32", device="cpu", gradient_checkpointing=False)
     return replace(plain, base=base) if base else plain
 
 
 def of_run(run: Run, model: ModelSection, video: VideoSection, data: DataSection, saved: Path | None) -> Reference:
-    """What a run's files have to equal: the model saved in transformers' layout, or (None) the base with the run's adapters."""
+    """The reference of a run: the model saved in transformers' layout, or (None) the base with the run's adapters."""
     rows = clip_questions(run, data)
     if saved is not None:
         return reference_of(open_backbone(plain_section(model, str(saved))), rows, video, {"rlaif": nullcontext()})
@@ -108,7 +107,7 @@ def of_run(run: Run, model: ModelSection, video: VideoSection, data: DataSection
 
 
 def clip_questions(run: Run, data: DataSection) -> list[tuple[str, str]]:
-    """(clip, question) of two clips: of the test where it was read already, else of the prompts."""
+    """(clip, question) of two clips: those of `evaluate` where it has run, else of the training prompts."""
     rows = [(row.video, row.question) for row in evaluated_questions(run, ROWS)]
     rows = rows or [(row.video, row.turns[0].question) for row in read_samples(data, run, "prompts", need_answers=False)]
     clips = list(dict.fromkeys(clip for clip, _ in rows))[:CLIPS]
@@ -123,7 +122,7 @@ def ids_of(backbone: VisionLanguageModel, texts: Sequence[str]) -> list[tuple[st
 
 
 def text_probes(backbone: VisionLanguageModel, questions: Sequence[str]) -> list[Probe]:
-    """Prompts without a clip: questions, and each with an answer behind it, so that later places are compared too."""
+    """Prompts without a clip: questions, and each with an answer after it, so that later positions are compared too."""
     made = []
     for number, question in enumerate(questions):
         made.append(Probe(backbone.renderer.prompt(None, question), question))
@@ -149,18 +148,13 @@ def clip_probes(
 
 @torch.no_grad()
 def logits_of(backbone: VisionLanguageModel, probes: Sequence[Probe]) -> np.ndarray:
-    """Logits [probes, V] of the token that follows each prompt, in the role that is active now."""
+    """Logits [probes, V] of the token that follows each prompt, with the adapter that is active."""
     logits = []
     for probe in probes:
         features = None if probe.pixels_FHW3 is None else backbone.encode_frames(probe.pixels_FHW3)
-        logits.append(next_logits(backbone, EncodedPrompt(probe.ids, features)))
-    return np.stack([logits_V.float().cpu().numpy() for logits_V in logits])
-
-
-def next_logits(backbone: VisionLanguageModel, questions: EncodedPrompt) -> torch.Tensor:
-    """logits_V after one prompt."""
-    ids_BT = torch.tensor([questions.ids], device=backbone.device)
-    mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)
-    positions = backbone.positions(ids_BT, mask_BT, [questions.features])
-    hidden_BTD = backbone.hidden(backbone.embed(ids_BT, [questions.features]), mask_BT, positions)
-    return backbone.logits(hidden_BTD[0, -1])
+        ids_BT = torch.tensor([probe.ids], device=backbone.device)
+        mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+        positions = backbone.positions(ids_BT, mask_BT, [features])
+        hidden_BTD = backbone.hidden(backbone.embed(ids_BT, [features]), mask_BT, positions)
+        logits.append(backbone.logits(hidden_BTD[0, -1]).float().cpu().numpy())
+    return np.stack(logits)

@@ -1,4 +1,4 @@
-"""Accuracy of exported files: the runtime answers the questions that `evaluate` put to the model. No torch."""
+"""Accuracy of exported files: the runtime answers the questions of `evaluate`. No torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from minirlaif.runs.run import Run
 from minirlaif.stats import exact_match
 from minirlaif.video.frame_sampling import BLANK
 
-# How far the accuracy of a type may lie from that of the model in transformers, in shares of the questions.
+# Largest allowed difference of a type's accuracy to that of the model in transformers, as a share of the questions.
 BOUNDS = {"f32": 0.005, "f16": 0.005, "bf16": 0.005, "q8_0": 0.01, "q6_k": 0.02, "q5_k_m": 0.03, "q4_k_m": 0.05}
 
 
@@ -32,15 +31,11 @@ class AnsweredQuestion:
 
 @dataclass(frozen=True)
 class Score:
-    """Of one file: shares of questions answered right (None without truth) and answered as the model in transformers does."""
+    """Of one file: shares of correct answers (None without truth) and of answers equal to those of the model in transformers."""
 
     evaluated_questions: int
     accuracy: float | None
     agreement: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain form."""
-        return dict(vars(self))
 
 
 def evaluated_questions(run: Run, most: int, model: str = "rlaif") -> list[AnsweredQuestion]:
@@ -54,7 +49,7 @@ def evaluated_questions(run: Run, most: int, model: str = "rlaif") -> list[Answe
 
 
 def answers(engine: ChatEngine, rows: Sequence[AnsweredQuestion], max_new_tokens: int, blank: bool = False) -> Iterator[str]:
-    """Greedy answers, one by one. blank: every frame is dark grey instead."""
+    """Greedy answers, one by one. blank: with dark grey frames instead."""
     options = SamplingParams(max_new_tokens=max_new_tokens)
     for row in rows:
         clip = engine.load_clip(row.video)
@@ -64,7 +59,7 @@ def answers(engine: ChatEngine, rows: Sequence[AnsweredQuestion], max_new_tokens
 
 
 def score(rows: Sequence[AnsweredQuestion], texts: Sequence[str]) -> Score:
-    """Count answers against truth and against the model's own."""
+    """Compare answers with the truth and with those of the model in transformers."""
     known = [(row.truth, text) for row, text in zip(rows, texts, strict=True) if row.truth]
     right = sum(exact_match(text, truth) for truth, text in known) / len(known) if known else None
     same = sum(row.answer == text for row, text in zip(rows, texts, strict=True)) / len(rows)
@@ -72,7 +67,7 @@ def score(rows: Sequence[AnsweredQuestion], texts: Sequence[str]) -> Score:
 
 
 def faults(kind: str, measured: Score, expected: float | None) -> list[str]:
-    """Whether a type's accuracy is further from `wanted` than BOUNDS allows, in words."""
+    """A message when the difference of a type's accuracy to `expected` exceeds BOUNDS."""
     if measured.accuracy is None or expected is None or kind not in BOUNDS:
         return []
     gap = abs(measured.accuracy - expected)

@@ -1,11 +1,10 @@
-"""Compares GGUF files, made here or elsewhere, with the model that a run trained."""
+"""Compares GGUF files, of an export or of other programs, with the model that a run trained."""
 
 from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +24,10 @@ from minirlaif.runs.run import Run
 from minirlaif.stages.registry import ADAPTERS
 
 
-@dataclass(frozen=True)
-class Files:
-    """GGUF files of a folder, by what they are. text: by type, best first; eyes: projectors by type; adapters: by model."""
-
-    text: Mapping[str, Path]
-    projectors: Mapping[str, Path]
-    adapters: Mapping[str, Path]
-
-
 def verify(
     run: Run, model: ModelSection, video: VideoSection, data: DataSection, folder: Path, most: int, max_new_tokens: int
 ) -> int:
-    """Print a table of all files of a folder against the run's model; 0, or 1 when something differs that must not.
+    """Print a table that compares all files of a folder with the run's model; 0, or 1 when a bound is exceeded.
 
     Args:
         folder: with text GGUFs and an mmproj; most: questions to ask each text file.
@@ -46,19 +36,19 @@ def verify(
         UserError: no such files, or llama.cpp cannot use them.
     """
     check_installed()
-    files = files_of(folder)
+    texts, projectors, loras = files_of(folder)
+    first_projector = next(iter(projectors.values()))
     saved = run.dir("export") / "hf"
-    reference = of_run(run, model, video, data, saved if saved.is_dir() and not files.adapters else None)
+    reference = of_run(run, model, video, data, saved if saved.is_dir() and not loras else None)
     name = next(iter(reference.logits))
-    adapter = files.adapters.get(name)
     parities, faults = {}, []
-    for kind, path in progress(files.text.items(), len(files.text), "compare"):
-        projectors = files.projectors.get(kind, next(iter(files.projectors.values())))
-        parities[kind] = measure(path, projectors, reference, name, "f32" if kind == "f32" else "f16", adapter)
-        unquantized = kind == "f32" and kind in files.projectors
+    for kind, path in progress(texts.items(), len(texts), "compare"):
+        projector, kv = projectors.get(kind, first_projector), "f32" if kind == "f32" else "f16"
+        parities[kind] = measure(path, projector, reference, name, kv, loras.get(name))
+        unquantized = kind == "f32" and kind in projectors
         faults += [f"{path.name}: {fault}" for fault in (parities[kind].faults() if unquantized else parities[kind].wrong())]
     figures: dict[str, Any] = {"parity": {"types": {kind: asdict(parity) for kind, parity in parities.items()}}}
-    figures["sizes"] = {path.name: path.stat().st_size for path in files.text.values()}
+    figures["sizes"] = {path.name: path.stat().st_size for path in texts.values()}
     rows = task_check.evaluated_questions(run, most)
     if rows:
         info = export_info.ExportInfo(
@@ -68,11 +58,11 @@ def verify(
             sizing=reference.sizing,
             frames=video.frames,
             frame_pixels=video.frame_pixels,
-            text={kind: str(path) for kind, path in files.text.items()},
-            mmproj=str(next(iter(files.projectors.values()))),
+            text={kind: str(path) for kind, path in texts.items()},
+            mmproj=str(first_projector),
             options=SamplingParams(max_new_tokens=max_new_tokens),
             models=(name,),
-            adapters={name: str(files.adapters[name])} if name in files.adapters else {},
+            adapters={name: str(loras[name])} if name in loras else {},
         )
         results = _answer_with_files(info, rows)
         own = task_check.score(rows, [row.answer for row in rows]).accuracy
@@ -80,18 +70,18 @@ def verify(
         figures["agreement"] = {kind: result.agreement for kind, result in results.items()}
         faults += [fault for kind, result in results.items() for fault in task_check.faults(kind, result, own)]
     print(model_card.table(figures))
-    print(f"text and frames: largest difference of logits; float32 files are held to {TEXT_GATE} and {FRAMES_GATE}")
+    print(f"text and frames: largest difference of logits; float32 files must stay below {TEXT_GATE} and {FRAMES_GATE}")
     if "f32" not in parities:
-        print(f"{folder}: no text model in float32, so logits show quantisation too; `export --types f32,…` keeps one")
+        print(f"{folder}: no text model in float32, so the differences include quantisation; `export --types f32,…` writes one")
     if not rows:
-        print(f"{run.dir('evaluate')}: not finished, so no questions were answered; `{run.command('evaluate')}` makes it")
+        print(f"{run.dir('evaluate')}: not finished, so no questions were answered; run `{run.command('evaluate')}`")
     for fault in faults:
         print(f"differs: {fault}")
     return 1 if faults else 0
 
 
 def _answer_with_files(info: export_info.ExportInfo, rows: list[task_check.AnsweredQuestion]) -> dict[str, task_check.Score]:
-    """Every text file answers the rows through the runtime, which reads its settings from a temporary folder."""
+    """Answers of every text file. The runtime reads its settings from a temporary folder."""
     scores = {}
     with tempfile.TemporaryDirectory() as work:
         export_info.write(Path(work), info)
@@ -102,8 +92,9 @@ def _answer_with_files(info: export_info.ExportInfo, rows: list[task_check.Answe
     return scores
 
 
-def files_of(folder: Path) -> Files:
-    """The GGUF files of a folder by kind, read from their metadata. UserError when a part is missing."""
+def files_of(folder: Path) -> tuple[dict[str, Path], dict[str, Path], dict[str, Path]]:
+    """GGUF files of a folder: text models by type, best first; projectors by type; LoRA files by model. Their metadata decides.
+    UserError: no text model or no projector."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; export the run first, or name the folder of the files")
     text: dict[str, Path] = {}
@@ -111,23 +102,16 @@ def files_of(folder: Path) -> Files:
     adapters: dict[str, Path] = {}
     for path in sorted(folder.glob("*.gguf")):
         fields = listed(path)["fields"]
-        kind = _type_of(path, fields)
+        in_name = re.search(r"[-.](i?q\d\w*|bf16|f16|f32)\.gguf$", path.name.lower())
+        kind = in_name[1] if in_name else f"type {fields.get('general.file_type', '?')}"
         if fields.get("general.type") == "adapter":
-            model = next((name for name in ADAPTERS if f"-{name}-" in path.name), "")
-            adapters[model] = path
+            adapters[next((name for name in ADAPTERS if f"-{name}-" in path.name), "")] = path
         elif fields.get("general.architecture") == "clip":
             projectors[kind] = path
         else:
             text[kind] = path
     if not text or not projectors:
-        raise UserError(
-            f"{folder}: {'no text model' if not text else 'no mmproj file'} among its *.gguf files; export the run again"
-        )
+        missing = "mmproj file" if text else "text model"
+        raise UserError(f"{folder}: no {missing} among its *.gguf files; export the run again")
     best = [kind for kind in TYPES if kind in text] + [kind for kind in text if kind not in TYPES]
-    return Files({kind: text[kind] for kind in best}, projectors, adapters)
-
-
-def _type_of(path: Path, fields: Mapping[str, Any]) -> str:
-    """A file's type: at the end of its name as usual, or llama.cpp's number of it."""
-    named = re.search(r"[-.](i?q\d\w*|bf16|f16|f32)\.gguf$", path.name.lower())
-    return named[1] if named else f"type {fields.get('general.file_type', '?')}"
+    return {kind: text[kind] for kind in best}, projectors, adapters

@@ -1,18 +1,20 @@
-"""llama_cpp's C functions, made silent: what llama.cpp complains about is kept for error messages. No torch."""
+"""llama_cpp's C functions with llama.cpp's log collected for error messages, and the tokenizer of a GGUF. No torch."""
 
 from __future__ import annotations
 
 import ctypes
 from collections import deque
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from minirlaif.errors import UserError
 
 INSTALL = "pip install llama-cpp-python==0.3.36"
-ERROR = 4  # ggml's number of that level
+ERROR = 4  # ggml's log level
 
 _messages: deque[str] = deque(maxlen=20)
-_callbacks: list[Any] = []  # C keeps a pointer to it
+_callbacks: list[Any] = []  # referenced here because C holds only a pointer
 
 
 def library() -> Any:
@@ -35,8 +37,59 @@ def library() -> Any:
     return llama_cpp
 
 
-def complaint() -> str:
-    """What llama.cpp has complained about since the last call: the first line, which is nearest to the cause."""
+def logged_error() -> str:
+    """The first line of llama.cpp's error log since the last call; the first one is nearest to the cause. Clears the log."""
     message = next((line[:200] for line in _messages if line), "it gave no reason")
     _messages.clear()
     return message
+
+
+class Vocabulary:
+    """A byte-level BPE tokenizer read from a GGUF, with the part of transformers' interface that `renderer.Renderer` uses.
+
+    Attributes:
+        added_tokens_decoder: control tokens by id; unused: ids without a token.
+    """
+
+    def __init__(self, library: Any, handle: Any) -> None:
+        self._c, self._handle = library, handle
+        self.encode_special_tokens = False  # no effect: text never becomes a special token here
+        self._size: int = library.llama_vocab_n_tokens(handle)
+        kinds = [library.llama_vocab_get_attr(handle, number) for number in range(self._size)]
+        control = [number for number, kind in enumerate(kinds) if kind & library.LLAMA_TOKEN_ATTR_CONTROL]
+        self.added_tokens_decoder = {number: SimpleNamespace(content=self._text(number), special=True) for number in control}
+        self.unused = [number for number, kind in enumerate(kinds) if kind & library.LLAMA_TOKEN_ATTR_UNUSED]
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def backend_tokenizer(self) -> Vocabulary:
+        """The object that encodes text; here the same one."""
+        return self
+
+    def _text(self, token: int) -> str:
+        return bytes(self._c.llama_vocab_get_text(self._handle, token)).decode(errors="replace")
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> SimpleNamespace:
+        """Ids of plain text. Special tokens written in it stay plain text, and none are added."""
+        data = text.encode("utf-8", errors="replace")
+        room = len(data) + 8
+        ids = (self._c.llama_token * room)()
+        count = self._c.llama_tokenize(self._handle, data, len(data), ids, room, False, False)
+        if count < 0:
+            raise ValueError(f"llama.cpp cannot split a text of {len(data)} bytes")
+        return SimpleNamespace(ids=ids[:count])
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token, possibly part of a character; empty for a special token."""
+        buffer = ctypes.create_string_buffer(256)
+        size = self._c.llama_token_to_piece(self._handle, token, buffer, 256, 0, False)
+        if size < 0:
+            buffer = ctypes.create_string_buffer(-size)
+            size = self._c.llama_token_to_piece(self._handle, token, buffer, -size, 0, False)
+        return buffer.raw[:size]
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of ids; invalid UTF-8 becomes U+FFFD."""
+        return b"".join(map(self.piece, ids)).decode("utf-8", errors="replace")

@@ -1,26 +1,30 @@
-"""The chat engine for exported GGUF files: llama.cpp on a CPU, in a child process (see client.py). No torch, no transformers."""
+"""The chat engine for exported GGUF files: llama.cpp on a CPU, in a child process (worker.py). No torch, no transformers."""
 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
+import sys
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from minirlaif.config import VideoSection
 from minirlaif.errors import UserError
 from minirlaif.gguf import export_info
-from minirlaif.gguf.runtime.client import LlamaClient
 from minirlaif.inference.engine import LoadedClip, SamplingParams
 from minirlaif.types import Turn
+from minirlaif.video.child_process import ChildLost, ChildProcess
 from minirlaif.video.frame_sampling import uniform_plan
 from minirlaif.video.reader import ClipReader
 
-CACHED_CLIPS = 8  # the latest clips, whose frames stay in memory
+CACHED_CLIPS = 8  # clips whose frames stay in memory, the latest ones
 SMALL = 1 << 27  # bytes of a text model below which more threads cost more time in synchronization than they save
-MAX_THREADS = 8  # the most that are started by default; further ones share arithmetic units or wait for memory
+MAX_THREADS = 8  # default maximum; more threads share arithmetic units or wait for memory
+COUNTERS = ("encodes", "prefilled_tokens", "reused_tokens", "decoded_tokens")  # of worker.py
 
 
 class GgufEngine:
@@ -28,7 +32,7 @@ class GgufEngine:
 
     Args:
         where: the export's folder, or one text GGUF in it; kind: the type of the text model, such as "q8_0" ("": the first one).
-        mmproj: a vision projector other than the export's; threads: CPU threads (0: one per core, at most MAX_THREADS; one for a
+        mmproj: another vision projector than the export's; threads: CPU threads (0: one per core, at most MAX_THREADS; one for a
         small model); n_ctx: context length in tokens (0: as many as a conversation needs).
 
     Raises:
@@ -103,6 +107,68 @@ class GgufEngine:
         """End both child processes: the decoder and llama.cpp."""
         self._reader.close()
         self._child.close()
+
+
+class LlamaClient:
+    """Starts worker.py and sends it requests. A native assertion ends that process alone and becomes a UserError of one line; the
+    next request starts another process.
+
+    Args:
+        open_request: the files and settings that the process opens first.
+    """
+
+    def __init__(self, **open_request: Any) -> None:
+        self._open_request = open_request
+        self._process: ChildProcess | None = None
+        self._before: Counter[str] = Counter()  # counts of processes that ended
+        self._counted: Counter[str] = Counter()
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Counts so far, over all processes."""
+        return {name: self._counted[name] + self._before[name] for name in COUNTERS}
+
+    def start(self) -> None:
+        """Start the process and open the files. UserError when they cannot be opened."""
+        # passive: llama.cpp's threads wait between steps without spinning, which on a busy machine takes the other threads' cores
+        # (measured: 20 tokens a second instead of 900). -P: nothing in the working folder may shadow a module.
+        policy = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive")}
+        self._process = ChildProcess((sys.executable, "-P", "-m", "minirlaif.gguf.runtime.worker"), policy)
+        self.ask("open", **self._open_request)
+
+    def ask(self, verb: str, pixels_FHW3: np.ndarray | None = None, **request: Any) -> dict[str, Any]:
+        """One request, one reply. UserError for an error of the worker, and when it dies; any interruption ends it."""
+        if self._process is None:
+            self.start()
+        assert self._process is not None
+        shape = {} if pixels_FHW3 is None else {"shape": pixels_FHW3.shape}
+        frames = b"" if pixels_FHW3 is None else np.ascontiguousarray(pixels_FHW3).data
+        try:
+            reply = self._process.ask({"verb": verb, **request, **shape}, frames)
+        except ChildLost as lost:
+            self.close()
+            last = lost.printed[-1] if lost.printed else "no output"
+            reason = next((line for line in lost.printed if "ASSERT" in line or "Error" in line), last)[:200]
+            files = " and ".join(Path(self._open_request[name]).name for name in ("text", "mmproj"))
+            raise UserError(
+                f"llama.cpp ended with status {lost.status} over {files} ({reason}); export the files again if it happens again"
+            ) from None
+        except BaseException:
+            self.close()
+            raise
+        if "error" in reply:
+            raise UserError(reply["error"])
+        self._counted = Counter(reply["counters"])
+        return reply
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is None:
+            return
+        self._process.close()
+        self._process = None
+        self._before += self._counted
+        self._counted = Counter()
 
 
 def threads_for(text: Path) -> int:

@@ -1,9 +1,9 @@
-"""One model in llama.cpp, by its low-level interface: text and frames in, logits out. Called in this process; no torch.
+"""One model in llama.cpp, through its low-level interface: token ids and frames in, logits out. No torch.
 
-The ready-made chat handlers would change the prompt (SmolVLM: a tile beside the overview, Qwen: every frame for itself), so ids
-come from our own renderer, and of what llama.cpp makes of a frame only the vectors are used.
+llama.cpp's own chat handlers would change the prompt (SmolVLM: a tile beside the overview, Qwen: every frame by itself), so ids
+come from our renderer, and only the vectors of llama.cpp's image chunks are used.
 
-A native assertion ends the process without an exception: `worker.py` runs this class in a child. F frames, V vocabulary.
+A native assertion ends the process without an exception, so worker.py uses this class in a child. F frames, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,24 +16,23 @@ from typing import Any
 import numpy as np
 
 from minirlaif.errors import UserError
-from minirlaif.gguf.runtime.bindings import complaint, library
+from minirlaif.gguf.runtime.bindings import Vocabulary, library, logged_error
 from minirlaif.gguf.runtime.projector import EncodedFrames, Projector
-from minirlaif.gguf.runtime.vocabulary import Vocabulary
 
 BATCH = 512  # tokens per call of the model
-LEAST = 256  # llama.cpp makes its memory in such steps, and asserts where it is much smaller
-WORK, MARK = 0, 1  # sequences: the conversation, and a copy of it at its mark (see `Session.mark`)
+LEAST = 256  # tokens; llama.cpp's KV cache grows in such steps, and an assertion fails where it is much smaller
+WORK, SNAPSHOT = 0, 1  # sequences: the conversation, and a copy of its first items (see `prefill`)
 KV_TYPES = {"f32": 0, "f16": 1}  # ggml's numbers
 
 
 class LlamaSession:
-    """An opened text GGUF with its mmproj, and a conversation in its memory. A context manager: nothing is freed by itself.
+    """An opened text GGUF with its mmproj and a KV cache of one conversation. A context manager: nothing is freed automatically.
 
     Args:
-        text: text model; mmproj: what sees (None: text alone); n_ctx: tokens that the memory holds, image vectors included.
+        text: text model; mmproj: vision projector (None: text only); n_ctx: tokens in the KV cache, image vectors included.
         threads: of the CPU; kv: number format of keys and values, "f16" or "f32".
     Attributes:
-        vocabulary: the tokenizer; n_ctx: as above; trained_ctx: tokens that the model was made for, the most that n_ctx can be.
+        vocabulary: the tokenizer; n_ctx: as above; trained_ctx: context length of the model, the maximum of n_ctx.
         counters: encodes (groups of frames), prefilled_tokens, reused_tokens, decoded_tokens.
     Raises:
         UserError: files that cannot be read or do not belong together; llama-cpp-python is missing.
@@ -46,9 +45,9 @@ class LlamaSession:
         self._adapters: dict[Path, Any] = {}
         self._scales: dict[Path, float] = {}
         self._threads, self._kv = threads, KV_TYPES[kv]
-        self._items: list[int | EncodedFrames] = []  # what is in the memory, and at which position each one starts
+        self._items: list[int | EncodedFrames] = []  # in the KV cache; _starts: position of each one
         self._starts: list[int] = []
-        self._marked = 0  # items in the copy
+        self._snapshot = 0  # items in the copy
         self.n_ctx = n_ctx
         self._next = 0  # position of the next token
         self.counters = {"encodes": 0, "prefilled_tokens": 0, "reused_tokens": 0, "decoded_tokens": 0}
@@ -65,14 +64,14 @@ class LlamaSession:
                 raise UserError(f"{path}: no such file; name a GGUF that `python -m minirlaif export` made")
         settings = self._c.llama_model_default_params()
         settings.n_gpu_layers = 0
-        # llama.cpp's AMX kernels crash where the machine names AMX but its kernel or hypervisor withholds the tile registers
-        # (ggml-org/llama.cpp#20824). Without the extra buffer types quantised weights take the AVX-512 path, same results.
+        # llama.cpp's AMX kernels crash where the machine reports AMX but its kernel or hypervisor withholds the tile registers
+        # (ggml-org/llama.cpp#20824). Without the extra buffer types quantised weights use AVX-512, with the same results.
         settings.use_extra_bufts = b"AMX_INT8 = 1" not in self._c.llama_print_system_info()
         self._model = self._c.llama_model_load_from_file(str(text).encode(), settings)
         if not self._model:
-            raise UserError(f"{text}: llama.cpp cannot open it ({complaint()}); export the model again")
+            raise UserError(f"{text}: llama.cpp cannot open it ({logged_error()}); export the model again")
         self.trained_ctx: int = self._c.llama_model_n_ctx_train(self._model)
-        self._keeps_states: bool = self._c.llama_model_is_recurrent(self._model) or self._c.llama_model_is_hybrid(self._model)
+        self._recurrent: bool = self._c.llama_model_is_recurrent(self._model) or self._c.llama_model_is_hybrid(self._model)
         self.vocabulary: Vocabulary = Vocabulary(self._c, self._c.llama_model_get_vocab(self._model))
         if mmproj is not None:
             self._projector = Projector(self._c, self._model, mmproj, self._threads)
@@ -94,9 +93,9 @@ class LlamaSession:
         self._context = self._projector = self._model = None
 
     def resize(self, n_ctx: int) -> None:
-        """A new memory of `n_ctx` tokens; what was in the old one is gone. UserError when the machine has no room for it."""
+        """A new, empty KV cache of `n_ctx` tokens. UserError when the machine has too little memory."""
         if n_ctx > self.trained_ctx:
-            raise UserError(f"a context of {n_ctx} tokens: the model was made for {self.trained_ctx}; ask for fewer with --ctx")
+            raise UserError(f"a context of {n_ctx} tokens: the model takes {self.trained_ctx}; set fewer with --ctx")
         if self._context:
             self._c.llama_free(self._context)
         settings = self._c.llama_context_default_params()
@@ -108,10 +107,10 @@ class LlamaSession:
         settings.no_perf = True
         self._context = self._c.llama_init_from_model(self._model, settings)
         if not self._context:
-            raise UserError(f"no memory for a context of {n_ctx} tokens ({complaint()}); show fewer frames")
-        self.n_ctx = n_ctx  # llama.cpp rounds up; what is asked for counts
+            raise UserError(f"not enough memory for a context of {n_ctx} tokens ({logged_error()}); use fewer frames")
+        self.n_ctx = n_ctx  # llama.cpp rounds up; this is the number requested
         self._memory = self._c.llama_get_memory(self._context)
-        self._forget()
+        self._clear()
         self._apply()
 
     def adapt(self, scales: Mapping[Path, float]) -> None:
@@ -122,14 +121,14 @@ class LlamaSession:
                 adapter = self._c.llama_adapter_lora_init(self._model, str(path).encode()) if path.is_file() else None
                 if not adapter:
                     raise UserError(
-                        f"{path}: not an adapter of this model ({complaint() if path.is_file() else 'no such file'})"
+                        f"{path}: not an adapter of this model ({logged_error() if path.is_file() else 'no such file'})"
                         "; export it again"
                     )
                 self._adapters[path] = adapter
         if scale_of_path != self._scales:
             self._scales = scale_of_path
             self._apply()
-            self._forget()
+            self._clear()
 
     def _apply(self) -> None:
         count = len(self._scales)
@@ -138,36 +137,37 @@ class LlamaSession:
         self._c.llama_set_adapters_lora(self._context, pointers, count, scales)
 
     def encode(self, pixels_FHW3: np.ndarray) -> EncodedFrames:
-        """A group of uint8 frames that share placeholders -> their vectors, once for any number of prompts. See `Eyes.encode`."""
+        """A group of uint8 frames that share placeholders -> their vectors, for any number of prompts; see `Projector.encode`."""
         if self._projector is None:
-            raise UserError("no mmproj file is open, so the model sees nothing; name it with --mmproj")
+            raise UserError("no mmproj file is open, so frames cannot be encoded; name it with --mmproj")
         self.counters["encodes"] += 1
         return self._projector.encode(pixels_FHW3)
 
     def drop(self, frames: EncodedFrames) -> None:
-        """Free a group of frames. Prompts may no longer show it."""
+        """Free a group of frames. Prompts may no longer contain it."""
         assert self._projector is not None
         if any(item is frames for item in self._items):
-            self._forget()
+            self._clear()
         self._projector.drop(frames)
 
-    def prefill(self, items: Sequence[int | EncodedFrames], mark: int = 0) -> np.ndarray:
-        """Bring the memory to exactly these token ids and frames; logits_V (float32) of what comes next.
+    def prefill(self, items: Sequence[int | EncodedFrames], prefix: int = 0) -> np.ndarray:
+        """Fill the KV cache with exactly these token ids and frames; logits_V (float32) of the next token.
 
-        What the memory holds already is not computed again. mark: how many of the items later prompts will share; models that
-        cannot go back to any place go back to this one. UserError when the items do not fit `n_ctx`.
+        Items that are cached already are not computed again. prefix: how many of the items later prompts will share. Recurrent
+        models cannot drop single items, so a snapshot after the prefix is kept for them. UserError: the items exceed `n_ctx`.
         """
         if length(items) > self.n_ctx:
             raise UserError(f"{length(items)} tokens do not fit a context of {self.n_ctx}")
         if not items or isinstance(items[-1], EncodedFrames):
             raise ValueError("a prompt ends with a token")
-        common = self._go_back(items)
+        common = self._truncate(items)
         self.counters["reused_tokens"] += length(items[:common])
         self.counters["prefilled_tokens"] += length(items[common:])
-        if self._keeps_states and common < mark <= len(items) - 1:
-            self._advance(items[common:mark])
-            self._set_mark()
-            common = mark
+        if self._recurrent and common < prefix <= len(items) - 1:
+            self._advance(items[common:prefix])
+            self._c.llama_memory_seq_rm(self._memory, SNAPSHOT, -1, -1)
+            self._c.llama_memory_seq_cp(self._memory, WORK, SNAPSHOT, -1, -1)
+            self._snapshot = common = prefix
         self._advance(items[common:])
         return self._logits()
 
@@ -179,8 +179,8 @@ class LlamaSession:
         self.counters["decoded_tokens"] += 1
         return self._logits()
 
-    def _go_back(self, items: Sequence[int | EncodedFrames]) -> int:
-        """Keep what the memory and the items have in common, but the last item; how many items that is."""
+    def _truncate(self, items: Sequence[int | EncodedFrames]) -> int:
+        """Drop cached items from the first one that differs from `items` on, at most all but the last; how many stay."""
         pairs = zip(self._items, items[:-1], strict=False)
         common = next((number for number, (old, new) in enumerate(pairs) if old is not new and old != new), None)
         common = min(len(self._items), len(items) - 1) if common is None else common
@@ -189,68 +189,60 @@ class LlamaSession:
         position = self._starts[common]
         if common and self._c.llama_memory_seq_rm(self._memory, WORK, position, -1):
             self._next = position
-        elif self._keeps_states and 0 < self._marked <= common:
-            common = self._marked
+        elif self._recurrent and 0 < self._snapshot <= common:
+            common = self._snapshot
             self._c.llama_memory_seq_rm(self._memory, WORK, -1, -1)
-            self._c.llama_memory_seq_cp(self._memory, MARK, WORK, -1, -1)
+            self._c.llama_memory_seq_cp(self._memory, SNAPSHOT, WORK, -1, -1)
             self._next = self._starts[common]
         else:
-            self._forget()
+            self._clear()
             return 0
         del self._items[common:], self._starts[common:]
-        self._marked = self._marked if self._marked <= common else 0
+        self._snapshot = self._snapshot if self._snapshot <= common else 0
         return common
 
-    def _set_mark(self) -> None:
-        self._c.llama_memory_seq_rm(self._memory, MARK, -1, -1)
-        self._c.llama_memory_seq_cp(self._memory, WORK, MARK, -1, -1)
-        self._marked = len(self._items)
-
-    def _forget(self) -> None:
+    def _clear(self) -> None:
         self._c.llama_memory_clear(self._memory, True)
-        self._items, self._starts, self._next, self._marked = [], [], 0, 0
+        self._items, self._starts, self._next, self._snapshot = [], [], 0, 0
 
     def _advance(self, items: Sequence[int | EncodedFrames]) -> None:
-        """Compute items and append them to the memory."""
-        at = 0
-        while at < len(items):
-            item = items[at]
-            run = [item]
+        """Compute items and append them to the KV cache."""
+        tokens: list[int] = []
+        for item in items:
             if isinstance(item, EncodedFrames):
-                self._append_frames(item)
+                self._append_tokens(tokens)
+                tokens = []
+                assert self._projector is not None
+                self._check(self._projector.append_to_context(item, self._context, self._next, WORK, BATCH))
+                self._items.append(item)
+                self._starts.append(self._next)
+                self._next += item.positions
             else:
-                while at + len(run) < len(items) and len(run) < BATCH and not isinstance(items[at + len(run)], EncodedFrames):
-                    run.append(items[at + len(run)])
-                self._append_tokens([int(token) for token in run])  # type: ignore[arg-type]
-            at += len(run)
-
-    def _append_frames(self, frames: EncodedFrames) -> None:
-        assert self._projector is not None
-        self._check(self._projector.append_to_context(frames, self._context, self._next, WORK, BATCH))
-        self._items.append(frames)
-        self._starts.append(self._next)
-        self._next += frames.positions
+                tokens.append(int(item))
+        self._append_tokens(tokens)
 
     def _append_tokens(self, tokens: Sequence[int]) -> None:
-        """At most BATCH tokens; positions are said, since those behind Qwen's frames are not one more than the last."""
-        batch = self._c.llama_batch_init(len(tokens), 0, 1)
-        try:
-            batch.n_tokens = len(tokens)
-            for number, token in enumerate(tokens):
-                batch.token[number], batch.pos[number] = token, self._next + number
-                batch.n_seq_id[number], batch.seq_id[number][0] = 1, WORK
-                batch.logits[number] = number == len(tokens) - 1
-            self._check(self._c.llama_decode(self._context, batch))
-        finally:
-            self._c.llama_batch_free(batch)
-        self._items += tokens
-        self._starts += range(self._next, self._next + len(tokens))
-        self._next += len(tokens)
+        """Positions are explicit, since after Qwen's frames the next one is not the last plus one."""
+        for start in range(0, len(tokens), BATCH):
+            part = tokens[start : start + BATCH]
+            batch = self._c.llama_batch_init(len(part), 0, 1)
+            try:
+                batch.n_tokens = len(part)
+                for number, token in enumerate(part):
+                    batch.token[number], batch.pos[number] = token, self._next + number
+                    batch.n_seq_id[number], batch.seq_id[number][0] = 1, WORK
+                    batch.logits[number] = number == len(part) - 1
+                self._check(self._c.llama_decode(self._context, batch))
+            finally:
+                self._c.llama_batch_free(batch)
+            self._items += part
+            self._starts += range(self._next, self._next + len(part))
+            self._next += len(part)
 
     def _check(self, code: int) -> None:
         if code:
-            self._forget()  # half a prompt may be in it
-            raise UserError(f"llama.cpp stopped ({complaint()}, code {code}); show fewer frames or ask for less")
+            self._clear()  # half a prompt may be in it
+            raise UserError(f"llama.cpp stopped ({logged_error()}, code {code}); use fewer frames or shorter questions")
 
     def _logits(self) -> np.ndarray:
         pointer = self._c.llama_get_logits_ith(self._context, -1)
@@ -258,5 +250,5 @@ class LlamaSession:
 
 
 def length(items: Sequence[int | EncodedFrames]) -> int:
-    """Places in the memory that items take: one per token, and one per vector of a frame."""
+    """KV cache entries of items: one per token, and one per vector of a frame."""
     return sum(item.vectors if isinstance(item, EncodedFrames) else 1 for item in items)

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 
 from minirlaif.errors import UserError
-from minirlaif.gguf.runtime.bindings import complaint
+from minirlaif.gguf.runtime.bindings import logged_error
 
-MOST = 1 << 16  # vectors of a frame; frames come in their final size, and llama.cpp's own bounds would scale them
+MAX_VECTORS = 1 << 16  # of a frame; frames have their final size, and llama.cpp's own bounds would scale them
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedFrames:
-    """A frame, or a group of frames that share placeholders, as vectors: what stands in a prompt in place of image tokens.
+    """A frame, or a group of frames that share placeholders, as the vectors that replace image tokens in a prompt.
 
-    vectors: how many; positions: how far the text behind it is moved on; embeddings_NE: their numbers; chunk: llama.cpp's handle.
+    vectors: how many; positions: by how many the following text is shifted; embeddings_NE: values; chunk: llama.cpp's handle.
     """
 
     vectors: int
@@ -49,10 +49,10 @@ class Projector:
         settings = self._mtmd.mtmd_context_params_default()
         settings.use_gpu, settings.print_timings, settings.warmup, settings.n_threads = False, False, False, threads
         settings.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        settings.image_min_tokens, settings.image_max_tokens = 1, MOST
+        settings.image_min_tokens, settings.image_max_tokens = 1, MAX_VECTORS
         self._handle = self._mtmd.mtmd_init_from_file(str(mmproj).encode(), model, settings)
         if not self._handle:
-            raise UserError(f"{mmproj}: cannot be used with this text model ({complaint()}); take both from one export")
+            raise UserError(f"{mmproj}: cannot be used with this text model ({logged_error()}); take both from one export")
 
     def close(self) -> None:
         """Free everything; encoded frames can no longer be used."""
@@ -64,37 +64,33 @@ class Projector:
     def encode(self, pixels_FHW3: np.ndarray) -> EncodedFrames:
         """A group of uint8 frames that share placeholders -> their vectors.
 
-        The pixels have to be those of training already: llama.cpp's own scaling is another one. UserError when it refuses them.
+        The pixels must be those of training: llama.cpp's own scaling differs. UserError when it refuses them.
         """
         m = self._mtmd
-        marks = m.mtmd_default_marker() * len(pixels_FHW3)
-        text_input = m.mtmd_input_text(marks, len(marks), False, False)
-        chunks, maps = m.mtmd_input_chunks_init(), []
+        placeholders = m.mtmd_default_marker() * len(pixels_FHW3)
+        text_input = m.mtmd_input_text(placeholders, len(placeholders), False, False)
+        chunks, bitmaps = m.mtmd_input_chunks_init(), []
         try:
             for frame in np.ascontiguousarray(pixels_FHW3):
-                maps.append(
-                    m.mtmd_bitmap_init(frame.shape[1], frame.shape[0], frame.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))
-                )
-                m.mtmd_bitmap_set_mergeable(maps[-1], len(pixels_FHW3) > 1)
-            pointers = (m.mtmd_bitmap_p_ctypes * len(maps))(*maps)
-            failed = m.mtmd_tokenize(self._handle, chunks, ctypes.byref(text_input), pointers, len(maps))
+                data = frame.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+                bitmaps.append(m.mtmd_bitmap_init(frame.shape[1], frame.shape[0], data))
+                m.mtmd_bitmap_set_mergeable(bitmaps[-1], len(pixels_FHW3) > 1)
+            pointers = (m.mtmd_bitmap_p_ctypes * len(bitmaps))(*bitmaps)
+            failed = m.mtmd_tokenize(self._handle, chunks, ctypes.byref(text_input), pointers, len(bitmaps))
             all_chunks = [m.mtmd_input_chunks_get(chunks, i) for i in range(m.mtmd_input_chunks_size(chunks))]
             images = [chunk for chunk in all_chunks if m.mtmd_input_chunk_get_type(chunk) == m.MTMD_INPUT_CHUNK_TYPE_IMAGE]
             if failed or not images or m.mtmd_encode_chunk(self._handle, images[-1]):
                 size = f"{pixels_FHW3.shape[2]}x{pixels_FHW3.shape[1]}"
-                raise UserError(f"llama.cpp cannot encode frames of {size} pixels ({complaint()}); export the model again")
-            return self._without_pixels(images[-1])  # SmolVLM: its tiles come first, the whole frame last
+                raise UserError(f"llama.cpp cannot encode frames of {size} pixels ({logged_error()}); export the model again")
+            image = images[-1]  # SmolVLM: its tiles come first, the whole frame last
+            vectors = m.mtmd_input_chunk_get_n_tokens(image)
+            embeddings_NE = np.ctypeslib.as_array(m.mtmd_get_output_embd(self._handle), (vectors, self._width)).copy()
+            self._chunks.append(m.mtmd_input_chunk_get_placeholder(image))  # the chunk without its pixels
+            return EncodedFrames(vectors, m.mtmd_input_chunk_get_n_pos(image), embeddings_NE, self._chunks[-1])
         finally:
             m.mtmd_input_chunks_free(chunks)
-            for bitmap in maps:
+            for bitmap in bitmaps:
                 m.mtmd_bitmap_free(bitmap)
-
-    def _without_pixels(self, image: Any) -> EncodedFrames:
-        """The chunk that was just encoded, without its pixels."""
-        vectors = self._mtmd.mtmd_input_chunk_get_n_tokens(image)
-        embeddings_NE = np.ctypeslib.as_array(self._mtmd.mtmd_get_output_embd(self._handle), (vectors, self._width)).copy()
-        self._chunks.append(self._mtmd.mtmd_input_chunk_get_placeholder(image))
-        return EncodedFrames(vectors, self._mtmd.mtmd_input_chunk_get_n_pos(image), embeddings_NE, self._chunks[-1])
 
     def drop(self, encoded: EncodedFrames) -> None:
         """Free encoded frames."""

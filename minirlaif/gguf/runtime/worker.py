@@ -1,24 +1,22 @@
-"""The process in which llama.cpp runs; client.py starts it and sends requests over stdin. When it dies, the program lives on.
+"""The process in which llama.cpp runs; engine.py starts it and sends requests (see `child_process.serve`). No torch.
 
-A request is one JSON line, followed by the raw bytes of frames where it has a shape; a reply is one JSON line. No torch.
+A request with a shape is followed by the raw bytes of frames.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from minirlaif.errors import UserError
 from minirlaif.gguf import export_info
 from minirlaif.gguf.runtime.generator import AnswerGenerator
 from minirlaif.inference.engine import SamplingParams
 from minirlaif.types import Turn
+from minirlaif.video.child_process import serve
 
 
 class Worker:
@@ -26,6 +24,13 @@ class Worker:
 
     generator: AnswerGenerator
     pieces: Iterator[str]
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Call the method that the request names; its reply with the counters so far."""
+        shape = request.get("shape", (0,))
+        pixels = np.frombuffer(sys.stdin.buffer.read(int(np.prod(shape))), np.uint8).reshape(shape)
+        reply: dict[str, Any] = getattr(self, request["verb"])(request, pixels)
+        return reply | {"counters": self.generator.counters}
 
     def open(self, request: dict[str, Any], pixels_FHW3: np.ndarray) -> dict[str, Any]:
         """Open the files."""
@@ -51,31 +56,9 @@ class Worker:
         return {"known": True}
 
     def next(self, request: dict[str, Any], pixels_FHW3: np.ndarray) -> dict[str, Any]:
-        """The next piece of the answer; None behind the last."""
+        """The next piece of the answer; None after the last one."""
         return {"piece": next(self.pieces, None)}
 
 
-def main() -> None:
-    """Answer requests until stdin closes."""
-    replies: IO[bytes] = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever prints must not print into the replies
-    worker = Worker()
-    try:
-        for line in sys.stdin.buffer:
-            request = json.loads(line)
-            shape = request.get("shape", (0,))
-            pixels = np.frombuffer(sys.stdin.buffer.read(int(np.prod(shape))), np.uint8).reshape(shape)
-            try:
-                reply = getattr(worker, request["verb"])(request, pixels)
-            except UserError as error:
-                reply = {"error": str(error)}
-            generator = getattr(worker, "generator", None)
-            replies.write(json.dumps(reply | {"counters": generator.counters if generator else {}}).encode() + b"\n")
-            replies.flush()
-    finally:
-        if hasattr(worker, "generator"):
-            worker.generator.close()
-
-
 if __name__ == "__main__":
-    main()
+    serve(Worker().answer)

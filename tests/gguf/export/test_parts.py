@@ -19,9 +19,9 @@ from safetensors.numpy import load_file, save_file
 from minirlaif import config
 from minirlaif.errors import UserError
 from minirlaif.gguf.export import converter, merge, task_check
+from minirlaif.gguf.export.model_card import chat_template, ollama_template
 from minirlaif.gguf.export.quantize import chosen_types, quantize
 from minirlaif.gguf.export.reference import TEXTS
-from minirlaif.gguf.export.model_card import chat_template, ollama_template
 from minirlaif.models.backbones import qwen3_5, qwen3_vl
 from minirlaif.models.backbones.smolvlm import SmolVLM
 from minirlaif.models.language_model import load_tokenizer
@@ -98,7 +98,7 @@ def test_what_is_known_before_any_work(run: Run, capsys: pytest.CaptureFixture[s
     assert "argument --questions: 0: must be above 0" in refused(run, capsys, "--questions", "0")
     free = monkeypatch.setattr
     with monkeypatch.context() as patch:
-        patch.setattr(converter.shutil, "disk_usage", lambda _: type("usage", (), {"free": 10**6}))
+        patch.setattr(shutil, "disk_usage", lambda _: type("usage", (), {"free": 10**6}))
         assert "make room" in refused(run, capsys)
     for version, what in (("0.3.35", "is 0.3.35, this needs 0.3.36"), (None, "is not installed")):
 

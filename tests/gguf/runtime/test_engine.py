@@ -130,7 +130,7 @@ def test_image_and_chat_tokens_are_never_said(folder: Path, monkeypatch: pytest.
         logits = np.zeros(len(generator._session.vocabulary), np.float32)
         logits[list(generator._session.vocabulary.added_tokens_decoder)] = 9.0
         logits[end], logits[word] = -9.0, 1.0
-        monkeypatch.setattr(generator._session, "prefill", lambda items, mark: logits.copy())
+        monkeypatch.setattr(generator._session, "prefill", lambda items, prefix: logits.copy())
         stops = logits.copy()
         stops[end] = 2.0
         steps = iter([logits.copy(), stops])
@@ -148,7 +148,7 @@ def test_the_memory_grows_with_the_conversation(engine: GgufEngine, folder: Path
     with pytest.raises(UserError, match="has 26.. tokens, the model takes 2048"):
         ask(engine, clip, "red circle " * 1300)
     assert ask(engine, clip, QUESTIONS[0]) == short
-    with pytest.raises(UserError, match="has 2500 tokens, the model takes 2048: clear the conversation, show fewer frames"):
+    with pytest.raises(UserError, match="has 2500 tokens, the model takes 2048: clear the conversation, use fewer frames"):
         ask(engine, engine.load_clip(str(folder / "a.mp4"), 2500), QUESTIONS[0])
     assert engine.counters["encodes"] == 1  # said before anything is computed
     with GgufEngine(folder, n_ctx=30) as tight:
@@ -216,7 +216,7 @@ def test_faults_of_files_are_one_line(folder: Path, tmp_path: Path) -> None:
     assert "mmproj.gguf: llama.cpp cannot open it (llama_model_load: error loading model: CLIP" in fault(folder / "mmproj.gguf")
     assert "text.gguf: cannot be used with this text model" in fault(folder, folder / "text.gguf")
     assert "no such file" in fault(folder, folder / "none.gguf")
-    assert "made for 2048" in fault(folder, n_ctx=5000)
+    assert "the model takes 2048" in fault(folder, n_ctx=5000)
     for name, broken in {"cut": data[: len(data) // 2], "head": data[:999], "prose": b"not a model", "empty": b""}.items():
         (folder / f"{name}.gguf").write_bytes(broken)
         assert f"{name}.gguf: llama.cpp cannot open it" in fault(folder / f"{name}.gguf")
@@ -227,7 +227,7 @@ def test_a_projector_of_another_model_is_noticed(folder: Path, tmp_path: Path) -
     """One of the same width, that makes other numbers of vectors."""
     made = gguf_files.tiny(tmp_path)
     export_info.write(made, replace(export_info.read(made), sizing=Sizing(16, 32)))
-    with GgufEngine(made) as engine, pytest.raises(UserError, match="mmproj.gguf: makes 1 vectors of a frame, .* says 4"):
+    with GgufEngine(made) as engine, pytest.raises(UserError, match="mmproj.gguf: makes 1 vectors of a frame, .* requires 4"):
         ask(engine, engine.load_clip(str(folder / "a.mp4")), QUESTIONS[0])
 
 

@@ -99,7 +99,7 @@ def test_a_clip_and_what_follows_it(pair: Comparison, count: int, height: int, w
         prefix = len(insert_frames(render.prefix(layout), render.image_id, frames))
 
         def ours(ids: tuple[int, ...], frames: list[EncodedFrames] = frames, prefix: int = prefix) -> np.ndarray:
-            return session.prefill(insert_frames(ids, render.image_id, frames), mark=prefix)
+            return session.prefill(insert_frames(ids, render.image_id, frames), prefix=prefix)
 
         session.prefill(prompts[0][:1])  # forget what another clip left behind
         before = dict(session.counters)

@@ -137,7 +137,7 @@ def test_a_long_prompt_is_read_in_parts(folder: Path, base: smolvlm.SmolVLM) -> 
             session.step(ids[0])
         with pytest.raises(UserError, match="do not fit a context"):
             session.prefill([*ids, ids[0]])
-        with pytest.raises(UserError, match="made for 2048"):
+        with pytest.raises(UserError, match="the model takes 2048"):
             session.resize(2049)
         session.resize(len(ids) + 1)
         assert gap(session.prefill([*ids, ids[-1]]), theirs(base, [*ids, ids[-1]])) < TEXT_GATE

@@ -111,11 +111,11 @@ def listing() -> str:
     width = max(map(len, about))
     return "\n".join(
         [
-            "arms (PPO: a third of the main run's iterations; kl-… of its own coefficient is short):",
+            "arms (PPO runs a third of the main run's iterations; the main run's own KL coefficient is arm short):",
             *(f"  {name:<{width}}  {line}" for name, line in about.items()),
             "",
-            "All arms of three seeds take about an hour and a half on two cores with --jobs 2. Main runs",
-            "seed0, seed1 … that are finished are taken over, others are made first; finished arms are kept.",
+            "All arms of three seeds take about an hour and a half on two cores with --jobs 2. Finished",
+            "main runs seed0, seed1 … and finished arms are reused; missing main runs are made first.",
         ]
     )
 

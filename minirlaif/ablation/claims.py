@@ -20,8 +20,8 @@ RULE = (
     "A claim is a difference that should be above zero. It holds when the whole 95 % interval over all seeds lies above zero"
     " and no seed has a difference below zero. Otherwise it does not hold when the whole interval lies below one point, so"
     f" that any advantage would be smaller than that. Everything else is undecided, as is a claim with fewer than {FEW} items."
-    " Whole clips are resampled, and the intervals are about these seeds only; of claims with no true difference about one in"
-    " forty would still hold."
+    " Intervals resample whole clips and do not cover the variation over other seeds; a claim with no true difference holds by"
+    " chance in about one of forty cases."
 )
 
 

@@ -109,7 +109,7 @@ def _not_measured(better: Measure, worse: Measure, failures: Failures) -> dict[s
     """A claim without figures, and why: the arms that failed, or else nothing to count."""
     arms = dict.fromkeys((better.arm, worse.arm))
     why = [f"seed {seed}, {arm}: {failures[seed][arm]}" for arm in arms for seed in failures if arm in failures[seed]]
-    reason = "; ".join(why) or "nothing to count that all its arms have in every seed"
+    reason = "; ".join(why) or "no items that both arms have in every seed"
     empty = {"pooled": NOTHING, "seeds": {}, "better_mean": None, "worse_mean": None}
     return {**empty, "verdict": MISSING, "reason": reason}
 

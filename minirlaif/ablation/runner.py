@@ -56,13 +56,13 @@ def run(options: argparse.Namespace) -> int:
     started = time.monotonic()
     # 1. settings
     if not options.run or Path(options.run).name != options.run or options.run == "..":
-        raise UserError(f"--run {options.run!r}: must be a plain name; the folder it lies in goes to --runs-dir")
+        raise UserError(f"--run {options.run!r}: must be a plain name; name its parent folder with --runs-dir")
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: must be at least 1")
     seeds, root = _seeds(options.seeds), options.runs_dir / options.run
     cfg = config.load(options.config, options.set)
     if not cfg.data.world:
-        raise UserError(f'{options.config}: data.world is empty, and an ablation needs the truth; set data.world to "tiny"')
+        raise UserError(f'{options.config}: data.world is empty; ablate runs only on the tiny world; set data.world to "tiny"')
     chosen = _chosen(arms(cfg.world, cfg.video, cfg.feedback, cfg.rollout, cfg.ppo), options.arms)
     mains = {seed: Run((options.main_runs or options.runs_dir) / f"seed{seed}") for seed in seeds}
     arm_runs = [_arm_run(options, root, seed, arm, mains[seed]) for seed in seeds for arm in chosen]

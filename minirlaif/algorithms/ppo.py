@@ -57,7 +57,9 @@ class Learner:
                     stats = self._minibatch(rollout, order[start : start + p.minibatch_size], lengths)
                     if not all_stats and stats["ratio_gap"] > RATIO_TOLERANCE and policy.backbone.device.type == "cpu":
                         gap = f"{stats['ratio_gap']:.3g}"
-                        raise StageStopped(f"ppo: the first ratio is off 1 by {gap}: rollout and update disagree")
+                        raise StageStopped(
+                            f"ppo: the first probability ratio differs from 1 by {gap}: rollout and update disagree"
+                        )
                     for role, trainer in self.trainers.items():
                         distributed.sum_gradients(trainer.parameters)
                         norm = stats[f"{role}_grad_norm"] = trainer.step(rate)

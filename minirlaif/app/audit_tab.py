@@ -35,7 +35,7 @@ def serve(audit: Audit, port: int, timeout: float, stop: threading.Event | None 
     with serving(audit, port, timeout) as address:
         if audit.note:
             print(audit.note, flush=True)
-        print(f"label here: {address} (Ctrl-C ends; labels are saved)", flush=True)
+        print(f"label at {address} (Ctrl-C to stop; labels are saved)", flush=True)
         try:
             while not stop.wait(1.0):
                 pass
@@ -74,7 +74,7 @@ def build(audit: Audit, reader: ClipReader, folder: Path) -> Any:
     def figures() -> str:
         audit.write()
         head, rows = ["", "Value", "95 % interval", "Out of"], audit.table_rows(" †")
-        notes = [f"† Out of fewer than {FEW}: only a hint."] if any("†" in row[3] for row in rows) else []
+        notes = [f"† Fewer than {FEW} pairs: too few to rely on."] if any("†" in row[3] for row in rows) else []
         notes += [BY_CONSTRUCTION] if audit.readout == "likelihood" else []
         return html.render(TEMPLATE, item=None, head=head, rows=rows, notes=notes, audit=audit)
 

@@ -245,7 +245,7 @@ class ChatService:
         elif not question.strip():
             session.notice = "Type a question first."
         elif half_letters(question):
-            session.notice = "The question contains an incomplete character (half of a surrogate pair). Type it again."
+            session.notice = "The question contains an unpaired surrogate (broken emoji). Remove it."
         elif len(question) > MAX_QUESTION_CHARS:
             session.notice = f"The question has {len(question)} characters; the limit is {MAX_QUESTION_CHARS}."
         else:

@@ -28,11 +28,11 @@ BY_CONSTRUCTION = "This judge's readout, likelihood, scores one answer at a time
 MEANING = {
     "agreement": "Judge and person agree (pairs that both decided)",
     "kappa": "Cohen's kappa (A, B, undecided)",
-    "judge_first": "Judge takes the answer shown first (0.5: no position bias)",
-    "judge_longer": "Judge takes the longer answer",
-    "person_longer": "Person takes the longer answer",
-    "longer_gap": "Judge minus person: takes the longer answer (0: no length bias of its own)",
-    "person_first": "Person takes the answer shown first",
+    "judge_first": "Judge chooses the answer shown first (0.5: no position bias)",
+    "judge_longer": "Judge chooses the longer answer",
+    "person_longer": "Person chooses the longer answer",
+    "longer_gap": "Chooses the longer answer: judge minus person (0: no difference)",
+    "person_first": "Person chooses the answer shown first",
 }
 
 
@@ -200,7 +200,7 @@ class Audit:
         write_atomic(path, json.dumps(plain({**value, **figures}), indent=1) + "\n")
         return str(path)
 
-    def table_rows(self, few: str = f", fewer than {FEW}: only a hint") -> list[tuple[str, str, str, str]]:
+    def table_rows(self, few: str = f", fewer than {FEW}: too few to rely on") -> list[tuple[str, str, str, str]]:
         """The figures for people: what, value, interval, out of how many; few: added to a small number."""
         rows = []
         for name, figure in self.figures().items():

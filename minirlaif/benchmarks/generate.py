@@ -25,7 +25,7 @@ from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 
-EVERY_CLIP = "In retrieval every clip is a candidate, and fewer make it easier: get them, or remove their rows"
+EVERY_CLIP = "In retrieval every clip is a candidate: add the missing clips, or remove their rows"
 KEPT_CANDIDATES = 10  # of a ranking
 SAMPLE_EVERY = 25
 NO_CLIP = "no such clip"

@@ -98,7 +98,7 @@ def _matched(
     if not all(isinstance(text, str) for text in texts):
         raise BadRow(f"needs text under {' and '.join(columns)}")
     if broken := next((column for column, text in zip(columns, texts, strict=True) if half_letters(str(text))), ""):
-        raise BadRow(f"`{broken}` holds half a letter (a lone surrogate), which no file can hold: write the file as UTF-8")
+        raise BadRow(f"`{broken}` contains an unpaired surrogate (broken emoji): remove it, or save the file as UTF-8")
     return item, tuple(_END.sub("", str(text)).strip() for text in texts)
 
 

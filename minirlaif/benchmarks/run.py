@@ -68,8 +68,7 @@ def _predicted(options: argparse.Namespace, run: BenchmarkRun, benchmark: Benchm
     title = title_of(options.model[0])
     if not title:
         raise UserError(
-            f"--model {options.model[0]}: is a name of this program's own, or none that a folder can have; choose another"
-            " name for the predictions"
+            f"--model {options.model[0]}: is reserved, or not a valid folder name; choose another name for the predictions"
         )
     predictions = read_predictions(options.predictions, all_items)
     return {title: import_predictions(run, benchmark, predictions, title, options.redo)}

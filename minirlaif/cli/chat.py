@@ -26,10 +26,10 @@ def add(verbs: Any) -> None:
     parser = verb(verbs, "chat", "ask a trained or exported model about a clip", example, run)
     parser.add_argument("question", nargs="?", metavar="QUESTION", help="one question (default: read questions from stdin)")
     parser.add_argument("--gguf", metavar="DIR_OR_FILE", type=Path, help="the folder of an export, or a text GGUF file in it")
-    name = {"required": False, "default": "", "help": "a training run instead: its base and adapters, which needs torch"}
+    name = {"required": False, "default": "", "help": "a training run instead of exported files; needs torch"}
     add_flags(parser, "run", "runs-dir", run=name)
     parser.add_argument("--video", metavar="FILE", required=True, help="the clip")
-    parser.add_argument("--model", metavar="NAME", default="", help="rlaif, sft or base, as far as available (default: rlaif)")
+    parser.add_argument("--model", metavar="NAME", default="", help="rlaif, sft or base (default: rlaif, or the first available)")
     parser.add_argument("--frames", metavar="N", type=positive, default=0, help="frames of the clip (default: as in training)")
     parser.add_argument("--temperature", metavar="T", type=float, default=0.0, help="0 (default): always the most likely token")
     parser.add_argument("--top-p", metavar="P", type=float, default=1.0, help="sample from the smallest set of this probability")

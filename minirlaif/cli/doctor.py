@@ -27,9 +27,9 @@ OPTIONAL = {
     "protobuf": "needed to convert old LLaVA checkpoints with a tokenizer.model",
     "llama-cpp-python": "needed for export and for chat with exported files",
     "gradio": "needed for the chat and its test clips",
-    "pytest": "needed for the checks",
-    "ruff": "needed for the checks",
-    "mypy": "needed for the checks",
+    "pytest": "needed only for development",
+    "ruff": "needed only for development",
+    "mypy": "needed only for development",
 }
 _TORCH = """
 import torch

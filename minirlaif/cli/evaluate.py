@@ -16,9 +16,9 @@ DECODE_SECONDS = 60.0  # longest time to decode a clip that the audit page shows
 
 def add_benchmark_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that turn the stage `evaluate` into the evaluation of a benchmark."""
-    group = parser.add_argument_group("a benchmark instead of the run's own test questions (--config is then the run's own)")
-    group.add_argument("--benchmark", metavar="B", help="its file or folder, or the name of one in benchmarks/")
-    group.add_argument("--videos", metavar="DIR", help="folder of its clips")
+    group = parser.add_argument_group("evaluate a benchmark instead of the run's test questions (--config default: the run's)")
+    group.add_argument("--benchmark", metavar="B", help="benchmark file or folder, or a name in benchmarks/")
+    group.add_argument("--videos", metavar="DIR", help="folder of the benchmark's clips")
     models = "rlaif (default), sft or base of the run; an adapter folder, a model folder, a hub id, a .gguf file"
     group.add_argument("--model", metavar="MODEL", nargs="+", default=[], help=models)
     judges = "exact, normalised (default), hf:FOLDER, gguf:FILE, openai:MODEL, none, or a YAML file"

@@ -21,7 +21,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         "default": [],
         "help": "settings that override the file, such as seed=1 rollout.kl_coef=0.05",
     },
-    "redo": {"action": "store_true", "help": "start finished and unfinished stages again from their beginning"},
+    "redo": {"action": "store_true", "help": "run stages again from the beginning, finished ones too"},
     "gpu-gib": {"metavar": "GIB", "type": float, "help": "GPU memory to plan for, or a limit on that of the installed GPU"},
 }
 

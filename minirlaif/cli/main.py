@@ -70,7 +70,7 @@ def _print_error(message: str, code: int = 2) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m minirlaif",
-        description="VLM-RLAIF: a video-language model that learns from its own judgements of its answers.",
+        description="Train a video-language model with RLAIF: SFT, AI feedback, reward model, PPO, evaluation.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXAMPLES,
     )

@@ -56,7 +56,7 @@ def add(verbs: Any) -> None:
     study = verb(verbs, "ablate", text, "ablate --config configs/tiny.yaml --jobs 2", ablate)
     study.epilog = f"{arms.listing()}\n\n{study.epilog}"
     run = {"required": False, "default": "ablation", "help": "folder for arms and report (default: ablation)"}
-    redo = {"help": "start arms again from their beginning; main runs stay"}
+    redo = {"help": "run arms again from the beginning; main runs are kept"}
     add_flags(study, "config", "run", "runs-dir", "set", "redo", config={"required": True}, run=run, redo=redo)
     study.add_argument("--seeds", metavar="LIST", default="0,1,2", help="seeds, one main run each (default: 0,1,2)")
     study.add_argument("--arms", metavar="LIST", default="", help="only these, such as short,kl-0.1 (default: all)")
@@ -161,8 +161,8 @@ def before_run(cfg: config.Config, run: Run, names: Sequence[str], redo: bool = 
     for result in probe(cfg, run.root, None, steps):
         if "error" in result:
             raise UserError(
-                f"probe: {result['stage']} fails on the longest row ({result['error']}); `python -m minirlaif plan` says what to"
-                " shrink first"
+                f"probe: {result['stage']} fails on the longest row ({result['error']}); `python -m minirlaif plan` names the"
+                " settings to reduce"
             )
 
 

@@ -266,7 +266,7 @@ def _clean(text: str, what: str) -> str:
         remedy = "the clip's place is the start or end of the first question" if token[0] == PLACEHOLDER else "take it out"
         raise BadRow(f"{what} contains the token {token[0]}: {remedy}")
     if half_letters(text):
-        raise BadRow(f"{what} contains half of a character pair (broken emoji): take it out")
+        raise BadRow(f"{what} contains an unpaired surrogate (broken emoji): remove it")
     return text
 
 

@@ -55,9 +55,7 @@ class Replies:
         except sqlite3.DatabaseError as error:
             if disk_is_full(error, path.parent):
                 raise
-            raise UserError(
-                f"{path}: not a file of judges' replies ({error}); move it away; its replies are then asked for again"
-            ) from None
+            raise UserError(f"{path}: not a reply cache ({error}); move or delete it, and the judge is asked again") from None
 
     @staticmethod
     def key(signature: Mapping[str, Any], messages: Sequence[Message]) -> str:

@@ -202,7 +202,9 @@ def _conflicts(s: JudgeSettings) -> list[str]:
         if not isinstance(extra, dict):
             raise ValueError
         if _secret_in(extra):
-            problems.append(f"extra holds {_secret_in(extra)}, and is written into files: name the key's variable with key_env")
+            problems.append(
+                f"extra contains {_secret_in(extra)} and is saved in files: put the key in a variable, set key_env to it"
+            )
     except (ValueError, RecursionError):
         problems.append("extra must be a JSON object, such as '{\"top_p\": 1}'")
     return problems

@@ -224,7 +224,7 @@ def _key_from(settings: JudgeSettings) -> str:
     check_judge(settings)
     key = os.environ[settings.key_env].strip()
     if not key.isascii() or not key.isprintable():
-        raise UserError(f"judge {settings.name}: what {settings.key_env} holds cannot be a key (letters that no header may have)")
+        raise UserError(f"judge {settings.name}: {settings.key_env} cannot be a key: it has characters that HTTP headers forbid")
     if settings.url.startswith("http://") and not _is_local(settings.url):
         print(f"judge {settings.name}: {settings.url} is not encrypted, so the key can be read on its way", flush=True)
     return key

@@ -40,7 +40,7 @@ def fitted(plan: Planned, card: Card) -> tuple[Planned, list[str]]:
         if step is None:
             name, size = peak(plan)
             raise UserError(
-                f"{STEPS[name].title} still takes {size / GIB:.1f} GiB of {card.bytes / GIB:.1f} with everything shrunk;"
+                f"{STEPS[name].title} still takes {size / GIB:.1f} GiB of {card.bytes / GIB:.1f} at the smallest settings;"
                 " choose a smaller model.base"
             )
         plan, new = step

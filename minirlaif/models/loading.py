@@ -90,7 +90,7 @@ def read_config(section: ModelSection, folder: str = "", standard: bool = True) 
         families = {name: family_of(name) for name in FAMILIES}
         known = ", ".join(f"{family.title} ({name})" for name, family in families.items())
         old = any(kind in family.convertible_types for family in families.values())
-        more = " (an old LLaVA checkpoint? `python -m minirlaif convert` makes it one)" if old else ""
+        more = " (convert an old LLaVA checkpoint with `python -m minirlaif convert`)" if old else ""
         raise UserError(f"{place}: model type {kind!r} is not supported; known are {known}{more}")
     family_of(kind).check_config(config, place)
     return dict(config)

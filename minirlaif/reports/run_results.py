@@ -64,10 +64,10 @@ def headline(name: str, numbers: Numbers) -> Html:
         }[compared(gain)]
         lead = f"That is {points(gain['mean'])} points over SFT ({_interval(gain)}), on {questions}. {_new_clips(seen)}"
         if without:
-            lead += f" {number(without)} of the questions have no true answer and count in no figure of accuracy."
+            lead += f" {number(without)} of the questions have no true answer and are left out of every accuracy."
         sentences.append(_against_base(numbers))
     if numbers[numbers["method"]]["chosen_iteration"] == 0:
-        sentences.append((NOT_KEPT, " On the dev questions the judge preferred no checkpoint to it."))
+        sentences.append((NOT_KEPT, " On the dev questions the judge preferred no checkpoint to the SFT model."))
     return run_block("headline", name, numbers["seed"], title, lead, sentences, _tiles(numbers))
 
 
@@ -79,10 +79,10 @@ def _interval(gain: Mapping[str, float]) -> str:
 def _new_clips(seen: int | None) -> str:
     """Whether the test is one of unseen clips."""
     if seen is None:
-        return "It is not known whether an earlier stage has read these clips."
+        return "Whether an earlier stage used these clips could not be determined."
     if seen:
-        return f"Earlier stages have read {number(seen)} of these clips too, so this says little about new clips."
-    return "No stage before this evaluation has read these clips."
+        return f"Earlier stages used {number(seen)} of these clips, so accuracy on new clips was not measured."
+    return "No earlier stage used these clips."
 
 
 def _against_base(numbers: Numbers) -> tuple[str, str]:
@@ -90,7 +90,7 @@ def _against_base(numbers: Numbers) -> tuple[str, str]:
     figures = f" ({percent(right['base'])}): {points(over['mean'])} points, {_interval(over)}"
     poor = ""
     if numbers.get("world") and right["sft"] < right["base"]:
-        poor = " The tiny world's SFT labels are poor on purpose, and SFT itself is below the base."
+        poor = " SFT is also below the base: the tiny world's SFT labels contain deliberate errors."
     zero = "" if over["ci95_low"] == over["ci95_high"] else ", which includes zero"
     return {
         "above": ("RLAIF is above the base before SFT", f"{figures}."),
@@ -209,7 +209,7 @@ def training(numbers: Numbers, metrics: Mapping[str, Sequence[Mapping[str, Any]]
     text = "There were no dev questions, so the weights after the last iteration were kept."
     if numbers[method]["dev_win_rate"] is not None:
         text = NOT_KEPT if best == 0 else f"The dashed line marks iteration {number(best)}, whose weights were kept."
-        text += " The checkpoint is chosen by the judge's win rate on dev questions; only the evaluation reads the truth."
+        text += " The checkpoint is chosen by the judge's win rate on dev questions; true answers are not used."
     return run_block("training", text, drawn(method), [each for stage in metrics if stage != method for each in drawn(stage)])
 
 

@@ -152,7 +152,7 @@ class Run:
             if link.is_symlink() and link.resolve() == source.resolve():
                 continue
             if link.is_symlink() or link.exists():
-                raise UserError(f"{link}: is in the way of a link to {source}; delete it")
+                raise UserError(f"{link}: exists, but must become a link to {source}; delete it")
             link.symlink_to(os.path.relpath(source.resolve(), self.root.resolve()))
 
     def set_aside(self, stage: str) -> None:

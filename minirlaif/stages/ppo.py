@@ -141,12 +141,10 @@ def _refuse_poor_reward(section: RewardSection, run: Run) -> None:
     metrics = (run.manifest("reward") or {"metrics": {}})["metrics"]
     accuracy = float(metrics.get("accuracy", 0.0))
     if section.min_accuracy and not metrics.get("held_out_pairs"):
-        raise UserError(
-            "ppo: no pair was held out to examine the reward model on: raise reward.held_out, or set reward.min_accuracy=0"
-        )
+        raise UserError("ppo: no pair was held out to test the reward model: raise reward.held_out, or set reward.min_accuracy=0")
     if accuracy < section.min_accuracy:
         raise UserError(
-            f"ppo: the reward model is right on {accuracy:.2f} of held-out pairs, reward.min_accuracy asks for"
+            f"ppo: the reward model's accuracy on held-out pairs is {accuracy:.2f}, below reward.min_accuracy"
             f" {section.min_accuracy}: label more prompts, or lower it with --set reward.min_accuracy={accuracy:.2f}"
         )
 

@@ -188,7 +188,7 @@ def _evaluate(session: ModelSession, section: RewardSection, run: Run, out: Stag
             alone = [float(reward_scores(session.backbone, head, [row])) for row in pair]
             gap = max(abs(a - b) for a, b in zip(alone, reward_scores(session.backbone, head, pair).tolist(), strict=True))
     if gap > PADDING_TOLERANCE and session.backbone.device.type == "cpu":
-        raise StageStopped(f"reward: padding moves a score by {gap:.2g}; the attention mask of this backbone is not respected")
+        raise StageStopped(f"reward: padding changes a score by {gap:.2g}; this backbone ignores the attention mask")
     hits: dict[str, list[float]] = {}
     with (out.path / "held_out.jsonl").open("w", encoding="utf-8") as file:
         for number, p in enumerate(held_out):

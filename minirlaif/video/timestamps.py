@@ -62,7 +62,7 @@ def inspect(path: str) -> Timeline:
         if index is not None and len(index) and index[-1].pos + index[-1].size > os.path.getsize(path):
             raise Unreadable("the file is cut short: its index points past its end")
         if stream.codec_context is None:
-            raise Unreadable("nothing here can decode its video codec")
+            raise Unreadable("no installed decoder supports its video codec")
         packets: list[Any] = []
         try:
             packets.extend((p.pts, p.dts, p.is_keyframe, p.is_discard, p.duration) for p in container.demux(stream) if p.size)

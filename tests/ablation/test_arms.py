@@ -120,7 +120,7 @@ def test_help_says_what_each_arm_is_and_how_long_it_takes(capsys: pytest.Capture
     assert set(listed) == {arm.name for arm in (*ARMS.values(), *others)}
     assert len(set(listed.values())) == len(listed) and max(map(len, lines)) <= 100
     text = " ".join(lines)
-    assert "about an hour and a half on two cores with --jobs 2" in text and "that are finished are taken over" in text
+    assert "about an hour and a half on two cores with --jobs 2" in text and "finished arms are reused" in text
 
 
 def given(runs_dir: Path, *more: str) -> list[str]:

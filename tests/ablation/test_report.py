@@ -203,4 +203,4 @@ def test_a_claim_without_any_item_says_so(made: dict[str, Run], runs_dir: Path) 
     tiny.finished(empty, "feedback", lambda path: tiny.write_lines(path / "verdicts.jsonl", []))
     numbers = report.summary(groups_of(CFG), CFG.evaluate.bootstrap, {0: made | {"letter": empty}}, arms_of(CFG), {})
     claim = claims_of(numbers)["The likelihood read-out is right more often than the letter"]
-    assert (claim["verdict"], claim["reason"]) == (MISSING, "nothing to count that all its arms have in every seed")
+    assert (claim["verdict"], claim["reason"]) == (MISSING, "no items that both arms have in every seed")

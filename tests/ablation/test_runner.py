@@ -439,7 +439,7 @@ def test_one_arm_that_fails_is_named_and_leaves_a_report_of_the_others(
         (["--seeds=-1"], "must not be negative"),
         (["--arms", "shrot"], "--arms shrot: no such arm (did you mean short?)"),
         (["--run", "a/b"], "--run 'a/b': must be a plain name"),
-        (["--set", "data.world="], 'data.world is empty, and an ablation needs the truth; set data.world to "tiny"'),
+        (["--set", "data.world="], 'data.world is empty; ablate runs only on the tiny world; set data.world to "tiny"'),
         (["--jobs", "0"], "--jobs 0: must be at least 1"),
     ],
 )

@@ -69,7 +69,7 @@ def test_keys_press_the_buttons(run: Run, browser: Any):
             page.keyboard.press(key)
             page.wait_for_selector(f"#pair :text('{count} of 3 labelled')")
         assert [audit.labels[item.id] for item in audit.items] == ["first", "skip", "second"]
-        assert "Judge and person" in page.inner_text("#pair") and "only a hint" in page.inner_text("#pair")
+        assert "Judge and person" in page.inner_text("#pair") and "too few to rely on" in page.inner_text("#pair")
         ends = page.locator("#pair td, #pair th").evaluate_all("all => all.map(e => e.getBoundingClientRect().right)")
         assert max(ends) <= 390  # nothing is cut at the right
         result = json.loads((run.root / "audit" / "result.json").read_text())
@@ -112,7 +112,7 @@ def test_the_command_says_where_and_ends_with_the_figures(run: Run, capsys: pyte
     stop.set()
     audit_tab.serve(Audit(run, 4, 5), 0, 60.0, stop)
     output = capsys.readouterr().out
-    assert output.startswith("2 pairs drawn before (seed 0) are used") and "label here: http://127.0.0.1:" in output
+    assert output.startswith("2 pairs drawn before (seed 0) are used") and "label at http://127.0.0.1:" in output
     assert "2 pairs drawn, 0 labelled" in output and f"audit: {run.root / 'audit' / 'result.json'}" in output
 
 

@@ -341,7 +341,7 @@ def test_missing_clips_are_named(tmp_path: Path, world: World, videos: Path):
         ({"video": "x", "question": "a?", "options": ["one"], "answer": "A"}, "two options or more"),
         ({"video": "x", "question": "a?", "options": ["one", "two"], "answer": "C"}, "none of the 2 options"),
         ({"video": "x", "caption": " "}, "the caption is empty"),
-        ({"video_name": "x", "question": "a\ud83d?", "answer": "b"}, "half a letter"),
+        ({"video_name": "x", "question": "a\ud83d?", "answer": "b"}, "contains an unpaired surrogate"),
         ({"name": "x"}, "columns name are those of no known benchmark"),
     ],
 )
@@ -422,7 +422,7 @@ def test_other_peoples_predictions(tmp_path: Path, world: World, videos: Path):
         ({"id": "zzz", "question": "who?", "pred": "x"}, "is no row of the benchmark: 'zzz'"),
         ({"id": "q3", "question": "what happens 3?"}, "needs text under pred"),
         ({"id": "q3", "question": "what happens 3?", "pred": 4}, "needs text under pred"),
-        ({"id": "q3", "question": "what happens 3?", "pred": "a \ud83d"}, "row 1: `pred` holds half a letter"),
+        ({"id": "q3", "question": "what happens 3?", "pred": "a \ud83d"}, "row 1: `pred` contains an unpaired surrogate"),
     ],
 )
 def test_predictions_that_belong_elsewhere(row: dict[str, Any], words: str, tmp_path: Path, world: World, videos: Path):

@@ -188,7 +188,7 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "no conversation": (llava() | {"conversations": []}, "must be a list of turns, this is empty"),
     "unknown format": ({"foo": 1, "video": "a.mp4"}, "it has `foo`, `video`"),
     "not an object": ("text", "must be an object with named columns, this is text"),
-    "broken emoji": (own("a.mp4", "Why \ud83d?"), "half of a character pair"),
+    "broken emoji": (own("a.mp4", "Why \ud83d?"), "contains an unpaired surrogate"),
 }
 
 

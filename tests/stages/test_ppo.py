@@ -62,7 +62,7 @@ class Reached(Exception):
 @pytest.mark.parametrize(
     ("metrics", "stopped"),
     [
-        ({"accuracy": 0.5}, "0.50 of held-out pairs.*min_accuracy"),
+        ({"accuracy": 0.5}, "held-out pairs is 0.50, below reward.min_accuracy"),
         ({"accuracy": 0.54}, "min_accuracy"),
         ({"accuracy": 0.55}, ""),
         ({"accuracy": 0.9, "held_out_pairs": 0}, "no pair was held out"),

@@ -238,10 +238,10 @@ def test_a_policy_that_was_not_kept_is_named(tmp_path: Path):
 def test_why_the_base_may_stay_ahead_in_the_tiny_world(tmp_path: Path):
     worse = {"mean": -0.05, "ci95_low": -0.08, "ci95_high": -0.02}
     cfg, run = make(tmp_path / "r", ROWS, result(ROWS, gain_over_base=worse))
-    assert "poor on purpose" not in written(cfg, run)[1]
+    assert "deliberate errors" not in written(cfg, run)[1]
     with run.stage("world", {}):
         pass
-    assert "labels are poor on purpose" in written(cfg, run)[1]
+    assert "labels contain deliberate errors" in written(cfg, run)[1]
 
 
 def test_no_text_about_what_is_not_there(tmp_path: Path):
@@ -316,15 +316,15 @@ def test_whether_the_base_is_passed(tmp_path: Path, gain: tuple[float, float, fl
 @pytest.mark.parametrize(
     ("seen", "words"),
     [
-        (0, "on 5 held-out questions about 5 clips. No stage before this evaluation has read these clips."),
-        (2, "on 5 test questions about 5 clips. Earlier stages have read 2 of these clips too"),
-        (None, "on 5 test questions about 5 clips. It is not known whether an earlier stage has read these clips."),
+        (0, "on 5 held-out questions about 5 clips. No earlier stage used these clips."),
+        (2, "on 5 test questions about 5 clips. Earlier stages used 2 of these clips, so"),
+        (None, "on 5 test questions about 5 clips. Whether an earlier stage used these clips could not be determined."),
     ],
 )
 def test_whether_the_clips_are_new(tmp_path: Path, seen: int | None, words: str):
     numbers, html = written(*make(tmp_path / "r", ROWS, result(ROWS, test_clips_seen_before=seen)))
     assert words in Reader(html).text and numbers["test_clips_seen_before"] == seen
-    assert seen == 0 or ("held-out questions" not in html and "No stage before" not in html)
+    assert seen == 0 or ("held-out questions" not in html and "No earlier stage" not in html)
 
 
 def test_questions_without_an_answer_count_in_no_accuracy(tmp_path: Path):
@@ -436,7 +436,7 @@ def test_clips_without_truth(tmp_path: Path):
 
 def test_departures_and_the_swap_note_follow_the_settings(tmp_path: Path):
     _, plain = written(*make(tmp_path / "a", ROWS, result(ROWS)))
-    assert "No departure from the paper" in plain and "by construction" not in plain
+    assert "are as in the paper" in plain and "by construction" not in plain
     overrides = ("reward.context=true", "reward.likelihood=true", "feedback.readout=likelihood")
     _, html = written(*make(tmp_path / "b", ROWS, result(ROWS), overrides=overrides))
     gone = html[: html.index("<footer")]

@@ -234,7 +234,7 @@ def test_an_update_that_sees_other_logprobs_than_the_rollout_stops(tmp_path: Pat
     made = session()
     rolled = rollout(made)
     rolled.logprobs_BR[rolled.mask_BR] += 0.1
-    with pytest.raises(StageStopped, match="first ratio is off 1"):
+    with pytest.raises(StageStopped, match="first probability ratio differs from 1"):
         learner(made, tmp_path).update(rolled, 0)
 
 

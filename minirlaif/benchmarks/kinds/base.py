@@ -213,7 +213,7 @@ def checked_row(row: Any) -> tuple[dict[str, Any], str]:
     """A row's columns that hold something, and its clip's name. BadRow for what no kind could parse."""
     columns = {str(name): value for name, value in object_row(row).items() if value is not None}
     if half_letters(json.dumps(columns, ensure_ascii=False, default=str)):
-        raise BadRow("holds half a letter (a lone surrogate), which no file can hold: write the file as UTF-8")
+        raise BadRow("contains an unpaired surrogate (broken emoji): remove it, or save the file as UTF-8")
     column = first_column(columns, CLIP_COLUMNS)
     if not column:
         raise BadRow(f"no clip: needs a `video_name`, `video` or `video_id` column (it has {', '.join(columns)})")

@@ -151,7 +151,7 @@ class LlamaClient:
             reason = next((line for line in lost.printed if "ASSERT" in line or "Error" in line), last)[:200]
             files = " and ".join(Path(self._open_request[name]).name for name in ("text", "mmproj"))
             raise UserError(
-                f"llama.cpp ended with status {lost.status} over {files} ({reason}); export the files again if it happens again"
+                f"{files}: llama.cpp exited with status {lost.status} ({reason}); if it happens again, export the files again"
             ) from None
         except BaseException:
             self.close()

@@ -165,7 +165,7 @@ def test_a_model_that_dies_is_started_again(engine: GgufEngine, folder: Path) ->
     assert process is not None
     os.kill(process.pid, signal.SIGABRT)
     process._process.wait()
-    with pytest.raises(UserError, match="llama.cpp ended with status -6 over .*text.gguf and .*mmproj.gguf"):
+    with pytest.raises(UserError, match="text.gguf and .*mmproj.gguf: llama.cpp exited with status -6"):
         ask(engine, clip, QUESTIONS[0])
     assert ask(engine, clip, QUESTIONS[0]) == first
     assert engine.counters["prefilled_tokens"] == 2 * counted and engine.counters["encodes"] == 2

@@ -50,15 +50,9 @@ class SmolVLM(VisionLanguageModel):
         from transformers import SmolVLMForConditionalGeneration
 
         model = load_weights(SmolVLMForConditionalGeneration, folder, revision, dtype, quantization, device)
-        own = Path(folder) / LAYOUT_FILE
-        if not own.is_file():
-            longest = _longest(folder, revision, model.config.vision_config.image_size)
-            return cls(model, cls.load_tokenizer(folder, revision), cls.layout, folder, longest)
-        try:
-            layout = Layout.from_dict(json.loads(own.read_text()))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{own}: not a chat layout ({error}); delete it to use the family's own") from None
-        return cls(model, cls.load_tokenizer(folder, revision), layout, folder)  # trained here: frames go straight to the tile
+        own = Path(folder) / LAYOUT_FILE  # a model trained here: frames go straight to the tile
+        longest = 0 if own.is_file() else _longest(folder, revision, model.config.vision_config.image_size)
+        return cls(model, cls.load_tokenizer(folder, revision), _layout(own), folder, longest)
 
     @classmethod
     def feature_grid(cls, config: Mapping[str, Any], frames: int, frame_pixels: int) -> tuple[int, int, int]:
@@ -91,6 +85,15 @@ def _longest(folder: str, revision: str, tile: int) -> int:
         return min(int(size.get("longest_edge", 4 * tile)), 4096)  # as high as their processor goes
     except (ValueError, AttributeError, TypeError):
         raise UserError(f"{path}: no size of frames can be read from it; save the processor again") from None
+
+
+def _layout(path: Path) -> Layout:
+    if not path.is_file():
+        return Layout()
+    try:
+        return Layout.from_dict(json.loads(path.read_text()))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a chat layout ({error}); delete it to use the family's own") from None
 
 
 FAMILY = SmolVLM

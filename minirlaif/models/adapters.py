@@ -136,8 +136,7 @@ class AdapterSet:
     def _switched(self, role: str) -> Iterator[None]:
         flags = {p: p.requires_grad for p in self._all_parameters()}
         training = self.backbone.text_model.training
-        layers = self._lora_layers()
-        active = "base" if not layers or layers[0].disable_adapters else str(layers[0].active_adapters[0])
+        active = self._active()
         offloaded = [name for name in ("base", role) if name in self._offloaded and self._offloaded[name].offloaded]
         if offloaded:
             raise ValueError(f"role {offloaded[0]} is offloaded to host memory; use on_device() to bring it back")
@@ -162,6 +161,10 @@ class AdapterSet:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         return [] if self._peft is None else [m for m in self._peft.modules() if isinstance(m, BaseTunerLayer)]
+
+    def _active(self) -> str:
+        layers = self._lora_layers()
+        return "base" if not layers or layers[0].disable_adapters else str(layers[0].active_adapters[0])
 
     def _activate(self, role: str) -> None:
         if role != "base" and (self._peft is None or role not in self._peft.peft_config):

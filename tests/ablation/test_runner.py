@@ -259,7 +259,7 @@ def test_what_is_shared_is_never_deleted(main: Run, runs_dir: Path) -> None:
     assert not (arm.root / "world").is_symlink() and (arm.root / "world" / "truth.jsonl").read_text() == "mine"
     assert not (arm.root / "sft").exists() and not (arm.root / "sft.old").is_symlink()
     assert small_config.files(main.root) == before
-    with pytest.raises(UserError, match="in the way"):
+    with pytest.raises(UserError, match="must become a link"):
         arm.take_over(main, ["world"])
     with pytest.raises(UserError, match="does not exist yet"):
         arm.take_over(main, ["pretrain"])

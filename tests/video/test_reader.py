@@ -15,7 +15,6 @@ import pytest
 
 from minirlaif.errors import UserError
 from minirlaif.video import decode_worker, timestamps
-from minirlaif.video import reader as video
 from minirlaif.video.frame_sampling import FramePlan, FrameSize, uniform_plan
 from minirlaif.video.reader import ClipReader, UnreadableClip, check_clips
 from tests.fixtures import clips
@@ -348,16 +347,21 @@ def test_a_reader_that_does_not_start_says_why():
 
 
 def test_an_interrupted_answer_is_not_taken_for_the_next(made: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
-    with ClipReader(60) as reader:
-        reader.info(made["plain"])
+    class Interrupted:
+        """A pipe whose reader is interrupted between the header of a reply and its frames."""
 
-        def interrupted(*_: object) -> None:
+        def __init__(self, pipe: Any) -> None:
+            self.readline = pipe.readline
+
+        def readinto(self, buffer: Any) -> int:
             raise KeyboardInterrupt
 
-        with monkeypatch.context() as patch:
-            patch.setattr(video, "_fill", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                reader.frames(made["plain"], [FramePlan((0.0,))])
+    with ClipReader(60) as reader:
+        reader.info(made["plain"])
+        assert reader._child is not None
+        monkeypatch.setattr(reader._child, "stdout", Interrupted(reader._child.stdout))
+        with pytest.raises(KeyboardInterrupt):
+            reader.frames(made["plain"], [FramePlan((0.0,))])
         assert numbers(reader.frames(made["plain"], [FramePlan((0.5,))])[0]) == [12]
 
 

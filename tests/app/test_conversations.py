@@ -300,7 +300,7 @@ def test_a_judge_that_failed_is_not_said_to_be_missing(service: ChatService, mon
 def test_half_a_character_is_refused_in_words(service: ChatService, letter: str) -> None:
     session = service.session("me")
     service.open_clip(session, uploaded(service.upload_store, "good.mp4"), 4)
-    assert not service.begin(session, letter) and "incomplete character" in session.notice
+    assert not service.begin(session, letter) and "unpaired surrogate" in session.notice
 
 
 def test_a_question_that_never_came_to_the_model_is_given_up(service: ChatService) -> None:

@@ -446,7 +446,7 @@ def test_a_proxy_that_cannot_be_used(monkeypatch):
         ("openai:m", ["url=http:///v1"], "is no address"),
         ("openai:m", ["url=http://host:99999/v1"], "is no address"),
         ("openai:m", ["url=http://my host/v1"], "is no address"),
-        ("openai:m", ["url=http://host", 'extra={"API_Key": "x"}'], "extra contains API_Key, .*key_env"),
+        ("openai:m", ["url=http://host", 'extra={"API_Key": "x"}'], "extra contains API_Key .*key_env"),
         ("openai:m", ["url=http://host", 'extra={"headers": {"Authorization": "x"}}'], "extra contains Authorization"),
         ("openai:m", ["url=http://host", 'extra={"token": "x"}'], "extra contains token"),
         ("nowhere.yaml", [], "cannot be read"),

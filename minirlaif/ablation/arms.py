@@ -111,7 +111,7 @@ def listing() -> str:
     width = max(map(len, about))
     return "\n".join(
         [
-            "arms (PPO runs a third of the main run's iterations; the main run's own KL coefficient is arm short):",
+            "arms (PPO runs a third of the main run's iterations; its own KL coefficient is the arm short):",
             *(f"  {name:<{width}}  {line}" for name, line in about.items()),
             "",
             "All arms of three seeds take about an hour and a half on two cores with --jobs 2. Finished",

@@ -46,7 +46,7 @@ class Benchmark:
         return list(dict.fromkeys(item.name for item in self.items if not item.video))
 
     def summary(self) -> str:
-        """What was read, in a line: a folder taken for something else is noticed before any model runs."""
+        """Kind, rows, clips and files in one line, printed before any model runs, so that a wrong folder is noticed."""
         rows = f"{self.kind.name}, {len(self.items)} rows about {len(self.clips)} clips, from {listed(self.files)}"
         return f"benchmark {self.name}: {rows}" + (f"; not read: {listed(self.unread)}" if self.unread else "")
 

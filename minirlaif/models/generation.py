@@ -79,7 +79,7 @@ def stream(
 ) -> Generator[int]:
     """Token ids of one answer as they are sampled, its end token left out; arguments as for `sample`, and the same answer.
 
-    cache: what was read for earlier prompts is not read again. A consumer may stop early.
+    cache: of this conversation; only what follows the prefix shared with earlier prompts is prefilled. A consumer may stop early.
     """
     ids = list(prompt.ids)
     start = cache.prefill(backbone, prompt)

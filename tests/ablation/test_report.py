@@ -155,8 +155,8 @@ def test_people_read_what_failed_and_which_claims_it_took_along(failing: tuple[P
     for shown in (text, page):
         assert "Of 22 claims 13 hold, 5 do not, 2 are undecided, and 2 were not measured." in shown
         assert f"seed 1, kl-0.1: {WHY}" in shown and "seed 1, letter: needs luck" in shown
-    leash = "KL coefficient 0.1 is worse than 0.03"
-    row = next(line for line in text.splitlines() if line.startswith(f"| {leash} |"))
+    claim_name = "KL coefficient 0.1 is worse than 0.03"
+    row = next(line for line in text.splitlines() if line.startswith(f"| {claim_name} |"))
     assert row.endswith("| – | – | – | **not measured** (seed 1, kl-0.1: the loss is not a number ¦ step 3) |")
     assert row.count("|") == 6  # five cells: the reason opens none of its own
     assert page.count("– not measured") == 4  # in the table of claims and under the question, for both

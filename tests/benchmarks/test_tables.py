@@ -403,7 +403,7 @@ def test_pictures_say_whom_they_leave_out_and_which_whiskers_to_trust():
     published_panel = plots.panels(table_json([scores("m", five())]))[1]
     assert published_panel.caption(False).endswith("not drawn: 10 more of the table's models")  # of fourteen four are drawn
     two = [scores("m", five()), scores("n", five(), replace(JUDGE, version="v2"))]
-    assert "version v1" in plots.panels(table_json(two))[0].title  # two versions of one judge are told apart
+    assert "version v1" in plots.panels(table_json(two))[0].title  # two versions of one judge have different titles
 
 
 def test_a_radar_says_who_lacks_one_of_the_five():

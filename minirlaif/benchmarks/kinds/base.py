@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,7 +104,7 @@ class Grade:
     reply: str = ""
 
 
-class BenchmarkKind:
+class BenchmarkKind(ABC):
     """One kind of benchmark. Subclasses set the attributes and implement `matches`, `parse` and `grade`.
 
     name: as in table.json; columns: what its rows must have, for messages; metrics: in the order of a table's columns; rubrics:
@@ -121,13 +122,13 @@ class BenchmarkKind:
     has_readouts = False
     needs_every_clip = False
 
+    @abstractmethod
     def matches(self, row: Mapping[str, Any], part: str) -> bool:
         """Whether a row is of this kind. part: what the file's name says, "" for nothing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def parse(self, row: Mapping[str, Any], part: str, clip: str) -> Item:
         """The item of a row that `checked_row` has passed. clip: its clip's name. BadRow: what is wrong, in one line."""
-        raise NotImplementedError
 
     def complete(self, items: Sequence[Item], path: Path) -> list[Item]:
         """Items with what only the whole benchmark says. path: its file or folder."""
@@ -142,16 +143,18 @@ class BenchmarkKind:
         return list(item.questions)
 
     def candidates(self, item: Item, ask: str, clips: Mapping[str, str]) -> Candidates:
-        """What is ranked, for kinds that rank. ask: the question where the item has none; clips: name of each clip by path."""
-        raise NotImplementedError
+        """The candidates to rank. ask: the question where the item has none; clips: name of each clip by path.
+
+        TypeError for a kind that does not rank, see `ranks`."""
+        raise TypeError(f"{self.name}: a reply is generated, nothing is ranked")
 
     def grader(self, ranked: bool, ask: str) -> JudgeName:
-        """The name that grades without a judge stand under, for kinds without rubrics."""
-        raise NotImplementedError
+        """The column of grades that need no judge. TypeError for a kind that a judge grades, see `rubrics`."""
+        raise TypeError(f"{self.name}: a judge grades it")
 
+    @abstractmethod
     def grade(self, item: Item, answer: Answer | None, reason: str, results: Mapping[str, GradeResult]) -> list[Grade]:
         """A grade per metric of the item. reason: why there is no answer; results: a judge's by metric, empty without one."""
-        raise NotImplementedError
 
     def write_predictions(self, item: Item, texts: Sequence[str]) -> dict[str, Any]:
         """The row of a file of predictions."""

@@ -9,6 +9,7 @@ per group, E numbers per vector (D, or more where deeper layers get features of 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,7 @@ class GGUFFacts:
     converter_flags: tuple[str, ...] = ()
 
 
-class VisionLanguageModel(LanguageModel):
+class VisionLanguageModel(LanguageModel, ABC):
     """A loaded model with its tokenizer. A subclass sets the attributes of the class, and `sizing` in its __init__.
 
     Attributes:
@@ -113,10 +114,10 @@ class VisionLanguageModel(LanguageModel):
         return (*targets, *cls.extra_lora_targets) if tuple(targets) == ModelSection.lora_targets else tuple(targets)
 
     @classmethod
+    @abstractmethod
     def feature_grid(cls, config: Mapping[str, Any], frames: int, frame_pixels: int) -> tuple[int, int, int]:
         """G, H and W of the features of so many frames, from config.json (`vision_config` in full). Frames of any size are
         taken as 16:9 of at most `frame_pixels`."""
-        raise NotImplementedError
 
     @classmethod
     def tower_patches(cls, config: Mapping[str, Any], frames: int, frame_pixels: int) -> int:
@@ -139,9 +140,9 @@ class VisionLanguageModel(LanguageModel):
         """Pixels that each frame of a width x height clip becomes; frame_pixels: the most, where the family lets one choose."""
         return self.sizing.size(width, height, frame_pixels)
 
+    @abstractmethod
     def encode_frames(self, pixels_FHW3: np.ndarray) -> Tensor:
         """Frames of one frame plan (uint8 RGB of `frame_size`) -> features_GHWE on the vision tower's device."""
-        raise NotImplementedError
 
     def reordered(self, features_GHWE: Tensor, order: Sequence[int]) -> Tensor:
         """Features of the same frames in another order, a permutation of 0 to F - 1, for the control. Groups stay together:

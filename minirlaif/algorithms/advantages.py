@@ -15,17 +15,17 @@ from torch import Tensor
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean over counted positions, a scalar. Any shape. ValueError if nothing counts: neither 0 nor NaN is a mean."""
-    _check(mask, x)
+    check_mask(mask, x)
     count = mask.sum()
     if count == 0:
         raise ValueError("masked_mean: nothing counts in this mask")
-    return torch.where(mask, x, torch.zeros_like(x)).sum() / count
+    return counted(x, mask).sum() / count
 
 
 def whiten(x_BR: Tensor, mask_BR: Tensor) -> Tensor:
     """x_BR with mean 0 and (population) variance 1 over counted positions, 0 elsewhere. Equal values become 0."""
     mean = masked_mean(x_BR, mask_BR)
-    centred_BR = torch.where(mask_BR, x_BR - mean, torch.zeros_like(x_BR))
+    centred_BR = counted(x_BR - mean, mask_BR)
     variance = masked_mean(centred_BR.square(), mask_BR)
     return centred_BR * torch.rsqrt(variance + 1e-8)
 
@@ -52,7 +52,7 @@ def penalized_scores(
 
     Both terms come from the paper's released code (8 and 10 there). stopped_B is bool, lengths_B counts answer tokens.
     """
-    _check(stopped_B, scores_B, lengths_B)
+    check_mask(stopped_B, scores_B, lengths_B)
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
     unended_B = (~stopped_B).to(scores_B.dtype)
@@ -64,7 +64,7 @@ def shaped_rewards(scores_B: Tensor, kl_BR: Tensor, mask_BR: Tensor, kl_coef: fl
 
     ValueError if a row counts no token: its score would vanish.
     """
-    _check(mask_BR, kl_BR)
+    check_mask(mask_BR, kl_BR)
     if scores_B.shape != mask_BR.shape[:1]:
         raise ValueError(f"shapes differ: {tuple(scores_B.shape)} scores and mask {tuple(mask_BR.shape)}")
     if not bool(mask_BR.any(dim=1).all()):
@@ -72,8 +72,8 @@ def shaped_rewards(scores_B: Tensor, kl_BR: Tensor, mask_BR: Tensor, kl_coef: fl
     positions_R = torch.arange(mask_BR.shape[1], device=mask_BR.device)
     last_B = torch.where(mask_BR, positions_R, -1).amax(dim=1)
     at_last_BR = positions_R == last_B.unsqueeze(1)
-    kl_BR = torch.where(mask_BR, kl_BR.detach(), torch.zeros_like(kl_BR))
-    score_BR = torch.where(at_last_BR, scores_B.detach().to(kl_BR.dtype).unsqueeze(1), torch.zeros_like(kl_BR))
+    kl_BR = counted(kl_BR.detach(), mask_BR)
+    score_BR = counted(scores_B.detach().to(kl_BR.dtype).unsqueeze(1).expand_as(kl_BR), at_last_BR)
     return scale * (score_BR - kl_coef * kl_BR)
 
 
@@ -83,10 +83,9 @@ def gae(rewards_BR: Tensor, values_BR: Tensor, mask_BR: Tensor, gamma: float, la
     The recursion runs over counted positions only and steps over the others, so padding on either side, or a hole,
     changes nothing. After the last counted position the value is 0: an answer has an end.
     """
-    _check(mask_BR, rewards_BR, values_BR)
+    check_mask(mask_BR, rewards_BR, values_BR)
     rewards_BR, values_BR = rewards_BR.detach(), values_BR.detach()
-    zeros_BR = torch.zeros_like(values_BR)
-    next_value_B = zeros_BR.new_zeros(zeros_BR.shape[0])
+    next_value_B = values_BR.new_zeros(len(values_BR))
     carried_B = torch.zeros_like(next_value_B)
     columns = []
     for r in range(mask_BR.shape[1] - 1, -1, -1):
@@ -95,9 +94,8 @@ def gae(rewards_BR: Tensor, values_BR: Tensor, mask_BR: Tensor, gamma: float, la
         carried_B = torch.where(counts_B, error_B + gamma * lam * carried_B, carried_B)
         next_value_B = torch.where(counts_B, values_BR[:, r], next_value_B)
         columns.append(carried_B)
-    advantages_BR = torch.stack(columns[::-1], dim=1) if columns else zeros_BR
-    returns_BR = advantages_BR + values_BR
-    return torch.where(mask_BR, advantages_BR, zeros_BR), torch.where(mask_BR, returns_BR, zeros_BR)
+    advantages_BR = torch.stack(columns[::-1], dim=1) if columns else torch.zeros_like(values_BR)
+    return counted(advantages_BR, mask_BR), counted(advantages_BR + values_BR, mask_BR)
 
 
 def leave_one_out(rewards_BR: Tensor, mask_BR: Tensor, prompt_index_B: Tensor) -> Tensor:
@@ -109,7 +107,7 @@ def leave_one_out(rewards_BR: Tensor, mask_BR: Tensor, prompt_index_B: Tensor) -
     rewards_B, same_BB = _by_prompt(rewards_BR, mask_BR, prompt_index_B)
     others_B = same_BB.sum(1) - 1
     baseline_B = (same_BB @ rewards_B - rewards_B) / others_B
-    return torch.where(mask_BR, (rewards_B - baseline_B).unsqueeze(1), torch.zeros_like(rewards_BR))
+    return counted((rewards_B - baseline_B).unsqueeze(1).expand_as(rewards_BR), mask_BR)
 
 
 def group_relative(rewards_BR: Tensor, mask_BR: Tensor, prompt_index_B: Tensor, epsilon: float = 1e-4) -> Tensor:
@@ -119,15 +117,15 @@ def group_relative(rewards_BR: Tensor, mask_BR: Tensor, prompt_index_B: Tensor, 
     count_B = same_BB.sum(1)
     centred_B = rewards_B - same_BB @ rewards_B / count_B
     deviation_B = (same_BB @ centred_B.square() / (count_B - 1)).sqrt()
-    return torch.where(mask_BR, (centred_B / (deviation_B + epsilon)).unsqueeze(1), torch.zeros_like(rewards_BR))
+    return counted((centred_B / (deviation_B + epsilon)).unsqueeze(1).expand_as(rewards_BR), mask_BR)
 
 
 def _by_prompt(rewards_BR: Tensor, mask_BR: Tensor, prompt_index_B: Tensor) -> tuple[Tensor, Tensor]:
     """Each answer's whole reward, and 1 where two answers belong to one prompt [B, B]."""
-    _check(mask_BR, rewards_BR)
+    check_mask(mask_BR, rewards_BR)
     if prompt_index_B.shape != mask_BR.shape[:1]:
         raise ValueError(f"shapes differ: {tuple(prompt_index_B.shape)} prompts and mask {tuple(mask_BR.shape)}")
-    rewards_B = torch.where(mask_BR, rewards_BR.detach(), torch.zeros_like(rewards_BR)).sum(1)
+    rewards_B = counted(rewards_BR.detach(), mask_BR).sum(1)
     same_BB = (prompt_index_B.unsqueeze(1) == prompt_index_B).to(rewards_B.dtype)
     if bool((same_BB.sum(1) < 2).any()):
         raise ValueError("a prompt has a single answer: there is nothing to compare it with")
@@ -139,7 +137,7 @@ def explained_variance(values_BR: Tensor, returns_BR: Tensor, mask_BR: Tensor) -
 
     0.0 where the returns do not vary: there is nothing to explain, and NaN would spoil a metrics file.
     """
-    _check(mask_BR, values_BR, returns_BR)
+    check_mask(mask_BR, values_BR, returns_BR)
     returns_BR, values_BR = returns_BR.detach(), values_BR.detach()
     spread = _variance(returns_BR, mask_BR)
     if spread == 0:
@@ -151,7 +149,14 @@ def _variance(x: Tensor, mask: Tensor) -> float:
     return masked_mean((x - masked_mean(x, mask)).square(), mask).item()
 
 
-def _check(mask: Tensor, *others: Tensor) -> None:
+def counted(x: Tensor, mask: Tensor) -> Tensor:
+    """x where the mask counts, else 0; any shape."""
+    # where, not a product: NaN or infinity in the padding times zero is NaN.
+    return torch.where(mask, x, torch.zeros_like(x))
+
+
+def check_mask(mask: Tensor, *others: Tensor) -> None:
+    """ValueError for a mask that is not bool, or has another shape than one of the others."""
     if mask.dtype != torch.bool:
         raise ValueError(f"the mask must be bool (True counts), not {mask.dtype}")
     for other in others:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from minirlaif.algorithms.advantages import check_mask, counted
+
 MAXIMA = ("ratio_max", "ratio_gap")  # statistics that combine by maximum; all others are shares, which add up
 
 
@@ -65,18 +67,18 @@ def ppo_policy_loss(
     """
     _check(mask_BR, denominator, new_BR, old_BR, advantages_BR)
     # Masked before exp: garbage in the padding would overflow, and infinity times a zero gradient is NaN.
-    log_ratio_BR = _counted(new_BR - old_BR.detach(), mask_BR)
-    advantages_BR = _counted(advantages_BR.detach(), mask_BR)
+    log_ratio_BR = counted(new_BR - old_BR.detach(), mask_BR)
+    advantages_BR = counted(advantages_BR.detach(), mask_BR)
     ratio_BR = log_ratio_BR.exp()
     free_BR = -advantages_BR * ratio_BR
     clipped_BR = -advantages_BR * ratio_BR.clamp(1 - clip, 1 + clip)
     loss = _share(torch.maximum(free_BR, clipped_BR), mask_BR, denominator)
     with torch.no_grad():
-        counted = ratio_BR[mask_BR]
+        ratios = ratio_BR[mask_BR]
         stats = {
             "ratio_mean": _share(ratio_BR, mask_BR, denominator).item(),
-            "ratio_max": counted.max().item() if len(counted) else 0.0,
-            "ratio_gap": (counted - 1).abs().max().item() if len(counted) else 0.0,
+            "ratio_max": ratios.max().item() if len(ratios) else 0.0,
+            "ratio_gap": (ratios - 1).abs().max().item() if len(ratios) else 0.0,
             "clip_fraction": _share((clipped_BR > free_BR).to(ratio_BR.dtype), mask_BR, denominator).item(),
             "approx_kl": _share(torch.expm1(log_ratio_BR) - log_ratio_BR, mask_BR, denominator).item(),
         }
@@ -92,9 +94,9 @@ def value_loss(
     squared error without the clip).
     """
     _check(mask_BR, denominator, new_BR, old_BR, returns_BR)
-    new_BR = _counted(new_BR, mask_BR)
-    old_BR = _counted(old_BR.detach(), mask_BR)
-    returns_BR = _counted(returns_BR.detach(), mask_BR)
+    new_BR = counted(new_BR, mask_BR)
+    old_BR = counted(old_BR.detach(), mask_BR)
+    returns_BR = counted(returns_BR.detach(), mask_BR)
     free_BR = (new_BR - returns_BR).square()
     clipped_BR = (torch.clamp(new_BR, old_BR - clip, old_BR + clip) - returns_BR).square()
     loss = 0.5 * _share(torch.maximum(free_BR, clipped_BR), mask_BR, denominator)
@@ -111,29 +113,16 @@ def total_stats(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     total: dict[str, float] = {}
     for part in parts:
         for name, value in part.items():
-            if name not in total:
-                total[name] = value
-            else:
-                total[name] = max(total[name], value) if name in MAXIMA else total[name] + value
+            total[name] = max(total.get(name, value), value) if name in MAXIMA else total.get(name, 0.0) + value
     return total
 
 
-def _counted(x_BR: Tensor, mask_BR: Tensor) -> Tensor:
-    # where, not a product: NaN or infinity in the padding times zero is NaN.
-    return torch.where(mask_BR, x_BR, torch.zeros_like(x_BR))
-
-
 def _share(x_BR: Tensor, mask_BR: Tensor, denominator: float) -> Tensor:
-    return _counted(x_BR, mask_BR).sum() / denominator
+    return counted(x_BR, mask_BR).sum() / denominator
 
 
 def _check(mask_BR: Tensor, denominator: float, *others: Tensor) -> None:
-    if mask_BR.dtype != torch.bool:
-        raise ValueError(f"the mask must be bool (True counts), not {mask_BR.dtype}")
-    for other in others:
-        # Without this, a [B, 1] would broadcast silently.
-        if other.shape != mask_BR.shape:
-            raise ValueError(f"shapes differ: {tuple(other.shape)} and mask {tuple(mask_BR.shape)}")
+    check_mask(mask_BR, *others)
     if not denominator > 0:
         raise ValueError(f"the denominator must be the counted tokens of the whole minibatch, not {denominator}")
 

@@ -54,12 +54,14 @@ class Learner:
             for epoch in range(p.epochs):
                 order = shuffled(len(lengths), self.seed, "ppo-order", step, epoch)
                 for start in range(0, len(lengths), p.minibatch_size):
-                    stats = self._minibatch(rollout, order[start : start + p.minibatch_size], lengths)
+                    chosen = order[start : start + p.minibatch_size]
+                    counted = int(rollout.mask_BR[chosen].sum())  # the denominator of every micro-batch
+                    groups = micro_batches([lengths[i] for i in chosen], p.micro_batch_size)
+                    indices = [[chosen[i] for i in group] for group in groups]
+                    stats = total_stats(distributed.mapped(partial(self._micro_batch, rollout, counted), indices))
                     if not all_stats and stats["ratio_gap"] > RATIO_TOLERANCE and policy.backbone.device.type == "cpu":
-                        gap = f"{stats['ratio_gap']:.3g}"
-                        raise StageStopped(
-                            f"ppo: the first probability ratio differs from 1 by {gap}: rollout and update disagree"
-                        )
+                        gap = f"{stats['ratio_gap']:.3g}: rollout and update disagree"
+                        raise StageStopped(f"ppo: the first probability ratio differs from 1 by {gap}")
                     for role, trainer in self.trainers.items():
                         distributed.sum_gradients(trainer.parameters)
                         norm = stats[f"{role}_grad_norm"] = trainer.step(rate)
@@ -68,13 +70,6 @@ class Learner:
                     all_stats.append(stats)
         mean = {name: sum(s[name] for s in all_stats) / len(all_stats) for name in all_stats[0]}
         return mean | {"first_ratio_gap": all_stats[0]["ratio_gap"], "learning_rate": rate}
-
-    def _minibatch(self, rollout: Rollout, chosen: list[int], lengths: list[int]) -> dict[str, float]:
-        """Gradients of a minibatch; its counted answer tokens are the denominator of every micro-batch."""
-        counted = int(rollout.mask_BR[chosen].sum())
-        groups = micro_batches([lengths[i] for i in chosen], self.section.micro_batch_size)
-        indices = [[chosen[i] for i in group] for group in groups]
-        return total_stats(distributed.mapped(partial(self._micro_batch, rollout, counted), indices))
 
     def _micro_batch(self, rollout: Rollout, counted: int, index: list[int]) -> dict[str, float]:
         """Gradients of policy and value for rows of a rollout; returns the statistics of both losses."""

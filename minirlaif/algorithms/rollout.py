@@ -6,7 +6,7 @@ Letters: B answers, R answer tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -84,7 +84,11 @@ class RolloutCollector:
             ref_BR, *_ = score_rows(rows, r.batch_size, lambda part: token_logprobs(reference.backbone, part, r.temperature)[:2])
         # 3. scores and values
         with critic.adapters.on_device("reward", "value"):
-            scores_B, values_BR = score_and_value(critic, critic_rows, r.batch_size)
+            with critic.adapters.inference_as("reward"):
+                scores_B = torch.tensor(score_pairs(critic, critic_rows, r.batch_size))
+            with critic.adapters.inference_as("value"):
+                head = critic.adapters.heads["value"]
+                values_BR, _ = score_rows(critic_rows, r.batch_size, lambda part: token_values(critic.backbone, head, part))
         # 4. shaped rewards, advantages
         raw_B = scores_B - self.bias
         stopped_B = torch.tensor([c.stopped for c in completions])
@@ -95,7 +99,6 @@ class RolloutCollector:
         kl_BR = kl_per_token(logprobs_BR, ref_BR, r.kl_estimator)
         rewards_BR = shaped_rewards(final_B, kl_BR, mask_BR, r.kl_coef, r.reward_scale)
         advantages_BR, returns_BR = gae(rewards_BR, values_BR, mask_BR, r.gamma, r.lam)
-        gaps = [sum(c.logprobs) - float(logprobs_BR[i].sum()) for i, c in enumerate(completions)]
         stats = {
             "score": float(raw_B.mean()),
             "reward": float(rewards_BR.sum(1).mean()),
@@ -103,52 +106,22 @@ class RolloutCollector:
             "entropy": float(masked_mean(entropy_BR, mask_BR)),
             "length": float(lengths_B.float().mean()),
             "stopped": float(stopped_B.float().mean()),
-            "sampler_gap": max(abs(gap) for gap in gaps),
+            "sampler_gap": max(abs(sum(c.logprobs) - float(logprobs_BR[i].sum())) for i, c in enumerate(completions)),
             "explained_variance": explained_variance(values_BR, returns_BR, mask_BR),
         }
-        prompt_index_B = torch.arange(len(rows)) // self.samples_per_prompt
-        rollout = Rollout(
-            rows,
-            critic_rows,
-            prompt_index_B,
-            logprobs_BR,
-            whiten(advantages_BR, mask_BR),
-            mask_BR,
-            values_BR,
-            returns_BR,
-            self.samples_per_prompt,
-            r.temperature,
-        )
-        return rollout, stats
+        index_B, whitened_BR = torch.arange(len(rows)) // self.samples_per_prompt, whiten(advantages_BR, mask_BR)
+        learned = Rollout(rows, critic_rows, index_B, logprobs_BR, whitened_BR, mask_BR, values_BR, returns_BR)
+        return replace(learned, samples_per_prompt=self.samples_per_prompt, temperature=r.temperature), stats
 
     def _sample(self, prompts: Sequence[Sample], step: int) -> tuple[list[EncodedPair], list[EncodedPair], list[Completion]]:
-        """Answers as rows for the policy, as rows for the critic, and as they were sampled."""
-        policy, critic = self.models.policy, self.models.critic
+        """Answers as rows for the policy, as rows for the critic, and as they were sampled: prompts of like length together, each
+        micro-batch with a generator of its own."""
+        policy, critic, r = self.models.policy, self.models.critic, self.section
         policy.encode_shared(p.video for p in prompts)
         views = [policy.video_input(p.video) for p in prompts]
         encoded = [
             EncodedPrompt(policy.prompt(view, p.turns[0].question), view.features) for view, p in zip(views, prompts, strict=True)
         ]
-        answers = self._completions(encoded, step)
-        rows = [EncodedPair(e.ids, c.ids, e.features) for e, drawn in zip(encoded, answers, strict=True) for c in drawn]
-        critic_rows = rows
-        if self.contexts is not None or critic is not policy:
-            critic.encode_shared(p.video for p in prompts)
-            critic_rows = [
-                critic.encode_pair(
-                    critic.video_input(p.video),
-                    p.turns[0].question,
-                    c.ids,
-                    "" if self.contexts is None else self.contexts[p.video],
-                )
-                for p, drawn in zip(prompts, answers, strict=True)
-                for c in drawn
-            ]
-        return rows, critic_rows, [c for drawn in answers for c in drawn]
-
-    def _completions(self, encoded: Sequence[EncodedPrompt], step: int) -> list[list[Completion]]:
-        """Answers by prompt; prompts of like length together, each micro-batch with a generator of its own."""
-        policy, r = self.models.policy, self.section
 
         def draw(number: int, index: list[int]) -> list[list[Completion]]:
             source = generator(self.seed, "ppo", step, number)
@@ -157,7 +130,18 @@ class RolloutCollector:
             return sample(policy.backbone, batch, self.samples_per_prompt, r.temperature, 1.0, r.max_new_tokens, source)
 
         with policy.adapters.on_device("policy"), policy.adapters.inference_as("policy"):
-            return map_micro_batches(draw, [len(e.ids) for e in encoded], r.batch_size, distributed.mapped)
+            answers = map_micro_batches(draw, [len(e.ids) for e in encoded], r.batch_size, distributed.mapped)
+        rows = [EncodedPair(e.ids, c.ids, e.features) for e, drawn in zip(encoded, answers, strict=True) for c in drawn]
+        critic_rows = rows
+        if self.contexts is not None or critic is not policy:
+            critic.encode_shared(p.video for p in prompts)
+            contexts = dict.fromkeys((p.video for p in prompts), "") if self.contexts is None else self.contexts
+            critic_rows = [
+                critic.encode_pair(critic.video_input(p.video), p.turns[0].question, c.ids, contexts[p.video])
+                for p, drawn in zip(prompts, answers, strict=True)
+                for c in drawn
+            ]
+        return rows, critic_rows, [c for drawn in answers for c in drawn]
 
     def _normalized(self, raw_B: Tensor) -> Tensor:
         """Where the settings say so, scores by the first batch's mean and deviation, clipped."""
@@ -176,15 +160,6 @@ def score_pairs(critic: ModelSession, rows: Sequence[EncodedPair], size: int) ->
         return [float(s) for s in reward_scores(critic.backbone, critic.adapters.heads["reward"], [rows[i] for i in index])]
 
     return map_micro_batches(scores, [len(row) for row in rows], size, distributed.mapped)
-
-
-def score_and_value(critic: ModelSession, rows: Sequence[EncodedPair], size: int) -> tuple[Tensor, Tensor]:
-    """Scores_B of the reward model and values_BR of the value model."""
-    with critic.adapters.inference_as("reward"):
-        scores = score_pairs(critic, rows, size)
-    with critic.adapters.inference_as("value"):
-        values_BR, *_ = score_rows(rows, size, lambda part: token_values(critic.backbone, critic.adapters.heads["value"], part))
-    return torch.tensor(scores), values_BR
 
 
 def score_rows(

@@ -8,7 +8,6 @@ cannot be read does not say that the answers are equally good.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Literal
 
 from minirlaif.types import Choice, Comparison
@@ -25,8 +24,6 @@ GUIDING = (
     "4. Concise: it says no more than is needed.\n"
     "Neither the order of the answers nor their length should matter. Reply with one letter, A or B."
 )
-
-_SWAPPED: Mapping[Choice, Choice] = {"A": "B", "B": "A"}
 
 
 def judge_question(pair: Comparison) -> str:
@@ -50,7 +47,8 @@ def choice_from_margin(value: float, margin: float = 0.0) -> Choice:
 
 def swap_choice(choice: Choice) -> Choice:
     """A choice made about the swapped pair, in names of the first order."""
-    return _SWAPPED.get(choice, choice)
+    swapped: dict[Choice, Choice] = {"A": "B", "B": "A"}
+    return swapped.get(choice, choice)
 
 
 def combine_orders(

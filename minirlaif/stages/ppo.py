@@ -18,7 +18,7 @@ from minirlaif.algorithms.rollout import Rollout, RolloutCollector
 from minirlaif.config import Config, PpoSection, RewardSection
 from minirlaif.data.preflight import Preflight, read_dev, read_samples
 from minirlaif.errors import UserError
-from minirlaif.feedback.win_rate import WinRateEvaluator
+from minirlaif.feedback.judge import WinRateEvaluator
 from minirlaif.models.loading import base_hash, critic_model
 from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import progress
@@ -28,8 +28,8 @@ from minirlaif.session import PPOModels, open_ppo_models
 from minirlaif.stages.fingerprint import settings_of
 from minirlaif.stages.registry import STAGES
 from minirlaif.training.checkpoint import PPOProgress, Start, load_optimizer, save_trainer
-from minirlaif.training.epoch_sampler import epoch_batch
 from minirlaif.training.optim import AdapterTrainer, check_finite, make_accelerator
+from minirlaif.training.schedules import epoch_batch
 
 SAMPLE_EVERY = 5  # of so many iterations one answer stands in samples.jsonl
 

@@ -24,9 +24,8 @@ from minirlaif.session import ModelSession, open_session
 from minirlaif.stages.fingerprint import settings_of
 from minirlaif.stages.registry import STAGES
 from minirlaif.training.checkpoint import Start, load_optimizer, save_trainer
-from minirlaif.training.epoch_sampler import epoch_batch
 from minirlaif.training.optim import AdapterTrainer, check_finite, make_accelerator
-from minirlaif.training.schedules import learning_rate
+from minirlaif.training.schedules import epoch_batch, learning_rate
 from minirlaif.types import Sample
 
 SHOWN, SHOWN_TOKENS = 4, 64  # rows of each stage that samples.jsonl shows, and the longest answer there

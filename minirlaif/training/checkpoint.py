@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from minirlaif.errors import UserError
@@ -68,8 +69,6 @@ def save_trainer(folder: Path, trainer: AdapterTrainer[Any]) -> None:
 
 def save_optimizer(folder: Path, name: str, optimizer: Any) -> None:
     """Moments of every parameter, by its place."""
-    from safetensors.torch import save_file
-
     tensors = {
         f"{i}.{key}": torch.as_tensor(value).to("cpu", copy=True).contiguous()  # 8-bit states share their code tables
         for i, parameter in enumerate(_parameters(optimizer))
@@ -79,13 +78,7 @@ def save_optimizer(folder: Path, name: str, optimizer: Any) -> None:
 
 
 def load_optimizer(folder: Path, name: str, optimizer: Any) -> None:
-    """Put the moments back.
-
-    Raises:
-        UserError: they are those of the other `model.optimizer`.
-    """
-    from safetensors.torch import load_file
-
+    """Put the moments back. UserError: they are those of the other `model.optimizer`."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in load_file(folder / f"{name}.optimizer.safetensors").items():
         index, name_of_moment = key.split(".")

@@ -79,11 +79,7 @@ def optimizer_step(
 
 
 def check_finite(stage: str, step: int, numbers: Mapping[str, float]) -> None:
-    """Stop a stage whose loss or gradient is NaN or infinite; the last committed state stays.
-
-    Raises:
-        StageStopped: with the step and the name of the number.
-    """
+    """StageStopped, with the step and the number's name, where a loss or gradient is NaN or infinite; the last state stays."""
     for name, value in numbers.items():
         if not math.isfinite(value):
             raise StageStopped(

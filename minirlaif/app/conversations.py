@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from minirlaif.app.engine_thread import EngineThread
 from minirlaif.app.sessions import PAIR, Answer, Job, Session, SideBySide, error_message
 from minirlaif.app.uploads import UploadStore
-from minirlaif.app.votes import CHOICES, Vote, VoteStore
+from minirlaif.app.votes import CHOICES, VoteStore
 from minirlaif.data.formats import half_letters
 from minirlaif.errors import UserError
 from minirlaif.inference.engine import ChatEngine, JudgingEngine, LoadedClip, SamplingParams
@@ -67,29 +68,24 @@ class ChatService:
 
     def open_clip(self, session: Session, path: str | None, frames: int) -> None:
         """Load a clip; a new one starts a new conversation. If it is refused, `session.notice` says why."""
+        session.notice, clip = "", Path(path) if path else None
+        same_clip = clip is not None and clip == session.clip
         try:
-            self._load(session, path, frames)
-        finally:
-            session.pending_clip = None
-            session.clip_ready.set()
-
-    def _load(self, session: Session, path: str | None, frames: int) -> None:
-        session.notice = ""
-        same_clip = session.clip is not None and path is not None and Path(path) == session.clip
-        if not same_clip:
-            self._reset(session, Path(path).parent if path else None)
-        if path is None:
-            return
-        try:
-            self.upload_store.examine(path)
-            session.loaded = self.engine_thread.call(lambda engine: engine.load_clip(path, frames))
-            session.clip = Path(path)
+            if not same_clip:
+                self._reset(session, clip and clip.parent)
+            if path and clip:
+                self.upload_store.examine(path)
+                session.loaded = self.engine_thread.call(lambda engine: engine.load_clip(path, frames))
+                session.clip = clip
         except Exception as error:
             message = error_message(error)
             session.notice = f"Cannot use this clip: {message}" if isinstance(error, UserError) else message
             session.pending_clip = None
-            if not same_clip:
-                self._drop(Path(path))
+            if clip and not same_clip:
+                self._drop(clip)
+        finally:
+            session.pending_clip = None
+            session.clip_ready.set()
 
     def _reset(self, session: Session, keep: Path | None = None) -> None:
         if session.job is not None:
@@ -223,14 +219,12 @@ class ChatService:
         pair.vote, (a, b), verdict = choice, pair.answers, pair.verdict
         if self.vote_store is None or session.clip is None or clip is None:
             return
+        judged = {"judge": verdict.choice, "context": verdict.context} if verdict else {}
         extra = {"reward_1": a.score, "reward_2": b.score, "frames": len(clip.times), "temperature": sampling.temperature}
-        extra |= {"top_p": sampling.top_p, "seed": a.seed} | ({"judge_margin": round(verdict.margin, 5)} if verdict else {})
-        extra = {name: value for name, value in extra.items() if value is not None}
-        choice_of_judge, context = (verdict.choice, verdict.context) if verdict else ("", "")
-        answers, models = (a.text, b.text), (a.model, b.model)
-        vote = Vote(session.clip, a.question, answers, models, choice, choice_of_judge, context, extra)
+        extra |= {"top_p": sampling.top_p, "seed": a.seed, "judge_margin": round(verdict.margin, 5) if verdict else None}
+        columns: dict[str, Any] = judged | {name: value for name, value in extra.items() if value is not None}
         try:
-            self.vote_store.add(vote)
+            self.vote_store.add(session.clip, a.question, (a.text, b.text), (a.model, b.model), choice, **columns)
             pair.note = ""
         except (UserError, OSError) as error:
             pair.note = f"Vote not stored: {error if isinstance(error, UserError) else error.strerror}"

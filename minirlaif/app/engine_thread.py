@@ -16,25 +16,24 @@ from typing import Any, TypeVar
 from minirlaif.inference.engine import ChatEngine
 
 T = TypeVar("T")
-_END = object()
 
 
 class EngineThread:
     """Starts the thread, in which `load` opens the engine; errors of `load` are raised here."""
 
     def __init__(self, load: Callable[[], ChatEngine]) -> None:
-        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._jobs: queue.Queue[tuple[Callable[[], Any], Future[Any]] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run_jobs, name="engine", daemon=True)
         self._thread.start()
-        self.engine = self._run(load)
+        self.engine: ChatEngine = self._submit(load).result()
 
     def call(self, job: Callable[[ChatEngine], T]) -> T:
         """Run a job; returns or raises what the job does."""
-        return self._run(lambda: job(self.engine))
+        return self._submit(lambda: job(self.engine)).result()
 
     def stream(self, job: Callable[[ChatEngine], Iterator[str]], stop: threading.Event) -> Iterator[str]:
         """The pieces of a job as they come. It ends after a piece when `stop` is set or the consumer closes the stream."""
-        pieces: queue.Queue[Any] = queue.Queue()
+        pieces: queue.Queue[str | None] = queue.Queue()  # None: the end
         closed = threading.Event()
 
         def work() -> None:
@@ -47,38 +46,30 @@ class EngineThread:
                         pieces.put(piece)
                         if stop.is_set() or closed.is_set():
                             break
-            except BaseException as error:
-                pieces.put(error)
             finally:
-                pieces.put(_END)
+                pieces.put(None)
 
-        self._jobs.put(work)
+        result = self._submit(work)
         try:
-            while (piece := pieces.get()) is not _END:
-                if isinstance(piece, BaseException):
-                    raise piece
-                yield piece
+            yield from iter(pieces.get, None)
+            result.result()
         finally:
             closed.set()
 
     def close(self) -> None:
         """Wait for the current job, free the engine, end the thread."""
-        self._run(self.engine.close)
+        self.call(lambda engine: engine.close())
         self._jobs.put(None)
         self._thread.join()
 
-    def _run(self, job: Callable[[], T]) -> T:
+    def _submit(self, job: Callable[[], T]) -> Future[T]:
         result: Future[T] = Future()
+        self._jobs.put((job, result))
+        return result
 
-        def work() -> None:
+    def _run_jobs(self) -> None:
+        for job, result in iter(self._jobs.get, None):
             try:
                 result.set_result(job())
             except BaseException as error:
                 result.set_exception(error)
-
-        self._jobs.put(work)
-        return result.result()
-
-    def _run_jobs(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()

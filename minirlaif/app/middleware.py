@@ -9,19 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from http.cookies import SimpleCookie
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from starlette.datastructures import MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-
-Message = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
-Receive = Callable[[], Awaitable[Message]]
+from starlette.types import Message, Receive, Scope, Send
 
 _GET = re.compile(
     r"/|/(?:config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|login_check|logout)/?"
@@ -64,7 +60,7 @@ class RequestFilter:
         self._uploads = 0  # in progress
         self._login = asyncio.Lock()
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request or refuse it."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
@@ -99,7 +95,7 @@ class RequestFilter:
                 raise
             await _refuse(scope, receive, send, 404, "")  # a clip that was refused, and deleted while the player requested it
 
-    async def _forward(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let Gradio answer; clean up after interrupted uploads and delay wrong passwords."""
         path = str(scope["path"]).rstrip("/")
         if scope["method"] == "POST" and path == UPLOAD:
@@ -124,23 +120,23 @@ class RequestFilter:
         else:
             await self.app(scope, receive, send)
 
-    def _needs_login(self, scope: Mapping[str, Any]) -> tuple[int, str] | None:
+    def _needs_login(self, scope: Scope) -> tuple[int, str] | None:
         """Gradio's heartbeat, cancel and reset work without a login; with them, anyone could stop the answers of others."""
-        app, path = scope.get("app"), str(scope["path"]).rstrip("/")
+        app: Any = scope.get("app")
+        path = str(scope["path"]).rstrip("/")
         if getattr(app, "auth", None) is None or not re.fullmatch(r"/gradio_api/(?:heartbeat/\w+|cancel|reset)", path):
             return None
-        cookies = SimpleCookie(dict(scope.get("headers", ())).get(b"cookie", b"").decode("latin-1"))
-        names = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")  # type: ignore[union-attr]
-        logged_in = any(name in cookies and cookies[name].value in app.tokens for name in names)  # type: ignore[union-attr]
-        return None if logged_in else (401, "log in first")
+        names = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
+        cookies = Request(scope).cookies
+        return None if any(cookies.get(name) in app.tokens for name in names) else (401, "log in first")
 
-    def _storage_full(self, scope: Mapping[str, Any]) -> tuple[int, str] | None:
+    def _storage_full(self, scope: Scope) -> tuple[int, str] | None:
         if scope["method"] != "POST" or str(scope["path"]).rstrip("/") != UPLOAD:
             return None
         stored = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
         return (507, "the upload storage is full") if stored > MAX_STORED_BYTES else None
 
-    def refusal(self, scope: Mapping[str, Any]) -> tuple[int, str] | None:
+    def refusal(self, scope: Scope) -> tuple[int, str] | None:
         """Status and reason if a request is refused, by its headers and path."""
         headers = dict(scope.get("headers", ()))
         host = headers.get(b"host", b"").decode("latin-1")
@@ -222,7 +218,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def _refuse(scope: MutableMapping[str, Any], receive: Receive, send: Send, status: int, reason: str) -> None:
+async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, reason: str) -> None:
     """In JSON for requests of the page, which shows the reason; a file that it loads as a script must not be JSON."""
     in_json = scope["method"] == "POST"
     body, kind = (json.dumps({"detail": reason}), "application/json") if in_json else (reason, "text/plain")

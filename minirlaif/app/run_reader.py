@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
@@ -78,18 +78,14 @@ def _rows(path: str, changed: int, size: int) -> tuple[Row, ...]:
 
 def verdicts(run: Run, group: str) -> list[Row]:
     """The judge's verdicts that match a filter (a key of VERDICT_FILTERS); held-out ones with the scores of the reward model."""
-    scored = {row["id"]: row for row in rows(run, "reward", "held_out.jsonl")}
-    passes = VERDICT_FILTERS[group]
-    return [
-        row for row in (_scored(row, scored.get(row["id"])) for row in rows(run, "feedback", "verdicts.jsonl")) if passes(row)
-    ]
-
-
-def _scored(row: Row, scores: Mapping[str, Any] | None) -> Row:
-    if scores is None:
-        return row
-    says = "same" if scores["score_chosen"] > scores["score_rejected"] else "other"
-    return {**row, "reward_says": says, "scores": (scores["score_chosen"], scores["score_rejected"])}
+    scored = {row["id"]: (row["score_chosen"], row["score_rejected"]) for row in rows(run, "reward", "held_out.jsonl")}
+    verdicts = []
+    for row in rows(run, "feedback", "verdicts.jsonl"):
+        if scores := scored.get(row["id"]):
+            row = {**row, "reward_says": "same" if scores[0] > scores[1] else "other", "scores": scores}
+        if VERDICT_FILTERS[group](row):
+            verdicts.append(row)
+    return verdicts
 
 
 def answers(run: Run, group: str) -> list[Row]:

@@ -6,6 +6,7 @@ import argparse
 import hmac
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -59,16 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", metavar="NAME", help="the run to load (default: the last finished one)")
     parser.add_argument("--runs-dir", metavar="DIR", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     parser.add_argument("--gguf", metavar="DIR", type=Path, help="load exported files with llama.cpp instead, without torch")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to serve on (default: 127.0.0.1, which only this machine can reach)"
-    )
+    host = "address to serve on (default: 127.0.0.1, which only this machine can reach)"
+    parser.add_argument("--host", default="127.0.0.1", help=host)
     parser.add_argument("--port", type=int, default=7860, help="port to serve on (default: 7860; 0: any free one)")
     parser.add_argument("--share", action="store_true", help="also open a public gradio.live address for three days")
-    parser.add_argument(
-        "--password",
-        default=os.environ.get("MINIRLAIF_PASSWORD", ""),
-        help="require this password, with any user name (default: $MINIRLAIF_PASSWORD)",
-    )
+    password = "require this password, with any user name (default: $MINIRLAIF_PASSWORD)"
+    parser.add_argument("--password", default=os.environ.get("MINIRLAIF_PASSWORD", ""), help=password)
     limits = Limits()
     parser.add_argument("--max-mb", type=int, default=limits.megabytes, help=f"largest clip (default: {limits.megabytes})")
     parser.add_argument("--max-seconds", type=float, default=limits.seconds, help=f"longest clip (default: {limits.seconds:.0f})")
@@ -82,14 +79,14 @@ def serving(options: argparse.Namespace) -> Iterator[str]:
         temporary = tempfile.TemporaryDirectory(prefix="minirlaif-app-", ignore_cleanup_errors=True)
         folder = Path(stack.enter_context(temporary))
         quiet_gradio(folder)
-        run = _chosen_run(options)
+        run, votes = _run_and_votes(options)
         upload_store = UploadStore(folder, Limits(options.max_mb, options.max_seconds))
         stack.callback(upload_store.close)
         service = None
         if options.gguf or run is not None:
             engine_thread = EngineThread(lambda: _engine(options, run))
             stack.callback(engine_thread.close)
-            service = ChatService(engine_thread, upload_store, VoteStore(_votes_folder(options, run)))
+            service = ChatService(engine_thread, upload_store, VoteStore(votes))
             done = threading.Event()
             stack.callback(done.set)
             threading.Thread(target=_sweep, args=(service, done), name="sweep", daemon=True).start()
@@ -177,7 +174,10 @@ def quiet_gradio(folder: Path) -> None:
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 
-def _chosen_run(options: argparse.Namespace) -> Run | None:
+def _run_and_votes(options: argparse.Namespace) -> tuple[Run | None, Path]:
+    """The run to show, and where votes are stored: in the run of the models, or next to exported files outside any run."""
+    exported: Path | None = options.gguf and (options.gguf.parent if options.gguf.is_file() else options.gguf)
+    run = None
     if options.run:
         if Path(options.run).name != options.run or options.run == "..":
             raise UserError(f"--run {options.run!r}: must be a plain name; name its folder with --runs-dir")
@@ -185,33 +185,18 @@ def _chosen_run(options: argparse.Namespace) -> Run | None:
         if not run.root.is_dir():
             known = ", ".join(each.root.name for each in run_reader.runs(options.runs_dir)) or "none"
             raise UserError(f"{run.root}: no such run folder; runs there: {known}")
-        return run
-    return _run_of_export(options) or run_reader.newest_run(options.runs_dir)
-
-
-def _run_of_export(options: argparse.Namespace) -> Run | None:
-    """The run that contains the exported files, where `export` writes them."""
-    folder = _export_folder(options).absolute().parent if options.gguf else Path()
-    return Run(folder) if options.gguf and (folder / "config.yaml").is_file() else None
-
-
-def _export_folder(options: argparse.Namespace) -> Path:
-    path: Path = options.gguf
-    return path.parent if path.is_file() else path
-
-
-def _votes_folder(options: argparse.Namespace, run: Run | None) -> Path:
-    """Where votes are stored: in the run of the models, or next to exported files outside any run."""
-    owner = run if options.run or not options.gguf else _run_of_export(options)
-    return (owner.root if owner else _export_folder(options)) / "votes"
+    elif exported and (exported.absolute().parent / "config.yaml").is_file():  # where `export` writes
+        run = Run(exported.absolute().parent)
+    beside = exported if run is None else None
+    run = run or run_reader.newest_run(options.runs_dir)
+    return run, (beside or (run.root if run else Path())) / "votes"
 
 
 def _engine(options: argparse.Namespace, run: Run | None) -> ChatEngine:
     if options.gguf:
         from minirlaif.gguf.runtime.engine import GgufEngine
 
-        exported: ChatEngine = GgufEngine(options.gguf)
-        return exported
+        return GgufEngine(options.gguf)
     from minirlaif.feedback.judge import SessionJudge
     from minirlaif.inference.hf_engine import HfEngine
 
@@ -227,9 +212,6 @@ def _warn_if_open(options: argparse.Namespace) -> None:
 
 
 def _free_port(host: str) -> int:
-    import socket
-
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as probe:
+        return int(probe.getsockname()[1])

@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from minirlaif.app import run_pages, run_reader, views
+from minirlaif.app import run_reader, views
 from minirlaif.app.conversations import ChatService
 from minirlaif.app.votes import agreement
 from minirlaif.reports.html import Html
@@ -50,7 +50,7 @@ def run_tab(page: gr.Blocks, context: AppContext) -> None:
                 curves = gr.HTML(apply_default_css=False, elem_id="curves")
             with gr.Tab("Test answers"):
                 with gr.Row(equal_height=True):
-                    kind = gr.Dropdown(list(run_pages.GROUPS), value="all", label="Effect of alignment", elem_id="kind")
+                    kind = gr.Dropdown(list(views.GROUPS), value="all", label="Effect of alignment", elem_id="kind")
                     page_number = _paged("Page", "page")
                 gallery = gr.HTML(apply_default_css=False, elem_id="gallery")
             with gr.Tab("Verdicts"):
@@ -68,7 +68,7 @@ def run_tab(page: gr.Blocks, context: AppContext) -> None:
     def update_progress(name: str | None) -> list[Any]:
         run = run_of(name)
         timer = gr.Timer(IDLE if run is None or not run_reader.running_stage(run) else LIVE)
-        return [run_pages.progress(run), run_pages.curves(run), timer]
+        return [views.progress(run), views.curves(run), timer]
 
     def page_of(draw: Callable[[Run | None, str, int], tuple[Html, int]], label: str) -> Callable[..., list[Any]]:
         def update(name: str | None, group: str, at: float | None) -> list[Any]:
@@ -80,8 +80,8 @@ def run_tab(page: gr.Blocks, context: AppContext) -> None:
     for event in (page.load, tab.select, chosen.change, clock.tick):
         event(update_progress, chosen, [progress, curves, clock], **READS)
     for draw, label, group, number, content in (
-        (run_pages.gallery, "Page", kind, page_number, gallery),
-        (run_pages.verdict, "Verdict", verdict_filter, verdict_number, verdict),
+        (views.gallery, "Page", kind, page_number, gallery),
+        (views.verdict, "Verdict", verdict_filter, verdict_number, verdict),
     ):
         for event in (page.load, tab.select, chosen.change, group.change, number.change):
             event(page_of(draw, label), [chosen, group, number], [content, number], **READS)
@@ -108,7 +108,7 @@ def votes_tab(service: ChatService) -> None:
     def count(only_other: bool) -> list[Any]:
         rows = service.vote_store.rows() if service.vote_store else []
         file = str(service.vote_store.file) if service.vote_store else ""
-        return [views.votes(agreement(rows), file), run_pages.vote_cards(rows, only_other)]
+        return [views.votes(agreement(rows), file), views.vote_cards(rows, only_other)]
 
     for event in (tab.select, other.change):
         event(count, other, [counted, listed], **READS)

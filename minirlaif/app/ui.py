@@ -1,5 +1,5 @@
-"""The page: its layout and its events. views.py and run_pages.py render its content, conversations.py does the work, and this
-module connects them to Gradio. The tabs that only read files are in tabs.py."""
+"""The page: its layout and its events. views.py renders its content, conversations.py does the work, and this module connects
+them to Gradio. The tabs that only read files are in tabs.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from minirlaif.app import run_pages, views
+from minirlaif.app import views
 from minirlaif.app.conversations import ChatService
 from minirlaif.app.sessions import Session
 from minirlaif.app.tabs import MODEL, QUICK, AppContext, run_tab, votes_tab
@@ -32,7 +32,7 @@ def build(context: AppContext) -> gr.Blocks:
     with gr.Blocks(title="minirlaif", analytics_enabled=False, fill_width=True) as page:
         if context.service is None:
             gr.HTML(views.masthead("No finished run to chat with yet"), apply_default_css=False)
-            gr.HTML(run_pages.no_run(), apply_default_css=False, elem_id="no-run")
+            gr.HTML(views.no_run(), apply_default_css=False, elem_id="no-run")
             with gr.Tabs():
                 run_tab(page, context)
         else:
@@ -123,20 +123,6 @@ def _clip_panel(context: AppContext, service: ChatService) -> _ClipPanel:
     return _ClipPanel(video, strip, notice, frames, [temperature, top_p, length], text, max_frames, examples)
 
 
-@dataclass(frozen=True)
-class _Tab:
-    """A tab that asks questions. content: the answers; buttons: whose state follows the session; draw: new values of both."""
-
-    content: Any
-    buttons: list[Any]
-    draw: Callable[[gr.Request], list[Any]]
-
-    @property
-    def outputs(self) -> list[Any]:
-        """In the order of `draw`."""
-        return [self.content, *self.buttons]
-
-
 def _question_row(
     suggestions: Sequence[str], placeholder: str, verb: str, ids: tuple[str, str, str], visible: bool = True
 ) -> tuple[Any, Any, Any]:
@@ -156,12 +142,14 @@ def _question_row(
 
 
 @dataclass(frozen=True)
-class _Events:
-    """Connects the components of one tab to the service."""
+class _Tab:
+    """A tab that asks questions, connected to the service. outputs: the answers, and the buttons whose state follows the session;
+    draw: new values of them."""
 
     service: ChatService
     clip: _ClipPanel
-    tab: _Tab
+    outputs: list[Any]
+    draw: Callable[[gr.Request], list[Any]]
 
     def sampling(self, temperature: float, top_p: float, length: float) -> SamplingParams:
         """The sliders' values over those of training."""
@@ -173,7 +161,7 @@ class _Events:
 
         def handler(request: gr.Request) -> list[Any]:
             action(_session(self.service, request))
-            return self.tab.draw(request)
+            return self.draw(request)
 
         return handler
 
@@ -192,19 +180,19 @@ class _Events:
         def send(question: str, request: gr.Request) -> list[Any]:
             session = _session(self.service, request)
             accepted = begin(session, question)
-            return ["" if accepted else gr.skip(), views.notice(session.notice), *self.tab.draw(request)]
+            return ["" if accepted else gr.skip(), views.notice(session.notice), *self.draw(request)]
 
         def send_again(request: gr.Request) -> list[Any]:
             session = _session(self.service, request)
             self.service.retry(session)
-            return [views.notice(session.notice), *self.tab.draw(request)]
+            return [views.notice(session.notice), *self.draw(request)]
 
         def stream(name: str, temperature: float, top_p: float, length: float, request: gr.Request) -> Iterator[list[Any]]:
             for _ in answer(_session(self.service, request), self.sampling(temperature, top_p, length), name):
-                yield self.tab.draw(request)
-            yield self.tab.draw(request)
+                yield self.draw(request)
+            yield self.draw(request)
 
-        (box, ask, stop), outputs, notice = row, self.tab.outputs, self.clip.notice
+        (box, ask, stop), outputs, notice = row, self.outputs, self.clip.notice
         streaming = {"fn": stream, "inputs": [model, *self.clip.sliders], "outputs": outputs, **MODEL}
         # trigger_mode: a stopped answer may still be running when the next question is sent
         streaming |= {"show_progress": "minimal", "show_progress_on": status, "trigger_mode": "multiple"}
@@ -239,10 +227,9 @@ def _chat_tab(context: AppContext, service: ChatService, clip: _ClipPanel) -> _T
     def export_text(request: gr.Request) -> str:
         return _session(service, request).export()
 
-    tab = _Tab(content, [*row[1:], retry, clear, export], draw)
-    events = _Events(service, clip, tab)
-    events.questions(row, service.begin, service.answer, model, status, retry)
-    clear.click(events.act(service.clear), None, tab.outputs, **QUICK)
+    tab = _Tab(service, clip, [content, *row[1:], retry, clear, export], draw)
+    tab.questions(row, service.begin, service.answer, model, status, retry)
+    clear.click(tab.act(service.clear), None, tab.outputs, **QUICK)
     export.click(export_text, None, exported, **QUICK).then(None, exported, None, js="(text) => saveConversation(text)")
     return tab
 
@@ -268,20 +255,18 @@ def _compare_tab(context: AppContext, service: ChatService, clip: _ClipPanel) ->
         states = [not session.busy, session.busy, *([pair is not None and pair.can_vote] * len(votes))]
         return [views.side_by_side(session, compares), *(gr.Button(interactive=state) for state in states)]
 
-    tab = _Tab(content, [*row[1:], *votes], draw)
-    events = _Events(service, clip, tab)
+    tab = _Tab(service, clip, [content, *row[1:], *votes], draw)
 
     def vote_handler(choice: str) -> Callable[..., list[Any]]:
         def vote(temperature: float, top_p: float, length: float, request: gr.Request) -> list[Any]:
-            service.vote(_session(service, request), choice, events.sampling(temperature, top_p, length))
+            service.vote(_session(service, request), choice, tab.sampling(temperature, top_p, length))
             return draw(request)
 
         return vote
 
-    def answer(session: Session, sampling: SamplingParams, _: str) -> Iterator[None]:
-        return service.answer_both(session, sampling)
-
-    events.questions(row, service.begin_side_by_side, answer, row[0], status)
+    tab.questions(
+        row, service.begin_side_by_side, lambda session, sampling, _: service.answer_both(session, sampling), row[0], status
+    )
     for button, choice in zip(votes, CHOICES, strict=True):
         button.click(vote_handler(choice), clip.sliders, tab.outputs, **QUICK)
     return tab

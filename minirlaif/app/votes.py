@@ -1,6 +1,6 @@
 """Votes of people, in a file that `reward` reads directly (`data.preferences`), with their clips. No torch.
 
-runs/NAME/votes/votes.jsonl    one row per vote, see `Vote.row`
+runs/NAME/votes/votes.jsonl    one row per vote, see `VoteStore.add`
 runs/NAME/votes/clips/         clips of the votes, named by content hash
 """
 
@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -23,38 +23,6 @@ from minirlaif.runs.io import read_jsonl, sha256
 from minirlaif.stats import wilson
 
 CHOICES = {"A": 1, "B": 2, "tie": "tie", "both bad": "both bad"}  # choice on the page -> `preference` of the row
-
-
-@dataclass(frozen=True)
-class Vote:
-    """A vote on answers A and B as shown on the page. models: of A and of B; judge: the judge's choice, "" without one; extra:
-    further columns of the row (texts and numbers)."""
-
-    clip: Path
-    question: str
-    answers: tuple[str, str]
-    models: tuple[str, str]
-    choice: str  # a key of CHOICES
-    judge: str = ""
-    context: str = ""
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-    def row(self, video: str) -> dict[str, Any]:
-        """The row of the file: VLM-RLAIF's preference format with extra columns."""
-        return {
-            "id": f"vote-{uuid4().hex[:16]}",
-            "videos": [video],
-            "prompt": self.question,
-            "output_1": self.answers[0],
-            "output_2": self.answers[1],
-            "preference": CHOICES[self.choice],
-            "context": self.context,
-            "model_1": self.models[0],
-            "model_2": self.models[1],
-            "judge": CHOICES.get(self.judge, self.judge),
-            **self.extra,
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
 
 
 class VoteStore:
@@ -69,14 +37,40 @@ class VoteStore:
         """The file of all rows."""
         return self.folder / "votes.jsonl"
 
-    def add(self, vote: Vote) -> None:
-        """Append a vote and copy its clip.
+    def add(
+        self,
+        clip: Path,
+        question: str,
+        answers: tuple[str, str],
+        models: tuple[str, str],
+        choice: str,
+        judge: str = "",
+        context: str = "",
+        **extra: str | float,
+    ) -> None:
+        """Append a vote on answers A and B as shown on the page, in VLM-RLAIF's preference format, and copy its clip.
+
+        Args:
+            models: of A and of B; choice: a key of CHOICES; judge: the judge's choice, "" without one; extra: further columns.
 
         Raises:
             UserError: `reward` would refuse the row, and with it the whole file.
         """
-        name = f"clips/{sha256(vote.clip)[:16]}{vote.clip.suffix.lower()}"
-        row = vote.row(name)
+        name = f"clips/{sha256(clip)[:16]}{clip.suffix.lower()}"
+        row = {
+            "id": f"vote-{uuid4().hex[:16]}",
+            "videos": [name],
+            "prompt": question,
+            "output_1": answers[0],
+            "output_2": answers[1],
+            "preference": CHOICES[choice],
+            "context": context,
+            "model_1": models[0],
+            "model_2": models[1],
+            "judge": CHOICES.get(judge, judge),
+            **extra,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
         try:
             parse_preference(row | {"preference": 1})  # the parser accepts only rows with a winner; the texts are the same
         except BadRow as error:
@@ -86,7 +80,7 @@ class VoteStore:
             stored.parent.mkdir(parents=True, exist_ok=True)
             if not stored.is_file():
                 part = stored.with_suffix(".part")
-                shutil.copyfile(vote.clip, part)
+                shutil.copyfile(clip, part)
                 part.replace(stored)
             with self.file.open("ab+") as file:
                 end, newline = _complete_rows(file)

@@ -7,12 +7,15 @@ everything else, so nothing in them is executed. One file is in memory at a time
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from minirlaif.errors import UserError
@@ -45,8 +48,6 @@ def weight_files(folder: Path, patterns: Sequence[str] = WEIGHTS) -> list[Path]:
 
 def pickled(path: Path) -> dict[str, Any]:
     """Content of a .bin file: tensors by name. Nothing in it is executed."""
-    import pickle
-
     try:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -64,8 +65,6 @@ def tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     if path.suffix != ".safetensors":
         yield from pickled(path).items()
         return
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as file:
         for name in file.keys():  # noqa: SIM118
             yield name, file.get_tensor(name)
@@ -75,8 +74,6 @@ def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the weights in a file; the weights stay on disk where the format allows."""
     if path.suffix != ".safetensors":
         return {name: tuple(tensor.shape) for name, tensor in pickled(path).items()}
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, "pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -101,9 +98,8 @@ def llama_tokenizer(old: Path, image: str) -> Any:
     else:
         raise UserError(f"{old}: neither tokenizer.json nor tokenizer.model in it; download the checkpoint again")
     # legacy: with a space before every piece of text between special tokens, as the old tokenizer had it.
-    tokenizer = LlamaTokenizer(
-        vocab=vocabulary, merges=merges, legacy=True, add_bos_token=True, pad_token="<unk>", padding_side="left"
-    )
+    settings: dict[str, Any] = {"legacy": True, "add_bos_token": True, "pad_token": "<unk>", "padding_side": "left"}
+    tokenizer = LlamaTokenizer(vocab=vocabulary, merges=merges, **settings)
     special = [token for token, number in sorted(added.items(), key=lambda item: item[1]) if number >= len(vocabulary)]
     tokenizer.add_special_tokens({"additional_special_tokens": [*special, *({image} - set(special))]})
     return tokenizer
@@ -159,8 +155,6 @@ class Writer:
         (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
     def _flush(self) -> None:
-        from safetensors.torch import save_file
-
         self._written.append(sorted(self._pending))
         path = self.folder / f"part-{len(self._written)}.safetensors"
         save_file(self._pending, path, metadata={"format": "pt"})

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from minirlaif.convert.legacy_files import WEIGHTS, Writer, json_of, llama_tokenizer, pickled, shapes_of, tensors, weight_files
 from minirlaif.errors import UserError
@@ -227,8 +228,6 @@ def _clip_config(old: Path, settings: Mapping[str, Any], shapes: Mapping[str, Se
 
 def _convert_adapter(old: Path, new: Path) -> None:
     """Convert a LoRA adapter with PEFT's old file names. A reward head, beside it or one folder above, becomes HEAD_FILE."""
-    from safetensors.torch import save_file
-
     settings = json_of(old / "adapter_config.json")
     for path in (old / "non_lora_trainables.bin", old.parent / "non_lora_trainables.bin"):
         if path.is_file() and (extra := pickled(path)):

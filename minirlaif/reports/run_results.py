@@ -41,9 +41,9 @@ def kind(row: Mapping[str, Any]) -> str:
     if not row.get("truth"):
         return ""
     before, after = exact_match(row["sft"], row["truth"]), exact_match(row["rlaif"], row["truth"])
-    return {(True, False): "worse", (False, True): "better", (False, False): "both wrong", (True, True): "both right"}[
-        before, after
-    ]
+    if before == after:
+        return "both right" if after else "both wrong"
+    return "better" if after else "worse"
 
 
 def headline(name: str, numbers: Numbers) -> Html:
@@ -145,10 +145,8 @@ def controls(numbers: Numbers) -> Html:
     over = f"more than {100 * above:.1f} points above" if above else "better than"
     text = f"With blank frames no model is {over} guessing: the accuracy above that comes from the frames."
     if above > 0.05:
-        text = (
-            f"With blank frames a model is still {100 * above:.1f} points above guessing:"
-            " part of its right answers does not depend on the frames."
-        )
+        text = f"With blank frames a model is still {100 * above:.1f} points above guessing:"
+        text += " part of its right answers does not depend on the frames."
     n = numbers.get("answered_items", numbers["test_items"])
     if n < FEW:
         text += f" {number(n)} questions are too few to be sure."
@@ -179,11 +177,6 @@ def judge(numbers: Numbers, settings: Mapping[str, Any]) -> Html:
     return run_block("judge", numbers["judge"], numbers["context"] or {}, settings, by_type)
 
 
-def reward(numbers: Numbers, settings: Mapping[str, Any]) -> Html:
-    """Accuracy of the reward model on held-out pairs, and where it departs from the paper."""
-    return run_block("reward", numbers["reward_model"], settings)
-
-
 def training(numbers: Numbers, metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Html:
     """Curves of the stage that trained the RLAIF model, with the chosen iteration, then those of the stages before it."""
     method = numbers["method"]
@@ -194,28 +187,17 @@ def training(numbers: Numbers, metrics: Mapping[str, Sequence[Mapping[str, Any]]
     def drawn(stage: str) -> list[Html]:
         rows = [row for row in metrics[stage] if row.get("pairs") != 0]  # of feedback: without chunks of dev clips
         note = "dashed: long answers begin" if stage == "sft" and long is not None else ""
-        return [
-            curve(
-                each.title,
-                [(row["step"], row.get(each.field)) for row in rows],
-                STAGES[stage].tone,
-                dashed.get(stage),
-                note or each.note,
-                each.span,
-            )
-            for each in STAGES[stage].curves
-        ]
+        figures = []
+        for each in STAGES[stage].curves:
+            points = [(row["step"], row.get(each.field)) for row in rows]
+            figures.append(curve(each.title, points, STAGES[stage].tone, dashed.get(stage), note or each.note, each.span))
+        return figures
 
     text = "There were no dev questions, so the weights after the last iteration were kept."
     if numbers[method]["dev_win_rate"] is not None:
         text = NOT_KEPT if best == 0 else f"The dashed line marks iteration {number(best)}, whose weights were kept."
         text += " The checkpoint is chosen by the judge's win rate on dev questions; true answers are not used."
     return run_block("training", text, drawn(method), [each for stage in metrics if stage != method for each in drawn(stage)])
-
-
-def time(numbers: Numbers) -> Html:
-    """Seconds of each stage."""
-    return run_block("time", numbers["seconds"])
 
 
 def counts(numbers: Numbers) -> Html:

@@ -24,8 +24,7 @@ from typing import Any
 from minirlaif import distributed
 from minirlaif.errors import StageStopped, UserError
 from minirlaif.runs.io import disk_is_full, empty, locked, plain, read_json, sha256, write_atomic
-from minirlaif.runs.provenance import start_gpu_count
-from minirlaif.runs.stage_dir import SCHEMA, STATES, StageDir
+from minirlaif.runs.stage_dir import SCHEMA, STATES, StageDir, start_gpu_count
 from minirlaif.stages.registry import ADAPTERS, STAGES, producers
 
 
@@ -66,7 +65,11 @@ class Run:
         """What a user types to make a stage again, and whatever was made of it; with settings (section.field=value) changed."""
         order = list(STAGES)
         start = order.index(stage) + 1 if stage in order[1:] else len(order)
-        later = [name for name in order[start:] if self._is_there(name)]
+        later = [  # those that were made or begun; the report is a file at the root
+            name
+            for name in order[start:]
+            if any(path.exists() for path in (self.dir(name), self.partial(name), self.root / f"{name}.html"))
+        ]
         given = [*(self.given or self._last())]
         if settings:
             given += [*([] if "--set" in given else ["--set"]), *settings]
@@ -79,10 +82,6 @@ class Run:
         folder = [] if self.root.parent == Path("runs") else ["--runs-dir", str(self.root.parent)]
         words = ["python", "-m", "minirlaif", *verbs, *settings, "--run", self.root.name, *folder]
         return " ".join(word if word.endswith("…") else shlex.quote(word) for word in words)
-
-    def _is_there(self, stage: str) -> bool:
-        """Whether a stage was made or begun; the report is a file at the root."""
-        return any(path.exists() for path in (self.dir(stage), self.partial(stage), self.root / f"{stage}.html"))
 
     def manifest(self, stage: str) -> dict[str, Any] | None:
         """The manifest of a finished stage, or None."""
@@ -178,9 +177,8 @@ class Run:
         error or a kill the partial folder stays and the same call resumes from its last committed state.
         UserError when the stage was made or begun with other settings or inputs, unless `redo`.
         """
-        for each in inputs:
-            self.require(each)
-        origin = {"stage": name, "config": plain(config), "inputs": {each: self._identity(each) for each in inputs}}
+        identities = {each: str(read_json(self.require(each) / "manifest.json")["identity"]) for each in inputs}
+        origin = {"stage": name, "config": plain(config), "inputs": identities}
         partial = self.partial(name)
         if distributed.from_leader(lambda: self._settled(name, origin, redo)):
             yield None
@@ -221,25 +219,15 @@ class Run:
             self.set_aside(name)
         if (self.partial(name) / "manifest.json").is_file():  # killed between the manifest and the rename
             self._publish(name)
-        if not self._is_finished(name, origin):
-            return False
-        self.accepted(name)
-        print(f"{name}: finished already; to make it again: `{self.remake(name)}`", flush=True)
-        return True
-
-    def _identity(self, stage: str) -> str:
-        manifest = self.manifest(stage)
-        return "" if manifest is None else str(manifest["identity"])
-
-    def _is_finished(self, name: str, origin: Mapping[str, Any]) -> bool:
         manifest = self.manifest(name)
         if manifest is None:
             return False
-        changes = _differences({key: manifest[key] for key in ("config", "inputs")}, origin)
-        if changes:
+        if changes := _differences(manifest, origin):
             raise UserError(
                 f"{self.dir(name)}: made with other settings or inputs ({changes}); make it again: `{self.remake(name)}`"
             )
+        self.accepted(name)
+        print(f"{name}: finished already; to make it again: `{self.remake(name)}`", flush=True)
         return True
 
     def _open(self, name: str, origin: Mapping[str, Any]) -> StageDir:

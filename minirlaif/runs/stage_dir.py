@@ -1,4 +1,7 @@
-"""The folder of a stage while it is filled: metrics and samples, the state to resume from, the manifest at the end. No torch."""
+"""The folder of a stage while it is filled: metrics and samples, the state to resume from, the manifest at the end. No torch.
+
+The manifest says where the result comes from: code revision, package versions, GPU (none if nobody loaded torch).
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,23 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from minirlaif import distributed
 from minirlaif.errors import UserError
 from minirlaif.runs.io import plain, read_json, sha256, sync, write_atomic
-from minirlaif.runs.provenance import code_version, gpu_use, package_versions
 
 SCHEMA = 1
 SAVE_SECONDS = 120.0  # no more work than this is lost to a kill, whatever the settings say about steps
 STATES = ("state", "state.new", "state.old")  # in the order of trust, see commit_state
+PACKAGES = "torch transformers peft accelerate bitsandbytes datasets decord av numpy pillow tokenizers safetensors".split()
 
 
 class StageDir:
@@ -93,7 +100,13 @@ class StageDir:
     def resume(self) -> tuple[int, Path] | None:
         """(finished steps, state folder) of the last commit_state, or None. jsonl lines written after it are cut off."""
         if self._follows:
-            return self._follow(self._follows)
+            distributed.wait()  # until the leader has cut its lines
+            leaders = self._follows / "state"
+            if not leaders.is_dir():
+                return None
+            for path in self._follows.glob("*.jsonl"):
+                shutil.copyfile(path, self.path / path.name)
+            return self._restore(read_json(leaders / "position.json"), leaders)
         state = self.state()
         if state is None:
             distributed.wait()
@@ -112,15 +125,6 @@ class StageDir:
                 os.truncate(path, length)
         distributed.wait()  # the others read these files now
         return self._restore(position, state)
-
-    def _follow(self, leader: Path) -> tuple[int, Path] | None:
-        distributed.wait()  # until the leader has cut its lines
-        state = leader / "state"
-        if not state.is_dir():
-            return None
-        for path in leader.glob("*.jsonl"):
-            shutil.copyfile(path, self.path / path.name)
-        return self._restore(read_json(state / "position.json"), state)
 
     def _restore(self, position: Mapping[str, Any], state: Path) -> tuple[int, Path]:
         self.summary, self.counters = position["summary"], position["counters"]
@@ -145,11 +149,13 @@ class StageDir:
             if name.parts[0] not in (*STATES, "begun.json"):
                 sync(path)
                 outputs[name.as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        # of settings, inputs and outputs; without metrics.jsonl, whose timings differ between equal runs
+        hashes = {name: output["sha256"] for name, output in outputs.items() if name != "metrics.jsonl"}
         manifest = {
             "schema": SCHEMA,
             **origin,
             "outputs": outputs,
-            "identity": _identity_of(origin, outputs),
+            "identity": hashlib.sha256(json.dumps([origin, hashes], sort_keys=True).encode()).hexdigest(),
             "metrics": plain(self.summary),
             "counters": plain(self.counters),
             **plain(self.extra),
@@ -161,7 +167,42 @@ class StageDir:
         write_atomic(self.path / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
 
 
-def _identity_of(origin: Mapping[str, Any], outputs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Hash of settings, inputs and outputs of a stage. Without metrics.jsonl, whose timings differ between equal runs."""
-    hashes = {name: output["sha256"] for name, output in outputs.items() if name != "metrics.jsonl"}
-    return hashlib.sha256(json.dumps([origin, hashes], sort_keys=True).encode()).hexdigest()
+def code_version() -> dict[str, Any]:
+    """Git revision of the package's folder and whether files differ from it; None where it is not a git checkout."""
+    git = ["git", "-C", str(Path(__file__).parents[1])]
+    try:
+        revision, changes = (
+            subprocess.check_output([*git, *words], stderr=subprocess.DEVNULL, text=True, timeout=20).strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "."])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {"revision": None, "changed": None}
+    return {"revision": revision, "changed": bool(changes)}
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of the packages that can change a result, and of Python."""
+    versions = {"python": ".".join(str(part) for part in sys.version_info[:3])}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def _gpu() -> Any:
+    """torch.cuda where this process uses a GPU, else None."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch and torch.cuda.is_available() and torch.cuda.is_initialized() else None
+
+
+def start_gpu_count() -> None:
+    """Count the peak memory from here on."""
+    if gpu := _gpu():
+        gpu.reset_peak_memory_stats()
+
+
+def gpu_use() -> dict[str, Any]:
+    """Name of the GPU in use and the peak of memory allocated on it (GiB) since start_gpu_count; None without one."""
+    gpu = _gpu()
+    peak = gpu and round(gpu.max_memory_allocated() / 2**30, 3)
+    return {"gpu": gpu and gpu.get_device_name(), "peak_gib": peak}

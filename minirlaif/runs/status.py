@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def status_rows(run: Run, stages: Sequence[str]) -> list[tuple[str, str, str, st
     for name in stages:
         manifest = run.manifest(name)
         if name == "report":
-            rows.append((name, report_state(run)[0], "", report_state(run)[1]))
+            state, page = report_state(run)
+            rows.append((name, state, "", page))
         elif manifest is not None:
             older = run.outdated(name)
             state = f"outdated: made from another {older}" if older else "finished"
@@ -74,13 +76,8 @@ def _has_no_world(run: Run) -> bool:
 def _progress(partial: Path) -> str:
     """Last logged step, and the step that a repeated command resumes from."""
     logged, saved = "", 0
-    try:
-        rows = read_jsonl(partial / "metrics.jsonl", missing_ok=True, skip_damaged=True)
-        logged = f"last step {rows[-1]['step']}, "
-    except LookupError:  # nothing logged yet
-        pass
-    try:
+    with suppress(LookupError):  # nothing logged yet
+        logged = f"last step {read_jsonl(partial / 'metrics.jsonl', missing_ok=True, skip_damaged=True)[-1]['step']}, "
+    with suppress(OSError, ValueError, LookupError):
         saved = json.loads((partial / "state" / "position.json").read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, LookupError):
-        pass
     return f"{logged}resumes from step {saved}" if saved else f"{logged}restarts"

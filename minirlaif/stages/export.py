@@ -18,11 +18,11 @@ from typing import Any
 from minirlaif.config import Config, DataSection, ModelSection, VideoSection
 from minirlaif.errors import UserError
 from minirlaif.gguf import export_info
-from minirlaif.gguf.export import merge, model_card, task_check
+from minirlaif.gguf.export import merge, model_card, verify
 from minirlaif.gguf.export.converter import VERSION, Job, check_installed, convert, fetch
 from minirlaif.gguf.export.parity import Parity, measure
 from minirlaif.gguf.export.quantize import TYPES, fell_back, quantize
-from minirlaif.gguf.export.reference import Reference, of_run
+from minirlaif.gguf.export.reference import AnsweredQuestion, Reference, evaluated_questions, of_run
 from minirlaif.gguf.runtime.engine import GgufEngine
 from minirlaif.inference.engine import SamplingParams
 from minirlaif.models.backbones import FAMILIES, family_of
@@ -187,30 +187,30 @@ class Work:
     def answer_questions(self) -> Mapping[str, Any]:
         """Answer the test questions with every type, and with blank frames with the first. Resumes after the last answer."""
         self.write_export_info()
-        rows = task_check.evaluated_questions(self.run, self.options.questions)
+        rows = evaluated_questions(self.run, self.options.questions)
         if not rows:
             print("`evaluate` is not finished, so no questions were answered; only logits were compared", flush=True)
             return {}
         jobs = [(kind, False) for kind in self.options.types] + [(self.options.types[0], True)]
-        scores = {kind + "_blind" * blank: task_check.score(rows, self._answers(kind, blank, rows)) for kind, blank in jobs}
-        hf = task_check.score(rows, [row.answer for row in rows])
+        scores = {kind + "_blind" * blank: verify.score(rows, self._answers(kind, blank, rows)) for kind, blank in jobs}
+        hf = verify.score(rows, [row.answer for row in rows])
         accuracy = {"hf": hf.accuracy} | {name: score.accuracy for name, score in scores.items()}
         if hf.accuracy is not None:
-            blind = task_check.evaluated_questions(self.run, self.options.questions, "rlaif_blind")
-            accuracy["hf_blind"] = task_check.score(rows, [row.answer for row in blind]).accuracy
+            blind = evaluated_questions(self.run, self.options.questions, "rlaif_blind")
+            accuracy["hf_blind"] = verify.score(rows, [row.answer for row in blind]).accuracy
         for name, score in scores.items():
-            for fault in task_check.faults(name, score, hf.accuracy):
+            for fault in verify.accuracy_faults(name, score, hf.accuracy):
                 print(f"warning: {fault}", flush=True)
         agreement = {name: score.agreement for name, score in scores.items()}
         return {"accuracy": accuracy, "agreement": agreement, "questions": len(rows)}
 
-    def _answers(self, kind: str, blank: bool, rows: list[task_check.AnsweredQuestion]) -> list[str]:
+    def _answers(self, kind: str, blank: bool, rows: list[AnsweredQuestion]) -> list[str]:
         """Answers of one file, those of answers.jsonl first; each new one is written there at once."""
         name, path = kind + "_blind" * blank, self.out.path / "answers.jsonl"
         answers = [row["answer"] for row in read_jsonl(path, missing_ok=True) if row["file"] == name]
         done, left = len(answers), rows[len(answers) :]
         with GgufEngine(self.out.path, kind=kind) as engine, path.open("a", encoding="utf-8") as file:
-            texts = task_check.answers(engine, left, self.max_new_tokens, blank)
+            texts = verify.answers(engine, left, self.max_new_tokens, blank)
             for row, text in zip(left, progress(texts, len(rows), f"answer {name}", initial=done), strict=True):
                 answers.append(text)
                 line = {"file": name, "video": row.video, "question": row.question, "truth": row.truth, "hf": row.answer}

@@ -114,10 +114,10 @@ def document(evaluate: EvaluateSection, name: str, outputs: StageOutputs, number
         run_results.headline(name, numbers),
         *([run_results.accuracy(numbers), run_results.controls(numbers)] if numbers["accuracy"].get("sft") is not None else []),
         run_results.judge(numbers, settings["feedback"]["feedback"]),
-        run_results.reward(numbers, settings["reward"]["reward"]),
+        html.run_block("reward", numbers["reward_model"], settings["reward"]["reward"]),
         run_results.training(numbers, outputs.metrics),
         run_results.gallery(rows, pictures, numbers),
-        run_results.time(numbers),
+        html.run_block("time", numbers["seconds"]),
         run_results.counts(numbers),
         html.run_block("foot", _settings(outputs.manifests), outputs.manifests["evaluate"]),
     ]

@@ -9,22 +9,22 @@ import pytest
 
 from minirlaif.app import views
 from minirlaif.app.conversations import ChatService
-from minirlaif.app.votes import Agreement, Vote, VoteStore, agreement
+from minirlaif.app.votes import Agreement, VoteStore, agreement
 from minirlaif.data.dataset import load_preferences
 from minirlaif.errors import UserError
 from tests.fixtures import tiny
 from tests.fixtures.clips import write_clip
 
 
-def vote(clip: Path, choice: str, **how: Any) -> Vote:
-    return Vote(clip, "what happens?", ("left.", "right."), ("sft", "rlaif"), choice, **how)
+def add(vote_store: VoteStore, clip: Path, choice: str, **how: Any) -> None:
+    vote_store.add(clip, "what happens?", ("left.", "right."), ("sft", "rlaif"), choice, **how)
 
 
 def test_votes_are_what_reward_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = write_clip(tmp_path / "any.MP4")
     vote_store = VoteStore(tmp_path / "votes")
     for choice in ("A", "tie", "B", "both bad", "A"):
-        vote_store.add(vote(clip, choice, judge="B", context="0s: it goes.\n", extra={"reward_1": 0.5}))
+        add(vote_store, clip, choice, judge="B", context="0s: it goes.\n", reward_1=0.5)
     clip.unlink()  # the upload is gone, the vote's own copy is not
     pairs = load_preferences(str(vote_store.file))
     assert [(pair.chosen, pair.rejected) for pair in pairs] == [("left.", "right."), ("right.", "left."), ("left.", "right.")]
@@ -41,9 +41,9 @@ def test_votes_are_what_reward_reads(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_row_that_was_cut_short_spoils_no_other(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "any.mp4")
     vote_store = VoteStore(tmp_path / "votes")
-    vote_store.add(vote(clip, "A"))
+    add(vote_store, clip, "A")
     vote_store.file.write_text(vote_store.file.read_text() + '{"id": "vote-1", "vid')
-    vote_store.add(vote(clip, "B"))
+    add(vote_store, clip, "B")
     assert [row["preference"] for row in vote_store.rows()] == [1, 2]
 
 
@@ -68,18 +68,18 @@ def test_agreement_by_hand() -> None:
 def test_a_vote_file_without_its_last_line_end_loses_nothing(service: ChatService, tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "any.mp4")
     for question in ("one?", "two?"):
-        service.vote_store.add(Vote(clip, question, ("x", "y"), ("rlaif", "sft"), "A"))
+        service.vote_store.add(clip, question, ("x", "y"), ("rlaif", "sft"), "A")
     service.vote_store.file.write_text(service.vote_store.file.read_text().rstrip("\n"))
-    service.vote_store.add(Vote(clip, "three?", ("x", "y"), ("rlaif", "sft"), "B"))
+    service.vote_store.add(clip, "three?", ("x", "y"), ("rlaif", "sft"), "B")
     assert [row.question for row in load_preferences(str(service.vote_store.file))] == ["one?", "two?", "three?"]
 
 
 def test_votes_with_odd_line_ends_and_torn_rows_stay_readable(service: ChatService, tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "any.mp4")
-    service.vote_store.add(Vote(clip, "what\u2028happens?", ("x", "y"), ("rlaif", "sft"), "A"))
-    service.vote_store.add(Vote(clip, "plain?", ("x", "y"), ("rlaif", "sft"), "B"))
+    service.vote_store.add(clip, "what\u2028happens?", ("x", "y"), ("rlaif", "sft"), "A")
+    service.vote_store.add(clip, "plain?", ("x", "y"), ("rlaif", "sft"), "B")
     assert [row["prompt"] for row in service.vote_store.rows()] == ["what\u2028happens?", "plain?"]
     with service.vote_store.file.open("a") as file:
         file.write('{"id": "vote-1", "vid')
-    service.vote_store.add(Vote(clip, "third?", ("x", "y"), ("rlaif", "sft"), "A"))
+    service.vote_store.add(clip, "third?", ("x", "y"), ("rlaif", "sft"), "A")
     assert [row.question for row in load_preferences(str(service.vote_store.file))][1:] == ["plain?", "third?"]

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from minirlaif.config import ModelSection
-from minirlaif.gguf.export import task_check
+from minirlaif.gguf.export import verify
 from minirlaif.gguf.export.quantize import listed
 from minirlaif.models.loading import TINY, open_backbone
 from minirlaif.runs.run import Run
@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """An exported run; the export was stopped among its questions, every answer saved, and gone on with."""
     made = export_runs.trained(tmp_path_factory.mktemp("runs") / "red", "tiny", export_runs.world_clip)
 
-    answers = task_check.answers
+    answers = verify.answers
 
     def stopped(*arguments: Any) -> Iterator[str]:
         for number, text in enumerate(answers(*arguments)):
@@ -43,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StageDir, "due", lambda *_: True)
-        patch.setattr(task_check, "answers", stopped)
+        patch.setattr(verify, "answers", stopped)
         assert export_runs.export(made, "--types", TYPES) == 130
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage, "convert", again)

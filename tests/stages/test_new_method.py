@@ -117,7 +117,7 @@ import sys
 from pathlib import Path
 
 from minirlaif import config
-from minirlaif.app import run_pages, run_reader
+from minirlaif.app import run_reader, views
 from minirlaif.cli import main
 from minirlaif.gguf.export.merge import merged
 from minirlaif.runs.run import Run
@@ -130,7 +130,7 @@ words = ["chat", "--run", "a", "--runs-dir", str(folder.parent), "--video", clip
 for model in run.models():
     assert main.main([*words, "--model", model]) == 0
 assert run_reader.newest_run(folder.parent).root == folder
-assert "rejection" in run_pages.progress(run) and "Best score of each prompt" in run_pages.curves(run)
+assert "rejection" in views.progress(run) and "Best score of each prompt" in views.curves(run)
 cfg = config.load(folder / "config.yaml")
 facts = merged(run, cfg.model, cfg.video, cfg.data, folder / "merged")
 assert facts["logit_difference"] < 1e-3, facts

@@ -1,25 +1,29 @@
 """llama.cpp's own converter: fetched once from the source package of the llama-cpp-python version that runs the files. No torch.
 
 No package that pip installs contains the converter, and the PyPI package `gguf` does not fit it. So it is taken from the source
-package and runs in its own processes (converter_process.py), where its `gguf` cannot clash with an installed one.
+package and runs in a child process, `python -m minirlaif.gguf.export.converter`, where its `gguf` cannot clash with an installed
+one.
 """
 
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from minirlaif.errors import UserError
 from minirlaif.runs.io import sha256
-from minirlaif.video.child_process import ChildLost, ChildProcess
+from minirlaif.video.child_process import ChildLost, ChildProcess, serve
 
 PACKAGE = "llama-cpp-python"
 VERSION = "0.3.36"  # also in requirements.txt; other versions read and write other files
@@ -122,7 +126,7 @@ def convert(
         "probes": [[text, list(ids)] for text, ids in probes],
         "control": list(control),
     }
-    return str(in_child("minirlaif.gguf.export.converter_process", Path(jobs[0].args[0]), request)["pre"])
+    return str(in_child("minirlaif.gguf.export.converter", Path(jobs[0].args[0]), request)["pre"])
 
 
 def in_child(module: str, path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,3 +146,85 @@ def in_child(module: str, path: Path, request: Mapping[str, Any]) -> dict[str, A
     if "error" in reply:
         raise UserError(reply["error"])
     return reply
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    """In the child: run the jobs of a request; {"pre": name of the pre-tokenizer}."""
+    folder = Path(request["folder"])
+    sys.path[1:1] = [str(folder / "gguf-py"), str(folder)]
+    from conversion import base  # type: ignore[import-not-found]
+
+    vocabulary = Vocabulary(base, request["control"])
+    for job in request["jobs"]:
+        if "--mmproj" not in job["args"] and request["probes"] and not vocabulary.name:
+            vocabulary.choose(folder, job["args"], request["names"], request["probes"])
+        run(folder / job["script"], job["args"])
+    return {"pre": vocabulary.name}
+
+
+def run(script: Path, args: Sequence[str]) -> None:
+    """Run one of the converter's scripts in this process. SystemExit with a reason when it fails."""
+    sys.argv = [str(script), *args]
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as error:
+        if error.code:
+            sys.exit(f"{script.name} failed with code {error.code}")
+
+
+class Vocabulary:
+    """Changes how the converter writes vocabularies. name: of the pre-tokenizer, "" before it is known.
+
+    The converter finds the name by a hash of the ids of one text, so it knows published tokenizers only. For others the names are
+    tried with the vocabulary alone, until llama.cpp gives the same ids as transformers.
+    """
+
+    def __init__(self, base: Any, control: Sequence[str]) -> None:
+        self.name = ""
+        self._forced = ""
+        name_by_hash, original = base.TextModel.get_vocab_base_pre, base.TextModel.get_vocab_base
+
+        def pre(model: Any, tokenizer: Any) -> str:
+            self.name = self._forced or name_by_hash(model, tokenizer)
+            return self.name
+
+        def vocabulary(model: Any) -> tuple[list[str], list[int], str]:
+            tokens, kinds, name = original(model)
+            kinds = [base.gguf.TokenType.CONTROL if token in control else kind for token, kind in zip(tokens, kinds, strict=True)]
+            return tokens, kinds, name
+
+        def no_pieces(model: Any, add_to_gguf: bool = True) -> None:
+            # The converter reads tokenizer.model first for Llama. No family here has one, and reading it needs another package.
+            raise FileNotFoundError("tokenizer.model")
+
+        base.TextModel._set_vocab_sentencepiece = no_pieces
+        base.TextModel.get_vocab_base_pre, base.TextModel.get_vocab_base = pre, vocabulary
+
+    def choose(self, folder: Path, args: Sequence[str], names: Sequence[str], probes: Sequence[tuple[str, list[int]]]) -> None:
+        """Find the name; UserError when none fits. The name that the converter's own hash gives is tried first."""
+        from llama_cpp import Llama
+
+        more = [arg for arg in args if arg == "--no-nextn"]
+        wrong: dict[str, str] = {}
+        for name in ("", *names):
+            self._forced = name
+            with tempfile.TemporaryDirectory() as work:
+                path = Path(work) / "vocabulary.gguf"
+                try:
+                    run(folder / "convert_hf_to_gguf.py", [args[0], "--outfile", str(path), "--vocab-only", *more])
+                except NotImplementedError:
+                    continue  # no hash of a known tokenizer
+                with closing(Llama(str(path), vocab_only=True, verbose=False)) as model:
+                    ids_of = partial(model.tokenize, add_bos=False, special=False)  # special tokens in a text stay plain text
+                    differing = [text for text, ids in probes if ids_of(text.encode()) != ids]
+            if not differing:
+                return
+            wrong[self.name] = f"{len(differing)} of {len(probes)}, such as {differing[0]!r:.40}"
+        listed = "; ".join(f"{name}: {text}" for name, text in wrong.items())
+        raise UserError(
+            f"{args[0]}: no pre-tokenizer of llama.cpp gives the ids that transformers gives ({listed}); it cannot be exported"
+        )
+
+
+if __name__ == "__main__":
+    serve(_answer)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minirlaif.gguf.export.converter import in_child
+from minirlaif.gguf.runtime.bindings import group_frames, insert_frames
 from minirlaif.gguf.runtime.engine import threads_for
 from minirlaif.gguf.runtime.llama import LlamaSession
-from minirlaif.gguf.runtime.projector import group_frames, insert_frames
 from minirlaif.models.renderer import FrameLayout, Layout, Renderer
 from minirlaif.types import Turn
 from minirlaif.video.child_process import serve

@@ -5,6 +5,7 @@ Letters: T tokens, V vocabulary, F frames.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -15,11 +16,11 @@ import torch
 
 from minirlaif.config import DataSection, ModelSection, VideoSection
 from minirlaif.data.preflight import read_samples
-from minirlaif.gguf.export.task_check import evaluated_questions
 from minirlaif.models.adapters import AdapterSet
 from minirlaif.models.backbones.base import VisionLanguageModel
 from minirlaif.models.loading import open_backbone
 from minirlaif.models.renderer import FrameLayout, Layout
+from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.run import Run
 from minirlaif.stages.registry import ADAPTERS
 from minirlaif.types import Turn
@@ -41,6 +42,16 @@ TEXTS = (
     "...---!!!???(((a)))[[b]]{{c}}",
     "Привет, мир! مرحبا بالعالم १२३",
 )
+
+
+@dataclass(frozen=True)
+class AnsweredQuestion:
+    """A question of `evaluate`. truth: None where it is unknown; answer: the model's answer in transformers."""
+
+    video: str
+    question: str
+    truth: str | None
+    answer: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,14 +88,15 @@ def reference_of(
 ) -> Reference:
     """Logits of the model in transformers. adapters: by name of a model, the context in which the backbone acts as it."""
     questions = list(dict.fromkeys(question for _, question in rows))[:QUESTIONS]
-    with ClipReader(video.timeout_seconds) as reader:
-        probes = (*text_probes(backbone, questions), *clip_probes(backbone, reader, video, rows))
-    logits = {}
+    probes, logits = probes_of(backbone, video, questions, rows), {}
     for name, role in adapters.items():
         with role:
             logits[name] = logits_of(backbone, probes)
-    control = tuple(token.content for token in backbone.tokenizer.added_tokens_decoder.values() if token.special)
-    return Reference(backbone.renderer.layout, backbone.sizing, control, tuple(ids_of(backbone, questions)), probes, logits)
+    added = backbone.tokenizer.added_tokens_decoder.values()
+    control, spelled = tuple(token.content for token in added if token.special), [token.content for token in added]
+    chosen = dict.fromkeys([*TEXTS, *questions, " ".join(spelled), "".join(spelled)])
+    texts = tuple((text, list(backbone.renderer.text_ids(text))) for text in chosen)
+    return Reference(backbone.renderer.layout, backbone.sizing, control, texts, probes, logits)
 
 
 def plain_section(section: ModelSection, base: str = "") -> ModelSection:
@@ -106,6 +118,16 @@ def of_run(run: Run, model: ModelSection, video: VideoSection, data: DataSection
     return reference_of(backbone, rows, video, {name: adapters.inference_as(name) for name in (*ADAPTERS, "base")})
 
 
+def evaluated_questions(run: Run, most: int, model: str = "rlaif") -> list[AnsweredQuestion]:
+    """The first `most` questions of a finished `evaluate`, with the answers of one of its models; none when it has not run."""
+    path = run.dir("evaluate") / "answers.jsonl"
+    if run.manifest("evaluate") is None:
+        return []
+    rows = read_jsonl(path)[:most]
+    folder = os.path.abspath(path.parent)
+    return [AnsweredQuestion(os.path.normpath(Path(folder, r["video"])), r["question"], r["truth"], r[model]) for r in rows]
+
+
 def clip_questions(run: Run, data: DataSection) -> list[tuple[str, str]]:
     """(clip, question) of two clips: those of `evaluate` where it has run, else of the training prompts."""
     rows = [(row.video, row.question) for row in evaluated_questions(run, ROWS)]
@@ -114,36 +136,25 @@ def clip_questions(run: Run, data: DataSection) -> list[tuple[str, str]]:
     return [(clip, question) for clip in clips for _, question in [row for row in rows if row[0] == clip][:EACH]]
 
 
-def ids_of(backbone: VisionLanguageModel, texts: Sequence[str]) -> list[tuple[str, list[int]]]:
-    """TEXTS, some further texts and every special token spelled out, each with its ids."""
-    spelled = [token.content for token in backbone.tokenizer.added_tokens_decoder.values()]
-    chosen = dict.fromkeys([*TEXTS, *texts, " ".join(spelled), "".join(spelled)])
-    return [(text, list(backbone.renderer.text_ids(text))) for text in chosen]
-
-
-def text_probes(backbone: VisionLanguageModel, questions: Sequence[str]) -> list[Probe]:
-    """Prompts without a clip: questions, and each with an answer after it, so that later positions are compared too."""
-    made = []
+def probes_of(
+    backbone: VisionLanguageModel, video: VideoSection, questions: Sequence[str], rows: Sequence[tuple[str, str]]
+) -> tuple[Probe, ...]:
+    """Prompts without a clip: questions, and each with an answer after it, so that later positions are compared too. Then prompts
+    about clips, with as many frames as in training. rows: (clip, question). UnreadableClip."""
+    prompt, probes = backbone.renderer.prompt, []
     for number, question in enumerate(questions):
-        made.append(Probe(backbone.renderer.prompt(None, question), question))
         answer = TEXTS[number % len(TEXTS)]
-        made.append(Probe(backbone.renderer.conversation(None, [Turn(question, answer)]).ids, question, answer))
-    return made
-
-
-def clip_probes(
-    backbone: VisionLanguageModel, reader: ClipReader, video: VideoSection, rows: Sequence[tuple[str, str]]
-) -> list[Probe]:
-    """Prompts about clips, with as many frames as in training. rows: (clip, question). UnreadableClip."""
-    made = []
-    for path, question in rows:
-        info = reader.info(path)
-        plan = uniform_plan(info.seconds, video.frames)
-        size = backbone.frame_size(info.width, info.height, video.frame_pixels)
-        (pixels_FHW3,) = reader.frames(path, [plan], size)
-        layout = FrameLayout(plan.times, info.seconds, backbone.sizing.vectors(size))
-        made.append(Probe(backbone.renderer.prompt(layout, question), question, "", layout, pixels_FHW3))
-    return made
+        with_answer = backbone.renderer.conversation(None, [Turn(question, answer)]).ids
+        probes += [Probe(prompt(None, question), question), Probe(with_answer, question, answer)]
+    with ClipReader(video.timeout_seconds) as reader:
+        for path, question in rows:
+            info = reader.info(path)
+            plan = uniform_plan(info.seconds, video.frames)
+            size = backbone.frame_size(info.width, info.height, video.frame_pixels)
+            (pixels_FHW3,) = reader.frames(path, [plan], size)
+            layout = FrameLayout(plan.times, info.seconds, backbone.sizing.vectors(size))
+            probes.append(Probe(prompt(layout, question), question, "", layout, pixels_FHW3))
+    return tuple(probes)
 
 
 @torch.no_grad()

@@ -1,27 +1,44 @@
-"""Compares GGUF files, of an export or of other programs, with the model that a run trained."""
+"""Compares GGUF files, of an export or of other programs, with the model that a run trained: logits, and answers to questions."""
 
 from __future__ import annotations
 
 import re
 import tempfile
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from minirlaif.config import DataSection, ModelSection, VideoSection
 from minirlaif.errors import UserError
 from minirlaif.gguf import export_info
-from minirlaif.gguf.export import model_card, task_check
+from minirlaif.gguf.export import model_card
 from minirlaif.gguf.export.converter import check_installed
 from minirlaif.gguf.export.parity import FRAMES_GATE, TEXT_GATE, measure
 from minirlaif.gguf.export.quantize import TYPES, listed
-from minirlaif.gguf.export.reference import of_run
+from minirlaif.gguf.export.reference import AnsweredQuestion, evaluated_questions, of_run
 from minirlaif.gguf.runtime.engine import GgufEngine
-from minirlaif.inference.engine import SamplingParams
+from minirlaif.inference.engine import ChatEngine, SamplingParams
 from minirlaif.models.loading import model_type
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.stages.registry import ADAPTERS
+from minirlaif.stats import exact_match
+from minirlaif.video.frame_sampling import BLANK
+
+# Largest allowed difference of a type's accuracy to that of the model in transformers, as a share of the questions.
+BOUNDS = {"f32": 0.005, "f16": 0.005, "bf16": 0.005, "q8_0": 0.01, "q6_k": 0.02, "q5_k_m": 0.03, "q4_k_m": 0.05}
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of one file: shares of correct answers (None without truth) and of answers equal to those of the model in transformers."""
+
+    evaluated_questions: int
+    accuracy: float | None
+    agreement: float
 
 
 def verify(
@@ -49,7 +66,7 @@ def verify(
         faults += [f"{path.name}: {fault}" for fault in (parities[kind].faults() if unquantized else parities[kind].wrong())]
     figures: dict[str, Any] = {"parity": {"types": {kind: asdict(parity) for kind, parity in parities.items()}}}
     figures["sizes"] = {path.name: path.stat().st_size for path in texts.values()}
-    rows = task_check.evaluated_questions(run, most)
+    rows = evaluated_questions(run, most)
     if rows:
         info = export_info.ExportInfo(
             run=run.root.name,
@@ -64,11 +81,17 @@ def verify(
             models=(name,),
             adapters={name: str(loras[name])} if name in loras else {},
         )
-        results = _answer_with_files(info, rows)
-        own = task_check.score(rows, [row.answer for row in rows]).accuracy
+        results = {}
+        with tempfile.TemporaryDirectory() as work:  # the runtime reads its settings from a folder
+            export_info.write(Path(work), info)
+            for kind in texts:
+                with GgufEngine(Path(work), kind=kind) as engine:
+                    replies = answers(engine, rows, max_new_tokens)
+                    results[kind] = score(rows, list(progress(replies, len(rows), f"answer {kind}")))
+        own = score(rows, [row.answer for row in rows]).accuracy
         figures["accuracy"] = {"hf": own} | {kind: result.accuracy for kind, result in results.items()}
         figures["agreement"] = {kind: result.agreement for kind, result in results.items()}
-        faults += [fault for kind, result in results.items() for fault in task_check.faults(kind, result, own)]
+        faults += [fault for kind, result in results.items() for fault in accuracy_faults(kind, result, own)]
     print(model_card.table(figures))
     print(f"text and frames: largest difference of logits; float32 files must stay below {TEXT_GATE} and {FRAMES_GATE}")
     if "f32" not in parities:
@@ -78,18 +101,6 @@ def verify(
     for fault in faults:
         print(f"differs: {fault}")
     return 1 if faults else 0
-
-
-def _answer_with_files(info: export_info.ExportInfo, rows: list[task_check.AnsweredQuestion]) -> dict[str, task_check.Score]:
-    """Answers of every text file. The runtime reads its settings from a temporary folder."""
-    scores = {}
-    with tempfile.TemporaryDirectory() as work:
-        export_info.write(Path(work), info)
-        for kind in info.text:
-            with GgufEngine(Path(work), kind=kind) as engine:
-                texts = task_check.answers(engine, rows, info.options.max_new_tokens)
-                scores[kind] = task_check.score(rows, list(progress(texts, len(rows), f"answer {kind}")))
-    return scores
 
 
 def files_of(folder: Path) -> tuple[dict[str, Path], dict[str, Path], dict[str, Path]]:
@@ -115,3 +126,32 @@ def files_of(folder: Path) -> tuple[dict[str, Path], dict[str, Path], dict[str, 
         raise UserError(f"{folder}: no {missing} among its *.gguf files; export the run again")
     best = [kind for kind in TYPES if kind in text] + [kind for kind in text if kind not in TYPES]
     return {kind: text[kind] for kind in best}, projectors, adapters
+
+
+def answers(engine: ChatEngine, rows: Sequence[AnsweredQuestion], max_new_tokens: int, blank: bool = False) -> Iterator[str]:
+    """Greedy answers, one by one. blank: with dark grey frames instead."""
+    options = SamplingParams(max_new_tokens=max_new_tokens)
+    for row in rows:
+        clip = engine.load_clip(row.video)
+        if blank:
+            clip = replace(clip, pixels_FHW3=np.full_like(clip.pixels_FHW3, BLANK), key=clip.key + ":blank")
+        yield "".join(engine.stream(clip, (), row.question, options)).strip()
+
+
+def score(rows: Sequence[AnsweredQuestion], texts: Sequence[str]) -> Score:
+    """Compare answers with the truth and with those of the model in transformers."""
+    known = [(row.truth, text) for row, text in zip(rows, texts, strict=True) if row.truth]
+    right = sum(exact_match(text, truth) for truth, text in known) / len(known) if known else None
+    same = sum(row.answer == text for row, text in zip(rows, texts, strict=True)) / len(rows)
+    return Score(len(rows), right, same)
+
+
+def accuracy_faults(kind: str, measured: Score, expected: float | None) -> list[str]:
+    """A message when the difference of a type's accuracy to `expected` exceeds BOUNDS."""
+    if measured.accuracy is None or expected is None or kind not in BOUNDS:
+        return []
+    gap = abs(measured.accuracy - expected)
+    if gap <= BOUNDS[kind] + 1e-9:
+        return []
+    allowed = f"allowed is {100 * BOUNDS[kind]:g}"
+    return [f"{kind}: its accuracy {measured.accuracy:.3f} is {100 * gap:.1f} points from {expected:.3f}, {allowed}"]

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minirlaif.errors import UserError
-from minirlaif.gguf.runtime.bindings import Vocabulary, library, logged_error
-from minirlaif.gguf.runtime.projector import EncodedFrames, Projector
+from minirlaif.gguf.runtime.bindings import EncodedFrames, Projector, Vocabulary, library, logged_error
 
 BATCH = 512  # tokens per call of the model
 LEAST = 256  # tokens; llama.cpp's KV cache grows in such steps, and an assertion fails where it is much smaller
@@ -29,7 +29,7 @@ class LlamaSession:
     """An opened text GGUF with its mmproj and a KV cache of one conversation. A context manager: nothing is freed automatically.
 
     Args:
-        text: text model; mmproj: vision projector (None: text only); n_ctx: tokens in the KV cache, image vectors included.
+        text: text model; mmproj: vision projector; n_ctx: tokens in the KV cache, image vectors included.
         threads: of the CPU; kv: number format of keys and values, "f16" or "f32".
     Attributes:
         vocabulary: the tokenizer; n_ctx: as above; trained_ctx: context length of the model, the maximum of n_ctx.
@@ -38,10 +38,10 @@ class LlamaSession:
         UserError: files that cannot be read or do not belong together; llama-cpp-python is missing.
     """
 
-    def __init__(self, text: Path, mmproj: Path | None, n_ctx: int, threads: int = 1, kv: str = "f16") -> None:
+    def __init__(self, text: Path, mmproj: Path, n_ctx: int, threads: int = 1, kv: str = "f16") -> None:
         self._c = library()
-        self._model = self._context = self._memory = None
-        self._projector: Projector | None = None
+        self._context = None
+        self._opened = ExitStack()
         self._adapters: dict[Path, Any] = {}
         self._scales: dict[Path, float] = {}
         self._threads, self._kv = threads, KV_TYPES[kv]
@@ -58,8 +58,8 @@ class LlamaSession:
             self.close()
             raise
 
-    def _open(self, text: Path, mmproj: Path | None) -> None:
-        for path in filter(None, (text, mmproj)):
+    def _open(self, text: Path, mmproj: Path) -> None:
+        for path in (text, mmproj):
             if not path.is_file():
                 raise UserError(f"{path}: no such file; name a GGUF that `python -m minirlaif export` made")
         settings = self._c.llama_model_default_params()
@@ -70,11 +70,12 @@ class LlamaSession:
         self._model = self._c.llama_model_load_from_file(str(text).encode(), settings)
         if not self._model:
             raise UserError(f"{text}: llama.cpp cannot open it ({logged_error()}); export the model again")
+        self._opened.callback(self._c.llama_model_free, self._model)  # with its adapters
         self.trained_ctx: int = self._c.llama_model_n_ctx_train(self._model)
         self._recurrent: bool = self._c.llama_model_is_recurrent(self._model) or self._c.llama_model_is_hybrid(self._model)
         self.vocabulary: Vocabulary = Vocabulary(self._c, self._c.llama_model_get_vocab(self._model))
-        if mmproj is not None:
-            self._projector = Projector(self._c, self._model, mmproj, self._threads)
+        self._projector = Projector(self._c, self._model, mmproj, self._threads)
+        self._opened.callback(self._projector.close)
 
     def __enter__(self) -> LlamaSession:
         return self
@@ -86,11 +87,8 @@ class LlamaSession:
         """Free everything. May be called twice."""
         if self._context:
             self._c.llama_free(self._context)
-        if self._projector:
-            self._projector.close()
-        if self._model:  # with its adapters
-            self._c.llama_model_free(self._model)
-        self._context = self._projector = self._model = None
+        self._context = None
+        self._opened.close()
 
     def resize(self, n_ctx: int) -> None:
         """A new, empty KV cache of `n_ctx` tokens. UserError when the machine has too little memory."""
@@ -120,10 +118,8 @@ class LlamaSession:
             if path not in self._adapters:
                 adapter = self._c.llama_adapter_lora_init(self._model, str(path).encode()) if path.is_file() else None
                 if not adapter:
-                    raise UserError(
-                        f"{path}: not an adapter of this model ({logged_error() if path.is_file() else 'no such file'})"
-                        "; export it again"
-                    )
+                    why = logged_error() if path.is_file() else "no such file"
+                    raise UserError(f"{path}: not an adapter of this model ({why}); export it again")
                 self._adapters[path] = adapter
         if scale_of_path != self._scales:
             self._scales = scale_of_path
@@ -138,14 +134,11 @@ class LlamaSession:
 
     def encode(self, pixels_FHW3: np.ndarray) -> EncodedFrames:
         """A group of uint8 frames that share placeholders -> their vectors, for any number of prompts; see `Projector.encode`."""
-        if self._projector is None:
-            raise UserError("no mmproj file is open, so frames cannot be encoded; name it with --mmproj")
         self.counters["encodes"] += 1
         return self._projector.encode(pixels_FHW3)
 
     def drop(self, frames: EncodedFrames) -> None:
         """Free a group of frames. Prompts may no longer contain it."""
-        assert self._projector is not None
         if any(item is frames for item in self._items):
             self._clear()
         self._projector.drop(frames)
@@ -209,16 +202,15 @@ class LlamaSession:
         """Compute items and append them to the KV cache."""
         tokens: list[int] = []
         for item in items:
-            if isinstance(item, EncodedFrames):
-                self._append_tokens(tokens)
-                tokens = []
-                assert self._projector is not None
-                self._check(self._projector.append_to_context(item, self._context, self._next, WORK, BATCH))
-                self._items.append(item)
-                self._starts.append(self._next)
-                self._next += item.positions
-            else:
+            if not isinstance(item, EncodedFrames):
                 tokens.append(int(item))
+                continue
+            self._append_tokens(tokens)
+            tokens = []
+            self._check(self._projector.append_to_context(item, self._context, self._next, WORK, BATCH))
+            self._items.append(item)
+            self._starts.append(self._next)
+            self._next += item.positions
         self._append_tokens(tokens)
 
     def _append_tokens(self, tokens: Sequence[int]) -> None:

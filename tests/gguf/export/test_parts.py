@@ -18,10 +18,10 @@ from safetensors.numpy import load_file, save_file
 
 from minirlaif import config
 from minirlaif.errors import UserError
-from minirlaif.gguf.export import converter, merge, task_check
+from minirlaif.gguf.export import converter, merge, verify
 from minirlaif.gguf.export.model_card import chat_template, ollama_template
 from minirlaif.gguf.export.quantize import chosen_types, quantize
-from minirlaif.gguf.export.reference import TEXTS
+from minirlaif.gguf.export.reference import TEXTS, AnsweredQuestion
 from minirlaif.models.backbones import qwen3_5, qwen3_vl
 from minirlaif.models.backbones.smolvlm import SmolVLM
 from minirlaif.models.language_model import load_tokenizer
@@ -248,13 +248,10 @@ def test_the_pre_tokenizer_is_found_by_its_ids_or_refused(tmp_path: Path) -> Non
 
 
 def test_counting_answers() -> None:
-    rows = [
-        task_check.AnsweredQuestion("a", "q", truth, answer)
-        for truth, answer in (("x", "x"), ("x", "y"), (None, "z"), ("v", "v"))
-    ]
-    actual = task_check.score(rows, ["x.", "x", "z", "w"])
-    assert actual == task_check.Score(4, 2 / 3, 1 / 4)  # three have a truth, two are right; only the third is word for word
-    assert task_check.score(rows[2:3], ["z"]).accuracy is None
-    assert task_check.faults("q8_0", task_check.Score(500, 0.61, 1.0), 0.62) == []
-    assert "1.2 points" in task_check.faults("q8_0", task_check.Score(500, 0.608, 1.0), 0.62)[0]
-    assert task_check.faults("q4_k_m", task_check.Score(500, 0.571, 1.0), 0.62) == []
+    rows = [AnsweredQuestion("a", "q", truth, answer) for truth, answer in (("x", "x"), ("x", "y"), (None, "z"), ("v", "v"))]
+    actual = verify.score(rows, ["x.", "x", "z", "w"])
+    assert actual == verify.Score(4, 2 / 3, 1 / 4)  # three have a truth, two are right; only the third is word for word
+    assert verify.score(rows[2:3], ["z"]).accuracy is None
+    assert verify.accuracy_faults("q8_0", verify.Score(500, 0.61, 1.0), 0.62) == []
+    assert "1.2 points" in verify.accuracy_faults("q8_0", verify.Score(500, 0.608, 1.0), 0.62)[0]
+    assert verify.accuracy_faults("q4_k_m", verify.Score(500, 0.571, 1.0), 0.62) == []

@@ -21,7 +21,7 @@ from minirlaif.errors import UserError
 from minirlaif.gguf import export_info
 from minirlaif.gguf.export_info import ExportInfo
 from minirlaif.gguf.runtime.engine import GgufEngine
-from minirlaif.gguf.runtime.generator import AnswerGenerator, choose
+from minirlaif.gguf.runtime.worker import AnswerGenerator, choose
 from minirlaif.inference.engine import LoadedClip, SamplingParams
 from minirlaif.models.backbones import smolvlm
 from minirlaif.models.generation import sample

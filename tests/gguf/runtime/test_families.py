@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from minirlaif.gguf.export.converter import Job, convert
+from minirlaif.gguf.runtime.bindings import EncodedFrames, group_frames, insert_frames
 from minirlaif.gguf.runtime.llama import LlamaSession, length
-from minirlaif.gguf.runtime.projector import EncodedFrames, group_frames, insert_frames
 from minirlaif.models.backbones import family_of
 from minirlaif.models.renderer import FrameLayout, Renderer
 from tests.fixtures import bases_qwen

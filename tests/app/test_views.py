@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minirlaif.app import run_pages, run_reader, views
+from minirlaif.app import run_reader, views
 from minirlaif.inference.engine import LoadedClip
 from minirlaif.runs.run import Run
 from tests.fixtures import chat_run
@@ -26,12 +26,12 @@ def test_votes_in_which_people_and_the_judge_differ() -> None:
     ]
 
     def listed(only_other: bool, **how: int) -> list[int]:
-        return [int(number) for number in re.findall(r"question (\d)\?", run_pages.vote_cards(rows, only_other, **how))]
+        return [int(number) for number in re.findall(r"question (\d)\?", views.vote_cards(rows, only_other, **how))]
 
     assert listed(False) == [6, 5, 4, 3, 2, 1, 0]  # the last one first
     assert listed(True) == [4, 3, 1]  # not the one that the judge was never asked about
     assert listed(True, most=2) == [4, 3] and listed(False, most=2) == [6, 5]
-    assert "None." in run_pages.vote_cards(rows[:1], True) and run_pages.vote_cards([], True) == ""
+    assert "None." in views.vote_cards(rows[:1], True) and views.vote_cards([], True) == ""
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +58,16 @@ def test_a_stage_that_wrote_lately_is_at_work(finished: Path, tmp_path: Path) ->
     run = Run(shutil.copytree(finished / "a", tmp_path / "a"))
     assert run_reader.running_stage(run) == ""
     file = chat_run.begin_ppo(run, 3)
-    assert run_reader.running_stage(run) == "ppo" and "step 3 of 30" in run_pages.progress(run)
+    assert run_reader.running_stage(run) == "ppo" and "step 3 of 30" in views.progress(run)
     with file.open("a") as more:
         more.write('{"step": 4, "sco')  # in the middle of a line
-    assert "step 3 of 30" in run_pages.progress(run)
+    assert "step 3 of 30" in views.progress(run)
     os.utime(file, (time.time() - 130,) * 2)
-    assert run_reader.running_stage(run) == "ppo" and "ppo is running" in run_pages.progress(
+    assert run_reader.running_stage(run) == "ppo" and "ppo is running" in views.progress(
         run
     )  # a long step: states come every 120 s
     os.utime(file, (time.time() - 400,) * 2)
-    assert run_reader.running_stage(run) == "" and "running" not in run_pages.progress(run)
+    assert run_reader.running_stage(run) == "" and "running" not in views.progress(run)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_stage_that_wrote_lately_is_at_work(finished: Path, tmp_path: Path) ->
 def test_filters_of_verdicts(finished: Path, wanted: str, numbers: list[int]) -> None:
     result = run_reader.verdicts(Run(finished / "a"), wanted)
     assert [row["question"] for row in result] == [f"question {number}?" for number in numbers]
-    drawn, count = run_pages.verdict(Run(finished / "a"), wanted, 99)  # past the end: the last one
+    drawn, count = views.verdict(Run(finished / "a"), wanted, 99)  # past the end: the last one
     assert count == len(numbers) and f"question {numbers[-1]}?" in drawn
     assert set(run_reader.VERDICT_FILTERS) >= {wanted} and len(run_reader.VERDICT_FILTERS) == 9
 
@@ -98,20 +98,20 @@ def test_frames_are_found_in_a_run_that_was_moved(finished: Path, tmp_path: Path
     assert run_reader.strip(moved, "../world/none.mp4", 12) == b""
     (moved.root / "cache" / "features.sqlite").write_bytes(b"no database at all")
     assert run_reader.strip(moved, "../world/clip.mp4", 12) == b""
-    assert "no longer in the run" in run_pages.verdict(moved, "all", 1)[0]
+    assert "no longer in the run" in views.verdict(moved, "all", 1)[0]
 
 
 def test_pages_about_runs_that_lack_something(finished: Path, tmp_path: Path) -> None:
     bare = Run(tmp_path / "bare")
     bare.root.mkdir()
     (bare.root / "config.yaml").write_text("model: {base: nonsense}\nvideo: [")
-    assert "missing" in run_pages.progress(bare) and "No stage has logged" in run_pages.curves(bare)
-    assert "has not finished" in run_pages.gallery(bare, "all", 1)[0] and run_pages.verdict(bare, "all", 1)[1] == 0
-    for made in (run_pages.progress(None), run_pages.gallery(None, "all", 1)[0], run_pages.verdict(None, "all", 1)[0]):
+    assert "missing" in views.progress(bare) and "No stage has logged" in views.curves(bare)
+    assert "has not finished" in views.gallery(bare, "all", 1)[0] and views.verdict(bare, "all", 1)[1] == 0
+    for made in (views.progress(None), views.gallery(None, "all", 1)[0], views.verdict(None, "all", 1)[0]):
         assert "python -m minirlaif run --config configs/tiny.yaml --run tiny" in made
     run = Run(finished / "a")
-    assert run_pages.gallery(run, "all", 99)[1] == 2
-    assert "Right after SFT, wrong after RLAIF" in run_pages.gallery(run, "all", 1)[0]
+    assert views.gallery(run, "all", 99)[1] == 2
+    assert "Right after SFT, wrong after RLAIF" in views.gallery(run, "all", 1)[0]
 
 
 def test_examples_suit_the_run(finished: Path, tmp_path: Path) -> None:

@@ -40,11 +40,6 @@ class ChatService:
         self.engine = engine_thread.engine
         self._sessions: dict[str, Session] = {}
 
-    @property
-    def compares(self) -> bool:
-        """Whether the engine has both models of a comparison."""
-        return set(PAIR) <= set(self.engine.models)
-
     def session(self, name: str) -> Session:
         """The session of this name, created at the first call."""
         if name not in self._sessions:

@@ -68,9 +68,8 @@ class RequestFilter:
             return
         reason = self.refusal(scope) or self._needs_login(scope) or self._storage_full(scope)
         if not reason and scope["method"] == "POST" and str(scope["path"]).rstrip("/").endswith(EVENTS):
-            body = await _read_body(receive)
-            reason = (413, "request too large") if body is None else self._foreign_files(body)
-            receive = _replay(body or b"", receive)
+            body, receive = await _buffered(receive)
+            reason = (413, "request too large") if len(body) > MAX_BODY_BYTES else self._foreign_files(body)
         if reason:
             await _refuse(scope, receive, send, *reason)
             return
@@ -196,26 +195,18 @@ class RequestFilter:
             return False
 
 
-async def _read_body(receive: Receive) -> bytes | None:
-    """The body of a request; None if it is longer than MAX_BODY_BYTES."""
-    body = b""
-    while True:
+async def _buffered(receive: Receive) -> tuple[bytes, Receive]:
+    """The body of a request, incomplete if it is longer than MAX_BODY_BYTES, and a `receive` that gives it once more."""
+    body, more = b"", True
+    while more and len(body) <= MAX_BODY_BYTES:
         message = await receive()
-        body += message.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
-            return None
-        if not message.get("more_body"):
-            return body
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body once more, then further messages."""
+        body, more = body + message.get("body", b""), message.get("more_body", False)
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:
         return messages.pop() if messages else await receive()
 
-    return replay
+    return body, replay
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, reason: str) -> None:

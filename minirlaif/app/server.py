@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -99,8 +99,9 @@ def _sweep(service: ChatService, done: threading.Event) -> None:
         service.sweep()
 
 
-@contextmanager
-def page_at(options: argparse.Namespace, service: ChatService | None, run: Run | None, folder: Path) -> Iterator[str]:
+def page_at(
+    options: argparse.Namespace, service: ChatService | None, run: Run | None, folder: Path
+) -> AbstractContextManager[str]:
     """Serve the page for a service and a run; yields its address. UserError if the port is not available."""
     from minirlaif.app import tabs, ui, views
 
@@ -108,7 +109,7 @@ def page_at(options: argparse.Namespace, service: ChatService | None, run: Run |
     page = ui.build(tabs.AppContext(service, run, options.runs_dir, examples, run_reader.example_questions(run)))
     _warn_if_open(options)
     password = options.password
-    with launched(
+    return launched(
         page,
         folder,
         options.host,
@@ -118,8 +119,7 @@ def page_at(options: argparse.Namespace, service: ChatService | None, run: Run |
         auth_message="Enter any user name and the password." if password else None,
         max_file_size=options.max_mb << 20,
         head=views.page_script(),
-    ) as address:
-        yield address
+    )
 
 
 @contextmanager

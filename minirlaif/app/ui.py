@@ -12,7 +12,7 @@ import gradio as gr
 
 from minirlaif.app import views
 from minirlaif.app.conversations import ChatService
-from minirlaif.app.sessions import Session
+from minirlaif.app.sessions import PAIR, Session
 from minirlaif.app.tabs import MODEL, QUICK, AppContext, run_tab, votes_tab
 from minirlaif.app.uploads import duration
 from minirlaif.app.votes import CHOICES
@@ -235,7 +235,7 @@ def _chat_tab(context: AppContext, service: ChatService, clip: _ClipPanel) -> _T
 
 
 def _compare_tab(context: AppContext, service: ChatService, clip: _ClipPanel) -> _Tab:
-    compares = service.compares
+    compares = set(PAIR) <= set(service.engine.models)
     content = gr.HTML(views.side_by_side(Session(), compares), apply_default_css=False, elem_id="side-by-side")
     status = gr.HTML("", apply_default_css=False, elem_id="compare-status")
     with gr.Row(elem_classes="voting", equal_height=True, visible=compares):

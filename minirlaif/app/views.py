@@ -86,21 +86,20 @@ def progress(run: Run | None) -> Html:
         return no_run()
     try:
         rows = [
-            [stage, part("state", state), time, "report.html" if stage == "report" and result else result]
-            for stage, state, time, result in status_rows(run, PIPELINE)
+            [name, part("state", state), time, "report.html" if name == "report" and result else result]
+            for name, state, time, result in status_rows(run, PIPELINE)
         ]
     except UserError as error:
         return notice(str(error))
-    running = run_reader.running_stage(run)
-    return part("progress", _progress_bar(run, running) if running else "", rows)
-
-
-def _progress_bar(run: Run, stage: str) -> Html:
-    settings, rows = run_reader.config_of(run), run_reader.rows(run, stage, "metrics.jsonl")
-    step = int(rows[-1]["step"]) if rows and "step" in rows[-1] else 0
-    total = getattr(getattr(settings, stage, None), "iterations", None)
+    stage = run_reader.running_stage(run)
+    if not stage:
+        return part("progress", "", rows)
+    metrics = run_reader.rows(run, stage, "metrics.jsonl")
+    step = int(metrics[-1]["step"]) if metrics and "step" in metrics[-1] else 0
+    total = getattr(getattr(run_reader.config_of(run), stage, None), "iterations", None)
     text = f"step {number(step)} of {number(total)}" if total else f"step {number(step)}"
-    return bar(f"{stage} is running", step / total if total else 0.0, "rlaif", value=text, note="updates automatically")
+    share = step / total if total else 0.0
+    return part("progress", bar(f"{stage} is running", share, "rlaif", value=text, note="updates automatically"), rows)
 
 
 def curves(run: Run | None) -> Html:

@@ -1,7 +1,7 @@
-"""Reads files of old checkpoints (weights, tokenizers) and writes weights as safetensors files of limited size.
+"""Reads files of old checkpoints: weights and tokenizers.
 
 Old .bin files are pickles. They are read with torch's `weights_only`, which builds tensors and plain containers and refuses
-everything else, so nothing in them is executed. One file is in memory at a time (mapped, where its format allows).
+everything else, so nothing in them is executed. Files are mapped into memory, where their format allows.
 """
 
 from __future__ import annotations
@@ -9,20 +9,16 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from minirlaif.errors import UserError
-from minirlaif.runs.io import sync
 
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # the first pattern that matches
-SHARD = 2 << 30  # bytes of one written file, and so of the weights in memory
 
 
 def json_of(path: Path) -> Any:
@@ -61,22 +57,14 @@ def pickled(path: Path) -> dict[str, Any]:
 
 
 def tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Weights of one file by name, in its order."""
+    """Weights of one file by name, in its order; they stay on disk until they are used, where the format allows."""
     if path.suffix != ".safetensors":
         yield from pickled(path).items()
         return
-    with safe_open(path, "pt") as file:
-        for name in file.keys():  # noqa: SIM118
-            yield name, file.get_tensor(name)
-
-
-def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the weights in a file; the weights stay on disk where the format allows."""
-    if path.suffix != ".safetensors":
-        return {name: tuple(tensor.shape) for name, tensor in pickled(path).items()}
     try:
         with safe_open(path, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            for name in file.keys():  # noqa: SIM118
+                yield name, file.get_tensor(name)
     except SafetensorError as error:
         raise UserError(f"{path}: cannot be read ({error}); download it again") from None
 
@@ -120,43 +108,3 @@ def _pieces(path: Path) -> list[str]:
     except DecodeError:
         raise UserError(f"{path}: not a sentencepiece model; download it again") from None
     return [piece.piece for piece in model.pieces]
-
-
-@dataclass
-class Writer:
-    """Writes weights into files of SHARD bytes, in the order of `add`; `close` adds transformers' index."""
-
-    folder: Path
-    dtype: torch.dtype = torch.float32  # of the first weight
-    _pending: dict[str, Tensor] = field(default_factory=dict)
-    _bytes: int = 0
-    _written: list[list[str]] = field(default_factory=list)
-    _total: int = 0
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Write a weight, at the latest in `close`."""
-        if not self._total:
-            self.dtype = tensor.dtype
-        if self._pending and self._bytes + tensor.nbytes > SHARD:
-            self._flush()
-        self._pending[name] = tensor.detach().contiguous()
-        self._bytes += tensor.nbytes
-        self._total += tensor.nbytes
-
-    def close(self) -> None:
-        """Write the pending weights, and give the files their final names."""
-        self._flush()
-        places: dict[str, str] = {}
-        for number, names in enumerate(self._written, 1):
-            final = f"model-{number:05d}-of-{len(self._written):05d}.safetensors"
-            (self.folder / f"part-{number}.safetensors").rename(self.folder / final)
-            places |= dict.fromkeys(names, final)
-        index = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(places.items()))}
-        (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-
-    def _flush(self) -> None:
-        self._written.append(sorted(self._pending))
-        path = self.folder / f"part-{len(self._written)}.safetensors"
-        save_file(self._pending, path, metadata={"format": "pt"})
-        sync(path)
-        self._pending, self._bytes = {}, 0

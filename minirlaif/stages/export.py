@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -209,7 +210,7 @@ class Work:
         name, path = kind + "_blind" * blank, self.out.path / "answers.jsonl"
         answers = [row["answer"] for row in read_jsonl(path, missing_ok=True) if row["file"] == name]
         done, left = len(answers), rows[len(answers) :]
-        with GgufEngine(self.out.path, kind=kind) as engine, path.open("a", encoding="utf-8") as file:
+        with closing(GgufEngine(self.out.path, kind=kind)) as engine, path.open("a", encoding="utf-8") as file:
             texts = verify.answers(engine, left, self.max_new_tokens, blank)
             for row, text in zip(left, progress(texts, len(rows), f"answer {name}", initial=done), strict=True):
                 answers.append(text)

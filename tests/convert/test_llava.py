@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPVisionConfig,
 
 from minirlaif.cli import main
 from minirlaif.config import ModelSection
-from minirlaif.convert import legacy_files
+from minirlaif.convert import llava
 from minirlaif.convert.llava import convert
 from minirlaif.errors import UserError
 from minirlaif.models.backbones.llava import DEVIATION, MEAN
@@ -150,7 +150,7 @@ def check_same_logits(new: Path, parts: Parts) -> None:
 def test_logits_are_the_same_before_and_after(parts: Parts, tmp_path: Path, monkeypatch: Any, form: str) -> None:
     from transformers import LlavaForConditionalGeneration
 
-    monkeypatch.setattr(legacy_files, "SHARD", 100_000)  # several files are written
+    monkeypatch.setattr(llava, "SHARD", 100_000)  # several files are written
     old = write_old(tmp_path / "old", parts.weights(), form)
     assert main.main(["convert", "--from", str(old), "--to", str(tmp_path / "new")]) == 0
     check_same_logits(tmp_path / "new", parts)

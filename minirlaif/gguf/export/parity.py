@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,7 +113,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     folder = Path(request["folder"])
     frames = np.load(folder / "frames.npz")
     right, other, prompts = [], [], []
-    with LlamaSession(Path(request["text"]), Path(request["mmproj"]), 512, request["threads"], request["kv"]) as session:
+    with closing(LlamaSession(Path(request["text"]), Path(request["mmproj"]), 512, request["threads"], request["kv"])) as session:
         renderer = Renderer(session.vocabulary, Layout.from_dict(request["layout"]))
         if request["adapter"]:
             session.adapt({Path(request["adapter"]): 1.0})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def verify(
         with tempfile.TemporaryDirectory() as work:  # the runtime reads its settings from a folder
             export_info.write(Path(work), info)
             for kind in texts:
-                with GgufEngine(Path(work), kind=kind) as engine:
+                with closing(GgufEngine(Path(work), kind=kind)) as engine:
                     replies = answers(engine, rows, max_new_tokens)
                     results[kind] = score(rows, list(progress(replies, len(rows), f"answer {kind}")))
         own = score(rows, [row.answer for row in rows]).accuracy

@@ -64,6 +64,7 @@ class Vocabulary:
     def __init__(self, library: Any, handle: Any) -> None:
         self._c, self._handle = library, handle
         self.encode_special_tokens = False  # no effect: text never becomes a special token here
+        self.backend_tokenizer = self  # the object that encodes text
         self._size: int = library.llama_vocab_n_tokens(handle)
         kinds = [library.llama_vocab_get_attr(handle, number) for number in range(self._size)]
         control = [number for number, kind in enumerate(kinds) if kind & library.LLAMA_TOKEN_ATTR_CONTROL]
@@ -72,11 +73,6 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return self._size
-
-    @property
-    def backend_tokenizer(self) -> Vocabulary:
-        """The object that encodes text; here the same one."""
-        return self
 
     def _text(self, token: int) -> str:
         return bytes(self._c.llama_vocab_get_text(self._handle, token)).decode(errors="replace")

@@ -57,12 +57,6 @@ class GgufEngine:
             self.close()
             raise
 
-    def __enter__(self) -> GgufEngine:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
     @property
     def counters(self) -> Mapping[str, int]:
         """Totals so far: decodes, encodes, prefilled_tokens, reused_tokens, decoded_tokens."""
@@ -86,16 +80,11 @@ class GgufEngine:
         self, clip: LoadedClip, turns: Sequence[Turn], question: str, sampling: SamplingParams, model: str = ""
     ) -> Iterator[str]:
         """See `ChatEngine.stream`."""
-        history = [(turn.question, turn.answer) for turn in turns]
-        request: dict[str, Any] = {
-            "turns": history,
-            "question": question,
-            "options": asdict(sampling),
-            "model": model or self.models[0],
-        }
-        if not self._child.ask("begin", key=clip.key, **request)["known"]:
+        request: dict[str, Any] = {"key": clip.key, "question": question, "model": model or self.models[0]}
+        request |= {"turns": [(turn.question, turn.answer) for turn in turns], "options": asdict(sampling)}
+        if not self._child.ask("begin", **request)["known"]:
             self._child.ask("encode_clip", clip.pixels_FHW3, key=clip.key, times=clip.times, seconds=clip.seconds)
-            self._child.ask("begin", key=clip.key, **request)
+            self._child.ask("begin", **request)
         while (piece := self._child.ask("next")["piece"]) is not None:
             yield piece
 
@@ -120,13 +109,7 @@ class LlamaClient:
     def __init__(self, **open_request: Any) -> None:
         self._open_request = open_request
         self._process: ChildProcess | None = None
-        self._before: Counter[str] = Counter()  # counts of processes that ended
-        self._counted: Counter[str] = Counter()
-
-    @property
-    def counters(self) -> dict[str, int]:
-        """Counts so far, over all processes."""
-        return {name: self._counted[name] + self._before[name] for name in COUNTERS}
+        self.counters = Counter(dict.fromkeys(COUNTERS, 0))  # over all processes
 
     def start(self) -> None:
         """Start the process and open the files. UserError when they cannot be opened."""
@@ -158,17 +141,14 @@ class LlamaClient:
             raise
         if "error" in reply:
             raise UserError(reply["error"])
-        self._counted = Counter(reply["counters"])
+        self.counters.update(reply["counted"])
         return reply
 
     def close(self) -> None:
         """End the process."""
-        if self._process is None:
-            return
-        self._process.close()
-        self._process = None
-        self._before += self._counted
-        self._counted = Counter()
+        if self._process is not None:
+            self._process.close()
+            self._process = None
 
 
 def threads_for(text: Path) -> int:

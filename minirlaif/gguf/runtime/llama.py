@@ -26,7 +26,7 @@ KV_TYPES = {"f32": 0, "f16": 1}  # ggml's numbers
 
 
 class LlamaSession:
-    """An opened text GGUF with its mmproj and a KV cache of one conversation. A context manager: nothing is freed automatically.
+    """An opened text GGUF with its mmproj and a KV cache of one conversation. Needs `close`.
 
     Args:
         text: text model; mmproj: vision projector; n_ctx: tokens in the KV cache, image vectors included.
@@ -40,7 +40,7 @@ class LlamaSession:
 
     def __init__(self, text: Path, mmproj: Path, n_ctx: int, threads: int = 1, kv: str = "f16") -> None:
         self._c = library()
-        self._context = None
+        self._context: Any = None
         self._opened = ExitStack()
         self._adapters: dict[Path, Any] = {}
         self._scales: dict[Path, float] = {}
@@ -76,12 +76,6 @@ class LlamaSession:
         self.vocabulary: Vocabulary = Vocabulary(self._c, self._c.llama_model_get_vocab(self._model))
         self._projector = Projector(self._c, self._model, mmproj, self._threads)
         self._opened.callback(self._projector.close)
-
-    def __enter__(self) -> LlamaSession:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free everything. May be called twice."""

@@ -89,19 +89,14 @@ class AnswerGenerator:
         layout, frames = self.clips[key]
         image_id = self.renderer.image_id
         items = insert_frames(self.renderer.prompt(layout, question, turns=turns), image_id, frames)
-        room = self._make_room(length(items), options.max_new_tokens)
+        session, used, most = self._session, length(items), self._context_limit(length(items))
+        room = min(options.max_new_tokens, most - used)  # for the answer
+        if used + room > session.n_ctx:
+            session.resize(min(most, (-(-(used + room) // GRAIN) + 1) * GRAIN))
         path = self._adapters.get(model)
-        self._session.adapt({path: 1.0} if path else {})
+        session.adapt({path: 1.0} if path else {})
         prefix = len(insert_frames(self.renderer.prefix(layout), image_id, frames))
         yield from pieces(self.renderer, self._tokens(items, prefix, options, room))
-
-    def _make_room(self, prompt_tokens: int, answer: int) -> int:
-        """Enlarge the KV cache for a prompt and an answer; how many tokens the answer may have."""
-        session, most = self._session, self._context_limit(prompt_tokens)
-        answer = min(answer, most - prompt_tokens)
-        if prompt_tokens + answer > session.n_ctx:
-            session.resize(min(most, (-(-(prompt_tokens + answer) // GRAIN) + 1) * GRAIN))
-        return answer
 
     def _context_limit(self, prompt_tokens: int) -> int:
         """How many tokens a conversation may have. UserError when the prompt leaves none for an answer."""
@@ -144,25 +139,25 @@ class Worker:
 
     generator: AnswerGenerator
     pieces: Iterator[str]
+    reported: Mapping[str, int] = {}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Call the method that the request names; its reply with the counters so far. The bytes of frames follow a request that
-        has their shape."""
+        """Call the method that the request names; its reply with what was counted meanwhile. The bytes of frames follow a request
+        that has their shape."""
         method = getattr(self, request.pop("verb"))
         if shape := request.pop("shape", None):
             data = sys.stdin.buffer.read(math.prod(shape))
             request["pixels_FHW3"] = np.frombuffer(data, np.uint8).reshape(shape)
         reply: dict[str, Any] = method(**request) or {}
-        return reply | {"counters": self.generator.counters}
+        before, self.reported = self.reported, self.generator.counters
+        return reply | {"counted": {name: count - before.get(name, 0) for name, count in self.reported.items()}}
 
     def open(self, folder: str, text: str, mmproj: str, threads: int, n_ctx: int) -> None:
-        """Open the files."""
         info = export_info.read(Path(folder))
         adapters = {model: Path(folder, name) for model, name in info.adapters.items()}
         self.generator = AnswerGenerator(info, adapters, Path(text), Path(mmproj), threads, n_ctx)
 
     def encode_clip(self, **clip: Any) -> None:
-        """Encode the frames of a clip."""
         self.generator.encode_clip(**clip)
 
     def begin(self, key: str, turns: Sequence[Sequence[str]], options: Mapping[str, Any], **request: str) -> dict[str, Any]:

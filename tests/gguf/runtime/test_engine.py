@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def engine(folder: Path) -> Iterator[GgufEngine]:
-    with GgufEngine(folder) as opened:
+    with closing(GgufEngine(folder)) as opened:
         yield opened
 
 
@@ -151,7 +152,7 @@ def test_the_memory_grows_with_the_conversation(engine: GgufEngine, folder: Path
     with pytest.raises(UserError, match="has 2500 tokens, the model takes 2048: clear the conversation, use fewer frames"):
         ask(engine, engine.load_clip(str(folder / "a.mp4"), 2500), QUESTIONS[0])
     assert engine.counters["encodes"] == 1  # said before anything is computed
-    with GgufEngine(folder, n_ctx=30) as tight:
+    with closing(GgufEngine(folder, n_ctx=30)) as tight:
         assert ask(tight, clip, QUESTIONS[0])[:5] == short[:5]
         with pytest.raises(UserError, match="--ctx allows 30: raise it"):
             ask(tight, clip, "red circle " * 12)
@@ -190,7 +191,7 @@ def test_a_swapped_adapter_changes_the_answer(folder: Path, tmp_path: Path) -> N
         for layer in range(4)
     }
     gguf_files.adapter(made / "sft.gguf", noise, alpha=2)  # type: ignore[arg-type]
-    with GgufEngine(made) as both, GgufEngine(folder) as alone:
+    with closing(GgufEngine(made)) as both, closing(GgufEngine(folder)) as alone:
         clip = both.load_clip(str(folder / "a.mp4"))
         aligned = ask(alone, clip, QUESTIONS[1])
         assert ask(both, clip, QUESTIONS[1]) == aligned
@@ -227,13 +228,16 @@ def test_a_projector_of_another_model_is_noticed(folder: Path, tmp_path: Path) -
     """One of the same width, that makes other numbers of vectors."""
     made = gguf_files.tiny(tmp_path)
     export_info.write(made, replace(export_info.read(made), sizing=Sizing(16, 32)))
-    with GgufEngine(made) as engine, pytest.raises(UserError, match="mmproj.gguf: makes 1 vectors of a frame, .* requires 4"):
+    with (
+        closing(GgufEngine(made)) as engine,
+        pytest.raises(UserError, match="mmproj.gguf: makes 1 vectors of a frame, .* requires 4"),
+    ):
         ask(engine, engine.load_clip(str(folder / "a.mp4")), QUESTIONS[0])
 
 
 def test_a_file_of_an_export_may_be_named_itself(folder: Path) -> None:
     (folder / "other.gguf").write_bytes((folder / "text.gguf").read_bytes())
-    with GgufEngine(folder / "other.gguf", folder / "mmproj.gguf") as engine:
+    with closing(GgufEngine(folder / "other.gguf", folder / "mmproj.gguf")) as engine:
         assert engine.title == "other.gguf, run tiny"
         assert ask(engine, engine.load_clip(str(folder / "a.mp4")), QUESTIONS[0])
 
@@ -350,7 +354,7 @@ def test_chat_asks_a_training_run(folder: Path, runs_dir: Path, capsys: pytest.C
     chat_run.run_of(runs_dir / "a")
     words = ["chat", "--video", str(folder / "a.mp4"), "--run", "a", "--runs-dir", str(runs_dir), "--model", "base"]
     assert main.main([*words, "--frames", "4", QUESTIONS[0]]) == 0
-    with GgufEngine(folder) as engine:
+    with closing(GgufEngine(folder)) as engine:
         assert capsys.readouterr().out == ask(engine, engine.load_clip(str(folder / "a.mp4")), QUESTIONS[0]) + "\n"
 
 

@@ -6,6 +6,7 @@ Their files come from llama.cpp's converter, which takes ten seconds for each, s
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +62,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     probes = [(question, base.renderer.text_ids(question)) for question in QUESTIONS]
     control = [token.content for token in base.tokenizer.added_tokens_decoder.values()]
     convert(family.gguf.pre_tokenizers, jobs, probes, control)
-    with LlamaSession(text, projector, 1024, kv="f32") as session:
+    with closing(LlamaSession(text, projector, 1024, kv="f32")) as session:
         yield Comparison(base, session)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def base() -> smolvlm.SmolVLM:
 
 @pytest.fixture
 def session(folder: Path) -> Iterator[LlamaSession]:
-    with LlamaSession(folder / "text.gguf", folder / "mmproj.gguf", 512, kv="f32") as opened:
+    with closing(LlamaSession(folder / "text.gguf", folder / "mmproj.gguf", 512, kv="f32")) as opened:
         yield opened
 
 
@@ -131,7 +132,7 @@ def test_tokens_one_by_one_are_tokens_at_once(session: LlamaSession, base: smolv
 def test_a_long_prompt_is_read_in_parts(folder: Path, base: smolvlm.SmolVLM) -> None:
     ids = base.renderer.prompt(None, "red circle moves left " * 300)
     assert len(ids) > 1024
-    with LlamaSession(folder / "text.gguf", folder / "mmproj.gguf", len(ids), kv="f32") as session:
+    with closing(LlamaSession(folder / "text.gguf", folder / "mmproj.gguf", len(ids), kv="f32")) as session:
         assert gap(session.prefill(ids), theirs(base, ids)) < TEXT_GATE
         with pytest.raises(UserError, match="filled its context"):
             session.step(ids[0])

@@ -27,13 +27,7 @@ CLIP_SECONDS = 30.0  # how long a question waits for the frames of its clip
 
 
 class ChatService:
-    """All open pages over one engine.
-
-    Args:
-        engine_thread: runs the engine.
-        upload_store: checks clips before the engine decodes them.
-        vote_store: where votes are stored; None: voting is off.
-    """
+    """All open pages over one engine. vote_store: None turns voting off."""
 
     def __init__(self, engine_thread: EngineThread, upload_store: UploadStore, vote_store: VoteStore | None) -> None:
         self.engine_thread, self.upload_store, self.vote_store = engine_thread, upload_store, vote_store

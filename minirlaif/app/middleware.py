@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -181,10 +182,7 @@ class RequestFilter:
 
     def _is_upload(self, name: Any) -> bool:
         """Whether this is a file below the folder, after resolving symbolic links."""
-        try:
-            return self._is_inside(name) and Path(name).is_file()
-        except OSError:  # the name is too long
-            return False
+        return self._is_inside(name) and os.path.isfile(name)
 
     def _is_inside(self, name: Any) -> bool:
         if not isinstance(name, str) or "\0" in name or "\\" in name or not name.startswith("/"):

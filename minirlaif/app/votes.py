@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from uuid import uuid4
 
 from minirlaif.data.formats import BadRow, parse_preference
@@ -83,28 +83,21 @@ class VoteStore:
                 shutil.copyfile(clip, part)
                 part.replace(stored)
             with self.file.open("ab+") as file:
-                end, newline = _complete_rows(file)
-                file.truncate(end)
-                file.write((newline + json.dumps(row, ensure_ascii=False) + "\n").encode())
+                file.seek(0)
+                complete, newline, last = file.read().rpartition(b"\n")
+                try:
+                    json.loads(last)
+                except ValueError:  # no row, or one that was cut off by a full disk or a kill
+                    file.truncate(len(complete + newline))
+                else:  # some editors remove the last newline
+                    file.write(b"\n")
+                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
                 file.flush()
                 os.fsync(file.fileno())
 
     def rows(self) -> list[dict[str, Any]]:
         """All complete rows."""
         return read_jsonl(self.file, missing_ok=True, skip_damaged=True)
-
-
-def _complete_rows(file: IO[bytes]) -> tuple[int, str]:
-    """The length in bytes of the complete rows of a file, and the newline that the last one lacks (some editors remove it). Bytes
-    after them are a row that was cut off by a full disk or a kill."""
-    file.seek(0)
-    data = file.read()
-    start = data.rfind(b"\n") + 1
-    try:
-        json.loads(data[start:])
-    except ValueError:
-        return start, ""
-    return len(data), "\n"
 
 
 @dataclass(frozen=True)

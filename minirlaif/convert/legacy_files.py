@@ -6,9 +6,9 @@ everything else, so nothing in them is executed. Files are mapped into memory, w
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minirlaif.errors import UserError
+from minirlaif.runs import io
 
+read_json = partial(io.read_json, cure="download it again")
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # the first pattern that matches
-
-
-def json_of(path: Path) -> Any:
-    """Content of a JSON file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); download it again") from None
 
 
 def weight_files(folder: Path, patterns: Sequence[str] = WEIGHTS) -> list[Path]:
@@ -36,7 +30,7 @@ def weight_files(folder: Path, patterns: Sequence[str] = WEIGHTS) -> list[Path]:
         raise UserError(f"{folder}: neither {' nor '.join(patterns)} in it; download the checkpoint again")
     files = sorted(folder.glob(pattern))
     for index in folder.glob(f"{pattern}.index.json"):
-        missing = set(json_of(index)["weight_map"].values()) - {path.name for path in files}
+        missing = set(read_json(index)["weight_map"].values()) - {path.name for path in files}
         if missing:
             raise UserError(f"{folder}: {min(missing)} is missing, {index.name} names it; download the checkpoint again")
     return files
@@ -75,14 +69,14 @@ def llama_tokenizer(old: Path, image: str) -> Any:
     from transformers.tokenization_utils_base import generate_merges
 
     if (old / "tokenizer.json").is_file():
-        content = json_of(old / "tokenizer.json")
+        content = read_json(old / "tokenizer.json")
         vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
         merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
         added = {token["content"]: token["id"] for token in content["added_tokens"]}
     elif (old / "tokenizer.model").is_file():
         vocabulary = {piece: number for number, piece in enumerate(_pieces(old / "tokenizer.model"))}
         merges = generate_merges(vocabulary)
-        added = json_of(old / "added_tokens.json") if (old / "added_tokens.json").is_file() else {}
+        added = read_json(old / "added_tokens.json") if (old / "added_tokens.json").is_file() else {}
     else:
         raise UserError(f"{old}: neither tokenizer.json nor tokenizer.model in it; download the checkpoint again")
     # legacy: with a space before every piece of text between special tokens, as the old tokenizer had it.

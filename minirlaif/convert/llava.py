@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from minirlaif.convert.legacy_files import WEIGHTS, json_of, llama_tokenizer, pickled, tensors, weight_files
+from minirlaif.convert.legacy_files import WEIGHTS, llama_tokenizer, pickled, read_json, tensors, weight_files
 from minirlaif.errors import UserError
 from minirlaif.models.adapters import HEAD_FILE, target_pattern
 from minirlaif.models.backbones.llava import LAYOUT, Llava
@@ -90,7 +90,7 @@ def _convert_model(old: Path, new: Path, vision: str) -> None:
     from huggingface_hub import save_torch_state_dict
     from transformers import GenerationConfig, LlamaConfig, LlavaConfig
 
-    settings = json_of(old / "config.json")
+    settings = read_json(old / "config.json")
     _check_settings(old, settings)
     files = weight_files(old)
     shapes = {name: tuple(tensor.shape) for path in files for name, tensor in tensors(path)}
@@ -234,7 +234,7 @@ def _clip_config(old: Path, settings: Mapping[str, Any], shapes: Mapping[str, Se
 
 def _convert_adapter(old: Path, new: Path) -> None:
     """Convert a LoRA adapter with PEFT's old file names. A reward head, beside it or one folder above, becomes HEAD_FILE."""
-    settings = json_of(old / "adapter_config.json")
+    settings = read_json(old / "adapter_config.json")
     for path in (old / "non_lora_trainables.bin", old.parent / "non_lora_trainables.bin"):
         if path.is_file() and (extra := pickled(path)):
             raise UserError(

@@ -57,15 +57,20 @@ def headline(name: str, numbers: Numbers) -> Html:
         lead = f"These questions have no true answers, so no accuracy was measured. {_new_clips(seen)}"
     else:
         gain, sft, rlaif = numbers["accuracy_gain"], percent(numbers["accuracy"]["sft"]), percent(numbers["accuracy"]["rlaif"])
-        title = {
-            "above": f"Accuracy rose from {sft} (SFT) to {rlaif} (RLAIF)",
-            "below": f"Accuracy fell from {sft} (SFT) to {rlaif} (RLAIF)",
-            "level": f"No clear change in accuracy: {sft} (SFT), {rlaif} (RLAIF)",
-        }[compared(gain)]
+        words = {"above": "Accuracy rose from {} (SFT) to {}", "below": "Accuracy fell from {} (SFT) to {}"}
+        title = words.get(compared(gain), "No clear change in accuracy: {} (SFT), {}").format(sft, rlaif) + " (RLAIF)"
         lead = f"That is {points(gain['mean'])} points over SFT ({_interval(gain)}), on {questions}. {_new_clips(seen)}"
         if without:
             lead += f" {number(without)} of the questions have no true answer and are left out of every accuracy."
-        sentences.append(_against_base(numbers))
+        over, figure = numbers["gain_over_base"], percent(numbers["accuracy"]["base"])
+        figures, against = f" ({figure}): {points(over['mean'])} points, {_interval(over)}", compared(over)
+        if against == "level":
+            figures += "" if over["ci95_low"] == over["ci95_high"] else ", which includes zero"
+        figures += "."
+        if against == "below" and numbers.get("world") and numbers["accuracy"]["sft"] < numbers["accuracy"]["base"]:
+            figures += " SFT is also below the base: the tiny world's SFT labels contain deliberate errors."
+        strong = "No clear difference from" if against == "level" else f"RLAIF is {against}"
+        sentences.append((f"{strong} the base before SFT", figures))
     if numbers[numbers["method"]]["chosen_iteration"] == 0:
         sentences.append((NOT_KEPT, " On the dev questions the judge preferred no checkpoint to the SFT model."))
     return run_block("headline", name, numbers["seed"], title, lead, sentences, _tiles(numbers))
@@ -83,20 +88,6 @@ def _new_clips(seen: int | None) -> str:
     if seen:
         return f"Earlier stages used {number(seen)} of these clips, so accuracy on new clips was not measured."
     return "No earlier stage used these clips."
-
-
-def _against_base(numbers: Numbers) -> tuple[str, str]:
-    over, right = numbers["gain_over_base"], numbers["accuracy"]
-    figures = f" ({percent(right['base'])}): {points(over['mean'])} points, {_interval(over)}"
-    poor = ""
-    if numbers.get("world") and right["sft"] < right["base"]:
-        poor = " SFT is also below the base: the tiny world's SFT labels contain deliberate errors."
-    zero = "" if over["ci95_low"] == over["ci95_high"] else ", which includes zero"
-    return {
-        "above": ("RLAIF is above the base before SFT", f"{figures}."),
-        "below": ("RLAIF is below the base before SFT", f"{figures}.{poor}"),
-        "level": ("No clear difference from the base before SFT", f"{figures}{zero}."),
-    }[compared(over)]
 
 
 def _tiles(numbers: Numbers) -> list[Html]:

@@ -28,12 +28,12 @@ def write_atomic(path: Path, text: str) -> None:
     new.replace(path)
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. UserError naming it when it cannot be read."""
+def read_json(path: Path, cure: str = "make the stage again") -> Any:
+    """The content of a JSON file. UserError naming it when it cannot be read. cure: what corrects that."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); make the stage again", again=()) from None
+        raise UserError(f"{path}: cannot be read ({error}); {cure}", again=()) from None
 
 
 def json_lines(lines: Iterable[str]) -> Iterator[tuple[int, Any]]:

@@ -29,10 +29,7 @@ from minirlaif.stages.registry import ADAPTERS, STAGES, producers
 
 
 class Run:
-    """The folder of one run.
-
-    given: the settings that the command in progress was origin with, as flags; shown in the commands of messages.
-    """
+    """The folder of one run. given: the settings that the command in progress was started with, as flags, for messages."""
 
     def __init__(self, root: Path | str, given: Sequence[str] = ()) -> None:
         self.root = Path(root)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,18 +71,15 @@ def merged(
     adapter = run.adapter("rlaif")
     adapters = AdapterSet(backbone, section)
     adapters.add("policy", 0, adapter)
-    if model.quantization == "none":
-        trained = reference_of(backbone, rows, video, {"policy": adapters.inference_as("policy")})
-    else:
-        quantized = open_backbone(replace(section, quantization=model.quantization))
-        quantized_adapters = AdapterSet(quantized, section)
-        quantized_adapters.add("policy", 0, adapter)
-        trained = reference_of(quantized, rows, video, {"policy": quantized_adapters.inference_as("policy")})
-    if keep_apart:
-        with adapters.inference_as("policy"):
-            logits = logits_of(backbone, trained.probes)
-    else:
+    trained_on, trained_adapters = backbone, adapters
+    if model.quantization != "none":
+        trained_on = open_backbone(replace(section, quantization=model.quantization))
+        trained_adapters = AdapterSet(trained_on, section)
+        trained_adapters.add("policy", 0, adapter)
+    trained = reference_of(trained_on, rows, video, {"policy": trained_adapters.inference_as("policy")})
+    if not keep_apart:
         save_model(backbone, adapters.merge("policy"), folder, own_dtype(model))
+    with adapters.inference_as("policy") if keep_apart else nullcontext():
         logits = logits_of(backbone, trained.probes)
     copy_files(backbone, model.revision, folder)
     return {

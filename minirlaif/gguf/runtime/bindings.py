@@ -68,14 +68,12 @@ class Vocabulary:
         self._size: int = library.llama_vocab_n_tokens(handle)
         kinds = [library.llama_vocab_get_attr(handle, number) for number in range(self._size)]
         control = [number for number, kind in enumerate(kinds) if kind & library.LLAMA_TOKEN_ATTR_CONTROL]
-        self.added_tokens_decoder = {number: SimpleNamespace(content=self._text(number), special=True) for number in control}
+        texts = {number: bytes(library.llama_vocab_get_text(handle, number)).decode(errors="replace") for number in control}
+        self.added_tokens_decoder = {n: SimpleNamespace(content=text, special=True) for n, text in texts.items()}
         self.unused = [number for number, kind in enumerate(kinds) if kind & library.LLAMA_TOKEN_ATTR_UNUSED]
 
     def __len__(self) -> int:
         return self._size
-
-    def _text(self, token: int) -> str:
-        return bytes(self._c.llama_vocab_get_text(self._handle, token)).decode(errors="replace")
 
     def encode(self, text: str, add_special_tokens: bool = False) -> SimpleNamespace:
         """Ids of plain text. Special tokens written in it stay plain text, and none are added."""

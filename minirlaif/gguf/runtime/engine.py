@@ -30,6 +30,9 @@ COUNTERS = ("encodes", "prefilled_tokens", "reused_tokens", "decoded_tokens")  #
 class GgufEngine:
     """Exported files as a `ChatEngine`.
 
+    A native assertion of llama.cpp ends the child process alone and becomes a UserError of one line; the next request starts
+    another one.
+
     Args:
         where: the export's folder, or one text GGUF in it; kind: the type of the text model, such as "q8_0" ("": the first one).
         mmproj: another vision projector than the export's; threads: CPU threads (0: one per core, at most MAX_THREADS; one for a
@@ -48,11 +51,12 @@ class GgufEngine:
         self.frames, self.sampling = self._info.frames, self._info.options
         self._clips: OrderedDict[str, LoadedClip] = OrderedDict()
         self._reader = ClipReader(VideoSection.timeout_seconds)
-        self._child = LlamaClient(
-            folder=str(folder), text=str(text), mmproj=str(projector), threads=threads or threads_for(text), n_ctx=n_ctx
-        )
+        self._process: ChildProcess | None = None
+        self._counted = Counter(dict.fromkeys(COUNTERS, 0))  # over all processes
+        settings = {"threads": threads or threads_for(text), "n_ctx": n_ctx}
+        self._open_request: dict[str, Any] = {"folder": str(folder), "text": str(text), "mmproj": str(projector), **settings}
         try:
-            self._child.start()
+            self._start()
         except BaseException:
             self.close()
             raise
@@ -60,7 +64,7 @@ class GgufEngine:
     @property
     def counters(self) -> Mapping[str, int]:
         """Totals so far: decodes, encodes, prefilled_tokens, reused_tokens, decoded_tokens."""
-        return {"decodes": self._reader.decodes, **self._child.counters}
+        return {"decodes": self._reader.decodes, **self._counted}
 
     def load_clip(self, video: str, frames: int = 0) -> LoadedClip:
         """See `ChatEngine.load_clip`."""
@@ -82,10 +86,10 @@ class GgufEngine:
         """See `ChatEngine.stream`."""
         request: dict[str, Any] = {"key": clip.key, "question": question, "model": model or self.models[0]}
         request |= {"turns": [(turn.question, turn.answer) for turn in turns], "options": asdict(sampling)}
-        if not self._child.ask("begin", **request)["known"]:
-            self._child.ask("encode_clip", clip.pixels_FHW3, key=clip.key, times=clip.times, seconds=clip.seconds)
-            self._child.ask("begin", **request)
-        while (piece := self._child.ask("next")["piece"]) is not None:
+        if not self._ask("begin", **request)["known"]:
+            self._ask("encode_clip", clip.pixels_FHW3, key=clip.key, times=clip.times, seconds=clip.seconds)
+            self._ask("begin", **request)
+        while (piece := self._ask("next")["piece"]) is not None:
             yield piece
 
     def score(self, clip: LoadedClip, question: str, answer: str) -> float | None:
@@ -95,41 +99,26 @@ class GgufEngine:
     def close(self) -> None:
         """End both child processes: the decoder and llama.cpp."""
         self._reader.close()
-        self._child.close()
+        self._end()
 
-
-class LlamaClient:
-    """Starts worker.py and sends it requests. A native assertion ends that process alone and becomes a UserError of one line; the
-    next request starts another process.
-
-    Args:
-        open_request: the files and settings that the process opens first.
-    """
-
-    def __init__(self, **open_request: Any) -> None:
-        self._open_request = open_request
-        self._process: ChildProcess | None = None
-        self.counters = Counter(dict.fromkeys(COUNTERS, 0))  # over all processes
-
-    def start(self) -> None:
-        """Start the process and open the files. UserError when they cannot be opened."""
+    def _start(self) -> None:
         # passive: llama.cpp's threads wait between steps without spinning, which on a busy machine takes the other threads' cores
         # (measured: 20 tokens a second instead of 900). -P: nothing in the working folder may shadow a module.
         policy = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive")}
         self._process = ChildProcess((sys.executable, "-P", "-m", "minirlaif.gguf.runtime.worker"), policy)
-        self.ask("open", **self._open_request)
+        self._ask("open", **self._open_request)
 
-    def ask(self, verb: str, pixels_FHW3: np.ndarray | None = None, **request: Any) -> dict[str, Any]:
+    def _ask(self, verb: str, pixels_FHW3: np.ndarray | None = None, **request: Any) -> dict[str, Any]:
         """One request, one reply. UserError for an error of the worker, and when it dies; any interruption ends it."""
         if self._process is None:
-            self.start()
+            self._start()
         assert self._process is not None
         shape = {} if pixels_FHW3 is None else {"shape": pixels_FHW3.shape}
         frames = b"" if pixels_FHW3 is None else np.ascontiguousarray(pixels_FHW3).data
         try:
             reply = self._process.ask({"verb": verb, **request, **shape}, frames)
         except ChildLost as lost:
-            self.close()
+            self._end()
             last = lost.printed[-1] if lost.printed else "no output"
             reason = next((line for line in lost.printed if "ASSERT" in line or "Error" in line), last)[:200]
             files = " and ".join(Path(self._open_request[name]).name for name in ("text", "mmproj"))
@@ -137,15 +126,14 @@ class LlamaClient:
                 f"{files}: llama.cpp exited with status {lost.status} ({reason}); if it happens again, export the files again"
             ) from None
         except BaseException:
-            self.close()
+            self._end()
             raise
         if "error" in reply:
             raise UserError(reply["error"])
-        self.counters.update(reply["counted"])
+        self._counted.update(reply["counted"])
         return reply
 
-    def close(self) -> None:
-        """End the process."""
+    def _end(self) -> None:
         if self._process is not None:
             self._process.close()
             self._process = None

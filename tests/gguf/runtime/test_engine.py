@@ -162,7 +162,7 @@ def test_a_model_that_dies_is_started_again(engine: GgufEngine, folder: Path) ->
     clip = engine.load_clip(str(folder / "a.mp4"))
     first = ask(engine, clip, QUESTIONS[0])
     counted = engine.counters["prefilled_tokens"]
-    process = engine._child._process
+    process = engine._process
     assert process is not None
     os.kill(process.pid, signal.SIGABRT)
     process._process.wait()
@@ -178,7 +178,7 @@ def test_a_native_assertion_is_told_in_one_line(folder: Path, tmp_path: Path) ->
     odd = gguf_files.VISION | {"clip.vision.projector.scale_factor": 3}
     weights = gguf_files.load_file(TINY / "model.safetensors")
     gguf_files.write(tmp_path / "mmproj.gguf", odd, gguf_files.vision_tensors(weights))
-    with pytest.raises(UserError) as caught, GgufEngine(tmp_path) as engine:
+    with pytest.raises(UserError) as caught, closing(GgufEngine(tmp_path)) as engine:
         ask(engine, engine.load_clip(str(folder / "a.mp4")), QUESTIONS[0])
     assert "\n" not in str(caught.value) and "ASSERT" in str(caught.value)
 

@@ -56,7 +56,7 @@ class GgufEngine:
         settings = {"threads": threads or threads_for(text), "n_ctx": n_ctx}
         self._open_request: dict[str, Any] = {"folder": str(folder), "text": str(text), "mmproj": str(projector), **settings}
         try:
-            self._start()
+            self._ask("open", **self._open_request)
         except BaseException:
             self.close()
             raise
@@ -101,18 +101,15 @@ class GgufEngine:
         self._reader.close()
         self._end()
 
-    def _start(self) -> None:
-        # passive: llama.cpp's threads wait between steps without spinning, which on a busy machine takes the other threads' cores
-        # (measured: 20 tokens a second instead of 900). -P: nothing in the working folder may shadow a module.
-        policy = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive")}
-        self._process = ChildProcess((sys.executable, "-P", "-m", "minirlaif.gguf.runtime.worker"), policy)
-        self._ask("open", **self._open_request)
-
     def _ask(self, verb: str, pixels_FHW3: np.ndarray | None = None, **request: Any) -> dict[str, Any]:
         """One request, one reply. UserError for an error of the worker, and when it dies; any interruption ends it."""
         if self._process is None:
-            self._start()
-        assert self._process is not None
+            # passive: llama.cpp's threads wait between steps without spinning, which on a busy machine takes the other threads'
+            # cores (measured: 20 tokens a second instead of 900). -P: nothing in the working folder may shadow a module.
+            policy = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive")}
+            self._process = ChildProcess((sys.executable, "-P", "-m", "minirlaif.gguf.runtime.worker"), policy)
+            if verb != "open":
+                self._ask("open", **self._open_request)
         shape = {} if pixels_FHW3 is None else {"shape": pixels_FHW3.shape}
         frames = b"" if pixels_FHW3 is None else np.ascontiguousarray(pixels_FHW3).data
         try:

@@ -7,21 +7,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from minirlaif import distributed
-from minirlaif.config import ModelSection, ReferenceSection, RewardSection, VideoSection
+from minirlaif.config import DataSection, ModelSection, ReferenceSection, RewardSection, VideoSection, recorded
 from minirlaif.data import preflight
+from minirlaif.data.dataset import fingerprint
 from minirlaif.data.preflight import Preflight, Row
 from minirlaif.errors import UserError
 from minirlaif.models.adapters import AdapterSet
+from minirlaif.models.backbones.base import VisionLanguageModel
 from minirlaif.models.feature_cache import VisionFeatureCache, offloaded_vision
 from minirlaif.models.generation import greedy_texts
 from minirlaif.models.language_model import EncodedPrompt
-from minirlaif.models.loading import check_tokenizers, critic_model, open_backbone
+from minirlaif.models.loading import base_hash, check_tokenizers, critic_model, open_backbone
 from minirlaif.models.logprobs import EncodedPair
 from minirlaif.models.renderer import FrameLayout
 from minirlaif.runs.io import disk_is_full
@@ -30,9 +32,6 @@ from minirlaif.runs.stage_dir import StageDir
 from minirlaif.types import Sample
 from minirlaif.video.frame_sampling import FramePlan, FrameSize, segment_spans, uniform_plan
 from minirlaif.video.reader import ClipInfo, ClipReader
-
-if TYPE_CHECKING:
-    from minirlaif.models.backbones.base import VisionLanguageModel
 
 
 @dataclass(frozen=True)
@@ -50,19 +49,30 @@ class VideoInput:
         return FrameLayout(self.times, self.seconds, self.features.shape[1] * self.features.shape[2])
 
 
+def settings_of(seed: int, data: DataSection, sources: Sequence[str] = (), **sections: Any) -> dict[str, Any]:
+    """What a stage's result depends on, as its manifest records it: the seed, sections by name (with `model`), the base by hash,
+    so that one trained again is noticed, and the parts of the data that it reads (`sources`), local files by hash."""
+    settings: dict[str, Any] = {"seed": seed} | {name: recorded(section) for name, section in sections.items()}
+    settings["model"]["files"] = base_hash(sections["model"])
+    reward = sections.get("reward")
+    if reward and reward.base:
+        settings["reward"]["files"] = base_hash(critic_model(sections["model"], reward))
+    values = recorded(data)
+    hashes = {source: fingerprint(source, data.videos) for part in sources for source in values[part]}
+    parts = {part: values[part] for part in sources}
+    settings["data"] = {"world": values["world"], "videos": values["videos"], **parts, "sha256": hashes}
+    if "preferences" in sources and "preference_limit" in values:
+        settings["data"]["preference_limit"] = values["preference_limit"]
+    return settings
+
+
 class ModelSession:
     """An open backbone with adapters and features. Built by `open_session`, or as one of `open_ppo_models`."""
 
     def __init__(
-        self,
-        model: ModelSection,
-        video: VideoSection,
-        backbone: VisionLanguageModel,
-        feature_cache: VisionFeatureCache,
-        reader: ClipReader,
+        self, model: ModelSection, video: VideoSection, backbone: VisionLanguageModel, feature_cache: VisionFeatureCache
     ) -> None:
-        self.model, self.video = model, video
-        self.backbone, self.feature_cache, self.reader = backbone, feature_cache, reader
+        self.model, self.video, self.backbone, self.feature_cache = model, video, backbone, feature_cache
         self.adapters = AdapterSet(backbone, model)
         self.counters: dict[str, int] = {"prefilled_tokens": 0}
 
@@ -76,15 +86,13 @@ class ModelSession:
         """The clip cut into segments, each with frames of its own (dense), for describing."""
         info = self.feature_cache.info(video)
         spans = segment_spans(info.seconds, self.video.segment_seconds, self.video.max_segments)
-        parts = self.feature_cache.get(video, self._all_plans)[1:]
+        dense = [uniform_plan(info.seconds, self.video.segment_frames, *span) for span in spans]
+        # With those of the whole clip, so that the file is read once for all of them.
+        parts = self.feature_cache.get(video, lambda info: [self.video_plan(info), *dense])[1:]
         return [
             (span, VideoInput(plan.times, span[1] - span[0], self.feature_cache.size(info), features))
             for span, (plan, features) in zip(spans, parts, strict=True)
         ]
-
-    def encode_all(self, video: str) -> None:
-        """Decode and encode all frames of a clip that any stage reads, in one pass over the file."""
-        self.feature_cache.get(video, self._all_plans)
 
     def encode_shared(self, videos: Iterable[str]) -> None:
         """Before several processes need the same clips: each encodes a share of them for all."""
@@ -128,16 +136,14 @@ class ModelSession:
 
     def add_counters(self, out: StageDir) -> None:
         """Move this session's counters into the stage's (before a state is committed, and at the end)."""
-        _add_counters(out, self)
+        for counters in (self.feature_cache.counters, self.counters):
+            for name, value in distributed.total(counters).items():
+                out.counters[name] = out.counters.get(name, 0) + int(value)
+                counters[name] = 0
 
     def video_plan(self, info: ClipInfo) -> FramePlan:
         """Which frames `video_input` has of a clip."""
         return uniform_plan(info.seconds, self.video.frames)
-
-    def _all_plans(self, info: ClipInfo) -> list[FramePlan]:
-        spans = segment_spans(info.seconds, self.video.segment_seconds, self.video.max_segments)
-        dense = [uniform_plan(info.seconds, self.video.segment_frames, *span) for span in spans]
-        return [self.video_plan(info), *dense]
 
 
 @dataclass(frozen=True)
@@ -162,14 +168,8 @@ class PPOModels:
 
     def add_counters(self, out: StageDir) -> None:
         """As `ModelSession.add_counters`, for all of them."""
-        _add_counters(out, self.policy, self.reference, self.critic)
-
-
-def _add_counters(out: StageDir, *sessions: ModelSession) -> None:
-    for counters in {id(c): c for session in sessions for c in (session.feature_cache.counters, session.counters)}.values():
-        for name, value in distributed.total(counters).items():
-            out.counters[name] = out.counters.get(name, 0) + int(value)
-            counters[name] = 0
+        for session in (self.policy, self.reference, self.critic):
+            session.add_counters(out)
 
 
 @contextmanager
@@ -202,30 +202,24 @@ def open_ppo_models(
 @contextmanager
 def session_loader(cache: Path, video: VideoSection) -> Iterator[Callable[[ModelSection], ModelSession]]:
     """A function that loads a base; all sessions share the clip reader and the feature cache file, and are closed at the end."""
-    with ExitStack() as stack:
-        reader = stack.enter_context(ClipReader(video.timeout_seconds))
-        stack.enter_context(_named_cache_errors(cache))
-        if torch.cuda.is_available():
-            stack.callback(torch.cuda.empty_cache)
-
-        def load(model: ModelSection) -> ModelSession:
-            backbone = open_backbone(model)
-            feature_cache = VisionFeatureCache(cache, backbone, reader, video)
-            stack.callback(feature_cache.close)
-            return ModelSession(model, video, backbone, feature_cache, reader)
-
-        yield load
-
-
-@contextmanager
-def _named_cache_errors(path: Path) -> Iterator[None]:
     try:
-        yield
+        with ExitStack() as stack:
+            reader = stack.enter_context(ClipReader(video.timeout_seconds))
+            if torch.cuda.is_available():
+                stack.callback(torch.cuda.empty_cache)
+
+            def load(model: ModelSection) -> ModelSession:
+                backbone = open_backbone(model)
+                feature_cache = VisionFeatureCache(cache, backbone, reader, video)
+                stack.callback(feature_cache.close)
+                return ModelSession(model, video, backbone, feature_cache)
+
+            yield load
     except sqlite3.DatabaseError as error:
         # Its subclasses are about the disk, locks and our own statements; the class itself is about the file's content.
-        if type(error) is not sqlite3.DatabaseError or disk_is_full(error, path.parent):
+        if type(error) is not sqlite3.DatabaseError or disk_is_full(error, cache.parent):
             raise
-        raise UserError(f"{path}: not a feature cache ({error}); delete it, it is made again from the clips") from None
+        raise UserError(f"{cache}: not a feature cache ({error}); delete it, it is made again from the clips") from None
 
 
 def _load_checked(
@@ -246,7 +240,7 @@ def second_base(session: ModelSession, reference: ReferenceSection) -> ModelSess
     """The same base loaded again. It gets the first one's features, so its own vision modules stay in host memory."""
     backbone = open_backbone(session.model)
     offloaded_vision(backbone)
-    second = ModelSession(session.model, session.video, backbone, session.feature_cache, session.reader)
+    second = ModelSession(session.model, session.video, backbone, session.feature_cache)
     if reference.rest == "cpu":
         second.adapters.enable_offload("base")
     return second

@@ -17,7 +17,7 @@ from minirlaif.config import Config
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minirlaif"
-STAGE_HELPERS = {"stages.registry", "stages.contamination", "stages.fingerprint"}
+STAGE_HELPERS = {"stages.registry"}
 # The import graph, once. A folder (or module of the package root) imports from rows above its own and from itself.
 GRAPH = (
     ("base", "types errors stats config distributed registry"),

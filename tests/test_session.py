@@ -13,7 +13,7 @@ from minirlaif.data.preflight import read_samples
 from minirlaif.errors import UserError
 from minirlaif.models.loading import TINY
 from minirlaif.runs.run import Run
-from minirlaif.stages.fingerprint import settings_of
+from minirlaif.session import settings_of
 from tests.fixtures import small_config
 
 

@@ -20,9 +20,8 @@ from minirlaif.models.generation import sample
 from minirlaif.models.seeds import generator
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
-from minirlaif.session import PPOModels, open_ppo_models
+from minirlaif.session import PPOModels, open_ppo_models, settings_of
 from minirlaif.stages.evaluate import greedy_answers
-from minirlaif.stages.fingerprint import settings_of
 from minirlaif.types import Sample
 
 BEST_OF = (2, 4, 8)  # how many sampled answers the best is chosen from; arms.yaml names the columns

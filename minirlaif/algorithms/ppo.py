@@ -22,8 +22,7 @@ from minirlaif.errors import StageStopped
 from minirlaif.models.logprobs import micro_batches, token_logprobs, token_values
 from minirlaif.models.seeds import shuffled
 from minirlaif.session import PPOModels
-from minirlaif.training.checkpoint import PPOProgress
-from minirlaif.training.optim import AdapterTrainer, check_finite
+from minirlaif.training.optim import AdapterTrainer, PPOProgress, check_finite
 from minirlaif.training.schedules import learning_rate
 
 RATIO_TOLERANCE = 0.02  # of the first ratio from 1; low precision and other batch shapes move it a little
@@ -42,10 +41,7 @@ class Learner:
 
     def update(self, rollout: Rollout, step: int) -> dict[str, float]:
         """Epochs of clipped policy and value steps over one batch of rollouts; returns the mean statistics of the steps.
-
-        Raises:
-            StageStopped: the first ratio is not 1, so rollout and update disagree, or a gradient is not finite.
-        """
+        StageStopped: the first ratio is not 1, so rollout and update disagree, or a gradient is not finite."""
         p, policy, critic = self.section, self.models.policy, self.models.critic
         lengths = [len(row) for row in rollout.rows]
         rate = learning_rate(step, p.iterations, p.learning_rate, p.warmup_steps, p.schedule)

@@ -86,7 +86,7 @@ def resolve_model(name: str, run: Run, config_file: str | None, changes: Sequenc
     config_file: `--config`, or None: the config of the run that the model belongs to, or else the defaults; changes: `--set`.
     UserError when there is no such model.
     """
-    from minirlaif.stages.fingerprint import settings_of
+    from minirlaif.session import settings_of
 
     if name in MODELS and not (run.root / "config.yaml").is_file():
         raise UserError(f"{run.root}: no such run; name another --run, or with --model a folder, an adapter or a .gguf file")

@@ -30,13 +30,8 @@ def judge(
     disagreement: Disagreement,
     batch_size: int,
 ) -> list[Verdict]:
-    """One verdict per pair.
-
-    Args:
-        views: by clip path what the judge sees; None: text only.
-        readout: "letter" or "likelihood"; margin in log-odds of the letters, or nats per token.
-        disagreement: "drop" or "average" when the two orders differ.
-    """
+    """One verdict per pair. views: by clip path what the judge sees, None: text only; margin: in log-odds of the letters, or nats
+    per token; disagreement: what becomes of a pair whose two orders differ."""
     if readout == "likelihood":
         values = [(value, value) for value in answer_margins(session, pairs, views, batch_size)]
     else:
@@ -90,8 +85,7 @@ def mean_logprobs(session: ModelSession, rows: Sequence[EncodedPair], batch_size
 
     def means(_: int, index: list[int]) -> list[float]:
         logprobs_BR, mask_BR, _entropy = token_logprobs(session.backbone, [rows[i] for i in index])
-        values: list[float] = (logprobs_BR.sum(1) / mask_BR.sum(1)).tolist()
-        return values
+        return list((logprobs_BR.sum(1) / mask_BR.sum(1)).tolist())
 
     return map_micro_batches(means, [len(row) for row in rows], batch_size)
 
@@ -155,12 +149,7 @@ class WinRateEvaluator:
     checkpoint is chosen without the truth."""
 
     def __init__(
-        self,
-        models: PPOModels,
-        dev: Sequence[Sample],
-        contexts: Mapping[str, str],
-        section: FeedbackSection,
-        max_new_tokens: int,
+        self, models: PPOModels, dev: Sequence[Sample], contexts: Mapping[str, str], section: FeedbackSection, max_new_tokens: int
     ) -> None:
         self._models, self._dev, self._contexts = models, list(dev), contexts
         self._section, self._max_new_tokens = section, max_new_tokens

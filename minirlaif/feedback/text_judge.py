@@ -113,17 +113,11 @@ class TextJudge(Protocol):
 
     def grade(self, requests: Sequence[GradeRequest], metrics: Collection[str]) -> Grading:
         """Grade answers of a benchmark. metrics: all that the benchmark has, also those without a request.
-
-        Raises:
-            UserError: the judge cannot be asked; what it answered before is not lost.
-        """
+        UserError: the judge cannot be asked; what it answered before is not lost."""
 
     def compare(self, pairs: Sequence[Comparison]) -> list[Choice]:
         """Which answer of each pair is better, seen in the given order only: `feedback.judge.judge_texts` asks in both orders.
-
-        Raises:
-            UserError: the judge cannot be asked, or cannot compare two answers.
-        """
+        UserError: the judge cannot be asked, or cannot compare two answers."""
 
     def close(self) -> None:
         """Free what was opened."""

@@ -57,15 +57,10 @@ class ChatEngine(Protocol):
     @property
     def counters(self) -> Mapping[str, int]:
         """Totals so far: decodes, encodes, prefilled_tokens, reused_tokens."""
-        ...
 
     def load_clip(self, video: str, frames: int = 0) -> LoadedClip:
         """Decode `frames` frames (0: `self.frames`), spread evenly over the clip; recent clips are cached.
-
-        Raises:
-            UserError: the clip cannot be read.
-        """
-        ...
+        UserError: the clip cannot be read."""
 
     def stream(
         self, clip: LoadedClip, turns: Sequence[Turn], question: str, sampling: SamplingParams, model: str = ""
@@ -73,19 +68,14 @@ class ChatEngine(Protocol):
         """Pieces of the answer as they are sampled; joined, they are the answer. Finish or close a stream before the next call.
 
         turns: the conversation so far, with answers; model: one of `models` ("": the first).
-
-        Raises:
-            UserError: the conversation no longer fits the context.
+        UserError: the conversation no longer fits the context.
         """
-        ...
 
     def score(self, clip: LoadedClip, question: str, answer: str) -> float | None:
         """The reward model's score of an answer; None for an engine without a reward model."""
-        ...
 
     def close(self) -> None:
         """Free the model and stop the clip reader."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -105,4 +95,3 @@ class JudgingEngine(Protocol):
 
     def judge(self, clip: LoadedClip, question: str, answer_a: str, answer_b: str) -> JudgeVerdict:
         """Which answer is better."""
-        ...

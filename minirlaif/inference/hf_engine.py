@@ -10,7 +10,7 @@ import tempfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -30,17 +30,10 @@ from minirlaif.runs.run import Run
 from minirlaif.session import ModelSession, VideoInput, session_loader
 from minirlaif.stages.registry import ADAPTERS
 from minirlaif.types import Comparison, Turn, Verdict
-from minirlaif.video.frame_sampling import FramePlan, uniform_plan
+from minirlaif.video.frame_sampling import uniform_plan
 
 CACHED_CLIPS = 8  # the latest clips, whose frames and features stay in memory
 PREFIX_CACHES = 4  # one per clip and model
-
-
-@dataclass(frozen=True, eq=False)
-class _CachedClip:
-    clip: LoadedClip
-    plan: FramePlan
-    video_input: VideoInput
 
 
 class RunJudge(Protocol):
@@ -48,20 +41,16 @@ class RunJudge(Protocol):
 
     def context(self, video: str) -> str:
         """Descriptions of the clip's segments."""
-        ...
 
     def verdict(self, pair: Comparison, video_input: VideoInput) -> Verdict:
         """Which answer is better."""
-        ...
 
 
 class HfEngine:
     """A finished run as a `ChatEngine`; a run without an RLAIF model offers its SFT model and its base.
 
     judge_of: builds the run's judge from the open session; `feedback.judge.SessionJudge`.
-
-    Raises:
-        UserError: the run has no finished `sft`, or one of its files was changed.
+    UserError: the run has no finished `sft`, or one of its files was changed.
     """
 
     def __init__(self, run: Run, judge_of: Callable[[ModelSession, config.FeedbackSection], RunJudge]) -> None:
@@ -89,7 +78,7 @@ class HfEngine:
         self.title = f"{Path(cfg.model.base).name}, run {run.root.name}"
         self.frames = cfg.video.frames
         self.sampling = SamplingParams(cfg.rollout.temperature, cfg.feedback.top_p, cfg.rollout.max_new_tokens, cfg.seed)
-        self._clips: OrderedDict[str, _CachedClip] = OrderedDict()
+        self._clips: OrderedDict[str, tuple[LoadedClip, VideoInput]] = OrderedDict()
         self._prefix = lru_cache(PREFIX_CACHES)(lambda key, model: PrefixCache())
         self._contexts: dict[str, str] = {}
         self._prefill: Counter[str] = Counter()
@@ -115,18 +104,18 @@ class HfEngine:
         if key not in self._clips:
             pixels_FHW3, features_GHWE = store.pixels(video, plan)
             clip = LoadedClip(video, info.seconds, plan.times, pixels_FHW3, info.width / info.height, key)
-            self._clips[key] = _CachedClip(clip, plan, VideoInput(plan.times, info.seconds, size, features_GHWE))
+            self._clips[key] = clip, VideoInput(plan.times, info.seconds, size, features_GHWE)
         self._clips.move_to_end(key)
         while len(self._clips) > CACHED_CLIPS:
             self._clips.popitem(last=False)
-        return replace(self._clips[key].clip, video=video)
+        return replace(self._clips[key][0], video=video)
 
     def stream(
         self, clip: LoadedClip, turns: Sequence[Turn], question: str, sampling: SamplingParams, model: str = ""
     ) -> Iterator[str]:
         """See `ChatEngine.stream`."""
         name = model or self.models[0]
-        session, video_input = self._session, self._cached(clip).video_input
+        session, video_input = self._session, self._video_input(clip)
         ids = session.backbone.renderer.prompt(video_input.frame_layout, question, turns=turns)
         limit = int(session.backbone.model.config.get_text_config().max_position_embeddings)
         max_new_tokens = min(sampling.max_new_tokens, limit - len(ids))
@@ -148,11 +137,10 @@ class HfEngine:
         """The reward model's score of an answer minus its mean on held-out answers; None for a run without a reward model."""
         if self._mean is None:
             return None
-        cached, critic = self._cached(clip), self._critic
-        video_input = cached.video_input
+        video_input, critic = self._video_input(clip), self._critic
         if critic is not self._session:
             store = critic.feature_cache
-            ((_, features),) = store.get(clip.video, lambda info: [cached.plan])
+            ((_, features),) = store.get(clip.video, lambda info: [uniform_plan(info.seconds, len(clip.times))])
             video_input = VideoInput(clip.times, clip.seconds, store.size(store.info(clip.video)), features)
         context = self._context(clip) if self._reward_context else ""
         row = critic.encode_pair(video_input, question, critic.answer_ids(answer), context)
@@ -163,7 +151,7 @@ class HfEngine:
         """The verdict of the run's own judge, formed as in its stage `feedback`."""
         context = self._context(clip) if self._judge_context else ""
         pair = Comparison("", clip.video, question, answer_a, answer_b, context)
-        verdict = self._judge.verdict(pair, self._cached(clip).video_input)
+        verdict = self._judge.verdict(pair, self._video_input(clip))
         return JudgeVerdict(verdict.choice, verdict.margin, verdict.orders, context)
 
     def close(self) -> None:
@@ -176,11 +164,11 @@ class HfEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _cached(self, clip: LoadedClip) -> _CachedClip:
-        """The cached frames and features of a clip; loaded again if they were evicted."""
+    def _video_input(self, clip: LoadedClip) -> VideoInput:
+        """The cached features of a clip; loaded again if they were evicted."""
         if clip.key not in self._clips:
             self.load_clip(clip.video, len(clip.times))
-        return self._clips[clip.key]
+        return self._clips[clip.key][1]
 
     def _context(self, clip: LoadedClip) -> str:
         """Descriptions of the clip's segments, by the SFT model as in `feedback`; generated once per clip."""

@@ -30,10 +30,7 @@ class Card:
 
 def fitted(plan: Planned, card: Card) -> tuple[Planned, list[str]]:
     """The plan with settings shrunk until it fits, and what was changed: frames, then pixels, then micro-batches, then bits.
-
-    Raises:
-        UserError: nothing is left to shrink and it still does not fit.
-    """
+    UserError: nothing is left to shrink and it still does not fit."""
     changes: list[str] = []
     while peak(plan)[1] > card.room:
         step = _shrunk(plan)
@@ -124,10 +121,7 @@ def header(results: Sequence[Mapping[str, Any]], gpu_gib: float | None, versions
 
 def measured(path: Path) -> str | None:
     """What was measured according to a config's header, for the table; None for "not measured".
-
-    Raises:
-        UserError: the header line cannot be read.
-    """
+    UserError: the header line cannot be read."""
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# Card or cap: ")]
     if not lines or _UNMEASURED in lines[0]:
         return None

@@ -133,12 +133,7 @@ def scoring(n: Numbers, p: Precision, b: Batch) -> dict[str, float]:
     """Features, activations and logits of a pass without gradients over whole rows."""
     forward = _forward(n, p, b) * b.rows * b.tokens + _dequantised(n, p)
     logits = _logits(n, b.rows * b.answers)
-    ends = _ends(n, p, b)
-    return {
-        "features": _features(n, p, b),
-        "activations": ends + max(0.0, forward - logits),
-        "logits": logits,
-    }
+    return {"features": _features(n, p, b), "activations": _ends(n, p, b) + max(0.0, forward - logits), "logits": logits}
 
 
 def encoding(p: Precision, patches: int, width: int, ffn: int) -> float:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +99,11 @@ def measure_step(stage: StageProbe, gpu_gib: float | None, rows: Mapping[str, An
         session = models.policy
         step = stage.prepare(models, worst)
         before = session.feature_cache.counters.get("encodes", 0)
-        _forget_peak(gpu)
+        if gpu:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            with suppress(OSError):  # else it is that of the whole process, which building the model may have set
+                Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the high-water mark starts anew
         steps.timed(step)  # the first one warms up, and gives the optimisers their moments
         done, seconds = steps.timed(step)
         encoded = session.feature_cache.counters.get("encodes", 0) > before  # made-up clips never are
@@ -147,18 +152,6 @@ def _status(name: str) -> float:
     except OSError:
         return 0.0
     return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith(name)), 0.0)
-
-
-def _forget_peak(gpu: bool) -> None:
-    import torch
-
-    if gpu:
-        torch.cuda.reset_peak_memory_stats()
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the high-water mark starts anew
-    except OSError:
-        pass  # then it is that of the whole process, which building the model may have set
 
 
 def versions() -> dict[str, str]:

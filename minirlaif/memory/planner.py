@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from minirlaif.config import Config, ModelSection, RewardSection
-from minirlaif.errors import UserError
 from minirlaif.memory import formulas
 from minirlaif.memory.formulas import LINES, Batch, Precision
 from minirlaif.memory.shapes import Shape, shape_of
@@ -40,11 +40,6 @@ class Planned:
     encodes: bool = True  # clips are encoded for the first time, so the vision tower works, too
 
     @property
-    def own_critic(self) -> bool:
-        """Whether reward and value model have a base of their own."""
-        return bool(self.settings.reward.base)
-
-    @property
     def precision(self) -> Precision:
         """How the models are held on the device."""
         m = self.settings.model
@@ -58,10 +53,7 @@ def shapes_of(model: ModelSection, reward: RewardSection, folder: str = "") -> t
     policy = shape_of(read_config(model, folder), model.lora_targets)
     if not reward.base:
         return policy, policy
-    try:
-        return policy, shape_of(read_config(critic_model(model, reward)), model.lora_targets)
-    except UserError as error:
-        raise UserError(str(error).replace("model.base", "reward.base", 1)) from None
+    return policy, shape_of(read_config(critic_model(model, reward), setting="reward.base"), model.lora_targets)
 
 
 def estimate(plan: Planned, tokens: Mapping[str, Known] | None = None) -> dict[str, dict[str, float]]:
@@ -159,18 +151,17 @@ def _reward(plan: Planned, known: Known | None) -> Moments:
 def _ppo(plan: Planned, phase: str) -> dict[str, float]:
     """Weights in memory while PPO samples, scores with the policy's base, scores with the critic's, or updates."""
     p, c = plan.policy, plan.critic
-    own_reference = plan.settings.reference.kind == "model"
+    own_critic, own_reference = bool(plan.settings.reward.base), plan.settings.reference.kind == "model"
     if not plan.gpu:
-        others = [formulas.resident(c.numbers, plan.precision, 2, 1)] if plan.own_critic else []
+        others = [formulas.resident(c.numbers, plan.precision, 2, 1)] if own_critic else []
         others += [_base(plan, p, 0, 0)] if own_reference else []
-        return _added(_base(plan, p, 2 if plan.own_critic else 4, 1 if plan.own_critic else 2), *others)
-    on = {"sample": (1, 0), "score": (1, 0), "critic": (0, 2), "update": (1, 1)}[phase]
+        return _added(_base(plan, p, 2 if own_critic else 4, 1 if own_critic else 2), *others)
+    policy_adapters, critic_adapters = {"sample": (1, 0), "score": (1, 0), "critic": (0, 2), "update": (1, 1)}[phase]
     reference = 1 if plan.settings.reference.rest == "device" else 0
-    held = plan.precision
-    policy = formulas.resident(p.numbers, held, on[0] + reference, 1, vision=False)
-    critic = formulas.resident(c.numbers, held, on[1], 1, vision=False)
+    policy = formulas.resident(p.numbers, plan.precision, policy_adapters + reference, 1, vision=False)
+    critic = formulas.resident(c.numbers, plan.precision, critic_adapters, 1, vision=False)
     present = phase in ("critic", "update") or plan.settings.reward.rest == "device"
-    if not (plan.own_critic and present):
+    if not (own_critic and present):
         critic["weights"] = 0.0
     second = {}
     if own_reference and (phase == "score" or plan.settings.reference.rest == "device"):
@@ -247,9 +238,7 @@ def steps_of(stage: str) -> list[str]:
 
 def peak(plan: Planned) -> tuple[str, float]:
     """The step with the highest peak, and its bytes."""
-    sums = {name: sum(lines.values()) for name, lines in estimate(plan).items()}
-    most = max(sums, key=lambda name: sums[name])
-    return most, sums[most]
+    return max(((name, sum(lines.values())) for name, lines in estimate(plan).items()), key=itemgetter(1))
 
 
 def table(steps: Mapping[str, Mapping[str, float]]) -> str:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,14 +18,12 @@ from torch import nn
 from minirlaif.config import ModelSection, ReferenceSection, RewardSection, VideoSection
 from minirlaif.memory.shapes import shape_of
 from minirlaif.models.backbones import family_of
+from minirlaif.models.backbones.base import VisionLanguageModel
 from minirlaif.models.feature_cache import offloaded_vision
 from minirlaif.models.loading import critic_model, empty_model, pick_device, pick_dtype, quantization_config, read_config
 from minirlaif.models.renderer import Layout
 from minirlaif.session import ModelSession, PPOModels, VideoInput
 from minirlaif.video.frame_sampling import FrameSize
-
-if TYPE_CHECKING:
-    from minirlaif.models.backbones.base import VisionLanguageModel
 
 SPREAD = 0.02  # deviation of random weights: small enough that nothing overflows
 
@@ -38,7 +36,7 @@ class RandomSession(ModelSession):
 
     def __init__(self, model: ModelSection, video: VideoSection, config: Mapping[str, Any]) -> None:
         nothing: Any = SimpleNamespace(counters={})
-        super().__init__(model, video, random_backbone(model, config), nothing, nothing)
+        super().__init__(model, video, random_backbone(model, config), nothing)
         self._shape = shape_of(config, model.lora_targets)
         self._random_input = cache(self._make_input)
         offloaded_vision(self.backbone)
@@ -55,9 +53,8 @@ class RandomSession(ModelSession):
         groups, height, width = self._shape.grid(frames, self.video.frame_pixels)
         generator = torch.Generator().manual_seed(frames)
         vectors = torch.randn(groups, height, width, self._shape.feature_width, generator=generator)
-        return VideoInput(
-            tuple(i + 0.5 for i in range(frames)), float(frames), FrameSize(32, 32), SPREAD * vectors.to(self.backbone.dtype)
-        )
+        features, times = SPREAD * vectors.to(self.backbone.dtype), tuple(i + 0.5 for i in range(frames))
+        return VideoInput(times, float(frames), FrameSize(32, 32), features)
 
 
 def random_models(
@@ -89,11 +86,7 @@ def random_backbone(section: ModelSection, config: Mapping[str, Any]) -> VisionL
 
 def random_model(config: Mapping[str, Any], dtype: torch.dtype, quantization: Any, device: torch.device) -> Any:
     """The model of a config.json with random weights, made weight by weight on the device: the model in full precision never
-    exists, so that what fits quantised can be built quantised.
-
-    Args:
-        quantization: a transformers quantisation config (NF4) or None.
-    """
+    exists, so that what fits quantised can be built quantised. quantization: a transformers quantisation config (NF4) or None."""
     model = empty_model(config, dtype)
     if quantization is not None:
         from transformers.integrations import replace_with_bnb_linear

@@ -48,10 +48,7 @@ class Shape:
 
 def shape_of(config: Mapping[str, Any], targets: Sequence[str]) -> Shape:
     """Counts and rules of a config.json. targets: names of the layers that get adapters (`model.lora_targets`).
-
-    Raises:
-        UserError: transformers refuses the config.
-    """
+    UserError: transformers refuses the config."""
     family = family_of(str(config["model_type"]))
     model = empty_model(config)
     text, vision = model.config.get_text_config(), model.config.vision_config
@@ -63,6 +60,19 @@ def shape_of(config: Mapping[str, Any], targets: Sequence[str]) -> Shape:
     deep = family.deep_levels(config)
     pattern = re.compile(target_pattern(family.text_prefix, family.lora_targets(targets)))
     adapted = [module for name, module in model.named_modules() if pattern.fullmatch(name)]
+    counts = {"linear_weights": 0, "plain_weights": 0, "vision_weights": 0, "biggest": 0}
+    for name, module in model.named_modules():
+        in_text = name.startswith(family.text_prefix)
+        for parameter in module.parameters(recurse=False):
+            if parameter is head and not (tied and in_text):  # counted apart; where it is the embeddings, it counts as them
+                continue
+            linear = in_text and type(module) is nn.Linear and parameter is module.weight and parameter is not head
+            counts["linear_weights" if linear else "plain_weights" if in_text else "vision_weights"] += parameter.numel()
+            counts["biggest"] = max(counts["biggest"], parameter.numel() if linear else 0)
+    delta = None
+    if "linear_attention" in layers:
+        heads = (text.linear_num_key_heads, text.linear_num_value_heads)
+        delta = Delta(*heads, text.linear_key_head_dim, text.linear_value_head_dim, text.linear_conv_kernel_dim)
     numbers = Numbers(
         width=text.hidden_size,
         full_layers=layers.count("full_attention"),
@@ -72,33 +82,13 @@ def shape_of(config: Mapping[str, Any], targets: Sequence[str]) -> Shape:
         heads=text.num_attention_heads,
         ffn=text.intermediate_size,
         vocabulary=text.vocab_size,
-        **_weights(model, family.text_prefix, head, tied),
+        **counts,
         head_weights=0 if tied else head.numel(),
         lora_units=sum(sum(module.weight.shape) for module in adapted),
         lora_modules=len(adapted) / len(layers),
         head_norms=family.head_norms,
         gated=family.output_gate,
         deep=deep,
-        delta=_delta(text) if "linear_attention" in layers else None,
+        delta=delta,
     )
     return Shape(family, numbers, config, text.hidden_size * (1 + deep))
-
-
-def _delta(text: Any) -> Delta:
-    heads = (text.linear_num_key_heads, text.linear_num_value_heads)
-    return Delta(*heads, text.linear_key_head_dim, text.linear_value_head_dim, text.linear_conv_kernel_dim)
-
-
-def _weights(model: nn.Module, text_prefix: str, head: nn.Parameter, tied: bool) -> dict[str, int]:
-    """Weights of the language model that are quantised and that are not, of the vision modules, and of the biggest matrix. The
-    output head is left out; where it is tied to the embeddings, it counts as them."""
-    counts = {"linear_weights": 0, "plain_weights": 0, "vision_weights": 0, "biggest": 0}
-    for name, module in model.named_modules():
-        in_text = name.startswith(text_prefix)
-        for parameter in module.parameters(recurse=False):
-            if parameter is head and not (tied and in_text):
-                continue
-            linear = in_text and type(module) is nn.Linear and parameter is module.weight and parameter is not head
-            counts["linear_weights" if linear else "plain_weights" if in_text else "vision_weights"] += parameter.numel()
-            counts["biggest"] = max(counts["biggest"], parameter.numel() if linear else 0)
-    return counts

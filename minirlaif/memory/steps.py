@@ -30,7 +30,7 @@ from minirlaif.models.logprobs import token_logprobs, token_values
 from minirlaif.runs.run import Run
 from minirlaif.session import ModelSession, PPOModels, open_ppo_models
 from minirlaif.stages import evaluate, ppo, reward, sft
-from minirlaif.training.checkpoint import PPOProgress, Start
+from minirlaif.training.optim import PPOProgress, Start
 from minirlaif.types import Comparison, Preference, Sample, Turn
 from minirlaif.video.reader import ClipReader, check_clips
 
@@ -253,10 +253,7 @@ def timed(step: Callable[[], Done]) -> tuple[Done, float]:
 def longest(data: DataSection, video: VideoSection, folder: Path) -> dict[str, Any]:
     """The longest of the config's data, found without the model: "video", "question", "turns" of a conversation (pairs of
     question and answer), "answer" among written preferences; and "run", the folder.
-
-    Raises:
-        UserError: there is no data to read before the run.
-    """
+    UserError: there is no data to read before the run."""
     if data.world:
         raise UserError("data.world: the tiny world is made by the run itself, so there is no row to probe; use `bench`")
     run = Run(folder)

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,10 +21,8 @@ from torch import Tensor, nn
 
 from minirlaif.config import ModelSection
 from minirlaif.errors import UserError
+from minirlaif.models.backbones.base import VisionLanguageModel
 from minirlaif.models.offload import OffloadableWeights
-
-if TYPE_CHECKING:
-    from minirlaif.models.backbones.base import VisionLanguageModel
 
 HEAD_FILE = "head.safetensors"
 
@@ -63,10 +61,7 @@ class AdapterSet:
 
     def add(self, role: str, seed: int, start_from: str | Path | None = None) -> None:
         """Create an adapter: fresh (it changes nothing yet), a copy of another role, or loaded from a folder.
-
-        Raises:
-            UserError: the folder's adapter has another rank or other targets than the config asks for.
-        """
+        UserError: the folder's adapter has another rank or other targets than the config asks for."""
         from peft import LoraConfig, get_peft_model
 
         # Only the language model: the vision tower has projections of the same names, and a vision adapter would silently make

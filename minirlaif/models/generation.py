@@ -38,22 +38,17 @@ def sample(
 ) -> list[list[Completion]]:
     """Sample `answers` answers per prompt with the adapter that is active now.
 
-    Args:
-        temperature: 0 takes the most likely token every time.
-        top_p: keep the smallest set of tokens with this much probability; 1 keeps all.
-        generator: CPU generator; the draws depend on it and on the order of the prompts, on nothing else.
-
-    Returns:
-        for each prompt, its answers. Image and chat tokens are never chosen.
+    temperature: 0 takes the most likely token every time. top_p: keep the smallest set of tokens with this much probability; 1
+    keeps all. generator: on the CPU; the draws depend on it and on the order of the prompts, on nothing else.
+    Returns each prompt's answers. Image and chat tokens are never chosen.
     """
     start = prefill(backbone, prompts).expand_for_answers(answers)
     steps = list(decode_steps(backbone, start, temperature, top_p, max_new_tokens, generator))
     tokens_NR, logprobs_NR, running_NR = (torch.stack(x, 1).tolist() for x in zip(*steps, strict=True))
-    completions = []
-    for ids, logprobs, running in zip(tokens_NR, logprobs_NR, running_NR, strict=True):
-        length = sum(running)
-        stopped = ids[length - 1] == backbone.end_id
-        completions.append(Completion(tuple(ids[:length]), stopped, tuple(logprobs[:length])))
+    completions = [
+        Completion(tuple(ids[:length]), ids[length - 1] == backbone.end_id, tuple(logprobs[:length]))
+        for ids, logprobs, length in zip(tokens_NR, logprobs_NR, map(sum, running_NR), strict=True)
+    ]
     return [completions[i : i + answers] for i in range(0, len(completions), answers)]
 
 

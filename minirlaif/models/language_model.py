@@ -43,13 +43,9 @@ class EncodedPrompt:
 class LanguageModel:
     """A loaded model with its tokenizer.
 
-    Args:
-        model: of transformers; text_model, lm_head: its decoder and its output head.
-        end_id: the token that ends an answer.
-
-    Attributes:
-        width: D; vocabulary: V; pad_id; disallowed_V: tokens that answers may not contain.
-        image_id: the placeholder of image features; -1 for a text model, which has none.
+    model: of transformers; text_model, lm_head: its decoder and its output head; end_id: the token that ends an answer;
+    width: D; vocabulary: V; disallowed_V: tokens that answers may not contain; image_id: the placeholder of image features, -1
+    for a text model, which has none.
     """
 
     image_id = -1
@@ -82,10 +78,7 @@ class LanguageModel:
 
     def embed(self, ids_BT: Tensor, features: Sequence[Tensor | None]) -> Embedded:
         """Token embeddings. features: per row what stands for its image placeholders; None for a row without video.
-
-        Raises:
-            ValueError: a row has another number of placeholders than feature vectors; any features with a text model.
-        """
+        ValueError: a row has another number of placeholders than feature vectors; any features with a text model."""
         if any(f is not None for f in features):
             raise ValueError(f"{self.name} is a text model, it takes no frames")
         return Embedded(self.text_model.embed_tokens(ids_BT))

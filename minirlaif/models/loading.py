@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,11 +17,9 @@ from minirlaif import distributed
 from minirlaif.config import ModelSection, RewardSection
 from minirlaif.errors import UserError
 from minirlaif.models.backbones import FAMILIES, family_of
+from minirlaif.models.backbones.base import VisionLanguageModel
 from minirlaif.models.language_model import LanguageModel, load_tokenizer, load_weights
 from minirlaif.runs.io import sha256
-
-if TYPE_CHECKING:
-    from minirlaif.models.backbones.base import VisionLanguageModel
 
 TINY = Path(__file__).parents[1] / "tiny_world" / "base"
 BASE_SUFFIXES = (".safetensors", ".json", ".txt", ".model")  # what a folder's result depends on; .txt: merges.txt of tokenizers
@@ -55,16 +53,11 @@ def model_type(section: ModelSection) -> str:
     return str(read_config(section, standard=False)["model_type"])
 
 
-def read_config(section: ModelSection, folder: str = "", standard: bool = True) -> dict[str, Any]:
-    """config.json of `model.base`, or of `folder` where one is given.
-
-    Args:
-        standard: also by the name of a standard backbone (see `known_models`), whose files need not be there.
-
-    Raises:
-        UserError: there is none, it belongs to no family, or its family refuses it.
-    """
-    place = f"--model-config {folder}" if folder else f"model.base {section.base}"
+def read_config(section: ModelSection, folder: str = "", standard: bool = True, setting: str = "model.base") -> dict[str, Any]:
+    """config.json of the section's base, or of `folder` where one is given. standard: also by the name of a standard backbone
+    (`known_models`), whose files need not be there; setting: of the base, for messages. UserError: there is none, or no family
+    takes it."""
+    place = f"--model-config {folder}" if folder else f"{setting} {section.base}"
     name = folder or base_folder(section)
     config: Any = known_config(name) if standard else None
     if Path(name).is_dir():
@@ -110,10 +103,7 @@ def known_config(name: str) -> dict[str, Any] | None:
 
 def empty_model(config: Mapping[str, Any], dtype: Any = None) -> Any:
     """The transformers model of a config.json with parameters that have shapes and no memory; its buffers are real.
-
-    Raises:
-        UserError: transformers refuses the config.
-    """
+    UserError: transformers refuses the config."""
     from accelerate import init_empty_weights
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForImageTextToText
@@ -134,10 +124,7 @@ def empty_model(config: Mapping[str, Any], dtype: Any = None) -> Any:
 
 def open_backbone(section: ModelSection) -> VisionLanguageModel:
     """Load the base model with its tokenizer, frozen and in eval mode.
-
-    Raises:
-        UserError: unknown family, files that cannot be read, a device that is not there, or LoRA targets that name no layer.
-    """
+    UserError: unknown family, files that cannot be read, a device that is not there, or LoRA targets that name no layer."""
     device, family = pick_device(section.device), family_of(model_type(section))
     dtype = pick_dtype(section, device)
     quantization = quantization_config(section, dtype, family.skip_quantization())
@@ -155,11 +142,8 @@ def open_backbone(section: ModelSection) -> VisionLanguageModel:
 def open_text_model(section: ModelSection, end_of_turn: Callable[[Any], int]) -> LanguageModel:
     """Load any causal language model of transformers, frozen and in eval mode, for prompts without video.
 
-    Args:
-        end_of_turn: the token that ends an answer, from the tokenizer; it may refuse a tokenizer with a UserError.
-
-    Raises:
-        UserError: files that cannot be read, or a device that is not there.
+    end_of_turn: the token that ends an answer, from the tokenizer; it may refuse a tokenizer with a UserError.
+    UserError: files that cannot be read, or a device that is not there.
     """
     from transformers import AutoModelForCausalLM
 
@@ -175,17 +159,11 @@ def open_text_model(section: ModelSection, end_of_turn: Callable[[Any], int]) ->
 
 def check_tokenizers(model: ModelSection, reward: RewardSection) -> None:
     """The value model stands beside the policy token by token, and the reward model reads the policy's ids.
-
-    Raises:
-        UserError: model.base and reward.base number their tokens differently, or reward.base is no base at all.
-    """
+    UserError: model.base and reward.base number their tokens differently, or reward.base is no base at all."""
     if not reward.base:
         return
     sections = [model, critic_model(model, reward)]
-    try:
-        model_type(sections[1])
-    except UserError as error:
-        raise UserError(str(error).replace("model.base", "reward.base", 1)) from None
+    read_config(sections[1], standard=False, setting="reward.base")
     policy, critic = (load_tokenizer(base_folder(section), section.revision) for section in sections)
     if policy.get_vocab() != critic.get_vocab():
         raise UserError(

@@ -49,10 +49,8 @@ def map_micro_batches(
 ) -> list[R]:
     """Results of a function over rows, micro-batch by micro-batch, in the order of the rows.
 
-    Args:
-        function: from a micro-batch's number and the indices of its rows to a result for each of them.
-        lengths: of the rows in tokens; size: most rows of a micro-batch.
-        over: `map`, or `distributed.mapped` where every process has the same rows.
+    function: from a micro-batch's number and the indices of its rows to a result for each of them; lengths: of the rows in
+    tokens; size: most rows of a micro-batch; over: `map`, or `distributed.mapped` where every process has the same rows.
     """
     groups = list(enumerate(micro_batches(lengths, size)))
     placed: dict[int, R] = {}
@@ -62,12 +60,8 @@ def map_micro_batches(
 
 
 def answer_states(backbone: LanguageModel, rows: Sequence[EncodedPair]) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the language model over prompt + answer.
-
-    Returns:
-        states_BRD: hidden states *before* each answer token, those that predict it; targets_BR: the answer ids;
-        mask_BR: True where there is an answer token.
-    """
+    """Run the language model over prompt + answer. states_BRD: hidden states *before* each answer token, those that predict it;
+    targets_BR: the answer ids; mask_BR: True where there is an answer token."""
     hidden_BTD, targets_BR, mask_BR, index_BR = _run(backbone, rows)
     return _at(hidden_BTD, index_BR - 1), targets_BR, mask_BR
 

@@ -18,9 +18,8 @@ from torch import Tensor
 class OffloadableWeights:
     """A set of tensors that is offloaded and loaded back together.
 
-    Args:
-        tensors: parameters and buffers; a 4-bit bitsandbytes weight takes its quantisation state along.
-        frozen: they never change, so their host copy stays valid and offloading copies nothing.
+    tensors: parameters and buffers; a 4-bit bitsandbytes weight takes its quantisation state along.
+    frozen: they never change, so their host copy stays valid and offloading copies nothing.
     """
 
     def __init__(self, tensors: Iterable[Tensor], frozen: bool = False) -> None:

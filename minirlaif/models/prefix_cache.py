@@ -58,9 +58,7 @@ class PrefixCache:
     """The KV cache of one adapter's last prompt about one clip, and of its answer. The next prompt reuses the part it shares.
 
     The adapter that is active must be the same every time, and the frames those of the first prompt.
-
-    Attributes:
-        read: prompt tokens that were read; reused: prompt tokens that were in the cache already.
+    read: prompt tokens that were read; reused: prompt tokens that were in the cache already.
     """
 
     def __init__(self) -> None:

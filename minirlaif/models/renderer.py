@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 from minirlaif.errors import UserError
@@ -119,10 +119,8 @@ class Renderer:
     def prompt(self, frames: FrameLayout | None, question: str, context: str = "", turns: Sequence[Turn] = ()) -> tuple[int, ...]:
         """Ids of a user turn up to the place where the answer starts.
 
-        Args:
-            frames: the video; None for a prompt without one.
-            context: text between the frames and the question; must end with a line break when not empty.
-            turns: the conversation so far, with its answers; frames and context stand before its first question.
+        frames: the video, None without one. context: text between frames and question, ends with a line break when not empty.
+        turns: the conversation so far, with its answers; frames and context stand before its first question.
         """
         questions = self._questions(frames, [*(turn.question for turn in turns), question], context)
         answers = [*(self.answer(turn.answer or "") for turn in turns), ()]
@@ -130,10 +128,7 @@ class Renderer:
 
     def conversation(self, frames: FrameLayout | None, turns: Sequence[Turn], context: str = "", limit: int = 0) -> Rendered:
         """A conversation with all its answers; the video stands in its first user turn.
-
-        Raises:
-            UserError: longer than `limit` tokens (0: no limit).
-        """
+        UserError: longer than `limit` tokens (0: no limit)."""
         parts: list[tuple[tuple[int, ...], bool]] = []  # ids, and whether training learns from them
         questions = self._questions(frames, [turn.question for turn in turns], context)
         for turn, question in zip(turns, questions, strict=True):
@@ -181,15 +176,13 @@ def pieces(renderer: Renderer, tokens: Iterator[int]) -> Iterator[str]:
     """Text of tokens as it grows: what was yielded never changes. A character of several tokens comes once it is complete."""
     ids: list[int] = []
     text = ""
-    for token in tokens:
-        ids.append(token)
+    for token in chain(tokens, [None]):
+        ids += [] if token is None else [token]
         longer = renderer.decode(ids)
-        if not longer.endswith("\ufffd") and longer.startswith(text) and longer != text:
+        whole = token is None or not longer.endswith("\ufffd")  # at the end also an answer cut in the middle of a character
+        if whole and longer.startswith(text) and longer != text:
             yield longer[len(text) :]
             text = longer
-    longer = renderer.decode(ids)
-    if longer.startswith(text) and longer != text:  # an answer cut in the middle of a character
-        yield longer[len(text) :]
 
 
 def group_times(times: Sequence[float], size: int) -> list[float]:

@@ -20,5 +20,4 @@ def seed_of(seed: int, *place: Any) -> int:
 
 def shuffled(count: int, seed: int, *place: Any) -> list[int]:
     """0 .. count-1 in an order that the seed and the place decide."""
-    order: list[int] = torch.randperm(count, generator=generator(seed, *place)).tolist()
-    return order
+    return list(torch.randperm(count, generator=generator(seed, *place)).tolist())

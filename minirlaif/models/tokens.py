@@ -27,9 +27,7 @@ def pad_stack(rows: Sequence[Tensor], pad: float, side: str) -> tuple[Tensor, Te
     if any(row.ndim != 1 or row.dtype != rows[0].dtype for row in rows):
         raise ValueError("pad_stack: rows must be one-dimensional and of one dtype")
     filled = [torch.ones_like(row, dtype=torch.bool) for row in rows]
-    ids_BT: Tensor = pad_sequence(list(rows), True, pad, side)
-    mask_BT: Tensor = pad_sequence(filled, True, False, side)
-    return ids_BT, mask_BT
+    return pad_sequence(list(rows), True, pad, side), pad_sequence(filled, True, False, side)
 
 
 def log_distribution(logits: Tensor, disallowed_V: Tensor | None = None, temperature: float = 1.0) -> Tensor:

@@ -67,7 +67,7 @@ class StageDir:
         several processes the leader's clock counts, so all of them have to call this."""
         return step % every == 0 or distributed.from_leader(lambda: time.monotonic() - self._saved >= SAVE_SECONDS)
 
-    def commit_state(self, step: int, write: Callable[[Path], None]) -> None:
+    def commit_state(self, step: int, write: Callable[[Path], object]) -> None:
         """Let `write` fill a fresh folder with everything that later steps need, then make it the state to resume from.
 
         `step` is the number of finished steps. A kill at any moment leaves either the old state or the new one: position.json is

@@ -8,14 +8,18 @@ clips) count in no accuracy; where none has one, the answers are written side by
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 from minirlaif.config import Config, EvaluateSection
+from minirlaif.data.dataset import fingerprint, load_preferences, load_samples
 from minirlaif.data.preflight import Preflight, read_samples
+from minirlaif.errors import UserError
 from minirlaif.models.feature_cache import blank_features
 from minirlaif.models.seeds import seed_of, shuffled
 from minirlaif.reports import run_results
@@ -23,14 +27,14 @@ from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.session import ModelSession, VideoInput, open_session
-from minirlaif.stages.contamination import seen_before
-from minirlaif.stages.fingerprint import settings_of
-from minirlaif.stages.registry import ADAPTERS, MODELS, STAGES
+from minirlaif.session import ModelSession, VideoInput, open_session, settings_of
+from minirlaif.stages.registry import ADAPTERS, MODELS, STAGES, first_reader
 from minirlaif.stats import exact_match, guess_rate, paired_bootstrap, wilson
 from minirlaif.types import Sample
+from minirlaif.video.reader import UnreadableClip
 
 CONTROLS = ("blind", "shuffled")
+PARTS_BEFORE = ("sft", "prompts", "dev", "preferences")  # parts of the data that stages before the test read
 SAMPLE_EVERY = 25  # of so many test rows one stands in samples.jsonl
 Truth = Mapping[str, Mapping[str, Any]]  # rows of truth.jsonl by id
 
@@ -56,10 +60,13 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             for number, (name, model, control) in enumerate(
                 progress(jobs[first:], len(jobs), "evaluate", initial=first), first + 1
             ):
-                answers[name] = greedy_answers(session, cfg.evaluate, model, tests, _control(session, cfg.seed, control, blanks))
-                out.log(number, answers=name, different=len(set(answers[name])), words=_mean_words(answers[name]))
+                texts = greedy_answers(
+                    session, cfg.evaluate, model, tests, partial(_controlled, session, cfg.seed, control, blanks)
+                )
+                answers[name], words = texts, sum(len(text.split()) for text in texts) / max(1, len(texts))
+                out.log(number, answers=name, different=len(set(texts)), words=words)
                 session.add_counters(out)
-                out.commit_state(number, lambda folder: _keep(folder, answers))
+                out.commit_state(number, lambda folder: (folder / "answers.json").write_text(json.dumps(answers)))
             _write(out, run, session, tests, answers, cfg.evaluate.gallery)
             seen = seen_before(session, run, tests)
             session.add_counters(out)
@@ -75,35 +82,24 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         # 4. judge and reward model against truth
         if cfg.data.world:
             feedback, reward = run.require("feedback"), run.require("reward")
-            result["judge"] = _judge(read_jsonl(feedback / "verdicts.jsonl"), _metrics(run, "feedback"), truth)
-            result["reward_model"] = _reward(read_jsonl(reward / "held_out.jsonl"), _metrics(run, "reward"), truth)
+            judged, trained = ((run.manifest(stage) or {})["metrics"] for stage in ("feedback", "reward"))
+            result["judge"] = _judge(read_jsonl(feedback / "verdicts.jsonl"), judged, truth)
+            result["reward_model"] = _reward(read_jsonl(reward / "held_out.jsonl"), trained, truth)
             result["context"] = _segments(read_jsonl(feedback / "contexts.jsonl"), truth)
         (out.path / "result.json").write_text(json.dumps(result, indent=1))
         out.summary.update({"accuracy": result.get("accuracy"), "accuracy_gain": result.get("accuracy_gain")})
 
 
-def _keep(folder: Path, answers: Mapping[str, list[str]]) -> None:
-    (folder / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
-
-
-def _mean_words(texts: Sequence[str]) -> float:
-    return sum(len(text.split()) for text in texts) / max(1, len(texts))
-
-
-def _control(
-    session: ModelSession, seed: int, control: str, blanks: dict[Any, Any]
-) -> Callable[[Sample, VideoInput], VideoInput]:
+def _controlled(
+    session: ModelSession, seed: int, control: str, blanks: dict[Any, Any], row: Sample, view: VideoInput
+) -> VideoInput:
     """What becomes of a video input: unchanged, blank, or with its frames in another order."""
-
-    def change(row: Sample, view: VideoInput) -> VideoInput:
-        if control == "blind":
-            return replace(view, features=blank_features(session.feature_cache, len(view.times), view.size, blanks))
-        if control == "shuffled":
-            order = shuffled(len(view.times), seed, "frames", row.id)
-            return replace(view, features=session.backbone.reordered(view.features, order))
-        return view
-
-    return change
+    if control == "blind":
+        return replace(view, features=blank_features(session.feature_cache, len(view.times), view.size, blanks))
+    if control == "shuffled":
+        order = shuffled(len(view.times), seed, "frames", row.id)
+        return replace(view, features=session.backbone.reordered(view.features, order))
+    return view
 
 
 def greedy_answers(
@@ -130,14 +126,13 @@ def _write(
             if row.video in shown and row.video not in strips:
                 strips[row.video] = f"strips/{len(strips):03d}.jpg"
                 (out.path / strips[row.video]).write_bytes(session.strip(row.video))
-            strip = strips.get(row.video, "")
             record = {
                 "id": row.id,
                 "video": run.stored(row.video),
                 "type": row.tags.get("type", ""),
                 "question": row.turns[0].question,
                 "truth": row.turns[0].answer,
-                "strip": strip,
+                "strip": strips.get(row.video, ""),
                 **{name: texts[number] for name, texts in answers.items()},
             }
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -154,9 +149,40 @@ def _gallery(tests: Sequence[Sample], answers: Mapping[str, list[str]], wanted: 
     return set(islice(dict.fromkeys(turns), wanted))
 
 
-def _metrics(run: Run, stage: str) -> dict[str, Any]:
-    metrics: dict[str, Any] = (run.manifest(stage) or {"metrics": {}})["metrics"]
-    return metrics
+def seen_before(session: ModelSession, run: Run, tests: Sequence[Sample]) -> int | None:
+    """How many clips of the test are clips that an earlier stage read, byte for byte: a copy under another name counts too.
+
+    None when that can no longer be known, because a file of rows or a clip is gone, or was changed since.
+    """
+    try:
+        earlier = {video for part in PARTS_BEFORE for video in _clips(run, first_reader(part), part)}
+    except UserError:
+        return None
+    ids = set()
+    for video in sorted(earlier):
+        try:
+            ids.add(session.feature_cache.info(video).id)
+        except UnreadableClip:  # so it was left out then (video.max_unreadable)
+            continue
+    return sum(session.feature_cache.info(video).id in ids for video in {row.video for row in tests})
+
+
+def _clips(run: Run, stage: str, part: str) -> Iterator[str]:
+    """Clips of the rows that a finished stage read, as its manifest names them. UserError when the rows are no longer those."""
+    manifest = run.manifest(stage)
+    if manifest is None:
+        raise UserError(f"{run.dir(stage)}: does not exist")
+    data = manifest["config"]["data"]
+    if data["world"] and part != "preferences":
+        rows = load_samples(str(run.require("world") / f"{part}.jsonl"), need_answers=False)
+        yield from (os.path.abspath(row.video) for row in rows)
+    for source in data[part]:
+        if fingerprint(source, data["videos"]) != data["sha256"][source]:
+            raise UserError(f"{source}: has changed since {stage} read it")
+        if part == "preferences":
+            yield from (os.path.abspath(pair.video) for pair in load_preferences(source, data["videos"]))
+        else:
+            yield from (os.path.abspath(row.video) for row in load_samples(source, data["videos"], need_answers=False))
 
 
 # From here on rows and numbers only.

@@ -32,7 +32,7 @@ from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.stages.fingerprint import settings_of
+from minirlaif.session import settings_of
 from minirlaif.stages.registry import ADAPTERS
 
 NEVER = 1 << 62  # commits depend on the time alone, so no number of steps is enough
@@ -113,11 +113,8 @@ class Work:
 
     def commit(self, number: int) -> None:
         """Save the results; after an interruption the export resumes after this step."""
-
-        def write(folder: Path) -> None:
-            (folder / "results.json").write_text(json.dumps(self.results), encoding="utf-8")
-
-        self.out.commit_state(number, write)
+        results = json.dumps(self.results)
+        self.out.commit_state(number, lambda folder: (folder / "results.json").write_text(results, encoding="utf-8"))
 
     def text(self, kind: str) -> Path:
         """The text model's file of a type."""

@@ -22,8 +22,7 @@ from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.session import open_session
-from minirlaif.stages.fingerprint import settings_of
+from minirlaif.session import open_session, settings_of
 from minirlaif.stages.registry import STAGES
 from minirlaif.types import Verdict
 

@@ -24,11 +24,9 @@ from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.session import PPOModels, open_ppo_models
-from minirlaif.stages.fingerprint import settings_of
+from minirlaif.session import PPOModels, open_ppo_models, settings_of
 from minirlaif.stages.registry import STAGES
-from minirlaif.training.checkpoint import PPOProgress, Start, load_optimizer, save_trainer
-from minirlaif.training.optim import AdapterTrainer, check_finite, make_accelerator
+from minirlaif.training.optim import AdapterTrainer, PPOProgress, Start, check_finite, make_accelerator
 from minirlaif.training.schedules import epoch_batch
 
 SAMPLE_EVERY = 5  # of so many iterations one answer stands in samples.jsonl
@@ -45,7 +43,8 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         _refuse_poor_reward(cfg.reward, run)
         # 1. prompts
         prompts, dev = read_samples(cfg.data, run, "prompts", need_answers=False), read_dev(cfg.data, run)
-        contexts = _contexts(run)
+        rows = read_jsonl(run.require("feedback") / "contexts.jsonl")
+        contexts = {run.located(row["video"]): row["context"] for row in rows}
         checks = Preflight(cfg.data, cfg.sft, cfg.reward)
         with open_ppo_models(run, cfg.model, cfg.video, checks, cfg.reference, cfg.reward) as models:
             prompts = [row for row in models.policy.readable(prompts) if row.video in contexts]
@@ -115,13 +114,8 @@ def build(models: PPOModels, section: PpoSection, start: Start) -> Learner:
     else:
         critic.add_head("value", 0)
     accelerator = make_accelerator(models.policy.model, start.report_to, start.folder)
-    trainers = {
-        "policy": AdapterTrainer(models.policy, "policy", section, accelerator),
-        "value": AdapterTrainer(models.critic, "value", section, accelerator),
-    }
-    if state:
-        for role, trainer in trainers.items():
-            load_optimizer(state, role, trainer.optimizer)
+    owners = {"policy": models.policy, "value": models.critic}
+    trainers = {role: AdapterTrainer(owner, role, section, accelerator, state) for role, owner in owners.items()}
     models.enable_offload()
     return Learner(models, section, start.seed, accelerator, trainers, PPOProgress.read(state) if state else PPOProgress())
 
@@ -133,12 +127,12 @@ def step(learner: Learner, batch: Rollout, number: int) -> dict[str, float]:
 
 def _save(folder: Path, learner: Learner) -> None:
     for trainer in learner.trainers.values():
-        save_trainer(folder, trainer)
+        trainer.save(folder)
     learner.progress.write(folder)
 
 
 def _refuse_poor_reward(section: RewardSection, run: Run) -> None:
-    metrics = (run.manifest("reward") or {"metrics": {}})["metrics"]
+    metrics = (run.manifest("reward") or {})["metrics"]
     accuracy = float(metrics.get("accuracy", 0.0))
     if section.min_accuracy and not metrics.get("held_out_pairs"):
         raise UserError("ppo: no pair was held out to test the reward model: raise reward.held_out, or set reward.min_accuracy=0")
@@ -147,11 +141,6 @@ def _refuse_poor_reward(section: RewardSection, run: Run) -> None:
             f"ppo: the reward model's accuracy on held-out pairs is {accuracy:.2f}, below reward.min_accuracy"
             f" {section.min_accuracy}: label more prompts, or lower it with --set reward.min_accuracy={accuracy:.2f}"
         )
-
-
-def _contexts(run: Run) -> dict[str, str]:
-    rows = read_jsonl(run.require("feedback") / "contexts.jsonl")
-    return {run.located(row["video"]): row["context"] for row in rows}
 
 
 def _keep_best(out: StageDir, learner: Learner, evaluator: WinRateEvaluator, iteration: int) -> float:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_model, save_model
 from torch import Tensor
 
 from minirlaif.config import Config, PretrainSection, plain
@@ -29,7 +30,7 @@ from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.tiny_world import base_model
 from minirlaif.tiny_world import clips as tinyworld
-from minirlaif.training.optim import check_finite
+from minirlaif.training.optim import check_finite, load_optimizer, save_optimizer
 from minirlaif.training.schedules import learning_rate
 
 # Rows per step of each kind. Reading a narrative comes first: looking words up in a text is the skill that takes longest
@@ -65,7 +66,9 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         optimizers = _optimizers(model, cfg.pretrain.learning_rate)
         first, state = out.resume() or (0, None)
         if state:
-            _read_state(state, model, optimizers)
+            load_model(model, state / "model.safetensors")
+            for name, optimizer in optimizers.items():
+                load_optimizer(state, name, optimizer)
         # 2. train
         total = cfg.pretrain.steps
         for step in progress(range(first, total), total, "pretrain", initial=first):
@@ -74,7 +77,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             check_finite("pretrain", step, {"loss": loss})
             if (step + 1) % 100 == 0:
                 out.log(step + 1, loss=loss, **{f"exact_{kind}": value for kind, value in measure(backbone, cfg.seed).items()})
-                out.commit_state(step + 1, lambda folder: _write_state(folder, model, optimizers))
+                out.commit_state(step + 1, lambda folder: _save_state(folder, model, optimizers))
         # 3. save
         out.summary.update({f"exact_{kind}": value for kind, value in measure(backbone, cfg.seed).items()})
         save(backbone, out.path / "base")
@@ -88,36 +91,36 @@ def save(backbone: SmolVLM, folder: Path) -> None:
     (folder / LAYOUT_FILE).write_text(json.dumps(base_model.LAYOUT.as_dict(), indent=2))
 
 
-def _optimizers(model: Any, rate: float) -> list[Any]:
+def _optimizers(model: Any, rate: float) -> dict[str, Any]:
     """Muon for the matrices inside the layers, AdamW for embeddings, norms and biases."""
     embeddings = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     embeddings |= {id(p) for n, p in model.named_parameters() if "embed" in n}
     matrices = [p for p in model.parameters() if p.ndim == 2 and id(p) not in embeddings]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
-    return [
-        torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.0, momentum=0.95),
-        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
+    return {
+        "muon": torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.0, momentum=0.95),
+        "adamw": torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
+    }
 
 
 def _step(
-    section: PretrainSection, seed: int, backbone: SmolVLM, optimizers: list[Any], step: int, counts: dict[str, int]
+    section: PretrainSection, seed: int, backbone: SmolVLM, optimizers: dict[str, Any], step: int, counts: dict[str, int]
 ) -> float:
     total, peak = section.steps, section.learning_rate
     # Constant, then down to a fiftieth over the last 40 %.
     share = max(0.02, min(1.0, (1 - step / total) / 0.4)) * learning_rate(step, total, 1.0, 50, "constant")
-    for optimizer, top in zip(optimizers, (MUON_RATE, peak), strict=True):
-        for group in optimizer.param_groups:
+    for name, top in (("muon", MUON_RATE), ("adamw", peak)):
+        for group in optimizers[name].param_groups:
             group["lr"] = top * share
     rng = np.random.default_rng(seed_of(seed, "pretrain", step))
     loss_N, _, _ = _losses(backbone, make_batch(backbone, rng, counts))
     loss = loss_N.mean()
-    for optimizer in optimizers:
+    for optimizer in optimizers.values():
         optimizer.zero_grad()
     torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(backbone.model.parameters(), 1.0)
-    for optimizer in optimizers:
+    for optimizer in optimizers.values():
         optimizer.step()
     return float(loss.detach())
 
@@ -202,25 +205,7 @@ def _row(
     return ids, learned, branch, positions
 
 
-def _write_state(folder: Path, model: Any, optimizers: list[Any]) -> None:
-    from safetensors.torch import save_file
-
-    save_file({n: p.detach().contiguous().clone() for n, p in model.named_parameters()}, folder / "model.safetensors")
-    for number, optimizer in enumerate(optimizers):
-        state = optimizer.state_dict()["state"]
-        moments = {f"{i}.{k}": torch.as_tensor(v).contiguous().clone() for i, s in state.items() for k, v in s.items()}
-        save_file(moments, folder / f"{number}.safetensors")
-
-
-def _read_state(folder: Path, model: Any, optimizers: list[Any]) -> None:
-    from safetensors.torch import load_file
-
-    weights = load_file(folder / "model.safetensors")
-    for name, parameter in model.named_parameters():
-        parameter.data.copy_(weights[name])
-    for number, optimizer in enumerate(optimizers):
-        state = optimizer.state_dict()
-        for key, tensor in load_file(folder / f"{number}.safetensors").items():
-            index, field = key.split(".")
-            state["state"].setdefault(int(index), {})[field] = tensor
-        optimizer.load_state_dict(state)
+def _save_state(folder: Path, model: Any, optimizers: dict[str, Any]) -> None:
+    save_model(model, str(folder / "model.safetensors"))
+    for name, optimizer in optimizers.items():
+        save_optimizer(folder, name, optimizer)

@@ -30,12 +30,9 @@ class Curve:
 class Stage:
     """A stage. Its function is `run` in `minirlaif/stages/<name>.py`.
 
-    Attributes:
-        inputs: stages that have to be finished, or models: then the stage that made it, see `Run.inputs`.
-        reads: parts of the data.
-        sections: sections of the config that its result depends on.
-        produces: the model whose adapter it trains ("base": the base model itself).
-        distributed: several processes share its work; the leader does the others alone.
+    inputs: stages that have to be finished, or models: then the stage that made it, see `Run.inputs`; reads: parts of the data;
+    sections: of the config, that its result depends on; produces: the model whose adapter it trains ("base": the base itself);
+    distributed: several processes share its work; the leader does the others alone.
     """
 
     name: str

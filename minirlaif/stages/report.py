@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import count
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,8 @@ def document(evaluate: EvaluateSection, name: str, outputs: StageOutputs, number
     rows = chosen(outputs.answers, max(1, evaluate.gallery))
     strips = {row["strip"]: outputs.strips[row["strip"]] for row in rows if row.get("strip") in outputs.strips}
     by_content = {data: f"s{place}" for place, data in enumerate(dict.fromkeys(strips.values()))}
-    count = outputs.manifests["evaluate"]["config"].get("video", {}).get("frames")
-    pictures = {strip: html.strip(by_content[data], data, count) for strip, data in strips.items() if data}
+    frames = outputs.manifests["evaluate"]["config"].get("video", {}).get("frames")
+    pictures = {strip: html.strip(by_content[data], data, frames) for strip, data in strips.items() if data}
     settings = {name: manifest["config"] for name, manifest in outputs.manifests.items()}
     parts = [
         run_results.headline(name, numbers),
@@ -162,12 +163,8 @@ def chosen(answers: Sequence[dict[str, Any]], wanted: int) -> list[dict[str, Any
 
 def _spread(rows: Sequence[dict[str, Any]], by: Callable[[dict[str, Any]], str] = itemgetter("video")) -> list[dict[str, Any]]:
     """The same rows, first one of each clip (or of what `by` says), then a second one, and so on."""
-    seen: Counter[str] = Counter()
-    turns = []
-    for row in rows:
-        seen[by(row)] += 1
-        turns.append((seen[by(row)], row))
-    return [row for _, row in sorted(turns, key=lambda turn: turn[0])]
+    seen: dict[str, Iterator[int]] = defaultdict(count)
+    return [row for _, row in sorted(((next(seen[by(row)]), row) for row in rows), key=itemgetter(0))]
 
 
 def _intervals(resamples: int, outputs: StageOutputs) -> dict[str, list[float]]:
@@ -187,10 +184,12 @@ def _judge(outputs: StageOutputs) -> dict[str, Any]:
     names = ("swap_consistency", "decided_share", "longer_wins", "pairs", "tie", "invalid", "disagree", "same_answers")
     rows = [row for row in outputs.verdicts if row["answer_a"] != row["answer_b"]]
     without = [row["without_context"]["choice"] in ("A", "B") for row in rows if row.get("without_context")]
-    letters = [row["letter"]["orders"] for row in rows if row.get("letter")]
-    agree = [orders[0] == orders[1] and orders[0] in ("A", "B") for orders in letters]
+    letters = [tuple(row["letter"]["orders"]) for row in rows if row.get("letter")]
+
+    def share(*orders: tuple[str, str]) -> float | None:
+        return sum(map(letters.count, orders)) / len(letters) if letters else None
+
     # Orders are in names of the first one, so A then B is the answer shown first, both times.
-    pairs = [tuple(orders) for orders in letters]
     return {
         "with_context": None,
         "without_context": None,
@@ -199,9 +198,9 @@ def _judge(outputs: StageOutputs) -> dict[str, Any]:
         "tie_asked": sum(row["choice"] == "tie" for row in rows),
         "without_context_decided_share": sum(without) / len(without) if without else None,
         "letter_pairs": len(letters),
-        "letter_swap_consistency": sum(agree) / len(agree) if agree else None,
-        "letter_first_shown_share": pairs.count(("A", "B")) / len(pairs) if pairs else None,
-        "letter_second_shown_share": pairs.count(("B", "A")) / len(pairs) if pairs else None,
+        "letter_swap_consistency": share(("A", "A"), ("B", "B")),
+        "letter_first_shown_share": share(("A", "B")),
+        "letter_second_shown_share": share(("B", "A")),
     }
 
 

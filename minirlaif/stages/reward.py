@@ -17,7 +17,7 @@ from pathlib import Path
 from minirlaif import distributed
 from minirlaif.algorithms.losses import bradley_terry_loss, centering_penalty
 from minirlaif.algorithms.rollout import score_pairs
-from minirlaif.config import Config, DataSection, RewardSection
+from minirlaif.config import Config, RewardSection
 from minirlaif.data.preflight import Preflight, read_preferences
 from minirlaif.errors import StageStopped, UserError
 from minirlaif.models.loading import check_tokenizers, critic_model
@@ -26,11 +26,9 @@ from minirlaif.models.seeds import seed_of, shuffled
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.session import ModelSession, open_session
-from minirlaif.stages.fingerprint import settings_of
+from minirlaif.session import ModelSession, open_session, settings_of
 from minirlaif.stages.registry import STAGES
-from minirlaif.training.checkpoint import Start, load_optimizer, save_trainer
-from minirlaif.training.optim import AdapterTrainer, check_finite, make_accelerator
+from minirlaif.training.optim import AdapterTrainer, Start, check_finite, make_accelerator
 from minirlaif.training.schedules import epoch_batch, learning_rate
 from minirlaif.types import Preference
 
@@ -48,7 +46,9 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         check_tokenizers(cfg.model, r)
         with open_session(run, critic_model(cfg.model, r), cfg.video, Preflight(cfg.data, cfg.sft, r)) as session:
             # 1. preferences
-            train, held_out = _split(session.readable(_preferences(cfg.data, run)), r.held_out)
+            rows = read_preferences(str(run.require("feedback") / "preferences.jsonl"))
+            rows += [row for source in cfg.data.preferences for row in read_preferences(source, cfg.data.videos)]
+            train, held_out = _split(session.readable(rows), r.held_out)
             if cfg.data.preference_limit:
                 train = [train[i] for i in shuffled(len(train), cfg.seed, "reward-pairs")[: cfg.data.preference_limit]]
             # 2. role, head, optimiser
@@ -67,7 +67,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 trainer.accelerator.log({f"reward/{k}": v for k, v in stats.items()}, step=number)
                 if out.due(done, r.save_steps):
                     session.add_counters(out)
-                    out.commit_state(done, lambda folder: save_trainer(folder, trainer))
+                    out.commit_state(done, trainer.save)
             # 4. held-out scores
             session.adapters.save("reward", out.path / "adapter")
             _evaluate(session, r, run, out, held_out)
@@ -85,10 +85,8 @@ def build(session: ModelSession, section: RewardSection, start: Start) -> Adapte
     else:
         beta = START_BETA if section.likelihood else None
         session.adapters.add_head("reward", seed_of(start.seed, "reward"), start=0.01, beta=beta)
-    trainer = AdapterTrainer(session, "reward", section, make_accelerator(session.model, start.report_to, start.folder))
-    if start.state:
-        load_optimizer(start.state, "reward", trainer.optimizer)
-    return trainer
+    accelerator = make_accelerator(session.model, start.report_to, start.folder)
+    return AdapterTrainer(session, "reward", section, accelerator, start.state)
 
 
 def step(trainer: AdapterTrainer[RewardSection], batch: Sequence[Preference], rate: float) -> dict[str, float]:
@@ -107,13 +105,6 @@ def _adapter(section: RewardSection, run: Run) -> dict[str, Path]:
     return {} if section.base else {"reward": run.adapter("sft")}
 
 
-def _preferences(data: DataSection, run: Run) -> list[Preference]:
-    rows = read_preferences(str(run.require("feedback") / "preferences.jsonl"))
-    for source in data.preferences:
-        rows += read_preferences(source, data.videos)
-    return rows
-
-
 def _split(rows: Sequence[Preference], share: float) -> tuple[list[Preference], list[Preference]]:
     """Training rows and held-out rows, clip by clip: two questions about one clip never stand on both sides."""
     clips = sorted({row.video for row in rows}, key=lambda clip: seed_of(0, "held-out", clip.rsplit("/", 1)[-1]))
@@ -126,13 +117,12 @@ def _split(rows: Sequence[Preference], share: float) -> tuple[list[Preference], 
 
 def _rows(session: ModelSession, preferences: Sequence[Preference], with_context: bool) -> list[EncodedPair]:
     """Chosen and rejected in turn."""
-    rows = []
     session.encode_shared(p.video for p in preferences)
+    rows = []
     for p in preferences:
         video_input, context = session.video_input(p.video), p.context if with_context else ""
-        rows += [
-            session.encode_pair(video_input, p.question, session.answer_ids(text), context) for text in (p.chosen, p.rejected)
-        ]
+        answers = map(session.answer_ids, (p.chosen, p.rejected))
+        rows += [session.encode_pair(video_input, p.question, answer, context) for answer in answers]
     return rows
 
 
@@ -144,25 +134,20 @@ def backward(trainer: AdapterTrainer[RewardSection], batch: Sequence[Preference]
     rows = _rows(session, batch, section.context)
     lengths = [max(len(rows[2 * i]), len(rows[2 * i + 1])) for i in range(len(batch))]
     groups = list(micro_batches(lengths, section.micro_batch_size))
-    batch_sum = None
+    batch_sum: tuple[float, ...] = ()  # with the number of pairs
     if len(groups) > 1:  # the centring term needs the sign of the whole batch's sum before any part of it goes backward
         with session.adapters.inference_as("reward"):
-            batch_sum = sum(
-                distributed.mapped(
-                    lambda g: float(reward_scores(session.backbone, head, [rows[2 * i + s] for i in g for s in (0, 1)]).sum()),
-                    groups,
-                )
+            sums = distributed.mapped(
+                lambda g: float(reward_scores(session.backbone, head, [rows[2 * i + s] for i in g for s in (0, 1)]).sum()), groups
             )
+            batch_sum = (sum(sums), len(batch))
     stats = {"loss": 0.0, "accuracy": 0.0, "mean_score": 0.0, "margin": 0.0}
     for group in distributed.share(groups):
         with session.adapters.training_as("reward"), accelerator.autocast():
             scores = reward_scores(session.backbone, head, [rows[2 * i + s] for i in group for s in (0, 1)])
             chosen_B, rejected_B = scores[0::2], scores[1::2]
             loss = bradley_terry_loss(chosen_B, rejected_B, len(batch))
-            if batch_sum is None:
-                loss = loss + section.centering * centering_penalty(chosen_B, rejected_B)
-            else:
-                loss = loss + section.centering * centering_penalty(chosen_B, rejected_B, batch_sum, len(batch))
+            loss = loss + section.centering * centering_penalty(chosen_B, rejected_B, *batch_sum)
             accelerator.backward(loss)
         ahead_B = (chosen_B - rejected_B).detach()
         stats["loss"] += float(loss.detach())
@@ -179,11 +164,10 @@ def _evaluate(session: ModelSession, section: RewardSection, run: Run, out: Stag
     rows = _rows(session, held_out, section.context)
     with session.adapters.inference_as("reward"):
         scores = score_pairs(session, rows, section.batch_size)
-        # The shortest and the longest row together make the most padding there is.
         gap = 0.0
         if rows:
             ordered = sorted(rows, key=len)
-            pair = [ordered[0], ordered[-1]]
+            pair = [ordered[0], ordered[-1]]  # together they make the most padding there is
             alone = [float(reward_scores(session.backbone, head, [row])) for row in pair]
             gap = max(abs(a - b) for a, b in zip(alone, reward_scores(session.backbone, head, pair).tolist(), strict=True))
     if gap > PADDING_TOLERANCE and session.backbone.device.type == "cpu":

@@ -20,11 +20,9 @@ from minirlaif.models.tokens import pad_stack
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.session import ModelSession, open_session
-from minirlaif.stages.fingerprint import settings_of
+from minirlaif.session import ModelSession, open_session, settings_of
 from minirlaif.stages.registry import STAGES
-from minirlaif.training.checkpoint import Start, load_optimizer, save_trainer
-from minirlaif.training.optim import AdapterTrainer, check_finite, make_accelerator
+from minirlaif.training.optim import AdapterTrainer, Start, check_finite, make_accelerator
 from minirlaif.training.schedules import epoch_batch, learning_rate
 from minirlaif.types import Sample
 
@@ -65,7 +63,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 trainer.accelerator.log({f"sft/{key}": value for key, value in stats.items()}, step=number)
                 if out.due(done, s.save_steps):
                     session.add_counters(out)
-                    out.commit_state(done, lambda folder: save_trainer(folder, trainer))
+                    out.commit_state(done, trainer.save)
             # 4. the adapter
             session.adapters.save("sft", out.path / "adapter")
             for name, rows in plan:
@@ -78,10 +76,8 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
 def build(session: ModelSession, section: SftSection, start: Start) -> AdapterTrainer[SftSection]:
     """The role "sft" on a fresh adapter, or as an interrupted run left it, with its optimiser."""
     session.adapters.add("sft", seed_of(start.seed, "sft"), start.state / "sft" if start.state else None)
-    trainer = AdapterTrainer(session, "sft", section, make_accelerator(session.model, start.report_to, start.folder))
-    if start.state:
-        load_optimizer(start.state, "sft", trainer.optimizer)
-    return trainer
+    accelerator = make_accelerator(session.model, start.report_to, start.folder)
+    return AdapterTrainer(session, "sft", section, accelerator, start.state)
 
 
 def step(trainer: AdapterTrainer[SftSection], batch: Sequence[Sample], rate: float) -> dict[str, float]:

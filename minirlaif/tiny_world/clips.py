@@ -83,8 +83,10 @@ def describe(events: Sequence[Event]) -> str:
 
 def all_questions(events: Sequence[Event]) -> list[Question]:
     """Every question that can be asked about these events."""
-    questions = [Question("count", "how many things happen?", f"{NUMBERS[len(events)]} things happen.", str(len(events)))]
-    questions.append(Question("describe", "describe the video.", describe(events), describe(events)))
+    questions = [
+        Question("count", "how many things happen?", f"{NUMBERS[len(events)]} things happen.", str(len(events))),
+        Question("describe", "describe the video.", describe(events), describe(events)),
+    ]
     for i, event in enumerate(events):
         questions.append(Question("ordinal", f"what happens {ORDINALS[i]}?", event.sentence, event.sentence))
         direction = f"the {event.noun} {event.motion}."
@@ -110,17 +112,8 @@ def draw_questions(rng: np.random.Generator, events: Sequence[Event], count: int
 
 
 def render(rng: np.random.Generator, clips: Sequence[Sequence[Event]], size: int, frames: int = FPS) -> list[np.ndarray]:
-    """Draw clips.
-
-    Args:
-        rng: start places, speeds, backgrounds and noise come from here.
-        clips: the events of each clip.
-        size: pixels of a side (S).
-        frames: frames per event.
-
-    Returns:
-        one uint8 array [F, S, S, 3] per clip, F = frames x events.
-    """
+    """Draw clips: one uint8 array [F, S, S, 3] each, F = frames x events. rng: start places, speeds, backgrounds and noise come
+    from here; clips: the events of each; size: pixels of a side (S); frames: per event."""
     events = [event for clip in clips for event in clip]
     n = len(events)
     radius = rng.uniform(0.15, 0.2, (n, 1))
@@ -148,11 +141,8 @@ def render(rng: np.random.Generator, clips: Sequence[Sequence[Event]], size: int
     noise = 3 * rng.standard_normal((n, frames, size, size, 1), np.float32)
     pixels = ground[:, None, None, None, :] * (1 - cover) + paint[:, None, None, None, :] * cover + noise
     frames_u8 = np.clip(pixels, 0, 255).astype(np.uint8)
-    result, start = [], 0
-    for clip in clips:
-        result.append(frames_u8[start : start + len(clip)].reshape(-1, size, size, 3))
-        start += len(clip)
-    return result
+    parts = np.split(frames_u8, np.cumsum([len(clip) for clip in clips])[:-1])
+    return [part.reshape(-1, size, size, 3) for part in parts]
 
 
 def _distance(shape: str, dx: np.ndarray, dy: np.ndarray, r: np.ndarray) -> np.ndarray:

@@ -1,38 +1,94 @@
-"""An adapter under training: accelerate's device, precision and trackers, the optimiser, and one step of it. No class here holds
-a training loop; a stage writes its own.
+"""An adapter under training: where it starts, its optimiser, one step of it, and its state on disk. No class here holds a
+training loop; a stage writes its own.
+
+An interrupted stage leaves adapters and optimiser moments as safetensors, plain values as JSON. Randomness needs no state: every
+step derives its generator from (seed, stage, step).
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar
 
 import torch
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from minirlaif.config import ModelSection, PpoSection, RewardSection, SftSection
-from minirlaif.errors import StageStopped
+from minirlaif.errors import StageStopped, UserError
 from minirlaif.session import ModelSession
 
 Section = TypeVar("Section", SftSection, RewardSection, PpoSection)
 
 
-class AdapterTrainer(Generic[Section]):
-    """The adapter (and head) of a role with its optimiser. section: the settings of the stage that trains it."""
+@dataclass(frozen=True)
+class Start:
+    """Where training starts.
 
-    def __init__(self, session: ModelSession, role: str, section: Section, accelerator: Any) -> None:
+    seed: of fresh weights; folder: of the run, where trackers write; adapters: by role the folder that it is copied from
+    (a role that is not named starts fresh); beta: of a fresh reward head, see `ScalarHead`; state: of an interrupted run.
+    """
+
+    seed: int
+    folder: Path
+    report_to: str = "none"
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    beta: float | None = None
+    state: Path | None = None
+
+
+class BestCheckpoint(TypedDict, total=False):
+    """The policy that is kept: of which iteration, and its win rate on dev prompts."""
+
+    iteration: int
+    win_rate: float
+
+
+@dataclass
+class PPOProgress:
+    """What a resumed PPO needs beside weights: optimiser steps, the first batch's scores, the kept checkpoint."""
+
+    updates: int = 0
+    score_mean: float | None = None
+    score_deviation: float | None = None
+    best: BestCheckpoint = field(default_factory=BestCheckpoint)
+
+    def write(self, folder: Path) -> None:
+        """Write it beside the weights."""
+        (folder / "extra.json").write_text(json.dumps(asdict(self)))
+
+    @classmethod
+    def read(cls, folder: Path) -> PPOProgress:
+        """What `write` left."""
+        return cls(**json.loads((folder / "extra.json").read_text()))
+
+
+class AdapterTrainer(Generic[Section]):
+    """The adapter (and head) of a role with its optimiser. section: the settings of the stage that trains it; state: the folder
+    of an interrupted run that the optimiser's moments come from."""
+
+    def __init__(self, session: ModelSession, role: str, section: Section, accelerator: Any, state: Path | None = None) -> None:
         self.session, self.role, self.accelerator = session, role, accelerator
         self.section: Section = section
         self.parameters = session.adapters.parameters(role)
         self.optimizer = make_optimizer(
             accelerator, self.parameters, section.learning_rate, section.weight_decay, session.model.optimizer
         )
+        if state:
+            load_optimizer(state, role, self.optimizer)
 
     def step(self, learning_rate: float) -> float:
         """Clip the gradients, step, drop them. Returns the gradient norm before clipping."""
         return optimizer_step(self.accelerator, self.optimizer, self.parameters, learning_rate, self.section.max_grad_norm)
+
+    def save(self, folder: Path) -> None:
+        """Write the role's adapter and head, and the moments of its optimiser."""
+        self.session.adapters.save(self.role, folder / self.role)
+        save_optimizer(folder, self.role, self.optimizer)
 
 
 def make_accelerator(model: ModelSection, report_to: str, folder: Path) -> Any:
@@ -87,3 +143,39 @@ def check_finite(stage: str, step: int, numbers: Mapping[str, float]) -> None:
                 " and start the stage again",
                 again=(f"{stage}.learning_rate=…",),
             )
+
+
+def save_optimizer(folder: Path, name: str, optimizer: Any) -> None:
+    """Moments of every parameter, by its place."""
+    tensors = {
+        f"{i}.{key}": torch.as_tensor(value).to("cpu", copy=True).contiguous()  # 8-bit states share their code tables
+        for i, parameter in enumerate(_parameters(optimizer))
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    save_file(tensors, folder / f"{name}.optimizer.safetensors")
+
+
+def load_optimizer(folder: Path, name: str, optimizer: Any) -> None:
+    """Put the moments back. UserError: they are those of the other `model.optimizer`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in load_file(folder / f"{name}.optimizer.safetensors").items():
+        index, name_of_moment = key.split(".")
+        state.setdefault(int(index), {})[name_of_moment] = tensor
+    inner = getattr(optimizer, "optimizer", optimizer)  # in accelerate's wrapper
+    eight_bits = hasattr(inner, "init_state")
+    if state and eight_bits != any("state1" in moments for moments in state.values()):
+        raise UserError(f"{folder}: kept by the other model.optimizer; set that one, or start the stage again", again=())
+    if eight_bits:  # paged memory is allocated by the optimiser itself, so its buffers are filled rather than replaced
+        weights = _parameters(optimizer)
+        for place, moments in state.items():
+            inner.init_state(inner.param_groups[0], weights[place], 0, place)
+            buffers = inner.state[weights[place]]
+            buffers["step"] = int(moments.pop("step"))
+            for key, tensor in moments.items():
+                buffers[key].copy_(tensor)
+        return
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _parameters(optimizer: Any) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

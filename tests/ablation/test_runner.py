@@ -25,7 +25,7 @@ from minirlaif.ablation.outcomes import read, remarks
 from minirlaif.cli import main as cli
 from minirlaif.errors import UserError
 from minirlaif.runs.run import Run
-from minirlaif.stages.fingerprint import settings_of
+from minirlaif.session import settings_of
 from minirlaif.stages.registry import STAGES
 from tests.fixtures import small_config, tiny
 from tests.fixtures.ablation_runs import arms_of, groups_of

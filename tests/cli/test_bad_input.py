@@ -311,8 +311,8 @@ def ctrl_c(real: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
 
 
 FAULTS = {
-    "disk full in a state": ("stages.sft.save_trainer", full_disk, 2, "the disk is full"),
-    "disk full in weights": ("stages.sft.save_trainer", full_disk_in_safetensors, 2, "the disk is full"),
+    "disk full in a state": ("training.optim.save_optimizer", full_disk, 2, "the disk is full"),
+    "disk full in weights": ("training.optim.save_optimizer", full_disk_in_safetensors, 2, "the disk is full"),
     "not a number": ("stages.sft.sft_loss", not_a_number, 2, "sft: loss is nan at step 3"),
     "ctrl-c": ("training.optim.optimizer_step", ctrl_c, 130, "to resume from the last saved step"),
 }

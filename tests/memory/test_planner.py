@@ -222,7 +222,7 @@ def test_what_a_bench_knows_wins_over_the_settings(monkeypatch: pytest.MonkeyPat
 def test_who_stands_in_each_phase_of_ppo(more: str, policy: tuple[int, ...], critic: tuple[int, ...], adapters: tuple[int, ...]):
     big = replace(SHAPE, numbers=replace(NUMBERS, linear_weights=64000))
     actual = small(*more.split(), "model.dtype=bfloat16")
-    actual = replace(actual, critic=big if actual.own_critic else SHAPE)
+    actual = replace(actual, critic=big if actual.settings.reward.base else SHAPE)
     for phase, own, others, there in zip(("sample", "score", "critic", "update"), policy, critic, adapters, strict=True):
         lines = planner._ppo(actual, phase)
         assert lines["weights"] == own * 2 * (6400 + 140) + others * 2 * (64000 + 140)  # the eyes rest

@@ -12,8 +12,8 @@ import pytest
 
 from minirlaif import config
 from minirlaif.runs.run import Run
-from minirlaif.stages.contamination import seen_before
-from minirlaif.stages.fingerprint import settings_of
+from minirlaif.session import settings_of
+from minirlaif.stages.evaluate import seen_before
 from minirlaif.types import Sample
 from minirlaif.video.reader import UnreadableClip
 

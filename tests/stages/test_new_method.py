@@ -43,8 +43,7 @@ from minirlaif.models.generation import sample
 from minirlaif.models.logprobs import EncodedPair, reward_scores, token_logprobs
 from minirlaif.models.seeds import generator
 from minirlaif.runs.run import Run
-from minirlaif.session import open_session
-from minirlaif.stages.fingerprint import settings_of
+from minirlaif.session import open_session, settings_of
 from minirlaif.stages.registry import STAGES
 
 

@@ -16,8 +16,16 @@ from minirlaif.errors import StageStopped, UserError
 from minirlaif.models.logprobs import reward_scores, token_logprobs, token_values
 from minirlaif.models.seeds import generator, seed_of, shuffled
 from minirlaif.stages import reward, sft
-from minirlaif.training.checkpoint import PPOProgress, load_optimizer, save_optimizer, save_trainer
-from minirlaif.training.optim import AdapterTrainer, check_finite, make_accelerator, make_optimizer, optimizer_step
+from minirlaif.training.optim import (
+    AdapterTrainer,
+    PPOProgress,
+    check_finite,
+    load_optimizer,
+    make_accelerator,
+    make_optimizer,
+    optimizer_step,
+    save_optimizer,
+)
 from minirlaif.types import Preference, Sample, Turn
 from tests.fixtures import tiny
 
@@ -149,7 +157,7 @@ def test_a_resumed_optimiser_goes_on_bit_by_bit(kind: str, tmp_path: Path) -> No
     train(straight, range(4))
     train(half, range(2))
     (tmp_path / "state").mkdir()
-    save_trainer(tmp_path / "state", half)
+    half.save(tmp_path / "state")
     moments = load_file(tmp_path / "state" / "reward.optimizer.safetensors")
     assert any(t.dtype == torch.uint8 for t in moments.values()) == (kind != "adamw")
     resumed = opened(tmp_path / "state")
@@ -171,7 +179,7 @@ def test_moments_of_the_other_optimiser_are_refused_in_one_line(kept: str, wante
     made = session(f"model.optimizer={kept}")
     state = trainer(made, "reward", tmp_path)
     reward.step(state, preferences(), 0.01)
-    save_trainer(tmp_path, state)
+    state.save(tmp_path)
     other = make_optimizer(state.accelerator, state.parameters, 0.01, 0.1, wanted)
     with pytest.raises(UserError, match="model.optimizer") as caught:
         load_optimizer(tmp_path, "reward", other)

@@ -55,10 +55,7 @@ class GGUFFacts:
 class VisionLanguageModel(LanguageModel, ABC):
     """A loaded model with its tokenizer. A subclass sets the attributes of the class, and `sizing` in its __init__.
 
-    Attributes:
-        renderer: makes prompts.
-        vision_modules: the vision tower and what lies between it and the language model.
-        sizing: which pixels the vision tower gets.
+    vision_modules: the vision tower and what lies between it and the language model; sizing: which pixels the tower gets.
     """
 
     title: str  # for people

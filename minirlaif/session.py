@@ -149,9 +149,7 @@ class ModelSession:
 @dataclass(frozen=True)
 class PPOModels:
     """The sessions of PPO's models; one and the same unless the config gives reference or critic weights of their own.
-
-    critic: of the reward and the value adapter; offload_reference: whether the reference is in host memory between uses.
-    """
+    critic: of the reward and the value adapter; offload_reference: whether the reference is in host memory between uses."""
 
     policy: ModelSession
     reference: ModelSession

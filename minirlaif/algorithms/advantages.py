@@ -32,9 +32,7 @@ def whiten(x_BR: Tensor, mask_BR: Tensor) -> Tensor:
 
 def kl_per_token(logprobs_BR: Tensor, ref_BR: Tensor, estimator: str = "k1") -> Tensor:
     """Estimate of KL(policy || reference) in nats at each sampled token; padding is not masked here.
-
-    "k1": log-ratio, unbiased, may be negative. "k3": exp(-k1) - 1 + k1, never negative, less noise (Schulman 2020).
-    """
+    "k1": log-ratio, unbiased, may be negative. "k3": exp(-k1) - 1 + k1, never negative, less noise (Schulman 2020)."""
     if logprobs_BR.shape != ref_BR.shape:
         raise ValueError(f"shapes differ: {tuple(logprobs_BR.shape)} and {tuple(ref_BR.shape)}")
     log_ratio_BR = logprobs_BR - ref_BR
@@ -49,9 +47,7 @@ def penalized_scores(
     scores_B: Tensor, stopped_B: Tensor, lengths_B: Tensor, max_tokens: int, missing_eos_penalty: float, length_coef: float
 ) -> Tensor:
     """Scores less the penalty for answers that did not end and less length_coef x tokens / max_tokens.
-
-    Both terms come from the paper's released code (8 and 10 there). stopped_B is bool, lengths_B counts answer tokens.
-    """
+    Both terms come from the paper's released code (8 and 10 there). stopped_B is bool, lengths_B counts answer tokens."""
     check_mask(stopped_B, scores_B, lengths_B)
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
@@ -61,9 +57,7 @@ def penalized_scores(
 
 def shaped_rewards(scores_B: Tensor, kl_BR: Tensor, mask_BR: Tensor, kl_coef: float, scale: float = 1.0) -> Tensor:
     """scale x (score on the last counted token of each row - kl_coef x KL on every counted token); 0 on padding.
-
-    ValueError if a row counts no token: its score would vanish.
-    """
+    ValueError if a row counts no token: its score would vanish."""
     check_mask(mask_BR, kl_BR)
     if scores_B.shape != mask_BR.shape[:1]:
         raise ValueError(f"shapes differ: {tuple(scores_B.shape)} scores and mask {tuple(mask_BR.shape)}")
@@ -134,9 +128,7 @@ def _by_prompt(rewards_BR: Tensor, mask_BR: Tensor, prompt_index_B: Tensor) -> t
 
 def explained_variance(values_BR: Tensor, returns_BR: Tensor, mask_BR: Tensor) -> float:
     """1 - var(returns - values) / var(returns) over counted positions; 1 is perfect, 0 no better than a constant.
-
-    0.0 where the returns do not vary: there is nothing to explain, and NaN would spoil a metrics file.
-    """
+    0.0 where the returns do not vary: there is nothing to explain, and NaN would spoil a metrics file."""
     check_mask(mask_BR, values_BR, returns_BR)
     returns_BR, values_BR = returns_BR.detach(), values_BR.detach()
     spread = _variance(returns_BR, mask_BR)

@@ -21,18 +21,14 @@ MAXIMA = ("ratio_max", "ratio_gap")  # statistics that combine by maximum; all o
 
 def sft_loss(logprobs_BR: Tensor, mask_BR: Tensor, denominator: float) -> Tensor:
     """Negative log-likelihood in nats per counted token, a scalar (paper section 3.1).
-
-    denominator: counted tokens of the whole minibatch. ValueError on shapes that differ or a denominator <= 0.
-    """
+    denominator: counted tokens of the whole minibatch. ValueError on shapes that differ or a denominator <= 0."""
     _check(mask_BR, denominator, logprobs_BR)
     return -_share(logprobs_BR, mask_BR, denominator)
 
 
 def bradley_terry_loss(chosen_B: Tensor, rejected_B: Tensor, denominator: float | None = None) -> Tensor:
     """Mean of -log sigmoid(chosen - rejected), a scalar in nats (paper section 3.3).
-
-    denominator: pairs of the whole minibatch when these are only some of them; None: the mean over the pairs given.
-    """
+    denominator: pairs of the whole minibatch when these are only some of them; None: the mean over the pairs given."""
     pairs = _pairs(chosen_B, rejected_B, denominator)
     # softplus(-x) is -log sigmoid(x) without overflow at either end.
     return functional.softplus(rejected_B - chosen_B).sum() / pairs

@@ -28,9 +28,7 @@ GUIDING = (
 
 def judge_question(pair: Comparison) -> str:
     """The whole text of one comparison. An empty context leaves its paragraph out.
-
-    Question and answers are put on one line each, so that an answer cannot bring labels of its own.
-    """
+    Question and answers are put on one line each, so that an answer cannot bring labels of its own."""
     events = f"What happens in the video, by time:\n{pair.context.strip()}\n\n" if pair.context.strip() else ""
     question, a, b = (" ".join(text.split()) for text in (pair.question, pair.answer_a, pair.answer_b))
     return f"{events}Question: {question}\nAnswer A: {a}\nAnswer B: {b}\n\n{GUIDING}"

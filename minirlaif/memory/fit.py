@@ -105,9 +105,7 @@ def markdown(plans: Sequence[tuple[Path, Planned]], sizes: Sequence[float]) -> s
 
 def header(results: Sequence[Mapping[str, Any]], gpu_gib: float | None, versions: Mapping[str, str]) -> str:
     """The header line of a config that `bench` has measured in all stages; `measured` reads it.
-
-    results: as `bench.measure` gives them, none with an error; gpu_gib: the cap; versions: with the "date".
-    """
+    results: as `bench.measure` gives them, none with an error; gpu_gib: the cap; versions: with the "date"."""
     most = max(results, key=lambda result: float(result["peak"]))
     device = str(most["device"])
     card = f"{device}, capped at {gpu_gib:g} GiB" if gpu_gib and device != "cpu" else device

@@ -83,9 +83,7 @@ class Batch:
 
 def resident(n: Numbers, p: Precision, adapters: float, trained: int, vision: bool = True) -> dict[str, float]:
     """Bytes that are in memory all the time: weights, adapters, and what training adds for `trained` adapters.
-
-    adapters: how many are on the device; vision: whether the vision tower is.
-    """
+    adapters: how many are on the device; vision: whether the vision tower is."""
     one = n.lora_units * p.rank
     plain = n.plain_weights + n.head_weights + (n.vision_weights if vision else 0)
     weights: float = plain * p.compute + n.linear_weights * (NF4 if p.nf4 else p.compute)

@@ -58,9 +58,7 @@ def shapes_of(model: ModelSection, reward: RewardSection, folder: str = "") -> t
 
 def estimate(plan: Planned, tokens: Mapping[str, Known] | None = None) -> dict[str, dict[str, float]]:
     """Bytes of each step by line (names in formulas.LINES), at its peak.
-
-    tokens: of the longest row per step, where they are known (`bench` knows them); else worked out from the settings.
-    """
+    tokens: of the longest row per step, where they are known (`bench` knows them); else worked out from the settings."""
     result = {}
     for name, step in STEPS.items():
         most = max(step.moments(plan, (tokens or {}).get(name)), key=lambda lines: sum(lines.values()))

@@ -30,9 +30,7 @@ SPREAD = 0.02  # deviation of random weights: small enough that nothing overflow
 
 class RandomSession(ModelSession):
     """A session whose clips are all alike: random vectors in the number that the family gives a clip of the config's frames.
-
-    model, video: the settings of the run that is measured; config: config.json of `model.base`.
-    """
+    model, video: the settings of the run that is measured; config: config.json of `model.base`."""
 
     def __init__(self, model: ModelSection, video: VideoSection, config: Mapping[str, Any]) -> None:
         nothing: Any = SimpleNamespace(counters={})

@@ -96,9 +96,7 @@ class LanguageModel:
 
     def hidden(self, embedded: Embedded, mask: Tensor | None, positions: Tensor | None = None, cache: Any = None) -> Tensor:
         """Last hidden states_BTD of the language model.
-
-        mask: [B, T] (with a cache: of all tokens so far), or [B, 1, T, T] booleans; True = attend. positions: as `positions`.
-        """
+        mask: [B, T] (with a cache: of all tokens so far), or [B, 1, T, T] booleans; True = attend. positions: as `positions`."""
         deep = embedded.deep_LND
         out = self.text_model(
             inputs_embeds=embedded.vectors_BTD,

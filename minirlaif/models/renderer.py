@@ -19,9 +19,7 @@ from minirlaif.types import Turn
 @dataclass(frozen=True)
 class Layout:
     """How a model family writes a conversation. The defaults are those of SmolVLM2.
-
-    `frame` is written per group of frames, with {image} for its placeholders and {time} (MM:SS) or {at} (seconds) for when.
-    """
+    `frame` is written per group of frames, with {image} for its placeholders and {time} (MM:SS) or {at} (seconds) for when."""
 
     start: str = "<|im_start|>"
     user: str = "User: "
@@ -58,9 +56,7 @@ class FrameLayout:
 @dataclass(frozen=True)
 class Rendered:
     """Token ids of one sequence with the positions that training learns from.
-
-    ids: T token ids, image placeholders included; answer: T flags, True where the token belongs to an answer or its end.
-    """
+    ids: T token ids, image placeholders included; answer: T flags, True where the token belongs to an answer or its end."""
 
     ids: tuple[int, ...]
     answer: tuple[bool, ...]

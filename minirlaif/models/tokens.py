@@ -17,9 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 def pad_stack(rows: Sequence[Tensor], pad: float, side: str) -> tuple[Tensor, Tensor]:
     """One-dimensional tensors as one [B, T] tensor (T the longest) and the mask [B, T] of what came from the rows.
-
-    side: where the padding goes, "left" or "right". The rows' dtype is kept; `pad` may be an id, a number or a bool.
-    """
+    side: where the padding goes, "left" or "right". The rows' dtype is kept; `pad` may be an id, a number or a bool."""
     if side not in ("left", "right"):
         raise ValueError(f"unknown side {side!r}: left or right")
     if not rows:
@@ -48,9 +46,7 @@ def log_distribution(logits: Tensor, disallowed_V: Tensor | None = None, tempera
 
 def pick_logprobs(logits_BTV: Tensor, targets_BT: Tensor, disallowed_V: Tensor | None = None, temperature: float = 1.0) -> Tensor:
     """Log-probability (nats, float32) of each target, [B, T]. Logits and targets are aligned already.
-
-    A disallowed target has -inf. Targets on padding must still be valid ids; mask the result.
-    """
+    A disallowed target has -inf. Targets on padding must still be valid ids; mask the result."""
     if logits_BTV.shape[:-1] != targets_BT.shape:
         raise ValueError(f"shapes differ: logits {tuple(logits_BTV.shape)} and targets {tuple(targets_BT.shape)}")
     logprobs_BTV = log_distribution(logits_BTV, disallowed_V, temperature)

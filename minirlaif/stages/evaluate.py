@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice, zip_longest
@@ -30,7 +30,7 @@ from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import ModelSession, VideoInput, open_session, settings_of
 from minirlaif.stages.registry import ADAPTERS, MODELS, STAGES, first_reader
 from minirlaif.stats import exact_match, guess_rate, paired_bootstrap, wilson
-from minirlaif.types import Sample
+from minirlaif.types import Preference, Sample
 from minirlaif.video.reader import UnreadableClip
 
 CONTROLS = ("blind", "shuffled")
@@ -151,11 +151,9 @@ def _gallery(tests: Sequence[Sample], answers: Mapping[str, list[str]], wanted: 
 
 def seen_before(session: ModelSession, run: Run, tests: Sequence[Sample]) -> int | None:
     """How many clips of the test are clips that an earlier stage read, byte for byte: a copy under another name counts too.
-
-    None when that can no longer be known, because a file of rows or a clip is gone, or was changed since.
-    """
+    None when that can no longer be known, because a file of rows or a clip is gone, or was changed since."""
     try:
-        earlier = {video for part in PARTS_BEFORE for video in _clips(run, first_reader(part), part)}
+        earlier = set().union(*(_clips(run, first_reader(part), part) for part in PARTS_BEFORE))
     except UserError:
         return None
     ids = set()
@@ -167,22 +165,23 @@ def seen_before(session: ModelSession, run: Run, tests: Sequence[Sample]) -> int
     return sum(session.feature_cache.info(video).id in ids for video in {row.video for row in tests})
 
 
-def _clips(run: Run, stage: str, part: str) -> Iterator[str]:
+def _clips(run: Run, stage: str, part: str) -> set[str]:
     """Clips of the rows that a finished stage read, as its manifest names them. UserError when the rows are no longer those."""
     manifest = run.manifest(stage)
     if manifest is None:
         raise UserError(f"{run.dir(stage)}: does not exist")
     data = manifest["config"]["data"]
+    rows: list[Sample | Preference] = []
     if data["world"] and part != "preferences":
-        rows = load_samples(str(run.require("world") / f"{part}.jsonl"), need_answers=False)
-        yield from (os.path.abspath(row.video) for row in rows)
+        rows += load_samples(str(run.require("world") / f"{part}.jsonl"), need_answers=False)
     for source in data[part]:
         if fingerprint(source, data["videos"]) != data["sha256"][source]:
             raise UserError(f"{source}: has changed since {stage} read it")
         if part == "preferences":
-            yield from (os.path.abspath(pair.video) for pair in load_preferences(source, data["videos"]))
+            rows += load_preferences(source, data["videos"])
         else:
-            yield from (os.path.abspath(row.video) for row in load_samples(source, data["videos"], need_answers=False))
+            rows += load_samples(source, data["videos"], need_answers=False)
+    return {os.path.abspath(row.video) for row in rows}
 
 
 # From here on rows and numbers only.

@@ -29,9 +29,7 @@ from minirlaif.types import Verdict
 
 def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None = None) -> None:
     """1. open the SFT model 2. per chunk: describe, answer, judge, write 3. describe dev clips 4. count.
-
-    text_judge: judges in place of the SFT model; the manifest then records its signature.
-    """
+    text_judge: judges in place of the SFT model; the manifest then records its signature."""
     f = cfg.feedback
     settings = settings_of(cfg.seed, cfg.data, STAGES["feedback"].reads, **cfg.sections(*STAGES["feedback"].sections))
     if text_judge is not None:

@@ -54,9 +54,7 @@ class GGUFFacts:
 
 class VisionLanguageModel(LanguageModel, ABC):
     """A loaded model with its tokenizer. A subclass sets the attributes of the class, and `sizing` in its __init__.
-
-    vision_modules: the vision tower and what lies between it and the language model; sizing: which pixels the tower gets.
-    """
+    vision_modules: the vision tower and what lies between it and the language model; sizing: which pixels the tower gets."""
 
     title: str  # for people
     text_prefix: str  # dotted name of the language model: only there are adapters

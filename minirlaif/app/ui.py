@@ -49,7 +49,7 @@ def _chat_page(page: gr.Blocks, context: AppContext, service: ChatService) -> No
     gr.HTML(views.masthead(service.engine.title), apply_default_css=False)
     with gr.Row(elem_id="workspace", equal_height=False):
         with gr.Column(scale=2, min_width=320, elem_id="clip-panel"):
-            clip = _clip_panel(context, service)
+            clip = _ClipPanel(context, service)
         with gr.Column(scale=5, min_width=320), gr.Tabs():
             with gr.Tab("Chat", elem_id="tab-chat"):
                 chat = _chat_tab(context, service, clip)
@@ -84,43 +84,32 @@ def _chat_page(page: gr.Blocks, context: AppContext, service: ChatService) -> No
     page.unload(close)
 
 
-@dataclass(frozen=True)
 class _ClipPanel:
-    """Components of the left column. sliders: temperature, top-p, length; limits: of uploads, as text; examples: the events that
-    select an example clip."""
+    """The left column. limits: of uploads, as text; examples: the events that select an example clip; sliders: temperature, top-p
+    and length."""
 
-    video: Any
-    strip: Any
-    notice: Any
-    frames: Any
-    sliders: list[Any]
-    limits: str
-    max_frames: int
-    examples: list[Any]
-
-
-def _clip_panel(context: AppContext, service: ChatService) -> _ClipPanel:
-    trained, limits = service.engine.sampling, service.upload_store.limits
-    text = f"Limits: {duration(limits.seconds)}, {limits.megabytes} MB."
-    video = gr.Video(
-        label="Clip", show_label=False, sources=["upload", "webcam"], include_audio=False, elem_id="clip", buttons=[]
-    )
-    examples = []
-    if context.examples:
-        with gr.Row(elem_id="examples"):
-            for number, (path, picture) in enumerate(context.examples, start=1):
-                button = gr.Button(f"Example {number}", icon=str(picture), size="sm", min_width=70)
-                examples.append(button.click(lambda name=str(path): name, outputs=video, **QUICK))
-    strip = gr.HTML(views.strip(None, text), apply_default_css=False, elem_id="strip")
-    notice = gr.HTML("", apply_default_css=False, elem_id="clip-notice")
-    with gr.Accordion("Frames and sampling", open=False, elem_id="settings"):
-        max_frames, max_length = max(64, service.engine.frames), max(512, trained.max_new_tokens)
-        trained_with = f"training used {service.engine.frames}"
-        frames = gr.Slider(1, max_frames, service.engine.frames, step=1, label="Frames", info=trained_with)
-        temperature = gr.Slider(0, 2, trained.temperature, step=0.05, label="Temperature", info="0: always the most likely token")
-        top_p = gr.Slider(0.05, 1, trained.top_p, step=0.05, label="Top-p", info="1: sample from all tokens")
-        length = gr.Slider(1, max_length, trained.max_new_tokens, step=1, label="Maximum length", info="of an answer, in tokens")
-    return _ClipPanel(video, strip, notice, frames, [temperature, top_p, length], text, max_frames, examples)
+    def __init__(self, context: AppContext, service: ChatService) -> None:
+        trained, frames, limits = service.engine.sampling, service.engine.frames, service.upload_store.limits
+        self.limits = f"Limits: {duration(limits.seconds)}, {limits.megabytes} MB."
+        self.video: Any = gr.Video(
+            label="Clip", show_label=False, sources=["upload", "webcam"], include_audio=False, elem_id="clip", buttons=[]
+        )
+        self.examples: list[Any] = []
+        if context.examples:
+            with gr.Row(elem_id="examples"):
+                for number, (path, picture) in enumerate(context.examples, start=1):
+                    button = gr.Button(f"Example {number}", icon=str(picture), size="sm", min_width=70)
+                    self.examples.append(button.click(lambda name=str(path): name, outputs=self.video, **QUICK))
+        self.strip = gr.HTML(views.strip(None, self.limits), apply_default_css=False, elem_id="strip")
+        self.notice = gr.HTML("", apply_default_css=False, elem_id="clip-notice")
+        with gr.Accordion("Frames and sampling", open=False, elem_id="settings"):
+            self.max_frames, longest = max(64, frames), max(512, trained.max_new_tokens)
+            self.frames: Any = gr.Slider(1, self.max_frames, frames, step=1, label="Frames", info=f"training used {frames}")
+            self.sliders = [
+                gr.Slider(0, 2, trained.temperature, step=0.05, label="Temperature", info="0: always the most likely token"),
+                gr.Slider(0.05, 1, trained.top_p, step=0.05, label="Top-p", info="1: sample from all tokens"),
+                gr.Slider(1, longest, trained.max_new_tokens, step=1, label="Maximum length", info="of an answer, in tokens"),
+            ]
 
 
 def _question_row(
@@ -157,11 +146,12 @@ class _Tab:
         return replace(trained, temperature=float(temperature), top_p=float(top_p), max_new_tokens=int(length))
 
     def act(self, action: Callable[[Session], object]) -> Callable[[gr.Request], list[Any]]:
-        """A handler that changes the session and redraws the tab."""
+        """A handler that changes the session and redraws notice and tab."""
 
         def handler(request: gr.Request) -> list[Any]:
-            action(_session(self.service, request))
-            return self.draw(request)
+            session = _session(self.service, request)
+            action(session)
+            return [views.notice(session.notice), *self.draw(request)]
 
         return handler
 
@@ -182,24 +172,19 @@ class _Tab:
             accepted = begin(session, question)
             return ["" if accepted else gr.skip(), views.notice(session.notice), *self.draw(request)]
 
-        def send_again(request: gr.Request) -> list[Any]:
-            session = _session(self.service, request)
-            self.service.retry(session)
-            return [views.notice(session.notice), *self.draw(request)]
-
         def stream(name: str, temperature: float, top_p: float, length: float, request: gr.Request) -> Iterator[list[Any]]:
             for _ in answer(_session(self.service, request), self.sampling(temperature, top_p, length), name):
                 yield self.draw(request)
             yield self.draw(request)
 
-        (box, ask, stop), outputs, notice = row, self.outputs, self.clip.notice
-        streaming = {"fn": stream, "inputs": [model, *self.clip.sliders], "outputs": outputs, **MODEL}
+        (box, ask, stop), outputs = row, [self.clip.notice, *self.outputs]
+        streaming = {"fn": stream, "inputs": [model, *self.clip.sliders], "outputs": self.outputs, **MODEL}
         # trigger_mode: a stopped answer may still be running when the next question is sent
         streaming |= {"show_progress": "minimal", "show_progress_on": status, "trigger_mode": "multiple"}
-        sent = gr.on([box.submit, ask.click], send, box, [box, notice, *outputs], **QUICK)
+        sent = gr.on([box.submit, ask.click], send, box, [box, *outputs], **QUICK)
         streams = [sent.then(**streaming)]
         if retry is not None:
-            streams.append(retry.click(send_again, None, [notice, *outputs], **QUICK).then(**streaming))
+            streams.append(retry.click(self.act(self.service.retry), None, outputs, **QUICK).then(**streaming))
         for event in streams:  # failure: the queue is full, or gradio refuses a value
             event.failure(self.act(self.service.abandon), None, outputs, **QUICK)
         stop.click(self.act(self.service.stop_job), None, outputs, cancels=streams, **QUICK)
@@ -229,7 +214,7 @@ def _chat_tab(context: AppContext, service: ChatService, clip: _ClipPanel) -> _T
 
     tab = _Tab(service, clip, [content, *row[1:], retry, clear, export], draw)
     tab.questions(row, service.begin, service.answer, model, status, retry)
-    clear.click(tab.act(service.clear), None, tab.outputs, **QUICK)
+    clear.click(tab.act(service.clear), None, [clip.notice, *tab.outputs], **QUICK)
     export.click(export_text, None, exported, **QUICK).then(None, exported, None, js="(text) => saveConversation(text)")
     return tab
 

@@ -29,13 +29,8 @@ class VoteStore:
     """The votes of one run."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.file = folder, folder / "votes.jsonl"
         self._lock = threading.Lock()
-
-    @property
-    def file(self) -> Path:
-        """The file of all rows."""
-        return self.folder / "votes.jsonl"
 
     def add(
         self,

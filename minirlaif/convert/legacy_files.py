@@ -7,6 +7,7 @@ everything else, so nothing in them is executed. Files are mapped into memory, w
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -38,11 +39,8 @@ def weight_files(folder: Path, patterns: Sequence[str] = WEIGHTS) -> list[Path]:
 
 def pickled(path: Path) -> dict[str, Any]:
     """Content of a .bin file: tensors by name. Nothing in it is executed."""
-    try:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # files older than torch 1.6 cannot be mapped
-            content = torch.load(path, map_location="cpu", weights_only=True)
+    try:  # files older than torch 1.6 are no zip archives, and cannot be mapped
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise UserError(f"{path}: not a file of plain weights ({str(error).splitlines()[0]}); download it again") from None
     if not isinstance(content, dict):

@@ -36,13 +36,14 @@ def library() -> Any:
     _messages.clear()
     if not _callbacks:
 
+        @llama_cpp.llama_log_callback
         def note(level: int, text: bytes, user_data: Any) -> None:
             if level == ERROR:
                 _messages.append(text.decode(errors="replace").strip())
 
-        _callbacks.append(llama_cpp.llama_log_callback(note))
-        llama_cpp.llama_log_set(_callbacks[0], ctypes.c_void_p(0))
-        mtmd_cpp.mtmd_helper_log_set(_callbacks[0], ctypes.c_void_p(0))
+        _callbacks.append(note)
+        llama_cpp.llama_log_set(note, ctypes.c_void_p(0))
+        mtmd_cpp.mtmd_helper_log_set(note, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
     return llama_cpp
 

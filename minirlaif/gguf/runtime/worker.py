@@ -17,7 +17,6 @@ import numpy as np
 
 from minirlaif.errors import UserError
 from minirlaif.gguf import export_info
-from minirlaif.gguf.export_info import ExportInfo
 from minirlaif.gguf.runtime.bindings import EncodedFrames, group_frames, insert_frames
 from minirlaif.gguf.runtime.llama import LlamaSession, length
 from minirlaif.inference.engine import SamplingParams
@@ -34,23 +33,18 @@ class AnswerGenerator:
     """A model with its renderer, its encoded clips and its KV cache. Needs `close`.
 
     Args:
-        info: how prompts and frames are made; adapters: LoRA file by model, for models that need one.
-        text, mmproj: the files; threads: of the CPU; n_ctx: tokens of the KV cache (0: as many as a conversation needs).
+        folder: of the export; text, mmproj: the files; threads: of the CPU; n_ctx: tokens of the KV cache (0: as many as a
+        conversation needs).
     Attributes:
         clips: encoded frames by key of a clip, the latest ones.
         counters: encodes (of clips), prefilled_tokens, reused_tokens, decoded_tokens.
     """
 
-    def __init__(
-        self, info: ExportInfo, adapters: Mapping[str, Path], text: Path, mmproj: Path, threads: int = 1, n_ctx: int = 0
-    ) -> None:
-        self._info, self._adapters, self._fixed, self._mmproj_name = info, adapters, bool(n_ctx), mmproj.name
+    def __init__(self, folder: Path, text: Path, mmproj: Path, threads: int = 1, n_ctx: int = 0) -> None:
+        self._folder, self._fixed, self._mmproj_name = folder, bool(n_ctx), mmproj.name
+        self._info = export_info.read(folder)
         self._session = LlamaSession(text, mmproj, n_ctx or 1, threads)
-        try:
-            self.renderer = Renderer(self._session.vocabulary, info.layout)
-        except BaseException:
-            self._session.close()
-            raise
+        self.renderer = Renderer(self._session.vocabulary, self._info.layout)
         disallowed = [*self._session.vocabulary.added_tokens_decoder, *self._session.vocabulary.unused]
         self._disallowed = [token for token in disallowed if token != self.renderer.end_id]
         self.clips: OrderedDict[str, tuple[FrameLayout, tuple[EncodedFrames, ...]]] = OrderedDict()
@@ -93,8 +87,8 @@ class AnswerGenerator:
         room = min(options.max_new_tokens, most - used)  # for the answer
         if used + room > session.n_ctx:
             session.resize(min(most, (-(-(used + room) // GRAIN) + 1) * GRAIN))
-        path = self._adapters.get(model)
-        session.adapt({path: 1.0} if path else {})
+        adapter = self._info.adapters.get(model)
+        session.adapt({self._folder / adapter: 1.0} if adapter else {})
         prefix = len(insert_frames(self.renderer.prefix(layout), image_id, frames))
         yield from pieces(self.renderer, self._tokens(items, prefix, options, room))
 
@@ -153,9 +147,7 @@ class Worker:
         return reply | {"counted": {name: count - before.get(name, 0) for name, count in self.reported.items()}}
 
     def open(self, folder: str, text: str, mmproj: str, threads: int, n_ctx: int) -> None:
-        info = export_info.read(Path(folder))
-        adapters = {model: Path(folder, name) for model, name in info.adapters.items()}
-        self.generator = AnswerGenerator(info, adapters, Path(text), Path(mmproj), threads, n_ctx)
+        self.generator = AnswerGenerator(Path(folder), Path(text), Path(mmproj), threads, n_ctx)
 
     def encode_clip(self, **clip: Any) -> None:
         self.generator.encode_clip(**clip)

@@ -124,7 +124,7 @@ def test_choosing_a_token() -> None:
 
 
 def test_image_and_chat_tokens_are_never_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = AnswerGenerator(export_info.read(folder), {}, folder / "text.gguf", folder / "mmproj.gguf")
+    generator = AnswerGenerator(folder, folder / "text.gguf", folder / "mmproj.gguf")
     try:
         generator.encode_clip("k", (0.5,), 1.0, np.zeros((1, 32, 32, 3), np.uint8))
         word, end = generator.renderer.text_ids(" red")[0], generator.renderer.end_id

@@ -37,7 +37,6 @@ BOUNDS = {"f32": 0.005, "f16": 0.005, "bf16": 0.005, "q8_0": 0.01, "q6_k": 0.02,
 class Score:
     """Of one file: shares of correct answers (None without truth) and of answers equal to those of the model in transformers."""
 
-    evaluated_questions: int
     accuracy: float | None
     agreement: float
 
@@ -144,7 +143,7 @@ def score(rows: Sequence[AnsweredQuestion], texts: Sequence[str]) -> Score:
     known = [(row.truth, text) for row, text in zip(rows, texts, strict=True) if row.truth]
     right = sum(exact_match(text, truth) for truth, text in known) / len(known) if known else None
     same = sum(row.answer == text for row, text in zip(rows, texts, strict=True)) / len(rows)
-    return Score(len(rows), right, same)
+    return Score(right, same)
 
 
 def accuracy_faults(kind: str, measured: Score, expected: float | None) -> list[str]:

@@ -250,8 +250,8 @@ def test_the_pre_tokenizer_is_found_by_its_ids_or_refused(tmp_path: Path) -> Non
 def test_counting_answers() -> None:
     rows = [AnsweredQuestion("a", "q", truth, answer) for truth, answer in (("x", "x"), ("x", "y"), (None, "z"), ("v", "v"))]
     actual = verify.score(rows, ["x.", "x", "z", "w"])
-    assert actual == verify.Score(4, 2 / 3, 1 / 4)  # three have a truth, two are right; only the third is word for word
+    assert actual == verify.Score(2 / 3, 1 / 4)  # three have a truth, two are right; only the third is word for word
     assert verify.score(rows[2:3], ["z"]).accuracy is None
-    assert verify.accuracy_faults("q8_0", verify.Score(500, 0.61, 1.0), 0.62) == []
-    assert "1.2 points" in verify.accuracy_faults("q8_0", verify.Score(500, 0.608, 1.0), 0.62)[0]
-    assert verify.accuracy_faults("q4_k_m", verify.Score(500, 0.571, 1.0), 0.62) == []
+    assert verify.accuracy_faults("q8_0", verify.Score(0.61, 1.0), 0.62) == []
+    assert "1.2 points" in verify.accuracy_faults("q8_0", verify.Score(0.608, 1.0), 0.62)[0]
+    assert verify.accuracy_faults("q4_k_m", verify.Score(0.571, 1.0), 0.62) == []

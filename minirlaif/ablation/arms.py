@@ -8,7 +8,7 @@ it is compared with.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -124,18 +124,12 @@ def groups(margin: float, kl_coef: float) -> tuple[Group, ...]:
     """The eight questions, in the order of the report. margin: feedback.margin of the main run; kl_coef: its rollout.kl_coef."""
     result = []
     for row in _tables()["groups"]:
-        measures = tuple(Measure(*each) for each in row["measures"])
-        claims = tuple(Claim(*each) for each in row["claims"])
-        group = Group(row["name"], row["title"], row["note"].format(margin=margin, kl=kl_coef), measures, claims)
-        result.append(_with_kl(group, kl_coef) if group.name == "kl" else group)
+        measures, claims = [Measure(*each) for each in row["measures"]], [Claim(*each) for each in row["claims"]]
+        if row["name"] == "kl":
+            known, main = [float(name[3:]) for name in _tables()["arms"] if name.startswith("kl-")], f"{kl_coef:g}"
+            for kl in map("{:g}".format, sorted({*known, kl_coef})):
+                measures.append(Measure(kl, f"KL coefficient {kl}", "short" if kl == main else f"kl-{kl}", ANSWERS, "policy"))
+            claims += [Claim(f"KL coefficient {kl:g} is worse than {main}", main, f"{kl:g}") for kl in known if kl != kl_coef]
+        note = row["note"].format(margin=margin, kl=kl_coef)
+        result.append(Group(row["name"], row["title"], note, tuple(measures), tuple(claims)))
     return tuple(result)
-
-
-def _with_kl(group: Group, main: float) -> Group:
-    known = [float(name.removeprefix("kl-")) for name in _tables()["arms"] if name.startswith("kl-")]
-    measures = [
-        Measure(f"{kl:g}", f"KL coefficient {kl:g}", "short" if kl == main else f"kl-{kl:g}", ANSWERS, "policy")
-        for kl in sorted({*known, main})
-    ]
-    claims = [Claim(f"KL coefficient {kl:g} is worse than {main:g}", f"{main:g}", f"{kl:g}") for kl in known if kl != main]
-    return replace(group, measures=tuple(measures), claims=tuple(claims))

@@ -60,7 +60,9 @@ def run_jobs(jobs: Sequence[Job], at_once: int, failed: dict[str, str]) -> Itera
                     del running[job]
                     ended[job.name] = job.weight
                     if child.returncode:
-                        failed[job.name] = _last_line(job.log) or f"ended with {child.returncode}"
+                        lines = job.log.read_text(encoding="utf-8", errors="replace").split("\n")
+                        last = next(filter(str.strip, reversed(lines)), "").removeprefix("minirlaif: ")
+                        failed[job.name] = last or f"ended with {child.returncode}"
                     took = clock(time.monotonic() - since)
                     print(f"{job.name}: {'failed' if job.name in failed else 'done'} after {took}", flush=True)
             # A job that runs counts for the time it took so far, but never as done.
@@ -94,8 +96,3 @@ def _end_with_parent() -> None:
     """In the child: stop when the parent is gone, also when it was killed. Linux only; elsewhere the child runs to its end."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "").removeprefix("minirlaif: ")

@@ -1,26 +1,82 @@
-"""The items of a figure, read from an arm's files and compared with the truth. No torch."""
+"""From an arm's files to the items of a figure, from items to intervals, and from intervals to a verdict on a claim. No torch.
+
+Items are (clip, value from 0 to 1), by a key that is equal where two arms have the same item. Whole clips are resampled for the
+intervals, of all seeds together or of one seed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from minirlaif.ablation.arms import ANSWERS, JUDGE, MAIN, REWARD, SEGMENTS, Measure
-from minirlaif.ablation.claims import Items
 from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.run import Run
-from minirlaif.stats import exact_match
+from minirlaif.stats import exact_match, grouped, paired_bootstrap
 
+Items = dict[str, tuple[str, float]]  # item -> (clip, value)
 Truth = Mapping[str, Mapping[str, Any]]  # rows of truth.jsonl by id
+COUNTS = 0.01  # a difference of less than a point does not count
+FEW = 30  # with fewer items an interval is too unsure
+HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
+MISSING = "not measured"  # an arm of the claim failed, so there are no figures
+RULE = (
+    "A claim is a difference that should be above zero. It holds when the whole 95 % interval over all seeds lies above zero"
+    " and no seed has a difference below zero. Otherwise it does not hold when the whole interval lies below one point, so"
+    f" that any advantage would be smaller than that. Everything else is undecided, as is a claim with fewer than {FEW} items."
+    " Intervals resample whole clips and do not cover the variation over other seeds; a claim with no true difference holds by"
+    " chance in about one of forty cases."
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean with its 95 % interval, over n items."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def verdict(pooled: Figure, seeds: Mapping[int, Figure]) -> str:
+    """HOLDS, FAILS or OPEN, by RULE."""
+    if pooled.n < FEW:
+        return OPEN
+    if pooled.low > 0 and all(figure.mean >= 0 for figure in seeds.values()):
+        return HOLDS
+    return FAILS if pooled.high < COUNTS else OPEN
+
+
+def figure(items: Items, resamples: int) -> Figure:
+    """Mean and interval of the items. ValueError when there are none."""
+    return Figure(*paired_bootstrap(grouped(items.values()), resamples, seed=0), len(items))
+
+
+def differences(better: Items, worse: Items) -> Items:
+    """Value of the better arm minus that of the worse one, for the items that both have."""
+    return {key: (clip, value - worse[key][1]) for key, (clip, value) in better.items() if key in worse}
+
+
+def common(arms: Mapping[str, Items]) -> dict[str, Items]:
+    """The same arms with only the items that all of them have."""
+    kept = set.intersection(*(set(items) for items in arms.values())) if arms else set()
+    return {name: {key: items[key] for key in items if key in kept} for name, items in arms.items()}
+
+
+def pooled(seeds: Mapping[int, Items]) -> Items:
+    """The items of all seeds together. Equal names of clips in two seeds mean the same clip."""
+    return {f"{seed}/{key}": item for seed, items in seeds.items() for key, item in items.items()}
 
 
 def read(measure: Measure, run: Run, seed: int) -> Items:
     """The items of one figure. Test clips are the same for every seed and keep their names; those of prompts get the seed's."""
     if measure.counts == ANSWERS:
-        folder = run.dir("evaluate" if measure.arm == MAIN else "exam")
-        return dict(_answers(folder / "answers.jsonl", measure.column))
+        rows = read_jsonl(run.dir("evaluate" if measure.arm == MAIN else "exam") / "answers.jsonl")
+        return {row["id"]: (_clip(row), float(exact_match(row[measure.column], row["truth"]))) for row in rows if row["truth"]}
     prompts = {row["id"] for row in read_jsonl(run.dir("world") / "prompts.jsonl")}
     truth = {row["id"]: row for row in read_jsonl(run.dir("world") / "truth.jsonl") if row["id"] in prompts}
     if measure.counts == JUDGE:
@@ -30,7 +86,7 @@ def read(measure: Measure, run: Run, seed: int) -> Items:
     else:
         assert measure.counts == SEGMENTS
         items = _described(run.dir("feedback") / "contexts.jsonl", truth)
-    return {key: (f"{seed}/{clip}", value) for key, (clip, value) in items}
+    return {key: (f"{seed}/{clip}", value) for key, clip, value in items}
 
 
 def remarks(measure: Measure, run: Run) -> dict[str, float]:
@@ -43,20 +99,14 @@ def remarks(measure: Measure, run: Run) -> dict[str, float]:
         right = [value for _, value in read(measure, run, 0).values() if value != 0.5]
         return {"decided": decided, "right of the decided": fmean(right) if right else 0.0, "both orders agree": agree}
     if measure.counts == REWARD:
-        return {"agrees with the judge": _metrics(run, "reward")["accuracy"]}
+        return {"agrees with the judge": (run.manifest("reward") or {})["metrics"]["accuracy"]}
     if measure.counts == ANSWERS and measure.column in ("policy", "rlaif"):
-        metrics = _metrics(run, run.producer("rlaif"))
+        metrics = (run.manifest(run.producer("rlaif")) or {})["metrics"]
         return {"KL at the end, nats": metrics["kl"], "kept iteration": metrics["chosen_iteration"]}
     return {}
 
 
-def _answers(path: Path, column: str) -> Iterator[tuple[str, tuple[str, float]]]:
-    for row in read_jsonl(path):
-        if row["truth"]:
-            yield row["id"], (_clip(row["video"]), float(exact_match(row[column], row["truth"])))
-
-
-def _judged(path: Path, truth: Truth, column: str) -> Iterator[tuple[str, tuple[str, float]]]:
+def _judged(path: Path, truth: Truth, column: str) -> Iterator[tuple[str, str, float]]:
     """Pairs of which exactly one answer is true: 1 if the judge chose it, 0 if the other one, one half if it chose none."""
     for row in read_jsonl(path):
         true = truth[row["id"].split("#")[0]]["answer"]
@@ -64,10 +114,10 @@ def _judged(path: Path, truth: Truth, column: str) -> Iterator[tuple[str, tuple[
         if a != b:
             choice = (row[column] if column else row)["choice"]
             value = float((choice == "A") == a) if choice in ("A", "B") else 0.5
-            yield f"{row['id']}|{row['answer_a']}|{row['answer_b']}", (_clip(row["video"]), value)
+            yield f"{row['id']}|{row['answer_a']}|{row['answer_b']}", _clip(row), value
 
 
-def _scored(path: Path, truth: Truth) -> Iterator[tuple[str, tuple[str, float]]]:
+def _scored(path: Path, truth: Truth) -> Iterator[tuple[str, str, float]]:
     """Held-out preferences of which exactly one answer is true: 1 if the reward model scores it higher, 0 also for a tie."""
     for row in read_jsonl(path):
         known = truth[row["id"].split("#")[0]]
@@ -75,23 +125,18 @@ def _scored(path: Path, truth: Truth) -> Iterator[tuple[str, tuple[str, float]]]
         if chosen != rejected:
             true, false = ("chosen", "rejected") if chosen else ("rejected", "chosen")
             right = row[f"score_{true}"] > row[f"score_{false}"]
-            yield f"{row['id']}|{row['chosen']}|{row['rejected']}", (_clip(known["video"]), float(right))
+            yield f"{row['id']}|{row['chosen']}|{row['rejected']}", _clip(known), float(right)
 
 
-def _described(path: Path, truth: Truth) -> Iterator[tuple[str, tuple[str, float]]]:
+def _described(path: Path, truth: Truth) -> Iterator[tuple[str, str, float]]:
     """Events of a clip: 1 if the segment in their place is described in the true words."""
-    descriptions = {_clip(row["video"]): row["segments"] for row in read_jsonl(path)}
-    for clip, events in {_clip(known["video"]): known["segments"] for known in truth.values()}.items():
+    descriptions = {_clip(row): row["segments"] for row in read_jsonl(path)}
+    for clip, events in {_clip(known): known["segments"] for known in truth.values()}.items():
         if clip in descriptions:
             for place, event in enumerate(events):
                 right = place < len(descriptions[clip]) and exact_match(descriptions[clip][place], event)
-                yield f"{clip}#{place}", (clip, float(right))
+                yield f"{clip}#{place}", clip, float(right)
 
 
-def _clip(video: str) -> str:
-    return Path(video).stem
-
-
-def _metrics(run: Run, stage: str) -> dict[str, Any]:
-    metrics: dict[str, Any] = (run.manifest(stage) or {"metrics": {}})["metrics"]
-    return metrics
+def _clip(row: Mapping[str, Any]) -> str:
+    return Path(row["video"]).stem

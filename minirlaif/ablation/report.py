@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -11,10 +11,10 @@ from typing import Any
 
 from minirlaif.ablation import view
 from minirlaif.ablation.arms import COUNTS, MAIN, Arm, Group, Measure
-from minirlaif.ablation.claims import MISSING, RULE, Figure, Items, common, differences, figure, pooled, verdict
-from minirlaif.ablation.outcomes import read, remarks
+from minirlaif.ablation.outcomes import MISSING, RULE, Figure, Items, common, differences, figure, pooled, read, remarks, verdict
 from minirlaif.runs.io import plain, write_atomic
 from minirlaif.runs.run import Run
+from minirlaif.stats import grouped
 
 Runs = Mapping[int, Mapping[str, Run]]  # seed -> arm -> its run folder
 Failures = Mapping[int, Mapping[str, str]]  # seed -> arm that could not be made -> why
@@ -40,12 +40,8 @@ def summary(groups: Sequence[Group], resamples: int, runs: Runs, arms: Sequence[
         "groups": [group for group in shown if group["claims"]],
         "failed": [{"seed": seed, "arm": arm, "reason": why} for seed, failed in failures.items() for arm, why in failed.items()],
         "arms": {
-            arm.name: {
-                "changed": list(arm.changed),
-                "shares": list(arm.shares),
-                "makes": list(arm.makes),
-                "seeds": [seed for seed, made in runs.items() if arm.name in made],
-            }
+            arm.name: {name: list(getattr(arm, name)) for name in ("changed", "shares", "makes")}
+            | {"seeds": [seed for seed, made in runs.items() if arm.name in made]}
             for arm in arms
         },
         "seconds": _seconds(runs, arms),
@@ -57,38 +53,29 @@ def _group(group: Group, runs: Runs, failures: Failures, resamples: int) -> dict
     measures = [measure for measure in group.measures if all(measure.arm in arms for arms in runs.values())]
     items: dict[str, dict[int, Items]] = {measure.key: {} for measure in measures}
     for seed, arms in runs.items():
-        of_seed = {measure.key: read(measure, arms[measure.arm], seed) for measure in measures}
         for counts in COUNTS:
-            alike = {measure.key: of_seed[measure.key] for measure in measures if measure.counts == counts}
+            alike = {measure.key: read(measure, arms[measure.arm], seed) for measure in measures if measure.counts == counts}
             for key, kept in common(alike).items():
                 items[key][seed] = kept
-    measured = [measure for measure in measures if all(items[measure.key].values())]
-    shown = [
-        {"key": measure.key, "label": measure.label, "arm": measure.arm, "counts": measure.counts}
-        | _figures(items[measure.key], resamples)
-        | {"remarks": _mean([remarks(measure, arms[measure.arm]) for arms in runs.values()])}
-        for measure in measured
-    ]
-    there = {measure.key for measure in measured}
-    claims = [
-        {"text": text, "better": better.label, "worse": worse.label}
-        | (
-            _claim(items[better.key], items[worse.key], resamples)
-            if {better.key, worse.key} <= there
-            else _not_measured(better, worse, failures)
-        )
-        for text, better, worse in _claims(group, {MAIN}.union(*runs.values(), *failures.values()))
-    ]
-    return {"name": group.name, "title": group.title, "note": group.note, "entries": shown, "claims": claims}
-
-
-def _claims(group: Group, arms: Collection[str]) -> Iterator[tuple[str, Measure, Measure]]:
-    """Claims with both measures, except claims about an arm that was left out with --arms."""
-    known = {measure.key: measure for measure in group.measures}
+    shown = []
+    for measure in measures:
+        if all(items[measure.key].values()):
+            notes = grouped(note for arms in runs.values() for note in remarks(measure, arms[measure.arm]).items())
+            entry = {"key": measure.key, "label": measure.label, "arm": measure.arm, "counts": measure.counts}
+            means = {name: fmean(values) for name, values in notes.items()}
+            shown.append({**entry, **_figures(items[measure.key], resamples), "remarks": means})
+    known, there = {measure.key: measure for measure in group.measures}, {entry["key"] for entry in shown}
+    chosen = {MAIN}.union(*runs.values(), *failures.values())  # other arms were left out with --arms, and so are their claims
+    claims = []
     for claim in group.claims:
         better, worse = known[claim.better], known[claim.worse]
-        if better.arm in arms and worse.arm in arms:
-            yield claim.text, better, worse
+        if {better.arm, worse.arm} <= chosen:
+            if {better.key, worse.key} <= there:
+                outcome = _claim(items[better.key], items[worse.key], resamples)
+            else:
+                outcome = _not_measured(better, worse, failures)
+            claims.append({"text": claim.text, "better": better.label, "worse": worse.label, **outcome})
+    return {"name": group.name, "title": group.title, "note": group.note, "entries": shown, "claims": claims}
 
 
 def _figures(items: Mapping[int, Items], resamples: int) -> dict[str, Any]:
@@ -114,10 +101,6 @@ def _not_measured(better: Measure, worse: Measure, failures: Failures) -> dict[s
     return {**empty, "verdict": MISSING, "reason": reason}
 
 
-def _mean(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: fmean(values[name] for values in seeds) for name in seeds[0]}
-
-
 def _seconds(runs: Runs, arms: Sequence[Arm]) -> dict[str, float]:
     """Time of the stages from their manifests: of the main runs, and of the arms."""
 
@@ -125,8 +108,5 @@ def _seconds(runs: Runs, arms: Sequence[Arm]) -> dict[str, float]:
         stages = [path.parent.name for path in run.root.glob("*/manifest.json") if not path.parent.is_symlink()]
         return sum(float((run.manifest(stage) or {"seconds": 0.0})["seconds"]) for stage in stages)
 
-    names = [arm.name for arm in arms]
-    return {
-        "main": sum(spent(made[MAIN]) for made in runs.values()),
-        "arms": sum(spent(made[name]) for made in runs.values() for name in names if name in made),
-    }
+    made = [run for of_seed in runs.values() for arm in arms if (run := of_seed.get(arm.name))]
+    return {"main": sum(spent(of_seed[MAIN]) for of_seed in runs.values()), "arms": sum(map(spent, made))}

@@ -1,39 +1,114 @@
-"""The child process that makes one arm: `python -m minirlaif.ablation.run_arm FOLDER`. runner.py has written config.yaml and
-arm.json there."""
+"""The child process that makes one arm: `python -m minirlaif.ablation.run_arm FOLDER`, with the config.yaml and arm.json there.
+
+The last stage, exam, answers the test questions by the function of `evaluate`; nothing else of what `evaluate` does. Its file
+exam/answers.jsonl has a row per question with one column for each way to answer: "policy", "sft", or "best_n" for the answer
+with the highest reward score among the SFT model's first n.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from minirlaif import config
+from minirlaif.algorithms.rollout import score_pairs
+from minirlaif.config import Config
+from minirlaif.data.preflight import Preflight, read_samples
 from minirlaif.errors import UserError
+from minirlaif.feedback.label import describe
+from minirlaif.models.generation import sample
+from minirlaif.models.seeds import generator
 from minirlaif.runs.io import read_json
+from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
+from minirlaif.session import PPOModels, open_ppo_models, settings_of
+from minirlaif.stages.evaluate import greedy_answers
 from minirlaif.stages.registry import STAGES
+from minirlaif.types import Sample
+
+BEST_OF = (2, 4, 8)  # how many sampled answers the best is chosen from; arms.yaml names the columns
+Answerer = Literal["policy", "sft", "best"]
+MODELS: dict[Answerer, tuple[str, ...]] = {"policy": ("rlaif",), "sft": ("sft",), "best": ("sft", "reward")}  # each uses
 
 
 def main(folder: str) -> int:
     """Make the stages that are not finished. Exit code 2, with one line, for a UserError."""
     root = Path(folder)
     try:
-        _make(root)
+        arm, cfg = read_json(root / "arm.json"), config.load(root / "config.yaml")
+        run = Run(root, ("--config", str(root / "config.yaml")))
+        for name in arm["makes"]:
+            if name == "exam":
+                answer_questions(cfg, run, arm["exam"])
+            else:
+                STAGES[name].load()(cfg, run)
     except UserError as error:
         print(f"minirlaif: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 2
     return 0
 
 
-def _make(root: Path) -> None:
-    from minirlaif.ablation import answers
+def answer_questions(cfg: Config, run: Run, who: Answerer) -> None:
+    """The stage exam: 1. questions 2. answers 3. one row per question."""
+    sections = cfg.sections("model", "video", "feedback", "rollout", "evaluate")
+    settings = settings_of(cfg.seed, cfg.data, ["test"], **sections)
+    with run.stage("exam", {**settings, "who": who}, inputs=[run.producer(model) for model in MODELS[who]]) as out:
+        if out is None:
+            return
+        # 1. questions
+        tests = read_samples(cfg.data, run, "test", need_answers=False)
+        checks = Preflight(cfg.data, cfg.sft, cfg.reward)
+        with open_ppo_models(run, cfg.model, cfg.video, checks, cfg.reference, cfg.reward) as models:
+            session = models.policy
+            tests = session.readable(tests)
+            # 2. answers
+            if who == "best":
+                reward = run.adapter("reward")
+                session.adapters.add("sft", 0, run.adapter("sft"))
+                models.critic.adapters.add("reward", 0, reward)
+                models.critic.adapters.load_head("reward", reward)
+                with session.adapters.inference_as("sft"):
+                    described = describe(session, cfg.feedback, run, tests, {})
+                contexts = {video: row["context"] if cfg.reward.context else "" for video, row in described.items()}
+                answers = _best(models, cfg, tests, contexts)
+            else:
+                session.adapters.add(who, 0, run.adapter(MODELS[who][0]))
+                answers = {who: greedy_answers(session, cfg.evaluate, who, tests)}
+            models.add_counters(out)
+        # 3. rows
+        with (out.path / "answers.jsonl").open("w", encoding="utf-8") as file:
+            for number, row in enumerate(tests):
+                turn = row.turns[0]
+                record = {"id": row.id, "video": run.stored(row.video), "question": turn.question, "truth": turn.answer}
+                record |= {name: texts[number] for name, texts in answers.items()}
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
-    arm, cfg = read_json(root / "arm.json"), config.load(root / "config.yaml")
-    run = Run(root, ("--config", str(root / "config.yaml")))
-    for name in arm["makes"]:
-        if name == "exam":
-            answers.run(root / "config.yaml", run, arm["exam"])
-        else:
-            STAGES[name].load()(cfg, run)
+
+def _best(models: PPOModels, cfg: Config, tests: Sequence[Sample], contexts: Mapping[str, str]) -> dict[str, list[str]]:
+    """Sampled SFT answers, and of the first n the one with the highest score."""
+    session, critic, section, size, most = models.policy, models.critic, cfg.rollout, cfg.evaluate.batch_size, BEST_OF[-1]
+    texts: dict[str, list[str]] = {f"best_{n}": [] for n in BEST_OF}
+    for start in progress(range(0, len(tests), size), -(-len(tests) // size), "exam"):
+        batch = tests[start : start + size]
+        prompts = [session.encode_prompt(session.video_input(row.video), row.turns[0].question) for row in batch]
+        source = generator(cfg.seed, "exam", start)
+        with session.adapters.inference_as("sft"):
+            drawn = sample(session.backbone, prompts, most, section.temperature, 1.0, section.max_new_tokens, source)
+        rows = [
+            critic.encode_pair(critic.video_input(row.video), row.turns[0].question, completion.ids, contexts[row.video])
+            for row, completions in zip(batch, drawn, strict=True)
+            for completion in completions
+        ]
+        with critic.adapters.inference_as("reward"):
+            scores = score_pairs(critic, rows, section.batch_size)
+        for number, completions in enumerate(drawn):
+            for n in BEST_OF:
+                best = max(range(n), key=lambda place: scores[number * most + place])
+                texts[f"best_{n}"].append(session.backbone.renderer.decode(completions[best].ids))
+    return texts
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import product, repeat
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,10 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f'{options.config}: data.world is empty; ablate runs only on the tiny world; set data.world to "tiny"')
     chosen = _chosen(arms(cfg.world, cfg.video, cfg.feedback, cfg.rollout, cfg.ppo), options.arms)
     mains = {seed: Run((options.main_runs or options.runs_dir) / f"seed{seed}") for seed in seeds}
-    arm_runs = [_arm_run(options, root, seed, arm, mains[seed]) for seed in seeds for arm in chosen]
+    arm_runs = []
+    for seed, arm in product(seeds, chosen):
+        settings = config.dump(config.load(options.config, [*options.set, f"seed={seed}", *arm.changed]))
+        arm_runs.append(ArmRun(seed, arm, settings, Run(root / f"seed{seed}" / arm.name), mains[seed]))
     if options.redo:
         for each in arm_runs:
             shutil.rmtree(each.run.root, ignore_errors=True)  # links go, what they point to stays
@@ -112,11 +115,6 @@ def _chosen(known: Sequence[Arm], text: str) -> list[Arm]:
     return [arm for arm in known if not text or arm.name in text.split(",")]
 
 
-def _arm_run(options: argparse.Namespace, root: Path, seed: int, arm: Arm, main: Run) -> ArmRun:
-    settings = config.dump(config.load(options.config, [*options.set, f"seed={seed}", *arm.changed]))
-    return ArmRun(seed, arm, settings, Run(root / f"seed{seed}" / arm.name), main)
-
-
 def _main_job(options: argparse.Namespace, root: Path, seed: int, main: Run) -> Job:
     """The `run` command itself: of finished stages it only checks settings and inputs."""
     words = ["run", *MAIN_STAGES, "--config", options.config, "--run", main.root.name, "--runs-dir", str(main.root.parent)]
@@ -128,9 +126,18 @@ def _main_job(options: argparse.Namespace, root: Path, seed: int, main: Run) -> 
 
 def _arm_job(arm_run: ArmRun) -> Job:
     def command() -> list[str] | None:
+        """UserError when the folder was made with other settings, or from another main run."""
         if _finished(arm_run):
             return None
-        _prepare(arm_run)
+        path, made = arm_run.run.root / "arm.json", _made_with(arm_run)
+        if path.is_file() and read_json(path) != made:
+            raise UserError(
+                f"{arm_run.run.root}: made with other settings, or from another main run; to make it again, repeat the command"
+                f" with --arms {arm_run.arm.name} --redo"
+            )
+        arm_run.run.take_over(arm_run.main, arm_run.arm.shares)
+        write_atomic(arm_run.run.root / "config.yaml", made["config"])
+        write_atomic(path, json.dumps(made, indent=1))
         return [sys.executable, "-m", "minirlaif.ablation.run_arm", str(arm_run.run.root)]
 
     weight = 0 if _finished(arm_run) else arm_run.arm.weight
@@ -157,16 +164,3 @@ def _finished(arm_run: ArmRun) -> bool:
     if not path.is_file() or read_json(path) != _made_with(arm_run):
         return False
     return all(arm_run.run.manifest(stage) is not None and not arm_run.run.outdated(stage) for stage in arm_run.arm.makes)
-
-
-def _prepare(arm_run: ArmRun) -> None:
-    """Fill the folder for the child process. UserError when it was made with other settings, or from another main run."""
-    path, made = arm_run.run.root / "arm.json", _made_with(arm_run)
-    if path.is_file() and read_json(path) != made:
-        raise UserError(
-            f"{arm_run.run.root}: made with other settings, or from another main run; to make it again, repeat the command with"
-            f" --arms {arm_run.arm.name} --redo"
-        )
-    arm_run.run.take_over(arm_run.main, arm_run.arm.shares)
-    write_atomic(arm_run.run.root / "config.yaml", made["config"])
-    write_atomic(path, json.dumps(made, indent=1))

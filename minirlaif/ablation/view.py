@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.ablation.arms import COUNTS
-from minirlaif.ablation.claims import FAILS, HOLDS, MISSING, OPEN
+from minirlaif.ablation.outcomes import FAILS, HOLDS, MISSING, OPEN
 from minirlaif.reports.html import Html, bar, bars, duration, interval, number, page, percent, points, render, share
 
 Numbers = Mapping[str, Any]
@@ -24,7 +24,8 @@ def sentence(claim: Numbers) -> str:
     all_seeds, seeds = claim["pooled"], ", ".join(points(figure["mean"]) for figure in claim["seeds"].values())
     reverse = "; the reverse holds" if all_seeds["high"] < 0 else ""
     sides = f"{claim['better']} {percent(claim['better_mean'])}, {claim['worse']} {percent(claim['worse_mean'])}"
-    gain = f"{points(all_seeds['mean'])} points ({_ends(all_seeds)}; by seed {seeds})"
+    ends = interval(all_seeds["low"], all_seeds["high"])
+    gain = f"{points(all_seeds['mean'])} points ({ends}; by seed {seeds})"
     return f"{claim['text']}: {claim['verdict']}{reverse}. {sides}: {gain}, n {number(all_seeds['n'])}."
 
 
@@ -60,16 +61,13 @@ def markdown(numbers: Numbers) -> str:
             lines.append(f"| {claim['text']} | {' | '.join(figures)} | **{claim['verdict']}**{_because(claim)} |")
     lines += ["", numbers["rule"], ""]
     for group in numbers["groups"]:
-        lines += [
-            f"**{group['title']}** {group['note']}",
-            "",
-            "| | counted | % [95 %] | by seed | |",
-            "| --- | --- | --- | --- | --- |",
-        ]
+        lines += [f"**{group['title']}** {group['note']}", ""]
+        lines.append("| | counted | % [95 %] | by seed | |\n| --- | --- | --- | --- | --- |")
         for measure in group["entries"]:
             seeds = ", ".join(share(figure["mean"]) for figure in measure["seeds"].values())
+            mean, low, high = (share(measure["pooled"][end]) for end in ("mean", "low", "high"))
             counted = f"{COUNTS[measure['counts']]}, n {number(measure['pooled']['n'])}"
-            lines.append(f"| {measure['label']} | {counted} | {_level(measure['pooled'])} | {seeds} | {_remarks(measure)} |")
+            lines.append(f"| {measure['label']} | {counted} | {mean} [{low} to {high}] | {seeds} | {_remarks(measure)} |")
         lines.append("")
     spent = numbers["seconds"]
     lines.append(f"Stages of the main runs {duration(spent['main'])}, of the arms {duration(spent['arms'])}, on one core each.")
@@ -79,10 +77,10 @@ def markdown(numbers: Numbers) -> str:
 def document(numbers: Numbers) -> Html:
     """The self-contained page."""
     claims = [claim for group in numbers["groups"] for claim in group["claims"]]
-    rows = [
-        (c["text"], points(c["pooled"]["mean"]), "–" if c["verdict"] == MISSING else _ends(c["pooled"]), c["verdict"])
-        for c in claims
-    ]
+    rows = []
+    for claim in claims:
+        mean, low, high = (claim["pooled"][end] for end in ("mean", "low", "high"))
+        rows.append((claim["text"], points(mean), "–" if mean is None else interval(low, high), claim["verdict"]))
     body = render(
         "ablation/templates/ablation.html",
         **{"numbers": numbers, "claims": rows, "groups": [_group(group) for group in numbers["groups"]]},
@@ -128,20 +126,12 @@ def _claim(claim: Numbers) -> dict[str, Any]:
 
 
 def _gain(figure: Numbers) -> str:
-    return f"{points(figure['mean'])} [{_ends(figure)}]"
-
-
-def _ends(figure: Numbers) -> str:
-    return interval(figure["low"], figure["high"])
+    return f"{points(figure['mean'])} [{interval(figure['low'], figure['high'])}]"
 
 
 def _because(claim: Numbers) -> str:
     """Why a claim was not measured, to stand behind its verdict. A | would end the cell of a table."""
     return f" ({claim['reason'].replace('|', '¦')})" if claim["reason"] else ""
-
-
-def _level(figure: Numbers) -> str:
-    return f"{share(figure['mean'])} [{share(figure['low'])} to {share(figure['high'])}]"
 
 
 def _remarks(measure: Numbers) -> str:

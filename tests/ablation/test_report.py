@@ -14,8 +14,7 @@ import pytest
 from minirlaif import config
 from minirlaif.ablation import report, runner, view
 from minirlaif.ablation.arms import MAIN, REWARD, Measure
-from minirlaif.ablation.claims import FAILS, HOLDS, MISSING, OPEN
-from minirlaif.ablation.outcomes import read
+from minirlaif.ablation.outcomes import FAILS, HOLDS, MISSING, OPEN, read
 from minirlaif.cli import main
 from minirlaif.runs.run import Run
 from tests.fixtures import ablation_runs, small_config, tiny

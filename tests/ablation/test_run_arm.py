@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from minirlaif import config
-from minirlaif.ablation import answers
+from minirlaif.ablation import run_arm
 from minirlaif.algorithms import rollout
 from minirlaif.models import generation
 from minirlaif.models.generation import Completion
@@ -33,7 +33,7 @@ def session_of(patch: pytest.MonkeyPatch, folder: Path, *settings: str) -> tuple
     base = tiny.backbone()
     cfg = tiny.settings("evaluate.batch_size=2", *settings)
     session = tiny.TinySession(base, {f"/clips/{n}": tiny.view(base, 2, n) for n in range(3)}, cfg)
-    tiny.use_session(patch, answers, session, test=TESTS)
+    tiny.use_session(patch, run_arm, session, test=TESTS)
     run = Run(folder / "run")
     tiny.finished(run, "sft", lambda path: tiny.save_adapter(path / "adapter", 1))
     tiny.finished(run, "ppo", lambda path: tiny.save_adapter(path / "adapter", 2))
@@ -61,7 +61,7 @@ def test_the_model_in_question_answers(monkeypatch: pytest.MonkeyPatch, tmp_path
         return [[Completion(backbone.renderer.answer("a red circle."), True, ())] for _ in prompts]
 
     monkeypatch.setattr(generation, "sample", sample)
-    answers.run(settings_file(session, tmp_path), run, who)
+    run_arm.answer_questions(config.load(settings_file(session, tmp_path)), run, who)
     assert questions == [(2, True), (1, True)]
     rows = tiny.read_lines(run.dir("exam") / "answers.jsonl")
     assert [(row["id"], row["truth"], row[who]) for row in rows] == [(f"t{n}", f"answer {n}", "a red circle.") for n in range(3)]
@@ -88,10 +88,10 @@ def test_the_best_of_the_first_n_answers_is_the_one_with_the_highest_score(
         return torch.tensor([scores[renderer.decode(row.answer).count("red")] for row in rows])
 
     message = {row.video: {"context": f"0s: a blue cross. {row.id}\n"} for row in TESTS}
-    monkeypatch.setattr(answers, "sample", sample)
+    monkeypatch.setattr(run_arm, "sample", sample)
     monkeypatch.setattr(rollout, "reward_scores", scored)
-    monkeypatch.setattr(answers, "describe", lambda *_: message)
-    answers.run(settings_file(session, tmp_path), run, "best")
+    monkeypatch.setattr(run_arm, "describe", lambda *_: message)
+    run_arm.answer_questions(config.load(settings_file(session, tmp_path)), run, "best")
     for row in tiny.read_lines(run.dir("exam") / "answers.jsonl"):
         assert [row[f"best_{n}"].count("red") for n in (2, 4, 8)] == [2, 2, 7]
     assert len(read) == 24 and all(("a blue cross." in text) == context for text in read)
@@ -155,14 +155,11 @@ def test_the_exam_asks_as_evaluate_does(tmp_path: Path) -> None:
     )
     assert done.returncode == 0
     arm, main = tmp_path / "ablation" / "seed0" / "short", tmp_path / "seed0"
-    from minirlaif import config
-
     run = Run(arm)
     run.set_aside("ppo")
     run.set_aside("exam")
     (arm / "ppo").symlink_to(main / "ppo")  # now the arm's policy is the main run's
-    cfg = config.load(small_config.TINY, three)
-    answers.run(cfg, run, "policy")
+    run_arm.answer_questions(config.load(small_config.TINY, three), run, "policy")
     mine = {row["id"]: row["policy"] for row in tiny.read_lines(arm / "exam" / "answers.jsonl")}
     assert mine == {row["id"]: row["rlaif"] for row in tiny.read_lines(main / "evaluate" / "answers.jsonl")}
     assert mine and (run.manifest("exam") or {})["counters"]["encodes"] == 0  # the main run's cache has everything

@@ -19,9 +19,8 @@ import pytest
 from minirlaif import config
 from minirlaif.ablation import report, runner, view
 from minirlaif.ablation.arms import ANSWERS, COUNTS, JUDGE, MAIN, REWARD, SEGMENTS, Measure
-from minirlaif.ablation.claims import FAILS, HOLDS, OPEN, Figure, common, differences, figure, pooled, verdict
 from minirlaif.ablation.jobs import Job, run_jobs
-from minirlaif.ablation.outcomes import read, remarks
+from minirlaif.ablation.outcomes import FAILS, HOLDS, OPEN, Figure, common, differences, figure, pooled, read, remarks, verdict
 from minirlaif.cli import main as cli
 from minirlaif.errors import UserError
 from minirlaif.runs.run import Run

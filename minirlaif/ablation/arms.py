@@ -91,33 +91,22 @@ def arms(
         "fifth": f"feedback.limit={size * math.ceil(prompts / 5 / size)}",
         "half": f"{video.segment_seconds / 2:g}",
     }
-    return tuple(
-        Arm(
-            name,
-            tuple(setting.format(**values) for setting in row.get("changed", ())),
-            until(row["shares"]),
-            tuple(row["makes"]),
-            row.get("answered_by", ""),
-            row.get("weight", Arm.weight),
-        )
-        for name, row in _tables()["arms"].items()
-        if name != f"kl-{rollout.kl_coef:g}"
-    )
+    result = []
+    for name, row in _tables()["arms"].items():
+        if name != f"kl-{rollout.kl_coef:g}":
+            changed = tuple(setting.format(**values) for setting in row.get("changed", ()))
+            more = {key: row[key] for key in ("answered_by", "weight") if key in row}
+            result.append(Arm(name, changed, until(row["shares"]), tuple(row["makes"]), **more))
+    return tuple(result)
 
 
 def listing() -> str:
     """What `ablate --help` prints below its flags."""
-    about = {name: row["about"] for name, row in _tables()["arms"].items()}
-    width = max(map(len, about))
-    return "\n".join(
-        [
-            "arms (PPO runs a third of the main run's iterations; its own KL coefficient is the arm short):",
-            *(f"  {name:<{width}}  {line}" for name, line in about.items()),
-            "",
-            "All arms of three seeds take about an hour and a half on two cores with --jobs 2. Finished",
-            "main runs seed0, seed1 … and finished arms are reused; missing main runs are made first.",
-        ]
-    )
+    rows = _tables()["arms"]
+    lines = ["arms (PPO runs a third of the main run's iterations; its own KL coefficient is the arm short):"]
+    lines += [f"  {name:<{max(map(len, rows))}}  {row['about']}" for name, row in rows.items()]
+    lines += ["", "All arms of three seeds take about an hour and a half on two cores with --jobs 2. Finished"]
+    return "\n".join([*lines, "main runs seed0, seed1 … and finished arms are reused; missing main runs are made first."])
 
 
 def groups(margin: float, kl_coef: float) -> tuple[Group, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -108,11 +109,8 @@ def _mean(values: Sequence[tuple[str, float]], resamples: int, seed: int) -> Fig
 
 class Audit:
     """The sample and its labels, in runs/NAME/audit/. note: says that an earlier sample is used instead of the requested one; ""
-    where it is the requested one.
-
-    Raises:
-        UserError: no finished `feedback`, a sample of verdicts that were made again since, or a file that is no sample.
-    """
+    where it is the requested one. UserError: no finished `feedback`, a sample of verdicts that were made again since, or a file
+    that is no sample."""
 
     def __init__(self, run: Run, count: int, seed: int, redo: bool = False) -> None:
         self._folder = run.root / "audit"
@@ -124,16 +122,11 @@ class Audit:
         self.note = ""
         sample = self._sample(manifest["identity"], count, seed, redo)
         # Which answer stands first comes from the sample's own seed: labels say first and second.
-        self.items = [
-            AuditPair(
-                id_,
-                run.located(row["video"]),
-                row["question"],
-                (row["answer_a"], row["answer_b"]),
-                flipped=random.Random(f"{sample['seed']} {id_}").random() < 0.5,
-            )
-            for id_, row in ((id_, self._rows[id_]) for id_ in sample["ids"])
-        ]
+        self.items = []
+        for id_ in sample["ids"]:
+            row, flipped = self._rows[id_], random.Random(f"{sample['seed']} {id_}").random() < 0.5
+            answers = (row["answer_a"], row["answer_b"])
+            self.items.append(AuditPair(id_, run.located(row["video"]), row["question"], answers, flipped))
         labels = read_jsonl(self._folder / "labels.jsonl", missing_ok=True, skip_damaged=True)
         self.labels = {row["id"]: row["label"] for row in labels if isinstance(row, dict) and {"id", "label"} <= set(row)}
 
@@ -149,9 +142,8 @@ class Audit:
             except (LookupError, TypeError, ValueError):
                 raise UserError(f"{path}: not a sample of these verdicts; draw again with --redo") from None
             if old != identity:
-                raise UserError(
-                    f"{path}: drawn from other verdicts; draw again with --redo (old labels are kept in labels.old.jsonl)"
-                )
+                kept = "old labels are kept in labels.old.jsonl"
+                raise UserError(f"{path}: drawn from other verdicts; draw again with --redo ({kept})")
             if known != (seed, min(count, len(self._rows))):
                 self.note = f"{known[1]} pairs drawn before (seed {known[0]}) are used; --redo draws anew and sets labels aside"
             return sample
@@ -168,9 +160,9 @@ class Audit:
             raise ValueError(f"no such label: {label}")
         line = {"id": item.id, "label": label, "flipped": item.flipped, "when": datetime.now(UTC).isoformat(timespec="seconds")}
         path = self._folder / "labels.jsonl"
-        is_whole = path.read_bytes().endswith(b"\n") if path.is_file() else True
+        broken = path.is_file() and not path.read_bytes().endswith(b"\n")
         with path.open("a", encoding="utf-8") as file:
-            file.write(("" if is_whole else "\n") + json.dumps(line) + "\n")
+            file.write("\n" * broken + json.dumps(line) + "\n")
         self.labels[item.id] = label
 
     def next_place(self) -> int | None:
@@ -223,10 +215,9 @@ def draw_pairs(rows: Mapping[str, Mapping[str, Any]], count: int, seed: int) -> 
     """Ids of `count` pairs at random, one of each clip before a second one of any: labels then are as good as independent."""
     order = sorted(rows)
     random.Random(seed).shuffle(order)
-    turns: dict[str, int] = {}
-    ranked: list[tuple[int, int, str]] = []
+    turns: Counter[str] = Counter()
+    turn_of = {}
     for id_ in order:
-        clip = rows[id_]["video"]
-        turns[clip] = turns.get(clip, 0) + 1
-        ranked.append((turns[clip], len(ranked), id_))
-    return [id_ for _, _, id_ in sorted(ranked)[:count]]
+        turns[rows[id_]["video"]] += 1
+        turn_of[id_] = turns[rows[id_]["video"]]
+    return sorted(order, key=lambda id_: turn_of[id_])[:count]

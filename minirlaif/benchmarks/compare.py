@@ -27,13 +27,13 @@ OWN_TEST = "test questions of the runs"  # of the stage evaluate
 
 def compare(runs_dir: Path, first: str, second: str, out: str) -> int:
     """Print the tables and write compare.json, compare.md and compare.html. UserError when nothing can be compared."""
-    if _overlap(runs_dir, first, second):
-        root = first.partition(":")[0]
+    names = (first, second)
+    (root, _, model), (other_root, _, other) = (name.partition(":") for name in names)
+    if (runs_dir / root).resolve() == (runs_dir / other_root).resolve() and (model == other or not model or not other):
         raise UserError(
             f"{first} and {second}: a run on both sides, so the same on both sides; name two runs, or two models as in"
             f" {root}:sft {root}:rlaif"
         )
-    names = (first, second)
     tables, notes = compared(_scores(runs_dir, first), _scores(runs_dir, second), names)
     if not tables:
         reason = "; ".join(notes) or "they have no benchmark and no finished stage evaluate in common"
@@ -58,16 +58,22 @@ def compared(first: Sequence[Scores], second: Sequence[Scores], names: tuple[str
         if not all(sides):
             notes.append(f"{name}: evaluated only in {names[0] if sides[0] else names[1]}")
             continue
-        by_key = [grouped((s.key, s) for s in side) for side in sides]
+        by_key, files = [grouped((s.key, s) for s in side) for side in sides], [{s.sha256 for s in side} for side in sides]
+        if not files[0] & files[1]:
+            notes.append(f"{name}: the two files differ")
+            continue
         if not by_key[0].keys() & by_key[1].keys():
-            notes.append(f"{name}: {_why_apart(sides)}")
+            judges = ["; ".join(dict.fromkeys(s.judge.title for s in side)) for side in sides]
+            notes.append(f"{name}: graded by {judges[0]} on one side and by {judges[1]} on the other")
             continue
         for key in {**by_key[0], **by_key[1]}:
             mine, others = (groups.get(key, []) for groups in by_key)
             pairs = [(a, b) for a in mine for b in others if a.model["title"] == b.model["title"]]
             pairs = pairs or ([(mine[0], others[0])] if len(mine) == len(others) == 1 else [])
             if not mine or not others:
-                notes.append(f"{name}: {_only_one_side(mine or others, names[0] if mine else names[1], sides[1 if mine else 0])}")
+                side, scores = (names[0], mine[0]) if mine else (names[1], others[0])
+                both = scores.sha256 in files[0] & files[1]
+                notes.append(f"{name}: {f'graded by {scores.judge.title}' if both else 'grades of another file'} only in {side}")
             elif not pairs:
                 notes.append(f"{name}: several models and none of the same name; name one on each side, as in RUN:MODEL")
             else:
@@ -78,28 +84,6 @@ def compared(first: Sequence[Scores], second: Sequence[Scores], names: tuple[str
                     if left := [s.model["title"] for s in group if s not in compared_ones]:
                         notes.append(f"{name}, judge {mine[0].judge.title}: {', '.join(left)} only in {side}")
     return list(tables.values()), notes
-
-
-def _overlap(runs_dir: Path, first: str, second: str) -> bool:
-    """Whether both sides are of one run, and one of them is all of it or both are the same model."""
-    sides = [name.partition(":") for name in (first, second)]
-    (one, _, model), (two, _, other) = sides
-    return (runs_dir / one).resolve() == (runs_dir / two).resolve() and (model == other or not model or not other)
-
-
-def _why_apart(sides: Sequence[Sequence[Scores]]) -> str:
-    """Why no grades of one side can be compared with any of the other."""
-    if not {s.sha256 for s in sides[0]} & {s.sha256 for s in sides[1]}:
-        return "the two files differ"
-    judges = ["; ".join(dict.fromkeys(s.judge.title for s in side)) for side in sides]
-    return f"graded by {judges[0]} on one side and by {judges[1]} on the other"
-
-
-def _only_one_side(scores: Sequence[Scores], name: str, others: Sequence[Scores]) -> str:
-    """What only one side has of a benchmark that both have: a judge, or another file."""
-    if scores[0].sha256 not in {s.sha256 for s in others}:
-        return f"grades of another file only in {name}"
-    return f"graded by {scores[0].judge.title} only in {name}"
 
 
 def _scores(runs_dir: Path, name: str) -> list[Scores]:
@@ -129,9 +113,8 @@ def _own_test(run: Run) -> list[Scores]:
     digest = hashlib.sha256(questions.encode()).hexdigest()
     scores = []
     for title in ORDER if rows else ():
-        grades = tuple(
-            Grade(row["id"], Path(row["video"]).name, "accuracy", float(exact_match(row[title], row["truth"]))) for row in rows
-        )
+        right = [float(exact_match(row[title], row["truth"])) for row in rows]
+        grades = tuple(Grade(r["id"], Path(r["video"]).name, "accuracy", v) for r, v in zip(rows, right, strict=True))
         model = {"run": run.root.name, "title": title, "answers": manifest["identity"]}
         scores.append(Scores(OWN_TEST, "test", digest, model, MATCH_NAMES["exact"], grades, {}))
     return scores

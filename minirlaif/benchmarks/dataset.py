@@ -59,13 +59,8 @@ def listed(names: Sequence[str]) -> str:
 def read_benchmark(source: str, videos: str) -> Benchmark:
     """Read a benchmark and find its clips.
 
-    Args:
-        source: a file, a folder, or the name of one in benchmarks/.
-        videos: the folder of its clips; they may lie in folders below it, and names without suffix are found. "": clips are not
-            looked for.
-
-    Raises:
-        UserError: no such benchmark, a layout that is none of the known ones, or every bad row of a file.
+    source: a file, a folder, or the name of one in benchmarks/; videos: the folder of its clips, which may lie below it in others
+    and need no suffix, "": they are not looked for. UserError: no such benchmark, an unknown layout, or every bad row of a file.
     """
     location = find_source(source)
     if videos and not Path(videos).is_dir():
@@ -108,7 +103,7 @@ def first_items(benchmark: Benchmark, limit: int, seed: int) -> Benchmark:
 def _parsed(part: str, rows: Sequence[PlacedRow], path: Path) -> tuple[BenchmarkKind, list[Item]]:
     """The kind of a part's rows, and its items without id and clip. UserError for every bad row of the first such file."""
     first = next(((file, row) for file, _, row in rows if isinstance(row, dict)), None)
-    kind = kinds.recognise(first[1], part) if first else None
+    kind = next((kind for kind in kinds.KINDS if kind.matches(first[1], part)), None) if first else None
     if first and not kind:
         known = "; ".join(f"{kind.name} ({kind.columns})" for kind in kinds.KINDS)
         names = ", ".join(map(str, first[1]))[:120]

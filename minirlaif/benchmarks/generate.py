@@ -18,7 +18,7 @@ from typing import Any
 from minirlaif.benchmarks.dataset import Benchmark, listed
 from minirlaif.benchmarks.kinds.base import Answer, BenchmarkKind, Candidates, Item
 from minirlaif.benchmarks.models import BenchmarkModel, ModelSpec, load_model
-from minirlaif.benchmarks.predictions import prediction_files
+from minirlaif.benchmarks.predictions import Predictions, prediction_files
 from minirlaif.errors import UserError
 from minirlaif.runs.io import empty, read_json, read_jsonl
 from minirlaif.runs.progress import progress
@@ -78,17 +78,14 @@ def set_aside(run: Run, benchmark: Benchmark, specs: Sequence[ModelSpec]) -> Non
         run.set_aside(f"benchmarks/{benchmark.name}/{spec.title}")
 
 
-def import_predictions(
-    run: Run, benchmark: Benchmark, predictions: Mapping[str, tuple[str, ...]], title: str, redo: bool
-) -> Path:
-    """Save other people's predictions (by item id, as `read_predictions` gives them) like a model's answers; returns the folder.
-    UserError when something else has the name, or when none of them is about this benchmark."""
+def import_predictions(run: Run, benchmark: Benchmark, predictions: Predictions, title: str, redo: bool) -> Path:
+    """Save other people's predictions like a model's answers; returns the folder. UserError when something else has the name, or
+    when none of them is about this benchmark."""
     _check_folder(run, benchmark, title, redo, predictions=True)
     texts = {item.id: predictions[item.id] for item in benchmark.items if item.id in predictions}
     if not texts:
-        raise UserError(
-            f"--predictions: none of its rows is among the {len(benchmark.items)} of {benchmark.name}; leave --limit out"
-        )
+        rows = f"the {len(benchmark.items)} of {benchmark.name}"
+        raise UserError(f"--predictions: none of its rows is among {rows}; leave --limit out")
     digest = hashlib.sha256(json.dumps(sorted(texts.items())).encode()).hexdigest()
     settings = {"predictions": digest, "benchmark": _source(benchmark)}
     with run.stage(f"benchmarks/{benchmark.name}/{title}", settings, redo=redo) as out:
@@ -179,9 +176,8 @@ def _answer_items(out: StageDir, benchmark: Benchmark, model: BenchmarkModel, re
     names = {item.video: item.name for item in benchmark.items if item.video}
     unreadable = model.unreadable(sorted(names))
     if unreadable and kind.needs_every_clip:
-        raise UserError(
-            f"clips cannot be read: {listed([f'{names[video]} ({why})' for video, why in unreadable.items()])}. {EVERY_CLIP}"
-        )
+        faults = listed([f"{names[video]} ({why})" for video, why in unreadable.items()])
+        raise UserError(f"clips cannot be read: {faults}. {EVERY_CLIP}")
     readable = {video: name for video, name in sorted(names.items()) if video not in unreadable}
     # 2. answers, the rows of one clip together: an engine encodes it once. By name: the same order wherever the clips lie.
     order = sorted(benchmark.items, key=lambda item: item.name)

@@ -94,8 +94,10 @@ def resolve_model(name: str, run: Run, config_file: str | None, changes: Sequenc
     file, colon, model = name.rpartition(":")
     if name not in MODELS and colon and _is_gguf(Path(file)):
         path, which = Path(file), model
-    nearest = run.root / "config.yaml" if name in MODELS else _config_near(path, run)
-    cfg = config.load(config_file or nearest, changes)
+    # The settings of the run that the model lies in, else of the run that its results go to, else the defaults.
+    folders = [*(path.resolve().parents[:SEARCHED] if name not in MODELS else ()), run.root]
+    near = next((folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()), None)
+    cfg = config.load(config_file or near, changes)
     if name not in MODELS and _is_gguf(path):
         sets_frames = config_file is not None or any(change.startswith("video.frames=") for change in changes)
         hashes, frames = _exported(name, path, cfg.video.frames if sets_frames else 0)
@@ -239,12 +241,6 @@ def _exported(name: str, path: Path, frames: int) -> tuple[dict[str, str], int]:
 def _own_title(name: str) -> str:
     """A title for a model without a given name, from its file's or folder's."""
     return title_of(name) or title_of(f"{name}-model".lstrip("-."))
-
-
-def _config_near(path: Path, run: Run) -> Path | None:
-    """The settings of the run that a model lies in, else of the run that its results go to, else none: the defaults."""
-    folders = [*path.resolve().parents[:SEARCHED], run.root]
-    return next((folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()), None)
 
 
 def _adapter_section(path: Path, section: ModelSection) -> ModelSection:

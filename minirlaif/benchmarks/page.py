@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from minirlaif.benchmarks.kinds import metrics as all_metrics
@@ -16,19 +15,6 @@ Table = Mapping[str, Any]
 FEW_CLIPS = "†"  # behind a figure of fewer than FEW clips
 COUNTS = ("Rows", "Clips", "Grades")  # the last columns of a judge's table
 DIFFERENCE = ("Metric", "Difference [95 %]", "p", "Rows", "Left out", "Clips")
-
-
-@dataclass(frozen=True)
-class Example:
-    """One item for the page. answers: (model, answer, grades in words); strip: key of its frames, "" without; frames: how many.
-    Question, truth and answers may have several lines."""
-
-    question: str
-    truth: str
-    answers: Sequence[tuple[str, str, str]]
-    strip: str
-    frames: int
-    aspect: float
 
 
 def markdown(table: Table, charts: Sequence[str] = ()) -> str:
@@ -47,21 +33,16 @@ def markdown(table: Table, charts: Sequence[str] = ()) -> str:
 
 
 def document(
-    table: Table,
-    run: str,
-    pictures: Mapping[str, str],
-    worst: Sequence[Example],
-    best: Sequence[Example],
-    strips: Mapping[str, bytes],
+    table: Table, run: str, pictures: Mapping[str, str], examples: Sequence[Mapping[str, Any]], strips: Mapping[str, bytes]
 ) -> str:
-    """The page of one benchmark. pictures: name -> SVG; strips: key -> JPEG of the frames in `Example.strip`."""
+    """The page of one benchmark. pictures: name -> SVG; examples: as table.html describes them; strips: key -> JPEG of frames."""
     body = html.render(
         "benchmarks/table.html",
         **{"eyebrow": f"minirlaif benchmark · {run}", "title": table["benchmark"]},
         tables=[("", [judge_texts(each) for each in table["tables"]])],
         published=_published(table),
         pictures={name: base64.b64encode(svg.encode()).decode() for name, svg in pictures.items()},
-        examples=[("worst", "Worst grades", worst), ("best", "Best grades", best)],
+        examples=grouped((example["side"], example) for example in examples),
     )
     return html.page(f"minirlaif: {table['benchmark']}", [body], html.strip_styles(strips))
 
@@ -79,6 +60,10 @@ def judge_texts(each: Mapping[str, Any]) -> dict[str, Any]:
     judge, metrics = each["judge"], _metrics(row["cells"] for row in each["rows"])
     version = f"version {judge['version']}" if judge["version"] not in ("", judge["name"]) else ""
     prompt = f"prompt {judge['prompt']}" if judge["prompt"] else ""
+    differences = []
+    for pair in each["differences"]:
+        rows = [[all_metrics()[m].label, *_change(change, m)] for m, change in pair["changes"].items()]
+        differences.append((f"{pair['second']} minus {pair['first']}", rows))
     return {
         "name": judge_head(judge),
         "details": list(filter(None, [version, judge["asked"], prompt, " to ".join(dict.fromkeys(judge["dates"]))])),
@@ -86,13 +71,7 @@ def judge_texts(each: Mapping[str, Any]) -> dict[str, Any]:
         "rows": [(row["model"], [_cell(row["cells"].get(m), m) for m in metrics], _counts(row)) for row in each["rows"]],
         "notes": notes(each),
         "difference_head": DIFFERENCE,
-        "differences": [
-            (
-                f"{pair['second']} minus {pair['first']}",
-                [[all_metrics()[m].label, *_change(c, m)] for m, c in pair["changes"].items()],
-            )
-            for pair in each["differences"]
-        ],
+        "differences": differences,
     }
 
 
@@ -102,22 +81,17 @@ def notes(each: Mapping[str, Any]) -> list[str]:
     for row in each["rows"]:
         reasons = [(why, row["rows_without_mark"][why], count) for why, count in row["without_mark"].items()]
         if reasons:
-            texts = [
-                f"{why}: {n} row{'s' * (n != 1)}" + (f" ({count} grades)" if count != n else "") for why, n, count in reasons
-            ]
-            lines.append(f"{row['model']}: grades missing or wrong by form: {', '.join(texts)}.")
+            text = ", ".join(f"{w}: {n} row{'s' * (n != 1)}" + f" ({count} grades)" * (count != n) for w, n, count in reasons)
+            lines.append(f"{row['model']}: grades missing or wrong by form: {text}.")
         for metric, cell in row["cells"].items():
-            subject = f"{row['model']}, {all_metrics()[metric].label}"
-            what = "grades are missing" if metric == "mean" else "rows have no grade"
-            if cell["marked"] < cell["rows"] and cell["mean"] is not None:
-                low, high = (_value(cell[end], metric) for end in ("worst", "best"))
-                lines.append(
-                    f"{subject}: {cell['rows'] - cell['marked']} of {cell['rows']} {what};"
-                    f" with all of them worst or best the mean would be {low} or {high}."
-                )
-            elif cell["mean"] is None:
-                none = "not all of the five have a grade" if metric == "mean" else f"none of {cell['rows']} rows has a grade"
+            subject, n, lacking = f"{row['model']}, {all_metrics()[metric].label}", cell["rows"], cell["rows"] - cell["marked"]
+            if cell["mean"] is None:
+                none = "not all of the five have a grade" if metric == "mean" else f"none of {n} rows has a grade"
                 lines.append(f"{subject}: {none}.")
+            elif lacking:
+                what = "grades are missing" if metric == "mean" else "rows have no grade"
+                ends = f"{_value(cell['worst'], metric)} or {_value(cell['best'], metric)}"
+                lines.append(f"{subject}: {lacking} of {n} {what}; with all of them worst or best the mean would be {ends}.")
     figures = [cell for row in each["rows"] for cell in row["cells"].values()]
     figures += [change for pair in each["differences"] for change in pair["changes"].values()]
     if any(map(uncertain, figures)):
@@ -150,7 +124,8 @@ def _published(table: Table) -> list[tuple[str, list[str], list[list[str]]]]:
 
 
 def _head(metrics: Sequence[str]) -> list[str]:
-    return ["Model", *(all_metrics()[metric].head for metric in metrics)]
+    columns = [all_metrics()[metric] for metric in metrics]
+    return ["Model", *(f"{column.label} %" if column.is_share else column.label for column in columns)]
 
 
 def _value(value: float | None, metric: str) -> str:

@@ -21,6 +21,7 @@ from minirlaif.stats import grouped
 _ID = "\0id"  # no clip is called so
 _END = re.compile(r"(?:\s*(?:</s>|<\|im_end\|>|<\|eot_id\|>|<end_of_utterance>))+\s*$")  # some scripts leave them in
 _IDS = ("id", "question_id", "qid", "q_uid")
+Predictions = dict[str, tuple[str, ...]]  # texts by item id
 
 
 def prediction_files(benchmark: Benchmark, predictions: Mapping[str, Sequence[str]]) -> dict[str, list[dict[str, Any]]]:
@@ -33,19 +34,21 @@ def prediction_files(benchmark: Benchmark, predictions: Mapping[str, Sequence[st
     return files
 
 
-def read_predictions(source: Path, benchmark: Benchmark) -> dict[str, tuple[str, ...]]:
-    """Answers by item id from a file of predictions (json, jsonl, csv), or from a folder of such files.
-
-    Raises:
-        UserError: a row that belongs to no item of the benchmark, answers it twice, or has no `pred`; no row at all.
-    """
+def read_predictions(source: Path, benchmark: Benchmark) -> Predictions:
+    """Answers by item id from a file of predictions (json, jsonl, csv), or from a folder of such files. UserError: a row that
+    belongs to no item of the benchmark, answers it twice, or has no `pred`; no row at all."""
     files = sorted(path for path in source.iterdir() if path.suffix in (".json", ".jsonl")) if source.is_dir() else [source]
     if not source.exists() or not files:
         raise UserError(f"--predictions {source}: no such file, and no folder of json files")
     # Of a folder the files that are called like the benchmark's parts: this program writes others beside them.
     files = [path for path in files if path.stem in {item.part for item in benchmark.items}] or files
-    keys = grouped((key, item) for item in benchmark.items for key in _keys_of(item))
-    predictions: dict[str, tuple[str, ...]] = {}
+    named: list[tuple[tuple[str, ...], Item]] = []  # by its id, its clip and question, its question and answer
+    for item in benchmark.items:
+        questions = _plain_questions(item)
+        named += [((_ID, item.own), item)] if item.own else []
+        named += [((_clip(item.name), *questions), item), (("", *questions, _plain(item.answer)), item)]
+    keys = grouped(named)
+    predictions: Predictions = {}
     for file in files:
         problems: list[tuple[int, str]] = []
         for number, row in table_rows(file):
@@ -87,9 +90,8 @@ def _matched(
         key=lambda item: (_plain_questions(item) != questions, item.part != part, _plain(item.answer) != answer),
     )
     if not free:
-        raise BadRow(
-            "answers a question for the second time" if matches else f"is no row of the benchmark: {wanted[0][-1]!r:.60}"
-        )
+        unknown = f"is no row of the benchmark: {wanted[0][-1]!r:.60}"
+        raise BadRow("answers a question for the second time" if matches else unknown)
     item = free[0]
     if raw_questions[0] and questions != _plain_questions(item):
         raise BadRow(f"has the id of another question of the benchmark: {item.questions[0]!r:.60}")
@@ -100,13 +102,6 @@ def _matched(
     if broken := next((column for column, text in zip(columns, texts, strict=True) if half_letters(str(text))), ""):
         raise BadRow(f"`{broken}` contains an unpaired surrogate (broken emoji): remove it, or save the file as UTF-8")
     return item, tuple(_END.sub("", str(text)).strip() for text in texts)
-
-
-def _keys_of(item: Item) -> list[tuple[str, ...]]:
-    """What a row of predictions may call the item by: its id, clip and question, question and answer."""
-    keys = [(_ID, item.own)] if item.own else []
-    questions = _plain_questions(item)
-    return [*keys, (_clip(item.name), *questions), ("", *questions, _plain(item.answer))]
 
 
 def _clip(name: str) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from minirlaif.benchmarks import page, plots
 from minirlaif.benchmarks.dataset import Benchmark, first_items, read_benchmark
@@ -48,7 +49,14 @@ def evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
             f"--predictions: {benchmark.name} compares candidates by likelihood, which a file of answers does not hold"
         )
     # 2. answers
-    folders = _predicted(options, run, benchmark, all_items) if options.predictions else _answers(options, run, benchmark)
+    if options.predictions:  # they may cover all items where only a part of them is evaluated
+        if not (title := title_of(options.model[0])):
+            what = f"--model {options.model[0]}: is reserved, or not a valid folder name"
+            raise UserError(f"{what}; choose another name for the predictions")
+        predictions = read_predictions(options.predictions, all_items)
+        folders = {title: import_predictions(run, benchmark, predictions, title, options.redo)}
+    else:
+        folders = _answers(options, run, benchmark)
     if settings.kind == "none":
         print("\n".join(f"predictions: {folder}" for folder in folders.values()))
         return 0
@@ -61,17 +69,6 @@ def evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
     if error := nothing_read(results[-1].judge.name, [scores.counts for scores in results], last):
         raise error
     return 0
-
-
-def _predicted(options: argparse.Namespace, run: BenchmarkRun, benchmark: Benchmark, all_items: Benchmark) -> dict[str, Path]:
-    """Folder of another program's answers, by title; they may cover all items where only a part of them is evaluated."""
-    title = title_of(options.model[0])
-    if not title:
-        raise UserError(
-            f"--model {options.model[0]}: is reserved, or not a valid folder name; choose another name for the predictions"
-        )
-    predictions = read_predictions(options.predictions, all_items)
-    return {title: import_predictions(run, benchmark, predictions, title, options.redo)}
 
 
 def _answers(options: argparse.Namespace, run: BenchmarkRun, benchmark: Benchmark) -> dict[str, Path]:
@@ -98,19 +95,17 @@ def _grades(
 ) -> list[Scores]:
     """Every model's grades, saved."""
     judge = open_judge(settings, options.runs_dir / REPLIES) if benchmark.kind.rubrics else None
+    ranked = benchmark.kind.ranks(options.readout) and not options.predictions  # also when no item could be ranked
     results = []
-    try:
+    with closing(judge) if judge else nullcontext():
         for title, folder in folders.items():
             answers, unanswered = read_answers(folder)
-            ranked = benchmark.kind.ranks(options.readout) and not options.predictions
-            name, grades, counts = grade_answers(benchmark, answers, unanswered, judge, options.ask, ranked)
+            grader = judge or benchmark.kind.grader(ranked, options.ask)
+            name, grades, counts = grade_answers(benchmark, answers, unanswered, grader)
             model = {"run": run.root.name, "title": title, "answers": read_json(folder / "manifest.json")["identity"]}
             scores = Scores(benchmark.name, benchmark.kind.name, benchmark.sha256, model, name, tuple(grades), counts)
             save(run.root / "benchmarks" / benchmark.name / "scores", scores)
             results.append(scores)
-    finally:
-        if judge is not None:
-            judge.close()
     return results
 
 
@@ -129,39 +124,38 @@ def write_tables(run: Run, benchmark: Benchmark, results: Sequence[Scores], time
     if len(heads) > 1:  # the same judge may have been asked in several ways
         head = judge_head(vars(results[-1].judge))
         judge = head if heads.count(head) == 1 else results[-1].judge.title
-    worst, best, strips = _examples(run, benchmark, results, timeout, judge)
+    shown, strips = _examples(run, benchmark, results, timeout, judge)
     write_atomic(folder / "table.json", json.dumps(table, ensure_ascii=False, indent=1) + "\n")
     write_atomic(folder / "table.md", text)
-    write_atomic(folder / "table.html", page.document(table, f"run {run.root.name}", pictures, worst, best, strips))
+    write_atomic(folder / "table.html", page.document(table, f"run {run.root.name}", pictures, shown, strips))
     return text
 
 
 def _examples(
     run: Run, benchmark: Benchmark, results: Sequence[Scores], timeout: float, judge: str
-) -> tuple[list[page.Example], list[page.Example], dict[str, bytes]]:
-    """Worst and best items of the last model, with every model's answer. judge: named with every grade, "" where the page has
-    only one."""
+) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """Worst and best items of the last model, with every model's answer, as table.html describes them; the frames of their clips
+    by key. judge: named with every grade, "" where the page has only one."""
     kind = benchmark.kind
     items = {item.id: item for item in benchmark.items}
     answers = {s.model["title"]: read_answers(run.dir(f"benchmarks/{benchmark.name}/{s.model['title']}"))[0] for s in results}
-    sides = examples(results[-1], EXAMPLES)
+    chosen = list(zip(("worst", "best"), examples(results[-1], EXAMPLES), strict=True))
     strips: dict[str, tuple[str, bytes, float]] = {}  # clip -> key for the page, JPEG, width by height
     with ClipReader(timeout) as reader:
-        for video in dict.fromkeys(items[id_].video for side in sides for id_ in side if items[id_].video):
+        for video in dict.fromkeys(items[id_].video for _, ids in chosen for id_ in ids if items[id_].video):
             with suppress(UnreadableClip):
                 strips[video] = (f"s{len(strips)}", *clip_strip(reader, video, FRAMES))
-
-    def example(id_: str) -> page.Example:
-        rows = []
+    shown = []
+    for side, id_ in ((side, id_) for side, ids in chosen for id_ in ids):
+        item, rows = items[id_], []
         for scores in results:
             answer, grades = answers[scores.model["title"]].get(id_), _grades_text(scores, id_)
-            text = kind.answer_text(items[id_], answer) if answer else ""
+            text = kind.answer_text(item, answer) if answer else ""
             rows.append((scores.title, text, f"{grades}, by {judge}" if judge and grades else grades))
-        key, _, aspect = strips.get(items[id_].video, ("", b"", 1.0))
-        return page.Example(kind.question_text(items[id_]), kind.truth_text(items[id_]), rows, key, FRAMES, aspect)
-
-    worst, best = ([example(id_) for id_ in side] for side in sides)
-    return worst, best, {key: jpeg for key, jpeg, _ in strips.values()}
+        key, _, aspect = strips.get(item.video, ("", b"", 1.0))
+        texts = {"question": kind.question_text(item), "truth": kind.truth_text(item), "answers": rows}
+        shown.append({"side": side, **texts, "strip": key, "frames": FRAMES, "aspect": aspect})
+    return shown, {key: jpeg for key, jpeg, _ in strips.values()}
 
 
 def _grades_text(scores: Scores, id_: str) -> str:

@@ -52,23 +52,17 @@ class Scores:
 
 
 def grade_answers(
-    benchmark: Benchmark,
-    answers: Mapping[str, Answer],
-    unanswered: Mapping[str, str],
-    judge: TextJudge | None,
-    ask: str = "",
-    ranked: bool = False,
+    benchmark: Benchmark, answers: Mapping[str, Answer], unanswered: Mapping[str, str], judge: TextJudge | JudgeName
 ) -> tuple[JudgeName, list[Grade], Mapping[str, int]]:
     """Grades by a judge, or by the benchmark's kind itself; the judge's name and counts.
 
-    unanswered: items that have no answer, with the reason; judge: None for kinds that need none; ask: the question of kinds that
-    rank; ranked: candidates were ranked by likelihood, also when not one of them could be. UserError when the judge cannot be
-    asked, or is not one version.
+    unanswered: items that have no answer, with the reason; judge: its name alone where the kind grades. UserError when the judge
+    cannot be asked, or is not one version.
     """
     kind = benchmark.kind
     results: dict[str, dict[str, GradeResult]] = {}
-    if judge is None:
-        grading = Grading(kind.grader(ranked, ask), [])
+    if isinstance(judge, JudgeName):
+        grading = Grading(judge, [])
     else:
         pairs = [(item, metric) for item in benchmark.items if item.id in answers for metric in kind.rubrics[item.part]]
         requests = [GradeRequest(metric, item.questions, item.answer, answers[item.id].texts) for item, metric in pairs]

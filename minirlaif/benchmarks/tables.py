@@ -23,8 +23,6 @@ from minirlaif.stats import FEW, grouped, mean_of_means, sign_flip
 RESAMPLES = 2000
 SEED = 0
 PAIRED = 4  # up to so many models in a table all pairs are compared; above it each with the first one
-
-
 NO_PROTOCOL = "protocol not named"  # judge of published figures whose paper does not say how they were graded
 
 
@@ -58,19 +56,10 @@ class Change:
     clips: int = 0
 
 
-@dataclass(frozen=True)
-class Published:
-    """One model's row of figures that others have published. values: by metric, scores 0 to 5, shares 0 to 1; read_off: measured
-    from the pixels of a figure (about 0.1 of a score or half a point off)."""
-
-    model: str
-    values: Mapping[str, float]
-    judge: str
-    read_off: bool = False
-
-
-def published(name: str, kind: str) -> tuple[Published, ...]:
-    """Rows for a benchmark of this name and kind, none for one that the VLM-RLAIF paper and its project page do not know.
+def published(name: str, kind: str) -> list[dict[str, Any]]:
+    """Figures that others have published for a benchmark of this name and kind, none for one that the VLM-RLAIF paper and its
+    project page do not know. Keys of a row: model; values by metric, scores 0 to 5, shares 0 to 1; judge; read_off, measured from
+    the pixels of a figure (about 0.1 of a score or half a point off).
 
     The judge was an unversioned name of a paid service: with its version alone, accuracies of one model moved by ten points, so
     these rows stand in tables of their own. Names are matched as whole words, with "qa" behind them or not: "planet_qa" is not
@@ -79,8 +68,9 @@ def published(name: str, kind: str) -> tuple[Published, ...]:
     words = " ".join(re.findall(r"[a-z0-9]+", name.lower()))
     for table in json.loads(files(__package__).joinpath("published.json").read_text("utf-8")):
         if table["kind"] == kind and re.search(table["name"], words):
-            return tuple(Published(**row, judge=table["judge"]) for row in table["rows"])
-    return ()
+            order = {"model": "", "values": {}, "judge": table["judge"], "read_off": False}
+            return [{**order, **row} for row in table["rows"]]
+    return []
 
 
 def uncertain(figure: Mapping[str, Any]) -> bool:
@@ -95,49 +85,38 @@ def judge_head(judge: Mapping[str, Any]) -> str:
     return name if kind in name or kind == "likelihood" else f"{name} ({kind})"
 
 
-def metrics_of(scores: Scores) -> list[str]:
-    """Names of the metrics in order, with the mean of five where all five are there."""
-    used = {grade.metric for grade in scores.grades}
-    used |= {"mean"} if set(FIVE) <= used else set()
-    return [name for name in metrics() if name in used]
-
-
 def cells(scores: Scores) -> dict[str, Cell]:
-    """A cell per metric."""
-    return {name: _cell(scores, FIVE if name == "mean" else (name,)) for name in metrics_of(scores)}
+    """A cell per metric, in order, with the mean of five where all five are there."""
+    return {name: _cell(scores, names) for name, names in _columns(scores)}
 
 
 def changes(first: Scores, second: Scores) -> dict[str, Change]:
     """Second minus first per metric. ValueError for grades of different judges or benchmarks: they are not comparable."""
     if first.key != second.key:
         raise ValueError("grades of different judges or benchmarks have no difference")
-    return {name: _change(first, second, FIVE if name == "mean" else (name,)) for name in metrics_of(first)}
-
-
-def why_ungraded(scores: Scores) -> dict[str, int]:
-    """Reasons, and how many grades (rows under a metric) are missing for each. A reply that names no option has the worst one."""
-    return dict(Counter(_short(grade.why) for grade in scores.grades if grade.why).most_common())
-
-
-def rows_ungraded(scores: Scores) -> dict[str, int]:
-    """The same reasons, and how many rows lack at least one grade for each."""
-    return dict(Counter(why for why, _ in {(_short(grade.why), grade.id) for grade in scores.grades if grade.why}))
+    return {name: _change(first, second, names) for name, names in _columns(first)}
 
 
 def judged(group: Sequence[Scores], pairs: Sequence[tuple[Scores, Scores]]) -> dict[str, Any]:
-    """One judge's table: a row per model, and the differences of the pairs (second minus first)."""
-    rows = [
-        {
-            "model": scores.title,
-            "rows": len({grade.id for grade in scores.grades}),
-            "clips": len({grade.clip for grade in scores.grades if grade.value is not None}),
-            "cells": {metric: vars(cell) for metric, cell in cells(scores).items()},
-            "without_mark": why_ungraded(scores),
-            "rows_without_mark": rows_ungraded(scores),
-            "counts": dict(scores.counts),
-        }
-        for scores in group
-    ]
+    """One judge's table: a row per model, and the differences of the pairs (second minus first).
+
+    Keys of a row: without_mark: reasons, and how many grades (rows under a metric) are missing for each, where a reply that names
+    no option has the worst grade; rows_without_mark: how many rows lack at least one grade for each reason."""
+    rows = []
+    for scores in group:
+        # Reasons without what differs from row to row.
+        reasons = [(re.sub("^(unreadable|refused):.*", r"\1", g.why, flags=re.DOTALL), g.id) for g in scores.grades if g.why]
+        rows.append(
+            {
+                "model": scores.title,
+                "rows": len({grade.id for grade in scores.grades}),
+                "clips": len({grade.clip for grade in scores.grades if grade.value is not None}),
+                "cells": {metric: vars(cell) for metric, cell in cells(scores).items()},
+                "without_mark": dict(Counter(why for why, _ in reasons).most_common()),
+                "rows_without_mark": dict(Counter(why for why, _ in dict.fromkeys(reasons))),
+                "counts": dict(scores.counts),
+            }
+        )
     differences = [
         {"first": a.title, "second": b.title, "changes": {m: vars(c) for m, c in changes(a, b).items()}} for a, b in pairs
     ]
@@ -145,12 +124,8 @@ def judged(group: Sequence[Scores], pairs: Sequence[tuple[Scores, Scores]]) -> d
     dates = tuple(sorted({date for scores in group for date in scores.judge.dates}))
     dates = (dates[0], dates[-1]) if dates else ()
     name = {"kind": judge.kind, "name": judge.name, "version": judge.version, "asked": judge.settings, "prompt": judge.prompt}
-    return {
-        "judge": name | {"dates": dates},
-        "title": replace(judge, dates=dates).title,
-        "rows": rows,
-        "differences": differences,
-    }
+    title = replace(judge, dates=dates).title
+    return {"judge": name | {"dates": dates}, "title": title, "rows": rows, "differences": differences}
 
 
 def table_json(all_scores: Sequence[Scores], together: Sequence[str] = ()) -> dict[str, Any]:
@@ -158,13 +133,11 @@ def table_json(all_scores: Sequence[Scores], together: Sequence[str] = ()) -> di
     compared in any case. ValueError without scores."""
     if not all_scores:
         raise ValueError("no scores")
-    tables = [
-        {**judged(group, pairs_of(group, together)), "first_only": len(group) > PAIRED}
-        for group in grouped((scores.key, scores) for scores in all_scores).values()
-    ]
+    groups = grouped((scores.key, scores) for scores in all_scores).values()
+    tables = [{**judged(group, pairs_of(group, together)), "first_only": len(group) > PAIRED} for group in groups]
     first = all_scores[0]
     head = {"benchmark": first.benchmark, "kind": first.kind, "sha256": first.sha256}
-    return {**head, "tables": tables, "published": [vars(row) for row in published(first.benchmark, first.kind)]}
+    return {**head, "tables": tables, "published": published(first.benchmark, first.kind)}
 
 
 def pairs_of(group: Sequence[Scores], together: Sequence[str]) -> list[tuple[Scores, Scores]]:
@@ -184,6 +157,13 @@ def examples(scores: Scores, count: int) -> tuple[list[str], list[str]]:
     order = sorted(means, key=lambda id_: (means[id_], id_))
     count = min(count, len(order) // 2)
     return [i for i in order[:count] if means[i] < 1], [i for i in order[len(order) - count :][::-1] if means[i] > 0]
+
+
+def _columns(scores: Scores) -> list[tuple[str, Sequence[str]]]:
+    """Each column with the metrics whose mean it shows."""
+    used = {grade.metric for grade in scores.grades}
+    columns = {**{name: (name,) for name in used}, **({"mean": FIVE} if set(FIVE) <= used else {})}
+    return [(name, columns[name]) for name in metrics() if name in columns]
 
 
 def _cell(scores: Scores, names: Sequence[str]) -> Cell:
@@ -214,8 +194,3 @@ def _change(first: Scores, second: Scores, names: Sequence[str]) -> Change:
         return Change(rows, count - rows)
     p = sign_flip(parts, RESAMPLES, SEED)
     return Change(rows, count - rows, *mean_of_means(parts, RESAMPLES, SEED), p, min(map(len, parts)))
-
-
-def _short(why: str) -> str:
-    """Reasons without what differs from row to row."""
-    return why.split(":")[0] if why.startswith(("unreadable:", "refused:")) else why

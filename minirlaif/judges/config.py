@@ -41,10 +41,8 @@ JUDGES = {
     "openai": JudgeKind(
         "minirlaif.judges.openai:EndpointJudge",
         "openai:MODEL",
-        tuple(
-            "url key_env timeout_seconds retries backoff_seconds per_minute parallel extra price_in price_out max_cost"
-            " drop_version".split()
-        ),
+        ("url", "key_env", "timeout_seconds", "retries", "backoff_seconds", "per_minute", "parallel", "extra", "price_in")
+        + ("price_out", "max_cost", "drop_version"),
         True,
     ),
 }
@@ -177,22 +175,12 @@ def _url_fault(url: str) -> str:
     return f"url {url} is no address; write it as in http://127.0.0.1:8000/v1"
 
 
-def _secret_in(value: Any) -> str:
-    """A name that looks like a key's, at any depth; or an empty text."""
-    for name, inside in value.items() if isinstance(value, Mapping) else ():
-        if re.sub("[^a-z]", "", str(name).lower()).removeprefix("x") in SECRETS:
-            return str(name)
-        if secret := _secret_in(inside):
-            return secret
-    return ""
-
-
 def _conflicts(s: JudgeSettings) -> list[str]:
     problems = []
     if s.kind in JUDGES and JUDGES[s.kind].chat_model and not s.name:
         problems.append(f"a judge of kind {s.kind} needs a name, as in {s.kind}:NAME")
-    if s.kind == "openai" and _url_fault(s.url):
-        problems.append(_url_fault(s.url))
+    if s.kind == "openai" and (fault := _url_fault(s.url)):
+        problems.append(fault)
     if s.kind == "hf" and s.temperature:
         problems.append(f"temperature is {s.temperature:g}: a judge of kind hf gives its most likely reply, so leave it at 0")
     if s.max_cost and not (s.price_in or s.price_out):
@@ -201,10 +189,10 @@ def _conflicts(s: JudgeSettings) -> list[str]:
         extra = json.loads(s.extra or "{}")
         if not isinstance(extra, dict):
             raise ValueError
-        if _secret_in(extra):
-            problems.append(
-                f"extra contains {_secret_in(extra)} and is saved in files: put the key in a variable, set key_env to it"
-            )
+        names: list[str] = []  # at any depth
+        json.loads(s.extra or "{}", object_pairs_hook=lambda pairs: names.extend(name for name, _ in pairs))
+        if secret := next((name for name in names if re.sub("[^a-z]", "", name.lower()).removeprefix("x") in SECRETS), ""):
+            problems.append(f"extra contains {secret} and is saved in files: put the key in a variable, set key_env to it")
     except (ValueError, RecursionError):
         problems.append("extra must be a JSON object, such as '{\"top_p\": 1}'")
     return problems

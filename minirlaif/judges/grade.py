@@ -18,23 +18,11 @@ from typing import Any, Generic, TypeVar
 
 from minirlaif.errors import UserError
 from minirlaif.feedback.text_judge import Grade, GradeRequest, GradeResult, Grading, JudgeName, Result
+from minirlaif.judges import rubric
 from minirlaif.judges.cache import Message, Refused, Replies, Reply
 from minirlaif.judges.config import JudgeSettings, judge_prompts
-from minirlaif.judges.rubric import (
-    HIGHEST,
-    LETTER,
-    OBJECT,
-    Unreadable,
-    comparison_messages,
-    complaint,
-    messages,
-    parse_choice,
-    parse_grade,
-    plain_answer,
-    prompt_hash,
-)
 from minirlaif.runs.progress import progress
-from minirlaif.stats import exact_match
+from minirlaif.stats import normalised
 from minirlaif.types import Choice, Comparison
 
 LETTERS_PER_TOKEN = 4  # of English text, for the estimate
@@ -57,14 +45,11 @@ class MatchJudge:
         self.kind, self.name = settings.kind, MATCH_NAMES[settings.kind].name
         self.signature: dict[str, Any] = {"kind": self.kind}
 
-    def matches(self, answer: str, reference: str) -> bool:
-        """Whether an answer counts as the reference."""
-        return exact_match(answer, reference) if self.kind == "exact" else plain_answer(answer) == plain_answer(reference)
-
     def grade(self, requests: Sequence[GradeRequest], metrics: Collection[str]) -> Grading:
         """The best grade, or the worst."""
-        right = [all(self.matches(answer, request.reference) for answer in request.answers) for request in requests]
-        return Grading(MATCH_NAMES[self.kind], [GradeResult(Grade(HIGHEST if each else 0, each)) for each in right])
+        form = normalised if self.kind == "exact" else rubric.plain_answer
+        right = [all(form(answer) == form(request.reference) for answer in request.answers) for request in requests]
+        return Grading(MATCH_NAMES[self.kind], [GradeResult(Grade(rubric.HIGHEST if each else 0, each)) for each in right])
 
     def compare(self, pairs: Sequence[Comparison]) -> list[Choice]:
         """Not possible: feedback has no reference answers."""
@@ -80,7 +65,7 @@ class Question(Generic[T]):
 
     messages: Sequence[Message]
     parse: Callable[[str], T]
-    wanted: str = OBJECT
+    wanted: str = rubric.OBJECT
 
 
 @dataclass
@@ -97,10 +82,6 @@ class Counts:
     versions: set[str] = field(default_factory=set)
     dates: set[str] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def totals(self) -> dict[str, int]:
-        """As written into files."""
-        return {"asked": self.requested, "kept": self.kept, "unreadable": self.unreadable, "refused": self.refused}
 
     def text(self, name: str) -> str:
         """One line for the screen."""
@@ -143,25 +124,23 @@ class ChatJudge(ABC):
         prompts = judge_prompts(self.settings)
         if version := self.settings.drop_version:
             print(f"judge {self.name}: {self.replies.drop(version)} replies of {version} deleted", flush=True)
-        questions = [
-            Question(
-                messages(prompts[request.metric], request.questions, request.reference, request.answers),
-                partial(parse_grade, with_pred=request.metric == "qa"),
-            )
-            for request in requests
-        ]
+        questions = []
+        for each in requests:
+            texts = rubric.messages(prompts[each.metric], each.questions, each.reference, each.answers)
+            questions.append(Question(texts, partial(rubric.parse_grade, with_pred=each.metric == "qa")))
         print(self.estimate(questions), flush=True)
         results, counts = self.ask_all(questions)
-        name = self.judge_name(prompt_hash({metric: prompts[metric] for metric in metrics}), counts)
+        name = self.judge_name(rubric.prompt_hash({metric: prompts[metric] for metric in metrics}), counts)
         print(counts.text(self.name), flush=True)
-        return Grading(name, results, counts.totals())
+        totals = {"asked": counts.requested} | {n: getattr(counts, n) for n in ("kept", "unreadable", "refused")}
+        return Grading(name, results, totals)
 
     def compare(self, pairs: Sequence[Comparison]) -> list[Choice]:
         """The letter of each reply; "invalid" where it cannot be read after all attempts, or was refused."""
-        questions = [
-            Question(comparison_messages(pair), partial(parse_choice, answers=(pair.answer_a, pair.answer_b)), LETTER)
-            for pair in pairs
-        ]
+        questions = []
+        for pair in pairs:
+            parse = partial(rubric.parse_choice, answers=(pair.answer_a, pair.answer_b))
+            questions.append(Question(rubric.comparison_messages(pair), parse, rubric.LETTER))
         results, _ = self.ask_all(questions, report=False)
         return ["invalid" if result.value is None else result.value for result in results]
 
@@ -186,11 +165,8 @@ class ChatJudge(ABC):
         )
 
     def ask_all(self, questions: Sequence[Question[T]], report: bool = True) -> tuple[list[Result[T]], Counts]:
-        """A value, or a reason why not, for each question; equal questions are asked once. report: show the progress.
-
-        Raises:
-            UserError: the model cannot be reached. Replies that had arrived are kept.
-        """
+        """A value, or a reason why not, for each question; equal questions are asked once. report: show the progress. UserError
+        when the model cannot be reached; replies that had arrived are kept."""
         counts = Counts()
         errors: list[BaseException] = []  # after the first one no further question is sent
         distinct = {self._key(q.messages): q for q in questions}
@@ -249,11 +225,11 @@ class ChatJudge(ABC):
                 return Result(None, f"refused: {error}", text)
             try:
                 return Result(question.parse(text), reply=text)
-            except Unreadable as error:
+            except rubric.Unreadable as error:
                 why = f"unreadable: {error}"
                 with counts.lock:
                     counts.unreadable += 1
-                again = complaint(str(error), question.wanted)
+                again = rubric.complaint(str(error), question.wanted)
                 conversation += [{"role": "assistant", "content": text}, {"role": "user", "content": again}]
         return Result(None, why, text)
 

@@ -56,7 +56,7 @@ class EndpointJudge(ChatJudge):
         self._extra: dict[str, Any] = json.loads(settings.extra or "{}")
         self._body = {"model": settings.name, "temperature": settings.temperature, "max_tokens": settings.max_tokens}
         self.signature = {"kind": self.kind, "url": settings.url.rstrip("/"), **self._with_extra(self._body)}
-        self._secret = _key_from(settings)
+        self._secret = _key_from(settings) if settings.key_env else ""
         self._url = settings.url.rstrip("/") + "/chat/completions"
         self._client = _client(settings, self._secret)
         self._closed = threading.Event()
@@ -71,7 +71,11 @@ class EndpointJudge(ChatJudge):
         """One reply, after as many tries as the settings allow."""
         s, failed = self.settings, _TryAgain("")
         for attempt in range(s.retries + 1):
-            self._wait_turn()
+            if self._gap:  # until enough time has passed since the last request of any thread, or until the judge is closed
+                with self._lock:
+                    turn = max(self._next_request, time.monotonic())
+                    self._next_request = turn + self._gap
+                self._closed.wait(max(0.0, turn - time.monotonic()))
             if self._closed.is_set():
                 raise UserError(f"judge {self.name}: closed before this question had a reply")
             try:
@@ -80,8 +84,8 @@ class EndpointJudge(ChatJudge):
                 failed = error
                 if attempt < s.retries:
                     # Doubled each time; the random part keeps several threads from coming back all at once.
-                    pause = max(error.wait, s.backoff_seconds * 2**attempt * (1 + random.random()) / 1.5)
-                    pause = min(pause, LONGEST_PAUSE)
+                    backoff = s.backoff_seconds * 2**attempt * (1 + random.random()) / 1.5
+                    pause = min(max(error.wait, backoff), LONGEST_PAUSE)
                     again = f"trying again in {pause:.0f} s ({attempt + 2} of {s.retries + 1})"
                     self._report(f"{self._hidden(str(error))}; {again}", pause)
                     self._closed.wait(pause)
@@ -89,15 +93,6 @@ class EndpointJudge(ChatJudge):
             f"judge {self.name}: no reply from {s.url} after {s.retries + 1} tries ({self._hidden(str(failed))}); replies so far"
             f" are kept, {failed.hint}"
         )
-
-    def _wait_turn(self) -> None:
-        """Wait until enough time has passed since the last request of any thread, or until the judge is closed."""
-        if not self._gap:
-            return
-        with self._lock:
-            turn = max(self._next_request, time.monotonic())
-            self._next_request = turn + self._gap
-        self._closed.wait(max(0.0, turn - time.monotonic()))
 
     def _report(self, text: str, pause: float) -> None:
         """Print why nothing happens, once for all threads."""
@@ -219,8 +214,6 @@ def _is_local(url: str) -> bool:
 
 
 def _key_from(settings: JudgeSettings) -> str:
-    if not settings.key_env:
-        return ""
     check_judge(settings)
     key = os.environ[settings.key_env].strip()
     if not key.isascii() or not key.isprintable():

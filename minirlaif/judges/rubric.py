@@ -84,10 +84,7 @@ def parse_grade(reply: str, with_pred: bool) -> Grade:
     """The grade in a reply: one JSON object (or Python dictionary), maybe in a code fence or after a closed <think> block.
 
     A score between whole numbers is cut to the one below, as the published scripts do. with_pred: yes or no is needed too.
-
-    Raises:
-        Unreadable: anything else, words around the object included.
-    """
+    Unreadable for anything else, words around the object included."""
     text = _THOUGHT.sub("", reply.strip()).strip()
     fenced = re.fullmatch(r"```(?:json|python)?\s*(.*?)\s*```", text, flags=re.DOTALL)
     values = _mapping(fenced[1] if fenced else text)
@@ -105,11 +102,8 @@ def parse_grade(reply: str, with_pred: bool) -> Grade:
 
 
 def parse_choice(reply: str, answers: tuple[str, str]) -> Choice:
-    """Which of two answers a reply names, by letter or by the answer's text, or that they are equally good.
-
-    Raises:
-        Unreadable: it names neither, or both.
-    """
+    """Which of two answers a reply names, by letter or by the answer's text, or that they are equally good. Unreadable when it
+    names neither, or both."""
     if plain_answer(_THOUGHT.sub("", reply.strip())) in ("tie", "both", "neither", "equal"):
         return "tie"
     chosen = chosen_option(reply, answers)

@@ -19,8 +19,8 @@ import pytest
 from minirlaif import config
 from minirlaif.ablation import report, runner, view
 from minirlaif.ablation.arms import ANSWERS, COUNTS, JUDGE, MAIN, REWARD, SEGMENTS, Measure
-from minirlaif.ablation.jobs import Job, run_jobs
 from minirlaif.ablation.outcomes import FAILS, HOLDS, OPEN, Figure, common, differences, figure, pooled, read, remarks, verdict
+from minirlaif.ablation.runner import Job, run_jobs
 from minirlaif.cli import main as cli
 from minirlaif.errors import UserError
 from minirlaif.runs.run import Run
@@ -331,7 +331,7 @@ def gone(process: int) -> bool:
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a child goes on to its end")
 def test_a_killed_parent_takes_its_children_along(tmp_path: Path) -> None:
     program = (
-        "import sys\nfrom pathlib import Path\nfrom minirlaif.ablation.jobs import Job, run_jobs\n"
+        "import sys\nfrom pathlib import Path\nfrom minirlaif.ablation.runner import Job, run_jobs\n"
         "words = [sys.executable, '-S', '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)']\n"
         f"list(run_jobs([Job('a', lambda: words, Path({str(tmp_path / 'log.txt')!r}))], 1, {{}}))"
     )

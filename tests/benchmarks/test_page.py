@@ -27,7 +27,7 @@ def browser() -> Iterator[Any]:
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = table_json([scores("a", five()), scores("b", five())])
     path = tmp_path_factory.mktemp("pages") / "table.html"
-    path.write_text(table_page.document(table, "run r", draw(table), [], [], {}))
+    path.write_text(table_page.document(table, "run r", draw(table), [], {}))
     return path
 
 
@@ -85,7 +85,7 @@ def test_pictures_lie_on_the_card_and_are_read_on_it(browser: Any, page_file: Pa
 def test_bars_of_many_models_are_drawn(browser: Any, tmp_path: Path):
     table = table_json(models(8))
     path = tmp_path / "table.html"
-    path.write_text(table_page.document(table, "run r", draw(table), [], [], {}))
+    path.write_text(table_page.document(table, "run r", draw(table), [], {}))
     page = opened(browser, path, 390, True)
     assert page.locator(".pictures img").evaluate_all("all => all.map(e => e.naturalWidth > 0)") == [True]
     assert page.evaluate("document.documentElement.scrollWidth") == 390

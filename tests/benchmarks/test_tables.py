@@ -13,7 +13,7 @@ from minirlaif.benchmarks import page as table_page
 from minirlaif.benchmarks import plots
 from minirlaif.benchmarks.kinds.base import Grade
 from minirlaif.benchmarks.scores import Scores
-from minirlaif.benchmarks.tables import cells, changes, examples, judge_head, published, table_json, why_ungraded
+from minirlaif.benchmarks.tables import cells, changes, examples, judge_head, judged, published, table_json
 from minirlaif.feedback.text_judge import JudgeName
 
 JUDGE = JudgeName("openai", "judge", "v1", "abc", ("2026-01-01", "2026-01-02"))
@@ -59,7 +59,7 @@ def test_the_five_metrics_and_their_mean():
 
 def test_the_papers_own_mean():
     """VLM-RLAIF 7B in the paper's Table 1: the mean that others quote for it is 3.49."""
-    values = {row.model: row.values for row in published("videoinstruct", "videoinstruct")}
+    values = {row["model"]: row["values"] for row in published("videoinstruct", "videoinstruct")}
     assert round(values["VLM-RLAIF 7B"]["mean"], 2) == 3.49
     assert values["VLM-SFT 7B"]["mean"] == pytest.approx((2.79 + 2.82 + 3.37 + 2.28 + 2.49) / 5, abs=1e-3)
 
@@ -73,7 +73,7 @@ def test_rows_without_a_mark_are_counted_and_bounded():
     cell = cells(result)["correctness"]
     assert (cell.rows, cell.marked, cell.mean) == (4, 2, 3.0)
     assert (cell.worst, cell.best) == (1.5, 4.0)  # 6 / 4, and (6 + 5 + 5) / 4
-    assert why_ungraded(result) == {"unreadable": 2}
+    assert judged([result], [])["rows"][0]["without_mark"] == {"unreadable": 2}
 
 
 def test_the_bounds_of_the_mean_of_five():
@@ -201,7 +201,7 @@ def test_published_rows_stand_apart_with_their_judge():
     ],
 )
 def test_published_rows_by_name(name: str, kind: str, own: float):
-    assert list(published(name, kind)[-1].values.values()) == [own]
+    assert list(published(name, kind)[-1]["values"].values()) == [own]
 
 
 PAPER = """
@@ -233,19 +233,19 @@ IN_PERCENT = {  # as printed; ~: read off the pixels of a figure
 
 
 def test_every_published_score_is_the_papers():
-    result = {row.model: row for row in published("videoinstruct", "videoinstruct")}
+    result = {row["model"]: row for row in published("videoinstruct", "videoinstruct")}
     lines = [line.split() for line in PAPER.split("\n") if line]
     assert list(result) == [name.replace("_", " ") for name, *_ in lines]
     for (name, *values), mean in zip(lines, MEANS, strict=True):
         row = result[name.replace("_", " ")]
-        assert row.values == {**dict(zip(FIVE, map(float, values), strict=True)), "mean": pytest.approx(mean, abs=1e-9)}, name
-        assert "gpt-3.5-turbo" in row.judge and not row.read_off
+        assert row["values"] == {**dict(zip(FIVE, map(float, values), strict=True)), "mean": pytest.approx(mean, abs=1e-9)}, name
+        assert "gpt-3.5-turbo" in row["judge"] and not row["read_off"]
 
 
 @pytest.mark.parametrize("benchmark", IN_PERCENT, ids=" ".join)
 def test_every_published_share_is_the_papers(benchmark: tuple[str, str]):
     metric = {"qa": "accuracy", "action": "top1", "retrieval": "r1"}[benchmark[1]]
-    rows = [(row.model, row.read_off, row.values) for row in published(*benchmark)]
+    rows = [(row["model"], row["read_off"], row["values"]) for row in published(*benchmark)]
     wanted = [each.rsplit(" ", 1) for each in IN_PERCENT[benchmark].split(", ")]
     assert rows == [
         (name, "~" in value, {metric: pytest.approx(float(value.strip("~")) / 100, abs=1e-9)}) for name, value in wanted
@@ -253,12 +253,12 @@ def test_every_published_share_is_the_papers(benchmark: tuple[str, str]):
 
 
 def test_unknown_benchmarks_have_no_published_rows():
-    assert published("mine", "qa") == () == published("msvd", "choice")
+    assert published("mine", "qa") == [] == published("msvd", "choice")
 
 
 @pytest.mark.parametrize(("name", "kind"), [("planet_qa", "qa"), ("janet", "qa"), ("msvdx", "retrieval"), ("hmdb5", "action")])
 def test_a_part_of_a_word_is_no_name(name: str, kind: str):
-    assert published(name, kind) == ()
+    assert published(name, kind) == []
 
 
 def test_markdown_says_what_is_missing():
@@ -297,7 +297,7 @@ def test_figures_of_few_clips_are_marked(count: int, marked: bool):
     table = table_json([scores("a", first, **kind), scores("b", second, **kind)])
     (each,) = table["tables"]
     assert each["rows"][0]["cells"]["accuracy"]["clips"] == each["differences"][0]["changes"]["accuracy"]["clips"] == count
-    text, page = table_page.markdown(table), table_page.document(table, "r", {}, [], [], {})
+    text, page = table_page.markdown(table), table_page.document(table, "r", {}, [], {})
     assert all(
         (words in content) == marked
         for content in (text, page)
@@ -335,7 +335,7 @@ def test_up_to_four_models_are_told_apart_in_all_pairs_more_from_the_first_alone
 def test_one_judge_asked_in_two_ways_has_two_heads():
     ways = [JudgeName("openai", "m", "m-1", "p", (), {"url": f"http://{host}/v1"}) for host in ("one", "two")]
     table = table_json([scores("a", rows("accuracy", 1.0), way, kind="qa", benchmark="mine") for way in ways])
-    text, document = table_page.markdown(table), table_page.document(table, "r", {}, [], [], {})
+    text, document = table_page.markdown(table), table_page.document(table, "r", {}, [], {})
     assert all(content.count("at one") == content.count("at two") == 1 for content in (text, document))
 
 
@@ -344,7 +344,7 @@ def test_heads_are_short_and_what_makes_them_exact_stands_below():
     table = table_json([scores("m", rows("accuracy", 1.0), judge, kind="action", benchmark="hmdb51")])
     text = table_page.markdown(table)
     assert "## Judge: tiny (hf)\n\nversion c2403678ca3ee18a, prompt dd9adf493af2, 2026-11-25\n" in text
-    page = table_page.document(table, "r", {}, [], [], {})
+    page = table_page.document(table, "r", {}, [], {})
     assert "<h2>Judge: tiny (hf)</h2>" in page and "<span>2026-11-25</span>" in page
     assert "## Published, protocol not named" in text and "Protocol not named. Not comparable" in page
     assert judge_head(vars(JudgeName("normalised", "normalised match", "1", ""))) == "normalised match"
@@ -372,8 +372,9 @@ class Tags(HTMLParser):
 def test_the_page_is_whole_and_loads_nothing():
     table = table_json([scores("<b>sft", five()), scores("rlaif", five())])
     drawn = {"radar.svg": "<svg onload='x'/>", "bars.svg": "<svg/>"}
-    example = table_page.Example("What?", "<script>", [("sft", "said <i>", "score 1 of 5")], "s0", 8, 1.0)
-    page = table_page.document(table, "run r", drawn, [example], [], {"s0": b"jpeg"})
+    example = {"side": "worst", "question": "What?", "truth": "<script>", "answers": [("sft", "said <i>", "score 1 of 5")]}
+    example |= {"strip": "s0", "frames": 8, "aspect": 1.0}
+    page = table_page.document(table, "run r", drawn, [example], {"s0": b"jpeg"})
     tags = Tags()
     tags.feed(page)
     names = [name for name, _ in tags.seen]

@@ -29,17 +29,12 @@ SHOWN_CANDIDATES = 3  # of a ranking, in an example
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of a table. name: its key in files; label: its head; is_share: from 0 to 1 and shown in percent, otherwise a score
-    from 0 to 5."""
+    """A column of a table. name: its key in files; label: in its head; is_share: from 0 to 1 and shown in percent, otherwise a
+    score from 0 to 5."""
 
     name: str
     label: str
     is_share: bool = False
-
-    @property
-    def head(self) -> str:
-        """Head of its column."""
-        return f"{self.label} %" if self.is_share else self.label
 
     @property
     def best(self) -> float:

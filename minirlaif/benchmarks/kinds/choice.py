@@ -7,21 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minirlaif.benchmarks.kinds.base import (
-    ACCURACY,
-    OPTION_COLUMNS,
-    OPTION_SERIES,
-    Answer,
-    Grade,
-    Item,
-    RankedKind,
-    first_column,
-    has_options,
-    option_letter,
-    own_id,
-    question_cell,
-    text_hash,
-)
+from minirlaif.benchmarks.kinds import base
+from minirlaif.benchmarks.kinds.base import ACCURACY, Answer, Grade, Item, RankedKind
 from minirlaif.data.formats import BadRow
 from minirlaif.feedback.text_judge import GradeResult, JudgeName
 from minirlaif.judges.rubric import CHOOSE, asked_choice, chosen_option
@@ -41,11 +28,11 @@ class MultipleChoice(RankedKind):
     has_readouts = True
 
     def matches(self, row: Mapping[str, Any], part: str) -> bool:
-        return has_options(row)
+        return base.has_options(row)
 
     def parse(self, row: Mapping[str, Any], part: str, clip: str) -> Item:
-        question, options = question_cell(row, "question"), _options(row)
-        return Item("", "choice", clip, "", (question,), options[_right_place(row, options)], options, row, own_id(row))
+        question, options = base.question_cell(row, "question"), _options(row)
+        return Item("", "choice", clip, "", (question,), options[_right_place(row, options)], options, row, base.own_id(row))
 
     def prompts(self, item: Item) -> list[str]:
         """The question with its options, each behind its letter."""
@@ -55,7 +42,7 @@ class MultipleChoice(RankedKind):
         """Likelihoods are of the options' texts alone; letters depend on how they are asked for."""
         if ranked:
             return JudgeName("likelihood", "likeliest candidate per token", "1", "")
-        return JudgeName("letter", "letter of the reply", "3", text_hash(ask or CHOOSE))
+        return JudgeName("letter", "letter of the reply", "3", base.text_hash(ask or CHOOSE))
 
     def grade(self, item: Item, answer: Answer | None, reason: str, results: Mapping[str, GradeResult]) -> list[Grade]:
         """A reply that names no option is a wrong answer, and says so."""
@@ -71,12 +58,12 @@ class MultipleChoice(RankedKind):
 
     def question_text(self, item: Item) -> str:
         """The question, and the options with their letters."""
-        options = [f"{option_letter(place)}. {option}" for place, option in enumerate(item.options)]
+        options = [f"{base.option_letter(place)}. {option}" for place, option in enumerate(item.options)]
         return "\n".join([*item.questions, *options])
 
     def truth_text(self, item: Item) -> str:
         """The right option behind its letter."""
-        return f"{option_letter(item.options.index(item.answer))}. {item.answer}"
+        return f"{base.option_letter(item.options.index(item.answer))}. {item.answer}"
 
     def answer_text(self, item: Item, answer: Answer) -> str:
         """A letter with its option."""
@@ -87,7 +74,7 @@ class MultipleChoice(RankedKind):
 
 def _options(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The options without their labels."""
-    column = first_column(row, OPTION_COLUMNS)
+    column = base.first_column(row, base.OPTION_COLUMNS)
     values: Any = row[column] if column else None
     if isinstance(values, str):  # a cell of a csv file
         try:
@@ -97,12 +84,12 @@ def _options(row: Mapping[str, Any]) -> tuple[str, ...]:
     if isinstance(values, Mapping):
         values = list(values.values())
     if values is None:
-        first = next((names[0] for names in OPTION_SERIES if names[0] in row), "")
+        first = next((names[0] for names in base.OPTION_SERIES if names[0] in row), "")
         columns = [f"{first[:-1]}{chr(ord(first[-1]) + i)}" for i in range(MOST_OPTIONS)] if first else []
         values = [row[column] for column in columns if column in row]
     texts = [str(text).strip() for text in values or ()]
     labels = [_LABEL.match(text) for text in texts]
-    if texts and all(label and label[1] == option_letter(i) for i, label in enumerate(labels)):
+    if texts and all(label and label[1] == base.option_letter(i) for i, label in enumerate(labels)):
         texts = [_LABEL.sub("", text) for text in texts]
     if len(texts) < 2 or not all(texts):
         raise BadRow("needs two options or more, none of them empty")
@@ -111,7 +98,7 @@ def _options(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _right_place(row: Mapping[str, Any], options: Sequence[str]) -> int:
     """Which option is the right one: its text, its letter or its number from 0."""
-    column = first_column(row, _TRUTHS)
+    column = base.first_column(row, _TRUTHS)
     if not column:
         raise BadRow(f"no `answer` column (it has {', '.join(row)})")
     value = row[column]

@@ -5,20 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from minirlaif.benchmarks.kinds.base import (
-    ACCURACY,
-    ID_COLUMNS,
-    Answer,
-    BenchmarkKind,
-    Grade,
-    Item,
-    Metric,
-    first_column,
-    has_options,
-    own_id,
-    question_cell,
-    text_cell,
-)
+from minirlaif.benchmarks.kinds import base
+from minirlaif.benchmarks.kinds.base import ACCURACY, Answer, BenchmarkKind, Grade, Item, Metric
 from minirlaif.feedback.text_judge import GradeResult
 
 
@@ -32,20 +20,18 @@ class QuestionAnswering(BenchmarkKind):
 
     def matches(self, row: Mapping[str, Any], part: str) -> bool:
         """Question and answer without options."""
-        return {"question", "answer"} <= row.keys() and not has_options(row)
+        return {"question", "answer"} <= row.keys() and not base.has_options(row)
 
     def parse(self, row: Mapping[str, Any], part: str, clip: str) -> Item:
         """Both of Video-ChatGPT's scripts find the keys that they read."""
-        question, answer = question_cell(row, "question"), text_cell(row, "answer")
-        columns = {"id": row.get(first_column(row, ID_COLUMNS), ""), "video_name": clip, "question": question, "answer": answer}
-        columns |= {"Q": question, "A": answer}
-        return Item("", "qa", clip, "", (question,), answer, row=columns, own=own_id(row))
+        question, answer = base.question_cell(row, "question"), base.text_cell(row, "answer")
+        columns = {"id": row.get(base.first_column(row, base.ID_COLUMNS), ""), "video_name": clip}
+        columns |= {"question": question, "answer": answer, "Q": question, "A": answer}
+        return Item("", "qa", clip, "", (question,), answer, row=columns, own=base.own_id(row))
 
     def grade(self, item: Item, answer: Answer | None, reason: str, results: Mapping[str, GradeResult]) -> list[Grade]:
         """The judge's yes or no, and its score."""
         result = results.get("qa", GradeResult(None, reason))
         accuracy, score = (None, None) if result.value is None else (float(bool(result.value.yes)), float(result.value.score))
-        return [
-            Grade(item.id, item.name, "accuracy", accuracy, result.why, result.reply),
-            Grade(item.id, item.name, "score", score, result.why),
-        ]
+        right = Grade(item.id, item.name, "accuracy", accuracy, result.why, result.reply)
+        return [right, Grade(item.id, item.name, "score", score, result.why)]

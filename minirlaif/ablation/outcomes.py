@@ -19,7 +19,7 @@ from minirlaif.stats import exact_match, grouped, paired_bootstrap
 
 Items = dict[str, tuple[str, float]]  # item -> (clip, value)
 Truth = Mapping[str, Mapping[str, Any]]  # rows of truth.jsonl by id
-COUNTS = 0.01  # a difference of less than a point does not count
+LEAST_GAIN = 0.01  # a difference of less than a point does not count
 FEW = 30  # with fewer items an interval is too unsure
 HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
 MISSING = "not measured"  # an arm of the claim failed, so there are no figures
@@ -48,7 +48,7 @@ def verdict(pooled: Figure, seeds: Mapping[int, Figure]) -> str:
         return OPEN
     if pooled.low > 0 and all(figure.mean >= 0 for figure in seeds.values()):
         return HOLDS
-    return FAILS if pooled.high < COUNTS else OPEN
+    return FAILS if pooled.high < LEAST_GAIN else OPEN
 
 
 def figure(items: Items, resamples: int) -> Figure:

@@ -89,13 +89,11 @@ def first_items(benchmark: Benchmark, limit: int, seed: int) -> Benchmark:
     name says so."""
     if not limit or limit >= len(benchmark.items):
         return benchmark
-    order = sorted({item.name for item in benchmark.items}, key=lambda n: hashlib.sha256(f"{seed} {n}".encode()).hexdigest())
     rows = Counter(item.name for item in benchmark.items)
+    order = sorted(rows, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).hexdigest())
     chosen: set[str] = set()
-    for name in order:
-        if sum(rows[each] for each in chosen) >= limit:
-            break
-        chosen.add(name)
+    while sum(rows[name] for name in chosen) < limit:
+        chosen.add(order[len(chosen)])
     items = tuple(item for item in benchmark.items if item.name in chosen)
     return replace(benchmark, items=items, name=f"{benchmark.name}-{len(items)}-of-{len(benchmark.items)}")
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minirlaif.benchmarks.kinds.base import object_row
 from minirlaif.data.formats import BadRow
-from minirlaif.data.tables import TABLES, json_value, raise_all, table_rows, text_lines
+from minirlaif.data.tables import TABLES, json_value, table_rows, text_lines
 from minirlaif.errors import UserError
 from minirlaif.stats import grouped
 
@@ -56,7 +57,7 @@ def source_rows(source: Source) -> Iterator[tuple[str, list[PlacedRow]]]:
         yield "action", _action_lists(files)
     elif len(files) == 2 and files[1] == _answers_beside(files[0]):
         join = _subset if files[1].name.lower() == EGOSCHEMA[1] else _joined
-        yield "", [(files[0], number, row) for number, row in join(files[0], files[1])]
+        yield "", join(files[0], files[1])
     else:
         for part, of_part in grouped((_videoinstruct_part(file, source.path), file) for file in files).items():
             yield part, _paired([(file, number, row) for file in of_part for number, row in table_rows(file)])
@@ -128,56 +129,50 @@ def _videoinstruct_part(file: Path, root: Path) -> str:
     return ""
 
 
-def _joined(questions: Path, answers: Path) -> list[tuple[int, Any]]:
-    """Rows of test_q with the answers of test_a, by question_id: never by place, which the two files need not share."""
-    sides = (table_rows(questions), table_rows(answers))
-    if not any(isinstance(row, dict) and "question_id" in row for side in sides for _, row in side):
+def _joined(questions: Path, answers: Path) -> list[PlacedRow]:
+    """Rows of test_q with the answers of test_a, by question_id: never by place, which the two files need not share. Bad rows of
+    either file, such as those whose id is missing or taken: they would get the answer of another."""
+    tables = {file: table_rows(file) for file in (answers, questions)}
+    if not any(isinstance(row, dict) and "question_id" in row for rows in tables.values() for _, row in rows):
         raise UserError(
             f"{questions}: no row here or in {answers.name} has a `question_id`, and questions are not matched with answers by"
             " their place; give both files the column, or make one list of question and answer"
         )
-    known = _by_id(answers, sides[1], {})
-    lacking = {
-        number: f"question_id {row['question_id']} has no answer in {answers.name}"
-        for number, row in sides[0]
-        if isinstance(row, dict) and row.get("question_id") is not None and str(row["question_id"]) not in known
-    }
-    rows = _by_id(questions, sides[0], lacking)
-    return [(number, {**known[id_][1], **row, "answer": known[id_][1].get("answer")}) for id_, (number, row) in rows.items()]
+    by_id: dict[Path, dict[str, tuple[int, Mapping[str, Any]]]] = {answers: {}, questions: {}}
+    bad: list[PlacedRow] = []
+    for file, number, raw in ((file, number, raw) for file, rows in tables.items() for number, raw in rows):
+        try:
+            row = object_row(raw)
+            own = str(row["question_id"]) if row.get("question_id") is not None else ""
+            id_ = own.strip()
+            if not id_:
+                raise BadRow("`question_id` is missing, by which questions and answers are matched")
+            if id_ in by_id[file]:
+                raise BadRow(f"question_id {id_} is that of row {by_id[file][id_][0]} already")
+            if file == questions and own not in by_id[answers]:
+                raise BadRow(f"question_id {own} has no answer in {answers.name}")
+            by_id[file][id_] = (number, row)
+        except BadRow as problem:
+            bad.append((file, number, problem))
+    known = {id_: row for id_, (_, row) in by_id[answers].items()}
+    rows = [(n, {**known[id_], **row, "answer": known[id_].get("answer")}) for id_, (n, row) in by_id[questions].items()]
+    return bad + [(questions, number, row) for number, row in rows]
 
 
-def _by_id(file: Path, rows: Sequence[tuple[int, Any]], problems: dict[int, str]) -> dict[str, tuple[int, dict[str, Any]]]:
-    """Numbered rows by question_id. UserError for the problems that are known by row, and for rows whose id is missing or taken:
-    they would get the answer of another."""
-    rows_by_id: dict[str, tuple[int, dict[str, Any]]] = {}
-    faults = dict(problems)
-    for number, row in rows:
-        if not isinstance(row, dict):
-            faults[number] = str(row) if isinstance(row, BadRow) else "a row must be an object with named columns"
-            continue
-        id_ = str(row.get("question_id") if row.get("question_id") is not None else "").strip()
-        if not id_:
-            faults[number] = "`question_id` is missing, by which questions and answers are matched"
-        elif id_ in rows_by_id:
-            faults[number] = f"question_id {id_} is that of row {rows_by_id[id_][0]} already"
-        else:
-            rows_by_id[id_] = (number, row)
-    raise_all(str(file), [*faults.items()])
-    return rows_by_id
-
-
-def _subset(questions: Path, answers: Path) -> list[tuple[int, Any]]:
+def _subset(questions: Path, answers: Path) -> list[PlacedRow]:
     """EgoSchema's questions with the numbers of the right options, which are public for some of them: the others are left out."""
     right_options = json_value(str(answers))
     if not isinstance(right_options, dict):
         raise UserError(f"{answers}: must be one object with the number of the right option by q_uid")
-    rows: list[tuple[int, Any]] = []
+    rows: list[PlacedRow] = []
+    without = set(right_options)
     for number, row in table_rows(questions):
-        if not isinstance(row, dict):
-            rows.append((number, row))
-        elif str(row.get("q_uid")) in right_options:
-            rows.append((number, {**row, "answer": right_options[str(row["q_uid"])]}))
-    without = right_options.keys() - {str(row["q_uid"]) for _, row in rows if isinstance(row, dict)}
+        id_ = str(row.get("q_uid")) if isinstance(row, dict) else ""
+        if id_ in right_options:
+            rows.append((questions, number, {**row, "answer": right_options[id_]}))
+            without.discard(id_)
+        elif not isinstance(row, dict):
+            rows.append((questions, number, row))
     if without:
         raise UserError(f"{answers}: {len(without)} answers have no question in {questions.name}, such as {min(without)}")
     return rows
@@ -213,9 +208,6 @@ def _paired(rows: Sequence[PlacedRow]) -> list[PlacedRow]:
             paired.append((file, number, {**row, other: half[other]}))
         else:
             waiting.setdefault((*pair, given[0]), []).append((file, number, row))
-    alone = [
-        (file, number, BadRow(f"clip {key[0]}: its other question is missing"))
-        for key, halves in waiting.items()
-        for file, number, _ in halves
-    ]
-    return paired + alone
+    for (clip, *_), halves in waiting.items():
+        paired += [(file, number, BadRow(f"clip {clip}: its other question is missing")) for file, number, _ in halves]
+    return paired

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -134,11 +134,10 @@ def load_model(spec: ModelSpec, run: Run) -> Iterator[BenchmarkModel]:
     """Load a model; it is freed at the end of the block."""
     video, evaluate = spec.config.video, spec.config.evaluate
     if spec.kind == "gguf":
-        engine = _gguf_engine(spec)
-        try:
+        from minirlaif.gguf.runtime.engine import GgufEngine
+
+        with closing(GgufEngine(Path(spec.path), threads=os.cpu_count() or 1)) as engine:
             yield EngineModel(engine, video, evaluate.max_new_tokens, spec.which, spec.frames)
-        finally:
-            engine.close()
         return
     from minirlaif.session import open_session
 
@@ -263,9 +262,3 @@ def _adapter_section(path: Path, section: ModelSection) -> ModelSection:
 def _is_gguf(path: Path) -> bool:
     """A .gguf file, or the folder of an export."""
     return (path.suffix == ".gguf" and path.is_file()) or (path / export_info.FILE).is_file()
-
-
-def _gguf_engine(spec: ModelSpec) -> ChatEngine:
-    from minirlaif.gguf.runtime.engine import GgufEngine
-
-    return GgufEngine(Path(spec.path), threads=os.cpu_count() or 1)

@@ -114,10 +114,9 @@ class GgufJudge(ChatJudge):
         fields = {name: getattr(settings, name) for name in ("temperature", "max_tokens", "context")}
         self.signature = {"kind": self.kind, "file": self._version, **fields}
         threads = dict.fromkeys(("n_threads", "n_threads_batch"), settings.threads or None)
+        options: dict[str, Any] = {"n_ctx": settings.context, "n_gpu_layers": -1, "seed": 0, "verbose": False, **threads}
         try:
-            self._model: Any = llama_cpp.Llama(
-                str(path), n_ctx=settings.context, n_gpu_layers=-1, seed=0, verbose=False, **threads
-            )
+            self._model: Any = llama_cpp.Llama(str(path), **options)
         except ValueError as error:
             raise UserError(f"judge gguf:{settings.name}: llama.cpp cannot load it ({error})") from None
         super().__init__(settings, replies)

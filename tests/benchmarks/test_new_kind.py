@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from minirlaif.benchmarks import kinds, models
+from minirlaif.benchmarks import kinds
 from minirlaif.benchmarks.kinds.base import Answer, BenchmarkKind, Grade, Item, Metric, own_id, question_cell, text_cell
 from minirlaif.cli import main
 from minirlaif.feedback.text_judge import GradeResult, JudgeName
@@ -78,7 +78,7 @@ class Engine:
 def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     engine = Engine()
     monkeypatch.setattr(kinds, "KINDS", [*kinds.KINDS, Counting()])
-    monkeypatch.setattr(models, "_gguf_engine", lambda spec: engine)
+    monkeypatch.setattr("minirlaif.gguf.runtime.engine.GgufEngine", lambda *_, **__: engine)
     return engine
 
 

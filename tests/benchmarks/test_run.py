@@ -525,7 +525,7 @@ def test_an_engine_answers_through_the_same_command(home: Home, monkeypatch, tmp
     source = benchmark_files.merged(tmp_path / "engine.json", home.rows)
     (tmp_path / "tiny-Q8_0.gguf").write_bytes(b"GGUF")
     engine = Echo()
-    monkeypatch.setattr(models, "_gguf_engine", lambda spec: engine)
+    monkeypatch.setattr("minirlaif.gguf.runtime.engine.GgufEngine", lambda *_, **__: engine)
     assert home.call(source, "--model", f"{tmp_path / 'tiny-Q8_0.gguf'}:sft") == 0
     folder = home.runs / "a" / "benchmarks" / "engine" / "tiny-q8_0.gguf-sft"
     rows = json.loads((folder / "qa.json").read_text())
@@ -544,7 +544,7 @@ def test_an_engine_looks_once_at_a_clip_whose_rows_are_apart(home: Home, monkeyp
     source = benchmark_files.merged(tmp_path / "apart.json", rows)
     (tmp_path / "one.gguf").write_bytes(b"GGUF")
     engine = Echo()
-    monkeypatch.setattr(models, "_gguf_engine", lambda spec: engine)
+    monkeypatch.setattr("minirlaif.gguf.runtime.engine.GgufEngine", lambda *_, **__: engine)
     assert home.call(source, "--model", str(tmp_path / "one.gguf")) == 0
     assert len(engine.loaded) == len(set(engine.loaded)) < 20
 

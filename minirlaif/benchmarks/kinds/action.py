@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from minirlaif.benchmarks.kinds.base import CLIP_COLUMNS, Item, Metric, RankedKind, first_column, text_cell
+from minirlaif.benchmarks.kinds.base import CLIP_COLUMNS, BenchmarkKind, Item, Metric, first_column, text_cell
 from minirlaif.benchmarks.kinds.retrieval import CAPTION_COLUMNS
 from minirlaif.data.tables import text_lines
 
 _LABELS = ("label", "class", "action")
 
 
-class ActionRecognition(RankedKind):
+class ActionRecognition(BenchmarkKind):
     """`video` and `label`; UCF101's testlist01.txt with classInd.txt; HMDB51's *_test_split1.txt."""
 
     name = "action"

@@ -1,6 +1,6 @@
 """The interface of a benchmark kind: recognise and parse rows, prompt a model, grade its answers, write them as predictions.
 
-Kinds work on records and texts; only `complete` may read a file. `RankedKind` serves the kinds that have candidates.
+Kinds work on records and texts; only `complete` may read a file.
 """
 
 from __future__ import annotations
@@ -100,18 +100,20 @@ class Grade:
 
 
 class BenchmarkKind(ABC):
-    """One kind of benchmark. Subclasses set the attributes and implement `matches`, `parse` and `grade`.
+    """One kind of benchmark. Subclasses set the attributes and implement `matches`, `parse` and, without depths, `grade`.
 
     name: as in table.json; columns: what its rows must have, for messages; metrics: in the order of a table's columns; rubrics:
-    part -> the metrics that a judge is asked for, empty where answers are graded without a judge; ask: the question where
-    rows have none, for kinds whose candidates are always ranked by likelihood; example_question: its short form;
-    has_readouts: --readout chooses between a reply and likelihoods; needs_every_clip: a missing clip would make it easier.
+    part -> the metrics that a judge is asked for, empty where answers are graded without a judge; depths: where candidates are
+    ranked, metric -> the last rank that is a hit; ask: the question where rows have none, for kinds whose candidates are always
+    ranked by likelihood; example_question: its short form; has_readouts: --readout chooses between a reply and likelihoods;
+    needs_every_clip: a missing clip would make it easier.
     """
 
     name: str
     columns: str
     metrics: tuple[Metric, ...]
     rubrics: Mapping[str, tuple[str, ...]] = {}
+    depths: Mapping[str, int] = {}
     ask = ""
     example_question = ""
     has_readouts = False
@@ -138,22 +140,27 @@ class BenchmarkKind(ABC):
         return list(item.questions)
 
     def candidates(self, item: Item, ask: str, clips: Mapping[str, str]) -> Candidates:
-        """The candidates to rank. ask: the question where the item has none; clips: name of each clip by path.
-
-        TypeError for a kind that does not rank, see `ranks`."""
-        raise TypeError(f"{self.name}: a reply is generated, nothing is ranked")
+        """What is ranked: the item's options about its own clip. ask: the question where the item has none; clips: name of each
+        clip by path."""
+        question = [*item.questions, ask][0]
+        scored = [(item.video, question, option) for option in item.options]
+        return Candidates(scored, item.options, item.options.index(item.answer))
 
     def grader(self, ranked: bool, ask: str) -> JudgeName:
-        """The column of grades that need no judge. TypeError for a kind that a judge grades, see `rubrics`."""
-        raise TypeError(f"{self.name}: a judge grades it")
+        """The column of grades that need no judge. Likelihoods depend on the question, so its hash stands in the name."""
+        return JudgeName("likelihood", "likeliest candidate per token", "1", text_hash(ask or self.ask))
 
-    @abstractmethod
     def grade(self, item: Item, answer: Answer | None, reason: str, results: Mapping[str, GradeResult]) -> list[Grade]:
-        """A grade per metric of the item. reason: why there is no answer; results: a judge's by metric, empty without one."""
+        """A grade per metric of the item, here a hit or none at each depth. reason: why there is no answer; results: a judge's
+        by metric, empty without one."""
+        if answer is None or answer.rank is None:
+            return [Grade(item.id, item.name, metric, None, reason) for metric in self.depths]
+        return [Grade(item.id, item.name, metric, float(answer.rank <= depth)) for metric, depth in self.depths.items()]
 
     def write_predictions(self, item: Item, texts: Sequence[str]) -> dict[str, Any]:
-        """The row of a file of predictions."""
-        return {**item.row, **dict(zip(prediction_columns(item), texts, strict=False))}
+        """The row of a file of predictions; of a ranking the likeliest candidate, and all that are kept in their order."""
+        ranked = {"ranked": list(texts)} if self.ask else {}
+        return {**item.row, **dict(zip(prediction_columns(item), texts, strict=False)), **ranked}
 
     def question_text(self, item: Item) -> str:
         """The question for an example, on lines."""
@@ -170,32 +177,6 @@ class BenchmarkKind(ABC):
         first = [f"{place}. {text}" for place, text in enumerate(answer.texts[:SHOWN_CANDIDATES], 1)]
         beyond = [f"(the right one is number {answer.rank})"] if answer.rank > SHOWN_CANDIDATES else []
         return "\n".join(["Likeliest candidates in order:", *first, *beyond])
-
-
-class RankedKind(BenchmarkKind):
-    """A kind whose candidates are ranked by likelihood. depths: metric -> the last rank that is a hit."""
-
-    depths: Mapping[str, int]
-
-    def candidates(self, item: Item, ask: str, clips: Mapping[str, str]) -> Candidates:
-        """The item's options about its own clip."""
-        question = [*item.questions, ask][0]
-        scored = [(item.video, question, option) for option in item.options]
-        return Candidates(scored, item.options, item.options.index(item.answer))
-
-    def grader(self, ranked: bool, ask: str) -> JudgeName:
-        """Likelihoods depend on the question, so its hash stands in the name."""
-        return JudgeName("likelihood", "likeliest candidate per token", "1", text_hash(ask or self.ask))
-
-    def grade(self, item: Item, answer: Answer | None, reason: str, results: Mapping[str, GradeResult]) -> list[Grade]:
-        """A hit, or none, at each depth."""
-        if answer is None or answer.rank is None:
-            return [Grade(item.id, item.name, metric, None, reason) for metric in self.depths]
-        return [Grade(item.id, item.name, metric, float(answer.rank <= depth)) for metric, depth in self.depths.items()]
-
-    def write_predictions(self, item: Item, texts: Sequence[str]) -> dict[str, Any]:
-        """The likeliest candidate, and all that are kept in their order."""
-        return {**super().write_predictions(item, texts), "ranked": list(texts)}
 
 
 def object_row(row: Any) -> Mapping[str, Any]:

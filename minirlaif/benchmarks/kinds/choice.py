@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minirlaif.benchmarks.kinds import base
-from minirlaif.benchmarks.kinds.base import ACCURACY, Answer, Grade, Item, RankedKind
+from minirlaif.benchmarks.kinds.base import ACCURACY, Answer, BenchmarkKind, Grade, Item
 from minirlaif.data.formats import BadRow
 from minirlaif.feedback.text_judge import GradeResult, JudgeName
 from minirlaif.judges.rubric import CHOOSE, asked_choice, chosen_option
@@ -18,7 +18,7 @@ _TRUTHS = ("answer", "correct_choice", "correct_answer", "truth")
 _LABEL = re.compile(r"^\(?([A-Z])[.):]\s*")
 
 
-class MultipleChoice(RankedKind):
+class MultipleChoice(BenchmarkKind):
     """`question`, `options` (also `candidates`, `choices`, a0 …, A …) and `answer` (letter, number or text); EgoSchema."""
 
     name = "choice"
@@ -51,10 +51,6 @@ class MultipleChoice(RankedKind):
         chosen = chosen_option(answer.texts[0], item.options)
         is_right = chosen is not None and item.options[chosen] == item.answer
         return [Grade(item.id, item.name, "accuracy", float(is_right), "" if chosen is not None else "names no option")]
-
-    def write_predictions(self, item: Item, texts: Sequence[str]) -> dict[str, Any]:
-        """The reply, or the likeliest option."""
-        return {**item.row, "pred": texts[0]}
 
     def question_text(self, item: Item) -> str:
         """The question, and the options with their letters."""

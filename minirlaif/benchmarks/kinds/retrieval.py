@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from minirlaif.benchmarks.kinds.base import CLIP_COLUMNS, Candidates, Item, Metric, RankedKind, first_column
+from minirlaif.benchmarks.kinds.base import CLIP_COLUMNS, BenchmarkKind, Candidates, Item, Metric, first_column
 from minirlaif.data.formats import BadRow
 
 CAPTION_COLUMNS = ("caption", "sentence", "captions")
 
 
-class Retrieval(RankedKind):
+class Retrieval(BenchmarkKind):
     """`video` and `caption` (or `sentence`): every clip of the file is a candidate for every caption."""
 
     name = "retrieval"

@@ -14,8 +14,7 @@ from typing import Any
 
 from minirlaif.benchmarks import page
 from minirlaif.benchmarks.kinds.base import Grade
-from minirlaif.benchmarks.scores import ORDER, Scores, load_all
-from minirlaif.benchmarks.tables import judged
+from minirlaif.benchmarks.tables import ORDER, Scores, judged, load_all
 from minirlaif.errors import UserError
 from minirlaif.judges.grade import MATCH_NAMES
 from minirlaif.runs.io import plain, read_jsonl, write_atomic

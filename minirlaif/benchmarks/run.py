@@ -16,8 +16,7 @@ from minirlaif.benchmarks.generate import BenchmarkRun, answer_benchmark, import
 from minirlaif.benchmarks.kinds import metrics
 from minirlaif.benchmarks.models import resolve_model, title_of
 from minirlaif.benchmarks.predictions import read_predictions
-from minirlaif.benchmarks.scores import Scores, grade_answers, load_all, save
-from minirlaif.benchmarks.tables import examples, judge_head, table_json
+from minirlaif.benchmarks.tables import Scores, examples, grade_answers, judge_head, load_all, save, table_json
 from minirlaif.errors import UserError
 from minirlaif.judges.config import JudgeSettings, check_judge, judge_prompts, judge_settings, open_judge
 from minirlaif.judges.grade import nothing_read

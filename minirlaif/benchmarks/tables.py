@@ -1,29 +1,124 @@
-"""Tables of grades: a mean with its interval per model and metric, differences between two models, ungraded rows. Numbers only.
+"""Grades of a model's answers by a judge, and tables of them: means with intervals, differences of two models, ungraded rows.
 
-Grades of one judge make one table; another judge, or another version or prompt of it, makes another. Means are over graded rows;
-beside them stands how many have no grade and where the mean would lie if all of those were worst or best.
+A file per model and judge, runs/NAME/benchmarks/B/scores/MODEL.JUDGE.json, has a value per row and metric, or the reason why
+there is none, so that no mean can leave rows out silently. Grades of one judge make one table; another judge, or another version
+or prompt of it, makes another. Means are over graded rows; beside them stands how many have no grade, and where the mean would
+lie if all of those were worst or best.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
+from minirlaif.benchmarks.dataset import Benchmark
 from minirlaif.benchmarks.kinds import metrics
+from minirlaif.benchmarks.kinds.base import Answer, Grade
 from minirlaif.benchmarks.kinds.videoinstruct import FIVE
-from minirlaif.benchmarks.scores import Scores
+from minirlaif.errors import UserError
+from minirlaif.feedback.text_judge import GradeRequest, GradeResult, Grading, JudgeName, TextJudge
+from minirlaif.runs.io import plain, read_json, write_atomic
+from minirlaif.runs.run import Run
+from minirlaif.stages.registry import MODELS
 from minirlaif.stats import FEW, grouped, mean_of_means, sign_flip
 
+SCHEMA = 1  # of a file of grades
+ORDER = {model: place for place, model in enumerate(MODELS)}  # of rows in a table, so that differences read as gains
+NO_PREDICTION = "no prediction"
 RESAMPLES = 2000
 SEED = 0
 PAIRED = 4  # up to so many models in a table all pairs are compared; above it each with the first one
 NO_PROTOCOL = "protocol not named"  # judge of published figures whose paper does not say how they were graded
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All grades of one model by one judge ("marks" in the file). model: its run, title and the identity of its answers; counts:
+    asked, kept, …"""
+
+    benchmark: str
+    kind: str
+    sha256: str
+    model: Mapping[str, Any]
+    judge: JudgeName
+    grades: tuple[Grade, ...]
+    counts: Mapping[str, int]
+
+    @property
+    def title(self) -> str:
+        """The model's name in a table."""
+        return f"{self.model['run']} {self.model['title']}".strip()
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for grades that may stand in one table."""
+        return self.benchmark, self.sha256, self.judge.key
+
+
+def grade_answers(
+    benchmark: Benchmark, answers: Mapping[str, Answer], unanswered: Mapping[str, str], judge: TextJudge | JudgeName
+) -> tuple[JudgeName, list[Grade], Mapping[str, int]]:
+    """Grades by a judge, or by the benchmark's kind itself; the judge's name and counts.
+
+    unanswered: items that have no answer, with the reason; judge: its name alone where the kind grades. UserError when the judge
+    cannot be asked, or is not one version.
+    """
+    kind = benchmark.kind
+    results: dict[str, dict[str, GradeResult]] = {}
+    if isinstance(judge, JudgeName):
+        grading = Grading(judge, [])
+    else:
+        pairs = [(item, metric) for item in benchmark.items if item.id in answers for metric in kind.rubrics[item.part]]
+        requests = [GradeRequest(metric, item.questions, item.answer, answers[item.id].texts) for item, metric in pairs]
+        grading = judge.grade(requests, {metric for item in benchmark.items for metric in kind.rubrics[item.part]})
+        for (item, metric), result in zip(pairs, grading.results, strict=True):
+            results.setdefault(item.id, {})[metric] = result
+    grades: list[Grade] = []
+    for item in benchmark.items:
+        reason = unanswered.get(item.id) or NO_PREDICTION
+        grades += kind.grade(item, answers.get(item.id), reason, results.get(item.id, {}))
+    return grading.judge, grades, grading.counts
+
+
+def save(folder: Path, scores: Scores) -> Path:
+    """Write one file of grades; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(json.dumps(scores.judge.key).encode()).hexdigest()[:8]
+    judge = re.sub(r"[^\w.-]+", "-", scores.judge.name).strip("-").lower()
+    path = folder / f"{scores.model['title']}.{judge}.{digest}.json"
+    fields = {"marks" if name == "grades" else name: value for name, value in asdict(scores).items()}
+    write_atomic(path, json.dumps(plain({"schema": SCHEMA, **fields}), ensure_ascii=False, indent=1))
+    return path
+
+
+def load(path: Path) -> Scores:
+    """Read a file that `save` wrote. UserError when it is none."""
+    value = read_json(path)
+    try:
+        if value["schema"] != SCHEMA:
+            raise ValueError(f"schema {value['schema']}")
+        judge = JudgeName(**{**value["judge"], "dates": tuple(value["judge"]["dates"])})
+        grades = tuple(Grade(**grade) for grade in value["marks"])
+        return Scores(value["benchmark"], value["kind"], value["sha256"], value["model"], judge, grades, value["counts"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a file of grades of this version ({error}); delete it and evaluate again") from None
+
+
+def load_all(run: Run, benchmark: str) -> list[Scores]:
+    """Every file of grades of one benchmark in one run: base, SFT, aligned model, then others by name; without those of answers
+    that were generated again since."""
+    scores = [load(path) for path in sorted((run.root / "benchmarks" / benchmark / "scores").glob("*.json"))]
+    manifests = {each.model["title"]: run.manifest(f"benchmarks/{benchmark}/{each.model['title']}") for each in scores}
+    scores.sort(key=lambda s: (ORDER.get(s.model["title"], len(ORDER)), s.model["title"]))
+    return [s for s in scores if (manifests[s.model["title"]] or {}).get("identity") == s.model["answers"]]
 
 
 @dataclass(frozen=True)

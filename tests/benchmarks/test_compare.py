@@ -15,7 +15,7 @@ from minirlaif.benchmarks.dataset import Benchmark
 from minirlaif.benchmarks.kinds import KINDS
 from minirlaif.benchmarks.kinds.base import Answer, Grade, Item
 from minirlaif.benchmarks.run import write_tables
-from minirlaif.benchmarks.scores import Scores, grade_answers, load_all, save
+from minirlaif.benchmarks.tables import Scores, grade_answers, load_all, save
 from minirlaif.cli import main
 from minirlaif.feedback.text_judge import JudgeName
 from minirlaif.runs.run import Run

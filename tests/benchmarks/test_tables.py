@@ -12,8 +12,7 @@ import pytest
 from minirlaif.benchmarks import page as table_page
 from minirlaif.benchmarks import plots
 from minirlaif.benchmarks.kinds.base import Grade
-from minirlaif.benchmarks.scores import Scores
-from minirlaif.benchmarks.tables import cells, changes, examples, judge_head, judged, published, table_json
+from minirlaif.benchmarks.tables import Scores, cells, changes, examples, judge_head, judged, published, table_json
 from minirlaif.feedback.text_judge import JudgeName
 
 JUDGE = JudgeName("openai", "judge", "v1", "abc", ("2026-01-01", "2026-01-02"))

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from minirlaif.benchmarks.scores import Scores, load, save
+from minirlaif.benchmarks.tables import Scores, load, save
 from minirlaif.errors import UserError
 from minirlaif.feedback.text_judge import Grade, GradeRequest, JudgeName, Result
 from minirlaif.judges import local

@@ -96,16 +96,10 @@ def import_predictions(run: Run, benchmark: Benchmark, predictions: Predictions,
     return run.dir(f"benchmarks/{benchmark.name}/{title}")
 
 
-def read_answers(folder: Path) -> tuple[dict[str, Answer], dict[str, str]]:
-    """Answers by item id, and the items without one with the reason."""
-    answers: dict[str, Answer] = {}
-    unanswered: dict[str, str] = {}
-    for row in read_jsonl(folder / "answers.jsonl"):
-        if row.get("why"):
-            unanswered[row["id"]] = row["why"]
-        else:
-            answers[row["id"]] = Answer(tuple(row["said"]), row.get("rank"))
-    return answers, unanswered
+def read_answers(folder: Path) -> dict[str, Answer]:
+    """Answers by item id, also those that only say why there is none."""
+    rows = read_jsonl(folder / "answers.jsonl")
+    return {row["id"]: Answer(tuple(row.get("said", ())), row.get("rank"), row.get("why", "")) for row in rows}
 
 
 def _append_answers(out: StageDir, answers: Mapping[str, Answer]) -> None:
@@ -188,20 +182,19 @@ def _answer_items(out: StageDir, benchmark: Benchmark, model: BenchmarkModel, re
     for number, batch in enumerate(progress(batches[first:], len(batches), f"ask {benchmark.name}", initial=first), first + 1):
         items = [item for item in batch if item.video in readable]
         answers = dict(zip((item.id for item in items), _answers(model, kind, items, readout, ask, readable), strict=True))
-        reasons = {item.id: unreadable.get(item.video, NO_CLIP) if item.video else NO_CLIP for item in batch}
-        _append_answers(out, {item.id: answers.get(item.id) or Answer((), why=reasons[item.id]) for item in batch})
+        _append_answers(out, {item.id: Answer((), why=unreadable.get(item.video, NO_CLIP)) for item in batch} | answers)
         out.log(number, answered=sum(not answer.why for answer in answers.values()))
         model.add_counters(out)
         out.commit_state(number, lambda folder: None)
     # 3. prediction files
-    answers, unanswered = read_answers(out.path)
+    answers = {id_: answer for id_, answer in read_answers(out.path).items() if not answer.why}
     for name, rows in prediction_files(benchmark, {id_: answer.texts for id_, answer in answers.items()}).items():
         (out.path / name).write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
     for item in benchmark.items[::SAMPLE_EVERY]:
         if item.id in answers:
             sample = {"question": " / ".join(item.questions), "answer": item.answer, "said": answers[item.id].texts}
             out.sample({"video": item.name, **sample})
-    out.summary.update({"answered": len(answers), "unanswered": len(unanswered)})
+    out.summary.update({"answered": len(answers), "unanswered": len(benchmark.items) - len(answers)})
 
 
 def _answers(

@@ -160,8 +160,7 @@ class SessionModel:
         self.batch_size, self._max_new_tokens = evaluate.batch_size, evaluate.max_new_tokens
 
     def unreadable(self, videos: Sequence[str]) -> dict[str, str]:
-        _, bad = check_clips(videos, self._session.feature_cache, self._max_unreadable)
-        return {clip.path: clip.reason for clip in bad}
+        return {clip.path: clip.reason for clip in check_clips(videos, self._session.feature_cache, self._max_unreadable)[1]}
 
     def answers(self, prompts: Sequence[tuple[str, str]]) -> list[str]:
         questions = ((self._session.video_input(video), text) for video, text in prompts)
@@ -173,10 +172,8 @@ class SessionModel:
 
         session = self._session
         with session.adapters.inference_as(self._role):
-            pairs = [
-                session.encode_pair(session.video_input(video), question, session.answer_ids(text))
-                for video, question, text in candidates
-            ]
+            triples = ((session.video_input(video), question, session.answer_ids(text)) for video, question, text in candidates)
+            pairs = [session.encode_pair(*each) for each in triples]
             return mean_logprobs(session, pairs, self.batch_size)
 
     def add_counters(self, out: StageDir) -> None:
@@ -198,8 +195,7 @@ class EngineModel:
 
     def unreadable(self, videos: Sequence[str]) -> dict[str, str]:
         with ClipReader(self._video.timeout_seconds) as reader:
-            _, bad = check_clips(videos, reader, self._video.max_unreadable)
-        return {clip.path: clip.reason for clip in bad}
+            return {clip.path: clip.reason for clip in check_clips(videos, reader, self._video.max_unreadable)[1]}
 
     def answers(self, prompts: Sequence[tuple[str, str]]) -> list[str]:
         texts = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from minirlaif.benchmarks.models import resolve_model, title_of
 from minirlaif.benchmarks.predictions import read_predictions
 from minirlaif.benchmarks.tables import Scores, examples, grade_answers, judge_head, load_all, save, table_json
 from minirlaif.errors import UserError
-from minirlaif.judges.config import JudgeSettings, check_judge, judge_prompts, judge_settings, open_judge
+from minirlaif.judges.config import check_judge, judge_prompts, judge_settings, open_judge
 from minirlaif.judges.grade import nothing_read
 from minirlaif.judges.rubric import HIGHEST
 from minirlaif.runs.io import plain, read_json, write_atomic
@@ -60,7 +60,15 @@ def evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
         print("\n".join(f"predictions: {folder}" for folder in folders.values()))
         return 0
     # 3. grades
-    results = _grades(options, run, benchmark, settings, folders)
+    judge = open_judge(settings, options.runs_dir / REPLIES) if benchmark.kind.rubrics else None
+    ranked = benchmark.kind.ranks(options.readout) and not options.predictions  # also when no item could be ranked
+    results = []
+    with closing(judge) if judge else nullcontext():
+        for title, folder in folders.items():
+            model = {"run": run.root.name, "title": title, "answers": read_json(folder / "manifest.json")["identity"]}
+            grader = judge or benchmark.kind.grader(ranked, options.ask)
+            results.append(grade_answers(benchmark, model, read_answers(folder), grader))
+            save(run.root / "benchmarks" / benchmark.name / "scores", results[-1])
     # 4. tables
     print(write_tables(run, benchmark, results, READ_SECONDS))
     print(f"table: {run.root / 'benchmarks' / benchmark.name / 'table.html'}")
@@ -87,25 +95,6 @@ def _answers(options: argparse.Namespace, run: BenchmarkRun, benchmark: Benchmar
     if options.redo:
         set_aside(run, benchmark, specs)
     return {spec.title: answer_benchmark(run, benchmark, spec, readout, options.ask) for spec in specs}
-
-
-def _grades(
-    options: argparse.Namespace, run: BenchmarkRun, benchmark: Benchmark, settings: JudgeSettings, folders: Mapping[str, Path]
-) -> list[Scores]:
-    """Every model's grades, saved."""
-    judge = open_judge(settings, options.runs_dir / REPLIES) if benchmark.kind.rubrics else None
-    ranked = benchmark.kind.ranks(options.readout) and not options.predictions  # also when no item could be ranked
-    results = []
-    with closing(judge) if judge else nullcontext():
-        for title, folder in folders.items():
-            answers, unanswered = read_answers(folder)
-            grader = judge or benchmark.kind.grader(ranked, options.ask)
-            name, grades, counts = grade_answers(benchmark, answers, unanswered, grader)
-            model = {"run": run.root.name, "title": title, "answers": read_json(folder / "manifest.json")["identity"]}
-            scores = Scores(benchmark.name, benchmark.kind.name, benchmark.sha256, model, name, tuple(grades), counts)
-            save(run.root / "benchmarks" / benchmark.name / "scores", scores)
-            results.append(scores)
-    return results
 
 
 def write_tables(run: Run, benchmark: Benchmark, results: Sequence[Scores], timeout: float) -> str:
@@ -137,7 +126,7 @@ def _examples(
     by key. judge: named with every grade, "" where the page has only one."""
     kind = benchmark.kind
     items = {item.id: item for item in benchmark.items}
-    answers = {s.model["title"]: read_answers(run.dir(f"benchmarks/{benchmark.name}/{s.model['title']}"))[0] for s in results}
+    answers = {s.model["title"]: read_answers(run.dir(f"benchmarks/{benchmark.name}/{s.model['title']}")) for s in results}
     chosen = list(zip(("worst", "best"), examples(results[-1], EXAMPLES), strict=True))
     strips: dict[str, tuple[str, bytes, float]] = {}  # clip -> key for the page, JPEG, width by height
     with ClipReader(timeout) as reader:
@@ -149,7 +138,7 @@ def _examples(
         item, rows = items[id_], []
         for scores in results:
             answer, grades = answers[scores.model["title"]].get(id_), _grades_text(scores, id_)
-            text = kind.answer_text(item, answer) if answer else ""
+            text = kind.answer_text(item, answer) if answer and not answer.why else ""
             rows.append((scores.title, text, f"{grades}, by {judge}" if judge and grades else grades))
         key, _, aspect = strips.get(item.video, ("", b"", 1.0))
         texts = {"question": kind.question_text(item), "truth": kind.truth_text(item), "answers": rows}

@@ -32,7 +32,7 @@ from minirlaif.stats import FEW, grouped, mean_of_means, sign_flip
 
 SCHEMA = 1  # of a file of grades
 ORDER = {model: place for place, model in enumerate(MODELS)}  # of rows in a table, so that differences read as gains
-NO_PREDICTION = "no prediction"
+NO_PREDICTION = Answer((), why="no prediction")
 RESAMPLES = 2000
 SEED = 0
 PAIRED = 4  # up to so many models in a table all pairs are compared; above it each with the first one
@@ -64,28 +64,25 @@ class Scores:
 
 
 def grade_answers(
-    benchmark: Benchmark, answers: Mapping[str, Answer], unanswered: Mapping[str, str], judge: TextJudge | JudgeName
-) -> tuple[JudgeName, list[Grade], Mapping[str, int]]:
-    """Grades by a judge, or by the benchmark's kind itself; the judge's name and counts.
-
-    unanswered: items that have no answer, with the reason; judge: its name alone where the kind grades. UserError when the judge
-    cannot be asked, or is not one version.
-    """
+    benchmark: Benchmark, model: Mapping[str, Any], answers: Mapping[str, Answer], judge: TextJudge | JudgeName
+) -> Scores:
+    """Grades by a judge, or by the benchmark's kind itself. model: as in `Scores`; answers: by item id; judge: its name alone
+    where the kind grades. UserError when the judge cannot be asked, or is not one version."""
     kind = benchmark.kind
     results: dict[str, dict[str, GradeResult]] = {}
     if isinstance(judge, JudgeName):
         grading = Grading(judge, [])
     else:
-        pairs = [(item, metric) for item in benchmark.items if item.id in answers for metric in kind.rubrics[item.part]]
+        items = [item for item in benchmark.items if item.id in answers and not answers[item.id].why]
+        pairs = [(item, metric) for item in items for metric in kind.rubrics[item.part]]
         requests = [GradeRequest(metric, item.questions, item.answer, answers[item.id].texts) for item, metric in pairs]
         grading = judge.grade(requests, {metric for item in benchmark.items for metric in kind.rubrics[item.part]})
         for (item, metric), result in zip(pairs, grading.results, strict=True):
             results.setdefault(item.id, {})[metric] = result
     grades: list[Grade] = []
     for item in benchmark.items:
-        reason = unanswered.get(item.id) or NO_PREDICTION
-        grades += kind.grade(item, answers.get(item.id), reason, results.get(item.id, {}))
-    return grading.judge, grades, grading.counts
+        grades += kind.grade(item, answers.get(item.id, NO_PREDICTION), results.get(item.id, {}))
+    return Scores(benchmark.name, kind.name, benchmark.sha256, model, grading.judge, tuple(grades), grading.counts)
 
 
 def save(folder: Path, scores: Scores) -> Path:

@@ -189,8 +189,8 @@ def test_marks_of_answers_that_were_made_again_are_left_out(workspace: Workspace
 def test_hits_by_rank(kind: str, rank: int, hits: dict[str, int]):
     item = Item("i", kind, "clip", "", (), "right", ("right", "wrong"))
     benchmark, answers = Benchmark("b", KIND[kind], (item,), "f"), {"i": Answer(("wrong",), rank)}
-    _, grades, _ = grade_answers(benchmark, answers, {}, benchmark.kind.grader(True, ""))
-    assert {grade.metric: grade.value for grade in grades} == hits
+    scores = grade_answers(benchmark, {}, answers, benchmark.kind.grader(True, ""))
+    assert {grade.metric: grade.value for grade in scores.grades} == hits
 
 
 # --- examples of a page

@@ -36,9 +36,9 @@ class Counting(BenchmarkKind):
     def grader(self, ranked: bool, ask: str) -> JudgeName:
         return JudgeName("count", "number within one", "1", "")
 
-    def grade(self, item: Item, answer: Answer | None, reason: str, results: Mapping[str, GradeResult]) -> list[Grade]:
-        if answer is None:
-            return [Grade(item.id, item.name, "within_one", None, reason)]
+    def grade(self, item: Item, answer: Answer, results: Mapping[str, GradeResult]) -> list[Grade]:
+        if answer.why:
+            return [Grade(item.id, item.name, "within_one", None, answer.why)]
         number = re.search(r"\d+", answer.texts[0])
         right = number is not None and abs(int(number[0]) - int(item.answer)) <= 1
         return [Grade(item.id, item.name, "within_one", float(right), "" if number else "holds no number")]

@@ -150,11 +150,10 @@ class BenchmarkKind(ABC):
         """The column of grades that need no judge. Likelihoods depend on the question, so its hash stands in the name."""
         return JudgeName("likelihood", "likeliest candidate per token", "1", text_hash(ask or self.ask))
 
-    def grade(self, item: Item, answer: Answer | None, reason: str, results: Mapping[str, GradeResult]) -> list[Grade]:
-        """A grade per metric of the item, here a hit or none at each depth. reason: why there is no answer; results: a judge's
-        by metric, empty without one."""
-        if answer is None or answer.rank is None:
-            return [Grade(item.id, item.name, metric, None, reason) for metric in self.depths]
+    def grade(self, item: Item, answer: Answer, results: Mapping[str, GradeResult]) -> list[Grade]:
+        """A grade per metric of the item, here a hit or none at each depth. results: a judge's by metric, empty without one."""
+        if answer.rank is None:
+            return [Grade(item.id, item.name, metric, None, answer.why) for metric in self.depths]
         return [Grade(item.id, item.name, metric, float(answer.rank <= depth)) for metric, depth in self.depths.items()]
 
     def write_predictions(self, item: Item, texts: Sequence[str]) -> dict[str, Any]:

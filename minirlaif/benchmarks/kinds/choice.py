@@ -44,10 +44,10 @@ class MultipleChoice(BenchmarkKind):
             return JudgeName("likelihood", "likeliest candidate per token", "1", "")
         return JudgeName("letter", "letter of the reply", "3", base.text_hash(ask or CHOOSE))
 
-    def grade(self, item: Item, answer: Answer | None, reason: str, results: Mapping[str, GradeResult]) -> list[Grade]:
+    def grade(self, item: Item, answer: Answer, results: Mapping[str, GradeResult]) -> list[Grade]:
         """A reply that names no option is a wrong answer, and says so."""
-        if answer is None or answer.rank is not None:
-            return super().grade(item, answer, reason, results)
+        if answer.why or answer.rank is not None:
+            return super().grade(item, answer, results)
         chosen = chosen_option(answer.texts[0], item.options)
         is_right = chosen is not None and item.options[chosen] == item.answer
         return [Grade(item.id, item.name, "accuracy", float(is_right), "" if chosen is not None else "names no option")]

@@ -44,11 +44,11 @@ class VideoInstruct(BenchmarkKind):
         columns = {**others, "video_name": clip, "Q": question, "A": answer}
         return Item("", own_part, clip, "", (question,), answer, row=columns)
 
-    def grade(self, item: Item, answer: Answer | None, reason: str, results: Mapping[str, GradeResult]) -> list[Grade]:
+    def grade(self, item: Item, answer: Answer, results: Mapping[str, GradeResult]) -> list[Grade]:
         """The judge's scores."""
         grades = []
         for metric in self.rubrics[item.part]:
-            result = results.get(metric, GradeResult(None, reason))
+            result = results.get(metric, GradeResult(None, answer.why))
             value = None if result.value is None else float(result.value.score)
             grades.append(Grade(item.id, item.name, metric, value, result.why, result.reply))
         return grades

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from minirlaif import config
 from minirlaif.config import Config
@@ -50,28 +50,6 @@ class ModelSpec:
     inputs: tuple[str, ...] = ()
     which: str = ""
     frames: int = 0
-
-
-class BenchmarkModel(Protocol):
-    """A loaded model."""
-
-    batch_size: int
-
-    def unreadable(self, videos: Sequence[str]) -> dict[str, str]:
-        """Clips that cannot be read, with reasons. UserError when they are more than video.max_unreadable allows."""
-        ...
-
-    def answers(self, prompts: Sequence[tuple[str, str]]) -> list[str]:
-        """The most likely answer to each (clip, question)."""
-        ...
-
-    def likelihoods(self, candidates: Sequence[tuple[str, str, str]]) -> list[float]:
-        """Mean log-probability per token of each (clip, question, text), in nats. UserError for models that give none."""
-        ...
-
-    def add_counters(self, out: StageDir) -> None:
-        """Add decodes, encodes and prefilled tokens since the last call to the stage's counters."""
-        ...
 
 
 def title_of(name: str) -> str:
@@ -160,14 +138,17 @@ class SessionModel:
         self.batch_size, self._max_new_tokens = evaluate.batch_size, evaluate.max_new_tokens
 
     def unreadable(self, videos: Sequence[str]) -> dict[str, str]:
+        """Clips that cannot be read, with reasons. UserError when they are more than video.max_unreadable allows."""
         return {clip.path: clip.reason for clip in check_clips(videos, self._session.feature_cache, self._max_unreadable)[1]}
 
     def answers(self, prompts: Sequence[tuple[str, str]]) -> list[str]:
+        """The most likely answer to each (clip, question)."""
         questions = ((self._session.video_input(video), text) for video, text in prompts)
         with self._session.adapters.inference_as(self._role):
             return self._session.greedy_answers(questions, self._max_new_tokens, self.batch_size)
 
     def likelihoods(self, candidates: Sequence[tuple[str, str, str]]) -> list[float]:
+        """Mean log-probability per token of each (clip, question, text), in nats."""
         from minirlaif.feedback.judge import mean_logprobs
 
         session = self._session
@@ -177,11 +158,12 @@ class SessionModel:
             return mean_logprobs(session, pairs, self.batch_size)
 
     def add_counters(self, out: StageDir) -> None:
+        """Add decodes, encodes and prefilled tokens since the last call to the stage's counters."""
         self._session.add_counters(out)
 
 
 class EngineModel:
-    """A chat engine. Questions about one clip that follow one another share its encoding."""
+    """A chat engine, with the methods of `SessionModel`. Questions about one clip that follow one another share its encoding."""
 
     batch_size = 1
 
@@ -217,6 +199,9 @@ class EngineModel:
         for name, value in now.items():
             out.counters[name] = out.counters.get(name, 0) + value - self._counters.get(name, 0)
         self._counters = now
+
+
+BenchmarkModel = SessionModel | EngineModel
 
 
 def _exported(name: str, path: Path, frames: int) -> tuple[dict[str, str], int]:

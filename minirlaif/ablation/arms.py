@@ -54,23 +54,14 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Claim:
-    """That one measure of a group is better than another one."""
-
-    text: str
-    better: str
-    worse: str
-
-
-@dataclass(frozen=True)
 class Group:
-    """One question."""
+    """One question. claims: (text, key of the measure that should be better, key of the other one)."""
 
     name: str
     title: str
     note: str
     measures: tuple[Measure, ...]
-    claims: tuple[Claim, ...]
+    claims: tuple[tuple[str, str, str], ...]
 
 
 @cache
@@ -113,12 +104,12 @@ def groups(margin: float, kl_coef: float) -> tuple[Group, ...]:
     """The eight questions, in the order of the report. margin: feedback.margin of the main run; kl_coef: its rollout.kl_coef."""
     result = []
     for row in _tables()["groups"]:
-        measures, claims = [Measure(*each) for each in row["measures"]], [Claim(*each) for each in row["claims"]]
+        measures, claims = [Measure(*each) for each in row["measures"]], [tuple(each) for each in row["claims"]]
         if row["name"] == "kl":
             known, main = [float(name[3:]) for name in _tables()["arms"] if name.startswith("kl-")], f"{kl_coef:g}"
             for kl in map("{:g}".format, sorted({*known, kl_coef})):
                 measures.append(Measure(kl, f"KL coefficient {kl}", "short" if kl == main else f"kl-{kl}", ANSWERS, "policy"))
-            claims += [Claim(f"KL coefficient {kl:g} is worse than {main}", main, f"{kl:g}") for kl in known if kl != kl_coef]
+            claims += [(f"KL coefficient {kl:g} is worse than {main}", main, f"{kl:g}") for kl in known if kl != kl_coef]
         note = row["note"].format(margin=margin, kl=kl_coef)
         result.append(Group(row["name"], row["title"], note, tuple(measures), tuple(claims)))
     return tuple(result)

@@ -67,14 +67,14 @@ def _group(group: Group, runs: Runs, failures: Failures, resamples: int) -> dict
     known, there = {measure.key: measure for measure in group.measures}, {entry["key"] for entry in shown}
     chosen = {MAIN}.union(*runs.values(), *failures.values())  # other arms were left out with --arms, and so are their claims
     claims = []
-    for claim in group.claims:
-        better, worse = known[claim.better], known[claim.worse]
+    for text, *keys in group.claims:
+        better, worse = (known[key] for key in keys)
         if {better.arm, worse.arm} <= chosen:
             if {better.key, worse.key} <= there:
                 outcome = _claim(items[better.key], items[worse.key], resamples)
             else:
                 outcome = _not_measured(better, worse, failures)
-            claims.append({"text": claim.text, "better": better.label, "worse": worse.label, **outcome})
+            claims.append({"text": text, "better": better.label, "worse": worse.label, **outcome})
     return {"name": group.name, "title": group.title, "note": group.note, "entries": shown, "claims": claims}
 
 

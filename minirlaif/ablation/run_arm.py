@@ -11,7 +11,6 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from minirlaif import config
 from minirlaif.algorithms.rollout import score_pairs
@@ -30,8 +29,7 @@ from minirlaif.stages.registry import STAGES
 from minirlaif.types import Sample
 
 BEST_OF = (2, 4, 8)  # how many sampled answers the best is chosen from; arms.yaml names the columns
-Answerer = Literal["policy", "sft", "best"]
-MODELS: dict[Answerer, tuple[str, ...]] = {"policy": ("rlaif",), "sft": ("sft",), "best": ("sft", "reward")}  # each uses
+MODELS = {"policy": ("rlaif",), "sft": ("sft",), "best": ("sft", "reward")}  # who answers -> the models of the run that it uses
 
 
 def main(folder: str) -> int:
@@ -51,8 +49,8 @@ def main(folder: str) -> int:
     return 0
 
 
-def answer_questions(cfg: Config, run: Run, who: Answerer) -> None:
-    """The stage exam: 1. questions 2. answers 3. one row per question."""
+def answer_questions(cfg: Config, run: Run, who: str) -> None:
+    """The stage exam: 1. questions 2. answers 3. one row per question. who: a key of MODELS."""
     sections = cfg.sections("model", "video", "feedback", "rollout", "evaluate")
     settings = settings_of(cfg.seed, cfg.data, ["test"], **sections)
     with run.stage("exam", {**settings, "who": who}, inputs=[run.producer(model) for model in MODELS[who]]) as out:

@@ -77,12 +77,8 @@ class AuditPair:
 
 
 def audit_figures(votes: Sequence[Vote], resamples: int, seed: int) -> dict[str, Figure]:
-    """Every figure of an audit.
-
-    agreement: share of alike choices among pairs that both decided; kappa: over A, B and none; judge_first: how often the judge
-    took the answer that it was shown first (0.5 without position bias); judge_longer and person_longer: how often the longer
-    answer won; longer_gap: judge minus person, on pairs that both decided; person_first: as judge_first, of the person.
-    """
+    """Every figure of an audit by its key in MEANING: shares from 0 to 1; kappa, and longer_gap of the pairs that both decided,
+    from -1 to 1."""
     labelled = [vote for vote in votes if vote.person]
     by_person = [vote for vote in labelled if vote.person in DECIDED]
     sides = [(v.clip, float(v.orders[i] == "AB"[i])) for v in votes for i in (0, 1) if v.orders[i] in DECIDED]

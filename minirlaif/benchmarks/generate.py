@@ -28,9 +28,6 @@ from minirlaif.runs.stage_dir import StageDir
 EVERY_CLIP = "In retrieval every clip is a candidate: add the missing clips, or remove their rows"
 KEPT_CANDIDATES = 10  # of a ranking
 SAMPLE_EVERY = 25
-NO_CLIP = "no such clip"
-NOT_PREDICTED = "not in the file of predictions"
-NO_NUMBER = "the likelihood of a candidate is not a number"
 
 
 class BenchmarkRun(Run):
@@ -90,8 +87,8 @@ def import_predictions(run: Run, benchmark: Benchmark, predictions: Predictions,
     settings = {"predictions": digest, "benchmark": _source(benchmark)}
     with run.stage(f"benchmarks/{benchmark.name}/{title}", settings, redo=redo) as out:
         if out is not None:
-            answers = {id_: Answer(each) for id_, each in texts.items()}
-            _append_answers(out, {item.id: answers.get(item.id, Answer((), why=NOT_PREDICTED)) for item in benchmark.items})
+            blank = {item.id: Answer((), why="not in the file of predictions") for item in benchmark.items}
+            _append_answers(out, blank | {id_: Answer(each) for id_, each in texts.items()})
             out.summary.update({"answered": len(texts), "unanswered": len(benchmark.items) - len(texts)})
     return run.dir(f"benchmarks/{benchmark.name}/{title}")
 
@@ -182,7 +179,7 @@ def _answer_items(out: StageDir, benchmark: Benchmark, model: BenchmarkModel, re
     for number, batch in enumerate(progress(batches[first:], len(batches), f"ask {benchmark.name}", initial=first), first + 1):
         items = [item for item in batch if item.video in readable]
         answers = dict(zip((item.id for item in items), _answers(model, kind, items, readout, ask, readable), strict=True))
-        _append_answers(out, {item.id: Answer((), why=unreadable.get(item.video, NO_CLIP)) for item in batch} | answers)
+        _append_answers(out, {item.id: Answer((), why=unreadable.get(item.video, "no such clip")) for item in batch} | answers)
         out.log(number, answered=sum(not answer.why for answer in answers.values()))
         model.add_counters(out)
         out.commit_state(number, lambda folder: None)
@@ -215,7 +212,7 @@ def _ranked(model: BenchmarkModel, candidates: Candidates) -> Answer:
     likelihood that is not a number is neither above nor below another: then there is no rank."""
     values = model.likelihoods(candidates.scored)
     if not all(map(math.isfinite, values)):
-        return Answer((), why=NO_NUMBER)
+        return Answer((), why="the likelihood of a candidate is not a number")
     order = sorted(range(len(values)), key=lambda i: -values[i])
     rank = sum(value >= values[candidates.right] for value in values)
     return Answer(tuple(candidates.names[i] for i in order[:KEPT_CANDIDATES]), rank)

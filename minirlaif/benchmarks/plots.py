@@ -14,7 +14,7 @@ from minirlaif.benchmarks.kinds import metrics as all_metrics
 from minirlaif.benchmarks.kinds.videoinstruct import FIVE
 from minirlaif.benchmarks.tables import judge_head, uncertain
 from minirlaif.judges.rubric import HIGHEST
-from minirlaif.stats import FEW
+from minirlaif.stats import FEW, grouped
 
 OWN = {"base": "#8b94a0", "sft": "#d6801f", "rlaif": "#2b6cd8"}  # as in the report
 COLOURS = ("#4d8c7d", "#b565a7", "#cf4b3f", "#9a7b1f", "#5572b0", "#8a6fd1")  # at least 3 to 1 on white and on the dark page
@@ -73,11 +73,10 @@ def panels(table: Mapping[str, Any]) -> list[Panel]:
         others = ", ".join(row["model"] for row in each["rows"][MOST:])
         title = head if heads.count(head) == 1 else each["title"]  # two versions of one judge
         result.append(Panel(title, series, f"not drawn, only in the table: {others}" if others else ""))
-    rows = [row for row in table["published"] if row["model"].startswith(KNOWN)]
-    for judge in dict.fromkeys(row["judge"] for row in rows):
-        series = [Series(row["model"], row["values"], {}) for row in rows if row["judge"] == judge]
-        more = sum(row["judge"] == judge for row in table["published"]) - len(series)
-        result.append(Panel(f"Published ({judge})", series, f"not drawn: {more} more of the table's models" if more else ""))
+    for judge, rows in grouped((row["judge"], row) for row in table["published"]).items():
+        series = [Series(row["model"], row["values"], {}) for row in rows if row["model"].startswith(KNOWN)]
+        more = f"not drawn: {len(rows) - len(series)} more of the table's models" if len(rows) > len(series) else ""
+        result += [Panel(f"Published ({judge})", series, more)] if series else []
     return result
 
 

@@ -225,20 +225,16 @@ def table_json(all_scores: Sequence[Scores], together: Sequence[str] = ()) -> di
     compared in any case. ValueError without scores."""
     if not all_scores:
         raise ValueError("no scores")
-    groups = grouped((scores.key, scores) for scores in all_scores).values()
-    tables = [{**judged(group, pairs_of(group, together)), "first_only": len(group) > PAIRED} for group in groups]
+    tables = []
+    titles = together if len(together) <= PAIRED else ()
+    for group in grouped((scores.key, scores) for scores in all_scores).values():
+        pairs, first_only = list(itertools.combinations(group, 2)), len(group) > PAIRED
+        if first_only:  # ten models would make 45 pairs, which nobody reads
+            pairs = [(a, b) for a, b in pairs if a is group[0] or (a.title in titles and b.title in titles)]
+        tables.append({**judged(group, pairs), "first_only": first_only})
     first = all_scores[0]
     head = {"benchmark": first.benchmark, "kind": first.kind, "sha256": first.sha256}
     return {**head, "tables": tables, "published": published(first.benchmark, first.kind)}
-
-
-def pairs_of(group: Sequence[Scores], together: Sequence[str]) -> list[tuple[Scores, Scores]]:
-    """The models that a table compares: ten models would make 45 pairs, which nobody reads. together: see `table_json`."""
-    pairs = list(itertools.combinations(group, 2))
-    if len(group) <= PAIRED:
-        return pairs
-    titles = together if len(together) <= PAIRED else ()
-    return [(a, b) for a, b in pairs if a is group[0] or (a.title in titles and b.title in titles)]
 
 
 def examples(scores: Scores, count: int) -> tuple[list[str], list[str]]:

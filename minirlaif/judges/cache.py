@@ -6,15 +6,12 @@ messages: any run that asks the same question reuses the reply.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 import threading
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from minirlaif.errors import UserError
 from minirlaif.runs.io import disk_is_full
@@ -56,11 +53,6 @@ class Replies:
             if disk_is_full(error, path.parent):
                 raise
             raise UserError(f"{path}: not a reply cache ({error}); move or delete it, and the judge is asked again") from None
-
-    @staticmethod
-    def key(signature: Mapping[str, Any], messages: Sequence[Message]) -> str:
-        """Hash of everything that a reply depends on."""
-        return hashlib.sha256(json.dumps([dict(signature), list(messages)], sort_keys=True).encode()).hexdigest()
 
     def get(self, key: str) -> Reply | None:
         """The reply kept under a key."""

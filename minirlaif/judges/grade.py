@@ -7,6 +7,8 @@ has no grade and says why.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -209,7 +211,8 @@ class ChatJudge(ABC):
         return JudgeName(self.kind, self.name, next(iter(counts.versions), ""), prompt, dates, self.signature)
 
     def _key(self, messages: Sequence[Message]) -> str:
-        return Replies.key(self.signature, messages)
+        """Hash of everything that a reply depends on."""
+        return hashlib.sha256(json.dumps([dict(self.signature), list(messages)], sort_keys=True).encode()).hexdigest()
 
     def _result(self, question: Question[T], counts: Counts) -> Result[T]:
         conversation = list(question.messages)

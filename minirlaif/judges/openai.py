@@ -108,7 +108,7 @@ class EndpointJudge(ChatJudge):
         try:
             with self._client.stream("POST", self._url, content=body) as response:
                 if response.is_success:
-                    return self._read(_content(response, MAX_BYTES, deadline))
+                    return self._read(_content(response, deadline))
                 raise self._status_error(response, deadline)
         except (httpx.TimeoutException, TimeoutError):
             raise _TryAgain(f"no answer within {self.settings.timeout_seconds:g} s") from None
@@ -122,7 +122,7 @@ class EndpointJudge(ChatJudge):
     def _status_error(self, response: httpx.Response, deadline: float) -> Exception:
         """The meaning of an HTTP error for the one question and for all."""
         try:
-            data = _content(response, MAX_BYTES, deadline)
+            data = _content(response, deadline)
         except (TimeoutError, httpx.HTTPError):
             data = b""
         # Of a longer text nothing is shown: where it was cut, the first part of a key may stand.
@@ -184,14 +184,14 @@ def _client(settings: JudgeSettings, key: str) -> httpx.Client:
         raise UserError(f"judge {settings.name}: the environment names a proxy that cannot be used ({error})") from None
 
 
-def _content(response: httpx.Response, most: int, deadline: float) -> bytes:
-    """The body, of a longer one at least one byte more than `most`. TimeoutError after the deadline (of the monotonic clock):
+def _content(response: httpx.Response, deadline: float) -> bytes:
+    """The body, of a longer one a byte more than MAX_BYTES. TimeoutError after the deadline (of the monotonic clock):
     httpx's time-out is for each read, and a server that sends a byte now and then would hold a request for ever."""
     data = b""
     for part in response.iter_raw():
         data += part
-        if len(data) > most:
-            return data[: most + 1]
+        if len(data) > MAX_BYTES:
+            return data[: MAX_BYTES + 1]
         if time.monotonic() > deadline:
             raise TimeoutError
     return data

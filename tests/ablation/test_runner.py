@@ -164,8 +164,8 @@ def test_every_figure_has_its_arm_and_every_arm_its_inputs() -> None:
         keys = [measure.key for measure in group.measures]
         assert len(set(keys)) == len(keys) and {measure.counts for measure in group.measures} <= set(COUNTS)
         counts = {measure.key: measure.counts for measure in group.measures}
-        for claim in group.claims:
-            assert counts[claim.better] == counts[claim.worse], claim.text
+        for text, better, worse in group.claims:
+            assert counts[better] == counts[worse], text
         used |= {measure.arm for measure in group.measures}
     assert used - {MAIN} == set(known)
     order = [*list(STAGES)[: list(STAGES).index("evaluate")], "exam"]
@@ -181,7 +181,7 @@ def test_every_figure_has_its_arm_and_every_arm_its_inputs() -> None:
             assert needs[stage] <= there, arm.name
             there.add(stage)
         assert exams[arm.answered_by] <= there and bool(arm.answered_by) == ("exam" in arm.makes)
-    assert {claim.text for group in groups_of(CFG) for claim in group.claims if "better than the base" in claim.text}
+    assert {text for group in groups_of(CFG) for text, *_ in group.claims if "better than the base" in text}
 
 
 def test_arms_follow_the_main_run() -> None:

@@ -35,7 +35,6 @@ class MultipleChoice(BenchmarkKind):
         return Item("", "choice", clip, "", (question,), options[_right_place(row, options)], options, row, base.own_id(row))
 
     def prompts(self, item: Item) -> list[str]:
-        """The question with its options, each behind its letter."""
         return [asked_choice(question, item.options) for question in item.questions]
 
     def grader(self, ranked: bool, ask: str) -> JudgeName:
@@ -53,12 +52,10 @@ class MultipleChoice(BenchmarkKind):
         return [Grade(item.id, item.name, "accuracy", float(is_right), "" if chosen is not None else "names no option")]
 
     def question_text(self, item: Item) -> str:
-        """The question, and the options with their letters."""
         options = [f"{base.option_letter(place)}. {option}" for place, option in enumerate(item.options)]
         return "\n".join([*item.questions, *options])
 
     def truth_text(self, item: Item) -> str:
-        """The right option behind its letter."""
         return f"{base.option_letter(item.options.index(item.answer))}. {item.answer}"
 
     def answer_text(self, item: Item, answer: Answer) -> str:

@@ -30,7 +30,6 @@ class QuestionAnswering(BenchmarkKind):
         return Item("", "qa", clip, "", (question,), answer, row=columns, own=base.own_id(row))
 
     def grade(self, item: Item, answer: Answer, results: Mapping[str, GradeResult]) -> list[Grade]:
-        """The judge's yes or no, and its score."""
         result = results.get("qa", GradeResult(None, answer.why))
         accuracy, score = (None, None) if result.value is None else (float(bool(result.value.yes)), float(result.value.score))
         right = Grade(item.id, item.name, "accuracy", accuracy, result.why, result.reply)

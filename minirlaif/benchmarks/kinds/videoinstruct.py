@@ -45,7 +45,6 @@ class VideoInstruct(BenchmarkKind):
         return Item("", own_part, clip, "", (question,), answer, row=columns)
 
     def grade(self, item: Item, answer: Answer, results: Mapping[str, GradeResult]) -> list[Grade]:
-        """The judge's scores."""
         grades = []
         for metric in self.rubrics[item.part]:
             result = results.get(metric, GradeResult(None, answer.why))
@@ -54,13 +53,11 @@ class VideoInstruct(BenchmarkKind):
         return grades
 
     def question_text(self, item: Item) -> str:
-        """Both questions of consistency by name."""
         if len(item.questions) == 1:
             return item.questions[0]
         return f"First question: {item.questions[0]}\nSecond question: {item.questions[1]}"
 
     def answer_text(self, item: Item, answer: Answer) -> str:
-        """Both answers of consistency by name."""
         if len(item.questions) == 1:
             return super().answer_text(item, answer)
         return f"First answer: {answer.texts[0]}\nSecond answer: {answer.texts[1]}"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from minirlaif import config
 from minirlaif.config import Config
-from minirlaif.config.schema import EvaluateSection, ModelSection, VideoSection
+from minirlaif.config.schema import ModelSection
 from minirlaif.errors import UserError
 from minirlaif.gguf import export_info
 from minirlaif.inference.engine import ChatEngine, LoadedClip, SamplingParams
@@ -110,16 +110,15 @@ def resolve_model(name: str, run: Run, config_file: str | None, changes: Sequenc
 @contextmanager
 def load_model(spec: ModelSpec, run: Run) -> Iterator[BenchmarkModel]:
     """Load a model; it is freed at the end of the block."""
-    video, evaluate = spec.config.video, spec.config.evaluate
     if spec.kind == "gguf":
         from minirlaif.gguf.runtime.engine import GgufEngine
 
         with closing(GgufEngine(Path(spec.path), threads=os.cpu_count() or 1)) as engine:
-            yield EngineModel(engine, video, evaluate.max_new_tokens, spec.which, spec.frames)
+            yield EngineModel(engine, spec)
         return
     from minirlaif.session import open_session
 
-    with open_session(run, spec.config.model, video) as session:
+    with open_session(run, spec.config.model, spec.config.video) as session:
         role = "base"
         if spec.kind == "run" and spec.inputs:
             role = spec.which
@@ -127,25 +126,26 @@ def load_model(spec: ModelSpec, run: Run) -> Iterator[BenchmarkModel]:
         elif spec.kind == "adapter":
             role = "policy"
             session.adapters.add(role, 0, Path(spec.path))
-        yield SessionModel(session, role, evaluate, video.max_unreadable)
+        yield SessionModel(session, role, spec.config)
 
 
 class SessionModel:
     """A role of a session: batches, and likelihoods. Its clips go through the run's feature cache."""
 
-    def __init__(self, session: ModelSession, role: str, evaluate: EvaluateSection, max_unreadable: float) -> None:
-        self._session, self._role, self._max_unreadable = session, role, max_unreadable
-        self.batch_size, self._max_new_tokens = evaluate.batch_size, evaluate.max_new_tokens
+    def __init__(self, session: ModelSession, role: str, cfg: Config) -> None:
+        self._session, self._role, self._cfg = session, role, cfg
+        self.batch_size = cfg.evaluate.batch_size
 
     def unreadable(self, videos: Sequence[str]) -> dict[str, str]:
         """Clips that cannot be read, with reasons. UserError when they are more than video.max_unreadable allows."""
-        return {clip.path: clip.reason for clip in check_clips(videos, self._session.feature_cache, self._max_unreadable)[1]}
+        bad = check_clips(videos, self._session.feature_cache, self._cfg.video.max_unreadable)[1]
+        return {clip.path: clip.reason for clip in bad}
 
     def answers(self, prompts: Sequence[tuple[str, str]]) -> list[str]:
         """The most likely answer to each (clip, question)."""
         questions = ((self._session.video_input(video), text) for video, text in prompts)
         with self._session.adapters.inference_as(self._role):
-            return self._session.greedy_answers(questions, self._max_new_tokens, self.batch_size)
+            return self._session.greedy_answers(questions, self._cfg.evaluate.max_new_tokens, self.batch_size)
 
     def likelihoods(self, candidates: Sequence[tuple[str, str, str]]) -> list[float]:
         """Mean log-probability per token of each (clip, question, text), in nats."""
@@ -167,11 +167,11 @@ class EngineModel:
 
     batch_size = 1
 
-    def __init__(self, engine: ChatEngine, video: VideoSection, max_new_tokens: int, which: str, frames: int) -> None:
-        if which and which not in engine.models:
-            raise UserError(f"{engine.title}: holds no model {which}; it has {', '.join(engine.models)}")
-        self._engine, self._video, self._which, self._frames = engine, video, which, frames
-        self._params = SamplingParams(max_new_tokens=max_new_tokens)
+    def __init__(self, engine: ChatEngine, spec: ModelSpec) -> None:
+        if spec.which and spec.which not in engine.models:
+            raise UserError(f"{engine.title}: holds no model {spec.which}; it has {', '.join(engine.models)}")
+        self._engine, self._spec, self._video = engine, spec, spec.config.video
+        self._params = SamplingParams(max_new_tokens=spec.config.evaluate.max_new_tokens)
         self._clip: LoadedClip | None = None
         self._counters: Mapping[str, int] = {}
 
@@ -183,8 +183,8 @@ class EngineModel:
         texts = []
         for video, question in prompts:
             if self._clip is None or self._clip.video != video:
-                self._clip = self._engine.load_clip(video, self._frames)
-            texts.append("".join(self._engine.stream(self._clip, (), question, self._params, self._which)).strip())
+                self._clip = self._engine.load_clip(video, self._spec.frames)
+            texts.append("".join(self._engine.stream(self._clip, (), question, self._params, self._spec.which)).strip())
         return texts
 
     def likelihoods(self, candidates: Sequence[tuple[str, str, str]]) -> list[float]:
@@ -195,10 +195,9 @@ class EngineModel:
         )
 
     def add_counters(self, out: StageDir) -> None:
-        now = dict(self._engine.counters)
-        for name, value in now.items():
+        for name, value in self._engine.counters.items():
             out.counters[name] = out.counters.get(name, 0) + value - self._counters.get(name, 0)
-        self._counters = now
+        self._counters = dict(self._engine.counters)
 
 
 BenchmarkModel = SessionModel | EngineModel

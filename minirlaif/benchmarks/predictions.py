@@ -84,15 +84,12 @@ def _matched(
         matches = same or matches or of_clip
         if same:
             break
-    # Of several the one with the same question, in the part that the file is called by, with the same reference.
-    free = sorted(
-        (item for item in matches if item.id not in matched),
-        key=lambda item: (_plain_questions(item) != questions, item.part != part, _plain(item.answer) != answer),
-    )
+    free = [item for item in matches if item.id not in matched]
     if not free:
         unknown = f"is no row of the benchmark: {wanted[0][-1]!r:.60}"
         raise BadRow("answers a question for the second time" if matches else unknown)
-    item = free[0]
+    # Of several the one with the same question, in the part that the file is called by, with the same reference.
+    item = min(free, key=lambda item: (_plain_questions(item) != questions, item.part != part, _plain(item.answer) != answer))
     if raw_questions[0] and questions != _plain_questions(item):
         raise BadRow(f"has the id of another question of the benchmark: {item.questions[0]!r:.60}")
     columns = prediction_columns(item)

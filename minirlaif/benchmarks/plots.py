@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,72 +83,66 @@ def panels(table: Mapping[str, Any]) -> list[Panel]:
 def radar(all_panels: Sequence[Panel]) -> str:
     """Five axes from 0 to 5, a polygon per model, panels one below the other. "" when no panel has all five metrics."""
     drawn = [panel for panel in all_panels if any(set(FIVE) <= set(series.values) for series in panel.series)]
-    if not drawn:
-        return ""
-    figure = _figure(4.9 * len(drawn))
-    angles = [2 * math.pi * i / len(FIVE) for i in range(len(FIVE))]
-    for place, panel in enumerate(drawn, 1):
-        axes = figure.add_subplot(len(drawn), 1, place, projection="polar")
-        axes.set_facecolor("none")
-        axes.set_theta_offset(math.pi / 2)
-        axes.set_theta_direction(-1)
-        axes.set_xticks(angles, [all_metrics()[metric].label for metric in FIVE], color=INK, size=9.5)
-        axes.set_ylim(0, HIGHEST)
-        axes.set_yticks(range(1, HIGHEST + 1), map(str, range(1, HIGHEST + 1)), color=SOFT, size=8)
-        axes.grid(color=LINE)
-        axes.spines["polar"].set_color(LINE)
-        for colour, series in zip(_colours(panel), panel.series, strict=True):
-            if set(FIVE) <= set(series.values):
-                heights = [series.values[metric] for metric in FIVE]
-                axes.plot([*angles, angles[0]], [*heights, heights[0]], color=colour, linewidth=1.8, label=series.model)
-                axes.fill(angles, heights, color=colour, alpha=0.08)
-        lacking = [series.model for series in panel.series if not set(FIVE) <= set(series.values)]
-        lines = [panel.caption(False), *([f"without all five, not drawn: {', '.join(lacking)}"] if lacking else [])]
-        axes.set_title("\n".join(lines), size=9, color=SOFT, pad=26)  # above the word of the upper axis
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.09), **LEGEND)
-    return _svg(figure)
+    return _picture(drawn, 4.9, _draw_radar, projection="polar")
 
 
 def bars(all_panels: Sequence[Panel]) -> str:
     """A group of bars per metric, whiskers where there are intervals (dotted where they are not reliable). "" without any
     value."""
-    drawn = [panel for panel in all_panels if any(series.values for series in panel.series)]
-    if not drawn:
-        return ""
-    figure = _figure(3.4 * len(drawn))
-    for place, panel in enumerate(drawn, 1):
-        metrics = [m for m in all_metrics().values() if any(m.name in series.values for series in panel.series)]
-        axes = figure.add_subplot(len(drawn), 1, place)
-        width = min(0.8 / len(panel.series), THICKEST / WIDTH * len(metrics))
-        for number, (colour, series) in enumerate(zip(_colours(panel), panel.series, strict=True)):
-            known = [(i, m) for i, m in enumerate(metrics) if m.name in series.values]
-            across = [i + (number - (len(panel.series) - 1) / 2) * width for i, _ in known]
-            # Shares and scores of 0 to 5 share an axis as parts of the best value.
-            heights = [series.values[m.name] / m.best for _, m in known]
-            axes.bar(across, heights, width * 0.92, color=colour, label=series.model, zorder=2)
-            for x, height, (_, m) in zip(across, heights, known, strict=True):
-                high = height
-                if m.name in series.ends:
-                    low, high = (end / m.best for end in series.ends[m.name])
-                    style = ":" if m.name in series.few else "-"
-                    axes.plot([x, x], [low, high], color=INK, linewidth=1.1, linestyle=style, zorder=3)
-                if len(panel.series) * len(metrics) <= LABELLED:
-                    value = series.values[m.name]
-                    text = f"{100 * value:.0f}" if m.is_share else f"{value:.2f}"
-                    axes.annotate(text, (x, high), (0, 2), textcoords="offset points", ha="center", size=7.5, color=SOFT)
-        axes.set_xticks(range(len(metrics)), [m.label.replace(" of ", "\nof ") for m in metrics], size=9, color=INK)
-        axes.set_xlim(-0.5, len(metrics) - 0.5)
-        _scale(axes, [m.is_share for m in metrics])
-        axes.set_title(panel.caption(True), size=9, color=SOFT, loc="left")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), **LEGEND)
-    return _svg(figure)
+    return _picture([panel for panel in all_panels if any(series.values for series in panel.series)], 3.4, _draw_bars)
+
+
+def _draw_radar(axes: Any, panel: Panel) -> None:
+    angles = [2 * math.pi * i / len(FIVE) for i in range(len(FIVE))]
+    axes.set_theta_offset(math.pi / 2)
+    axes.set_theta_direction(-1)
+    axes.set_xticks(angles, [all_metrics()[metric].label for metric in FIVE], color=INK, size=9.5)
+    axes.set_ylim(0, HIGHEST)
+    axes.set_yticks(range(1, HIGHEST + 1), map(str, range(1, HIGHEST + 1)), color=SOFT, size=8)
+    axes.grid(color=LINE)
+    axes.spines["polar"].set_color(LINE)
+    lines, lacking = [panel.caption(False)], []
+    for colour, series in zip(_colours(panel), panel.series, strict=True):
+        if set(FIVE) <= set(series.values):
+            heights = [series.values[metric] for metric in FIVE]
+            axes.plot([*angles, angles[0]], [*heights, heights[0]], color=colour, linewidth=1.8, label=series.model)
+            axes.fill(angles, heights, color=colour, alpha=0.08)
+        else:
+            lacking.append(series.model)
+    lines += [f"without all five, not drawn: {', '.join(lacking)}"] if lacking else []
+    axes.set_title("\n".join(lines), size=9, color=SOFT, pad=26)  # above the word of the upper axis
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.09), **LEGEND)
+
+
+def _draw_bars(axes: Any, panel: Panel) -> None:
+    metrics = [m for m in all_metrics().values() if any(m.name in series.values for series in panel.series)]
+    width = min(0.8 / len(panel.series), THICKEST / WIDTH * len(metrics))
+    for number, (colour, series) in enumerate(zip(_colours(panel), panel.series, strict=True)):
+        known = [(i, m) for i, m in enumerate(metrics) if m.name in series.values]
+        across = [i + (number - (len(panel.series) - 1) / 2) * width for i, _ in known]
+        # Shares and scores of 0 to 5 share an axis as parts of the best value.
+        heights = [series.values[m.name] / m.best for _, m in known]
+        axes.bar(across, heights, width * 0.92, color=colour, label=series.model, zorder=2)
+        for x, high, (_, m) in zip(across, heights, known, strict=True):
+            if m.name in series.ends:
+                low, high = (end / m.best for end in series.ends[m.name])
+                style = ":" if m.name in series.few else "-"
+                axes.plot([x, x], [low, high], color=INK, linewidth=1.1, linestyle=style, zorder=3)
+            if len(panel.series) * len(metrics) <= LABELLED:
+                value = series.values[m.name]
+                text = f"{100 * value:.0f}" if m.is_share else f"{value:.2f}"
+                axes.annotate(text, (x, high), (0, 2), textcoords="offset points", ha="center", size=7.5, color=SOFT)
+    axes.set_xticks(range(len(metrics)), [m.label.replace(" of ", "\nof ") for m in metrics], size=9, color=INK)
+    axes.set_xlim(-0.5, len(metrics) - 0.5)
+    _scale(axes, [m.is_share for m in metrics])
+    axes.set_title(panel.caption(True), size=9, color=SOFT, loc="left")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), **LEGEND)
 
 
 def _scale(axes: Any, are_shares: Sequence[bool]) -> None:
     """The axis of the values: percent, scores, or percent at the left and scores at the right where there are both."""
     steps = [i / HIGHEST for i in range(HIGHEST + 1)]
     percents, scores = [str(100 * i // HIGHEST) for i in range(HIGHEST + 1)], list(map(str, range(HIGHEST + 1)))
-    axes.set_facecolor("none")
     axes.set_ylim(0, 1.12)
     axes.set_yticks(steps, percents if are_shares[0] else scores, size=8, color=SOFT)
     axes.set_ylabel("%" if are_shares[0] else f"score, 0 to {HIGHEST}", size=8, color=SOFT)
@@ -161,8 +155,7 @@ def _scale(axes: Any, are_shares: Sequence[bool]) -> None:
     axes.grid(axis="y", color=LINE, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(LINE)
 
 
@@ -171,21 +164,19 @@ def _colours(panel: Panel) -> list[str]:
     return [OWN.get(series.model.rsplit(" ", 1)[-1]) or next(spare) for series in panel.series]
 
 
-def _figure(height: float) -> Any:
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
+def _picture(panels: Sequence[Panel], height: float, draw_panel: Callable[[Any, Panel], None], **axes: Any) -> str:
+    """Panels one below the other as SVG, without a background; its ink turns light in dark mode. "" without panels. height: of a
+    panel in inches; axes: options of each panel's axes."""
+    if not panels:
+        return ""
+    import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout = ConstrainedLayoutEngine(hspace=0.08)  # the head of a panel must not touch the legend of the one above
-    figure = Figure((WIDTH, height), layout=layout, facecolor="none")
-    FigureCanvasSVG(figure)
-    return figure
-
-
-def _svg(figure: Any) -> str:
-    """The figure without a background; its ink turns light in dark mode."""
-    import matplotlib
-
+    figure = Figure((WIDTH, height * len(panels)), layout=layout, facecolor="none")
+    for place, panel in enumerate(panels, 1):
+        draw_panel(figure.add_subplot(len(panels), 1, place, facecolor="none", **axes), panel)
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "minirlaif"}):  # the same picture, the same bytes
         figure.savefig(buffer, format="svg", metadata={"Date": None})

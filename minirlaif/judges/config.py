@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import json
 import os
+import pkgutil
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -138,8 +138,7 @@ def _unknown(given: Mapping[Any, Any]) -> list[str]:
 
 def open_judge(settings: JudgeSettings, replies: Path) -> TextJudge:
     """The judge that the settings name. replies: the file in which a chat model's replies are kept."""
-    module, _, name = JUDGES[settings.kind].target.partition(":")
-    judge: TextJudge = getattr(importlib.import_module(module), name)(settings, replies)
+    judge: TextJudge = pkgutil.resolve_name(JUDGES[settings.kind].target)(settings, replies)
     return judge
 
 

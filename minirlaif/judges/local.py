@@ -28,12 +28,10 @@ from minirlaif.types import Turn
 class HfJudge(ChatJudge):
     """A folder or hub id of transformers: any causal language model with a chat template, or one of this package's families."""
 
-    kind = "hf"
-
     def __init__(self, settings: JudgeSettings, replies: Path | None = None) -> None:
         check_judge(settings)
         section = ModelSection(settings.name, **{n: getattr(settings, n) for n in ("device", "dtype", "quantization")})
-        self.name = Path(settings.name).name
+        self.kind, self.name = "hf", Path(settings.name).name
         try:
             self._version = base_hash(section)
             # auto is another number format on a GPU, and other numbers make other replies
@@ -100,8 +98,6 @@ def _end_of_turn(tokenizer: Any) -> int:
 class GgufJudge(ChatJudge):
     """A GGUF file of a text model, with the chat template that it carries."""
 
-    kind = "gguf"
-
     def __init__(self, settings: JudgeSettings, replies: Path | None = None) -> None:
         check_judge(settings)
         path = Path(settings.name)
@@ -109,7 +105,7 @@ class GgufJudge(ChatJudge):
             import llama_cpp
         except ImportError:
             raise UserError(f"judge gguf:{settings.name}: needs llama.cpp; `pip install llama-cpp-python`") from None
-        self.name, self._version = path.name, sha256(path)[:16]
+        self.kind, self.name, self._version = "gguf", path.name, sha256(path)[:16]
         self._lock, self._closed = threading.Lock(), False
         fields = {name: getattr(settings, name) for name in ("temperature", "max_tokens", "context")}
         self.signature = {"kind": self.kind, "file": self._version, **fields}

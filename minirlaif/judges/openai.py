@@ -48,11 +48,9 @@ class _TryAgain(Exception):
 class EndpointJudge(ChatJudge):
     """Asks one model at one address; several threads may ask at once."""
 
-    kind = "openai"
-
     def __init__(self, settings: JudgeSettings, replies: Path | None = None) -> None:
         super().__init__(settings, replies)
-        self.name, self.parallel = settings.name, settings.parallel
+        self.kind, self.name, self.parallel = "openai", settings.name, settings.parallel
         self._extra: dict[str, Any] = json.loads(settings.extra or "{}")
         self._body = {"model": settings.name, "temperature": settings.temperature, "max_tokens": settings.max_tokens}
         self.signature = {"kind": self.kind, "url": settings.url.rstrip("/"), **self._with_extra(self._body)}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.benchmarks.dataset import Benchmark, listed
-from minirlaif.benchmarks.kinds.base import Answer, BenchmarkKind, Candidates, Item
+from minirlaif.benchmarks.kinds.base import Answer, Candidates
 from minirlaif.benchmarks.models import BenchmarkModel, ModelSpec, load_model
 from minirlaif.benchmarks.predictions import Predictions, prediction_files
 from minirlaif.errors import UserError
@@ -139,9 +139,8 @@ def _removed_if_refused(out: StageDir) -> Iterator[None]:
         if out.state() is None:
             with suppress(OSError):  # other models' folders lie in those above it
                 empty(out.path)
-                out.path.rmdir()
-                out.path.parent.rmdir()
-                out.path.parent.parent.rmdir()
+                for folder in (out.path, *out.path.parents[:2]):
+                    folder.rmdir()
         raise
 
 
@@ -178,7 +177,13 @@ def _answer_items(out: StageDir, benchmark: Benchmark, model: BenchmarkModel, re
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     for number, batch in enumerate(progress(batches[first:], len(batches), f"ask {benchmark.name}", initial=first), first + 1):
         items = [item for item in batch if item.video in readable]
-        answers = dict(zip((item.id for item in items), _answers(model, kind, items, readout, ask, readable), strict=True))
+        if kind.ranks(readout):
+            answers = {item.id: _ranked(model, kind.candidates(item, ask, readable)) for item in items}
+        else:
+            prompts = [(item, kind.prompts(item)) for item in items]
+            pairs = [(item.video, text) for item, texts in prompts for text in texts]
+            replies = iter(model.answers(pairs) if pairs else ())
+            answers = {item.id: Answer(tuple(next(replies) for _ in texts)) for item, texts in prompts}
         _append_answers(out, {item.id: Answer((), why=unreadable.get(item.video, "no such clip")) for item in batch} | answers)
         out.log(number, answered=sum(not answer.why for answer in answers.values()))
         model.add_counters(out)
@@ -192,19 +197,6 @@ def _answer_items(out: StageDir, benchmark: Benchmark, model: BenchmarkModel, re
             sample = {"question": " / ".join(item.questions), "answer": item.answer, "said": answers[item.id].texts}
             out.sample({"video": item.name, **sample})
     out.summary.update({"answered": len(answers), "unanswered": len(benchmark.items) - len(answers)})
-
-
-def _answers(
-    model: BenchmarkModel, kind: BenchmarkKind, items: Sequence[Item], readout: str, ask: str, clips: Mapping[str, str]
-) -> list[Answer]:
-    """Answers to items whose clips can be read. clips: name of every such clip by its path."""
-    if not items:
-        return []
-    if kind.ranks(readout):
-        return [_ranked(model, kind.candidates(item, ask, clips)) for item in items]
-    prompts = [kind.prompts(item) for item in items]
-    texts = iter(model.answers([(item.video, text) for item, each in zip(items, prompts, strict=True) for text in each]))
-    return [Answer(tuple(next(texts) for _ in each)) for each in prompts]
 
 
 def _ranked(model: BenchmarkModel, candidates: Candidates) -> Answer:

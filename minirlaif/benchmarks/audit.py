@@ -182,11 +182,10 @@ class Audit:
         """Write result.json; returns its path."""
         labels = list(self.labels.values())
         counts = {name: labels.count(name) for name in LABELS}
-        path = self._folder / "result.json"
         value = {"pairs": len(self._rows), "sampled": len(self.items), "labels": counts, "readout": self.readout}
         figures = {name: vars(figure) for name, figure in self.figures().items()}
-        write_atomic(path, json.dumps(plain({**value, **figures}), indent=1) + "\n")
-        return str(path)
+        write_atomic(self._folder / "result.json", json.dumps(plain({**value, **figures}), indent=1) + "\n")
+        return str(self._folder / "result.json")
 
     def table_rows(self, few: str = f", fewer than {FEW}: too few to rely on") -> list[tuple[str, str, str, str]]:
         """The figures for people: what, value, interval, out of how many; few: added to a small number."""

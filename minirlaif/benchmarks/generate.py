@@ -202,9 +202,10 @@ def _answer_items(out: StageDir, benchmark: Benchmark, model: BenchmarkModel, re
 def _ranked(model: BenchmarkModel, candidates: Candidates) -> Answer:
     """Candidates by likelihood. Ties count against the model: one that finds all alike is no better than the last place. A
     likelihood that is not a number is neither above nor below another: then there is no rank."""
-    values = model.likelihoods(candidates.scored)
+    scored, names, right = candidates
+    values = model.likelihoods(scored)
     if not all(map(math.isfinite, values)):
         return Answer((), why="the likelihood of a candidate is not a number")
     order = sorted(range(len(values)), key=lambda i: -values[i])
-    rank = sum(value >= values[candidates.right] for value in values)
-    return Answer(tuple(candidates.names[i] for i in order[:KEPT_CANDIDATES]), rank)
+    rank = sum(value >= values[right] for value in values)
+    return Answer(tuple(names[i] for i in order[:KEPT_CANDIDATES]), rank)

@@ -188,7 +188,6 @@ class EngineModel:
         return texts
 
     def likelihoods(self, candidates: Sequence[tuple[str, str, str]]) -> list[float]:
-        """Engines have none."""
         raise UserError(
             f"{self._engine.title}: this engine gives no likelihoods of candidates; evaluate the run or the folder that it was"
             " exported from, or for multiple choice use --readout letter"

@@ -26,6 +26,9 @@ OPTION_SERIES = (("a0", "a1"), ("option 0", "option 1"), ("A", "B"))  # first na
 _TAG = re.compile(r"^\s*<(?:image|video)>\s*|\s*<(?:image|video)>\s*$")
 SHOWN_CANDIDATES = 3  # of a ranking, in an example
 
+# What is ranked for one item: (clip, question, text) of each candidate, what predictions call them, and the place of the right one.
+Candidates = tuple[Sequence[tuple[str, str, str]], Sequence[str], int]
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -75,16 +78,6 @@ class Answer:
     texts: tuple[str, ...]
     rank: int | None = None
     why: str = ""
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """What is ranked for one item. scored: (clip, question, text) of each candidate; names: what predictions call them; right:
-    the place of the right one."""
-
-    scored: Sequence[tuple[str, str, str]]
-    names: Sequence[str]
-    right: int
 
 
 @dataclass(frozen=True)
@@ -144,7 +137,7 @@ class BenchmarkKind(ABC):
         clip by path."""
         question = [*item.questions, ask][0]
         scored = [(item.video, question, option) for option in item.options]
-        return Candidates(scored, item.options, item.options.index(item.answer))
+        return scored, item.options, item.options.index(item.answer)
 
     def grader(self, ranked: bool, ask: str) -> JudgeName:
         """The column of grades that need no judge. Likelihoods depend on the question, so its hash stands in the name."""

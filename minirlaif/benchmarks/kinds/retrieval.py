@@ -37,4 +37,4 @@ class Retrieval(BenchmarkKind):
     def candidates(self, item: Item, ask: str, clips: Mapping[str, str]) -> Candidates:
         """Every clip, by how likely the caption is about it."""
         scored = [(video, ask, item.answer) for video in clips]
-        return Candidates(scored, list(clips.values()), list(clips).index(item.video))
+        return scored, list(clips.values()), list(clips).index(item.video)

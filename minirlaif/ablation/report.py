@@ -18,7 +18,6 @@ from minirlaif.stats import grouped
 
 Runs = Mapping[int, Mapping[str, Run]]  # seed -> arm -> its run folder
 Failures = Mapping[int, Mapping[str, str]]  # seed -> arm that could not be made -> why
-NOTHING = {"mean": None, "low": None, "high": None, "n": 0}  # the figure of a claim that was not measured
 
 
 def write(root: Path, groups: Sequence[Group], resamples: int, runs: Runs, arms: Sequence[Arm], failures: Failures) -> None:
@@ -97,8 +96,9 @@ def _not_measured(better: Measure, worse: Measure, failures: Failures) -> dict[s
     arms = dict.fromkeys((better.arm, worse.arm))
     why = [f"seed {seed}, {arm}: {failures[seed][arm]}" for arm in arms for seed in failures if arm in failures[seed]]
     reason = "; ".join(why) or "no items that both arms have in every seed"
-    empty = {"pooled": NOTHING, "seeds": {}, "better_mean": None, "worse_mean": None}
-    return {**empty, "verdict": MISSING, "reason": reason}
+    nothing = {"mean": None, "low": None, "high": None, "n": 0}
+    means = {"better_mean": None, "worse_mean": None}
+    return {"pooled": nothing, "seeds": {}, **means, "verdict": MISSING, "reason": reason}
 
 
 def _seconds(runs: Runs, arms: Sequence[Arm]) -> dict[str, float]:

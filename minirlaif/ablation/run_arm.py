@@ -52,8 +52,8 @@ def main(folder: str) -> int:
 def answer_questions(cfg: Config, run: Run, who: str) -> None:
     """The stage exam: 1. questions 2. answers 3. one row per question. who: a key of MODELS."""
     sections = cfg.sections("model", "video", "feedback", "rollout", "evaluate")
-    settings = settings_of(cfg.seed, cfg.data, ["test"], **sections)
-    with run.stage("exam", {**settings, "who": who}, inputs=[run.producer(model) for model in MODELS[who]]) as out:
+    settings = settings_of(cfg.seed, cfg.data, ["test"], **sections) | {"who": who}
+    with run.stage("exam", settings, inputs=[run.producer(model) for model in MODELS[who]]) as out:
         if out is None:
             return
         # 1. questions

@@ -139,8 +139,7 @@ def _main_job(options: argparse.Namespace, root: Path, seed: int, main: Run) -> 
     """The `run` command itself: of finished stages it only checks settings and inputs."""
     words = ["run", *MAIN_STAGES, "--config", options.config, "--run", main.root.name, "--runs-dir", str(main.root.parent)]
     words = [sys.executable, "-m", "minirlaif", *words, "--set", *options.set, f"seed={seed}"]
-    finished = all(main.manifest(stage) is not None for stage in MAIN_STAGES)
-    weight = CHECK_WEIGHT if finished else MAIN_WEIGHT
+    weight = CHECK_WEIGHT if all(main.manifest(stage) for stage in MAIN_STAGES) else MAIN_WEIGHT
     return Job(f"seed {seed}, {MAIN}", lambda: words, root / f"seed{seed}" / "main.txt", (), weight)
 
 

@@ -57,12 +57,9 @@ def listed(names: Sequence[str]) -> str:
 
 
 def read_benchmark(source: str, videos: str) -> Benchmark:
-    """Read a benchmark and find its clips.
-
-    source: a file, a folder, or the name of one in benchmarks/; videos: the folder of its clips, which may lie in folders below
-    it and be named without suffix; "": they are not looked for. UserError: no such benchmark, an unknown layout, or every bad row
-    of a file.
-    """
+    """Read a benchmark and find its clips. source: a file, a folder, or the name of one in benchmarks/; videos: the folder of its
+    clips, which may lie in folders below it and be named without suffix; "": they are not looked for. UserError: no such
+    benchmark, a layout that is none of the known ones, or every bad row of a file."""
     location = find_source(source)
     if videos and not Path(videos).is_dir():
         raise UserError(f"--videos {videos}: no such folder; name the folder of the benchmark's clips")

@@ -45,11 +45,9 @@ class BenchmarkRun(Run):
 
 
 def answer_benchmark(run: Run, benchmark: Benchmark, spec: ModelSpec, readout: str, ask: str) -> Path:
-    """Generate a model's answers; returns the folder.
-
-    readout: of multiple choice, letter or likelihood; ask: the question where rows have none ("": the kind's own).
-    UserError when clips are missing or unreadable beyond video.max_unreadable, or the folder was made with other settings.
-    """
+    """Generate a model's answers; returns the folder. readout: of multiple choice, letter or likelihood; ask: the question where
+    rows have none ("": the kind's own). UserError when clips are missing or unreadable beyond video.max_unreadable, or the folder
+    was made with other settings."""
     stage = f"benchmarks/{benchmark.name}/{spec.title}"
     _check_folder(run, benchmark, spec.title, False, predictions=False)
     ask = ask or benchmark.kind.ask

@@ -59,11 +59,8 @@ def title_of(name: str) -> str:
 
 
 def resolve_model(name: str, run: Run, config_file: str | None, changes: Sequence[str]) -> ModelSpec:
-    """The model that `--model NAME` stands for.
-
-    config_file: `--config`, or None: the config of the run that the model belongs to, or else the defaults; changes: `--set`.
-    UserError when there is no such model.
-    """
+    """The model that `--model NAME` stands for. config_file: `--config`, or None: the config of the run that the model belongs
+    to, or else the defaults; changes: `--set`. UserError when there is no such model."""
     from minirlaif.session import settings_of
 
     if name in MODELS and not (run.root / "config.yaml").is_file():
@@ -98,10 +95,8 @@ def resolve_model(name: str, run: Run, config_file: str | None, changes: Sequenc
         cfg = replace(cfg, model=replace(cfg.model, base=name, revision=cfg.model.revision if path.is_dir() else "main"))
         title, kind = _own_title(path.resolve().name), "folder"
     else:
-        known = ", ".join(reversed(MODELS))
-        raise UserError(
-            f"--model {name}: no such file or folder, and none of {known}; name a run's model, an adapter, a folder or a .gguf"
-        )
+        known = f"no such file or folder, and none of {', '.join(reversed(MODELS))}"
+        raise UserError(f"--model {name}: {known}; name a run's model, an adapter, a folder or a .gguf")
     settings = {"model": settings_of(cfg.seed, cfg.data, model=cfg.model)["model"], "video": config.plain(cfg.video)}
     settings |= {"max_new_tokens": cfg.evaluate.max_new_tokens, **weights}
     return ModelSpec(title, kind, str(path), cfg, settings, inputs, which)

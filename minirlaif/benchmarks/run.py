@@ -44,9 +44,8 @@ def evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
     if not benchmark.kind.rubrics and settings.kind not in ("normalised", "none"):
         raise UserError(f"--judge {options.judge}: {benchmark.name} ({benchmark.kind.name}) needs no judge; leave --judge out")
     if benchmark.kind.ask and options.predictions:
-        raise UserError(
-            f"--predictions: {benchmark.name} compares candidates by likelihood, which a file of answers does not hold"
-        )
+        reason = "compares candidates by likelihood, which a file of answers does not hold"
+        raise UserError(f"--predictions: {benchmark.name} {reason}")
     # 2. answers
     if options.predictions:  # they may cover all items where only a part of them is evaluated
         if not (title := title_of(options.model[0])):

@@ -25,24 +25,23 @@ OF_MODELS = ("prompts", "temperature", "max_tokens", "attempts")  # settings of 
 @dataclass(frozen=True)
 class JudgeKind:
     """One kind of judge. target: "module:Class" of a TextJudge that is made from (settings, file of replies), imported when it is
-    opened; example: how `--judge` names one; settings: of this kind alone; chat_model: needs a name and has OF_MODELS."""
+    opened; example: how `--judge` names one; settings: names of its own, between spaces; chat_model: needs a name and OF_MODELS."""
 
     target: str
     example: str
-    settings: tuple[str, ...] = ()
+    settings: str = ""
     chat_model: bool = False
 
 
 JUDGES = {
     "exact": JudgeKind("minirlaif.judges.grade:MatchJudge", "exact"),
     "normalised": JudgeKind("minirlaif.judges.grade:MatchJudge", "normalised"),
-    "hf": JudgeKind("minirlaif.judges.local:HfJudge", "hf:FOLDER", ("device", "dtype", "quantization"), True),
-    "gguf": JudgeKind("minirlaif.judges.local:GgufJudge", "gguf:FILE", ("context", "threads"), True),
+    "hf": JudgeKind("minirlaif.judges.local:HfJudge", "hf:FOLDER", "device dtype quantization", True),
+    "gguf": JudgeKind("minirlaif.judges.local:GgufJudge", "gguf:FILE", "context threads", True),
     "openai": JudgeKind(
         "minirlaif.judges.openai:EndpointJudge",
         "openai:MODEL",
-        ("url", "key_env", "timeout_seconds", "retries", "backoff_seconds", "per_minute", "parallel", "extra", "price_in")
-        + ("price_out", "max_cost", "drop_version"),
+        "url key_env timeout_seconds retries backoff_seconds per_minute parallel extra price_in price_out max_cost drop_version",
         True,
     ),
 }
@@ -127,7 +126,7 @@ def _unknown(given: Mapping[Any, Any]) -> list[str]:
     kind = given.get("kind", "normalised")
     row = JUDGES.get(str(kind))
     problems = [] if row or kind == "none" else [f"kind must be one of none, {', '.join(JUDGES)}, not {kind!r}"]
-    own = (*(OF_MODELS if row.chat_model else ()), *row.settings) if row else ()
+    own = (*(OF_MODELS if row.chat_model else ()), *row.settings.split()) if row else ()
     its = f"{kind} has {', '.join(own) or 'none'}"
     for name in map(str, given):
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
@@ -154,9 +153,8 @@ def check_judge(settings: JudgeSettings) -> None:
         if settings.name.startswith((".", "/", "~")) or len(path.parts) > 2 or path.is_absolute():
             raise UserError(f"{where}: no such folder")
     if settings.kind == "openai" and settings.key_env and not os.environ.get(settings.key_env, "").strip():
-        raise UserError(
-            f"judge {settings.name}: the environment variable {settings.key_env} (key_env) is empty; put the key there"
-        )
+        variable = f"the environment variable {settings.key_env} (key_env)"
+        raise UserError(f"judge {settings.name}: {variable} is empty; put the key there")
 
 
 def _url_fault(url: str) -> str:

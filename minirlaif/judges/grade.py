@@ -31,10 +31,7 @@ LETTERS_PER_TOKEN = 4  # of English text, for the estimate
 OVERHEAD = 16  # tokens of a chat layout
 REPLY_TOKENS = 16  # of {"score": 3} and the like
 MAX_REFUSALS = 5  # before any reply: the settings are wrong, not the questions
-MATCH_NAMES = {  # kind -> its name in tables, and the version of its rule
-    "exact": JudgeName("exact", "exact match", "1", ""),
-    "normalised": JudgeName("normalised", "normalised match", "1", ""),
-}
+MATCH_NAMES = {kind: JudgeName(kind, f"{kind} match", "1", "") for kind in ("exact", "normalised")}  # 1: version of the rule
 
 T = TypeVar("T")
 
@@ -95,10 +92,8 @@ class Counts:
 
 class ChatJudge(ABC):
     """A TextJudge over a chat model. Subclasses set `kind`, `name` and `signature` (everything that a reply depends on beside the
-    messages) and implement `ask` and `stop`. `parallel` threads may call `ask` at once.
-
-    replies: file of kept replies; None: they are kept in memory.
-    """
+    messages) and implement `ask` and `stop`. `parallel` threads may call `ask` at once. replies: file of kept replies; None: they
+    are kept in memory."""
 
     kind: str
     name: str

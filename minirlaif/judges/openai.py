@@ -173,11 +173,9 @@ def _client(settings: JudgeSettings, key: str) -> httpx.Client:
     """Follows no redirect. Proxies of the environment count, except on the way to this machine itself."""
     headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "minirlaif"}
     headers |= {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    limits, use_proxy = httpx.Limits(max_connections=None, max_keepalive_connections=0), not _is_local(settings.url)
     try:
-        return httpx.Client(
-            headers=headers, timeout=settings.timeout_seconds, limits=limits, trust_env=not _is_local(settings.url)
-        )
+        return httpx.Client(headers=headers, timeout=settings.timeout_seconds, limits=limits, trust_env=use_proxy)
     except (ImportError, ValueError) as error:
         raise UserError(f"judge {settings.name}: the environment names a proxy that cannot be used ({error})") from None
 

@@ -26,7 +26,7 @@ OPTION_SERIES = (("a0", "a1"), ("option 0", "option 1"), ("A", "B"))  # first na
 _TAG = re.compile(r"^\s*<(?:image|video)>\s*|\s*<(?:image|video)>\s*$")
 SHOWN_CANDIDATES = 3  # of a ranking, in an example
 
-# What is ranked for one item: (clip, question, text) of each candidate, what predictions call them, and the place of the right one.
+# What is ranked for one item: (clip, question, text) of each candidate, their names in predictions, the place of the right one.
 Candidates = tuple[Sequence[tuple[str, str, str]], Sequence[str], int]
 
 

@@ -18,11 +18,7 @@ class VideoInstruct(BenchmarkKind):
     name = "videoinstruct"
     columns = "Q, A, video_name"
     metrics = (*(Metric(name, name.capitalize()) for name in FIVE), Metric("mean", "Mean of five"))
-    rubrics = {
-        "generic_qa": ("correctness", "detail", "context"),
-        "temporal_qa": ("temporal",),
-        "consistency_qa": ("consistency",),
-    }
+    rubrics = {"generic_qa": FIVE[:3], "temporal_qa": FIVE[3:4], "consistency_qa": FIVE[4:]}
 
     def matches(self, row: Mapping[str, Any], part: str) -> bool:
         """By its columns, or by the name of its file where question and answer are called so."""

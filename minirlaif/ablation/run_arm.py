@@ -14,7 +14,7 @@ from pathlib import Path
 
 from minirlaif import config
 from minirlaif.algorithms.rollout import score_pairs
-from minirlaif.config import Config
+from minirlaif.config import RolloutSection
 from minirlaif.data.preflight import Preflight, read_samples
 from minirlaif.errors import UserError
 from minirlaif.feedback.label import describe
@@ -34,13 +34,13 @@ MODELS = {"policy": ("rlaif",), "sft": ("sft",), "best": ("sft", "reward")}  # w
 
 def main(folder: str) -> int:
     """Make the stages that are not finished. Exit code 2, with one line, for a UserError."""
-    root = Path(folder)
+    root, config_file = Path(folder), Path(folder, "config.yaml")
     try:
-        arm, cfg = read_json(root / "arm.json"), config.load(root / "config.yaml")
-        run = Run(root, ("--config", str(root / "config.yaml")))
+        arm, cfg = read_json(root / "arm.json"), config.load(config_file)
+        run = Run(root, ("--config", str(config_file)))
         for name in arm["makes"]:
             if name == "exam":
-                answer_questions(cfg, run, arm["exam"])
+                answer_questions(config_file, run, arm["exam"])
             else:
                 STAGES[name].load()(cfg, run)
     except UserError as error:
@@ -49,8 +49,9 @@ def main(folder: str) -> int:
     return 0
 
 
-def answer_questions(cfg: Config, run: Run, who: str) -> None:
-    """The stage exam: 1. questions 2. answers 3. one row per question. who: a key of MODELS."""
+def answer_questions(config_file: Path, run: Run, who: str) -> None:
+    """The stage exam: 1. questions 2. answers 3. one row per question. config_file: the arm's settings; who: a key of MODELS."""
+    cfg = config.load(config_file)
     sections = cfg.sections("model", "video", "feedback", "rollout", "evaluate")
     settings = settings_of(cfg.seed, cfg.data, ["test"], **sections) | {"who": who}
     with run.stage("exam", settings, inputs=[run.producer(model) for model in MODELS[who]]) as out:
@@ -71,7 +72,7 @@ def answer_questions(cfg: Config, run: Run, who: str) -> None:
                 with session.adapters.inference_as("sft"):
                     described = describe(session, cfg.feedback, run, tests, {})
                 contexts = {video: row["context"] if cfg.reward.context else "" for video, row in described.items()}
-                answers = _best(models, cfg, tests, contexts)
+                answers = _best(models, cfg.rollout, tests, contexts, cfg.evaluate.batch_size, cfg.seed)
             else:
                 session.adapters.add(who, 0, run.adapter(MODELS[who][0]))
                 answers = {who: greedy_answers(session, cfg.evaluate, who, tests)}
@@ -85,14 +86,16 @@ def answer_questions(cfg: Config, run: Run, who: str) -> None:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def _best(models: PPOModels, cfg: Config, tests: Sequence[Sample], contexts: Mapping[str, str]) -> dict[str, list[str]]:
-    """Sampled SFT answers, and of the first n the one with the highest score."""
-    session, critic, section, size, most = models.policy, models.critic, cfg.rollout, cfg.evaluate.batch_size, BEST_OF[-1]
+def _best(
+    models: PPOModels, section: RolloutSection, tests: Sequence[Sample], contexts: Mapping[str, str], size: int, seed: int
+) -> dict[str, list[str]]:
+    """Sampled SFT answers, and of the first n the one with the highest score. size: questions per batch."""
+    session, critic, most = models.policy, models.critic, BEST_OF[-1]
     texts: dict[str, list[str]] = {f"best_{n}": [] for n in BEST_OF}
     for start in progress(range(0, len(tests), size), -(-len(tests) // size), "exam"):
         batch = tests[start : start + size]
         prompts = [session.encode_prompt(session.video_input(row.video), row.turns[0].question) for row in batch]
-        source = generator(cfg.seed, "exam", start)
+        source = generator(seed, "exam", start)
         with session.adapters.inference_as("sft"):
             drawn = sample(session.backbone, prompts, most, section.temperature, 1.0, section.max_new_tokens, source)
         rows = [

@@ -121,26 +121,25 @@ def load_model(spec: ModelSpec, run: Run) -> Iterator[BenchmarkModel]:
         elif spec.kind == "adapter":
             role = "policy"
             session.adapters.add(role, 0, Path(spec.path))
-        yield SessionModel(session, role, spec.config)
+        yield SessionModel(session, role, spec)
 
 
 class SessionModel:
     """A role of a session: batches, and likelihoods. Its clips go through the run's feature cache."""
 
-    def __init__(self, session: ModelSession, role: str, cfg: Config) -> None:
-        self._session, self._role, self._cfg = session, role, cfg
-        self.batch_size = cfg.evaluate.batch_size
+    def __init__(self, session: ModelSession, role: str, spec: ModelSpec) -> None:
+        self._session, self._role, self._max_unreadable = session, role, spec.config.video.max_unreadable
+        self.batch_size, self._max_new_tokens = spec.config.evaluate.batch_size, spec.config.evaluate.max_new_tokens
 
     def unreadable(self, videos: Sequence[str]) -> dict[str, str]:
         """Clips that cannot be read, with reasons. UserError when they are more than video.max_unreadable allows."""
-        bad = check_clips(videos, self._session.feature_cache, self._cfg.video.max_unreadable)[1]
-        return {clip.path: clip.reason for clip in bad}
+        return {clip.path: clip.reason for clip in check_clips(videos, self._session.feature_cache, self._max_unreadable)[1]}
 
     def answers(self, prompts: Sequence[tuple[str, str]]) -> list[str]:
         """The most likely answer to each (clip, question)."""
         questions = ((self._session.video_input(video), text) for video, text in prompts)
         with self._session.adapters.inference_as(self._role):
-            return self._session.greedy_answers(questions, self._cfg.evaluate.max_new_tokens, self.batch_size)
+            return self._session.greedy_answers(questions, self._max_new_tokens, self.batch_size)
 
     def likelihoods(self, candidates: Sequence[tuple[str, str, str]]) -> list[float]:
         """Mean log-probability per token of each (clip, question, text), in nats."""

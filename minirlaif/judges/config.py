@@ -25,7 +25,7 @@ OF_MODELS = ("prompts", "temperature", "max_tokens", "attempts")  # settings of 
 @dataclass(frozen=True)
 class JudgeKind:
     """One kind of judge. target: "module:Class" of a TextJudge that is made from (settings, file of replies), imported when it is
-    opened; example: how `--judge` names one; settings: names of its own, between spaces; chat_model: needs a name and OF_MODELS."""
+    opened; example: how `--judge` names one; settings: its own, with spaces between; chat_model: needs a name, has OF_MODELS."""
 
     target: str
     example: str

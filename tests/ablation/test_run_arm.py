@@ -61,7 +61,7 @@ def test_the_model_in_question_answers(monkeypatch: pytest.MonkeyPatch, tmp_path
         return [[Completion(backbone.renderer.answer("a red circle."), True, ())] for _ in prompts]
 
     monkeypatch.setattr(generation, "sample", sample)
-    run_arm.answer_questions(config.load(settings_file(session, tmp_path)), run, who)
+    run_arm.answer_questions(settings_file(session, tmp_path), run, who)
     assert questions == [(2, True), (1, True)]
     rows = tiny.read_lines(run.dir("exam") / "answers.jsonl")
     assert [(row["id"], row["truth"], row[who]) for row in rows] == [(f"t{n}", f"answer {n}", "a red circle.") for n in range(3)]
@@ -91,7 +91,7 @@ def test_the_best_of_the_first_n_answers_is_the_one_with_the_highest_score(
     monkeypatch.setattr(run_arm, "sample", sample)
     monkeypatch.setattr(rollout, "reward_scores", scored)
     monkeypatch.setattr(run_arm, "describe", lambda *_: message)
-    run_arm.answer_questions(config.load(settings_file(session, tmp_path)), run, "best")
+    run_arm.answer_questions(settings_file(session, tmp_path), run, "best")
     for row in tiny.read_lines(run.dir("exam") / "answers.jsonl"):
         assert [row[f"best_{n}"].count("red") for n in (2, 4, 8)] == [2, 2, 7]
     assert len(read) == 24 and all(("a blue cross." in text) == context for text in read)
@@ -159,7 +159,7 @@ def test_the_exam_asks_as_evaluate_does(tmp_path: Path) -> None:
     run.set_aside("ppo")
     run.set_aside("exam")
     (arm / "ppo").symlink_to(main / "ppo")  # now the arm's policy is the main run's
-    run_arm.answer_questions(config.load(small_config.TINY, three), run, "policy")
+    run_arm.answer_questions(arm / "config.yaml", run, "policy")
     mine = {row["id"]: row["policy"] for row in tiny.read_lines(arm / "exam" / "answers.jsonl")}
     assert mine == {row["id"]: row["rlaif"] for row in tiny.read_lines(main / "evaluate" / "answers.jsonl")}
     assert mine and (run.manifest("exam") or {})["counters"]["encodes"] == 0  # the main run's cache has everything

@@ -1,5 +1,4 @@
-"""Which of two answers is better: judged in both orders by the model itself or by a TextJudge; what a judge reads beside them,
-and the win rate of a policy.
+"""Which of two answers is better: judged in both orders by the model itself or by a TextJudge.
 
 The model has two read-outs. "letter": the logits of A and B after the judge's question (the paper asks for a letter).
 "likelihood": the mean log-likelihood of each answer after frames, context and question; small models manage that one. It shows
@@ -12,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from minirlaif.config import FeedbackSection
+from minirlaif.feedback.describe import context_text, describe_segments
 from minirlaif.feedback.text_judge import TextJudge
 from minirlaif.feedback.verdicts import Disagreement, choice_from_margin, combine_orders, judge_question, swap_choice
 from minirlaif.models.logprobs import EncodedPair, first_token_logprobs, map_micro_batches, token_logprobs
-from minirlaif.session import ModelSession, PPOModels, VideoInput
-from minirlaif.types import Choice, Comparison, Sample, Verdict
-
-Segment = tuple[tuple[float, float], str]  # (start and end in seconds, description)
+from minirlaif.session import ModelSession, VideoInput
+from minirlaif.types import Choice, Comparison, Verdict
 
 
 def judge(
@@ -104,22 +102,6 @@ def _letter_values(
     return map_micro_batches(margins, [len(row) for row in rows], batch_size)
 
 
-def describe_segments(session: ModelSession, videos: Sequence[str], section: FeedbackSection) -> dict[str, list[Segment]]:
-    """Greedy descriptions of the segments of each clip, from the segments' own (dense) frames, by the active adapter."""
-    inputs = [(video, span, view) for video in videos for span, view in session.segment_inputs(video)]
-    segments: dict[str, list[Segment]] = {video: [] for video in videos}
-    questions = ((view, section.describe_prompt) for _, _, view in inputs)
-    texts = session.greedy_answers(questions, section.describe_tokens, section.batch_size)
-    for (video, span, _), text in zip(inputs, texts, strict=True):
-        segments[video].append((span, text))
-    return segments
-
-
-def context_text(segments: Sequence[Segment]) -> str:
-    """The context that a judge reads beside the answers: one line "12s: description" per segment, in the order given."""
-    return "".join(f"{start:.0f}s: {' '.join(text.split())}\n" for (start, _), text in segments)
-
-
 class SessionJudge:
     """Describes and judges for the chat engine as the stage `feedback` does: by the adapter "sft" of an open session."""
 
@@ -142,36 +124,3 @@ class SessionJudge:
 def is_order_consistent(verdict: Verdict) -> bool:
     """Whether both orders named the same answer."""
     return verdict.orders[0] == verdict.orders[1] and verdict.orders[0] in ("A", "B")
-
-
-class WinRateEvaluator:
-    """How often the judge, the SFT model, prefers the policy's greedy answer to its own, on dev prompts (ties count half): how a
-    checkpoint is chosen without the truth."""
-
-    def __init__(
-        self, models: PPOModels, dev: Sequence[Sample], contexts: Mapping[str, str], section: FeedbackSection, max_new_tokens: int
-    ) -> None:
-        self._models, self._dev, self._contexts = models, list(dev), contexts
-        self._section, self._max_new_tokens = section, max_new_tokens
-        self._sft: list[str] | None = None
-
-    def win_rate(self) -> float:
-        """Share of dev prompts won by the policy as it is now."""
-        session, reference, f = self._models.policy, self._models.reference, self._section
-        policy = self._answers(session, "policy")
-        with reference.adapters.on_device("reference"):
-            if self._sft is None:
-                self._sft = self._answers(reference, "reference")
-            pairs = [
-                Comparison(row.id, row.video, row.turns[0].question, new, old, self._contexts[row.video] if f.context else "")
-                for row, new, old in zip(self._dev, policy, self._sft, strict=True)
-            ]
-            views = {row.video: session.video_input(row.video) if f.judge_frames else None for row in self._dev}
-            with reference.adapters.inference_as("reference"):
-                verdicts = judge(reference, pairs, views, f.readout, 0.0, f.disagreement, f.batch_size)
-        return sum({"A": 1.0, "B": 0.0}.get(v.choice, 0.5) for v in verdicts) / len(verdicts)
-
-    def _answers(self, session: ModelSession, role: str) -> list[str]:
-        questions = ((session.video_input(row.video), row.turns[0].question) for row in self._dev)
-        with session.adapters.on_device(role), session.adapters.inference_as(role):
-            return session.greedy_answers(questions, self._max_new_tokens, self._section.batch_size)

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from minirlaif.config import FeedbackSection
-from minirlaif.feedback.judge import context_text, describe_segments, judge, judge_texts
+from minirlaif.feedback.describe import context_text, describe_segments
+from minirlaif.feedback.judge import judge, judge_texts
 from minirlaif.feedback.text_judge import TextJudge
 from minirlaif.models.generation import Completion, sample
 from minirlaif.models.seeds import generator, seed_of

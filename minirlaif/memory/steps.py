@@ -22,7 +22,7 @@ from minirlaif.algorithms.rollout import Rollout, RolloutCollector, score_rows
 from minirlaif.config import Config, DataSection, VideoSection
 from minirlaif.data.preflight import Preflight, read_preferences, read_samples
 from minirlaif.errors import UserError
-from minirlaif.feedback.judge import describe_segments
+from minirlaif.feedback.describe import describe_segments
 from minirlaif.feedback.label import draw_answers, judge_pairs
 from minirlaif.memory.random_model import random_models
 from minirlaif.models.loading import critic_model, read_config

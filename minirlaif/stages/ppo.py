@@ -18,7 +18,7 @@ from minirlaif.algorithms.rollout import Rollout, RolloutCollector
 from minirlaif.config import Config, PpoSection, RewardSection
 from minirlaif.data.preflight import Preflight, read_dev, read_samples
 from minirlaif.errors import UserError
-from minirlaif.feedback.judge import WinRateEvaluator
+from minirlaif.feedback.win_rate import WinRateEvaluator
 from minirlaif.models.loading import base_hash, critic_model
 from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import progress

@@ -22,7 +22,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor
 
 from minirlaif.config import Config, PretrainSection, plain
-from minirlaif.feedback.judge import context_text
+from minirlaif.feedback.describe import context_text
 from minirlaif.models.backbones.smolvlm import LAYOUT_FILE, SmolVLM
 from minirlaif.models.renderer import FrameLayout
 from minirlaif.models.seeds import seed_of

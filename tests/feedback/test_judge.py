@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from minirlaif.feedback import judge as judging
-from minirlaif.feedback.judge import answer_margins, context_text, is_order_consistent, judge, judge_texts, mean_logprobs
+from minirlaif.feedback.describe import context_text
+from minirlaif.feedback.judge import answer_margins, is_order_consistent, judge, judge_texts, mean_logprobs
 from minirlaif.feedback.verdicts import judge_question
 from minirlaif.models.logprobs import token_logprobs
 from minirlaif.session import ModelSession

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from minirlaif.algorithms.rollout import RolloutCollector
 from minirlaif.config import Config
 from minirlaif.errors import UserError
-from minirlaif.feedback import judge as judging
-from minirlaif.feedback.judge import WinRateEvaluator
+from minirlaif.feedback import win_rate
+from minirlaif.feedback.win_rate import WinRateEvaluator
 from minirlaif.models.generation import sample
 from minirlaif.models.logprobs import EncodedPair, reward_scores, token_logprobs, token_values
 from minirlaif.runs.run import Run
@@ -239,6 +239,6 @@ def test_the_dev_judge_counts_what_the_policy_wins(monkeypatch: pytest.MonkeyPat
             verdicts.append(Verdict(pair.id, choice, 1.0, (choice, choice)))
         return verdicts
 
-    monkeypatch.setattr(judging, "judge", judge)
+    monkeypatch.setattr(win_rate, "judge", judge)
     assert WinRateEvaluator(tiny.models_of(session), dev, CONTEXTS, session.cfg.feedback, 5).win_rate() == 2.5 / 4
     assert rounds == [["q0", "q1", "q2", "q3"]]

@@ -6,8 +6,6 @@ them do the same steps in the same order; costly work is divided (`share`, `mapp
 folder and to the terminal. With one process every function here changes nothing, and torch is not imported.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Errors that the command line prints as one line, with exit code 2."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 

@@ -1,7 +1,5 @@
 """What every stage works with: an open backbone with its adapters, the clips' features, and prompts made of them."""
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager

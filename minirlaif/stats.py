@@ -1,7 +1,5 @@
 """Exact match, guessing rate, 95 % intervals (bootstrap over clips, Wilson), sign-flip test. No torch, no global randomness."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections import Counter

@@ -5,8 +5,6 @@ others from the main run. Where an arm goes through PPO, it takes a third of the
 it is compared with.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import cache

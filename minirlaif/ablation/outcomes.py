@@ -4,8 +4,6 @@ Items are (clip, value from 0 to 1), by a key that is equal where two arms have 
 intervals, of all seeds together or of one seed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The three files of an ablation: figures, intervals and verdicts as JSON, Markdown and HTML. No torch."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

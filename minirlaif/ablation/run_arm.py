@@ -5,8 +5,6 @@ exam/answers.jsonl has a row per question with one column for each way to answer
 with the highest reward score among the SFT model's first n.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Mapping, Sequence

@@ -7,8 +7,6 @@ runs/NAME/seed0/ARM/           a run folder; stages that it shares with the main
 runs/NAME/ablation.html, .json, .md
 """
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import difflib

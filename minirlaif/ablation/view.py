@@ -1,7 +1,5 @@
 """ablation.md and ablation.html from the numbers of ablation.json. Pure functions from values to text."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path

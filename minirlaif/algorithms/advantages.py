@@ -7,8 +7,6 @@ Nothing here carries gradients on to its result but `masked_mean`, `whiten` and 
 Letters: B batch · R response tokens. Masks: True means "this position counts".
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

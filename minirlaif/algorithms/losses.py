@@ -6,8 +6,6 @@ memory. So the losses of micro-batches add up, and gradient accumulation does no
 Letters: B batch (rows; pairs in the reward losses) · R response tokens. Masks: True means "this position counts".
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 import torch

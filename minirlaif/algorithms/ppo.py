@@ -5,8 +5,6 @@ Left out against the paper's code, on purpose: its clamp of negative KL terms, i
 Letters: B rollouts, R answer tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial

@@ -3,8 +3,6 @@
 Letters: B answers, R answer tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 

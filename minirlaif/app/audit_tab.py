@@ -1,7 +1,5 @@
 """The Gradio page of `audit` on 127.0.0.1: one pair at a time; keys 1 to 4 press the label buttons."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 import tempfile

@@ -3,8 +3,6 @@
 Methods that wait for the model are generators: after each step the page is rendered again from the session.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import closing

@@ -4,8 +4,6 @@ Gradio runs each step of a stream in another thread, but torch's modes, the acti
 cache belong to the thread that opened them.
 """
 
-from __future__ import annotations
-
 import queue
 import threading
 from collections.abc import Callable, Iterator

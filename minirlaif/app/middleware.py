@@ -4,8 +4,6 @@ Gradio serves many more (a proxy, monitoring, editors, files that it downloads f
 here is refused before it reaches Gradio.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

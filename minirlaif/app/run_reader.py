@@ -1,7 +1,5 @@
 """What the app reads of runs: which exist, the files of their stages (also while they run), frames of their clips. No torch."""
 
-from __future__ import annotations
-
 import json
 import sqlite3
 import time

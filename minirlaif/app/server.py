@@ -1,7 +1,5 @@
 """Start and stop the app: its flags, its engine, its HTTP server, a temporary folder for uploads. No torch."""
 
-from __future__ import annotations
-
 import argparse
 import hmac
 import os

@@ -1,7 +1,5 @@
 """The state of each open page: its clip, its conversation, its comparison. No torch, no Gradio."""
 
-from __future__ import annotations
-
 import json
 import sys
 import threading

@@ -3,8 +3,6 @@
 Events that need the model share one queue with one job at a time ("model"); reading the files of a run does not wait for it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,8 +1,6 @@
 """The page: its layout and its events. views.py renders its content, conversations.py does the work, and this module connects
 them to Gradio. The tabs that only read files are in tabs.py."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace

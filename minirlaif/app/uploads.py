@@ -4,8 +4,6 @@ A file is identified by its content before any decoder opens it: video libraries
 and addresses.
 """
 
-from __future__ import annotations
-
 import shutil
 import threading
 import time

@@ -3,8 +3,6 @@
 All text of people and models is escaped. No torch.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ runs/NAME/votes/votes.jsonl    one row per vote, see `VoteStore.add`
 runs/NAME/votes/clips/         clips of the votes, named by content hash
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

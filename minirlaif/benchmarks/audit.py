@@ -7,8 +7,6 @@ Choices are "A", "B" and "none" (a tie, a disagreement between the orders, an un
 the pair. Intervals are bootstraps over clips, since pairs about one clip depend on each other.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from collections import Counter

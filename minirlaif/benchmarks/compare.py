@@ -3,8 +3,6 @@
 RUN stands for all its models, RUN:MODEL for one. Models of the same name are compared, and the only ones of their sides.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

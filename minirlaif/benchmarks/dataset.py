@@ -3,8 +3,6 @@
 Its kind shows in its columns and file names; see the modules of `kinds`.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ The folder runs/NAME/benchmarks/B/MODEL/ is like a stage's: an interrupted run r
 manifest names its inputs. answers.jsonl has a line per item: the texts, and the right candidate's rank where they were ranked.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

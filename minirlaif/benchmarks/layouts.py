@@ -1,7 +1,5 @@
 """The files of a benchmark, its name, and the rows of each of its parts before their columns are parsed."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A table as Markdown and as HTML: means with intervals, ungraded rows, differences, pictures, worst and best examples."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

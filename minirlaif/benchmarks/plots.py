@@ -1,8 +1,6 @@
 """Pictures of a table as SVG: a radar of the five metrics, and bars with intervals. One panel per judge, since grades of
 different judges share no axis. matplotlib is imported inside functions, and its global state is not changed."""
 
-from __future__ import annotations
-
 import io
 import math
 import textwrap

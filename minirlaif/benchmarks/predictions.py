@@ -4,8 +4,6 @@ Other people's judging scripts read these files, and their files are graded here
 clip and question, never by place: a script that skips a clip shortens its file.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath

@@ -1,7 +1,5 @@
 """`evaluate --benchmark`: models answer, a judge grades, tables are written. Each step resumes where it was interrupted."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Sequence

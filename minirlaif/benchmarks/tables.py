@@ -6,8 +6,6 @@ or prompt of it, makes another. Means are over graded rows; beside them stands h
 lie if all of those were worst or best.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -3,8 +3,6 @@
 Everything that may crash or hang on import (torch, decoders, bitsandbytes) is tried in a child process.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

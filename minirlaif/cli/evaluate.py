@@ -1,7 +1,5 @@
 """The verbs that measure models: `evaluate --benchmark`, `compare`, `audit`. No torch before work starts."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

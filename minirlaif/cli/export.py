@@ -1,7 +1,5 @@
 """The verb `export`. No torch before work starts."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

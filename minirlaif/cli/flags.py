@@ -1,7 +1,5 @@
 """Flags that several verbs share, each in one place, and the parser of a verb."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The command line: the parser of all verbs, and the exit codes. No torch before work starts."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import re

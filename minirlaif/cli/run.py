@@ -1,7 +1,5 @@
 """The verbs of a run: `run`, one verb per stage, `status` and `path`."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import importlib.util

@@ -3,8 +3,6 @@
 Which settings exist and what they allow is in schema.py. Standard library and yaml only.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections.abc import Collection, Mapping, Sequence

@@ -4,8 +4,6 @@ Dataclasses rather than pydantic: pydantic adds 0.12 s to every command and a pa
 messages (all problems at once, the nearest name) would have to be written for each of its error types all the same.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field

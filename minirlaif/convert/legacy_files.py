@@ -4,8 +4,6 @@ Old .bin files are pickles. They are read with torch's `weights_only`, which bui
 everything else, so nothing in them is executed. Files are mapped into memory, where their format allows.
 """
 
-from __future__ import annotations
-
 import pickle
 import zipfile
 from collections.abc import Iterator, Sequence

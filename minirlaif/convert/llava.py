@@ -4,8 +4,6 @@ This module maps weights of the old layout to the new one; `legacy_files.py` rea
 complete.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ Everything is checked before training: a file's problems are collected and raise
 in jsonl and questions.txt the row is the line. Clips are only located (tables.py); video/reader.py opens them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -15,8 +15,6 @@ System turns are not rendered, since all stages share one prompt layout; they ar
 uses pass through as tags, as strings.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

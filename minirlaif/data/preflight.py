@@ -1,7 +1,5 @@
 """Rows of a run's data, and what is checked of them before anything trains."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -5,8 +5,6 @@ dates and ids of two types into another, fills ragged rows with empty columns, a
 A row that cannot be decoded is a BadRow in its place. Clips are only located here; video/reader.py opens them.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -5,8 +5,6 @@ The model has two read-outs. "letter": the logits of A and B after the judge's q
 one answer at a time, so its two orders agree by construction.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Labels prompts: the model answers them, its answers form pairs, and a judge decides which one of each pair is better."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace

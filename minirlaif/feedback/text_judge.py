@@ -3,8 +3,6 @@
 Such a judge sees no video: a reference answer, or descriptions of the clip, stand for it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence

@@ -5,8 +5,6 @@ A choice is "A", "B", "tie" or "invalid"; two orders that differ give "disagree"
 cannot be read does not say that the answers are equally good.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

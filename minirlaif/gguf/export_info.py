@@ -3,8 +3,6 @@
 The export writes it and the runtime reads it, so that prompt and frames equal those of training.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field

@@ -4,8 +4,6 @@ An engine loads a clip once (`load_clip`), then streams answers to any number of
 adapters of a training run, `gguf/runtime/engine.py` runs exported files through llama.cpp. F: number of frames.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable

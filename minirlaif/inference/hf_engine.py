@@ -3,8 +3,6 @@
 A clip is decoded and encoded once per frame plan. Each model prefills the frames once; later questions reuse its KV cache.
 """
 
-from __future__ import annotations
-
 import gc
 import tempfile
 from collections import Counter, OrderedDict

@@ -4,8 +4,6 @@ One SQLite file, written after every reply, safe for threads. A reply's key is t
 messages: any run that asks the same question reuses the reply.
 """
 
-from __future__ import annotations
-
 import json
 import sqlite3
 import threading

@@ -1,7 +1,5 @@
 """The kinds of judges and their settings: `--judge` names a judge or a YAML file, `--judge-set FIELD=VALUE` changes settings."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import os

@@ -5,8 +5,6 @@ asks only for what is missing. A reply that cannot be read is asked for again wi
 has no grade and says why.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import threading

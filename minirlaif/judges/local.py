@@ -4,8 +4,6 @@ With transformers, replies are the most likely tokens, so the same question alwa
 because the question then says what was wrong (see grade.py).
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Sequence
 from pathlib import Path

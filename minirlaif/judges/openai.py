@@ -5,8 +5,6 @@ pause; what does not (a wrong key, an unknown model) stops at once. The key come
 nowhere else: no redirect is followed, which would carry it to another host, and it is cut out of every text of the server.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import json
 import os

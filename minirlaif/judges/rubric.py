@@ -4,8 +4,6 @@ The five metrics of the VideoInstruct benchmark and the yes/no-and-score of zero
 answer stands for it. A hash of the prompts is part of the judge's name: other words give other scores.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json

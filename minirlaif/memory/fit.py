@@ -1,7 +1,5 @@
 """Whether a plan fits a card, what to shrink first when it does not, the smaller settings, and the table of all configs."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping, Sequence

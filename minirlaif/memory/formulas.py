@@ -6,8 +6,6 @@ tensors for the layers that transformers 5 writes with PEFT's adapters on them; 
 Letters in comments: D width, Q width of all query heads, K of all key heads, I feed-forward width, V vocabulary, r adapter rank.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 FLOAT = 4  # bytes of float32: adapters, gradients, moments, norms and logits are always that

@@ -3,8 +3,6 @@
 It reads the model's config.json alone. Estimates come from `formulas`; `bench` and `plan --probe` measure.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter

@@ -4,8 +4,6 @@ downloaded and no file is read, yet every forward and backward pass is the one o
 Letters: G groups of frames, H x W vectors per group, E numbers per vector.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from functools import cache

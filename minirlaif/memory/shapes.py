@@ -5,8 +5,6 @@ The transformers class is built on the meta device, where tensors have shapes an
 Letters: G groups of frames, H x W vectors per group, E numbers per vector.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

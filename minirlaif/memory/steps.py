@@ -4,8 +4,6 @@ A stage's step here is two micro-batches (or one batch of rollouts): with two of
 and more change nothing about memory. `Done.share` says which part of a real step that was.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -5,8 +5,6 @@ active is set for a block (`inference_as`, `training_as`) and restored afterward
 with `enable_offload` are in host memory except inside `on_device`.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import warnings

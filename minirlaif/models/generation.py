@@ -3,8 +3,6 @@
 Letters: B prompts, N = B x answers per prompt, V vocabulary, R answer tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice

@@ -6,8 +6,6 @@ Weights and tokenizers come from a folder or the hub in transformers' layout: sa
 Letters: B rows, T tokens, D width, V vocabulary, N image placeholders, L layers.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext

@@ -1,7 +1,5 @@
 """The base model behind `model.base`: its config.json, its family, the hash of its files, and opening it on a device."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence

@@ -3,8 +3,6 @@
 Letters: B rows, T tokens of prompt + answer, R answer tokens, D width, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar

@@ -5,8 +5,6 @@ reference, policy, reward and value adapters) is decided in session.py, `PPOMode
 a role back for a block.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any

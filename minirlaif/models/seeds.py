@@ -1,7 +1,5 @@
 """Randomness that depends on the run's seed and the place of its use alone, so that a resumed run draws what it would have."""
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 

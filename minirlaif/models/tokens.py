@@ -6,8 +6,6 @@ All functions treat positions independently, so a caller may process T in chunks
 Letters: B batch · T tokens · R response tokens · V vocabulary. Masks: True means "this position counts".
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

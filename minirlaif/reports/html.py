@@ -4,8 +4,6 @@ Pages load nothing and run nothing; a content policy in the head says so to the 
 macros of templates/blocks.html, where their arguments are described.
 """
 
-from __future__ import annotations
-
 import base64
 import difflib
 import io

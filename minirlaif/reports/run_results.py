@@ -1,7 +1,5 @@
 """The sections of report.html: pure functions of report.json's numbers. Their text stands in templates/run_report.html."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

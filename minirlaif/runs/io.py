@@ -1,7 +1,5 @@
 """Files that survive a kill: atomic writes, hashes, locks, and what a full disk looks like. No torch."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

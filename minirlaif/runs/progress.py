@@ -1,7 +1,5 @@
 """Progress on the terminal while a stage works, with the time left. Numbers for programs go to metrics.jsonl."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Iterable, Iterator

@@ -3,8 +3,6 @@
 The manifest says where the result comes from: code revision, package versions, GPU (none if nobody loaded torch).
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The table of `status`: the state of each stage of a run. No torch."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress

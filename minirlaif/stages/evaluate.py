@@ -5,8 +5,6 @@ Controls: the same models on blank frames and on frames in a wrong order. Questi
 clips) count in no accuracy; where none has one, the answers are written side by side and no accuracy is given.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence

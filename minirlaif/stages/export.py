@@ -5,8 +5,6 @@ runtime), Modelfile, README.md, answers.jsonl (answers of the files to the quest
 GGUF and one small LoRA file per model instead. It runs on the CPU.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable, Mapping

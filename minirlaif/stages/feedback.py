@@ -4,8 +4,6 @@ Out: answers.jsonl, contexts.jsonl (also of dev clips, for choosing a PPO checkp
 Each chunk of prompts is committed, so a killed run resumes behind the last one. Truth is not read.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -7,8 +7,6 @@ The checkpoint that is kept is chosen by the judge on dev prompts; without dev p
 Out: adapter/ (role "policy"), samples.jsonl.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -8,8 +8,6 @@ exactly the single-question prompts that it meets later, at a sixth of the cost.
 Letters: B rows, T tokens.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from itertools import groupby

@@ -4,8 +4,6 @@ Another method that trains the aligned model (GRPO, DPO …) is one more row wit
 `stages/<name>.py`. Where several methods are finished, the last one of the order is the aligned model, see `Run.producer`.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass

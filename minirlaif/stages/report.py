@@ -3,8 +3,6 @@
 Both lie at the run's root and are written anew each time. Nothing is measured here but intervals and counts.
 """
 
-from __future__ import annotations
-
 import json
 import sqlite3
 from collections import defaultdict

@@ -8,8 +8,6 @@ prompt behind the answer; here it is read at the answer's last token.
 Out: adapter/ with head.safetensors, held_out.jsonl (scores of the held-out preferences).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

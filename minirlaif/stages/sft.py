@@ -3,8 +3,6 @@
 Out: adapter/ (role "sft"), which every later stage starts from. The second stage continues with the adapter of the first.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -7,8 +7,6 @@ test.jsonl       questions with true answers; read by `evaluate` alone
 truth.jsonl      true answers to prompts and dev questions, and true segment descriptions; read by `evaluate` alone
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -5,8 +5,6 @@ the gpt-2 pre-tokenizer, line breaks as single tokens, and in base_config.json t
 are 128 or 384 wide, not multiples of 256, so k-quants of it fall back to q5_0/q8_0 (named in the recipe).
 """
 
-from __future__ import annotations
-
 import json
 from itertools import product
 from pathlib import Path

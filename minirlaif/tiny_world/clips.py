@@ -7,8 +7,6 @@ caller passes, so the same seed always gives the same world.
 Letters: N clips, F frames, S pixels of a side.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

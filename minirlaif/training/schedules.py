@@ -1,7 +1,5 @@
 """Learning rate and rows of a step as pure functions of the step: a resumed run needs neither scheduler nor sampler state."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, TypeVar

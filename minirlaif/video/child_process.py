@@ -4,8 +4,6 @@ A request is one JSON line, followed by raw bytes where there are any; a reply i
 it from `stdout`. The clip decoder, llama.cpp and its converter run in such processes.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -13,8 +13,6 @@ except where it was seen to be wrong or to fail, and there PyAV does:
 Rotation, variable frame rate, non-zero start times and 10 bits came out right in decord, equal to PyAV.
 """
 
-from __future__ import annotations
-
 import bisect
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """Which moments of a clip the model looks at, as how many pixels and how many vectors. No decoding, no disk."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Every reader takes its frames by this one list, so they agree on which frame is on screen at a time.
 """
 
-from __future__ import annotations
-
 import bisect
 import os
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Benchmark kinds: one module each, listed once. Another kind is another module and one more entry of KINDS."""
 
-from __future__ import annotations
-
 from minirlaif.benchmarks.kinds.action import ActionRecognition
 from minirlaif.benchmarks.kinds.base import BenchmarkKind, Metric
 from minirlaif.benchmarks.kinds.choice import MultipleChoice

@@ -1,7 +1,5 @@
 """Action recognition: top-1 and top-5 of the classes, ranked by likelihood."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -3,8 +3,6 @@
 Kinds work on records and texts; only `complete` may read a file.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

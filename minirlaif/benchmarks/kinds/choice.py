@@ -1,7 +1,5 @@
 """Multiple choice: accuracy of the option that a reply names, or of the likeliest option."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

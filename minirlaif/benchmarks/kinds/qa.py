@@ -1,7 +1,5 @@
 """Zero-shot question answering: a judge says yes or no (accuracy) and gives a score from 0 to 5."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

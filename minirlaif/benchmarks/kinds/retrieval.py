@@ -1,7 +1,5 @@
 """Retrieval: recall at 1, 5 and 10 of a caption's clip among all clips, ranked by the caption's likelihood."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """VideoInstruct: three parts, five metrics from 0 to 5 by a judge, and their mean."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

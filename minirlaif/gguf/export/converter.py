@@ -5,8 +5,6 @@ package and runs in a child process, `python -m minirlaif.gguf.export.converter`
 one.
 """
 
-from __future__ import annotations
-
 import os
 import runpy
 import subprocess

@@ -3,8 +3,6 @@
 Letters: T tokens, V vocabulary.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Sequence

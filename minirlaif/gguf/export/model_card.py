@@ -3,8 +3,6 @@
 The chat template is only for bases that have none of their own. The texts stand in templates/.
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ llama.cpp ends the process when a file does not fit, and the converter's `gguf` 
 a child process: `python -m minirlaif.gguf.export.quantize`.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple

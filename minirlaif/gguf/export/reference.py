@@ -3,8 +3,6 @@
 Letters: T tokens, V vocabulary, F frames.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext

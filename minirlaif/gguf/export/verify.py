@@ -1,7 +1,5 @@
 """Compares GGUF files, of an export or of other programs, with the model that a run trained: logits, and answers to questions."""
 
-from __future__ import annotations
-
 import re
 import tempfile
 from collections.abc import Iterator, Sequence

@@ -5,8 +5,6 @@ Only the vectors of llama.cpp's image chunks are used; the tokens around them co
 vectors, E numbers of each.
 """
 
-from __future__ import annotations
-
 import ctypes
 from collections import deque
 from collections.abc import Sequence

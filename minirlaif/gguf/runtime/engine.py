@@ -1,7 +1,5 @@
 """The chat engine for exported GGUF files: llama.cpp on a CPU, in a child process (worker.py). No torch, no transformers."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections import Counter, OrderedDict

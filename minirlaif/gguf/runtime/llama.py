@@ -6,8 +6,6 @@ come from our renderer, and only the vectors of llama.cpp's image chunks are use
 A native assertion ends the process without an exception, so worker.py uses this class in a child. F frames, V vocabulary.
 """
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack

@@ -4,8 +4,6 @@ Prompts, frames and sampling around a `LlamaSession`, in a process of their own 
 it. F frames, V vocabulary.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections import OrderedDict

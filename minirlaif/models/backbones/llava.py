@@ -6,8 +6,6 @@ checkpoints are; `convert` turns that into this one.
 Letters: F frames, P patches of a frame, D width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 Four bits cost this family more than others; bfloat16 (`model.quantization: none`, the default) is better where it fits.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from typing import Any

@@ -4,8 +4,6 @@ Features of a pair carry, after the D numbers that become embeddings, D more for
 Letters: B rows, T tokens, F frames, G pairs, H x W vectors per pair, N patches, P numbers per patch, E = D x (1 + L).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

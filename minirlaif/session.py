@@ -200,7 +200,7 @@ def session_loader(cache: Path, video: VideoSection) -> Iterator[Callable[[Model
     """A function that loads a base; all sessions share the clip reader and the feature cache file, and are closed at the end."""
     try:
         with ExitStack() as stack:
-            reader = stack.enter_context(ClipReader(video.timeout_seconds))
+            reader = stack.enter_context(ClipReader.of(video))
             if torch.cuda.is_available():
                 stack.callback(torch.cuda.empty_cache)
 

@@ -97,7 +97,7 @@ def resolve_model(name: str, run: Run, config_file: str | None, changes: Sequenc
     else:
         known = f"no such file or folder, and none of {', '.join(reversed(MODELS))}"
         raise UserError(f"--model {name}: {known}; name a run's model, an adapter, a folder or a .gguf")
-    settings = {"model": settings_of(cfg.seed, cfg.data, model=cfg.model)["model"], "video": config.plain(cfg.video)}
+    settings = {"model": settings_of(cfg.seed, cfg.data, model=cfg.model)["model"], "video": config.recorded(cfg.video)}
     settings |= {"max_new_tokens": cfg.evaluate.max_new_tokens, **weights}
     return ModelSpec(title, kind, str(path), cfg, settings, inputs, which)
 
@@ -170,7 +170,7 @@ class EngineModel:
         self._counters: Mapping[str, int] = {}
 
     def unreadable(self, videos: Sequence[str]) -> dict[str, str]:
-        with ClipReader(self._video.timeout_seconds) as reader:
+        with ClipReader.of(self._video) as reader:
             return {clip.path: clip.reason for clip in check_clips(videos, reader, self._video.max_unreadable)[1]}
 
     def answers(self, prompts: Sequence[tuple[str, str]]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from minirlaif import __version__, distributed
-from minirlaif.cli import chat, doctor, evaluate, export, plan, run
+from minirlaif.cli import chat, doctor, evaluate, export, frames, plan, run
 from minirlaif.errors import UserError
 from minirlaif.runs.io import disk_is_full
 
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"minirlaif {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for module in (run, plan, export, chat, evaluate, doctor):
+    for module in (run, plan, export, chat, frames, evaluate, doctor):
         module.add(verbs)
     parser.verbs = verbs.choices
     return parser

@@ -117,6 +117,9 @@ def _typed(name: str, kind: Any, value: object) -> Any:
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """Defaults, then the YAML file, then `section.field=value` overrides, whose values are read as YAML too.
 
+    A file named config.yaml beside the stages of a run was written whole: a setting that it lacks is younger than the run and has
+    the value at which it leaves no trace.
+
     Raises one UserError that lists every problem of the file and the overrides.
     """
     values: Mapping[Any, Any] = {}
@@ -128,6 +131,8 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
         except UnicodeDecodeError:
             raise UserError(f"{path}: not a text file; name a YAML config with --config") from None
         values = parse_yaml(text, str(path))
+        if Path(path).name == "config.yaml" and any(Path(path).parent.glob("*/manifest.json")):
+            values = _with_old_values(values)
     cfg, problems = build(Config, values, overrides)
     if cfg is not None:
         problems = _conflicts(cfg)
@@ -136,6 +141,19 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
         where = "" if all(each.startswith("--set ") for each in problems) else f"{path or 'settings'}: "
         raise UserError(f"{where}{count}{'; '.join(problems)}")
     return cfg if path is None else replace(cfg, data=_resolved(cfg.data, Path(path).parent))
+
+
+def _with_old_values(values: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """The settings of a run with those that it did not know yet, as it behaved."""
+    filled = dict(values)
+    for name, kind in get_type_hints(Config).items():
+        if isinstance(own := values.get(name), Mapping):
+            hints = get_type_hints(kind, include_extras=True)
+            old = {
+                field: mark.value for field, hint in hints.items() for mark in parts(hint)[2] if isinstance(mark, UnrecordedAt)
+            }
+            filled[name] = {**old, **own}
+    return filled
 
 
 def _resolved(data: DataSection, folder: Path) -> DataSection:

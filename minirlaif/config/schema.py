@@ -91,6 +91,8 @@ class VideoSection:
     frame_pixels: PositiveInt = 65536  # most pixels of a frame, for families that take any size (Qwen); others have their own
     timeout_seconds: PositiveFloat = 60.0  # a reader that takes longer for one clip is killed and the clip reported
     max_unreadable: Share = 0.0  # share of clips that may be unreadable (and are skipped) before a run refuses to start
+    reader: Annotated[Literal["av", "decord"], UnrecordedAt("decord")] = "av"  # what decodes clips; older runs have decord
+    max_damaged: Annotated[float, Rule.SHARE, UnrecordedAt(0.05)] = 0.05  # share of a clip's time that may be undecodable
     cache_gib: float = 20.0  # size limit of the feature cache of a run
 
 

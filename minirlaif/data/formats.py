@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minirlaif.types import Preference, Sample, Turn
+from minirlaif.video.reader import local_path
 
 PLACEHOLDER = "<video>"
 UNDECIDED = ("tie", "both bad")  # votes without a winner: valid rows, but nothing to learn from
@@ -202,11 +203,11 @@ def _file_names(value: Any, column: str) -> list[str]:
         value = str(value)
     if not isinstance(value, str) or not value.strip():
         raise BadRow(f"`{column}` must name a clip, this is {'empty' if isinstance(value, str) else _kind(value)}")
-    if "://" in value:
+    if "://" in value and not value.lower().startswith("file://"):
         raise BadRow(f"{value} is an address; download the clip and name the file")
     if value.lower().endswith(_IMAGE_SUFFIXES):
         raise BadRow(f"`{column}` holds frame pictures ({value}); frame folders are not read, name the clip file in `video`")
-    return [value.strip()]
+    return [local_path(value.strip())]
 
 
 def _take_clip(row: dict[str, Any], messages: Sequence[_Message], tag: str, tag_required: bool) -> str:

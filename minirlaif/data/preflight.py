@@ -70,6 +70,8 @@ def readable(rows: Sequence[Row], clips: KnowsClips, max_unreadable: float) -> l
     infos, bad = check_clips(paths, clips, max_unreadable)
     for clip in bad:
         print(f"left out: {clip}", flush=True)
+    if (repaired := sum(bool(info.repaired) for info in infos)) and distributed.leads():
+        print(f"{repaired} of {len(infos)} clips were repaired while they were read (see `repaired:` above, or the verb frames)")
     good = {info.path for info in infos}
     return [row for row in rows if row.video in good]
 

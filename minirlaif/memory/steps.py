@@ -267,7 +267,7 @@ def longest(data: DataSection, video: VideoSection, folder: Path) -> dict[str, A
     answer = max((text for row in written for text in (row.chosen, row.rejected)), key=len, default="")
     # Test clips stay closed until `evaluate`, unless they are all there is.
     videos = {row.video for part in parts if part != "test" for row in rows[part]} | {row.video for row in written}
-    with ClipReader(video.timeout_seconds) as reader:
+    with ClipReader.of(video) as reader:
         paths = sorted(videos or {row.video for row in rows["test"]})
         infos, _ = check_clips(paths, reader, video.max_unreadable)  # bad ones count against video.max_unreadable
     # Frames of any shape are brought to the same number of pixels; the one closest to a square wastes least of it.

@@ -72,16 +72,28 @@ class VisionFeatureCache:
             status = Path(video).stat()
         except OSError:
             return self._reader.info(video)  # raises the error with name and reason
-        stamp = f"{status.st_size}:{status.st_mtime_ns}"
+        stamp = f"{status.st_size}:{status.st_mtime_ns}:{self._reader.settings}"
         name = os.path.realpath(video)
         known = self._db.execute("SELECT info FROM clips WHERE path = ? AND stamp = ?", (name, stamp)).fetchone()
         if known:
-            return ClipInfo(**{**json.loads(known[0]), "path": video})
+            values = json.loads(known[0])
+            return ClipInfo(**{**values, "path": video, "repaired": tuple(values["repaired"])})
         info = self._reader.info(video)
         self.counters["opened"] += 1
         self._db.execute("REPLACE INTO clips VALUES (?, ?, ?)", (name, stamp, json.dumps(info.__dict__)))
         self._db.commit()
+        for text in info.repaired:
+            print(f"repaired: {video}: {text}", flush=True)
         return info
+
+    def _note_repairs(self, info: ClipInfo) -> None:
+        """Store what was repaired in frames that were decoded since a clip was opened, and print it once."""
+        known = self.info(info.path).repaired
+        new = [text for text in self._reader.repaired.get(info.path, ()) if text not in known]
+        if new:
+            values = json.dumps({**info.__dict__, "repaired": [*known, *new]})
+            self._db.execute("UPDATE clips SET info = ? WHERE path = ?", (values, os.path.realpath(info.path)))
+            print(f"repaired: {info.path}: {'; '.join(new)}", flush=True)
 
     def size(self, info: ClipInfo) -> FrameSize:
         """Pixels of a clip's frames."""
@@ -111,6 +123,7 @@ class VisionFeatureCache:
         """Decode and encode plans by key, in one pass over the file, and store their features."""
         frames = self._reader.frames(info.path, [plan for _, plan in missing], self.size(info))
         self.counters["decodes"] += len(missing)
+        self._note_repairs(info)
         encoded = []
         for (key, _), pixels in zip(missing, frames, strict=True):
             features_GHWE = self.encode(pixels)
@@ -133,7 +146,7 @@ class VisionFeatureCache:
         return b"" if row is None else bytes(row[0])
 
     def _key(self, info: ClipInfo, plan: FramePlan) -> str:
-        return f"{info.id}:{plan.key}:{self.size(info).key}:{self._vision}"
+        return f"{info.id}:{plan.key}:{self.size(info).key}:{self._vision}:{info.reader}"  # decoders may differ about a frame
 
     def _read(self, key: str) -> Tensor | None:
         if key in self._memory:

@@ -7,12 +7,15 @@ process decodes nothing: `ClipReader` starts decode_worker.py, which also docume
 from __future__ import annotations
 
 import io
+import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +40,7 @@ class ClipInfo:
     height: int
     fps: float  # frames per second, on average
     reader: str  # "decord" or "av", the decoder
+    repaired: tuple[str, ...] = ()  # faults of the file that decoding worked around, as far as three frames show
 
 
 class UnreadableClip(UserError):
@@ -48,32 +52,66 @@ class UnreadableClip(UserError):
         self.reason = reason
 
 
+def local_path(name: str) -> str:
+    """The path behind a clip's name: a file:// URL, or a Windows path with backslashes where no file has them in its name."""
+    if name.lower().startswith("file://"):
+        host, _, path = name[7:].partition("/")
+        name = unquote("/" + path) if host in ("", "localhost") else name
+        return name[1:] if re.match(r"/[A-Za-z]:[/\\]", name) and os.name == "nt" else name
+    if "\\" in name and os.sep == "/" and not os.path.exists(name):
+        return name.replace("\\", "/")
+    return name
+
+
 class _Lost(Exception):
     """The decoder crashed or was killed."""
+
+
+class ReaderSettings(Protocol):
+    """The settings of section `video` that a reader takes."""
+
+    @property
+    def timeout_seconds(self) -> float: ...
+
+    @property
+    def reader(self) -> str: ...
+
+    @property
+    def max_damaged(self) -> float: ...
 
 
 class ClipReader:
     """Decodes clips in a child process that is killed when it takes too long, and started again for the next clip.
 
     A context manager, not for use by several threads at once. The process starts at the first clip.
-    A clip on which decord hangs or crashes is decoded by PyAV from then on, with the same time limit; when that fails too, the
-    clip is reported.
+    A clip on which decord hangs or crashes is decoded by PyAV from then on, with the same time limit; a clip on which PyAV does
+    is reported.
 
     Args:
         timeout_seconds: time for one call of `info` or `frames` and for one decoder.
         most_pixels: of a frame; a clip with more is not decoded. 0: no limit.
+        decoder: "av" or "decord" (which is used only for clips of kinds that it reads right).
+        max_damaged: share of a clip's time that may be undecodable. 0: none.
     Attributes:
+        repaired: what was done about faults of each clip, as far as it was decoded.
         decodes: (clip, plan) pairs decoded by `frames` so far. `info` decodes three frames, which do not count.
     """
 
     # -P: nothing in the working folder may shadow a module
     command: tuple[str, ...] = (sys.executable, "-P", "-m", "minirlaif.video.decode_worker")
 
-    def __init__(self, timeout_seconds: float, most_pixels: int = 0) -> None:
+    def __init__(self, timeout_seconds: float, most_pixels: int = 0, decoder: str = "av", max_damaged: float = 0.05) -> None:
         self.decodes = 0
-        self._timeout, self._most_pixels = timeout_seconds, most_pixels
+        self.repaired: dict[str, tuple[str, ...]] = {}
+        self.settings = f"{decoder}:{max_damaged:g}"  # what decides, beside a clip, what is known about it
+        self._timeout, self._most_pixels, self._decoder, self._max_damaged = timeout_seconds, most_pixels, decoder, max_damaged
         self._child: ChildProcess | None = None
         self._only_av: set[str] = set()  # clips that decord hung on
+
+    @classmethod
+    def of(cls, video: ReaderSettings) -> ClipReader:
+        """A reader with the settings of a run."""
+        return cls(video.timeout_seconds, decoder=video.reader, max_damaged=video.max_damaged)
 
     def __enter__(self) -> ClipReader:
         return self
@@ -83,8 +121,10 @@ class ClipReader:
 
     def info(self, path: str | Path) -> ClipInfo:
         """Length, size and content hash of a clip; first, middle and last frame are decoded. Raises UnreadableClip."""
-        header, _ = self._ask({"verb": "info", "path": str(path)})
-        return ClipInfo(**header["info"])
+        header, _ = self._ask({"verb": "info", "path": local_path(str(path))})
+        info = ClipInfo(**{**header["info"], "repaired": tuple(header["info"]["repaired"])})
+        self._note(info.path, info.repaired)
+        return info
 
     def frames(self, path: str | Path, plans: Sequence[FramePlan], size: FrameSize | None = None) -> list[NDArray[np.uint8]]:
         """The frames of a clip on screen at the plans' times, all plans in one pass of decoding.
@@ -95,9 +135,18 @@ class ClipReader:
         if not plans:
             raise ValueError("no frame plan")
         times = [plan.times for plan in plans]
-        header, frames = self._ask({"verb": "frames", "path": str(path), "plans": times, "size": size and asdict(size)})
+        header, frames = self._ask(
+            {"verb": "frames", "path": local_path(str(path)), "plans": times, "size": size and asdict(size)}
+        )
         self.decodes += len(plans)
+        self._note(local_path(str(path)), header["repaired"])
         return [frames[places] for places in header["places"]]
+
+    def streams(self, path: str | Path) -> tuple[tuple[str, ...], int]:
+        """The streams of a clip in words, the one that is read marked, and by how many degrees counterclockwise its frames are
+        turned. Raises UnreadableClip."""
+        header, _ = self._ask({"verb": "streams", "path": local_path(str(path))})
+        return tuple(header["streams"]), header["rotation"]
 
     def close(self) -> None:
         """End the child process."""
@@ -105,13 +154,16 @@ class ClipReader:
             self._child.close()
             self._child = None
 
+    def _note(self, path: str, texts: Sequence[str]) -> None:
+        if texts:
+            self.repaired[path] = tuple(dict.fromkeys((*self.repaired.get(path, ()), *texts)))
+
     def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.uint8]]:
         path, lost = request["path"], []
-        for only_av in (True,) if path in self._only_av else (False, True):
+        limits = {"seconds": self._timeout, "most_pixels": self._most_pixels, "max_damaged": self._max_damaged}
+        for decoder in ("decord", "av") if self._decoder == "decord" and path not in self._only_av else ("av",):
             try:
-                header, frames = self._exchange(
-                    {**request, "only_av": only_av, "seconds": self._timeout, "most_pixels": self._most_pixels}
-                )
+                header, frames = self._exchange({**request, **limits, "reader": decoder})
             except _Lost as error:
                 lost.append(str(error))
                 self._only_av.add(path)

@@ -102,8 +102,8 @@ def test_limits_of_a_clip(upload_store: UploadStore, tmp_path: Path) -> None:
 HANGING = """
 import time
 from minirlaif.video import decode_worker
-real = decode_worker.inspect
-decode_worker.inspect = lambda path: time.sleep(600) if path.endswith("stuck.mp4") else real(path)
+real = decode_worker.prepared
+decode_worker.prepared = lambda path, share: time.sleep(600) if path.endswith("stuck.mp4") else real(path, share)
 decode_worker.main()
 """
 

@@ -210,3 +210,16 @@ def test_every_shipped_config_loads():
     for path in paths:
         assert yaml.safe_load(path.read_text()), f"{path} sets nothing"
         config.load(path)
+
+
+def test_a_run_made_before_a_setting_was_read_as_it_behaved(tmp_path: Path):
+    """A run without video.reader was read by decord, and its manifests stay as they are."""
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "config.yaml").write_text("video: {frames: 4}\n")
+    assert config.load(tmp_path / "config.yaml").video.reader == "av"  # a user's own file
+    (tmp_path / "sft" / "manifest.json").write_text("{}")
+    old = config.load(tmp_path / "config.yaml")
+    assert old.video.reader == "decord" and not {"reader", "max_damaged"} & set(config.recorded(old.video))
+    assert config.recorded(config.load(None).video)["reader"] == "av"
+    (tmp_path / "config.yaml").write_text("video: {reader: av}\n")
+    assert config.load(tmp_path / "config.yaml").video.reader == "av"

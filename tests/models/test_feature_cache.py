@@ -44,7 +44,10 @@ class Encoder:
 class Reader:
     """Clips without files' costs: frame k of a clip is k times the first byte of the file."""
 
+    settings, decoder = "av:0.05", "av"
+
     def __init__(self) -> None:
+        self.repaired: dict[str, tuple[str, ...]] = {}
         self.opened_paths: list[str] = []
         self.requests: list[tuple[str, list[str]]] = []
 
@@ -52,7 +55,7 @@ class Reader:
         self.opened_paths.append(path)
         if not Path(path).is_file():
             raise UnreadableClip(path, "does not exist")
-        return ClipInfo(path, Path(path).read_bytes().hex(), 4.0, 64, 64, 8.0, "av")
+        return ClipInfo(path, Path(path).read_bytes().hex(), 4.0, 64, 64, 8.0, self.decoder)
 
     def frames(self, path: str, plans: Any, size: FrameSize) -> list[np.ndarray]:
         self.requests.append((Path(path).name, [plan.key for plan in plans]))
@@ -277,3 +280,23 @@ def test_the_eyes_are_on_the_device_only_while_they_see(tmp_path: Path, clip: st
     with pytest.raises(ZeroDivisionError):
         o.feature_cache.encode(np.zeros((1, 8, 8, 3), np.uint8))
     assert held() == [0, 0, 0]
+
+
+def test_another_decoder_gets_features_of_its_own(tmp_path: Path, clip: str):
+    """Old features, whose key has no reader, are not read either."""
+    first = Opened(tmp_path)
+    first.feature_cache.get(clip, one_plan)
+    assert first.feature_cache._key(first.feature_cache.info(clip), uniform_plan(4.0, 4)).endswith(":av")
+    other = Opened(tmp_path)
+    other.reader.settings, other.reader.decoder = "decord:0.05", "decord"
+    other.feature_cache.get(clip, one_plan)
+    assert len(other.reader.looked) == len(other.reader.asked) == other.eyes.calls == 1
+
+
+def test_repairs_are_said_once_and_kept(tmp_path: Path, clip: str, capsys: pytest.CaptureFixture[str]):
+    o = Opened(tmp_path)
+    o.reader.repaired[clip] = ("damaged at 1.00 seconds",)
+    for plan in (one_plan, halves):
+        o.feature_cache.get(clip, plan)
+    assert capsys.readouterr().out == f"repaired: {clip}: damaged at 1.00 seconds\n"
+    assert Opened(tmp_path).feature_cache.info(clip).repaired == ("damaged at 1.00 seconds",)

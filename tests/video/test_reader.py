@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from minirlaif.errors import UserError
-from minirlaif.video import decode_worker, timestamps
+from minirlaif.video import av_decoder, decode_worker, pixels, timestamps
 from minirlaif.video.frame_sampling import FramePlan, FrameSize, uniform_plan
 from minirlaif.video.reader import ClipReader, UnreadableClip, check_clips
 from tests.fixtures import clips
@@ -29,6 +29,12 @@ BT709 = {"color_primaries": 1, "color_trc": 1, "colorspace": 1, "color_range": 1
 @pytest.fixture(scope="module")
 def reader() -> Iterator[ClipReader]:
     with ClipReader(timeout_seconds=60) as reader:
+        yield reader
+
+
+@pytest.fixture(scope="module")
+def by_decord() -> Iterator[ClipReader]:
+    with ClipReader(timeout_seconds=60, decoder="decord") as reader:
         yield reader
 
 
@@ -66,26 +72,31 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
+def av_frames(line: timestamps.Timeline, rows: list[int]) -> list[Any]:
+    return list(av_decoder.av_frames(line, rows, av_decoder.Damage(0.05)))
+
+
 def numbers(frames: Any) -> list[int]:
     return [clips.number_of(frame) for frame in frames]
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_both_decoders_agree(name: str, made: dict[str, Path], reader: ClipReader):
+def test_both_decoders_agree(name: str, made: dict[str, Path], reader: ClipReader, by_decord: ClipReader):
     path = str(made[name])
-    assert reader.info(path).reader == KINDS[name][2]
+    assert reader.info(path).reader == "av" and by_decord.info(path).reader == KINDS[name][2]
+    assert reader.info(path).repaired == ()
     line = timestamps.inspect(path)
-    assert line.decord == (KINDS[name][2] == "decord" or name == "no index")  # there decord tries and fails
+    assert line.decord == (KINDS[name][2] == "decord")
     rows = sorted({0, *range(1, len(line.ticks), 5), len(line.ticks) - 1})  # with gaps, so that decoders seek
-    by_av = list(decode_worker.av_frames(line, rows))
+    by_av = av_frames(line, rows)
     first = 18 if name == "hidden start" else 0
     turns = {"rotated 90": 1, "rotated 180": 2, "rotated 270": 3}.get(name, 0)
     assert numbers(np.rot90(frame, -turns) for frame in by_av) == [row + first for row in rows]
     assert clips.corners_of(by_av[0]) == [(corner + turns) % 4 for corner in range(4)]
     if KINDS[name][2] == "decord":
-        by_decord = list(decode_worker.decord_frames(line, rows))
-        assert [frame.shape for frame in by_av] == [frame.shape for frame in by_decord]
-        gaps = np.abs(np.stack(by_av).astype(int) - np.stack(by_decord))
+        others = list(decode_worker.decord_frames(line, rows))
+        assert [frame.shape for frame in by_av] == [frame.shape for frame in others]
+        gaps = np.abs(np.stack(by_av).astype(int) - np.stack(others))
         # Whole 8-bit pictures are the same to the bit. Else swscale's versions filter chroma at the (hard) edges differently.
         assert gaps.max() == 0 or (name in ("odd", "10 bits") and gaps.mean() < 1.5)
         assert gaps[:, 4:8, 4:8].max() <= 1  # inside a flat corner
@@ -138,7 +149,8 @@ def test_all_plans_in_one_pass(made: dict[str, Path], tmp_path: Path, monkeypatc
         return real(line, rows)
 
     monkeypatch.setattr(decode_worker, "decord_frames", counted)
-    request = {"verb": "frames", "path": str(made["plain"]), "plans": [[0.1, 0.5], [0.5, 0.1]], "size": None, "only_av": False}
+    request = {"verb": "frames", "path": str(made["plain"]), "plans": [[0.1, 0.5], [0.5, 0.1]], "size": None}
+    request |= {"reader": "decord", "max_damaged": 0.05}
     header, frames = decode_worker.answer(request)
     assert calls == [[2, 12]] and header["places"] == [[0, 1], [1, 0]] and len(frames) == 2
 
@@ -175,7 +187,7 @@ def test_hdr_becomes_standard_range(tmp_path: Path, reader: ClipReader):
 
 def test_tone_mapping_by_hand():
     def mapped(curve: str, *codes: float) -> list[int]:
-        return decode_worker.tone_map(np.array([[[round(c * 65535) for c in codes]]], np.uint16), curve)[0, 0].tolist()
+        return pixels.tone_map(np.array([[[round(c * 65535) for c in codes]]], np.uint16), curve)[0, 0].tolist()
 
     assert mapped("pq", 0.42067, 0.42067, 0.42067) == [124, 124, 124]
     assert mapped("pq", 1.0, 1.0, 1.0) == [255, 255, 255]
@@ -244,7 +256,7 @@ def test_a_black_stretch_is_not_a_blank_clip(tmp_path: Path, reader: ClipReader)
     path = clips.write_clip(
         tmp_path / "fade.mp4", images=[clips.picture(0) if 6 < number < 12 else black for number in range(24)]
     )
-    assert reader.info(path).reader == "decord"  # first, middle and last frame are black
+    assert reader.info(path).width == 64  # first, middle and last frame are black
     assert reader.frames(path, [FramePlan((0.9, 0.95))])[0].max() <= 2
 
 
@@ -268,13 +280,13 @@ def test_a_little_damage_is_bridged(lost: slice, times: tuple[float, ...], shown
         data[place + 6 : place + size] = bytes(size - 6)  # its header still says whether it is a key frame
     path.write_bytes(data)
     line = timestamps.inspect(str(path))
-    assert numbers(decode_worker.av_frames(line, line.rows_at(list(times)))) == shown
+    assert numbers(av_frames(line, line.rows_at(list(times)))) == shown
 
 
 STUBBORN = """
 import ctypes, os, signal
 from minirlaif.video import decode_worker
-real_decord, real_inspect = decode_worker.decord_frames, decode_worker.inspect
+real_decord, real_prepared = decode_worker.decord_frames, decode_worker.prepared
 
 def decord_frames(timeline, rows):
     if "decord hangs" in timeline.path:
@@ -283,12 +295,12 @@ def decord_frames(timeline, rows):
         os.kill(os.getpid(), signal.SIGSEGV)
     return real_decord(timeline, rows)
 
-def inspect(path):
+def prepared(path, share):
     if "all hang" in path:
         ctypes.PyDLL(None).sleep(600)
-    return real_inspect(path)
+    return real_prepared(path, share)
 
-decode_worker.decord_frames, decode_worker.inspect = decord_frames, inspect
+decode_worker.decord_frames, decode_worker.prepared = decord_frames, prepared
 decode_worker.main()
 """
 
@@ -309,7 +321,7 @@ class StubbornReader(ClipReader):
 
 @pytest.fixture(scope="module")
 def stubborn() -> Iterator[ClipReader]:
-    with StubbornReader(timeout_seconds=1.0) as reader:
+    with StubbornReader(timeout_seconds=1.0, decoder="decord") as reader:
         yield reader
 
 

@@ -86,7 +86,13 @@ def reference_of(
 ) -> Reference:
     """Logits of the model in transformers. adapters: by name of a model, the context in which the backbone acts as it."""
     questions = list(dict.fromkeys(question for _, question in rows))[:QUESTIONS]
+<<<<<<< HEAD
     probes, logits = probes_of(backbone, video, questions, rows), {}
+=======
+    with ClipReader.of(video) as reader:
+        probes = (*text_probes(backbone, questions), *clip_probes(backbone, reader, video, rows))
+    logits = {}
+>>>>>>> b046b14 (video: read clips with PyAV as ffmpeg shows them, or refuse them by name; verb frames)
     for name, role in adapters.items():
         with role:
             logits[name] = logits_of(backbone, probes)
@@ -144,7 +150,7 @@ def probes_of(
         answer = TEXTS[number % len(TEXTS)]
         with_answer = backbone.renderer.conversation(None, [Turn(question, answer)]).ids
         probes += [Probe(prompt(None, question), question), Probe(with_answer, question, answer)]
-    with ClipReader(video.timeout_seconds) as reader:
+    with ClipReader.of(video) as reader:
         for path, question in rows:
             info = reader.info(path)
             plan = uniform_plan(info.seconds, video.frames)

@@ -20,7 +20,7 @@ from minirlaif.models.loading import open_backbone
 from minirlaif.models.logprobs import EncodedPair, token_logprobs
 from minirlaif.models.renderer import FrameLayout
 from minirlaif.types import Turn
-from minirlaif.video.decode_worker import resized
+from minirlaif.video.pixels import resized
 from tests.fixtures import bases_llava
 
 SYSTEM = (

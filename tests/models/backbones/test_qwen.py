@@ -23,8 +23,8 @@ from minirlaif.models.logprobs import EncodedPair, token_logprobs
 from minirlaif.models.renderer import FrameLayout
 from minirlaif.models.tokens import pad_stack
 from minirlaif.types import Turn
-from minirlaif.video.decode_worker import resized
 from minirlaif.video.frame_sampling import FrameSize
+from minirlaif.video.pixels import resized
 from tests.fixtures import bases_qwen, tiny
 
 GOLDEN = Path(__file__).parents[2] / "golden"

@@ -19,8 +19,8 @@ from minirlaif.models.loading import open_backbone
 from minirlaif.models.logprobs import EncodedPair, token_logprobs
 from minirlaif.models.renderer import FrameLayout
 from minirlaif.types import Turn
-from minirlaif.video.decode_worker import resized
 from minirlaif.video.frame_sampling import FrameSize
+from minirlaif.video.pixels import resized
 from tests.fixtures.bases_smolvlm import TILE, clip, smolvlm
 
 GOLDEN = Path(__file__).parents[2] / "golden"

@@ -1,0 +1,48 @@
+"""The clock of a file: the times of its packets, where they jump, and where frames are missing. Decodes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+JUMP_SECONDS = 10.0  # ffmpeg's -dts_delta_threshold: a larger step of the clock in a broadcast format is closed
+
+
+@dataclass(frozen=True)
+class Packet:
+    """Times of a packet in ticks of its stream, None where the container has none."""
+
+    pts: int | None
+    dts: int | None
+    key: bool
+    hidden: bool  # an edit list says that it is decoded and not shown
+    duration: int
+
+
+def clock_shifts(packets: list[Packet], tick_seconds: float, rate: float) -> tuple[tuple[int, int], ...]:
+    """Where the clock jumps, and what to add from there on, so that each part follows the one before. ffmpeg's rule: the decoding
+    time goes back, or forward by more than JUMP_SECONDS."""
+    shifts: list[tuple[int, int]] = []
+    shift, expected = 0, None
+    step = max(1, round(1 / rate / tick_seconds))
+    for number, packet in enumerate(packets):
+        time = packet.dts if packet.dts is not None else packet.pts
+        if time is None:
+            continue
+        if expected is not None:
+            off = (time + shift - expected) * tick_seconds
+            if off > JUMP_SECONDS or off < -0.1 - step * tick_seconds:
+                shift = expected - time
+                shifts.append((number, shift))
+        expected = time + shift + (packet.duration or step)
+    return tuple(shifts)
+
+
+def missing_frames(ticks: tuple[int, ...], tick_seconds: float) -> tuple[str, ...]:
+    """Where frames are missing in a clip that is otherwise regular."""
+    steps = [later - tick for tick, later in zip(ticks, ticks[1:], strict=False)]
+    usual = sorted(steps)[len(steps) // 2] if steps else 0
+    odd = [(tick - ticks[0]) * tick_seconds for tick, step in zip(ticks, steps, strict=False) if step > 2.5 * usual > 0]
+    if not odd or len(odd) > len(steps) / 50:
+        return ()
+    more = f" and {len(odd) - 1} more times" if len(odd) > 1 else ""
+    return (f"frames are missing after {odd[0]:.2f} seconds{more}",)

@@ -1,0 +1,126 @@
+"""The timeline of a clip, with what only decoding tells: times that the container lacks, and where the first frame lies."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import replace
+
+from minirlaif.video.av_packets import decode_all, open_stream
+from minirlaif.video.timestamps import Timeline, Unreadable, inspect, url
+
+SPREAD = "its times go backwards: the frames are spread evenly over its length"
+
+
+def prepared(path: str, share: float) -> Timeline:
+    """The timeline of a clip; the last few are kept, since one clip is asked for several times. Raises Unreadable.
+
+    share: of its time that may be lost at its end.
+    """
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return inspect(path)  # which says why
+    return _prepared(path, share, (stat.st_size, stat.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=8)
+def _prepared(path: str, share: float, _stamp: tuple[int, int]) -> Timeline:
+    """The timeline of a clip, with what only decoding tells: times that the container lacks, and where the first frame lies."""
+    timeline = inspect(path)
+    if timeline.lost > timeline.limit(share):
+        raise Unreadable(
+            f"the file is cut short: its index points past its end, {timeline.lost:.2f} of"
+            f" {timeline.seconds + timeline.lost:.2f} seconds are missing; {timeline.repair}"
+        )
+    if timeline.learn:
+        return _learned(timeline)
+    if 0 not in timeline.keys or timeline.shifts:
+        first = _first_row(timeline)
+        if first:
+            return timeline.starting_at(first, "it begins inside a group of pictures")
+    return timeline
+
+
+def after_damage(timeline: Timeline, share: float) -> Timeline:
+    """A clip whose first frames cannot be decoded, from the first that can. Raises Unreadable when that is too much."""
+    first = _first_row(timeline)
+    lost = (timeline.ticks[first] - timeline.ticks[0]) * timeline.tick_seconds
+    if not 0 < lost <= timeline.limit(share):
+        raise Unreadable(f"it is damaged: nothing can be decoded before {lost:.2f} seconds; {timeline.repair}")
+    return timeline.starting_at(first, "its beginning is damaged")
+
+
+def _first_row(timeline: Timeline) -> int:
+    """The row of the first frame that is shown when a clip is decoded from its start. Raises Unreadable."""
+    import av
+
+    with av.open(url(timeline.path)) as container:
+        for decoded in decode_all(timeline, container, open_stream(container, timeline, strict=False)):
+            return decoded.row
+    raise Unreadable("it is damaged: no frame can be decoded")
+
+
+def _learned(timeline: Timeline) -> Timeline:
+    """The times of frames where packets do not carry them, by decoding everything once."""
+    import av
+
+    times: list[tuple[int | None, int | None]] = []
+    with av.open(url(timeline.path)) as container:
+        for decoded in decode_all(timeline, container, open_stream(container, timeline, strict=False)):
+            times.append((decoded.frame.pts, decoded.frame.dts))
+    if not times:
+        raise Unreadable("it is damaged: no frame can be decoded")
+    ticks: list[int] = []
+    display_times, repaired = _display_times(times, timeline.seekable)
+    for time in display_times:
+        ticks.append(time if not ticks else max(time, ticks[-1] + 1))
+    gap = (ticks[-1] - ticks[0]) / (len(ticks) - 1) if len(ticks) > 1 else 1
+    seconds = (ticks[-1] - ticks[0] + gap) * timeline.tick_seconds
+    return replace(
+        timeline,
+        ticks=tuple(ticks),
+        keys=(),
+        seconds=seconds,
+        by_pts=False,
+        decord=False,
+        repaired=(*timeline.repaired, *repaired),
+    )
+
+
+def _display_times(times: list[tuple[int | None, int | None]], trusted: bool) -> tuple[list[int], tuple[str, ...]]:
+    """When each frame is shown, from its own time and the decoding time of the packet that completed it, in order of decoding.
+    The first that does not go backwards of: its own; ffmpeg's guess; the decoding time (before the guess where packets carry no
+    times of display); the lower of both. If all do, the times of the file are wrong, and the frames are spread evenly."""
+    own, completed, guess = [pts for pts, _ in times], [dts for _, dts in times], _best_effort(times)
+    flushed = next((number for number in range(len(times), 0, -1) if completed[number - 1] is not None), len(times))
+    for candidate in (own, guess, completed) if trusted else (own, completed, guess):
+        end = len(times) if candidate is own else flushed  # what comes after the last packet has no decoding time
+        known = [time for time in candidate[:end] if time is not None]
+        if len(known) == end and all(one < two for one, two in zip(known, known[1:], strict=False)):
+            gap = known[-1] - known[-2] if end > 1 else 1
+            return known + [known[-1] + gap * number for number in range(1, len(times) - end + 1)], ()
+    lower = [min((time for time in pair if time is not None), default=None) for pair in times]
+    known = [time for time in lower if time is not None]
+    if len(known) == len(lower) and sorted(known) == known:
+        return known, ()
+    if len(known) < 2:
+        return list(range(len(times))), (SPREAD,)
+    step = (max(known) - min(known)) / (len(times) - 1)
+    return [min(known) + round(number * step) for number in range(len(times))], (SPREAD,)
+
+
+def _best_effort(times: list[tuple[int | None, int | None]]) -> list[int | None]:
+    """FFmpeg's choice for each frame: of both times the one that went backwards less often so far (`guess_correct_pts`)."""
+    chosen: list[int | None] = []
+    faulty_own = faulty_completed = 0
+    last_own = last_completed = float("-inf")
+    for own, completed in times:
+        if completed is not None:
+            faulty_completed += completed <= last_completed
+            last_completed = completed
+        if own is not None:
+            faulty_own += own <= last_own
+            last_own = own
+        chosen.append(own if own is not None and (faulty_own <= faulty_completed or completed is None) else completed)
+    return chosen

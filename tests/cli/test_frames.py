@@ -1,0 +1,63 @@
+"""The verb `frames`: what it prints and writes of good and bad clips, without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minirlaif.cli.main import main
+from tests.fixtures import clips
+
+KEYS = ["path", "reader", "seconds", "width", "height", "times", "repaired"]
+
+
+def test_json_one_object_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    good, bad = clips.write_clip(tmp_path / "a.mp4", width=96), tmp_path / "b.mp4"
+    bad.write_text("no clip")
+    assert main(["frames", str(good), str(bad), "--count", "4", "--json"]) == 2
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert list(first) == KEYS and list(second) == ["path", "refused"]
+    assert first == {
+        "path": str(good), "reader": "av", "seconds": 1.0, "width": 96, "height": 64, "times": [0.125, 0.375, 0.625, 0.875],
+        "repaired": [],
+    }  # fmt: skip
+    assert second["path"] == str(bad) and second["refused"].startswith("not a video file")
+
+
+def test_pictures_of_a_span(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    clip = clips.write_clip(tmp_path / "a.mp4", width=96, rotation=90)
+    words = ["--count", "2", "--start", "0.5", "--end", "0.75", "--out", str(tmp_path / "out")]
+    assert main(["frames", str(clip), *words]) == 0
+    text = capsys.readouterr().out
+    assert "1.000 seconds, 64x96, turned by 90 degrees" in text and "read by av" in text
+    assert "stream 0: video h264 96x64 (this one is read)" in text and "frames at 0.562, 0.688 seconds" in text
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["000_0.562.png", "001_0.688.png", "strip.png"]
+    frame = np.asarray(Image.open(tmp_path / "out" / "001_0.688.png"))
+    assert frame.shape == (96, 64, 3) and clips.number_of(np.rot90(frame, -1)) == 16  # floor(0.6875 x 24)
+    assert Image.open(tmp_path / "out" / "strip.png").size == (128, 96)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--count", "0"], "argument --count: 0: must be above 0"),
+        (["--start", "2", "--end", "1"], "--start 2 --end 1.0: the end must lie after the start"),
+        (["--start", "7"], "--start 7 lies behind its end at 1.00 seconds"),
+    ],
+)
+def test_spans_that_make_no_sense(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    clip = clips.write_clip(tmp_path / "a.mp4")
+    assert main(["frames", str(clip), *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_torch_is_not_loaded(tmp_path: Path, python):
+    clip = clips.write_clip(tmp_path / "a.mp4")
+    code = "import sys; from minirlaif.cli.main import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    done = python("-c", code, "frames", str(clip), "--out", str(tmp_path / "out"))
+    assert done.stdout.splitlines()[-1:] == ["False"], done.stderr

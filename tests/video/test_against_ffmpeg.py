@@ -1,0 +1,121 @@
+"""The reader against ffmpeg, frame by frame: clips of many kinds, and damaged ones."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minirlaif.video.frame_sampling import uniform_plan
+from minirlaif.video.reader import ClipReader, UnreadableClip
+from tests.fixtures import encoded_clips as clips
+
+FRAMES = 16
+LEVELS = 8.0  # of 255 by which a frame may differ on average
+SAMPLE = (
+    "h264_g12_b2.mp4 h264_g50_b2.mov h264_one_b2.mkv h264_g12_b2.avi h264_g12_b0.flv h264_g12_b2.ts h264_g50_b2.mts"
+    " hevc_g12_open-gop=1.ts hevc_g12_open-gop=1.mkv vp9_g12.webm av1.mp4 mpeg2_g12_b2.mpg mpeg2_g1_b0.mpg mpeg1_g12_b2.mpg"
+    " mpeg2_g12_b2.vob xvid_g12_b2.avi mpeg4_g12_b2.avi wmv2_g12.wmv picture.gif rate30000_1001.ts rot90.mp4 aspect16_11.mp4"
+    " refresh.mp4 open_groups.mkv cut.mp4 uneven.mkv"
+).split()
+MUTATED = ("h264_g12_b2.mp4", "h264_g50_b2.mkv", "h264_g12_b2.ts", "hevc_g12_open-gop=0.mp4", "mpeg2_g12_b2.mpg")
+MUTATED += ("mpeg4_g12_b0.avi", "vp9_g12.webm", "wmv2_g12.wmv", "mjpeg.avi", "h264_g12_b0.flv")
+MUTATIONS = 1000
+RECIPES = {recipe.name: recipe for recipe in clips.recipes()}
+
+
+@pytest.fixture(scope="module")
+def reader() -> Iterator[ClipReader]:
+    with ClipReader(60) as reader:
+        yield reader
+
+
+def faults(path: Path, reader: ClipReader) -> list[str]:
+    """What differs between the reader's frames of a clip and ffmpeg's at the same times."""
+    times, expected = clips.shown(path)
+    info = reader.info(path)
+    plan = uniform_plan(info.seconds, FRAMES)
+    (actual,) = reader.frames(path, [plan])
+    return [
+        f"{path.name}: at {when:.3f} frame {clips.number_of(frame)}, not {clips.number_of(expected[row])}, off by {gap:.1f}"
+        for when, frame in zip(plan.times, actual, strict=True)
+        if len(expected) <= (row := clips.on_screen(times, when))
+        or (gap := difference(frame, expected[row])) > LEVELS
+        or clips.number_of(frame) != clips.number_of(expected[row])
+    ]
+
+
+def difference(frame: np.ndarray, expected: np.ndarray) -> float:
+    """Mean difference of two pictures, the second one in the shape of the first (square samples)."""
+    if frame.shape != expected.shape:
+        expected = np.asarray(Image.fromarray(expected).resize(frame.shape[1::-1], Image.Resampling.BICUBIC))
+    return float(np.abs(frame.astype(int) - expected).mean())
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_sample_of_kinds_shows_the_frames_of_ffmpeg(name: str, tmp_path: Path, reader: ClipReader):
+    path = clips.encode(tmp_path / name, RECIPES[name])
+    assert faults(path, reader) == []
+    assert reader.repaired.get(str(path)) is None  # a sound clip
+
+
+@pytest.mark.learning
+def test_all_kinds_show_the_frames_of_ffmpeg(tmp_path: Path, reader: ClipReader):
+    """None is silently wrong, and at most 5 % are refused."""
+    assert len(RECIPES) >= 200
+    wrong, refused = [], []
+    for name, recipe in RECIPES.items():
+        try:
+            wrong += faults(clips.encode(tmp_path / name, recipe), reader)
+        except UnreadableClip as error:
+            refused.append(str(error))
+    print(f"{len(RECIPES)} clips, {len(refused)} refused")
+    assert not wrong and len(refused) <= 0.05 * len(RECIPES), (wrong, refused)
+
+
+def mutated(data: bytes, other: bytes, dice: random.Random) -> bytes:
+    """Bytes flipped, cut off or out, or a piece of another file put in. The first 64 bytes stay: the file is still a clip."""
+    changed = bytearray(data)
+    kind = dice.choice(("flip", "flip", "cut", "splice"))
+    if kind == "flip":
+        for _ in range(dice.choice((1, 2, 5, 20))):
+            changed[dice.randrange(64, len(changed))] ^= 1 << dice.randrange(8)
+    elif kind == "cut" and dice.random() < 0.5:
+        del changed[dice.randrange(len(changed) // 2, len(changed)) :]
+    else:
+        start, length = dice.randrange(64, len(changed)), dice.choice((10, 200, 2000))
+        piece = other[start : start + length] if kind == "splice" else b""
+        changed[start : start + length] = piece
+    return bytes(changed)
+
+
+@pytest.mark.learning
+def test_damaged_clips_are_right_reported_or_refused(tmp_path: Path):
+    """No hang, no crash, most are used, and no frame that is far from ffmpeg's goes without a report."""
+    dice, counts, silent = random.Random(12), Counter[str](), []
+    sources = [clips.encode(tmp_path / name, RECIPES[name]) for name in MUTATED]
+    with ClipReader(20) as reader:
+        for number in range(MUTATIONS):
+            source = sources[number % len(sources)]
+            path = tmp_path / f"{number}{source.suffix}"
+            path.write_bytes(mutated(source.read_bytes(), sources[(number + 1) % len(sources)].read_bytes(), dice))
+            try:
+                wrong = faults(path, reader)
+            except UnreadableClip as error:
+                lost = "no answer within" in str(error) or "crashed" in str(error)
+                counts["lost" if lost else "refused"] += 1
+                path.unlink()
+                continue
+            reported = str(path) in reader.repaired
+            counts["reported" if reported else "silent" if wrong else "right"] += 1
+            silent += [] if reported else wrong[:1]
+            if reported or not wrong:
+                path.unlink()
+    print(dict(counts))
+    assert not silent and not counts["lost"], (silent, counts)
+    assert counts["right"] + counts["reported"] >= 0.6 * MUTATIONS, counts

@@ -290,10 +290,10 @@ def test_another_decoder_gets_features_of_its_own(tmp_path: Path, clip: str):
     other = Opened(tmp_path)
     other.reader.settings, other.reader.decoder = "decord:0.05", "decord"
     other.feature_cache.get(clip, one_plan)
-    assert len(other.reader.looked) == len(other.reader.asked) == other.eyes.calls == 1
+    assert len(other.reader.opened_paths) == len(other.reader.requests) == other.encoder.calls == 1
 
 
-def test_repairs_are_said_once_and_kept(tmp_path: Path, clip: str, capsys: pytest.CaptureFixture[str]):
+def test_repairs_are_printed_once_and_stored(tmp_path: Path, clip: str, capsys: pytest.CaptureFixture[str]):
     o = Opened(tmp_path)
     o.reader.repaired[clip] = ("damaged at 1.00 seconds",)
     for plan in (one_plan, halves):

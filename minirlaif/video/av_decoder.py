@@ -35,6 +35,7 @@ class Damage:
     share: float  # of the clip's time that may be undecodable
     held: list[float] = field(default_factory=list)  # seconds at which an earlier frame stands
     faulty: list[float] = field(default_factory=list)  # seconds at which a frame was decoded from damaged data
+    errors: list[float] = field(default_factory=list)  # seconds of packets that the strict decoder failed at
     disordered: bool = False  # frames come out of the decoder in another order than their times
     sizes: list[str] = field(default_factory=list)  # sizes that were scaled to the first one
 
@@ -47,6 +48,8 @@ class Damage:
             texts.append(f"damaged at {_seconds(self.held)}: the last sound frame before is shown")
         if self.faulty:
             texts.append(f"damaged at {_seconds(self.faulty)}: the frames shown may have faults")
+        if self.errors and not self.held and not self.faulty:
+            texts.append(f"damaged at {_seconds(self.errors)}: no frame shown is known to be faulty")
         return texts
 
 
@@ -84,7 +87,7 @@ def _shown(timeline: Timeline, convert: FrameConverter, frame: Any, damage: Dama
 def _strict_frames(timeline: Timeline, rows: list[int], seek: bool, damage: Damage) -> Iterator[DecodedFrame]:
     """The frames of rows, from a decoder that fails at errors. Raises _Damaged at the first that is not there, SeekMissed."""
     last: DecodedFrame | None = None
-    for row, frames in walk(timeline, rows, seek, strict=True):
+    for row, frames in walk(timeline, rows, seek, strict=True, needed_only=True, errors=damage.errors):
         for decoded in frames:
             if not decoded.sound and not timeline.by_pts:
                 raise _Damaged  # rows are counted here, and some frames may be missing

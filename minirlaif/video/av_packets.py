@@ -11,7 +11,9 @@ from minirlaif.video.timestamps import Timeline, url
 
 SEEK_ROWS = 24  # seek only where that saves at least so many frames
 SMALL = 640 * 360  # up to so many pixels decoding threads cost more than they save
+WHOLE_PIXELS = 2.5e8  # of all frames: up to so many, a clip is decoded wholly, and damage anywhere in it is noticed
 THREAD_LAG = 16  # packets by which threads may report an error late
+DISCARDS_EXACTLY = ("h264", "hevc")  # packets of these say whether another frame refers to them
 
 
 class SeekMissed(Exception):
@@ -33,13 +35,23 @@ class DecodedFrame:
         return self.frame.pts, self.frame.dts, self.row
 
 
-def walk(timeline: Timeline, rows: list[int], seek: bool, strict: bool) -> Iterator[tuple[int, list[DecodedFrame]]]:
-    """Each row with the frames that were decoded on the way to it and are shown before or at it. Raises SeekMissed."""
+def walk(
+    timeline: Timeline, rows: list[int], seek: bool, strict: bool, needed_only: bool = False, errors: list[float] | None = None
+) -> Iterator[tuple[int, list[DecodedFrame]]]:
+    """Each row with the frames that were decoded on the way to it and are shown before or at it. Raises SeekMissed.
+
+    needed_only: frames that no row and no other frame needs may be left out.
+    errors: gets the seconds of packets at which the decoder fails.
+    """
     import av
 
     with av.open(url(timeline.path)) as container:
         stream = open_stream(container, timeline, strict)
-        decoded = decode_all(timeline, container, stream)
+        needed = None
+        is_short = len(timeline.ticks) * timeline.pixels <= WHOLE_PIXELS
+        if needed_only and not is_short and timeline.by_pts and stream.codec_context.name in DISCARDS_EXACTLY:
+            needed = frozenset(timeline.ticks[row] for row in rows)
+        decoded = decode_all(timeline, container, stream, needed, errors)
         at = -1  # the last row that was decoded
         ahead: DecodedFrame | None = None  # decoded already, but shown later
         for row in rows:
@@ -48,7 +60,7 @@ def walk(timeline: Timeline, rows: list[int], seek: bool, strict: bool) -> Itera
             jumped = seek and key >= at + SEEK_ROWS
             if jumped:
                 container.seek(timeline.ticks[key], stream=stream)
-                decoded, ahead = decode_all(timeline, container, stream), None
+                decoded, ahead = decode_all(timeline, container, stream, needed, errors), None
             passed: list[DecodedFrame] = []
             while at < row:
                 ahead = ahead or next(decoded, None)
@@ -75,9 +87,15 @@ def open_stream(container: Any, timeline: Timeline, strict: bool) -> Any:
     return stream
 
 
-def decode_all(timeline: Timeline, container: Any, stream: Any) -> Iterator[DecodedFrame]:
+def decode_all(
+    timeline: Timeline, container: Any, stream: Any, needed: frozenset[int] | None = None, errors: list[float] | None = None
+) -> Iterator[DecodedFrame]:
     """Everything that can be decoded from here on. After an error no frame of a later packet is sound before the next key frame:
-    what decoders hand out until then is guesswork."""
+    what decoders hand out until then is guesswork.
+
+    needed: ticks of the only frames that are needed; others are decoded where frames refer to them. None: all.
+    errors: gets the seconds of packets at which the decoder fails.
+    """
     import av
 
     numbers: dict[int, list[int]] = {}  # the packets of each display time
@@ -85,6 +103,7 @@ def decode_all(timeline: Timeline, container: Any, stream: Any) -> Iterator[Deco
     count = -1
     bad_from: int | None = None  # number of the first packet that an error may have reached
     last_error = -1
+    key_time: int | None = None  # of the first key frame
     twice: dict[int, int] = {}
     last_pts: float = float("-inf")
     for number, packet in enumerate(_packets(container, stream)):
@@ -96,9 +115,17 @@ def decode_all(timeline: Timeline, container: Any, stream: Any) -> Iterator[Deco
             numbers.setdefault(packet.pts, []).append(number)
         if packet.is_corrupt:  # packets are missing after it or the next one; what is missing within one, the decoder notices
             bad_from, last_error = number + 2 if bad_from is None else bad_from, max(last_error, number - 1)
+        if packet.is_keyframe and key_time is None:
+            key_time = packet.dts if packet.pts is None else packet.pts
+        if needed is not None:
+            stream.codec_context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in needed else "NONREF"
         try:
             frames = packet.decode()
         except av.error.FFmpegError:
+            time = packet.dts if packet.pts is None else packet.pts
+            # What is shown before the first key frame after a seek needs frames that were not read: no fault of the file.
+            if errors is not None and time is not None and key_time is not None and time >= key_time:
+                errors.append(max(0.0, (time - timeline.ticks[0]) * timeline.tick_seconds))
             start = max(0, number - lag)
             bad_from, last_error = start if bad_from is None else min(start, bad_from), number
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 JUMP_SECONDS = 10.0  # ffmpeg's -dts_delta_threshold: a larger step of the clock in a broadcast format is closed
+GAP_SECONDS = 0.5  # without a frame, where frames are otherwise regular
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,12 @@ def clock_shifts(packets: list[Packet], tick_seconds: float, rate: float) -> tup
 
 
 def missing_frames(ticks: tuple[int, ...], tick_seconds: float) -> tuple[str, ...]:
-    """Where frames are missing in a clip that is otherwise regular."""
+    """Where frames are missing in a clip that is otherwise regular: a few longer steps, or a single one that is much longer."""
     steps = [later - tick for tick, later in zip(ticks, ticks[1:], strict=False)]
     usual = sorted(steps)[len(steps) // 2] if steps else 0
-    odd = [(tick - ticks[0]) * tick_seconds for tick, step in zip(ticks, steps, strict=False) if step > 2.5 * usual > 0]
-    if not odd or len(odd) > len(steps) / 50:
+    odd = [(tick, step) for tick, step in zip(ticks[:-1], steps, strict=True) if step > 2.5 * usual > 0]
+    single = len(odd) == 1 and odd[0][1] > 10 * usual and odd[0][1] * tick_seconds > GAP_SECONDS
+    if not odd or (len(odd) > len(steps) / 50 and not single):
         return ()
     more = f" and {len(odd) - 1} more times" if len(odd) > 1 else ""
-    return (f"frames are missing after {odd[0]:.2f} seconds{more}",)
+    return (f"frames are missing after {(odd[0][0] - ticks[0]) * tick_seconds:.2f} seconds{more}",)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from minirlaif.video.av_packets import decode_all, open_stream
 from minirlaif.video.timestamps import Timeline, Unreadable, inspect, url
 
+DISORDER = "its times go backwards: frames are shown in the order of decoding"
 SPREAD = "its times go backwards: the frames are spread evenly over its length"
 
 
@@ -72,7 +73,7 @@ def _learned(timeline: Timeline) -> Timeline:
     if not times:
         raise Unreadable("it is damaged: no frame can be decoded")
     ticks: list[int] = []
-    display_times, repaired = _display_times(times, timeline.seekable)
+    display_times, repaired = _display_times(times, timeline.seekable, len(set(timeline.ticks)) < len(timeline.ticks))
     for time in display_times:
         ticks.append(time if not ticks else max(time, ticks[-1] + 1))
     gap = (ticks[-1] - ticks[0]) / (len(ticks) - 1) if len(ticks) > 1 else 1
@@ -88,10 +89,13 @@ def _learned(timeline: Timeline) -> Timeline:
     )
 
 
-def _display_times(times: list[tuple[int | None, int | None]], trusted: bool) -> tuple[list[int], tuple[str, ...]]:
+def _display_times(times: list[tuple[int | None, int | None]], trusted: bool, clocked: bool) -> tuple[list[int], tuple[str, ...]]:
     """When each frame is shown, from its own time and the decoding time of the packet that completed it, in order of decoding.
     The first that does not go backwards of: its own; ffmpeg's guess; the decoding time (before the guess where packets carry no
-    times of display); the lower of both. If all do, the times of the file are wrong, and the frames are spread evenly."""
+    times of display); the lower of both. If all do, the times of the file are wrong, and the frames are spread evenly.
+
+    clocked: packets carry times of display, so that other times are a fault.
+    """
     own, completed, guess = [pts for pts, _ in times], [dts for _, dts in times], _best_effort(times)
     flushed = next((number for number in range(len(times), 0, -1) if completed[number - 1] is not None), len(times))
     for candidate in (own, guess, completed) if trusted else (own, completed, guess):
@@ -99,7 +103,8 @@ def _display_times(times: list[tuple[int | None, int | None]], trusted: bool) ->
         known = [time for time in candidate[:end] if time is not None]
         if len(known) == end and all(one < two for one, two in zip(known, known[1:], strict=False)):
             gap = known[-1] - known[-2] if end > 1 else 1
-            return known + [known[-1] + gap * number for number in range(1, len(times) - end + 1)], ()
+            faults = (DISORDER,) if clocked and candidate is not own else ()
+            return known + [known[-1] + gap * number for number in range(1, len(times) - end + 1)], faults
     lower = [min((time for time in pair if time is not None), default=None) for pair in times]
     known = [time for time in lower if time is not None]
     if len(known) == len(lower) and sorted(known) == known:

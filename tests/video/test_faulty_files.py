@@ -164,7 +164,7 @@ def test_damage_is_used_up_to_a_share_and_reported(tmp_path: Path, reader: ClipR
 
 
 def test_a_guess_of_the_decoder_is_reported(tmp_path: Path, reader: ClipReader):
-    path = encoded(tmp_path / "a.mp4", *FAST, "-g", "1000", frames=100)
+    path = encoded(tmp_path / "a.mp4", *FAST, "-g", "1000", "-bf", "0", frames=100)  # each frame refers to the one before
     import av
 
     with av.open(str(path)) as container:

@@ -11,7 +11,9 @@ from minirlaif.video.timestamps import Timeline, url
 
 SEEK_ROWS = 24  # seek only where that saves at least so many frames
 SMALL = 640 * 360  # up to so many pixels decoding threads cost more than they save
-WHOLE_PIXELS = 2.5e8  # of all frames: up to so many, a clip is decoded wholly, and damage anywhere in it is noticed
+WHOLE_PIXELS = (
+    2.5e8  # of all frames: up to so many, frames that are not needed are decoded as well, so that damage on the way is noticed
+)
 THREAD_LAG = 16  # packets by which threads may report an error late
 DISCARDS_EXACTLY = ("h264", "hevc")  # packets of these say whether another frame refers to them
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from minirlaif.data.formats import parse_sample
-from minirlaif.video import timestamps
+from minirlaif.video import preparation, timestamps
 from minirlaif.video.frame_sampling import FramePlan
 from minirlaif.video.reader import ClipReader, UnreadableClip, local_path
 from tests.fixtures import clips as tiny_clips
@@ -176,6 +176,27 @@ def test_a_guess_of_the_decoder_is_reported(tmp_path: Path, reader: ClipReader):
     assert numbers(reader, path, 1.0) == [25] and str(path) not in reader.repaired  # before it
     reader.frames(path, [FramePlan((3.5,))])
     assert reader.repaired[str(path)] == ("damaged at 3.48 seconds: the frames shown may have faults",)
+
+
+def test_damage_between_the_frames_shown_is_reported(tmp_path: Path, reader: ClipReader):
+    path = without_packets(encoded(tmp_path / "a.mp4", *FAST, "-g", "12", "-bf", "0"), slice(30, 33))
+    assert numbers(reader, path, 1.01, 1.61) == [25, 40]
+    assert reader.repaired[str(path)] == ("damaged at 1.20, 1.24, 1.28 seconds: no frame shown is known to be faulty",)
+
+
+def test_frames_that_a_file_announces_and_lacks_are_reported(tmp_path: Path, reader: ClipReader):
+    path = patched(encoded(tmp_path / "a.mp4"), b"stsz", 4 + 12 + 4 * 10, b"\xab")  # the size of frame 10
+    assert numbers(reader, path, 0.2) == [5]
+    assert reader.repaired[str(path)] == ("its index counts 60 frames: 10 can be read",)
+    paused = encoded(tmp_path / "a.flv", *GROUPS, "-vf", "select='not(between(n,10,29))'", "-fps_mode", "vfr", codec="libx264")
+    assert numbers(reader, paused, 0.3, 0.9, 1.3) == [7, 9, 32]
+    assert reader.repaired[str(paused)] == ("frames are missing after 0.36 seconds",)
+
+
+def test_times_of_display_that_go_backwards_are_reported():
+    times = [(10, 10), (20, 20), (40, 30), (30, None)]
+    assert preparation._display_times(times, False, True) == ([10, 20, 30, 40], (preparation.DISORDER,))
+    assert preparation._display_times(times, False, False) == ([10, 20, 30, 40], ())  # AVI, where such times are usual
 
 
 def test_a_file_cut_at_its_end(tmp_path: Path, reader: ClipReader):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minirlaif.video.av_packets import DecodedFrame, SeekMissed, walk
-from minirlaif.video.pixels import FrameConverter
+from minirlaif.video.pixels import FrameConverter, is_unwritten
 from minirlaif.video.timestamps import HOLD_SECONDS, Timeline, Unreadable
 
 COUNTED_PIXELS = 4 * 10**9  # of a whole clip; a damaged one of more is not decoded wholly to count what it lost
@@ -93,7 +93,7 @@ def _strict_frames(timeline: Timeline, rows: list[int], seek: bool, damage: Dama
                 raise _Damaged  # rows are counted here, and some frames may be missing
             damage.disordered |= decoded.back
             last = decoded
-        if last is None or last.row != row or not last.sound:
+        if last is None or last.row != row or not last.sound or is_unwritten(last.frame):
             raise _Damaged
         yield last
 
@@ -111,7 +111,7 @@ def _tolerant_frames(timeline: Timeline, rows: list[int], seek: bool, damage: Da
             for row, frames in walk(timeline, rows, seek, strict=False):
                 for decoded in frames:
                     damage.disordered |= decoded.back
-                    if decoded.sound and decoded.id in sound_ids:
+                    if decoded.sound and decoded.id in sound_ids and not is_unwritten(decoded.frame):
                         sound = decoded
                     else:
                         rough = decoded

@@ -105,6 +105,7 @@ def decode_all(
     count = -1
     bad_from: int | None = None  # number of the first packet that an error may have reached
     last_error = -1
+    is_jpeg, unfilled = stream.codec_context.name == "mjpeg", set[int]()  # numbers of packets without a picture
     key_time: int | None = None  # of the first key frame
     twice: dict[int, int] = {}
     last_pts: float = float("-inf")
@@ -115,6 +116,8 @@ def decode_all(
             packet.dts = None if packet.dts is None else packet.dts + shift
         if packet.pts is not None:
             numbers.setdefault(packet.pts, []).append(number)
+        if is_jpeg and packet.size and not has_scan(bytes(packet)):
+            unfilled.add(number)
         if packet.is_corrupt:  # packets are missing after it or the next one; what is missing within one, the decoder notices
             bad_from, last_error = number + 2 if bad_from is None else bad_from, max(last_error, number - 1)
         if packet.is_keyframe and key_time is None:
@@ -146,8 +149,18 @@ def decode_all(
             back = timeline.by_pts and frame.pts is not None and frame.pts < last_pts
             last_pts = last_pts if frame.pts is None else frame.pts
             if row >= 0:
-                sound = not frame.is_corrupt and (bad_from is None or own < bad_from)
+                sound = not frame.is_corrupt and (bad_from is None or own < bad_from) and own not in unfilled
                 yield DecodedFrame(min(row, len(timeline.ticks) - 1), frame, sound, back)
+
+
+def has_scan(data: bytes) -> bool:
+    """Whether the segments of a JPEG lead to its picture. Where they do not, FFmpeg hands out a buffer that was used before."""
+    place = data.find(b"\xff\xd8") + 2
+    while place + 4 <= len(data) and data[place] == 0xFF:
+        if data[place + 1] == 0xDA:
+            return True
+        place += 1 if data[place + 1] == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4])
+    return False
 
 
 def _packets(container: Any, stream: Any) -> Iterator[Any]:

@@ -38,13 +38,17 @@ def clock_shifts(packets: list[Packet], tick_seconds: float, rate: float) -> tup
     return tuple(shifts)
 
 
-def missing_frames(ticks: tuple[int, ...], tick_seconds: float) -> tuple[str, ...]:
-    """Where frames are missing in a clip that is otherwise regular: a few longer steps, or a single one that is much longer."""
+def missing_frames(ticks: tuple[int, ...], tick_seconds: float, unread: int) -> tuple[str, ...]:
+    """Where frames are missing in a clip that is otherwise regular: a few longer steps, or a single one that is much longer.
+
+    unread: frames that the index of the file counts and that cannot be read.
+    """
+    texts = (f"its index counts {unread} frames that cannot be read",) if unread > 0 else ()
     steps = [later - tick for tick, later in zip(ticks, ticks[1:], strict=False)]
     usual = sorted(steps)[len(steps) // 2] if steps else 0
     odd = [(tick, step) for tick, step in zip(ticks[:-1], steps, strict=True) if step > 2.5 * usual > 0]
     single = len(odd) == 1 and odd[0][1] > 10 * usual and odd[0][1] * tick_seconds > GAP_SECONDS
     if not odd or (len(odd) > len(steps) / 50 and not single):
-        return ()
+        return texts
     more = f" and {len(odd) - 1} more times" if len(odd) > 1 else ""
-    return (f"frames are missing after {(odd[0][0] - ticks[0]) * tick_seconds:.2f} seconds{more}",)
+    return (*texts, f"frames are missing after {(odd[0][0] - ticks[0]) * tick_seconds:.2f} seconds{more}")

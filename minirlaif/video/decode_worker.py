@@ -20,7 +20,9 @@ import functools
 import hashlib
 import json
 import os
+import re
 import signal
+import stat
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -33,6 +35,7 @@ from minirlaif.video.preparation import after_damage, prepared
 from minirlaif.video.timestamps import Timeline, Unreadable, mended, url
 
 BLANK_RANGE = 2  # a picture whose channels span at most so many of 255 levels shows nothing
+CONTAINERS = ("asf", "avi", "flv", "matroska", "mov", "mpeg", "mpegts", "ogg")  # as FFmpeg names their readers
 BLANK_FRAMES = 16  # frames over the whole clip that have to be blank before it is called so
 PROBES = 3  # frames that `info` decodes: first, middle, last
 
@@ -104,6 +107,13 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
         return ask(after_damage(timeline, share), request)
 
 
+def _complaint(printed: bytes) -> tuple[str, ...]:
+    """The first error that FFmpeg's reader of the container printed, as a text of what was repaired. Those of decoders are left
+    to the strict decoder: after a seek they are no fault."""
+    lines = re.findall(r"^\[(\w+)[\w,]* @ 0x\w+\] (.+)$", printed.decode(errors="replace"), re.MULTILINE)
+    return tuple(f"FFmpeg reports: {text}" for name, text in lines if name in CONTAINERS)[:1]
+
+
 def _frames(timeline: Timeline, request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """Where the frames of each plan lie among those that follow."""
     damage = Damage(request["max_damaged"])
@@ -146,6 +156,16 @@ def _info(timeline: Timeline, request: dict[str, Any]) -> tuple[dict[str, Any], 
     return {"info": info}, None
 
 
+def _printed(clear: bool = False) -> bytes:
+    """What was printed to stderr, which the owner has made a file. clear: empty it."""
+    if not stat.S_ISREG(os.fstat(2).st_mode):
+        return b""
+    if clear:
+        os.ftruncate(2, 0)
+        os.lseek(2, 0, os.SEEK_SET)
+    return os.pread(2, 1 << 16, 0)
+
+
 def main() -> None:
     """Answer requests until stdin closes."""
     replies = os.fdopen(os.dup(1), "wb")
@@ -154,7 +174,7 @@ def main() -> None:
 
     # Not `set_level`: messages would pass through Python, and decoding threads wait for its lock while a clip is closed.
     av.logging.restore_default_callback()
-    av.logging.set_libav_level(av.logging.PANIC)
+    av.logging.set_libav_level(av.logging.ERROR)
     replies.write(b"{}\n")  # ready
     replies.flush()
     for line in sys.stdin.buffer:
@@ -162,8 +182,11 @@ def main() -> None:
         if hasattr(signal, "setitimer"):  # if the owner is gone as well, the system ends a decoder that hangs
             signal.setitimer(signal.ITIMER_REAL, request["seconds"] + 5)
         frames = None
+        _printed(clear=True)
         try:
             header, frames = answer(request)
+            reports = header.get("info", header)
+            reports["repaired"] = [*reports.get("repaired", ()), *_complaint(_printed())]
         except Unreadable as error:
             header = {"error": str(error)}
         except Exception as error:  # whatever a broken file does to a decoder is a property of the file

@@ -36,6 +36,16 @@ class FrameConverter:
         return upright(image, _display_matrix(frame), frame.rotation)
 
 
+def is_unwritten(frame: Any) -> bool:
+    """Whether a decoder has handed out a frame that it never filled: chroma of nothing but zeros, which no camera gives."""
+    import numpy as np
+
+    if not frame.format.name.startswith("yuv") or len(frame.planes) < 3:
+        return False
+    chroma = (np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size) for plane in frame.planes[1:3])
+    return not any(rows[:, : plane.width].any() for rows, plane in zip(chroma, frame.planes[1:3], strict=True))
+
+
 def _display_matrix(frame: Any) -> tuple[float, float, float, float] | None:
     """a, b, c, d of a frame's display matrix: a stored pixel (x, y) is shown at (a x + c y, b x + d y). None: it has none."""
     data = frame.side_data.get("DISPLAYMATRIX")

@@ -208,9 +208,7 @@ def _timeline(path: str, container: Any, stream: Any, packets: list[Packet], cut
     if not cut and "avi" not in names:  # their headers speak of this stream alone, those of others of the sound as well
         lost = 0.0
     repaired: tuple[str, ...] = (f"its clock jumps {len(shifts)} times: the gaps are closed",) if shifts else ()
-    repaired += missing_frames(ticks, tick_seconds)
-    if "mp4" in names and stream.frames > len(packets):
-        repaired = (*repaired, f"its index counts {stream.frames} frames: {len(packets)} can be read")
+    repaired += missing_frames(ticks, tick_seconds, stream.frames - len(packets) if "mp4" in names else 0)
     apart = max((abs(p.pts - p.dts) for p in packets if p.pts is not None and p.dts is not None), default=0) * tick_seconds
     if apart > JUMP_SECONDS:
         repaired = (*repaired, f"its decoding times lie {apart:,.0f} seconds from those of display: these count")

@@ -187,10 +187,22 @@ def test_damage_between_the_frames_shown_is_reported(tmp_path: Path, reader: Cli
 def test_frames_that_a_file_announces_and_lacks_are_reported(tmp_path: Path, reader: ClipReader):
     path = patched(encoded(tmp_path / "a.mp4"), b"stsz", 4 + 12 + 4 * 10, b"\xab")  # the size of frame 10
     assert numbers(reader, path, 0.2) == [5]
-    assert reader.repaired[str(path)] == ("its index counts 60 frames: 10 can be read",)
+    counted, reported = reader.repaired[str(path)]
+    assert counted == "its index counts 50 frames that cannot be read" and reported.startswith("FFmpeg reports: Sample size ")
     paused = encoded(tmp_path / "a.flv", *GROUPS, "-vf", "select='not(between(n,10,29))'", "-fps_mode", "vfr", codec="libx264")
     assert numbers(reader, paused, 0.3, 0.9, 1.3) == [7, 9, 32]
     assert reader.repaired[str(paused)] == ("frames are missing after 0.36 seconds",)
+
+
+def test_a_frame_that_the_decoder_never_filled_is_reported(tmp_path: Path, reader: ClipReader):
+    """A JPEG without the start of its scan: FFmpeg hands out zeros, which are green, or an earlier frame, and no error."""
+    path = encoded(tmp_path / "a.avi", "-q:v", "3", "-pix_fmt", "yuvj420p", codec="mjpeg")
+    content = path.read_bytes()
+    scans = [match.start() for match in re.finditer(b"\xff\xda", content)]
+    assert len(scans) == 60
+    path.write_bytes(content[: scans[30]] + b"\xff\xfe" + content[scans[30] + 2 :])  # a comment
+    assert numbers(reader, path, 0.8, 1.21, 1.25) == [20, 29, 31]
+    assert reader.repaired[str(path)] == ("damaged at 1.20 seconds: the last sound frame before is shown",)
 
 
 def test_times_of_display_that_go_backwards_are_reported():

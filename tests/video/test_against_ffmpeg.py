@@ -96,7 +96,7 @@ def mutated(data: bytes, other: bytes, dice: random.Random) -> bytes:
 
 
 @pytest.mark.learning
-@pytest.mark.parametrize("seed", [12, 13])
+@pytest.mark.parametrize("seed", [12, 15])
 def test_damaged_clips_are_right_reported_or_refused(tmp_path: Path, seed: int):
     """No hang, no crash, most are used, and no frame that is far from ffmpeg's goes without a report."""
     dice, counts, silent = random.Random(seed), Counter[str](), []

@@ -86,13 +86,7 @@ def reference_of(
 ) -> Reference:
     """Logits of the model in transformers. adapters: by name of a model, the context in which the backbone acts as it."""
     questions = list(dict.fromkeys(question for _, question in rows))[:QUESTIONS]
-<<<<<<< HEAD
     probes, logits = probes_of(backbone, video, questions, rows), {}
-=======
-    with ClipReader.of(video) as reader:
-        probes = (*text_probes(backbone, questions), *clip_probes(backbone, reader, video, rows))
-    logits = {}
->>>>>>> b046b14 (video: read clips with PyAV as ffmpeg shows them, or refuse them by name; verb frames)
     for name, role in adapters.items():
         with role:
             logits[name] = logits_of(backbone, probes)

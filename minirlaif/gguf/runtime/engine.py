@@ -48,18 +48,11 @@ class GgufEngine:
         self.title = f"{text.name}, run {self._info.run}"
         self.frames, self.sampling = self._info.frames, self._info.options
         self._clips: OrderedDict[str, LoadedClip] = OrderedDict()
-<<<<<<< HEAD
         self._reader = ClipReader.of(VideoSection())
         self._process: ChildProcess | None = None
         self._counted = Counter(dict.fromkeys(COUNTERS, 0))  # over all processes
         settings = {"threads": threads or threads_for(text), "n_ctx": n_ctx}
         self._open_request: dict[str, Any] = {"folder": str(folder), "text": str(text), "mmproj": str(projector), **settings}
-=======
-        self._reader = ClipReader.of(VideoSection())
-        self._child = LlamaClient(
-            folder=str(folder), text=str(text), mmproj=str(projector), threads=threads or threads_for(text), n_ctx=n_ctx
-        )
->>>>>>> b046b14 (video: read clips with PyAV as ffmpeg shows them, or refuse them by name; verb frames)
         try:
             self._ask("open", **self._open_request)
         except BaseException:

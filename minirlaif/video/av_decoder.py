@@ -5,8 +5,6 @@ guesses). A clip is decoded strictly; from the first requested frame that does n
 that only the tolerant decoder gives are used and reported; where it gives none, the last frame stays for a limited time.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """All frames that PyAV decodes of a clip, each with its row of the timeline and whether an error can have reached it."""
 
-from __future__ import annotations
-
 import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The clock of a file: the times of its packets, where they jump, and where frames are missing. Decodes nothing."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 JUMP_SECONDS = 10.0  # ffmpeg's -dts_delta_threshold: a larger step of the clock in a broadcast format is closed

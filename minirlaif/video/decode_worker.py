@@ -14,8 +14,6 @@ setting video.reader is decord. decord 0.6 is not used even then where it was se
 Rotation, variable frame rate, non-zero start times and 10 bits came out right in decord, equal to PyAV.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """From decoded frames to the pixels that are shown: display shape, upright, standard range, the size that a model wants."""
 
-from __future__ import annotations
-
 import functools
 import struct
 from typing import Any

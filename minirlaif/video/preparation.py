@@ -1,7 +1,5 @@
 """The timeline of a clip, with what only decoding tells: times that the container lacks, and where the first frame lies."""
 
-from __future__ import annotations
-
 import functools
 import os
 from dataclasses import replace

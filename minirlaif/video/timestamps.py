@@ -4,6 +4,8 @@ Every decoder takes its frames by this one list, so all agree on which frame is 
 ffmpeg: jumps of the clock in a transport stream are closed as ffmpeg closes them, and the first frame is at 0.
 """
 
+from __future__ import annotations
+
 import bisect
 import os
 import shlex

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minirlaif.benchmarks.kinds.choice import TASKS
+from minirlaif.benchmarks.kinds.counterfactual import ASPECTS
 from minirlaif.data.formats import BadRow
 from minirlaif.data.tables import TABLES, json_value, raise_all, table_rows, text_lines
 from minirlaif.errors import UserError
@@ -15,6 +17,7 @@ from minirlaif.stats import grouped
 
 WELL_KNOWN = Path("benchmarks")  # where `--benchmark NAME` is looked for when NAME is no path
 EGOSCHEMA = ("questions.json", "subset_answers.json")
+CHARADES = "charades_sta_test.txt"  # clip, start, end##sentence on a line
 # Names that say which rows a file has, not which benchmark's; its folder does.
 _SPLIT = r"(?:test|val|valid|validation|train)"
 _NAMELESS = re.compile(rf"(?:{_SPLIT}(?:[_-]?(?:q|questions?|qa))?|questions?)(?:-\d+-of-\d+)?", re.IGNORECASE)
@@ -53,13 +56,17 @@ def source_rows(source: Source) -> Iterator[tuple[str, list[PlacedRow]]]:
     """(part, rows) for each part, over all of its files. part: "" where the names of the files say nothing."""
     files = source.files
     if files[0].suffix == ".txt":
-        yield "action", _action_lists(files)
+        moments = _moments(files)
+        yield ("", moments) if moments else ("action", _action_lists(files))
     elif len(files) == 2 and files[1] == _answers_beside(files[0]):
         join = _subset if files[1].name.lower() == EGOSCHEMA[1] else _joined
         yield "", [(files[0], number, row) for number, row in join(files[0], files[1])]
     else:
-        for part, of_part in grouped((_videoinstruct_part(file, source.path), file) for file in files).items():
-            yield part, _paired([(file, number, row) for file in of_part for number, row in table_rows(file)])
+        parts = {file: _videoinstruct_part(file, source.path) for file in files}
+        if len(files) > 1:
+            parts |= {file: file.stem for file in files if file.stem in TASKS}
+        for part, of_part in grouped((part, file) for file, part in parts.items()).items():
+            yield part, _paired([(file, number, row) for file in of_part for number, row in _rows(file)])
 
 
 def _slug(path: Path) -> str:
@@ -85,6 +92,12 @@ def _of_folder(path: Path, tables: Sequence[Path]) -> list[Path]:
     named = [file for file in tables if _videoinstruct_part(file, path)]
     if named:
         return named
+    for stems in (TASKS, ASPECTS):
+        tasks = [file for file in tables if file.stem in stems]
+        if len(tasks) > 1 and len({file.parent for file in tasks}) == 1:
+            return tasks
+    if moments := [file for file in texts if file.name == CHARADES]:
+        return moments[:1]
     splits = [file for file in texts if file.name.endswith("_test_split1.txt")]
     lists = [file for file in texts if file.name == "testlist01.txt"]
     if splits or lists:
@@ -180,6 +193,39 @@ def _subset(questions: Path, answers: Path) -> list[tuple[int, Any]]:
     without = right_options.keys() - {str(row["q_uid"]) for _, row in rows if isinstance(row, dict)}
     if without:
         raise UserError(f"{answers}: {len(without)} answers have no question in {questions.name}, such as {min(without)}")
+    return rows
+
+
+def _rows(file: Path) -> list[tuple[int, Any]]:
+    """Numbered rows of a table; of an object whose keys are clips, a row for each of them under `video_id`. ActivityNet Captions
+    has there a list of times and one of sentences: a row for each pair."""
+    value = json_value(str(file)) if file.suffix.lower() in (".json", ".jsonl") else None
+    if isinstance(value, list):
+        return value
+    if value is None or not value or not all(isinstance(each, dict) for each in value.values()):
+        return table_rows(file)
+    rows: list[dict[str, Any]] = []
+    for clip, each in value.items():
+        times, sentences = each.get("timestamps"), each.get("sentences")
+        if isinstance(times, list) and isinstance(sentences, list) and len(times) == len(sentences):
+            rows += [{"video_id": clip, "timestamp": time, "sentence": text} for time, text in zip(times, sentences, strict=True)]
+        else:
+            rows.append({"video_id": clip, **each})
+    return [*enumerate(rows, 1)]
+
+
+def _moments(files: Sequence[Path]) -> list[PlacedRow]:
+    """Rows of Charades-STA: clip, start, end##sentence on a line. Empty for other lists."""
+    lines = [(file, number, line) for file in files for number, line in text_lines(str(file))]
+    if not lines or "##" not in lines[0][2]:
+        return []
+    rows: list[PlacedRow] = []
+    for file, number, line in lines:
+        place, _, sentence = line.partition("##")
+        names = ("video", "start", "end")
+        values = place.split()
+        row = dict(zip(names, values, strict=True)) if len(values) == len(names) else None
+        rows.append((file, number, {**row, "sentence": sentence} if row else BadRow("needs `clip start end##sentence`")))
     return rows
 
 

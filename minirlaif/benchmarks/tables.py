@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
+from minirlaif.benchmarks import kinds
 from minirlaif.benchmarks.kinds import metrics
 from minirlaif.benchmarks.kinds.videoinstruct import FIVE
 from minirlaif.benchmarks.scores import Scores
@@ -107,6 +108,20 @@ def cells(scores: Scores) -> dict[str, Cell]:
     return {name: _cell(scores, FIVE if name == "mean" else (name,)) for name in metrics_of(scores)}
 
 
+def cells_by_part(scores: Scores) -> dict[str, dict[str, dict[str, Any]]]:
+    """Mean, rows and rows with a grade by part and metric, of kinds whose parts are compared; empty where there is one part."""
+    if not any(kind.name == scores.kind and kind.has_breakdown for kind in kinds.KINDS):
+        return {}
+    parts = grouped((grade.id.split(":")[0], grade) for grade in scores.grades)
+    result: dict[str, dict[str, dict[str, Any]]] = {}
+    for part, of_part in sorted(parts.items()):
+        for metric, grades in grouped((grade.metric, grade) for grade in of_part).items():
+            values = [grade.value for grade in grades if grade.value is not None]
+            mean = sum(values) / len(values) if values else None
+            result.setdefault(part, {})[metric] = {"rows": len(grades), "marked": len(values), "mean": mean}
+    return result if len(result) > 1 else {}
+
+
 def changes(first: Scores, second: Scores) -> dict[str, Change]:
     """Second minus first per metric. ValueError for grades of different judges or benchmarks: they are not comparable."""
     if first.key != second.key:
@@ -132,6 +147,7 @@ def judged(group: Sequence[Scores], pairs: Sequence[tuple[Scores, Scores]]) -> d
             "rows": len({grade.id for grade in scores.grades}),
             "clips": len({grade.clip for grade in scores.grades if grade.value is not None}),
             "cells": {metric: vars(cell) for metric, cell in cells(scores).items()},
+            **({"parts": parts} if (parts := cells_by_part(scores)) else {}),
             "without_mark": why_ungraded(scores),
             "rows_without_mark": rows_ungraded(scores),
             "counts": dict(scores.counts),

@@ -199,10 +199,11 @@ def check_clips(
     return readable, bad
 
 
-def clip_strip(reader: ClipReader, video: str, frames: int) -> tuple[bytes, float]:
-    """A JPEG of so many frames of a clip side by side, spread evenly, and its width by height. Raises UnreadableClip."""
+def clip_strip(reader: ClipReader, video: str, frames: int, start: float = 0.0, end: float | None = None) -> tuple[bytes, float]:
+    """A JPEG of so many frames of a clip side by side, spread evenly over it or over its part from `start` to `end` seconds, and
+    its width by height. Raises UnreadableClip."""
     info = reader.info(video)
-    (pixels_FHW3,) = reader.frames(video, [uniform_plan(info.seconds, frames)])
+    (pixels_FHW3,) = reader.frames(video, [uniform_plan(info.seconds, frames, start, end)])
     aspect = info.width / info.height
     return picture_strip(pixels_FHW3, aspect), aspect
 

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from minirlaif.data.formats import BadRow, half_letters
 from minirlaif.feedback.text_judge import GradeResult, JudgeName
@@ -50,6 +50,14 @@ class Metric:
 ACCURACY = Metric("accuracy", "Accuracy", is_share=True)
 
 
+class ClipPart(NamedTuple):
+    """What a model is shown: a clip's path, from `start` to `end` in seconds; None: to the clip's end."""
+
+    video: str
+    start: float = 0.0
+    end: float | None = None
+
+
 @dataclass(frozen=True)
 class Item:
     """One row of a benchmark.
@@ -57,7 +65,8 @@ class Item:
     id: unique in the benchmark; part: the part it belongs to, which names its file of predictions; name: its clip as the file
     names it; video: that clip's path, "" when it is not there; questions: two for consistency, none for action and retrieval;
     answer: the reference, the right option, the label or the caption; row: the row under the keys that other people's scripts
-    read; own: the row's own id, which others may have too, "" for none. A kind's `parse` leaves id and video empty.
+    read; own: the row's own id, which others may have too, "" for none; start, end: the part of the clip that it is about. A
+    kind's `parse` leaves id, video and times empty.
     """
 
     id: str
@@ -69,6 +78,18 @@ class Item:
     options: tuple[str, ...] = ()
     row: Mapping[str, Any] = field(default_factory=dict)
     own: str = ""
+    start: float = 0.0
+    end: float | None = None
+
+    @property
+    def clip(self) -> ClipPart:
+        """The part of its clip that a model is shown."""
+        return ClipPart(self.video, self.start, self.end)
+
+    @property
+    def has_span(self) -> bool:
+        """Whether it is about a part of its clip alone."""
+        return self.start > 0 or self.end is not None
 
 
 @dataclass(frozen=True)
@@ -87,7 +108,7 @@ class Candidates:
     """What is ranked for one item. scored: (clip, question, text) of each candidate; names: what predictions call them; right:
     the place of the right one."""
 
-    scored: Sequence[tuple[str, str, str]]
+    scored: Sequence[tuple[ClipPart, str, str]]
     names: Sequence[str]
     right: int
 
@@ -110,7 +131,9 @@ class BenchmarkKind(ABC):
     name: as in table.json; columns: what its rows must have, for messages; metrics: in the order of a table's columns; rubrics:
     part -> the metrics that a judge is asked for, empty where answers are graded without a judge; ask: the question where
     rows have none, for kinds whose candidates are always ranked by likelihood; example_question: its short form;
-    has_readouts: --readout chooses between a reply and likelihoods; needs_every_clip: a missing clip would make it easier.
+    has_readouts: --readout chooses between a reply and likelihoods; needs_every_clip: a missing clip would make it easier;
+    uses: columns of `columns.MEANINGFUL` that it reads; has_spans: start and end of a row restrict its clip; has_breakdown: its
+    metrics are also shown by part; revision: another one when rows are read in another way, so that older answers are not reused.
     """
 
     name: str
@@ -121,6 +144,10 @@ class BenchmarkKind(ABC):
     example_question = ""
     has_readouts = False
     needs_every_clip = False
+    uses: tuple[str, ...] = ()
+    has_spans = True
+    has_breakdown = False
+    revision = ""
 
     @abstractmethod
     def matches(self, row: Mapping[str, Any], part: str) -> bool:
@@ -185,7 +212,7 @@ class RankedKind(BenchmarkKind):
     def candidates(self, item: Item, ask: str, clips: Mapping[str, str]) -> Candidates:
         """The item's options about its own clip."""
         question = [*item.questions, ask][0]
-        scored = [(item.video, question, option) for option in item.options]
+        scored = [(item.clip, question, option) for option in item.options]
         return Candidates(scored, item.options, item.options.index(item.answer))
 
     def grader(self, ranked: bool, ask: str) -> JudgeName:

@@ -27,25 +27,54 @@ from minirlaif.feedback.text_judge import GradeResult, JudgeName
 from minirlaif.judges.rubric import CHOOSE, asked_choice, chosen_option
 
 MOST_OPTIONS = 10  # that have a column each
+# Tasks of MVBench and TVBench, a file each, and the folder that MVBench's clips of the task lie in; TVBench's is the task's own.
+TASKS = {
+    "action_antonym": "ssv2_video",
+    "action_count": "perception",
+    "action_localization": "sta",
+    "action_prediction": "star",
+    "action_sequence": "star",
+    "character_order": "perception",
+    "counterfactual_inference": "clevrer",
+    "egocentric_navigation": "vlnqa",
+    "egocentric_sequence": "",
+    "episodic_reasoning": "tvqa",
+    "fine_grained_action": "Moments_in_Time_Raw",
+    "fine_grained_pose": "nturgbd",
+    "moving_attribute": "clevrer",
+    "moving_count": "clevrer",
+    "moving_direction": "clevrer",
+    "object_count": "",
+    "object_existence": "clevrer",
+    "object_interaction": "star",
+    "object_shuffle": "perception",
+    "scene_transition": "scene_qa",
+    "state_change": "perception",
+    "unexpected_action": "FunQA_test",
+}
 _TRUTHS = ("answer", "correct_choice", "correct_answer", "truth")
 _LABEL = re.compile(r"^\(?([A-Z])[.):]\s*")
 
 
 class MultipleChoice(RankedKind):
-    """`question`, `options` (also `candidates`, `choices`, a0 …, A …) and `answer` (letter, number or text); EgoSchema."""
+    """`question`, `options` (also `candidates`, `choices`, a0 …, A …) and `answer` (letter, number or text); EgoSchema; MVBench
+    and TVBench, whose tasks are a part each."""
 
     name = "choice"
     columns = "question, options, answer, video"
     metrics = (ACCURACY,)
     depths = {"accuracy": 1}
     has_readouts = True
+    has_breakdown = True
+    uses = OPTION_COLUMNS
 
     def matches(self, row: Mapping[str, Any], part: str) -> bool:
         return has_options(row)
 
     def parse(self, row: Mapping[str, Any], part: str, clip: str) -> Item:
         question, options = question_cell(row, "question"), _options(row)
-        return Item("", "choice", clip, "", (question,), options[_right_place(row, options)], options, row, own_id(row))
+        right = options[_right_place(row, options)]
+        return Item("", part if part in TASKS else self.name, clip, "", (question,), right, options, row, own_id(row))
 
     def prompts(self, item: Item) -> list[str]:
         """The question with its options, each behind its letter."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minirlaif.benchmarks.kinds import tempcompass
 from minirlaif.benchmarks.kinds.choice import TASKS
 from minirlaif.benchmarks.kinds.counterfactual import ASPECTS
 from minirlaif.data.formats import BadRow
@@ -17,6 +18,7 @@ from minirlaif.stats import grouped
 
 WELL_KNOWN = Path("benchmarks")  # where `--benchmark NAME` is looked for when NAME is no path
 EGOSCHEMA = ("questions.json", "subset_answers.json")
+CAPTIONS = ("captioning.json", "multi-choice.json")  # of TempCompass
 CHARADES = "charades_sta_test.txt"  # clip, start, end##sentence on a line
 # Names that say which rows a file has, not which benchmark's; its folder does.
 _SPLIT = r"(?:test|val|valid|validation|train)"
@@ -59,7 +61,7 @@ def source_rows(source: Source) -> Iterator[tuple[str, list[PlacedRow]]]:
         moments = _moments(files)
         yield ("", moments) if moments else ("action", _action_lists(files))
     elif len(files) == 2 and files[1] == _answers_beside(files[0]):
-        join = _subset if files[1].name.lower() == EGOSCHEMA[1] else _joined
+        join = {EGOSCHEMA[1]: _subset, CAPTIONS[1]: _captions}.get(files[1].name.lower(), _joined)
         yield "", [(files[0], number, row) for number, row in join(files[0], files[1])]
     else:
         parts = {file: _videoinstruct_part(file, source.path) for file in files}
@@ -92,7 +94,7 @@ def _of_folder(path: Path, tables: Sequence[Path]) -> list[Path]:
     named = [file for file in tables if _videoinstruct_part(file, path)]
     if named:
         return named
-    for stems in (TASKS, ASPECTS):
+    for stems in (TASKS, ASPECTS, tempcompass.FILES):
         tasks = [file for file in tables if file.stem in stems]
         if len(tasks) > 1 and len({file.parent for file in tasks}) == 1:
             return tasks
@@ -118,11 +120,13 @@ def _shards(path: Path) -> list[Path]:
 
 
 def _answers_beside(path: Path) -> Path | None:
-    """The file of answers that belongs to a file of questions: test_a.json to test_q.json, and EgoSchema's."""
+    """The file of answers that belongs to a file of questions: test_a.json to test_q.json, EgoSchema's, and for TempCompass's
+    captions the questions by which they are graded."""
     match = re.fullmatch(r"(.*_)(q|question|questions)", path.stem, re.IGNORECASE)
     names = {"q": "a", "question": "answer", "questions": "answers"}
-    if path.name.lower() == EGOSCHEMA[0]:
-        other = path.with_name(EGOSCHEMA[1])
+    pairs = dict((EGOSCHEMA, CAPTIONS))
+    if path.name.lower() in pairs:
+        other = path.with_name(pairs[path.name.lower()])
     elif match:
         other = path.with_name(match[1] + names[match[2].lower()] + path.suffix)
     else:
@@ -197,17 +201,20 @@ def _subset(questions: Path, answers: Path) -> list[tuple[int, Any]]:
 
 
 def _rows(file: Path) -> list[tuple[int, Any]]:
-    """Numbered rows of a table; of an object whose keys are clips, a row for each of them under `video_id`. ActivityNet Captions
-    has there a list of times and one of sentences: a row for each pair."""
+    """Numbered rows of a table; of an object whose keys are clips, a row for each of them under `video_id`. TempCompass has
+    questions by dimension there, ActivityNet Captions a list of times and one of sentences."""
     value = json_value(str(file)) if file.suffix.lower() in (".json", ".jsonl") else None
     if isinstance(value, list):
         return value
     if value is None or not value or not all(isinstance(each, dict) for each in value.values()):
         return table_rows(file)
-    rows: list[dict[str, Any]] = []
+    rows: list[Any] = []
     for clip, each in value.items():
         times, sentences = each.get("timestamps"), each.get("sentences")
-        if isinstance(times, list) and isinstance(sentences, list) and len(times) == len(sentences):
+        if all(isinstance(lists, list) for lists in each.values()) and not isinstance(times, list):
+            pairs = [(dim, row) for dim, of_dim in each.items() for row in of_dim]
+            rows += [{"video_id": clip, "dim": dim, **row} if isinstance(row, dict) else row for dim, row in pairs]
+        elif isinstance(times, list) and isinstance(sentences, list) and len(times) == len(sentences):
             rows += [{"video_id": clip, "timestamp": time, "sentence": text} for time, text in zip(times, sentences, strict=True)]
         else:
             rows.append({"video_id": clip, **each})
@@ -226,6 +233,22 @@ def _moments(files: Sequence[Path]) -> list[PlacedRow]:
         values = place.split()
         row = dict(zip(names, values, strict=True)) if len(values) == len(names) else None
         rows.append((file, number, {**row, "sentence": sentence} if row else BadRow("needs `clip start end##sentence`")))
+    return rows
+
+
+def _captions(captions: Path, questions: Path) -> list[tuple[int, Any]]:
+    """TempCompass's requests for captions, each with the first multiple-choice question of its clip and dimension."""
+    asked: dict[tuple[Any, Any], dict[str, Any]] = {}
+    for _, row in _rows(questions):
+        if isinstance(row, dict):
+            asked.setdefault((row.get("video_id"), row.get("dim")), row)
+    rows: list[tuple[int, Any]] = []
+    for number, row in _rows(captions):
+        question = asked.get((row.get("video_id"), row.get("dim"))) if isinstance(row, dict) else None
+        if question is None:
+            rows.append((number, row if isinstance(row, BadRow) else BadRow(f"{questions.name} has no question for it")))
+        else:
+            rows.append((number, {**row, "mc_question": question.get("question"), "mc_answer": question.get("answer")}))
     return rows
 
 

@@ -71,7 +71,7 @@ def grade_answers(
         grading = Grading(kind.grader(ranked, ask), [])
     else:
         pairs = [(item, metric) for item in benchmark.items if item.id in answers for metric in kind.rubrics[item.part]]
-        requests = [GradeRequest(metric, item.questions, item.answer, answers[item.id].texts) for item, metric in pairs]
+        requests = [GradeRequest(metric, *kind.judged(item), answers[item.id].texts) for item, metric in pairs]
         grading = judge.grade(requests, {metric for item in benchmark.items for metric in kind.rubrics[item.part]})
         for (item, metric), result in zip(pairs, grading.results, strict=True):
             results.setdefault(item.id, {})[metric] = result

@@ -21,15 +21,18 @@ from minirlaif.feedback.text_judge import Grade, GradeRequest, GradeResult, Grad
 from minirlaif.judges.cache import Message, Refused, Replies, Reply
 from minirlaif.judges.config import JudgeSettings, judge_prompts
 from minirlaif.judges.rubric import (
+    CAPTIONING,
     HIGHEST,
     LETTER,
     OBJECT,
+    OPTION,
     Unreadable,
     comparison_messages,
     complaint,
     messages,
     parse_choice,
     parse_grade,
+    parse_option,
     plain_answer,
     prompt_hash,
 )
@@ -47,6 +50,13 @@ MATCH_NAMES = {  # kind -> its name in tables, and the version of its rule
 }
 
 T = TypeVar("T")
+
+
+def _form(request: GradeRequest) -> tuple[Callable[[str], Grade], str]:
+    """How a reply is parsed, and what it must be."""
+    if request.metric == CAPTIONING:
+        return partial(parse_option, question=request.questions[0], right=request.reference), OPTION
+    return partial(parse_grade, with_pred=request.metric == "qa"), OBJECT
 
 
 class MatchJudge:
@@ -146,7 +156,7 @@ class ChatJudge(ABC):
         questions = [
             Question(
                 messages(prompts[request.metric], request.questions, request.reference, request.answers),
-                partial(parse_grade, with_pred=request.metric == "qa"),
+                *_form(request),
             )
             for request in requests
         ]

@@ -10,8 +10,10 @@ from minirlaif.benchmarks.kinds.action import ActionRecognition
 from minirlaif.benchmarks.kinds.base import BenchmarkKind, Metric
 from minirlaif.benchmarks.kinds.choice import MultipleChoice
 from minirlaif.benchmarks.kinds.counterfactual import Counterfactual
+from minirlaif.benchmarks.kinds.grounding import Grounding
 from minirlaif.benchmarks.kinds.qa import QuestionAnswering
 from minirlaif.benchmarks.kinds.retrieval import Retrieval
+from minirlaif.benchmarks.kinds.tempcompass import TempCompass, TempCompassCaptions
 from minirlaif.benchmarks.kinds.videoinstruct import VideoInstruct
 from minirlaif.errors import UserError
 
@@ -39,14 +41,21 @@ NOT_SUPPORTED = (
         "its moments are several spans, and scores of pieces",
     ),
     ("NExT-GQA", (("location", "fps"), ("location", "duration")), "its answers count only with their spans in the clip"),
-    ("Perception Test", (("mc_question",), ("object_tracking",)), "its file holds several tasks; make a list of its questions"),
+    (
+        "Perception Test",
+        (("mc_question", "metadata"), ("object_tracking", "metadata")),
+        "its file holds several tasks; make a list of its questions",
+    ),
 )
 KINDS: list[BenchmarkKind] = [
     VideoInstruct(),
+    TempCompassCaptions(),
+    TempCompass(),
     QuestionAnswering(),
     MultipleChoice(),
     ActionRecognition(),
     Counterfactual(),
+    Grounding(),
     Retrieval(),
 ]
 

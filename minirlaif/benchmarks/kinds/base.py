@@ -179,6 +179,10 @@ class BenchmarkKind(ABC):
         """The column of grades that need no judge. TypeError for a kind that a judge grades, see `rubrics`."""
         raise TypeError(f"{self.name}: a judge grades it")
 
+    def judged(self, item: Item) -> tuple[tuple[str, ...], str]:
+        """The questions and the reference answer that a judge sees."""
+        return item.questions, item.answer
+
     @abstractmethod
     def grade(self, item: Item, answer: Answer | None, reason: str, results: Mapping[str, GradeResult]) -> list[Grade]:
         """A grade per metric of the item. reason: why there is no answer; results: a judge's by metric, empty without one."""

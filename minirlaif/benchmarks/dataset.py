@@ -50,7 +50,9 @@ class Benchmark:
 
     def summary(self) -> str:
         """Kind, rows, clips and files in one line, printed before any model runs, so that a wrong folder is noticed."""
-        rows = f"{self.kind.name}, {len(self.items)} rows about {len(self.clips)} clips, from {listed(self.files)}"
+        spans = sum(item.has_span for item in self.items)
+        parts = f" ({spans} rows about a part of theirs)" if spans else ""
+        rows = f"{self.kind.name}, {len(self.items)} rows about {len(self.clips)} clips{parts}, from {listed(self.files)}"
         return f"benchmark {self.name}: {rows}" + (f"; not read: {listed(self.unread)}" if self.unread else "")
 
 

@@ -18,6 +18,7 @@ from minirlaif.stats import grouped
 
 WELL_KNOWN = Path("benchmarks")  # where `--benchmark NAME` is looked for when NAME is no path
 EGOSCHEMA = ("questions.json", "subset_answers.json")
+PLAIN = ("json", "data", "questions")  # folders of tasks that are called as any benchmark's could be
 CAPTIONS = ("captioning.json", "multi-choice.json")  # of TempCompass
 CHARADES = "charades_sta_test.txt"  # clip, start, end##sentence on a line
 # Names that say which rows a file has, not which benchmark's; its folder does.
@@ -51,7 +52,9 @@ def find_source(source: str) -> Source:
         return Source(path, _slug(path), (path, answers) if answers else tuple(_shards(path)))
     tables = sorted(file for file in path.rglob("*") if file.suffix.lower() in TABLES and not file.name.startswith("."))
     files = _of_folder(path, tables)
-    return Source(path, _slug(path), tuple(files), tuple(file for file in tables if file not in files))
+    is_plain = path.resolve().name.lower() in PLAIN and any(file.stem in (*TASKS, *ASPECTS, *tempcompass.FILES) for file in files)
+    name = _slug(path.resolve().parent if is_plain else path)
+    return Source(path, name, tuple(files), tuple(file for file in tables if file not in files))
 
 
 def source_rows(source: Source) -> Iterator[tuple[str, list[PlacedRow]]]:
@@ -68,7 +71,7 @@ def source_rows(source: Source) -> Iterator[tuple[str, list[PlacedRow]]]:
         if len(files) > 1:
             parts |= {file: file.stem for file in files if file.stem in TASKS}
         for part, of_part in grouped((part, file) for file, part in parts.items()).items():
-            yield part, _paired([(file, number, row) for file in of_part for number, row in _rows(file)])
+            yield part, _paired([(file, number, row) for file in of_part for number, row in file_rows(file)])
 
 
 def _slug(path: Path) -> str:
@@ -200,7 +203,7 @@ def _subset(questions: Path, answers: Path) -> list[tuple[int, Any]]:
     return rows
 
 
-def _rows(file: Path) -> list[tuple[int, Any]]:
+def file_rows(file: Path) -> list[tuple[int, Any]]:
     """Numbered rows of a table; of an object whose keys are clips, a row for each of them under `video_id`. TempCompass has
     questions by dimension there, ActivityNet Captions a list of times and one of sentences."""
     value = json_value(str(file)) if file.suffix.lower() in (".json", ".jsonl") else None
@@ -239,11 +242,11 @@ def _moments(files: Sequence[Path]) -> list[PlacedRow]:
 def _captions(captions: Path, questions: Path) -> list[tuple[int, Any]]:
     """TempCompass's requests for captions, each with the first multiple-choice question of its clip and dimension."""
     asked: dict[tuple[Any, Any], dict[str, Any]] = {}
-    for _, row in _rows(questions):
+    for _, row in file_rows(questions):
         if isinstance(row, dict):
             asked.setdefault((row.get("video_id"), row.get("dim")), row)
     rows: list[tuple[int, Any]] = []
-    for number, row in _rows(captions):
+    for number, row in file_rows(captions):
         question = asked.get((row.get("video_id"), row.get("dim"))) if isinstance(row, dict) else None
         if question is None:
             rows.append((number, row if isinstance(row, BadRow) else BadRow(f"{questions.name} has no question for it")))

@@ -13,8 +13,10 @@ from typing import Any
 
 from minirlaif.benchmarks.dataset import Benchmark
 from minirlaif.benchmarks.kinds.base import CLIP_COLUMNS, Item, object_row, prediction_columns
+from minirlaif.benchmarks.kinds.columns import SPANS
+from minirlaif.benchmarks.layouts import file_rows
 from minirlaif.data.formats import CLIP_SUFFIXES, BadRow, half_letters
-from minirlaif.data.tables import raise_all, table_rows
+from minirlaif.data.tables import raise_all
 from minirlaif.errors import UserError
 from minirlaif.stats import grouped
 
@@ -48,7 +50,7 @@ def read_predictions(source: Path, benchmark: Benchmark) -> dict[str, tuple[str,
     predictions: dict[str, tuple[str, ...]] = {}
     for file in files:
         problems: list[tuple[int, str]] = []
-        for number, row in table_rows(file):
+        for number, row in file_rows(file):
             try:
                 item, texts = _matched(row, keys, predictions, file.stem)
                 predictions[item.id] = texts
@@ -84,7 +86,12 @@ def _matched(
     # Of several the one with the same question, in the part that the file is called by, with the same reference.
     free = sorted(
         (item for item in matches if item.id not in matched),
-        key=lambda item: (_plain_questions(item) != questions, item.part != part, _plain(item.answer) != answer),
+        key=lambda item: (
+            _plain_questions(item) != questions,
+            item.part not in (part, row.get("dim")),
+            _times(item.row) != _times(row),
+            _plain(item.answer) != answer,
+        ),
     )
     if not free:
         raise BadRow(
@@ -94,7 +101,7 @@ def _matched(
     if raw_questions[0] and questions != _plain_questions(item):
         raise BadRow(f"has the id of another question of the benchmark: {item.questions[0]!r:.60}")
     columns = prediction_columns(item)
-    texts = [row.get(column) for column in columns]
+    texts = [row.get(column, row.get("prediction") if column == "pred" else None) for column in columns]  # TempCompass's scripts
     if not all(isinstance(text, str) for text in texts):
         raise BadRow(f"needs text under {' and '.join(columns)}")
     if broken := next((column for column, text in zip(columns, texts, strict=True) if half_letters(str(text))), ""):
@@ -116,7 +123,14 @@ def _clip(name: str) -> str:
 
 
 def _plain_questions(item: Item) -> tuple[str, ...]:
-    return tuple(map(_plain, item.questions))
+    """Its questions as a row of predictions has them: with the options that stand in the benchmark's own."""
+    own = item.row.get("question")
+    return (_plain(own),) if isinstance(own, str) and len(item.questions) == 1 else tuple(map(_plain, item.questions))
+
+
+def _times(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The part of the clip that a row is about, as its file has it."""
+    return tuple(row.get(name) for pair in SPANS for name in pair)
 
 
 def _plain(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from minirlaif.benchmarks.dataset import Benchmark, read_benchmark
 from minirlaif.benchmarks.generate import _ranked
 from minirlaif.benchmarks.kinds.base import Answer, ClipPart
 from minirlaif.benchmarks.kinds.grounding import replied_span
+from minirlaif.benchmarks.predictions import read_predictions
 from minirlaif.benchmarks.scores import Scores, grade_answers
 from minirlaif.benchmarks.tables import cells, cells_by_part, why_ungraded
 from minirlaif.cli import main
@@ -277,7 +279,10 @@ def test_tempcompass_by_the_rules_of_its_authors(tmp_path: Path):
         "direction": {"multi_choice": 1 / 2, "yes_no": 0.0, "caption_matching": 1 / 2},
     }
     assert why_ungraded(scores) == {"names no option": 3}
+    assert benchmark.name == re.sub(r"\W+", "-", tmp_path.name.lower()).strip("-")  # of a folder `questions` its own
     one = read(tmp_path / "questions" / "yes_no.json")
+    predicted = {"1034": {"action": [{"question": "Is the man dunking?", "answer": "yes", "prediction": "Yes."}]}}
+    assert read_predictions(put(tmp_path / "p" / "yes_no.json", predicted), one) == {"action:1": ("Yes.",)}  # the authors' form
     assert (one.name, one.kind.name, len(one.items)) == ("yes_no", "tempcompass", 3)
 
 

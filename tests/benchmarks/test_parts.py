@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from minirlaif.benchmarks import models
+from minirlaif.benchmarks import generate, models
 from minirlaif.benchmarks.dataset import Benchmark, read_benchmark
+from minirlaif.benchmarks.predictions import read_predictions
 from minirlaif.cli import main
 from minirlaif.errors import UserError
 from minirlaif.inference.engine import LoadedClip, SamplingParams
@@ -61,6 +62,13 @@ def test_a_folder_of_tasks_is_one_benchmark_with_a_part_for_each(mvbench: Path):
     assert (benchmark.name, benchmark.kind.name, benchmark.missing) == ("mvbench", "choice", [])
     assert benchmark.files == tuple(f"json/{name}.json" for name in sorted(MVBENCH))
     assert benchmark.unread == ("json/dataset_infos.json",)
+    assert benchmark.summary().startswith(
+        "benchmark mvbench: choice, 6 rows about 4 clips (4 rows about a part of theirs), from "
+    )
+    assert (read_benchmark(str(mvbench / "json"), "").name, len(read_benchmark(str(mvbench / "json"), "").items)) == (
+        "mvbench",
+        6,
+    )
     items = {item.id: item for item in benchmark.items}
     assert list(items) == [
         "action_localization:1",
@@ -80,6 +88,38 @@ def test_a_folder_of_tasks_is_one_benchmark_with_a_part_for_each(mvbench: Path):
     assert [item.id for item in read(mvbench).items if not item.video] == ["state_change:1"]
     one = read_benchmark(str(mvbench / "json" / "action_sequence.json"), "")
     assert (one.name, [item.part for item in one.items]) == ("action_sequence", ["choice"] * 3)
+
+
+def test_tvbench_has_its_clips_by_task(tmp_path: Path):
+    """Two tasks have a clip of one name, which is not the same clip."""
+    for task in ("action_count", "object_count"):
+        put(tmp_path / "TVBench" / "json" / f"{task}.json", [{"video": "video_8686.mp4", **ROW}])
+        (tmp_path / "TVBench" / "video" / task).mkdir(parents=True)
+        clips.write_clip(tmp_path / "TVBench" / "video" / task / "video_8686.mp4")
+    items = read(tmp_path / "TVBench").items
+    assert {item.part: Path(item.video).parent.name for item in items} == {
+        "action_count": "action_count",
+        "object_count": "object_count",
+    }
+
+
+def test_episodes_that_are_folders_of_frames_are_missing_and_named(mvbench: Path, engine: Engine, capsys):
+    put(
+        mvbench / "json" / "episodic_reasoning.json",
+        [{"video": "castle_s01e02_seg02_clip_00", **ROW, "start": 1, "end": 2, "fps": 3}],
+    )
+    (mvbench / "video" / "tvqa" / "frames_fps3_hq" / "castle_s01e02_seg02_clip_00").mkdir(parents=True)
+    assert main.main(words(mvbench)) == 2
+    assert (
+        "1 of 5 clips are not below --videos (castle_s01e02_seg02_clip_00; frame folders are not read)" in capsys.readouterr().err
+    )
+
+
+def test_answers_about_whole_clips_are_not_those_about_parts(mvbench: Path):
+    """What an answer depends on: the same file was once read without its times."""
+    assert generate._source(read(mvbench))["spans"] == 4
+    whole = read_benchmark(str(mvbench / "json" / "moving_count.json"), "")
+    assert generate._source(whole).keys() == {"name", "sha256", "items"}
 
 
 class Engine:
@@ -202,6 +242,59 @@ def test_a_part_of_a_clip_is_not_a_candidate_of_retrieval(tmp_path: Path):
     row = {"video": "x.mp4", "captions": ["a dog runs"], "start": 1.0, "end": 2.0}
     with pytest.raises(UserError, match="`start` changes what a row is about, and retrieval does not read it"):
         read_benchmark(str(put(tmp_path / "b.json", [row])), "")
+
+
+def test_predictions_of_two_parts_of_one_clip(mvbench: Path, engine: Engine, tmp_path: Path):
+    """One question about two parts: told apart by their times, in whichever order the answers come."""
+    rows = [{**row, "pred": pred} for row, pred in zip(MVBENCH["action_sequence"][:2], ("B", "A"), strict=True)]
+    rows = [{name: value for name, value in row.items() if name != "question_id"} for row in rows]
+    benchmark = read_benchmark(str(mvbench / "json" / "action_sequence.json"), "")
+    texts = read_predictions(put(tmp_path / "other.json", rows[::-1]), benchmark)
+    assert texts == {"choice:Interaction_T1_13": ("B",), "choice:Interaction_T1_14": ("A",)}
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "right"),
+    [
+        # LVBench; STAR; Perception Test; SEED-Bench's columns
+        (
+            {"question": "What year?\n(A) 1636\n(B) 1366", "answer": "B", "time_reference": "00:15-00:19"},
+            ("1636", "1366"),
+            "1366",
+        ),
+        (
+            {"question": "Which?", "choices": [{"choice_id": 0, "choice": "x"}, {"choice_id": 1, "choice": "y"}], "answer": "y"},
+            ("x", "y"),
+            "y",
+        ),
+        ({"question": "Which?", "options": ["x", "y", "z"], "answer_id": 2}, ("x", "y", "z"), "z"),
+        ({"question": "Which?", "choice_a": "x", "choice_b": "y", "answer": "B"}, ("x", "y"), "y"),
+        ({"question": "Which?", "option": ["A. x", "B. y"], "answer": "0"}, ("x", "y"), "x"),
+    ],
+)
+def test_options_wherever_they_stand(row: dict[str, Any], options: tuple[str, ...], right: str, tmp_path: Path):
+    benchmark = read_benchmark(str(put(tmp_path / "b.json", [{"video": "x.mp4", **row}])), "")
+    (item,) = benchmark.items
+    assert (benchmark.kind.name, item.questions, item.options, item.answer) == (
+        "choice",
+        (row["question"].split("\n")[0],),
+        options,
+        right,
+    )
+    assert benchmark.kind.prompts(item)[0].count(options[0]) == 1
+    predicted = put(tmp_path / "pred.json", [{**benchmark.kind.write_predictions(item, ["A"])}])
+    assert read_predictions(predicted, benchmark) == {item.id: ("A",)}
+
+
+def test_a_question_with_lines_is_none_of_options(tmp_path: Path):
+    row = {
+        "video": "x.mp4",
+        "question": "What do the signs say?\nA. is on the left.\nB. is on the right.",
+        "answer": "stop and go",
+    }
+    assert read_benchmark(str(put(tmp_path / "b.json", [row])), "").kind.name == "qa"
+    with pytest.raises(UserError, match="`option1` changes what a row is about, and qa does not read it"):
+        read_benchmark(str(put(tmp_path / "c.json", [{**row, "option1": "stop", "option2": "go"}])), "")
 
 
 def test_every_kind_that_asks_reads_times(tmp_path: Path):

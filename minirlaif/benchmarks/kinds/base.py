@@ -20,8 +20,6 @@ from minirlaif.judges.rubric import HIGHEST
 
 CLIP_COLUMNS = ("video", "video_name", "gif_name", "videoID", "video_id", "video_path", "q_uid")  # the first one counts
 ID_COLUMNS = ("question_id", "qid", "id", "key", "q_uid", "index")
-OPTION_COLUMNS = ("options", "candidates", "choices")
-OPTION_SERIES = (("a0", "a1"), ("option 0", "option 1"), ("A", "B"))  # first names of options that have a column each
 # VLM-RLAIF's own files keep the clip's place in questions.
 _TAG = re.compile(r"^\s*<(?:image|video)>\s*|\s*<(?:image|video)>\s*$")
 SHOWN_CANDIDATES = 3  # of a ranking, in an example
@@ -283,11 +281,6 @@ def text_cell(row: Mapping[str, Any], column: str) -> str:
 def question_cell(row: Mapping[str, Any], column: str) -> str:
     """A question without the tag that stands for the clip. BadRow when there is none."""
     return _TAG.sub("", text_cell(row, column)).strip()
-
-
-def has_options(row: Mapping[str, Any]) -> bool:
-    """Whether a row has options to choose from."""
-    return bool(first_column(row, OPTION_COLUMNS)) or any(set(names) <= row.keys() for names in OPTION_SERIES)
 
 
 def text_hash(text: str) -> str:

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minirlaif.benchmarks.kinds.base import (
     ACCURACY,
-    OPTION_COLUMNS,
-    OPTION_SERIES,
     Answer,
     Grade,
     Item,
     RankedKind,
-    first_column,
-    has_options,
     option_letter,
     own_id,
-    question_cell,
     text_hash,
 )
-from minirlaif.data.formats import BadRow
+from minirlaif.benchmarks.kinds.options import OPTION_COLUMNS, has_options, question_and_options, right_place
 from minirlaif.feedback.text_judge import GradeResult, JudgeName
 from minirlaif.judges.rubric import CHOOSE, asked_choice, chosen_option
 
-MOST_OPTIONS = 10  # that have a column each
 # Tasks of MVBench and TVBench, a file each, and the folder that MVBench's clips of the task lie in; TVBench's is the task's own.
 TASKS = {
     "action_antonym": "ssv2_video",
@@ -52,13 +44,11 @@ TASKS = {
     "state_change": "perception",
     "unexpected_action": "FunQA_test",
 }
-_TRUTHS = ("answer", "correct_choice", "correct_answer", "truth")
-_LABEL = re.compile(r"^\(?([A-Z])[.):]\s*")
 
 
 class MultipleChoice(RankedKind):
-    """`question`, `options` (also `candidates`, `choices`, a0 …, A …) and `answer` (letter, number or text); EgoSchema; MVBench
-    and TVBench, whose tasks are a part each."""
+    """`question`, `options` (also `candidates`, `choices`, a0 …, A …) and `answer` (letter, number or text); EgoSchema; LVBench,
+    whose options stand in the question; MVBench and TVBench, whose tasks are a part each."""
 
     name = "choice"
     columns = "question, options, answer, video"
@@ -72,8 +62,8 @@ class MultipleChoice(RankedKind):
         return has_options(row)
 
     def parse(self, row: Mapping[str, Any], part: str, clip: str) -> Item:
-        question, options = question_cell(row, "question"), _options(row)
-        right = options[_right_place(row, options)]
+        question, options = question_and_options(row)
+        right = options[right_place(row, options)]
         return Item("", part if part in TASKS else self.name, clip, "", (question,), right, options, row, own_id(row))
 
     def prompts(self, item: Item) -> list[str]:
@@ -112,44 +102,3 @@ class MultipleChoice(RankedKind):
         text = super().answer_text(item, answer)
         chosen = chosen_option(text, item.options) if answer.rank is None else None
         return text if chosen is None or item.options[chosen] in text else f"{text} ({item.options[chosen]})"
-
-
-def _options(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The options without their labels."""
-    column = first_column(row, OPTION_COLUMNS)
-    values: Any = row[column] if column else None
-    if isinstance(values, str):  # a cell of a csv file
-        try:
-            values = json.loads(values)
-        except ValueError:
-            raise BadRow(f"`{column}` must be a list of texts") from None
-    if isinstance(values, Mapping):
-        values = list(values.values())
-    if values is None:
-        first = next((names[0] for names in OPTION_SERIES if names[0] in row), "")
-        columns = [f"{first[:-1]}{chr(ord(first[-1]) + i)}" for i in range(MOST_OPTIONS)] if first else []
-        values = [row[column] for column in columns if column in row]
-    texts = [str(text).strip() for text in values or ()]
-    labels = [_LABEL.match(text) for text in texts]
-    if texts and all(label and label[1] == option_letter(i) for i, label in enumerate(labels)):
-        texts = [_LABEL.sub("", text) for text in texts]
-    if len(texts) < 2 or not all(texts):
-        raise BadRow("needs two options or more, none of them empty")
-    return tuple(texts)
-
-
-def _right_place(row: Mapping[str, Any], options: Sequence[str]) -> int:
-    """Which option is the right one: its text, its letter or its number from 0."""
-    column = first_column(row, _TRUTHS)
-    if not column:
-        raise BadRow(f"no `answer` column (it has {', '.join(row)})")
-    value = row[column]
-    text = str(value).strip()
-    is_number = isinstance(value, int) or "a0" in row or "option 0" in row
-    if not is_number and _LABEL.sub("", text) in options:
-        return options.index(_LABEL.sub("", text))
-    letter = re.fullmatch(r"\(?([A-Za-z])\)?[.:]?", text)
-    place = int(text) if text.isdigit() else ord(letter[1].upper()) - ord("A") if letter else -1
-    if not 0 <= place < len(options):
-        raise BadRow(f"`{column}` {text[:40]!r} is none of the {len(options)} options, no letter of one and no number from 0")
-    return place

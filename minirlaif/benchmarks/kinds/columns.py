@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from minirlaif.benchmarks.kinds.base import OPTION_COLUMNS, BenchmarkKind
+from minirlaif.benchmarks.kinds.base import BenchmarkKind
+from minirlaif.benchmarks.kinds.options import ONE_OPTION, OPTION_COLUMNS
 from minirlaif.data.formats import BadRow
 
 # The times of a clip's part, in seconds. MSR-VTT's "start time" and "end time" are none: they are of the film that its clips,
@@ -14,7 +15,7 @@ from minirlaif.data.formats import BadRow
 SPANS = (("start", "end"), ("video_start", "video_end"))
 MEANINGFUL = (
     *(name for pair in SPANS for name in pair),
-    *("start_time", "end_time", "start_sec", "end_sec", "timestamp", "timestamps", "time_stamp", "time", "times"),
+    *("start_time", "end_time", "start_sec", "end_sec", "timestamp", "timestamps", "time_stamp", "time", "times", "segment"),
     *OPTION_COLUMNS,
     *("counterfactual", "negative", "negatives", "negative_caption", "neg_caption"),
     *("subtitle", "subtitles", "subtitle_path", "sub_text", "system"),
@@ -26,6 +27,8 @@ def check_columns(row: Mapping[str, Any], kind: BenchmarkKind) -> None:
     names = [name for name in MEANINGFUL if row.get(name) not in (None, "", [])]
     if isinstance(row.get("duration"), list | tuple):  # a length, or a class of lengths, is only said of the clip
         names.append("duration")
+    if not set(OPTION_COLUMNS) <= set(kind.uses):
+        names += [name for name in row if ONE_OPTION.fullmatch(name)]
     read = {*kind.uses, *(name for pair in SPANS for name in pair if kind.has_spans)}
     unread = [name for name in names if name not in read]
     if unread:

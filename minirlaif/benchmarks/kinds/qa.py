@@ -14,11 +14,11 @@ from minirlaif.benchmarks.kinds.base import (
     Item,
     Metric,
     first_column,
-    has_options,
     own_id,
     question_cell,
     text_cell,
 )
+from minirlaif.benchmarks.kinds.options import has_options
 from minirlaif.feedback.text_judge import GradeResult
 
 

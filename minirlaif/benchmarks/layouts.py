@@ -241,13 +241,13 @@ def _moments(files: Sequence[Path]) -> list[PlacedRow]:
 
 def _captions(captions: Path, questions: Path) -> list[tuple[int, Any]]:
     """TempCompass's requests for captions, each with the first multiple-choice question of its clip and dimension."""
-    asked: dict[tuple[Any, Any], dict[str, Any]] = {}
+    first: dict[tuple[Any, Any], dict[str, Any]] = {}
     for _, row in file_rows(questions):
         if isinstance(row, dict):
-            asked.setdefault((row.get("video_id"), row.get("dim")), row)
+            first.setdefault((row.get("video_id"), row.get("dim")), row)
     rows: list[tuple[int, Any]] = []
     for number, row in file_rows(captions):
-        question = asked.get((row.get("video_id"), row.get("dim"))) if isinstance(row, dict) else None
+        question = first.get((row.get("video_id"), row.get("dim"))) if isinstance(row, dict) else None
         if question is None:
             rows.append((number, row if isinstance(row, BadRow) else BadRow(f"{questions.name} has no question for it")))
         else:

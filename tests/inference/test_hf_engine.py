@@ -192,7 +192,7 @@ def test_a_part_of_a_clip_is_shown_as_the_session_shows_it(engine: HfEngine, fol
     assert part.seconds == 1.0 and 0.5 < part.times[0] and part.times[-1] < 1.5 and part.key != whole.key
     video_input = session.video_input(path, 0.5, 1.5)
     assert (video_input.times, video_input.seconds) == (part.times, 1.0)
-    assert torch.equal(video_input.features, engine._cached(part).video_input.features)
+    assert torch.equal(video_input.features, engine._video_input(part).features)
     assert not torch.equal(video_input.features, session.video_input(path).features)
     engine._clips.clear()
-    assert engine._cached(part).clip.times == part.times  # loaded again, the same part
+    assert engine._video_input(part).times == part.times  # loaded again, the same part

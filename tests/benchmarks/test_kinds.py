@@ -59,6 +59,11 @@ def values(benchmark: Benchmark, answers: Mapping[str, Answer]) -> tuple[dict[st
             "LongVideoBench",
         ),
         ("qvh.jsonl", [{"qid": 1, "query": "a dog", "vid": "x", "relevant_windows": [[0, 2]]}], "QVHighlights"),
+        (
+            "count.json",
+            {"0": {"question": "?", "options": ["2", "1"], "answer": 1, "key": "0209-03", "demonstration_type": "human"}},
+            "TOMATO",
+        ),
         ("gsub_val.json", {"x": {"duration": 9.0, "fps": 30, "location": {"0": [[1.0, 2.0]]}}}, "NExT-GQA"),
         ("mc_question_valid.json", {"x": {"metadata": {}, "mc_question": []}}, "Perception Test"),
     ],

@@ -218,6 +218,9 @@ def test_two_clips_of_one_name_in_a_task_are_not_chosen_from(mvbench: Path):
         ({"timestamp": [1, 2]}, "`timestamp` changes what"),
         ({"time": 3}, "`time` changes what"),
         ({"duration": [0, 3]}, "`duration` changes what"),
+        ({"start": 3, "duration": 2}, "`duration` changes what"),
+        ({"start": 3, "end": 4, "bound": [3, 4]}, "`bound` must be true or false"),
+        ({"time_start": 3}, "`time_start` changes what"),
         ({"subtitles": "hello"}, "`subtitles` changes what"),
         ({"counterfactual": "a dog"}, "`counterfactual` changes what"),
         ({"system": "Be brief."}, "`system` changes what"),
@@ -231,7 +234,14 @@ def test_columns_that_change_what_a_row_is_about(more: dict[str, Any], words: st
 
 @pytest.mark.parametrize(
     "more",
-    [{"start": None, "end": ""}, {"duration": "short"}, {"duration": 12.5}, {"subtitles": []}, {"fps": 3.0, "video_length": 9}],
+    [
+        {"start": None, "end": ""},
+        {"start": 1, "end": 2, "bound": False},
+        {"duration": "short"},
+        {"duration": 12.5},
+        {"subtitles": []},
+        {"fps": 3.0, "video_length": 9},
+    ],
 )
 def test_columns_that_change_nothing(more: dict[str, Any], tmp_path: Path):
     (item,) = read_benchmark(str(put(tmp_path / "b.json", [{"video": "x", **ROW, **more}])), "").items
@@ -269,6 +279,8 @@ def test_predictions_of_two_parts_of_one_clip(mvbench: Path, engine: Engine, tmp
         ),
         ({"question": "Which?", "options": ["x", "y", "z"], "answer_id": 2}, ("x", "y", "z"), "z"),
         ({"question": "Which?", "choice_a": "x", "choice_b": "y", "answer": "B"}, ("x", "y"), "y"),
+        ({"question": "Which?", "a0": "x", "a1": "y", "answer": "y"}, ("x", "y"), "y"),  # NExT-GQA; NExT-QA has numbers
+        ({"question": "Which?", "a0": "x", "a1": "y", "answer": "1"}, ("x", "y"), "y"),
         ({"question": "Which?", "option": ["A. x", "B. y"], "answer": "0"}, ("x", "y"), "x"),
     ],
 )
@@ -286,6 +298,12 @@ def test_options_wherever_they_stand(row: dict[str, Any], options: tuple[str, ..
     assert read_predictions(predicted, benchmark) == {item.id: ("A",)}
 
 
+def test_a_number_that_may_be_an_option_is_refused(tmp_path: Path):
+    row = {"video": "x.mp4", "question": "How many?", "a0": "1", "a1": "0", "answer": "1"}
+    with pytest.raises(UserError, match="`answer` 1 may be the number of an option or the option 1"):
+        read_benchmark(str(put(tmp_path / "b.json", [row])), "")
+
+
 def test_a_question_with_lines_is_none_of_options(tmp_path: Path):
     row = {
         "video": "x.mp4",
@@ -301,3 +319,26 @@ def test_every_kind_that_asks_reads_times(tmp_path: Path):
     row = {"video": "x.mp4", "question": "what?", "answer": "a dog", "video_start": "1.5", "video_end": ""}
     (item,) = read_benchmark(str(put(tmp_path / "b.json", [row])), "").items
     assert (item.part, item.start, item.end) == ("qa", 1.5, None)
+    row = {"video": "x.mp4", **ROW, "start": 1, "end": 2, "bound": True, "duration": 30.0}
+    (item,) = read_benchmark(str(put(tmp_path / "c.json", [row])), "").items
+    assert (item.part, item.start, item.end) == ("choice", 1.0, 2.0)
+
+
+def test_grounding_and_tempcompass_through_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The engine replies `Yes, from 0:00 to 0:01.` to everything: overlaps 1/2 of 0 to 2, nothing of 1.5 to 2."""
+    engine = Engine()
+    monkeypatch.setattr(engine, "stream", lambda *words: iter(["Yes, from 0:00 ", "to 0:01."]))
+    monkeypatch.setattr(models, "_gguf_engine", lambda spec: engine)
+    (tmp_path / "video").mkdir()
+    clips.write_clip(tmp_path / "video" / "3MSZA.mp4", [n / 8 for n in range(16)])
+    (tmp_path / "charades_sta_test.txt").write_text("3MSZA 0.0 2.0##a person opens the door.\n3MSZA 1.5 2.0##a person sits.\n")
+    put(tmp_path / "yes_no.json", {"3MSZA": {"order": [{"question": "Is it open?", "answer": "yes"}]}})
+    for name in ("charades_sta_test.txt", "yes_no.json"):
+        command = words(tmp_path)
+        command[command.index("--benchmark") + 1] += f"/{name}"
+        assert main.main(command) == 0
+    means = {name: cell["mean"] for name, cell in table_of(tmp_path, "charades_sta_test")["cells"].items()}
+    assert means == {"iou3": 0.5, "iou5": 0.5, "iou7": 0.0, "miou": 0.25}
+    assert table_of(tmp_path, "yes_no")["cells"]["yes_no"]["mean"] == 1.0
+    page = (tmp_path / "runs/a/benchmarks/charades_sta_test/table.md").read_text()
+    assert "R@1 IoU 0.3 % | R@1 IoU 0.5 % | R@1 IoU 0.7 % | Mean IoU %" in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -15,21 +16,23 @@ from minirlaif.data.formats import BadRow
 SPANS = (("start", "end"), ("video_start", "video_end"))
 MEANINGFUL = (
     *(name for pair in SPANS for name in pair),
-    *("start_time", "end_time", "start_sec", "end_sec", "timestamp", "timestamps", "time_stamp", "time", "times", "segment"),
+    "bound",  # whether MVBench's start and end restrict the clip
+    *"start_time end_time time_start time_end start_sec end_sec segment timestamp timestamps time_stamp time times".split(),
     *OPTION_COLUMNS,
-    *("counterfactual", "negative", "negatives", "negative_caption", "neg_caption"),
-    *("subtitle", "subtitles", "subtitle_path", "sub_text", "system"),
+    *"counterfactual negative negatives negative_caption neg_caption subtitle subtitles subtitle_path sub_text system".split(),
 )
 
 
 def check_columns(row: Mapping[str, Any], kind: BenchmarkKind) -> None:
     """BadRow for a column that changes what the row means and that the kind does not read."""
     names = [name for name in MEANINGFUL if row.get(name) not in (None, "", [])]
-    if isinstance(row.get("duration"), list | tuple):  # a length, or a class of lengths, is only said of the clip
+    # A length, or a class of lengths, is only said of the clip; behind a start alone it may be the part's.
+    has_start_alone = any(start in names and end not in names for start, end in SPANS)
+    if isinstance(row.get("duration"), list | tuple) or ("duration" in row and has_start_alone):
         names.append("duration")
     if not set(OPTION_COLUMNS) <= set(kind.uses):
         names += [name for name in row if ONE_OPTION.fullmatch(name)]
-    read = {*kind.uses, *(name for pair in SPANS for name in pair if kind.has_spans)}
+    read = {*kind.uses, *(("bound", *itertools.chain(*SPANS)) if kind.has_spans else ())}
     unread = [name for name in names if name not in read]
     if unread:
         raise BadRow(
@@ -40,8 +43,10 @@ def check_columns(row: Mapping[str, Any], kind: BenchmarkKind) -> None:
 def span_of(row: Mapping[str, Any]) -> tuple[float, float | None]:
     """The part of the clip that a row is about: its start and end in seconds, (0, None) for the whole clip. BadRow for a part
     that cannot be, and for a row that has two."""
+    if not isinstance(row.get("bound", True), bool):
+        raise BadRow("`bound` must be true or false: whether `start` and `end` restrict the clip")
     pairs = [pair for pair in SPANS if any(row.get(name) not in (None, "") for name in pair)]
-    if not pairs:
+    if not pairs or not row.get("bound", True):
         return 0.0, None
     if len(pairs) > 1:
         raise BadRow(f"has `{pairs[0][0]}` and `{pairs[1][0]}`: which part of the clip is meant?")

@@ -57,7 +57,10 @@ def right_place(row: Mapping[str, Any], options: Sequence[str]) -> int:
         raise BadRow(f"no `answer` column (it has {', '.join(row)})")
     value = row[column]
     text = str(value).strip()
-    is_number = isinstance(value, int) or "a0" in row or "option 0" in row
+    is_numbered = "a0" in row or "option 0" in row
+    if is_numbered and not isinstance(value, int) and text.isdigit() and text in options and options.index(text) != int(text):
+        raise BadRow(f"`{column}` {text} may be the number of an option or the option {text}: write the number without quotes")
+    is_number = isinstance(value, int) or (is_numbered and text.isdigit())  # NExT-GQA has texts
     if not is_number and LABEL.sub("", text) in options:
         return options.index(LABEL.sub("", text))
     letter = re.fullmatch(r"\(?([A-Za-z])\)?[.:]?", text)

@@ -30,7 +30,7 @@ from minirlaif.runs.io import disk_is_full
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.types import Sample
-from minirlaif.video.frame_sampling import FramePlan, FrameSize, segment_spans, span_seconds, uniform_plan
+from minirlaif.video.frame_sampling import FramePlan, FrameSize, segment_spans, uniform_plan
 from minirlaif.video.reader import ClipInfo, ClipReader
 
 
@@ -76,14 +76,11 @@ class ModelSession:
         self.adapters = AdapterSet(backbone, model)
         self.counters: dict[str, int] = {"prefilled_tokens": 0}
 
-    def video_input(self, video: str, start: float = 0.0, end: float | None = None) -> VideoInput:
-        """The clip as the policy sees it: frames spread over its whole length, or over a part of it.
-
-        start, end: of the part, in seconds; None: the clip's end."""
-        ((plan, features),) = self.feature_cache.get(video, lambda info: [self.video_plan(info, start, end)])
+    def video_input(self, video: str) -> VideoInput:
+        """The clip as the policy sees it: frames spread over its whole length."""
+        ((plan, features),) = self.feature_cache.get(video, lambda info: [self.video_plan(info)])
         info = self.feature_cache.info(video)
-        seconds = span_seconds(info.seconds, start, end)
-        return VideoInput(plan.times, seconds, self.feature_cache.size(info), features)
+        return VideoInput(plan.times, info.seconds, self.feature_cache.size(info), features)
 
     def segment_inputs(self, video: str) -> list[tuple[tuple[float, float], VideoInput]]:
         """The clip cut into segments, each with frames of its own (dense), for describing."""
@@ -144,9 +141,9 @@ class ModelSession:
                 out.counters[name] = out.counters.get(name, 0) + int(value)
                 counters[name] = 0
 
-    def video_plan(self, info: ClipInfo, start: float = 0.0, end: float | None = None) -> FramePlan:
-        """Which frames `video_input` has of a clip, or of a part of it."""
-        return uniform_plan(info.seconds, self.video.frames, start, end)
+    def video_plan(self, info: ClipInfo) -> FramePlan:
+        """Which frames `video_input` has of a clip."""
+        return uniform_plan(info.seconds, self.video.frames)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from minirlaif.data.tables import ClipFolder, clip_files, raise_all, text_lines
 from minirlaif.errors import UserError
 from minirlaif.runs.io import sha256
 from minirlaif.stats import grouped
+from minirlaif.video.spans import name_of
 
 SHOWN = 6  # names of files and clips in a message
 
@@ -81,7 +82,7 @@ def read_benchmark(source: str, videos: str) -> Benchmark:
     if len(names := {kind.name for kind, _ in parsed}) > 1:
         raise UserError(f"{location.path}: holds benchmarks of several kinds ({', '.join(sorted(names))}); name one of its files")
     items = [
-        replace(item, id=f"{part}:{id_}", video=clips.find(item.name, item.part) if clips else "")
+        replace(item, id=f"{part}:{id_}", video=_part_of(clips.find(item.name, item.part), item) if clips else "")
         for part, of_part in grouped((item.part, item) for _, items in parsed for item in items).items()
         for id_, item in zip(_ids(of_part), of_part, strict=True)
     ]
@@ -136,6 +137,11 @@ def _parsed(part: str, rows: Sequence[PlacedRow], path: Path) -> tuple[Benchmark
     if kind is None:
         raise UserError(f"{path}: holds no rows that are objects with named columns")
     return kind, items
+
+
+def _part_of(path: str, item: Item) -> str:
+    """The clip that an item is about: a file or a part of it, "" for none."""
+    return name_of(path, item.start, item.end) if path else ""
 
 
 def _ids(items: Sequence[Item]) -> list[str]:

@@ -29,7 +29,6 @@ EVERY_CLIP = "In retrieval every clip is a candidate: add the missing clips, or 
 KEPT_CANDIDATES = 10  # of a ranking
 SAMPLE_EVERY = 25
 NO_CLIP = "no such clip"
-OUTSIDE = "the part is after the clip's end"
 NOT_PREDICTED = "not in the file of predictions"
 NO_NUMBER = "the likelihood of a candidate is not a number"
 
@@ -65,7 +64,7 @@ def answer_benchmark(run: Run, benchmark: Benchmark, spec: ModelSpec, readout: s
             with _removed_if_refused(out):
                 _check_missing(benchmark, spec)
                 with load_model(spec, run) as model:
-                    _answer_items(out, benchmark, model, readout, ask, spec.config.video.max_unreadable)
+                    _answer_items(out, benchmark, model, readout, ask)
     return run.dir(stage)
 
 
@@ -176,20 +175,17 @@ def _check_missing(benchmark: Benchmark, spec: ModelSpec) -> None:
         )
 
 
-def _answer_items(
-    out: StageDir, benchmark: Benchmark, model: BenchmarkModel, readout: str, ask: str, max_unreadable: float
-) -> None:
+def _answer_items(out: StageDir, benchmark: Benchmark, model: BenchmarkModel, readout: str, ask: str) -> None:
     """1. clips that cannot be read 2. answers, batch by batch 3. prediction files."""
     # 1. clips
     kind = benchmark.kind
     names = {item.video: item.name for item in benchmark.items if item.video}
-    seconds, unreadable = model.lengths(sorted(names))
+    unreadable = model.unreadable(sorted(names))
     if unreadable and kind.needs_every_clip:
         raise UserError(
             f"clips cannot be read: {listed([f'{names[video]} ({why})' for video, why in unreadable.items()])}. {EVERY_CLIP}"
         )
     readable = {video: name for video, name in sorted(names.items()) if video not in unreadable}
-    outside = _outside(out, benchmark, seconds, max_unreadable)
     # 2. answers, the rows of one clip together: an engine encodes it once. By name: the same order wherever the clips lie.
     order = sorted(benchmark.items, key=lambda item: (item.name, item.start, math.inf if item.end is None else item.end))
     size = 1 if kind.ranks(readout) else model.batch_size
@@ -197,9 +193,9 @@ def _answer_items(
     first = resume_point[0] if resume_point else 0
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     for number, batch in enumerate(progress(batches[first:], len(batches), f"ask {benchmark.name}", initial=first), first + 1):
-        items = [item for item in batch if item.video in readable and item.id not in outside]
+        items = [item for item in batch if item.video in readable]
         answers = dict(zip((item.id for item in items), _answers(model, kind, items, readout, ask, readable), strict=True))
-        reasons = {item.id: unreadable.get(item.video, NO_CLIP) if item.video else NO_CLIP for item in batch} | outside
+        reasons = {item.id: unreadable.get(item.video, NO_CLIP) if item.video else NO_CLIP for item in batch}
         _append_answers(out, {item.id: answers.get(item.id) or Answer((), why=reasons[item.id]) for item in batch})
         out.log(number, answered=sum(not answer.why for answer in answers.values()))
         model.add_counters(out)
@@ -215,24 +211,6 @@ def _answer_items(
     out.summary.update({"answered": len(answers), "unanswered": len(unanswered)})
 
 
-def _outside(out: StageDir, benchmark: Benchmark, seconds: Mapping[str, float], max_unreadable: float) -> dict[str, str]:
-    """Items about a part that begins after their clip's end, with the reason. UserError when they are more than max_unreadable
-    allows. Parts that only end after it are cut there, as the benchmarks' own scripts do, and counted."""
-    items = [item for item in benchmark.items if item.has_span and item.video in seconds]
-    late = [item for item in items if item.start >= seconds[item.video]]
-    if late and len(late) / len(benchmark.items) > max_unreadable:
-        first, rows = late[0], len(benchmark.items)
-        raise UserError(
-            f"{len(late)} of {rows} rows are about a part after their clip's end ({first.name} from {first.start:g} s, it has"
-            f" {seconds[first.video]:g} s): are these clips cut already? Name the folder of the whole ones, or count such rows as"
-            f" unanswered with --set video.max_unreadable={-(-100 * len(late) // rows) / 100}"
-        )
-    if cut := sum(item.end is not None and item.start < seconds[item.video] < item.end for item in items):
-        print(f"{cut} of {len(items)} parts end after their clip does, and are cut there", flush=True)
-        out.summary["cut_parts"] = cut
-    return {item.id: OUTSIDE for item in late}
-
-
 def _answers(
     model: BenchmarkModel, kind: BenchmarkKind, items: Sequence[Item], readout: str, ask: str, clips: Mapping[str, str]
 ) -> list[Answer]:
@@ -242,7 +220,7 @@ def _answers(
     if kind.ranks(readout):
         return [_ranked(model, kind.candidates(item, ask, clips)) for item in items]
     prompts = [kind.prompts(item) for item in items]
-    texts = iter(model.answers([(item.clip, text) for item, each in zip(items, prompts, strict=True) for text in each]))
+    texts = iter(model.answers([(item.video, text) for item, each in zip(items, prompts, strict=True) for text in each]))
     return [Answer(tuple(next(texts) for _ in each)) for each in prompts]
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from minirlaif import config
-from minirlaif.benchmarks.kinds.base import ClipPart
 from minirlaif.config import Config
 from minirlaif.config.schema import EvaluateSection, ModelSection, VideoSection
 from minirlaif.errors import UserError
@@ -26,7 +25,7 @@ from minirlaif.runs.io import sha256
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.stages.registry import ADAPTERS, MODELS
-from minirlaif.video.reader import ClipReader, KnowsClips, check_clips
+from minirlaif.video.reader import ClipReader, check_clips
 
 if TYPE_CHECKING:
     from minirlaif.session import ModelSession
@@ -58,16 +57,15 @@ class BenchmarkModel(Protocol):
 
     batch_size: int
 
-    def lengths(self, videos: Sequence[str]) -> tuple[dict[str, float], dict[str, str]]:
-        """Seconds of each clip that can be read, and reasons for the others. UserError when those are more than
-        video.max_unreadable allows."""
+    def unreadable(self, videos: Sequence[str]) -> dict[str, str]:
+        """Clips that cannot be read, with reasons. UserError when they are more than video.max_unreadable allows."""
         ...
 
-    def answers(self, prompts: Sequence[tuple[ClipPart, str]]) -> list[str]:
+    def answers(self, prompts: Sequence[tuple[str, str]]) -> list[str]:
         """The most likely answer to each (clip, question)."""
         ...
 
-    def likelihoods(self, candidates: Sequence[tuple[ClipPart, str, str]]) -> list[float]:
+    def likelihoods(self, candidates: Sequence[tuple[str, str, str]]) -> list[float]:
         """Mean log-probability per token of each (clip, question, text), in nats. UserError for models that give none."""
         ...
 
@@ -160,22 +158,23 @@ class SessionModel:
         self._session, self._role, self._max_unreadable = session, role, max_unreadable
         self.batch_size, self._max_new_tokens = evaluate.batch_size, evaluate.max_new_tokens
 
-    def lengths(self, videos: Sequence[str]) -> tuple[dict[str, float], dict[str, str]]:
-        return _lengths(videos, self._session.feature_cache, self._max_unreadable)
+    def unreadable(self, videos: Sequence[str]) -> dict[str, str]:
+        _, bad = check_clips(videos, self._session.feature_cache, self._max_unreadable)
+        return {clip.path: clip.reason for clip in bad}
 
-    def answers(self, prompts: Sequence[tuple[ClipPart, str]]) -> list[str]:
-        questions = ((self._session.video_input(*clip), text) for clip, text in prompts)
+    def answers(self, prompts: Sequence[tuple[str, str]]) -> list[str]:
+        questions = ((self._session.video_input(video), text) for video, text in prompts)
         with self._session.adapters.inference_as(self._role):
             return self._session.greedy_answers(questions, self._max_new_tokens, self.batch_size)
 
-    def likelihoods(self, candidates: Sequence[tuple[ClipPart, str, str]]) -> list[float]:
+    def likelihoods(self, candidates: Sequence[tuple[str, str, str]]) -> list[float]:
         from minirlaif.feedback.judge import mean_logprobs
 
         session = self._session
         with session.adapters.inference_as(self._role):
             pairs = [
-                session.encode_pair(session.video_input(*clip), question, session.answer_ids(text))
-                for clip, question, text in candidates
+                session.encode_pair(session.video_input(video), question, session.answer_ids(text))
+                for video, question, text in candidates
             ]
             return mean_logprobs(session, pairs, self.batch_size)
 
@@ -193,24 +192,23 @@ class EngineModel:
             raise UserError(f"{engine.title}: holds no model {which}; it has {', '.join(engine.models)}")
         self._engine, self._video, self._which, self._frames = engine, video, which, frames
         self._params = SamplingParams(max_new_tokens=max_new_tokens)
-        self._part: ClipPart | None = None
-        self._clip: LoadedClip | None = None  # of that part
+        self._clip: LoadedClip | None = None
         self._counters: Mapping[str, int] = {}
 
-    def lengths(self, videos: Sequence[str]) -> tuple[dict[str, float], dict[str, str]]:
+    def unreadable(self, videos: Sequence[str]) -> dict[str, str]:
         with ClipReader(self._video.timeout_seconds) as reader:
-            return _lengths(videos, reader, self._video.max_unreadable)
+            _, bad = check_clips(videos, reader, self._video.max_unreadable)
+        return {clip.path: clip.reason for clip in bad}
 
-    def answers(self, prompts: Sequence[tuple[ClipPart, str]]) -> list[str]:
+    def answers(self, prompts: Sequence[tuple[str, str]]) -> list[str]:
         texts = []
-        for part, question in prompts:
-            if self._clip is None or self._part != part:
-                times = () if part == ClipPart(part.video) else part[1:]
-                self._part, self._clip = part, self._engine.load_clip(part.video, self._frames, *times)
+        for video, question in prompts:
+            if self._clip is None or self._clip.video != video:
+                self._clip = self._engine.load_clip(video, self._frames)
             texts.append("".join(self._engine.stream(self._clip, (), question, self._params, self._which)).strip())
         return texts
 
-    def likelihoods(self, candidates: Sequence[tuple[ClipPart, str, str]]) -> list[float]:
+    def likelihoods(self, candidates: Sequence[tuple[str, str, str]]) -> list[float]:
         """Engines have none."""
         raise UserError(
             f"{self._engine.title}: this engine gives no likelihoods of candidates; evaluate the run or the folder that it was"
@@ -222,11 +220,6 @@ class EngineModel:
         for name, value in now.items():
             out.counters[name] = out.counters.get(name, 0) + value - self._counters.get(name, 0)
         self._counters = now
-
-
-def _lengths(videos: Sequence[str], reader: KnowsClips, max_unreadable: float) -> tuple[dict[str, float], dict[str, str]]:
-    infos, bad = check_clips(videos, reader, max_unreadable)
-    return {info.path: info.seconds for info in infos}, {clip.path: clip.reason for clip in bad}
 
 
 def _exported(name: str, path: Path, frames: int) -> tuple[dict[str, str], int]:

@@ -14,7 +14,6 @@ from minirlaif.benchmarks import page, plots
 from minirlaif.benchmarks.dataset import Benchmark, first_items, read_benchmark
 from minirlaif.benchmarks.generate import BenchmarkRun, answer_benchmark, import_predictions, read_answers, set_aside
 from minirlaif.benchmarks.kinds import metrics
-from minirlaif.benchmarks.kinds.base import ClipPart
 from minirlaif.benchmarks.models import resolve_model, title_of
 from minirlaif.benchmarks.predictions import read_predictions
 from minirlaif.benchmarks.scores import Scores, grade_answers, load_all, save
@@ -152,11 +151,11 @@ def _examples(
     items = {item.id: item for item in benchmark.items}
     answers = {s.model["title"]: read_answers(run.dir(f"benchmarks/{benchmark.name}/{s.model['title']}"))[0] for s in results}
     sides = examples(results[-1], EXAMPLES)
-    strips: dict[ClipPart, tuple[str, bytes, float]] = {}  # clip -> key for the page, JPEG, width by height
+    strips: dict[str, tuple[str, bytes, float]] = {}  # clip -> key for the page, JPEG, width by height
     with ClipReader(timeout) as reader:
-        for clip in dict.fromkeys(items[id_].clip for side in sides for id_ in side if items[id_].video):
-            with suppress(UnreadableClip, ValueError):  # ValueError: a part after the clip's end
-                strips[clip] = (f"s{len(strips)}", *clip_strip(reader, clip.video, FRAMES, *clip[1:]))
+        for video in dict.fromkeys(items[id_].video for side in sides for id_ in side if items[id_].video):
+            with suppress(UnreadableClip):
+                strips[video] = (f"s{len(strips)}", *clip_strip(reader, video, FRAMES))
 
     def example(id_: str) -> page.Example:
         rows = []
@@ -164,7 +163,7 @@ def _examples(
             answer, grades = answers[scores.model["title"]].get(id_), _grades_text(scores, id_)
             text = kind.answer_text(items[id_], answer) if answer else ""
             rows.append((scores.title, text, f"{grades}, by {judge}" if judge and grades else grades))
-        key, _, aspect = strips.get(items[id_].clip, ("", b"", 1.0))
+        key, _, aspect = strips.get(items[id_].video, ("", b"", 1.0))
         return page.Example(kind.question_text(items[id_]), kind.truth_text(items[id_]), rows, key, FRAMES, aspect)
 
     worst, best = ([example(id_) for id_ in side] for side in sides)

@@ -234,4 +234,6 @@ def _change(first: Scores, second: Scores, names: Sequence[str]) -> Change:
 
 def _short(why: str) -> str:
     """Reasons without what differs from row to row."""
+    if why.startswith(("the part from ", "the part ends ")):
+        return "the clip does not have the part"
     return why.split(":")[0] if why.startswith(("unreadable:", "refused:")) else why

@@ -13,8 +13,6 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from minirlaif.types import Turn
-from minirlaif.video.frame_sampling import FramePlan, FrameSize
-from minirlaif.video.reader import ClipInfo
 
 
 @dataclass(frozen=True)
@@ -31,9 +29,9 @@ class SamplingParams:
 class LoadedClip:
     """A clip as an engine has loaded it.
 
-    video: its path; seconds: its length, or that of the loaded part; times: of each frame, in seconds; pixels_FHW3: uint8
-    frames exactly as the model gets them (possibly resized to a square); aspect: width divided by height of the clip, to show
-    frames undistorted; key: equal for equal clips, parts and frame plans; start, end: of the part, None: to the clip's end.
+    video: its path; seconds: its length; times: of each frame, in seconds; pixels_FHW3: uint8 frames exactly as the model gets
+    them (possibly resized to a square); aspect: width divided by height of the clip, to show frames undistorted; key: equal for
+    equal clips and frame plans.
     """
 
     video: str
@@ -42,14 +40,6 @@ class LoadedClip:
     pixels_FHW3: np.ndarray
     aspect: float
     key: str
-    start: float = 0.0
-    end: float | None = None
-
-
-def clip_key(info: ClipInfo, plan: FramePlan, size: FrameSize, seconds: float) -> str:
-    """`LoadedClip.key` of a clip, or of a part of it. seconds: length of what is shown; a single frame is the middle of many
-    parts."""
-    return f"{info.id}:{plan.key}:{size.key}" + ("" if seconds == info.seconds else f":{seconds:g}")
 
 
 class ChatEngine(Protocol):
@@ -68,9 +58,9 @@ class ChatEngine(Protocol):
     def counters(self) -> Mapping[str, int]:
         """Totals so far: decodes, encodes, prefilled_tokens, reused_tokens."""
 
-    def load_clip(self, video: str, frames: int = 0, start: float = 0.0, end: float | None = None) -> LoadedClip:
-        """Decode `frames` frames (0: `self.frames`), spread evenly over the clip, or over the part from `start` to `end` seconds;
-        recent clips are cached. UserError: the clip cannot be read."""
+    def load_clip(self, video: str, frames: int = 0) -> LoadedClip:
+        """Decode `frames` frames (0: `self.frames`), spread evenly over the clip; recent clips are cached.
+        UserError: the clip cannot be read."""
 
     def stream(
         self, clip: LoadedClip, turns: Sequence[Turn], question: str, sampling: SamplingParams, model: str = ""

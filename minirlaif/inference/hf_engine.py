@@ -19,7 +19,7 @@ import torch
 
 from minirlaif import config
 from minirlaif.errors import UserError
-from minirlaif.inference.engine import JudgeVerdict, LoadedClip, SamplingParams, clip_key
+from minirlaif.inference.engine import JudgeVerdict, LoadedClip, SamplingParams
 from minirlaif.models.generation import stream
 from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.models.loading import critic_model
@@ -30,7 +30,7 @@ from minirlaif.runs.run import Run
 from minirlaif.session import ModelSession, VideoInput, session_loader
 from minirlaif.stages.registry import ADAPTERS
 from minirlaif.types import Comparison, Turn, Verdict
-from minirlaif.video.frame_sampling import span_seconds, uniform_plan
+from minirlaif.video.frame_sampling import uniform_plan
 
 CACHED_CLIPS = 8  # the latest clips, whose frames and features stay in memory
 PREFIX_CACHES = 4  # one per clip and model
@@ -94,18 +94,17 @@ class HfEngine:
             "reused_tokens": self._prefill["reused"],
         }
 
-    def load_clip(self, video: str, frames: int = 0, start: float = 0.0, end: float | None = None) -> LoadedClip:
+    def load_clip(self, video: str, frames: int = 0) -> LoadedClip:
         """See `ChatEngine.load_clip`; the frames are encoded as well."""
         store = self._session.feature_cache
         info = store.info(video)
-        plan = uniform_plan(info.seconds, frames or self.frames, start, end)
-        seconds = span_seconds(info.seconds, start, end)
+        plan = uniform_plan(info.seconds, frames or self.frames)
         size = store.size(info)
-        key = clip_key(info, plan, size, seconds)
+        key = f"{info.id}:{plan.key}:{size.key}"
         if key not in self._clips:
             pixels_FHW3, features_GHWE = store.pixels(video, plan)
-            clip = LoadedClip(video, seconds, plan.times, pixels_FHW3, info.width / info.height, key, start, end)
-            self._clips[key] = clip, VideoInput(plan.times, seconds, size, features_GHWE)
+            clip = LoadedClip(video, info.seconds, plan.times, pixels_FHW3, info.width / info.height, key)
+            self._clips[key] = clip, VideoInput(plan.times, info.seconds, size, features_GHWE)
         self._clips.move_to_end(key)
         while len(self._clips) > CACHED_CLIPS:
             self._clips.popitem(last=False)
@@ -168,7 +167,7 @@ class HfEngine:
     def _video_input(self, clip: LoadedClip) -> VideoInput:
         """The cached features of a clip; loaded again if they were evicted."""
         if clip.key not in self._clips:
-            self.load_clip(clip.video, len(clip.times), clip.start, clip.end)
+            self.load_clip(clip.video, len(clip.times))
         return self._clips[clip.key][1]
 
     def _context(self, clip: LoadedClip) -> str:

@@ -39,7 +39,7 @@ class RandomSession(ModelSession):
         self._random_input = cache(self._make_input)
         offloaded_vision(self.backbone)
 
-    def video_input(self, video: str, start: float = 0.0, end: float | None = None) -> VideoInput:
+    def video_input(self, video: str) -> VideoInput:
         """The same random features for every clip; on the CPU, as the feature cache gives them."""
         return self._random_input(self.video.frames)
 

@@ -104,11 +104,6 @@ def uniform_plan(seconds: float, count: int, start: float = 0.0, end: float | No
     return FramePlan(tuple(start + (bin_number + 0.5) * width for bin_number in range(count)))
 
 
-def span_seconds(seconds: float, start: float, end: float | None) -> float:
-    """Length of the part of a clip that `uniform_plan` takes frames of, in seconds."""
-    return (seconds if end is None else min(end, seconds)) - start
-
-
 def segment_spans(seconds: float, segment_seconds: float, max_segments: int) -> tuple[tuple[float, float], ...]:
     """Consecutive (start, end) spans in seconds that cover a clip without gaps.
 

@@ -12,7 +12,7 @@ import pytest
 
 from minirlaif.benchmarks.dataset import Benchmark, read_benchmark
 from minirlaif.benchmarks.generate import _ranked
-from minirlaif.benchmarks.kinds.base import Answer, ClipPart
+from minirlaif.benchmarks.kinds.base import Answer
 from minirlaif.benchmarks.kinds.grounding import replied_span
 from minirlaif.benchmarks.predictions import read_predictions
 from minirlaif.benchmarks.scores import Scores, grade_answers
@@ -100,10 +100,9 @@ class Likelihoods:
     batch_size = 1
 
     def __init__(self, by_text: Mapping[str, float]) -> None:
-        self.by_text, self.clips = by_text, set[ClipPart]()
+        self.by_text = by_text
 
-    def likelihoods(self, candidates: Sequence[tuple[ClipPart, str, str]]) -> list[float]:
-        self.clips |= {clip for clip, _, _ in candidates}
+    def likelihoods(self, candidates: Sequence[tuple[str, str, str]]) -> list[float]:
         assert {question for _, question, _ in candidates} == {"Describe the video."}
         return [self.by_text[text] for _, _, text in candidates]
 

@@ -881,8 +881,8 @@ def test_a_part_of_a_clip_is_what_a_model_of_the_run_is_shown(home: Home, tmp_pa
     shown: list[tuple[float, ...]] = []
     original = session.ModelSession.video_input
 
-    def video_input(self: Any, *clip: Any) -> Any:
-        result = original(self, *clip)
+    def video_input(self: Any, video: str) -> Any:
+        result = original(self, video)
         shown.append(result.times)
         return result
 
@@ -890,7 +890,8 @@ def test_a_part_of_a_clip_is_what_a_model_of_the_run_is_shown(home: Home, tmp_pa
     for readout in ("letter", "likelihood"):
         assert home.call(source, "--model", "base", "--readout", readout) == 0
     seconds = ClipReader(60).info(home.videos / clip).seconds
-    plans = [uniform_plan(seconds, 4).times, uniform_plan(seconds, 4, 0.0, 1.0).times, uniform_plan(seconds, 4, 0.5).times]
+    # times count from the part's start, as if the clip had been cut there
+    plans = [uniform_plan(seconds, 4).times, uniform_plan(1.0, 4).times, uniform_plan(seconds - 0.5, 4).times]
     # in order of start and end; each option's likelihood is about the part too
     order = [plans[1], plans[0], plans[2]]
     assert shown == [*order, *(times for times in order for _ in range(2))]

@@ -188,9 +188,10 @@ def test_every_family_goes_on_from_the_prefix_cache(name: str, tmp_path: Path) -
 
 def test_a_part_of_a_clip_is_shown_as_the_session_shows_it(engine: HfEngine, folder: Path) -> None:
     path, session = str(folder / "a.mp4"), engine._session
-    whole, part = engine.load_clip(path, engine.frames), engine.load_clip(path, engine.frames, 0.5, 1.5)
-    assert part.seconds == 1.0 and 0.5 < part.times[0] and part.times[-1] < 1.5 and part.key != whole.key
-    video_input = session.video_input(path, 0.5, 1.5)
+    name = f"{path}#t=0.5,1.5"
+    whole, part = engine.load_clip(path, engine.frames), engine.load_clip(name, engine.frames)
+    assert part.seconds == 1.0 and part.times[-1] < 1.0 and part.key != whole.key
+    video_input = session.video_input(name)
     assert (video_input.times, video_input.seconds) == (part.times, 1.0)
     assert torch.equal(video_input.features, engine._video_input(part).features)
     assert not torch.equal(video_input.features, session.video_input(path).features)

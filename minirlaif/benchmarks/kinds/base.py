@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from minirlaif.data.formats import BadRow, half_letters
 from minirlaif.feedback.text_judge import GradeResult, JudgeName
@@ -48,23 +48,15 @@ class Metric:
 ACCURACY = Metric("accuracy", "Accuracy", is_share=True)
 
 
-class ClipPart(NamedTuple):
-    """What a model is shown: a clip's path, from `start` to `end` in seconds; None: to the clip's end."""
-
-    video: str
-    start: float = 0.0
-    end: float | None = None
-
-
 @dataclass(frozen=True)
 class Item:
     """One row of a benchmark.
 
     id: unique in the benchmark; part: the part it belongs to, which names its file of predictions; name: its clip as the file
-    names it; video: that clip's path, "" when it is not there; questions: two for consistency, none for action and retrieval;
-    answer: the reference, the right option, the label or the caption; row: the row under the keys that other people's scripts
-    read; own: the row's own id, which others may have too, "" for none; start, end: the part of the clip that it is about. A
-    kind's `parse` leaves id, video and times empty.
+    names it; video: the path of that clip, or of the part that the row is about (video/spans.py), "" when it is not there;
+    questions: two for consistency, none for action and retrieval; answer: the reference, the right option, the label or the
+    caption; row: the row under the keys that other people's scripts read; own: the row's own id, which others may have too, ""
+    for none; start, end: of the part of the clip, in seconds, None: its end. A kind's `parse` leaves id, video and times empty.
     """
 
     id: str
@@ -78,11 +70,6 @@ class Item:
     own: str = ""
     start: float = 0.0
     end: float | None = None
-
-    @property
-    def clip(self) -> ClipPart:
-        """The part of its clip that a model is shown."""
-        return ClipPart(self.video, self.start, self.end)
 
     @property
     def has_span(self) -> bool:
@@ -106,7 +93,7 @@ class Candidates:
     """What is ranked for one item. scored: (clip, question, text) of each candidate; names: what predictions call them; right:
     the place of the right one."""
 
-    scored: Sequence[tuple[ClipPart, str, str]]
+    scored: Sequence[tuple[str, str, str]]
     names: Sequence[str]
     right: int
 
@@ -214,7 +201,7 @@ class RankedKind(BenchmarkKind):
     def candidates(self, item: Item, ask: str, clips: Mapping[str, str]) -> Candidates:
         """The item's options about its own clip."""
         question = [*item.questions, ask][0]
-        scored = [(item.clip, question, option) for option in item.options]
+        scored = [(item.video, question, option) for option in item.options]
         return Candidates(scored, item.options, item.options.index(item.answer))
 
     def grader(self, ranked: bool, ask: str) -> JudgeName:

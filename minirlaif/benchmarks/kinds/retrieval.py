@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from minirlaif.benchmarks.kinds.base import CLIP_COLUMNS, Candidates, ClipPart, Item, Metric, RankedKind, first_column
+from minirlaif.benchmarks.kinds.base import CLIP_COLUMNS, Candidates, Item, Metric, RankedKind, first_column
 from minirlaif.data.formats import BadRow
 
 CAPTION_COLUMNS = ("caption", "sentence", "captions")
@@ -37,5 +37,5 @@ class Retrieval(RankedKind):
 
     def candidates(self, item: Item, ask: str, clips: Mapping[str, str]) -> Candidates:
         """Every clip, by how likely the caption is about it."""
-        scored = [(ClipPart(video), ask, item.answer) for video in clips]
+        scored = [(video, ask, item.answer) for video in clips]
         return Candidates(scored, list(clips.values()), list(clips).index(item.video))

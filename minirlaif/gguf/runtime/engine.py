@@ -15,10 +15,10 @@ import numpy as np
 from minirlaif.config import VideoSection
 from minirlaif.errors import UserError
 from minirlaif.gguf import export_info
-from minirlaif.inference.engine import LoadedClip, SamplingParams, clip_key
+from minirlaif.inference.engine import LoadedClip, SamplingParams
 from minirlaif.types import Turn
 from minirlaif.video.child_process import ChildLost, ChildProcess
-from minirlaif.video.frame_sampling import span_seconds, uniform_plan
+from minirlaif.video.frame_sampling import uniform_plan
 from minirlaif.video.reader import ClipReader
 
 CACHED_CLIPS = 8  # clips whose frames stay in memory, the latest ones
@@ -66,17 +66,15 @@ class GgufEngine:
         """Totals so far: decodes, encodes, prefilled_tokens, reused_tokens, decoded_tokens."""
         return {"decodes": self._reader.decodes, **self._counted}
 
-    def load_clip(self, video: str, frames: int = 0, start: float = 0.0, end: float | None = None) -> LoadedClip:
+    def load_clip(self, video: str, frames: int = 0) -> LoadedClip:
         """See `ChatEngine.load_clip`."""
         info = self._reader.info(video)
-        plan = uniform_plan(info.seconds, frames or self.frames, start, end)
-        seconds = span_seconds(info.seconds, start, end)
+        plan = uniform_plan(info.seconds, frames or self.frames)
         size = self._info.sizing.size(info.width, info.height, self._info.frame_pixels)
-        key = clip_key(info, plan, size, seconds)
+        key = f"{info.id}:{plan.key}:{size.key}"
         if key not in self._clips:
             (pixels_FHW3,) = self._reader.frames(video, [plan], size)
-            aspect = info.width / info.height
-            self._clips[key] = LoadedClip(video, seconds, plan.times, pixels_FHW3, aspect, key, start, end)
+            self._clips[key] = LoadedClip(video, info.seconds, plan.times, pixels_FHW3, info.width / info.height, key)
         self._clips.move_to_end(key)
         while len(self._clips) > CACHED_CLIPS:
             self._clips.popitem(last=False)

@@ -98,9 +98,10 @@ def _of_folder(path: Path, tables: Sequence[Path]) -> list[Path]:
     if named:
         return named
     for stems in (TASKS, ASPECTS, tempcompass.FILES):
-        tasks = [file for file in tables if file.stem in stems]
-        if len(tasks) > 1 and len({file.parent for file in tasks}) == 1:
-            return tasks
+        tasks = grouped((file.parent, file) for file in tables if file.stem in stems)
+        folders = [folder for folder in tasks if folder.name in PLAIN] or [*tasks]  # beside predictions, or an older version
+        if len(folders) == 1 and len(tasks[folders[0]]) > 1:
+            return tasks[folders[0]]
     if moments := [file for file in texts if file.name == CHARADES]:
         return moments[:1]
     splits = [file for file in texts if file.name.endswith("_test_split1.txt")]

@@ -123,6 +123,14 @@ def test_vitatecs_counts_captions_that_are_likelier_than_their_counterfactual(vi
     assert [each["accuracy"] for each in by_id.values()] == [1.0, 0.0, 0.0, 1.0]
     means = {part: cells["accuracy"]["mean"] for part, cells in cells_by_part(scores).items()}
     assert means == {"Direction": pytest.approx(1 / 3), "Sequence": 1.0}
+    lines(vitatecs.parent / "data_opt" / "Sequence.jsonl", [])
+    lines(vitatecs.parent / "data_opt" / "Type.jsonl", [])
+    root = read(vitatecs.parent)  # as it is cloned: an older version beside it
+    assert (len(root.items), root.unread) == (4, ("data_opt/Sequence.jsonl", "data_opt/Type.jsonl"))
+    put(vitatecs.parent / "old" / "data" / "Type.json", [])
+    put(vitatecs.parent / "old" / "data" / "Sequence.json", [])
+    with pytest.raises(UserError, match="cannot tell which of its files is the benchmark"):
+        read(vitatecs.parent)
     one = read(vitatecs / "Sequence.jsonl")
     assert (one.name, one.kind.name, len(one.items)) == ("sequence", "counterfactual", 1)
 

@@ -59,6 +59,7 @@ def values(benchmark: Benchmark, answers: Mapping[str, Answer]) -> tuple[dict[st
             "LongVideoBench",
         ),
         ("qvh.jsonl", [{"qid": 1, "query": "a dog", "vid": "x", "relevant_windows": [[0, 2]]}], "QVHighlights"),
+        ("video_info.meta.jsonl", [{"key": "x", "type": "tv", "video_info": {}, "qa": [{"uid": 1, "question": "?"}]}], "LVBench"),
         (
             "count.json",
             {"0": {"question": "?", "options": ["2", "1"], "answer": 1, "key": "0209-03", "demonstration_type": "human"}},

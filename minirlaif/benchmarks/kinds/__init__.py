@@ -40,6 +40,7 @@ NOT_SUPPORTED = (
         (("relevant_windows",), ("saliency_scores",)),
         "its moments are several spans, and scores of pieces",
     ),
+    ("LVBench", (("key", "qa", "video_info"),), "its file holds lists of questions by clip; use the hub's rows, one a question"),
     ("TOMATO", (("demonstration_type", "key"),), "its clips of several kinds have the same names"),
     ("NExT-GQA", (("location", "fps"), ("location", "duration")), "its answers count only with their spans in the clip"),
     (

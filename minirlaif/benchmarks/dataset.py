@@ -7,16 +7,20 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from minirlaif.benchmarks import kinds
 from minirlaif.benchmarks.kinds.base import BenchmarkKind, Item, checked_row
+from minirlaif.benchmarks.kinds.choice import TASKS
+from minirlaif.benchmarks.kinds.columns import check_columns, span_of
 from minirlaif.benchmarks.layouts import PlacedRow, find_source, source_rows
 from minirlaif.data.formats import CLIP_SUFFIXES, BadRow
-from minirlaif.data.tables import ClipFolder, raise_all, text_lines
+from minirlaif.data.tables import ClipFolder, clip_files, raise_all, text_lines
 from minirlaif.errors import UserError
 from minirlaif.runs.io import sha256
 from minirlaif.stats import grouped
+from minirlaif.video.spans import name_of
 
 SHOWN = 6  # names of files and clips in a message
 
@@ -45,7 +49,9 @@ class Benchmark:
 
     def summary(self) -> str:
         """Kind, rows, clips and files in one line, printed before any model runs, so that a wrong folder is noticed."""
-        rows = f"{self.kind.name}, {len(self.items)} rows about {len(self.clips)} clips, from {listed(self.files)}"
+        spans = sum(item.has_span for item in self.items)
+        parts = f" ({spans} rows about a part of theirs)" if spans else ""
+        rows = f"{self.kind.name}, {len(self.items)} rows about {len(self.clips)} clips{parts}, from {listed(self.files)}"
         return f"benchmark {self.name}: {rows}" + (f"; not read: {listed(self.unread)}" if self.unread else "")
 
 
@@ -67,7 +73,7 @@ def read_benchmark(source: str, videos: str) -> Benchmark:
     if len(names := {kind.name for kind, _ in parsed}) > 1:
         raise UserError(f"{location.path}: holds benchmarks of several kinds ({', '.join(sorted(names))}); name one of its files")
     items = [
-        replace(item, id=f"{part}:{id_}", video=clips.find(item.name) if clips else "")
+        replace(item, id=f"{part}:{id_}", video=_part_of(clips.find(item.name, item.part), item) if clips else "")
         for part, of_part in grouped((item.part, item) for _, items in parsed for item in items).items()
         for id_, item in zip(_ids(of_part), of_part, strict=True)
     ]
@@ -97,6 +103,8 @@ def first_items(benchmark: Benchmark, limit: int, seed: int) -> Benchmark:
 def _parsed(part: str, rows: Sequence[PlacedRow], path: Path) -> tuple[BenchmarkKind, list[Item]]:
     """The kind of a part's rows, and its items without id and clip. UserError for every bad row of the first such file."""
     first = next(((file, row) for file, _, row in rows if isinstance(row, dict)), None)
+    if first:
+        kinds.check_supported({name: value for name, value in first[1].items() if value is not None}, first[0])
     kind = next((kind for kind in kinds.KINDS if kind.matches(first[1], part)), None) if first else None
     if first and not kind:
         known = "; ".join(f"{kind.name} ({kind.columns})" for kind in kinds.KINDS)
@@ -108,7 +116,9 @@ def _parsed(part: str, rows: Sequence[PlacedRow], path: Path) -> tuple[Benchmark
         try:
             columns, clip = checked_row(row)
             if kind:
-                items.append(kind.parse(columns, part, clip))
+                check_columns(columns, kind)
+                start, end = span_of(columns) if kind.has_spans else (0.0, None)
+                items.append(replace(kind.parse(columns, part, clip), start=start, end=end))
         except BadRow as problem:
             problems.append((file, (number, str(problem))))
     for file, faults in grouped(problems).items():
@@ -116,6 +126,11 @@ def _parsed(part: str, rows: Sequence[PlacedRow], path: Path) -> tuple[Benchmark
     if kind is None:
         raise UserError(f"{path}: holds no rows that are objects with named columns")
     return kind, items
+
+
+def _part_of(path: str, item: Item) -> str:
+    """The clip that an item is about: a file or a part of it, "" for none."""
+    return name_of(path, item.start, item.end) if path else ""
 
 
 def _ids(items: Sequence[Item]) -> list[str]:
@@ -129,14 +144,32 @@ class _Clips:
     """Where a benchmark's clips lie, by the names that its files give them."""
 
     def __init__(self, videos: Path, source: Path) -> None:
-        self._folder = ClipFolder(videos)
+        self._videos, self._folder = videos, ClipFolder(videos)
         self._other: dict[str, str] = {}  # MSVD: vid1 -> the name on YouTube, which the clips may have kept
         for folder in (videos, source if source.is_dir() else source.parent):
             if (mapping := folder / "youtube_mapping.txt").is_file():
                 self._other |= {line.split()[1]: line.split()[0] for _, line in text_lines(str(mapping)) if len(line.split()) > 1}
 
-    def find(self, name: str) -> str:
-        """The clip's path, "" when it is not there."""
+    @cached_property
+    def _by_stem(self) -> dict[str, list[Path]]:
+        """All clips, relative to their folder, by name without suffix."""
+        return grouped((path.stem, path.relative_to(self._videos)) for path in clip_files(self._videos))
+
+    def _find_of_task(self, name: str, task: str) -> str:
+        """The clip of a task of MVBench or TVBench, "" when it is not there. Clips of several tasks have one name and lie in
+        folders called by the task or its source: never one of another task's."""
+        hits = self._by_stem.get(Path(name).stem, [])
+        hits = [path for path in hits if path.name == Path(name).name] or hits
+        own, known = {task, TASKS[task]}, {*TASKS, *TASKS.values()} - {""}
+        matches = [path for path in hits if own & {*path.parts[:-1]}] or [path for path in hits if not known & {*path.parts[:-1]}]
+        if len(matches) > 1:
+            raise UserError(f"clip {name} of {task} is there more than once ({matches[0]}, {matches[1]}): keep one of them")
+        return str(self._videos / matches[0]) if matches else ""
+
+    def find(self, name: str, part: str) -> str:
+        """The clip's path, "" when it is not there. part: that its item belongs to."""
+        if part in TASKS:
+            return self._find_of_task(name, part)
         names = [name, Path(name).name]
         if Path(name).suffix.lower() in CLIP_SUFFIXES:  # the same clip may have been saved in another format
             names.append(Path(name).stem)

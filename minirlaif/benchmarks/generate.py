@@ -104,7 +104,10 @@ def _append_answers(out: StageDir, answers: Mapping[str, Answer]) -> None:
 
 
 def _source(benchmark: Benchmark) -> dict[str, Any]:
-    return {"name": benchmark.name, "sha256": benchmark.sha256, "items": len(benchmark.items)}
+    source = {"name": benchmark.name, "sha256": benchmark.sha256, "items": len(benchmark.items)}
+    if spans := sum(item.has_span for item in benchmark.items):  # older answers were about the whole clips
+        source["spans"] = spans
+    return source | ({"kind": [benchmark.kind.name, benchmark.kind.revision]} if benchmark.kind.revision else {})
 
 
 def _check_folder(run: Run, benchmark: Benchmark, title: str, redo: bool, predictions: bool) -> None:
@@ -166,7 +169,7 @@ def _answer_items(out: StageDir, benchmark: Benchmark, model: BenchmarkModel, re
         raise UserError(f"clips cannot be read: {faults}. {EVERY_CLIP}")
     readable = {video: name for video, name in sorted(names.items()) if video not in unreadable}
     # 2. answers, the rows of one clip together: an engine encodes it once. By name: the same order wherever the clips lie.
-    order = sorted(benchmark.items, key=lambda item: item.name)
+    order = sorted(benchmark.items, key=lambda item: (item.name, item.start, math.inf if item.end is None else item.end))
     size = 1 if kind.ranks(readout) else model.batch_size
     resume_point = out.resume()
     first = resume_point[0] if resume_point else 0

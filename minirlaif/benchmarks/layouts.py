@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minirlaif.benchmarks.kinds import tempcompass
 from minirlaif.benchmarks.kinds.base import object_row
+from minirlaif.benchmarks.kinds.choice import TASKS
+from minirlaif.benchmarks.kinds.counterfactual import ASPECTS
 from minirlaif.data.formats import BadRow
 from minirlaif.data.tables import TABLES, json_value, table_rows, text_lines
 from minirlaif.errors import UserError
@@ -14,6 +17,9 @@ from minirlaif.stats import grouped
 
 WELL_KNOWN = Path("benchmarks")  # where `--benchmark NAME` is looked for when NAME is no path
 EGOSCHEMA = ("questions.json", "subset_answers.json")
+PLAIN = ("json", "data", "questions")  # folders of tasks that are called as any benchmark's could be
+CAPTIONS = ("captioning.json", "multi-choice.json")  # of TempCompass
+CHARADES = "charades_sta_test.txt"  # clip, start, end##sentence on a line
 # Names that say which rows a file has, not which benchmark's; its folder does.
 _SPLIT = r"(?:test|val|valid|validation|train)"
 _NAMELESS = re.compile(rf"(?:{_SPLIT}(?:[_-]?(?:q|questions?|qa))?|questions?)(?:-\d+-of-\d+)?", re.IGNORECASE)
@@ -45,20 +51,26 @@ def find_source(source: str) -> Source:
         return Source(path, _slug(path), (path, answers) if answers else tuple(_shards(path)))
     tables = sorted(file for file in path.rglob("*") if file.suffix.lower() in TABLES and not file.name.startswith("."))
     files = _of_folder(path, tables)
-    return Source(path, _slug(path), tuple(files), tuple(file for file in tables if file not in files))
+    is_plain = path.resolve().name.lower() in PLAIN and any(file.stem in (*TASKS, *ASPECTS, *tempcompass.FILES) for file in files)
+    name = _slug(path.resolve().parent if is_plain else path)
+    return Source(path, name, tuple(files), tuple(file for file in tables if file not in files))
 
 
 def source_rows(source: Source) -> Iterator[tuple[str, list[PlacedRow]]]:
     """(part, rows) for each part, over all of its files. part: "" where the names of the files say nothing."""
     files = source.files
     if files[0].suffix == ".txt":
-        yield "action", _action_lists(files)
+        moments = _moments(files)
+        yield ("", moments) if moments else ("action", _action_lists(files))
     elif len(files) == 2 and files[1] == _answers_beside(files[0]):
-        join = _subset if files[1].name.lower() == EGOSCHEMA[1] else _joined
+        join = {EGOSCHEMA[1]: _subset, CAPTIONS[1]: _captions}.get(files[1].name.lower(), _joined)
         yield "", join(files[0], files[1])
     else:
-        for part, of_part in grouped((_videoinstruct_part(file, source.path), file) for file in files).items():
-            yield part, _paired([(file, number, row) for file in of_part for number, row in table_rows(file)])
+        parts = {file: _videoinstruct_part(file, source.path) for file in files}
+        if len(files) > 1:
+            parts |= {file: file.stem for file in files if file.stem in TASKS}
+        for part, of_part in grouped((part, file) for file, part in parts.items()).items():
+            yield part, _paired([(file, number, row) for file in of_part for number, row in file_rows(file)])
 
 
 def _slug(path: Path) -> str:
@@ -84,6 +96,13 @@ def _of_folder(path: Path, tables: Sequence[Path]) -> list[Path]:
     named = [file for file in tables if _videoinstruct_part(file, path)]
     if named:
         return named
+    for stems in (TASKS, ASPECTS, tempcompass.FILES):
+        tasks = grouped((file.parent, file) for file in tables if file.stem in stems)
+        folders = [folder for folder in tasks if folder.name in PLAIN] or [*tasks]  # beside predictions, or an older version
+        if len(folders) == 1 and len(tasks[folders[0]]) > 1:
+            return tasks[folders[0]]
+    if moments := [file for file in texts if file.name == CHARADES]:
+        return moments[:1]
     splits = [file for file in texts if file.name.endswith("_test_split1.txt")]
     lists = [file for file in texts if file.name == "testlist01.txt"]
     if splits or lists:
@@ -104,11 +123,13 @@ def _shards(path: Path) -> list[Path]:
 
 
 def _answers_beside(path: Path) -> Path | None:
-    """The file of answers that belongs to a file of questions: test_a.json to test_q.json, and EgoSchema's."""
+    """The file of answers that belongs to a file of questions: test_a.json to test_q.json, EgoSchema's, and for TempCompass's
+    captions the questions by which they are graded."""
     match = re.fullmatch(r"(.*_)(q|question|questions)", path.stem, re.IGNORECASE)
     names = {"q": "a", "question": "answer", "questions": "answers"}
-    if path.name.lower() == EGOSCHEMA[0]:
-        other = path.with_name(EGOSCHEMA[1])
+    pairs = dict((EGOSCHEMA, CAPTIONS))
+    if path.name.lower() in pairs:
+        other = path.with_name(pairs[path.name.lower()])
     elif match:
         other = path.with_name(match[1] + names[match[2].lower()] + path.suffix)
     else:
@@ -173,6 +194,59 @@ def _subset(questions: Path, answers: Path) -> list[PlacedRow]:
             rows.append((questions, number, row))
     if without:
         raise UserError(f"{answers}: {len(without)} answers have no question in {questions.name}, such as {min(without)}")
+    return rows
+
+
+def file_rows(file: Path) -> list[tuple[int, Any]]:
+    """Numbered rows of a table; of an object whose keys are clips, a row for each of them under `video_id`. TempCompass has
+    questions by dimension there, ActivityNet Captions a list of times and one of sentences."""
+    value = json_value(str(file)) if file.suffix.lower() in (".json", ".jsonl") else None
+    if isinstance(value, list):
+        return value
+    if value is None or not value or not all(isinstance(each, dict) for each in value.values()):
+        return table_rows(file)
+    rows: list[Any] = []
+    for clip, each in value.items():
+        times, sentences = each.get("timestamps"), each.get("sentences")
+        if all(isinstance(lists, list) for lists in each.values()) and not isinstance(times, list):
+            pairs = [(dim, row) for dim, of_dim in each.items() for row in of_dim]
+            rows += [{"video_id": clip, "dim": dim, **row} if isinstance(row, dict) else row for dim, row in pairs]
+        elif isinstance(times, list) and isinstance(sentences, list) and len(times) == len(sentences):
+            rows += [{"video_id": clip, "timestamp": time, "sentence": text} for time, text in zip(times, sentences, strict=True)]
+        else:
+            rows.append({"video_id": clip, **each})
+    return [*enumerate(rows, 1)]
+
+
+def _moments(files: Sequence[Path]) -> list[PlacedRow]:
+    """Rows of Charades-STA: clip, start, end##sentence on a line. Empty for other lists."""
+    lines = [(file, number, line) for file in files for number, line in text_lines(str(file))]
+    if not lines or "##" not in lines[0][2]:
+        return []
+    rows: list[PlacedRow] = []
+    for file, number, line in lines:
+        place, _, sentence = line.partition("##")
+        names = ("video", "start", "end")
+        values = place.split()
+        row = dict(zip(names, values, strict=True)) if len(values) == len(names) else None
+        rows.append((file, number, {**row, "sentence": sentence} if row else BadRow("needs `clip start end##sentence`")))
+    return rows
+
+
+def _captions(captions: Path, questions: Path) -> list[PlacedRow]:
+    """TempCompass's requests for captions, each with the first multiple-choice question of its clip and dimension."""
+    first: dict[tuple[Any, Any], dict[str, Any]] = {}
+    for _, row in file_rows(questions):
+        if isinstance(row, dict):
+            first.setdefault((row.get("video_id"), row.get("dim")), row)
+    rows: list[PlacedRow] = []
+    for number, row in file_rows(captions):
+        question = first.get((row.get("video_id"), row.get("dim"))) if isinstance(row, dict) else None
+        if question is None:
+            bad = row if isinstance(row, BadRow) else BadRow(f"{questions.name} has no question for it")
+            rows.append((captions, number, bad))
+        else:
+            rows.append((captions, number, {**row, "mc_question": question.get("question"), "mc_answer": question.get("answer")}))
     return rows
 
 

@@ -21,6 +21,8 @@ def markdown(table: Table, charts: Sequence[str] = ()) -> str:
     for judge in map(judge_texts, table["tables"]):
         lines += [f"## Judge: {judge['name']}", "", *([", ".join(judge["details"]), ""] if judge["details"] else [])]
         lines += [*_table(judge["head"], [[model, *cells, *counts] for model, cells, counts in judge["rows"]]), ""]
+        if judge["parts"]:
+            lines += [*_table(judge["part_head"], judge["parts"]), ""]
         lines += [*(f"- {note}" for note in judge["notes"]), ""]
         for models, rows in judge["differences"]:
             lines += [f"{models}:", "", *_table(DIFFERENCE, rows), ""]
@@ -54,7 +56,7 @@ def comparison(tables: Sequence[Table], title: str, not_compared: Sequence[str])
 
 def judge_texts(each: Mapping[str, Any]) -> dict[str, Any]:
     """One judge's table in texts. details: what else must be equal for grades to be comparable; rows: (model, cells, counts);
-    differences: (the two models, rows)."""
+    parts: a mean per model for each part, empty where there is one; differences: (the two models, rows)."""
     judge, metrics = each["judge"], _metrics(row["cells"] for row in each["rows"])
     version = f"version {judge['version']}" if judge["version"] not in ("", judge["name"]) else ""
     prompt = f"prompt {judge['prompt']}" if judge["prompt"] else ""
@@ -67,6 +69,8 @@ def judge_texts(each: Mapping[str, Any]) -> dict[str, Any]:
         "details": list(filter(None, [version, judge["asked"], prompt, " to ".join(dict.fromkeys(judge["dates"]))])),
         "head": [*_head(metrics), *COUNTS],
         "rows": [(row["model"], [_cell(row["cells"].get(m), m) for m in metrics], _counts(row)) for row in each["rows"]],
+        "part_head": ["Part", *(row["model"] for row in each["rows"]), "Rows"],
+        "parts": _parts(each["rows"], metrics),
         "notes": notes(each),
         "difference_head": DIFFERENCE,
         "differences": differences,
@@ -102,6 +106,20 @@ def notes(each: Mapping[str, Any]) -> list[str]:
             f"Differences are to {each['rows'][0]['model']} {scope}; compare RUN:MODEL RUN:MODEL"
             f" shows any other pair, such as {others[0]} {others[1]}."
         )
+    return lines
+
+
+def _parts(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> list[list[str]]:
+    """A line per part and metric: the mean of each model, and the part's rows."""
+    lines = []
+    for part in sorted({part for row in rows for part in row.get("parts", {})}):
+        of_models = [row.get("parts", {}).get(part, {}) for row in rows]
+        for metric in metrics:
+            used = [cells[metric] for cells in of_models if metric in cells]
+            if used:
+                name = part if len(metrics) == 1 else f"{part}, {all_metrics()[metric].label}"
+                means = [_value(cells.get(metric, {}).get("mean"), metric) for cells in of_models]
+                lines.append([name, *means, str(max(cell["rows"] for cell in used))])
     return lines
 
 

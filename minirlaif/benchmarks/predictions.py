@@ -11,8 +11,10 @@ from typing import Any
 
 from minirlaif.benchmarks.dataset import Benchmark
 from minirlaif.benchmarks.kinds.base import CLIP_COLUMNS, Item, object_row, prediction_columns
+from minirlaif.benchmarks.kinds.columns import SPANS
+from minirlaif.benchmarks.layouts import file_rows
 from minirlaif.data.formats import CLIP_SUFFIXES, BadRow, half_letters
-from minirlaif.data.tables import raise_all, table_rows
+from minirlaif.data.tables import raise_all
 from minirlaif.errors import UserError
 from minirlaif.stats import grouped
 
@@ -49,7 +51,7 @@ def read_predictions(source: Path, benchmark: Benchmark) -> Predictions:
     predictions: Predictions = {}
     for file in files:
         problems: list[tuple[int, str]] = []
-        for number, row in table_rows(file):
+        for number, row in file_rows(file):
             try:
                 item, texts = _matched(row, keys, predictions, file.stem)
                 predictions[item.id] = texts
@@ -86,12 +88,20 @@ def _matched(
     if not free:
         unknown = f"is no row of the benchmark: {wanted[0][-1]!r:.60}"
         raise BadRow("answers a question for the second time" if matches else unknown)
-    # Of several the one with the same question, in the part that the file is called by, with the same reference.
-    item = min(free, key=lambda item: (_plain_questions(item) != questions, item.part != part, _plain(item.answer) != answer))
+    # Of several the one with the same question, in the part that the file is called by, with the same times and reference.
+    item = min(
+        free,
+        key=lambda item: (
+            _plain_questions(item) != questions,
+            item.part not in (part, row.get("dim")),
+            _times(item.row) != _times(row),
+            _plain(item.answer) != answer,
+        ),
+    )
     if raw_questions[0] and questions != _plain_questions(item):
         raise BadRow(f"has the id of another question of the benchmark: {item.questions[0]!r:.60}")
     columns = prediction_columns(item)
-    texts = [row.get(column) for column in columns]
+    texts = [row.get(column, row.get("prediction") if column == "pred" else None) for column in columns]  # TempCompass's scripts
     if not all(isinstance(text, str) for text in texts):
         raise BadRow(f"needs text under {' and '.join(columns)}")
     if broken := next((column for column, text in zip(columns, texts, strict=True) if half_letters(str(text))), ""):
@@ -106,7 +116,14 @@ def _clip(name: str) -> str:
 
 
 def _plain_questions(item: Item) -> tuple[str, ...]:
-    return tuple(map(_plain, item.questions))
+    """Its questions as a row of predictions has them: with the options that stand in the benchmark's own."""
+    own = item.row.get("question")
+    return (_plain(own),) if isinstance(own, str) and len(item.questions) == 1 else tuple(map(_plain, item.questions))
+
+
+def _times(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The part of the clip that a row is about, as its file has it."""
+    return tuple(row.get(name) for pair in SPANS for name in pair)
 
 
 def _plain(text: str) -> str:

@@ -1,6 +1,7 @@
 """`evaluate --benchmark`: models answer, a judge grades, tables are written. Each step resumes where it was interrupted."""
 
 import argparse
+import itertools
 import json
 from collections.abc import Sequence
 from contextlib import closing, nullcontext, suppress
@@ -17,8 +18,8 @@ from minirlaif.benchmarks.predictions import read_predictions
 from minirlaif.benchmarks.tables import Scores, examples, grade_answers, judge_head, load_all, save, table_json
 from minirlaif.errors import UserError
 from minirlaif.judges.config import check_judge, judge_prompts, judge_settings, open_judge
-from minirlaif.judges.grade import nothing_read
-from minirlaif.judges.rubric import HIGHEST
+from minirlaif.judges.grade import MATCH_NAMES, nothing_read
+from minirlaif.judges.rubric import CAPTIONING, HIGHEST
 from minirlaif.runs.io import plain, read_json, write_atomic
 from minirlaif.runs.run import Run
 from minirlaif.video.reader import ClipReader, UnreadableClip, clip_strip
@@ -41,6 +42,11 @@ def evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
     print(benchmark.summary(), flush=True)
     if not benchmark.kind.rubrics and settings.kind not in ("normalised", "none"):
         raise UserError(f"--judge {options.judge}: {benchmark.name} ({benchmark.kind.name}) needs no judge; leave --judge out")
+    if settings.kind in MATCH_NAMES and CAPTIONING in itertools.chain(*benchmark.kind.rubrics.values()):
+        raise UserError(
+            f"--judge {options.judge}: a model answers questions from the captions of {benchmark.name}: hf:FOLDER, gguf:FILE or"
+            " openai:MODEL; --judge none writes predictions only"
+        )
     if benchmark.kind.ask and options.predictions:
         reason = "compares candidates by likelihood, which a file of answers does not hold"
         raise UserError(f"--predictions: {benchmark.name} {reason}")

@@ -17,8 +17,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from minirlaif.benchmarks import kinds
 from minirlaif.benchmarks.dataset import Benchmark
-from minirlaif.benchmarks.kinds import metrics
 from minirlaif.benchmarks.kinds.base import Answer, Grade
 from minirlaif.benchmarks.kinds.videoinstruct import FIVE
 from minirlaif.errors import UserError
@@ -73,7 +73,7 @@ def grade_answers(
     else:
         items = [item for item in benchmark.items if item.id in answers and not answers[item.id].why]
         pairs = [(item, metric) for item in items for metric in kind.rubrics[item.part]]
-        requests = [GradeRequest(metric, item.questions, item.answer, answers[item.id].texts) for item, metric in pairs]
+        requests = [GradeRequest(metric, *kind.judged(item), answers[item.id].texts) for item, metric in pairs]
         grading = judge.grade(requests, {metric for item in benchmark.items for metric in kind.rubrics[item.part]})
         for (item, metric), result in zip(pairs, grading.results, strict=True):
             results.setdefault(item.id, {})[metric] = result
@@ -180,6 +180,19 @@ def cells(scores: Scores) -> dict[str, Cell]:
     return {name: _cell(scores, names) for name, names in _columns(scores)}
 
 
+def cells_by_part(scores: Scores) -> dict[str, dict[str, dict[str, Any]]]:
+    """Mean, rows and rows with a grade by part and metric, of kinds whose parts are compared; empty where there is one part."""
+    if not any(kind.name == scores.kind and kind.has_breakdown for kind in kinds.KINDS):
+        return {}
+    result: dict[str, dict[str, dict[str, Any]]] = {}
+    for part, of_part in sorted(grouped((grade.id.split(":")[0], grade) for grade in scores.grades).items()):
+        for metric, grades in grouped((grade.metric, grade) for grade in of_part).items():
+            values = [grade.value for grade in grades if grade.value is not None]
+            cell = {"rows": len(grades), "marked": len(values), "mean": sum(values) / len(values) if values else None}
+            result.setdefault(part, {})[metric] = cell
+    return result if len(result) > 1 else {}
+
+
 def changes(first: Scores, second: Scores) -> dict[str, Change]:
     """Second minus first per metric. ValueError for grades of different judges or benchmarks: they are not comparable."""
     if first.key != second.key:
@@ -188,20 +201,19 @@ def changes(first: Scores, second: Scores) -> dict[str, Change]:
 
 
 def judged(group: Sequence[Scores], pairs: Sequence[tuple[Scores, Scores]]) -> dict[str, Any]:
-    """One judge's table: a row per model, and the differences of the pairs (second minus first).
-
-    Keys of a row: without_mark: reasons, and how many grades (rows under a metric) are missing for each, where a reply that names
-    no option has the worst grade; rows_without_mark: how many rows lack at least one grade for each reason."""
+    """One judge's table: a row per model, and the differences of the pairs (second minus first). Keys of a row: without_mark:
+    reasons, and how many grades (rows under a metric) are missing for each, where a reply that names no option has the worst
+    grade; rows_without_mark: how many rows lack at least one grade for each reason; parts: see `cells_by_part`."""
     rows = []
     for scores in group:
-        # Reasons without what differs from row to row.
-        reasons = [(re.sub("^(unreadable|refused):.*", r"\1", g.why, flags=re.DOTALL), g.id) for g in scores.grades if g.why]
+        reasons = [(_short(grade.why), grade.id) for grade in scores.grades if grade.why]
         rows.append(
             {
                 "model": scores.title,
                 "rows": len({grade.id for grade in scores.grades}),
                 "clips": len({grade.clip for grade in scores.grades if grade.value is not None}),
                 "cells": {metric: vars(cell) for metric, cell in cells(scores).items()},
+                **({"parts": parts} if (parts := cells_by_part(scores)) else {}),
                 "without_mark": dict(Counter(why for why, _ in reasons).most_common()),
                 "rows_without_mark": dict(Counter(why for why, _ in dict.fromkeys(reasons))),
                 "counts": dict(scores.counts),
@@ -238,7 +250,7 @@ def table_json(all_scores: Sequence[Scores], together: Sequence[str] = ()) -> di
 def examples(scores: Scores, count: int) -> tuple[list[str], list[str]]:
     """Ids of the worst and of the best items by their mean grade (as shares of the best one), `count` of each, none in both: the
     best possible one is never among the worst, nor the worst possible one among the best."""
-    shares = [(g.id, g.value / metrics()[g.metric].best) for g in scores.grades if g.value is not None]
+    shares = [(g.id, g.value / kinds.metrics()[g.metric].best) for g in scores.grades if g.value is not None]
     means = {id_: sum(each) / len(each) for id_, each in grouped(shares).items()}
     order = sorted(means, key=lambda id_: (means[id_], id_))
     count = min(count, len(order) // 2)
@@ -249,7 +261,7 @@ def _columns(scores: Scores) -> list[tuple[str, Sequence[str]]]:
     """Each column with the metrics whose mean it shows."""
     used = {grade.metric for grade in scores.grades}
     columns = {**{name: (name,) for name in used}, **({"mean": FIVE} if set(FIVE) <= used else {})}
-    return [(name, columns[name]) for name in metrics() if name in columns]
+    return [(name, columns[name]) for name in kinds.metrics() if name in columns]
 
 
 def _cell(scores: Scores, names: Sequence[str]) -> Cell:
@@ -262,7 +274,7 @@ def _cell(scores: Scores, names: Sequence[str]) -> Cell:
         return Cell(sum(rows), sum(map(len, grades)))
     mean, low, high = mean_of_means(parts, RESAMPLES, SEED)
     sides = zip(names, grades, rows, strict=True)
-    ends = [(sum(each) / n, (sum(each) + (n - len(each)) * metrics()[name].best) / n) for name, each, n in sides]
+    ends = [(sum(each) / n, (sum(each) + (n - len(each)) * kinds.metrics()[name].best) / n) for name, each, n in sides]
     worst, best = (sum(each) / len(names) for each in zip(*ends, strict=True))
     return Cell(sum(rows), sum(map(len, grades)), mean, low, high, worst, best, min(map(len, parts)))
 
@@ -280,3 +292,9 @@ def _change(first: Scores, second: Scores, names: Sequence[str]) -> Change:
         return Change(rows, count - rows)
     p = sign_flip(parts, RESAMPLES, SEED)
     return Change(rows, count - rows, *mean_of_means(parts, RESAMPLES, SEED), p, min(map(len, parts)))
+
+
+def _short(why: str) -> str:
+    """A reason without what differs from row to row."""
+    why = "the clip does not have the part" if re.match("the part (from|ends) ", why) else why
+    return why.partition(":")[0] if why.startswith(("unreadable:", "refused:")) else why

@@ -24,7 +24,7 @@ def add(verbs: Any) -> None:
     text, example = "print and write the frames of clips as a model gets them", "frames clip.mp4 --count 16 --out frames"
     parser = verb(verbs, "frames", text, example, run)
     share = VideoSection.max_damaged
-    parser.add_argument("clips", nargs="+", metavar="CLIP", help="files, or file:// URLs")
+    parser.add_argument("clips", nargs="+", metavar="CLIP", help="files, file:// URLs, or parts of them: a.mp4#t=1,2")
     parser.add_argument("--count", metavar="N", type=positive, default=16, help="frames of each clip (default: 16)")
     parser.add_argument("--start", metavar="S", type=float, default=0.0, help="seconds (default: the start of the clip)")
     parser.add_argument("--end", metavar="S", type=float, help="seconds (default: the end of the clip)")
@@ -40,7 +40,7 @@ def add(verbs: Any) -> None:
 
 @dataclass(frozen=True)
 class _Read:
-    """A clip as it was read. streams: of the file, in words; times: seconds of the frames."""
+    """A clip as it was read. streams: of the file, in words; times: seconds of the frames, from the start of the clip or part."""
 
     info: ClipInfo
     streams: tuple[str, ...]
@@ -57,11 +57,14 @@ def run(options: argparse.Namespace) -> int:
     if not 0 <= options.max_damaged <= 1:
         raise UserError(f"--max-damaged {options.max_damaged:g}: a share, 0 to 1")
     from minirlaif.video.reader import ClipReader
+    from minirlaif.video.spans import file_of
 
     refused = 0
     with ClipReader(VideoSection.timeout_seconds, decoder=options.reader, max_damaged=options.max_damaged) as reader:
         for number, clip in enumerate(options.clips, start=1):
-            folder = options.out and (options.out / f"{number:03}_{Path(clip).stem}" if len(options.clips) > 1 else options.out)
+            folder = options.out and (
+                options.out / f"{number:03}_{Path(file_of(clip)).stem}" if len(options.clips) > 1 else options.out
+            )
             try:
                 read = _read(reader, clip, options)
             except UserError as error:
@@ -80,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _read(reader: ClipReader, clip: str, options: argparse.Namespace) -> _Read:
     from minirlaif.video.frame_sampling import uniform_plan
+    from minirlaif.video.spans import file_of
 
     info = reader.info(clip)
     if options.start >= info.seconds:
@@ -87,7 +91,7 @@ def _read(reader: ClipReader, clip: str, options: argparse.Namespace) -> _Read:
     plan = uniform_plan(info.seconds, options.count, options.start, options.end)
     (frames_FHW3,) = reader.frames(clip, [plan])
     streams, rotation = reader.streams(clip)
-    return _Read(info, streams, rotation, plan.times, frames_FHW3, reader.repaired.get(info.path, ()))
+    return _Read(info, streams, rotation, plan.times, frames_FHW3, reader.repaired.get(file_of(info.path), ()))
 
 
 def _as_json(clip: str, read: _Read) -> str:

@@ -15,7 +15,7 @@ from minirlaif.config.loader import build, parse_yaml
 from minirlaif.config.schema import PositiveFloat, PositiveInt
 from minirlaif.errors import UserError
 from minirlaif.feedback.text_judge import TextJudge
-from minirlaif.judges.rubric import Prompt, default_prompts
+from minirlaif.judges.rubric import CAPTIONING, Prompt, default_prompts
 
 OF_MODELS = ("prompts", "temperature", "max_tokens", "attempts")  # settings of every kind that is a chat model
 
@@ -193,6 +193,9 @@ def _conflicts(s: JudgeSettings) -> list[str]:
     return problems
 
 
+PLACES = {"consistency": "question1 question2 answer pred1 pred2", CAPTIONING: "question pred"}  # that a user's prompt must have
+
+
 def judge_prompts(settings: JudgeSettings) -> Mapping[str, Prompt]:
     """The prompts that the settings name, ours where they name none. UserError for a file that lacks a metric or a place."""
     prompts = dict(default_prompts())
@@ -202,7 +205,7 @@ def judge_prompts(settings: JudgeSettings) -> Mapping[str, Prompt]:
     for name, texts in values.items():
         if name not in prompts:
             raise UserError(f"{settings.prompts}: {name} is no metric; known are {', '.join(prompts)}")
-        places = ("question1 question2 answer pred1 pred2" if name == "consistency" else "question answer pred").split()
+        places = PLACES.get(name, "question answer pred").split()
         if not isinstance(texts, Mapping) or not all(isinstance(texts.get(key), str) for key in ("system", "user")):
             raise UserError(f"{settings.prompts}: {name} needs two texts, system and user")
         lost = [place for place in places if f"{{{place}}}" not in texts["user"]]

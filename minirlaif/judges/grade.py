@@ -34,6 +34,13 @@ MATCH_NAMES = {kind: JudgeName(kind, f"{kind} match", "1", "") for kind in ("exa
 T = TypeVar("T")
 
 
+def _form(request: GradeRequest) -> tuple[Callable[[str], Grade], str]:
+    """How a reply is parsed, and what it must be."""
+    if request.metric == rubric.CAPTIONING:
+        return partial(rubric.parse_option, question=request.questions[0], right=request.reference), rubric.OPTION
+    return partial(rubric.parse_grade, with_pred=request.metric == "qa"), rubric.OBJECT
+
+
 class MatchJudge:
     """kind exact: equal up to case, spaces and one final full stop; normalised: also up to punctuation, articles and small
     numbers. Of two answers (consistency) both must match."""
@@ -122,7 +129,7 @@ class ChatJudge(ABC):
         questions = []
         for each in requests:
             texts = rubric.messages(prompts[each.metric], each.questions, each.reference, each.answers)
-            questions.append(Question(texts, partial(rubric.parse_grade, with_pred=each.metric == "qa")))
+            questions.append(Question(texts, *_form(each)))
         print(self.estimate(questions), flush=True)
         results, counts = self.ask_all(questions)
         name = self.judge_name(rubric.prompt_hash({metric: prompts[metric] for metric in metrics}), counts)

@@ -28,6 +28,8 @@ COMPARE = (
     "You compare two answers that a program gave to a question about a video. You cannot watch the video; where a description of"
     " its events is given, take that as the truth."
 )
+CAPTIONING = "captioning"  # its judge chooses an option by a caption, instead of giving a score
+OPTION = "the letter of one option, or none,"  # what its reply must be
 CHOOSE = "Reply with the letter of the right option alone."
 
 _THOUGHT = re.compile(r"^<think>.*?</think>", re.DOTALL)
@@ -108,6 +110,23 @@ def parse_choice(reply: str, answers: tuple[str, str]) -> Choice:
     if chosen is None:
         raise Unreadable(f"neither A nor B: {' '.join(reply.split())[:60]!r}")
     return "B" if chosen else "A"
+
+
+def parse_option(reply: str, question: str, right: str) -> Grade:
+    """The best grade where a reply names the right option of a question, such as `B. a dog`; the worst for another option and for
+    none. question: its options stand on lines behind their letters.
+
+    Raises:
+        Unreadable: it names no option, or several.
+    """
+    options = [line.strip() for line in question.split("\n") if re.match(r"[A-Z]\. ", line)]
+    if re.match(r"none\b", _THOUGHT.sub("", reply.strip()).strip(" \n\"'`.*"), re.IGNORECASE):
+        return Grade(0, False)
+    chosen = chosen_option(reply, [option[3:] for option in options])
+    if chosen is None:
+        raise Unreadable(f"no option of the question: {' '.join(reply.split())[:60]!r}")
+    is_right = options[chosen][0] == right.strip()[:1]
+    return Grade(HIGHEST if is_right else 0, is_right)
 
 
 def _mapping(text: str) -> dict[str, object]:

@@ -23,7 +23,8 @@ from torch import Tensor
 from minirlaif.config import VideoSection
 from minirlaif.models.offload import OffloadableWeights
 from minirlaif.video.frame_sampling import BLANK, FramePlan, FrameSize
-from minirlaif.video.reader import ClipInfo, ClipReader, picture_strip
+from minirlaif.video.reader import ClipInfo, ClipReader, part_info, picture_strip
+from minirlaif.video.spans import file_of
 
 if TYPE_CHECKING:
     from minirlaif.models.backbones.base import VisionLanguageModel
@@ -67,31 +68,32 @@ class VisionFeatureCache:
 
     def info(self, video: str) -> ClipInfo:
         """Properties of a clip; the file is opened only when it has changed since it was last read, under whichever name (a run
-        may reach another run's clips through a link)."""
+        may reach another run's clips through a link). Of a part of a clip (video/spans.py) the file is what was opened."""
+        file = file_of(video)
         try:
-            status = Path(video).stat()
+            status = Path(file).stat()
         except OSError:
-            return self._reader.info(video)  # raises the error with name and reason
+            return self._reader.info(file)  # raises the error with name and reason
         stamp = f"{status.st_size}:{status.st_mtime_ns}:{self._reader.settings}"
-        name = os.path.realpath(video)
+        name = os.path.realpath(file)
         known = self._db.execute("SELECT info FROM clips WHERE path = ? AND stamp = ?", (name, stamp)).fetchone()
         if known:
             values = json.loads(known[0])
-            return ClipInfo(**{**values, "path": video, "repaired": tuple(values["repaired"])})
-        info = self._reader.info(video)
+            return part_info(ClipInfo(**{**values, "path": file, "repaired": tuple(values["repaired"])}), video)
+        info = self._reader.info(file)
         self.counters["opened"] += 1
         self._db.execute("REPLACE INTO clips VALUES (?, ?, ?)", (name, stamp, json.dumps(info.__dict__)))
         self._db.commit()
         for text in info.repaired:
-            print(f"repaired: {video}: {text}", flush=True)
-        return info
+            print(f"repaired: {file}: {text}", flush=True)
+        return part_info(info, video)
 
     def _note_repairs(self, info: ClipInfo) -> None:
-        """Store what was repaired in frames that were decoded since a clip was opened, and print it once."""
-        known = self.info(info.path).repaired
-        new = [text for text in self._reader.repaired.get(info.path, ()) if text not in known]
+        """Store what was repaired in frames that were decoded since a file was opened, and print it once."""
+        info = self.info(file_of(info.path))
+        new = [text for text in self._reader.repaired.get(info.path, ()) if text not in info.repaired]
         if new:
-            values = json.dumps({**info.__dict__, "repaired": [*known, *new]})
+            values = json.dumps({**info.__dict__, "repaired": [*info.repaired, *new]})
             self._db.execute("UPDATE clips SET info = ? WHERE path = ?", (values, os.path.realpath(info.path)))
             print(f"repaired: {info.path}: {'; '.join(new)}", flush=True)
 

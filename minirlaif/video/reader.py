@@ -7,11 +7,12 @@ process decodes nothing: `ClipReader` starts decode_worker.py, which also docume
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -23,19 +24,21 @@ from numpy.typing import NDArray
 from minirlaif.errors import UserError
 from minirlaif.video.child_process import ChildLost, ChildProcess
 from minirlaif.video.frame_sampling import FramePlan, FrameSize, uniform_plan
+from minirlaif.video.spans import file_of, length_of, span_of
 
 START_SECONDS = 120.0  # the reader's imports may come from a cold disk
 NAMED = 20  # unreadable clips that an error lists
+BEFORE_END = 2e-3  # seconds: a frame that starts at the end of a part is behind it
 PICTURE = 96  # height of one picture in a strip, in pixels
 
 
 @dataclass(frozen=True)
 class ClipInfo:
-    """Properties of a readable clip."""
+    """Properties of a readable clip, or of a part of one (`a.mp4#t=10,20`, see spans.py)."""
 
-    path: str
-    id: str  # first 16 hex digits of the sha256 of its bytes
-    seconds: float  # from the first frame's start to the last one's end
+    path: str  # as it was asked for, with its part
+    id: str  # first 16 hex digits of the sha256 of the file's bytes; of a part, its seconds behind them
+    seconds: float  # from the first frame's start to the last one's end, or the length of the part
     width: int  # pixels, upright (rotation metadata applied)
     height: int
     fps: float  # frames per second, on average
@@ -58,9 +61,21 @@ def local_path(name: str) -> str:
         host, _, path = name[7:].partition("/")
         name = unquote("/" + path) if host in ("", "localhost") else name
         return name[1:] if re.match(r"/[A-Za-z]:[/\\]", name) and os.name == "nt" else name
-    if "\\" in name and os.sep == "/" and not os.path.exists(name):
+    if "\\" in name and os.sep == "/" and not os.path.exists(file_of(name)):
         return name.replace("\\", "/")
     return name
+
+
+def part_info(info: ClipInfo, video: str) -> ClipInfo:
+    """Properties of a part of a clip, from those of the whole file. UnreadableClip: the file does not have it."""
+    span = span_of(video)
+    if not span.is_part:
+        return info
+    try:
+        seconds = length_of(span, info.seconds)
+    except ValueError as error:
+        raise UnreadableClip(video, str(error)) from None
+    return replace(info, path=video, id=f"{info.id}@{span.start:.3f}+{seconds:.3f}", seconds=seconds)
 
 
 class _Lost(Exception):
@@ -93,7 +108,7 @@ class ClipReader:
         decoder: "av" or "decord" (which is used only for clips of kinds that it reads right).
         max_damaged: share of a clip's time that may be undecodable. 0: none.
     Attributes:
-        repaired: what was done about faults of each clip, as far as it was decoded.
+        repaired: what was done about faults of each file, as far as it was decoded.
         decodes: (clip, plan) pairs decoded by `frames` so far. `info` decodes three frames, which do not count.
     """
 
@@ -121,31 +136,33 @@ class ClipReader:
 
     def info(self, path: str | Path) -> ClipInfo:
         """Length, size and content hash of a clip; first, middle and last frame are decoded. Raises UnreadableClip."""
-        header, _ = self._ask({"verb": "info", "path": local_path(str(path))})
+        video = local_path(str(path))
+        header, _ = self._ask({"verb": "info", "path": file_of(video)})
         info = ClipInfo(**{**header["info"], "repaired": tuple(header["info"]["repaired"])})
         self._note(info.path, info.repaired)
-        return info
+        return part_info(info, video)
 
     def frames(self, path: str | Path, plans: Sequence[FramePlan], size: FrameSize | None = None) -> list[NDArray[np.uint8]]:
         """The frames of a clip on screen at the plans' times, all plans in one pass of decoding.
 
-        A time after the end gives the last frame. Returns one uint8 array [F, H, W, 3] (RGB, upright) per plan; with `size`,
-        each frame is scaled by PIL's bicubic filter. Raises UnreadableClip, also for a clip that is blank throughout.
+        Times of a part of a clip count from its start. A time after the end gives the last frame. Returns one uint8 array
+        [F, H, W, 3] (RGB, upright) per plan; with `size`, each frame is scaled by PIL's bicubic filter. Raises
+        UnreadableClip, also for a clip that is blank throughout.
         """
         if not plans:
             raise ValueError("no frame plan")
-        times = [plan.times for plan in plans]
-        header, frames = self._ask(
-            {"verb": "frames", "path": local_path(str(path)), "plans": times, "size": size and asdict(size)}
-        )
+        span = span_of(local_path(str(path)))
+        last = math.inf if span.end is None else max(span.start, span.end - BEFORE_END)
+        times = [[min(span.start + time, last) for time in plan.times] for plan in plans]
+        header, frames = self._ask({"verb": "frames", "path": span.file, "plans": times, "size": size and asdict(size)})
         self.decodes += len(plans)
-        self._note(local_path(str(path)), header["repaired"])
+        self._note(span.file, header["repaired"])
         return [frames[places] for places in header["places"]]
 
     def streams(self, path: str | Path) -> tuple[tuple[str, ...], int]:
         """The streams of a clip in words, the one that is read marked, and by how many degrees counterclockwise its frames are
         turned. Raises UnreadableClip."""
-        header, _ = self._ask({"verb": "streams", "path": local_path(str(path))})
+        header, _ = self._ask({"verb": "streams", "path": file_of(local_path(str(path)))})
         return tuple(header["streams"]), header["rotation"]
 
     def close(self) -> None:
@@ -240,15 +257,20 @@ def check_clips(
         try:
             readable.append(reader.info(path))
         except UnreadableClip as error:
-            bad.append(error)
+            bad.append(UnreadableClip(path, error.reason))  # by the name that was asked for, which may be a part of the file
     total = len(readable) + len(bad)
     if bad and len(bad) / total > max_unreadable:
-        more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-        raise UserError(
-            f"{len(bad)} of {total} clips cannot be read: {'; '.join(map(str, bad[:NAMED]))}{more}. "
-            f"Repair or remove them, or skip them with --set video.max_unreadable={min(1.0, -(-100 * len(bad) // total) / 100)}"
-        )
+        raise too_many(bad, total)
     return readable, bad
+
+
+def too_many(bad: Sequence[UnreadableClip], total: int) -> UserError:
+    """What to do about unreadable clips, which it names."""
+    more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    return UserError(
+        f"{len(bad)} of {total} clips cannot be read: {'; '.join(map(str, bad[:NAMED]))}{more}. "
+        f"Repair or remove them, or skip them with --set video.max_unreadable={min(1.0, -(-100 * len(bad) // total) / 100)}"
+    )
 
 
 def clip_strip(reader: ClipReader, video: str, frames: int) -> tuple[bytes, float]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minirlaif import config
+from minirlaif import config, session
 from minirlaif.benchmarks import layouts, models, tables
 from minirlaif.benchmarks import run as evaluation
 from minirlaif.cli import main
@@ -29,6 +29,8 @@ from minirlaif.models import generation, loading
 from minirlaif.models.adapters import AdapterSet
 from minirlaif.models.loading import TINY
 from minirlaif.runs.run import Run
+from minirlaif.video.frame_sampling import uniform_plan
+from minirlaif.video.reader import ClipReader
 from tests.benchmarks.test_dataset import official_input
 from tests.fixtures import benchmark_files, chat_run, endpoints, fixed_reply, gguf_files, small_config, tiny
 from tests.fixtures.endpoints import Server, answer
@@ -868,3 +870,32 @@ def test_compare(home: Home, tmp_path: Path, capsys):
     ):
         assert main.main(["compare", *words, *out]) == 2
         assert complaint in capsys.readouterr().err
+
+
+def test_a_part_of_a_clip_is_what_a_model_of_the_run_is_shown(home: Home, tmp_path: Path, monkeypatch):
+    """Frames of each part alone, in letters and in likelihoods; captions by likelihood through the same command."""
+    clip = Path(home.rows[0]["video"]).name
+    row = {"video": clip, "question": "What moves?", "candidates": ["a red circle", "a blue square"], "answer": "a red circle"}
+    spans = [{}, {"start": 0.0, "end": 1.0}, {"start": 0.5}]
+    source = benchmark_files.put(tmp_path / "spans.json", [{**row, **span} for span in spans])
+    shown: list[tuple[float, ...]] = []
+    original = session.ModelSession.video_input
+
+    def video_input(self: Any, video: str) -> Any:
+        result = original(self, video)
+        shown.append(result.times)
+        return result
+
+    monkeypatch.setattr(session.ModelSession, "video_input", video_input)
+    for readout in ("letter", "likelihood"):
+        assert home.call(source, "--model", "base", "--readout", readout) == 0
+    seconds = ClipReader(60).info(home.videos / clip).seconds
+    # times count from the part's start, as if the clip had been cut there
+    plans = [uniform_plan(seconds, 4).times, uniform_plan(1.0, 4).times, uniform_plan(seconds - 0.5, 4).times]
+    # in order of start and end; each option's likelihood is about the part too
+    order = [plans[1], plans[0], plans[2]]
+    assert shown == [*order, *(times for times in order for _ in range(2))]
+    pairs = [{"video_name": clip, "caption": "a red circle moves left.", "counterfactual": "no.", "aspect": "Direction"}]
+    captions = benchmark_files.put(tmp_path / "vitatecs.json", pairs)
+    assert home.call(captions, "--model", "base", "sft") == 0
+    assert all(cell["marked"] == 1 for row in home.table("vitatecs")["tables"][0]["rows"] for cell in row["cells"].values())

@@ -61,3 +61,21 @@ def test_torch_is_not_loaded(tmp_path: Path, python):
     code = "import sys; from minirlaif.cli.main import main; main(sys.argv[1:]); print('torch' in sys.modules)"
     done = python("-c", code, "frames", str(clip), "--out", str(tmp_path / "out"))
     assert done.stdout.splitlines()[-1:] == ["False"], done.stderr
+
+
+def test_a_part_of_a_clip_and_a_span_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    clip = clips.write_clip(tmp_path / "clip.mp4", [number / 8 for number in range(32)], width=96)
+    part, out = f"{clip}#t=1,2", tmp_path / "out"
+    assert main(["frames", part, f"{part}.5", f"{clip}#t=9", "--count", "2", "--out", str(out), "--json"]) == 2
+    first, _, refused = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["path"], first["seconds"], first["times"]) == (part, 1.0, [0.25, 0.75])
+    assert refused["refused"] == "the part from 9 s lies behind the end of the clip at 4 s"
+    assert sorted(path.name for path in out.iterdir()) == ["001_clip", "002_clip"]
+    numbers = [clips.number_of(np.asarray(Image.open(path))) for path in sorted((out / "001_clip").glob("00*.png"))]
+    assert numbers == [10, 14]  # (1 + 0.25) x 8, (1 + 0.75) x 8
+    assert main(["frames", part, "--count", "1", "--start", "0.5", "--end", "9", "--out", str(tmp_path / "one")]) == 0
+    text = capsys.readouterr().out
+    assert f"{part}: 1.000 seconds" in text and "frames at 0.750 seconds" in text and "(this one is read)" in text
+    assert clips.number_of(np.asarray(Image.open(tmp_path / "one" / "000_0.750.png"))) == 14
+    assert main(["frames", part, "--start", "1.5"]) == 2
+    assert "--start 1.5 lies behind its end at 1.00 seconds" in capsys.readouterr().err

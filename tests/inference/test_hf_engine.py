@@ -184,3 +184,16 @@ def test_every_family_goes_on_from_the_prefix_cache(name: str, tmp_path: Path) -
         frames = 1 + max(place for place, token in enumerate(prompt.ids) if token == base.renderer.image_id)
         assert prefix.reused >= number * frames > 0 or number == 0
         turns.append(Turn(question, base.renderer.decode(texts) or "so"))
+
+
+def test_a_part_of_a_clip_is_shown_as_the_session_shows_it(engine: HfEngine, folder: Path) -> None:
+    path, session = str(folder / "a.mp4"), engine._session
+    name = f"{path}#t=0.5,1.5"
+    whole, part = engine.load_clip(path, engine.frames), engine.load_clip(name, engine.frames)
+    assert part.seconds == 1.0 and part.times[-1] < 1.0 and part.key != whole.key
+    video_input = session.video_input(name)
+    assert (video_input.times, video_input.seconds) == (part.times, 1.0)
+    assert torch.equal(video_input.features, engine._video_input(part).features)
+    assert not torch.equal(video_input.features, session.video_input(path).features)
+    engine._clips.clear()
+    assert engine._video_input(part).times == part.times  # loaded again, the same part

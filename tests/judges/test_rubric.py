@@ -112,8 +112,9 @@ def test_the_hash_is_of_every_word():
 
 
 def test_published_scores_are_of_these_prompts():
-    """The hash stands in judge columns of finished benchmarks; other words need another column."""
-    assert prompt_hash(PROMPTS) == "b32f96359362"
+    """The hash stands in judge columns of finished benchmarks; other words need another column. `captioning` came later: a column
+    has the hash of its own metrics alone."""
+    assert prompt_hash({metric: prompt for metric, prompt in PROMPTS.items() if metric != "captioning"}) == "b32f96359362"
 
 
 def test_the_hash_is_of_the_complaint_too(monkeypatch):

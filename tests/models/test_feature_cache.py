@@ -14,6 +14,7 @@ from minirlaif.config import VideoSection
 from minirlaif.models.feature_cache import VisionFeatureCache, blank_features
 from minirlaif.video.frame_sampling import FramePlan, FrameSize, uniform_plan
 from minirlaif.video.reader import ClipInfo, ClipReader, UnreadableClip
+from minirlaif.video.spans import file_of
 from tests.fixtures import clips
 
 K, D = 3, 5
@@ -59,11 +60,42 @@ class Reader:
 
     def frames(self, path: str, plans: Any, size: FrameSize) -> list[np.ndarray]:
         self.requests.append((Path(path).name, [plan.key for plan in plans]))
-        first = Path(path).read_bytes()[0]
+        first = Path(file_of(path)).read_bytes()[0]
         return [
             np.stack([np.full((size.height, size.width, 3), first * number % 256, np.uint8) for number in range(len(plan.times))])
             for plan in plans
         ]
+
+
+def test_a_part_of_a_clip_has_features_of_its_own_and_opens_the_file_once(tmp_path: Path) -> None:
+    clip = clips.write_clip(tmp_path / "a.mp4", times=[number / 8 for number in range(32)])
+    with ClipReader(timeout_seconds=60) as reader:
+        cache = VisionFeatureCache(tmp_path / "features.sqlite", Encoder(), reader, VideoSection())
+        names = [f"{clip}#t=0,2", f"{clip}#t=2,4", str(clip)]
+        early, late, whole = (cache.get(name, one_plan) for name in names)
+        assert early[0][0] == late[0][0] != whole[0][0]  # the same moments of parts of one length
+        assert not torch.equal(early[0][1], late[0][1])
+        assert cache.counters["opened"] == 1 and cache.counters["decodes"] == 3
+        assert [cache.info(name).seconds for name in names] == [2.0, 2.0, 4.0]
+        assert cache.strip(names[1], late[0][0]) != cache.strip(names[0], early[0][0])
+        with pytest.raises(UnreadableClip, match="#t=7,8: the part from 7 s"):
+            cache.info(f"{clip}#t=7,8")
+        cache.close()
+
+
+def test_repairs_that_a_part_shows_are_stored_at_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Found while a part was decoded: noted once, for every name of the file, whose own length stays."""
+    (tmp_path / "a.mp4").write_bytes(b"\x07")
+    clip, opened = str(tmp_path / "a.mp4"), Opened(tmp_path)
+    opened.reader.repaired[clip] = ("damage at 1.00 seconds",)
+    for name in (f"{clip}#t=1,3", f"{clip}#t=0,2"):
+        opened.feature_cache.pixels(name, FramePlan((0.5,)))
+    infos = [opened.feature_cache.info(name) for name in (clip, f"{clip}#t=1,3")]
+    assert [(info.path, info.seconds, info.repaired) for info in infos] == [
+        (clip, 4.0, ("damage at 1.00 seconds",)),
+        (f"{clip}#t=1,3", 2.0, ("damage at 1.00 seconds",)),
+    ]
+    assert capsys.readouterr().out == f"repaired: {clip}: damage at 1.00 seconds\n"
 
 
 def one_plan(info: ClipInfo) -> list[FramePlan]:

@@ -18,8 +18,6 @@ from minirlaif.judges.rubric import HIGHEST
 
 CLIP_COLUMNS = ("video", "video_name", "gif_name", "videoID", "video_id", "video_path", "q_uid")  # the first one counts
 ID_COLUMNS = ("question_id", "qid", "id", "key", "q_uid", "index")
-OPTION_COLUMNS = ("options", "candidates", "choices")
-OPTION_SERIES = (("a0", "a1"), ("option 0", "option 1"), ("A", "B"))  # first names of options that have a column each
 # VLM-RLAIF's own files keep the clip's place in questions.
 _TAG = re.compile(r"^\s*<(?:image|video)>\s*|\s*<(?:image|video)>\s*$")
 SHOWN_CANDIDATES = 3  # of a ranking, in an example
@@ -51,9 +49,10 @@ class Item:
     """One row of a benchmark.
 
     id: unique in the benchmark; part: the part it belongs to, which names its file of predictions; name: its clip as the file
-    names it; video: that clip's path, "" when it is not there; questions: two for consistency, none for action and retrieval;
-    answer: the reference, the right option, the label or the caption; row: the row under the keys that other people's scripts
-    read; own: the row's own id, which others may have too, "" for none. A kind's `parse` leaves id and video empty.
+    names it; video: the path of that clip, or of the part that the row is about (video/spans.py), "" when it is not there;
+    questions: two for consistency, none for action and retrieval; answer: the reference, the right option, the label or the
+    caption; row: the row under the keys that other people's scripts read; own: the row's own id, which others may have too, ""
+    for none; start, end: of the part of the clip, in seconds, None: its end. A kind's `parse` leaves id, video and times empty.
     """
 
     id: str
@@ -65,6 +64,13 @@ class Item:
     options: tuple[str, ...] = ()
     row: Mapping[str, Any] = field(default_factory=dict)
     own: str = ""
+    start: float = 0.0
+    end: float | None = None
+
+    @property
+    def has_span(self) -> bool:
+        """Whether it is about a part of its clip alone."""
+        return self.start > 0 or self.end is not None
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,9 @@ class BenchmarkKind(ABC):
     part -> the metrics that a judge is asked for, empty where answers are graded without a judge; depths: where candidates are
     ranked, metric -> the last rank that is a hit; ask: the question where rows have none, for kinds whose candidates are always
     ranked by likelihood; example_question: its short form; has_readouts: --readout chooses between a reply and likelihoods;
-    needs_every_clip: a missing clip would make it easier.
+    needs_every_clip: a missing clip would make it easier; uses: columns of `columns.MEANINGFUL` that it reads; has_spans: start
+    and end of a row restrict its clip; has_breakdown: its metrics are also shown by part; revision: another one when rows are
+    read in another way, so that older answers are not reused.
     """
 
     name: str
@@ -109,6 +117,10 @@ class BenchmarkKind(ABC):
     example_question = ""
     has_readouts = False
     needs_every_clip = False
+    uses: tuple[str, ...] = ()
+    has_spans = True
+    has_breakdown = False
+    revision = ""
 
     @abstractmethod
     def matches(self, row: Mapping[str, Any], part: str) -> bool:
@@ -140,6 +152,10 @@ class BenchmarkKind(ABC):
     def grader(self, ranked: bool, ask: str) -> JudgeName:
         """The column of grades that need no judge. Likelihoods depend on the question, so its hash stands in the name."""
         return JudgeName("likelihood", "likeliest candidate per token", "1", text_hash(ask or self.ask))
+
+    def judged(self, item: Item) -> tuple[tuple[str, ...], str]:
+        """The questions and the reference answer that a judge sees."""
+        return item.questions, item.answer
 
     def grade(self, item: Item, answer: Answer, results: Mapping[str, GradeResult]) -> list[Grade]:
         """A grade per metric of the item, here a hit or none at each depth. results: a judge's by metric, empty without one."""
@@ -218,11 +234,6 @@ def text_cell(row: Mapping[str, Any], column: str) -> str:
 def question_cell(row: Mapping[str, Any], column: str) -> str:
     """A question without the tag that stands for the clip. BadRow when there is none."""
     return _TAG.sub("", text_cell(row, column)).strip()
-
-
-def has_options(row: Mapping[str, Any]) -> bool:
-    """Whether a row has options to choose from."""
-    return bool(first_column(row, OPTION_COLUMNS)) or any(set(names) <= row.keys() for names in OPTION_SERIES)
 
 
 def text_hash(text: str) -> str:

@@ -1,36 +1,60 @@
 """Multiple choice: accuracy of the option that a reply names, or of the likeliest option."""
 
-import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from minirlaif.benchmarks.kinds import base
 from minirlaif.benchmarks.kinds.base import ACCURACY, Answer, BenchmarkKind, Grade, Item
-from minirlaif.data.formats import BadRow
+from minirlaif.benchmarks.kinds.options import OPTION_COLUMNS, has_options, question_and_options, right_place
 from minirlaif.feedback.text_judge import GradeResult, JudgeName
 from minirlaif.judges.rubric import CHOOSE, asked_choice, chosen_option
 
-MOST_OPTIONS = 10  # that have a column each
-_TRUTHS = ("answer", "correct_choice", "correct_answer", "truth")
-_LABEL = re.compile(r"^\(?([A-Z])[.):]\s*")
+# Tasks of MVBench and TVBench, a file each, and the folder that MVBench's clips of the task lie in; TVBench's is the task's own.
+TASKS = {
+    "action_antonym": "ssv2_video",
+    "action_count": "perception",
+    "action_localization": "sta",
+    "action_prediction": "star",
+    "action_sequence": "star",
+    "character_order": "perception",
+    "counterfactual_inference": "clevrer",
+    "egocentric_navigation": "vlnqa",
+    "egocentric_sequence": "",
+    "episodic_reasoning": "tvqa",
+    "fine_grained_action": "Moments_in_Time_Raw",
+    "fine_grained_pose": "nturgbd",
+    "moving_attribute": "clevrer",
+    "moving_count": "clevrer",
+    "moving_direction": "clevrer",
+    "object_count": "",
+    "object_existence": "clevrer",
+    "object_interaction": "star",
+    "object_shuffle": "perception",
+    "scene_transition": "scene_qa",
+    "state_change": "perception",
+    "unexpected_action": "FunQA_test",
+}
 
 
 class MultipleChoice(BenchmarkKind):
-    """`question`, `options` (also `candidates`, `choices`, a0 …, A …) and `answer` (letter, number or text); EgoSchema."""
+    """`question`, `options` (also `candidates`, `choices`, a0 …, A …) and `answer` (letter, number or text); EgoSchema; LVBench,
+    whose options stand in the question; MVBench and TVBench, whose tasks are a part each."""
 
     name = "choice"
     columns = "question, options, answer, video"
     metrics = (ACCURACY,)
     depths = {"accuracy": 1}
     has_readouts = True
+    has_breakdown = True
+    uses = OPTION_COLUMNS
 
     def matches(self, row: Mapping[str, Any], part: str) -> bool:
-        return base.has_options(row)
+        return has_options(row)
 
     def parse(self, row: Mapping[str, Any], part: str, clip: str) -> Item:
-        question, options = base.question_cell(row, "question"), _options(row)
-        return Item("", "choice", clip, "", (question,), options[_right_place(row, options)], options, row, base.own_id(row))
+        question, options = question_and_options(row)
+        right = options[right_place(row, options)]
+        return Item("", part if part in TASKS else self.name, clip, "", (question,), right, options, row, base.own_id(row))
 
     def prompts(self, item: Item) -> list[str]:
         return [asked_choice(question, item.options) for question in item.questions]
@@ -61,44 +85,3 @@ class MultipleChoice(BenchmarkKind):
         text = super().answer_text(item, answer)
         chosen = chosen_option(text, item.options) if answer.rank is None else None
         return text if chosen is None or item.options[chosen] in text else f"{text} ({item.options[chosen]})"
-
-
-def _options(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The options without their labels."""
-    column = base.first_column(row, base.OPTION_COLUMNS)
-    values: Any = row[column] if column else None
-    if isinstance(values, str):  # a cell of a csv file
-        try:
-            values = json.loads(values)
-        except ValueError:
-            raise BadRow(f"`{column}` must be a list of texts") from None
-    if isinstance(values, Mapping):
-        values = list(values.values())
-    if values is None:
-        first = next((names[0] for names in base.OPTION_SERIES if names[0] in row), "")
-        columns = [f"{first[:-1]}{chr(ord(first[-1]) + i)}" for i in range(MOST_OPTIONS)] if first else []
-        values = [row[column] for column in columns if column in row]
-    texts = [str(text).strip() for text in values or ()]
-    labels = [_LABEL.match(text) for text in texts]
-    if texts and all(label and label[1] == base.option_letter(i) for i, label in enumerate(labels)):
-        texts = [_LABEL.sub("", text) for text in texts]
-    if len(texts) < 2 or not all(texts):
-        raise BadRow("needs two options or more, none of them empty")
-    return tuple(texts)
-
-
-def _right_place(row: Mapping[str, Any], options: Sequence[str]) -> int:
-    """Which option is the right one: its text, its letter or its number from 0."""
-    column = base.first_column(row, _TRUTHS)
-    if not column:
-        raise BadRow(f"no `answer` column (it has {', '.join(row)})")
-    value = row[column]
-    text = str(value).strip()
-    is_number = isinstance(value, int) or "a0" in row or "option 0" in row
-    if not is_number and _LABEL.sub("", text) in options:
-        return options.index(_LABEL.sub("", text))
-    letter = re.fullmatch(r"\(?([A-Za-z])\)?[.:]?", text)
-    place = int(text) if text.isdigit() else ord(letter[1].upper()) - ord("A") if letter else -1
-    if not 0 <= place < len(options):
-        raise BadRow(f"`{column}` {text[:40]!r} is none of the {len(options)} options, no letter of one and no number from 0")
-    return place

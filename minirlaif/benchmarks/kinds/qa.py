@@ -5,6 +5,7 @@ from typing import Any
 
 from minirlaif.benchmarks.kinds import base
 from minirlaif.benchmarks.kinds.base import ACCURACY, Answer, BenchmarkKind, Grade, Item, Metric
+from minirlaif.benchmarks.kinds.options import has_options
 from minirlaif.feedback.text_judge import GradeResult
 
 
@@ -18,7 +19,7 @@ class QuestionAnswering(BenchmarkKind):
 
     def matches(self, row: Mapping[str, Any], part: str) -> bool:
         """Question and answer without options."""
-        return {"question", "answer"} <= row.keys() and not base.has_options(row)
+        return {"question", "answer"} <= row.keys() and not has_options(row)
 
     def parse(self, row: Mapping[str, Any], part: str, clip: str) -> Item:
         """Both of Video-ChatGPT's scripts find the keys that they read."""

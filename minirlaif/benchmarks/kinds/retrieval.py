@@ -19,6 +19,7 @@ class Retrieval(BenchmarkKind):
     ask = "Describe the video."
     example_question = "Which clip?"
     needs_every_clip = True
+    has_spans = False
 
     def matches(self, row: Mapping[str, Any], part: str) -> bool:
         """A clip and a caption without a question."""

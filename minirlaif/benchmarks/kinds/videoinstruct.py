@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from minirlaif.benchmarks.kinds.base import Answer, BenchmarkKind, Grade, Item, Metric, has_options, question_cell, text_cell
+from minirlaif.benchmarks.kinds.base import Answer, BenchmarkKind, Grade, Item, Metric, question_cell, text_cell
+from minirlaif.benchmarks.kinds.options import has_options
 from minirlaif.feedback.text_judge import GradeResult
 
 FIVE = ("correctness", "detail", "context", "temporal", "consistency")

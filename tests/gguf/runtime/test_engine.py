@@ -365,3 +365,13 @@ def test_how_many_pixels_and_vectors() -> None:
     assert Sizing(42, 384).vectors(FrameSize(384, 384)) == 81  # the 2.2B: 27 patches a side, three by three
     units = Sizing(32)
     assert units.size(1920, 1080, 65536) == FrameSize(192, 320) and units.vectors(FrameSize(192, 320)) == 60
+
+
+def test_a_part_of_a_clip(engine: GgufEngine, folder: Path) -> None:
+    path = str(folder / "a.mp4")
+    whole, part = engine.load_clip(path, 4), engine.load_clip(f"{path}#t=0.5,1.5", 4)
+    with ClipReader(60) as decoder:
+        (pixels,) = decoder.frames(path, [uniform_plan(whole.seconds, 4, 0.5, 1.5)], FrameSize(32, 32))
+    assert np.array_equal(part.pixels_FHW3, pixels) and not np.array_equal(part.pixels_FHW3, whole.pixels_FHW3)
+    assert (part.times, part.seconds, part.key == whole.key) == ((0.125, 0.375, 0.625, 0.875), 1.0, False)
+    assert ask(engine, part, QUESTIONS[0]) == ask(engine, engine.load_clip(f"{path}#t=0.5,1.5", 4), QUESTIONS[0])

@@ -23,23 +23,24 @@ OF_MODELS = ("prompts", "temperature", "max_tokens", "attempts")  # settings of 
 @dataclass(frozen=True)
 class JudgeKind:
     """One kind of judge. target: "module:Class" of a TextJudge that is made from (settings, file of replies), imported when it is
-    opened; example: how `--judge` names one; settings: its own, with spaces between; chat_model: needs a name, has OF_MODELS."""
+    opened; example: how `--judge` names one; settings: of this kind alone; chat_model: needs a name and has OF_MODELS."""
 
     target: str
     example: str
-    settings: str = ""
+    settings: tuple[str, ...] = ()
     chat_model: bool = False
 
 
 JUDGES = {
     "exact": JudgeKind("minirlaif.judges.grade:MatchJudge", "exact"),
     "normalised": JudgeKind("minirlaif.judges.grade:MatchJudge", "normalised"),
-    "hf": JudgeKind("minirlaif.judges.local:HfJudge", "hf:FOLDER", "device dtype quantization", True),
-    "gguf": JudgeKind("minirlaif.judges.local:GgufJudge", "gguf:FILE", "context threads", True),
+    "hf": JudgeKind("minirlaif.judges.local:HfJudge", "hf:FOLDER", ("device", "dtype", "quantization"), True),
+    "gguf": JudgeKind("minirlaif.judges.local:GgufJudge", "gguf:FILE", ("context", "threads"), True),
     "openai": JudgeKind(
         "minirlaif.judges.openai:EndpointJudge",
         "openai:MODEL",
-        "url key_env timeout_seconds retries backoff_seconds per_minute parallel extra price_in price_out max_cost drop_version",
+        ("url", "key_env", "timeout_seconds", "retries", "backoff_seconds", "per_minute", "parallel", "extra")
+        + ("price_in", "price_out", "max_cost", "drop_version"),
         True,
     ),
 }
@@ -124,7 +125,7 @@ def _unknown(given: Mapping[Any, Any]) -> list[str]:
     kind = given.get("kind", "normalised")
     row = JUDGES.get(str(kind))
     problems = [] if row or kind == "none" else [f"kind must be one of none, {', '.join(JUDGES)}, not {kind!r}"]
-    own = (*(OF_MODELS if row.chat_model else ()), *row.settings.split()) if row else ()
+    own = (*(OF_MODELS if row.chat_model else ()), *row.settings) if row else ()
     its = f"{kind} has {', '.join(own) or 'none'}"
     for name in map(str, given):
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)

@@ -1,12 +1,6 @@
-"""Learning rate and rows of a step as pure functions of the step: a resumed run needs neither scheduler nor sampler state."""
+"""Learning rate as a pure function of the step: a resumed run needs no scheduler state."""
 
 import math
-from collections.abc import Sequence
-from typing import Any, TypeVar
-
-from minirlaif.models.seeds import shuffled
-
-T = TypeVar("T")
 
 
 def learning_rate(step: int, total: int, peak: float, warmup: int, kind: str) -> float:
@@ -27,11 +21,3 @@ def learning_rate(step: int, total: int, peak: float, warmup: int, kind: str) ->
     if kind == "linear":
         return peak * (1.0 - progress)
     return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def epoch_batch(rows: Sequence[T], size: int, step: int, seed: int, *place: Any) -> list[T]:
-    """The `size` rows of step `step` (from 0). Epochs follow each other without a gap, each in an order drawn from
-    (seed, *place, epoch); a batch may span two of them."""
-    positions = [divmod(position, len(rows)) for position in range(step * size, (step + 1) * size)]
-    orders = {epoch: shuffled(len(rows), seed, *place, epoch) for epoch in {epoch for epoch, _ in positions}}
-    return [rows[orders[epoch][index]] for epoch, index in positions]

@@ -23,7 +23,8 @@ from torch import Tensor
 from minirlaif.config import VideoSection
 from minirlaif.models.offload import OffloadableWeights
 from minirlaif.video.frame_sampling import BLANK, FramePlan, FrameSize
-from minirlaif.video.reader import ClipInfo, ClipReader, picture_strip
+from minirlaif.video.reader import ClipInfo, ClipReader, part_info, picture_strip
+from minirlaif.video.spans import file_of
 
 if TYPE_CHECKING:
     from minirlaif.models.backbones.base import VisionLanguageModel
@@ -67,21 +68,22 @@ class VisionFeatureCache:
 
     def info(self, video: str) -> ClipInfo:
         """Properties of a clip; the file is opened only when it has changed since it was last read, under whichever name (a run
-        may reach another run's clips through a link)."""
+        may reach another run's clips through a link). Of a part of a clip (video/spans.py) the file is what was opened."""
+        file = file_of(video)
         try:
-            status = Path(video).stat()
+            status = Path(file).stat()
         except OSError:
-            return self._reader.info(video)  # raises the error with name and reason
+            return self._reader.info(file)  # raises the error with name and reason
         stamp = f"{status.st_size}:{status.st_mtime_ns}"
-        name = os.path.realpath(video)
+        name = os.path.realpath(file)
         known = self._db.execute("SELECT info FROM clips WHERE path = ? AND stamp = ?", (name, stamp)).fetchone()
         if known:
-            return ClipInfo(**{**json.loads(known[0]), "path": video})
-        info = self._reader.info(video)
+            return part_info(ClipInfo(**{**json.loads(known[0]), "path": file}), video)
+        info = self._reader.info(file)
         self.counters["opened"] += 1
         self._db.execute("REPLACE INTO clips VALUES (?, ?, ?)", (name, stamp, json.dumps(info.__dict__)))
         self._db.commit()
-        return info
+        return part_info(info, video)
 
     def size(self, info: ClipInfo) -> FrameSize:
         """Pixels of a clip's frames."""

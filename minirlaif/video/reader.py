@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from minirlaif.errors import UserError
 from minirlaif.video.child_process import ChildLost, ChildProcess
 from minirlaif.video.frame_sampling import FramePlan, FrameSize, uniform_plan
+from minirlaif.video.spans import length_of, span_of
 
 START_SECONDS = 120.0  # the reader's imports may come from a cold disk
 NAMED = 20  # unreadable clips that an error lists
@@ -28,11 +29,11 @@ PICTURE = 96  # height of one picture in a strip, in pixels
 
 @dataclass(frozen=True)
 class ClipInfo:
-    """Properties of a readable clip."""
+    """Properties of a readable clip, or of a part of one (`a.mp4#t=10,20`, see spans.py)."""
 
-    path: str
-    id: str  # first 16 hex digits of the sha256 of its bytes
-    seconds: float  # from the first frame's start to the last one's end
+    path: str  # as it was asked for, with its part
+    id: str  # first 16 hex digits of the sha256 of the file's bytes; of a part, its seconds behind them
+    seconds: float  # from the first frame's start to the last one's end, or the length of the part
     width: int  # pixels, upright (rotation metadata applied)
     height: int
     fps: float  # frames per second, on average
@@ -46,6 +47,18 @@ class UnreadableClip(UserError):
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
+
+
+def part_info(info: ClipInfo, video: str) -> ClipInfo:
+    """Properties of a part of a clip, from those of the whole file. UnreadableClip: the file does not have it."""
+    span = span_of(video)
+    if not span.is_part:
+        return info
+    try:
+        seconds = length_of(span, info.seconds)
+    except ValueError as error:
+        raise UnreadableClip(video, str(error)) from None
+    return replace(info, path=video, id=f"{info.id}@{span.start:.3f}+{seconds:.3f}", seconds=seconds)
 
 
 class _Lost(Exception):
@@ -83,19 +96,21 @@ class ClipReader:
 
     def info(self, path: str | Path) -> ClipInfo:
         """Length, size and content hash of a clip; first, middle and last frame are decoded. Raises UnreadableClip."""
-        header, _ = self._ask({"verb": "info", "path": str(path)})
-        return ClipInfo(**header["info"])
+        header, _ = self._ask({"verb": "info", "path": span_of(str(path)).file})
+        return part_info(ClipInfo(**header["info"]), str(path))
 
     def frames(self, path: str | Path, plans: Sequence[FramePlan], size: FrameSize | None = None) -> list[NDArray[np.uint8]]:
         """The frames of a clip on screen at the plans' times, all plans in one pass of decoding.
 
-        A time after the end gives the last frame. Returns one uint8 array [F, H, W, 3] (RGB, upright) per plan; with `size`,
+        Times of a part of a clip count from its start. A time after the end gives the last frame.
+        Returns one uint8 array [F, H, W, 3] (RGB, upright) per plan; with `size`,
         each frame is scaled by PIL's bicubic filter. Raises UnreadableClip, also for a clip that is blank throughout.
         """
         if not plans:
             raise ValueError("no frame plan")
-        times = [plan.times for plan in plans]
-        header, frames = self._ask({"verb": "frames", "path": str(path), "plans": times, "size": size and asdict(size)})
+        span = span_of(str(path))
+        times = [[span.start + time for time in plan.times] if span.start else plan.times for plan in plans]
+        header, frames = self._ask({"verb": "frames", "path": span.file, "plans": times, "size": size and asdict(size)})
         self.decodes += len(plans)
         return [frames[places] for places in header["places"]]
 
@@ -188,15 +203,20 @@ def check_clips(
         try:
             readable.append(reader.info(path))
         except UnreadableClip as error:
-            bad.append(error)
+            bad.append(UnreadableClip(path, error.reason))  # by the name that was asked for, which may be a part of the file
     total = len(readable) + len(bad)
     if bad and len(bad) / total > max_unreadable:
-        more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-        raise UserError(
-            f"{len(bad)} of {total} clips cannot be read: {'; '.join(map(str, bad[:NAMED]))}{more}. "
-            f"Repair or remove them, or skip them with --set video.max_unreadable={min(1.0, -(-100 * len(bad) // total) / 100)}"
-        )
+        raise too_many(bad, total)
     return readable, bad
+
+
+def too_many(bad: Sequence[UnreadableClip], total: int) -> UserError:
+    """What to do about unreadable clips, which it names."""
+    more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    return UserError(
+        f"{len(bad)} of {total} clips cannot be read: {'; '.join(map(str, bad[:NAMED]))}{more}. "
+        f"Repair or remove them, or skip them with --set video.max_unreadable={min(1.0, -(-100 * len(bad) // total) / 100)}"
+    )
 
 
 def clip_strip(reader: ClipReader, video: str, frames: int) -> tuple[bytes, float]:

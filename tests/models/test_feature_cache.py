@@ -63,6 +63,22 @@ class Reader:
         ]
 
 
+def test_a_part_of_a_clip_has_features_of_its_own_and_opens_the_file_once(tmp_path: Path) -> None:
+    clip = clips.write_clip(tmp_path / "a.mp4", times=[number / 8 for number in range(32)])
+    with ClipReader(timeout_seconds=60) as reader:
+        cache = VisionFeatureCache(tmp_path / "features.sqlite", Encoder(), reader, VideoSection())
+        names = [f"{clip}#t=0,2", f"{clip}#t=2,4", str(clip)]
+        early, late, whole = (cache.get(name, one_plan) for name in names)
+        assert early[0][0] == late[0][0] != whole[0][0]  # the same moments of parts of one length
+        assert not torch.equal(early[0][1], late[0][1])
+        assert cache.counters["opened"] == 1 and cache.counters["decodes"] == 3
+        assert [cache.info(name).seconds for name in names] == [2.0, 2.0, 4.0]
+        assert cache.strip(names[1], late[0][0]) != cache.strip(names[0], early[0][0])
+        with pytest.raises(UnreadableClip, match="#t=7,8: the part from 7 s"):
+            cache.info(f"{clip}#t=7,8")
+        cache.close()
+
+
 def one_plan(info: ClipInfo) -> list[FramePlan]:
     return [uniform_plan(info.seconds, 4)]
 

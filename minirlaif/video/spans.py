@@ -1,0 +1,63 @@
+"""Parts of clips: `a.mp4#t=10,20` names seconds 10 to 20 of a file, as a temporal fragment does (W3C Media Fragments 4.2.1).
+
+A row's clip is named so from the row to the frames: everything that knows a clip by its name (contexts, held-out clips) tells two
+parts of one file apart. A part is read as if it had been cut into a file of its own: its time 0 is its start.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple
+
+_FRAGMENT = re.compile(r"#t=(?P<start>\d+(?:\.\d+)?)?(?:,(?P<end>\d+(?:\.\d+)?))?$")
+LATE = 1.0  # seconds that an end may lie behind the clip's: published ends are often rounded up
+
+
+class Span(NamedTuple):
+    """A file and the part of it that is meant, in seconds; end None: to the end of the file."""
+
+    file: str
+    start: float
+    end: float | None
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is less than the file."""
+        return self.start > 0 or self.end is not None
+
+
+def span_of(video: str) -> Span:
+    """The span that the name of a clip means. A file that is itself called so is a file."""
+    match = _FRAGMENT.search(video)
+    if match is None or match[0] == "#t=" or os.path.exists(video):
+        return Span(video, 0.0, None)
+    end = match["end"]
+    return Span(video[: match.start()], float(match["start"] or 0), None if end is None else float(end))
+
+
+def file_of(video: str) -> str:
+    """The file that a clip is, or is a part of."""
+    return span_of(video).file
+
+
+def name_of(file: str, start: float, end: float | None) -> str:
+    """The name of a part of a file (to a millisecond); the file's own name for all of it."""
+    if start <= 0 and end is None:
+        return file
+    return f"{file}#t={_number(start) if start > 0 else ''}{'' if end is None else f',{_number(end)}'}"
+
+
+def length_of(span: Span, seconds: float) -> float:
+    """Seconds that a span lasts in a file of so many seconds. ValueError, with the reason, when the file does not have it."""
+    if span.start >= seconds:
+        raise ValueError(f"the part from {_number(span.start)} s lies behind the end of the clip at {_number(seconds)} s")
+    if span.end is None:
+        return seconds - span.start
+    if span.end > seconds + LATE:
+        raise ValueError(f"the part ends at {_number(span.end)} s, the clip at {_number(seconds)} s")
+    return min(span.end, seconds) - span.start
+
+
+def _number(seconds: float) -> str:
+    return f"{seconds:.3f}".rstrip("0").rstrip(".")

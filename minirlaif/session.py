@@ -61,6 +61,8 @@ def settings_of(seed: int, data: DataSection, sources: Sequence[str] = (), **sec
     settings["data"] = {"world": values["world"], "videos": values["videos"], **parts, "sha256": hashes}
     if "preferences" in sources and "preference_limit" in values:
         settings["data"]["preference_limit"] = values["preference_limit"]
+    if sources and "ignore_columns" in values:
+        settings["data"]["ignore_columns"] = values["ignore_columns"]
     return settings
 
 
@@ -72,6 +74,7 @@ class ModelSession:
     ) -> None:
         self.model, self.video, self.backbone, self.feature_cache = model, video, backbone, feature_cache
         self.adapters = AdapterSet(backbone, model)
+        self.root: Path | None = None  # of the run that lists what is left out
         self.counters: dict[str, int] = {"prefilled_tokens": 0}
 
     def video_input(self, video: str) -> VideoInput:
@@ -101,7 +104,7 @@ class ModelSession:
 
     def readable(self, rows: Sequence[Row]) -> list[Row]:
         """See `preflight.readable`."""
-        return preflight.readable(rows, self.feature_cache, self.video.max_unreadable)
+        return preflight.readable(rows, self.feature_cache, self.video.max_unreadable, self.root)
 
     def strip(self, video: str) -> bytes:
         """JPEG of the whole-clip frames side by side."""
@@ -176,7 +179,7 @@ def open_session(run: Run, model: ModelSection, video: VideoSection, checks: Pre
     UserError for whatever is wrong with rows, clips or the base.
     """
     with session_loader(run.root / "cache" / "features.sqlite", video) as load:
-        yield _load_checked(run, load, model, checks)
+        yield _load_checked(run, load, model, checks, video.max_unreadable)
 
 
 @contextmanager
@@ -185,7 +188,7 @@ def open_ppo_models(
 ) -> Iterator[PPOModels]:
     """As `open_session`, with the reference and the reward base as well where the config gives them weights of their own."""
     with session_loader(run.root / "cache" / "features.sqlite", video) as load:
-        policy = _load_checked(run, load, model, checks)
+        policy = _load_checked(run, load, model, checks, video.max_unreadable)
         frozen = second_base(policy, reference) if reference.kind == "model" else policy
         critic = policy
         if reward.base:
@@ -219,13 +222,15 @@ def session_loader(cache: Path, video: VideoSection) -> Iterator[Callable[[Model
 
 
 def _load_checked(
-    run: Run, load: Callable[[ModelSection], ModelSession], model: ModelSection, checks: Preflight | None
+    run: Run, load: Callable[[ModelSection], ModelSession], model: ModelSection, checks: Preflight | None, max_missing: float
 ) -> ModelSession:
     if checks is None:
         return load(model)
     check_tokenizers(model, checks.reward)
-    rows = {} if run.checked else preflight.rows_ahead(checks.data, run)  # before weights: a typing error is found at once
+    # Before weights: a typing error is found at once.
+    rows = {} if run.checked else preflight.rows_ahead(checks.data, run, max_missing)
     session = load(model)
+    session.root = run.root
     readable = {part: session.readable(rows[part]) for part in rows if part != "test" and rows[part]}  # `evaluate` opens the test
     _check_lengths(session, readable.get("sft", []), checks.sft.max_length)
     run.checked = True

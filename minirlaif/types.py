@@ -14,10 +14,14 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Turn:
-    """One question with its answer; the answer is None where there is none (prompts for feedback)."""
+    """One question with its answer; the answer is None where there is none (prompts for feedback).
+
+    learn: whether supervised fine-tuning learns the answer; otherwise it is only read.
+    """
 
     question: str
     answer: str | None = None
+    learn: bool = True
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Sample:
     """One row of a data file: a clip and the conversation about it."""
 
     id: str  # stable: content of the row, or the row's own id
-    video: str  # path of the clip
+    video: str  # path of the clip, or of a part of it (video/spans.py)
     turns: tuple[Turn, ...]
     where: str = ""  # "file:row", for error messages
     tags: Mapping[str, str] = field(default_factory=dict)  # further columns that are passed on, such as "type"

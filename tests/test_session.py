@@ -60,3 +60,10 @@ def test_files_that_number_their_rows_alike_keep_their_rows_apart(tmp_path: Path
     files = [str(tmp_path / f"{name}.jsonl") for name in ("one", "two")]
     rows = read_samples(config.load(None, [f"data.prompts={files}"]).data, Run(tmp_path / "run"), "prompts", need_answers=False)
     assert [(row.id, row.turns[0].question) for row in rows] == [("1", "what happens?"), ("1@2", "who is there?")]
+
+
+def test_columns_that_are_passed_over_stand_in_a_manifest() -> None:
+    cfg = config.load(None, ["model.device=cpu"])
+    passed_over = config.load(None, ["model.device=cpu", "data.ignore_columns=[duration]", "data.max_bad_rows=0.1"])
+    before, after = (settings_of(each.seed, each.data, ["sft"], model=each.model) for each in (cfg, passed_over))
+    assert after["data"] == before["data"] | {"ignore_columns": ["duration"]}

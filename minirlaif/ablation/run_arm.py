@@ -56,7 +56,7 @@ def answer_questions(config_file: Path, run: Run, who: str) -> None:
         if out is None:
             return
         # 1. questions
-        tests = read_samples(cfg.data, run, "test", need_answers=False)
+        tests = read_samples(cfg.data, run, "test", need_answers=False, max_missing=cfg.video.max_unreadable)
         checks = Preflight(cfg.data, cfg.sft, cfg.reward)
         with open_ppo_models(run, cfg.model, cfg.video, checks, cfg.reference, cfg.reward) as models:
             session = models.policy

@@ -16,6 +16,8 @@ from minirlaif.runs.run import Run
 from minirlaif.stages.registry import ADAPTERS, PIPELINE, producers
 from minirlaif.stats import exact_match
 from minirlaif.video.frame_sampling import uniform_plan
+from minirlaif.video.reader import ClipInfo, UnreadableClip, part_info
+from minirlaif.video.spans import file_of
 
 RUNNING_SECONDS = 180.0  # a stage that wrote nothing for longer counts as stopped: state is saved every two minutes
 Row = dict[str, Any]
@@ -97,7 +99,8 @@ def answers(run: Run, group: str) -> list[Row]:
 def strip(run: Run, name: str, frames: int) -> bytes:
     """A JPEG of a clip's frames side by side, from the run's feature cache; empty if it is not cached. The clip is found by its
     content hash, because the run folder may have been moved."""
-    clip, cache = Path(run.located(name)), run.root / "cache" / "features.sqlite"
+    video = run.located(name)
+    clip, cache = Path(file_of(video)), run.root / "cache" / "features.sqlite"
     if not clip.is_file() or not cache.is_file():
         return b""
     try:
@@ -107,9 +110,10 @@ def strip(run: Run, name: str, frames: int) -> bytes:
             row = infos.fetchone()
             if row is None:
                 return b""
-            plan = uniform_plan(json.loads(row[0])["seconds"], frames)
-            strips = db.execute("SELECT strip FROM vectors WHERE key LIKE ?", (f"{content}:{plan.key}:%",)).fetchone()
-    except (sqlite3.Error, OSError, ValueError):
+            info = part_info(ClipInfo(**json.loads(row[0])), video)
+            plan = uniform_plan(info.seconds, frames)
+            strips = db.execute("SELECT strip FROM vectors WHERE key LIKE ?", (f"{info.id}:{plan.key}:%",)).fetchone()
+    except (sqlite3.Error, OSError, TypeError, ValueError, UnreadableClip):
         return b""
     return bytes(strips[0]) if strips else b""
 
@@ -120,6 +124,7 @@ def example_clips(run: Run | None) -> list[Path]:
         all_rows = rows(run, "evaluate", "answers.jsonl")
         different = [row for row in all_rows if row.get("truth") and not exact_match(row["sft"], row["rlaif"])]
         names = dict.fromkeys(row["video"] for row in [*different, *all_rows])
+        # Parts of clips are left out: the page plays and reads files.
         clips = [clip for clip in (Path(run.located(name)) for name in names) if clip.is_file()]
         if clips:
             return clips[:12]

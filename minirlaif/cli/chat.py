@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from minirlaif.cli.flags import add_flags, positive, verb
 from minirlaif.errors import UserError
 from minirlaif.types import Turn
+from minirlaif.video.spans import file_of
 
 if TYPE_CHECKING:
     from minirlaif.inference.engine import ChatEngine, LoadedClip, SamplingParams
@@ -28,7 +29,7 @@ def add(verbs: Any) -> None:
     parser.add_argument("--gguf", metavar="DIR_OR_FILE", type=Path, help="the folder of an export, or a text GGUF file in it")
     name = {"required": False, "default": "", "help": "a training run instead of exported files; needs torch"}
     add_flags(parser, "run", "runs-dir", run=name)
-    parser.add_argument("--video", metavar="FILE", required=True, help="the clip")
+    parser.add_argument("--video", metavar="FILE", required=True, help="the clip, or a part of it: a.mp4#t=10,20")
     parser.add_argument("--model", metavar="NAME", default="", help="rlaif, sft or base (default: rlaif, or the first available)")
     parser.add_argument("--frames", metavar="N", type=positive, default=0, help="frames of the clip (default: as in training)")
     parser.add_argument("--temperature", metavar="T", type=float, default=0.0, help="0 (default): always the most likely token")
@@ -50,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     """Answer one question or many; returns the exit code. UserError as for every verb."""
     if bool(options.run) == (options.gguf is not None):
         raise UserError("chat: name exported files with --gguf DIR, or a training run with --run NAME")
-    if not Path(options.video).is_file():
+    if not Path(file_of(options.video)).is_file():
         raise UserError(f"{options.video}: no such file; name a clip with --video")
     if options.temperature < 0 or not 0 < options.top_p <= 1:
         raise UserError("chat: --temperature must be 0 or more, --top-p above 0 and at most 1")

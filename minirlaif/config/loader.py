@@ -108,7 +108,7 @@ def _typed(name: str, kind: Any, value: object) -> Any:
         return value
     if kind not in _WORDS:  # the others are tuples of text; one text stands for a list of one
         items = ([value] if value else []) if isinstance(value, str) else value
-        if isinstance(items, list) and all(isinstance(item, str) for item in items):
+        if isinstance(items, list | tuple) and all(isinstance(item, str) for item in items):
             return tuple(items)
     hint = f' (if it is a name, quote it: "{value}")' if kind is str and isinstance(value, int | float) else ""
     raise ValueError(f"{name} must be {_WORDS.get(kind, 'a list of texts')}, not {value!r:.60}{hint}")
@@ -162,7 +162,8 @@ def _resolved(data: DataSection, folder: Path) -> DataSection:
     def resolve(name: str) -> str:
         return str(folder / name) if name and not Path(name).exists() and (folder / name).exists() else name
 
-    sources: dict[str, Any] = {name: tuple(map(resolve, v)) for name, v in vars(data).items() if isinstance(v, tuple)}
+    lists = {name: value for name, value in vars(data).items() if isinstance(value, tuple) and name != "ignore_columns"}
+    sources: dict[str, Any] = {name: tuple(map(resolve, value)) for name, value in lists.items()}
     return replace(data, videos=resolve(data.videos), **sources)
 
 
@@ -195,7 +196,9 @@ def recorded(section: Any) -> dict[str, Any]:
     values = plain(section)
     for field, hint in get_type_hints(type(section), include_extras=True).items():
         _, _, markers = parts(hint)
-        if Rule.NO_EFFECT in markers or any(UnrecordedAt(values[field]) == marker for marker in markers):
+        # As in plain values: a tuple is a list there.
+        old = [list(m.value) if isinstance(m.value, tuple) else m.value for m in markers if isinstance(m, UnrecordedAt)]
+        if Rule.NO_EFFECT in markers or values[field] in old:
             del values[field]
     return values
 

@@ -90,7 +90,8 @@ class VideoSection:
     max_segments: PositiveInt = 8  # a longer clip gets longer segments instead of more
     frame_pixels: PositiveInt = 65536  # most pixels of a frame, for families that take any size (Qwen); others have their own
     timeout_seconds: PositiveFloat = 60.0  # a reader that takes longer for one clip is killed and the clip reported
-    max_unreadable: Share = 0.0  # share of clips that may be unreadable (and are skipped) before a run refuses to start
+    # share of clips, or of the rows about them, that may be missing or unreadable (and are skipped) before a run refuses to start
+    max_unreadable: Share = 0.0
     reader: Annotated[Literal["av", "decord"], UnrecordedAt("decord")] = "av"  # what decodes clips; older runs have decord
     max_damaged: Annotated[float, Rule.SHARE, UnrecordedAt(0.05)] = 0.05  # share of a clip's time that may be undecodable
     cache_gib: float = 20.0  # size limit of the feature cache of a run
@@ -110,6 +111,10 @@ class DataSection:
     preference_limit: Annotated[int, UnrecordedAt(0)] = (
         0  # `reward` trains on so many rows, drawn from those not held out; 0: all
     )
+    # columns to pass over, as if they were not there: a column that changes what a row means stops it otherwise
+    ignore_columns: Annotated[tuple[str, ...], UnrecordedAt(())] = ()
+    # share of a file's rows that may be bad (and are left out, see left_out.jsonl) before a run refuses to start
+    max_bad_rows: Annotated[float, Rule.SHARE, Rule.NO_EFFECT] = 0.0
 
 
 @dataclass(frozen=True)

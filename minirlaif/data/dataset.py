@@ -15,8 +15,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from minirlaif.data.formats import CLIP_SUFFIXES, UNDECIDED, BadRow, parse_preference, parse_sample
-from minirlaif.data.tables import ClipFolder, clip_files, hub_rows, json_rows, json_value, parquet_rows, raise_all, text_lines
+from minirlaif.data.cells import CLIP_SUFFIXES, BadRow
+from minirlaif.data.formats import UNDECIDED, parse_preference, parse_sample
+from minirlaif.data.left_out import LeftOut, RowRules
+from minirlaif.data.tables import (
+    ClipFolder,
+    MissingClip,
+    clip_files,
+    hub_rows,
+    json_rows,
+    json_value,
+    parquet_rows,
+    raise_all,
+    text_lines,
+)
 from minirlaif.errors import UserError
 from minirlaif.runs.io import sha256
 from minirlaif.types import Preference, Sample
@@ -35,7 +47,7 @@ class _Table:
     rows: Sequence[tuple[int, Any]]  # row number and decoded row, or the BadRow that came instead
 
 
-def load_samples(source: str, videos: str = "", need_answers: bool = True) -> list[Sample]:
+def load_samples(source: str, videos: str = "", need_answers: bool = True, rules: RowRules | None = None) -> list[Sample]:
     """Conversations about clips.
 
     Args:
@@ -45,6 +57,7 @@ def load_samples(source: str, videos: str = "", need_answers: bool = True) -> li
         videos: folder that relative clip names start from; empty: the data file's own folder.
         need_answers: True for training: every question needs an answer and a row is one sample. False for prompts: one sample per
             question, asked without the turns before it; answers stay in the turns where the file has them (truth for `evaluate`).
+        rules: columns to pass over, and what may be left out; None: nothing but repetitions of a row.
 
     Returns:
         samples in file order. Ids are stable: the row's own id where no other row has it, otherwise a hash of clip and text
@@ -53,7 +66,9 @@ def load_samples(source: str, videos: str = "", need_answers: bool = True) -> li
     Raises:
         UserError: all problems of the file; the first line alone says which file and row, what is wrong and what to do.
     """
-    samples = _load(_table(source, videos), partial(parse_sample, need_answers=need_answers))
+    rules = rules or RowRules()
+    parse = partial(parse_sample, need_answers=need_answers, ignore=rules.ignore)
+    samples = _load(_table(source, videos), parse, rules)
     if need_answers:
         return samples
     return [
@@ -63,13 +78,14 @@ def load_samples(source: str, videos: str = "", need_answers: bool = True) -> li
     ]
 
 
-def load_preferences(source: str, videos: str = "") -> list[Preference]:
+def load_preferences(source: str, videos: str = "", rules: RowRules | None = None) -> list[Preference]:
     """Pairs with a winner; arguments, ids and errors as for `load_samples`, one question per row; other votes are left out."""
     table = _table(source, videos)
     rows = [row for row in table.rows if not (isinstance(row[1], dict) and row[1].get("preference") in UNDECIDED)]
     if len(rows) < len(table.rows):
         print(f"{source}: {len(table.rows) - len(rows)} votes without a winner (tie, both bad) are left out", flush=True)
-    return _load(replace(table, rows=rows), parse_preference)
+    rules = rules or RowRules()
+    return _load(replace(table, rows=rows), partial(parse_preference, ignore=rules.ignore), rules)
 
 
 def fingerprint(source: str, videos: str = "") -> str:
@@ -88,10 +104,12 @@ def _texts(record: Sample | Preference) -> list[str]:
     return [text for turn in record.turns for text in (turn.question, turn.answer or "")]
 
 
-def _load(table: _Table, parse: Callable[[Any], _Record]) -> list[_Record]:
-    """Parse all rows, find their clips, give them ids; raise every problem at once."""
+def _load(table: _Table, parse: Callable[[Any], _Record], rules: RowRules) -> list[_Record]:
+    """Parse all rows, find their clips, give them ids, drop repetitions; raise every problem at once where there are more than
+    the rules allow."""
     find = ClipFolder(table.clips).find
     problems: list[tuple[int, str]] = []
+    missing: list[tuple[int, str, str]] = []  # row, path where its clip should be, reason
     rows: list[tuple[int, _Record, str]] = []  # row, record as parsed, path of the clip
     for number, row in table.rows:
         try:
@@ -99,8 +117,11 @@ def _load(table: _Table, parse: Callable[[Any], _Record]) -> list[_Record]:
                 raise row
             parsed: _Record = parse(row)
             rows.append((number, parsed, find(parsed.video)))
+        except MissingClip as problem:
+            missing.append((number, problem.path, str(problem)))
         except BadRow as problem:
             problems.append((number, str(problem)))
+    _check_shares(table, problems, missing, {path for _, _, path in rows}, rules)
     own = Counter(parsed.id for _, parsed, _ in rows)
     seen: dict[str, int] = {}
     records: list[_Record] = []
@@ -108,12 +129,31 @@ def _load(table: _Table, parse: Callable[[Any], _Record]) -> list[_Record]:
         content = json.dumps([parsed.video, *_texts(parsed)]).encode()
         id_ = parsed.id if parsed.id and own[parsed.id] == 1 else hashlib.sha256(content).hexdigest()[:16]
         if seen.setdefault(id_, number) != number:
-            problems.append((number, f"repeats row {seen[id_]} (same clip and text): remove one of them"))
+            rules.left_out.append(LeftOut("duplicate", table.name, number, f"repeats row {seen[id_]} (same clip and text)"))
+            continue
         records.append(replace(parsed, id=id_, video=path, where=f"{table.name}:{number}"))
-    raise_all(table.name, problems)
     if not records:
         raise UserError(f"{table.name}: holds no rows")
     return records
+
+
+def _check_shares(
+    table: _Table,
+    problems: Sequence[tuple[int, str]],
+    missing: Sequence[tuple[int, str, str]],
+    readable: set[str],
+    rules: RowRules,
+) -> None:
+    """Note what is left out. UserError about all of it where there are more bad rows, or more missing clips, than are allowed."""
+    total = len(table.rows)
+    lost = len({path for _, path, _ in missing})
+    share = min(lost / (lost + len(readable)), len(missing) / total) if missing else 0.0
+    too_bad, too_few = len(problems) > rules.max_bad * total, share > rules.max_missing
+    if too_bad or too_few:
+        allowed = f" ({rules.max_bad:g} of {total} rows may be bad, by data.max_bad_rows)" if too_bad and rules.max_bad else ""
+        raise_all(table.name + allowed, [*problems, *((number, reason) for number, _, reason in missing)])
+    rules.left_out += [LeftOut("bad row", table.name, number, reason) for number, reason in problems]
+    rules.left_out += [LeftOut("clip", table.name, number, reason) for number, _, reason in missing]
 
 
 def _table(source: str, videos: str) -> _Table:

@@ -2,253 +2,235 @@
 
 Conversations (the clip's place is marked by `<video>` at the start or end of the first question):
   LLaVA               {"video": "a.mp4", "conversations": [{"from": "human", "value": "<video>…"}, {"from": "gpt", "value": "…"}]}
+                      (LLaVA-Video-178K marks the clip with <image>)
   ShareGPT / OpenAI   {"videos": ["a.mp4"], "messages": [{"role": "user", "content": "<video>…"}, …]}
-  parts               content: [{"type": "video", "path": "a.mp4"}, {"type": "text", "text": "…"}]
+  parts               content: [{"type": "video", "path": "a.mp4"}, {"type": "text", "text": "…"}], also of type video_url
 Plain rows (`<video>` may be left out, there is only one place for the clip):
   ours                {"id", "video", "question", "answer", "type"}
   VideoInstruct100K   {"q", "a", "video_id"}; benchmark files with `video_name` and `Q`, `A` read the same way
   TRL                 {"prompt", "completion", "videos"}, text or messages
+  Video-R1            {"problem", "options", "solution": "<answer>A</answer>", "path"}
+  ms-swift            {"query", "response", "history", "videos"}; Alpaca {"instruction", "input", "output", "videos"}
 Preferences: TRL {"prompt", "chosen", "rejected", "videos"}, LLaMA-Factory {"conversations", "chosen", "rejected"},
-  ms-swift {"messages", "rejected_response"}, VLM-RLAIF {"conversations", "output_1", "output_2", "preference": 1 or 2}; the app's
-  votes are rows of the last kind, whose preference may also be one of UNDECIDED.
-System turns are not rendered, since all stages share one prompt layout; they are kept as the tag "system". Columns that no format
-uses pass through as tags, as strings.
+  ms-swift {"messages", "rejected_response" or "rejected_messages"}, VLM-RLAIF {"conversations", "output_1", "output_2",
+  "preference": 1 or 2}; the app's votes are rows of the last kind, whose preference may also be one of UNDECIDED.
+Options (options.py) go into the question, start and end (columns.py) into the clip's name. System turns are not rendered, since
+all stages share one prompt layout; they are kept as the tag "system". Further columns pass through as tags, as strings, unless
+their name means something (columns.py).
 """
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
+from minirlaif.data.cells import CLIP_SUFFIXES as CLIP_SUFFIXES
+from minirlaif.data.cells import PLACEHOLDER, clean, known_columns, names_of, only
+from minirlaif.data.cells import BadRow as BadRow
+from minirlaif.data.cells import half_letters as half_letters
+from minirlaif.data.columns import ANSWERS, CONVERSATIONS, PLACES, PREFERRED, QUESTIONS, refuse_unused, take_part, take_videos
+from minirlaif.data.messages import Message, answer_text, history_of, messages_of
+from minirlaif.data.options import Options, take_options
 from minirlaif.types import Preference, Sample, Turn
-from minirlaif.video.reader import local_path
 
-PLACEHOLDER = "<video>"
 UNDECIDED = ("tie", "both bad")  # votes without a winner: valid rows, but nothing to learn from
-CLIP_SUFFIXES = tuple(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .wmv .flv .3gp .ogv .gif".split())
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-_CONVERSATIONS = ("messages", "conversations")
-_QUESTIONS, _ANSWERS = ("question", "q", "Q"), ("answer", "a", "A")
-_VIDEOS = ("video", "videos", "video_id", "video_name", "images")
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant", "system": "system"}
-
-# Chat and media tokens of SmolVLM2, Qwen-VL, Gemma and LLaVA; <|…|> is ChatML and Qwen's, <|turn> and <turn|> Gemma 4.
-_SPECIAL = re.compile(
-    r"<\|[\w/:.-]+\|?>|<[\w/:.-]+\|>|</?s>|<(?:bos|eos|pad|unk|image|video|audio|im_start|im_end|im_patch|vid_start|vid_end"
-    r"|fake_token_around_image|global-img|row_\d+_col_\d+|end_of_utterance"
-    r"|start_of_turn|end_of_turn|start_of_image|end_of_image|image_soft_token)>"
-)
 
 
-class BadRow(Exception):
-    """What is wrong with one row and how to put it right; the reader adds file and row number."""
-
-
-@dataclass(frozen=True)
-class _Message:
-    role: str  # user, assistant or system
-    text: str  # parts of type video stand in it as <video>
-    files: tuple[str, ...] = ()  # clips named by parts
-
-
-def parse_sample(row: Any, need_answers: bool = True) -> Sample:
+def parse_sample(row: Any, need_answers: bool = True, ignore: Sequence[str] = ()) -> Sample:
     """A record from a decoded row of any conversation or question format: `video` as the row names it, the row's own id or "".
 
-    need_answers: refuse questions without an answer. Columns that are None count as absent. BadRow: what is wrong, in one line.
+    need_answers: refuse questions without an answer; ignore: columns to pass over (data.ignore_columns). Columns that are None
+    count as absent. BadRow: what is wrong, in one line.
     """
-    row = _known_columns(row)
-    tag, column = _tag(row), _first(row, (*_CONVERSATIONS, "prompt", *_QUESTIONS))
+    row = known_columns(row, ignore)
+    columns = names_of(row)
+    options = take_options(row)
+    column = only(row, QUESTIONS, "question")
     if not column:
-        raise BadRow(f"no `messages`, `conversations`, `prompt`, `question` or `q` column (it has {_names(row)})")
-    messages = _messages(row.pop(column), column)
-    if answer := _first(row, ("completion",) if column == "prompt" else () if column in _CONVERSATIONS else _ANSWERS):
-        messages.append(_Message("assistant", _answer_text(row.pop(answer), answer)))
-    video = _take_clip(row, messages, tag, column in _CONVERSATIONS)
-    turns = _turns(messages, tag, need_answers)
+        raise BadRow(f"no `messages`, `conversations`, `prompt`, `question` or `q` column (it has {columns})")
+    messages = _question(row, column)
+    answer = "" if messages[-1].role == "assistant" else _answer_column(row, column, bool(options))
+    if answer:
+        messages.append(Message("assistant", _chosen_option(options, row.pop(answer), answer)))
+    video = _take_clip(row, messages, column)
+    messages = _with_options(messages, options, resolve=not answer)
+    if not need_answers:  # the questions of preferences are prompts like others
+        row = {name: value for name, value in row.items() if name not in PREFERRED}
+    refuse_unused(row, ignore)
+    turns = _turns(messages, need_answers)
+    if need_answers and not any(turn.learn for turn in turns):
+        raise BadRow("no answer is trained on (`loss` or `weight` masks them all): remove the row")
     return Sample(str(row.get("id", "")).strip(), video, turns, tags=_tags(row, messages))
 
 
-def parse_preference(row: Any) -> Preference:
+def parse_preference(row: Any, ignore: Sequence[str] = ()) -> Preference:
     """A record from a decoded row of any preference format, one question per row. BadRow: what is wrong, in one line."""
-    row = _known_columns(row)
-    columns, tag, column = _names(row), _tag(row), _first(row, (*_CONVERSATIONS, "prompt", *_QUESTIONS))
-    messages = _messages(row[column], column) if column else []
-    chosen, rejected = _chosen_and_rejected(row, messages)
+    row = known_columns(row, ignore)
+    columns = names_of(row)
+    options = take_options(row)
+    column = only(row, QUESTIONS, "question")
+    messages = _question(row, column) if column else []
+    sides = _chosen_and_rejected(row, messages)
     if not messages:
         raise BadRow(f"no `prompt`, `messages`, `conversations` or `question` column (it has {columns})")
-    row.pop(column, None)  # none where the prompt stands in the answers
-    video = _take_clip(row, messages, tag, column in _CONVERSATIONS)
-    turns = _turns(messages, tag, need_answers=False)
+    video = _take_clip(row, messages, column)
+    messages = _with_options(messages, options)
+    turns = _turns(messages, need_answers=False)
     if len(turns) != 1 or turns[0].answer is not None:
         raise BadRow(f"the prompt of a preference must be one question without an answer, this has {len(turns)} question(s)")
-    chosen, rejected = _clean(chosen, "the chosen answer"), _clean(rejected, "the rejected answer")
+    chosen, rejected = (
+        clean(_chosen_option(options, value, name), f"the {side} answer")
+        for side, (name, value) in zip(("chosen", "rejected"), sides, strict=True)
+    )
     if chosen == rejected:
         raise BadRow("chosen and rejected answer are the same: nothing can be learned from it, remove the row")
     context, margin = row.pop("context", ""), row.pop("margin", 0.0)
     if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not math.isfinite(margin):
         raise BadRow("`margin` must be a finite number")
-    context = _clean(_answer_text(context, "context"), "`context`") if context != "" else ""
+    context = clean(answer_text(context, "context"), "`context`") if context != "" else ""
+    refuse_unused(row, ignore)
     tags, question = _tags(row, messages), turns[0].question
     return Preference(str(row.get("id", "")).strip(), video, question, chosen, rejected, context, float(margin), tags=tags)
 
 
-def _chosen_and_rejected(row: dict[str, Any], messages: list[_Message]) -> tuple[str, str]:
-    """The two answers of a preference row, best first; takes them out of the row and of the messages."""
+def _question(row: dict[str, Any], column: str) -> list[Message]:
+    """The messages up to the question, with the turns before it that stand in a column of their own; taken out of the row."""
+    messages = messages_of(row.pop(column), column)
+    if column == "instruction" and (text := row.pop("input", "")):
+        messages = [Message("user", f"{messages[0].text}\n{answer_text(text, 'input')}")]
+    if column in ("query", "instruction") and (earlier := row.pop("history", [])):
+        messages = [*history_of(earlier), *messages]
+    return messages
+
+
+def _answer_column(row: Mapping[str, Any], column: str, has_options: bool) -> str:
+    """The column that answers the question in another one, or ""."""
+    groups = (ANSWERS[:3], ANSWERS[3:], PLACES if has_options else ())
+    if column == "prompt" and "completion" in row:  # TRL's rows; an `answer` beside it is what a reward function compares with
+        return "completion"
+    return next((name for names in groups if (name := only(row, names, "answer"))), "")
+
+
+def _chosen_option(options: Options | None, value: Any, column: str) -> str:
+    """An answer's text; where there are options, the one that it means."""
+    text = answer_text(value, column)
+    if options is None or not text.strip():
+        return text
+    return options.answer(value if isinstance(value, int | float) else text, column)
+
+
+def _with_options(messages: Sequence[Message], options: Options | None, resolve: bool = False) -> list[Message]:
+    """The options behind the one question that they can belong to. resolve: its answer may still be a letter or number, unless
+    the question spells the options out itself."""
+    questions = [place for place, message in enumerate(messages) if message.role == "user"]
+    if options is None:
+        return list(messages)
+    if len(questions) != 1:
+        raise BadRow(
+            f"the row has options and {len(questions)} questions: write the options into the question that they belong to"
+        )
+    (place,) = questions
+    text = options.question(messages[place].text)
+    resolve = resolve and text != messages[place].text
+    return [
+        replace(message, text=text)
+        if message.role == "user"
+        else replace(message, text=_chosen_option(options, message.text, "the answer"))
+        if message.role == "assistant" and resolve
+        else message
+        for message in messages
+    ]
+
+
+def _chosen_and_rejected(row: dict[str, Any], messages: list[Message]) -> list[tuple[str, Any]]:
+    """The two answers of a preference row, best first, each with the column that it stands in; takes them out of the row and of
+    the messages."""
     if "output_1" in row and "output_2" in row:
-        outputs = [_answer_text(row.pop(name), name) for name in ("output_1", "output_2")]
+        outputs = [(name, row.pop(name)) for name in ("output_1", "output_2")]
         choice = str(row.pop("preference", None)).removesuffix(".0")
         if choice not in ("1", "2"):
             raise BadRow(f"`preference` must be 1 or 2, not {choice}")
         if messages and messages[-1].role == "assistant":
             messages.pop()  # the paper's rows keep an answer there, which the outputs replace
-        return (outputs[0], outputs[1]) if choice == "1" else (outputs[1], outputs[0])
-    if "rejected_response" in row:
+        return outputs if choice == "1" else outputs[::-1]
+    if column := only(row, ("rejected_response", "rejected_messages"), "rejected answer"):
         if not messages or messages[-1].role != "assistant":
-            raise BadRow("`messages` must end with the chosen answer when the row has a `rejected_response`")
-        return messages.pop().text, _answer_text(row.pop("rejected_response"), "rejected_response")
+            raise BadRow(f"`messages` must end with the chosen answer when the row has a `{column}`")
+        value = row.pop(column)
+        if isinstance(value, list) and len(value) > 1:
+            return _one_prompt(messages, messages_of(value, column), "messages", column)
+        return [("messages", messages.pop().text), (column, value)]
     if "chosen" in row and "rejected" in row:
-        sides = [row.pop("chosen"), row.pop("rejected")]
-        if not messages and all(isinstance(side, list) and len(side) > 1 for side in sides):  # TRL: the prompt is inside
-            best, worst = _messages(sides[0], "chosen"), _messages(sides[1], "rejected")
-            if best[:-1] != worst[:-1] or any(side[-1].role != "assistant" for side in (best, worst)):
-                raise BadRow("`chosen` and `rejected` must be one conversation that ends in two different answers")
-            messages.extend(best[:-1])
-            return best[-1].text, worst[-1].text
-        return _answer_text(sides[0], "chosen"), _answer_text(sides[1], "rejected")
+        sides = [(name, row.pop(name)) for name in ("chosen", "rejected")]
+        if all(isinstance(side, list) and len(side) > 1 for _, side in sides):  # TRL: the prompt is inside
+            best, worst = (messages_of(side, name) for name, side in sides)
+            answers = _one_prompt(best, worst, "chosen", "rejected")
+            if messages and [_words(message) for message in messages] != [_words(message) for message in best]:
+                raise BadRow("`chosen` and `rejected` begin with another conversation than the prompt column holds: take one out")
+            messages[:] = messages or best
+            return answers
+        return sides
     raise BadRow(
         "not a preference: needs `chosen` and `rejected`, `rejected_response`, or `output_1`, `output_2` and `preference`"
-        f" (it has {_names(row)})"
+        f" (it has {names_of(row)})"
     )
 
 
-def _known_columns(row: Any) -> dict[str, Any]:
-    if not isinstance(row, Mapping):
-        raise BadRow(f"a row must be an object with named columns, this is {_kind(row)}")
-    return {str(name): value for name, value in row.items() if value is not None}
+def _one_prompt(best: list[Message], worst: list[Message], first: str, second: str) -> list[tuple[str, Any]]:
+    """The last answers of two conversations that are the same before them; the answer is taken out of the first."""
+    if best[:-1] != worst[:-1] or any(side[-1].role != "assistant" for side in (best, worst)):
+        raise BadRow(f"`{first}` and `{second}` must be one conversation that ends in two different answers")
+    return [(first, best.pop().text), (second, worst[-1].text)]
 
 
-def _first(row: Mapping[str, Any], names: Sequence[str]) -> str:
-    return next((name for name in names if name in row), "")
+def _words(message: Message) -> tuple[str, str]:
+    """Role and text without the clip's place."""
+    return message.role, message.text.replace(PLACEHOLDER, "").strip()
 
 
-def _names(row: Mapping[str, Any]) -> str:
-    return ", ".join(f"`{name}`" for name in list(row)[:12]) or "no columns"
-
-
-def _kind(value: Any) -> str:
-    kinds = {str: "text", dict: "an object", list: "a list", int: "a number", float: "a number", bytes: "raw bytes"}
-    return kinds.get(type(value), type(value).__name__)
-
-
-def _messages(value: Any, column: str) -> list[_Message]:
-    """Messages of a conversation column; a plain text is one question."""
-    if isinstance(value, str):
-        return [_Message("user", value)]
-    if isinstance(value, Mapping) and value and all(isinstance(v, list) for v in value.values()):
-        cells = zip(*value.values(), strict=False)  # a list of objects stored as columns, as in older hub sets
-        value = [dict(zip(value, cell, strict=True)) for cell in cells]
-    if not isinstance(value, list) or not value:
-        raise BadRow(f"`{column}` must be a list of turns, this is {'empty' if value == [] else _kind(value)}")
-    return [_message(item, column, number) for number, item in enumerate(value, 1)]
-
-
-def _message(item: Any, column: str, number: int) -> _Message:
-    if not isinstance(item, Mapping):
-        raise BadRow(f"turn {number} of `{column}` must have from/value or role/content, this is {_kind(item)}")
-    name = item.get("from") or item.get("role")
-    role = _ROLES.get(str(name).lower())
-    if role is None:
-        raise BadRow(f"turn {number} of `{column}` is by {name!r}; known are human/user, gpt/assistant and system")
-    content = item.get("value") if item.get("value") is not None else item.get("content")
-    if isinstance(content, str):
-        return _Message(role, content)
-    if not isinstance(content, list):
-        raise BadRow(f"turn {number} of `{column}` has no text in `value` or `content`")
-    text, files = "", []
-    for part in content:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            text += part["text"]
-        elif kind == "video":
-            text += PLACEHOLDER
-            named = part.get(_first({k: v for k, v in part.items() if v is not None}, ("video", "path", "url")))
-            files += [] if named is None else _file_names(named, "video part")
-        else:
-            raise BadRow(f"turn {number} of `{column}` has a part of type {kind!r}; known are text and video")
-    return _Message(role, text, tuple(files))
-
-
-def _answer_text(value: Any, column: str) -> str:
-    """An answer given as text, as a number (counts), as one message or as a list of one message."""
-    if isinstance(value, str | int) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(value, list) and len(value) == 1:
-        return _answer_text(value[0], column)
-    if isinstance(value, Mapping):
-        return _message({"role": "assistant"} | {k: v for k, v in value.items() if k in ("value", "content")}, column, 1).text
-    raise BadRow(f"`{column}` must be text or one message, this is {_kind(value)}")
-
-
-def _file_names(value: Any, column: str) -> list[str]:
-    """Clip names of a video column: text, a number, {"path"}, or a list of these."""
-    if isinstance(value, list):
-        return [name for item in value for name in _file_names(item, column)]
-    if isinstance(value, Mapping):
-        if not value.get("path") and value.get("bytes"):
-            raise BadRow(f"`{column}` holds the clip itself; write it to a file and name that file")
-        value = next((value[key] for key in ("path", "video", "url") if value.get(key)), None)
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str) or not value.strip():
-        raise BadRow(f"`{column}` must name a clip, this is {'empty' if isinstance(value, str) else _kind(value)}")
-    if "://" in value and not value.lower().startswith("file://"):
-        raise BadRow(f"{value} is an address; download the clip and name the file")
-    if value.lower().endswith(_IMAGE_SUFFIXES):
-        raise BadRow(f"`{column}` holds frame pictures ({value}); frame folders are not read, name the clip file in `video`")
-    return [local_path(value.strip())]
-
-
-def _take_clip(row: dict[str, Any], messages: Sequence[_Message], tag: str, tag_required: bool) -> str:
-    """The one clip of a row, after tags and files have been counted against each other; takes its column out of the row."""
-    files = [name for message in messages for name in message.files]
-    if column := _first(row, _VIDEOS):
-        named = _file_names(row.pop(column), column)
-        files = named if not files or files == named else files + named
+def _take_clip(row: dict[str, Any], messages: list[Message], column: str) -> str:
+    """The one clip of a row, or the part of it that the row means, after tags and files have been counted against each other;
+    takes its columns out of the row and its tag out of the messages."""
+    inside = [name for message in messages for name in message.files]
+    videos, named = take_videos(row)
+    files = named if not inside or inside == named else inside + named
+    tag, required = _tag(messages, videos), column in CONVERSATIONS
     tags = sum(message.text.count(tag) for message in messages if message.role == "user")
     if not files:
         raise BadRow(f"{f'{tags} {tag} tag(s) but no clip' if tags else 'no clip'}: every row needs one in a `video` column")
-    if not tags and tag_required:
-        instead = " instead of <image>" if any("<image>" in message.text for message in messages) else ""
-        raise BadRow(f"no {tag} tag: put it at the start of the first question{instead}")
+    if not tags and required:
+        raise BadRow(f"no {tag} tag: put it at the start of the first question")
     if tags and tags != len(files):
         raise BadRow(f"{tags} {tag} tag(s) but {len(files)} clip(s): there must be one tag for each clip")
     if len(files) > 1:
         raise BadRow(f"{len(files)} clips in one row: more than one is not supported yet")
-    return files[0]
+    first = next((place for place, message in enumerate(messages) if message.role != "system"), None)
+    if first is not None and messages[first].role == "user":
+        text = messages[first].text.strip()
+        text = text.removeprefix(tag) if text.startswith(tag) else text.removesuffix(tag)
+        messages[first] = replace(messages[first], text=text)
+    return take_part(row, files[0])
 
 
-def _tag(row: Mapping[str, Any]) -> str:
-    """The placeholder of a row: VLM-RLAIF's files mark the clip in `images` with <image>."""
-    return "<image>" if _first(row, _VIDEOS) == "images" and PLACEHOLDER not in str(row) else PLACEHOLDER
+def _tag(messages: Sequence[Message], videos: str) -> str:
+    """The placeholder of a row. Where no <video> stands, <image> marks the clip: in VLM-RLAIF's files, which name it in `images`,
+    and in LLaVA-Video-178K."""
+    text = "".join(message.text for message in messages if message.role == "user")
+    return "<image>" if videos and PLACEHOLDER not in text and ("<image>" in text or videos == "images") else PLACEHOLDER
 
 
-def _turns(messages: Sequence[_Message], tag: str, need_answers: bool) -> tuple[Turn, ...]:
-    """Questions and answers, without system turns and without the placeholder at the start or end of the first question."""
-    spoken = [message for message in messages if message.role != "system"]
-    if spoken and spoken[0].role == "user":
-        text = spoken[0].text.strip()
-        spoken[0] = _Message("user", text.removeprefix(tag) if text.startswith(tag) else text.removesuffix(tag))
+def _turns(messages: Sequence[Message], need_answers: bool) -> tuple[Turn, ...]:
+    """Questions and answers, without system turns."""
     turns: list[Turn] = []
-    for number, message in enumerate(spoken):
+    for number, message in enumerate(message for message in messages if message.role != "system"):
         if message.role != ("assistant" if number % 2 else "user"):
             raise BadRow(f"turn {number + 1} is by the {message.role}: questions and answers must alternate, a question first")
         place = number // 2 + 1
         if message.role == "user":
-            turns.append(Turn(_clean(message.text, f"question {place}")))
+            turns.append(Turn(clean(message.text, f"question {place}")))
         elif message.text.strip() or need_answers:
-            turns[-1] = Turn(turns[-1].question, _clean(message.text, f"answer {place}"))
+            turns[-1] = Turn(turns[-1].question, clean(message.text, f"answer {place}"), message.learn)
     for place, turn in enumerate(turns, 1):
         if need_answers and turn.answer is None:
             raise BadRow(f"question {place} has no answer (questions without answers belong in data.prompts)")
@@ -257,24 +239,7 @@ def _turns(messages: Sequence[_Message], tag: str, need_answers: bool) -> tuple[
     return tuple(turns)
 
 
-def _clean(text: str, what: str) -> str:
-    """Stripped text that is not empty and has no chat or media token."""
-    if not (text := text.strip()):
-        raise BadRow(f"{what} is empty")
-    if token := _SPECIAL.search(text):
-        remedy = "the clip's place is the start or end of the first question" if token[0] == PLACEHOLDER else "take it out"
-        raise BadRow(f"{what} contains the token {token[0]}: {remedy}")
-    if half_letters(text):
-        raise BadRow(f"{what} contains an unpaired surrogate (broken emoji): remove it")
-    return text
-
-
-def half_letters(text: str) -> bool:
-    """Whether a text holds half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
-    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def _tags(row: Mapping[str, Any], messages: Sequence[_Message]) -> dict[str, str]:
+def _tags(row: Mapping[str, Any], messages: Sequence[Message]) -> dict[str, str]:
     """The columns that no format has used, and the system turns."""
     tags = {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

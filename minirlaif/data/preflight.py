@@ -3,16 +3,20 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from minirlaif import distributed
 from minirlaif.config import DataSection, RewardSection, SftSection
+from minirlaif.data import left_out
+from minirlaif.data.columns import MEANING
 from minirlaif.data.dataset import load_preferences, load_samples
+from minirlaif.data.left_out import LeftOut, RowRules
 from minirlaif.errors import UserError
 from minirlaif.runs.run import Run
 from minirlaif.stages.registry import STAGES
 from minirlaif.types import Preference, Sample
-from minirlaif.video.reader import KnowsClips, check_clips
+from minirlaif.video.reader import KnowsClips, check_clips, too_many
 
 Row = TypeVar("Row", Sample, Preference)
 
@@ -26,8 +30,11 @@ class Preflight:
     reward: RewardSection
 
 
-def read_samples(data: DataSection, run: Run, part: str, need_answers: bool) -> list[Sample]:
-    """The rows of a part of the data: "sft", "prompts", "dev" or "test"; from the tiny world where the config asks for it."""
+def read_samples(data: DataSection, run: Run, part: str, need_answers: bool, max_missing: float = 0.0) -> list[Sample]:
+    """The rows of a part of the data: "sft", "prompts", "dev" or "test"; from the tiny world where the config asks for it.
+
+    max_missing: see RowRules (video.max_unreadable). What is left out is listed in the run's left_out.jsonl.
+    """
     if data.world:
         return _absolute(load_samples(str(run.require("world") / f"{part}.jsonl"), need_answers=need_answers))
     sources = {"sft": data.sft, "prompts": data.prompts, "dev": data.dev, "test": data.test}[part]
@@ -36,20 +43,38 @@ def read_samples(data: DataSection, run: Run, part: str, need_answers: bool) -> 
     taken: set[str] = set()
     rows: list[Sample] = []
     for number, source in enumerate(sources, start=1):  # two files may both count their rows from 1
-        file = load_samples(source, data.videos, need_answers)
+        rules = RowRules(data.ignore_columns, data.max_bad_rows, max_missing)
+        file = load_samples(source, data.videos, need_answers, rules)
+        _list_rows(run, source, rules)
         rows += [replace(sample, id=f"{sample.id}@{number}") if sample.id in taken else sample for sample in file]
         taken |= {sample.id for sample in rows}
     return _absolute(rows)
 
 
-def read_dev(data: DataSection, run: Run) -> list[Sample]:
+def read_dev(data: DataSection, run: Run, max_missing: float = 0.0) -> list[Sample]:
     """The prompts on which the judge picks a checkpoint; none where the config names none."""
-    return read_samples(data, run, "dev", need_answers=False) if data.world or data.dev else []
+    return read_samples(data, run, "dev", need_answers=False, max_missing=max_missing) if data.world or data.dev else []
 
 
-def read_preferences(source: str, videos: str = "") -> list[Preference]:
-    """Rows of a preference file, with absolute clip paths."""
-    return _absolute(load_preferences(source, videos))
+def read_preferences(data: DataSection, run: Run, max_missing: float = 0.0) -> list[Preference]:
+    """Rows of the preference files of the data, with absolute clip paths; otherwise as `read_samples`."""
+    rows = []
+    for source in data.preferences:
+        rules = RowRules(data.ignore_columns, data.max_bad_rows, max_missing)
+        rows += _absolute(load_preferences(source, data.videos, rules))
+        _list_rows(run, source, rules)
+    return rows
+
+
+def read_judged(run: Run) -> list[Preference]:
+    """The preferences that the run's own stage `feedback` wrote. What they carry along, such as system turns, was checked."""
+    rules = RowRules(ignore=sorted(MEANING - {"context", "chosen", "rejected"}))
+    return _absolute(load_preferences(str(run.require("feedback") / "preferences.jsonl"), rules=rules))
+
+
+def _list_rows(run: Run, source: str, rules: RowRules) -> None:
+    """List what was left out of a source: of a file, or of the file of questions in a folder."""
+    left_out.write(run.root, rules.left_out, lambda entry: source in (entry.file, os.path.dirname(entry.file)))
 
 
 def _absolute(rows: Sequence[Row]) -> list[Row]:
@@ -57,26 +82,32 @@ def _absolute(rows: Sequence[Row]) -> list[Row]:
     return [replace(row, video=os.path.abspath(row.video)) for row in rows]
 
 
-def readable(rows: Sequence[Row], clips: KnowsClips, max_unreadable: float) -> list[Row]:
-    """Rows whose clips can be read. clips: gives a clip's ClipInfo, and remembers it for the other processes.
+def readable(rows: Sequence[Row], clips: KnowsClips, max_unreadable: float, root: Path | None = None) -> list[Row]:
+    """Rows whose clips can be read. clips: gives a clip's ClipInfo, and remembers it for the other processes; root: of the run,
+    whose left_out.jsonl lists the others.
 
     Raises:
-        UserError: more clips than the share `max_unreadable` cannot be read.
+        UserError: more clips than the share `max_unreadable` cannot be read, and more rows than that share are about them.
     """
     paths = sorted({row.video for row in rows})
     if distributed.count() > 1:  # each process reads a share first; the cache then has all of it for everyone
         check_clips(distributed.share(paths), clips, 1.0)
         distributed.wait()
-    infos, bad = check_clips(paths, clips, max_unreadable)
+    infos, bad = check_clips(paths, clips, 1.0)
+    names = {clip.path for clip in bad}
+    if len(bad) > max_unreadable * len(paths) and sum(row.video in names for row in rows) > max_unreadable * len(rows):
+        raise too_many(bad, len(paths))
     for clip in bad:
         print(f"left out: {clip}", flush=True)
     if (repaired := sum(bool(info.repaired) for info in infos)) and distributed.leads():
         print(f"{repaired} of {len(infos)} clips were repaired while they were read (see `repaired:` above, or the verb frames)")
+    if root is not None:
+        left_out.write(root, [LeftOut("clip", clip.path, 0, clip.reason) for clip in bad], lambda entry: entry.file in paths)
     good = {info.path for info in infos}
     return [row for row in rows if row.video in good]
 
 
-def rows_ahead(data: DataSection, run: Run) -> dict[str, list[Any]]:
+def rows_ahead(data: DataSection, run: Run, max_missing: float = 0.0) -> dict[str, list[Any]]:
     """The rows that the first unfinished stage and all later ones read, by part of the data; of the tiny world only those with a
     limit. A part that names no source is left out: whether a stage can do without it is the stage's to say."""
     stages = [stage for stage in STAGES.values() if stage.reads]
@@ -84,7 +115,7 @@ def rows_ahead(data: DataSection, run: Run) -> dict[str, list[Any]]:
     rows: dict[str, list[Any]] = {}
     for part in dict.fromkeys(part for stage in stages[first:] for part in stage.reads):
         if part == "preferences":
-            rows[part] = [row for source in data.preferences for row in read_preferences(source, data.videos)]
+            rows[part] = read_preferences(data, run, max_missing)
         elif getattr(data, part) or (data.world and part == "sft"):
-            rows[part] = read_samples(data, run, part, need_answers=part == "sft")
+            rows[part] = read_samples(data, run, part, need_answers=part == "sft", max_missing=max_missing)
     return rows

@@ -9,17 +9,20 @@ import csv
 import io
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from minirlaif.data.formats import CLIP_SUFFIXES, BadRow, half_letters
+from minirlaif.data.cells import CLIP_SUFFIXES, BadRow, half_letters
 from minirlaif.errors import UserError
 from minirlaif.runs.io import json_lines
+from minirlaif.video.spans import name_of, span_of, spellings
 
 SHOWN = 20  # problems of a file that are listed
+_DRIVE = re.compile(r"[A-Za-z]:[/\\]")
 TABLES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
 
@@ -34,8 +37,17 @@ def raise_all(name: str, problems: list[tuple[int, str]]) -> None:
     raise UserError(";\n".join([f"{name}: {len(lines)} bad rows, the first is {lines[0]}", *rest]))
 
 
+class MissingClip(BadRow):
+    """A clip that is not where a row says; path: where it was looked for."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(reason)
+        self.path = path
+
+
 class ClipFolder:
-    """Finds clips by path, or by name without suffix in a folder that is listed once."""
+    """Finds clips by path, or by name without suffix in a folder that is listed once. A name may be a file:// address, have
+    Windows' backslashes, and end with a part of the clip (`a.mp4#t=10,20`)."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
@@ -50,15 +62,32 @@ class ClipFolder:
         return stems
 
     def find(self, name: str) -> str:
-        """Path of the clip; BadRow if there is none or more than one."""
-        path = self._known[name] = self._known.get(name) or self._find(name)
+        """Path of the clip, with its part; BadRow if there are several, MissingClip if there is none."""
+        span = span_of(name)
+        path = self._known[span.file] = self._known.get(span.file) or self._find(span.file)
         if half_letters(path):  # bytes that are no text
             raise BadRow(f"the name of clip {path!a} is not UTF-8: rename the file")
-        return path
+        part = name_of(path, span.start, span.end)
+        if span.is_part and os.path.exists(part):
+            raise BadRow(f"{part} is a file, and also a part of {path}: rename the file")
+        return part
 
     def _find(self, name: str) -> str:
-        if "\0" in name:
+        paths = spellings(name)
+        if any("\0" in each for each in paths):
             raise BadRow(f"{name[:60]!r} cannot be a file name")
+        there = [each for each in paths if self._is_file(each)]
+        if len(there) > 1:
+            raise BadRow(f"{name} may be {there[0]} or {there[1]}, and both are there: rename one of them")
+        return self._located((there or paths)[0])
+
+    def _is_file(self, name: str) -> bool:
+        try:
+            return ((self._folder or Path()) / name).is_file()
+        except (OSError, ValueError):  # too long for the file system
+            return False
+
+    def _located(self, name: str) -> str:
         path = Path(name)
         if self._folder is None and not path.is_absolute():
             raise BadRow(f"{name} is a relative path: set data.videos to the folder of the clips")
@@ -76,7 +105,11 @@ class ClipFolder:
                 return hits[0]
             if hits:
                 raise BadRow(f"clip {name} is there more than once ({hits[0]}, {hits[1]}): name the file with its suffix")
-        raise BadRow(f"clip {path} does not exist (relative names start from data.videos, or from the data file's folder)")
+        if _DRIVE.match(name):
+            raise MissingClip(str(path), f"clip {name} is a Windows path with a drive: name it from data.videos on")
+        raise MissingClip(
+            str(path), f"clip {path} does not exist (relative names start from data.videos, or from the data file's folder)"
+        )
 
 
 def clip_files(folder: Path) -> list[Path]:

@@ -124,7 +124,7 @@ def _record(verdict: Verdict) -> dict[str, Any]:
 def preference(pair: Comparison, verdict: Verdict) -> dict[str, Any]:
     """The line of preferences.jsonl for a decided pair."""
     chosen, rejected = (pair.answer_a, pair.answer_b) if verdict.choice == "A" else (pair.answer_b, pair.answer_a)
-    return {
+    record: dict[str, Any] = {
         "id": pair.id,
         "videos": [pair.video],
         "prompt": pair.question,
@@ -132,5 +132,5 @@ def preference(pair: Comparison, verdict: Verdict) -> dict[str, Any]:
         "rejected": rejected,
         "context": pair.context,
         "margin": round(verdict.margin, 5),
-        **dict(pair.tags),
     }
+    return record | {name: value for name, value in pair.tags.items() if name not in record}  # a tag replaces nothing

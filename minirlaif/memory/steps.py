@@ -256,8 +256,9 @@ def longest(data: DataSection, video: VideoSection, folder: Path) -> dict[str, A
         raise UserError("data.world: the tiny world is made by the run itself, so there is no row to probe; use `bench`")
     run = Run(folder)
     parts = [part for part in ("sft", "prompts", "dev", "test") if getattr(data, part)]
-    rows = {part: read_samples(data, run, part, need_answers=part == "sft") for part in parts}
-    written = [row for source in data.preferences for row in read_preferences(source, data.videos)]
+    most = video.max_unreadable
+    rows = {part: read_samples(data, run, part, need_answers=part == "sft", max_missing=most) for part in parts}
+    written = read_preferences(data, run, most)
     questions = [row.turns[0].question for samples in rows.values() for row in samples] + [row.question for row in written]
     if not questions:
         raise UserError("data: names no file, so there is no row to probe; set data.sft and data.prompts")

@@ -56,7 +56,7 @@ class FrameLayout:
 @dataclass(frozen=True)
 class Rendered:
     """Token ids of one sequence with the positions that training learns from.
-    ids: T token ids, image placeholders included; answer: T flags, True where the token belongs to an answer or its end."""
+    ids: T token ids, image placeholders included; answer: T flags, True where the token is of an answer to learn, or ends it."""
 
     ids: tuple[int, ...]
     answer: tuple[bool, ...]
@@ -123,12 +123,12 @@ class Renderer:
         return tuple(token for ids in zip(questions, answers, strict=True) for part in ids for token in part)
 
     def conversation(self, frames: FrameLayout | None, turns: Sequence[Turn], context: str = "", limit: int = 0) -> Rendered:
-        """A conversation with all its answers; the video stands in its first user turn.
+        """A conversation with all its answers, those to learn flagged; the video stands in its first user turn.
         UserError: longer than `limit` tokens (0: no limit)."""
         parts: list[tuple[tuple[int, ...], bool]] = []  # ids, and whether training learns from them
         questions = self._questions(frames, [turn.question for turn in turns], context)
         for turn, question in zip(turns, questions, strict=True):
-            parts += [(question, False), (self.answer(turn.answer or ""), True)]
+            parts += [(question, False), (self.answer(turn.answer or ""), turn.learn)]
         parts.append((self._joined(self._template(self.layout.after_end)), False))
         ids = tuple(token for part, _ in parts for token in part)
         if limit and len(ids) > limit:

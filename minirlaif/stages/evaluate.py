@@ -16,6 +16,7 @@ from typing import Any
 
 from minirlaif.config import Config, EvaluateSection
 from minirlaif.data.dataset import fingerprint, load_preferences, load_samples
+from minirlaif.data.left_out import RowRules
 from minirlaif.data.preflight import Preflight, read_samples
 from minirlaif.errors import UserError
 from minirlaif.models.feature_cache import blank_features
@@ -30,6 +31,7 @@ from minirlaif.stages.registry import ADAPTERS, MODELS, STAGES, first_reader
 from minirlaif.stats import exact_match, guess_rate, paired_bootstrap, wilson
 from minirlaif.types import Preference, Sample
 from minirlaif.video.reader import UnreadableClip
+from minirlaif.video.spans import file_of
 
 CONTROLS = ("blind", "shuffled")
 PARTS_BEFORE = ("sft", "prompts", "dev", "preferences")  # parts of the data that stages before the test read
@@ -44,7 +46,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         if out is None:
             return
         # 1. models and questions
-        tests = read_samples(cfg.data, run, "test", need_answers=False)
+        tests = read_samples(cfg.data, run, "test", need_answers=False, max_missing=cfg.video.max_unreadable)
         with open_session(run, cfg.model, cfg.video, Preflight(cfg.data, cfg.sft, cfg.reward)) as session:
             for model in ADAPTERS:
                 session.adapters.add(model, 0, run.adapter(model))
@@ -148,7 +150,8 @@ def _gallery(tests: Sequence[Sample], answers: Mapping[str, list[str]], wanted: 
 
 
 def seen_before(session: ModelSession, run: Run, tests: Sequence[Sample]) -> int | None:
-    """How many clips of the test are clips that an earlier stage read, byte for byte: a copy under another name counts too.
+    """How many clips of the test are clips that an earlier stage read, byte for byte: a copy under another name counts too, and
+    so does another part of the same file.
     None when that can no longer be known, because a file of rows or a clip is gone, or was changed since."""
     try:
         earlier = set().union(*(_clips(run, first_reader(part), part) for part in PARTS_BEFORE))
@@ -160,7 +163,7 @@ def seen_before(session: ModelSession, run: Run, tests: Sequence[Sample]) -> int
             ids.add(session.feature_cache.info(video).id)
         except UnreadableClip:  # so it was left out then (video.max_unreadable)
             continue
-    return sum(session.feature_cache.info(video).id in ids for video in {row.video for row in tests})
+    return sum(session.feature_cache.info(file_of(video)).id in ids for video in {row.video for row in tests})
 
 
 def _clips(run: Run, stage: str, part: str) -> set[str]:
@@ -175,11 +178,13 @@ def _clips(run: Run, stage: str, part: str) -> set[str]:
     for source in data[part]:
         if fingerprint(source, data["videos"]) != data["sha256"][source]:
             raise UserError(f"{source}: has changed since {stage} read it")
+        missing = manifest["config"].get("video", {}).get("max_unreadable", 0.0)
+        rules = RowRules(data.get("ignore_columns", ()), max_bad=1.0, max_missing=missing)  # what was left out then, still is
         if part == "preferences":
-            rows += load_preferences(source, data["videos"])
+            rows += load_preferences(source, data["videos"], rules)
         else:
-            rows += load_samples(source, data["videos"], need_answers=False)
-    return {os.path.abspath(row.video) for row in rows}
+            rows += load_samples(source, data["videos"], False, rules)
+    return {file_of(os.path.abspath(row.video)) for row in rows}
 
 
 # From here on rows and numbers only.
@@ -207,7 +212,7 @@ def _accuracy(
     def gain(new: str, old: str) -> dict[str, float]:
         clusters: dict[str, list[float]] = {}
         for row, a, b in zip(tests, right[new], right[old], strict=True):
-            clusters.setdefault(row.video, []).append(a - b)
+            clusters.setdefault(file_of(row.video), []).append(a - b)
         mean, low, high = paired_bootstrap(clusters, resamples, seed)
         return {"mean": mean, "ci95_low": low, "ci95_high": high}
 

@@ -35,8 +35,9 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
     with run.stage("feedback", settings, inputs=run.inputs("feedback"), redo=redo) as out:
         if out is None:
             return
-        prompts = read_samples(cfg.data, run, "prompts", need_answers=False)[: f.limit or None]
-        dev = read_dev(cfg.data, run)
+        missing = cfg.video.max_unreadable
+        prompts = read_samples(cfg.data, run, "prompts", need_answers=False, max_missing=missing)[: f.limit or None]
+        dev = read_dev(cfg.data, run, missing)
         with open_session(run, cfg.model, cfg.video, Preflight(cfg.data, cfg.sft, cfg.reward)) as session:
             # 1. the SFT model
             session.adapters.add("sft", 0, run.adapter("sft"))

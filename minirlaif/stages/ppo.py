@@ -40,7 +40,9 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             return
         _refuse_poor_reward(cfg.reward, run)
         # 1. prompts
-        prompts, dev = read_samples(cfg.data, run, "prompts", need_answers=False), read_dev(cfg.data, run)
+        missing = cfg.video.max_unreadable
+        prompts = read_samples(cfg.data, run, "prompts", need_answers=False, max_missing=missing)
+        dev = read_dev(cfg.data, run, missing)
         rows = read_jsonl(run.require("feedback") / "contexts.jsonl")
         contexts = {run.located(row["video"]): row["context"] for row in rows}
         checks = Preflight(cfg.data, cfg.sft, cfg.reward)

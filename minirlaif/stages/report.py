@@ -8,7 +8,7 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from operator import itemgetter
 from pathlib import Path
@@ -17,12 +17,14 @@ from typing import Any
 import yaml
 
 from minirlaif.config import Config, EvaluateSection
+from minirlaif.data import left_out
 from minirlaif.reports import html, run_results
 from minirlaif.reports.html import Html
 from minirlaif.runs.io import plain, read_json, read_jsonl, write_atomic
 from minirlaif.runs.run import Run
 from minirlaif.stages.registry import MODELS, STAGES
 from minirlaif.stats import exact_match, paired_bootstrap
+from minirlaif.video.spans import file_of
 
 QUOTA = {"worse": 7, "better": 7, "both wrong": 6, "both right": 4}  # cards of each kind, as far as there are any
 
@@ -39,6 +41,7 @@ class StageOutputs:
     metrics: Mapping[str, list[dict[str, Any]]]
     strips: Mapping[str, bytes]  # name in an answer's row -> JPEG
     cached: tuple[int, int] | None  # clips and (clip, frame plan) entries in the feature cache
+    left_out: Mapping[str, int] = field(default_factory=dict)  # rows and clips of the data that were not used, by kind
 
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
@@ -64,6 +67,7 @@ def read(run: Run) -> StageOutputs:
         {name: read_jsonl(folders[name] / "metrics.jsonl", missing_ok=True) for name in folders if STAGES[name].curves},
         {name: (folders["evaluate"] / name).read_bytes() for name in names},
         _cached(run.root / "cache" / "features.sqlite"),
+        left_out.counts(run.root),
     )
 
 
@@ -171,7 +175,7 @@ def _intervals(resamples: int, outputs: StageOutputs) -> dict[str, list[float]]:
     for model in MODELS:
         clusters: dict[str, list[float]] = {}
         for row in filter(run_results.kind, outputs.answers):  # those with a true answer
-            clusters.setdefault(row["video"], []).append(float(exact_match(row[model], row["truth"])))
+            clusters.setdefault(file_of(row["video"]), []).append(float(exact_match(row[model], row["truth"])))
         ends[model] = list(paired_bootstrap(clusters, resamples, outputs.result["seed"])[1:])
     return ends
 
@@ -216,6 +220,7 @@ def _counts(outputs: StageOutputs) -> dict[str, Any]:
         "cached_plans": cached or None,
         "total": total,
         "by_stage": stages,
+        **({"left_out": dict(outputs.left_out)} if outputs.left_out else {}),
     }
 
 

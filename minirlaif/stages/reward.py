@@ -16,7 +16,7 @@ from minirlaif import distributed
 from minirlaif.algorithms.losses import bradley_terry_loss, centering_penalty
 from minirlaif.algorithms.rollout import score_pairs
 from minirlaif.config import Config, RewardSection
-from minirlaif.data.preflight import Preflight, read_preferences
+from minirlaif.data.preflight import Preflight, read_judged, read_preferences
 from minirlaif.errors import StageStopped, UserError
 from minirlaif.models.loading import check_tokenizers, critic_model
 from minirlaif.models.logprobs import EncodedPair, micro_batches, reward_scores
@@ -30,6 +30,7 @@ from minirlaif.training.epoch_sampler import epoch_batch
 from minirlaif.training.optim import AdapterTrainer, Start, check_finite, make_accelerator
 from minirlaif.training.schedules import learning_rate
 from minirlaif.types import Preference
+from minirlaif.video.spans import file_of
 
 START_BETA = 3.0
 PADDING_TOLERANCE = 1e-3
@@ -45,8 +46,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         check_tokenizers(cfg.model, r)
         with open_session(run, critic_model(cfg.model, r), cfg.video, Preflight(cfg.data, cfg.sft, r)) as session:
             # 1. preferences
-            rows = read_preferences(str(run.require("feedback") / "preferences.jsonl"))
-            rows += [row for source in cfg.data.preferences for row in read_preferences(source, cfg.data.videos)]
+            rows = [*read_judged(run), *read_preferences(cfg.data, run, cfg.video.max_unreadable)]
             train, held_out = _split(session.readable(rows), r.held_out)
             if cfg.data.preference_limit:
                 train = [train[i] for i in shuffled(len(train), cfg.seed, "reward-pairs")[: cfg.data.preference_limit]]
@@ -105,13 +105,14 @@ def _adapter(section: RewardSection, run: Run) -> dict[str, Path]:
 
 
 def _split(rows: Sequence[Preference], share: float) -> tuple[list[Preference], list[Preference]]:
-    """Training rows and held-out rows, clip by clip: two questions about one clip never stand on both sides."""
-    clips = sorted({row.video for row in rows}, key=lambda clip: seed_of(0, "held-out", clip.rsplit("/", 1)[-1]))
+    """Training rows and held-out rows, file by file: two questions about one clip, or about parts of one, never stand on both
+    sides."""
+    clips = sorted({file_of(row.video) for row in rows}, key=lambda clip: seed_of(0, "held-out", clip.rsplit("/", 1)[-1]))
     held_out = set(clips[: round(share * len(clips))])
-    train = [row for row in rows if row.video not in held_out]
+    train = [row for row in rows if file_of(row.video) not in held_out]
     if not train:
         raise UserError(f"reward: {len(rows)} preferences leave none to train on; lower reward.held_out or label more prompts")
-    return train, [row for row in rows if row.video in held_out]
+    return train, [row for row in rows if file_of(row.video) in held_out]
 
 
 def _rows(session: ModelSession, preferences: Sequence[Preference], with_context: bool) -> list[EncodedPair]:

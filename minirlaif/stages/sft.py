@@ -35,7 +35,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
     with run.stage("sft", settings, inputs=run.inputs("sft") if cfg.data.world else [], redo=redo) as out:
         if out is None:
             return
-        samples = read_samples(cfg.data, run, "sft", need_answers=True)
+        samples = read_samples(cfg.data, run, "sft", need_answers=True, max_missing=cfg.video.max_unreadable)
         with open_session(run, cfg.model, cfg.video, Preflight(cfg.data, s, cfg.reward)) as session:
             # 1. rows by answer length
             stages = by_length(session.readable(samples), s.short_words)
@@ -86,10 +86,10 @@ def step(trainer: AdapterTrainer[SftSection], batch: Sequence[Sample], rate: flo
 
 
 def by_length(samples: Sequence[Sample], short_words: int) -> dict[str, list[Sample]]:
-    """Rows whose longest answer has at most `short_words` words, and the others."""
+    """Rows whose longest answer to learn has at most `short_words` words, and the others."""
     stages: dict[str, list[Sample]] = {"short": [], "long": []}
     for row in samples:
-        words = max(len((turn.answer or "").split()) for turn in row.turns)
+        words = max(len((turn.answer or "").split()) for turn in row.turns if turn.learn)
         stages["short" if words <= short_words else "long"].append(row)
     if not samples:
         raise UserError("data.sft: no row is left to train on; see the clips left out above")

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import io
 import math
-import os
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
-from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +21,7 @@ from numpy.typing import NDArray
 from minirlaif.errors import UserError
 from minirlaif.video.child_process import ChildLost, ChildProcess
 from minirlaif.video.frame_sampling import FramePlan, FrameSize, uniform_plan
-from minirlaif.video.spans import file_of, length_of, span_of
+from minirlaif.video.spans import file_of, length_of, local_path, span_of
 
 START_SECONDS = 120.0  # the reader's imports may come from a cold disk
 NAMED = 20  # unreadable clips that an error lists
@@ -53,17 +50,6 @@ class UnreadableClip(UserError):
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
-
-
-def local_path(name: str) -> str:
-    """The path behind a clip's name: a file:// URL, or a Windows path with backslashes where no file has them in its name."""
-    if name.lower().startswith("file://"):
-        host, _, path = name[7:].partition("/")
-        name = unquote("/" + path) if host in ("", "localhost") else name
-        return name[1:] if re.match(r"/[A-Za-z]:[/\\]", name) and os.name == "nt" else name
-    if "\\" in name and os.sep == "/" and not os.path.exists(file_of(name)):
-        return name.replace("\\", "/")
-    return name
 
 
 def part_info(info: ClipInfo, video: str) -> ClipInfo:

@@ -1,4 +1,5 @@
-"""Parts of clips: `a.mp4#t=10,20` names seconds 10 to 20 of a file, as a temporal fragment does (W3C Media Fragments 4.2.1).
+"""Names of clips and of their parts: `a.mp4#t=10,20` names seconds 10 to 20 of a file, as a temporal fragment does (W3C Media
+Fragments 4.2.1).
 
 A row's clip is named so from the row to the frames: everything that knows a clip by its name (contexts, held-out clips) tells two
 parts of one file apart. A part is read as if it had been cut into a file of its own: its time 0 is its start.
@@ -9,8 +10,11 @@ from __future__ import annotations
 import os
 import re
 from typing import NamedTuple
+from urllib.parse import unquote
 
 _FRAGMENT = re.compile(r"#t=(?P<start>\d+(?:\.\d+)?)?(?:,(?P<end>\d+(?:\.\d+)?))?$")
+_URL = re.compile(r"file://(?:localhost(?=/))?", re.IGNORECASE)
+_DRIVE = re.compile(r"/[A-Za-z]:[/\\]")
 LATE = 1.0  # seconds that an end may lie behind the clip's: published ends are often rounded up
 
 
@@ -46,6 +50,26 @@ def name_of(file: str, start: float, end: float | None) -> str:
     if start <= 0 and end is None:
         return file
     return f"{file}#t={_number(start) if start > 0 else ''}{'' if end is None else f',{_number(end)}'}"
+
+
+def spellings(file: str) -> list[str]:
+    """The paths that the name of a file (without its part) may mean, the likeliest first: itself, or what follows file:// (its
+    percent signs may be the URL's codes or the name's own), each also with slashes for Windows' backslashes."""
+    if url := _URL.match(file):
+        path = file[url.end() :]
+        path = path[1:] if _DRIVE.match(path) else path
+        paths = [unquote(path), path]
+    else:
+        paths = [file]
+    return list(dict.fromkeys(each for path in paths for each in (path, path.replace("\\", "/"))))
+
+
+def local_path(video: str) -> str:
+    """The name of a clip, with its part, as a path: of the spellings, the first that is a file here."""
+    file = file_of(video)
+    paths = spellings(file)
+    path = next((path for path in paths if os.path.exists(path)), paths[0]) if len(paths) > 1 else paths[0]
+    return path + video[len(file) :]
 
 
 def length_of(span: Span, seconds: float) -> float:

@@ -12,9 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from minirlaif import config
 from minirlaif.app import run_reader, views
 from minirlaif.inference.engine import LoadedClip
+from minirlaif.models.feature_cache import VisionFeatureCache
+from minirlaif.models.loading import open_backbone
 from minirlaif.runs.run import Run
+from minirlaif.video.frame_sampling import uniform_plan
+from minirlaif.video.reader import ClipReader
 from tests.fixtures import chat_run
 
 
@@ -89,6 +94,20 @@ def test_filters_of_verdicts(finished: Path, wanted: str, numbers: list[int]) ->
     drawn, count = views.verdict(Run(finished / "a"), wanted, 99)  # past the end: the last one
     assert count == len(numbers) and f"question {numbers[-1]}?" in drawn
     assert set(run_reader.VERDICT_FILTERS) >= {wanted} and len(run_reader.VERDICT_FILTERS) == 9
+
+
+def test_frames_of_a_part_of_a_clip(finished: Path) -> None:
+    run = Run(finished / "a")
+    cfg = config.load(run.root / "config.yaml")
+    part = "../world/clip.mp4#t=0.5,1.5"
+    assert run_reader.strip(run, part, 12) == b""
+    with ClipReader(60) as reader:
+        store = VisionFeatureCache(run.root / "cache" / "features.sqlite", open_backbone(cfg.model), reader, cfg.video)
+        store.get(run.located(part), lambda info: [uniform_plan(info.seconds, 12)])
+        store.close()
+    whole, of_part = (run_reader.strip(run, name, 12) for name in ("../world/clip.mp4", part))
+    assert of_part[:2] == b"\xff\xd8" and of_part != whole
+    assert run_reader.strip(run, "../world/clip.mp4#t=50,60", 12) == b""
 
 
 def test_frames_are_found_in_a_run_that_was_moved(finished: Path, tmp_path: Path) -> None:

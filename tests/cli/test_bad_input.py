@@ -122,6 +122,29 @@ def test_unreadable_clips_can_be_left_out(command_line: CommandLine):
     assert command_line.call("sft", "video.max_unreadable=0.5") == (0, "")
 
 
+def test_what_is_left_out_is_listed(command_line: CommandLine):
+    rows = [conversation("good.mp4", f"<video>\nquestion {n}?") for n in range(10)]
+    command_line.write("sft.json", [*rows, conversation("gone.mp4"), conversation("good.mp4", "no tag"), rows[0]])
+    assert command_line.call("sft", "data.max_bad_rows=0.1")[0] == 2
+    assert command_line.call("sft", "data.max_bad_rows=0.1", "video.max_unreadable=0.1") == (0, "")
+    entries = [json.loads(line) for line in (command_line.run / "left_out.jsonl").read_text().splitlines()]
+    assert [(entry["kind"], entry["row"]) for entry in entries] == [("bad row", 12), ("clip", 11), ("duplicate", 13)]
+    manifest = json.loads((command_line.run / "sft" / "manifest.json").read_text())
+    assert "max_bad_rows" not in manifest["config"]["data"] and manifest["metrics"]["long_rows"] == 10
+
+
+def test_a_part_of_a_clip_and_a_masked_answer_go_through(command_line: CommandLine):
+    row = conversation("good.mp4") | {"start": 0.5, "end": 1.5}
+    row["conversations"] += [{"from": "human", "value": "and then?"}, {"from": "gpt", "value": "nothing.", "loss": False}]
+    command_line.write("sft.json", [row])
+    assert command_line.call("sft") == (0, "")
+    shown = (command_line.run / "sft" / "samples.jsonl").read_text()
+    assert "good.mp4#t=0.5,1.5" in shown
+    command_line.write("sft.json", [row | {"start": 5, "end": 6}])
+    code, complaint = command_line.call("sft", "--redo")
+    assert code == 2 and "good.mp4#t=5,6: the part from 5 s lies behind the end of the clip at 2 s" in complaint
+
+
 # --- rows
 
 ROWS = {

@@ -11,6 +11,7 @@ import pytest
 
 from minirlaif.data import formats
 from minirlaif.data.dataset import load_preferences, load_samples
+from minirlaif.data.left_out import RowRules
 from minirlaif.errors import UserError
 from minirlaif.types import Turn
 
@@ -118,10 +119,14 @@ def test_ids_are_own_where_unique_and_content_otherwise(folder: Path) -> None:
     assert ids[2] == "y" and len(set(ids)) == 4
     assert load_samples(write(folder, rows[3], rows[0], name="other.jsonl"))[0].id == ids[3]  # not the place in the file
     assert load_samples(write(folder, own(question="Who?", answer="Nobody."), name="third.jsonl"))[0].id != ids[3]
-    assert error(write(folder, own(id="x"), own(question="Why?"), own(id="x"))).endswith(
-        "row 3: repeats row 1 (same clip and text): remove one of them"
-    )
-    assert "row 2: repeats row 1" in error(write(folder, own(), own()))
+
+
+def test_repetitions_of_a_row_are_left_out_and_listed(folder: Path) -> None:
+    rules = RowRules()
+    samples = load_samples(write(folder, own(id="x"), own(question="Why?"), own(id="x"), own(id="y")), rules=rules)
+    assert [sample.where[-1] for sample in samples] == ["1", "2", "4"]  # a row with an id of its own is another row
+    (entry,) = rules.left_out
+    assert (entry.kind, entry.row, entry.reason) == ("duplicate", 3, "repeats row 1 (same clip and text)")
 
 
 def test_turns_and_system_turns(folder: Path) -> None:
@@ -148,7 +153,7 @@ def test_prompts_may_lack_answers(folder: Path) -> None:
 
 BAD_ROWS: dict[str, tuple[Any, str]] = {
     "no tag": (llava(ASKED), "no <video> tag"),
-    "image tag": (llava(f"<image>\n{ASKED}"), "instead of <image>"),
+    "two image tags": (llava(f"<image><image>\n{ASKED}"), "2 <image> tag(s) but 1 clip(s)"),
     "no clip": ({k: v for k, v in llava().items() if k != "video"}, "1 <video> tag(s) but no clip"),
     "no clip, no tag": ({"question": ASKED, "answer": "x"}, "no clip: every row needs one in a `video` column"),
     "more tags than files": (llava("<video><video> Same?"), "2 <video> tag(s) but 1 clip(s)"),
@@ -164,7 +169,7 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "empty question": (llava("<video>\n "), "question 1 is empty"),
     "empty answer": (own(answer=" "), "answer 1 is empty"),
     "answer of a wrong type": (own(answer={"text": "x"}), "`answer` has no text"),
-    "boolean answer": (own(answer=True), "`answer` must be text"),
+    "infinite answer": (own(answer=float("inf")), "`answer` must be text"),
     "missing clip": (own("c.mp4"), "c.mp4 does not exist"),
     "folder as clip": (own("."), "is a folder"),
     "impossible name": (own("a\0.mp4"), "cannot be a file name"),

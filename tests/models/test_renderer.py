@@ -118,6 +118,14 @@ def test_a_conversation_over_the_limit_is_refused_by_name(render: Renderer) -> N
         render.conversation(None, turns, limit=length - 1)
 
 
+def test_an_answer_that_is_not_learned_is_read_all_the_same(render: Renderer) -> None:
+    turns = [Turn("what happens?", "it falls.", learn=False), Turn("and then?", "it moves left.")]
+    both, second = render.conversation(None, [Turn(t.question, t.answer) for t in turns]), render.conversation(None, turns)
+    assert second.ids == both.ids
+    kept = [token for token, learned in zip(second.ids, second.answer, strict=True) if learned]
+    assert tuple(kept) == render.answer("it moves left.")
+
+
 def test_every_frame_gets_its_placeholders(render: Renderer) -> None:
     for frames in (0, 1, 4):
         ids = render.prompt(FrameLayout(tuple(map(float, range(frames))), 4.0, 3) if frames else None, "what?")

@@ -61,6 +61,11 @@ def test_clips_are_counted_by_content(run: Run, tmp_path: Path) -> None:
     assert seen_before(session(), run, asked(tmp_path, "copy", "sft", "new")) == 2
 
 
+def test_another_part_of_the_same_file_was_read_too(run: Run, tmp_path: Path) -> None:
+    tests = [Sample("a", f"{tmp_path}/sft.mp4#t=1,2", ()), Sample("b", f"{tmp_path}/new.mp4#t=1,2", ())]
+    assert seen_before(session(), run, tests) == 1
+
+
 @pytest.mark.parametrize("name", ["sft.json", "prompts.json", "preferences.json", "sft.mp4"])
 def test_what_is_gone_or_changed_is_not_guessed(run: Run, tmp_path: Path, name: str) -> None:
     (tmp_path / name).rename(tmp_path / "elsewhere")

@@ -285,6 +285,18 @@ def test_a_second_decode_shows(tmp_path: Path):
     assert "decoded and encoded once" not in html and "1.50" in html
 
 
+def test_what_was_left_out_of_the_data_is_counted(tmp_path: Path):
+    cfg, run = make(tmp_path / "r", ROWS, result(ROWS))
+    numbers, html = written(cfg, run)
+    assert "left_out" not in numbers["counts"] and "Left out of the data" not in html
+    kinds = ["duplicate", "bad row", "bad row"]
+    lines = [json.dumps({"kind": kind, "file": "rows.jsonl", "row": n, "reason": "x"}) for n, kind in enumerate(kinds, 1)]
+    (run.root / "left_out.jsonl").write_text("\n".join(lines) + "\n")
+    numbers, html = written(cfg, run)
+    assert numbers["counts"]["left_out"] == {"bad row": 2, "duplicate": 1}
+    assert "Left out of the data: 2 bad rows, 1 repeated rows." in " ".join(Reader(html).text.split())
+
+
 def test_page_is_whole_and_in_order(tmp_path: Path):
     _, html = written(*make(tmp_path / "r", ROWS, result(ROWS)))
     read = Reader(html)

@@ -35,6 +35,13 @@ def test_held_out_pairs_are_whole_clips_that_training_never_sees() -> None:
         reward._split(rows, 1.0)
 
 
+def test_parts_of_one_file_stand_on_one_side() -> None:
+    rows = [preference(f"p{n}", f"/clips/{n // 3}.mp4#t={n % 3},{n % 3 + 1}", "a", "b") for n in range(12)]
+    train, kept = reward._split(rows, 0.5)
+    files = [{row.video.split("#")[0] for row in side} for side in (train, kept)]
+    assert (len(train), len(kept)) == (6, 6) and not files[0] & files[1]
+
+
 @pytest.mark.parametrize("context", [True, False])
 def test_what_training_and_examination_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, context: bool) -> None:
     base = tiny.backbone()
@@ -43,7 +50,7 @@ def test_what_training_and_examination_read(monkeypatch: pytest.MonkeyPatch, tmp
     rows = [preference(f"p{n}", f"/clips/{n}", f"a {colour} circle.", f"a {colour} cross.") for n, colour in enumerate(COLOURS)]
     session = tiny.TinySession(base, {p.video: tiny.view(base, 2, n) for n, p in enumerate(rows)}, cfg)
     tiny.use_session(monkeypatch, reward, session)
-    monkeypatch.setattr(reward, "read_preferences", lambda *_: list(rows))
+    monkeypatch.setattr(reward, "read_judged", lambda *_: list(rows))
     read: dict[bool, list[str]] = {True: [], False: []}  # with gradients: training; without: examination
     embed = base.embed
 
@@ -79,7 +86,7 @@ def test_a_limit_on_pairs_draws_from_those_for_training_and_keeps_the_held_out_o
         return {"loss": 1.0}
 
     monkeypatch.setattr(reward, "backward", backward)
-    monkeypatch.setattr(reward, "read_preferences", lambda *_: list(rows))
+    monkeypatch.setattr(reward, "read_judged", lambda *_: list(rows))
     found: dict[int, set[str]] = {}
     kept: dict[int, list[str]] = {}
     for pairs in (0, 3, 6):

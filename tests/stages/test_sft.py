@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from minirlaif.runs.run import Run
 from minirlaif.stages import sft
+from minirlaif.training.optim import Start
 from minirlaif.types import Sample, Turn
 from tests.fixtures import tiny
 
@@ -48,6 +50,29 @@ def test_short_rows_first_then_the_long_ones(monkeypatch: pytest.MonkeyPatch, tm
     assert [line["stage"] for line in logged] == ["short"] * 3 + ["long"] * 2
     assert logged[3]["learning_rate"] == logged[0]["learning_rate"] == cfg.sft.learning_rate  # each stage starts anew
     assert (run.manifest("sft") or {})["metrics"] | {"short_rows": 3, "long_rows": 2} == (run.manifest("sft") or {})["metrics"]
+
+
+def test_the_loss_is_that_of_the_learned_answers_alone(tmp_path: Path) -> None:
+    base = tiny.backbone()
+    cfg = tiny.settings("sft.batch_size=1")
+    session = tiny.TinySession(base, {"/clip": tiny.view(base, 2, 0)}, cfg)
+    trainer = sft.build(session, cfg.sft, Start(0, tmp_path, "none"))
+    turns = (Turn("what happens?", "it falls down."), Turn("and then?", "it moves."))
+
+    def loss(*learned: bool) -> tuple[float, int]:
+        """Nats per learned token, and how many those are."""
+        chosen = tuple(replace(turn, learn=each) for turn, each in zip(turns, learned, strict=True))
+        tokens = sum(len(base.renderer.answer(str(turn.answer))) for turn in chosen if turn.learn)
+        return sft.backward(trainer, [Sample("a", "/clip", chosen)]), tokens
+
+    (both, all_tokens), (first, few), (second, rest) = loss(True, True), loss(True, False), loss(False, True)
+    assert all_tokens == few + rest and abs(first - second) > 1e-3
+    assert both * all_tokens == pytest.approx(first * few + second * rest, rel=1e-5)
+
+
+def test_an_answer_that_is_not_learned_does_not_make_a_row_long() -> None:
+    masked = Sample("a", "/clip", (Turn("why?", "one two three four", learn=False), Turn("who?", "one")))
+    assert sft.by_length([masked], 3) == {"short": [masked], "long": []}
 
 
 def test_rows_without_short_answers_make_one_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -14,10 +15,12 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
-from minirlaif.data.formats import parse_sample
+from minirlaif.data.dataset import load_samples
+from minirlaif.data.tables import ClipFolder
 from minirlaif.video import preparation, timestamps
 from minirlaif.video.frame_sampling import FramePlan
-from minirlaif.video.reader import ClipReader, UnreadableClip, local_path
+from minirlaif.video.reader import ClipReader, UnreadableClip
+from minirlaif.video.spans import local_path
 from tests.fixtures import clips as tiny_clips
 from tests.fixtures import encoded_clips as clips
 from tests.fixtures.encoded_clips import FAST, Recipe
@@ -230,11 +233,22 @@ def test_names_that_look_like_something_else(name: str, tmp_path: Path, reader: 
     assert reader.info(f"file://{quote(str(tmp_path / name))}").width == 160
 
 
-def test_rows_may_name_clips_by_url_and_with_backslashes(tmp_path: Path):
-    assert parse_sample({"video": "file:///a/b%20c.mp4", "question": "q", "answer": "a"}).video == "/a/b c.mp4"
-    assert local_path("file://localhost/a.mp4") == "/a.mp4"
+@pytest.mark.parametrize("part", ["", "#t=1,2"])
+def test_rows_and_the_reader_know_clips_by_url_and_with_backslashes(part: str, tmp_path: Path):
+    (tmp_path / "day 1").mkdir()
+    clip = tmp_path / "day 1" / "b:50%d c.mp4"
+    clip.write_bytes(b"clip")  # never opened here
+    names = [f"file://{quote(str(clip))}", f"file://localhost{quote(str(clip))}", f"file://{clip}"]
     if os.sep == "/":
-        assert parse_sample({"video": "clips\\day 1\\a.mp4", "question": "q", "answer": "a"}).video == "clips/day 1/a.mp4"
+        names += [str(clip).replace("/", "\\"), f"FILE://{quote(str(clip)).replace('/', '%5C')}"]
+    for name in names:
+        assert local_path(name + part) == f"{clip}{part}"
+        assert ClipFolder(tmp_path).find(name + part) == f"{clip}{part}"
+        rows = tmp_path / "rows.jsonl"
+        rows.write_text(json.dumps({"video": name + part, "question": "q", "answer": "a"}))
+        assert [row.video for row in load_samples(str(rows))] == [f"{clip}{part}"]
+    assert local_path(f"file://{tmp_path}/no%20clip.mp4{part}") == f"{tmp_path}/no clip.mp4{part}"
+    assert local_path("file://localhost/a.mp4") == "/a.mp4"
 
 
 def test_several_plans_of_a_damaged_clip_are_reported_once(tmp_path: Path, reader: ClipReader):

@@ -129,7 +129,9 @@ def evaluated_questions(run: Run, most: int, model: str = "rlaif") -> list[Answe
 def clip_questions(run: Run, data: DataSection) -> list[tuple[str, str]]:
     """(clip, question) of two clips: those of `evaluate` where it has run, else of the training prompts."""
     rows = [(row.video, row.question) for row in evaluated_questions(run, ROWS)]
-    rows = rows or [(row.video, row.turns[0].question) for row in read_samples(data, run, "prompts", need_answers=False)]
+    rows = rows or [
+        (row.video, row.turns[0].question) for row in read_samples(data, run, "prompts", need_answers=False, max_missing=1.0)
+    ]
     clips = list(dict.fromkeys(clip for clip, _ in rows))[:CLIPS]
     return [(clip, question) for clip in clips for _, question in [row for row in rows if row[0] == clip][:EACH]]
 

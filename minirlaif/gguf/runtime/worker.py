@@ -154,7 +154,7 @@ class Worker:
         """Start an answer; {"known": False} when the clip has to be encoded first."""
         if key not in self.generator.clips:
             return {"known": False}
-        history = [Turn(*turn) for turn in turns]
+        history = [Turn(question, answer) for question, answer in turns]
         self.pieces = self.generator.stream(key, history, options=SamplingParams(**options), **request)
         return {"known": True}
 

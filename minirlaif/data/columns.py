@@ -1,0 +1,159 @@
+"""What the columns of a row are called, and the columns whose name means something that nothing here uses.
+
+No column that changes the meaning of a row is dropped: one whose name stands in MEANING (in any case of letters), that holds
+something and that no format has taken, stops the row with its name. `data.ignore_columns` lists those to pass over.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from minirlaif.data.cells import BadRow, clip_name, first, seconds
+from minirlaif.video.spans import name_of, span_of
+
+CONVERSATIONS = ("messages", "conversations", "conversation")
+QUESTIONS = (*CONVERSATIONS, "prompt", "question", "q", "Q", "problem", "query", "instruction")
+ANSWERS = ("answer", "a", "A", "completion", "response", "solution", "output", "correct_answer")
+PLACES = ("answer_id", "answer_idx", "answer_index", "correct_idx", "correct_answer_idx")  # of the right option
+VIDEOS = ("video", "videos", "video_path", "video_file", "video_id", "video_name", "images", "path", "vid_name")
+FILES = ("video", "videos", "video_path", "video_file")  # of these, columns that name a file rather than a recording
+
+# A part of the clip as two columns, or as one list of two.
+_ENDS = (
+    ("start", "end"),
+    ("start_time", "end_time"),
+    ("video_start", "video_end"),
+    ("start_sec", "end_sec"),
+    ("start_second", "end_second"),
+    ("start_seconds", "end_seconds"),
+    ("clip_start", "clip_end"),
+    ("start_timestamp", "end_timestamp"),
+    ("begin", "end"),
+)
+_PAIRS = ("timestamp", "timestamps", "time", "times", "ts", "span", "segment", "time_range", "time_span", "clip_span", "clip")
+_PATHS = ("path", "video", "url", "video_url")  # of an object that names a clip
+_RANGE = re.compile(r"\s*([\d:.]+)\s*-\s*([\d:.]+)\s*")  # TVQA: 76.01-84.2
+
+MEANING = frozenset(
+    (
+        # which part of the clip
+        "start end begin start_time end_time video_start video_end start_sec end_sec start_second end_second start_seconds"
+        " end_seconds clip_start clip_end start_timestamp end_timestamp start_frame end_frame timestamp timestamps time times ts"
+        " span spans segment segments time_range time_span clip_span moment moments duration"
+        # what there is to choose from, and what is not the answer
+        " options option candidates candidate choices choice answer_choices distractors negative negatives hard_negative"
+        " hard_negatives counterfactual counterfactuals chosen rejected rejected_response rejected_messages rejected_videos"
+        " rejected_answer negative_messages positive_messages wrong_answer wrong_answers incorrect_answers"
+        # further input of the model
+        " subtitle subtitles subtitle_path srt transcript asr context input history system system_prompt tools objects image"
+        " images audio audios"
+        # what is learned from it
+        " loss loss_mask loss_scale weight weights sample_weight kto_tag"
+    ).split()
+)
+# Answers of a preference: of no meaning to a row that is read for its question alone.
+PREFERRED = ("chosen", "rejected", "rejected_response", "rejected_messages", "output_1", "output_2", "preference")
+_OPTION = re.compile(r"(?:option|choice)s?[ _]?(?:\d|[a-f])|a\d", re.IGNORECASE)  # a column for each option
+_DATE = re.compile(r"\d{4}-\d\d-\d\d(?:[T ].*)?")
+
+
+def unused(row: Mapping[str, Any]) -> list[str]:
+    """The columns left of a row that mean something."""
+    return [name for name, value in row.items() if _means(name, value)]
+
+
+def refuse_unused(row: Mapping[str, Any], ignore: Sequence[str] = ()) -> None:
+    """BadRow that names the columns left of a row that mean something. ignore: what the settings pass over already."""
+    if names := unused(row):
+        columns = " and ".join(f"`{name}`" for name in names)
+        known = ", ".join(dict.fromkeys([*ignore, *names]))
+        raise BadRow(
+            f"column{'s' * (len(names) > 1)} {columns} would change what the row means and {'are' if len(names) > 1 else 'is'}"
+            f" not used: take {'them' if len(names) > 1 else 'it'} out, or pass over with data.ignore_columns: [{known}]"
+        )
+
+
+def _means(name: str, value: Any) -> bool:
+    lower = name.lower()
+    if value in ("", [], {}):
+        return False
+    if lower == "label":  # KTO's: whether the answer is a good one. Other labels are classes, which pass on as tags
+        return isinstance(value, bool)
+    if lower in ("loss", "weight", "sample_weight", "loss_scale") and value == 1:
+        return False  # learned from as every row is
+    if lower in ("time", "timestamp") and isinstance(value, str) and _DATE.fullmatch(value.strip()):
+        return False  # when the row was written
+    return lower in MEANING or _OPTION.fullmatch(name) is not None
+
+
+def take_part(row: dict[str, Any], video: str, inside: str = "") -> str:
+    """The name of the part of a clip that a row, or a video part of a message, means by its columns, which are taken out.
+
+    video: the clip as the row names it; a part given in two ways is a BadRow. inside: what holds the columns, for messages.
+    """
+    names = max(_ENDS, key=lambda names: sum(name in row for name in names))
+    pair = next((name for name in _PAIRS if _is_pair(row.get(name))), "")
+    others = [name for name in (*names, *_PAIRS) if name != pair and (name in names or _is_pair(row.get(name))) and name in row]
+    if not pair and not others:
+        return video
+    if pair and others:
+        raise BadRow(f"{inside}two columns may be the part of the clip, `{pair}` and `{others[0]}`: take one out")
+    end: float | None
+    if pair:
+        start, end = (seconds(value, pair) for value in _ends(row.pop(pair)))
+        shown = f"`{pair}`"
+    else:
+        start = seconds(row.pop(names[0]), names[0]) if names[0] in row else 0.0
+        end = seconds(row.pop(names[1]), names[1]) if names[1] in row else None
+        shown = f"`{names[0]}` and `{names[1]}`"
+    if end is not None and end <= start:
+        raise BadRow(f"{inside}{shown}: the part ends at {end:g} s and starts at {start:g} s; the end must lie behind the start")
+    if span_of(video).is_part:
+        raise BadRow(f"{inside}{shown} and the name {video} both give a part of the clip: take one out")
+    return name_of(video, start, end)
+
+
+def _ends(value: Any) -> tuple[Any, Any]:
+    match = _RANGE.fullmatch(value) if isinstance(value, str) else None
+    return (match[1], match[2]) if match else (value[0], value[1])
+
+
+def _is_pair(value: Any) -> bool:
+    if isinstance(value, str):
+        return _RANGE.fullmatch(value) is not None
+    return isinstance(value, list | tuple) and len(value) == 2 and not any(isinstance(item, list | dict) for item in value)
+
+
+def clip_names(value: Any, column: str) -> list[str]:
+    """Clip names of a video column: text, a number, an object such as {"path"}, which may have a start and an end, or a list of
+    these."""
+    if isinstance(value, list):
+        return [name for item in value for name in clip_names(item, column)]
+    if not isinstance(value, Mapping):
+        return [clip_name(value, column)]
+    rest = {str(name): cell for name, cell in value.items() if cell is not None and name != "type"}
+    key = next((name for name in _PATHS if rest.get(name)), "")
+    if not key and rest.get("bytes"):
+        raise BadRow(f"`{column}` holds the clip itself; write it to a file and name that file")
+    names = clip_names(rest.pop(key, None), column)
+    if len(names) == 1:
+        names = [take_part(rest, names[0], f"`{column}`: ")]
+    try:
+        refuse_unused(rest)
+    except BadRow as problem:
+        raise BadRow(f"`{column}`: {problem}") from None
+    return names
+
+
+def take_videos(row: dict[str, Any]) -> tuple[str, list[str]]:
+    """The column that names clips, and the clips; takes it out of the row."""
+    column = first(row, VIDEOS)
+    names = clip_names(row.pop(column), column) if column else []
+    for other in [name for name in FILES if row.get(name) not in (None, "", [])]:
+        if clip_names(row.pop(other), other) != names:
+            raise BadRow(
+                f"two columns may be the clip, `{column}` and `{other}`: take one out, or name it in data.ignore_columns"
+            )
+    return column, names

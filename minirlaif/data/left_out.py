@@ -1,0 +1,66 @@
+"""What a run leaves out of its data, with reasons: one file at the run's root, and the rules that allow it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from minirlaif import distributed
+from minirlaif.runs.io import read_jsonl, write_atomic
+
+FILE = "left_out.jsonl"
+KINDS = ("bad row", "duplicate", "clip")  # in the order of the report
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A row (file and number) or a clip (a file without a number) that is not used."""
+
+    kind: str  # one of KINDS
+    file: str
+    row: int
+    reason: str
+
+
+@dataclass
+class RowRules:
+    """How rows are read.
+
+    ignore: columns to pass over; max_bad: share of a file's rows that may be bad; max_missing: share of its clips, or of the rows
+    about them, that may be missing; left_out: what was left out, filled by the reader.
+    """
+
+    ignore: Sequence[str] = ()
+    max_bad: float = 0.0
+    max_missing: float = 0.0
+    left_out: list[LeftOut] = field(default_factory=list)
+
+
+def write(root: Path, entries: Iterable[LeftOut], is_replaced: Callable[[LeftOut], bool]) -> None:
+    """Bring RUN/left_out.jsonl up to date: the entries, and those of before that are not replaced by them. Without any there is
+    no file. Of several processes the leader writes. Prints what is new, in a line for each kind."""
+    if not distributed.leads() or not root.is_dir():
+        return
+    path = root / FILE
+    before = [LeftOut(**row) for row in read_jsonl(path, missing_ok=True)]
+    after = list(dict.fromkeys([*(entry for entry in before if not is_replaced(entry)), *entries]))
+    if after == before:
+        return
+    if not after:
+        os.unlink(path)
+        return
+    text = "".join(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in after)
+    write_atomic(path, text)
+    new = [entry for entry in after if entry not in before]
+    for kind, count in Counter(entry.kind for entry in new).items():
+        print(f"left out: {count} {kind}{'s' * (count > 1)}; {path} has the reasons", flush=True)
+
+
+def counts(root: Path) -> dict[str, int]:
+    """How many entries of each kind the file of a run has; empty without one."""
+    kinds = Counter(row["kind"] for row in read_jsonl(root / FILE, missing_ok=True))
+    return {kind: kinds[kind] for kind in KINDS if kinds[kind]}

@@ -1,0 +1,128 @@
+"""Messages of a conversation column: turns in the forms of LLaVA, ShareGPT, OpenAI and ms-swift, and answers in columns."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from minirlaif.data.cells import PLACEHOLDER, BadRow, kind, plain_text
+from minirlaif.data.columns import CONVERSATIONS, clip_names
+
+_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant", "system": "system"}
+_PAIRS = (("human", "assistant"), ("user", "assistant"), ("query", "response"))  # a turn as one object of both texts
+_UNUSED = ("tool_calls", "function_call", "reasoning_content", "thinking")
+_FILES = ("video", "path", "url", "video_url")  # of a part of type video
+_WRAPPED = re.compile(r"\s*<answer>(.*)</answer>\s*", re.DOTALL)  # Video-R1's solutions
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn. text: parts of type video stand in it as <video>; files: clips that parts name; learn: whether to train on it."""
+
+    role: str  # user, assistant or system
+    text: str
+    files: tuple[str, ...] = ()
+    learn: bool = True
+
+
+def messages_of(value: Any, column: str) -> list[Message]:
+    """Messages of a conversation column; a plain text is one question, or a conversation written as JSON."""
+    if isinstance(value, str):
+        if column not in CONVERSATIONS:
+            return [Message("user", value)]
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise BadRow(f"`{column}` must be a list of turns, this is text") from None
+    if isinstance(value, Mapping) and value and all(isinstance(v, list) for v in value.values()):
+        cells = zip(*value.values(), strict=False)  # a list of objects stored as columns, as in older hub sets
+        value = [dict(zip(value, cell, strict=True)) for cell in cells]
+    if not isinstance(value, list) or not value:
+        raise BadRow(f"`{column}` must be a list of turns, this is {'empty' if value == [] else kind(value)}")
+    return [message for number, item in enumerate(value, 1) for message in _split(item, column, number)]
+
+
+def history_of(value: Any) -> list[Message]:
+    """Earlier turns of a query: pairs of question and answer."""
+    if not isinstance(value, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
+        raise BadRow("`history` must be a list of [question, answer] pairs")
+    return [
+        Message(role, answer_text(text, "history"))
+        for pair in value
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+
+
+def answer_text(value: Any, column: str) -> str:
+    """An answer given as text, as a number or truth value, as one message or as a list of one message."""
+    text = plain_text(value)
+    if text is not None:
+        match = _WRAPPED.fullmatch(text)
+        return match[1] if match else text
+    if isinstance(value, list) and len(value) == 1:
+        return answer_text(value[0], column)
+    if isinstance(value, Mapping):
+        return _message({"role": "assistant"} | {k: v for k, v in value.items() if k in ("value", "content")}, column, 1).text
+    raise BadRow(f"`{column}` must be text or one message, this is {kind(value)}")
+
+
+def _split(item: Any, column: str, number: int) -> list[Message]:
+    """The messages of one item; ms-swift's ShareGPT rows have a question and its answer in one."""
+    if isinstance(item, Mapping) and not item.get("from") and not item.get("role"):
+        for ask, reply in _PAIRS:
+            if isinstance(item.get(ask), str) and isinstance(item.get(reply), str):
+                return [Message("user", item[ask]), Message("assistant", item[reply])]
+    return [_message(item, column, number)]
+
+
+def _message(item: Any, column: str, number: int) -> Message:
+    where = f"turn {number} of `{column}`"
+    if not isinstance(item, Mapping):
+        raise BadRow(f"{where} must have from/value or role/content, this is {kind(item)}")
+    name = item.get("from") or item.get("role")
+    role = _ROLES.get(str(name).lower())
+    if role is None:
+        raise BadRow(f"{where} is by {name!r}; known are human/user, gpt/assistant and system")
+    if key := next((key for key in _UNUSED if item.get(key)), ""):
+        raise BadRow(f"{where} has `{key}`, which is not used: take it out of the turn")
+    content = item.get("value") if item.get("value") is not None else item.get("content")
+    learn = _learned(item, role, where)
+    if isinstance(content, str):
+        return Message(role, content, learn=learn)
+    if not isinstance(content, list):
+        raise BadRow(f"{where} has no text in `value` or `content`")
+    text, files = "", []
+    for part in content:
+        of_type = part.get("type") if isinstance(part, Mapping) else None
+        if of_type == "text" and isinstance(part.get("text"), str):
+            text += part["text"]
+        elif of_type in ("video", "video_url"):
+            text += PLACEHOLDER
+            files += _clip_of(part, where)
+        else:
+            raise BadRow(f"{where} has a part of type {of_type!r}; known are text and video")
+    return Message(role, text, tuple(files), learn)
+
+
+def _clip_of(part: Mapping[str, Any], where: str) -> list[str]:
+    """The clip that a part names, if it does, with its start and end. How many frames it asks for is a setting here."""
+    if not any(part.get(name) is not None for name in _FILES):
+        return []  # a column of the row names it
+    try:
+        return clip_names(part, "video part")
+    except BadRow as problem:
+        raise BadRow(f"{where}: {problem}") from None
+
+
+def _learned(item: Mapping[str, Any], role: str, where: str) -> bool:
+    """Whether a turn is trained on: `loss` (ms-swift), `weight` (OpenAI) and `train` (Axolotl) say so of an answer."""
+    given = {name: item[name] for name in ("loss", "weight", "train", "loss_scale") if item.get(name) is not None}
+    for name, value in given.items():
+        if value not in (0, 1):
+            raise BadRow(f"{where}: `{name}` is {value!r}; an answer is trained on (1, true) or not (0, false), nothing between")
+        if role != "assistant" and value and name != "loss_scale":
+            raise BadRow(f"{where}: `{name}` is {value!r}, but only answers are trained on: take it out")
+    return all(given.values())

@@ -1,0 +1,179 @@
+"""Rows that would be read as something else than they mean: each is refused by file, row, column and reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minirlaif.data.dataset import load_preferences, load_samples
+from minirlaif.errors import UserError
+
+Q, A = "What does the dog do?", "It jumps into a lake."
+ROW: dict[str, Any] = {"video": "a.mp4", "question": Q, "answer": A}
+ASK, REPLY = {"role": "user", "content": f"<video>{Q}"}, {"role": "assistant", "content": A}
+CHAT: dict[str, Any] = {"messages": [ASK, REPLY], "videos": ["a.mp4"]}
+PETS: dict[str, Any] = {"video": "a.mp4", "question": "Which animal?", "options": ["cat", "dog"]}
+
+
+def chat(**more: Any) -> dict[str, Any]:
+    """A conversation whose answer has further keys."""
+    return {"messages": [ASK, {**REPLY, **more}], "videos": ["a.mp4"]}
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    # columns that mean something and are not used
+    **{
+        f"column {name}": (ROW | {name: value}, f"column `{name}` would change what the row means")
+        for name, value in {
+            "duration": 12.5,
+            "timestamp": 4.5,
+            "time": 3,
+            "timestamps": [[1, 2], [4, 5]],
+            "start_frame": 30,
+            "counterfactual": "It swims.",
+            "negative": ["It swims."],
+            "rejected": "It swims.",
+            "subtitle": "Good dog!",
+            "subtitles": "a.srt",
+            "system": "You are helpful.",
+            "history": [["Who?", "A dog."]],
+            "weight": 0.5,
+            "loss": False,
+            "label": False,
+            "kto_tag": True,
+            "tools": "[]x",
+            "images": ["b.jpg"],
+            "audios": ["b.wav"],
+            "context": "A dog show.",
+            "Duration": 3,
+            "option_b": "swim",
+        }.items()
+    },
+    "several of them": (ROW | {"duration": 3, "subtitle": "x"}, "columns `duration` and `subtitle` would change"),
+    # two columns for one thing
+    "prompt and question": (ROW | {"prompt": "You are helpful."}, "two columns may be the question, `prompt` and `question`"),
+    "problem and question": (ROW | {"problem": Q}, "two columns may be the question, `question` and `problem`"),
+    "messages and prompt": (CHAT | {"prompt": Q}, "two columns may be the question, `messages` and `prompt`"),
+    "two answers": (ROW | {"a": "x"}, "two columns may be the answer, `answer` and `a`"),
+    "two columns of options": (PETS | {"answer": "A", "candidates": ["x", "y"]}, "two columns may be the options"),
+    "two columns of clips": (ROW | {"videos": ["b.mp4"]}, "two columns may be the clip, `video` and `videos`"),
+    "two parts of a clip": (ROW | {"start": 1, "end": 2, "timestamps": [3, 4]}, "two columns may be the part of the clip"),
+    "a part in the name and in columns": (ROW | {"video": "a.mp4#t=1,2", "start": 3}, "both give a part of the clip"),
+    # options
+    "a letter behind the options": (PETS | {"answer": "C"}, "`answer` 'C' is none of the 2 options"),
+    "a text that is no option": (PETS | {"answer": "horse"}, "`answer` 'horse' is none of the 2 options"),
+    "letter of one option, text of another": (PETS | {"answer": "A. dog"}, "the letter of one option and the text of another"),
+    "a number that is an option too": (PETS | {"options": ["1", "2", "0"], "answer": 1}, "may be an option or the number of one"),
+    "one option": (PETS | {"options": ["cat"], "answer": "A"}, "`options` must hold 2 to 26 options"),
+    "one option twice": (PETS | {"options": ["cat", "cat"], "answer": "A"}, "`options` holds one option twice"),
+    "options out of order": (PETS | {"options": {"B": "x", "A": "y"}, "answer": "A"}, "must have its options in order"),
+    "options as prose": (PETS | {"options": "cat or dog", "answer": "A"}, "`options` must be a list of texts, this is text"),
+    "options of a conversation": (
+        {"messages": [ASK, REPLY, {"role": "user", "content": "And?"}, REPLY], "videos": ["a.mp4"], "options": ["x", "y"]},
+        "the row has options and 2 questions",
+    ),
+    # parts of clips
+    "an end before the start": (ROW | {"start": 5, "end": 2}, "`start` and `end`: the part ends at 2 s and starts at 5 s"),
+    "a negative start": (ROW | {"start": -1, "end": 2}, "`start` must be a time in seconds from 0, this is '-1'"),
+    "a start in words": (ROW | {"start": "soon"}, "`start` must be a time in seconds from 0, this is 'soon'"),
+    "a part with an unknown time": (
+        {"messages": [{"role": "user", "content": [{"type": "video", "video": "a.mp4", "timestamp": 3}]}, REPLY]},
+        "turn 1 of `messages`: `video part`: column `timestamp` would change",
+    ),
+    # masks
+    "a weight between": (chat(weight=0.5), "turn 2 of `messages`: `weight` is 0.5"),
+    "loss on a question": ({"messages": [{**ASK, "loss": True}, REPLY], "videos": ["a.mp4"]}, "only answers are trained on"),
+    "nothing to learn": (chat(loss=False), "no answer is trained on"),
+    "a tool call": (chat(tool_calls=[{"id": 1}]), "turn 2 of `messages` has `tool_calls`, which is not used"),
+    "reasoning beside an answer": (chat(reasoning_content="Because."), "turn 2 of `messages` has `reasoning_content`"),
+    # clips
+    "a moment beside a clip": (ROW | {"video": {"path": "a.mp4", "timestamp": 3}}, "`video`: column `timestamp` would change"),
+    "a clip on the web": (ROW | {"video": "https://example.org/a.mp4"}, "is an address; download the clip"),
+    "a Windows drive": (ROW | {"video": "C:\\clips\\b.mp4"}, "is a Windows path with a drive"),
+    "a picture of Video-R1": (
+        {"problem": Q, "data_type": "image", "solution": "<answer>3</answer>", "path": "./a.jpg"},
+        "`path` holds frame pictures (./a.jpg)",
+    ),
+    "two clips": (ROW | {"video": ["a.mp4", "b.mp4"]}, "2 clips in one row"),
+    "an audio part": (
+        {"messages": [{"role": "user", "content": [{"type": "audio", "audio": "a.wav"}]}, REPLY], "videos": ["a.mp4"]},
+        "has a part of type 'audio'",
+    ),
+    # benchmarks of other kinds
+    "Charades-STA": ({"video": "a.mp4", "timestamp": [1, 2], "sentence": "a dog jumps"}, "`question` or `q` column"),
+    "CLEVRER": ({"video": "a.mp4", "questions": [{"question": Q}]}, "`question` or `q` column"),
+    "a conversation as prose": ({"conversations": f"<video>{Q} {A}", "video": "a.mp4"}, "must be a list of turns, this is text"),
+    # answers
+    "a list of answers": (ROW | {"answer": ["x", "y"]}, "`answer` must be text or one message, this is a list"),
+    "no number": (ROW | {"answer": float("nan")}, "`answer` must be text or one message"),
+    "history that is no list of pairs": (
+        {"query": Q, "response": A, "history": ["x"], "videos": ["a.mp4"]},
+        "`history` must be a list of [question, answer] pairs",
+    ),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_bytes(b"clip")
+    return tmp_path
+
+
+def refusal(folder: Path, row: Any, load: Any = load_samples) -> str:
+    source = folder / "rows.jsonl"
+    source.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load(str(source))
+    message = str(caught.value)
+    assert message.startswith(f"{source}, row 1: ") and "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_row_is_refused_by_name(folder: Path, name: str) -> None:
+    row, expected = REFUSED[name]
+    assert expected in refusal(folder, row)
+
+
+def test_the_refusal_of_a_column_names_the_setting_that_passes_over_it(folder: Path) -> None:
+    message = refusal(folder, ROW | {"duration": 3, "subtitle": "x"})
+    assert message.endswith("take them out, or pass over with data.ignore_columns: [duration, subtitle]")
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"question": Q, "chosen": "x", "rejected": "y", "duration": 3}, "column `duration` would change"),
+        ({"messages": [ASK, REPLY], "rejected_messages": [{"role": "user", "content": "Who?"}, REPLY]}, "one conversation"),
+        (
+            {
+                "prompt": "Who?",
+                "chosen": [{"role": "user", "content": Q}, REPLY],
+                "rejected": [{"role": "user", "content": Q}, ASK],
+            },
+            "one conversation that ends in two different answers",
+        ),
+        (
+            {
+                "prompt": "Who?",
+                "chosen": [{"role": "user", "content": Q}, REPLY],
+                "rejected": [{"role": "user", "content": Q}, {"role": "assistant", "content": "No."}],
+            },
+            "begin with another conversation than the prompt column holds",
+        ),
+        ({"question": Q, "rejected_response": "x", "rejected_messages": [REPLY]}, "two columns may be the rejected answer"),
+        ({"question": "Which?", "options": ["cat", "dog"], "chosen": "B", "rejected": "dog"}, "are the same"),
+    ],
+)
+def test_a_preference_is_refused_by_name(folder: Path, row: dict[str, Any], expected: str) -> None:
+    assert expected in refusal(folder, row | {"videos": ["a.mp4"]}, load_preferences)
+
+
+def test_two_files_that_one_address_may_mean(folder: Path) -> None:
+    for name in ("c%20d.mp4", "c d.mp4"):
+        (folder / name).write_bytes(b"clip")
+    assert "and both are there: rename one of them" in refusal(folder, ROW | {"video": "file://c%20d.mp4"})

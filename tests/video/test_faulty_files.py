@@ -236,7 +236,7 @@ def test_names_that_look_like_something_else(name: str, tmp_path: Path, reader: 
 @pytest.mark.parametrize("part", ["", "#t=1,2"])
 def test_rows_and_the_reader_know_clips_by_url_and_with_backslashes(part: str, tmp_path: Path):
     (tmp_path / "day 1").mkdir()
-    clip = tmp_path / "day 1" / "b:50%d c.mp4"
+    clip = tmp_path / "day 1" / "b:50%20 c.mp4"
     clip.write_bytes(b"clip")  # never opened here
     names = [f"file://{quote(str(clip))}", f"file://localhost{quote(str(clip))}", f"file://{clip}"]
     if os.sep == "/":

@@ -28,7 +28,8 @@ from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.tiny_world import base_model
 from minirlaif.tiny_world import clips as tinyworld
-from minirlaif.training.optim import check_finite, load_optimizer, save_optimizer
+from minirlaif.training.checkpoint import load_optimizer, save_optimizer
+from minirlaif.training.optim import check_finite
 from minirlaif.training.schedules import learning_rate
 
 # Rows per step of each kind. Reading a narrative comes first: looking words up in a text is the skill that takes longest

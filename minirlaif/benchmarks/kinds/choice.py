@@ -9,7 +9,7 @@ from minirlaif.benchmarks.kinds import base
 from minirlaif.benchmarks.kinds.base import ACCURACY, Answer, BenchmarkKind, Grade, Item
 from minirlaif.data.formats import BadRow
 from minirlaif.feedback.text_judge import GradeResult, JudgeName
-from minirlaif.judges.rubric import CHOOSE, asked_choice, chosen_option
+from minirlaif.judges.rubric import CHOOSE, choice_question, chosen_option
 
 MOST_OPTIONS = 10  # that have a column each
 _TRUTHS = ("answer", "correct_choice", "correct_answer", "truth")
@@ -33,7 +33,7 @@ class MultipleChoice(BenchmarkKind):
         return Item("", "choice", clip, "", (question,), options[_right_place(row, options)], options, row, base.own_id(row))
 
     def prompts(self, item: Item) -> list[str]:
-        return [asked_choice(question, item.options) for question in item.questions]
+        return [choice_question(question, item.options) for question in item.questions]
 
     def grader(self, ranked: bool, ask: str) -> JudgeName:
         """Likelihoods are of the options' texts alone; letters depend on how they are asked for."""

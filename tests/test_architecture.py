@@ -28,7 +28,7 @@ GRAPH = (
     ("algorithms", "algorithms"),
     ("tools", "judges gguf reports tiny_world convert"),
     ("stages", "stages"),
-    ("wings", "benchmarks memory ablation serve"),
+    ("wings", "benchmarks memory ablation"),
     ("app", "app"),
     ("cli", "cli"),
     ("main", "__main__"),
@@ -38,7 +38,7 @@ TOGETHER = {"base"}  # rows whose members may import each other
 # Mathematics and records: no disk, clock, randomness, processes or logging.
 PURE = (
     "types errors stats config.schema video.frame_sampling models.tokens feedback.verdicts training.schedules"
-    " algorithms.losses algorithms.advantages judges.rubric benchmarks.published memory.formulas"
+    " algorithms.losses algorithms.advantages feedback.text_judge judges.rubric memory.formulas"
 ).split()
 IMPURE = (
     "os pathlib shutil tempfile time datetime random secrets logging subprocess socket threading multiprocessing numpy".split()
@@ -119,9 +119,20 @@ def graph_faults(module: str, tree: ast.AST) -> list[str]:
             for name, root in roots
             if root in IMPURE and (module, root) not in IMPURE_EXCEPT
         ]
+        faults += [
+            f"{module} imports {other}, which is not pure"
+            for other in own_imports(module, tree)
+            if not within(other.removesuffix(".__init__"), PURE)
+        ]
     if within(module, NO_TORCH):
         faults += [f"{module} imports {name}" for name, root in roots if root in ("torch", "transformers")]
     return faults
+
+
+def test_the_lists_name_what_exists():
+    assert {name for _, names in GRAPH for name in names.split()} == {place(module) for module in SOURCES} - {"__init__"}
+    listed = {*PURE, *NO_TORCH, *(module for module, _ in IMPURE_EXCEPT), *STAGE_HELPERS}
+    assert not {name for name in listed if name not in SOURCES and f"{name}.__init__" not in SOURCES}
 
 
 @pytest.mark.parametrize("module", SOURCES)
@@ -136,6 +147,7 @@ def test_the_import_graph(module: str):
         ("video.reader", "from minirlaif.runs.io import sha256", "later row"),
         ("video.reader", "from ..runs import io", "later row"),
         ("types", "def f():\n    import random", "no disk, clock or randomness"),
+        ("judges.rubric", "from minirlaif.judges.cache import Reply", "not pure"),
         ("runs.run", "import torch", "imports torch"),
         ("video.reader", "import minirlaif.cli.main", "later row"),
         ("data.dataset", "from minirlaif.stages import sft", "later row"),
@@ -213,17 +225,34 @@ def test_decoders_and_the_like_are_imported_inside_functions(module: str):
     assert not found & ONLY_INSIDE_FUNCTIONS
 
 
+def names_of_config(tree: ast.AST) -> set[str]:
+    """Names by which a module knows the class Config: its own, those that it is imported as, and those assigned from it."""
+    names = {"Config"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            names |= {alias.asname for alias in node.names if alias.name == "Config" and alias.asname}
+        elif isinstance(node, ast.Assign) and ast.unparse(node.value).split(".")[-1] in names:
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
+
+
 def takers_of_a_config(module: str, tree: ast.AST) -> set[str]:
     """Functions with a parameter that is a whole Config, but for a stage's `run`, the command line and the config itself."""
     if top(module) in ("cli", "config"):
         return set()
+    is_config = re.compile(rf"\b({'|'.join(names_of_config(tree))})\b")
     takers = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not (top(module) == "stages" and node.name == "run"):
-            for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
-                annotation = ast.unparse(argument.annotation) if argument.annotation else ""
-                if argument.arg == "cfg" or re.search(r"\bConfig\b", annotation):
-                    takers.add(f"{module}.{node.name}")
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        name = "lambda" if isinstance(node, ast.Lambda) else node.name
+        if top(module) == "stages" and name == "run":
+            continue
+        a = node.args
+        for argument in (*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))):
+            annotation = ast.unparse(argument.annotation) if argument.annotation else ""
+            if argument.arg == "cfg" or is_config.search(annotation):
+                takers.add(f"{module}.{name}")
     return takers
 
 
@@ -236,6 +265,19 @@ def test_the_config_test_sees_a_breach():
     code = "def one(cfg): ...\ndef two(all: config.Config | None): ...\ndef three(section: SftSection): ...\ndef run(cfg): ..."
     assert takers_of_a_config("stages.sft", ast.parse(code)) == {"stages.sft.one", "stages.sft.two"}
     assert "session.run" in takers_of_a_config("session", ast.parse(code))
+    code = """
+from minirlaif import config
+from minirlaif.config import Config as Settings
+Whole = config.Config
+def aliased(x: Settings): ...
+def assigned(x: "Whole"): ...
+def starred(*all: Settings): ...
+def named(**all: Settings): ...
+def none(x: SettingsOfClips): ...
+f = lambda cfg: cfg.seed
+"""
+    names = {"aliased", "assigned", "starred", "named", "lambda"}
+    assert takers_of_a_config("session", ast.parse(code)) == {f"session.{name}" for name in names}
 
 
 def test_a_clip_passes_few_modules_from_its_row_to_the_loss():
@@ -320,9 +362,30 @@ RETIRED = frozenset(
     (
         "told said asked some found begun eyes resting visiting park parked chances banned contestant contestants duel ballot"
         " desk shelf talk talks standin trial narrate speaker workings oldfiles facts exam look looks looked workbench roles_of"
-        " reading_as kept_whole swap_consistent sequence_scores score_with_terms mark_all entered devjudge asking come"
+        " reading_as kept_whole swap_consistent sequence_scores score_with_terms mark_all entered devjudge asking come opened"
+        " whole mark marks story stories opening duels ballots desks narrated goes_on feature_store"
     ).split()
 )
+# Retired also as a part of a longer name.
+RETIRED_PARTS = frozenset("told said asked eyes resting desk shelf duel ballot banned contestant narrate opened".split())
+# Classes that were renamed; as names of values these are ordinary words.
+RETIRED_CLASSES = frozenset(
+    (
+        "Asked Row View Shown Kept FeatureStore Resting Roles Workbench Pair Engine Options Look Entry Contestant Mark Duel"
+        " Ballot Desk DevJudge _Read"
+    ).split()
+)
+# Words of the same table that stay, because the code means their ordinary sense.
+ORDINARY = {
+    "row": "of a table or a file",
+    "view": "of a tensor, and of a run in the app",
+    "kept": "what a filter lets through",
+    "shown": "what is printed, or put into a prompt or a page",
+    "entry": "of a list or a mapping",
+    "roles": "of a chat's messages, and of adapters",
+    "prepare": "as in accelerate",
+    "learner": "what PPO trains",
+}
 
 
 def identifiers(tree: ast.AST) -> Iterator[str]:
@@ -333,14 +396,20 @@ def identifiers(tree: ast.AST) -> Iterator[str]:
             yield node.attr
         elif isinstance(node, (ast.arg, ast.keyword)) and node.arg:
             yield node.arg
-        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             yield node.name
-        elif isinstance(node, ast.alias) and node.asname:
-            yield node.asname
+        elif isinstance(node, (ast.ExceptHandler, ast.MatchAs, ast.MatchStar)) and node.name:
+            yield node.name
+        elif isinstance(node, ast.MatchMapping) and node.rest:
+            yield node.rest
+        elif isinstance(node, ast.alias):
+            yield node.asname or node.name.split(".")[-1]
 
 
 def retired_words(tree: ast.AST) -> set[str]:
-    return {name for name in identifiers(tree) if name.strip("_").removesuffix("_V").lower() in RETIRED}
+    words = {name: name.strip("_").removesuffix("_V").lower() for name in identifiers(tree)}
+    found = {name for name, word in words.items() if word in RETIRED or RETIRED_PARTS & set(word.split("_"))}
+    return found | {n.name for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name in RETIRED_CLASSES}
 
 
 @pytest.mark.parametrize("module", SOURCES)
@@ -351,6 +420,24 @@ def test_no_retired_word_is_an_identifier(module: str):
 def test_retired_words_are_seen():
     code = "import a as told\ndef looks(asked, *, x=0):\n    _found = f(said=1)\n    b.eyes = chances_V\nclass Duel: pass"
     assert retired_words(ast.parse(code)) == {"told", "looks", "asked", "_found", "said", "eyes", "chances_V", "Duel"}
+    code = """
+from a import look, b as eyes_of
+class Row: row = 1
+async def trial():
+    try: ...
+    except E as said: ...
+    match x:
+        case [1, *marks]: ...
+        case {"a": asked_choice, **desk}: ...
+        case str() as opened: ...
+"""
+    names = {"look", "eyes_of", "Row", "trial", "said", "marks", "asked_choice", "desk", "opened"}
+    assert retired_words(ast.parse(code)) == names
+
+
+def test_ordinary_words_are_used_and_not_retired():
+    used = {name.strip("_").lower() for tree in SOURCES.values() for name in identifiers(tree)}
+    assert ORDINARY.keys() <= used - RETIRED and all(ORDINARY.values())
 
 
 IMPORT_ALL = """

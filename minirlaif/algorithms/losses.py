@@ -46,8 +46,8 @@ def centering_penalty(
         raise ValueError("batch_sum and denominator belong together: give both or neither")
     pairs = _pairs(chosen_B, rejected_B, denominator)
     part = (chosen_B + rejected_B).sum()
-    whole = part if batch_sum is None else torch.as_tensor(batch_sum, dtype=part.dtype, device=part.device)
-    return whole.detach().sign() * part / pairs
+    total = part if batch_sum is None else torch.as_tensor(batch_sum, dtype=part.dtype, device=part.device)
+    return total.detach().sign() * part / pairs
 
 
 def ppo_policy_loss(

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from minirlaif.types import Choice, Comparison
 
 T = TypeVar("T")
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 NOT_SHOWN = ("kind", "name", "model", "url", "file", "files", "max_tokens", "context")  # request settings left out of a title
 
 

@@ -1,0 +1,1 @@
+"""The model as GGUF files for llama.cpp: made by `export/`, run by `runtime/`."""

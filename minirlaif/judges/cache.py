@@ -14,8 +14,6 @@ from pathlib import Path
 from minirlaif.errors import UserError
 from minirlaif.runs.io import disk_is_full
 
-Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
-
 
 @dataclass(frozen=True)
 class Reply:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from minirlaif.errors import UserError
-from minirlaif.feedback.text_judge import Grade, GradeRequest, GradeResult, Grading, JudgeName, Result
+from minirlaif.feedback.text_judge import Grade, GradeRequest, GradeResult, Grading, JudgeName, Message, Result
 from minirlaif.judges import rubric
-from minirlaif.judges.cache import Message, Refused, Replies, Reply
+from minirlaif.judges.cache import Refused, Replies, Reply
 from minirlaif.judges.config import JudgeSettings, judge_prompts
 from minirlaif.runs.progress import progress
 from minirlaif.stats import normalised

@@ -11,7 +11,8 @@ from typing import Any
 
 from minirlaif.config import ModelSection
 from minirlaif.errors import UserError
-from minirlaif.judges.cache import Message, Refused, Reply, today
+from minirlaif.feedback.text_judge import Message
+from minirlaif.judges.cache import Refused, Reply, today
 from minirlaif.judges.config import JudgeSettings, check_judge
 from minirlaif.judges.grade import ChatJudge
 from minirlaif.models.backbones import FAMILIES

@@ -22,7 +22,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from minirlaif.errors import UserError
-from minirlaif.judges.cache import Message, Refused, Reply, today
+from minirlaif.feedback.text_judge import Message
+from minirlaif.judges.cache import Refused, Reply, today
 from minirlaif.judges.config import JudgeSettings, check_judge
 from minirlaif.judges.grade import ChatJudge
 

@@ -17,9 +17,8 @@ from importlib.resources import files
 
 import yaml
 
-from minirlaif.feedback.text_judge import Grade
+from minirlaif.feedback.text_judge import Grade, Message
 from minirlaif.feedback.verdicts import judge_question
-from minirlaif.judges.cache import Message
 from minirlaif.types import Choice, Comparison
 
 HIGHEST = 5  # best score; 0 is the worst
@@ -165,7 +164,7 @@ def prompt_hash(prompts: Mapping[str, Prompt]) -> str:
     return hashlib.sha256(json.dumps([texts, complaint("x"), "integer part, 0 to 5, keys once"]).encode()).hexdigest()[:12]
 
 
-def asked_choice(question: str, options: Sequence[str]) -> str:
+def choice_question(question: str, options: Sequence[str]) -> str:
     """A multiple-choice question as one text, with letters."""
     lines = "".join(f"\n{chr(ord('A') + i)}. {option}" for i, option in enumerate(options))
     return f"{question}{lines}\n{CHOOSE}"

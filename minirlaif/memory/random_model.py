@@ -58,16 +58,16 @@ def random_models(
 ) -> PPOModels:
     """As `open_ppo_models`: a reference and a critic of their own where the settings say so."""
 
-    def opened(section: ModelSection, config: Mapping[str, Any], rest: str) -> RandomSession:
+    def random_session(section: ModelSection, config: Mapping[str, Any], rest: str) -> RandomSession:
         session = RandomSession(section, video, config)
         if rest == "cpu":
             session.adapters.enable_offload("base")
         return session
 
     policy = RandomSession(model, video, config)
-    frozen = opened(model, config, reference.rest) if reference.kind == "model" else policy
+    frozen = random_session(model, config, reference.rest) if reference.kind == "model" else policy
     section = critic_model(model, reward)
-    critic = opened(section, read_config(section), reward.rest) if reward.base else policy
+    critic = random_session(section, read_config(section), reward.rest) if reward.base else policy
     return PPOModels(policy, frozen, critic, reference.rest == "cpu")
 
 

@@ -175,8 +175,8 @@ def pieces(renderer: Renderer, tokens: Iterator[int]) -> Iterator[str]:
     for token in chain(tokens, [None]):
         ids += [] if token is None else [token]
         longer = renderer.decode(ids)
-        whole = token is None or not longer.endswith("\ufffd")  # at the end also an answer cut in the middle of a character
-        if whole and longer.startswith(text) and longer != text:
+        complete = token is None or not longer.endswith("\ufffd")  # at the end also an answer cut in the middle of a character
+        if complete and longer.startswith(text) and longer != text:
             yield longer[len(text) :]
             text = longer
 

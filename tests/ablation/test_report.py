@@ -24,8 +24,8 @@ from tests.fixtures.browser import chromium
 CFG = config.load(small_config.TINY, ["evaluate.bootstrap=200"])
 SPACE = "\u00a0"
 
-# Of 40 clips: how many are right on either side, as tests/madeup.py has them, and what follows by the rule. One clip is 2.5
-# points; a side that is ahead in one clip of 40 has an interval that begins at 0.
+# Of 40 clips: how many are right on either side, as tests/fixtures/ablation_runs.py has them, and what follows by the rule. One
+# clip is 2.5 points; a side that is ahead in one clip of 40 has an interval that begins at 0.
 CLAIMS = {
     "With the segment descriptions the judge is right more often": (32, 22, HOLDS),
     "Verdicts with context make the better model": (23, 13, HOLDS),

@@ -44,6 +44,27 @@ class Counting(BenchmarkKind):
         return [Grade(item.id, item.name, "within_one", float(right), "" if number else "holds no number")]
 
 
+@pytest.mark.parametrize(
+    ("attributes", "missing"),
+    [
+        ({}, "grade and grader"),
+        ({"grade": Counting.grade}, "grader"),
+        ({"grader": Counting.grader}, "grade"),
+        ({"rubrics": {"count": ("within_one",)}}, "grade"),
+        ({"grade": Counting.grade, "grader": Counting.grader}, ""),
+        ({"grade": Counting.grade, "rubrics": {"count": ("within_one",)}}, ""),
+        ({"depths": {"within_one": 1}}, ""),
+    ],
+)
+def test_a_kind_that_cannot_grade_is_refused(attributes: dict[str, Any], missing: str):
+    kind = type("Half", (BenchmarkKind,), {"matches": Counting.matches, "parse": Counting.parse, **attributes})
+    if missing:
+        with pytest.raises(TypeError, match=f"^Half has no depths, so it must implement {missing}$"):
+            kind()
+    else:
+        assert isinstance(kind(), BenchmarkKind)
+
+
 REPLIES = {"dogs": "3", "cats": "There are 4.", "cars": "9", "people": "many"}
 ROWS = [
     {"video": f"clip{place // 2}", "question": f"How many {name}?", "count": 3, "question_id": name}

@@ -10,7 +10,7 @@ from minirlaif.judges import rubric
 from minirlaif.judges.rubric import (
     Prompt,
     Unreadable,
-    asked_choice,
+    choice_question,
     chosen_option,
     default_prompts,
     fill,
@@ -210,7 +210,7 @@ def test_two_options_that_look_alike_are_not_chosen_by_text():
 
 
 def test_the_options_stand_below_the_question():
-    assert asked_choice("Who?", ["a dog", "a cat"]).split("\n")[:3] == ["Who?", "A. a dog", "B. a cat"]
+    assert choice_question("Who?", ["a dog", "a cat"]).split("\n")[:3] == ["Who?", "A. a dog", "B. a cat"]
 
 
 @pytest.mark.parametrize(

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from minirlaif import config
 from minirlaif.models import generation
 from minirlaif.models.generation import Completion
 from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.models.logprobs import EncodedPair, token_logprobs
 from minirlaif.runs.run import Run
+from minirlaif.session import settings_of
 from minirlaif.stages import evaluate
 from minirlaif.types import Sample, Turn
+from minirlaif.video.reader import UnreadableClip
 from tests.fixtures import tiny
 
 RIGHT, WRONG = "a red circle moves left.", "a blue cross stays still."
@@ -205,3 +210,62 @@ def test_segments_by_hand() -> None:
     told = [{"video": "../world/clips/a.mp4", "segments": [RIGHT, RIGHT]}, {"video": "x/b.mp4", "segments": [RIGHT]}]
     # a: right, wrong, once although two questions ask about it; b: right and one missing; c was not described.
     assert evaluate._segments(told, facts) == {"segment_accuracy": 0.5, "segments": 4}
+
+
+# How many clips of a test an earlier stage has read: counted by content, and unknown rather than guessed.
+PARTS = {"sft": "sft", "feedback": "prompts", "reward": "preferences"}
+
+
+def clip_ids() -> Any:
+    """Content ids of clips, without decoding; a file that holds "bad" cannot be read."""
+
+    def info(video: str) -> Any:
+        content = Path(video).read_bytes()
+        if content == b"bad":
+            raise UnreadableClip(video, "bad")
+        return SimpleNamespace(id=hashlib.sha256(content).hexdigest())
+
+    return SimpleNamespace(feature_cache=SimpleNamespace(info=info))
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Run:
+    """A run whose three stages have read one clip each, with dev rows about the clip of prompts."""
+    for name in (*PARTS.values(), "new", "bad"):
+        (tmp_path / f"{name}.mp4").write_bytes(name.encode())
+    for name in PARTS.values():
+        row = {"video": f"{name}.mp4", "question": "what?", "answer": "this."}
+        row |= {"chosen": "a.", "rejected": "b."} if name == "preferences" else {}
+        (tmp_path / f"{name}.json").write_text(json.dumps([row, {**row, "video": "bad.mp4"}]))
+    cfg = config.load(None, [f"data.{name}=[{tmp_path / name}.json]" for name in PARTS.values()])
+    run = Run(tmp_path / "run")
+    for stage, part in PARTS.items():
+        with run.stage(stage, settings_of(cfg.seed, cfg.data, [part, "dev"], model=cfg.model)):
+            pass
+    return run
+
+
+def rows_about(folder: Path, *names: str) -> list[Sample]:
+    return [Sample(f"{name}{number}", str(folder / f"{name}.mp4"), ()) for number in range(2) for name in names]
+
+
+def test_clips_are_counted_by_content(trained: Run, tmp_path: Path) -> None:
+    assert evaluate.seen_before(clip_ids(), trained, rows_about(tmp_path, "new")) == 0
+    for name in PARTS.values():
+        assert evaluate.seen_before(clip_ids(), trained, rows_about(tmp_path, "new", name)) == 1, name
+    (tmp_path / "copy.mp4").write_bytes(b"sft")
+    assert evaluate.seen_before(clip_ids(), trained, rows_about(tmp_path, "copy", "sft", "new")) == 2
+
+
+def test_another_part_of_the_same_file_was_read_too(trained: Run, tmp_path: Path) -> None:
+    tests = [Sample("a", f"{tmp_path}/sft.mp4#t=1,2", ()), Sample("b", f"{tmp_path}/new.mp4#t=1,2", ())]
+    assert evaluate.seen_before(clip_ids(), trained, tests) == 1
+
+
+@pytest.mark.parametrize("name", ["sft.json", "prompts.json", "preferences.json", "sft.mp4"])
+def test_what_is_gone_or_changed_is_not_guessed(trained: Run, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).rename(tmp_path / "elsewhere")
+    assert evaluate.seen_before(clip_ids(), trained, rows_about(tmp_path, "new")) is None
+    if name.endswith(".json"):
+        (tmp_path / name).write_text((tmp_path / "elsewhere").read_text() + " ")
+        assert evaluate.seen_before(clip_ids(), trained, rows_about(tmp_path, "new")) is None

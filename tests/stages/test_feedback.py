@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from minirlaif import config
 from minirlaif.feedback import label as labels
 from minirlaif.models import generation
 from minirlaif.models.generation import Completion
@@ -132,3 +133,27 @@ def test_equal_answers_are_kept_as_one_pair_of_equals() -> None:
     row = Sample("q", "clip", (Turn("what?"),))
     (pair,) = labels.make_pairs(row, ["x", "x"], "", 1, seed=0)
     assert (pair.answer_a, pair.answer_b) == ("x", "x")
+
+
+NONE = {"disagree": 0, "tie": 0, "invalid": 0, "same_answers": 0}
+
+
+@pytest.mark.parametrize(
+    ("counts", "settings", "message", "remedy"),
+    [
+        (
+            {"disagree": 9, "tie": 3, "same_answers": 2},
+            [],
+            "disagree 9, tie 1, invalid 0, alike 2",
+            "feedback.readout=likelihood",
+        ),
+        ({"invalid": 4}, [], "invalid 4", "feedback.readout=likelihood"),
+        ({"disagree": 4}, ["feedback.readout=likelihood"], "disagree 4", "feedback.disagreement=average"),
+        ({"tie": 7, "same_answers": 3}, ["feedback.margin=0.2"], "tie 4", "feedback.margin=0.02"),
+        ({"tie": 7, "same_answers": 4}, ["feedback.margin=0.2", "feedback.answers=3"], "tie 3", "feedback.answers=6"),
+        ({"tie": 7}, [], "tie 7", "feedback.answers=4"),
+    ],
+)
+def test_no_decided_pair_names_counts_and_the_remedy(counts, settings, message: str, remedy: str):
+    error = feedback._undecided(NONE | counts, config.load(None, settings).feedback)
+    assert message in str(error) and error.again == (remedy,)

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from minirlaif.data.formats import BadRow, half_letters
 from minirlaif.feedback.text_judge import GradeResult, JudgeName
@@ -97,7 +97,8 @@ class Grade:
 
 
 class BenchmarkKind(ABC):
-    """One kind of benchmark. Subclasses set the attributes and implement `matches`, `parse` and, without depths, `grade`.
+    """One kind of benchmark. Subclasses set the attributes and implement `matches`, `parse` and, without depths, `grade`
+    and, without rubrics too, `grader`. TypeError when one is created that lacks something of these.
 
     name: as in table.json; columns: what its rows must have, for messages; metrics: in the order of a table's columns; rubrics:
     part -> the metrics that a judge is asked for, empty where answers are graded without a judge; depths: where candidates are
@@ -121,6 +122,14 @@ class BenchmarkKind(ABC):
     has_spans = True
     has_breakdown = False
     revision = ""
+
+    def __new__(cls) -> Self:
+        """As an abstract class: what is inherited counts hits at the depths of a ranking, so nothing without depths."""
+        missing = [] if cls.depths or cls.grade is not BenchmarkKind.grade else ["grade"]
+        missing += [] if cls.depths or cls.rubrics or cls.grader is not BenchmarkKind.grader else ["grader"]
+        if missing:
+            raise TypeError(f"{cls.__name__} has no depths, so it must implement {' and '.join(missing)}")
+        return super().__new__(cls)
 
     @abstractmethod
     def matches(self, row: Mapping[str, Any], part: str) -> bool:

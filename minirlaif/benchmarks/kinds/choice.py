@@ -7,7 +7,7 @@ from minirlaif.benchmarks.kinds import base
 from minirlaif.benchmarks.kinds.base import ACCURACY, Answer, BenchmarkKind, Grade, Item
 from minirlaif.benchmarks.kinds.options import OPTION_COLUMNS, has_options, question_and_options, right_place
 from minirlaif.feedback.text_judge import GradeResult, JudgeName
-from minirlaif.judges.rubric import CHOOSE, asked_choice, chosen_option
+from minirlaif.judges.rubric import CHOOSE, choice_question, chosen_option
 
 # Tasks of MVBench and TVBench, a file each, and the folder that MVBench's clips of the task lie in; TVBench's is the task's own.
 TASKS = {
@@ -57,7 +57,7 @@ class MultipleChoice(BenchmarkKind):
         return Item("", part if part in TASKS else self.name, clip, "", (question,), right, options, row, base.own_id(row))
 
     def prompts(self, item: Item) -> list[str]:
-        return [asked_choice(question, item.options) for question in item.questions]
+        return [choice_question(question, item.options) for question in item.questions]
 
     def grader(self, ranked: bool, ask: str) -> JudgeName:
         """Likelihoods are of the options' texts alone; letters depend on how they are asked for."""

@@ -39,7 +39,7 @@ class LlamaSession:
     def __init__(self, text: Path, mmproj: Path, n_ctx: int, threads: int = 1, kv: str = "f16") -> None:
         self._c = library()
         self._context: Any = None
-        self._opened = ExitStack()
+        self._resources = ExitStack()
         self._adapters: dict[Path, Any] = {}
         self._scales: dict[Path, float] = {}
         self._threads, self._kv = threads, KV_TYPES[kv]
@@ -68,19 +68,19 @@ class LlamaSession:
         self._model = self._c.llama_model_load_from_file(str(text).encode(), settings)
         if not self._model:
             raise UserError(f"{text}: llama.cpp cannot open it ({logged_error()}); export the model again")
-        self._opened.callback(self._c.llama_model_free, self._model)  # with its adapters
+        self._resources.callback(self._c.llama_model_free, self._model)  # with its adapters
         self.trained_ctx: int = self._c.llama_model_n_ctx_train(self._model)
         self._recurrent: bool = self._c.llama_model_is_recurrent(self._model) or self._c.llama_model_is_hybrid(self._model)
         self.vocabulary: Vocabulary = Vocabulary(self._c, self._c.llama_model_get_vocab(self._model))
         self._projector = Projector(self._c, self._model, mmproj, self._threads)
-        self._opened.callback(self._projector.close)
+        self._resources.callback(self._projector.close)
 
     def close(self) -> None:
         """Free everything. May be called twice."""
         if self._context:
             self._c.llama_free(self._context)
         self._context = None
-        self._opened.close()
+        self._resources.close()
 
     def resize(self, n_ctx: int) -> None:
         """A new, empty KV cache of `n_ctx` tokens. UserError when the machine has too little memory."""

@@ -1,4 +1,4 @@
-"""Stage `feedback`: what it says when the judge decides nothing, and which pair it shows."""
+"""Labelling of pairs: which one is shown as a sample."""
 
 from __future__ import annotations
 
@@ -10,31 +10,7 @@ import pytest
 from minirlaif import config
 from minirlaif.feedback import label as labels
 from minirlaif.runs.run import Run
-from minirlaif.stages import feedback
 from minirlaif.types import Sample, Turn, Verdict
-
-NONE = {"disagree": 0, "tie": 0, "invalid": 0, "same_answers": 0}
-
-
-@pytest.mark.parametrize(
-    ("counts", "settings", "message", "remedy"),
-    [
-        (
-            {"disagree": 9, "tie": 3, "same_answers": 2},
-            [],
-            "disagree 9, tie 1, invalid 0, alike 2",
-            "feedback.readout=likelihood",
-        ),
-        ({"invalid": 4}, [], "invalid 4", "feedback.readout=likelihood"),
-        ({"disagree": 4}, ["feedback.readout=likelihood"], "disagree 4", "feedback.disagreement=average"),
-        ({"tie": 7, "same_answers": 3}, ["feedback.margin=0.2"], "tie 4", "feedback.margin=0.02"),
-        ({"tie": 7, "same_answers": 4}, ["feedback.margin=0.2", "feedback.answers=3"], "tie 3", "feedback.answers=6"),
-        ({"tie": 7}, [], "tie 7", "feedback.answers=4"),
-    ],
-)
-def test_no_decided_pair_names_counts_and_the_remedy(counts, settings, message: str, remedy: str):
-    error = feedback._undecided(NONE | counts, config.load(None, settings).feedback)
-    assert message in str(error) and error.again == (remedy,)
 
 
 def test_the_sample_is_a_decided_pair(monkeypatch: pytest.MonkeyPatch, tmp_path):

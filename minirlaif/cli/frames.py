@@ -39,7 +39,7 @@ def add(verbs: Any) -> None:
 
 
 @dataclass(frozen=True)
-class _Read:
+class _DecodedClip:
     """A clip as it was read. streams: of the file, in words; times: seconds of the frames, from the start of the clip or part."""
 
     info: ClipInfo
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
     return 2 if refused else 0
 
 
-def _read(reader: ClipReader, clip: str, options: argparse.Namespace) -> _Read:
+def _read(reader: ClipReader, clip: str, options: argparse.Namespace) -> _DecodedClip:
     from minirlaif.video.frame_sampling import uniform_plan
     from minirlaif.video.spans import file_of
 
@@ -91,17 +91,17 @@ def _read(reader: ClipReader, clip: str, options: argparse.Namespace) -> _Read:
     plan = uniform_plan(info.seconds, options.count, options.start, options.end)
     (frames_FHW3,) = reader.frames(clip, [plan])
     streams, rotation = reader.streams(clip)
-    return _Read(info, streams, rotation, plan.times, frames_FHW3, reader.repaired.get(file_of(info.path), ()))
+    return _DecodedClip(info, streams, rotation, plan.times, frames_FHW3, reader.repaired.get(file_of(info.path), ()))
 
 
-def _as_json(clip: str, read: _Read) -> str:
+def _as_json(clip: str, read: _DecodedClip) -> str:
     info = read.info
     values = {"path": clip, "reader": info.reader, "seconds": info.seconds, "width": info.width, "height": info.height}
     values |= {"times": list(read.times), "repaired": list(read.repaired)}
     return json.dumps(values, ensure_ascii=False)
 
 
-def _as_text(clip: str, read: _Read) -> str:
+def _as_text(clip: str, read: _DecodedClip) -> str:
     info = read.info
     turned = f", turned by {read.rotation} degrees" if read.rotation else ""
     lines = [
@@ -114,7 +114,7 @@ def _as_text(clip: str, read: _Read) -> str:
     return "\n".join(lines)
 
 
-def _write(folder: Path, read: _Read) -> None:
+def _write(folder: Path, read: _DecodedClip) -> None:
     """NNN_SECONDS.png for each frame at display size, and strip.png: all of them side by side, as a model gets them that takes
     frames of any size (video.frame_pixels)."""
     import numpy as np

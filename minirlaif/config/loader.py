@@ -149,9 +149,8 @@ def _with_old_values(values: Mapping[Any, Any]) -> Mapping[Any, Any]:
     for name, kind in get_type_hints(Config).items():
         if isinstance(own := values.get(name), Mapping):
             hints = get_type_hints(kind, include_extras=True)
-            old = {
-                field: mark.value for field, hint in hints.items() for mark in parts(hint)[2] if isinstance(mark, UnrecordedAt)
-            }
+            marked = [(field, marker) for field, hint in hints.items() for marker in parts(hint)[2]]
+            old = {field: marker.value for field, marker in marked if isinstance(marker, UnrecordedAt)}
             filled[name] = {**old, **own}
     return filled
 

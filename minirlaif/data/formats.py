@@ -31,7 +31,7 @@ from minirlaif.data.cells import BadRow as BadRow
 from minirlaif.data.cells import half_letters as half_letters
 from minirlaif.data.columns import ANSWERS, CONVERSATIONS, PLACES, PREFERRED, QUESTIONS, refuse_unused, take_part, take_videos
 from minirlaif.data.messages import Message, answer_text, history_of, messages_of
-from minirlaif.data.options import Options, take_options
+from minirlaif.data.options import AnswerOptions, take_options
 from minirlaif.types import Preference, Sample, Turn
 
 UNDECIDED = ("tie", "both bad")  # votes without a winner: valid rows, but nothing to learn from
@@ -112,7 +112,7 @@ def _answer_column(row: Mapping[str, Any], column: str, has_options: bool) -> st
     return next((name for names in groups if (name := only(row, names, "answer"))), "")
 
 
-def _chosen_option(options: Options | None, value: Any, column: str) -> str:
+def _chosen_option(options: AnswerOptions | None, value: Any, column: str) -> str:
     """An answer's text; where there are options, the one that it means."""
     text = answer_text(value, column)
     if options is None or not text.strip():
@@ -120,7 +120,7 @@ def _chosen_option(options: Options | None, value: Any, column: str) -> str:
     return options.answer(value if isinstance(value, int | float) else text, column)
 
 
-def _with_options(messages: Sequence[Message], options: Options | None, resolve: bool = False) -> list[Message]:
+def _with_options(messages: Sequence[Message], options: AnswerOptions | None, resolve: bool = False) -> list[Message]:
     """The options behind the one question that they can belong to. resolve: its answer may still be a letter or number, unless
     the question spells the options out itself."""
     questions = [place for place, message in enumerate(messages) if message.role == "user"]

@@ -35,7 +35,7 @@ _LABEL = re.compile(r"^\(?([A-Za-z])[.):]\s*")
 _LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")
 
 
-class Options:
+class AnswerOptions:
     """The options of one question, without their labels. keys: names that the row gives them, such as `a0` or `option_1`, by
     which an answer may name one too; the numbers in them are those of the options, which otherwise count from 0."""
 
@@ -101,7 +101,7 @@ def letter(place: int) -> str:
     return chr(ord("A") + place)
 
 
-def take_options(row: dict[str, Any]) -> Options | None:
+def take_options(row: dict[str, Any]) -> AnswerOptions | None:
     """The options of a row, whose columns are taken out; None where it has none."""
     series = _series(row)
     column = only(row, (*COLUMNS, *series[:1]), "options")
@@ -121,7 +121,7 @@ def take_options(row: dict[str, Any]) -> Options | None:
         raise BadRow(f"`{column}` must hold 2 to {MOST} options, none of them empty")
     if len(set(texts)) < len(texts):
         raise BadRow(f"`{column}` holds one option twice")
-    return Options(texts, keys)
+    return AnswerOptions(texts, keys)
 
 
 def _series(row: Mapping[str, Any]) -> list[str]:
@@ -136,7 +136,7 @@ def _series(row: Mapping[str, Any]) -> list[str]:
 
 
 def _texts(value: Any, column: str) -> tuple[list[str], Sequence[str]]:
-    """Options and their keys: a list, an object by letter or number, ARC's {"text", "label"}, or text of one of these."""
+    """AnswerOptions and their keys: a list, an object by letter or number, ARC's {"text", "label"}, or text of one of these."""
     if isinstance(value, str):
         value = _parsed(value.strip(), column)
     keys: list[str] = []
@@ -154,7 +154,7 @@ def _texts(value: Any, column: str) -> tuple[list[str], Sequence[str]]:
 
 
 def _parsed(text: str, column: str) -> Any:
-    """Options in one cell: JSON, a Python list, or a line each behind a letter."""
+    """AnswerOptions in one cell: JSON, a Python list, or a line each behind a letter."""
     for parse in (json.loads, ast.literal_eval):
         try:
             return parse(text)
@@ -176,7 +176,7 @@ def _text(value: Any, column: str) -> str:
 
 
 def _unlabelled(texts: list[str]) -> list[str]:
-    """Options without "A. ", "B. " … where all of them have it."""
+    """AnswerOptions without "A. ", "B. " … where all of them have it."""
     labels = [_LABEL.match(text) for text in texts]
     if texts and all(label and label[1].upper() == letter(place) for place, label in enumerate(labels)):
         return [_LABEL.sub("", text).strip() for text in texts]

@@ -60,7 +60,7 @@ def test_what_two_processes_exchange(tmp_path: Path) -> None:
     script = tmp_path / "both.py"
     script.write_text(FUNCTIONS)
     done = launch(str(tmp_path), script=str(script))
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-8000:]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert (first.pop("shared"), second.pop("shared")) == (["a", "c", "e"], ["b", "d"])
     assert (first.pop("alone"), second.pop("alone")) == ([1, [1, 2]], [])
@@ -84,7 +84,7 @@ def both(one: Path, folder: Path, given: tuple[str, ...], stage: str) -> Path:
     """A stage made by two processes from the same predecessors."""
     run = begin(one, folder, given)
     done = launch(*small_config.words(folder, [stage], *SMALL))
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-8000:]
     return run
 
 

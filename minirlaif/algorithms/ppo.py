@@ -20,7 +20,8 @@ from minirlaif.errors import StageStopped
 from minirlaif.models.logprobs import micro_batches, token_logprobs, token_values
 from minirlaif.models.seeds import shuffled
 from minirlaif.session import PPOModels
-from minirlaif.training.optim import AdapterTrainer, PPOProgress, check_finite
+from minirlaif.training.checkpoint import PPOProgress
+from minirlaif.training.optim import AdapterTrainer, check_finite
 from minirlaif.training.schedules import learning_rate
 
 RATIO_TOLERANCE = 0.02  # of the first ratio from 1; low precision and other batch shapes move it a little

@@ -26,7 +26,7 @@ from minirlaif.models.logprobs import EncodedPair, map_micro_batches, reward_sco
 from minirlaif.models.seeds import generator
 from minirlaif.models.tokens import pad_stack
 from minirlaif.session import ModelSession, PPOModels
-from minirlaif.training.optim import PPOProgress
+from minirlaif.training.checkpoint import PPOProgress
 from minirlaif.types import Sample
 
 SCORE_LIMIT = 3.0  # normalised scores are clipped here

@@ -1,7 +1,7 @@
 """Converts checkpoints in LLaVA's old layout, such as VLM-RLAIF's, to ones that transformers opens: models and LoRA adapters.
 
-This module maps weights of the old layout to the new one; `legacy_files.py` reads. The result gets its name only when it is
-complete.
+This module maps weights of the old layout to the new one; `legacy_files.py` reads and writes. The result gets its name only when
+it is complete.
 """
 
 import json
@@ -11,15 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from minirlaif.convert.legacy_files import WEIGHTS, llama_tokenizer, pickled, read_json, tensors, weight_files
+from minirlaif.convert.legacy_files import WEIGHTS, Writer, json_of, llama_tokenizer, pickled, shapes_of, tensors, weight_files
 from minirlaif.errors import UserError
 from minirlaif.models.adapters import HEAD_FILE, target_pattern
 from minirlaif.models.backbones.llava import LAYOUT, Llava
-from minirlaif.runs.io import sync
 
-SHARD = 2 << 30  # bytes of one written file
 ROW_MULTIPLE = 64  # embedding rows are padded to a multiple of it, for the speed of matrix products
 TEXT_FIELDS = (
     "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads rms_norm_eps hidden_act"
@@ -85,13 +82,12 @@ def _source(old: str) -> Path:
 
 
 def _convert_model(old: Path, new: Path, vision: str) -> None:
-    from huggingface_hub import save_torch_state_dict
     from transformers import GenerationConfig, LlamaConfig, LlavaConfig
 
-    settings = read_json(old / "config.json")
+    settings = json_of(old / "config.json")
     _check_settings(old, settings)
     files = weight_files(old)
-    shapes = {name: tuple(tensor.shape) for path in files for name, tensor in tensors(path)}
+    shapes = {name: shape for path in files for name, shape in shapes_of(path).items()}
     has_tower = any(name.startswith(TOWER[0]) for name in shapes)
     if not has_tower and not vision:
         raise UserError(f"{old}: contains no vision tower; add --vision {settings['mm_vision_tower']} (a folder or hub id)")
@@ -114,7 +110,7 @@ def _convert_model(old: Path, new: Path, vision: str) -> None:
     )
     expected = _expected_weights(config)
 
-    weights: dict[str, torch.Tensor] = {}
+    writer = Writer(new)
     for number, path in enumerate(files, 1):
         print(f"[{number}/{len(files)}] {path.name}", flush=True)
         for name, tensor in tensors(path):
@@ -130,20 +126,17 @@ def _convert_model(old: Path, new: Path, vision: str) -> None:
                 raise UserError(
                     f"{path}: {name} {list(tensor.shape)} does not belong to the LLaVA-1.5 that config.json describes"
                 )
-            weights[after] = tensor.detach()
-    dtype = next((weight.dtype for weight in weights.values()), torch.float32)
+            writer.add(after, tensor)
     for name, tensor in () if tower is None else tower.state_dict().items():
         if expected.pop(TOWER[1] + name, None) != tuple(tensor.shape):
             raise UserError(
                 f"--vision {vision}: {name} does not fit the vision tower of {old}; name {settings['mm_vision_tower']}"
             )
-        weights[TOWER[1] + name] = tensor.to(dtype)
+        writer.add(TOWER[1] + name, tensor.to(writer.dtype))
     if expected:
         raise UserError(f"{old}: {len(expected)} weights are missing, the first is {min(expected)}; download it again")
-    save_torch_state_dict(weights, new, max_shard_size=SHARD)
-    for path in new.glob("*.safetensors"):
-        sync(path)
-    config.dtype = dtype
+    writer.close()
+    config.dtype = writer.dtype
     config.architectures = ["LlavaForConditionalGeneration"]
     config.save_pretrained(new)
     tokenizer.save_pretrained(new)
@@ -232,7 +225,9 @@ def _clip_config(old: Path, settings: Mapping[str, Any], shapes: Mapping[str, Se
 
 def _convert_adapter(old: Path, new: Path) -> None:
     """Convert a LoRA adapter with PEFT's old file names. A reward head, beside it or one folder above, becomes HEAD_FILE."""
-    settings = read_json(old / "adapter_config.json")
+    from safetensors.torch import save_file
+
+    settings = json_of(old / "adapter_config.json")
     for path in (old / "non_lora_trainables.bin", old.parent / "non_lora_trainables.bin"):
         if path.is_file() and (extra := pickled(path)):
             raise UserError(

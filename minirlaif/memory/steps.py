@@ -28,7 +28,7 @@ from minirlaif.models.logprobs import token_logprobs, token_values
 from minirlaif.runs.run import Run
 from minirlaif.session import ModelSession, PPOModels, open_ppo_models
 from minirlaif.stages import evaluate, ppo, reward, sft
-from minirlaif.training.optim import PPOProgress, Start
+from minirlaif.training.checkpoint import PPOProgress, Start
 from minirlaif.types import Comparison, Preference, Sample, Turn
 from minirlaif.video.reader import ClipReader, check_clips
 

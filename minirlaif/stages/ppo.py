@@ -24,8 +24,9 @@ from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import PPOModels, open_ppo_models, settings_of
 from minirlaif.stages.registry import STAGES
+from minirlaif.training.checkpoint import PPOProgress, Start
 from minirlaif.training.epoch_sampler import epoch_batch
-from minirlaif.training.optim import AdapterTrainer, PPOProgress, Start, check_finite, make_accelerator
+from minirlaif.training.optim import AdapterTrainer, check_finite, make_accelerator
 
 SAMPLE_EVERY = 5  # of so many iterations one answer stands in samples.jsonl
 

@@ -28,7 +28,8 @@ from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.tiny_world import base_model
 from minirlaif.tiny_world import clips as tinyworld
-from minirlaif.training.optim import check_finite, load_optimizer, save_optimizer
+from minirlaif.training.checkpoint import load_optimizer, save_optimizer
+from minirlaif.training.optim import check_finite
 from minirlaif.training.schedules import learning_rate
 
 # Rows per step of each kind. Reading a narrative comes first: looking words up in a text is the skill that takes longest
@@ -38,6 +39,7 @@ THEN = {"segment": 8, "text": 16, "whole": 5, "both": 10}
 FIRST_SHARE = 0.3
 FRAMES, SEGMENT_FRAMES = 12, 6
 MUON_RATE = 0.01
+SAVE_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             counts = FIRST if step < FIRST_SHARE * total else THEN
             loss = _step(cfg.pretrain, cfg.seed, backbone, optimizers, step, counts)
             check_finite("pretrain", step, {"loss": loss})
-            if (step + 1) % 100 == 0:
+            if (step + 1) % SAVE_STEPS == 0:
                 out.log(step + 1, loss=loss, **{f"exact_{kind}": value for kind, value in measure(backbone, cfg.seed).items()})
                 out.commit_state(step + 1, lambda folder: _save_state(folder, model, optimizers))
         # 3. save

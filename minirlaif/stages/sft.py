@@ -20,8 +20,9 @@ from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import ModelSession, open_session, settings_of
 from minirlaif.stages.registry import STAGES
+from minirlaif.training.checkpoint import Start
 from minirlaif.training.epoch_sampler import epoch_batch
-from minirlaif.training.optim import AdapterTrainer, Start, check_finite, make_accelerator
+from minirlaif.training.optim import AdapterTrainer, check_finite, make_accelerator
 from minirlaif.training.schedules import learning_rate
 from minirlaif.types import Sample
 

@@ -1,70 +1,21 @@
-"""An adapter under training: where it starts, its optimiser, one step of it, and its state on disk. No class here holds a
-training loop; a stage writes its own.
-
-An interrupted stage leaves adapters and optimiser moments as safetensors, plain values as JSON. Randomness needs no state: every
-step derives its generator from (seed, stage, step).
-"""
+"""An adapter under training: its optimiser and one step of it. No class here holds a training loop; a stage writes its own."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from minirlaif.config import ModelSection, PpoSection, RewardSection, SftSection
-from minirlaif.errors import StageStopped, UserError
+from minirlaif.errors import StageStopped
 from minirlaif.session import ModelSession
+from minirlaif.training.checkpoint import load_optimizer, save_optimizer
 
 Section = TypeVar("Section", SftSection, RewardSection, PpoSection)
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where training starts.
-
-    seed: of fresh weights; folder: of the run, where trackers write; adapters: by role the folder that it is copied from
-    (a role that is not named starts fresh); beta: of a fresh reward head, see `ScalarHead`; state: of an interrupted run.
-    """
-
-    seed: int
-    folder: Path
-    report_to: str = "none"
-    adapters: Mapping[str, Path] = field(default_factory=dict)
-    beta: float | None = None
-    state: Path | None = None
-
-
-class BestCheckpoint(TypedDict, total=False):
-    """The policy that is kept: of which iteration, and its win rate on dev prompts."""
-
-    iteration: int
-    win_rate: float
-
-
-@dataclass
-class PPOProgress:
-    """What a resumed PPO needs beside weights: optimiser steps, the first batch's scores, the kept checkpoint."""
-
-    updates: int = 0
-    score_mean: float | None = None
-    score_deviation: float | None = None
-    best: BestCheckpoint = field(default_factory=BestCheckpoint)
-
-    def write(self, folder: Path) -> None:
-        """Write it beside the weights."""
-        (folder / "extra.json").write_text(json.dumps(asdict(self)))
-
-    @classmethod
-    def read(cls, folder: Path) -> PPOProgress:
-        """What `write` left."""
-        return cls(**json.loads((folder / "extra.json").read_text()))
 
 
 class AdapterTrainer(Generic[Section]):
@@ -143,39 +94,3 @@ def check_finite(stage: str, step: int, numbers: Mapping[str, float]) -> None:
                 " and start the stage again",
                 again=(f"{stage}.learning_rate=…",),
             )
-
-
-def save_optimizer(folder: Path, name: str, optimizer: Any) -> None:
-    """Moments of every parameter, by its place."""
-    tensors = {
-        f"{i}.{key}": torch.as_tensor(value).to("cpu", copy=True).contiguous()  # 8-bit states share their code tables
-        for i, parameter in enumerate(_parameters(optimizer))
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-    save_file(tensors, folder / f"{name}.optimizer.safetensors")
-
-
-def load_optimizer(folder: Path, name: str, optimizer: Any) -> None:
-    """Put the moments back. UserError: they are those of the other `model.optimizer`."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in load_file(folder / f"{name}.optimizer.safetensors").items():
-        index, name_of_moment = key.split(".")
-        state.setdefault(int(index), {})[name_of_moment] = tensor
-    inner = getattr(optimizer, "optimizer", optimizer)  # in accelerate's wrapper
-    eight_bits = hasattr(inner, "init_state")
-    if state and eight_bits != any("state1" in moments for moments in state.values()):
-        raise UserError(f"{folder}: kept by the other model.optimizer; set that one, or start the stage again", again=())
-    if eight_bits:  # paged memory is allocated by the optimiser itself, so its buffers are filled rather than replaced
-        weights = _parameters(optimizer)
-        for place, moments in state.items():
-            inner.init_state(inner.param_groups[0], weights[place], 0, place)
-            buffers = inner.state[weights[place]]
-            buffers["step"] = int(moments.pop("step"))
-            for key, tensor in moments.items():
-                buffers[key].copy_(tensor)
-        return
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-def _parameters(optimizer: Any) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -21,7 +21,8 @@ from minirlaif.app import server
 from minirlaif.app.conversations import ChatService
 from minirlaif.app.middleware import RequestFilter
 from minirlaif.errors import UserError
-from tests.fixtures import chat_run
+from minirlaif.runs.run import Run
+from tests.fixtures import chat_run, tiny
 from tests.fixtures.browser import HIDDEN, FakeEngine, Served, serving, wait_for
 from tests.fixtures.http_client import Client, login, turns
 
@@ -485,3 +486,33 @@ def test_what_is_left_behind_goes_while_nobody_comes(service: ChatService, monke
     done.set()
     sweeper.join(5.0)
     assert not stale.exists() and not sweeper.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("words", "shown", "votes"),
+    [
+        ("--run old", "runs/old", "runs/old/votes"),
+        ("", "runs/new", "runs/new/votes"),
+        ("--gguf runs/old/export", "runs/old", "runs/old/votes"),
+        ("--gguf runs/old/export/old-F16.gguf", "runs/old", "runs/old/votes"),
+        ("--gguf files", "runs/new", "files/votes"),  # the newest run is shown; it did not make these files
+        ("--gguf files/some-F16.gguf", "runs/new", "files/votes"),
+        ("--gguf files --run old", "runs/old", "runs/old/votes"),
+        ("--gguf files --runs-dir none", None, "files/votes"),
+        ("--runs-dir none", None, "votes"),
+    ],
+)
+def test_votes_lie_in_the_run_of_the_models_or_beside_the_files(
+    words: str, shown: str | None, votes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seconds, name in enumerate(("old", "new")):
+        manifest = tiny.finished(Run(tmp_path / "runs" / name), "sft", lambda path: None) / "manifest.json"
+        (tmp_path / "runs" / name / "config.yaml").write_text("")
+        os.utime(manifest, (seconds, seconds))
+    for path in ("runs/old/export/old-F16.gguf", "files/some-F16.gguf"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    monkeypatch.chdir(tmp_path)
+    run, folder = server._run_and_votes(server._parser().parse_args(words.split()))
+    assert (run and run.root.absolute()) == (shown and tmp_path / shown)
+    assert folder.absolute() == tmp_path / votes

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPVisionConfig,
 
 from minirlaif.cli import main
 from minirlaif.config import ModelSection
-from minirlaif.convert import llava
+from minirlaif.convert import legacy_files
 from minirlaif.convert.llava import convert
 from minirlaif.errors import UserError
 from minirlaif.models.backbones.llava import DEVIATION, MEAN
@@ -150,7 +150,7 @@ def check_same_logits(new: Path, parts: Parts) -> None:
 def test_logits_are_the_same_before_and_after(parts: Parts, tmp_path: Path, monkeypatch: Any, form: str) -> None:
     from transformers import LlavaForConditionalGeneration
 
-    monkeypatch.setattr(llava, "SHARD", 100_000)  # several files are written
+    monkeypatch.setattr(legacy_files, "SHARD", 100_000)  # several files are written
     old = write_old(tmp_path / "old", parts.weights(), form)
     assert main.main(["convert", "--from", str(old), "--to", str(tmp_path / "new")]) == 0
     check_same_logits(tmp_path / "new", parts)
@@ -327,3 +327,15 @@ def test_an_old_adapter_changes_the_new_model_as_it_changed_the_old_one(parts: P
 @pytest.mark.parametrize("name", ["nowhere/at-all", "/no/such/folder"])
 def test_a_name_that_is_no_folder_and_no_hub_id_is_refused(tmp_path: Path, name: str) -> None:
     assert "no such folder" in refused(Path(name), tmp_path / "new")
+
+
+def test_weights_that_are_slices_of_one_buffer(tmp_path: Path) -> None:
+    """As checkpoints that were gathered from shards are saved."""
+    parts = Parts()
+    flat = torch.cat([tensor.float().reshape(-1) for tensor in parts.weights().values()])
+    weights, place = {}, 0
+    for name, tensor in parts.weights().items():
+        weights[name] = flat.narrow(0, place, tensor.numel()).view(tensor.shape)
+        place += tensor.numel()
+    convert(str(write_old(tmp_path / "old", weights)), tmp_path / "new")
+    check_same_logits(tmp_path / "new", parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from minirlaif import config
 from minirlaif.cli import main
 from minirlaif.cli.plan import plan_of
-from minirlaif.config import ModelSection
+from minirlaif.config import ModelSection, RewardSection
 from minirlaif.errors import UserError
 from minirlaif.memory import fit, formulas, planner, shapes
 from minirlaif.memory.formulas import Batch, Numbers
@@ -322,6 +323,33 @@ def test_a_reward_base_of_its_own_is_counted_while_it_scores():
     one, two = (planner.estimate(plan_of(cfg, gpu=True)) for cfg in (alone, pair))
     assert two["update"]["weights"] > 2.5 * one["update"]["weights"]
     assert two["sft"] == one["sft"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no config.json"),
+        ({"model_type": "gpt2"}, "model type 'gpt2' is not supported"),
+        ({"model_type": "llava", "mm_vision_tower": "clip"}, "is in LLaVA's old layout"),
+    ],
+)
+def test_a_bad_reward_base_is_named_as_one(content: dict[str, Any] | None, words: str, tmp_path: Path):
+    """Also where the folder of --model-config stands in for model.base; and by the stages, before they load anything."""
+    bad, good = tmp_path / "bad", tmp_path / "good"
+    bad.mkdir()
+    good.mkdir()
+    (good / "config.json").write_text(json.dumps(loading.known_config("llava-1.5-7b")))
+    if content:
+        (bad / "config.json").write_text(json.dumps(content))
+    model, reward = ModelSection(base="llava-1.5-7b"), RewardSection(base=str(bad))
+    for check in (
+        lambda: planner.shapes_of(model, reward),
+        lambda: planner.shapes_of(model, reward, str(good)),
+        lambda: loading.check_tokenizers(model, reward),
+    ):
+        with pytest.raises(UserError, match=re.escape(words)) as caught:
+            check()
+        assert str(caught.value).startswith(f"reward.base {bad}: ") and "model.base" not in str(caught.value)
 
 
 def test_an_unreachable_model_is_one_line(capsys, tmp_path: Path):

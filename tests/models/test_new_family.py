@@ -26,7 +26,7 @@ from minirlaif.models.logprobs import EncodedPair, token_logprobs
 from minirlaif.models.renderer import FrameLayout, Layout
 from minirlaif.session import VideoInput
 from minirlaif.stages import sft
-from minirlaif.training.optim import Start
+from minirlaif.training.checkpoint import Start
 from minirlaif.types import Sample, Turn
 from minirlaif.video.frame_sampling import FrameSize, Sizing
 from tests.fixtures import tiny

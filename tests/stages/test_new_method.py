@@ -110,29 +110,46 @@ ROW = """    Stage(
     ),
 """
 
-# `chat`, the step of `export` that merges the model, and what the app reads, on the finished run.
+# `chat`, the app and `export` up to the converter of llama.cpp, on the finished run.
 USE = """
+import json
 import sys
+from contextlib import closing
 from pathlib import Path
 
-from minirlaif import config
-from minirlaif.app import run_reader, views
+from minirlaif.app import run_reader, server, views
 from minirlaif.cli import main
-from minirlaif.gguf.export.merge import merged
+from minirlaif.inference.engine import SamplingParams
 from minirlaif.runs.run import Run
+from minirlaif.stages import export
 
-folder, clip, question = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-run = Run(folder)
+folder, clip, question, tokens = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
+run, runs = Run(folder), ["--runs-dir", str(folder.parent)]
 assert run.adapter("rlaif") == folder / "rejection" / "adapter" and run.models() == ("rlaif", "sft", "base")
-tokens = sys.argv[4]
-words = ["chat", "--run", "a", "--runs-dir", str(folder.parent), "--video", clip, "--max-new-tokens", tokens, question]
+words = ["chat", "--run", "a", *runs, "--video", clip, "--max-new-tokens", tokens, question]
 for model in run.models():
     assert main.main([*words, "--model", model]) == 0
+
 assert run_reader.newest_run(folder.parent).root == folder
 assert "rejection" in views.progress(run) and "Best score of each prompt" in views.curves(run)
-cfg = config.load(folder / "config.yaml")
-facts = merged(run, cfg.model, cfg.video, cfg.data, folder / "merged")
-assert facts["logit_difference"] < 1e-3, facts
+options = server._parser().parse_args(runs)
+shown, votes = server._run_and_votes(options)
+assert shown.root == folder and votes == folder / "votes"
+with closing(server._engine(options, shown)) as engine:
+    assert engine.models == run.models()
+    print("".join(engine.stream(engine.load_clip(clip), (), question, SamplingParams(0.0, 1.0, int(tokens), 0))))
+
+def stopped(pre_tokenizers, jobs, probes, control):
+    assert jobs and probes  # made from the merged model
+    raise KeyboardInterrupt
+
+export.check_installed = export.fetch = lambda: None
+export.convert = stopped
+assert main.main(["export", "--run", "a", *runs, "--types", "f16"]) == 130
+half = folder / "export.partial"
+begun, done = (json.loads((half / name).read_text()) for name in ("begun.json", "state/results.json"))
+assert set(begun["inputs"]) == {"sft", "rejection", "evaluate"}, begun
+assert done["merge"]["logit_difference"] < 1e-3 and (half / "hf" / "model.safetensors").is_file(), done
 """
 
 
@@ -188,5 +205,6 @@ def test_a_method_is_four_files(python: Callable[..., subprocess.CompletedProces
     assert "Best score of each prompt" in page and row["rlaif"] in page
 
     clip = (run / "evaluate" / row["video"]).resolve()
-    answers = call("-c", USE, str(run), str(clip), row["question"], "24").splitlines()
-    assert answers[:3] == [row["rlaif"], row["sft"], row["base"]]  # greedy, as in `evaluate`
+    output = call("-c", USE, str(run), str(clip), row["question"], "24").splitlines()
+    assert output[:3] == [row["rlaif"], row["sft"], row["base"]]  # greedy, as in `evaluate`
+    assert row["rlaif"] in output[3:]  # by the app's engine

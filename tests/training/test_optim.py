@@ -16,16 +16,8 @@ from minirlaif.errors import StageStopped, UserError
 from minirlaif.models.logprobs import reward_scores, token_logprobs, token_values
 from minirlaif.models.seeds import generator, seed_of, shuffled
 from minirlaif.stages import reward, sft
-from minirlaif.training.optim import (
-    AdapterTrainer,
-    PPOProgress,
-    check_finite,
-    load_optimizer,
-    make_accelerator,
-    make_optimizer,
-    optimizer_step,
-    save_optimizer,
-)
+from minirlaif.training.checkpoint import PPOProgress, load_optimizer, save_optimizer
+from minirlaif.training.optim import AdapterTrainer, check_finite, make_accelerator, make_optimizer, optimizer_step
 from minirlaif.types import Preference, Sample, Turn
 from tests.fixtures import tiny
 
@@ -291,3 +283,9 @@ def test_a_padded_row_learns_as_it_does_alone(tmp_path: Path) -> None:
         found.append([p.grad for p in made.adapters.parameters("reward")])
     for alone, padded in zip(*found, strict=True):
         torch.testing.assert_close(alone, padded, atol=1e-5, rtol=1e-4)
+
+
+def test_a_state_of_an_earlier_version_is_refused(tmp_path: Path):
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    with pytest.raises(UserError, match=r"adapter\.optimizer\.safetensors: not there, .* start the stage again with --redo"):
+        load_optimizer(tmp_path, "adapter", torch.optim.AdamW([parameter]))

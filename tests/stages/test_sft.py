@@ -11,7 +11,7 @@ import pytest
 
 from minirlaif.runs.run import Run
 from minirlaif.stages import sft
-from minirlaif.training.optim import Start
+from minirlaif.training.checkpoint import Start
 from minirlaif.types import Sample, Turn
 from tests.fixtures import tiny
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from minirlaif.cli.flags import add_flags, positive, verb
 from minirlaif.errors import UserError
 from minirlaif.types import Turn
-from minirlaif.video.spans import file_of
+from minirlaif.video.spans import file_of, local_path
 
 if TYPE_CHECKING:
     from minirlaif.inference.engine import ChatEngine, LoadedClip, SamplingParams
@@ -51,7 +51,8 @@ def run(options: argparse.Namespace) -> int:
     """Answer one question or many; returns the exit code. UserError as for every verb."""
     if bool(options.run) == (options.gguf is not None):
         raise UserError("chat: name exported files with --gguf DIR, or a training run with --run NAME")
-    if not Path(file_of(options.video)).is_file():
+    video = local_path(options.video)
+    if not Path(file_of(video)).is_file():
         raise UserError(f"{options.video}: no such file; name a clip with --video")
     if options.temperature < 0 or not 0 < options.top_p <= 1:
         raise UserError("chat: --temperature must be 0 or more, --top-p above 0 and at most 1")
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
             if options.model and options.model not in engine.models:
                 raise UserError(f"--model {options.model}: not available; choose one of {', '.join(engine.models)}")
             started = time.perf_counter()
-            clip = engine.load_clip(options.video, options.frames)
+            clip = engine.load_clip(video, options.frames)
             if options.times:
                 print(f"[frames {time.perf_counter() - started:.3f} s]", file=sys.stderr, flush=True)
             sampling = _options(engine, options)

@@ -6,6 +6,7 @@ them do the same steps in the same order; costly work is divided (`share`, `mapp
 folder and to the terminal. With one process every function here changes nothing, and torch is not imported.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,7 +53,18 @@ def start(on_cpu: bool) -> None:
         import torch
         from accelerate import PartialState
 
-        PartialState(cpu=on_cpu or not torch.cuda.is_available(), timeout=timedelta(days=7))
+        on_cpu = on_cpu or not torch.cuda.is_available()
+        PartialState(cpu=on_cpu, timeout=timedelta(days=7))
+        if on_cpu:  # gloo's threads abort a process that ends while they run; NCCL may wait for the others, so not after an error
+            atexit.register(stop)
+
+
+def stop() -> None:
+    """Leave the other processes, after the last common step."""
+    if count() > 1:
+        from accelerate import PartialState
+
+        PartialState().destroy_process_group()
 
 
 def share(items: Sequence[T]) -> Sequence[T]:

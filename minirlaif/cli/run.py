@@ -81,6 +81,7 @@ def run(options: argparse.Namespace) -> int:
             with distributed.alone():
                 stage.load()(cfg, run, redo=options.redo)
         distributed.wait()
+    distributed.stop()
     if "report" in names and distributed.leads():
         print(f"report: {run.root / 'report.html'}")
     if exports and distributed.leads():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from minirlaif.cli.flags import positive, verb
 from minirlaif.config import VideoSection
 from minirlaif.errors import UserError
 
+MOST_FRAMES = 4096
 UNIT = 32  # pixels of a side of one vector in Qwen3-VL
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ class _DecodedClip:
 
 def run(options: argparse.Namespace) -> int:
     """Print what is known about each clip; 2 when one is refused. UserError for a flag that makes no sense."""
+    if not math.isfinite(options.start) or not math.isfinite(options.end or 0.0) or options.count > MOST_FRAMES:
+        raise UserError(f"--start, --end and --count: seconds, and at most {MOST_FRAMES} frames")
     if options.start < 0 or (options.end is not None and options.end <= options.start):
         raise UserError(f"--start {options.start:g} --end {options.end}: the end must lie after the start, which is 0 or more")
     if not 0 <= options.max_damaged <= 1:
@@ -77,7 +81,10 @@ def run(options: argparse.Namespace) -> int:
                 continue
             print(_as_json(clip, read) if options.json else _as_text(clip, read), flush=True)
             if folder:
-                _write(folder, read)
+                try:
+                    _write(folder, read)
+                except OSError as error:
+                    raise UserError(f"--out {folder}: cannot be written ({error.strerror}); name another folder") from None
     return 2 if refused else 0
 
 

@@ -105,6 +105,6 @@ def seconds(value: Any, column: str) -> float:
     if isinstance(value, str) and (match := _CLOCK.fullmatch(value.strip())):
         hours, minutes, rest = (float(part or 0) for part in match.groups())
         value = hours * 3600 + minutes * 60 + rest
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
         raise BadRow(f"`{column}` must be a time in seconds from 0, this is {str(value)[:40]!r}")
     return float(value)

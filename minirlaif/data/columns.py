@@ -56,6 +56,17 @@ MEANING = frozenset(
 # Answers of a preference: of no meaning to a row that is read for its question alone.
 PREFERRED = ("chosen", "rejected", "rejected_response", "rejected_messages", "output_1", "output_2", "preference")
 _OPTION = re.compile(r"(?:option|choice)s?[ _]?(?:\d|[a-f])|a\d", re.IGNORECASE)  # a column for each option
+# time_stamp, startTime, "start time", video_start_sec, distractor_1: the words of a name, whatever joins them
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+_JOINED = frozenset(name.replace("_", "") for name in MEANING)
+_WORDS = frozenset(
+    (
+        "start end begin timestamp timestamps time times timecode span spans segment segments moment moments window windows"
+        " interval intervals duration options option candidates candidate choices choice distractor distractors negative"
+        " negatives neg counterfactual counterfactuals wrong incorrect subtitle subtitles transcript asr system history loss"
+        " mask weight weights"
+    ).split()
+)
 _DATE = re.compile(r"\d{4}-\d\d-\d\d(?:[T ].*)?")
 
 
@@ -85,7 +96,10 @@ def _means(name: str, value: Any) -> bool:
         return False  # learned from as every row is
     if lower in ("time", "timestamp") and isinstance(value, str) and _DATE.fullmatch(value.strip()):
         return False  # when the row was written
-    return lower in MEANING or _OPTION.fullmatch(name) is not None
+    if isinstance(value, str) and _DATE.fullmatch(value.strip()):
+        return lower in MEANING
+    words = [word.lower() for word in _WORD.findall(name)]
+    return "".join(words) in _JOINED or not _WORDS.isdisjoint(words) or _OPTION.fullmatch(name) is not None
 
 
 def take_part(row: dict[str, Any], video: str, inside: str = "") -> str:

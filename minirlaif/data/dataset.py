@@ -104,6 +104,14 @@ def _texts(record: Sample | Preference) -> list[str]:
     return [text for turn in record.turns for text in (turn.question, turn.answer or "")]
 
 
+def _masks_and_margin(record: Sample | Preference) -> list[Any]:
+    """What tells two rows of one text apart; empty for usual rows, whose ids stay what they were."""
+    if isinstance(record, Preference):
+        return [record.margin] if record.margin else []
+    learned = [turn.learn for turn in record.turns]
+    return [] if all(learned) else learned
+
+
 def _load(table: _Table, parse: Callable[[Any], _Record], rules: RowRules) -> list[_Record]:
     """Parse all rows, find their clips, give them ids, drop repetitions; raise every problem at once where there are more than
     the rules allow."""
@@ -126,7 +134,7 @@ def _load(table: _Table, parse: Callable[[Any], _Record], rules: RowRules) -> li
     seen: dict[str, int] = {}
     records: list[_Record] = []
     for number, parsed, path in rows:
-        content = json.dumps([parsed.video, *_texts(parsed)]).encode()
+        content = json.dumps([parsed.video, *_texts(parsed), *_masks_and_margin(parsed)]).encode()
         id_ = parsed.id if parsed.id and own[parsed.id] == 1 else hashlib.sha256(content).hexdigest()[:16]
         if seen.setdefault(id_, number) != number:
             rules.left_out.append(LeftOut("duplicate", table.name, number, f"repeats row {seen[id_]} (same clip and text)"))

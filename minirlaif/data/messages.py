@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from minirlaif.data.cells import PLACEHOLDER, BadRow, kind, plain_text
-from minirlaif.data.columns import CONVERSATIONS, clip_names
+from minirlaif.data.columns import CONVERSATIONS, clip_names, unused
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant", "system": "system"}
 _PAIRS = (("human", "assistant"), ("user", "assistant"), ("query", "response"))  # a turn as one object of both texts
+MASKS = ("loss", "weight", "train", "loss_scale")  # whether an answer is trained on
 _UNUSED = ("tool_calls", "function_call", "reasoning_content", "thinking")
 _FILES = ("video", "path", "url", "video_url")  # of a part of type video
 _WRAPPED = re.compile(r"\s*<answer>(.*)</answer>\s*", re.DOTALL)  # Video-R1's solutions
@@ -35,7 +36,7 @@ def messages_of(value: Any, column: str) -> list[Message]:
             return [Message("user", value)]
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadRow(f"`{column}` must be a list of turns, this is text") from None
     if isinstance(value, Mapping) and value and all(isinstance(v, list) for v in value.values()):
         cells = zip(*value.values(), strict=False)  # a list of objects stored as columns, as in older hub sets
@@ -65,7 +66,13 @@ def answer_text(value: Any, column: str) -> str:
     if isinstance(value, list) and len(value) == 1:
         return answer_text(value[0], column)
     if isinstance(value, Mapping):
-        return _message({"role": "assistant"} | {k: v for k, v in value.items() if k in ("value", "content")}, column, 1).text
+        role = str(value.get("from") or value.get("role") or "assistant").lower()
+        if _ROLES.get(role, "assistant") != "assistant":
+            raise BadRow(f"`{column}` must be a message of the assistant, this is one of the {role}")
+        message = _message({**value, "from": "assistant"}, column, 1)
+        if not message.learn:
+            raise BadRow(f"`{column}` is masked (`loss` or `weight`), so nothing is learned from it: remove the row")
+        return message.text
     raise BadRow(f"`{column}` must be text or one message, this is {kind(value)}")
 
 
@@ -74,7 +81,10 @@ def _split(item: Any, column: str, number: int) -> list[Message]:
     if isinstance(item, Mapping) and not item.get("from") and not item.get("role"):
         for ask, reply in _PAIRS:
             if isinstance(item.get(ask), str) and isinstance(item.get(reply), str):
-                return [Message("user", item[ask]), Message("assistant", item[reply])]
+                where = f"turn {number} of `{column}`"
+                if key := next((key for key in item if key not in (ask, reply, *MASKS) and item[key]), ""):
+                    raise BadRow(f"{where} has `{key}`, which is not used: take it out of the turn")
+                return [Message("user", item[ask]), Message("assistant", item[reply], learn=_learned(item, "assistant", where))]
     return [_message(item, column, number)]
 
 
@@ -110,7 +120,9 @@ def _message(item: Any, column: str, number: int) -> Message:
 def _clip_of(part: Mapping[str, Any], where: str) -> list[str]:
     """The clip that a part names, if it does, with its start and end. How many frames it asks for is a setting here."""
     if not any(part.get(name) is not None for name in _FILES):
-        return []  # a column of the row names it
+        if names := unused(part):  # a column of the row names it
+            raise BadRow(f"{where}: `{names[0]}` of a video part without a file is not used: name the file in the part")
+        return []
     try:
         return clip_names(part, "video part")
     except BadRow as problem:
@@ -119,7 +131,7 @@ def _clip_of(part: Mapping[str, Any], where: str) -> list[str]:
 
 def _learned(item: Mapping[str, Any], role: str, where: str) -> bool:
     """Whether a turn is trained on: `loss` (ms-swift), `weight` (OpenAI) and `train` (Axolotl) say so of an answer."""
-    given = {name: item[name] for name in ("loss", "weight", "train", "loss_scale") if item.get(name) is not None}
+    given = {name: item[name] for name in MASKS if item.get(name) is not None}
     for name, value in given.items():
         if value not in (0, 1):
             raise BadRow(f"{where}: `{name}` is {value!r}; an answer is trained on (1, true) or not (0, false), nothing between")

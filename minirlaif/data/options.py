@@ -42,7 +42,7 @@ class AnswerOptions:
     def __init__(self, texts: Sequence[str], keys: Sequence[str] = ()) -> None:
         self.texts = tuple(texts)
         self._keys = {key.strip("() ").lower(): place for place, key in enumerate(keys)}
-        self._first = int(keys[0][-1]) if keys and keys[0][-1:].isdigit() else None
+        self._first = int(keys[0][-1]) if keys and keys[0][-1:].isdecimal() else None
 
     def lines(self) -> list[str]:
         """Each option behind its letter."""
@@ -64,17 +64,17 @@ class AnswerOptions:
         text = text.strip()
         if text.lower() in self._keys:
             return self._keys[text.lower()]
-        if self._first is not None and text.isdigit():
+        if self._first is not None and text.isdecimal():
             return self._checked(int(text) - self._first, text, column)
         if text in self.texts:
             place = self.texts.index(text)
-            number = int(text) if not isinstance(value, str) and text.isdigit() else place
+            number = int(text) if not isinstance(value, str) and text.isdecimal() else place
             if number != place and number < len(self.texts):
                 raise BadRow(f"`{column}` {text} may be an option or the number of one: write the letter")
             return place
         if match := _LETTER.fullmatch(text):
             return self._checked(ord(match[1].upper()) - ord("A"), text, column)
-        if text.isdigit():
+        if text.isdecimal():
             return self._checked(int(text), text, column)
         if (match := _LABEL.match(text)) and text[match.end() :].strip(" .") in [each.strip(" .") for each in self.texts]:
             place = self._checked(ord(match[1].upper()) - ord("A"), text, column)
@@ -116,6 +116,8 @@ def take_options(row: dict[str, Any]) -> AnswerOptions | None:
     else:
         keys = series
         texts = [_text(row.pop(name), name) for name in series]
+        if len(series[0]) == 1 and (rest := next((name for name in row if re.fullmatch("[A-H]", name)), "")):
+            raise BadRow(f"`{rest}` stands behind a gap in the options")
     texts = _unlabelled(texts)
     if not 2 <= len(texts) <= MOST or not all(texts):
         raise BadRow(f"`{column}` must hold 2 to {MOST} options, none of them empty")
@@ -128,7 +130,7 @@ def _series(row: Mapping[str, Any]) -> list[str]:
     """The columns of options that have a column each: two or more, in order."""
     for name in _SERIES:
         head, last = name[:-1], name[-1]
-        columns = [f"{head}{chr(ord(last) + i)}" for i in range(10 if last.isdigit() else MOST)]
+        columns = [f"{head}{chr(ord(last) + i)}" for i in range(10 if last.isdecimal() else MOST)]
         present = columns[: next((i for i, column in enumerate(columns) if column not in row), len(columns))]
         if len(present) > 1:
             return present

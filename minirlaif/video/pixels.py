@@ -5,7 +5,7 @@ import struct
 from typing import Any
 
 from minirlaif.video.frame_sampling import FrameSize
-from minirlaif.video.timestamps import HDR_TRANSFERS, Timeline
+from minirlaif.video.timestamps import HDR_TRANSFERS, Timeline, Unreadable
 
 REFERENCE_WHITE, PEAK = 203.0, 1000.0  # nits: ITU-R BT.2408's diffuse white, and the mastering peak that is kept
 KNEE = 0.3  # share of white below which tone mapping changes nothing
@@ -65,8 +65,13 @@ def upright(image: Any, matrix: tuple[float, float, float, float] | None, rotati
     elif a == d == 0 and b and c:
         image = image.transpose(1, 0, 2)
         across, down = c < 0, b < 0
+    elif not any(matrix):  # some muxers write zeros, which players take for nothing
+        across = down = False
     else:
-        return np.ascontiguousarray(np.rot90(image, round(rotation / 90)))  # both count counterclockwise
+        turns = round(rotation / 90)
+        if abs(rotation - 90 * turns) > 1:
+            raise Unreadable(f"its display matrix turns it by {rotation} degrees, which is no quarter turn: write it upright")
+        return np.ascontiguousarray(np.rot90(image, turns))  # both count counterclockwise
     image = image[:, ::-1] if across else image
     return np.ascontiguousarray(image[::-1] if down else image)
 

@@ -74,6 +74,8 @@ def local_path(video: str) -> str:
 
 def length_of(span: Span, seconds: float) -> float:
     """Seconds that a span lasts in a file of so many seconds. ValueError, with the reason, when the file does not have it."""
+    if span.end is not None and span.end <= span.start:
+        raise ValueError(f"the part ends at {_number(span.end)} s and starts at {_number(span.start)} s")
     if span.start >= seconds:
         raise ValueError(f"the part from {_number(span.start)} s lies behind the end of the clip at {_number(seconds)} s")
     if span.end is None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from minirlaif.data.dataset import load_preferences, load_samples
+from minirlaif.data.formats import BadRow, parse_sample
 from minirlaif.errors import UserError
 
 Q, A = "What does the dog do?", "It jumps into a lake."
@@ -177,3 +179,20 @@ def test_two_files_that_one_address_may_mean(folder: Path) -> None:
     for name in ("c%20d.mp4", "c d.mp4"):
         (folder / name).write_bytes(b"clip")
     assert "and both are there: rename one of them" in refusal(folder, ROW | {"video": "file://c%20d.mp4"})
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"video": "a.mp4", "question": "q", "answer": "A", "A": "x", "B": "y", "D": "z"}, "`D` stands behind a gap"),
+        ({"video": "a.mp4", "question": "q", "answer": "a", "time_stamp": 3}, "time_stamp"),
+        ({"video": "a.mp4", "question": "q", "answer": "a", "startTime": 3}, "startTime"),
+        ({"video": "a.mp4", "question": "q", "answer": "a", "distractor1": "b"}, "distractor1"),
+        ({"video": "a.mp4", "conversation": [{"human": "q", "assistant": "a", "input": "x"}]}, "has `input`, which is not used"),
+        ({"video": "a.mp4", "question": "q", "answer": {"content": "x", "weight": 0}}, "is masked"),
+        ({"video": "a.mp4", "question": "q", "answer": {"role": "user", "content": "x"}}, "must be a message of the assistant"),
+    ],
+)
+def test_what_changes_a_row_is_not_dropped(row: dict[str, object], message: str) -> None:
+    with pytest.raises(BadRow, match=re.escape(message)):
+        parse_sample(row)

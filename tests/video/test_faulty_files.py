@@ -67,6 +67,15 @@ def test_mirrored_clips_are_shown_mirrored(matrix: tuple[int, ...], corners: lis
     assert tiny_clips.corners_of(frame) == corners
 
 
+def test_a_matrix_of_zeros_turns_nothing_and_other_angles_are_refused(tmp_path: Path, reader: ClipReader):
+    path = patched(encoded(tmp_path / "a.mp4"), b"tkhd", 4 + 4 + 20 + 16, bytes(36))
+    assert reader.frames(path, [FramePlan((0.2,))])[0].shape == (1, 120, 160, 3) and numbers(reader, path, 0.21) == [5]
+    cosine, sine = (round(value * 65536) for value in (0.866, 0.5))
+    turned = patched(encoded(tmp_path / "b.mp4"), b"tkhd", 4 + 4 + 20 + 16, struct.pack(">5i", cosine, sine, 0, -sine, cosine))
+    with pytest.raises(UnreadableClip, match="its display matrix turns it by .* degrees, which is no quarter turn"):
+        reader.info(turned)
+
+
 def test_a_file_that_calls_every_frame_a_key_frame(tmp_path: Path, reader: ClipReader):
     path = patched(encoded(tmp_path / "a.mp4", *FAST, "-g", "1000", frames=100), b"stss", 0, b"free")
     assert numbers(reader, path, 0.0, 2.02, 3.98) == [0, 50, 99]

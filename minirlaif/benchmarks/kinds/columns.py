@@ -7,6 +7,7 @@ from typing import Any
 
 from minirlaif.benchmarks.kinds.base import BenchmarkKind
 from minirlaif.benchmarks.kinds.options import ONE_OPTION, OPTION_COLUMNS
+from minirlaif.data.columns import MEANING
 from minirlaif.data.formats import BadRow
 
 # The times of a clip's part, in seconds. MSR-VTT's "start time" and "end time" are none: they are of the film that its clips,
@@ -19,11 +20,14 @@ MEANINGFUL = (
     *OPTION_COLUMNS,
     *"counterfactual negative negatives negative_caption neg_caption subtitle subtitles subtitle_path sub_text system".split(),
 )
+# Of the columns that stop a row of data, those that are also about what a benchmark asks. A length is looked at below.
+_LENGTHS_AND_MASKS = "duration loss loss_mask loss_scale weight weights sample_weight kto_tag objects images"
+_STOP = MEANING - set(_LENGTHS_AND_MASKS.split())
 
 
 def check_columns(row: Mapping[str, Any], kind: BenchmarkKind) -> None:
     """BadRow for a column that changes what the row means and that the kind does not read."""
-    names = [name for name in MEANINGFUL if row.get(name) not in (None, "", [])]
+    names = [name for name in row if (name in MEANINGFUL or name.lower() in _STOP) and row[name] not in (None, "", [], {})]
     # A length, or a class of lengths, is only said of the clip; behind a start alone it may be the part's.
     has_start_alone = any(start in names and end not in names for start, end in SPANS)
     if isinstance(row.get("duration"), list | tuple) or ("duration" in row and has_start_alone):

@@ -56,13 +56,13 @@ def right_place(row: Mapping[str, Any], options: Sequence[str]) -> int:
     value = row[column]
     text = str(value).strip()
     is_numbered = "a0" in row or "option 0" in row
-    if is_numbered and not isinstance(value, int) and text.isdigit() and text in options and options.index(text) != int(text):
+    if is_numbered and not isinstance(value, int) and text.isdecimal() and text in options and options.index(text) != int(text):
         raise BadRow(f"`{column}` {text} may be the number of an option or the option {text}: write the number without quotes")
-    is_number = isinstance(value, int) or (is_numbered and text.isdigit())  # NExT-GQA has texts
+    is_number = isinstance(value, int) or (is_numbered and text.isdecimal())  # NExT-GQA has texts
     if not is_number and LABEL.sub("", text) in options:
         return options.index(LABEL.sub("", text))
     letter = re.fullmatch(r"\(?([A-Za-z])\)?[.:]?", text)
-    place = int(text) if text.isdigit() else ord(letter[1].upper()) - ord("A") if letter else -1
+    place = int(text) if text.isdecimal() else ord(letter[1].upper()) - ord("A") if letter else -1
     if not 0 <= place < len(options):
         raise BadRow(f"`{column}` {text[:40]!r} is none of the {len(options)} options, no letter of one and no number from 0")
     return place
@@ -74,6 +74,9 @@ def _values(row: Mapping[str, Any]) -> Any:
     if not column:
         first = next((names[0] for names in OPTION_SERIES if set(names) <= row.keys()), "")
         columns = [f"{first[:-1]}{chr(ord(first[-1]) + i)}" for i in range(MOST_OPTIONS)] if first else []
+        present = [column in row for column in columns]
+        if sum(present) and not all(present[: sum(present)]):
+            raise BadRow(f"`{columns[present.index(False)]}` is missing between the options")
         return [row[column] for column in columns if column in row] or None
     values = row[column]
     if isinstance(values, str):  # a cell of a csv file
@@ -81,7 +84,14 @@ def _values(row: Mapping[str, Any]) -> Any:
             values = json.loads(values)
         except ValueError:
             raise BadRow(f"`{column}` must be a list of texts") from None
-    return list(values.values()) if isinstance(values, Mapping) else values
+    if isinstance(values, Mapping):
+        keys = [str(key).strip("() ").upper() for key in values]
+        if keys not in ([option_letter(i) for i in range(len(keys))], *([str(i + n) for i in range(len(keys))] for n in (0, 1))):
+            raise BadRow(f"`{column}` must have its options in order, A, B … or 0, 1 …; this has {', '.join(keys[:6])}")
+        return list(values.values())
+    if not isinstance(values, list):
+        raise BadRow(f"`{column}` must be a list of texts")
+    return values
 
 
 def _text(value: Any) -> str:

@@ -98,6 +98,11 @@ def _message(item: Any, column: str, number: int) -> Message:
         raise BadRow(f"{where} is by {name!r}; known are human/user, gpt/assistant and system")
     if key := next((key for key in _UNUSED if item.get(key)), ""):
         raise BadRow(f"{where} has `{key}`, which is not used: take it out of the turn")
+    read = (*MASKS, "from", "role", "value", "content")
+    if names := unused({key: value for key, value in item.items() if key not in read}):
+        raise BadRow(f"{where} has `{names[0]}`, which is not used: take it out of the turn")
+    if None not in (item.get("value"), item.get("content")) and item["value"] != item["content"]:
+        raise BadRow(f"{where} has a `value` and another `content`: leave one of them out")
     content = item.get("value") if item.get("value") is not None else item.get("content")
     learn = _learned(item, role, where)
     if isinstance(content, str):

@@ -32,6 +32,7 @@ _SERIES = (
     "choice_A",
 )
 _LABEL = re.compile(r"^\(?([A-Za-z])[.):]\s*")
+_NUMBER = re.compile(r"^\(?(\d{1,2})[.):]\s")
 _LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")
 
 
@@ -63,7 +64,12 @@ class AnswerOptions:
             raise BadRow(f"`{column}` must name one option, this is {kind(value)}")
         text = text.strip()
         if text.lower() in self._keys:
-            return self._keys[text.lower()]
+            place = self._keys[text.lower()]
+            if text in self.texts and self.texts.index(text) != place:
+                raise BadRow(f"`{column}` {text[:40]!r} may be an option or the name of one: write it with its letter")
+            return place
+        if text.isdecimal() and (numbers := self._own_numbers()):
+            return self._checked(int(text) - numbers[0], text, column)
         if self._first is not None and text.isdecimal():
             return self._checked(int(text) - self._first, text, column)
         if text in self.texts:
@@ -71,6 +77,8 @@ class AnswerOptions:
             number = int(text) if not isinstance(value, str) and text.isdecimal() else place
             if number != place and number < len(self.texts):
                 raise BadRow(f"`{column}` {text} may be an option or the number of one: write the letter")
+            if (match := _LETTER.fullmatch(text)) and place != ord(match[1].upper()) - ord("A") < len(self.texts):
+                raise BadRow(f"`{column}` {text} may be an option or the letter of one: write both, as in `A. {text}`")
             return place
         if match := _LETTER.fullmatch(text):
             return self._checked(ord(match[1].upper()) - ord("A"), text, column)
@@ -87,6 +95,14 @@ class AnswerOptions:
                 f"`{column}` {text[:40]!r} is none of the {len(self.texts)} options, no letter of one and no number from 0"
             )
         return alike[0]
+
+    def _own_numbers(self) -> list[int]:
+        """The numbers that the options begin with, such as "1. cat", where they count up from 0 or 1."""
+        matches = [_NUMBER.match(text) for text in self.texts]
+        numbers = [int(match[1]) for match in matches if match]
+        return (
+            numbers if numbers and numbers[0] in (0, 1) and numbers == [*range(numbers[0], numbers[0] + len(self.texts))] else []
+        )
 
     def _checked(self, place: int, text: str, column: str) -> int:
         if not 0 <= place < len(self.texts):

@@ -190,9 +190,22 @@ def test_two_files_that_one_address_may_mean(folder: Path) -> None:
         ({"video": "a.mp4", "question": "q", "answer": "a", "distractor1": "b"}, "distractor1"),
         ({"video": "a.mp4", "conversation": [{"human": "q", "assistant": "a", "input": "x"}]}, "has `input`, which is not used"),
         ({"video": "a.mp4", "question": "q", "answer": {"content": "x", "weight": 0}}, "is masked"),
+        ({"video": "a.mp4", "question": "q", "options": ["C", "A", "B"], "answer": "A"}, "may be an option or the letter of one"),
+        (
+            {"video": "a.mp4", "question": "q", "options": {"A": "b", "B": "a"}, "answer": "a"},
+            "may be an option or the name of one",
+        ),
+        ({"video": "a.mp4", "question": "q", "answer": {"content": "x", "value": "y"}}, "a `value` and another `content`"),
+        ({"video": "a.mp4", "messages": [{"role": "user", "content": "q", "start": 1}]}, "has `start`, which is not used"),
+        ({"video": "a.mp4", "messages": [{"role": "user", "content": "q", "mask": True}]}, "has `mask`, which is not used"),
         ({"video": "a.mp4", "question": "q", "answer": {"role": "user", "content": "x"}}, "must be a message of the assistant"),
     ],
 )
 def test_what_changes_a_row_is_not_dropped(row: dict[str, object], message: str) -> None:
     with pytest.raises(BadRow, match=re.escape(message)):
         parse_sample(row)
+
+
+def test_numbers_that_options_begin_with_are_theirs() -> None:
+    row = {"video": "a.mp4", "question": "q", "options": ["1. cat", "2. dog", "3. cow"], "answer": "1"}
+    assert parse_sample(row).turns[0].answer.endswith("cat")

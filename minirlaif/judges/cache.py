@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from minirlaif.errors import UserError
-from minirlaif.runs.io import disk_is_full
+from minirlaif.runs.io import disk_is_full, open_database
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ class Replies:
         self._lock, path = threading.Lock(), path or Path(":memory:")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._db = sqlite3.connect(path, timeout=60, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db = open_database(path, check_same_thread=False)
             self._db.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, version TEXT, reply TEXT)")
         except sqlite3.DatabaseError as error:
             if disk_is_full(error, path.parent):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from minirlaif.config import VideoSection
 from minirlaif.models.offload import OffloadableWeights
+from minirlaif.runs.io import open_database
 from minirlaif.video.frame_sampling import BLANK, FramePlan, FrameSize
 from minirlaif.video.reader import ClipInfo, ClipReader, part_info, picture_strip
 from minirlaif.video.spans import file_of
@@ -47,8 +47,7 @@ class VisionFeatureCache:
 
     def __init__(self, path: Path, backbone: VisionLanguageModel, reader: ClipReader, video: VideoSection) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, timeout=60)
-        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db = open_database(path)
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute("CREATE TABLE IF NOT EXISTS clips (path TEXT PRIMARY KEY, stamp TEXT, info TEXT)")
         self._db.execute("CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, shape TEXT, data BLOB, strip BLOB)")

@@ -257,7 +257,7 @@ def test_a_part_of_a_clip_is_not_a_candidate_of_retrieval(tmp_path: Path):
 
 
 def test_predictions_of_two_parts_of_one_clip(mvbench: Path, engine: Engine, tmp_path: Path):
-    """One question about two parts: told apart by their times, in whichever order the answers come."""
+    """One question about two parts: answers are matched by the parts' times, in any order."""
     rows = [{**row, "pred": pred} for row, pred in zip(MVBENCH["action_sequence"][:2], ("B", "A"), strict=True)]
     rows = [{name: value for name, value in row.items() if name != "question_id"} for row in rows]
     benchmark = read_benchmark(str(mvbench / "json" / "action_sequence.json"), "")

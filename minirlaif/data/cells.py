@@ -18,6 +18,7 @@ _SPECIAL = re.compile(
     r"|start_of_turn|end_of_turn|start_of_image|end_of_image|image_soft_token)>"
 )
 _CLOCK = re.compile(r"(?:(?:(\d+):)?(\d{1,2}):)?(\d+(?:\.\d+)?)")  # H:MM:SS.s, MM:SS or seconds
+_UNIT = re.compile(r"(?<=\d)\s*(?:s|secs?|seconds?)$", re.IGNORECASE)
 
 
 class BadRow(Exception):
@@ -99,10 +100,10 @@ def clip_name(value: Any, column: str) -> str:
 
 
 def seconds(value: Any, column: str) -> float:
-    """A time in a clip: a number of seconds, or text such as 12.5, 01:30 or 0:01:30.5; also a list of one of these."""
+    """A time in a clip: a number of seconds, or text such as 12.5, 3s, 01:30 or 0:01:30.5; also a list of one of these."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if isinstance(value, str) and (match := _CLOCK.fullmatch(value.strip())):
+    if isinstance(value, str) and (match := _CLOCK.fullmatch(_UNIT.sub("", value.strip()))):
         hours, minutes, rest = (float(part or 0) for part in match.groups())
         value = hours * 3600 + minutes * 60 + rest
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:

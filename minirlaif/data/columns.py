@@ -6,15 +6,16 @@ something and that no format has taken, stops the row with its name. `data.ignor
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minirlaif.data.cells import BadRow, clip_name, first, seconds
-from minirlaif.video.spans import name_of, span_of
+from minirlaif.video.spans import name_of, named_span
 
-CONVERSATIONS = ("messages", "conversations", "conversation")
-QUESTIONS = (*CONVERSATIONS, "prompt", "question", "q", "Q", "problem", "query", "instruction")
+CONVERSATIONS = ("messages", "conversations", "conversation")  # with a place for the clip
+QUESTIONS = (*CONVERSATIONS, "QA", "prompt", "question", "q", "Q", "problem", "query", "instruction")
 ANSWERS = ("answer", "a", "A", "completion", "response", "solution", "output", "correct_answer")
 PLACES = ("answer_id", "answer_idx", "answer_index", "correct_idx", "correct_answer_idx")  # of the right option
 VIDEOS = ("video", "videos", "video_path", "video_file", "video_id", "video_name", "images", "path", "vid_name")
@@ -35,6 +36,7 @@ _ENDS = (
 _PAIRS = ("timestamp", "timestamps", "time", "times", "ts", "span", "segment", "time_range", "time_span", "clip_span", "clip")
 _PATHS = ("path", "video", "url", "video_url")  # of an object that names a clip
 _RANGE = re.compile(r"\s*([\d:.]+)\s*-\s*([\d:.]+)\s*")  # TVQA: 76.01-84.2
+_LIST = re.compile(r"\s*\[[^\[\]]*\]\s*")  # [1.0, 3.0] in a cell of text
 
 MEANING = frozenset(
     (
@@ -45,17 +47,21 @@ MEANING = frozenset(
         # what there is to choose from, and what is not the answer
         " options option candidates candidate choices choice answer_choices distractors negative negatives hard_negative"
         " hard_negatives counterfactual counterfactuals chosen rejected rejected_response rejected_messages rejected_videos"
-        " rejected_answer negative_messages positive_messages wrong_answer wrong_answers incorrect_answers"
+        " rejected_answer negative_messages positive_messages wrong_answer wrong_answers incorrect_answers answers"
         # further input of the model
-        " subtitle subtitles subtitle_path srt transcript asr context input history system system_prompt tools objects image"
-        " images audio audios"
+        " subtitle subtitles subtitle_path subs srt transcript asr speech context input history system system_prompt instructions"
+        " tools objects image images audio audios"
         # what is learned from it
-        " loss loss_mask loss_scale weight weights sample_weight kto_tag"
+        " loss loss_mask loss_scale weight weights sample_weight kto_tag train trainable"
     ).split()
 )
 # Answers of a preference: of no meaning to a row that is read for its question alone.
 PREFERRED = ("chosen", "rejected", "rejected_response", "rejected_messages", "output_1", "output_2", "preference")
-_OPTION = re.compile(r"(?:option|choice)s?[ _]?(?:\d|[a-f])|a\d", re.IGNORECASE)  # a column for each option
+# A column for each option: option_a, choice1, opa, a0, distractor2.
+_OPTION = re.compile(r"(?:options?|choices?|candidates?|opt?|ans|answer)[ _]?(?:\d|[a-f])|a\d", re.IGNORECASE)
+# Columns that have a use under another spelling: Video beside video.
+_KNOWN = frozenset((*QUESTIONS, *ANSWERS, *FILES))
+_SPELLED = frozenset(name.lower() for name in _KNOWN if len(name) > 1)
 # time_stamp, startTime, "start time", video_start_sec, distractor_1: the words of a name, whatever joins them
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _JOINED = frozenset(name.replace("_", "") for name in MEANING)
@@ -91,9 +97,13 @@ def _means(name: str, value: Any) -> bool:
     if value in ("", [], {}):
         return False
     if lower == "label":  # KTO's: whether the answer is a good one. Other labels are classes, which pass on as tags
-        return isinstance(value, bool)
-    if lower in ("loss", "weight", "sample_weight", "loss_scale") and value == 1:
+        return str(value).strip().lower() in ("true", "false", "0", "1", "yes", "no")
+    if lower in ("loss", "weight", "sample_weight", "loss_scale", "train", "trainable") and value == 1:
         return False  # learned from as every row is
+    if lower == "i":  # VideoChat2's instruction; a number is a row's
+        return isinstance(value, str) and not value.strip().isdecimal()
+    if name not in _KNOWN and lower in _SPELLED:
+        return True
     if lower in ("time", "timestamp") and isinstance(value, str) and _DATE.fullmatch(value.strip()):
         return False  # when the row was written
     if isinstance(value, str) and _DATE.fullmatch(value.strip()):
@@ -124,20 +134,32 @@ def take_part(row: dict[str, Any], video: str, inside: str = "") -> str:
         shown = f"`{names[0]}` and `{names[1]}`"
     if end is not None and end <= start:
         raise BadRow(f"{inside}{shown}: the part ends at {end:g} s and starts at {start:g} s; the end must lie behind the start")
-    if span_of(video).is_part:
+    if named_span(video).is_part:
         raise BadRow(f"{inside}{shown} and the name {video} both give a part of the clip: take one out")
     return name_of(video, start, end)
 
 
 def _ends(value: Any) -> tuple[Any, Any]:
     match = _RANGE.fullmatch(value) if isinstance(value, str) else None
-    return (match[1], match[2]) if match else (value[0], value[1])
+    pair = (match[1], match[2]) if match else _listed(value)
+    return pair[0], pair[1]
 
 
 def _is_pair(value: Any) -> bool:
-    if isinstance(value, str):
-        return _RANGE.fullmatch(value) is not None
+    if isinstance(value, str) and _RANGE.fullmatch(value):
+        return True
+    value = _listed(value)
     return isinstance(value, list | tuple) and len(value) == 2 and not any(isinstance(item, list | dict) for item in value)
+
+
+def _listed(value: Any) -> Any:
+    """A list without another around it, or from its text."""
+    if isinstance(value, str) and _LIST.fullmatch(value):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list) else value
 
 
 def clip_names(value: Any, column: str) -> list[str]:
@@ -163,6 +185,9 @@ def clip_names(value: Any, column: str) -> list[str]:
 
 def take_videos(row: dict[str, Any]) -> tuple[str, list[str]]:
     """The column that names clips, and the clips; takes it out of the row."""
+    for name in [name for name in VIDEOS if row.get(name) in ("", [])]:
+        if any(row.get(other) not in (None, "", []) for other in VIDEOS):  # as merged tables fill up what a row does not have
+            del row[name]
     column = first(row, VIDEOS)
     names = clip_names(row.pop(column), column) if column else []
     for other in [name for name in FILES if row.get(name) not in (None, "", [])]:

@@ -142,6 +142,8 @@ def _load(table: _Table, parse: Callable[[Any], _Record], rules: RowRules) -> li
         records.append(replace(parsed, id=id_, video=path, where=f"{table.name}:{number}"))
     if not records:
         raise UserError(f"{table.name}: holds no rows")
+    if count := sum("system" in record.tags for record in records):
+        print(f"{table.name}: the system turns of {count} rows are kept as tags; the model is not shown them", flush=True)
     return records
 
 

@@ -11,16 +11,18 @@ Plain rows (`<video>` may be left out, there is only one place for the clip):
   TRL                 {"prompt", "completion", "videos"}, text or messages
   Video-R1            {"problem", "options", "solution": "<answer>A</answer>", "path"}
   ms-swift            {"query", "response", "history", "videos"}; Alpaca {"instruction", "input", "output", "videos"}
+  VideoChat2          {"video", "QA": [{"i", "q", "a"}]}
 Preferences: TRL {"prompt", "chosen", "rejected", "videos"}, LLaMA-Factory {"conversations", "chosen", "rejected"},
   ms-swift {"messages", "rejected_response" or "rejected_messages"}, VLM-RLAIF {"conversations", "output_1", "output_2",
   "preference": 1 or 2}; the app's votes are rows of the last kind, whose preference may also be one of UNDECIDED.
-Options (options.py) go into the question, start and end (columns.py) into the clip's name. System turns are not rendered, since
-all stages share one prompt layout; they are kept as the tag "system". Further columns pass through as tags, as strings, unless
-their name means something (columns.py).
+Options (options.py) go into the question, start and end (columns.py) into the clip's name, further columns pass through as
+tags, as strings, unless their name means something (columns.py). System turns are not rendered, since all stages share one
+prompt layout: they are kept as the tag "system", and the reader counts them.
 """
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,6 +36,7 @@ from minirlaif.data.messages import Message, answer_text, history_of, messages_o
 from minirlaif.data.options import AnswerOptions, take_options
 from minirlaif.types import Preference, Sample, Turn
 
+_REASONED = re.compile(r"(\s*<think>.*<answer>)(.*)(</answer>\s*)", re.DOTALL)  # Video-R1's answers with their reasoning
 UNDECIDED = ("tie", "both bad")  # votes without a winner: valid rows, but nothing to learn from
 
 
@@ -50,11 +53,11 @@ def parse_sample(row: Any, need_answers: bool = True, ignore: Sequence[str] = ()
     if not column:
         raise BadRow(f"no `messages`, `conversations`, `prompt`, `question` or `q` column (it has {columns})")
     messages = _question(row, column)
-    answer = "" if messages[-1].role == "assistant" else _answer_column(row, column, bool(options))
-    if answer:
-        messages.append(Message("assistant", _chosen_option(options, row.pop(answer), answer)))
+    answer = None if messages[-1].role == "assistant" else _take_answer(row, column, options)
+    if answer is not None:
+        messages.append(Message("assistant", answer))
     video = _take_clip(row, messages, column)
-    messages = _with_options(messages, options, resolve=not answer)
+    messages = _with_options(messages, options, resolve=answer is None)
     if not need_answers:  # the questions of preferences are prompts like others
         row = {name: value for name, value in row.items() if name not in PREFERRED}
     refuse_unused(row, ignore)
@@ -90,8 +93,8 @@ def parse_preference(row: Any, ignore: Sequence[str] = ()) -> Preference:
         raise BadRow("`margin` must be a finite number")
     context = clean(answer_text(context, "context"), "`context`") if context != "" else ""
     refuse_unused(row, ignore)
-    tags, question = _tags(row, messages), turns[0].question
-    return Preference(str(row.get("id", "")).strip(), video, question, chosen, rejected, context, float(margin), tags=tags)
+    id_, question = str(row.get("id", "")).strip(), turns[0].question
+    return Preference(id_, video, question, chosen, rejected, context, float(margin), tags=_tags(row, messages))
 
 
 def _question(row: dict[str, Any], column: str) -> list[Message]:
@@ -104,12 +107,17 @@ def _question(row: dict[str, Any], column: str) -> list[Message]:
     return messages
 
 
-def _answer_column(row: Mapping[str, Any], column: str, has_options: bool) -> str:
-    """The column that answers the question in another one, or ""."""
-    groups = (ANSWERS[:3], ANSWERS[3:], PLACES if has_options else ())
+def _take_answer(row: dict[str, Any], column: str, options: AnswerOptions | None) -> str | None:
+    """The answer to a question that stands in a column of its own, None for none; its columns are taken out of the row. BadRow
+    for two that are different."""
+    names = [name for name in (*ANSWERS, *(PLACES if options else ())) if name in row]
     if column == "prompt" and "completion" in row:  # TRL's rows; an `answer` beside it is what a reward function compares with
-        return "completion"
-    return next((name for names in groups if (name := only(row, names, "answer"))), "")
+        names = ["completion"]
+    texts = {name: text for name in names if (text := _chosen_option(options, row.pop(name), name)).strip()}
+    first = next(iter(texts), "")
+    if other := next((name for name in texts if texts[name].strip() != texts[first].strip()), ""):
+        raise BadRow(f"two columns may be the answer, `{first}` and `{other}`: take one out, or name it in data.ignore_columns")
+    return texts[first] if first else "" if names else None
 
 
 def _chosen_option(options: AnswerOptions | None, value: Any, column: str) -> str:
@@ -117,6 +125,8 @@ def _chosen_option(options: AnswerOptions | None, value: Any, column: str) -> st
     text = answer_text(value, column)
     if options is None or not text.strip():
         return text
+    if reasoned := _REASONED.fullmatch(text):
+        return f"{reasoned[1]}{options.answer(reasoned[2], column)}{reasoned[3]}"
     return options.answer(value if isinstance(value, int | float) else text, column)
 
 

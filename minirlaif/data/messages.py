@@ -41,9 +41,20 @@ def messages_of(value: Any, column: str) -> list[Message]:
     if isinstance(value, Mapping) and value and all(isinstance(v, list) for v in value.values()):
         cells = zip(*value.values(), strict=False)  # a list of objects stored as columns, as in older hub sets
         value = [dict(zip(value, cell, strict=True)) for cell in cells]
+    if column == "QA" and isinstance(value, list):
+        value = [_pair_of(item, number) for number, item in enumerate(value, 1)]
     if not isinstance(value, list) or not value:
         raise BadRow(f"`{column}` must be a list of turns, this is {'empty' if value == [] else kind(value)}")
     return [message for number, item in enumerate(value, 1) for message in _split(item, column, number)]
+
+
+def _pair_of(item: Any, number: int) -> dict[str, Any]:
+    """A pair of VideoChat2's `QA` as a turn: instruction, question and answer. Captions have an instruction alone."""
+    if not isinstance(item, Mapping) or not all(isinstance(item.get(name, ""), str) for name in "iqa"):
+        raise BadRow(f"pair {number} of `QA` must be an object with the texts `q` and `a`, and maybe `i`")
+    asked = [text for text in (item.get("i", ""), item.get("q", "")) if text.strip()]
+    rest = {name: value for name, value in item.items() if name not in "iqa"}
+    return {**rest, "user": "\n".join(asked), "assistant": item.get("a", "")}
 
 
 def history_of(value: Any) -> list[Message]:

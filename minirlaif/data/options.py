@@ -16,24 +16,11 @@ from minirlaif.data.cells import BadRow, kind, only, plain_text
 
 COLUMNS = ("options", "candidates", "choices", "option", "answer_choices")
 MOST = 26
-# First names of options that have a column each: NExT-QA, EgoSchema, and tables with letters.
-_SERIES = (
-    "a0",
-    "A",
-    "option 0",
-    "option0",
-    "option1",
-    "option_0",
-    "option_1",
-    "option_a",
-    "option_A",
-    "optionA",
-    "choice_a",
-    "choice_A",
-)
+# The first of options that have a column each: NExT-QA's a0, EgoSchema's "option 0", MedMCQA's opa, and tables with letters.
+_FIRST = re.compile(r"a[01]|A|(?:option|choice|candidate|opt|op|ans)[ _]?[01aA]")
 _LABEL = re.compile(r"^\(?([A-Za-z])[.):]\s*")
 _NUMBER = re.compile(r"^\(?(\d{1,2})[.):]\s")
-_LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")
+_LETTER = re.compile(r"(?:(?:[Oo]ption|[Aa]nswer|[Cc]hoice):? )?\(?([A-Za-z])\)?[.:]?")
 
 
 class AnswerOptions:
@@ -144,7 +131,9 @@ def take_options(row: dict[str, Any]) -> AnswerOptions | None:
 
 def _series(row: Mapping[str, Any]) -> list[str]:
     """The columns of options that have a column each: two or more, in order."""
-    for name in _SERIES:
+    for name in filter(_FIRST.fullmatch, row):
+        if name.endswith("1") and f"{name[:-1]}0" in row:
+            continue
         head, last = name[:-1], name[-1]
         columns = [f"{head}{chr(ord(last) + i)}" for i in range(10 if last.isdecimal() else MOST)]
         present = columns[: next((i for i, column in enumerate(columns) if column not in row), len(columns))]

@@ -19,7 +19,7 @@ from typing import Any
 from minirlaif.data.cells import CLIP_SUFFIXES, BadRow, half_letters
 from minirlaif.errors import UserError
 from minirlaif.runs.io import json_lines
-from minirlaif.video.spans import name_of, span_of, spellings
+from minirlaif.video.spans import Span, name_of, named_span, spellings
 
 SHOWN = 20  # problems of a file that are listed
 _DRIVE = re.compile(r"[A-Za-z]:[/\\]")
@@ -63,14 +63,15 @@ class ClipFolder:
 
     def find(self, name: str) -> str:
         """Path of the clip, with its part; BadRow if there are several, MissingClip if there is none."""
-        span = span_of(name)
+        span = named_span(name)
+        if span.is_part and self._is_file(name):
+            if self._is_file(span.file):
+                raise BadRow(f"{name} is a file, and also a part of {span.file}: rename the file")
+            span = Span(name, 0.0, None)
         path = self._known[span.file] = self._known.get(span.file) or self._find(span.file)
         if half_letters(path):  # bytes that are no text
             raise BadRow(f"the name of clip {path!a} is not UTF-8: rename the file")
-        part = name_of(path, span.start, span.end)
-        if span.is_part and os.path.exists(part):
-            raise BadRow(f"{part} is a file, and also a part of {path}: rename the file")
-        return part
+        return name_of(path, span.start, span.end)
 
     def _find(self, name: str) -> str:
         paths = spellings(name)
@@ -163,13 +164,26 @@ def json_value(name: str) -> list[tuple[int, Any]] | dict[str, Any]:
     text = _text(name)
     if text.lstrip().startswith("[") or name.endswith(".json"):
         try:
-            value = json.loads(text)
+            value = _loads(text)
             return value if isinstance(value, dict) else list(enumerate(value if isinstance(value, list) else [value], 1))
         except (ValueError, RecursionError) as error:
             line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
             if getattr(error, "msg", "") != "Extra data" or text.lstrip().startswith("["):
                 raise UserError(f"{name}{line}: {_bad(error)}") from None
-    return [(number, _bad(row) if isinstance(row, Exception) else row) for number, row in json_lines(text.split("\n"))]
+    return [(number, _bad(row) if isinstance(row, Exception) else row) for number, row in json_lines(text.split("\n"), _loads)]
+
+
+def _loads(text: str) -> Any:
+    """A JSON value. ValueError also where an object has a name twice: one of the two values would be dropped."""
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"`{next(name for name in names if names.count(name) > 1)}` stands twice in one object")
+    return value
 
 
 def _bad(error: Exception) -> BadRow:

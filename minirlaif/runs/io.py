@@ -8,7 +8,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,12 @@ def read_json(path: Path, cure: str = "make the stage again") -> Any:
         raise UserError(f"{path}: cannot be read ({error}); {cure}", again=()) from None
 
 
-def json_lines(lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
+def json_lines(lines: Iterable[str], loads: Callable[[str], Any] = json.loads) -> Iterator[tuple[int, Any]]:
     """Line number (from 1) and value of every line that is not blank; the error in place of a value that is not JSON."""
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                yield number, loads(line)
             except (ValueError, RecursionError) as error:
                 yield number, error
 

@@ -32,9 +32,14 @@ class Span(NamedTuple):
 
 
 def span_of(video: str) -> Span:
-    """The span that the name of a clip means. A file that is itself called so is a file."""
+    """The span that the path of a clip means. A file that is itself called so is a file."""
+    return Span(video, 0.0, None) if os.path.exists(video) else named_span(video)
+
+
+def named_span(video: str) -> Span:
+    """The span in the name of a clip, wherever the clip lies."""
     match = _FRAGMENT.search(video)
-    if match is None or match[0] == "#t=" or os.path.exists(video):
+    if match is None or match[0] == "#t=":
         return Span(video, 0.0, None)
     end = match["end"]
     return Span(video[: match.start()], float(match["start"] or 0), None if end is None else float(end))

@@ -129,7 +129,7 @@ def test_repetitions_of_a_row_are_left_out_and_listed(folder: Path) -> None:
     assert (entry.kind, entry.row, entry.reason) == ("duplicate", 3, "repeats row 1 (same clip and text)")
 
 
-def test_turns_and_system_turns(folder: Path) -> None:
+def test_turns_and_system_turns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = llava()
     row["conversations"] = [{"from": "system", "value": "Be brief."}, *row["conversations"]]
     row["conversations"] += [{"from": "human", "value": "And then?"}, {"from": "gpt", "value": "It stops."}]
@@ -137,6 +137,7 @@ def test_turns_and_system_turns(folder: Path) -> None:
     (sample,) = load_samples(source)
     assert sample.turns == (*TURNS, Turn("And then?", "It stops."))
     assert dict(sample.tags) == {"system": "Be brief."}
+    assert "the system turns of 1 rows are kept as tags; the model is not shown them" in capsys.readouterr().out
     prompts = load_samples(source, need_answers=False)
     assert [(prompt.id, prompt.turns) for prompt in prompts] == [("c", TURNS), ("c#2", (Turn("And then?", "It stops."),))]
 

@@ -18,6 +18,7 @@ ONE = (Turn(Q, A),)
 PETS = (Turn("Which animal?\nA. cat\nB. dog", "B. dog"),)
 FIVE = {"a0": "run", "a1": "sit", "a2": "jump", "a3": "swim", "a4": "sleep"}
 FIVE_LINES = "\nA. run\nB. sit\nC. jump\nD. swim\nE. sleep"
+THINK = "<think>It barks.</think>"
 PARTS = [{"type": "text", "text": Q}]
 
 # Name of the layout: the row, the clip it means (with its part), its turns.
@@ -332,7 +333,55 @@ READINGS: dict[str, tuple[dict[str, Any], str, tuple[Turn, ...]]] = {
         "a.mp4",
         (Turn("Does it bark?\nA. yes\nB. no", "A. yes"),),
     ),
+    "an option by its word and letter": (
+        {"video": "a.mp4", "question": "Which animal?", "options": ["cat", "dog"], "answer": "Option B"},
+        "a.mp4",
+        PETS,
+    ),
+    "reasoning before the letter": (
+        {"path": "a.mp4", "problem": "Which animal?", "options": ["A. cat", "B. dog"], "solution": f"{THINK}<answer>B</answer>"},
+        "a.mp4",
+        (Turn("Which animal?\nA. cat\nB. dog", f"{THINK}<answer>B. dog</answer>"),),
+    ),
+    "MedMCQA's columns of options": (
+        {"video": "a.mp4", "question": "Which animal?", "opa": "cat", "opb": "dog", "answer": "B"},
+        "a.mp4",
+        PETS,
+    ),
+    "a column for each option, from 1": (
+        {"video": "a.mp4", "question": "Which animal?", "opt1": "cat", "opt2": "dog", "answer": 2},
+        "a.mp4",
+        PETS,
+    ),
+    "an answer and its number": (
+        {"video": "a.mp4", "question": "Which animal?", "options": ["cat", "dog"], "answer": "dog", "answer_idx": 1},
+        "a.mp4",
+        PETS,
+    ),
+    "VideoChat2-IT": (
+        {"video": "a.mp4", "QA": [{"i": "Look closely.", "q": Q, "a": A}, {"i": "", "q": "Who?", "a": "A dog."}]},
+        "a.mp4",
+        (Turn(f"Look closely.\n{Q}", A), Turn("Who?", "A dog.")),
+    ),
+    "VideoChat2-IT, captions": (
+        {"video": "a.mp4", "QA": [{"i": "Describe the clip.", "q": "", "a": A}]},
+        "a.mp4",
+        (Turn("Describe the clip.", A),),
+    ),
     # parts of clips, names of clips
+    "times as the text of a list": (
+        {"video": "a.mp4", "question": Q, "answer": A, "timestamps": "[1.0, 3.0]"},
+        "a.mp4#t=1,3",
+        ONE,
+    ),
+    "a list of one part": ({"video": "a.mp4", "question": Q, "answer": A, "timestamps": [[1, 3]]}, "a.mp4#t=1,3", ONE),
+    "times with their unit": (
+        {"video": "a.mp4", "question": Q, "answer": A, "start": "3s", "end": "4.5 sec"},
+        "a.mp4#t=3,4.5",
+        ONE,
+    ),
+    "an empty column of clips": ({"video": "", "videos": ["a.mp4"], "messages": [ASK, REPLY]}, "a.mp4", ONE),
+    "a file that is called as a part is": ({"video": "e.mp4#t=1,2", "question": Q, "answer": A}, "e.mp4#t=1,2", ONE),
     "a part inside the column of clips": (
         {"messages": [ASK, REPLY], "videos": [{"video": "a.mp4", "video_start": 1, "video_end": 2}]},
         "a.mp4#t=1,2",
@@ -361,7 +410,7 @@ READINGS: dict[str, tuple[dict[str, Any], str, tuple[Turn, ...]]] = {
     "one clip in two columns": ({"video": "a.mp4", "videos": ["a.mp4"], "question": Q, "answer": A}, "a.mp4", ONE),
     "Windows' backslashes": ({"video": "clips\\b.mp4", "question": Q, "answer": A}, "clips/b.mp4", ONE),
 }
-FILES = ("a.mp4", "v_abc.mp4", "7.avi", "clips/b.mp4", "clips/c d.mp4", "take 1: 50%20.mp4")
+FILES = ("a.mp4", "e.mp4#t=1,2", "v_abc.mp4", "7.avi", "clips/b.mp4", "clips/c d.mp4", "take 1: 50%20.mp4")
 
 
 @pytest.fixture

@@ -52,14 +52,32 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             "context": "A dog show.",
             "Duration": 3,
             "option_b": "swim",
+            "opb": "swim",
+            "distractor_1": "swim",
+            "train": False,
+            "i": "Answer in French.",
+            "instructions": "Answer in French.",
+            "speech": "Good dog!",
+            "subs": "a.srt",
+            "answers": ["It swims.", "It sinks."],
+            "Video": "b.mp4",
+            "Answer": "It swims.",
         }.items()
     },
+    "a label in words": (ROW | {"label": "false"}, "column `label` would change what the row means"),
     "several of them": (ROW | {"duration": 3, "subtitle": "x"}, "columns `duration` and `subtitle` would change"),
     # two columns for one thing
     "prompt and question": (ROW | {"prompt": "You are helpful."}, "two columns may be the question, `prompt` and `question`"),
     "problem and question": (ROW | {"problem": Q}, "two columns may be the question, `question` and `problem`"),
     "messages and prompt": (CHAT | {"prompt": Q}, "two columns may be the question, `messages` and `prompt`"),
     "two answers": (ROW | {"a": "x"}, "two columns may be the answer, `answer` and `a`"),
+    "two answers, of which one counts the options": (
+        PETS | {"answer": "cat", "answer_idx": 1},
+        "two columns may be the answer, `answer` and `answer_idx`",
+    ),
+    "an answer and another response": (ROW | {"response": "x"}, "two columns may be the answer, `answer` and `response`"),
+    "a pair without its answer": ({"video": "a.mp4", "QA": [{"q": Q}]}, "answer 1 is empty"),
+    "a pair with a mask": ({"video": "a.mp4", "QA": [{"q": Q, "a": A, "weight": 0.5}]}, "`weight` is 0.5"),
     "two columns of options": (PETS | {"answer": "A", "candidates": ["x", "y"]}, "two columns may be the options"),
     "two columns of clips": (ROW | {"videos": ["b.mp4"]}, "two columns may be the clip, `video` and `videos`"),
     "two parts of a clip": (ROW | {"start": 1, "end": 2, "timestamps": [3, 4]}, "two columns may be the part of the clip"),
@@ -209,3 +227,16 @@ def test_what_changes_a_row_is_not_dropped(row: dict[str, object], message: str)
 def test_numbers_that_options_begin_with_are_theirs() -> None:
     row = {"video": "a.mp4", "question": "q", "options": ["1. cat", "2. dog", "3. cow"], "answer": "1"}
     assert parse_sample(row).turns[0].answer.endswith("cat")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_an_object_with_one_name_twice(folder: Path, name: str) -> None:
+    row = '{"video": "a.mp4", "question": "q", "answer": "x", "answer": "y"}'
+    (folder / name).write_text(row if name.endswith("l") else f"[{row}]", encoding="utf-8")
+    with pytest.raises(UserError, match=r"not valid JSON \(`answer` stands twice in one object\)"):
+        load_samples(str(folder / name))
+
+
+def test_a_file_that_may_be_a_part_of_another(folder: Path) -> None:
+    (folder / "a.mp4#t=1,2").write_bytes(b"clip")
+    assert "a.mp4#t=1,2 is a file, and also a part of a.mp4: rename the file" in refusal(folder, ROW | {"video": "a.mp4#t=1,2"})

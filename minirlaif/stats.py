@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
@@ -9,6 +10,8 @@ from typing import TypeVar
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 FEW = 30  # clusters below which a bootstrap interval is too narrow to rely on
+
+_OPTION = re.compile(r"([A-Z])\. (.+)", re.DOTALL)
 
 Z95 = 1.959963984540054  # two-sided 95 % point of the normal distribution
 
@@ -22,8 +25,11 @@ def grouped(pairs: Iterable[tuple[K, T]]) -> dict[K, list[T]]:
 
 
 def exact_match(answer: str, truth: str) -> bool:
-    """Equal up to case, spaces and one final full stop. Nothing else is forgiven."""
-    return normalised(answer) == normalised(truth)
+    """Equal up to case, spaces and one final full stop; of a truth that is an option behind its letter ("B. dog"), also the
+    letter or the option alone. Nothing else is forgiven."""
+    option = _OPTION.fullmatch(truth.strip())
+    forms = [truth, option[1], f"({option[1]})", f"{option[1]})", option[2]] if option else [truth]
+    return normalised(answer) in map(normalised, forms)
 
 
 def normalised(text: str) -> str:

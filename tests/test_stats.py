@@ -25,6 +25,16 @@ def test_exact_match_forgives(answer: str) -> None:
     assert exact_match(answer, "The ball rolls.")
 
 
+@pytest.mark.parametrize("answer", ["B. dog", "b", "B.", "(B)", "B)", "Dog."])
+def test_an_option_matches_by_its_letter_or_text(answer: str) -> None:
+    assert exact_match(answer, "B. dog")
+
+
+@pytest.mark.parametrize("answer", ["A", "A. dog", "B. cat", "dog B"])
+def test_another_option_does_not(answer: str) -> None:
+    assert not exact_match(answer, "B. dog")
+
+
 @pytest.mark.parametrize("answer", ["ball rolls", "the ball rolls!", "the ball rolls..", "the ball, rolls", "the balls roll", ""])
 def test_exact_match_forgives_nothing_else(answer: str) -> None:
     assert not exact_match(answer, "The ball rolls.")

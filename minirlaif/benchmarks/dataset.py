@@ -16,11 +16,11 @@ from minirlaif.benchmarks.kinds.choice import TASKS
 from minirlaif.benchmarks.kinds.columns import check_columns, span_of
 from minirlaif.benchmarks.layouts import PlacedRow, find_source, source_rows
 from minirlaif.data.formats import CLIP_SUFFIXES, BadRow
-from minirlaif.data.tables import ClipFolder, clip_files, raise_all, text_lines
+from minirlaif.data.tables import AmbiguousClip, ClipFolder, clip_files, raise_all, text_lines
 from minirlaif.errors import UserError
 from minirlaif.runs.io import sha256
 from minirlaif.stats import grouped
-from minirlaif.video.spans import name_of
+from minirlaif.video.spans import name_of, named_span
 
 SHOWN = 6  # names of files and clips in a message
 
@@ -118,6 +118,8 @@ def _parsed(part: str, rows: Sequence[PlacedRow], path: Path) -> tuple[Benchmark
             if kind:
                 check_columns(columns, kind)
                 start, end = span_of(columns) if kind.has_spans else (0.0, None)
+                if (start or end is not None) and named_span(clip).is_part:
+                    raise BadRow(f"the name {clip} and other columns both give a part of the clip: remove one of them")
                 items.append(replace(kind.parse(columns, part, clip), start=start, end=end))
         except BadRow as problem:
             problems.append((file, (number, str(problem))))
@@ -180,7 +182,8 @@ class _Clips:
         for each in dict.fromkeys(names):
             try:
                 return self._folder.find(each)
-            except BadRow as problem:
-                if "more than once" in str(problem):
-                    raise UserError(str(problem)) from None
+            except AmbiguousClip as problem:
+                raise UserError(str(problem)) from None
+            except BadRow:
+                continue
         return ""

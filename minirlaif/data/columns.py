@@ -58,7 +58,7 @@ MEANING = frozenset(
 # Answers of a preference: of no meaning to a row that is read for its question alone.
 PREFERRED = ("chosen", "rejected", "rejected_response", "rejected_messages", "output_1", "output_2", "preference")
 # A column for each option: option_a, choice1, opa, a0, distractor2.
-_OPTION = re.compile(r"(?:options?|choices?|candidates?|opt?|ans|answer)[ _]?(?:\d|[a-f])|a\d", re.IGNORECASE)
+ONE_OPTION = re.compile(r"(?:options?|choices?|candidates?|opt?|ans|answer)[ _]?(?:\d|[a-f])|a\d", re.IGNORECASE)
 # Columns that have a use under another spelling: Video beside video.
 _KNOWN = frozenset((*QUESTIONS, *ANSWERS, *FILES))
 _SPELLED = frozenset(name.lower() for name in _KNOWN if len(name) > 1)
@@ -109,7 +109,7 @@ def _means(name: str, value: Any) -> bool:
     if isinstance(value, str) and _DATE.fullmatch(value.strip()):
         return lower in MEANING
     words = [word.lower() for word in _WORD.findall(name)]
-    return "".join(words) in _JOINED or not _WORDS.isdisjoint(words) or _OPTION.fullmatch(name) is not None
+    return "".join(words) in _JOINED or not _WORDS.isdisjoint(words) or ONE_OPTION.fullmatch(name) is not None
 
 
 def take_part(row: dict[str, Any], video: str, inside: str = "") -> str:

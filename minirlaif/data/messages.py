@@ -52,9 +52,9 @@ def _pair_of(item: Any, number: int) -> dict[str, Any]:
     """A pair of VideoChat2's `QA` as a turn: instruction, question and answer. Captions have an instruction alone."""
     if not isinstance(item, Mapping) or not all(isinstance(item.get(name, ""), str) for name in "iqa"):
         raise BadRow(f"pair {number} of `QA` must be an object with the texts `q` and `a`, and maybe `i`")
-    asked = [text for text in (item.get("i", ""), item.get("q", "")) if text.strip()]
+    texts = [text for text in (item.get("i", ""), item.get("q", "")) if text.strip()]
     rest = {name: value for name, value in item.items() if name not in "iqa"}
-    return {**rest, "user": "\n".join(asked), "assistant": item.get("a", "")}
+    return {**rest, "user": "\n".join(texts), "assistant": item.get("a", "")}
 
 
 def history_of(value: Any) -> list[Message]:

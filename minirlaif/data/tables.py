@@ -45,6 +45,10 @@ class MissingClip(BadRow):
         self.path = path
 
 
+class AmbiguousClip(BadRow):
+    """A name that may be two clips."""
+
+
 class ClipFolder:
     """Finds clips by path, or by name without suffix in a folder that is listed once. A name may be a file:// address, have
     Windows' backslashes, and end with a part of the clip (`a.mp4#t=10,20`)."""
@@ -66,7 +70,7 @@ class ClipFolder:
         span = named_span(name)
         if span.is_part and self._is_file(name):
             if self._is_file(span.file):
-                raise BadRow(f"{name} is a file, and also a part of {span.file}: rename the file")
+                raise AmbiguousClip(f"{name} is a file, and also a part of {span.file}: rename the file")
             span = Span(name, 0.0, None)
         path = self._known[span.file] = self._known.get(span.file) or self._find(span.file)
         if half_letters(path):  # bytes that are no text
@@ -79,7 +83,7 @@ class ClipFolder:
             raise BadRow(f"{name[:60]!r} cannot be a file name")
         there = [each for each in paths if self._is_file(each)]
         if len(there) > 1:
-            raise BadRow(f"{name} may be {there[0]} or {there[1]}, and both are there: rename one of them")
+            raise AmbiguousClip(f"{name} may be {there[0]} or {there[1]}, and both are there: rename one of them")
         return self._located((there or paths)[0])
 
     def _is_file(self, name: str) -> bool:
@@ -105,7 +109,7 @@ class ClipFolder:
             if len(hits) == 1:
                 return hits[0]
             if hits:
-                raise BadRow(f"clip {name} is there more than once ({hits[0]}, {hits[1]}): name the file with its suffix")
+                raise AmbiguousClip(f"clip {name} is there more than once ({hits[0]}, {hits[1]}): name the file with its suffix")
         if _DRIVE.match(name):
             raise MissingClip(str(path), f"clip {name} is a Windows path with a drive: name it from data.videos on")
         raise MissingClip(

@@ -214,10 +214,11 @@ def test_other_layouts_of_sentences_and_times(tmp_path: Path):
     assert (item.part, item.answer, item.start, item.end) == ("grounding", "1.5 - 4", 0.0, None)
     (tmp_path / "bad.txt").write_text("3MSZA 24.3##no end\nXZ0K9 9.0 5.0##turned round\n")
     with pytest.raises(
-        UserError, match=r"2 bad rows, the first is row 1: needs `clip start end##sentence`;\n.*row 2: `start` '9.0'"
+        UserError,
+        match=r"2 bad rows, the first is row 1: needs `clip start end##sentence`;\n.*row 2: .*the part ends at 5 s",
     ):
         read(tmp_path / "bad.txt")
-    for times, words in (([1], "`timestamp` must be a start and an end"), ([4, 1], "`start` 4 and `end` 1 are no part")):
+    for times, words in (([1], "`timestamp` must be a start and an end"), ([4, 1], "the part ends at 1 s and starts at 4 s")):
         with pytest.raises(UserError, match=words):
             read(put(tmp_path / "bad.json", [{"video": "x.mp4", "caption": "a dog runs", "timestamp": times}]))
 
@@ -261,6 +262,12 @@ def tempcompass(folder: Path) -> Path:
     for name, value in (("multi-choice", choice), ("yes_no", yes_no), ("caption_matching", matching), ("captioning", captions)):
         put(folder / f"{name}.json", value)
     return folder
+
+
+def test_tempcompass_rows_with_a_capital_answer(tmp_path: Path):
+    rows = [{"video_id": "1", "dim": "action", "question": "Does he run?", "answer": "Yes"}]
+    (item,) = read(put(tmp_path / "hub.json", rows)).items
+    assert (item.row["task"], item.answer) == ("yes_no", "yes")
 
 
 def test_tempcompass_by_the_rules_of_its_authors(tmp_path: Path):

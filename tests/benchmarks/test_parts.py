@@ -211,11 +211,11 @@ def test_two_clips_of_one_name_in_a_task_are_not_chosen_from(mvbench: Path):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"start": 2.0, "end": 1.0}, "`start` 2.0 and `end` 1.0 are no part of a clip"),
-        ({"start": -1.0, "end": 1.0}, "`start` -1.0 and `end` 1.0 are no part"),
-        ({"start": "soon", "end": 1.0}, "`start` 'soon' is no number of seconds"),
-        ({"start": True}, "`start` 'True' is no number"),
-        ({"start": 0, "video_start": 1}, "has `start` and `video_start`: which part"),
+        ({"start": 2.0, "end": 1.0}, "the part ends at 1 s and starts at 2 s"),
+        ({"start": -1.0, "end": 1.0}, "`start` must be a time in seconds from 0, this is '-1.0'"),
+        ({"start": "soon", "end": 1.0}, "`start` must be a time in seconds from 0, this is 'soon'"),
+        ({"start": True}, "`start` must be a time in seconds from 0, this is 'True'"),
+        ({"start": 0, "video_start": 1}, "has `video_start` and another part of the clip: which one"),
         ({"start_time": "00:01"}, "`start_time` changes what a row is about, and choice does not read it"),
         ({"timestamp": [1, 2]}, "`timestamp` changes what"),
         ({"time": 3}, "`time` changes what"),
@@ -223,6 +223,12 @@ def test_two_clips_of_one_name_in_a_task_are_not_chosen_from(mvbench: Path):
         ({"start": 3, "duration": 2}, "`duration` changes what"),
         ({"start": 3, "end": 4, "bound": [3, 4]}, "`bound` must be true or false"),
         ({"time_start": 3}, "`time_start` changes what"),
+        ({"video_start_sec": 3}, "`video_start_sec` changes what"),
+        ({"startTime": 3}, "`startTime` changes what"),
+        ({"clip_end": 3}, "`clip_end` changes what"),
+        ({"video": "x.mp4#t=1,2", "start": 3}, "the name x.mp4#t=1,2 and other columns both give a part"),
+        ({"videos": ["y.mp4"]}, "two columns may be the clip, `video` and `videos`"),
+        ({"candidates": ["a cup", None]}, "an option must be text, this is"),
         ({"subtitles": "hello"}, "`subtitles` changes what"),
         ({"counterfactual": "a dog"}, "`counterfactual` changes what"),
         ({"system": "Be brief."}, "`system` changes what"),
@@ -243,11 +249,26 @@ def test_columns_that_change_what_a_row_is_about(more: dict[str, Any], words: st
         {"duration": 12.5},
         {"subtitles": []},
         {"fps": 3.0, "video_length": 9},
+        {"accurate_start": 1.0, "accurate_end": 2.0, "start time": 3, "end time": 4},  # MVBench, MSR-VTT
+        {"video_path": "./videos/x.mp4"},
     ],
 )
 def test_columns_that_change_nothing(more: dict[str, Any], tmp_path: Path):
     (item,) = read_benchmark(str(put(tmp_path / "b.json", [{"video": "x", **ROW, **more}])), "").items
     assert (item.start, item.end, item.has_span) == (0.0, None, False)
+
+
+def test_options_without_their_first_are_no_open_question(tmp_path: Path):
+    row = {"video": "x", "question": "Which?", "a1": "x", "a2": "y", "answer": "x"}
+    with pytest.raises(UserError, match="`a1` changes what a row is about, and qa does not read it"):
+        read_benchmark(str(put(tmp_path / "b.json", [row])), "")
+
+
+def test_a_name_that_may_be_two_clips_is_not_a_missing_clip(tmp_path: Path):
+    for name in ("x.mp4#t=1,2", "x.mp4"):
+        (tmp_path / name).write_bytes(b"clip")
+    with pytest.raises(UserError, match="x.mp4#t=1,2 is a file, and also a part of x.mp4"):
+        read_benchmark(str(put(tmp_path / "b.json", [{**ROW, "video": "x.mp4#t=1,2"}])), str(tmp_path))
 
 
 def test_a_part_of_a_clip_is_not_a_candidate_of_retrieval(tmp_path: Path):
@@ -284,6 +305,8 @@ def test_predictions_of_two_parts_of_one_clip(mvbench: Path, engine: Engine, tmp
         ({"question": "Which?", "a0": "x", "a1": "y", "answer": "y"}, ("x", "y"), "y"),  # NExT-GQA; NExT-QA has numbers
         ({"question": "Which?", "a0": "x", "a1": "y", "answer": "1"}, ("x", "y"), "y"),
         ({"question": "Which?", "option": ["A. x", "B. y"], "answer": "0"}, ("x", "y"), "x"),
+        ({"question": "Which?", "options": ["x", "y"], "answer": 1.0}, ("x", "y"), "y"),
+        ({"question": "Which?", "options": ["x", "y"], "answer": ["B"]}, ("x", "y"), "y"),
     ],
 )
 def test_options_wherever_they_stand(row: dict[str, Any], options: tuple[str, ...], right: str, tmp_path: Path):

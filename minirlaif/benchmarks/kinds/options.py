@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minirlaif.benchmarks.kinds.base import first_column, option_letter, question_cell
+from minirlaif.data.cells import kind
 from minirlaif.data.formats import BadRow
 
 OPTION_COLUMNS = ("options", "candidates", "choices", "option")
@@ -21,7 +22,6 @@ OPTION_SERIES = (
     ("option_A", "option_B"),
     ("optionA", "optionB"),
 )
-ONE_OPTION = re.compile(r"(?:options?|choices?|candidates?)[ _]?(?:\d|[a-eA-E])")  # the name of such a column
 MOST_OPTIONS = 10  # that have a column each
 TEXTS = ("choice", "text", "option")  # of an option that is an object: STAR's
 TRUTHS = ("answer", "correct_choice", "correct_answer", "right_answer", "answer_id", "truth")
@@ -53,7 +53,8 @@ def right_place(row: Mapping[str, Any], options: Sequence[str]) -> int:
     column = first_column(row, TRUTHS)
     if not column:
         raise BadRow(f"no `answer` column (it has {', '.join(row)})")
-    value = row[column]
+    value = row[column][0] if isinstance(row[column], list) and len(row[column]) == 1 else row[column]
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
     text = str(value).strip()
     is_numbered = "a0" in row or "option 0" in row
     if is_numbered and not isinstance(value, int) and text.isdecimal() and text in options and options.index(text) != int(text):
@@ -101,6 +102,8 @@ def _text(value: Any) -> str:
         if not column:
             raise BadRow(f"an option must be text, this is an object with {', '.join(map(str, value))}")
         value = value[column]
+    if not isinstance(value, str | int | float):
+        raise BadRow(f"an option must be text, this is {kind(value)}")
     return str(value).strip()
 
 

@@ -48,6 +48,7 @@ class TempCompass(BenchmarkKind):
         question, answer = question_cell(row, "question"), text_cell(row, "answer")
         if question.endswith(CAPTION):
             raise BadRow("a judge grades captions by the questions of multi-choice.json, which does not lie beside this file")
+        answer = answer.lower() if answer.lower() in ("yes", "no") else answer
         row = {**row, "task": _task(question, answer)}
         return Item("", dimension(row), clip, "", (question,), answer, row=row, own=own_id(row))
 

@@ -119,7 +119,10 @@ def _shards(path: Path) -> list[Path]:
     if not match:
         return [path]
     pattern = re.compile(rf"{re.escape(match[1])}-\d+-of-{match[2]}")
-    return sorted(each for each in path.parent.glob(f"*{path.suffix}") if pattern.fullmatch(each.stem))
+    pieces = sorted(each for each in path.parent.glob(f"*{path.suffix}") if pattern.fullmatch(each.stem))
+    if len(pieces) != int(match[2]):
+        raise UserError(f"{path}: one of {int(match[2])} pieces, and {len(pieces)} are there: get the others")
+    return pieces
 
 
 def _answers_beside(path: Path) -> Path | None:

@@ -13,7 +13,7 @@ _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 # Chat and media tokens of SmolVLM2, Qwen-VL, Gemma and LLaVA; <|…|> is ChatML and Qwen's, <|turn> and <turn|> Gemma 4.
 _SPECIAL = re.compile(
-    r"<\|[\w/:.-]+\|?>|<[\w/:.-]+\|>|</?s>|<(?:bos|eos|pad|unk|image|video|audio|im_start|im_end|im_patch|vid_start|vid_end"
+    r"<\|[\w/:.-]+\|?>|<[\w/:.-]+\|>|</?s>|<[se]\d+>|</?(?:bos|eos|pad|unk|image|video|audio|im_start|im_end|im_patch|vid_start|vid_end"
     r"|fake_token_around_image|global-img|row_\d+_col_\d+|end_of_utterance"
     r"|start_of_turn|end_of_turn|start_of_image|end_of_image|image_soft_token)>"
 )
@@ -32,6 +32,19 @@ def known_columns(row: Any, ignore: Sequence[str] = ()) -> dict[str, Any]:
     return {str(name): value for name, value in row.items() if value is not None and str(name) not in ignore}
 
 
+def holds(value: Any) -> bool:
+    """Whether a cell holds anything: not what tables fill up with, such as NaN, blanks, or a list of nothing."""
+    if isinstance(value, float) and math.isnan(value):
+        return False
+    if isinstance(value, str):
+        return bool(value.strip())
+    if isinstance(value, Mapping):
+        return any(holds(each) for each in value.values())
+    if isinstance(value, list | tuple):
+        return any(holds(each) for each in value)
+    return value is not None
+
+
 def first(row: Mapping[str, Any], names: Sequence[str]) -> str:
     """The first of these columns that a row has, or ""."""
     return next((name for name in names if name in row), "")
@@ -40,6 +53,7 @@ def first(row: Mapping[str, Any], names: Sequence[str]) -> str:
 def only(row: Mapping[str, Any], names: Sequence[str], what: str) -> str:
     """The one of these columns that a row has, or ""; BadRow for two."""
     present = [name for name in names if name in row]
+    present = [name for name in present if holds(row[name])] or present[:1]
     if len(present) > 1:
         raise BadRow(
             f"two columns may be the {what}, `{present[0]}` and `{present[1]}`: take one out, or name it in data.ignore_columns"
@@ -54,7 +68,15 @@ def names_of(row: Mapping[str, Any]) -> str:
 
 def kind(value: Any) -> str:
     """The type of a value, for a message."""
-    kinds = {str: "text", dict: "an object", list: "a list", int: "a number", float: "a number", bytes: "raw bytes"}
+    kinds = {
+        str: "text",
+        dict: "an object",
+        list: "a list",
+        int: "a number",
+        float: "a number",
+        bytes: "raw bytes",
+        type(None): "null",
+    }
     return kinds.get(type(value), type(value).__name__)
 
 

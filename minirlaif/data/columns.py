@@ -9,17 +9,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
-from minirlaif.data.cells import BadRow, clip_name, first, seconds
+from minirlaif.data.cells import CLIP_SUFFIXES, BadRow, clip_name, first, holds, seconds
 from minirlaif.video.spans import name_of, named_span
 
 CONVERSATIONS = ("messages", "conversations", "conversation")  # with a place for the clip
 QUESTIONS = (*CONVERSATIONS, "QA", "prompt", "question", "q", "Q", "problem", "query", "instruction")
-ANSWERS = ("answer", "a", "A", "completion", "response", "solution", "output", "correct_answer")
+ANSWERS = (
+    *("answer", "a", "A", "completion", "response", "solution", "output", "correct_answer", "correct_choice", "right_answer"),
+    *("answer_key", "ground_truth", "truth"),
+)
 PLACES = ("answer_id", "answer_idx", "answer_index", "correct_idx", "correct_answer_idx")  # of the right option
-VIDEOS = ("video", "videos", "video_path", "video_file", "video_id", "video_name", "images", "path", "vid_name")
-FILES = ("video", "videos", "video_path", "video_file")  # of these, columns that name a file rather than a recording
+VIDEOS = (
+    *("video", "videos", "video_path", "video_file", "videoID", "video_id", "video_idx", "video_name", "images", "path"),
+    *("vid_name", "gif_name"),
+)
+FILES = ("video", "videos", "video_path", "video_file", "path")  # of these, columns that name a file rather than a recording
 
 # A part of the clip as two columns, or as one list of two.
 _ENDS = (
@@ -43,34 +50,45 @@ MEANING = frozenset(
         # which part of the clip
         "start end begin start_time end_time video_start video_end start_sec end_sec start_second end_second start_seconds"
         " end_seconds clip_start clip_end start_timestamp end_timestamp start_frame end_frame timestamp timestamps time times ts"
-        " span spans segment segments time_range time_span clip_span moment moments duration"
+        " span spans segment segments time_range time_span clip_span moment moments duration length dur len t0 t1 offset"
         # what there is to choose from, and what is not the answer
         " options option candidates candidate choices choice answer_choices distractors negative negatives hard_negative"
         " hard_negatives counterfactual counterfactuals chosen rejected rejected_response rejected_messages rejected_videos"
-        " rejected_answer negative_messages positive_messages wrong_answer wrong_answers incorrect_answers answers"
+        " rejected_answer negative_messages positive_messages wrong_answer wrong_answers incorrect_answers answers responses"
+        " output_1 output_2 preference"
         # further input of the model
         " subtitle subtitles subtitle_path subs srt transcript asr speech context input history system system_prompt instructions"
-        " tools objects image images audio audios"
+        " tools functions objects image images audio audios bbox bboxes box boxes region regions hint response output"
         # what is learned from it
-        " loss loss_mask loss_scale weight weights sample_weight kto_tag train trainable"
+        " loss loss_mask loss_scale weight weights sample_weight kto_tag kto_label train trainable training is_correct"
     ).split()
 )
 # Answers of a preference: of no meaning to a row that is read for its question alone.
 PREFERRED = ("chosen", "rejected", "rejected_response", "rejected_messages", "output_1", "output_2", "preference")
-# A column for each option: option_a, choice1, opa, a0, distractor2.
-ONE_OPTION = re.compile(r"(?:options?|choices?|candidates?|opt?|ans|answer)[ _]?(?:\d|[a-f])|a\d", re.IGNORECASE)
+# A column for each option, as option_a, choice1, opa, a0, distractor2, (B); another clip, as video2.
+ONE_OPTION = re.compile(
+    r"(?:options?|choices?|candidates?|opt?|ans|answer)[ _]?(?:\d+|[a-f])|a\d+|\(?[b-h]\)?|\(a\)", re.IGNORECASE
+)
+_ANOTHER_CLIP = re.compile(r"(?:video|clip)s?_?\d|(?:second|other|negative)_(?:video|clip)s?", re.IGNORECASE)
 # Columns that have a use under another spelling: Video beside video.
 _KNOWN = frozenset((*QUESTIONS, *ANSWERS, *FILES))
 _SPELLED = frozenset(name.lower() for name in _KNOWN if len(name) > 1)
 # time_stamp, startTime, "start time", video_start_sec, distractor_1: the words of a name, whatever joins them
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _JOINED = frozenset(name.replace("_", "") for name in MEANING)
-_WORDS = frozenset(
+_TIMES = frozenset(
     (
-        "start end begin timestamp timestamps time times timecode span spans segment segments moment moments window windows"
-        " interval intervals duration options option candidates candidate choices choice distractor distractors negative"
-        " negatives neg counterfactual counterfactuals wrong incorrect subtitle subtitles transcript asr system history loss"
-        " mask weight weights"
+        "start starts tstart end ends tend begin stop finish until timestamp timestamps times timecode timespan timeframe span"
+        " spans segment segments moment moments window windows interval intervals"
+    ).split()
+)
+_WORDS = _TIMES | frozenset(
+    (
+        "time duration option options opts candidate candidates choice choices alternatives distractor distractors foil foils"
+        " negative negatives neg counterfactual counterfactuals wrong incorrect false bad chosen rejected answers subtitle"
+        " subtitles subs sub srt transcript asr speech dialogue dialog system history context instruction instructions prompt"
+        " loss mask masks masked weight weights training learn learned ignore reversed reasoning rationale cot thinking thought"
+        " thoughts"
     ).split()
 )
 _DATE = re.compile(r"\d{4}-\d\d-\d\d(?:[T ].*)?")
@@ -94,11 +112,11 @@ def refuse_unused(row: Mapping[str, Any], ignore: Sequence[str] = ()) -> None:
 
 def _means(name: str, value: Any) -> bool:
     lower = name.lower()
-    if value in ("", [], {}):
+    if not holds(value):
         return False
     if lower == "label":  # KTO's: whether the answer is a good one. Other labels are classes, which pass on as tags
-        return str(value).strip().lower() in ("true", "false", "0", "1", "yes", "no")
-    if lower in ("loss", "weight", "sample_weight", "loss_scale", "train", "trainable") and value == 1:
+        return str(value).strip().lower() in ("true", "false", "0", "1", "yes", "no", "good", "bad")
+    if lower in ("loss", "weight", "sample_weight", "loss_scale", "train", "trainable", "training") and value == 1:
         return False  # learned from as every row is
     if lower == "i":  # VideoChat2's instruction; a number is a row's
         return isinstance(value, str) and not value.strip().isdecimal()
@@ -108,8 +126,28 @@ def _means(name: str, value: Any) -> bool:
         return False  # when the row was written
     if isinstance(value, str) and _DATE.fullmatch(value.strip()):
         return lower in MEANING
-    words = [word.lower() for word in _WORD.findall(name)]
-    return "".join(words) in _JOINED or not _WORDS.isdisjoint(words) or ONE_OPTION.fullmatch(name) is not None
+    if isinstance(value, Mapping):  # such as metadata: its times alone
+        return any(holds(each) and not _TIMES.isdisjoint(_words(str(key))) for key, each in value.items()) or named(name)
+    return named(name) or _is_times(value)
+
+
+def named(name: str) -> bool:
+    """Whether the name of a column means something, whatever it holds."""
+    words = _words(name)
+    joined = "".join(words) in _JOINED or not _WORDS.isdisjoint(words)
+    of_answers = "answer" in words and not {"list", "choices", "possible"}.isdisjoint(words)
+    return joined or of_answers or any(pattern.fullmatch(name) for pattern in (ONE_OPTION, _ANOTHER_CLIP))
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(name)]
+
+
+def _is_times(value: Any) -> bool:
+    """Whether a cell is two ascending numbers, which may be times or frames."""
+    value = _listed(value)
+    numbers = [each for each in value if isinstance(each, int | float) and not isinstance(each, bool)] if _is_pair(value) else []
+    return len(numbers) == 2 and 0 <= numbers[0] < numbers[1]
 
 
 def take_part(row: dict[str, Any], video: str, inside: str = "") -> str:
@@ -117,9 +155,12 @@ def take_part(row: dict[str, Any], video: str, inside: str = "") -> str:
 
     video: the clip as the row names it; a part given in two ways is a BadRow. inside: what holds the columns, for messages.
     """
+    for name in {name for pair in _ENDS for name in pair if name in row and not holds(row[name])}:
+        del row[name]
     names = max(_ENDS, key=lambda names: sum(name in row for name in names))
-    pair = next((name for name in _PAIRS if _is_pair(row.get(name))), "")
-    others = [name for name in (*names, *_PAIRS) if name != pair and (name in names or _is_pair(row.get(name))) and name in row]
+    pair = next((name for name in _PAIRS if _names_part(name, row.get(name))), "")
+    others = [name for name in names if name in row]
+    others += [name for name in _PAIRS if name != pair and _names_part(name, row.get(name))]
     if not pair and not others:
         return video
     if pair and others:
@@ -150,6 +191,11 @@ def _is_pair(value: Any) -> bool:
         return True
     value = _listed(value)
     return isinstance(value, list | tuple) and len(value) == 2 and not any(isinstance(item, list | dict) for item in value)
+
+
+def _names_part(name: str, value: Any) -> bool:
+    """Whether a cell of _PAIRS is a start and an end. `clip: "3-7"` may be a name."""
+    return _is_pair(value) and not (isinstance(value, str) and name in ("clip", "segment"))
 
 
 def _listed(value: Any) -> Any:
@@ -183,15 +229,23 @@ def clip_names(value: Any, column: str) -> list[str]:
     return names
 
 
+def _plain(name: str) -> str:
+    """A name by which one clip is known in two columns: ./videos/a.mp4 and a."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.stem if path.suffix.lower() in CLIP_SUFFIXES else path.name
+
+
 def take_videos(row: dict[str, Any]) -> tuple[str, list[str]]:
     """The column that names clips, and the clips; takes it out of the row."""
-    for name in [name for name in VIDEOS if row.get(name) in ("", [])]:
-        if any(row.get(other) not in (None, "", []) for other in VIDEOS):  # as merged tables fill up what a row does not have
+    for name in [name for name in VIDEOS if name in row and not holds(row[name])]:
+        if any(holds(row.get(other)) for other in VIDEOS):  # as merged tables fill up what a row does not have
             del row[name]
     column = first(row, VIDEOS)
     names = clip_names(row.pop(column), column) if column else []
     for other in [name for name in FILES if row.get(name) not in (None, "", [])]:
-        if clip_names(row.pop(other), other) != names:
+        if other == "path" and not str(row[other]).lower().endswith(CLIP_SUFFIXES):
+            continue
+        if [_plain(each) for each in clip_names(row.pop(other), other)] != [_plain(each) for each in names]:
             raise BadRow(
                 f"two columns may be the clip, `{column}` and `{other}`: take one out, or name it in data.ignore_columns"
             )

@@ -210,4 +210,7 @@ def _question_rows(clip: str, questions: Any) -> list[Any]:
         return [BadRow(f"{clip} has no questions")]
     if not all(isinstance(question, (str, dict)) for question in questions):
         return [BadRow(f"{clip} must have a list of questions (texts)")]
-    return [{**(question if isinstance(question, dict) else {"question": question}), "video": clip} for question in questions]
+    rows = [question if isinstance(question, dict) else {"question": question} for question in questions]
+    if other := next((row["video"] for row in rows if row.get("video", clip) != clip), ""):
+        return [BadRow(f"a question of {clip} names another clip, {other}: take it out")]
+    return [{**row, "video": clip} for row in rows]

@@ -28,14 +28,17 @@ from dataclasses import replace
 from typing import Any
 
 from minirlaif.data.cells import CLIP_SUFFIXES as CLIP_SUFFIXES
-from minirlaif.data.cells import PLACEHOLDER, clean, known_columns, names_of, only
+from minirlaif.data.cells import PLACEHOLDER, clean, first, holds, known_columns, names_of, only
 from minirlaif.data.cells import BadRow as BadRow
 from minirlaif.data.cells import half_letters as half_letters
 from minirlaif.data.columns import ANSWERS, CONVERSATIONS, PLACES, PREFERRED, QUESTIONS, refuse_unused, take_part, take_videos
 from minirlaif.data.messages import Message, answer_text, history_of, messages_of
 from minirlaif.data.options import AnswerOptions, take_options
 from minirlaif.types import Preference, Sample, Turn
+from minirlaif.video.spans import named_span
 
+_THOUGHT = re.compile(r"(\s*<think>.*</think>\s*)(\S.*?)(\s*)", re.DOTALL)
+_BOXED = re.compile(r"\s*\\boxed\{(.*)\}\s*", re.DOTALL)
 _REASONED = re.compile(r"(\s*<think>.*<answer>)(.*)(</answer>\s*)", re.DOTALL)  # Video-R1's answers with their reasoning
 UNDECIDED = ("tie", "both bad")  # votes without a winner: valid rows, but nothing to learn from
 
@@ -57,6 +60,7 @@ def parse_sample(row: Any, need_answers: bool = True, ignore: Sequence[str] = ()
     if answer is not None:
         messages.append(Message("assistant", answer))
     video = _take_clip(row, messages, column)
+    _refuse_times_of_answer(video, messages)
     messages = _with_options(messages, options, resolve=answer is None)
     if not need_answers:  # the questions of preferences are prompts like others
         row = {name: value for name, value in row.items() if name not in PREFERRED}
@@ -74,6 +78,10 @@ def parse_preference(row: Any, ignore: Sequence[str] = ()) -> Preference:
     options = take_options(row)
     column = only(row, QUESTIONS, "question")
     messages = _question(row, column) if column else []
+    if masked := next((message for message in messages if not message.learn), None):
+        raise BadRow(
+            f"the answer {masked.text[:40]!r} is masked (`loss` or `weight`), which a preference does not know: take it out"
+        )
     sides = _chosen_and_rejected(row, messages)
     if not messages:
         raise BadRow(f"no `prompt`, `messages`, `conversations` or `question` column (it has {columns})")
@@ -86,6 +94,8 @@ def parse_preference(row: Any, ignore: Sequence[str] = ()) -> Preference:
         clean(_chosen_option(options, value, name), f"the {side} answer")
         for side, (name, value) in zip(("chosen", "rejected"), sides, strict=True)
     )
+    if chosen.lower().endswith(CLIP_SUFFIXES) and " " not in chosen:
+        raise BadRow("`chosen` and `rejected` name clips; preferences between answers about one clip are read")
     if chosen == rejected:
         raise BadRow("chosen and rejected answer are the same: nothing can be learned from it, remove the row")
     context, margin = row.pop("context", ""), row.pop("margin", 0.0)
@@ -114,10 +124,13 @@ def _take_answer(row: dict[str, Any], column: str, options: AnswerOptions | None
     if column == "prompt" and "completion" in row:  # TRL's rows; an `answer` beside it is what a reward function compares with
         names = ["completion"]
     texts = {name: text for name in names if (text := _chosen_option(options, row.pop(name), name)).strip()}
-    first = next(iter(texts), "")
-    if other := next((name for name in texts if texts[name].strip() != texts[first].strip()), ""):
-        raise BadRow(f"two columns may be the answer, `{first}` and `{other}`: take one out, or name it in data.ignore_columns")
-    return texts[first] if first else "" if names else None
+    if names and column == "problem" and isinstance(row.get("process"), str):  # Video-R1: what is reasoned before the solution
+        texts = {name: f"{row['process']}\n<answer>{text}</answer>" for name, text in texts.items()}
+        row.pop("process")
+    used = next(iter(texts), "")
+    if other := next((name for name in texts if texts[name].strip() != texts[used].strip()), ""):
+        raise BadRow(f"two columns may be the answer, `{used}` and `{other}`: take one out, or name it in data.ignore_columns")
+    return texts[used] if used else "" if names else None
 
 
 def _chosen_option(options: AnswerOptions | None, value: Any, column: str) -> str:
@@ -125,9 +138,26 @@ def _chosen_option(options: AnswerOptions | None, value: Any, column: str) -> st
     text = answer_text(value, column)
     if options is None or not text.strip():
         return text
-    if reasoned := _REASONED.fullmatch(text):
-        return f"{reasoned[1]}{options.answer(reasoned[2], column)}{reasoned[3]}"
+    if reasoned := _REASONED.fullmatch(text) or _THOUGHT.fullmatch(text):
+        return f"{reasoned[1]}{options.answer(_unboxed(reasoned[2]), column)}{reasoned[3]}"
+    text = _unboxed(text)
     return options.answer(value if isinstance(value, int | float) else text, column)
+
+
+def _unboxed(text: str) -> str:
+    match = _BOXED.fullmatch(text)
+    return match[1] if match else text
+
+
+def _refuse_times_of_answer(video: str, messages: Sequence[Message]) -> None:
+    """BadRow for an answer that says when, about a part that was cut by the same times: it would no longer be true."""
+    span = named_span(video)
+    times = {f"{time:g}" for time in (span.start, span.end) if time}
+    answers = " ".join(message.text for message in messages if message.role == "assistant")
+    if span.end is not None and times <= {f"{float(each):g}" for each in re.findall(r"\d+(?:\.\d+)?", answers)}:
+        raise BadRow(
+            f"the answer holds the times of its part of the clip, {video}: with it, take the whole clip (remove the times)"
+        )
 
 
 def _with_options(messages: Sequence[Message], options: AnswerOptions | None, resolve: bool = False) -> list[Message]:
@@ -165,8 +195,10 @@ def _chosen_and_rejected(row: dict[str, Any], messages: list[Message]) -> list[t
             messages.pop()  # the paper's rows keep an answer there, which the outputs replace
         return outputs if choice == "1" else outputs[::-1]
     if column := only(row, ("rejected_response", "rejected_messages"), "rejected answer"):
+        if messages and messages[-1].role != "assistant" and (name := first(row, (*ANSWERS, "chosen_response"))):
+            messages.append(Message("assistant", answer_text(row.pop(name), name)))
         if not messages or messages[-1].role != "assistant":
-            raise BadRow(f"`messages` must end with the chosen answer when the row has a `{column}`")
+            raise BadRow(f"the question must end with the chosen answer, or `response` hold it, where the row has a `{column}`")
         value = row.pop(column)
         if isinstance(value, list) and len(value) > 1:
             return _one_prompt(messages, messages_of(value, column), "messages", column)
@@ -187,11 +219,15 @@ def _chosen_and_rejected(row: dict[str, Any], messages: list[Message]) -> list[t
     )
 
 
-def _one_prompt(best: list[Message], worst: list[Message], first: str, second: str) -> list[tuple[str, Any]]:
+def _one_prompt(best: list[Message], worst: list[Message], better: str, worse: str) -> list[tuple[str, Any]]:
     """The last answers of two conversations that are the same before them; the answer is taken out of the first."""
+    if not all(message.learn for message in (*best, *worst)):
+        raise BadRow(
+            f"`{better}` or `{worse}` has a masked answer (`loss` or `weight`), which a preference does not know: take it out"
+        )
     if best[:-1] != worst[:-1] or any(side[-1].role != "assistant" for side in (best, worst)):
-        raise BadRow(f"`{first}` and `{second}` must be one conversation that ends in two different answers")
-    return [(first, best.pop().text), (second, worst[-1].text)]
+        raise BadRow(f"`{better}` and `{worse}` must be one conversation that ends in two different answers")
+    return [(better, best.pop().text), (worse, worst[-1].text)]
 
 
 def _words(message: Message) -> tuple[str, str]:
@@ -215,11 +251,11 @@ def _take_clip(row: dict[str, Any], messages: list[Message], column: str) -> str
         raise BadRow(f"{tags} {tag} tag(s) but {len(files)} clip(s): there must be one tag for each clip")
     if len(files) > 1:
         raise BadRow(f"{len(files)} clips in one row: more than one is not supported yet")
-    first = next((place for place, message in enumerate(messages) if message.role != "system"), None)
-    if first is not None and messages[first].role == "user":
-        text = messages[first].text.strip()
+    place = next((place for place, message in enumerate(messages) if message.role != "system"), None)
+    if place is not None and messages[place].role == "user":
+        text = messages[place].text.strip()
         text = text.removeprefix(tag) if text.startswith(tag) else text.removesuffix(tag)
-        messages[first] = replace(messages[first], text=text)
+        messages[place] = replace(messages[place], text=text)
     return take_part(row, files[0])
 
 
@@ -254,7 +290,7 @@ def _tags(row: Mapping[str, Any], messages: Sequence[Message]) -> dict[str, str]
     tags = {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         for name, value in row.items()
-        if name not in ("id", "images")
+        if name not in ("id", "images") and holds(value)
     }
     system = "\n".join(message.text for message in messages if message.role == "system")
     return tags | ({"system": system} if system else {})

@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from minirlaif.data.cells import PLACEHOLDER, BadRow, kind, plain_text
+from minirlaif.data.cells import PLACEHOLDER, BadRow, holds, kind, plain_text
 from minirlaif.data.columns import CONVERSATIONS, clip_names, unused
 
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant", "system": "system"}
+_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant"}
+_ROLES |= {"system": "system", "developer": "system"}
 _PAIRS = (("human", "assistant"), ("user", "assistant"), ("query", "response"))  # a turn as one object of both texts
 MASKS = ("loss", "weight", "train", "loss_scale")  # whether an answer is trained on
-_UNUSED = ("tool_calls", "function_call", "reasoning_content", "thinking")
+# Further keys that a turn may have without another meaning.
+_HARMLESS = ("id", "index", "turn", "name", "type", "language", "lang", "source", "model", "tokens", "created_at", "markdown")
 _FILES = ("video", "path", "url", "video_url")  # of a part of type video
 _WRAPPED = re.compile(r"\s*<answer>(.*)</answer>\s*", re.DOTALL)  # Video-R1's solutions
 
@@ -31,21 +33,35 @@ class Message:
 
 def messages_of(value: Any, column: str) -> list[Message]:
     """Messages of a conversation column; a plain text is one question, or a conversation written as JSON."""
-    if isinstance(value, str):
-        if column not in CONVERSATIONS:
-            return [Message("user", value)]
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise BadRow(f"`{column}` must be a list of turns, this is text") from None
+    if isinstance(value, str | int | float):
+        turns = _turns_in(value)
+        if turns is None and column not in CONVERSATIONS and column != "QA":
+            return [Message("user", plain_text(value) or "")]
+        if turns is None:
+            raise BadRow(f"`{column}` must be a list of turns, this is {kind(value)}")
+        value = turns
     if isinstance(value, Mapping) and value and all(isinstance(v, list) for v in value.values()):
-        cells = zip(*value.values(), strict=False)  # a list of objects stored as columns, as in older hub sets
+        if len({len(cells) for cells in value.values()}) > 1:
+            raise BadRow(f"`{column}` has {' and '.join(f'{len(cells)} of `{name}`' for name, cells in value.items())}")
+        cells = zip(*value.values(), strict=True)  # a list of objects stored as columns, as in older hub sets
         value = [dict(zip(value, cell, strict=True)) for cell in cells]
     if column == "QA" and isinstance(value, list):
         value = [_pair_of(item, number) for number, item in enumerate(value, 1)]
     if not isinstance(value, list) or not value:
         raise BadRow(f"`{column}` must be a list of turns, this is {'empty' if value == [] else kind(value)}")
     return [message for number, item in enumerate(value, 1) for message in _split(item, column, number)]
+
+
+def _turns_in(value: Any) -> Any:
+    """Turns that a cell of text holds as JSON; None for another text."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[{", "{")):
+        return None
+    try:
+        turns = json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+    first = turns[0] if isinstance(turns, list) and turns else turns
+    return turns if isinstance(first, Mapping) and {"role", "from", "human", "user", "q"} & {*first} else None
 
 
 def _pair_of(item: Any, number: int) -> dict[str, Any]:
@@ -70,6 +86,8 @@ def history_of(value: Any) -> list[Message]:
 
 def answer_text(value: Any, column: str) -> str:
     """An answer given as text, as a number or truth value, as one message or as a list of one message."""
+    if (turns := _turns_in(value)) is not None:
+        value = turns
     text = plain_text(value)
     if text is not None:
         match = _WRAPPED.fullmatch(text)
@@ -107,11 +125,11 @@ def _message(item: Any, column: str, number: int) -> Message:
     role = _ROLES.get(str(name).lower())
     if role is None:
         raise BadRow(f"{where} is by {name!r}; known are human/user, gpt/assistant and system")
-    if key := next((key for key in _UNUSED if item.get(key)), ""):
+    if not {"value", "content"} & {*item}:
+        raise BadRow(f"{where} has no text in `value` or `content`")
+    read = (*MASKS, *_HARMLESS, "from", "role", "value", "content")
+    if key := next((key for key, value in item.items() if key not in read and holds(value)), ""):
         raise BadRow(f"{where} has `{key}`, which is not used: take it out of the turn")
-    read = (*MASKS, "from", "role", "value", "content")
-    if names := unused({key: value for key, value in item.items() if key not in read}):
-        raise BadRow(f"{where} has `{names[0]}`, which is not used: take it out of the turn")
     if None not in (item.get("value"), item.get("content")) and item["value"] != item["content"]:
         raise BadRow(f"{where} has a `value` and another `content`: leave one of them out")
     content = item.get("value") if item.get("value") is not None else item.get("content")
@@ -123,8 +141,12 @@ def _message(item: Any, column: str, number: int) -> Message:
     text, files = "", []
     for part in content:
         of_type = part.get("type") if isinstance(part, Mapping) else None
+        if isinstance(part, Mapping) and of_type is None:  # DashScope: {"video": …}, {"text": …}
+            of_type = "text" if "text" in part else "video"
         if of_type == "text" and isinstance(part.get("text"), str):
             text += part["text"]
+            if key := next((key for key, value in part.items() if key not in ("type", "text") and holds(value)), ""):
+                raise BadRow(f"{where} has a part of text with `{key}`, which is not used: take it out")
         elif of_type in ("video", "video_url"):
             text += PLACEHOLDER
             files += _clip_of(part, where)

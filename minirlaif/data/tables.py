@@ -139,6 +139,8 @@ def _csv_rows(name: str) -> list[tuple[int, Any]]:
         head, *rows = csv.reader(io.StringIO(text), delimiter=delimiter)
     except csv.Error as error:
         raise UserError(f"{name}: not a table of text ({error})") from None
+    if twice := next((column for column in head if column and head.count(column) > 1), ""):
+        raise UserError(f"{name}: column `{twice}` stands twice in its first line: rename or remove one")
     return [
         (number, dict(zip(head, row, strict=True)) if len(row) == len(head) else BadRow(f"{len(row)} cells under {len(head)}"))
         for number, row in enumerate(rows, 1)
@@ -200,7 +202,8 @@ def json_rows(name: str) -> list[tuple[int, Any]]:
     value = json_value(name)
     if isinstance(value, list):
         return value
-    if any(isinstance(cell, list) and cell and isinstance(cell[0], dict) for cell in value.values()) and len(value) < 4:
+    lists = [name for name, cell in value.items() if isinstance(cell, list) and cell and isinstance(cell[0], dict)]
+    if lists and len(value) < 4 and not {*lists} & {"messages", "conversations", "conversation", "QA"}:
         raise UserError(f"{name}: one object instead of a list of rows; keep only the list")
     return [(1, value)]  # a file of one jsonl line
 
@@ -237,6 +240,8 @@ def hub_rows(source: str, parts: Mapping[str, str | None]) -> Iterator[tuple[int
 def _dataset_rows(table: Any) -> Iterator[tuple[int, Any]]:
     """Rows of a data set, in batches (ten times faster than one by one) and with media left undecoded."""
     number = 0
+    if not len(table):
+        return
     for batch in table.to_iterable_dataset().decode(False).iter(batch_size=1000):
         for cells in zip(*batch.values(), strict=True):
             number += 1

@@ -338,7 +338,7 @@ def test_missing_clips_are_named(tmp_path: Path, world: World, videos: Path):
         ({"video_name": "x", "question": "a?", "answer": ""}, "`answer` is empty"),
         ({"question": "a?", "answer": "b"}, "no clip: needs a `video_name`"),
         ({"video_name": "x", "Q": "a?"}, "`answer` is missing"),
-        ({"video": "x", "question": "a?", "options": ["one"], "answer": "A"}, "two options or more"),
+        ({"video": "x", "question": "a?", "options": ["one"], "answer": "A"}, "must hold 2 to 26 options"),
         ({"video": "x", "question": "a?", "options": ["one", "two"], "answer": "C"}, "none of the 2 options"),
         ({"video": "x", "caption": " "}, "the caption is empty"),
         ({"video_name": "x", "question": "a\ud83d?", "answer": "b"}, "contains an unpaired surrogate"),

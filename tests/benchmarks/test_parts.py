@@ -228,7 +228,7 @@ def test_two_clips_of_one_name_in_a_task_are_not_chosen_from(mvbench: Path):
         ({"clip_end": 3}, "`clip_end` changes what"),
         ({"video": "x.mp4#t=1,2", "start": 3}, "the name x.mp4#t=1,2 and other columns both give a part"),
         ({"videos": ["y.mp4"]}, "two columns may be the clip, `video` and `videos`"),
-        ({"candidates": ["a cup", None]}, "an option must be text, this is"),
+        ({"candidates": ["a cup", None]}, "`candidates` must hold options as text, this is null"),
         ({"subtitles": "hello"}, "`subtitles` changes what"),
         ({"counterfactual": "a dog"}, "`counterfactual` changes what"),
         ({"system": "Be brief."}, "`system` changes what"),
@@ -259,9 +259,13 @@ def test_columns_that_change_nothing(more: dict[str, Any], tmp_path: Path):
 
 
 def test_options_without_their_first_are_no_open_question(tmp_path: Path):
-    row = {"video": "x", "question": "Which?", "a1": "x", "a2": "y", "answer": "x"}
-    with pytest.raises(UserError, match="`a1` changes what a row is about, and qa does not read it"):
-        read_benchmark(str(put(tmp_path / "b.json", [row])), "")
+    row = {"video": "x", "question": "Which?", "a1": "x", "a2": "y", "answer": "x"}  # TGIF-QA
+    (item,) = read_benchmark(str(put(tmp_path / "b.json", [row])), "").items
+    assert (item.options, item.answer) == (("x", "y"), "x")
+    with pytest.raises(UserError, match="`answer` 1 may count the columns of options from 0 or from 1: write the letter"):
+        read_benchmark(str(put(tmp_path / "c.json", [{**row, "answer": 1}])), "")
+    with pytest.raises(UserError, match="`a2` changes what a row is about, and qa does not read it"):
+        read_benchmark(str(put(tmp_path / "d.json", [{**row, "a1": None}])), "")
 
 
 def test_a_name_that_may_be_two_clips_is_not_a_missing_clip(tmp_path: Path):
@@ -325,7 +329,7 @@ def test_options_wherever_they_stand(row: dict[str, Any], options: tuple[str, ..
 
 def test_a_number_that_may_be_an_option_is_refused(tmp_path: Path):
     row = {"video": "x.mp4", "question": "How many?", "a0": "1", "a1": "0", "answer": "1"}
-    with pytest.raises(UserError, match="`answer` 1 may be the number of an option or the option 1"):
+    with pytest.raises(UserError, match="`answer` '1' may be an option or the number of one"):
         read_benchmark(str(put(tmp_path / "b.json", [row])), "")
 
 
@@ -336,7 +340,7 @@ def test_a_question_with_lines_is_none_of_options(tmp_path: Path):
         "answer": "stop and go",
     }
     assert read_benchmark(str(put(tmp_path / "b.json", [row])), "").kind.name == "qa"
-    with pytest.raises(UserError, match="`option1` changes what a row is about, and qa does not read it"):
+    with pytest.raises(UserError, match="the question lists options behind letters or numbers, and the row has other ones"):
         read_benchmark(str(put(tmp_path / "c.json", [{**row, "option1": "stop", "option2": "go"}])), "")
 
 

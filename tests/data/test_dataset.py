@@ -366,7 +366,10 @@ def test_preference_context_margin_and_tags(folder: Path) -> None:
         (PREFERENCES["ours"] | {"chosen": ["a", "b"]}, "`chosen` must be text or one message, this is a list"),
         (PREFERENCES["ours"] | {"margin": float("nan")}, "`margin` must be a finite number"),
         (PREFERENCES["ours"] | {"question": None}, "no `prompt`"),
-        (PREFERENCES["ms-swift"] | {"messages": [{"role": "user", "content": "<video>?"}]}, "must end with the chosen answer"),
+        (
+            PREFERENCES["ms-swift"] | {"messages": [{"role": "user", "content": "<video>?"}]},
+            "the question must end with the chosen answer, or `response`",
+        ),
         (PREFERENCES["llama-factory"] | {"conversations": llava()["conversations"]}, "one question without an answer"),
         (PREFERENCES["trl, messages"] | {"prompt": [ASKS, {"role": "assistant", "content": ""}, ASKS]}, "this has 2 question(s)"),
         (PREFERENCES["trl, prompt inside"] | {"rejected": [ASKS, ASKS]}, "one conversation that ends in two different answers"),

@@ -10,6 +10,7 @@ import pytest
 
 from minirlaif.data.dataset import load_preferences, load_samples
 from minirlaif.data.left_out import RowRules
+from minirlaif.errors import UserError
 from minirlaif.types import Turn
 
 Q, A = "What does the dog do?", "It jumps into a lake."
@@ -368,6 +369,102 @@ READINGS: dict[str, tuple[dict[str, Any], str, tuple[Turn, ...]]] = {
         "a.mp4",
         (Turn("Describe the clip.", A),),
     ),
+    "Video-R1 with its reasoning": (
+        {
+            "path": "./a.mp4",
+            "problem": "Which animal?",
+            "options": ["A. cat", "B. dog"],
+            "process": THINK,
+            "solution": "<answer>B</answer>",
+        },
+        "a.mp4",
+        (Turn("Which animal?\nA. cat\nB. dog", f"{THINK}\n<answer>B. dog</answer>"),),
+    ),
+    "a letter behind reasoning": (
+        {"video": "a.mp4", "problem": "Which animal?", "options": ["cat", "dog"], "solution": f"{THINK}\n\nB"},
+        "a.mp4",
+        (Turn("Which animal?\nA. cat\nB. dog", f"{THINK}\n\nB. dog"),),
+    ),
+    "a boxed letter": (
+        {"video": "a.mp4", "problem": "Which animal?", "options": ["cat", "dog"], "solution": "\\boxed{B}"},
+        "a.mp4",
+        PETS,
+    ),
+    "options that are objects with labels": (
+        {
+            "video": "a.mp4",
+            "question": "Which animal?",
+            "options": [{"id": 1, "text": "cat"}, {"id": 2, "text": "dog"}],
+            "answer": 2,
+        },
+        "a.mp4",
+        PETS,
+    ),
+    "options that are objects by letter": (
+        {"video": "a.mp4", "question": "Which animal?", "options": [{"A": "cat"}, {"B": "dog"}], "answer": "B"},
+        "a.mp4",
+        PETS,
+    ),
+    "options behind numbers": (
+        {"video": "a.mp4", "question": "Which animal?", "options": ["1.cat", "2.dog"], "answer": 2},
+        "a.mp4",
+        PETS,
+    ),
+    "options in a struct of a table": (
+        {"video": "a.mp4", "question": "Which animal?", "options": {"A": "cat", "B": "dog", "C": None}, "answer": "B"},
+        "a.mp4",
+        PETS,
+    ),
+    "more columns than options": (
+        {"video": "a.mp4", "question": "Which animal?", "A": "cat", "B": "dog", "C": "", "D": "", "answer": "B"},
+        "a.mp4",
+        PETS,
+    ),
+    "a full-width letter": (
+        {"video": "a.mp4", "question": "Which animal?", "options": ["cat", "dog"], "answer": "\uff22"},
+        "a.mp4",
+        PETS,
+    ),
+    "an open question of a table of options": (
+        {"video": "a.mp4", "question": Q, "choices": {"A": "", "B": ""}, "answer": A},
+        "a.mp4",
+        ONE,
+    ),
+    "EgoSchema, hub": (
+        {"question_idx": "1", "question": "Which animal?", "video_idx": "v_abc", "option": ["A. cat", "B. dog"], "answer": "1"},
+        "v_abc.mp4",
+        PETS,
+    ),
+    "empty cells of a table": (
+        {
+            "video": "a.mp4",
+            "question": Q,
+            "answer": A,
+            "problem": "",
+            "start": "",
+            "end": float("nan"),
+            "images": [None],
+            "system": "  ",
+        },
+        "a.mp4",
+        ONE,
+    ),
+    "one clip under two spellings": ({"video": "a.mp4", "video_path": "./a.mp4", "question": Q, "answer": A}, "a.mp4", ONE),
+    "messages as text in another column": (
+        {
+            "prompt": json.dumps([{"role": "user", "content": Q}]),
+            "completion": json.dumps([{"role": "assistant", "content": A}]),
+            "videos": "a.mp4",
+        },
+        "a.mp4",
+        ONE,
+    ),
+    "parts without types": (
+        {"messages": [{"role": "user", "content": [{"video": "a.mp4"}, {"text": Q}]}, REPLY]},
+        "a.mp4",
+        ONE,
+    ),
+    "a number as the question": ({"video": "a.mp4", "question": 3, "answer": A}, "a.mp4", (Turn("3", A),)),
     # parts of clips, names of clips
     "times as the text of a list": (
         {"video": "a.mp4", "question": Q, "answer": A, "timestamps": "[1.0, 3.0]"},
@@ -448,6 +545,26 @@ def test_the_questions_of_preferences_are_prompts(folder: Path, answers: dict[st
     row = {"video": "a.mp4", "question": Q, **answers}
     (prompt,) = load_samples(write(folder, row), need_answers=False)
     assert prompt.turns == (Turn(Q),) and not prompt.tags  # which would stand in the rows of other preferences
+
+
+def test_an_answer_and_a_rejected_response_are_a_preference(folder: Path) -> None:
+    row = {"video": "a.mp4", "question": Q, "answer": "Left.", "rejected_response": "Right."}
+    (pair,) = load_preferences(write(folder, row))
+    assert (pair.question, pair.chosen, pair.rejected) == (Q, "Left.", "Right.")
+
+
+def test_a_file_of_one_conversation(folder: Path) -> None:
+    (folder / "one.json").write_text(json.dumps({"messages": [ASK, REPLY], "videos": ["a.mp4"]}), encoding="utf-8")
+    (sample,) = load_samples(str(folder / "one.json"))
+    assert sample.turns == ONE
+
+
+def test_a_table_without_rows(folder: Path) -> None:
+    import datasets
+
+    datasets.Dataset.from_dict({"video": [], "question": [], "answer": []}).to_parquet(str(folder / "none.parquet"))
+    with pytest.raises(UserError, match="none.parquet: holds no rows"):
+        load_samples(str(folder / "none.parquet"))
 
 
 def test_columns_to_pass_over_are_as_if_they_were_not_there(folder: Path) -> None:

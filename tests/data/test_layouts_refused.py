@@ -61,6 +61,32 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             "subs": "a.srt",
             "answers": ["It swims.", "It sinks."],
             "Video": "b.mp4",
+            "alternatives": ["x", "y"],
+            "answer_list": ["x", "y"],
+            "foils": ["x", "y"],
+            "bad_answer": "x",
+            "(B)": "swim",
+            "c": "swim",
+            "stop": 9,
+            "tend": 9,
+            "timeframe": "3-9",
+            "frames": [30, 90],
+            "clip_range": [3, 9],
+            "gt_span": [3, 9],
+            "metadata": {"start": 3, "end": 9},
+            "bbox": [1, 2, 3, 4],
+            "training": False,
+            "kto_label": False,
+            "is_correct": False,
+            "rationale": "It is wet.",
+            "output_1": "It swims.",
+            "responses": ["x", "y"],
+            "rejected_images": ["b.jpg"],
+            "video2": "b.mp4",
+            "second_video": "b.mp4",
+            "sub_text": "Good dog!",
+            "post_prompt": "Answer in French.",
+            "dialogue": "Good dog!",
             "Answer": "It swims.",
         }.items()
     },
@@ -78,6 +104,61 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an answer and another response": (ROW | {"response": "x"}, "two columns may be the answer, `answer` and `response`"),
     "a pair without its answer": ({"video": "a.mp4", "QA": [{"q": Q}]}, "answer 1 is empty"),
     "a pair with a mask": ({"video": "a.mp4", "QA": [{"q": Q, "a": A, "weight": 0.5}]}, "`weight` is 0.5"),
+    "labels out of order": (PETS | {"options": ["B. x", "A. y"], "answer": "A"}, "must have its options in order, A, B"),
+    "labels with a gap": (PETS | {"options": ["A. cat", "C. dog"], "answer": "C"}, "must have its options in order, A, B"),
+    "objects out of order": (
+        PETS | {"options": [{"label": "B", "text": "dog"}, {"label": "A", "text": "cat"}], "answer": "A"},
+        "must have its options in order, A, B",
+    ),
+    "objects that say which is right": (
+        PETS | {"options": [{"text": "cat", "is_correct": True}, {"text": "dog", "is_correct": False}], "answer": "B"},
+        "holds options with `is_correct`, which is not used",
+    ),
+    "texts and labels of two lengths": (
+        PETS | {"options": {"text": ["cat", "dog", "cow"], "label": ["A", "B"]}, "answer": "A"},
+        "has 3 texts and 2 labels",
+    ),
+    "a text number in numbered columns": (
+        {"video": "a.mp4", "question": Q, "a0": "1", "a1": "2", "a2": "3", "answer": "2"},
+        "may be an option or the number of one",
+    ),
+    "TGIF-QA's numbers": (
+        {"video": "a.mp4", "question": Q, "a1": "v", "a2": "w", "a3": "x", "answer": 2},
+        "may count the columns of options from 0 or from 1",
+    ),
+    "other options in the question": (
+        PETS | {"question": "Which?\nA. dog\nB. cat", "answer": "A"},
+        "the question lists options behind letters or numbers",
+    ),
+    "numbers in the question": (PETS | {"question": "Which?\n1. cat\n2. dog", "answer": 1}, "the question lists options behind"),
+    "another option that begins so": (
+        PETS | {"question": "A. cats\nB. dogs", "answer": "A"},
+        "the question lists options behind",
+    ),
+    "options of odd text": (PETS | {"options": "{['cat']: 1}", "answer": "A"}, "must be a list of texts, this is text"),
+    "an answer that says when": (
+        {"video": "a.mp4", "question": "When?", "answer": "From 24.3 to 30.4 seconds.", "timestamp": [24.3, 30.4]},
+        "the answer holds the times of its part of the clip",
+    ),
+    "a start with another end": (ROW | {"start": 3, "stop": 9}, "column `stop` would change"),
+    "a name that looks like times": (ROW | {"segment": "12-34"}, "column `segment` would change"),
+    "a mask of a part of a turn": (
+        chat(train_detail=[{"begin_offset": 0, "train": False}]),
+        "has `train_detail`, which is not used",
+    ),
+    "a mask of another name": (chat(masked=True), "has `masked`, which is not used"),
+    "a clip of a turn": (chat(video="b.mp4"), "has `video`, which is not used"),
+    "a part of text with a clip": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": Q, "video": "b.mp4"}]}, REPLY], "video": "a.mp4"},
+        "has a part of text with `video`",
+    ),
+    "a clip inside of the question": (ROW | {"question": "<video>b.mp4</video>What?"}, "contains the token </video>"),
+    "tokens of times": (ROW | {"question": "From <s0> to <e0>?"}, "contains the token <s0>"),
+    "columns of two lengths": (
+        {"video": "a.mp4", "conversations": {"from": ["human", "gpt", "human"], "value": ["<video>q", "a"]}},
+        "has 3 of `from` and 2 of `value`",
+    ),
+    "two clips by path": (ROW | {"video": "b.mp4", "path": "a.mp4"}, "two columns may be the clip, `video` and `path`"),
     "two columns of options": (PETS | {"answer": "A", "candidates": ["x", "y"]}, "two columns may be the options"),
     "two columns of clips": (ROW | {"videos": ["b.mp4"]}, "two columns may be the clip, `video` and `videos`"),
     "two parts of a clip": (ROW | {"start": 1, "end": 2, "timestamps": [3, 4]}, "two columns may be the part of the clip"),
@@ -187,6 +268,10 @@ def test_the_refusal_of_a_column_names_the_setting_that_passes_over_it(folder: P
         ),
         ({"question": Q, "rejected_response": "x", "rejected_messages": [REPLY]}, "two columns may be the rejected answer"),
         ({"question": "Which?", "options": ["cat", "dog"], "chosen": "B", "rejected": "dog"}, "are the same"),
+        ({"messages": [ASK, {**REPLY, "loss": False}], "rejected_response": "x"}, "is masked"),
+        ({"chosen": [ASK, {**REPLY, "weight": 0}], "rejected": [ASK, {**REPLY, "content": "x"}]}, "has a masked answer"),
+        ({"question": Q, "chosen": "x", "rejected": "y", "preference": 2}, "column `preference` would change"),
+        ({"question": Q, "chosen": "b.mp4", "rejected": "a.mp4"}, "name clips"),
     ],
 )
 def test_a_preference_is_refused_by_name(folder: Path, row: dict[str, Any], expected: str) -> None:
@@ -235,6 +320,20 @@ def test_an_object_with_one_name_twice(folder: Path, name: str) -> None:
     (folder / name).write_text(row if name.endswith("l") else f"[{row}]", encoding="utf-8")
     with pytest.raises(UserError, match=r"not valid JSON \(`answer` stands twice in one object\)"):
         load_samples(str(folder / name))
+
+
+def test_a_table_with_one_column_twice(folder: Path) -> None:
+    from minirlaif.data.tables import table_rows
+
+    (folder / "rows.csv").write_text("video,question,answer,answer\na.mp4,q,x,y\n", encoding="utf-8")
+    with pytest.raises(UserError, match="column `answer` stands twice in its first line"):
+        table_rows(folder / "rows.csv")
+
+
+def test_questions_of_a_clip_that_name_another(folder: Path) -> None:
+    (folder / "questions.json").write_text(json.dumps({"a.mp4": [{"question": "q", "video": "b.mp4"}]}), encoding="utf-8")
+    with pytest.raises(UserError, match="a question of a.mp4 names another clip, b.mp4"):
+        load_samples(str(folder), need_answers=False)
 
 
 def test_a_file_that_may_be_a_part_of_another(folder: Path) -> None:

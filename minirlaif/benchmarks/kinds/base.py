@@ -12,11 +12,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from minirlaif.data.cells import kind, plain_text
+from minirlaif.data.columns import clip_names
 from minirlaif.data.formats import BadRow, half_letters
 from minirlaif.feedback.text_judge import GradeResult, JudgeName
 from minirlaif.judges.rubric import HIGHEST
 
-CLIP_COLUMNS = ("video", "video_name", "gif_name", "videoID", "video_id", "video_path", "q_uid")  # the first one counts
+CLIP_COLUMNS = (
+    "video",
+    "video_name",
+    "gif_name",
+    "videoID",
+    "video_id",
+    "video_path",
+    "video_idx",
+    "q_uid",
+)  # the first one counts
 ID_COLUMNS = ("question_id", "qid", "id", "key", "q_uid", "index")
 # VLM-RLAIF's own files keep the clip's place in questions.
 _TAG = re.compile(r"^\s*<(?:image|video)>\s*|\s*<(?:image|video)>\s*$")
@@ -211,7 +222,10 @@ def checked_row(row: Any) -> tuple[dict[str, Any], str]:
     column = first_column(columns, CLIP_COLUMNS)
     if not column:
         raise BadRow(f"no clip: needs a `video_name`, `video` or `video_id` column (it has {', '.join(columns)})")
-    return columns, text_cell(columns, column)
+    names = clip_names(columns[column], column) if isinstance(columns[column], list | dict) else [text_cell(columns, column)]
+    if len(names) != 1:
+        raise BadRow(f"`{column}` must name one clip, this names {len(names)}")
+    return columns, names[0]
 
 
 def prediction_columns(item: Item) -> tuple[str, ...]:
@@ -232,9 +246,11 @@ def own_id(row: Mapping[str, Any]) -> str:
 def text_cell(row: Mapping[str, Any], column: str) -> str:
     """A cell that must hold something; numbers are written out. BadRow otherwise."""
     value = row.get(column)
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise BadRow(f"`{column}` is missing" if value is None else f"`{column}` must be text")
-    text = str(value).strip()
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    text = plain_text(value)
+    if text is None:
+        raise BadRow(f"`{column}` is {'missing' if value is None or value != value else f'{kind(value)}, and must be text'}")
+    text = text.strip()
     if not text:
         raise BadRow(f"`{column}` is empty")
     return text

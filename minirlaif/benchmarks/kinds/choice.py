@@ -5,7 +5,8 @@ from typing import Any
 
 from minirlaif.benchmarks.kinds import base
 from minirlaif.benchmarks.kinds.base import ACCURACY, Answer, BenchmarkKind, Grade, Item
-from minirlaif.benchmarks.kinds.options import OPTION_COLUMNS, has_options, question_and_options, right_place
+from minirlaif.benchmarks.kinds.options import has_options, question_and_options, right_place
+from minirlaif.data.options import COLUMNS
 from minirlaif.feedback.text_judge import GradeResult, JudgeName
 from minirlaif.judges.rubric import CHOOSE, choice_question, chosen_option
 
@@ -46,15 +47,15 @@ class MultipleChoice(BenchmarkKind):
     depths = {"accuracy": 1}
     has_readouts = True
     has_breakdown = True
-    uses = OPTION_COLUMNS
+    uses = COLUMNS
 
     def matches(self, row: Mapping[str, Any], part: str) -> bool:
         return has_options(row)
 
     def parse(self, row: Mapping[str, Any], part: str, clip: str) -> Item:
         question, options = question_and_options(row)
-        right = options[right_place(row, options)]
-        return Item("", part if part in TASKS else self.name, clip, "", (question,), right, options, row, base.own_id(row))
+        right = options.texts[right_place(row, options)]
+        return Item("", part if part in TASKS else self.name, clip, "", (question,), right, options.texts, row, base.own_id(row))
 
     def prompts(self, item: Item) -> list[str]:
         return [choice_question(question, item.options) for question in item.questions]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minirlaif.benchmarks.kinds.base import CLIP_COLUMNS, BenchmarkKind, Candidates, Item, Metric, first_column
+from minirlaif.data.cells import plain_text
 from minirlaif.data.formats import BadRow
 
 CAPTION_COLUMNS = ("caption", "sentence", "captions")
@@ -28,9 +29,12 @@ class Retrieval(BenchmarkKind):
     def parse(self, row: Mapping[str, Any], part: str, clip: str) -> Item:
         """Several captions of one row are one text."""
         value = row[first_column(row, CAPTION_COLUMNS)]
-        caption = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        texts = [plain_text(each) for each in (value if isinstance(value, list) else [value])]
+        if not all(texts):
+            raise BadRow("the caption is empty, or holds more than text")
+        caption = " ".join(str(text) for text in texts)
         if not caption.strip():
-            raise BadRow("the caption is empty")
+            raise BadRow("the caption is empty, or holds more than text")
         return Item("", "retrieval", clip, "", (), " ".join(caption.split()), row=row)
 
     def candidates(self, item: Item, ask: str, clips: Mapping[str, str]) -> Candidates:

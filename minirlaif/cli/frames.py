@@ -75,9 +75,9 @@ def run(options: argparse.Namespace) -> int:
                 refused += 1
                 reason = " ".join(str(getattr(error, "reason", error)).split())
                 if options.json:
-                    print(json.dumps({"path": clip, "refused": reason}, ensure_ascii=False), flush=True)
+                    print(json.dumps({"path": clip, "refused": reason}), flush=True)
                 else:
-                    print(f"minirlaif: {clip}: {reason}", file=sys.stderr, flush=True)
+                    print(f"minirlaif: {' '.join(clip.split())}: {reason}", file=sys.stderr, flush=True)
                 continue
             print(_as_json(clip, read) if options.json else _as_text(clip, read), flush=True)
             if folder:
@@ -105,7 +105,7 @@ def _as_json(clip: str, read: _DecodedClip) -> str:
     info = read.info
     values = {"path": clip, "reader": info.reader, "seconds": info.seconds, "width": info.width, "height": info.height}
     values |= {"times": list(read.times), "repaired": list(read.repaired)}
-    return json.dumps(values, ensure_ascii=False)
+    return json.dumps(values)  # ASCII alone: a name need not be UTF-8
 
 
 def _as_text(clip: str, read: _DecodedClip) -> str:

@@ -126,8 +126,11 @@ def decode_all(
             frames = packet.decode()
         except av.error.FFmpegError:
             time = packet.dts if packet.pts is None else packet.pts
-            # What is shown before the first key frame after a seek needs frames that were not read: no fault of the file.
-            if errors is not None and time is not None and key_time is not None and time >= key_time:
+            # What is shown before the first key frame after a seek needs frames that were not read: no fault of the file, and
+            # frames after the key frame do not refer to it.
+            if time is not None and key_time is not None and time < key_time:
+                continue
+            if errors is not None and time is not None and key_time is not None:
                 errors.append(max(0.0, (time - timeline.ticks[0]) * timeline.tick_seconds))
             start = max(0, number - lag)
             bad_from, last_error = start if bad_from is None else min(start, bad_from), number
@@ -148,6 +151,8 @@ def decode_all(
             last_pts = last_pts if frame.pts is None else frame.pts
             if row >= 0:
                 sound = not frame.is_corrupt and (bad_from is None or own < bad_from) and own not in unfilled
+                # A leading picture that a decoder has made up.
+                sound = sound and not (key_time is not None and frame.pts is not None and frame.pts < key_time)
                 yield DecodedFrame(min(row, len(timeline.ticks) - 1), frame, sound, back)
 
 

@@ -8,6 +8,9 @@ from minirlaif.video.frame_sampling import FrameSize
 from minirlaif.video.timestamps import HDR_TRANSFERS, Timeline, Unreadable
 
 REFERENCE_WHITE, PEAK = 203.0, 1000.0  # nits: ITU-R BT.2408's diffuse white, and the mastering peak that is kept
+# Matrices that the scaler refuses, and what players take for them: BT.2020 for its constant-luminance form, BT.601 for YCgCo,
+# YDzDx, ICtCp and those derived from chromaticities. FFmpeg's numbers.
+OTHER_MATRICES = {8: 5, 10: 9, 11: 5, 12: 5, 13: 5, 14: 5, 15: 5, 16: 5, 17: 5}
 KNEE = 0.3  # share of white below which tone mapping changes nothing
 BT2020_TO_BT709 = ((1.6605, -0.5876, -0.0728), (-0.1246, 1.1329, -0.0083), (-0.0182, -0.1006, 1.1187))  # ITU-R BT.2087
 
@@ -25,6 +28,8 @@ class FrameConverter:
 
     def __call__(self, frame: Any) -> Any:
         kind = "rgb48le" if self._curve else "rgb24"
+        if frame.colorspace in OTHER_MATRICES:
+            frame.colorspace = OTHER_MATRICES[frame.colorspace]
         width, height = self._shape
         image = self._reformatter.reformat(
             frame, width=width, height=height, format=kind, interpolation="BICUBIC", threads=1

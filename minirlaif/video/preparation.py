@@ -8,6 +8,8 @@ from minirlaif.video.av_packets import decode_all, open_stream
 from minirlaif.video.timestamps import Timeline, Unreadable, inspect, url
 
 DISORDER = "its times go backwards: frames are shown in the order of decoding"
+FIELD_CODECS = ("h264", "hevc", "mpeg2video")
+FIELD_PACKETS = 8  # decoded to see whether two of them make a frame
 SPREAD = "its times go backwards: the frames are spread evenly over its length"
 
 
@@ -18,6 +20,8 @@ def prepared(path: str, share: float) -> Timeline:
     """
     try:
         stat = os.stat(path)
+    except ValueError:
+        raise Unreadable("it cannot be the name of a file") from None
     except OSError:
         return inspect(path)  # which says why
     return _prepared(path, share, (stat.st_size, stat.st_mtime_ns))
@@ -32,13 +36,34 @@ def _prepared(path: str, share: float, _stamp: tuple[int, int]) -> Timeline:
             f"the file is cut short: its index points past its end, {timeline.lost:.2f} of"
             f" {timeline.seconds + timeline.lost:.2f} seconds are missing; {timeline.repair}"
         )
-    if timeline.learn:
+    if timeline.learn or _has_fields(timeline):
         return _learned(timeline)
     if 0 not in timeline.keys or timeline.shifts:
         first = _first_row(timeline)
         if first:
             return timeline.starting_at(first, "it begins inside a group of pictures")
     return timeline
+
+
+def _has_fields(timeline: Timeline) -> bool:
+    """Whether packets are fields, two to a frame, as camcorders and broadcasts store interlaced H.264."""
+    import av
+
+    packets = frames = 0
+    with av.open(url(timeline.path)) as container:
+        stream = open_stream(container, timeline, strict=False)
+        if stream.codec_context.name not in FIELD_CODECS or len(timeline.ticks) < FIELD_PACKETS or 0 not in timeline.keys:
+            return False
+        try:
+            for packet in container.demux(stream):
+                packets += bool(packet.size)
+                frames += len(packet.decode())
+                if packets == FIELD_PACKETS:
+                    break
+            frames += len(stream.codec_context.decode(None))
+        except av.error.FFmpegError:
+            return False
+    return 0 < frames <= packets / 2 + 1
 
 
 def after_damage(timeline: Timeline, share: float) -> Timeline:
@@ -71,7 +96,9 @@ def _learned(timeline: Timeline) -> Timeline:
     if not times:
         raise Unreadable("it is damaged: no frame can be decoded")
     ticks: list[int] = []
-    display_times, repaired = _display_times(times, timeline.seekable, len(set(timeline.ticks)) < len(timeline.ticks))
+    step = max(1, round((timeline.ticks[-1] - timeline.ticks[0]) / max(1, len(timeline.ticks) - 1)))
+    trusted = timeline.seekable or bool(timeline.shifts)
+    display_times, repaired = _display_times(times, trusted, len(set(timeline.ticks)) < len(timeline.ticks), step)
     for time in display_times:
         ticks.append(time if not ticks else max(time, ticks[-1] + 1))
     gap = (ticks[-1] - ticks[0]) / (len(ticks) - 1) if len(ticks) > 1 else 1
@@ -87,16 +114,22 @@ def _learned(timeline: Timeline) -> Timeline:
     )
 
 
-def _display_times(times: list[tuple[int | None, int | None]], trusted: bool, clocked: bool) -> tuple[list[int], tuple[str, ...]]:
+def _display_times(
+    times: list[tuple[int | None, int | None]], trusted: bool, clocked: bool, step: int = 1
+) -> tuple[list[int], tuple[str, ...]]:
     """When each frame is shown, from its own time and the decoding time of the packet that completed it, in order of decoding.
     The first that does not go backwards of: its own; ffmpeg's guess; the decoding time (before the guess where packets carry no
     times of display); the lower of both. If all do, the times of the file are wrong, and the frames are spread evenly.
 
-    clocked: packets carry times of display, so that other times are a fault.
+    clocked: packets carry times of display, so that other times are a fault; step: ticks from a frame to the next one.
     """
     own, completed, guess = [pts for pts, _ in times], [dts for _, dts in times], _best_effort(times)
+    mixed = any(pts is None for pts in own) and any(pts is not None for pts in own)
+    if mixed:  # frames without a time follow the one before, as in ffmpeg
+        for number, time in enumerate(guess):
+            guess[number] = time if time is not None else (guess[number - 1] or 0) + step if number else 0
     flushed = next((number for number in range(len(times), 0, -1) if completed[number - 1] is not None), len(times))
-    for candidate in (own, guess, completed) if trusted else (own, completed, guess):
+    for candidate in (own, guess, completed) if trusted or mixed else (own, completed, guess):
         end = len(times) if candidate is own else flushed  # what comes after the last packet has no decoding time
         known = [time for time in candidate[:end] if time is not None]
         if len(known) == end and all(one < two for one, two in zip(known, known[1:], strict=False)):

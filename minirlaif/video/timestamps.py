@@ -92,9 +92,12 @@ def inspect(path: str) -> Timeline:
     import av
 
     if not os.path.exists(path):
-        raise Unreadable("the file does not exist")
+        is_part = "#t=" in path and os.path.exists(path.partition("#t=")[0])
+        raise Unreadable("its part must be written #t=START,END in seconds" if is_part else "the file does not exist")
     if os.path.isdir(path):
         raise Unreadable("it is a folder, not a file")
+    if not os.path.isfile(path):
+        raise Unreadable("it is no regular file but a device or pipe: copy what it gives into a file")
     if not os.path.getsize(path):
         raise Unreadable("the file is empty (0 bytes)")
     try:
@@ -180,7 +183,9 @@ def _timeline(path: str, container: Any, stream: Any, packets: list[Packet], cut
         raise Unreadable("it has a video stream but no frames")
     by_pts = all(packet.pts is not None for packet in packets)
     clocked = all(packet.dts is not None for _, packet in shown)  # decoding times only, the same set of times
-    tick_seconds = float(stream.time_base) if by_pts or clocked else 1 / rate
+    # Times of display on some packets alone, as transport streams may have them: the decoder says which frames they are of.
+    mixed = not by_pts and any(packet.pts is not None for packet in packets)
+    tick_seconds = float(stream.time_base) if by_pts or clocked or mixed else 1 / rate
     broadcast = bool(names & BROADCAST)
     shifts = clock_shifts(packets, tick_seconds, rate) if broadcast and (by_pts or clocked) else ()
     line = Timeline(
@@ -191,7 +196,7 @@ def _timeline(path: str, container: Any, stream: Any, packets: list[Packet], cut
     )  # fmt: skip
     rows = []
     for number, packet in shown:
-        time = packet.pts if by_pts else packet.dts if clocked else number
+        time = packet.pts if by_pts else packet.dts if clocked else round(number / rate / tick_seconds)
         rows.append(((time or 0) + (line.shift(number) if by_pts or clocked else 0), packet.key, packet.duration))
     leading, key_tick = False, 0  # a picture that follows a key frame in the file and is shown before it: an open group
     for tick, key, _ in rows:
@@ -212,7 +217,8 @@ def _timeline(path: str, container: Any, stream: Any, packets: list[Packet], cut
     repaired: tuple[str, ...] = (f"its clock jumps {len(shifts)} times: the gaps are closed",) if shifts else ()
     repaired += missing_frames(ticks, tick_seconds, stream.frames - len(packets) if "mp4" in names else 0)
     apart = max((abs(p.pts - p.dts) for p in packets if p.pts is not None and p.dts is not None), default=0) * tick_seconds
-    if apart > JUMP_SECONDS:
+    still = max((later - tick for tick, later in zip(ticks, ticks[1:], strict=False)), default=0) * tick_seconds
+    if by_pts and apart > JUMP_SECONDS + 4 * still:
         repaired = (*repaired, f"its decoding times lie {apart:,.0f} seconds from those of display: these count")
     if lost or cut:
         missing = f"the last {lost:.2f} seconds are missing" if lost else f"nothing can be read after {actual:.2f} seconds"
@@ -229,6 +235,9 @@ def _timeline(path: str, container: Any, stream: Any, packets: list[Packet], cut
         height=height,
         # Packets in display order although the decoder reorders: these are not the times at which frames are shown.
         learn=(bool(names & NO_DISPLAY_TIMES) and (not by_pts or bool(codec.has_b_frames)))
+        or mixed
+        # The clock jumps among frames that are decoded in another order: which of them have the new time, ffmpeg guesses.
+        or (bool(shifts) and any((two - one) * tick_seconds > JUMP_SECONDS for one, two in zip(ticks, ticks[1:], strict=False)))
         or (in_order and codec.name == "mpeg4" and bool(codec.has_b_frames))
         or ("mpeg" in names and len(set(ticks)) < len(ticks)),
         open_groups=leading,

@@ -1,0 +1,120 @@
+"""Clips whose packets do not say when or what is shown: the decoder's frames are timed as ffmpeg times them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from minirlaif.video.frame_sampling import FramePlan
+from minirlaif.video.reader import ClipReader, UnreadableClip
+from tests.fixtures import encoded_clips as clips
+from tests.fixtures import field_clip
+from tests.fixtures.encoded_clips import Recipe, ffmpeg
+
+GAP = ("-vf", "setpts='(N+gte(N,30)*25)/25/TB'", "-fps_mode", "vfr", "-preset", "veryfast", "-g", "10")
+SLOWS = ("-vf", "setpts='(N+gte(N,30)*(N-30)*2)/25/TB'", "-fps_mode", "vfr", "-preset", "veryfast")
+STILL = ("-vf", "setpts='(N+gte(N,20)*500)/25/TB'", "-fps_mode", "vfr", "-preset", "veryfast", "-g", "50")
+OPEN = ("-x264-params", "open-gop=1:keyint=25:bframes=3:scenecut=0", "-preset", "veryfast")
+
+
+@pytest.fixture(scope="module")
+def reader() -> Iterator[ClipReader]:
+    with ClipReader(60) as reader:
+        yield reader
+
+
+def encoded(path: Path, *args: str, codec: str = "libx264", frames: int = 60) -> Path:
+    return clips.encode(path, Recipe(path.name, codec, args, frames=frames))
+
+
+def without_times(path: Path, keep: int) -> Path:
+    """A transport stream in which one packetised frame of `keep` says when it is shown, as the format allows."""
+    data, place, number = bytearray(path.read_bytes()), 0, 0
+    while (place := data.find(b"\0\0\1\xe0", place)) >= 0:
+        flags = data[place + 7]
+        if data[place + 6] & 0xC0 == 0x80 and flags & 0x80:
+            if number % keep:
+                size = 10 if flags & 0x40 else 5
+                data[place + 7] = flags & 0x3F
+                data[place + 9 : place + 9 + size] = b"\xff" * size
+            number += 1
+        place += 4
+    assert number > 10
+    path.write_bytes(data)
+    return path
+
+
+def compare(path: Path, reader: ClipReader) -> tuple[str, ...]:
+    """What was repaired; every frame at and between the times of ffmpeg's frames is ffmpeg's."""
+    times, pictures = clips.shown(path)
+    wanted = [clips.number_of(image) for image in pictures]
+    asked = tuple(sorted({time for start in times for time in (start, start + 0.013)}))
+    (frames,) = reader.frames(path, [FramePlan(asked)])
+    found = [clips.number_of(frame) for frame in frames]
+    assert found == [wanted[clips.on_screen(times, time)] for time in asked]
+    assert abs(reader.info(path).seconds - times[-1]) < 0.2
+    return reader.repaired.get(str(path), ())
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+@pytest.mark.parametrize("b_frames", ["0", "2"])
+def test_times_on_some_packets_alone(codec: str, b_frames: str, tmp_path: Path, reader: ClipReader) -> None:
+    more = ("-x265-params", f"bframes={b_frames}:log-level=none") if codec == "libx265" else ("-bf", b_frames)
+    path = without_times(encoded(tmp_path / "gap.ts", *GAP, *more, codec=codec), 3)
+    assert not compare(path, reader)
+
+
+def test_a_cut_among_frames_that_lead_a_key_frame(tmp_path: Path, reader: ClipReader) -> None:
+    whole = encoded(tmp_path / "whole.mkv", *SLOWS, *OPEN, frames=100)
+    for suffix in ("mp4", "ts"):
+        ffmpeg("-ss", "1.3", "-i", str(whole), "-c", "copy", str(tmp_path / f"cut.{suffix}"))
+    times, pictures = clips.shown(tmp_path / "cut.mp4")
+    asked = tuple(times[len(times) // 4 :])
+    (frames,) = reader.frames(tmp_path / "cut.mp4", [FramePlan(asked)])
+    wanted = [clips.number_of(image) for image in pictures[len(times) // 4 :]]
+    assert [clips.number_of(frame) for frame in frames] == wanted
+    assert not any("last sound frame" in text for text in reader.repaired.get(str(tmp_path / "cut.mp4"), ()))
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mkv", "mp4", "avi"])
+def test_fields_in_packets_of_their_own(suffix: str, tmp_path: Path, reader: ClipReader) -> None:
+    source, stream, path = (tmp_path / f"{name}" for name in ("fields.h264", "source.ts", f"fields.{suffix}"))
+    retime = "setts=pts=N*1800:dts=N*1800:time_base=1/90000"
+    ffmpeg("-r", "50", "-i", str(field_clip.write(source, 30)), "-c", "copy", "-bsf:v", retime, str(stream))
+    ffmpeg("-i", str(stream), "-c", "copy", str(path))
+    assert not compare(path, reader)
+
+
+def test_a_still_of_more_than_ten_seconds_in_a_transport_stream(tmp_path: Path, reader: ClipReader) -> None:
+    path = encoded(tmp_path / "still.ts", *STILL, frames=60)
+    times, pictures = clips.shown(path)
+    asked = (0.0, 0.3, 0.6)
+    (frames,) = reader.frames(path, [FramePlan(asked)])
+    assert [clips.number_of(frame) for frame in frames] == [
+        clips.number_of(pictures[clips.on_screen(times, time)]) for time in asked
+    ]
+    assert any("its clock jumps" in text for text in reader.repaired[str(path)])
+
+
+@pytest.mark.parametrize("matrix", [8, 10, 11, 14])
+def test_matrices_that_the_scaler_does_not_know(matrix: int, tmp_path: Path, reader: ClipReader) -> None:
+    plain, tagged = encoded(tmp_path / "plain.mp4", "-preset", "veryfast", frames=12), tmp_path / "tagged.mp4"
+    change = f"h264_metadata=matrix_coefficients={matrix}:colour_primaries=1:transfer_characteristics=1"
+    ffmpeg("-i", str(plain), "-c", "copy", "-bsf:v", change, str(tagged))
+    assert not compare(tagged, reader)
+
+
+def test_what_is_no_file_is_named(tmp_path: Path, reader: ClipReader) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    for path, reason in (
+        (str(tmp_path / "pipe.mp4"), "no regular file but a device or pipe"),
+        ("/dev/zero", "no regular file but a device or pipe"),
+        ("file:///x%00y.mp4", "cannot be the name of a file"),
+        (str(tmp_path / "a.mp4#t=1e3"), "its part must be written #t=START,END in seconds"),
+    ):
+        with pytest.raises(UnreadableClip, match=reason):
+            reader.info(path)

@@ -142,8 +142,8 @@ def _display_times(
         return known, ()
     if len(known) < 2:
         return list(range(len(times))), (SPREAD,)
-    step = (max(known) - min(known)) / (len(times) - 1)
-    return [min(known) + round(number * step) for number in range(len(times))], (SPREAD,)
+    spacing = (max(known) - min(known)) / (len(times) - 1)
+    return [min(known) + round(number * spacing) for number in range(len(times))], (SPREAD,)
 
 
 def _best_effort(times: list[tuple[int | None, int | None]]) -> list[int | None]:

@@ -217,8 +217,8 @@ def _timeline(path: str, container: Any, stream: Any, packets: list[Packet], cut
     repaired: tuple[str, ...] = (f"its clock jumps {len(shifts)} times: the gaps are closed",) if shifts else ()
     repaired += missing_frames(ticks, tick_seconds, stream.frames - len(packets) if "mp4" in names else 0)
     apart = max((abs(p.pts - p.dts) for p in packets if p.pts is not None and p.dts is not None), default=0) * tick_seconds
-    still = max((later - tick for tick, later in zip(ticks, ticks[1:], strict=False)), default=0) * tick_seconds
-    if by_pts and apart > JUMP_SECONDS + 4 * still:
+    widest = max((later - tick for tick, later in zip(ticks, ticks[1:], strict=False)), default=0) * tick_seconds
+    if by_pts and apart > JUMP_SECONDS + 4 * widest:
         repaired = (*repaired, f"its decoding times lie {apart:,.0f} seconds from those of display: these count")
     if lost or cut:
         missing = f"the last {lost:.2f} seconds are missing" if lost else f"nothing can be read after {actual:.2f} seconds"
@@ -233,13 +233,7 @@ def _timeline(path: str, container: Any, stream: Any, packets: list[Packet], cut
         lost=lost,
         width=width,
         height=height,
-        # Packets in display order although the decoder reorders: these are not the times at which frames are shown.
-        learn=(bool(names & NO_DISPLAY_TIMES) and (not by_pts or bool(codec.has_b_frames)))
-        or mixed
-        # The clock jumps among frames that are decoded in another order: which of them have the new time, ffmpeg guesses.
-        or (bool(shifts) and any((two - one) * tick_seconds > JUMP_SECONDS for one, two in zip(ticks, ticks[1:], strict=False)))
-        or (in_order and codec.name == "mpeg4" and bool(codec.has_b_frames))
-        or ("mpeg" in names and len(set(ticks)) < len(ticks)),
+        learn=mixed or _must_learn(names, codec, by_pts, in_order, ticks, bool(shifts) and widest > JUMP_SECONDS),
         open_groups=leading,
         repaired=repaired,
         decord=plain
@@ -247,6 +241,16 @@ def _timeline(path: str, container: Any, stream: Any, packets: list[Packet], cut
         and not broadcast
         and codec.name not in ("av1", "libdav1d")
         and line.transfer not in HDR_TRANSFERS,
+    )
+
+
+def _must_learn(names: set[str], codec: Any, by_pts: bool, in_order: bool, ticks: tuple[int, ...], jumps: bool) -> bool:
+    """Whether packets do not say when frames are shown: they lack the times, are in the order of display although the decoder
+    reorders, share times, or the clock jumps among frames that are decoded in another order."""
+    reorders = bool(codec.has_b_frames)
+    lack = bool(names & NO_DISPLAY_TIMES) and (not by_pts or reorders)
+    return (
+        lack or (in_order and codec.name == "mpeg4" and reorders) or ("mpeg" in names and len(set(ticks)) < len(ticks)) or jumps
     )
 
 

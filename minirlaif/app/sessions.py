@@ -91,7 +91,7 @@ class Session:
         return self.job is not None
 
     def export(self) -> str:
-        """The conversation as a row in the messages format that `data.sft` reads, with extra columns; "" if it is empty."""
+        """The conversation as a row in the messages format that `data.sft` reads, with details in `chat`; "" if it is empty."""
         turns = [turn for turn in self.turns if turn.text]
         if not turns or self.loaded is None:
             return ""
@@ -103,7 +103,8 @@ class Session:
             {"model": turn.model, "seed": turn.seed, "reward": turn.score, "ended": turn.note or "whole"} for turn in turns
         ]
         times = [round(time, 3) for time in self.loaded.times]
-        row = {"videos": [self.clip.name if self.clip else ""], "messages": messages, "frames": times, "answers": answers}
+        details = {"frames": times, "answers": answers}
+        row = {"videos": [self.clip.name if self.clip else ""], "messages": messages, "chat": details}
         return json.dumps(row, ensure_ascii=False, indent=1)
 
 

@@ -55,6 +55,12 @@ if u.find_spec("torchvision"):
 else:
     print("not installed, and not needed")
 """
+# Run from here: minirlaif need not be installed.
+_SANDBOX = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from minirlaif.video import sandbox
+print("; ".join(sandbox.enter() or ["this system offers no limits"]))
+"""
 _LLAMA = "from llama_cpp import mtmd_cpp; print('loads')"  # a build for another processor crashes here
 _TRACKER = "from torch.utils.tensorboard import SummaryWriter; print('imports')"
 
@@ -147,6 +153,7 @@ def tried(attempt: Callable[[str], tuple[bool, str]] = attempt) -> list[Finding]
         "torchvision": _VISION,
         "decord reads": "import decord; print('imports')",
         "av reads": "import av; print('imports')",
+        "decoding limits": _SANDBOX,
         "4-bit": _NF4,
         "llama.cpp": _LLAMA,
         "tensorboard logs": _TRACKER,
@@ -162,6 +169,8 @@ def tried(attempt: Callable[[str], tuple[bool, str]] = attempt) -> list[Finding]
     findings = []
     for name, (works, text) in results.items():
         state = "ok" if works else "missing" if name in needed else "note"
+        if name == "decoding limits" and works and not all(part in text for part in ("seccomp", "Landlock")):
+            state, text = "note", f"only {text}: decode clips of strangers on Linux 5.13 or newer, or in a container"
         findings.append(Finding(name, state, text if works else f"fails: {text}", "" if works else remedies.get(name, install)))
     return findings
 

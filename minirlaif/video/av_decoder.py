@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minirlaif.video.av_packets import DecodedFrame, SeekMissed, walk
+from minirlaif.video.containers import Unreadable
 from minirlaif.video.pixels import FrameConverter, is_unwritten
-from minirlaif.video.timestamps import HOLD_SECONDS, Timeline, Unreadable
+from minirlaif.video.timestamps import HOLD_SECONDS, Timeline
 
 COUNTED_PIXELS = 4 * 10**9  # of a whole clip; a damaged one of more is not decoded wholly to count what it lost
 NAMED_TIMES = 4  # times that a report lists

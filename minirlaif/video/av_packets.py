@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from minirlaif.video.timestamps import Timeline, url
+from minirlaif.video.containers import Unreadable, open_container
+from minirlaif.video.timestamps import Timeline
 
 SEEK_ROWS = 24  # seek only where that saves at least so many frames
 SMALL = 640 * 360  # up to so many pixels decoding threads cost more than they save
@@ -43,9 +44,7 @@ def walk(
     needed_only: frames that no row and no other frame needs may be left out.
     errors: gets the seconds of packets at which the decoder fails.
     """
-    import av
-
-    with av.open(url(timeline.path)) as container:
+    with open_container(timeline.path) as container:
         stream = open_stream(container, timeline, strict)
         needed = None
         is_short = len(timeline.ticks) * timeline.pixels <= WHOLE_PIXELS
@@ -136,6 +135,8 @@ def decode_all(
             bad_from, last_error = start if bad_from is None else min(start, bad_from), number
             continue
         for frame in frames:
+            if frame.width * frame.height > timeline.most_pixels:  # before anything is made of it
+                raise Unreadable(f"its size changes to {frame.width}x{frame.height}; {timeline.most_pixels:,} pixels are allowed")
             count += 1
             waiting = numbers.get(frame.pts) if frame.pts is not None else None
             own = waiting.pop(0) if waiting else number

@@ -32,9 +32,12 @@ class ChildProcess:
 
     Args:
         environment: variables beside those of this process.
+        only: variables of the process, none of this one's but PYTHONPATH.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str] | None = None, only: Mapping[str, str] | None = None
+    ) -> None:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # what the child prints
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
@@ -42,7 +45,7 @@ class ChildProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env={**os.environ, "PYTHONPATH": path, **(environment or {})},
+            env={**(os.environ if only is None else only), "PYTHONPATH": path, **(environment or {})},
             start_new_session=True,  # Ctrl-C goes to this process, which then ends the child
         )
         assert self._process.stdout is not None

@@ -23,14 +23,17 @@ import signal
 import stat
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+from minirlaif.video import sandbox
 from minirlaif.video.av_decoder import Damage, NothingYet, av_frames
 from minirlaif.video.av_packets import SMALL
+from minirlaif.video.containers import MOST_PIXELS, Unreadable, open_container
 from minirlaif.video.frame_sampling import FrameSize
 from minirlaif.video.pixels import resized
 from minirlaif.video.preparation import after_damage, prepared
-from minirlaif.video.timestamps import Timeline, Unreadable, mended, url
+from minirlaif.video.timestamps import Timeline, mended
 
 BLANK_RANGE = 2  # a picture whose channels span at most so many of 255 levels shows nothing
 CONTAINERS = ("asf", "avi", "flv", "matroska", "mov", "mpeg", "mpegts", "ogg")  # as FFmpeg names their readers
@@ -93,9 +96,9 @@ def _has_decord() -> bool:
 
 def answer(request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """One request -> the reply's JSON part and its frames (None for `info`). Raises Unreadable."""
-    share, most = request["max_damaged"], request.get("most_pixels", 0)
-    timeline = prepared(request["path"], share)
-    if most and timeline.pixels > most:  # a few bytes may announce gigabytes of picture
+    share, most = request["max_damaged"], request.get("most_pixels") or MOST_PIXELS
+    timeline = replace(prepared(request["path"], share), most_pixels=most)
+    if timeline.pixels > most:  # a few bytes may announce gigabytes of picture
         smaller = mended(timeline.path, "-vf scale=1280:-2")
         raise Unreadable(f"a frame has {timeline.pixels:,} pixels, {most:,} are allowed; scale the clip down with `{smaller}`")
     ask = {"frames": _frames, "info": _info, "streams": _streams}[request["verb"]]
@@ -127,9 +130,7 @@ def _frames(timeline: Timeline, request: dict[str, Any]) -> tuple[dict[str, Any]
 
 def _streams(timeline: Timeline, _request: dict[str, Any]) -> tuple[dict[str, Any], None]:
     """The streams of the file in words, and the rotation of the first frame."""
-    import av
-
-    with av.open(url(timeline.path)) as container:
+    with open_container(timeline.path) as container:
         lines = []
         for stream in container.streams:
             codec: Any = stream.codec_context
@@ -170,15 +171,17 @@ def main() -> None:
     os.dup2(2, 1)  # decoders that print must not print into the replies
     import av
 
+    active = sandbox.enter()
     # Not `set_level`: messages would pass through Python, and decoding threads wait for its lock while a clip is closed.
     av.logging.restore_default_callback()
     av.logging.set_libav_level(av.logging.ERROR)
-    replies.write(b"{}\n")  # ready
+    replies.write(json.dumps({"active": active}).encode() + b"\n")  # ready
     replies.flush()
     for line in sys.stdin.buffer:
         request = json.loads(line)
         if hasattr(signal, "setitimer"):  # if the owner is gone as well, the system ends a decoder that hangs
             signal.setitimer(signal.ITIMER_REAL, request["seconds"] + 5)
+        sandbox.allow_cpu(request["seconds"])
         frames = None
         _printed(clear=True)
         try:

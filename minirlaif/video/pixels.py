@@ -4,8 +4,9 @@ import functools
 import struct
 from typing import Any
 
+from minirlaif.video.containers import Unreadable
 from minirlaif.video.frame_sampling import FrameSize
-from minirlaif.video.timestamps import HDR_TRANSFERS, Timeline, Unreadable
+from minirlaif.video.timestamps import HDR_TRANSFERS, Timeline
 
 REFERENCE_WHITE, PEAK = 203.0, 1000.0  # nits: ITU-R BT.2408's diffuse white, and the mastering peak that is kept
 # Matrices that the scaler refuses, and what players take for them: BT.2020 for its constant-luminance form, BT.601 for YCgCo,

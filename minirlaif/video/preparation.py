@@ -5,7 +5,8 @@ import os
 from dataclasses import replace
 
 from minirlaif.video.av_packets import decode_all, open_stream
-from minirlaif.video.timestamps import Timeline, Unreadable, inspect, url
+from minirlaif.video.containers import Unreadable, open_container
+from minirlaif.video.timestamps import Timeline, inspect
 
 DISORDER = "its times go backwards: frames are shown in the order of decoding"
 FIELD_CODECS = ("h264", "hevc", "mpeg2video")
@@ -77,9 +78,7 @@ def after_damage(timeline: Timeline, share: float) -> Timeline:
 
 def _first_row(timeline: Timeline) -> int:
     """The row of the first frame that is shown when a clip is decoded from its start. Raises Unreadable."""
-    import av
-
-    with av.open(url(timeline.path)) as container:
+    with open_container(timeline.path) as container:
         for decoded in decode_all(timeline, container, open_stream(container, timeline, strict=False)):
             return decoded.row
     raise Unreadable("it is damaged: no frame can be decoded")
@@ -87,10 +86,8 @@ def _first_row(timeline: Timeline) -> int:
 
 def _learned(timeline: Timeline) -> Timeline:
     """The times of frames where packets do not carry them, by decoding everything once."""
-    import av
-
     times: list[tuple[int | None, int | None]] = []
-    with av.open(url(timeline.path)) as container:
+    with open_container(timeline.path) as container:
         for decoded in decode_all(timeline, container, open_stream(container, timeline, strict=False)):
             times.append((decoded.frame.pts, decoded.frame.dts))
     if not times:

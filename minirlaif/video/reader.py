@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minirlaif.errors import UserError
+from minirlaif.video import sandbox
 from minirlaif.video.child_process import ChildLost, ChildProcess
 from minirlaif.video.frame_sampling import FramePlan, FrameSize, uniform_plan
 from minirlaif.video.spans import file_of, length_of, local_path, span_of
@@ -85,8 +87,8 @@ class ClipReader:
     """Decodes clips in a child process that is killed when it takes too long, and started again for the next clip.
 
     A context manager, not for use by several threads at once. The process starts at the first clip.
-    A clip on which decord hangs or crashes is decoded by PyAV from then on, with the same time limit; a clip on which PyAV does
-    is reported.
+    A clip on which the decoder hangs or crashes is refused and not tried again, not by the other decoder either: such a file may
+    be an attack. The process has no keys in its environment and limits itself (sandbox.py).
 
     Args:
         timeout_seconds: time for one call of `info` or `frames` and for one decoder.
@@ -95,6 +97,7 @@ class ClipReader:
         max_damaged: share of a clip's time that may be undecodable. 0: none.
     Attributes:
         repaired: what was done about faults of each file, as far as it was decoded.
+        sandbox: the limits of the process, in words, once it has started.
         decodes: (clip, plan) pairs decoded by `frames` so far. `info` decodes three frames, which do not count.
     """
 
@@ -107,7 +110,8 @@ class ClipReader:
         self.settings = f"{decoder}:{max_damaged:g}"  # what decides, beside a clip, what is known about it
         self._timeout, self._most_pixels, self._decoder, self._max_damaged = timeout_seconds, most_pixels, decoder, max_damaged
         self._child: ChildProcess | None = None
-        self._only_av: set[str] = set()  # clips that decord hung on
+        self.sandbox: tuple[str, ...] = ()
+        self._lost: dict[tuple[str, int, int], str] = {}  # files on which the decoder hung or crashed, and how
 
     @classmethod
     def of(cls, video: ReaderSettings) -> ClipReader:
@@ -162,19 +166,19 @@ class ClipReader:
             self.repaired[path] = tuple(dict.fromkeys((*self.repaired.get(path, ()), *texts)))
 
     def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.uint8]]:
-        path, lost = request["path"], []
+        path = request["path"]
         limits = {"seconds": self._timeout, "most_pixels": self._most_pixels, "max_damaged": self._max_damaged}
-        for decoder in ("decord", "av") if self._decoder == "decord" and path not in self._only_av else ("av",):
-            try:
-                header, frames = self._exchange({**request, **limits, "reader": decoder})
-            except _Lost as error:
-                lost.append(str(error))
-                self._only_av.add(path)
-                continue
-            if "error" in header:
-                raise UnreadableClip(path, header["error"])
-            return header, frames
-        raise UnreadableClip(path, lost[-1])
+        file = _stamp(path)
+        if file in self._lost:
+            raise UnreadableClip(path, self._lost[file])
+        try:
+            header, frames = self._exchange({**request, **limits, "reader": self._decoder})
+        except _Lost as error:
+            self._lost[file] = str(error)
+            raise UnreadableClip(path, str(error)) from None
+        if "error" in header:
+            raise UnreadableClip(path, header["error"])
+        return header, frames
 
     def _exchange(self, request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.uint8]]:
         """Send a request, read the reply. Raises _Lost; any interruption ends the child: half a reply may be in the pipe."""
@@ -188,9 +192,10 @@ class ClipReader:
 
     def _start(self) -> None:
         self.close()
-        self._child = ChildProcess(self.command)
+        self._child = ChildProcess(self.command, only=sandbox.environment())
         try:
-            self._timed(None, START_SECONDS)
+            header, _ = self._timed(None, START_SECONDS)
+            self.sandbox = tuple(header.get("active", ()))
         except _Lost as error:
             printed = self._child.printed() or [str(error)]
             self.close()
@@ -221,6 +226,15 @@ class ClipReader:
                     f"no answer within {seconds:g} seconds (video.timeout_seconds): the decoder hangs or the clip is too long"
                 ) from None
             raise _Lost(f"the decoder crashed (exit status {lost.status})") from None
+
+
+def _stamp(path: str) -> tuple[str, int, int]:
+    """What tells a file from another one that is put in its place."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return path, 0, 0
+    return path, stat.st_size, stat.st_mtime_ns
 
 
 class KnowsClips(Protocol):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from minirlaif.video.clocks import JUMP_SECONDS, Packet, clock_shifts, missing_frames
+from minirlaif.video.containers import MOST_PACKETS, MOST_PIXELS, Unreadable, known_codec, open_container, url
 
 SLACK = 1e-3  # seconds by which a frame may start late and still count: containers round timestamps to a millisecond
 HDR_TRANSFERS = {16: "pq", 18: "hlg"}  # FFmpeg's numbers of SMPTE ST 2084 and ARIB STD-B67
@@ -22,10 +23,6 @@ STILL_SECONDS = 3600.0  # no picture of a recording stays longer; a larger step 
 BROADCAST = {"mpegts", "mpeg"}  # formats in which the clock may start again
 NO_DISPLAY_TIMES = {"avi", "h264", "hevc", "mpegvideo", "m4v", "vc1"}  # packets come without the time at which they are shown
 NOT_SEEKABLE = NO_DISPLAY_TIMES | {"mpeg"}  # after a seek the demuxer gives other times than from the start
-
-
-class Unreadable(Exception):
-    """Why a clip cannot be used, in words for its owner."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,7 @@ class Timeline:
     shifts: tuple[tuple[int, int], ...]  # (number of a packet, ticks that are added from it on), ascending
     repaired: tuple[str, ...]
     decord: bool  # decord was seen to be right about clips of this kind
+    most_pixels: int = MOST_PIXELS  # of a frame
 
     @property
     def pixels(self) -> int:
@@ -101,28 +99,27 @@ def inspect(path: str) -> Timeline:
     if not os.path.getsize(path):
         raise Unreadable("the file is empty (0 bytes)")
     try:
-        container = av.open(url(path))
+        container = open_container(path)
     except av.error.FFmpegError as error:
         raise Unreadable(_why_not_open(path, error)) from error
     with container:
         stream = main_stream(container, path)
-        if stream.codec_context is None:
+        if not known_codec(stream.codec_context):
             raise Unreadable(f"no installed decoder supports its video codec; convert it with `{mended(path, '')}`")
+        if stream.frames > MOST_PACKETS:
+            raise Unreadable(f"it announces {stream.frames:,} frames, {MOST_PACKETS:,} are allowed")
         index = stream.index_entries
         cut = index is not None and len(index) > 0 and index[-1].pos + index[-1].size > os.path.getsize(path)
         packets: list[Packet] = []
         try:
-            packets.extend(
-                Packet(p.pts, p.dts, p.is_keyframe, p.is_discard, p.duration or 0) for p in container.demux(stream) if p.size
-            )
+            for p in container.demux(stream):
+                if p.size:
+                    packets.append(Packet(p.pts, p.dts, p.is_keyframe, p.is_discard, p.duration or 0))
+                if len(packets) > MOST_PACKETS:
+                    raise Unreadable(f"it has more than {MOST_PACKETS:,} packets")
         except av.error.FFmpegError:
             cut = True  # what came before the damage is still there; decoding says whether it is enough
         return _timeline(path, container, stream, packets, cut)
-
-
-def url(path: str) -> str:
-    """A path as FFmpeg opens it: `a:b.mp4` or `50%.mp4` is a file, no protocol and no pattern."""
-    return "file:" + path
 
 
 def mended(path: str, options: str) -> str:
@@ -160,7 +157,7 @@ def _lengths(path: str) -> tuple[dict[int, int], dict[int, float]]:
 
     frames: dict[int, int] = defaultdict(int)
     times: dict[int, list[float]] = defaultdict(lambda: [0.0])
-    with av.open(url(path)) as container:
+    with open_container(path) as container:
         try:
             for packet in container.demux(video=list(range(len(container.streams.video)))):
                 if packet.size:

@@ -16,6 +16,7 @@ from minirlaif.convert.legacy_files import WEIGHTS, Writer, json_of, llama_token
 from minirlaif.errors import UserError
 from minirlaif.models.adapters import HEAD_FILE, target_pattern
 from minirlaif.models.backbones.llava import LAYOUT, Llava
+from minirlaif.models.pretrained import load_with_report
 
 ROW_MULTIPLE = 64  # embedding rows are padded to a multiple of it, for the speed of matrix products
 TEXT_FIELDS = (
@@ -187,10 +188,9 @@ def _tower(vision: str) -> Any:
     from transformers import CLIPVisionModel
 
     try:
-        loaded: Any = CLIPVisionModel.from_pretrained(vision, output_loading_info=True)
+        tower, info = load_with_report(CLIPVisionModel, vision)
     except (OSError, ValueError) as error:
         raise UserError(f"--vision {vision}: no CLIP vision tower there ({str(error).strip().splitlines()[0]})") from None
-    tower, info = loaded
     if info["missing_keys"] or info["mismatched_keys"]:  # transformers would initialise them randomly
         raise UserError(
             f"--vision {vision}: not CLIP, or incomplete: {len(info['missing_keys'])} weights are missing; name another"

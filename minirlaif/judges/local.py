@@ -17,11 +17,18 @@ from minirlaif.judges.config import JudgeSettings, check_judge
 from minirlaif.judges.grade import ChatJudge
 from minirlaif.models.backbones import FAMILIES
 from minirlaif.models.backbones.base import VisionLanguageModel
+from minirlaif.models.chat_template import parts, render, tokens_of
 from minirlaif.models.generation import sample
 from minirlaif.models.language_model import EncodedPrompt, LanguageModel
 from minirlaif.models.loading import base_hash, model_type, open_backbone, open_text_model, pick_device, pick_dtype
 from minirlaif.runs.io import sha256
 from minirlaif.types import Turn
+
+# For files without a template, as llama.cpp assumes.
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 class HfJudge(ChatJudge):
@@ -63,8 +70,43 @@ def _open(section: ModelSection) -> tuple[LanguageModel, Any]:
         backbone = open_backbone(section)
         return backbone, lambda messages: _family_ids(backbone, messages)
     model = open_text_model(section, _end_of_turn)
-    template = model.tokenizer.apply_chat_template
-    return model, lambda messages: tuple(template(list(messages), add_generation_prompt=True, tokenize=True, return_dict=False))
+    return model, _Template(model)
+
+
+class _Template:
+    """Messages as prompt ids of a text model: its chat template is tokenised with special tokens, texts without."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._model, self._renderer = model, model.tokenizer
+        self._known: dict[tuple[str, ...], list[str | int]] = {}
+
+    def __call__(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        roles = tuple(message["role"] for message in messages)
+        if roles not in self._known:
+            self._known[roles] = template_parts(self._renderer, roles)
+        ids: list[int] = []
+        for part in self._known[roles]:
+            text, is_template = (part, True) if isinstance(part, str) else (messages[part]["content"].strip(), False)
+            ids += encoded(self._renderer, text, special=is_template)
+        return tuple(ids)
+
+
+def template_parts(tokenizer: Any, roles: Sequence[str]) -> list[str | int]:
+    """See `chat_template.parts`. UserError when the template fails."""
+    try:
+        return parts(tokenizer.chat_template, tokens_of(tokenizer), roles)
+    except ValueError as error:
+        raise UserError(f"model.base: its chat template cannot be used ({error}); name another model") from None
+
+
+def encoded(tokenizer: Any, text: str, special: bool) -> list[int]:
+    """Token ids of a text. special: whether special tokens in it are read as such."""
+    engine = tokenizer.backend_tokenizer
+    engine.encode_special_tokens = not special
+    try:
+        return list(engine.encode(text, add_special_tokens=False).ids)
+    finally:
+        engine.encode_special_tokens = False
 
 
 def _family_ids(backbone: VisionLanguageModel, messages: Sequence[Message]) -> tuple[int, ...]:
@@ -85,7 +127,11 @@ def _end_of_turn(tokenizer: Any) -> int:
     if not tokenizer.chat_template:
         raise UserError("model.base: its tokenizer has no chat template; name an instruction-tuned model")
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
-    ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    try:
+        text = render(tokenizer.chat_template, turns, tokens_of(tokenizer), answer=False)
+    except ValueError as error:
+        raise UserError(f"model.base: its chat template cannot be used ({error}); name another model") from None
+    ids = encoded(tokenizer, text, special=True)
     special = set(tokenizer.all_special_ids)
     after = ids[max(place for place, each in enumerate(ids) if each not in special and tokenizer.decode([each]).strip()) + 1 :]
     end = next((each for each in after if each in special), tokenizer.eos_token_id)
@@ -114,6 +160,13 @@ class GgufJudge(ChatJudge):
             self._model: Any = llama_cpp.Llama(str(path), **options)
         except ValueError as error:
             raise UserError(f"judge gguf:{settings.name}: llama.cpp cannot load it ({error})") from None
+        self._template = self._model.metadata.get("tokenizer.chat_template")
+        names = {"bos_token": self._model.token_bos(), "eos_token": self._model.token_eos()}
+        self._tokens = {
+            name: self._model.detokenize([token], special=True).decode() for name, token in names.items() if token >= 0
+        }
+        self._end = self._tokens.get("eos_token", "")
+        self._known: dict[tuple[str, ...], list[str | int]] = {}
         super().__init__(settings, replies)
 
     def stop(self) -> None:
@@ -131,10 +184,24 @@ class GgufJudge(ChatJudge):
                 raise UserError(f"judge {self.name}: closed before this question was asked")
             sampling = {"temperature": s.temperature, "max_tokens": s.max_tokens, "repeat_penalty": 1.0}
             try:
-                completion = self._model.create_chat_completion(list(messages), **sampling)
+                completion = self._model.create_completion(self._ids(messages), stop=[self._end] if self._end else [], **sampling)
             except ValueError as error:  # longer than the context
                 raise Refused(f"{error} (raise context, which is {s.context})") from None
         usage = completion.get("usage", {})
-        text = completion["choices"][0]["message"]["content"] or ""
+        text = completion["choices"][0]["text"] or ""
         tokens = (int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0)))
         return Reply(text, self._version, today(), *tokens)
+
+    def _ids(self, messages: Sequence[Message]) -> list[int]:
+        """Prompt ids: the file's chat template with special tokens, texts without. UserError when the template fails."""
+        roles = tuple(message["role"] for message in messages)
+        if roles not in self._known:
+            try:
+                self._known[roles] = parts(self._template or CHATML, self._tokens, roles)
+            except ValueError as error:
+                raise UserError(f"judge gguf:{self.settings.name}: its chat template cannot be used ({error})") from None
+        ids: list[int] = []
+        for part in self._known[roles]:
+            text = part if isinstance(part, str) else messages[part]["content"].strip()
+            ids += self._model.tokenize(text.encode(), add_bos=False, special=isinstance(part, str))
+        return ids

@@ -93,7 +93,7 @@ def random_model(config: Mapping[str, Any], dtype: torch.dtype, quantization: An
     made: dict[int, nn.Parameter] = {}  # tied weights are made once
     for module in list(model.modules()):
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # as `language_model.load_weights`, for the same reason
+            module.support_avx512bf16_for_cpu = False  # as `pretrained.load_weights`, for the same reason
         for name, parameter in list(module.named_parameters(recurse=False)):
             if id(parameter) not in made:
                 values = torch.empty(parameter.shape, dtype=dtype, device=device).normal_(0, SPREAD, generator=generator)

@@ -1,23 +1,16 @@
 """A loaded causal language model: token ids in, hidden states and logits out. All that sampling and scoring text needs.
-Weights and tokenizers come from a folder or the hub in transformers' layout: safetensors only, no remote code.
 
 `backbones.base.VisionLanguageModel` adds frames. A text model, such as a judge, is a plain `LanguageModel`.
 
 Letters: B rows, T tokens, D width, V vocabulary, N image placeholders, L layers.
 """
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-
-from minirlaif.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -111,61 +104,3 @@ class LanguageModel:
         """Vocabulary logits of hidden states, any leading shape."""
         result: Tensor = self.lm_head(hidden)
         return result
-
-
-def load_weights(kind: Any, folder: str, revision: str, dtype: torch.dtype, quantization: Any, device: torch.device) -> Any:
-    """A model of transformers class `kind` from a folder or hub id. UserError when its files cannot be read."""
-    # On a CPU with bf16 instructions bitsandbytes asks for a package that nothing here uses, in words that read like a failure.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    try:
-        with no_progress_bars() if Path(folder).is_dir() else nullcontext():  # a download keeps them
-            model = kind.from_pretrained(
-                folder,
-                revision=revision,
-                dtype=dtype,
-                quantization_config=quantization,
-                device_map={"": device} if quantization is not None or device.type != "cpu" else None,
-                attn_implementation="sdpa",
-                use_safetensors=True,
-                trust_remote_code=False,
-            )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"model.base {folder}: its weights cannot be loaded ({_reason(error)}); get the model again") from None
-    for module in model.modules():
-        # bitsandbytes on a CPU with bf16 instructions repacks 4-bit weights when they are first used, and packed weights have no
-        # backward pass: gradients through the base would silently be missing.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    return model
-
-
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Without transformers' progress bars, which every stage would print again."""
-    import transformers
-
-    bars: Any = transformers.utils.logging  # its functions have no types
-    enabled = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            bars.enable_progress_bar()
-
-
-def load_tokenizer(folder: str, revision: str) -> Any:
-    """The fast tokenizer of a folder or hub id. UserError when there is none."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
-    except Exception as error:  # whatever stands in the file: ValueError, KeyError, and a bare Exception from the Rust side
-        raise UserError(
-            f"model.base {folder}: no tokenizer.json that can be read ({_reason(error)}); save the tokenizer beside the model"
-        ) from None
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of an error, without what stands before a list."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(": ")

@@ -16,7 +16,8 @@ from minirlaif.config import ModelSection, RewardSection
 from minirlaif.errors import UserError
 from minirlaif.models.backbones import FAMILIES, family_of
 from minirlaif.models.backbones.base import VisionLanguageModel
-from minirlaif.models.language_model import LanguageModel, load_tokenizer, load_weights
+from minirlaif.models.language_model import LanguageModel
+from minirlaif.models.pretrained import load_config, load_tokenizer, load_weights
 from minirlaif.runs.io import sha256
 
 TINY = Path(__file__).parents[1] / "tiny_world" / "base"
@@ -61,23 +62,21 @@ def read_config(section: ModelSection, folder: str = "", standard: bool = True, 
     if Path(name).is_dir():
         try:
             config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             config = None
         if not isinstance(config, dict):
             raise UserError(f"{place}: no config.json that can be read in this folder; name a folder saved by save_pretrained")
     elif folder:
         raise UserError(f"{place}: no such folder; name one that holds config.json")
     elif config is None:
-        from transformers import AutoConfig
-
         try:
-            config = AutoConfig.from_pretrained(name, revision=section.revision).to_dict()
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            config = load_config(name, section.revision).to_dict()
+        except UserError as error:
+            reason = str(error).partition("(")[2].rpartition(")")[0]
             more = f"; use --model-config FOLDER, or a standard name: {', '.join(sorted(known_models()))}" if standard else ""
             raise UserError(f"{place}: no such folder, and the hub gave no config ({reason}){more}") from None
     kind = config.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         families = {name: family_of(name) for name in FAMILIES}
         known = ", ".join(f"{family.title} ({name})" for name, family in families.items())
         old = any(kind in family.convertible_types for family in families.values())
@@ -113,7 +112,17 @@ def empty_model(config: Mapping[str, Any], dtype: Any = None) -> Any:
         built._attn_implementation = "sdpa"
         with init_empty_weights(include_buffers=False):
             model = kind.from_config(built, dtype=dtype or torch.float32)
-    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        RecursionError,
+        ZeroDivisionError,
+        RuntimeError,
+        StrictDataclassError,
+    ) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"config.json of a {config['model_type']} model: transformers refuses it ({reason})") from None
     model.tie_weights()

@@ -20,8 +20,9 @@ from minirlaif.gguf.export.model_card import chat_template
 from minirlaif.gguf.export.reference import clip_questions, logits_of, plain_section, reference_of
 from minirlaif.models.adapters import AdapterSet
 from minirlaif.models.backbones.base import VisionLanguageModel
-from minirlaif.models.language_model import no_progress_bars
+from minirlaif.models.chat_template import render, tokens_of
 from minirlaif.models.loading import base_folder, empty_model, open_backbone, read_config
+from minirlaif.models.pretrained import load_config, load_tokenizer, no_progress_bars
 from minirlaif.runs.run import Run
 
 REFUSED = {"use_rslora": "rank-stabilised LoRA", "use_dora": "DoRA", "modules_to_save": "whole trained modules"}
@@ -124,13 +125,11 @@ def copy_files(backbone: VisionLanguageModel, revision: str, folder: Path) -> No
 
 def template_fits(folder: Path, backbone: VisionLanguageModel) -> bool:
     """Whether the folder's chat template, which other programs use, writes a text prompt as it was in training."""
-    from transformers import AutoTokenizer
-
     turns: Any = [{"role": "user", "content": [{"type": "text", "text": "What happens?"}]}]
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = load_tokenizer(str(folder), "main")
     try:
-        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    except Exception:  # any error of a base's template
+        text = render(tokenizer.chat_template, turns, tokens_of(tokenizer))
+    except ValueError:
         return False
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return tuple(ids) == backbone.renderer.prompt(None, "What happens?")
@@ -138,9 +137,7 @@ def template_fits(folder: Path, backbone: VisionLanguageModel) -> bool:
 
 def own_dtype(section: ModelSection) -> torch.dtype:
     """Number format of the base's files, in which the merged model is saved too."""
-    from transformers import AutoConfig
-
-    stored: Any = AutoConfig.from_pretrained(base_folder(section), revision=section.revision).dtype
+    stored: Any = load_config(base_folder(section), section.revision).dtype
     return stored if isinstance(stored, torch.dtype) else torch.float32
 
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from minirlaif.config import ModelSection
-from minirlaif.models.language_model import Embedded, LanguageModel, load_tokenizer, load_weights
+from minirlaif.models.language_model import Embedded, LanguageModel
+from minirlaif.models.pretrained import load_tokenizer, load_weights
 from minirlaif.models.renderer import Layout, Renderer
 from minirlaif.video.frame_sampling import FrameSize, Sizing
 

@@ -14,7 +14,7 @@ import torch
 
 from minirlaif.errors import UserError
 from minirlaif.models.backbones.base import VisionLanguageModel
-from minirlaif.models.language_model import load_tokenizer
+from minirlaif.models.pretrained import load_config, load_tokenizer
 from minirlaif.models.renderer import Layout
 from minirlaif.video.frame_sampling import Sizing
 
@@ -62,9 +62,7 @@ class Llava(VisionLanguageModel):
     @classmethod
     def load(cls, folder: str, revision: str, dtype: torch.dtype, quantization: Any, device: torch.device) -> VisionLanguageModel:
         """Open a folder or hub id. UserError for a model of this type that is not built as LLaVA-1.5 is."""
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(folder, revision=revision)
+        config = load_config(folder, revision)
         parts = (config.vision_config.model_type, config.text_config.model_type, config.vision_feature_select_strategy)
         if parts != ("clip_vision_model", "llama", "default") or not isinstance(config.vision_feature_layer, int):
             raise UserError(

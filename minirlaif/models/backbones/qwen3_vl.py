@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minirlaif.models.backbones.base import PROCESSOR, GGUFFacts, VisionLanguageModel
-from minirlaif.models.language_model import load_tokenizer
+from minirlaif.models.pretrained import load_tokenizer
 from minirlaif.models.renderer import Layout
 from minirlaif.video.frame_sampling import Sizing
 

@@ -15,7 +15,7 @@ import torch
 
 from minirlaif.errors import UserError
 from minirlaif.models.backbones.base import PROCESSOR, GGUFFacts, VisionLanguageModel
-from minirlaif.models.language_model import load_weights
+from minirlaif.models.pretrained import load_weights
 from minirlaif.models.renderer import Layout
 from minirlaif.video.frame_sampling import Sizing
 

@@ -24,8 +24,8 @@ from minirlaif.gguf.export.quantize import chosen_types, quantize
 from minirlaif.gguf.export.reference import TEXTS, AnsweredQuestion
 from minirlaif.models.backbones import qwen3_5, qwen3_vl
 from minirlaif.models.backbones.smolvlm import SmolVLM
-from minirlaif.models.language_model import load_tokenizer
 from minirlaif.models.loading import TINY
+from minirlaif.models.pretrained import load_tokenizer
 from minirlaif.models.renderer import Layout, Renderer
 from minirlaif.runs.run import Run
 from minirlaif.tiny_world.base_model import LAYOUT

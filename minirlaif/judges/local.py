@@ -162,9 +162,8 @@ class GgufJudge(ChatJudge):
             raise UserError(f"judge gguf:{settings.name}: llama.cpp cannot load it ({error})") from None
         self._template = self._model.metadata.get("tokenizer.chat_template")
         names = {"bos_token": self._model.token_bos(), "eos_token": self._model.token_eos()}
-        self._tokens = {
-            name: self._model.detokenize([token], special=True).decode() for name, token in names.items() if token >= 0
-        }
+        known = {name: token for name, token in names.items() if token >= 0}
+        self._tokens = {name: self._model.detokenize([token], special=True).decode() for name, token in known.items()}
         self._end = self._tokens.get("eos_token", "")
         self._known: dict[tuple[str, ...], list[str | int]] = {}
         super().__init__(settings, replies)

@@ -21,7 +21,7 @@ import torch
 from minirlaif.benchmarks.tables import Scores, load, save
 from minirlaif.errors import UserError
 from minirlaif.feedback.text_judge import Grade, GradeRequest, JudgeName, Message, Result
-from minirlaif.judges import local
+from minirlaif.judges import local, rubric
 from minirlaif.judges.cache import Refused, Replies, Reply
 from minirlaif.judges.config import JudgeSettings, check_judge, judge_prompts
 from minirlaif.judges.grade import ChatJudge, Counts, MatchJudge, Question, nothing_read

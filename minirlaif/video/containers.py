@@ -16,7 +16,7 @@ CODECS = frozenset(
         "h264 hevc vvc av1 libdav1d libaom-av1 vp8 vp9 libvpx libvpx-vp9 mpeg1video mpeg2video mpeg4 msmpeg4v1 msmpeg4v2 msmpeg4"
         " msmpeg4v3 wmv1 wmv2 wmv3 vc1 h261 h263 h263i h263p flv flashsv flashsv2 vp6 vp6a vp6f theora mjpeg mjpegb prores"
         " dnxhd dvvideo ffv1 huffyuv ffvhuff utvideo qtrle png apng gif webp rawvideo v210 cinepak svq1 svq3 rv10 rv20 rv30 rv40"
-        " cfhd magicyuv indeo3 indeo4 indeo5 snow zmbv msvideo1 msrle rpza 8bps"
+        " cfhd jpeg2000 magicyuv indeo3 indeo4 indeo5 snow zmbv msvideo1 msrle rpza 8bps"
     ).split()
 )
 MOST_PACKETS = 20_000_000  # of a stream: a week at 30 frames a second

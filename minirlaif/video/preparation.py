@@ -51,7 +51,7 @@ def _has_fields(timeline: Timeline) -> bool:
     import av
 
     packets = frames = 0
-    with av.open(url(timeline.path)) as container:
+    with open_container(timeline.path) as container:
         stream = open_stream(container, timeline, strict=False)
         if stream.codec_context.name not in FIELD_CODECS or len(timeline.ticks) < FIELD_PACKETS or 0 not in timeline.keys:
             return False

@@ -232,7 +232,7 @@ def _stamp(path: str) -> tuple[str, int, int]:
     """What tells a file from another one that is put in its place."""
     try:
         stat = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):
         return path, 0, 0
     return path, stat.st_size, stat.st_mtime_ns
 

@@ -18,6 +18,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from minirlaif.app.quotas import TooMuch, UploadQuota
+
 _GET = re.compile(
     r"/|/(?:config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|login_check|logout)/?"
     r"|/(?:static(?!/ffmpeg)|assets)/[\w./-]+"  # ffmpeg: 30 MB for the player's editor, which app.css hides
@@ -26,9 +28,12 @@ _GET = re.compile(
 )
 _POST = re.compile(r"/login/?|/gradio_api/(?:queue/join|upload|cancel|reset|run/predict)/?")
 UPLOAD = "/gradio_api/upload"
+_PRIVATE = re.compile(
+    r"/gradio_api/(?:heartbeat/\w+|cancel|reset|upload|queue/join|run/predict)"
+)  # need a login, where there is one
 EVENTS = ("/queue/join", "/run/predict")  # paths of requests whose body may name files
-MAX_BODY_BYTES = 1 << 20  # of such a request
-MAX_STORED_BYTES = 8 << 30  # of all uploads together
+MAX_BODY_BYTES = 1 << 20  # of any request but an upload
+MAX_CLIP_BYTES = 200 << 20
 LOGIN_SECONDS = 1.0  # delay after a wrong password
 # The browser loads nothing from other hosts, whatever a model, a person or a component writes into the page.
 POLICY = (
@@ -52,10 +57,14 @@ class RequestFilter:
         hosts: allowed host names, without port; empty: any. On a loopback address this prevents DNS rebinding, where a web page
             reaches the app by a name of its own that points to this machine.
         same_origin_only: refuse requests from pages of other origins. Off where a tunnel changes the host name.
+        largest: bytes of the largest clip.
     """
 
-    def __init__(self, app: Any, folder: Path, hosts: Sequence[str] = (), same_origin_only: bool = True) -> None:
+    def __init__(
+        self, app: Any, folder: Path, hosts: Sequence[str] = (), same_origin_only: bool = True, largest: int = MAX_CLIP_BYTES
+    ) -> None:
         self.app, self.folder, self.hosts, self.same_origin_only = app, folder.resolve(), tuple(hosts), same_origin_only
+        self._quota = UploadQuota(self.folder, largest)
         self._uploads = 0  # in progress
         self._login = asyncio.Lock()
 
@@ -65,10 +74,14 @@ class RequestFilter:
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return
-        reason = self.refusal(scope) or self._needs_login(scope) or self._storage_full(scope)
-        if not reason and scope["method"] == "POST" and str(scope["path"]).rstrip("/").endswith(EVENTS):
+        reason = self.refusal(scope) or self._needs_login(scope)
+        path = str(scope["path"]).rstrip("/")
+        if not reason and scope["method"] == "POST" and path != UPLOAD:
             body, receive = await _buffered(receive)
-            reason = (413, "request too large") if len(body) > MAX_BODY_BYTES else self._foreign_files(body)
+            if len(body) > MAX_BODY_BYTES:
+                reason = (413, "request too large")
+            elif path.endswith(EVENTS):
+                reason = self._foreign_files(body)
         if reason:
             await _refuse(scope, receive, send, *reason)
             return
@@ -88,6 +101,9 @@ class RequestFilter:
             await self._forward(scope, receive, send_with_headers)
         except ClientDisconnect:
             pass  # an interrupted upload
+        except TooMuch as limit:
+            if not started:
+                await _refuse(scope, receive, send, limit.status, limit.reason)
         except (RuntimeError, OSError):
             if started or self.refusal(scope) is None:
                 raise
@@ -97,10 +113,12 @@ class RequestFilter:
         """Let Gradio answer; clean up after interrupted uploads and delay wrong passwords."""
         path = str(scope["path"]).rstrip("/")
         if scope["method"] == "POST" and path == UPLOAD:
+            receive, end = self._quota.received(scope, receive)
             self._uploads += 1
             try:
                 await self.app(scope, receive, send)
             finally:
+                end()
                 self._uploads -= 1
                 if not self._uploads:  # complete uploads are in subfolders; plain files are interrupted or unexpected ones
                     for file in self.folder.iterdir():
@@ -119,20 +137,15 @@ class RequestFilter:
             await self.app(scope, receive, send)
 
     def _needs_login(self, scope: Scope) -> tuple[int, str] | None:
-        """Gradio's heartbeat, cancel and reset work without a login; with them, anyone could stop the answers of others."""
+        """Gradio's heartbeat, cancel and reset work without a login; with them, anyone could stop the answers of others. Uploads
+        are read before Gradio looks at who sends them."""
         app: Any = scope.get("app")
         path = str(scope["path"]).rstrip("/")
-        if getattr(app, "auth", None) is None or not re.fullmatch(r"/gradio_api/(?:heartbeat/\w+|cancel|reset)", path):
+        if getattr(app, "auth", None) is None or not _PRIVATE.fullmatch(path):
             return None
         names = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
         cookies = Request(scope).cookies
         return None if any(cookies.get(name) in app.tokens for name in names) else (401, "log in first")
-
-    def _storage_full(self, scope: Scope) -> tuple[int, str] | None:
-        if scope["method"] != "POST" or str(scope["path"]).rstrip("/") != UPLOAD:
-            return None
-        stored = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-        return (507, "the upload storage is full") if stored > MAX_STORED_BYTES else None
 
     def refusal(self, scope: Scope) -> tuple[int, str] | None:
         """Status and reason if a request is refused, by its headers and path."""

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from minirlaif.app import run_reader
 from minirlaif.app.conversations import ChatService
 from minirlaif.app.engine_thread import EngineThread
-from minirlaif.app.middleware import RequestFilter
+from minirlaif.app.middleware import MAX_CLIP_BYTES, RequestFilter
 from minirlaif.app.uploads import Limits, UploadStore
 from minirlaif.app.votes import VoteStore
 from minirlaif.errors import UserError
@@ -136,7 +136,8 @@ def launched(page: Any, folder: Path, host: str, port: int, share: bool = False,
     from minirlaif.app import ui, views
 
     local_only = host in LOOPBACK and not share
-    request_filter = Middleware(RequestFilter, folder=folder, hosts=LOOPBACK if local_only else (), same_origin_only=not share)
+    hosts, largest = LOOPBACK if local_only else (), settings.get("max_file_size", MAX_CLIP_BYTES)
+    request_filter = Middleware(RequestFilter, folder=folder, hosts=hosts, same_origin_only=not share, largest=largest)
     try:
         _, address, shared = page.launch(
             server_name=host,

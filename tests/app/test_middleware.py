@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from minirlaif.app import middleware
+from minirlaif.app import middleware, quotas
 from tests.fixtures.browser import FakeEngine, Served, serving
 from tests.fixtures.http_client import Client, login
 
@@ -90,7 +90,7 @@ def test_pages_elsewhere_may_not_ask_a_server_on_the_network() -> None:
 def test_uploads_together_have_a_limit(unlocked: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     client = Client(unlocked.address)
     assert client.upload("one.mp4", b"1" * 100)[0] == 200
-    monkeypatch.setattr(middleware, "MAX_STORED_BYTES", 50)
+    monkeypatch.setattr(quotas, "MAX_STORED_BYTES", 50)
     status, body = client.upload("two.mp4", b"2" * 100)
     assert status == 507 and b"storage is full" in body
 

@@ -1,0 +1,146 @@
+"""Limits of what clients send: counted while it arrives, before a login as well, and for each client."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minirlaif.app import quotas
+from minirlaif.app.middleware import MAX_BODY_BYTES
+from minirlaif.app.quotas import TooMuch, UploadQuota, client_of
+from tests.fixtures.browser import FakeEngine, Served, serving
+
+HEAD = b'--cut\r\nContent-Disposition: form-data; name="files"; filename="a.mp4"\r\n\r\n'
+FORM = {"Content-Type": "multipart/form-data; boundary=cut"}
+
+
+def chunks(size: int, piece: int = 1 << 16) -> Iterator[bytes]:
+    yield HEAD
+    for _ in range(size // piece):
+        yield bytes(piece)
+
+
+def sent(served: Served, path: str, body: Any, headers: dict[str, str]) -> tuple[int, int]:
+    """Status of a reply to a body of unknown length, and how many bytes were taken before the connection ended."""
+    host, port = served.address.removeprefix("http://").split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=30)
+    connection.putrequest("POST", path)
+    for name, value in {**headers, "Transfer-Encoding": "chunked"}.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    count = 0
+    try:
+        for piece in body:
+            connection.send(b"%x\r\n%s\r\n" % (len(piece), piece))
+            count += len(piece)
+        connection.send(b"0\r\n\r\n")
+    except OSError:  # it has been answered already
+        pass
+    try:
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        status = 0  # the connection was ended
+    connection.close()
+    return status, count
+
+
+@pytest.fixture(scope="module")
+def locked(place: Path) -> Iterator[Served]:
+    with serving(FakeEngine(), None, place / "none", place / "uploads9", "--password", "open sesame", "--max-mb", "1") as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def served(place: Path) -> Iterator[Served]:
+    with serving(FakeEngine(), None, place / "none", place / "uploads8", "--max-mb", "1") as served:
+        yield served
+
+
+@pytest.mark.parametrize(("path", "headers"), [("/login", FORM), ("/gradio_api/cancel", {"Content-Type": "application/json"})])
+def test_nothing_is_stored_of_a_stranger(path: str, headers: dict[str, str], locked: Served) -> None:
+    status, _ = sent(locked, path, chunks(32 << 20), headers)
+    assert status in (401, 413, 0)
+    assert sum(file.stat().st_size for file in locked.folder.rglob("*") if file.is_file()) < 2 * MAX_BODY_BYTES
+
+
+def test_an_upload_of_a_stranger_is_refused(locked: Served) -> None:
+    status, _ = sent(locked, "/gradio_api/upload", chunks(1 << 19), FORM)
+    assert status in (401, 0)
+
+
+def test_an_upload_that_does_not_say_its_length_ends_at_the_limit(served: Served) -> None:
+    status, _ = sent(served, "/gradio_api/upload", chunks(64 << 20), FORM)
+    assert status in (413, 0)
+    assert [file for file in served.folder.rglob("*") if file.is_file() and file.stat().st_size > 2 << 20] == []
+
+
+def scope(host: str = "10.0.0.1", **headers: str) -> dict[str, Any]:
+    pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return {"type": "http", "client": (host, 1), "headers": pairs}
+
+
+async def pieces(size: int) -> dict[str, Any]:
+    return {"type": "http.request", "body": bytes(size), "more_body": True}
+
+
+def take(quota: UploadQuota, who: dict[str, Any], *sizes: int) -> Any:
+    """Start an upload and let bytes arrive; returns what ends it."""
+    queue = list(sizes)
+    receive, end = quota.received(who, lambda: pieces(queue.pop(0)))
+    try:
+        for _ in sizes:
+            asyncio.run(receive())  # type: ignore[arg-type]
+    except TooMuch:
+        end()
+        raise
+    return end
+
+
+def test_the_limits_of_one_client_are_not_those_of_another(tmp_path: Path) -> None:
+    now = [0.0]
+    quota = UploadQuota(tmp_path, 1000, clock=lambda: now[0])
+    with pytest.raises(TooMuch, match="too large"):
+        take(quota, scope(content_length="999999"))
+    with pytest.raises(TooMuch, match="too large"):
+        take(quota, scope(content_length="5"), 40_000, 40_000)  # a length that is not true
+    ends = [take(quota, scope(), 10) for _ in range(quotas.UPLOADS_AT_ONCE)]
+    with pytest.raises(TooMuch, match="at once") as caught:
+        take(quota, scope(), 10)
+    assert caught.value.status == 429
+    take(quota, scope("10.0.0.2"), 10)()
+    for end in ends:
+        end()
+    take(quota, scope(), 10)()
+    most = quotas.CLIPS_IN_WINDOW * (1000 + quotas.FORM_BYTES)
+    with pytest.raises(TooMuch, match="clips within 10 minutes"):
+        for _ in range(most // 60_000 + 1):
+            take(quota, scope(), 60_000)()
+    take(quota, scope("10.0.0.2"), 60_000)()
+    now[0] += quotas.WINDOW_SECONDS + 1
+    take(quota, scope(), 60_000)()
+    assert len(quota._sent) == 1  # nothing is kept of clients who are gone
+
+
+def test_room_is_counted_while_bytes_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quotas, "MAX_STORED_BYTES", 100_000)
+    (tmp_path / "stored").write_bytes(bytes(30_000))
+    quota = UploadQuota(tmp_path, 60_000)
+    first = take(quota, scope(), 40_000)
+    with pytest.raises(TooMuch, match="storage is full") as caught:
+        take(quota, scope("10.0.0.2"), 20_000, 20_000)
+    assert caught.value.status == 507
+    first()
+    os.remove(tmp_path / "stored")
+    take(quota, scope(), 60_000)()
+
+
+def test_a_client_behind_a_tunnel_is_the_one_that_the_tunnel_noted() -> None:
+    assert client_of(scope("127.0.0.1", x_forwarded_for="1.2.3.4, 9.8.7.6")) == "9.8.7.6"  # type: ignore[arg-type]
+    assert client_of(scope("10.0.0.1", x_forwarded_for="1.2.3.4")) == "10.0.0.1"  # type: ignore[arg-type]
+    assert client_of(scope("127.0.0.1")) == "127.0.0.1"  # type: ignore[arg-type]

@@ -23,6 +23,7 @@ import pytest
 
 from minirlaif import config
 from minirlaif.cli import main
+from minirlaif.runs.records import write_sealed
 from minirlaif.runs.run import Run
 from minirlaif.stages.registry import Stage
 from minirlaif.video.reader import ClipReader
@@ -233,7 +234,7 @@ def misled(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (run / "world" / name).write_bytes(data)
         book["outputs"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     book["identity"] = "another world"
-    (run / "world" / "manifest.json").write_text(json.dumps(book))
+    write_sealed(run / "world" / "manifest.json", book)
     return make(run.parent, STAGES[1:])
 
 

@@ -11,7 +11,6 @@ Paths inside manifests are relative, so a run folder can be moved.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -23,8 +22,9 @@ from typing import Any
 
 from minirlaif import distributed
 from minirlaif.errors import StageStopped, UserError
-from minirlaif.runs.io import disk_is_full, empty, locked, plain, read_json, sha256, write_atomic
-from minirlaif.runs.stage_dir import SCHEMA, STATES, StageDir, start_gpu_count
+from minirlaif.runs.io import disk_is_full, empty, locked, plain, sha256
+from minirlaif.runs.records import read_sealed, write_sealed
+from minirlaif.runs.stage_dir import SCHEMA, TEMPORARY, StageDir, start_gpu_count
 from minirlaif.stages.registry import ADAPTERS, STAGES, producers
 
 
@@ -86,10 +86,10 @@ class Run:
         if not path.is_file():
             return None
         try:
-            manifest = read_json(path)
+            manifest = read_sealed(path)
         except UserError as error:
             raise self._with_command(error, stage) from None
-        if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        if manifest.get("schema") != SCHEMA:
             raise UserError(f"{path}: not a manifest of this version; make the stage again: `{self.remake(stage)}`")
         return manifest
 
@@ -174,7 +174,7 @@ class Run:
         error or a kill the partial folder stays and the same call resumes from its last committed state.
         UserError when the stage was made or begun with other settings or inputs, unless `redo`.
         """
-        identities = {each: str(read_json(self.require(each) / "manifest.json")["identity"]) for each in inputs}
+        identities = {each: str(read_sealed(self.require(each) / "manifest.json")["identity"]) for each in inputs}
         origin = {"stage": name, "config": plain(config), "inputs": identities}
         partial = self.partial(name)
         if distributed.from_leader(lambda: self._settled(name, origin, redo)):
@@ -232,17 +232,17 @@ class Run:
         out = StageDir(partial, name)
         if out.state() is None:  # nothing was committed, so there is nothing to lose
             empty(partial)
-            write_atomic(partial / "begun.json", json.dumps(origin, indent=1))
+            write_sealed(partial / "begun.json", origin, indent=1)
             return out
-        changes = _differences(read_json(partial / "begun.json"), origin)
+        changes = _differences(read_sealed(partial / "begun.json"), origin)
         if changes:
             raise UserError(f"{partial}: begun with other settings or inputs ({changes}); start it again: `{self.remake(name)}`")
         return out
 
     def _publish(self, name: str) -> None:
         partial = self.partial(name)
-        for state in STATES:
-            shutil.rmtree(partial / state, ignore_errors=True)
+        for each in TEMPORARY:
+            shutil.rmtree(partial / each, ignore_errors=True)
         (partial / "begun.json").unlink(missing_ok=True)
         partial.rename(self.dir(name))
         shutil.rmtree(self.root / f"{name}.old", ignore_errors=True)

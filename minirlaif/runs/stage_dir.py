@@ -18,11 +18,14 @@ from typing import Any
 
 from minirlaif import distributed
 from minirlaif.errors import UserError
-from minirlaif.runs.io import plain, read_json, sha256, sync, write_atomic
+from minirlaif.runs.io import plain, sha256, sync
+from minirlaif.runs.records import FileRecords, files_below, read_sealed, write_sealed
 
 SCHEMA = 1
 SAVE_SECONDS = 120.0  # no more work than this is lost to a kill, whatever the settings say about steps
 STATES = ("state", "state.new", "state.old")  # in the order of trust, see commit_state
+KEPT = "kept"  # what a stage may publish in the end, such as the best checkpoint so far, in a folder for each commit
+TEMPORARY = (*STATES, KEPT, "begun.json")  # not part of the result
 PACKAGES = "torch transformers peft accelerate bitsandbytes datasets decord av numpy pillow tokenizers safetensors".split()
 
 
@@ -40,6 +43,7 @@ class StageDir:
         self.summary: dict[str, Any] = {}
         self.counters: dict[str, Any] = {}
         self.extra: dict[str, Any] = {}
+        self._records = FileRecords()
         self._seconds_before = 0.0
         self._started = self._saved = time.monotonic()
 
@@ -65,11 +69,13 @@ class StageDir:
         several processes the leader's clock counts, so all of them have to call this."""
         return step % every == 0 or distributed.from_leader(lambda: time.monotonic() - self._saved >= SAVE_SECONDS)
 
-    def commit_state(self, step: int, write: Callable[[Path], object]) -> None:
+    def commit_state(self, step: int, write: Callable[[Path], object], kept: str = "") -> None:
         """Let `write` fill a fresh folder with everything that later steps need, then make it the state to resume from.
 
         `step` is the number of finished steps. A kill at any moment leaves either the old state or the new one: position.json is
-        written last, so a state folder that has it is whole.
+        written last, so a state folder that has it is whole. It records every file of the stage, and `resume` compares them: what
+        a power loss or a person has changed since is not worked on. kept: the folder of `kept` that counts from now on; others
+        are deleted.
         """
         if self._follows:
             return
@@ -77,50 +83,65 @@ class StageDir:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
         write(new)
-        lines = [path for path in self.path.rglob("*.jsonl") if path.relative_to(self.path).parts[0] not in STATES]
-        for path in [*lines, *(path for path in new.rglob("*") if path.is_file())]:
-            sync(path)
+        files = [*files_below(self.path, (*STATES, KEPT)), *(files_below(self.path / KEPT / kept) if kept else ())]
         position = {
             "step": step,
             "seconds": self.seconds,
             "summary": plain(self.summary),
             "counters": plain(self.counters),
-            "lengths": {path.relative_to(self.path).as_posix(): path.stat().st_size for path in lines},
+            "files": {path.relative_to(self.path).as_posix(): self._records.record(path) for path in files},
+            "state": {path.relative_to(new).as_posix(): FileRecords().record(path) for path in files_below(new)},
         }
-        write_atomic(new / "position.json", json.dumps(position, indent=1))
+        write_sealed(new / "position.json", position, indent=1)
         shutil.rmtree(old, ignore_errors=True)
         if state.exists():
             state.rename(old)
         new.rename(state)
         shutil.rmtree(old, ignore_errors=True)
+        for folder in (self.path / KEPT).glob("*"):
+            if folder.name != kept:
+                shutil.rmtree(folder, ignore_errors=True)
         self._saved = time.monotonic()
+
+    def kept(self, name: str) -> Path:
+        """A folder for what may be published in the end. The state names which: a kill leaves both of one commit, or neither."""
+        folder = self.path / KEPT / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(exist_ok=True)
+        return folder
+
+    def publish_kept(self, name: str, target: str) -> None:
+        """Copy a kept folder to where the result has it. It stays, too: until the stage is finished, the state relies on it."""
+        if self._follows:  # a resumed follower has not kept anything
+            return
+        shutil.rmtree(self.path / target, ignore_errors=True)
+        shutil.copytree(self.path / KEPT / name, self.path / target)
 
     def resume(self) -> tuple[int, Path] | None:
         """(finished steps, state folder) of the last commit_state, or None. jsonl lines written after it are cut off."""
         if self._follows:
             distributed.wait()  # until the leader has cut its lines
-            leaders = self._follows / "state"
+            leaders = self._follows / STATES[0]
             if not leaders.is_dir():
                 return None
             for path in self._follows.glob("*.jsonl"):
                 shutil.copyfile(path, self.path / path.name)
-            return self._restore(read_json(leaders / "position.json"), leaders)
+            return self._restore(read_sealed(leaders / "position.json"), leaders)
         state = self.state()
         if state is None:
             distributed.wait()
             return None
-        position = read_json(state / "position.json")
-        for path in list(self.path.rglob("*.jsonl")):
-            name = path.relative_to(self.path)
-            if name.parts[0] in STATES:
-                continue
-            length = position["lengths"].get(name.as_posix())
-            if length is None:
+        position = read_sealed(state / "position.json")
+        if "files" not in position:
+            raise UserError(f"{state}: of an earlier version; start the stage again", again=())
+        self._records.check(self.path, position["files"])
+        self._records.check(state, position["state"])
+        for path in [path for path in files_below(self.path, (*STATES, KEPT)) if path.suffix == ".jsonl"]:
+            known = position["files"].get(path.relative_to(self.path).as_posix())
+            if known is None:
                 path.unlink()
-            elif path.stat().st_size < length:
-                raise UserError(f"{path}: shorter than when the state was saved; start the stage again", again=())
             else:
-                os.truncate(path, length)
+                os.truncate(path, known["bytes"])
         distributed.wait()  # the others read these files now
         return self._restore(position, state)
 
@@ -142,11 +163,9 @@ class StageDir:
     def write_manifest(self, origin: Mapping[str, Any]) -> None:
         """The last file of a stage: hashes of all files in the folder, and where they come from. origin: settings and inputs."""
         outputs = {}
-        for path in sorted(path for path in self.path.rglob("*") if path.is_file()):
-            name = path.relative_to(self.path)
-            if name.parts[0] not in (*STATES, "begun.json"):
-                sync(path)
-                outputs[name.as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in files_below(self.path, TEMPORARY):
+            sync(path)
+            outputs[path.relative_to(self.path).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
         # of settings, inputs and outputs; without metrics.jsonl, whose timings differ between equal runs
         hashes = {name: output["sha256"] for name, output in outputs.items() if name != "metrics.jsonl"}
         manifest = {
@@ -162,7 +181,7 @@ class StageDir:
             "versions": package_versions(),
             **gpu_use(),
         }
-        write_atomic(self.path / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
+        write_sealed(self.path / "manifest.json", manifest, indent=1, ensure_ascii=False)
 
 
 def code_version() -> dict[str, Any]:

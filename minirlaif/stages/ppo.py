@@ -7,7 +7,6 @@ The checkpoint that is kept is chosen by the judge on dev prompts; without dev p
 Out: adapter/ (role "policy"), samples.jsonl.
 """
 
-import shutil
 from pathlib import Path
 
 from minirlaif import distributed
@@ -86,9 +85,11 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                     break
                 if out.due(done, cfg.ppo.save_every):
                     models.add_counters(out)
-                    out.commit_state(done, lambda folder: _save(folder, learner))
+                    out.commit_state(done, lambda folder: _save(folder, learner), kept=_folder_name(learner))
             # 4. the chosen policy
-            if not dev:
+            if dev:
+                out.publish_kept(_folder_name(learner), "adapter")
+            else:
                 models.policy.adapters.save("policy", out.path / "adapter")
                 learner.progress.best = {"iteration": total}
             models.add_counters(out)
@@ -149,6 +150,10 @@ def _keep_best(out: StageDir, learner: Learner, evaluator: WinRateEvaluator, ite
     rate = distributed.from_leader(evaluator.win_rate)  # one judge: every process keeps the same checkpoint
     if rate > learner.progress.best.get("win_rate", -1.0):
         learner.progress.best = {"iteration": iteration, "win_rate": rate}
-        shutil.rmtree(out.path / "adapter", ignore_errors=True)
-        learner.models.policy.adapters.save("policy", out.path / "adapter")
+        learner.models.policy.adapters.save("policy", out.kept(_folder_name(learner)))
     return rate
+
+
+def _folder_name(learner: Learner) -> str:
+    """Of the best policy so far: the state names its iteration, so that policy and record change together."""
+    return f"iteration-{learner.progress.best['iteration']}" if learner.progress.best else ""

@@ -6,12 +6,14 @@ import errno
 import json
 import shutil
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from minirlaif.errors import StageStopped, UserError
-from minirlaif.runs import io, stage_dir
+from minirlaif.runs import io, records, stage_dir
 from minirlaif.runs.run import Run
 
 
@@ -268,14 +270,14 @@ def test_two_processes_cannot_fill_one_stage(run: Run):
 
 
 def test_full_disk_keeps_the_last_state(run: Run, monkeypatch):
-    real = stage_dir.write_atomic
+    real = records.write_atomic
 
     def full(path: Path, text: str) -> None:
         if path.name == "position.json" and json.loads(text)["step"] == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(path, text)
 
-    monkeypatch.setattr(stage_dir, "write_atomic", full)
+    monkeypatch.setattr(records, "write_atomic", full)
     with pytest.raises(StageStopped, match="disk is full") as caught, run.stage("sft", {}) as out:
         for step in (1, 2):
             out.log(step)
@@ -320,3 +322,95 @@ def test_numbers_in_logs(run: Run):
     with run.stage("sft", {}) as out:
         out.log(3, loss=float("nan"), share=Tensor(), pair=(1, 2))
         assert json.loads((out.path / "metrics.jsonl").read_text()) == {"step": 3, "loss": None, "share": 0.25, "pair": [1, 2]}
+
+
+def write_moments(step: int, folder: Path) -> None:
+    (folder / "moments").write_bytes(bytes([step]) * 80)
+
+
+def saved(run: Run) -> None:
+    """A stage that was killed after two commits, with lines, a file and a kept folder."""
+    with pytest.raises(RuntimeError), run.stage("ppo", {"a": 1}) as out:
+        for step in (1, 2):
+            out.log(step, loss=step / 3)
+            out.sample({"step": step, "text": "x" * 40})
+            (out.kept(f"iteration-{step}") / "sub").mkdir(parents=True)
+            (out.path / "kept" / f"iteration-{step}" / "sub" / "weights").write_bytes(bytes(range(64)))
+            (out.path / "table.bin").write_bytes(b"table" * 20)
+            write = partial(write_moments, step)
+            out.commit_state(step, write, kept=f"iteration-{step}")
+        out.log(3, loss=9.0)  # after the last commit
+        raise RuntimeError
+
+
+RELIED_ON = (
+    "begun.json",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "table.bin",
+    "kept/iteration-2/sub/weights",
+    "state/moments",
+    "state/position.json",
+)
+DAMAGE: dict[str, Callable[[bytes], bytes | None]] = {
+    "missing": lambda data: None,
+    "empty": lambda data: b"",
+    "cut": lambda data: data[: len(data) // 2],
+    "zeros": lambda data: bytes(len(data)),
+    "a tail of zeros": lambda data: data[: len(data) // 2] + bytes(len(data) - len(data) // 2),
+    "a bit": lambda data: data[:9] + bytes([data[9] ^ 1]) + data[10:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", RELIED_ON)
+def test_damage_to_what_a_commit_relies_on_is_noticed(name: str, damage: str, run: Run) -> None:
+    saved(run)
+    path = run.partial("ppo") / name
+    data = DAMAGE[damage](path.read_bytes())
+    path.unlink() if data is None else path.write_bytes(data)
+    if (name, damage) == ("state/position.json", "missing"):  # nothing was committed: it starts again
+        with run.stage("ppo", {"a": 1}) as out:
+            assert out.resume() is None
+        return
+    with pytest.raises(UserError) as caught, run.stage("ppo", {"a": 1}) as out:
+        out.resume()
+    text = str(caught.value)
+    assert str(path) in text and "minirlaif ppo" in text and "--redo" in text and "\n" not in text
+
+
+def test_what_came_after_a_commit_is_cut_off_and_what_it_relies_on_is_published(run: Run) -> None:
+    saved(run)
+    (run.partial("ppo") / "new.jsonl").write_text("{}\n")
+    with run.stage("ppo", {"a": 1}) as out:
+        step, state = out.resume()
+        assert step == 2 and (state / "moments").read_bytes() == bytes([2]) * 80
+        assert [json.loads(line)["step"] for line in (out.path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+        assert not (out.path / "new.jsonl").exists()
+        out.log(3, loss=1.0)
+        out.commit_state(3, lambda folder: None, kept="iteration-2")  # lines are hashed on from where they were
+        out.publish_kept("iteration-2", "adapter")
+    assert {path.name for path in run.dir("ppo").iterdir()} == {
+        "manifest.json", "metrics.jsonl", "samples.jsonl", "table.bin", "adapter",
+    }  # fmt: skip
+    assert (run.dir("ppo") / "adapter" / "sub" / "weights").read_bytes() == bytes(range(64))
+    run.require("ppo")
+
+
+@pytest.mark.parametrize("damage", [name for name in DAMAGE if name != "missing"])
+def test_damage_to_a_manifest_is_noticed(damage: str, run: Run) -> None:
+    with run.stage("sft", {"a": 1}) as out:
+        out.summary["loss"] = 0.25
+    path = run.dir("sft") / "manifest.json"
+    path.write_bytes(DAMAGE[damage](path.read_bytes()) or b"")
+    with pytest.raises(UserError, match=r"manifest.json: .*`python -m minirlaif sft"):
+        run.require("sft")
+
+
+def test_a_number_of_a_manifest_is_not_another(run: Run) -> None:
+    with run.stage("sft", {"a": 1}) as out:
+        out.summary["loss"] = 0.25
+    path = run.dir("sft") / "manifest.json"
+    path.write_text(path.read_text().replace("0.25", "0.35"))
+    with pytest.raises(UserError, match="manifest.json: damaged, its content is not what was written"):
+        run.manifest("sft")

@@ -14,6 +14,7 @@ from minirlaif.config import Config, load
 from minirlaif.errors import UserError
 from minirlaif.reports import html as page
 from minirlaif.reports import run_results
+from minirlaif.runs.records import read_sealed, write_sealed
 from minirlaif.runs.run import Run
 from minirlaif.stages import report
 
@@ -354,8 +355,8 @@ def test_settings_are_those_that_the_stages_were_made_with(tmp_path: Path):
     made["evaluate"] = {"video": {"frames": 9}, "data": {"test": ["t"], "sha256": {"t": "12"}}}
     for stage, settings in made.items():
         path = run.dir(stage) / "manifest.json"
-        manifest = json.loads(path.read_text())
-        path.write_text(json.dumps({**manifest, "config": {**manifest["config"], **settings}}))
+        manifest = read_sealed(path)
+        write_sealed(path, {**manifest, "config": {**manifest["config"], **settings}})
     other = load(None, ["evaluate.bootstrap=50", "ppo.iterations=999", "seed=8"])
     assert written(other, run) == written(cfg, run)
     text = written(other, run)[1]

@@ -1,6 +1,5 @@
 """What every stage works with: an open backbone with its adapters, the clips' features, and prompts made of them."""
 
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.models.loading import base_hash, check_tokenizers, critic_model, open_backbone
 from minirlaif.models.logprobs import EncodedPair
 from minirlaif.models.renderer import FrameLayout
-from minirlaif.runs.io import disk_is_full
+from minirlaif.runs.database import database_errors
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.types import Sample
@@ -201,24 +200,18 @@ def open_ppo_models(
 @contextmanager
 def session_loader(cache: Path, video: VideoSection) -> Iterator[Callable[[ModelSection], ModelSession]]:
     """A function that loads a base; all sessions share the clip reader and the feature cache file, and are closed at the end."""
-    try:
-        with ExitStack() as stack:
-            reader = stack.enter_context(ClipReader.of(video))
-            if torch.cuda.is_available():
-                stack.callback(torch.cuda.empty_cache)
+    with database_errors(cache, "delete it, it is made again from the clips"), ExitStack() as stack:
+        reader = stack.enter_context(ClipReader.of(video))
+        if torch.cuda.is_available():
+            stack.callback(torch.cuda.empty_cache)
 
-            def load(model: ModelSection) -> ModelSession:
-                backbone = open_backbone(model)
-                feature_cache = VisionFeatureCache(cache, backbone, reader, video)
-                stack.callback(feature_cache.close)
-                return ModelSession(model, video, backbone, feature_cache)
+        def load(model: ModelSection) -> ModelSession:
+            backbone = open_backbone(model)
+            feature_cache = VisionFeatureCache(cache, backbone, reader, video)
+            stack.callback(feature_cache.close)
+            return ModelSession(model, video, backbone, feature_cache)
 
-            yield load
-    except sqlite3.DatabaseError as error:
-        # Its subclasses are about the disk, locks and our own statements; the class itself is about the file's content.
-        if type(error) is not sqlite3.DatabaseError or disk_is_full(error, cache.parent):
-            raise
-        raise UserError(f"{cache}: not a feature cache ({error}); delete it, it is made again from the clips") from None
+        yield load
 
 
 def _load_checked(

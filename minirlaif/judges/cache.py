@@ -5,14 +5,13 @@ messages: any run that asks the same question reuses the reply.
 """
 
 import json
-import sqlite3
 import threading
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
-from minirlaif.errors import UserError
-from minirlaif.runs.io import disk_is_full, open_database
+from minirlaif.runs.database import database_errors, open_database
 
 
 @dataclass(frozen=True)
@@ -40,29 +39,29 @@ class Replies:
 
     def __init__(self, path: Path | None = None) -> None:
         self._lock, path = threading.Lock(), path or Path(":memory:")
+        self._errors = partial(database_errors, path, "move or delete it, and the judge is asked again")
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with self._errors():
             self._db = open_database(path, check_same_thread=False)
             self._db.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, version TEXT, reply TEXT)")
-        except sqlite3.DatabaseError as error:
-            if disk_is_full(error, path.parent):
-                raise
-            raise UserError(f"{path}: not a reply cache ({error}); move or delete it, and the judge is asked again") from None
 
     def get(self, key: str) -> Reply | None:
         """The reply kept under a key."""
-        with self._lock:
+        with self._errors(), self._lock:
             row = self._db.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
-        return Reply(**json.loads(row[0])) if row else None
+        try:
+            return Reply(**json.loads(row[0])) if row else None
+        except (ValueError, TypeError):  # damaged: it is asked for again
+            return None
 
     def put(self, key: str, reply: Reply) -> None:
         """Keep a reply; on disk when this returns."""
-        with self._lock, self._db:
+        with self._errors(), self._lock, self._db:
             self._db.execute("REPLACE INTO replies VALUES (?, ?, ?)", (key, reply.version, json.dumps(asdict(reply))))
 
     def drop(self, version: str) -> int:
         """Delete every reply of a model that gave this version; returns how many."""
-        with self._lock, self._db:
+        with self._errors(), self._lock, self._db:
             return self._db.execute("DELETE FROM replies WHERE version = ?", (version,)).rowcount
 
     def close(self) -> None:

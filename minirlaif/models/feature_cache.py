@@ -21,7 +21,7 @@ from torch import Tensor
 
 from minirlaif.config import VideoSection
 from minirlaif.models.offload import OffloadableWeights
-from minirlaif.runs.io import open_database
+from minirlaif.runs.database import open_database
 from minirlaif.video.frame_sampling import BLANK, FramePlan, FrameSize
 from minirlaif.video.reader import ClipInfo, ClipReader, part_info, picture_strip
 from minirlaif.video.spans import file_of
@@ -51,6 +51,8 @@ class VisionFeatureCache:
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute("CREATE TABLE IF NOT EXISTS clips (path TEXT PRIMARY KEY, stamp TEXT, info TEXT)")
         self._db.execute("CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, shape TEXT, data BLOB, strip BLOB)")
+        if "digest" not in {row[1] for row in self._db.execute("PRAGMA table_info(vectors)")}:
+            self._db.execute("ALTER TABLE vectors ADD COLUMN digest BLOB")  # rows of an earlier version have none
         self._backbone, self._reader = backbone, reader
         self._limit, self._frame_pixels = int(video.cache_gib * (1 << 30)), video.frame_pixels
         # Every plan that was ever encoded: features may be deleted for their size, and encoding twice must be counted once.
@@ -153,8 +155,11 @@ class VisionFeatureCache:
         if key in self._memory:
             self._memory.move_to_end(key)
             return self._memory[key]
-        row = self._db.execute("SELECT shape, data FROM vectors WHERE key = ?", (key,)).fetchone()
+        row = self._db.execute("SELECT shape, data, digest FROM vectors WHERE key = ?", (key,)).fetchone()
         if row is None:
+            return None
+        if row[2] is not None and row[2] != _digest(key, row[0], row[1]):
+            print(f"features of a clip ({key.partition(':')[0]}) are damaged in the cache: encoded again", flush=True)
             return None
         features = torch.frombuffer(bytearray(row[1]), dtype=self._backbone.dtype).view(json.loads(row[0]))
         self._remember(key, features)
@@ -163,7 +168,9 @@ class VisionFeatureCache:
     def _write(self, key: str, features_GHWE: Tensor, strip: bytes) -> None:
         features = features_GHWE.to(self._backbone.dtype)
         data = features.view(torch.uint8).numpy().tobytes()
-        self._db.execute("REPLACE INTO vectors VALUES (?, ?, ?, ?)", (key, json.dumps(list(features.shape)), data, strip))
+        shape = json.dumps(list(features.shape))
+        row = (key, shape, data, strip, _digest(key, shape, data))
+        self._db.execute("REPLACE INTO vectors (key, shape, data, strip, digest) VALUES (?, ?, ?, ?, ?)", row)
         self.counters["plans"] += self._db.execute("INSERT OR IGNORE INTO looked VALUES (?)", (key,)).rowcount
         self._remember(key, features)
 
@@ -187,6 +194,13 @@ class VisionFeatureCache:
         names = ("page_count", "freelist_count", "page_size")
         pages, free, size = (int(self._db.execute(f"PRAGMA {name}").fetchone()[0]) for name in names)
         return (pages - free) * size
+
+
+def _digest(key: str, shape: str, data: bytes) -> bytes:
+    """Of a row, without its picture."""
+    digest = hashlib.blake2b(f"{key} {shape} ".encode(), digest_size=16)
+    digest.update(data)
+    return digest.digest()
 
 
 def vision_hash(backbone: VisionLanguageModel) -> str:

@@ -6,8 +6,6 @@ import json
 import math
 import os
 import shutil
-import sqlite3
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,22 +73,6 @@ def sync(path: Path) -> None:
     """Wait until a file's bytes are on the disk: a rename may otherwise arrive there before them."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def open_database(path: Path, check_same_thread: bool = True) -> sqlite3.Connection:
-    """A SQLite file with a write-ahead log, made when missing; several processes may open it at once. Where two of them switch
-    the log on, SQLite refuses one without waiting, so that is tried again for a minute."""
-    database = sqlite3.connect(path, timeout=60, check_same_thread=check_same_thread)
-    last = time.monotonic() + 60
-    while True:
-        try:
-            database.execute("PRAGMA journal_mode=WAL")
-            return database
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > last:
-                database.close()
-                raise
-            time.sleep(0.05)
 
 
 def sha256(path: Path) -> str:

@@ -271,7 +271,7 @@ def test_a_feature_cache_that_is_none(command_line: CommandLine):
     cache.parent.mkdir(parents=True)
     cache.write_bytes(b"garbage" * 1000)
     code, complaint = command_line.call("sft")
-    assert code == 2 and f"{cache}: not a feature cache" in complaint and "delete it" in complaint
+    assert code == 2 and f"{cache}: damaged, or not such a file" in complaint and "delete it" in complaint
     cache.unlink()
     assert command_line.call("sft") == (0, "")
     with cache.open("r+b") as file:  # whole at its start, spoilt further on

@@ -203,7 +203,7 @@ def test_replies_are_on_disk_one_by_one(tmp_path: Path, replies):
 def test_a_file_that_holds_no_replies(tmp_path: Path):
     path = tmp_path / "r.sqlite"
     path.write_text("not a database, and long enough to be looked at closely " * 50)
-    with pytest.raises(UserError, match="not a reply cache"):
+    with pytest.raises(UserError, match="damaged, or not such a file"):
         Replies(path)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,45 @@ def test_a_part_of_a_clip_has_features_of_its_own_and_opens_the_file_once(tmp_pa
         with pytest.raises(UnreadableClip, match="#t=7,8: the part from 7 s"):
             cache.info(f"{clip}#t=7,8")
         cache.close()
+
+
+@pytest.mark.parametrize(
+    "change", ["substr(data, 1, length(data) - 4)", "zeroblob(length(data))", "CAST(x'7f7f' || substr(data, 3) AS BLOB)"]
+)
+def test_features_that_were_damaged_on_disk_are_made_again(
+    change: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"\x07")
+    first, damaged = Opened(tmp_path), ""
+    ((_, features),) = first.feature_cache.get(str(tmp_path / "a.mp4"), one_plan)
+    first.feature_cache.close()
+    with closing(sqlite3.connect(tmp_path / "cache" / "f.sqlite")) as other:
+        other.execute(f"UPDATE vectors SET data = {change}")
+        other.commit()
+        damaged = other.execute("SELECT data FROM vectors").fetchone()[0]
+    second = Opened(tmp_path)
+    ((_, again),) = second.feature_cache.get(str(tmp_path / "a.mp4"), one_plan)
+    assert torch.equal(features, again) and second.feature_cache.counters["encodes"] == 1
+    assert "damaged in the cache: encoded again" in capsys.readouterr().out
+    second.feature_cache.close()
+    with closing(sqlite3.connect(tmp_path / "cache" / "f.sqlite")) as other:
+        assert other.execute("SELECT data FROM vectors").fetchone()[0] != damaged
+    third = Opened(tmp_path)
+    ((_, kept),) = third.feature_cache.get(str(tmp_path / "a.mp4"), one_plan)
+    assert torch.equal(features, kept) and third.feature_cache.counters["encodes"] == 0
+
+
+def test_a_cache_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"\x07")
+    first = Opened(tmp_path)
+    ((_, features),) = first.feature_cache.get(str(tmp_path / "a.mp4"), one_plan)
+    first.feature_cache.close()
+    with closing(sqlite3.connect(tmp_path / "cache" / "f.sqlite")) as other:
+        other.execute("ALTER TABLE vectors DROP COLUMN digest")
+        other.commit()
+    second = Opened(tmp_path)
+    ((_, again),) = second.feature_cache.get(str(tmp_path / "a.mp4"), one_plan)
+    assert torch.equal(features, again) and second.feature_cache.counters["encodes"] == 0
 
 
 def test_repairs_that_a_part_shows_are_stored_at_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

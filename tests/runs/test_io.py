@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
-import threading
 from pathlib import Path
 
 import pytest
 
 from minirlaif.errors import UserError
-from minirlaif.runs.io import open_database, read_jsonl
+from minirlaif.runs.io import read_jsonl
 
 
 def test_rows_in_order_without_blank_lines(tmp_path: Path) -> None:
@@ -34,24 +32,3 @@ def test_a_missing_file(tmp_path: Path) -> None:
     assert read_jsonl(tmp_path / "none.jsonl", missing_ok=True) == []
     with pytest.raises(UserError, match=r"none.jsonl: cannot be read"):
         read_jsonl(tmp_path / "none.jsonl")
-
-
-def test_a_database_that_is_opened_by_many_at_once(tmp_path: Path) -> None:
-    """Without another try SQLite refuses one opening of a few hundred."""
-    errors: list[sqlite3.Error] = []
-
-    def opened(path: Path, start: threading.Barrier) -> None:
-        start.wait()
-        try:
-            open_database(path).close()
-        except sqlite3.Error as error:
-            errors.append(error)
-
-    for number in range(300):
-        start = threading.Barrier(4)
-        threads = [threading.Thread(target=opened, args=(tmp_path / f"{number}.sqlite", start)) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert errors == []

@@ -53,8 +53,8 @@ def test_all_stages_in_four_bits_and_a_killed_run_ends_the_same(
 
     real, died = StageDir.commit_state, set()
 
-    def commit(self: StageDir, step: int, write: Callable[[Path], None]) -> None:
-        real(self, step, write)
+    def commit(self: StageDir, step: int, write: Callable[[Path], None], kept: str = "") -> None:
+        real(self, step, write, kept)
         if self.name not in died:  # right after its first state
             died.add(self.name)
             raise Killed

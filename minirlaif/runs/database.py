@@ -1,0 +1,47 @@
+"""SQLite files of a run: opened by several processes at once, and every failure in one line with the file. No torch."""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from minirlaif.errors import UserError
+from minirlaif.runs.io import disk_is_full
+
+WAIT_SECONDS = 60.0  # for another process
+
+
+def open_database(path: Path, check_same_thread: bool = True) -> sqlite3.Connection:
+    """A SQLite file with a write-ahead log, made when missing; several processes may open it at once. Where two of them switch
+    the log on, SQLite refuses one without waiting, so that is tried again for a minute."""
+    database = sqlite3.connect(path, timeout=WAIT_SECONDS, check_same_thread=check_same_thread)
+    last = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode=WAL")
+            return database
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > last:
+                database.close()
+                raise
+            time.sleep(0.05)
+
+
+@contextmanager
+def database_errors(path: Path, remedy: str) -> Iterator[None]:
+    """Turn SQLite's errors within the block into a UserError. remedy: what to do about a file of damaged content. A full disk
+    is left to the stage, which can be resumed."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if disk_is_full(error, path.parent if path.parent.is_dir() else Path()):
+            raise
+        text = str(error)
+        if "locked" in text or "busy" in text:
+            reason = f"another process holds it ({text}); stop that process, then run the command again"
+        elif type(error) is sqlite3.OperationalError and any(word in text for word in ("readonly", "unable to open", "disk I/O")):
+            reason = f"cannot be written ({text}); make {path.parent} writable, then run the command again"
+        else:
+            reason = f"damaged, or not such a file ({text}); {remedy}"
+        raise UserError(f"{path}: {reason}") from None

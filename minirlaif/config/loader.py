@@ -5,6 +5,7 @@ Which settings exist and what they allow is in schema.py. Standard library and y
 
 import difflib
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
@@ -16,15 +17,36 @@ from minirlaif.config.schema import Config, DataSection, Rule, UnrecordedAt, che
 from minirlaif.errors import UserError
 
 R = TypeVar("R")
+LONGEST_FILE = 1 << 20  # characters
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML with the numbers of JSON: in YAML 1.1, 12:30:45 is 45045 and 010 is 8."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)")
+_FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(rf"^(?:{_INT.pattern})$"), list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"^(?:{_FLOAT.pattern})$"), list("-+0123456789."))
 _WORDS: Mapping[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 def parse_yaml(text: str, where: str) -> Mapping[Any, Any]:
     """The top-level mapping of a YAML text ({} for an empty one). UserError, naming `where`, for anything else."""
+    if len(text) > LONGEST_FILE:
+        raise UserError(f"{where}: {len(text):,} characters are no config; {LONGEST_FILE:,} are allowed")
     try:
-        values, root = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, and the like
-        raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from None
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
+            raise UserError(f"{where}: has an alias (*name), which is not read here: write the value in its place")
+        values, root = yaml.load(text, Loader=_Loader), yaml.compose(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # ValueError: a date that does not exist, and the like
+        raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())[:300]})") from None
+    except RecursionError:
+        raise UserError(f"{where}: nested too deeply; a config has sections with settings") from None
     if values is None:
         return {}
     if not isinstance(values, Mapping):
@@ -46,17 +68,19 @@ def build(kind: type[R], values: Mapping[Any, Any], overrides: Sequence[str]) ->
     problems: list[str] = []
     for key, value in values.items():
         if key in sections and (value is None or isinstance(value, Mapping)):  # `sft:` with all lines commented out is empty
-            given.update({f"{key}.{name}": item for name, item in (value or {}).items()})
+            items = {f"{key}.{name}": item for name, item in (value or {}).items()}
         else:
-            given[str(key)] = value
+            items = {str(key): value}
+        problems += [f"{name} is set twice, in its section and beside it; keep one" for name in items if name in given]
+        given.update(items)
     for item in overrides:
         name, equals, text = (part.strip() for part in item.partition("="))
         if not name or not equals:
             problems.append(f"--set {item}: write section.field=value, such as ppo.clip=0.1")
             continue
         try:
-            given[name] = yaml.safe_load(text) if text else ""
-        except (yaml.YAMLError, ValueError):
+            given[name] = yaml.load(text, Loader=_Loader) if text else ""
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError):
             given[name] = text
         typed[name] = f"--set {item}: "
 

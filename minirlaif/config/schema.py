@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+LARGEST = 10**10  # of any number
+LONGEST = 10_000  # letters of a text, items of a list
+
 
 class Rule(Enum):
     """A marker at a field. A number without one is finite and at least 0."""
@@ -52,8 +55,13 @@ def check(name: str, value: Any, choices: Sequence[str], markers: Sequence[objec
         raise ValueError(f"{name} must be {' or '.join(repr(choice) for choice in choices)}, not {value!r}")
     if Rule.NOT_EMPTY in markers and not value:
         raise ValueError(f"{name} is empty: give it a value or leave the line out")
+    texts = [value, *value] if isinstance(value, tuple) else [value] if isinstance(value, str) else [""]
+    if (longest := max(map(len, texts))) > LONGEST:
+        raise ValueError(f"{name} is too long: {longest:,} letters or items, {LONGEST:,} are allowed")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
+    if isinstance(value, int) and abs(value) > LARGEST or LARGEST < abs(value) < math.inf:
+        raise ValueError(f"{name} must be at most {LARGEST:,}, this has {len(str(int(abs(value))))} digits")
     if not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, not {value}")
     if Rule.POSITIVE in markers and value <= 0:

@@ -227,3 +227,44 @@ def test_a_run_made_before_a_setting_was_read_as_it_behaved(tmp_path: Path):
     assert config.recorded(config.load(None).video)["reader"] == "av"
     (tmp_path / "config.yaml").write_text("video: {reader: av}\n")
     assert config.load(tmp_path / "config.yaml").video.reader == "av"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("sft: {epochs: 1}\nsft.epochs: 2\n", "sft.epochs is set twice, in its section and beside it"),
+        ("seed: 12:30:45\n", "seed must be a whole number, not '12:30:45'"),
+        ("seed: 010\n", "seed must be a whole number, not '010'"),
+        ("seed: 0x1F\n", "seed must be a whole number, not '0x1F'"),
+        ("ppo: {iterations: 1000000000000}\n", "ppo.iterations must be at most 10,000,000,000, this has 13 digits"),
+        (f"seed: {'9' * 4000}\n", "seed must be at most 10,000,000,000, this has 4000 digits"),
+        (f"seed: {'9' * 5000}\n", "not valid YAML"),
+        ("ppo: {clip: 1e300}\n", "ppo.clip must be at most 10,000,000,000"),
+        (f"model: {{base: {'x' * 20000}}}\n", "model.base is too long: 20,000 letters"),
+        (f"data: {{sft: [{'a, ' * 20000}a]}}\n", "data.sft is too long: 20,001 letters or items"),
+        (f"sft: {'[' * 3000}{']' * 3000}\n", "nested too deeply"),
+        ("a: &a [x, x, x]\nb: &b [*a, *a, *a]\nc: [*b, *b, *b]\n", "has an alias"),
+        ("seed: 1\n" + "# filler\n" * 200_000, "characters are no config"),
+        ("? [a, b]\n: 1\n", "not valid YAML"),
+    ],
+)
+def test_bounds_of_a_config(problem, text: str, words: str):
+    assert words in problem(text)
+
+
+def test_numbers_of_a_command_line_have_the_same_forms(problem):
+    assert "seed must be a whole number, not '12:30:45'" in problem("", "seed=12:30:45")
+    assert "seed must be a whole number" in problem("", f"seed={'[' * 3000}")
+
+
+def test_numbers_that_yaml_and_json_share(tmp_path: Path):
+    path = tmp_path / "c.yaml"
+    path.write_text("seed: 1_000\nppo: {clip: .25, iterations: +7}\nsft: {learning_rate: 1e-4}\nrollout: {temperature: 1.5e0}\n")
+    cfg = config.load(path)
+    assert (cfg.seed, cfg.ppo.clip, cfg.ppo.iterations, cfg.sft.learning_rate, cfg.rollout.temperature) == (
+        1000,
+        0.25,
+        7,
+        1e-4,
+        1.5,
+    )

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import re
 import shlex
 import sys
@@ -54,9 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if disk_is_full(error, Path.cwd()):
             return _print_error("the disk is full; free some space and run the command again to resume")
-        if isinstance(error, PermissionError):
-            return _print_error(f"{error.filename}: permission denied; choose another folder with --runs-dir")
-        raise
+        if error.filename is None:
+            raise
+        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+            return _print_error(f"{error.filename}: {str(error.strerror).lower()}; choose another folder with --runs-dir")
+        again = "see that the disk is there and nothing was renamed, then run the command again"
+        return _print_error(f"{error.filename}: {str(error.strerror).lower()}; {again}")
 
 
 def _print_error(message: str, code: int = 2) -> int:

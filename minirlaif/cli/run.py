@@ -13,7 +13,8 @@ from minirlaif import config, distributed
 from minirlaif.cli import evaluate, export, plan
 from minirlaif.cli.flags import add_flags, run_folder, verb
 from minirlaif.errors import UserError
-from minirlaif.runs.io import read_json, write_atomic
+from minirlaif.runs.io import write_atomic
+from minirlaif.runs.records import read_sealed
 from minirlaif.runs.run import Run
 from minirlaif.runs.status import report_state, status_table
 from minirlaif.stages.registry import PIPELINE, STAGES
@@ -158,11 +159,13 @@ def record_config(run: Run, cfg: config.Config, accepted: str = "") -> None:
     values = yaml.safe_load(config.dump(cfg))
     for name in [*(name for name in PIPELINE if name != accepted), accepted]:
         started = run.partial(name) / "begun.json"
-        record = run.manifest(name) or (read_json(started) if name and started.is_file() else {"config": {}})
+        record = run.manifest(name) or (read_sealed(started) if name and started.is_file() else {"config": {}})
         for key, value in record["config"].items():
             if key in values and isinstance(value, dict):
                 values[key].update({field: item for field, item in value.items() if field in values[key]})
             elif key in values:
                 values[key] = value
     run.root.mkdir(parents=True, exist_ok=True)
-    write_atomic(run.root / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=130))
+    path, text = run.root / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=130)
+    if not path.is_file() or path.read_bytes() != text.encode():  # a run that only looks may lie on a read-only disk
+        write_atomic(path, text)

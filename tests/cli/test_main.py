@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -90,6 +91,31 @@ def test_a_whole_run_ends_with_an_export_where_it_is_enabled(call, runs_dir: Pat
     (runs_dir / "a" / "export").mkdir()
     assert call("run", "--redo", "--set", "export.enabled=true")[0] == 0
     assert exported[1:] == [("a", True)] and not (runs_dir / "a" / "export").exists()  # a stopped --redo goes on without it
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (errno.EROFS, "/disk/r/sft.partial: read-only file system; choose another folder with --runs-dir"),
+        (errno.EACCES, "/disk/r/sft.partial: permission denied; choose another folder"),
+        (errno.EIO, "/disk/r/sft.partial: input/output error; see that the disk is there and nothing was renamed"),
+        (errno.ENOENT, "/disk/r/sft.partial: no such file or directory; see that the disk is there"),
+        (errno.ESTALE, "/disk/r/sft.partial: stale file handle; see that the disk is there"),
+    ],
+)
+def test_a_failure_of_the_disk_is_one_line_with_its_file(code: int, words: str, call, monkeypatch):
+    def fail(options: object) -> int:
+        raise OSError(code, os.strerror(code), "/disk/r/sft.partial")
+
+    monkeypatch.setattr(run_verbs, "_chosen", lambda options, cfg: fail(options))
+    exit_code, _, complaint = call("run")
+    assert exit_code == 2 and words in complaint
+
+
+def test_settings_that_did_not_change_are_not_written_again(call, runs_dir: Path, monkeypatch):
+    call("run")
+    monkeypatch.setattr(run_verbs, "write_atomic", lambda path, text: pytest.fail(f"{path} was written"))
+    assert call("run")[0] == 0
 
 
 def test_run_without_a_world(call, done):

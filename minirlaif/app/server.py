@@ -62,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help=host)
     parser.add_argument("--port", type=int, default=7860, help="port to serve on (default: 7860; 0: any free one)")
     parser.add_argument("--share", action="store_true", help="also open a public gradio.live address for three days")
-    password = "require this password, with any user name (default: $MINIRLAIF_PASSWORD)"
+    allowed = "a name that browsers may use for this server, such as my.site; may be repeated (default: any with --host)"
+    parser.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help=allowed)
+    password = "require this password, with any user name; better set $MINIRLAIF_PASSWORD, which other users do not see"
     parser.add_argument("--password", default=os.environ.get("MINIRLAIF_PASSWORD", ""), help=password)
     limits = Limits()
     parser.add_argument("--max-mb", type=int, default=limits.megabytes, help=f"largest clip (default: {limits.megabytes})")
@@ -113,6 +115,7 @@ def page_at(
         options.host,
         options.port,
         share=options.share,
+        allowed=options.allowed_host,
         auth=(lambda _, given: hmac.compare_digest(given.encode(), password.encode())) if password else None,
         auth_message="Enter any user name and the password." if password else None,
         max_file_size=options.max_mb << 20,
@@ -121,11 +124,14 @@ def page_at(
 
 
 @contextmanager
-def launched(page: Any, folder: Path, host: str, port: int, share: bool = False, **settings: Any) -> Iterator[str]:
+def launched(
+    page: Any, folder: Path, host: str, port: int, share: bool = False, allowed: Sequence[str] = (), **settings: Any
+) -> Iterator[str]:
     """Serve a Gradio page inside a `with` block, without the parts of Gradio that it does not need; yields its address.
 
     Args:
         folder: only files below it are served.
+        allowed: names of this server beside those of this machine; empty: any where others can reach it.
         settings: of Blocks.launch.
 
     Raises:
@@ -136,7 +142,8 @@ def launched(page: Any, folder: Path, host: str, port: int, share: bool = False,
     from minirlaif.app import ui, views
 
     local_only = host in LOOPBACK and not share
-    hosts, largest = LOOPBACK if local_only else (), settings.get("max_file_size", MAX_CLIP_BYTES)
+    hosts = (*LOOPBACK, *allowed) if local_only or allowed else ()
+    largest = settings.get("max_file_size", MAX_CLIP_BYTES)
     request_filter = Middleware(RequestFilter, folder=folder, hosts=hosts, same_origin_only=not share, largest=largest)
     try:
         _, address, shared = page.launch(

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from minirlaif.data.formats import BadRow, parse_preference
 from minirlaif.errors import UserError
-from minirlaif.runs.io import read_jsonl, sha256
+from minirlaif.runs.io import private_folder, read_jsonl, sha256
 from minirlaif.stats import wilson
 
 CHOICES = {"A": 1, "B": 2, "tie": "tie", "both bad": "both bad"}  # choice on the page -> `preference` of the row
@@ -70,6 +70,7 @@ class VoteStore:
             raise UserError(f"this vote cannot be stored: {error}") from None
         with self._lock:
             stored = self.folder / name
+            private_folder(self.folder)
             stored.parent.mkdir(parents=True, exist_ok=True)
             if not stored.is_file():
                 part = stored.with_suffix(".part")

@@ -13,7 +13,7 @@ from minirlaif import config, distributed
 from minirlaif.cli import evaluate, export, plan
 from minirlaif.cli.flags import add_flags, run_folder, verb
 from minirlaif.errors import UserError
-from minirlaif.runs.io import write_atomic
+from minirlaif.runs.io import private_folder, write_atomic
 from minirlaif.runs.records import read_sealed
 from minirlaif.runs.run import Run
 from minirlaif.runs.status import report_state, status_table
@@ -165,7 +165,7 @@ def record_config(run: Run, cfg: config.Config, accepted: str = "") -> None:
                 values[key].update({field: item for field, item in value.items() if field in values[key]})
             elif key in values:
                 values[key] = value
-    run.root.mkdir(parents=True, exist_ok=True)
+    private_folder(run.root)
     path, text = run.root / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=130)
     if not path.is_file() or path.read_bytes() != text.encode():  # a run that only looks may lie on a read-only disk
         write_atomic(path, text)

@@ -94,6 +94,13 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def private_folder(folder: Path) -> Path:
+    """A folder that other users of the machine cannot read, made when missing; one that is there keeps its mode."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
 def empty(folder: Path) -> None:
     """Delete everything in a folder, not the folder itself (it may be locked)."""
     for path in folder.iterdir():

@@ -22,7 +22,7 @@ from typing import Any
 
 from minirlaif import distributed
 from minirlaif.errors import StageStopped, UserError
-from minirlaif.runs.io import disk_is_full, empty, locked, plain, sha256
+from minirlaif.runs.io import disk_is_full, empty, locked, plain, private_folder, sha256
 from minirlaif.runs.records import read_sealed, write_sealed
 from minirlaif.runs.stage_dir import SCHEMA, TEMPORARY, StageDir, start_gpu_count
 from minirlaif.stages.registry import ADAPTERS, STAGES, producers
@@ -141,7 +141,7 @@ class Run:
         A link is checked as a stage is, by its hashes, and what is made of it remembers its identity: `require` and `outdated`
         see it when the other run makes the stage again. UserError when one is not finished, or something else lies here.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
+        private_folder(self.root)
         (other.root / "cache").mkdir(exist_ok=True)
         for name in [*stages, "cache"]:
             source, link = other.root / name if name == "cache" else other.require(name), self.root / name
@@ -186,7 +186,8 @@ class Run:
                 yield StageDir(Path(scratch), name, follows=partial)
                 distributed.wait()  # until it is published
         else:
-            partial.mkdir(parents=True, exist_ok=True)
+            private_folder(self.root)
+            partial.mkdir(exist_ok=True)
             with locked(partial):
                 try:
                     out = self._open(name, origin)

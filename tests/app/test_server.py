@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import os
 import random
@@ -398,6 +399,17 @@ def test_a_taken_port_is_said(served: Served, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"--port {port}: cannot listen on this port"):
         with server.page_at(options, None, None, tmp_path):
             pass
+
+
+def test_only_named_hosts_reach_a_server_on_the_network(place: Path) -> None:
+    words = ("--host", "0.0.0.0", "--allowed-host", "my.site")
+    with serving(FakeEngine(), None, place / "none", place / "uploads7", *words) as served:
+        port = int(served.address.rstrip("/").rsplit(":", 1)[1])
+        for name, wanted in (("my.site", 200), (f"my.site:{port}", 200), ("127.0.0.1", 200), ("evil.example", 403)):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            connection.request("GET", "/", headers={"Host": name})
+            assert connection.getresponse().status == wanted, name
+            connection.close()
 
 
 @pytest.mark.parametrize(

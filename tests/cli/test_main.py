@@ -112,6 +112,14 @@ def test_a_failure_of_the_disk_is_one_line_with_its_file(code: int, words: str, 
     assert exit_code == 2 and words in complaint
 
 
+def test_a_run_is_private(call, runs_dir: Path):
+    call("run")
+    assert (runs_dir / "a").stat().st_mode & 0o777 == 0o700
+    (runs_dir / "a").chmod(0o750)
+    call("run", "--redo")
+    assert (runs_dir / "a").stat().st_mode & 0o777 == 0o750
+
+
 def test_settings_that_did_not_change_are_not_written_again(call, runs_dir: Path, monkeypatch):
     call("run")
     monkeypatch.setattr(run_verbs, "write_atomic", lambda path, text: pytest.fail(f"{path} was written"))

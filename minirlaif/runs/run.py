@@ -187,7 +187,7 @@ class Run:
                 distributed.wait()  # until it is published
         else:
             private_folder(self.root)
-            partial.mkdir(exist_ok=True)
+            partial.mkdir(parents=True, exist_ok=True)
             with locked(partial):
                 try:
                     out = self._open(name, origin)

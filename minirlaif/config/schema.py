@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-LARGEST = 10**10  # of any number
+LARGEST, LARGEST_FLOAT = 10**10, 1e36  # of a whole number, and of any other: float32 holds 3.4e38
 LONGEST = 10_000  # letters of a text, items of a list
 
 
@@ -60,8 +60,8 @@ def check(name: str, value: Any, choices: Sequence[str], markers: Sequence[objec
         raise ValueError(f"{name} is too long: {longest:,} letters or items, {LONGEST:,} are allowed")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
-    if isinstance(value, int) and abs(value) > LARGEST or LARGEST < abs(value) < math.inf:
-        raise ValueError(f"{name} must be at most {LARGEST:,}, this has {len(str(int(abs(value))))} digits")
+    if abs(value) > (most := LARGEST if isinstance(value, int) else LARGEST_FLOAT) and value not in (math.inf, -math.inf):
+        raise ValueError(f"{name} must be at most {most:,}, this has {len(str(abs(int(value))))} digits")
     if not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, not {value}")
     if Rule.POSITIVE in markers and value <= 0:

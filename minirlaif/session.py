@@ -20,7 +20,7 @@ from minirlaif.models.backbones.base import VisionLanguageModel
 from minirlaif.models.feature_cache import VisionFeatureCache, offloaded_vision
 from minirlaif.models.generation import greedy_texts
 from minirlaif.models.language_model import EncodedPrompt
-from minirlaif.models.loading import base_hash, check_tokenizers, critic_model, open_backbone
+from minirlaif.models.loading import base_hash, check_tokenizers, critic_model, hub_commit, open_backbone
 from minirlaif.models.logprobs import EncodedPair
 from minirlaif.models.renderer import FrameLayout
 from minirlaif.runs.database import database_errors
@@ -135,7 +135,10 @@ class ModelSession:
         return list(greedy_texts(self.backbone, prompts, batch_size, max_new_tokens))
 
     def add_counters(self, out: StageDir) -> None:
-        """Move this session's counters into the stage's (before a state is committed, and at the end)."""
+        """Move this session's counters into the stage's (before a state is committed, and at the end), and name the hub's commit
+        that the base comes from."""
+        if commit := hub_commit(self.model):
+            out.extra.setdefault("hub_commits", {})[self.model.base] = commit
         for counters in (self.feature_cache.counters, self.counters):
             for name, value in distributed.total(counters).items():
                 out.counters[name] = out.counters.get(name, 0) + int(value)

@@ -7,13 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from minirlaif import config
 from minirlaif.data.preflight import read_samples
 from minirlaif.errors import UserError
 from minirlaif.models.loading import TINY
 from minirlaif.runs.run import Run
-from minirlaif.session import settings_of
+from minirlaif.session import open_session, settings_of
 from tests.fixtures import small_config
 
 
@@ -30,6 +31,22 @@ def test_a_base_retrained_under_the_same_name_is_noticed(tmp_path: Path) -> None
     after = settings_of(cfg.seed, cfg.data, model=cfg.model, sft=cfg.sft)
     with pytest.raises(UserError, match="model.files.*--redo"), Run(tmp_path / "a").stage("sft", after):
         pass
+
+
+def test_a_manifest_names_the_commit_of_a_base_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = 5 * "01234567"
+    repository = tmp_path / "hub" / "models--some--model"
+    shutil.copytree(TINY, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for base, commits in (("some/model", {"some/model": commit}), ("tiny", None)):
+        run, cfg = Run(tmp_path / base), config.load(None, [f"model.base={base}", "model.device=cpu"])
+        with run.stage("world", {}) as out, open_session(run, cfg.model, cfg.video) as session:
+            assert out is not None
+            session.add_counters(out)
+        assert (run.manifest("world") or {}).get("hub_commits") == commits
 
 
 def test_another_judge_makes_another_ppo() -> None:

@@ -47,6 +47,15 @@ def base_hash(section: ModelSection) -> str:
     return digest.hexdigest()[:16]
 
 
+def hub_commit(section: ModelSection) -> str:
+    """Commit of the hub's files behind `model.base` and `model.revision`, once they were loaded; "" for a folder."""
+    from huggingface_hub import try_to_load_from_cache
+
+    name = base_folder(section)
+    path = None if Path(name).is_dir() else try_to_load_from_cache(name, "config.json", revision=section.revision)
+    return Path(path).parent.name if isinstance(path, str) else ""
+
+
 def model_type(section: ModelSection) -> str:
     """`model_type` of the base, which names its family. UserError as for `read_config`."""
     return str(read_config(section, standard=False)["model_type"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from minirlaif.cli.flags import positive, verb
 from minirlaif.config import VideoSection
 from minirlaif.errors import UserError
+from minirlaif.video.spans import LATE, clock_seconds, file_of
 
 MOST_FRAMES = 4096
+PICTURE_NAME = re.compile(r"\d{3,}_\d+\.\d{3}\.png|strip\.png")
 UNIT = 32  # pixels of a side of one vector in Qwen3-VL
 
 if TYPE_CHECKING:
@@ -28,8 +30,8 @@ def add(verbs: Any) -> None:
     share = VideoSection.max_damaged
     parser.add_argument("clips", nargs="+", metavar="CLIP", help="files, file:// URLs, or parts of them: a.mp4#t=1,2")
     parser.add_argument("--count", metavar="N", type=positive, default=16, help="frames of each clip (default: 16)")
-    parser.add_argument("--start", metavar="S", type=float, default=0.0, help="seconds (default: the start of the clip)")
-    parser.add_argument("--end", metavar="S", type=float, help="seconds (default: the end of the clip)")
+    parser.add_argument("--start", metavar="S", type=_time, default=0.0, help="seconds, or 1:30 (default: the start of the clip)")
+    parser.add_argument("--end", metavar="S", type=_time, help="seconds, or 1:30 (default: the end of the clip)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     parser.add_argument(
         "--out", metavar="FOLDER", type=Path, help="write each frame as PNG, and all as a model gets them (strip.png)"
@@ -54,14 +56,13 @@ class _DecodedClip:
 
 def run(options: argparse.Namespace) -> int:
     """Print what is known about each clip; 2 when one is refused. UserError for a flag that makes no sense."""
-    if not math.isfinite(options.start) or not math.isfinite(options.end or 0.0) or options.count > MOST_FRAMES:
-        raise UserError(f"--start, --end and --count: seconds, and at most {MOST_FRAMES} frames")
-    if options.start < 0 or (options.end is not None and options.end <= options.start):
-        raise UserError(f"--start {options.start:g} --end {options.end}: the end must lie after the start, which is 0 or more")
+    if options.count > MOST_FRAMES:
+        raise UserError(f"--count {options.count}: at most {MOST_FRAMES} frames")
+    if options.end is not None and options.end <= options.start:
+        raise UserError(f"--start {options.start:g} --end {options.end:g}: the end must lie after the start")
     if not 0 <= options.max_damaged <= 1:
         raise UserError(f"--max-damaged {options.max_damaged:g}: a share, 0 to 1")
     from minirlaif.video.reader import ClipReader
-    from minirlaif.video.spans import file_of
 
     refused = 0
     with ClipReader(VideoSection.timeout_seconds, decoder=options.reader, max_damaged=options.max_damaged) as reader:
@@ -74,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
             except UserError as error:
                 refused += 1
                 reason = " ".join(str(getattr(error, "reason", error)).split())
+                reason = reason.replace("--set video.max_damaged=", "--max-damaged ")
                 if options.json:
                     print(json.dumps({"path": clip, "refused": reason}), flush=True)
                 else:
@@ -88,13 +90,20 @@ def run(options: argparse.Namespace) -> int:
     return 2 if refused else 0
 
 
+def _time(text: str) -> float:
+    seconds = clock_seconds(text)
+    if seconds is None:
+        raise argparse.ArgumentTypeError(f"{text}: a time in seconds from 0, such as 2.5 or 1:30")
+    return seconds
+
+
 def _read(reader: ClipReader, clip: str, options: argparse.Namespace) -> _DecodedClip:
     from minirlaif.video.frame_sampling import uniform_plan
-    from minirlaif.video.spans import file_of
 
     info = reader.info(clip)
-    if options.start >= info.seconds:
-        raise UserError(f"--start {options.start:g} lies behind its end at {info.seconds:.2f} seconds")
+    for flag, value, late in (("--start", options.start, 0.0), ("--end", options.end or 0.0, LATE)):
+        if value >= info.seconds + late:
+            raise UserError(f"{flag} {value:g} lies behind its end at {info.seconds:.2f} seconds")
     plan = uniform_plan(info.seconds, options.count, options.start, options.end)
     (frames_FHW3,) = reader.frames(clip, [plan])
     streams, rotation = reader.streams(clip)
@@ -131,6 +140,9 @@ def _write(folder: Path, read: _DecodedClip) -> None:
     from minirlaif.video.pixels import resized
 
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():  # of an earlier call
+        if PICTURE_NAME.fullmatch(old.name):
+            old.unlink()
     for number, (time, frame) in enumerate(zip(read.times, read.frames_FHW3, strict=True)):
         Image.fromarray(frame).save(folder / f"{number:03}_{time:.3f}.png")
     size = Sizing(UNIT).size(read.info.width, read.info.height, VideoSection.frame_pixels)

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from minirlaif.video.spans import clock_seconds
+
 CLIP_SUFFIXES = tuple(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .wmv .flv .3gp .ogv .gif".split())
 PLACEHOLDER = "<video>"
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -17,7 +19,6 @@ _SPECIAL = re.compile(
     r"|fake_token_around_image|global-img|row_\d+_col_\d+|end_of_utterance"
     r"|start_of_turn|end_of_turn|start_of_image|end_of_image|image_soft_token)>"
 )
-_CLOCK = re.compile(r"(?:(?:(\d+):)?(\d{1,2}):)?(\d+(?:\.\d+)?)")  # H:MM:SS.s, MM:SS or seconds
 _UNIT = re.compile(r"(?<=\d)\s*(?:s|secs?|seconds?)$", re.IGNORECASE)
 
 
@@ -125,9 +126,8 @@ def seconds(value: Any, column: str) -> float:
     """A time in a clip: a number of seconds, or text such as 12.5, 3s, 01:30 or 0:01:30.5; also a list of one of these."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if isinstance(value, str) and (match := _CLOCK.fullmatch(_UNIT.sub("", value.strip()))):
-        hours, minutes, rest = (float(part or 0) for part in match.groups())
-        value = hours * 3600 + minutes * 60 + rest
+    if isinstance(value, str) and (seconds := clock_seconds(_UNIT.sub("", value.strip()))) is not None:
+        value = seconds
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
         raise BadRow(f"`{column}` must be a time in seconds from 0, this is {str(value)[:40]!r}")
     return float(value)

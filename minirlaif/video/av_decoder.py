@@ -146,22 +146,30 @@ def _on_screen(timeline: Timeline, row: int, sound: DecodedFrame | None, rough: 
         damage.held.append(when)
         return sound.frame
     if sound is None and rough is None:
-        raise NothingYet(f"it is damaged: nothing can be decoded at {when:.2f} seconds; {timeline.repair}")
-    raise Unreadable(f"it is damaged or cut short: nothing can be decoded at {when:.2f} seconds; {timeline.repair}")
+        raise NothingYet(f"it is damaged: nothing can be decoded at {when:.2f} seconds; {timeline.repair(when)}")
+    repair = timeline.repair(_lost_seconds(timeline, min(age(sound), age(rough))))
+    raise Unreadable(f"it is damaged or cut short: nothing can be decoded at {when:.2f} seconds; {repair}")
 
 
 def _refuse_loss(timeline: Timeline, damage: Damage) -> None:
     """Raise Unreadable if more of a clip's time is undecodable than is allowed."""
+    seconds = _lost_seconds(timeline)
+    if seconds > timeline.limit(damage.share):
+        raise Unreadable(
+            f"it is damaged: {seconds:.2f} of {timeline.announced:.2f} seconds cannot be decoded, the first at"
+            f" {min(damage.held):.2f} seconds; {timeline.repair(seconds)}"
+        )
+
+
+def _lost_seconds(timeline: Timeline, at_least: float = 0.0) -> float:
+    """Seconds of a clip that cannot be decoded. at_least: of them, for a clip that is too large to count."""
+    outside = timeline.lost + timeline.damaged_start
     if len(timeline.ticks) * timeline.pixels > COUNTED_PIXELS:
-        return
+        return at_least + outside
     ends = [*timeline.ticks[1:], timeline.ticks[0] + round(timeline.seconds / timeline.tick_seconds)]
     present = _rows_present(timeline)
     lost = sum((end - tick) for row, (tick, end) in enumerate(zip(timeline.ticks, ends, strict=True)) if row not in present)
-    if (seconds := lost * timeline.tick_seconds) > timeline.limit(damage.share):
-        raise Unreadable(
-            f"it is damaged: {seconds:.2f} of {timeline.seconds:.2f} seconds cannot be decoded, the first at"
-            f" {min(damage.held):.2f} seconds; {timeline.repair}"
-        )
+    return max(at_least, lost * timeline.tick_seconds) + outside
 
 
 @functools.lru_cache(maxsize=2)

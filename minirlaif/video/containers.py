@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 from typing import Any
 
 # FFmpeg's names of its readers. Not among them: lists of other files (hls, dash, concat, image2), text that it would draw (tty),
@@ -21,6 +24,8 @@ CODECS = frozenset(
 )
 MOST_PACKETS = 20_000_000  # of a stream: a week at 30 frames a second
 MOST_PIXELS = 1 << 26  # of a frame: 8192 x 8192
+# How files of pictures begin.
+_PICTURE = re.compile(rb"\x89PNG|\xff\xd8\xff|BM....\0{4}|II\*\0|MM\0\*|GIF8|RIFF....WEBP", re.DOTALL)
 _OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
 
 
@@ -43,3 +48,32 @@ def open_container(path: str) -> Any:
 def known_codec(codec: Any) -> bool:
     """Whether a stream is of a codec of recordings. codec: its codec context, None where FFmpeg has no decoder."""
     return codec is not None and codec.name in CODECS
+
+
+def mended(path: str, options: str) -> str:
+    """The ffmpeg command that writes a clip anew, beside it."""
+    name = os.path.splitext(path)[0] + "_mended.mp4"
+    source, target = (shlex.quote(url(file) if ":" in file or "%" in file else file) for file in (path, name))
+    return f"ffmpeg -i {source} {options + ' ' if options else ''}-an -c:v libx264 {target}"
+
+
+def why_not_open(path: str, error: Exception) -> str:
+    """What to say of a file that FFmpeg does not open."""
+    if reason := picture_reason(path):
+        return reason
+    if _head(path)[4:8] in (b"ftyp", b"moov", b"mdat"):
+        return "an mp4 whose index (moov) is missing or damaged: the file is cut short or broken; copy or download it again"
+    cause = getattr(error, "strerror", None) or error
+    return f"not a video file of a kind that is read ({cause}); if a player shows it, convert it with `{mended(path, '')}`"
+
+
+def picture_reason(path: str) -> str:
+    """What to say of a file that begins like a picture; empty for others."""
+    if not _PICTURE.match(_head(path)):
+        return ""
+    return f"it is a picture; `{mended(path, '-vf loop=49:1,setpts=N/25/TB -r 25')}` makes a clip of two seconds of it"
+
+
+def _head(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(12)

@@ -29,11 +29,11 @@ from typing import Any
 from minirlaif.video import sandbox
 from minirlaif.video.av_decoder import Damage, NothingYet, av_frames
 from minirlaif.video.av_packets import SMALL
-from minirlaif.video.containers import MOST_PIXELS, Unreadable, open_container
+from minirlaif.video.containers import MOST_PIXELS, Unreadable, mended, open_container, picture_reason
 from minirlaif.video.frame_sampling import FrameSize
 from minirlaif.video.pixels import resized
 from minirlaif.video.preparation import after_damage, prepared
-from minirlaif.video.timestamps import Timeline, mended
+from minirlaif.video.timestamps import Timeline
 
 BLANK_RANGE = 2  # a picture whose channels span at most so many of 255 levels shows nothing
 CONTAINERS = ("asf", "avi", "flv", "matroska", "mov", "mpeg", "mpegts", "ogg")  # as FFmpeg names their readers
@@ -76,7 +76,7 @@ def refuse_blank(timeline: Timeline, frames: Any, reader: str, share: float) -> 
     count = len(timeline.ticks)
     rows = sorted({number * count // BLANK_FRAMES for number in range(BLANK_FRAMES)})
     if _flat(decode(timeline, rows, None, reader, Damage(share))[0]):
-        raise Unreadable("it is blank: every frame shows the same flat colour")
+        raise Unreadable("it is blank: every frame shows the same flat colour; leave it out")
 
 
 def _flat(frames: Any) -> bool:
@@ -101,6 +101,8 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     if timeline.pixels > most:  # a few bytes may announce gigabytes of picture
         smaller = mended(timeline.path, "-vf scale=1280:-2")
         raise Unreadable(f"a frame has {timeline.pixels:,} pixels, {most:,} are allowed; scale the clip down with `{smaller}`")
+    if len(timeline.ticks) == 1 and (reason := picture_reason(timeline.path)):
+        raise Unreadable(reason)
     ask = {"frames": _frames, "info": _info, "streams": _streams}[request["verb"]]
     try:
         return ask(timeline, request)

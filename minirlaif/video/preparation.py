@@ -35,7 +35,7 @@ def _prepared(path: str, share: float, _stamp: tuple[int, int]) -> Timeline:
     if timeline.lost > timeline.limit(share):
         raise Unreadable(
             f"the file is cut short: its index points past its end, {timeline.lost:.2f} of"
-            f" {timeline.seconds + timeline.lost:.2f} seconds are missing; {timeline.repair}"
+            f" {timeline.announced:.2f} seconds are missing; {timeline.repair(timeline.lost)}"
         )
     if timeline.learn or _has_fields(timeline):
         return _learned(timeline)
@@ -71,9 +71,10 @@ def after_damage(timeline: Timeline, share: float) -> Timeline:
     """A clip whose first frames cannot be decoded, from the first that can. Raises Unreadable when that is too much."""
     first = _first_row(timeline)
     lost = (timeline.ticks[first] - timeline.ticks[0]) * timeline.tick_seconds
-    if not 0 < lost <= timeline.limit(share):
-        raise Unreadable(f"it is damaged: nothing can be decoded before {lost:.2f} seconds; {timeline.repair}")
-    return timeline.starting_at(first, "its beginning is damaged")
+    if not 0 < lost + timeline.lost <= timeline.limit(share):
+        repair = timeline.repair(lost + timeline.lost)
+        raise Unreadable(f"it is damaged: nothing can be decoded before {lost:.2f} seconds; {repair}")
+    return timeline.starting_at(first, "its beginning is damaged", damaged=True)
 
 
 def _first_row(timeline: Timeline) -> int:

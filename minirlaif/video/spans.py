@@ -12,7 +12,8 @@ import re
 from typing import NamedTuple
 from urllib.parse import unquote
 
-_FRAGMENT = re.compile(r"#t=(?P<start>\d+(?:\.\d+)?)?(?:,(?P<end>\d+(?:\.\d+)?))?$")
+_CLOCK = r"(?:(?:\d+:)?\d{1,2}:)?\d+(?:\.\d+)?"  # H:MM:SS.s, MM:SS or seconds
+_FRAGMENT = re.compile(rf"#t=(?:npt:)?(?P<start>{_CLOCK})?(?:,(?P<end>{_CLOCK}))?$")
 _URL = re.compile(r"file://(?:localhost(?=/))?", re.IGNORECASE)
 _DRIVE = re.compile(r"/[A-Za-z]:[/\\]")
 LATE = 1.0  # seconds that an end may lie behind the clip's: published ends are often rounded up
@@ -42,7 +43,17 @@ def named_span(video: str) -> Span:
     if match is None or match[0] == "#t=":
         return Span(video, 0.0, None)
     end = match["end"]
-    return Span(video[: match.start()], float(match["start"] or 0), None if end is None else float(end))
+    return Span(video[: match.start()], clock_seconds(match["start"] or "0") or 0.0, None if end is None else clock_seconds(end))
+
+
+def clock_seconds(text: str) -> float | None:
+    """The seconds of 12.5, 01:30 or 0:01:30.5; None for any other text."""
+    if not re.fullmatch(_CLOCK, text):
+        return None
+    seconds = 0.0
+    for part in text.split(":"):
+        seconds = seconds * 60 + float(part)
+    return seconds
 
 
 def file_of(video: str) -> str:
@@ -82,11 +93,13 @@ def length_of(span: Span, seconds: float) -> float:
     if span.end is not None and span.end <= span.start:
         raise ValueError(f"the part ends at {_number(span.end)} s and starts at {_number(span.start)} s")
     if span.start >= seconds:
-        raise ValueError(f"the part from {_number(span.start)} s lies behind the end of the clip at {_number(seconds)} s")
+        raise ValueError(
+            f"the part from {_number(span.start)} s lies behind the end of the clip at {_number(seconds)} s; name times within it"
+        )
     if span.end is None:
         return seconds - span.start
     if span.end > seconds + LATE:
-        raise ValueError(f"the part ends at {_number(span.end)} s, the clip at {_number(seconds)} s")
+        raise ValueError(f"the part ends at {_number(span.end)} s, the clip at {_number(seconds)} s; name times within it")
     return min(span.end, seconds) - span.start
 
 

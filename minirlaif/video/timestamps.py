@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import bisect
 import os
-import shlex
+import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
 from minirlaif.video.clocks import JUMP_SECONDS, Packet, clock_shifts, missing_frames
-from minirlaif.video.containers import MOST_PACKETS, MOST_PIXELS, Unreadable, known_codec, open_container, url
+from minirlaif.video.containers import (
+    MOST_PACKETS,
+    MOST_PIXELS,
+    Unreadable,
+    known_codec,
+    mended,
+    open_container,
+    why_not_open,
+)
 
 SLACK = 1e-3  # seconds by which a frame may start late and still count: containers round timestamps to a millisecond
 HDR_TRANSFERS = {16: "pq", 18: "hlg"}  # FFmpeg's numbers of SMPTE ST 2084 and ARIB STD-B67
@@ -48,6 +56,7 @@ class Timeline:
     repaired: tuple[str, ...]
     decord: bool  # decord was seen to be right about clips of this kind
     most_pixels: int = MOST_PIXELS  # of a frame
+    damaged_start: float = 0.0  # seconds before them that cannot be decoded
 
     @property
     def pixels(self) -> int:
@@ -55,27 +64,33 @@ class Timeline:
         return max(self.width * self.height, self.coded[0] * self.coded[1])
 
     @property
-    def repair(self) -> str:
-        """What to do about a damaged clip, for a message."""
-        return f"write what can be read to a new file with `{mended(self.path, '')}`, or raise video.max_damaged"
+    def announced(self) -> float:
+        """Seconds of the clip with what is lost at its start and its end."""
+        return self.damaged_start + self.seconds + self.lost
+
+    def repair(self, lost: float) -> str:
+        """What to do about a damaged clip, for a message. lost: seconds that cannot be decoded."""
+        text, share = f"write what can be read to a new file with `{mended(self.path, '')}`", lost / self.announced + 5e-3
+        return f"{text}, or use it as it is with --set video.max_damaged={share:.2f}" if share < 0.99 else text
 
     def limit(self, share: float) -> float:
         """Seconds of the clip that may be undecodable, from a share of its time; none at a share of 0."""
-        return max(HOLD_SECONDS, self.seconds * share) if share else 0.0
+        return max(HOLD_SECONDS, self.announced * share) if share else 0.0
 
     def rows_at(self, times: list[float]) -> list[int]:
         """The frame on screen at each time; before the first and after the last one: that one."""
         starts = [(tick - self.ticks[0]) * self.tick_seconds for tick in self.ticks]
         return [max(0, bisect.bisect_right(starts, time + SLACK) - 1) for time in times]
 
-    def starting_at(self, row: int, reason: str) -> Timeline:
-        """The same clip without the frames before a row."""
+    def starting_at(self, row: int, reason: str, damaged: bool = False) -> Timeline:
+        """The same clip without the frames before a row. damaged: whether they count as such."""
         lost = (self.ticks[row] - self.ticks[0]) * self.tick_seconds
         return replace(
             self,
             ticks=self.ticks[row:],
             keys=tuple(key - row for key in self.keys if key >= row),
             seconds=self.seconds - lost,
+            damaged_start=self.damaged_start + lost * damaged,
             repaired=(*self.repaired, f"{reason}: the first {lost:.2f} seconds are left out"),
         )
 
@@ -91,17 +106,19 @@ def inspect(path: str) -> Timeline:
 
     if not os.path.exists(path):
         is_part = "#t=" in path and os.path.exists(path.partition("#t=")[0])
+        if re.match(r"[a-z][a-z0-9+.-]+://", path, re.IGNORECASE):
+            raise Unreadable("an address is not read: download the clip and name the file")
         raise Unreadable("its part must be written #t=START,END in seconds" if is_part else "the file does not exist")
     if os.path.isdir(path):
-        raise Unreadable("it is a folder, not a file")
+        raise Unreadable("it is a folder, not a file: name a clip in it")
     if not os.path.isfile(path):
         raise Unreadable("it is no regular file but a device or pipe: copy what it gives into a file")
     if not os.path.getsize(path):
-        raise Unreadable("the file is empty (0 bytes)")
+        raise Unreadable("the file is empty (0 bytes): copy or download it again")
     try:
         container = open_container(path)
     except av.error.FFmpegError as error:
-        raise Unreadable(_why_not_open(path, error)) from error
+        raise Unreadable(why_not_open(path, error)) from error
     with container:
         stream = main_stream(container, path)
         if not known_codec(stream.codec_context):
@@ -122,13 +139,6 @@ def inspect(path: str) -> Timeline:
         return _timeline(path, container, stream, packets, cut)
 
 
-def mended(path: str, options: str) -> str:
-    """The ffmpeg command that writes a clip anew, beside it."""
-    name = os.path.splitext(path)[0] + "_mended.mp4"
-    source, target = (shlex.quote(url(file) if ":" in file or "%" in file else file) for file in (path, name))
-    return f"ffmpeg -i {source} {options + ' ' if options else ''}-an -c:v libx264 {target}"
-
-
 def main_stream(container: Any, path: str) -> Any:
     """The video stream that a player shows: default before others, then the longest, then the largest. Cover art is none, and a
     single picture is none beside a longer stream."""
@@ -137,7 +147,7 @@ def main_stream(container: Any, path: str) -> Any:
     cover = av.stream.Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not streams:
-        raise Unreadable("it has no video stream" + (", only sound" if container.streams.audio else ""))
+        raise Unreadable("it has no video stream" + (", only sound" if container.streams.audio else "") + ": name another file")
     if len(streams) == 1:
         return streams[0]
     frames, seconds = _lengths(path)
@@ -206,12 +216,13 @@ def _timeline(path: str, container: Any, stream: Any, packets: list[Packet], cut
     gap = (ticks[-1] - ticks[0]) / (len(ticks) - 1) if len(ticks) > 1 else 1 / rate / tick_seconds
     declared = float(stream.duration * stream.time_base) if stream.duration and stream.time_base and not shifts else 0.0
     width, height = displayed(codec.width, codec.height, stream.sample_aspect_ratio or codec.sample_aspect_ratio)
-    last = rows[-1][2] if by_pts and rows[-1][2] else gap
-    actual = (ticks[-1] - ticks[0] + last) * tick_seconds
+    actual = (ticks[-1] - ticks[0] + (by_pts and rows[-1][2] or gap)) * tick_seconds
     lost = declared - actual if declared - actual > 2 * gap * tick_seconds else 0.0
     if not cut and "avi" not in names:  # their headers speak of this stream alone, those of others of the sound as well
         lost = 0.0
     repaired: tuple[str, ...] = (f"its clock jumps {len(shifts)} times: the gaps are closed",) if shifts else ()
+    if names & BROADCAST and not (by_pts or clocked or mixed):
+        repaired += (f"it carries no times: its frames are spread evenly, {rate:.3f} a second",)
     repaired += missing_frames(ticks, tick_seconds, stream.frames - len(packets) if "mp4" in names else 0)
     apart = max((abs(p.pts - p.dts) for p in packets if p.pts is not None and p.dts is not None), default=0) * tick_seconds
     widest = max((later - tick for tick, later in zip(ticks, ticks[1:], strict=False)), default=0) * tick_seconds
@@ -268,11 +279,3 @@ def _refuse_odd_clocks(path: str, ticks: tuple[int, ...], tick_seconds: float, r
     if steps and (jump := max(steps)) > STILL_SECONDS:
         at = (ticks[steps.index(jump)] - ticks[0]) * tick_seconds
         raise Unreadable(f"its clock jumps by {jump:,.0f} seconds at {at:.2f} seconds; {retime}")
-
-
-def _why_not_open(path: str, error: Exception) -> str:
-    with open(path, "rb") as file:
-        head = file.read(12)
-    if head[4:8] in (b"ftyp", b"moov", b"mdat"):
-        return "an mp4 whose index (moov) is missing or damaged: the file is cut short or broken"
-    return f"not a video file that FFmpeg knows ({getattr(error, 'strerror', None) or error})"

@@ -171,8 +171,23 @@ def test_damage_is_used_up_to_a_share_and_reported(tmp_path: Path, reader: ClipR
     worse = without_packets(encoded(tmp_path / "b.mp4", frames=200), slice(27, 50))
     with ClipReader(60, max_damaged=0.2) as lenient:
         assert lenient.frames(worse, [FramePlan((1.5,))])[0].shape == (1, 120, 160, 3) and str(worse) in lenient.repaired
-    with pytest.raises(UnreadableClip, match=r"damaged.* seconds.*`ffmpeg -i .*` .*video.max_damaged|raise video.max_damaged"):
+    with pytest.raises(UnreadableClip, match=r"damaged.* seconds; .*`ffmpeg -i .*`, or .* --set video.max_damaged="):
         reader.frames(worse, [FramePlan((1.9,))])
+
+
+def test_the_share_that_a_refusal_names_is_enough_and_less_is_not(tmp_path: Path, reader: ClipReader):
+    """Shares are of the clip as it was recorded: what is lost at its start and its end counts together."""
+    holes = without_packets(encoded(tmp_path / "holes.mp4", frames=200), slice(27, 50))
+    end = encoded(tmp_path / "end.mp4", *GROUPS, "-movflags", "faststart", frames=200)
+    end.write_bytes(end.read_bytes()[: -len(end.read_bytes()) // 3])
+    for path in (holes, end):
+        with pytest.raises(UnreadableClip) as caught:
+            reader.frames(path, [FramePlan((0.1, 1.9))])
+        share = float(caught.value.reason.partition("--set video.max_damaged=")[2])
+        with ClipReader(60, max_damaged=share) as lenient:
+            lenient.frames(path, [FramePlan((0.1, 1.9))])
+        with ClipReader(60, max_damaged=share - 0.02) as strict, pytest.raises(UnreadableClip, match=f"={share:.2f}$"):
+            strict.frames(path, [FramePlan((0.1, 1.9))])
 
 
 def test_a_guess_of_the_decoder_is_reported(tmp_path: Path, reader: ClipReader):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from minirlaif.video.frame_sampling import FramePlan
 from minirlaif.video.reader import ClipReader, UnreadableClip
@@ -88,6 +90,28 @@ def test_fields_in_packets_of_their_own(suffix: str, tmp_path: Path, reader: Cli
     assert not compare(path, reader)
 
 
+def test_a_program_stream_without_times_is_reported(tmp_path: Path, reader: ClipReader) -> None:
+    plain = encoded(tmp_path / "plain.m2v", "-bf", "0", codec="mpeg2video", frames=40)
+    ffmpeg("-i", str(plain), "-c", "copy", str(tmp_path / "untimed.mpg"))
+    encoded(tmp_path / "timed.mpg", "-bf", "0", codec="mpeg2video", frames=40)
+    reader.frames(tmp_path / "untimed.mpg", [FramePlan((0.5,))])
+    reported = reader.repaired[str(tmp_path / "untimed.mpg")]
+    assert reported == ("it carries no times: its frames are spread evenly, 25.000 a second",)
+    reader.frames(tmp_path / "timed.mpg", [FramePlan((0.5,))])
+    assert str(tmp_path / "timed.mpg") not in reader.repaired
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "bmp", "tif"])
+def test_a_picture_is_refused_with_a_command_that_makes_a_clip(suffix: str, tmp_path: Path, reader: ClipReader) -> None:
+    Image.fromarray(clips.picture(5, 160, 120)).save(tmp_path / f"a.{suffix}")
+    with pytest.raises(UnreadableClip, match="it is a picture; `ffmpeg ") as caught:
+        reader.info(tmp_path / f"a.{suffix}")
+    words = shlex.split(caught.value.reason.split("`")[1])
+    ffmpeg(*words[1:])
+    (frames,) = reader.frames(words[-1], [FramePlan((0.0, 1.9))])
+    assert [clips.number_of(frame) for frame in frames] == [5, 5] and reader.info(words[-1]).seconds == pytest.approx(2)
+
+
 def test_a_still_of_more_than_ten_seconds_in_a_transport_stream(tmp_path: Path, reader: ClipReader) -> None:
     path = encoded(tmp_path / "still.ts", *STILL, frames=60)
     times, pictures = clips.shown(path)
@@ -115,6 +139,8 @@ def test_what_is_no_file_is_named(tmp_path: Path, reader: ClipReader) -> None:
         ("/dev/zero", "no regular file but a device or pipe"),
         ("file:///x%00y.mp4", "cannot be the name of a file"),
         (str(tmp_path / "a.mp4#t=1e3"), "its part must be written #t=START,END in seconds"),
+        ("https://example.org/a.mp4", "an address is not read: download the clip"),
+        (str(tmp_path), "it is a folder, not a file: name a clip in it"),
     ):
         with pytest.raises(UnreadableClip, match=reason):
             reader.info(path)

@@ -11,7 +11,7 @@ import pytest
 
 from minirlaif.video.frame_sampling import FramePlan, FrameSize, uniform_plan
 from minirlaif.video.reader import ClipReader, UnreadableClip, check_clips
-from minirlaif.video.spans import Span, file_of, length_of, name_of, span_of
+from minirlaif.video.spans import Span, clock_seconds, file_of, length_of, name_of, span_of
 from tests.fixtures import clips
 from tests.video.test_faulty_files import encoded, without_packets
 
@@ -44,6 +44,13 @@ def test_a_name_and_its_span(name: str, span: Span) -> None:
     assert span_of(name) == span
     assert name_of(*span) == name
     assert span.is_part == (name != span.file) and file_of(name) == span.file
+
+
+def test_clocks() -> None:
+    assert span_of("a.mp4#t=0:01,1:02:03.5") == Span("a.mp4", 1.0, 3723.5) and span_of("a.mp4#t=npt:5") == Span(
+        "a.mp4", 5.0, None
+    )
+    assert [clock_seconds(text) for text in ("1:30", "0:00:01.5", "2", "1:", "-1", "1e3", "1:2:3:4")] == [90, 1.5, 2] + [None] * 4
 
 
 def test_names_are_equal_to_a_millisecond() -> None:

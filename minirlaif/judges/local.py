@@ -4,8 +4,9 @@ With transformers, replies are the most likely tokens, so the same question alwa
 because the question then says what was wrong (see grade.py).
 """
 
+import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from minirlaif.models.chat_template import parts, render, tokens_of
 from minirlaif.models.generation import sample
 from minirlaif.models.language_model import EncodedPrompt, LanguageModel
 from minirlaif.models.loading import base_hash, model_type, open_backbone, open_text_model, pick_device, pick_dtype
+from minirlaif.models.renderer import token_ids
 from minirlaif.runs.io import sha256
 from minirlaif.types import Turn
 
@@ -70,43 +72,35 @@ def _open(section: ModelSection) -> tuple[LanguageModel, Any]:
         backbone = open_backbone(section)
         return backbone, lambda messages: _family_ids(backbone, messages)
     model = open_text_model(section, _end_of_turn)
-    return model, _Template(model)
+    tokenizer = model.tokenizer
+    tokenize = functools.partial(token_ids, tokenizer)
+    return model, _TemplatePrompt(tokenizer.chat_template, tokens_of(tokenizer), tokenize, "model.base")
 
 
-class _Template:
-    """Messages as prompt ids of a text model: its chat template is tokenised with special tokens, texts without."""
+class _TemplatePrompt:
+    """Messages as prompt ids: a chat template is tokenised with special tokens, texts without.
 
-    def __init__(self, model: LanguageModel) -> None:
-        self._model, self._renderer = model, model.tokenizer
+    template: of jinja; tokens: special tokens by name; tokenize: ids of a text, with special tokens in it read as such or not;
+    where: begins an error.
+    """
+
+    def __init__(self, template: str, tokens: dict[str, str], tokenize: Callable[[str, bool], Sequence[int]], where: str) -> None:
+        self._template, self._tokens, self._tokenize, self._where = template, tokens, tokenize, where
         self._known: dict[tuple[str, ...], list[str | int]] = {}
 
     def __call__(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """UserError when the template fails."""
         roles = tuple(message["role"] for message in messages)
         if roles not in self._known:
-            self._known[roles] = template_parts(self._renderer, roles)
+            try:
+                self._known[roles] = parts(self._template, self._tokens, roles)
+            except ValueError as error:
+                raise UserError(f"{self._where}: its chat template cannot be used ({error}); name another model") from None
         ids: list[int] = []
         for part in self._known[roles]:
-            text, is_template = (part, True) if isinstance(part, str) else (messages[part]["content"].strip(), False)
-            ids += encoded(self._renderer, text, special=is_template)
+            text = part if isinstance(part, str) else messages[part]["content"].strip()
+            ids += self._tokenize(text, isinstance(part, str))
         return tuple(ids)
-
-
-def template_parts(tokenizer: Any, roles: Sequence[str]) -> list[str | int]:
-    """See `chat_template.parts`. UserError when the template fails."""
-    try:
-        return parts(tokenizer.chat_template, tokens_of(tokenizer), roles)
-    except ValueError as error:
-        raise UserError(f"model.base: its chat template cannot be used ({error}); name another model") from None
-
-
-def encoded(tokenizer: Any, text: str, special: bool) -> list[int]:
-    """Token ids of a text. special: whether special tokens in it are read as such."""
-    engine = tokenizer.backend_tokenizer
-    engine.encode_special_tokens = not special
-    try:
-        return list(engine.encode(text, add_special_tokens=False).ids)
-    finally:
-        engine.encode_special_tokens = False
 
 
 def _family_ids(backbone: VisionLanguageModel, messages: Sequence[Message]) -> tuple[int, ...]:
@@ -131,7 +125,7 @@ def _end_of_turn(tokenizer: Any) -> int:
         text = render(tokenizer.chat_template, turns, tokens_of(tokenizer), answer=False)
     except ValueError as error:
         raise UserError(f"model.base: its chat template cannot be used ({error}); name another model") from None
-    ids = encoded(tokenizer, text, special=True)
+    ids = token_ids(tokenizer, text, special=True)
     special = set(tokenizer.all_special_ids)
     after = ids[max(place for place, each in enumerate(ids) if each not in special and tokenizer.decode([each]).strip()) + 1 :]
     end = next((each for each in after if each in special), tokenizer.eos_token_id)
@@ -160,12 +154,12 @@ class GgufJudge(ChatJudge):
             self._model: Any = llama_cpp.Llama(str(path), **options)
         except ValueError as error:
             raise UserError(f"judge gguf:{settings.name}: llama.cpp cannot load it ({error})") from None
-        self._template = self._model.metadata.get("tokenizer.chat_template")
+        template = self._model.metadata.get("tokenizer.chat_template") or CHATML
         names = {"bos_token": self._model.token_bos(), "eos_token": self._model.token_eos()}
         known = {name: token for name, token in names.items() if token >= 0}
-        self._tokens = {name: self._model.detokenize([token], special=True).decode() for name, token in known.items()}
-        self._end = self._tokens.get("eos_token", "")
-        self._known: dict[tuple[str, ...], list[str | int]] = {}
+        tokens = {name: self._model.detokenize([token], special=True).decode() for name, token in known.items()}
+        self._end = tokens.get("eos_token", "")
+        self._ids = _TemplatePrompt(template, tokens, self._tokenize, f"judge gguf:{settings.name}")
         super().__init__(settings, replies)
 
     def stop(self) -> None:
@@ -182,8 +176,9 @@ class GgufJudge(ChatJudge):
             if self._closed:
                 raise UserError(f"judge {self.name}: closed before this question was asked")
             sampling = {"temperature": s.temperature, "max_tokens": s.max_tokens, "repeat_penalty": 1.0}
+            stop = [self._end] if self._end else []
             try:
-                completion = self._model.create_completion(self._ids(messages), stop=[self._end] if self._end else [], **sampling)
+                completion = self._model.create_completion(list(self._ids(messages)), stop=stop, **sampling)
             except ValueError as error:  # longer than the context
                 raise Refused(f"{error} (raise context, which is {s.context})") from None
         usage = completion.get("usage", {})
@@ -191,16 +186,5 @@ class GgufJudge(ChatJudge):
         tokens = (int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0)))
         return Reply(text, self._version, today(), *tokens)
 
-    def _ids(self, messages: Sequence[Message]) -> list[int]:
-        """Prompt ids: the file's chat template with special tokens, texts without. UserError when the template fails."""
-        roles = tuple(message["role"] for message in messages)
-        if roles not in self._known:
-            try:
-                self._known[roles] = parts(self._template or CHATML, self._tokens, roles)
-            except ValueError as error:
-                raise UserError(f"judge gguf:{self.settings.name}: its chat template cannot be used ({error})") from None
-        ids: list[int] = []
-        for part in self._known[roles]:
-            text = part if isinstance(part, str) else messages[part]["content"].strip()
-            ids += self._model.tokenize(text.encode(), add_bos=False, special=isinstance(part, str))
-        return ids
+    def _tokenize(self, text: str, special: bool) -> list[int]:
+        return list(self._model.tokenize(text.encode(), add_bos=False, special=special))

@@ -65,6 +65,16 @@ class Rendered:
         return len(self.ids)
 
 
+def token_ids(tokenizer: Any, text: str, special: bool) -> list[int]:
+    """Token ids of a text. special: whether special tokens written in it are read as such."""
+    engine = tokenizer.backend_tokenizer
+    engine.encode_special_tokens = not special
+    try:
+        return list(engine.encode(text, add_special_tokens=False).ids)
+    finally:
+        engine.encode_special_tokens = False
+
+
 class Renderer:
     """Renders conversations for one fast tokenizer and a family's layout."""
 
@@ -100,12 +110,7 @@ class Renderer:
         if text not in self._known:
             if len(self._known) > 50_000:  # a long run brings ever new answers
                 self._known.clear()
-            engine = self._tokenizer.backend_tokenizer
-            engine.encode_special_tokens = True
-            try:
-                self._known[text] = tuple(engine.encode(text, add_special_tokens=False).ids)
-            finally:
-                engine.encode_special_tokens = False
+            self._known[text] = tuple(token_ids(self._tokenizer, text, special=False))
         return self._known[text]
 
     def decode(self, ids: Sequence[int]) -> str:

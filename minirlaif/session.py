@@ -23,12 +23,14 @@ from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.models.loading import base_hash, check_tokenizers, critic_model, hub_commit, open_backbone
 from minirlaif.models.logprobs import EncodedPair
 from minirlaif.models.renderer import FrameLayout
+from minirlaif.runs import clips
 from minirlaif.runs.database import database_errors
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.types import Sample
 from minirlaif.video.frame_sampling import FramePlan, FrameSize, segment_spans, uniform_plan
 from minirlaif.video.reader import ClipInfo, ClipReader
+from minirlaif.video.spans import file_of
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,12 @@ class ModelSession:
     def readable(self, rows: Sequence[Row]) -> list[Row]:
         """See `preflight.readable`."""
         return preflight.readable(rows, self.feature_cache, self.video.max_unreadable, self.root)
+
+    def record_clips(self, run: Run, out: StageDir, rows: Iterable[Row]) -> None:
+        """List the content of the clips of a stage's rows (runs/clips.py)."""
+        if distributed.leads():
+            infos = (self.feature_cache.info(file) for file in {file_of(row.video) for row in rows})
+            clips.record(run.root, out.path, {info.path: info.id for info in infos})
 
     def strip(self, video: str) -> bytes:
         """JPEG of the whole-clip frames side by side."""

@@ -337,7 +337,7 @@ def gradio_videos() -> Path:
     return Path(spec.origin).parent / "media_assets" / "videos"
 
 
-def test_clips_and_questions_of_ones_own(tmp_path: Path):
+def test_clips_and_questions_of_ones_own(tmp_path: Path, capsys):
     """Three real clips without any truth: every stage runs, and what it wrote can be looked at."""
     from PIL import Image
 
@@ -385,6 +385,13 @@ def test_clips_and_questions_of_ones_own(tmp_path: Path):
     assert described == {"a.mp4": 1, "b.mp4": 1, "world.mp4": 3}
     if with_report:
         assert (run / "report.html").is_file() or (run / "report" / "report.html").is_file()
+    contents = {str(folder / name): hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16] for name in names}
+    for stage in STAGES[1:]:
+        recorded = {row["video"]: row["id"] for row in lines(run / stage / "clips.jsonl")}
+        assert recorded and recorded.items() <= contents.items()  # `reward` reads those of decided pairs
+    shutil.copy(folder / "b.mp4", folder / "a.mp4")
+    assert main.main(small_config.words(tmp_path, STAGES[1:], *settings)) == 2
+    assert f"{folder / 'a.mp4'}: replaced since `sft` read it; make the stage again: `" in capsys.readouterr().err
 
 
 def test_two_bases_a_reference_model_and_8_bit_moments_resume_to_the_same_result(finished: Path, tmp_path: Path, monkeypatch):

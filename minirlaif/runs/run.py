@@ -22,6 +22,7 @@ from typing import Any
 
 from minirlaif import distributed
 from minirlaif.errors import StageStopped, UserError
+from minirlaif.runs import clips
 from minirlaif.runs.io import disk_is_full, empty, locked, plain, private_folder, sha256
 from minirlaif.runs.records import read_sealed, write_sealed
 from minirlaif.runs.stage_dir import SCHEMA, TEMPORARY, StageDir, start_gpu_count
@@ -46,13 +47,12 @@ class Run:
         return self.root / f"{stage}.partial"
 
     def stored(self, video: str) -> str:
-        """How a stage's files name a clip: seen from the stage's folder when it lies in the run, which can then be moved."""
-        root, path = Path(os.path.abspath(self.root)), Path(os.path.abspath(video))
-        return Path("..", path.relative_to(root)).as_posix() if path.is_relative_to(root) else str(path)
+        """See `clips.stored`."""
+        return clips.stored(self.root, video)
 
     def located(self, name: str) -> str:
         """The absolute path behind `stored`."""
-        return os.path.abspath(self.root / "stage" / name)
+        return clips.located(self.root, name)
 
     def command(self, stage: str) -> str:
         """What a user types to make a stage."""
@@ -215,6 +215,8 @@ class Run:
         """Whether there is nothing left to do. What an earlier attempt left half done is cleared or completed first."""
         if redo:
             self.set_aside(name)
+        for each in origin["inputs"]:
+            self._check_clips(each, self.dir(each))
         if (self.partial(name) / "manifest.json").is_file():  # killed between the manifest and the rename
             self._publish(name)
         manifest = self.manifest(name)
@@ -224,6 +226,7 @@ class Run:
             raise UserError(
                 f"{self.dir(name)}: made with other settings or inputs ({changes}); make it again: `{self.remake(name)}`"
             )
+        self._check_clips(name, self.dir(name))
         self.accepted(name)
         print(f"{name}: finished already; to make it again: `{self.remake(name)}`", flush=True)
         return True
@@ -238,7 +241,15 @@ class Run:
         changes = _differences(read_sealed(partial / "begun.json"), origin)
         if changes:
             raise UserError(f"{partial}: begun with other settings or inputs ({changes}); start it again: `{self.remake(name)}`")
+        self._check_clips(name, partial)
         return out
+
+    def _check_clips(self, stage: str, folder: Path) -> None:
+        try:
+            if clip := clips.replaced(self.root, folder):
+                raise UserError(f"{clip}: replaced since `{stage}` read it; make the stage again", again=())
+        except UserError as error:
+            raise self._with_command(error, stage) from None
 
     def _publish(self, name: str) -> None:
         partial = self.partial(name)

@@ -51,6 +51,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             for model in ADAPTERS:
                 session.adapters.add(model, 0, run.adapter(model))
             tests = session.readable(tests)
+            session.record_clips(run, out, tests)
             # 2. answers
             first, state = out.resume() or (0, None)
             answers: dict[str, list[str]] = json.loads((state / "answers.json").read_text()) if state else {}

@@ -42,13 +42,15 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
             # 1. the SFT model
             session.adapters.add("sft", 0, run.adapter("sft"))
             prompts = sorted(session.readable(prompts), key=lambda row: (row.video, row.id))  # one clip's questions together
+            dev = session.readable(dev) if dev else []
+            session.record_clips(run, out, [*prompts, *dev])
             first, _ = out.resume() or (0, None)
             chunks = [prompts[i : i + f.batch_size] for i in range(0, len(prompts), f.batch_size)]
             contexts: dict[str, str] = {
                 run.located(row["video"]): row["context"] for row in read_jsonl(out.path / "contexts.jsonl", missing_ok=True)
             }
             # 2. and 3. chunks of prompts, then the dev clips; several processes take neighbouring chunks
-            tasks = chunks + ([session.readable(dev)] if dev else [])
+            tasks = chunks + ([dev] if dev else [])
             processes = distributed.count()
             rounds = range(first, len(tasks), processes)
             for number in progress(rounds, -(-len(tasks) // processes), "feedback", initial=first // processes):

@@ -49,6 +49,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         with open_ppo_models(run, cfg.model, cfg.video, checks, cfg.reference, cfg.reward) as models:
             prompts = [row for row in models.policy.readable(prompts) if row.video in contexts]
             dev = [row for row in models.policy.readable(dev) if row.video in contexts] if dev else []
+            models.policy.record_clips(run, out, [*prompts, *dev])
             if not prompts:
                 again = run.remake("feedback")
                 raise UserError(f"ppo: no prompt is left whose clip `feedback` has described; make it again: `{again}`")

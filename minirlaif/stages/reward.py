@@ -47,8 +47,9 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         check_tokenizers(cfg.model, r)
         with open_session(run, critic_model(cfg.model, r), cfg.video, Preflight(cfg.data, cfg.sft, r)) as session:
             # 1. preferences
-            rows = [*read_judged(run), *read_preferences(cfg.data, run, cfg.video.max_unreadable)]
-            train, held_out = _split(session.readable(rows), r.held_out)
+            rows = session.readable([*read_judged(run), *read_preferences(cfg.data, run, cfg.video.max_unreadable)])
+            session.record_clips(run, out, rows)
+            train, held_out = _split(rows, r.held_out)
             if cfg.data.preference_limit:
                 train = [train[i] for i in shuffled(len(train), cfg.seed, "reward-pairs")[: cfg.data.preference_limit]]
             # 2. role, head, optimiser

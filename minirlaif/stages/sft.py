@@ -39,7 +39,9 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         samples = read_samples(cfg.data, run, "sft", need_answers=True, max_missing=cfg.video.max_unreadable)
         with open_session(run, cfg.model, cfg.video, Preflight(cfg.data, s, cfg.reward)) as session:
             # 1. rows by answer length
-            stages = by_length(session.readable(samples), s.short_words)
+            samples = session.readable(samples)
+            session.record_clips(run, out, samples)
+            stages = by_length(samples, s.short_words)
             if not s.curriculum:
                 stages = {"mixed": [*stages["short"], *stages["long"]]}
             plan = [(name, rows) for name, rows in stages.items() if rows]

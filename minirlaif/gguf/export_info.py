@@ -4,14 +4,18 @@ The export writes it and the runtime reads it, so that prompt and frames equal t
 """
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from minirlaif.errors import UserError
 from minirlaif.inference.engine import SamplingParams
 from minirlaif.models.renderer import Layout
+from minirlaif.runs.hash_cache import DIGITS, HashCache, cache_folder
 from minirlaif.runs.io import write_atomic
+from minirlaif.runs.records import read_sealed
 from minirlaif.video.frame_sampling import Sizing
 
 FILE = "minirlaif.json"
@@ -76,3 +80,17 @@ def read(folder: Path) -> ExportInfo:
         return ExportInfo(**{**values, **parts})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be understood ({error}); export the run again") from None
+
+
+def check_files(folder: Path, names: Iterable[str]) -> None:
+    """Compare files with the hashes in the manifest of an export; each is hashed once, and again when its size or times change.
+    Nothing is compared in a folder without a manifest, such as that of an export in progress. UserError: a file has changed."""
+    if not (folder / "manifest.json").is_file():
+        return
+    outputs, hashes = read_sealed(folder / "manifest.json").get("outputs", {}), HashCache(cache_folder() / "exports.json")
+    for name in names:
+        path = os.path.abspath(folder / name)
+        with suppress(OSError):  # missing or not readable: llama.cpp says so
+            if name in outputs and hashes.digest(path) != outputs[name]["sha256"][:DIGITS]:
+                raise UserError(f"{path}: changed since it was exported; export the run again")
+    hashes.save()

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from minirlaif.config import ModelSection
 from minirlaif.errors import UserError
 from minirlaif.feedback.text_judge import Message
@@ -145,7 +147,7 @@ class GgufJudge(ChatJudge):
         except ImportError:
             raise UserError(f"judge gguf:{settings.name}: needs llama.cpp; `pip install llama-cpp-python`") from None
         self.kind, self.name, self._version = "gguf", path.name, sha256(path)[:16]
-        self._lock, self._closed = threading.Lock(), False
+        self._lock, self._closed, self._library = threading.Lock(), False, llama_cpp
         fields = {name: getattr(settings, name) for name in ("temperature", "max_tokens", "context")}
         self.signature = {"kind": self.kind, "file": self._version, **fields}
         threads = dict.fromkeys(("n_threads", "n_threads_batch"), settings.threads or None)
@@ -181,6 +183,9 @@ class GgufJudge(ChatJudge):
                 completion = self._model.create_completion(list(self._ids(messages)), stop=stop, **sampling)
             except ValueError as error:  # longer than the context
                 raise Refused(f"{error} (raise context, which is {s.context})") from None
+            last = self._library.llama_get_logits_ith(self._model.ctx, -1)
+            if not np.isfinite(np.ctypeslib.as_array(last, (self._model.n_vocab(),))).all():
+                raise UserError(f"judge {self.name}: its logits are not finite, so it cannot judge; get the file again")
         usage = completion.get("usage", {})
         text = completion["choices"][0]["text"] or ""
         tokens = (int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0)))

@@ -1,23 +1,19 @@
 """How a run names clips, and which content of each a stage read, so that a clip replaced since is noticed. No torch.
 
-clips.jsonl of a stage has a line for each file that no stage of the run made. Contents are hashed again only where size, times or
-inode differ from those in the run's cache/clips.json.
+clips.jsonl of a stage has a line for each file that no stage of the run made.
 """
-
-from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from minirlaif.errors import UserError
-from minirlaif.runs.io import read_jsonl, sha256, write_atomic
+from minirlaif.runs.hash_cache import HashCache
+from minirlaif.runs.io import read_jsonl, write_atomic
 
 NAME = "clips.jsonl"
-DIGITS = 16  # of the sha256 of a file, as in ClipInfo.id
 
 
 def stored(root: Path, video: str) -> str:
@@ -39,45 +35,27 @@ def record(root: Path, folder: Path, ids: Mapping[str, str]) -> None:
         return
     lines = (json.dumps({"video": stored(root, path), "id": id_}, ensure_ascii=False) + "\n" for path, id_ in ids.items())
     write_atomic(folder / NAME, "".join(lines))
-    _remember(root, {path: [*_stamp(path), id_] for path, id_ in ids.items()})
+    hashes = _hashes(root)
+    hashes.put(ids)
+    hashes.save()
 
 
 def replaced(root: Path, folder: Path) -> str:
     """The first clip of a stage's folder that has another content now, or "". One that is gone is not replaced. UserError: the
     list is damaged."""
     rows = read_jsonl(folder / NAME, missing_ok=True)
-    known = _known(root) if rows else {}
-    hashed: dict[str, list[Any]] = {}
-    first = ""
+    hashes, first = _hashes(root), ""
     for row in rows:
         if not isinstance(row, dict) or not isinstance(row.get("video"), str):
             raise UserError(f"{folder / NAME}: not a list of clips; make the stage again", again=())
         path = located(root, row["video"])
-        with suppress(OSError):
-            stamp, entry = _stamp(path), known.get(path, [])
-            if entry[:-1] != stamp:
-                entry = hashed[path] = [*stamp, sha256(Path(path))[:DIGITS]]
-            if entry[-1] != row.get("id"):
+        with suppress(OSError):  # gone, or not readable: whoever needs it says so
+            if hashes.digest(path) != row.get("id"):
                 first = path
                 break
-    _remember(root, hashed)
+    hashes.save()
     return first
 
 
-def _stamp(path: str) -> list[int]:
-    status = os.stat(path)
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-
-
-def _known(root: Path) -> dict[str, list[Any]]:
-    with suppress(OSError, ValueError):
-        values = json.loads((root / "cache" / "clips.json").read_text(encoding="utf-8"))
-        if isinstance(values, dict):
-            return {path: value for path, value in values.items() if isinstance(value, list) and len(value) == 5}
-    return {}
-
-
-def _remember(root: Path, values: Mapping[str, list[Any]]) -> None:
-    if values:
-        (root / "cache").mkdir(parents=True, exist_ok=True)
-        write_atomic(root / "cache" / "clips.json", json.dumps({**_known(root), **values}))
+def _hashes(root: Path) -> HashCache:
+    return HashCache(root / "cache" / "clips.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import logging
@@ -9,12 +10,14 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -281,6 +284,15 @@ def test_an_answer_cannot_forge_the_reply_of_its_judge(kind: str, tmp_path: Path
     assert [ids.count(say), ids.count(say + 1), list(ids).index(say)] == [1, 0, len(ids) - 1]
 
 
+def test_a_gguf_file_whose_logits_are_not_finite_judges_nothing(tmp_path: Path):
+    path = fixed_reply.write_gguf(tmp_path / "parrot.gguf", REPLY)
+    norm = np.ones(fixed_reply.WIDTH, np.float32)
+    path.write_bytes(path.read_bytes().replace(norm.tobytes(), (norm * np.nan).tobytes()))
+    judge = GgufJudge(JudgeSettings("gguf", str(path), context=512, threads=1))
+    with closing(judge), pytest.raises(UserError, match=r"^judge parrot.gguf: its logits are not finite, .*$"):
+        judge.ask(questions(1)[0].messages)
+
+
 def test_a_gguf_file_that_is_none(tmp_path: Path):
     (tmp_path / "x.gguf").write_text("no model")
     with pytest.raises(UserError, match="llama.cpp cannot load it"):
@@ -297,6 +309,7 @@ class Decodes:
         self.busy = False
         self.metadata: dict[str, str] = {}
         self.token_bos = self.token_eos = lambda: -1
+        self.ctx, self.n_vocab = None, lambda: 1
 
     def tokenize(self, text: bytes, add_bos: bool, special: bool) -> list[int]:
         return [*text]
@@ -314,7 +327,8 @@ class Decodes:
 
 
 def fake_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> GgufJudge:
-    monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace(Llama=Decodes))
+    library = SimpleNamespace(Llama=Decodes, llama_get_logits_ith=lambda *_: (ctypes.c_float * 1)())
+    monkeypatch.setitem(sys.modules, "llama_cpp", library)
     (tmp_path / "x.gguf").write_text("weights")
     return GgufJudge(JudgeSettings("gguf", str(tmp_path / "x.gguf"), **changes))
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from minirlaif.errors import UserError
-from minirlaif.runs import clips, io
+from minirlaif.runs import clips, hash_cache, io
 from minirlaif.runs.run import Run
 
 
@@ -70,7 +70,7 @@ def test_a_clip_that_is_gone_or_merely_younger_is_none_that_was_replaced(change:
 
 def test_contents_are_hashed_again_only_where_a_file_changed(run: Run, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[Path] = []
-    monkeypatch.setattr(clips, "sha256", lambda path: hashed.append(path) or io.sha256(path))
+    monkeypatch.setattr(hash_cache, "sha256", lambda path: hashed.append(path) or io.sha256(path))
     for times in ((1, 1), (1, 1), (2, 2)):
         if os.stat(clip).st_mtime != times[1]:
             os.utime(clip, times)

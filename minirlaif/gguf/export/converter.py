@@ -5,7 +5,6 @@ package and runs in a child process, `python -m minirlaif.gguf.export.converter`
 one.
 """
 
-import os
 import runpy
 import sys
 import tarfile
@@ -20,6 +19,7 @@ from typing import Any
 
 from minirlaif.errors import UserError
 from minirlaif.gguf.export import source_package
+from minirlaif.runs.hash_cache import cache_folder
 from minirlaif.runs.io import sha256
 from minirlaif.video.child_process import ChildLost, ChildProcess, serve
 
@@ -49,12 +49,6 @@ def check_installed() -> None:
     if installed != VERSION:
         what = f"is {installed}, this needs {VERSION}" if installed else "is not installed"
         raise UserError(f"{PACKAGE} {what}; `{sys.executable} -m pip install {PACKAGE}=={VERSION}` (compiling takes minutes)")
-
-
-def cache_folder() -> Path:
-    """The folder in which the converter stays between exports."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "minirlaif"
 
 
 def fetch() -> Path:

@@ -44,6 +44,9 @@ class GgufEngine:
         folder, text = _text_file(where, kind)
         self._info = export_info.read(folder)
         projector = mmproj or folder / self._info.mmproj
+        export_info.check_files(
+            folder, [export_info.FILE, text.name, *([] if mmproj else [self._info.mmproj]), *self._info.adapters.values()]
+        )
         self.models = self._info.models
         self.title = f"{text.name}, run {self._info.run}"
         self.frames, self.sampling = self._info.frames, self._info.options

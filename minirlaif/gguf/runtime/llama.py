@@ -42,7 +42,7 @@ class LlamaSession:
         self._resources = ExitStack()
         self._adapters: dict[Path, Any] = {}
         self._scales: dict[Path, float] = {}
-        self._threads, self._kv = threads, KV_TYPES[kv]
+        self._threads, self._kv, self._name = threads, KV_TYPES[kv], text.name
         self._items: list[int | EncodedFrames] = []  # in the KV cache; _starts: position of each one
         self._starts: list[int] = []
         self._snapshot = 0  # items in the copy
@@ -230,7 +230,10 @@ class LlamaSession:
 
     def _logits(self) -> np.ndarray:
         pointer = self._c.llama_get_logits_ith(self._context, -1)
-        return np.ctypeslib.as_array(pointer, (len(self.vocabulary),)).copy()
+        logits_V: np.ndarray = np.ctypeslib.as_array(pointer, (len(self.vocabulary),)).copy()
+        if not np.isfinite(logits_V).all():
+            raise UserError(f"{self._name}: its logits are not finite, so it cannot answer; export the model again")
+        return logits_V
 
 
 def length(items: Sequence[int | EncodedFrames]) -> int:

@@ -29,6 +29,7 @@ from minirlaif.models.generation import sample
 from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.models.loading import TINY
 from minirlaif.models.renderer import FrameLayout, Layout
+from minirlaif.runs import hash_cache, io, records
 from minirlaif.types import Turn
 from minirlaif.video.frame_sampling import FrameSize, Sizing, uniform_plan
 from minirlaif.video.reader import ClipReader
@@ -222,6 +223,36 @@ def test_faults_of_files_are_one_line(folder: Path, tmp_path: Path) -> None:
         (folder / f"{name}.gguf").write_bytes(broken)
         assert f"{name}.gguf: llama.cpp cannot open it" in fault(folder / f"{name}.gguf")
         assert f"{name}.gguf: cannot be used with this text model" in fault(folder, folder / f"{name}.gguf")
+
+
+def test_a_file_that_changed_since_the_export_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = gguf_files.tiny(tmp_path / "export")
+    outputs = {path.name: {"bytes": path.stat().st_size, "sha256": io.sha256(path)} for path in made.iterdir()}
+    records.write_sealed(made / "manifest.json", {"outputs": outputs})
+    hashed: list[str] = []
+    monkeypatch.setattr(hash_cache, "sha256", lambda path: hashed.append(path.name) or io.sha256(path))
+    for _ in range(2):
+        GgufEngine(made).close()
+    assert sorted(hashed) == sorted(outputs), "once is enough"
+    for name in outputs:
+        data = (made / name).read_bytes()
+        (made / name).write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+        with pytest.raises(UserError, match=f"^{made / name}: (changed since it was exported|cannot be understood)"):
+            GgufEngine(made)
+        (made / name).write_bytes(data)
+    GgufEngine(made).close()
+
+
+def test_logits_that_are_not_finite_answer_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = gguf_files.load_file(TINY / "model.safetensors")
+    norm = "model.text_model.norm.weight"
+    monkeypatch.setattr(gguf_files, "load_file", lambda path: weights | {norm: weights[norm] * np.nan})
+    with (
+        closing(GgufEngine(gguf_files.tiny(tmp_path))) as engine,
+        pytest.raises(UserError, match=r"^text.gguf: its logits are not finite, .*export the model again$"),
+    ):
+        ask(engine, engine.load_clip(str(folder / "a.mp4")), QUESTIONS[0])
 
 
 def test_a_projector_of_another_model_is_noticed(folder: Path, tmp_path: Path) -> None:

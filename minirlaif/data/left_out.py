@@ -6,10 +6,11 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from minirlaif import distributed
+from minirlaif.runs import clips
 from minirlaif.runs.io import read_jsonl, write_atomic
 
 FILE = "left_out.jsonl"
@@ -47,7 +48,10 @@ def write(root: Path, entries: Iterable[LeftOut], is_replaced: Callable[[LeftOut
         return
     path = root / FILE
     before = [LeftOut(**row) for row in read_jsonl(path, missing_ok=True)]
-    after = list(dict.fromkeys([*(entry for entry in before if not is_replaced(entry)), *entries]))
+    kept = [entry for entry in before if not any(map(is_replaced, (entry, _with(entry, clips.located(root, entry.file)))))]
+    # What lies in the run is named from there: in a copy of the run it is the same entry.
+    named = (_with(entry, clips.stored(root, entry.file)) if os.path.isabs(entry.file) else entry for entry in entries)
+    after = list(dict.fromkeys([*kept, *named]))
     if after == before:
         return
     if not after:
@@ -58,6 +62,10 @@ def write(root: Path, entries: Iterable[LeftOut], is_replaced: Callable[[LeftOut
     new = [entry for entry in after if entry not in before]
     for kind, count in Counter(entry.kind for entry in new).items():
         print(f"left out: {count} {kind}{'s' * (count > 1)}; {path} has the reasons", flush=True)
+
+
+def _with(entry: LeftOut, file: str) -> LeftOut:
+    return replace(entry, file=file)
 
 
 def counts(root: Path) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -92,6 +93,21 @@ def plain(value: Any) -> Any:
     if not isinstance(value, str | int | float | None) and hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def without_folders(value: Any) -> Any:
+    """The value as it may be published: of absolute paths in it, also as keys, only the names. Keys that become equal are
+    numbered."""
+    if isinstance(value, Mapping):
+        renamed: dict[str, Any] = {}
+        for key, item in value.items():
+            name = str(without_folders(key))
+            number = next(n for n in itertools.count(1) if (name if n == 1 else f"{name} ({n})") not in renamed)
+            renamed[name if number == 1 else f"{name} ({number})"] = without_folders(item)
+        return renamed
+    if isinstance(value, list | tuple):
+        return [without_folders(item) for item in value]
+    return os.path.basename(value.rstrip(os.sep)) if isinstance(value, str) and os.path.isabs(value) else value
 
 
 def private_folder(folder: Path) -> Path:

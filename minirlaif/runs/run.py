@@ -23,7 +23,7 @@ from typing import Any
 from minirlaif import distributed
 from minirlaif.errors import StageStopped, UserError
 from minirlaif.runs import clips
-from minirlaif.runs.io import disk_is_full, empty, locked, plain, private_folder, sha256
+from minirlaif.runs.io import disk_is_full, empty, locked, plain, private_folder, sha256, without_folders
 from minirlaif.runs.records import read_sealed, write_sealed
 from minirlaif.runs.stage_dir import SCHEMA, TEMPORARY, StageDir, start_gpu_count
 from minirlaif.stages.registry import ADAPTERS, STAGES, producers
@@ -262,6 +262,8 @@ class Run:
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The first few settings and inputs that differ, as `name old -> new`; "" when none does."""
+    if without_folders(new["config"]) == new["config"]:  # published manifests have had folders in their paths
+        old = {**old, "config": without_folders(old["config"])}
     sides = [_flat({key: side[key] for key in ("config", "inputs")}) for side in (old, new)]
     names = sorted(name for name in sides[0].keys() | sides[1].keys() if sides[0].get(name) != sides[1].get(name))
     shown = [f"{name.partition('.')[2]} {sides[0].get(name)!r:.40} -> {sides[1].get(name)!r:.40}" for name in names[:3]]

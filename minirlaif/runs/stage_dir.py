@@ -34,6 +34,7 @@ class StageDir:
 
     `path` is where outputs go. `summary` becomes manifest["metrics"], its first entry is what `status` shows; `counters` becomes
     manifest["counters"]. Both survive a kill as they were at the last commit_state. `extra`: further entries of the manifest.
+    `identity_name`: the name under which a file counts in the identity, "" for one that differs between equal runs.
 
     Of several processes only the leader fills the real folder; the others fill a scratch folder and `follow` the leader's.
     """
@@ -43,6 +44,7 @@ class StageDir:
         self.summary: dict[str, Any] = {}
         self.counters: dict[str, Any] = {}
         self.extra: dict[str, Any] = {}
+        self.identity_name: Callable[[str], str] = lambda name: "" if name == "metrics.jsonl" else name
         self._records = FileRecords()
         self._seconds_before = 0.0
         self._started = self._saved = time.monotonic()
@@ -167,7 +169,7 @@ class StageDir:
             sync(path)
             outputs[path.relative_to(self.path).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
         # of settings, inputs and outputs; without metrics.jsonl, whose timings differ between equal runs
-        hashes = {name: output["sha256"] for name, output in outputs.items() if name != "metrics.jsonl"}
+        hashes = {known: output["sha256"] for name, output in outputs.items() if (known := self.identity_name(name))}
         manifest = {
             "schema": SCHEMA,
             **origin,

@@ -6,11 +6,13 @@ GGUF and one small LoRA file per model instead. It runs on the CPU.
 """
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from minirlaif.gguf.runtime.engine import GgufEngine
 from minirlaif.inference.engine import SamplingParams
 from minirlaif.models.backbones import FAMILIES, family_of
 from minirlaif.models.loading import model_type
-from minirlaif.runs.io import read_jsonl
+from minirlaif.runs.io import read_jsonl, without_folders
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
@@ -52,9 +54,10 @@ def run(cfg: Config, run: Run, options: ExportOptions, redo: bool = False) -> No
     settings |= {"types": list(options.types), "adapters": options.adapters}
     settings |= {"questions": options.questions, "converter": VERSION}
     inputs = [*(run.producer(model) for model in ADAPTERS), *(["evaluate"] if run.manifest("evaluate") else [])]
-    with run.stage("export", settings, inputs=inputs, redo=redo) as out:
+    with run.stage("export", without_folders(settings), inputs=inputs, redo=redo) as out:
         if out is None:
             return
+        out.identity_name = partial(_identity_name, run.root.name)
         work = Work(run, out, options, cfg.model, cfg.video, cfg.data, cfg.evaluate.max_new_tokens)
         steps: dict[str, Callable[[], Mapping[str, Any]]] = {
             "merge the policy into the base": work.merge,
@@ -72,6 +75,13 @@ def run(cfg: Config, run: Run, options: ExportOptions, redo: bool = False) -> No
                 work.results.update(step())
                 work.commit(number)
         work.finish()
+
+
+def _identity_name(run_name: str, file: str) -> str:
+    """Without the run's name, which some files have in their names, and others only tell beside the results."""
+    if file in ("README.md", "Modelfile", export_info.FILE):
+        return ""
+    return re.sub(rf"^(mmproj-)?{re.escape(run_name)}-", r"\1", file)
 
 
 def check(model: ModelSection, run: Run, options: ExportOptions) -> None:
@@ -209,7 +219,8 @@ class Work:
             texts = verify.answers(engine, left, self.max_new_tokens, blank)
             for row, text in zip(left, progress(texts, len(rows), f"answer {name}", initial=done), strict=True):
                 answers.append(text)
-                line = {"file": name, "video": row.video, "question": row.question, "truth": row.truth, "hf": row.answer}
+                video = os.path.basename(row.video)  # it is published: no folders
+                line = {"file": name, "video": video, "question": row.question, "truth": row.truth, "hf": row.answer}
                 file.write(json.dumps(line | {"answer": text}, ensure_ascii=False) + "\n")
                 if self.out.due(1, NEVER):
                     file.flush()
@@ -244,5 +255,5 @@ class Work:
         self.out.extra.update(self.results)
         parity = self.results["parity"]
         self.out.summary.update({"frames_f32": parity["frames_f32"], "text_f32": parity["text_f32"]})
-        model_card.write(self.out.path, self.run.dir("export"), info, self.results)
+        model_card.write(self.out.path, info, self.results)
         print(model_card.table(self.results))

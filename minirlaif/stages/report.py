@@ -20,7 +20,7 @@ from minirlaif.config import Config, EvaluateSection
 from minirlaif.data import left_out
 from minirlaif.reports import html, run_results
 from minirlaif.reports.html import Html
-from minirlaif.runs.io import plain, read_json, read_jsonl, write_atomic
+from minirlaif.runs.io import plain, read_json, read_jsonl, without_folders, write_atomic
 from minirlaif.runs.run import Run
 from minirlaif.stages.registry import MODELS, STAGES
 from minirlaif.stats import exact_match, paired_bootstrap
@@ -138,7 +138,7 @@ def _settings(manifests: Mapping[str, dict[str, Any]]) -> str:
                 known.update({**values, "sha256": {**known["sha256"], **values["sha256"]}})
             elif shown.setdefault(name, values) != values:
                 shown[f"{name} ({stage})"] = values
-    return str(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=130))
+    return str(yaml.safe_dump(without_folders(shown), sort_keys=False, allow_unicode=True, width=130))
 
 
 def chosen(answers: Sequence[dict[str, Any]], wanted: int) -> list[dict[str, Any]]:
@@ -230,7 +230,11 @@ def _cached(cache: Path) -> tuple[int, int] | None:
         return None
     try:
         with closing(sqlite3.connect(f"{cache.absolute().as_uri()}?mode=ro", uri=True)) as db:
-            clips, plans = (db.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in ("clips", "vectors"))
+            # By content: a copied run reads its clips again, under other paths.
+            clips, plans = (
+                db.execute(f"SELECT count(*) FROM {rows}").fetchone()[0]
+                for rows in ("(SELECT DISTINCT json_extract(info, '$.id') FROM clips)", "vectors")
+            )
     except sqlite3.Error:
         return None
     return int(clips), int(plans)

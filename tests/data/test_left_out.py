@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ class Clips:
     """Clips whose name begins with "bad" cannot be read."""
 
     def info(self, path: str) -> ClipInfo:
-        if path.startswith("bad"):
+        if Path(path).name.startswith("bad"):
             raise UnreadableClip(path, "cut short")
         return ClipInfo(path, "0", 1.0, 8, 8, 8.0, "av")
 
@@ -91,3 +92,14 @@ def test_unreadable_clips_count_by_clips_or_by_rows(tmp_path: Path) -> None:
     assert len(readable(rows, Clips(), 0.1, tmp_path)) == 9  # one row of ten, though one clip of two
     (entry,) = [json.loads(line) for line in (tmp_path / left_out.FILE).read_text().splitlines()]
     assert entry == {"kind": "clip", "file": "bad.mp4", "row": 0, "reason": "cut short"}
+
+
+def test_a_copied_run_lists_a_clip_of_its_own_once(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for run in (tmp_path / "run", tmp_path / "run", tmp_path / "copy"):
+        if run.name == "copy":
+            shutil.copytree(tmp_path / "run", run)
+        rows = [Sample(name, f"{run}/votes/clips/{name}.mp4", (Turn("Why?"),)) for name in ("bad", "good")]
+        assert len(readable(rows, Clips(), 0.5, run)) == 1
+        (entry,) = [json.loads(line) for line in (run / left_out.FILE).read_text().splitlines()]
+        assert entry["file"] == "../votes/clips/bad.mp4"

@@ -147,6 +147,17 @@ def test_other_settings_need_redo(run: Run):
     assert not (run.root / "sft.old").exists()
 
 
+def test_names_of_folders_in_a_setting_that_is_published(run: Run):
+    """A stage that was made when its manifest still named them is finished."""
+    data = {"sha256": {"/one/rows.json": "12", "/two/rows.json": "34"}, "videos": "/one/clips"}
+    make(run, config={"model": {"base": "/one/base"}, "data": data})
+    named = {"sha256": {"rows.json": "12", "rows.json (2)": "34"}, "videos": "clips"}
+    assert io.without_folders({"data": data}) == {"data": named}
+    assert not make(run, config={"model": {"base": "base"}, "data": named})
+    with pytest.raises(UserError, match="model.base"):
+        make(run, config={"model": {"base": "/two/base"}, "data": data})
+
+
 def test_failed_redo_keeps_the_old_stage_aside(run: Run):
     make(run)
     with pytest.raises(ZeroDivisionError), run.stage("sft", {}, redo=True):

@@ -132,9 +132,21 @@ def test_the_readme_names_files_that_are_there(run: Run) -> None:
     for program in ("llama-mtmd-cli", "llama-server", "ollama create", ".lmstudio", "minirlaif chat --gguf"):
         assert program in text
     named = {word.strip("`'\"") for word in text.split() if word.endswith(".gguf")}
-    assert len(named) == 2 and all(Path(word).is_file() for word in named)
+    assert len(named) == 2 and all((folder / word).is_file() for word in named)
     sources = [line.removeprefix("FROM ./") for line in model.splitlines() if line.startswith("FROM")]
     assert sources == ["red-Q4_K_M.gguf", "mmproj-red-F16.gguf"] and all((folder / name).is_file() for name in sources)
+
+
+def test_what_is_published_names_no_folder_and_depends_on_no_place(tmp_path: Path) -> None:
+    identities = set()
+    shutil.copytree(TINY, tmp_path / "base")
+    for place, name in (("one", "red"), ("other", "blue")):
+        made = export_runs.trained(tmp_path / place / name, tmp_path / "base", export_runs.world_clip)
+        assert export_runs.export(made, "--types", "f16") == 0
+        files = [path for path in made.dir("export").rglob("*") if path.is_file()]
+        assert not [path for path in files if str(tmp_path).encode() in path.read_bytes()]
+        identities.add(export_runs.manifest(made)["identity"])
+    assert len(identities) == 1
 
 
 def test_the_converters_reader_lists_them(run: Run) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import sqlite3
+from contextlib import closing
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -284,6 +286,18 @@ def test_a_second_decode_shows(tmp_path: Path):
     numbers, html = written(*make(tmp_path / "r", ROWS, result(ROWS), decodes=15))
     assert numbers["counts"]["decodes_per_clip"] == 1.5
     assert "decoded and encoded once" not in html and "1.50" in html
+
+
+def test_a_clip_that_a_copied_run_read_again_counts_once(tmp_path: Path):
+    cfg, run = make(tmp_path / "r", ROWS, result(ROWS))
+    (run.root / "cache").mkdir()
+    with closing(sqlite3.connect(run.root / "cache" / "features.sqlite")) as db:
+        db.execute("CREATE TABLE clips (path TEXT PRIMARY KEY, stamp TEXT, info TEXT)")
+        db.execute("CREATE TABLE vectors (key TEXT)")
+        infos = [(f"/{place}/{id}.mp4", "", json.dumps({"id": id})) for place in ("here", "copy") for id in ("a", "b")]
+        db.executemany("INSERT INTO clips VALUES (?, ?, ?)", infos)
+        db.commit()
+    assert written(cfg, run)[0]["counts"]["clips"] == 2
 
 
 def test_what_was_left_out_of_the_data_is_counted(tmp_path: Path):

@@ -15,18 +15,17 @@ from minirlaif.gguf.export_info import ExportInfo
 from minirlaif.models.renderer import Layout
 
 
-def write(folder: Path, final: Path, info: ExportInfo, figures: Mapping[str, Any]) -> None:
-    """README.md and Modelfile into `folder`, which will be renamed to `final`. figures: see `table`."""
+def write(folder: Path, info: ExportInfo, figures: Mapping[str, Any]) -> None:
+    """README.md and Modelfile into `folder`. They name no other folder, as they are published. figures: see `table`."""
     text, adapter = list(info.text.values())[-1], info.adapters.get(info.models[0])  # the smallest type
-    files = [shlex.quote(str(final / name)) for name in (text, info.mmproj)]
-    lora = f" --lora {shlex.quote(str(final / adapter))}" if adapter else ""
+    files = [shlex.quote(name) for name in (text, info.mmproj)]
+    lora = f" --lora {shlex.quote(adapter)}" if adapter else ""
     values: dict[str, Any] = {
         "info": info,
         "figures": {"questions": 0, **figures},
         "table": table(figures),
         "fell_back": [f"{len(names)} in {kind}" for kind, names in figures["fell_back"].items() if names],
         "ollama_template": ollama_template(info.layout),
-        "folder": str(final),
         "files": files,
         "arguments": f"-m {files[0]} --mmproj {files[1]}{lora}",
         "text": text,

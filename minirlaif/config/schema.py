@@ -159,7 +159,7 @@ class SftSection:
     schedule: Schedule = "cosine"  # after the warm-up
     weight_decay: float = 0.0
     max_grad_norm: PositiveFloat = 1.0
-    batch_size: PositiveInt = 16  # conversations per optimiser step
+    batch_size: PositiveInt = 16  # conversations per optimiser step, at most all there are
     micro_batch_size: PositiveInt = 4  # conversations in memory at once
     max_length: PositiveInt = 2048  # tokens; longer rows are refused by name
     save_steps: PositiveInt = 50
@@ -197,7 +197,7 @@ class RewardSection:
     schedule: Schedule = "constant"
     weight_decay: float = 0.0
     max_grad_norm: PositiveFloat = 0.3
-    batch_size: PositiveInt = 16  # pairs per optimiser step
+    batch_size: PositiveInt = 16  # pairs per optimiser step, at most all there are
     micro_batch_size: PositiveInt = 4
     centering: float = 0.001  # weight of |mean score|, which keeps scores around zero
     context: bool = False  # show the reward model the segment descriptions; the paper does not

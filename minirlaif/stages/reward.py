@@ -27,7 +27,7 @@ from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import ModelSession, open_session, settings_of
 from minirlaif.stages.registry import STAGES
 from minirlaif.training.checkpoint import Start
-from minirlaif.training.epoch_sampler import epoch_batch
+from minirlaif.training.epoch_sampler import capped_batch_size, epoch_batch
 from minirlaif.training.optim import AdapterTrainer, check_finite, make_accelerator
 from minirlaif.training.schedules import learning_rate
 from minirlaif.types import Preference
@@ -56,9 +56,10 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             first, state = out.resume() or (0, None)
             trainer = build(session, r, Start(cfg.seed, run.root, cfg.report_to, _adapter(r, run), state=state))
             # 3. train
-            total = max(1, round(r.epochs * len(train) / r.batch_size))
+            size = capped_batch_size(r.batch_size, len(train), "reward.batch_size", "pairs")
+            total = max(1, round(r.epochs * len(train) / size))
             for number in progress(range(first, total), total, "reward", initial=first):
-                batch = epoch_batch(train, r.batch_size, number, cfg.seed, "reward")
+                batch = epoch_batch(train, size, number, cfg.seed, "reward")
                 rate = learning_rate(number, total, r.learning_rate, int(r.warmup_ratio * total), r.schedule)
                 stats = step(trainer, batch, rate)
                 done = number + 1

@@ -21,7 +21,7 @@ from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import ModelSession, open_session, settings_of
 from minirlaif.stages.registry import STAGES
 from minirlaif.training.checkpoint import Start
-from minirlaif.training.epoch_sampler import epoch_batch
+from minirlaif.training.epoch_sampler import capped_batch_size, epoch_batch
 from minirlaif.training.optim import AdapterTrainer, check_finite, make_accelerator
 from minirlaif.training.schedules import learning_rate
 from minirlaif.types import Sample
@@ -45,7 +45,8 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             if not s.curriculum:
                 stages = {"mixed": [*stages["short"], *stages["long"]]}
             plan = [(name, rows) for name, rows in stages.items() if rows]
-            per_stage = [max(1, round(s.epochs * len(rows) / s.batch_size)) for _, rows in plan]
+            sizes = [capped_batch_size(s.batch_size, len(rows), "sft.batch_size", f"{name} rows") for name, rows in plan]
+            per_stage = [max(1, round(s.epochs * len(rows) / size)) for (_, rows), size in zip(plan, sizes, strict=True)]
             # 2. role and optimiser
             first, state = out.resume() or (0, None)
             trainer = build(session, s, Start(cfg.seed, run.root, cfg.report_to, state=state))
@@ -57,7 +58,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 inner = number - sum(per_stage[:stage])
                 warmup = int(s.warmup_ratio * per_stage[stage])
                 rate = learning_rate(inner, per_stage[stage], s.learning_rate, warmup, s.schedule)
-                stats = step(trainer, epoch_batch(rows, s.batch_size, inner, cfg.seed, "sft", name), rate)
+                stats = step(trainer, epoch_batch(rows, sizes[stage], inner, cfg.seed, "sft", name), rate)
                 done = number + 1
                 check_finite("sft", done, {"loss": stats["loss"], "gradient norm": stats["grad_norm"]})
                 out.summary["loss"] = stats["loss"]

@@ -3,9 +3,17 @@
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from minirlaif import distributed
 from minirlaif.models.seeds import shuffled
 
 T = TypeVar("T")
+
+
+def capped_batch_size(size: int, rows: int, setting: str, kind: str = "rows") -> int:
+    """At most as many as there are rows: a larger batch would hold some of them twice. Prints when that is fewer."""
+    if size > rows and distributed.leads():
+        print(f"{setting}: {size} is more than the {rows} {kind} there are; batches have {rows}", flush=True)
+    return min(size, rows)
 
 
 def epoch_batch(rows: Sequence[T], size: int, step: int, seed: int, *place: Any) -> list[T]:

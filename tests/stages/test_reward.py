@@ -76,7 +76,7 @@ def test_what_training_and_examination_read(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_a_limit_on_pairs_draws_from_those_for_training_and_keeps_the_held_out_ones(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [preference(f"p{n}", f"/clips/{n}", "a red circle.", "a red cross.") for n in range(20)]
     trained: list[str] = []
@@ -89,7 +89,7 @@ def test_a_limit_on_pairs_draws_from_those_for_training_and_keeps_the_held_out_o
     monkeypatch.setattr(reward, "read_judged", lambda *_: list(rows))
     found: dict[int, set[str]] = {}
     kept: dict[int, list[str]] = {}
-    for pairs in (0, 3, 6):
+    for pairs in (0, 2, 3, 6):
         cfg = tiny.settings("reward.held_out=0.4", "reward.epochs=1", "reward.batch_size=3", f"data.preference_limit={pairs}")
         session = tiny.TinySession(base := tiny.backbone(), {p.video: tiny.view(base, 1, 0) for p in rows}, cfg)
         tiny.use_session(monkeypatch, reward, session)
@@ -99,8 +99,10 @@ def test_a_limit_on_pairs_draws_from_those_for_training_and_keeps_the_held_out_o
         trained.clear()
         reward.run(cfg, run)
         found[pairs] = set(trained)
+        assert len(trained) == len(found[pairs]), "a batch of more pairs than there are would hold one twice"
         kept[pairs] = [row["id"] for row in tiny.read_lines(run.dir("reward") / "held_out.jsonl")]
     assert (len(found[3]), len(found[6]), len(found[0])) == (3, 6, 12)
+    assert capsys.readouterr().out.count("reward.batch_size: 3 is more than the 2 pairs there are; batches have 2\n") == 1
     assert found[3] < found[6] < found[0]  # the smaller draw lies in the larger one
     assert kept[0] == kept[3] == kept[6] and len(kept[0]) == 8 and not found[0] & set(kept[0])
     first = {p.id for p in rows if p.id not in kept[0]} - {p.id for p in rows[-4:]}

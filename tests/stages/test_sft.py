@@ -52,6 +52,23 @@ def test_short_rows_first_then_the_long_ones(monkeypatch: pytest.MonkeyPatch, tm
     assert (run.manifest("sft") or {})["metrics"] | {"short_rows": 3, "long_rows": 2} == (run.manifest("sft") or {})["metrics"]
 
 
+def test_a_batch_of_more_rows_than_there_are_has_each_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tiny.backbone()
+    cfg = tiny.settings("sft.short_words=3", "sft.epochs=2", "sft.batch_size=9")
+    tiny.use_session(monkeypatch, sft, tiny.TinySession(base, {"/clip": tiny.view(base, 2, 0)}, cfg), sft=ROWS)
+    sizes: list[int] = []
+    monkeypatch.setattr(sft, "backward", lambda trainer, batch: sizes.append(len(batch)) or 1.0)
+    sft.run(cfg, Run(tmp_path / "run"))
+    assert sizes == [3, 3, 2, 2]
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("sft.batch_size")]
+    assert printed == [
+        f"sft.batch_size: 9 is more than the {count} {name} rows there are; batches have {count}"
+        for name, count in (("short", 3), ("long", 2))
+    ]
+
+
 def test_the_loss_is_that_of_the_learned_answers_alone(tmp_path: Path) -> None:
     base = tiny.backbone()
     cfg = tiny.settings("sft.batch_size=1")

@@ -5,12 +5,12 @@ Methods that wait for the model are generators: after each step the page is rend
 
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from minirlaif.app.engine_thread import EngineThread
+from minirlaif.app.engine_thread import EngineThread, until
 from minirlaif.app.sessions import PAIR, Answer, Job, Session, SideBySide, error_message
 from minirlaif.app.uploads import UploadStore
 from minirlaif.app.votes import CHOICES, VoteStore
@@ -53,7 +53,12 @@ class ChatService:
         session.pending_clip = Path(path)
         session.clip_ready.clear()
 
-    def open_clip(self, session: Session, path: str | None, frames: int) -> None:
+    def check_clip(self, path: str, frames: int, client: str) -> None:
+        """Let the decoder look at a clip before `open_clip` has the model's turn. client: whose share of the decoder it takes."""
+        with suppress(Exception):  # open_clip reports it
+            self.upload_store.examine(path, frames, client)
+
+    def open_clip(self, session: Session, path: str | None, frames: int, client: str = "") -> None:
         """Load a clip; a new one starts a new conversation. If it is refused, `session.notice` says why."""
         session.notice, clip = "", Path(path) if path else None
         same_clip = clip is not None and clip == session.clip
@@ -61,7 +66,7 @@ class ChatService:
             if not same_clip:
                 self._reset(session, clip and clip.parent)
             if path and clip:
-                self.upload_store.examine(path)
+                self.upload_store.examine(path, frames, client)
                 session.loaded = self.engine_thread.call(lambda engine: engine.load_clip(path, frames))
                 session.clip = clip
         except Exception as error:
@@ -118,13 +123,24 @@ class ChatService:
             self._end(session, job)
         yield
 
+    async def stop(self, session: Session) -> None:
+        """Stop the job of this page, and wait a moment for its end."""
+        if job := session.job:
+            job.stop.set()
+            await until(lambda: job.ended.is_set() or not job.running, STOP_SECONDS)
+        self.stop_job(session)
+
+    async def clip_or_time(self, session: Session) -> None:
+        """Wait for the frames of a clip that is on its way, but not for ever."""
+        await until(lambda: session.loaded is not None or session.clip_ready.is_set(), CLIP_SECONDS)
+
     def stop_job(self, session: Session) -> None:
         """Stop the job of this page. Text that was generated stays."""
         job = session.job
         if job is None:
             return
         job.stop.set()
-        if job.running and not job.ended.wait(STOP_SECONDS):
+        if job.running and not job.ended.is_set():
             session.stopped_jobs += 1
         for answer in job.answers:
             if answer.state != "done":
@@ -219,7 +235,7 @@ class ChatService:
     def _accepts(self, session: Session, question: str) -> bool:
         if session.busy:
             return False
-        if session.loaded is None and not session.clip_ready.wait(CLIP_SECONDS):
+        if session.loaded is None and not session.clip_ready.is_set():
             session.notice = "The clip is still loading. Ask again when its frames are shown."
         elif session.loaded is None:
             session.notice = "Choose a clip first: upload or record one, or click an example."

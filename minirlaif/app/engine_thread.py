@@ -1,19 +1,50 @@
 """One thread that owns the engine and runs its jobs one after the other.
 
 Gradio runs each step of a stream in another thread, but torch's modes, the active adapter and the connection to the feature
-cache belong to the thread that opened them.
+cache belong to the thread that opened them. Who waits for that thread, for the decoder or for a disk does so in a thread of his
+own: the threads of Gradio and its web server are for all visitors.
 """
 
+import asyncio
 import queue
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, TypeVar
 
 from minirlaif.inference.engine import ChatEngine
 
+POLL_SECONDS = 0.05
 T = TypeVar("T")
+
+
+async def until(done: Callable[[], bool], seconds: float) -> None:
+    """Wait for something, but at most so long, without a thread."""
+    end = time.monotonic() + seconds
+    while not done() and time.monotonic() < end:
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def in_thread(job: Callable[..., T], *values: Any) -> T:
+    """Run a job that waits in a thread of its own."""
+    own = ThreadPoolExecutor(1)
+    try:
+        return await asyncio.get_running_loop().run_in_executor(own, job, *values)
+    finally:
+        own.shutdown(wait=False)
+
+
+async def in_steps(steps: Iterator[T]) -> AsyncIterator[T]:
+    """The same for the steps of a generator, which is closed in that thread as well, after the step that runs."""
+    own, end = ThreadPoolExecutor(1), object()
+    try:
+        while (step := await asyncio.get_running_loop().run_in_executor(own, next, steps, end)) is not end:
+            yield step  # type: ignore[misc]
+    finally:
+        own.submit(getattr(steps, "close", lambda: None))
+        own.shutdown(wait=False)
 
 
 class EngineThread:

@@ -3,13 +3,14 @@
 import argparse
 import hmac
 import os
+import shutil
 import signal
 import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,14 +18,17 @@ from urllib.parse import urlsplit
 from minirlaif.app import run_reader
 from minirlaif.app.conversations import ChatService
 from minirlaif.app.engine_thread import EngineThread
-from minirlaif.app.middleware import MAX_CLIP_BYTES, RequestFilter
+from minirlaif.app.requests.middleware import MAX_CLIP_BYTES, RequestFilter
+from minirlaif.app.requests.quotas import MAX_SESSIONS, limited_protocol
 from minirlaif.app.uploads import Limits, UploadStore
 from minirlaif.app.votes import VoteStore
 from minirlaif.errors import UserError
 from minirlaif.inference.engine import ChatEngine
+from minirlaif.runs.io import locked
 from minirlaif.runs.run import Run
 
 SWEEP_SECONDS = 300.0
+TEMPORARY = "minirlaif-app-"  # how temporary folders of this server begin
 ANYWHERE = ("0.0.0.0", "::")
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
@@ -76,8 +80,10 @@ def _parser() -> argparse.ArgumentParser:
 def serving(options: argparse.Namespace) -> Iterator[str]:
     """Serve the app inside a `with` block; yields its address. Afterwards its temporary folder is deleted."""
     with ExitStack() as stack:
-        temporary = tempfile.TemporaryDirectory(prefix="minirlaif-app-", ignore_cleanup_errors=True)
+        remove_leftovers()
+        temporary = tempfile.TemporaryDirectory(prefix=TEMPORARY, ignore_cleanup_errors=True)
         folder = Path(stack.enter_context(temporary))
+        stack.enter_context(locked(folder))
         quiet_gradio(folder)
         run, votes = _run_and_votes(options)
         upload_store = UploadStore(folder, Limits(options.max_mb, options.max_seconds))
@@ -91,6 +97,16 @@ def serving(options: argparse.Namespace) -> Iterator[str]:
             stack.callback(done.set)
             threading.Thread(target=_sweep, args=(service, done), name="sweep", daemon=True).start()
         yield stack.enter_context(page_at(options, service, run, folder))
+
+
+def remove_leftovers() -> None:
+    """Delete the folders of servers that were killed: those that no process holds locked."""
+    with suppress(ImportError):
+        import fcntl  # noqa: F401  without it, nothing tells a living server's folder
+
+        for folder in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
+            with suppress(UserError, OSError), locked(folder):
+                shutil.rmtree(folder)
 
 
 def _sweep(service: ChatService, done: threading.Event) -> None:
@@ -118,6 +134,7 @@ def page_at(
         allowed=options.allowed_host,
         auth=(lambda _, given: hmac.compare_digest(given.encode(), password.encode())) if password else None,
         auth_message="Enter any user name and the password." if password else None,
+        ended=service.close_session if service else None,
         max_file_size=options.max_mb << 20,
         head=views.page_script(),
     )
@@ -125,13 +142,21 @@ def page_at(
 
 @contextmanager
 def launched(
-    page: Any, folder: Path, host: str, port: int, share: bool = False, allowed: Sequence[str] = (), **settings: Any
+    page: Any,
+    folder: Path,
+    host: str,
+    port: int,
+    share: bool = False,
+    allowed: Sequence[str] = (),
+    ended: Callable[[str], object] | None = None,
+    **settings: Any,
 ) -> Iterator[str]:
     """Serve a Gradio page inside a `with` block, without the parts of Gradio that it does not need; yields its address.
 
     Args:
         folder: only files below it are served.
         allowed: names of this server beside those of this machine; empty: any where others can reach it.
+        ended: called with the name of a session that ended.
         settings: of Blocks.launch.
 
     Raises:
@@ -144,7 +169,8 @@ def launched(
     local_only = host in LOOPBACK and not share
     hosts = (*LOOPBACK, *allowed) if local_only or allowed else ()
     largest = settings.get("max_file_size", MAX_CLIP_BYTES)
-    request_filter = Middleware(RequestFilter, folder=folder, hosts=hosts, same_origin_only=not share, largest=largest)
+    limits = {"same_origin_only": not share, "largest": largest, "ended": ended}
+    request_filter = Middleware(RequestFilter, folder=folder, hosts=hosts, **limits)
     try:
         _, address, shared = page.launch(
             server_name=host,
@@ -162,8 +188,10 @@ def launched(
             mcp_server=False,
             pwa=False,
             show_error=False,
+            state_session_capacity=MAX_SESSIONS,
             **settings,
         )
+        page.server.config.http_protocol_class = limited_protocol(page.server.config.http_protocol_class)
     except OSError as error:
         raise UserError(f"--port {port}: cannot listen on this port ({error}); choose another one") from None
     try:
@@ -177,6 +205,8 @@ def quiet_gradio(folder: Path) -> None:
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     os.environ["GRADIO_EXAMPLES_CACHE"] = str(folder / "cached")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"  # of what each request took, which nobody sees
+    os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1000000000"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 

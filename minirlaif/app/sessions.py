@@ -83,6 +83,7 @@ class Session:
     job: Job | None = None
     stopped_jobs: int = 0  # jobs that were still running when they were stopped; Gradio may still report each as failed
     pending_clip: Path | None = None  # the clip that is being uploaded
+    votes: set[str] = field(default_factory=set)  # ids
     clip_ready: threading.Event = field(default_factory=threading.Event)
 
     @property

@@ -12,14 +12,16 @@ import gradio as gr
 
 from minirlaif.app import run_reader, views
 from minirlaif.app.conversations import ChatService
+from minirlaif.app.requests.quotas import MODEL_QUEUE
 from minirlaif.app.votes import agreement
 from minirlaif.reports.html import Html
 from minirlaif.runs.run import Run
 
-MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+MODEL: dict[str, Any] = {"concurrency_id": MODEL_QUEUE, "concurrency_limit": 1, "api_visibility": "private"}
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 LIVE, IDLE = 4.0, 8.0  # seconds between updates: while a stage runs, and otherwise
-READS: dict[str, Any] = {"concurrency_limit": 4, "show_progress": "hidden", "api_visibility": "private"}
+READS: dict[str, Any] = {"concurrency_id": "reads", "concurrency_limit": 4, "api_visibility": "private"}
+READS["show_progress"] = "hidden"
 
 
 @dataclass(frozen=True)

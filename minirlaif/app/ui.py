@@ -1,8 +1,10 @@
 """The page: its layout and its events. views.py renders its content, conversations.py does the work, and this module connects
 them to Gradio. The tabs that only read files are in tabs.py."""
 
+import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +12,8 @@ import gradio as gr
 
 from minirlaif.app import views
 from minirlaif.app.conversations import ChatService
+from minirlaif.app.engine_thread import in_steps, in_thread
+from minirlaif.app.requests.quotas import MAX_EVENTS, client_of
 from minirlaif.app.sessions import PAIR, Session
 from minirlaif.app.tabs import MODEL, QUICK, AppContext, run_tab, votes_tab
 from minirlaif.app.uploads import duration
@@ -35,12 +39,16 @@ def build(context: AppContext) -> gr.Blocks:
                 run_tab(page, context)
         else:
             _chat_page(page, context, context.service)
-    page.queue(max_size=32, default_concurrency_limit=1, api_open=False)
+    page.queue(max_size=MAX_EVENTS, default_concurrency_limit=1, api_open=False)
     return page
 
 
 def _session(service: ChatService, request: gr.Request) -> Session:
     return service.session(request.session_hash or "")
+
+
+def _client(request: gr.Request) -> str:
+    return client_of(request.request.scope) if request.request else ""
 
 
 def _chat_page(page: gr.Blocks, context: AppContext, service: ChatService) -> None:
@@ -56,28 +64,37 @@ def _chat_page(page: gr.Blocks, context: AppContext, service: ChatService) -> No
             votes_tab(service)
             run_tab(page, context)  # last: gradio counts its inner tabs along and draws a tab behind it twice
 
-    def expect_upload(upload: dict[str, Any] | None, request: gr.Request) -> None:
+    def frame_count(frames: float | None) -> int:
+        count = int(frames) if frames and math.isfinite(frames) else service.engine.frames  # an emptied box counts as untouched
+        return min(max(1, count), clip.max_frames)
+
+    async def expect_upload(upload: dict[str, Any] | None, request: gr.Request) -> None:
         if upload:
             service.expect_upload(_session(service, request), upload["path"])
 
-    def open_clip(upload: dict[str, Any] | None, frames: float | None, request: gr.Request) -> list[Any]:
+    async def check_clip(upload: dict[str, Any] | None, frames: float | None, request: gr.Request) -> Any:
+        """Gradio waits for it before the event has a place in the queue for the model."""
+        if upload:
+            await in_thread(service.check_clip, upload["path"], frame_count(frames), _client(request))
+        return [gr.validate(True, "")] * 2
+
+    async def open_clip(upload: dict[str, Any] | None, frames: float | None, request: gr.Request) -> list[Any]:
         session, path = _session(service, request), upload["path"] if upload else None
-        count = int(frames) if frames and math.isfinite(frames) else service.engine.frames  # an emptied box counts as untouched
-        service.open_clip(session, path, min(max(1, count), clip.max_frames))
+        await in_thread(service.open_clip, session, path, frame_count(frames), _client(request))
         panel = [views.strip(session.loaded, clip.limits), views.notice(session.notice)]
         return [gr.skip() if session.clip or path is None else None, *panel, *chat.draw(request), *compare.draw(request)]
 
     outputs = [clip.video, clip.strip, clip.notice, *chat.outputs, *compare.outputs]
     load_event = {"inputs": [clip.video, clip.frames], "outputs": outputs, **MODEL, "show_progress_on": clip.strip}
-    load_event["preprocess"] = False  # gradio would call ffmpeg to remove the sound
+    load_event |= {"preprocess": False, "validator": check_clip}  # preprocess: gradio would call ffmpeg to remove the sound
     gr.on([clip.video.upload, clip.video.stop_recording], expect_upload, clip.video, preprocess=False, **QUICK)
     changes = [clip.video.upload, clip.video.stop_recording, clip.video.clear, clip.frames.release]
     gr.on(changes, open_clip, trigger_mode="always_last", **load_event)
     for example in clip.examples:
         example.then(open_clip, **load_event)
 
-    def close(request: gr.Request) -> None:
-        service.close_session(request.session_hash or "")
+    async def close(request: gr.Request) -> None:
+        await in_thread(service.close_session, request.session_hash or "")
 
     page.unload(close)
 
@@ -143,12 +160,13 @@ class _Tab:
         trained = self.service.engine.sampling
         return replace(trained, temperature=float(temperature), top_p=float(top_p), max_new_tokens=int(length))
 
-    def act(self, action: Callable[[Session], object]) -> Callable[[gr.Request], list[Any]]:
-        """A handler that changes the session and redraws notice and tab."""
+    def act(self, action: Callable[[Session], Any]) -> Callable[..., Any]:
+        """A handler that changes the session, with a function or a coroutine, and redraws notice and tab."""
 
-        def handler(request: gr.Request) -> list[Any]:
+        async def handler(request: gr.Request) -> list[Any]:
             session = _session(self.service, request)
-            action(session)
+            if inspect.isawaitable(result := action(session)):
+                await result
             return [views.notice(session.notice), *self.draw(request)]
 
         return handler
@@ -165,14 +183,19 @@ class _Tab:
         """Send a question, stream its answer, stop it, send it again. row: box, send and stop button; model: the component whose
         value goes to `answer`."""
 
-        def send(question: str, request: gr.Request) -> list[Any]:
+        async def send(question: str, request: gr.Request) -> list[Any]:
             session = _session(self.service, request)
+            await self.service.clip_or_time(session)
             accepted = begin(session, question)
             return ["" if accepted else gr.skip(), views.notice(session.notice), *self.draw(request)]
 
-        def stream(name: str, temperature: float, top_p: float, length: float, request: gr.Request) -> Iterator[list[Any]]:
-            for _ in answer(_session(self.service, request), self.sampling(temperature, top_p, length), name):
-                yield self.draw(request)
+        async def stream(
+            name: str, temperature: float, top_p: float, length: float, request: gr.Request
+        ) -> AsyncIterator[list[Any]]:
+            steps = in_steps(answer(_session(self.service, request), self.sampling(temperature, top_p, length), name))
+            async with aclosing(steps):  # type: ignore[type-var]
+                async for _ in steps:
+                    yield self.draw(request)
             yield self.draw(request)
 
         (box, ask, stop), outputs = row, [self.clip.notice, *self.outputs]
@@ -185,7 +208,7 @@ class _Tab:
             streams.append(retry.click(self.act(self.service.retry), None, outputs, **QUICK).then(**streaming))
         for event in streams:  # failure: the queue is full, or gradio refuses a value
             event.failure(self.act(self.service.abandon), None, outputs, **QUICK)
-        stop.click(self.act(self.service.stop_job), None, outputs, cancels=streams, **QUICK)
+        stop.click(self.act(self.service.stop), None, outputs, cancels=streams, **QUICK)
 
 
 def _chat_tab(context: AppContext, service: ChatService, clip: _ClipPanel) -> _Tab:
@@ -207,7 +230,7 @@ def _chat_tab(context: AppContext, service: ChatService, clip: _ClipPanel) -> _T
         states = [idle, not idle, idle and turns, idle and turns, idle and turns]
         return [views.chat(session, service.engine.title), *(gr.Button(interactive=state) for state in states)]
 
-    def export_text(request: gr.Request) -> str:
+    async def export_text(request: gr.Request) -> str:
         return _session(service, request).export()
 
     tab = _Tab(service, clip, [content, *row[1:], retry, clear, export], draw)
@@ -240,9 +263,10 @@ def _compare_tab(context: AppContext, service: ChatService, clip: _ClipPanel) ->
 
     tab = _Tab(service, clip, [content, *row[1:], *votes], draw)
 
-    def vote_handler(choice: str) -> Callable[..., list[Any]]:
-        def vote(temperature: float, top_p: float, length: float, request: gr.Request) -> list[Any]:
-            service.vote(_session(service, request), choice, tab.sampling(temperature, top_p, length))
+    def vote_handler(choice: str) -> Callable[..., Any]:
+        async def vote(temperature: float, top_p: float, length: float, request: gr.Request) -> list[Any]:
+            sampling = tab.sampling(temperature, top_p, length)
+            await in_thread(service.vote, _session(service, request), choice, sampling)  # copies the clip
             return draw(request)
 
         return vote

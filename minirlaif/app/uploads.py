@@ -7,6 +7,7 @@ and addresses.
 import shutil
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from minirlaif.app.requests.quotas import DECODING_SECONDS, Window
 from minirlaif.errors import UserError
-from minirlaif.video.frame_sampling import FramePlan
+from minirlaif.video.frame_sampling import FramePlan, FrameSize, uniform_plan
 from minirlaif.video.reader import ClipInfo, ClipReader, UnreadableClip
 
 # Accepted containers: offset and possible bytes there.
@@ -38,6 +40,7 @@ _OTHERS = (
     (b"<", "a web page or XML"),
 )
 
+REMEMBERED = 64  # checks of clips
 EXAMPLES = "examples"  # the subfolder of example clips, which are never deleted
 
 
@@ -77,22 +80,52 @@ class UploadStore:
         self.folder, self.limits = folder.resolve(), limits
         self._reader = ClipReader(seconds, limits.pixels)
         self._lock = threading.Lock()
+        self._decoding = Window()
+        self._checked: OrderedDict[tuple[Path, int, int, int], ClipInfo | str] = OrderedDict()
 
-    def examine(self, path: str | Path) -> ClipInfo:
-        """Properties of a clip within the limits. UserError otherwise; its text names no path on this machine."""
+    def examine(self, path: str | Path, frames: int = 0, client: str = "") -> ClipInfo:
+        """Properties of a clip within the limits. UserError otherwise; its text names no path on this machine.
+
+        The result is remembered: a page has a clip checked first, and opens it when it has the model.
+
+        Args:
+            frames: decode so many as well, as the model will.
+            client: who may use the decoder for DECODING_SECONDS within ten minutes.
+        """
         file = Path(path).resolve()
         if not file.is_relative_to(self.folder) or not file.is_file():
             raise UserError("this file was not uploaded here")
         check_content(file, self.limits)
-        try:
-            with self._lock:
-                info = self._reader.info(file)
-        except UnreadableClip as error:
-            reason = error.reason.replace(" (video.timeout_seconds)", "")  # a setting, which a visitor cannot change
-            raise UserError(reason if reason.startswith("a frame has") else f"cannot be read: {reason}") from None
+        status = file.stat()
+        with self._lock:
+            key = (file, status.st_mtime_ns, status.st_size, frames)
+            if key not in self._checked:
+                self._checked[key] = self._decoded(file, frames, client)
+            while len(self._checked) > REMEMBERED:
+                self._checked.popitem(last=False)
+            info = self._checked[key]
+        if isinstance(info, str):
+            raise UserError(info)
         if info.seconds > self.limits.seconds:
             raise UserError(f"the clip lasts {duration(info.seconds)}, {duration(self.limits.seconds)} are allowed; cut the clip")
         return info
+
+    def _decoded(self, file: Path, frames: int, client: str) -> ClipInfo | str:
+        """What the decoder says of a clip, or why it refuses it."""
+        if client and self._decoding.add(client, 0) > DECODING_SECONDS:
+            raise UserError("your clips took the decoder too long; try again in ten minutes")
+        began = time.monotonic()
+        try:
+            info = self._reader.info(file)
+            if frames and info.seconds <= self.limits.seconds:
+                self._reader.frames(file, [uniform_plan(info.seconds, frames)], FrameSize(8, 8))
+            return info
+        except UnreadableClip as error:
+            reason = error.reason.replace(" (video.timeout_seconds)", "")  # a setting, which a visitor cannot change
+            return reason if reason.startswith("a frame has") else f"cannot be read: {reason}"
+        finally:
+            if client:
+                self._decoding.add(client, time.monotonic() - began)
 
     def examples(self, clips: Iterable[Path], wanted: int = 4) -> list[tuple[Path, Path]]:
         """Copies of the first accepted clips, each in its own folder below `folder`, with a thumbnail of the middle frame."""

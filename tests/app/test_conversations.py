@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import threading
@@ -265,6 +266,7 @@ def test_a_question_waits_for_its_clip(service: ChatService) -> None:
     service.expect_upload(session, path)
     later = threading.Timer(0.5, lambda: service.open_clip(session, path, 4))
     later.start()
+    asyncio.run(service.clip_or_time(session))
     assert service.begin(session, "what?") and session.notice == ""
     later.join()
 

@@ -20,7 +20,8 @@ import pytest
 
 from minirlaif.app import server
 from minirlaif.app.conversations import ChatService
-from minirlaif.app.middleware import RequestFilter
+from minirlaif.app.requests import middleware, quotas
+from minirlaif.app.requests.middleware import RequestFilter
 from minirlaif.errors import UserError
 from minirlaif.runs.run import Run
 from tests.fixtures import chat_run, tiny
@@ -391,6 +392,38 @@ def test_what_cannot_be_opened_is_said_in_one_line(tmp_path: Path, words: tuple[
     (line,) = errors.strip().splitlines()
     assert output in line and line.startswith("minirlaif: ")
     assert list((tmp_path / "temp").glob("minirlaif-app-*")) == []
+
+
+def test_folders_of_killed_servers_go_at_the_next_start(tmp_path: Path) -> None:
+    with program(tmp_path) as killed:
+        assert killed.stdout is not None and killed.stdout.readline().startswith("open ")
+        (left,) = (tmp_path / "temp").glob("minirlaif-app-*")
+        (left / ("0" * 64)).mkdir()
+        (left / ("0" * 64) / "clip.mp4").write_bytes(bytes(1000))
+        with program(tmp_path) as second:  # the first one is alive
+            assert second.stdout is not None and second.stdout.readline().startswith("open ")
+            second.terminate()
+        assert left.is_dir()
+        killed.kill()
+    assert left.is_dir()
+    with program(tmp_path) as third:
+        assert third.stdout is not None and third.stdout.readline().startswith("open ")
+        assert not left.exists()
+        third.terminate()
+    assert list((tmp_path / "temp").glob("minirlaif-app-*")) == []
+
+
+def test_a_session_without_heartbeat_ends(served: Served, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its clip goes, and what Gradio kept of it; the one of a page that is open stays."""
+    monkeypatch.setattr(middleware, "EXPIRY_SECONDS", 0.1)
+    monkeypatch.setattr(quotas, "SESSION_SECONDS", 1.0)
+    invented, page = Client(served.address), Client(served.address)
+    with page.beating():
+        for client in (invented, page):
+            client.show(place / "good.mp4")
+        wait_for(lambda: invented.session not in served.service._sessions)
+        assert served.service.session(page.session).clip is not None
+        assert invented.get(f"/gradio_api/queue/data?session_hash={invented.session}")[0] == 404
 
 
 def test_a_taken_port_is_said(served: Served, tmp_path: Path) -> None:

@@ -6,19 +6,20 @@ here is refused before it reaches Gradio.
 
 import asyncio
 import json
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from minirlaif.app.quotas import TooMuch, UploadQuota
+from minirlaif.app.requests.calls import UploadFolder, call_error, parsed
+from minirlaif.app.requests.quotas import MODEL_QUEUE, SILENT_SECONDS, TooMuch, UploadQuota, Visitors, client_of, cost_of
 
 _GET = re.compile(
     r"/|/(?:config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|login_check|logout)/?"
@@ -31,7 +32,11 @@ UPLOAD = "/gradio_api/upload"
 _PRIVATE = re.compile(
     r"/gradio_api/(?:heartbeat/\w+|cancel|reset|upload|queue/join|run/predict)"
 )  # need a login, where there is one
-EVENTS = ("/queue/join", "/run/predict")  # paths of requests whose body may name files
+_STREAM = re.compile(r"/gradio_api/(?:heartbeat/(\w+)|queue/data)/?")  # connections that keep a session
+_SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
+JOIN, CALLS = "/queue/join", ("/queue/join", "/run/predict")  # requests that call a function of the page
+TOO_SOON_SECONDS = 1.0  # delay of a refusal, so that asking again at once brings nothing
+EXPIRY_SECONDS = 5.0  # between looks for sessions that ended
 MAX_BODY_BYTES = 1 << 20  # of any request but an upload
 MAX_CLIP_BYTES = 200 << 20
 LOGIN_SECONDS = 1.0  # delay after a wrong password
@@ -50,7 +55,7 @@ HEADERS = {
 
 
 class RequestFilter:
-    """ASGI middleware.
+    """ASGI middleware. No path of this machine stands in a reply.
 
     Args:
         folder: only files below it are served.
@@ -58,15 +63,25 @@ class RequestFilter:
             reaches the app by a name of its own that points to this machine.
         same_origin_only: refuse requests from pages of other origins. Off where a tunnel changes the host name.
         largest: bytes of the largest clip.
+        ended: called, in a thread, with the name of a session that ended.
     """
 
     def __init__(
-        self, app: Any, folder: Path, hosts: Sequence[str] = (), same_origin_only: bool = True, largest: int = MAX_CLIP_BYTES
+        self,
+        app: Any,
+        folder: Path,
+        hosts: Sequence[str] = (),
+        same_origin_only: bool = True,
+        largest: int = MAX_CLIP_BYTES,
+        ended: Callable[[str], object] | None = None,
     ) -> None:
-        self.app, self.folder, self.hosts, self.same_origin_only = app, folder.resolve(), tuple(hosts), same_origin_only
-        self._quota = UploadQuota(self.folder, largest)
+        self.app, self.files, self.hosts, self.same_origin_only = app, UploadFolder(folder), tuple(hosts), same_origin_only
+        self.visitors = Visitors(lambda name: self._tasks.add(asyncio.create_task(self._forget(name))))
+        self._ended, self._quota = ended, UploadQuota(self.files.folder, largest)
         self._uploads = 0  # in progress
         self._login = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._gradio: Any = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request or refuse it."""
@@ -74,40 +89,115 @@ class RequestFilter:
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return
-        reason = self.refusal(scope) or self._needs_login(scope)
-        path = str(scope["path"]).rstrip("/")
-        if not reason and scope["method"] == "POST" and path != UPLOAD:
-            body, receive = await _buffered(receive)
-            if len(body) > MAX_BODY_BYTES:
-                reason = (413, "request too large")
-            elif path.endswith(EVENTS):
-                reason = self._foreign_files(body)
-        if reason:
-            await _refuse(scope, receive, send, *reason)
-            return
-
+        if self._gradio is None:
+            self._gradio = scope["app"]
+            self._tasks.add(asyncio.create_task(self._expire()))
+        scope = {**scope, "path": self.files.requested(str(scope["path"]))}
         started = False
 
-        async def send_with_headers(message: Message) -> None:
+        async def checked_send(message: Message) -> None:
             nonlocal started
             started = True
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers.setdefault(name, value)
-            await send(message)
+            await send(self._shown(scope, message))
 
         try:
-            await self._forward(scope, receive, send_with_headers)
+            await self._answer(scope, receive, checked_send)
         except ClientDisconnect:
             pass  # an interrupted upload
         except TooMuch as limit:
             if not started:
-                await _refuse(scope, receive, send, limit.status, limit.reason)
+                await _refuse(scope, receive, checked_send, limit.status, limit.reason)
         except (RuntimeError, OSError):
             if started or self.refusal(scope) is None:
                 raise
             await _refuse(scope, receive, send, 404, "")  # a clip that was refused, and deleted while the player requested it
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check a request, then let Gradio answer. TooMuch: it is refused."""
+        client, path = client_of(scope), str(scope["path"]).rstrip("/")
+        with ExitStack() as held:
+            if held.enter_context(self.visitors.request(client, cost_of(scope["method"], path))):
+                await asyncio.sleep(TOO_SOON_SECONDS)
+                raise TooMuch(429, "too many requests: wait a moment")
+            if reason := self.refusal(scope) or self._needs_login(scope):
+                raise TooMuch(*reason)
+            if scope["method"] == "POST" and path != UPLOAD:
+                body = await _buffered(receive)
+                if path != "/login":
+                    body = self._checked_body(client, path, body, held)
+                receive = _replayed(body, receive)
+            elif stream := _STREAM.fullmatch(path):
+                name = stream[1] or parse_qs(str(scope["query_string"], "latin-1")).get("session_hash", [""])[0]
+                if not stream[1] and name not in self._gradio.get_blocks()._queue.pending_messages_per_session:
+                    raise TooMuch(404, "this page has asked for nothing")
+                held.enter_context(self.visitors.connected(client, name))
+            await self._forward(scope, receive, send)
+
+    def _checked_body(self, client: str, path: str, body: bytes, held: ExitStack) -> bytes:
+        """The body of a request as Gradio gets it. TooMuch: it is refused."""
+        objects: list[dict[str, Any]] = []
+
+        def located(value: dict[str, Any]) -> dict[str, Any]:
+            objects.append(self.files.located(value))
+            return objects[-1]
+
+        try:
+            call = parsed(body, located)
+        except (ValueError, RecursionError) as error:
+            raise TooMuch(400, f"not JSON that is accepted here: {error}"[:200]) from None
+        if not all(each.get("path") is None or self.files.has(each["path"]) for each in objects):  # Gradio takes any
+            raise TooMuch(403, "this file was not uploaded here")
+        if not isinstance(call, dict):
+            raise TooMuch(422, "not an object")
+        if path.endswith("/reset"):
+            return body
+        name = call.get("session_hash")
+        if not isinstance(name, str) or not _SESSION.fullmatch(name):
+            raise TooMuch(422, "session_hash: not the name of a page")
+        blocks = self._gradio.get_blocks()
+        if path.endswith(CALLS):
+            if wrong := call_error(call, blocks.fns, path.endswith(JOIN)):
+                raise TooMuch(422, wrong)
+            self.visitors.enter(client, name)
+            if path.endswith(JOIN):
+                is_model = blocks.fns[call["fn_index"]].concurrency_id == MODEL_QUEUE
+                held.enter_context(self.visitors.joining(client, blocks._queue, is_model))
+        elif name not in self.visitors.sessions:
+            raise TooMuch(404, "there is no such page")
+        else:
+            self.visitors.enter(client, name)  # only its own client cancels something
+            if type(call.get("fn_index")) is not int or not isinstance(call.get("event_id"), str):
+                raise TooMuch(422, "fn_index or event_id is missing")
+        return json.dumps(call).encode()
+
+    def _shown(self, scope: Scope, message: Message) -> Message:
+        """A part of a reply with the headers of every reply, and without the place of the uploads."""
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+            scope["is_text"] = headers.get("content-type", "").startswith(("application/json", "text/html", "text/event-stream"))
+            if scope["is_text"]:
+                del headers["content-length"]
+        elif scope.get("is_text") and message.get("body"):
+            return {**message, "body": self.files.shown(message["body"])}
+        return message
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(EXPIRY_SECONDS)
+            self.visitors.expire()
+            self._tasks = {task for task in self._tasks if not task.done()}
+
+    async def _forget(self, name: str) -> None:
+        """Let Gradio and the app drop a session."""
+        blocks = self._gradio.get_blocks()
+        await blocks._queue.clean_events(session_hash=name)  # first: what still runs for it sends no more messages
+        kept = (blocks._queue.pending_messages_per_session, blocks._queue.pending_event_ids_session)
+        for each in (*kept, blocks.state_holder.session_data, blocks.state_holder.time_last_used):
+            each.pop(name, None)
+        if self._ended is not None:
+            await asyncio.to_thread(self._ended, name)
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let Gradio answer; clean up after interrupted uploads and delay wrong passwords."""
@@ -121,7 +211,7 @@ class RequestFilter:
                 end()
                 self._uploads -= 1
                 if not self._uploads:  # complete uploads are in subfolders; plain files are interrupted or unexpected ones
-                    for file in self.folder.iterdir():
+                    for file in self.files.folder.iterdir():
                         if file.is_file():
                             file.unlink(missing_ok=True)
         elif scope["method"] == "POST" and path == "/login":
@@ -162,7 +252,7 @@ class RequestFilter:
             if path.startswith("/gradio_api/file="):
                 name = path.removeprefix("/gradio_api/file=")
                 # Decoding the name once or twice more must not lead out of the folder either.
-                if not self._is_upload(name) or not all(self._is_inside(n) for n in (unquote(name), unquote(unquote(name)))):
+                if not self.files.has(name) or not all(self.files.spans(n) for n in (unquote(name), unquote(unquote(name)))):
                     return 403, "this file is not served"
         elif scope["method"] != "POST" or not _POST.fullmatch(path):
             return 404, ""
@@ -177,45 +267,30 @@ class RequestFilter:
         own_hosts = {host, headers.get(b"x-forwarded-host", b"").decode("latin-1")} - {""}
         return bool(origin and self.same_origin_only) and urlsplit(origin).netloc not in own_hosts
 
-    def _foreign_files(self, body: bytes) -> tuple[int, str] | None:
-        """Refuse other files than uploads: Gradio would download a file named by a URL, or copy one from another folder."""
-        paths: list[Any] = []  # of all objects, at any depth
 
-        def collect(value: dict[str, Any]) -> dict[str, Any]:
-            paths.append(value.get("path"))
-            return value
-
-        try:
-            json.loads(body, object_hook=collect)
-        except (ValueError, RecursionError):
-            return 400, "not JSON"
-        return None if all(path is None or self._is_upload(path) for path in paths) else (403, "this file was not uploaded here")
-
-    def _is_upload(self, name: Any) -> bool:
-        """Whether this is a file below the folder, after resolving symbolic links."""
-        return self._is_inside(name) and os.path.isfile(name)
-
-    def _is_inside(self, name: Any) -> bool:
-        if not isinstance(name, str) or "\0" in name or "\\" in name or not name.startswith("/"):
-            return False
-        try:
-            return Path(name).resolve().is_relative_to(self.folder)
-        except (OSError, RuntimeError, ValueError):
-            return False
-
-
-async def _buffered(receive: Receive) -> tuple[bytes, Receive]:
-    """The body of a request, incomplete if it is longer than MAX_BODY_BYTES, and a `receive` that gives it once more."""
+async def _buffered(receive: Receive) -> bytes:
+    """The body of a request. TooMuch: it is too large or too slow."""
     body, more = b"", True
-    while more and len(body) <= MAX_BODY_BYTES:
-        message = await receive()
-        body, more = body + message.get("body", b""), message.get("more_body", False)
+    try:
+        async with asyncio.timeout(SILENT_SECONDS):
+            while more:
+                message = await receive()
+                body, more = body + message.get("body", b""), message.get("more_body", False)
+                if len(body) > MAX_BODY_BYTES:
+                    raise TooMuch(413, "request too large")
+    except TimeoutError:
+        raise TooMuch(408, "the request did not arrive in time") from None
+    return body
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives a body first."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:
         return messages.pop() if messages else await receive()
 
-    return body, replay
+    return replay
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, reason: str) -> None:

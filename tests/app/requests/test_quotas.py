@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import http.client
 import os
+import select
+import socket
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from minirlaif.app import quotas
-from minirlaif.app.middleware import MAX_BODY_BYTES
-from minirlaif.app.quotas import TooMuch, UploadQuota, client_of
+from minirlaif.app.requests import middleware, quotas
+from minirlaif.app.requests.middleware import MAX_BODY_BYTES
+from minirlaif.app.requests.quotas import TooMuch, UploadQuota, Visitors, client_of
 from tests.fixtures.browser import FakeEngine, Served, serving
 
 HEAD = b'--cut\r\nContent-Disposition: form-data; name="files"; filename="a.mp4"\r\n\r\n'
@@ -144,3 +149,120 @@ def test_a_client_behind_a_tunnel_is_the_one_that_the_tunnel_noted() -> None:
     assert client_of(scope("127.0.0.1", x_forwarded_for="1.2.3.4, 9.8.7.6")) == "9.8.7.6"  # type: ignore[arg-type]
     assert client_of(scope("10.0.0.1", x_forwarded_for="1.2.3.4")) == "10.0.0.1"  # type: ignore[arg-type]
     assert client_of(scope("127.0.0.1")) == "127.0.0.1"  # type: ignore[arg-type]
+
+
+def test_many_small_uploads_count_as_well(tmp_path: Path) -> None:
+    quota = UploadQuota(tmp_path, 1000)
+    most = quotas.CLIPS_IN_WINDOW * quotas.SMALLEST_SHARE
+    for _ in range(round(most * 0.9)):
+        take(quota, scope(), 1)()
+    with pytest.raises(TooMuch, match="clips within 10 minutes"):
+        for _ in range(most // 5):
+            take(quota, scope(), 1)()
+
+
+def visitors() -> tuple[Visitors, list[float], list[str]]:
+    now, closed = [0.0], list[str]()
+    return Visitors(closed.append, clock=lambda: now[0]), now, closed
+
+
+def test_a_name_that_no_page_keeps_alive_is_not_kept() -> None:
+    all_, now, closed = visitors()
+    all_.enter("a", "invented")
+    with all_.connected("a", "page"):
+        now[0] = quotas.SESSION_SECONDS + 1
+        all_.expire()
+        assert closed == ["invented"] and [*all_.sessions] == ["page"]
+        with pytest.raises(TooMuch, match="another address"):
+            all_.enter("b", "page")
+    now[0] *= 1.5
+    all_.expire()
+    assert closed == ["invented"]  # the page may come back
+    now[0] *= 2
+    all_.expire()
+    assert closed == ["invented", "page"] and not all_.sessions
+
+
+def test_a_client_has_so_many_sessions_and_takes_none_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    all_, now, closed = visitors()
+    for number in range(quotas.SESSIONS_OF_CLIENT):
+        now[0] += 1
+        all_.enter("a", f"a{number}")
+    all_.enter("b", "b0")
+    all_.enter("a", "one more")
+    assert closed == ["a0"]  # the one that was used least
+    with ExitStack() as stack:
+        for name in [*all_.sessions]:
+            stack.enter_context(all_.connected(all_.sessions[name].client, name))
+        with pytest.raises(TooMuch, match="too many open pages"):
+            all_.enter("a", "another")
+        monkeypatch.setattr(quotas, "MAX_SESSIONS", len(all_.sessions))
+        with pytest.raises(TooMuch, match="too many visitors"):
+            all_.enter("c", "c0")
+
+
+def test_a_client_has_so_many_places_in_the_queue() -> None:
+    all_, _, _ = visitors()
+    all_.enter("a", "a0")
+    all_.enter("b", "b0")
+    events = {n: SimpleNamespace(session_hash="a0", concurrency_id=quotas.MODEL_QUEUE) for n in range(quotas.MODEL_PLACES - 1)}
+    queue = SimpleNamespace(event_ids_to_events=events, pending_event_ids_session={"a0": set(events)})
+    with all_.joining("a", queue, True):
+        with pytest.raises(TooMuch, match="are waiting"), all_.joining("a", queue, True):
+            pass
+        with all_.joining("a", queue, False), all_.joining("b", queue, True):
+            pass
+    queue.pending_event_ids_session["a0"] = set(range(quotas.EVENT_PLACES))  # of a stream that nobody reads
+    with pytest.raises(TooMuch, match="are waiting"), all_.joining("a", queue, False):
+        pass
+
+
+def test_requests_of_a_client_have_a_rate_and_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    all_, now, _ = visitors()
+
+    def soon(client: str) -> bool:
+        with all_.request(client, 20.0) as result:
+            return result
+
+    assert [soon("a") for _ in range(round(quotas.BURST / 20) + 1)].count(True) == 1
+    assert not soon("b")
+    now[0] += 20.5 / quotas.REQUESTS_PER_SECOND
+    assert [soon("a"), soon("a")] == [False, True]
+    with ExitStack() as stack:
+        for _ in range(quotas.OPEN_REQUESTS):
+            stack.enter_context(all_.request("c", 0.0))
+        with pytest.raises(TooMuch, match="at once"), all_.request("c", 0.0):
+            pass
+    now[0] += 1000
+    all_.expire()
+    assert not all_._credit and not all_._open and not all_._joining
+
+
+@pytest.mark.parametrize(("path", "kind"), [("/login", FORM), ("/gradio_api/queue/join", {}), ("/gradio_api/upload", FORM)])
+def test_a_request_that_does_not_go_on_is_ended(
+    served: Served, path: str, kind: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (quotas, middleware):
+        monkeypatch.setattr(module, "SILENT_SECONDS", 0.5)
+    host, port = served.address.removeprefix("http://").split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=10)
+    connection.putrequest("POST", path)
+    for name, value in {**kind, "Content-Length": "1000"}.items():
+        connection.putheader(name, value)
+    connection.endheaders(HEAD)
+    assert connection.getresponse().status == 408
+    connection.close()
+
+
+def test_connections_of_a_client_are_counted_and_ask_in_time(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quotas, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(quotas, "OPEN_REQUESTS", 5)
+    host, port = served.address.removeprefix("http://").split(":")
+    lines = [socket.create_connection((host, int(port)), 10, source_address=("127.0.0.7", 0)) for _ in range(8)]
+    ended = []
+    for seconds in (0.25, 2.0):
+        time.sleep(seconds)
+        ended.append(len(select.select(lines, [], [], 0)[0]))
+    for line in lines:
+        line.close()
+    assert ended == [3, 8]

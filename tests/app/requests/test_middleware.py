@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from minirlaif.app import middleware, quotas
+from minirlaif.app.requests import middleware, quotas
 from tests.fixtures.browser import FakeEngine, Served, serving
 from tests.fixtures.http_client import Client, login
 

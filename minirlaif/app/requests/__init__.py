@@ -1,0 +1,1 @@
+"""What reaches Gradio: which requests, of which size, how many of each client."""

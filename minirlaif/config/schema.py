@@ -159,7 +159,7 @@ class SftSection:
     schedule: Schedule = "cosine"  # after the warm-up
     weight_decay: float = 0.0
     max_grad_norm: PositiveFloat = 1.0
-    batch_size: PositiveInt = 16  # conversations per optimiser step, at most all there are
+    batch_size: PositiveInt = 16  # conversations per optimiser step, at most all rows
     micro_batch_size: PositiveInt = 4  # conversations in memory at once
     max_length: PositiveInt = 2048  # tokens; longer rows are refused by name
     save_steps: PositiveInt = 50

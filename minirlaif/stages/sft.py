@@ -45,8 +45,8 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             if not s.curriculum:
                 stages = {"mixed": [*stages["short"], *stages["long"]]}
             plan = [(name, rows) for name, rows in stages.items() if rows]
-            sizes = [capped_batch_size(s.batch_size, len(rows), "sft.batch_size", f"{name} rows") for name, rows in plan]
-            per_stage = [max(1, round(s.epochs * len(rows) / size)) for (_, rows), size in zip(plan, sizes, strict=True)]
+            size = capped_batch_size(s.batch_size, len(samples), "sft.batch_size", "rows")
+            per_stage = [max(1, round(s.epochs * len(rows) / size)) for _, rows in plan]
             # 2. role and optimiser
             first, state = out.resume() or (0, None)
             trainer = build(session, s, Start(cfg.seed, run.root, cfg.report_to, state=state))
@@ -58,7 +58,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 inner = number - sum(per_stage[:stage])
                 warmup = int(s.warmup_ratio * per_stage[stage])
                 rate = learning_rate(inner, per_stage[stage], s.learning_rate, warmup, s.schedule)
-                stats = step(trainer, epoch_batch(rows, sizes[stage], inner, cfg.seed, "sft", name), rate)
+                stats = step(trainer, epoch_batch(rows, size, inner, cfg.seed, "sft", name), rate)
                 done = number + 1
                 check_finite("sft", done, {"loss": stats["loss"], "gradient norm": stats["grad_norm"]})
                 out.summary["loss"] = stats["loss"]

@@ -9,7 +9,7 @@ from minirlaif.models.seeds import shuffled
 T = TypeVar("T")
 
 
-def capped_batch_size(size: int, rows: int, setting: str, kind: str = "rows") -> int:
+def capped_batch_size(size: int, rows: int, setting: str, kind: str) -> int:
     """At most as many as there are rows: a larger batch would hold some of them twice. Prints when that is fewer."""
     if size > rows and distributed.leads():
         print(f"{setting}: {size} is more than the {rows} {kind} there are; batches have {rows}", flush=True)

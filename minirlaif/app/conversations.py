@@ -227,7 +227,8 @@ class ChatService:
         extra |= {"top_p": sampling.top_p, "seed": a.seed, "judge_margin": round(verdict.margin, 5) if verdict else None}
         columns: dict[str, Any] = judged | {name: value for name, value in extra.items() if value is not None}
         try:
-            self.vote_store.add(session.clip, a.question, (a.text, b.text), (a.model, b.model), choice, **columns)
+            stored = self.vote_store.add(session.clip, a.question, (a.text, b.text), (a.model, b.model), choice, **columns)
+            session.votes.add(stored)
             pair.note = ""
         except (UserError, OSError) as error:
             pair.note = f"Vote not stored: {error if isinstance(error, UserError) else error.strerror}"

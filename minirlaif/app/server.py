@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,8 @@ def page_at(
     from minirlaif.app import tabs, ui, views
 
     examples = service.upload_store.examples(run_reader.example_clips(run)) if service else []
-    page = ui.build(tabs.AppContext(service, run, options.runs_dir, examples, run_reader.example_questions(run)))
+    questions, is_public = run_reader.example_questions(run), _reaches_others(options) or bool(options.password)
+    page = ui.build(tabs.AppContext(service, run, options.runs_dir, examples, questions, is_public))
     _warn_if_open(options)
     password = options.password
     return launched(
@@ -135,6 +136,7 @@ def page_at(
         auth=(lambda _, given: hmac.compare_digest(given.encode(), password.encode())) if password else None,
         auth_message="Enter any user name and the password." if password else None,
         ended=service.close_session if service else None,
+        names={options.runs_dir.absolute(): options.runs_dir.absolute().name or "runs"},
         max_file_size=options.max_mb << 20,
         head=views.page_script(),
     )
@@ -149,6 +151,7 @@ def launched(
     share: bool = False,
     allowed: Sequence[str] = (),
     ended: Callable[[str], object] | None = None,
+    names: Mapping[Path, str] | None = None,
     **settings: Any,
 ) -> Iterator[str]:
     """Serve a Gradio page inside a `with` block, without the parts of Gradio that it does not need; yields its address.
@@ -157,6 +160,7 @@ def launched(
         folder: only files below it are served.
         allowed: names of this server beside those of this machine; empty: any where others can reach it.
         ended: called with the name of a session that ended.
+        names: what stands in replies for other folders.
         settings: of Blocks.launch.
 
     Raises:
@@ -169,7 +173,7 @@ def launched(
     local_only = host in LOOPBACK and not share
     hosts = (*LOOPBACK, *allowed) if local_only or allowed else ()
     largest = settings.get("max_file_size", MAX_CLIP_BYTES)
-    limits = {"same_origin_only": not share, "largest": largest, "ended": ended}
+    limits = {"same_origin_only": not share, "largest": largest, "ended": ended, "names": names}
     request_filter = Middleware(RequestFilter, folder=folder, hosts=hosts, **limits)
     try:
         _, address, shared = page.launch(
@@ -241,8 +245,13 @@ def _engine(options: argparse.Namespace, run: Run | None) -> ChatEngine:
     return HfEngine(run, SessionJudge)
 
 
+def _reaches_others(options: argparse.Namespace) -> bool:
+    """Whether others than the users of this machine can open the page."""
+    return options.share or options.host not in LOOPBACK
+
+
 def _warn_if_open(options: argparse.Namespace) -> None:
-    if (options.share or options.host not in LOOPBACK) and not options.password:
+    if _reaches_others(options) and not options.password:
         who = "anyone who knows the address" if options.share else f"anyone who can reach {options.host}"
         print(f"warning: {who} can use this model and upload clips; set --password", file=sys.stderr, flush=True)
 

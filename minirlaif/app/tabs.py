@@ -27,21 +27,24 @@ READS["show_progress"] = "hidden"
 @dataclass(frozen=True)
 class AppContext:
     """What the page shows. service: None without a model; run: the run that is selected first; runs_dir: the folder of all runs;
-    examples: clips, each with a thumbnail."""
+    examples: clips, each with a thumbnail; is_public: visitors see this run alone, and of the votes their own."""
 
     service: ChatService | None
     run: Run | None
     runs_dir: Path
     examples: Sequence[tuple[Path, Path]] = ()
     questions: Sequence[str] = ()
+    is_public: bool = False
+
+    def runs(self) -> list[Run]:
+        """The runs that a visitor may see, the last modified first."""
+        return [*([self.run] if self.run else []), *([] if self.is_public else run_reader.runs(self.runs_dir))]
 
 
 def run_tab(page: gr.Blocks, context: AppContext) -> None:
     """Progress, test answers and verdicts of the selected run, updated while it runs."""
-    known = [run.root.name for run in run_reader.runs(context.runs_dir)]
-    first = context.run.root.name if context.run else (known[0] if known else None)
-    if first and first not in known:
-        known.insert(0, first)
+    known = list(dict.fromkeys(run.root.name for run in context.runs()))
+    first = known[0] if known else None
     with gr.Tab("Run", elem_id="tab-run") as tab:
         chosen = gr.Dropdown(known, value=first, label="Run", elem_id="run", visible=bool(known))
         with gr.Tabs():
@@ -62,8 +65,7 @@ def run_tab(page: gr.Blocks, context: AppContext) -> None:
 
     def run_of(name: str | None) -> Run | None:
         """The run of this name, if it exists; the name comes from the browser."""
-        known_runs = [*([context.run] if context.run else []), *run_reader.runs(context.runs_dir)]
-        return next((run for run in known_runs if run.root.name == name), None)
+        return next((run for run in context.runs() if run.root.name == name), None)
 
     def update_progress(name: str | None) -> list[Any]:
         run = run_of(name)
@@ -98,16 +100,19 @@ def _paged(label: str, name: str) -> Any:
     return number
 
 
-def votes_tab(service: ChatService) -> None:
+def votes_tab(service: ChatService, is_public: bool) -> None:
     """How often people and the judge agree, and the latest votes."""
     with gr.Tab("Votes", elem_id="tab-votes") as tab:
         counted = gr.HTML(apply_default_css=False, elem_id="agreement")
         other = gr.Checkbox(label="Only votes on which people and the judge disagree", elem_id="differ")
         listed = gr.HTML(apply_default_css=False, elem_id="vote-list")
 
-    def count(only_other: bool) -> list[Any]:
+    def count(only_other: bool, request: gr.Request) -> list[Any]:
         rows = service.vote_store.rows() if service.vote_store else []
-        file = str(service.vote_store.file) if service.vote_store else ""
+        if is_public:
+            own = service.session(request.session_hash or "").votes
+            rows = [row for row in rows if row.get("id") in own]
+        file = service.vote_store.shown if service.vote_store and not is_public else ""
         return [views.votes(agreement(rows), file), views.vote_cards(rows, only_other)]
 
     for event in (tab.select, other.change):

@@ -61,7 +61,7 @@ def _chat_page(page: gr.Blocks, context: AppContext, service: ChatService) -> No
                 chat = _chat_tab(context, service, clip)
             with gr.Tab("Compare", elem_id="tab-compare"):
                 compare = _compare_tab(context, service, clip)
-            votes_tab(service)
+            votes_tab(service, context.is_public)
             run_tab(page, context)  # last: gradio counts its inner tabs along and draws a tab behind it twice
 
     def frame_count(frames: float | None) -> int:
@@ -252,7 +252,8 @@ def _compare_tab(context: AppContext, service: ChatService, clip: _ClipPanel) ->
     ids = ("compare-question", "compare", "compare-stop")
     row = _question_row(context.questions, "Ask both models about the clip", "Compare", ids, compares)
     if compares and service.vote_store is not None:
-        text = f"A vote stores the question, both answers and a copy of the clip in {service.vote_store.folder}."
+        where = "on this server" if context.is_public else f"beside {service.vote_store.shown}"
+        text = f"A vote stores the question, both answers and a copy of the clip {where}."
         gr.HTML(views.part("note", text, True), apply_default_css=False)
 
     def draw(request: gr.Request) -> list[Any]:

@@ -30,6 +30,11 @@ class VoteStore:
         self.folder, self.file = folder, folder / "votes.jsonl"
         self._lock = threading.Lock()
 
+    @property
+    def shown(self) -> str:
+        """The file as seen from the working folder: no page shows an absolute path."""
+        return os.path.relpath(self.file)
+
     def add(
         self,
         clip: Path,
@@ -40,11 +45,14 @@ class VoteStore:
         judge: str = "",
         context: str = "",
         **extra: str | float,
-    ) -> None:
+    ) -> str:
         """Append a vote on answers A and B as shown on the page, in VLM-RLAIF's preference format, and copy its clip.
 
         Args:
             models: of A and of B; choice: a key of CHOICES; judge: the judge's choice, "" without one; extra: further columns.
+
+        Returns:
+            The id of the row.
 
         Raises:
             UserError: `reward` would refuse the row, and with it the whole file.
@@ -88,6 +96,7 @@ class VoteStore:
                 file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
                 file.flush()
                 os.fsync(file.fileno())
+        return str(row["id"])
 
     def rows(self) -> list[dict[str, Any]]:
         """All complete rows."""

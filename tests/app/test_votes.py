@@ -38,6 +38,11 @@ def test_votes_are_what_reward_reads(tmp_path: Path, capsys: pytest.CaptureFixtu
         load_preferences(str(vote_store.file))
 
 
+def test_pages_show_no_absolute_path(tmp_path: Path) -> None:
+    vote_store = VoteStore(tmp_path / "votes")
+    assert not Path(vote_store.shown).is_absolute() and Path(vote_store.shown).resolve() == vote_store.file.resolve()
+
+
 def test_a_row_that_was_cut_short_spoils_no_other(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "any.mp4")
     vote_store = VoteStore(tmp_path / "votes")

@@ -16,10 +16,11 @@ SHOWN = "/uploads"  # stands for the folder of uploads, whose place only this ma
 
 
 class UploadFolder:
-    """The only folder whose files clients may name; they know it as SHOWN."""
+    """The only folder whose files clients may name; they know it as SHOWN. names: what stands in replies for other folders."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, names: Mapping[Path, str]) -> None:
         self.folder = folder.resolve()
+        self._names = {str(path).encode(): name.encode() for path, name in {self.folder: SHOWN, **names}.items()}
 
     def requested(self, path: str) -> str:
         """The path of a request, with the place of the file that it names."""
@@ -33,8 +34,10 @@ class UploadFolder:
         return value
 
     def shown(self, body: bytes) -> bytes:
-        """A part of a reply without the place of the folder."""
-        return body.replace(str(self.folder).encode(), SHOWN.encode())
+        """A part of a reply without the places of folders."""
+        for path, name in self._names.items():
+            body = body.replace(path, name)
+        return body
 
     def has(self, name: Any) -> bool:
         """Whether this is a file below the folder, after resolving symbolic links."""

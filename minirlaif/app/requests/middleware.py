@@ -63,7 +63,7 @@ class RequestFilter:
             reaches the app by a name of its own that points to this machine.
         same_origin_only: refuse requests from pages of other origins. Off where a tunnel changes the host name.
         largest: bytes of the largest clip.
-        ended: called, in a thread, with the name of a session that ended.
+        ended: called, in a thread, with the name of a session that ended; names: what stands in replies for other folders.
     """
 
     def __init__(
@@ -74,8 +74,10 @@ class RequestFilter:
         same_origin_only: bool = True,
         largest: int = MAX_CLIP_BYTES,
         ended: Callable[[str], object] | None = None,
+        names: Mapping[Path, str] | None = None,
     ) -> None:
-        self.app, self.files, self.hosts, self.same_origin_only = app, UploadFolder(folder), tuple(hosts), same_origin_only
+        self.app, self.files = app, UploadFolder(folder, names or {})
+        self.hosts, self.same_origin_only = tuple(hosts), same_origin_only
         self.visitors = Visitors(lambda name: self._tasks.add(asyncio.create_task(self._forget(name))))
         self._ended, self._quota = ended, UploadQuota(self.files.folder, largest)
         self._uploads = 0  # in progress
@@ -123,7 +125,7 @@ class RequestFilter:
                 raise TooMuch(*reason)
             if scope["method"] == "POST" and path != UPLOAD:
                 body = await _buffered(receive)
-                if path != "/login":
+                if not path.endswith(("/login", "/reset")):
                     body = self._checked_body(client, path, body, held)
                 receive = _replayed(body, receive)
             elif stream := _STREAM.fullmatch(path):
@@ -149,8 +151,6 @@ class RequestFilter:
             raise TooMuch(403, "this file was not uploaded here")
         if not isinstance(call, dict):
             raise TooMuch(422, "not an object")
-        if path.endswith("/reset"):
-            return body
         name = call.get("session_hash")
         if not isinstance(name, str) or not _SESSION.fullmatch(name):
             raise TooMuch(422, "session_hash: not the name of a page")

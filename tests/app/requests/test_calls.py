@@ -125,7 +125,7 @@ def test_replies_name_no_path_of_this_machine(unlocked: Served, place: Path, cap
 
 def test_what_is_asked_again_is_as_it_was(tmp_path: Path) -> None:
     body = json.dumps({"data": ["\ud800 é", 1.5, -3, None, True, {"path": "/uploads/a/b.mp4", "meta": {}}]}).encode()
-    files = calls.UploadFolder(tmp_path)
+    files = calls.UploadFolder(tmp_path, {tmp_path.parent / "other": "x"})
     value = calls.parsed(body, files.located)
     assert value["data"][:5] == ["\ud800 é", 1.5, -3, None, True]
     assert value["data"][5] == {"path": f"{tmp_path}/a/b.mp4", "meta": {}}

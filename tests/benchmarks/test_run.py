@@ -266,7 +266,7 @@ def flags(kind: str, folder: Path, server: str) -> list[str]:
     if kind == "hf":
         where = [f"hf:{fixed_reply.write_folder(folder / 'parrot', REPLY)}", "--judge-set", "device=cpu"]
     elif kind == "gguf":
-        where = [f"gguf:{fixed_reply.write_gguf(folder / 'parrot.gguf', REPLY)}", "--judge-set", "context=512", "threads=1"]
+        where = [f"gguf:{fixed_reply.write_gguf(folder / 'parrot.gguf', REPLY)}", "--judge-set", "context=1024", "threads=1"]
     elif kind == "openai":
         where = ["openai:parrot", "--judge-set", f"url={server}", "retries=1"]
     else:
@@ -311,7 +311,7 @@ def test_rows_without_a_mark_are_told(home: Home, judged: dict[str, Path], serve
 
     def act(handler: Any, body: dict[str, Any]) -> None:
         prompt = body["messages"][1]["content"]
-        number = next(n for n, row in enumerate(home.rows) if row["question"] in prompt and f": {row['answer']}" in prompt)
+        number = next(n for n, row in enumerate(home.rows) if row["question"] in prompt and f">{row['answer']}<" in prompt)
         if number == 1:
             endpoints.send(handler, b"too long", 400)
         else:

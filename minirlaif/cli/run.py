@@ -14,7 +14,6 @@ from minirlaif.cli import evaluate, export, plan
 from minirlaif.cli.flags import add_flags, run_folder, verb
 from minirlaif.errors import UserError
 from minirlaif.runs.io import private_folder, write_atomic
-from minirlaif.runs.records import read_sealed
 from minirlaif.runs.run import Run
 from minirlaif.runs.status import report_state, status_table
 from minirlaif.stages.registry import PIPELINE, STAGES
@@ -158,9 +157,7 @@ def record_config(run: Run, cfg: config.Config, accepted: str = "") -> None:
     """
     values = yaml.safe_load(config.dump(cfg))
     for name in [*(name for name in PIPELINE if name != accepted), accepted]:
-        started = run.partial(name) / "begun.json"
-        record = run.manifest(name) or (read_sealed(started) if name and started.is_file() else {"config": {}})
-        for key, value in record["config"].items():
+        for key, value in (run.settings(name) if name else {}).items():
             if key in values and isinstance(value, dict):
                 values[key].update({field: item for field, item in value.items() if field in values[key]})
             elif key in values:

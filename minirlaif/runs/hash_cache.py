@@ -26,7 +26,7 @@ class HashCache:
         self._file = file
         self._known: dict[str, list[Any]] = {}
         self._new: dict[str, list[Any]] = {}
-        with suppress(OSError, ValueError, AttributeError):
+        with suppress(OSError, ValueError, AttributeError, RecursionError):
             values = json.loads(file.read_text(encoding="utf-8")).items()
             self._known = {path: value for path, value in values if isinstance(value, list) and value}
 

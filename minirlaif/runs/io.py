@@ -31,7 +31,7 @@ def read_json(path: Path, cure: str = "make the stage again") -> Any:
     """The content of a JSON file. UserError naming it when it cannot be read. cure: what corrects that."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {cure}", again=()) from None
 
 

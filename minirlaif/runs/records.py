@@ -1,18 +1,42 @@
-"""What a commit vouches for: size and hash of each file that it relies on, and a hash of the record itself. No torch."""
+"""What a commit vouches for: size and hash of each file that it relies on, and a hash of the record itself. Read back, records
+and rows have the fields and types that their readers count on. No torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from minirlaif.errors import UserError
-from minirlaif.runs.io import read_json, sync, write_atomic
+from minirlaif.runs.io import read_json, read_jsonl, sync, without_folders, write_atomic
 
 BLOCK = 1 << 20
 SEAL = "sha256_of_this"  # the key of a record's own hash
+NUMBER = (int, float)
+# Fields that readers of a record, or of the rows of a stage's file, count on.
+MANIFEST = {
+    "config": dict,
+    "inputs": dict,
+    "outputs": dict,
+    "identity": str,
+    "metrics": dict,
+    "counters": dict,
+    "seconds": NUMBER,
+}
+POSITION = {"step": int, "seconds": NUMBER, "summary": dict, "counters": dict, "files": dict, "state": dict}
+SETTINGS = {"config": dict, "inputs": dict}
+METRICS = {"step": int}
+ROWS: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    ("evaluate", "answers.jsonl"): dict.fromkeys(("id", "video", "question", "sft", "rlaif", "base"), str),
+    ("feedback", "verdicts.jsonl"): {
+        **dict.fromkeys(("id", "video", "question", "answer_a", "answer_b", "context", "choice"), str),
+        "margin": NUMBER,
+        "orders": list,
+    },
+    ("reward", "held_out.jsonl"): {"id": str, "score_chosen": NUMBER, "score_rejected": NUMBER},
+}
 
 
 class FileRecords:
@@ -92,5 +116,64 @@ def read_sealed(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a stage. UserError when it is damaged or has not the fields of one, or names a file outside the stage."""
+    manifest = read_sealed(path)
+    if not has_fields(manifest, MANIFEST) or not all(
+        has_fields(output, {"bytes": int, "sha256": str}) and _inside(name) for name, output in manifest["outputs"].items()
+    ):
+        raise UserError(f"{path}: not a manifest of this version; make the stage again", again=())
+    return manifest
+
+
+def read_record(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """As `read_sealed`, with the fields that it must have."""
+    record = read_sealed(path)
+    if not has_fields(record, fields):
+        raise UserError(f"{path}: of an earlier version, or not such a record; start the stage again", again=())
+    return record
+
+
+def read_rows(folder: Path, stage: str, name: str) -> list[dict[str, Any]]:
+    """Rows of a stage's file that have the fields and types of such rows, for readers that show what there is: others, such as
+    the last one of a file whose writer was killed, are left out. No file: no rows."""
+    fields = ROWS.get((stage, name), METRICS if name == "metrics.jsonl" else {})
+    rows = read_jsonl(folder / name, missing_ok=True, skip_damaged=True)
+    return [row for row in rows if has_fields(row, fields)]
+
+
+def has_fields(value: Any, fields: Mapping[str, Any]) -> bool:
+    """Whether a value is an object with these fields, each of its type (not a bool) and finite."""
+    if not isinstance(value, dict):
+        return False
+    items = ((value.get(name), kind) for name, kind in fields.items())
+    return all(isinstance(item, kind) and not isinstance(item, bool) and _finite(item) for item, kind in items)
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, int | float) or abs(value) < 1e300
+
+
+def _inside(name: str) -> bool:
+    return not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+
+
 def _seal(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The first few settings and inputs that differ, as `name old -> new`; "" when none does."""
+    if without_folders(new["config"]) == new["config"]:  # published manifests have had folders in their paths
+        old = {**old, "config": without_folders(old["config"])}
+    sides = [_flat({key: side[key] for key in ("config", "inputs")}) for side in (old, new)]
+    names = sorted(name for name in sides[0].keys() | sides[1].keys() if sides[0].get(name) != sides[1].get(name))
+    shown = [f"{name.partition('.')[2]} {sides[0].get(name)!r:.40} -> {sides[1].get(name)!r:.40}" for name in names[:3]]
+    return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat.update(_flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {f"{prefix}{key}": item})
+    return flat

@@ -23,8 +23,8 @@ from typing import Any
 from minirlaif import distributed
 from minirlaif.errors import StageStopped, UserError
 from minirlaif.runs import clips
-from minirlaif.runs.io import disk_is_full, empty, locked, plain, private_folder, sha256, without_folders
-from minirlaif.runs.records import read_sealed, write_sealed
+from minirlaif.runs.io import disk_is_full, empty, locked, plain, private_folder, sha256
+from minirlaif.runs.records import SETTINGS, differences, read_manifest, read_record, write_sealed
 from minirlaif.runs.stage_dir import SCHEMA, TEMPORARY, StageDir, start_gpu_count
 from minirlaif.stages.registry import ADAPTERS, STAGES, producers
 
@@ -85,13 +85,24 @@ class Run:
         path = self.dir(stage) / "manifest.json"
         if not path.is_file():
             return None
-        try:
-            manifest = read_sealed(path)
-        except UserError as error:
-            raise self._with_command(error, stage) from None
+        manifest = self._readable(stage, lambda: read_manifest(path))
         if manifest.get("schema") != SCHEMA:
             raise UserError(f"{path}: not a manifest of this version; make the stage again: `{self.remake(stage)}`")
         return manifest
+
+    def settings(self, stage: str) -> dict[str, Any]:
+        """What a stage was made or started with; empty without it. UserError as for `manifest`."""
+        manifest, started = self.manifest(stage), self.partial(stage) / "begun.json"
+        if manifest is None and not started.is_file():
+            return {}
+        record = manifest or self._readable(stage, lambda: read_record(started, SETTINGS))
+        return dict(record["config"])
+
+    def _readable(self, stage: str, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        try:
+            return read()
+        except UserError as error:
+            raise self._with_command(error, stage) from None
 
     def require(self, stage: str) -> Path:
         """The folder of a finished stage. UserError if it is not finished, was changed, or stands on a stage made again since."""
@@ -99,15 +110,18 @@ class Run:
         if manifest is None:
             done = "was not finished" if self.partial(stage).exists() else "does not exist yet"
             raise UserError(f"{self.dir(stage)}: {done}; run `{self.command(stage)}` first")
+        self._check_files(stage, manifest)
+        older = self.outdated(stage)
+        if older:
+            raise UserError(f"{self.dir(stage)}: made from another {older}; make it again: `{self.remake(stage)}`")
+        return self.dir(stage)
+
+    def _check_files(self, stage: str, manifest: Mapping[str, Any]) -> None:
         for name, output in manifest["outputs"].items():
             path = self.dir(stage) / name
             if not path.is_file() or path.stat().st_size != output["bytes"] or sha256(path) != output["sha256"]:
                 what = "has changed since the stage finished" if path.is_file() else "is missing"
                 raise UserError(f"{path}: {what}; make the stage again: `{self.remake(stage)}`")
-        older = self.outdated(stage)
-        if older:
-            raise UserError(f"{self.dir(stage)}: made from another {older}; make it again: `{self.remake(stage)}`")
-        return self.dir(stage)
 
     def producer(self, model: str) -> str:
         """The stage that made a model: the last finished one of those that make it, else the first. Another stage is itself."""
@@ -174,7 +188,7 @@ class Run:
         error or a kill the partial folder stays and the same call resumes from its last committed state.
         UserError when the stage was made or begun with other settings or inputs, unless `redo`.
         """
-        identities = {each: str(read_sealed(self.require(each) / "manifest.json")["identity"]) for each in inputs}
+        identities = {each: str(read_manifest(self.require(each) / "manifest.json")["identity"]) for each in inputs}
         origin = {"stage": name, "config": plain(config), "inputs": identities}
         partial = self.partial(name)
         if distributed.from_leader(lambda: self._settled(name, origin, redo)):
@@ -217,19 +231,34 @@ class Run:
             self.set_aside(name)
         for each in origin["inputs"]:
             self._check_clips(each, self.dir(each))
+        for each, made in self._made_before(
+            origin["inputs"]
+        ).items():  # clips of the world are read by stages without it as input
+            self._check_files(each, made)
         if (self.partial(name) / "manifest.json").is_file():  # killed between the manifest and the rename
             self._publish(name)
         manifest = self.manifest(name)
         if manifest is None:
             return False
-        if changes := _differences(manifest, origin):
+        if changes := differences(manifest, origin):
             raise UserError(
                 f"{self.dir(name)}: made with other settings or inputs ({changes}); make it again: `{self.remake(name)}`"
             )
+        self._check_files(name, manifest)
         self._check_clips(name, self.dir(name))
         self.accepted(name)
         print(f"{name}: finished already; to make it again: `{self.remake(name)}`", flush=True)
         return True
+
+    def _made_before(self, inputs: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+        """Manifests of the stages that a stage's inputs were made from, those that are still here and no input themselves."""
+        made: dict[str, dict[str, Any]] = {}
+        names = [*inputs]
+        for name in names:
+            if (manifest := self.manifest(name)) is not None and name not in made:
+                made[name] = manifest
+                names += manifest["inputs"]
+        return {name: manifest for name, manifest in made.items() if name not in inputs}
 
     def _open(self, name: str, origin: Mapping[str, Any]) -> StageDir:
         partial = self.partial(name)
@@ -238,7 +267,7 @@ class Run:
             empty(partial)
             write_sealed(partial / "begun.json", origin, indent=1)
             return out
-        changes = _differences(read_sealed(partial / "begun.json"), origin)
+        changes = differences(read_record(partial / "begun.json", SETTINGS), origin)
         if changes:
             raise UserError(f"{partial}: begun with other settings or inputs ({changes}); start it again: `{self.remake(name)}`")
         self._check_clips(name, partial)
@@ -258,20 +287,3 @@ class Run:
         (partial / "begun.json").unlink(missing_ok=True)
         partial.rename(self.dir(name))
         shutil.rmtree(self.root / f"{name}.old", ignore_errors=True)
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The first few settings and inputs that differ, as `name old -> new`; "" when none does."""
-    if without_folders(new["config"]) == new["config"]:  # published manifests have had folders in their paths
-        old = {**old, "config": without_folders(old["config"])}
-    sides = [_flat({key: side[key] for key in ("config", "inputs")}) for side in (old, new)]
-    names = sorted(name for name in sides[0].keys() | sides[1].keys() if sides[0].get(name) != sides[1].get(name))
-    shown = [f"{name.partition('.')[2]} {sides[0].get(name)!r:.40} -> {sides[1].get(name)!r:.40}" for name in names[:3]]
-    return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat.update(_flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {f"{prefix}{key}": item})
-    return flat

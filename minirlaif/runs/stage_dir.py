@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif import distributed
-from minirlaif.errors import UserError
 from minirlaif.runs.io import plain, sha256, sync
-from minirlaif.runs.records import FileRecords, files_below, read_sealed, write_sealed
+from minirlaif.runs.records import POSITION, FileRecords, files_below, read_record, write_sealed
 
 SCHEMA = 1
 SAVE_SECONDS = 120.0  # no more work than this is lost to a kill, whatever the settings say about steps
@@ -120,7 +119,7 @@ class StageDir:
         shutil.copytree(self.path / KEPT / name, self.path / target)
 
     def resume(self) -> tuple[int, Path] | None:
-        """(finished steps, state folder) of the last commit_state, or None. jsonl lines written after it are cut off."""
+        """(finished steps, state folder) of the last commit_state, or None. Files and lines written after it are deleted."""
         if self._follows:
             distributed.wait()  # until the leader has cut its lines
             leaders = self._follows / STATES[0]
@@ -128,21 +127,19 @@ class StageDir:
                 return None
             for path in self._follows.glob("*.jsonl"):
                 shutil.copyfile(path, self.path / path.name)
-            return self._restore(read_sealed(leaders / "position.json"), leaders)
+            return self._restore(read_record(leaders / "position.json", POSITION), leaders)
         state = self.state()
         if state is None:
             distributed.wait()
             return None
-        position = read_sealed(state / "position.json")
-        if "files" not in position:
-            raise UserError(f"{state}: of an earlier version; start the stage again", again=())
+        position = read_record(state / "position.json", POSITION)
         self._records.check(self.path, position["files"])
         self._records.check(state, position["state"])
-        for path in [path for path in files_below(self.path, (*STATES, KEPT)) if path.suffix == ".jsonl"]:
+        for path in files_below(self.path, (*STATES, KEPT)):
             known = position["files"].get(path.relative_to(self.path).as_posix())
-            if known is None:
+            if known is None:  # also half a manifest: what is not deleted is published
                 path.unlink()
-            else:
+            elif path.suffix == ".jsonl":
                 os.truncate(path, known["bytes"])
         distributed.wait()  # the others read these files now
         return self._restore(position, state)

@@ -1,6 +1,5 @@
 """The table of `status`: the state of each stage of a run. No torch."""
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -8,10 +7,14 @@ from typing import Any
 
 import yaml
 
-from minirlaif.runs.io import read_jsonl
+from minirlaif.errors import UserError
+from minirlaif.runs.io import read_json
 from minirlaif.runs.progress import clock
+from minirlaif.runs.records import read_rows
 from minirlaif.runs.run import Run
 from minirlaif.stages.registry import PIPELINE
+
+CELL = 200  # characters of a result
 
 
 def status_table(run: Run, stages: Sequence[str]) -> str:
@@ -19,26 +22,33 @@ def status_table(run: Run, stages: Sequence[str]) -> str:
     rows = [("stage", "state", "time", "result"), *status_rows(run, stages)]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows]
-    return "\n".join(lines)
+    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)  # files may be a stranger's
 
 
 def status_rows(run: Run, stages: Sequence[str]) -> list[tuple[str, str, str, str]]:
-    """Stage, state, time and result of each, as `status_table` shows them."""
+    """Stage, state, time and result of each, as `status_table` shows them; of a damaged one what is wrong, and what helps."""
     rows = []
     for name in stages:
-        manifest = run.manifest(name)
-        if name == "report":
-            state, page = report_state(run)
-            rows.append((name, state, "", page))
-        elif manifest is not None:
-            older = run.outdated(name)
-            state = f"outdated: made from another {older}" if older else "finished"
-            rows.append((name, state, clock(manifest["seconds"]), _headline(manifest["metrics"])))
-        elif run.partial(name).is_dir():
-            rows.append((name, "partial", "", _progress(run.partial(name))))
-        elif name in PIPELINE and not (name == "world" and _has_no_world(run)):
-            rows.append((name, "missing", "", ""))
+        try:
+            rows += _rows(run, name)
+        except UserError as error:
+            rows.append((name, "damaged", "", str(error)))
     return rows
+
+
+def _rows(run: Run, name: str) -> list[tuple[str, str, str, str]]:
+    """One row, or none: a stage that is no part of a usual run."""
+    manifest = run.manifest(name)
+    if name == "report":
+        state, page = report_state(run)
+        return [(name, state, "", page)]
+    if manifest is not None:
+        older = run.outdated(name)
+        state = f"outdated: made from another {older}" if older else "finished"
+        return [(name, state, clock(manifest["seconds"]), _headline(manifest["metrics"])[:CELL])]
+    if run.partial(name).is_dir():
+        return [(name, "partial", "", _progress(run.partial(name)))]
+    return [(name, "missing", "", "")] if name in PIPELINE and not (name == "world" and _has_no_world(run)) else []
 
 
 def report_state(run: Run) -> tuple[str, str]:
@@ -47,8 +57,8 @@ def report_state(run: Run) -> tuple[str, str]:
     if not (page.is_file() and data.is_file()):
         return "missing", ""
     try:
-        shown = json.loads(data.read_text(encoding="utf-8"))["evaluation"]
-    except (OSError, ValueError, LookupError, TypeError):
+        shown = read_json(data)["evaluation"]
+    except (UserError, LookupError, TypeError):
         shown = ""
     same = shown == (run.manifest("evaluate") or {"identity": None})["identity"] and not run.outdated("evaluate")
     return "finished" if same else "outdated: made from another evaluate", str(page)
@@ -58,8 +68,12 @@ def _headline(metrics: Mapping[str, Any]) -> str:
     """The first metric of a stage; of an evaluation the RLAIF model's accuracy and its gain over SFT."""
     name, value = next(iter(metrics.items()), ("", None))
     if isinstance(value, Mapping):
-        gain = (metrics.get("accuracy_gain") or {}).get("mean")
-        return f"rlaif {value['rlaif']:.3f}" + ("" if gain is None else f", {gain:+.3f} over sft")
+        gain = metrics.get("accuracy_gain")
+        over = gain.get("mean") if isinstance(gain, Mapping) else None
+        right = value.get("rlaif")
+        if not isinstance(right, int | float):
+            return ""
+        return f"rlaif {right:.3f}" + (f", {over:+.3f} over sft" if isinstance(over, int | float) else "")
     return "" if value is None else f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
 
 
@@ -67,15 +81,14 @@ def _has_no_world(run: Run) -> bool:
     """Whether the run is known to use clips of the user's own."""
     try:
         return not yaml.safe_load((run.root / "config.yaml").read_text(encoding="utf-8"))["data"]["world"]
-    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, yaml.YAMLError):
         return False
 
 
 def _progress(partial: Path) -> str:
     """Last logged step, and the step that a repeated command resumes from."""
-    logged, saved = "", 0
-    with suppress(LookupError):  # nothing logged yet
-        logged = f"last step {read_jsonl(partial / 'metrics.jsonl', missing_ok=True, skip_damaged=True)[-1]['step']}, "
-    with suppress(OSError, ValueError, LookupError):
-        saved = json.loads((partial / "state" / "position.json").read_text(encoding="utf-8"))["step"]
+    rows, saved = read_rows(partial, "", "metrics.jsonl"), 0
+    logged = f"last step {rows[-1]['step']}, " if rows else ""
+    with suppress(UserError, LookupError, TypeError):
+        saved = read_json(partial / "state" / "position.json")["step"]
     return f"{logged}resumes from step {saved}" if saved else f"{logged}restarts"

@@ -15,6 +15,8 @@ import pytest
 from minirlaif.errors import StageStopped, UserError
 from minirlaif.runs import io, records, stage_dir
 from minirlaif.runs.run import Run
+from minirlaif.runs.status import status_table
+from minirlaif.stages.registry import PIPELINE
 
 
 @pytest.fixture
@@ -392,12 +394,12 @@ def test_damage_to_what_a_commit_relies_on_is_noticed(name: str, damage: str, ru
 
 def test_what_came_after_a_commit_is_cut_off_and_what_it_relies_on_is_published(run: Run) -> None:
     saved(run)
-    (run.partial("ppo") / "new.jsonl").write_text("{}\n")
+    for name in ("new.jsonl", "manifest.json.new", "weights"):
+        (run.partial("ppo") / name).write_text("{}\n")
     with run.stage("ppo", {"a": 1}) as out:
         step, state = out.resume()
         assert step == 2 and (state / "moments").read_bytes() == bytes([2]) * 80
         assert [json.loads(line)["step"] for line in (out.path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
-        assert not (out.path / "new.jsonl").exists()
         out.log(3, loss=1.0)
         out.commit_state(3, lambda folder: None, kept="iteration-2")  # lines are hashed on from where they were
         out.publish_kept("iteration-2", "adapter")
@@ -425,3 +427,57 @@ def test_a_number_of_a_manifest_is_not_another(run: Run) -> None:
     path.write_text(path.read_text().replace("0.25", "0.35"))
     with pytest.raises(UserError, match="manifest.json: damaged, its content is not what was written"):
         run.manifest("sft")
+
+
+@pytest.mark.parametrize("damage", [name for name in DAMAGE if name != "missing"])
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_damage_to_a_finished_stage_is_noticed_by_itself_and_by_what_is_made_of_it(stage: str, damage: str, run: Run) -> None:
+    make(run)
+    make(run, "feedback", inputs=["sft"])
+    path = run.dir("sft") / "adapter" / "w.bin"
+    path.write_bytes(DAMAGE[damage](path.read_bytes() + b"12345") or b"")
+    with pytest.raises(UserError, match="w.bin: has changed since the stage finished; .*`python -m minirlaif run sft feedback"):
+        make(run, stage, inputs=["feedback"] if stage == "reward" else [])
+
+
+CONTENT = ("[]", "null", '{"seconds": "1"}', '{"seconds": 1e999}', "[" * 100_000, '{"metrics": {"rlaif": []}}', "\0", '"\\ud800"')
+
+
+@pytest.mark.parametrize("content", CONTENT)
+def test_a_run_with_any_content_has_a_status(content: str, run: Run) -> None:
+    """Whatever lies in its files: other stages are shown, and a damaged one with what helps."""
+    make(run)
+    make(run, "feedback", inputs=["sft"])
+    (run.dir("sft") / "manifest.json").write_text(content)
+    for name in ("state/position.json", "metrics.jsonl"):
+        (run.partial("ppo") / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.partial("ppo") / name).write_text(content)
+    for name in ("report.json", "report.html", "config.yaml"):
+        (run.root / name).write_text(content)
+    rows = {line.split()[0]: line for line in status_table(run, PIPELINE).splitlines()}
+    assert "damaged" in rows["sft"] and "`python -m minirlaif run sft feedback" in rows["sft"]
+    assert "partial" in rows["ppo"] and "missing" in rows["evaluate"]
+
+
+@pytest.mark.parametrize("change", [
+    {"metrics": []}, {"inputs": 1}, {"outputs": {"a": 1}}, {"seconds": float("nan")}, {"identity": None}, {"seconds": 1e308},
+    {"outputs": {"../../a": {"bytes": 1, "sha256": ""}}}, {"metrics": {"\ud800\x1b[2J": {"rlaif": "\ud800"}}, "seconds": -1e9},
+    {"metrics": {"a\nb": "x" * 5000}},
+])  # fmt: skip
+def test_a_manifest_of_a_stranger_is_read_with_care(change: dict, run: Run) -> None:
+    make(run)
+    path = run.dir("sft") / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change, records.SEAL: None}))
+    table = status_table(run, PIPELINE)
+    assert table.encode() and "\x1b" not in table and max(map(len, table.splitlines())) < 500
+    assert len(table.splitlines()) == len(PIPELINE) + 1
+
+
+@pytest.mark.parametrize("damage", [name for name in DAMAGE if name != "missing"])
+def test_settings_of_a_started_stage_are_read_with_care(damage: str, run: Run) -> None:
+    saved(run)
+    path = run.partial("ppo") / "begun.json"
+    assert run.settings("ppo") == {"a": 1} and run.settings("sft") == {}
+    path.write_bytes(DAMAGE[damage](path.read_bytes()) or b"")
+    with pytest.raises(UserError, match=r"begun\.json: .*`python -m minirlaif ppo .*--redo`"):
+        run.settings("ppo")

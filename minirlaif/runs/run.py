@@ -239,6 +239,8 @@ class Run:
             self._publish(name)
         manifest = self.manifest(name)
         if manifest is None:
+            if self.dir(name).is_dir() and any(self.dir(name).iterdir()):
+                raise UserError(f"{self.dir(name)}: its manifest.json is missing; make the stage again: `{self.remake(name)}`")
             return False
         if changes := differences(manifest, origin):
             raise UserError(

@@ -410,6 +410,14 @@ def test_what_came_after_a_commit_is_cut_off_and_what_it_relies_on_is_published(
     run.require("ppo")
 
 
+def test_a_missing_manifest_is_noticed(run: Run) -> None:
+    make(run)
+    (run.dir("sft") / "manifest.json").unlink()
+    with pytest.raises(UserError, match="sft: its manifest.json is missing; .*`python -m minirlaif sft .*--redo`"):
+        make(run)
+    assert make(run, redo=True)
+
+
 @pytest.mark.parametrize("damage", [name for name in DAMAGE if name != "missing"])
 def test_damage_to_a_manifest_is_noticed(damage: str, run: Run) -> None:
     with run.stage("sft", {"a": 1}) as out:

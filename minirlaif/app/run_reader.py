@@ -11,7 +11,8 @@ from typing import Any
 
 from minirlaif.errors import UserError
 from minirlaif.reports.run_results import kind
-from minirlaif.runs.io import read_jsonl, sha256
+from minirlaif.runs.io import sha256
+from minirlaif.runs.records import read_rows
 from minirlaif.runs.run import Run
 from minirlaif.stages.registry import ADAPTERS, PIPELINE, producers
 from minirlaif.stats import exact_match
@@ -38,7 +39,7 @@ VERDICT_FILTERS = {
 def runs(folder: Path) -> list[Run]:
     """Folders with a config.yaml, the last modified first."""
     folders = [path.parent for path in folder.glob("*/config.yaml")] if folder.is_dir() else []
-    modified = {path: max((file.stat().st_mtime for file in path.glob("*/*.json*")), default=0.0) for path in folders}
+    modified = {path: max((file.lstat().st_mtime for file in path.glob("*/*.json*")), default=0.0) for path in folders}
     return [Run(path) for path in sorted(folders, key=lambda path: modified[path], reverse=True)]
 
 
@@ -55,25 +56,32 @@ def newest_run(folder: Path) -> Run | None:
 def running_stage(run: Run) -> str:
     """The stage that is running, or ""."""
     for stage in PIPELINE:
-        written = [path.stat().st_mtime for path in run.partial(stage).glob("*.json*")]
+        written = [path.lstat().st_mtime for path in run.partial(stage).glob("*.json*")]
         if written and time.time() - max(written) < RUNNING_SECONDS:
             return stage
     return ""
 
 
 def rows(run: Run, stage: str, name: str) -> Sequence[Row]:
-    """Rows of a stage's file, finished or running; empty without a file. An incomplete last line is skipped."""
+    """Rows of a stage's file, finished or running, that are such rows; empty without a file."""
     for folder in (run.partial(stage), run.dir(stage)):
         path = folder / name
         if path.is_file():
             status = path.stat()
-            return _rows(str(path), status.st_mtime_ns, status.st_size)
+            return _rows(folder, stage, name, status.st_mtime_ns, status.st_size)
     return ()
 
 
 @lru_cache(maxsize=32)
-def _rows(path: str, changed: int, size: int) -> tuple[Row, ...]:
-    return tuple(read_jsonl(Path(path), skip_damaged=True))
+def _rows(folder: Path, stage: str, name: str, changed: int, size: int) -> tuple[Row, ...]:
+    return tuple(read_rows(folder, stage, name))
+
+
+def picture(run: Run, name: str) -> bytes:
+    """A picture of the evaluation by the name in an answer's row; empty when there is none, or not in the stage's folder."""
+    folder = run.dir("evaluate").resolve()
+    path = (folder / name).resolve()
+    return path.read_bytes() if name and path.is_relative_to(folder) and path.is_file() else b""
 
 
 def verdicts(run: Run, group: str) -> list[Row]:

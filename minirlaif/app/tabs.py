@@ -14,7 +14,8 @@ from minirlaif.app import run_reader, views
 from minirlaif.app.conversations import ChatService
 from minirlaif.app.requests.quotas import MODEL_QUEUE
 from minirlaif.app.votes import agreement
-from minirlaif.reports.html import Html
+from minirlaif.errors import UserError
+from minirlaif.reports.html import UNREADABLE, Html
 from minirlaif.runs.run import Run
 
 MODEL: dict[str, Any] = {"concurrency_id": MODEL_QUEUE, "concurrency_limit": 1, "api_visibility": "private"}
@@ -70,11 +71,11 @@ def run_tab(page: gr.Blocks, context: AppContext) -> None:
     def update_progress(name: str | None) -> list[Any]:
         run = run_of(name)
         timer = gr.Timer(IDLE if run is None or not run_reader.running_stage(run) else LIVE)
-        return [views.progress(run), views.curves(run), timer]
+        return [_shown(views.progress, run), _shown(views.curves, run), timer]
 
     def page_of(draw: Callable[[Run | None, str, int], tuple[Html, int]], label: str) -> Callable[..., list[Any]]:
         def update(name: str | None, group: str, at: float | None) -> list[Any]:
-            drawn, count = draw(run_of(name), group, int(at or 1))
+            drawn, count = _shown(draw, run_of(name), group, int(at or 1))
             return [drawn, gr.Number(label=f"{label} (of {count})", value=min(max(1, int(at or 1)), max(1, count)))]
 
         return update
@@ -87,6 +88,15 @@ def run_tab(page: gr.Blocks, context: AppContext) -> None:
     ):
         for event in (page.load, tab.select, chosen.change, group.change, number.change):
             event(page_of(draw, label), [chosen, group, number], [content, number], **READS)
+
+
+def _shown(draw: Callable[..., Any], run: Run | None, *values: Any) -> Any:
+    """What a view makes of a run; one line, with a count of 0 for a view that counts, where its files cannot be shown."""
+    try:
+        return draw(run, *values)
+    except (UserError, *UNREADABLE) as error:
+        line = views.unreadable(run, error)
+        return (line, 0) if values else line
 
 
 def _paged(label: str, name: str) -> Any:

@@ -34,6 +34,12 @@ part = partial(macro, "app/views.html")
 chat, empty, masthead, notice = (partial(part, name) for name in ("chat", "empty", "masthead", "notice"))
 
 
+def unreadable(run: Run | None, error: Exception) -> Html:
+    """The place of a run's files that cannot be shown."""
+    text = str(error) if isinstance(error, UserError) else f"a file of it cannot be shown ({type(error).__name__}: {error})"
+    return notice(f"{run.root.name if run else 'run'}: {text[:300]}")
+
+
 def page_script() -> str:
     """The script element for the head of the page."""
     return f"<script>{(files('minirlaif') / 'app/app.js').read_text(encoding='utf-8')}</script>"
@@ -93,7 +99,7 @@ def progress(run: Run | None) -> Html:
     if not stage:
         return part("progress", "", rows)
     metrics = run_reader.rows(run, stage, "metrics.jsonl")
-    step = int(metrics[-1]["step"]) if metrics and "step" in metrics[-1] else 0
+    step = metrics[-1]["step"] if metrics else 0
     total = getattr(getattr(run_reader.config_of(run), stage, None), "iterations", None)
     text = f"step {number(step)} of {number(total)}" if total else f"step {number(step)}"
     share = step / total if total else 0.0
@@ -108,10 +114,11 @@ def curves(run: Run | None) -> Html:
     for stage in reversed(STAGES.values()):
         metrics = run_reader.rows(run, stage.name, "metrics.jsonl") if stage.curves else ()
         # without the rows of feedback that only describe dev clips
-        rows = [row for row in metrics if "step" in row and row.get("pairs") != 0]
+        rows = [row for row in metrics if row.get("pairs") != 0]
         for each in stage.curves:
             points = [(row["step"], row.get(each.field)) for row in rows]
-            if any(y is not None for _, y in points):
+            points = [(x, y) for x, y in points if isinstance(y, int | float)]
+            if points:
                 figures.append(curve(each.title, points, stage.tone, note=each.note, span=each.span))
     return part("curves", figures) if figures else empty("No stage has logged metrics yet.")
 
@@ -128,8 +135,7 @@ def gallery(run: Run | None, group: str, page: int) -> tuple[Html, int]:
     start = (min(max(1, page), pages) - 1) * CARDS_PER_PAGE
     rows, strips, count = answers[start : start + CARDS_PER_PAGE], {}, _frame_count(run)
     for row in rows:
-        path = run.dir("evaluate") / (row["strip"] or "none")
-        strips[row["video"]] = path.read_bytes() if path.is_file() else run_reader.strip(run, row["video"], count)
+        strips[row["video"]] = run_reader.picture(run, row["strip"]) or run_reader.strip(run, row["video"], count)
     names = {video: f"g{number}" for number, video in enumerate(strips) if strips[video]}
     pictures = {row["id"]: html.strip(names[row["video"]], strips[row["video"]], count) for row in rows if row["video"] in names}
     style = strip_styles({name: strips[video] for video, name in names.items()})

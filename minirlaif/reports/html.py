@@ -13,13 +13,16 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from markupsafe import Markup as Html
+from PIL.Image import DecompressionBombError
 
 from minirlaif.errors import UserError
 from minirlaif.runs.progress import clock
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+# What content of a run's files can cause that is not of this version.
+UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError, TemplateError, DecompressionBombError)
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 320, 150, 44, 12, 10, 22  # of a curve, in its own units
 
 

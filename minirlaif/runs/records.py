@@ -28,12 +28,17 @@ MANIFEST = {
 POSITION = {"step": int, "seconds": NUMBER, "summary": dict, "counters": dict, "files": dict, "state": dict}
 SETTINGS = {"config": dict, "inputs": dict}
 METRICS = {"step": int}
-ROWS: Mapping[tuple[str, str], Mapping[str, Any]] = {
-    ("evaluate", "answers.jsonl"): dict.fromkeys(("id", "video", "question", "sft", "rlaif", "base"), str),
+READOUT = {"choice": str, "margin": NUMBER, "orders": [str]}
+ROWS: Mapping[tuple[str, str], Mapping[str, Any]] = {  # a name that ends in ? may be missing, or None
+    ("evaluate", "answers.jsonl"): {
+        **dict.fromkeys(("id", "video", "question", "sft", "rlaif", "base"), str),
+        **{f"{name}?": str for name in ("truth", "strip", "type")},
+    },
     ("feedback", "verdicts.jsonl"): {
-        **dict.fromkeys(("id", "video", "question", "answer_a", "answer_b", "context", "choice"), str),
-        "margin": NUMBER,
-        "orders": list,
+        **dict.fromkeys(("id", "video", "question", "answer_a", "answer_b", "context"), str),
+        **READOUT,
+        "without_context?": READOUT,
+        "letter?": READOUT,
     },
     ("reward", "held_out.jsonl"): {"id": str, "score_chosen": NUMBER, "score_rejected": NUMBER},
 }
@@ -143,11 +148,19 @@ def read_rows(folder: Path, stage: str, name: str) -> list[dict[str, Any]]:
 
 
 def has_fields(value: Any, fields: Mapping[str, Any]) -> bool:
-    """Whether a value is an object with these fields, each of its type (not a bool) and finite."""
+    """Whether a value is an object with these fields, each of its type (not a bool) and finite; see ROWS."""
     if not isinstance(value, dict):
         return False
-    items = ((value.get(name), kind) for name, kind in fields.items())
-    return all(isinstance(item, kind) and not isinstance(item, bool) and _finite(item) for item, kind in items)
+    pairs = ((value.get(name.removesuffix("?")), kind, name.endswith("?")) for name, kind in fields.items())
+    return all((item is None and optional) or _is(item, kind) for item, kind, optional in pairs)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if isinstance(kind, Mapping):
+        return has_fields(value, kind)
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(_is(item, kind[0]) for item in value)
+    return isinstance(value, kind) and not isinstance(value, bool) and _finite(value)
 
 
 def _finite(value: Any) -> bool:

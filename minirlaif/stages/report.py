@@ -18,6 +18,7 @@ import yaml
 
 from minirlaif.config import Config, EvaluateSection
 from minirlaif.data import left_out
+from minirlaif.errors import UserError
 from minirlaif.reports import html, run_results
 from minirlaif.reports.html import Html
 from minirlaif.runs.io import plain, read_json, read_jsonl, without_folders, write_atomic
@@ -47,9 +48,15 @@ class StageOutputs:
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
     """1. read the stages 2. numbers 3. both files. Cheap, so `redo` changes nothing. UserError when a stage is not finished."""
     outputs = read(run)
-    numbers = summary(cfg.evaluate, outputs)
+    try:
+        numbers = summary(cfg.evaluate, outputs)
+        page = document(cfg.evaluate, run.root.name, outputs, numbers)
+    except html.UNREADABLE as error:  # hashes are right, so it was made by others, or by another version
+        made, again = run.dir("evaluate"), run.remake("evaluate")
+        what = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        raise UserError(f"{made}, or a stage before it, is not of this version ({what}); make it again: `{again}`") from None
     write_atomic(run.root / "report.json", json.dumps(plain(numbers), indent=1, ensure_ascii=False) + "\n")
-    write_atomic(run.root / "report.html", document(cfg.evaluate, run.root.name, outputs, numbers))
+    write_atomic(run.root / "report.html", page)
 
 
 def read(run: Run) -> StageOutputs:
@@ -57,7 +64,7 @@ def read(run: Run) -> StageOutputs:
     folders = {name: run.require(name) for name in run.inputs("report")}
     manifests = {name: manifest for name in ("world", *folders) if (manifest := run.manifest(name)) is not None}
     answers = read_jsonl(folders["evaluate"] / "answers.jsonl", missing_ok=True)
-    names = sorted({row["strip"] for row in answers if row.get("strip")})
+    names = sorted(name for name in manifests["evaluate"]["outputs"] if name.startswith("strips/"))
     return StageOutputs(
         run.producer("rlaif"),
         manifests,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from minirlaif import config
-from minirlaif.app import run_reader, views
+from minirlaif.app import run_reader, tabs, views
 from minirlaif.inference.engine import LoadedClip
 from minirlaif.models.feature_cache import VisionFeatureCache
 from minirlaif.models.loading import open_backbone
@@ -148,3 +148,33 @@ def test_many_frames_of_any_shape_are_drawn() -> None:
     drawn = views.strip(LoadedClip("x", 60.0, tuple(float(n) for n in range(20)), pixels, 2.5, "k"), "")
     assert drawn.count("<img") == 20 and "image/jpeg" in drawn and "aspect-ratio:2.5" in drawn and "19.0 s" in drawn
     assert len(drawn) < 60_000  # not the whole frames
+
+
+ROW = '{"id": "a", "video": "../world/clip.mp4", "question": "q", "sft": "x", "rlaif": "y", "base": "z", '
+CONTENT = {
+    "no rows": "null\n[]\n1\n",
+    "nothing in them": "{}\n",
+    "no JSON": "[" * 100_000,
+    "no text": "\0\ud800",
+    "another file": ROW + '"truth": "x", "strip": "../../secret.jpg"}\n',
+    "no picture": ROW + '"truth": "x", "strip": "strips/bad.jpg"}\n',
+    "types": ROW + '"truth": 1, "type": {}, "step": [], "orders": [[]], "choice": {}}\n',
+    "numbers": '{"step": 1e999, "loss": "1", "score": {}}\n{"step": 2, "score": [], "kl": 1e999}\n{"step": 3, "score": "x"}\n',
+}
+
+
+@pytest.mark.parametrize("content", CONTENT)
+def test_the_page_of_a_run_survives_any_content(content: str, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "a", tmp_path / "a")
+    run, data = Run(tmp_path / "a"), CONTENT[content].encode(errors="surrogatepass")
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    for name in ("manifest.json", "metrics.jsonl", "answers.jsonl", "verdicts.jsonl", "held_out.jsonl", "strips/bad.jpg"):
+        for stage in ("evaluate", "feedback", "reward", "ppo", "sft.partial"):
+            (run.root / stage / name).parent.mkdir(parents=True, exist_ok=True)
+            (run.root / stage / name).write_bytes(data)
+    (run.root / "sft.partial" / "gone.json").symlink_to("nothing")
+    assert run_reader.runs(tmp_path)[0].root == run.root
+    drawn = [tabs._shown(views.progress, run), tabs._shown(views.curves, run)]
+    drawn += [tabs._shown(views.gallery, run, "all", 1)[0], tabs._shown(views.verdict, run, "all", 1)[0]]
+    assert all(drawn) and "c2VjcmV0" not in "".join(drawn)  # in base64
+    assert run_reader.example_questions(run) and run_reader.example_clips(run)

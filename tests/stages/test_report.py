@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import json
 import sqlite3
@@ -545,3 +547,30 @@ def test_counts_of_a_run_that_read_only_the_cache():
     counts = {"decodes_per_clip": None, "encodes_per_clip": None, "prefilled_tokens_per_clip": None, "clips": None,
               "cached_plans": None, "total": nothing, "by_stage": {"sft": nothing}}  # fmt: skip
     assert "decoded and encoded once" not in run_results.counts({"counts": counts})
+
+
+@pytest.mark.parametrize(("rows", "outcome"), [
+    ([], []), ([], {"test_items": {}}), ([row(1, "worse")], {"accuracy": 1}), ([row(1, "worse")], {"judge": None, "seed": {}}),
+    ([{**row(1, "worse"), "sft": 1}], {}), ([{**row(1, "worse"), "video": None, "truth": ["x"]}], {}),
+])  # fmt: skip
+def test_content_of_another_version_is_one_line(rows: Any, outcome: Any, tmp_path: Path) -> None:
+    whole = result([row(1, "worse")], **outcome) if isinstance(outcome, dict) else outcome
+    cfg, run = make(tmp_path / "a", rows, whole)
+    try:
+        report.run(cfg, run)
+    except UserError as error:
+        assert "is not of this version" in str(error) and "minirlaif evaluate" in str(error) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize("strip", ["../../secret.jpg", "strips/none.jpg"])
+def test_a_picture_that_the_evaluation_did_not_make_is_not_shown(strip: str, tmp_path: Path) -> None:
+    (tmp_path / "secret.jpg").write_bytes(jpeg(12, 77))
+    lines = [row(1, "worse")]
+    cfg, run = make(tmp_path / "a", lines, result(lines))
+    manifest = read_sealed(run.dir("evaluate") / "manifest.json")
+    (run.dir("evaluate") / "answers.jsonl").write_text(json.dumps({**lines[0], "strip": strip}) + "\n")
+    data = (run.dir("evaluate") / "answers.jsonl").read_bytes()
+    manifest["outputs"]["answers.jsonl"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    write_sealed(run.dir("evaluate") / "manifest.json", manifest)
+    report.run(cfg, run)
+    assert base64.b64encode(jpeg(12, 77)).decode() not in (run.root / "report.html").read_text()

@@ -7,6 +7,7 @@ import difflib
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -18,6 +19,7 @@ from minirlaif.errors import UserError
 
 R = TypeVar("R")
 LONGEST_FILE = 1 << 20  # characters
+DEEPEST = 20  # blocks and lists in one another
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -40,8 +42,13 @@ def parse_yaml(text: str, where: str) -> Mapping[Any, Any]:
     if len(text) > LONGEST_FILE:
         raise UserError(f"{where}: {len(text):,} characters are no config; {LONGEST_FILE:,} are allowed")
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
-            raise UserError(f"{where}: has an alias (*name), which is not read here: write the value in its place")
+        depth = 0
+        for event in yaml.parse(text, Loader=_Loader):
+            if isinstance(event, yaml.AliasEvent):
+                raise UserError(f"{where}: has an alias (*name), which is not read here: write the value in its place")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:  # before the rest is read: thousands of brackets take a minute
+                raise RecursionError
         values, root = yaml.load(text, Loader=_Loader), yaml.compose(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, TypeError) as error:  # ValueError: a date that does not exist, and the like
         raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())[:300]})") from None
@@ -121,13 +128,10 @@ def _unknown(name: str, known: Collection[str], sections: Collection[str]) -> st
 
 
 def _typed(name: str, kind: Any, value: object) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is float and isinstance(value, str):  # YAML reads 1e-4 as text, because it has no dot
-        try:
+    # YAML reads 1e-4 as text, because it has no dot; a whole number may be too large for a float.
+    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
             return float(value)
-        except ValueError:
-            pass
     if kind in _WORDS and type(value) is kind:
         return value
     if kind not in _WORDS:  # the others are tuples of text; one text stands for a list of one

@@ -243,6 +243,8 @@ def test_a_run_made_before_a_setting_was_read_as_it_behaved(tmp_path: Path):
         (f"model: {{base: {'x' * 20000}}}\n", "model.base is too long: 20,000 letters"),
         (f"data: {{sft: [{'a, ' * 20000}a]}}\n", "data.sft is too long: 20,001 letters or items"),
         (f"sft: {'[' * 3000}{']' * 3000}\n", "nested too deeply"),
+        (f"sft: {'[' * 500_000}\n", "nested too deeply"),
+        (f"ppo:\n  clip: 1{'0' * 400}\n", "ppo.clip must be a number"),
         ("a: &a [x, x, x]\nb: &b [*a, *a, *a]\nc: [*b, *b, *b]\n", "has an alias"),
         ("seed: 1\n" + "# filler\n" * 200_000, "characters are no config"),
         ("? [a, b]\n: 1\n", "not valid YAML"),

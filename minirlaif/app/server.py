@@ -166,6 +166,7 @@ def launched(
     Raises:
         UserError: the port is not available.
     """
+    from fastapi.exceptions import RequestValidationError
     from starlette.middleware import Middleware
 
     from minirlaif.app import ui, views
@@ -180,7 +181,7 @@ def launched(
             server_name=host,
             server_port=port or _free_port(host),
             share=share,
-            app_kwargs={"middleware": [request_filter]},
+            app_kwargs={"middleware": [request_filter], "exception_handlers": {RequestValidationError: _invalid_body}},
             theme=ui.theme(),
             css=views.page_style(),
             quiet=True,
@@ -202,6 +203,13 @@ def launched(
         yield shared or address
     finally:
         page.close(verbose=False)
+
+
+async def _invalid_body(request: Any, error: Exception) -> Any:
+    """The reply to a body that is none of the event's. FastAPI's own repeats it, and fails where it is no text."""
+    from starlette.responses import JSONResponse
+
+    return JSONResponse({"detail": "the body is not that of this request"}, 422)
 
 
 def quiet_gradio(folder: Path) -> None:

@@ -561,3 +561,8 @@ def test_votes_lie_in_the_run_of_the_models_or_beside_the_files(
     run, folder = server._run_and_votes(server._parser().parse_args(words.split()))
     assert (run and run.root.absolute()) == (shown and tmp_path / shown)
     assert folder.absolute() == tmp_path / votes
+
+
+def test_a_body_that_is_no_text_is_refused(unlocked: Served) -> None:
+    status, reply = Client(unlocked.address).send("POST", "/gradio_api/reset", b"\xba", {"Content-Type": "text/plain"})
+    assert (status, json.loads(reply)["detail"]) == (422, "the body is not that of this request")

@@ -28,7 +28,6 @@ from tests.fixtures.small_config import STAGES, lines, manifest, results
 pytestmark = pytest.mark.learning
 CHAINS, KILLS = 6, 4  # runs of each stage, and kills of each
 CASES = {"partial": 24, "cache": 5, "finished": 9}  # damages of each kind to each interrupted run
-MODULES = "feedback evaluate ppo report reward sft world".split()
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,7 @@ def command(runs: Path, *stages: str) -> functools.partial[int]:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    import transformers.models.idefics3  # noqa: F401  loaded before processes are forked
-
-    for name in MODULES:
-        __import__(f"minirlaif.stages.{name}")
+    forked.preload()
     folder = tmp_path_factory.mktemp("reference")
     made, log = Reference(folder, {}, {}), folder / "changes"
     for stage in STAGES:

@@ -1,6 +1,11 @@
-"""Errors that the command line prints as one line, with exit code 2."""
+"""Errors that the command line prints as one line, with exit code 2, and how messages count."""
 
 from collections.abc import Sequence
+
+
+def counted(count: int, noun: str, many: str = "") -> str:
+    """A count with its noun for a message: "1 row", "2 rows"; many: a plural that does not end in s alone."""
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
 
 
 class UserError(Exception):

@@ -24,8 +24,10 @@ ANSWERS = (
 PLACES = ("answer_id", "answer_idx", "answer_index", "correct_idx", "correct_answer_idx")  # of the right option
 VIDEOS = (
     *("video", "videos", "video_path", "video_file", "videoID", "video_id", "video_idx", "video_name", "images", "path"),
-    *("vid_name", "gif_name"),
+    *("vid_name", "gif_name", "clip", "clip_path", "file", "file_path", "filepath", "file_name", "filename", "media"),
 )
+# Names that other things have as well: a clip where the cell names one and no other column does.
+_LOOSE = frozenset(VIDEOS[VIDEOS.index("clip") :])
 FILES = ("video", "videos", "video_path", "video_file", "path")  # of these, columns that name a file rather than a recording
 
 # A part of the clip as two columns, or as one list of two.
@@ -59,8 +61,9 @@ MEANING = frozenset(
         # further input of the model
         " subtitle subtitles subtitle_path subs srt transcript asr speech context input history system system_prompt instructions"
         " tools functions objects image images audio audios bbox bboxes box boxes region regions hint response output"
+        " ocr passage evidence knowledge rotation rotate crop roi flip mirror template placeholders answer_number"
         # what is learned from it
-        " loss loss_mask loss_scale weight weights sample_weight kto_tag kto_label train trainable training is_correct"
+        " loss loss_mask loss_scale weight weights sample_weight kto_tag kto_label train trainable training correct"
     ).split()
 )
 # Answers of a preference: of no meaning to a row that is read for its question alone.
@@ -70,6 +73,7 @@ ONE_OPTION = re.compile(
     r"(?:options?|choices?|candidates?|opt?|ans|answer)[ _]?(?:\d+|[a-f])|a\d+|\(?[b-h]\)?|\(a\)", re.IGNORECASE
 )
 _ANOTHER_CLIP = re.compile(r"(?:video|clip)s?_?\d|(?:second|other|negative)_(?:video|clip)s?", re.IGNORECASE)
+_ANOTHER_QUESTION = re.compile(r"(?:question|prompt)[ _]?\d+", re.IGNORECASE)
 # Columns that have a use under another spelling: Video beside video.
 _KNOWN = frozenset((*QUESTIONS, *ANSWERS, *FILES))
 _SPELLED = frozenset(name.lower() for name in _KNOWN if len(name) > 1)
@@ -88,7 +92,7 @@ _WORDS = _TIMES | frozenset(
         " negative negatives neg counterfactual counterfactuals wrong incorrect false bad chosen rejected answers subtitle"
         " subtitles subs sub srt transcript asr speech dialogue dialog system history context instruction instructions prompt"
         " loss mask masks masked weight weights training learn learned ignore reversed reasoning rationale cot thinking thought"
-        " thoughts"
+        " thoughts reject correct ocr passage rotation crop"
     ).split()
 )
 _DATE = re.compile(r"\d{4}-\d\d-\d\d(?:[T ].*)?")
@@ -99,8 +103,10 @@ def unused(row: Mapping[str, Any]) -> list[str]:
     return [name for name, value in row.items() if _means(name, value)]
 
 
-def refuse_unused(row: Mapping[str, Any], ignore: Sequence[str] = ()) -> None:
-    """BadRow that names the columns left of a row that mean something. ignore: what the settings pass over already."""
+def refuse_unused(row: Mapping[str, Any], ignore: Sequence[str] = (), video: str = "") -> None:
+    """BadRow that names the columns left of a row that mean something. ignore: what the settings pass over already; video: the
+    row's clip, than which no column may name another."""
+    _refuse_others(row, video)
     if names := unused(row):
         columns = " and ".join(f"`{name}`" for name in names)
         known = ", ".join(dict.fromkeys([*ignore, *names]))
@@ -118,6 +124,8 @@ def _means(name: str, value: Any) -> bool:
         return str(value).strip().lower() in ("true", "false", "0", "1", "yes", "no", "good", "bad")
     if lower in ("loss", "weight", "sample_weight", "loss_scale", "train", "trainable", "training") and value == 1:
         return False  # learned from as every row is
+    if lower in ("rotation", "rotate", "crop", "flip", "mirror") and value in (0, False):
+        return False
     if lower == "i":  # VideoChat2's instruction; a number is a row's
         return isinstance(value, str) and not value.strip().isdecimal()
     if name not in _KNOWN and lower in _SPELLED:
@@ -235,12 +243,36 @@ def _plain(name: str) -> str:
     return path.stem if path.suffix.lower() in CLIP_SUFFIXES else path.name
 
 
+def _refuse_others(row: Mapping[str, Any], video: str) -> None:
+    """BadRow for a column left of a row that is another question, or names another clip file than the row's."""
+    file = named_span(video).file
+    for name, value in row.items() if video else ():
+        if _ANOTHER_QUESTION.fullmatch(name) and isinstance(value, str) and value.strip():
+            raise BadRow(f"`{name}` is another question: make a row of it, or pass over with data.ignore_columns: [{name}]")
+        if (
+            isinstance(value, str)
+            and value.lower().endswith(CLIP_SUFFIXES)
+            and " " not in value
+            and _plain(value) != _plain(file)
+        ):
+            raise BadRow(
+                f"`{name}` names another clip ({value[:60]}) than the row's ({file[:60]}): take one out, or pass over with"
+                f" data.ignore_columns: [{name}]"
+            )
+
+
+def _names_clips(row: Mapping[str, Any], name: str) -> bool:
+    """Whether a column names clips: of _LOOSE those whose cell is the name of a clip file."""
+    value = row.get(name)
+    return holds(value) and (name not in _LOOSE or (isinstance(value, str) and value.lower().endswith(CLIP_SUFFIXES)))
+
+
 def take_videos(row: dict[str, Any]) -> tuple[str, list[str]]:
     """The column that names clips, and the clips; takes it out of the row."""
     for name in [name for name in VIDEOS if name in row and not holds(row[name])]:
         if any(holds(row.get(other)) for other in VIDEOS):  # as merged tables fill up what a row does not have
             del row[name]
-    column = first(row, VIDEOS)
+    column = next((name for name in VIDEOS if _names_clips(row, name)), first(row, [n for n in VIDEOS if n not in _LOOSE]))
     names = clip_names(row.pop(column), column) if column else []
     for other in [name for name in FILES if row.get(name) not in (None, "", [])]:
         if other == "path" and not str(row[other]).lower().endswith(CLIP_SUFFIXES):

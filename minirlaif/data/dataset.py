@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ from minirlaif.data.tables import (
     raise_all,
     text_lines,
 )
-from minirlaif.errors import UserError
+from minirlaif.errors import UserError, counted
 from minirlaif.runs.io import sha256
 from minirlaif.types import Preference, Sample
 
@@ -83,7 +83,8 @@ def load_preferences(source: str, videos: str = "", rules: RowRules | None = Non
     table = _table(source, videos)
     rows = [row for row in table.rows if not (isinstance(row[1], dict) and row[1].get("preference") in UNDECIDED)]
     if len(rows) < len(table.rows):
-        print(f"{source}: {len(table.rows) - len(rows)} votes without a winner (tie, both bad) are left out", flush=True)
+        count = len(table.rows) - len(rows)
+        _print_once(f"{source}: left out {counted(count, 'vote')} without a winner (tie, both bad)")
     rules = rules or RowRules()
     return _load(replace(table, rows=rows), partial(parse_preference, ignore=rules.ignore), rules)
 
@@ -96,6 +97,12 @@ def fingerprint(source: str, videos: str = "") -> str:
     questions = [sha256(path / name) for name in _QUESTION_FILES if (path / name).is_file()]
     names = [str(clip) for clip in clip_files(Path(os.path.expanduser(videos or source)))]
     return hashlib.sha256(json.dumps([questions, names]).encode()).hexdigest()
+
+
+@cache
+def _print_once(text: str) -> None:
+    """Print a line about a file, once in a process: the same file is read for the checks and for the stage."""
+    print(text, flush=True)
 
 
 def _texts(record: Sample | Preference) -> list[str]:
@@ -143,7 +150,7 @@ def _load(table: _Table, parse: Callable[[Any], _Record], rules: RowRules) -> li
     if not records:
         raise UserError(f"{table.name}: holds no rows")
     if count := sum("system" in record.tags for record in records):
-        print(f"{table.name}: the system turns of {count} rows are kept as tags; the model is not shown them", flush=True)
+        _print_once(f"{table.name}: the system turns of {counted(count, 'row')} are kept as tags; the model is not shown them")
     return records
 
 
@@ -160,7 +167,11 @@ def _check_shares(
     share = min(lost / (lost + len(readable)), len(missing) / total) if missing else 0.0
     too_bad, too_few = len(problems) > rules.max_bad * total, share > rules.max_missing
     if too_bad or too_few:
-        allowed = f" ({rules.max_bad:g} of {total} rows may be bad, by data.max_bad_rows)" if too_bad and rules.max_bad else ""
+        allowed = ""
+        if rules.max_bad or rules.max_missing:
+            bad, away = counted(len(problems), "bad row"), counted(lost, "missing clip")
+            limits = f"data.max_bad_rows={rules.max_bad:g} and video.max_unreadable={rules.max_missing:g}"
+            allowed = f" ({bad} and {away} of {counted(total, 'row')} are more than {limits} allow)"
         raise_all(table.name + allowed, [*problems, *((number, reason) for number, _, reason in missing)])
     rules.left_out += [LeftOut("bad row", table.name, number, reason) for number, reason in problems]
     rules.left_out += [LeftOut("clip", table.name, number, reason) for number, _, reason in missing]

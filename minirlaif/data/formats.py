@@ -1,11 +1,11 @@
 """Row parsers: each known data format, turned into one record. Pure functions on dicts, no disk.
 
-Conversations (the clip's place is marked by `<video>` at the start or end of the first question):
+Conversations (`<video>` may mark the clip's place at the start or end of the first question):
   LLaVA               {"video": "a.mp4", "conversations": [{"from": "human", "value": "<video>…"}, {"from": "gpt", "value": "…"}]}
                       (LLaVA-Video-178K marks the clip with <image>)
   ShareGPT / OpenAI   {"videos": ["a.mp4"], "messages": [{"role": "user", "content": "<video>…"}, …]}
   parts               content: [{"type": "video", "path": "a.mp4"}, {"type": "text", "text": "…"}], also of type video_url
-Plain rows (`<video>` may be left out, there is only one place for the clip):
+Plain rows:
   ours                {"id", "video", "question", "answer", "type"}
   VideoInstruct100K   {"q", "a", "video_id"}; benchmark files with `video_name` and `Q`, `A` read the same way
   TRL                 {"prompt", "completion", "videos"}, text or messages
@@ -31,15 +31,17 @@ from minirlaif.data.cells import CLIP_SUFFIXES as CLIP_SUFFIXES
 from minirlaif.data.cells import PLACEHOLDER, clean, first, holds, known_columns, names_of, only
 from minirlaif.data.cells import BadRow as BadRow
 from minirlaif.data.cells import half_letters as half_letters
-from minirlaif.data.columns import ANSWERS, CONVERSATIONS, PLACES, PREFERRED, QUESTIONS, refuse_unused, take_part, take_videos
+from minirlaif.data.columns import ANSWERS, PLACES, PREFERRED, QUESTIONS, refuse_unused, take_part, take_videos
 from minirlaif.data.messages import Message, answer_text, history_of, messages_of
 from minirlaif.data.options import AnswerOptions, take_options
+from minirlaif.errors import counted
 from minirlaif.types import Preference, Sample, Turn
 from minirlaif.video.spans import named_span
 
 _THOUGHT = re.compile(r"(\s*<think>.*</think>\s*)(\S.*?)(\s*)", re.DOTALL)
 _BOXED = re.compile(r"\s*\\boxed\{(.*)\}\s*", re.DOTALL)
 _REASONED = re.compile(r"(\s*<think>.*<answer>)(.*)(</answer>\s*)", re.DOTALL)  # Video-R1's answers with their reasoning
+_SIDES = (("chosen", "rejected"), ("output_1", "output_2"))
 UNDECIDED = ("tie", "both bad")  # votes without a winner: valid rows, but nothing to learn from
 
 
@@ -59,12 +61,14 @@ def parse_sample(row: Any, need_answers: bool = True, ignore: Sequence[str] = ()
     answer = None if messages[-1].role == "assistant" else _take_answer(row, column, options)
     if answer is not None:
         messages.append(Message("assistant", answer))
-    video = _take_clip(row, messages, column)
+    video = _take_clip(row, messages)
     _refuse_times_of_answer(video, messages)
     messages = _with_options(messages, options, resolve=answer is None)
+    if need_answers and (both := next((pair for pair in _SIDES if all(holds(row.get(name)) for name in pair)), None)):
+        raise BadRow(f"`{both[0]}` and `{both[1]}` make the row a preference: name its file in data.preferences")
     if not need_answers:  # the questions of preferences are prompts like others
         row = {name: value for name, value in row.items() if name not in PREFERRED}
-    refuse_unused(row, ignore)
+    refuse_unused(row, ignore, video)
     turns = _turns(messages, need_answers)
     if need_answers and not any(turn.learn for turn in turns):
         raise BadRow("no answer is trained on (`loss` or `weight` masks them all): remove the row")
@@ -85,11 +89,11 @@ def parse_preference(row: Any, ignore: Sequence[str] = ()) -> Preference:
     sides = _chosen_and_rejected(row, messages)
     if not messages:
         raise BadRow(f"no `prompt`, `messages`, `conversations` or `question` column (it has {columns})")
-    video = _take_clip(row, messages, column)
+    video = _take_clip(row, messages)
     messages = _with_options(messages, options)
     turns = _turns(messages, need_answers=False)
     if len(turns) != 1 or turns[0].answer is not None:
-        raise BadRow(f"the prompt of a preference must be one question without an answer, this has {len(turns)} question(s)")
+        raise BadRow(f"the prompt of a preference must be one question without an answer; questions here: {len(turns)}")
     chosen, rejected = (
         clean(_chosen_option(options, value, name), f"the {side} answer")
         for side, (name, value) in zip(("chosen", "rejected"), sides, strict=True)
@@ -102,7 +106,7 @@ def parse_preference(row: Any, ignore: Sequence[str] = ()) -> Preference:
     if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not math.isfinite(margin):
         raise BadRow("`margin` must be a finite number")
     context = clean(answer_text(context, "context"), "`context`") if context != "" else ""
-    refuse_unused(row, ignore)
+    refuse_unused(row, ignore, video)
     id_, question = str(row.get("id", "")).strip(), turns[0].question
     return Preference(id_, video, question, chosen, rejected, context, float(margin), tags=_tags(row, messages))
 
@@ -235,22 +239,22 @@ def _words(message: Message) -> tuple[str, str]:
     return message.role, message.text.replace(PLACEHOLDER, "").strip()
 
 
-def _take_clip(row: dict[str, Any], messages: list[Message], column: str) -> str:
+def _take_clip(row: dict[str, Any], messages: list[Message]) -> str:
     """The one clip of a row, or the part of it that the row means, after tags and files have been counted against each other;
-    takes its columns out of the row and its tag out of the messages."""
+    takes its columns out of the row and its tag out of the messages. Without a tag the clip stands before the first question."""
     inside = [name for message in messages for name in message.files]
     videos, named = take_videos(row)
     files = named if not inside or inside == named else inside + named
-    tag, required = _tag(messages, videos), column in CONVERSATIONS
+    tag = _tag(messages, videos)
     tags = sum(message.text.count(tag) for message in messages if message.role == "user")
     if not files:
-        raise BadRow(f"{f'{tags} {tag} tag(s) but no clip' if tags else 'no clip'}: every row needs one in a `video` column")
-    if not tags and required:
-        raise BadRow(f"no {tag} tag: put it at the start of the first question")
+        tagged = f"{counted(tags, f'{tag} tag')} but no clip" if tags else "no clip"
+        raise BadRow(f"{tagged}: every row needs one in a `video` column")
     if tags and tags != len(files):
-        raise BadRow(f"{tags} {tag} tag(s) but {len(files)} clip(s): there must be one tag for each clip")
+        numbers = f"{counted(tags, f'{tag} tag')} but {counted(len(files), 'clip')}"
+        raise BadRow(f"{numbers}: write one tag for each clip, or none for one clip")
     if len(files) > 1:
-        raise BadRow(f"{len(files)} clips in one row: more than one is not supported yet")
+        raise BadRow(f"{len(files)} clips in one row: more than one is not supported; make a row for each, or take the row out")
     place = next((place for place, message in enumerate(messages) if message.role != "system"), None)
     if place is not None and messages[place].role == "user":
         text = messages[place].text.strip()

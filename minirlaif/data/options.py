@@ -104,7 +104,7 @@ class AnswerOptions:
             place = ord(label[1].upper()) - ord("A")
             if place < len(self.texts) and self._same(self.texts[place], rest):
                 return place
-            raise BadRow(f"`{column}` {text[:40]!r} has the letter of one option and the text of another")
+            raise BadRow(f"`{column}` {text[:40]!r} has the letter of one option and the text of another: write one of them")
         alike = [place for place, option in enumerate(self.texts) if self._same(option, text)]
         if len(alike) != 1:
             raise self._none(text, column)
@@ -116,7 +116,7 @@ class AnswerOptions:
 
     def _none(self, text: str, column: str) -> BadRow:
         known = f"is none of the {len(self.texts)} options, no letter of one and no number from {self._first or 0}"
-        return BadRow(f"`{column}` {text[:40]!r} {known}")
+        return BadRow(f"`{column}` {text[:40]!r} {known}: write one of them")
 
 
 def letter(place: int) -> str:
@@ -149,7 +149,7 @@ def take_options(row: dict[str, Any]) -> AnswerOptions | None:
     if not 2 <= len(texts) <= MOST or not all(texts):
         raise BadRow(f"`{column}` must hold 2 to {MOST} options, none of them empty")
     if len(set(texts)) < len(texts):
-        raise BadRow(f"`{column}` holds one option twice")
+        raise BadRow(f"`{column}` holds one option twice: take one out")
     return AnswerOptions(texts, labels or keys)
 
 

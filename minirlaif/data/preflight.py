@@ -16,7 +16,7 @@ from minirlaif.errors import UserError
 from minirlaif.runs.run import Run
 from minirlaif.stages.registry import STAGES
 from minirlaif.types import Preference, Sample
-from minirlaif.video.reader import KnowsClips, check_clips, too_many
+from minirlaif.video.reader import KnowsClips, UnreadableClip, check_clips, too_many
 
 Row = TypeVar("Row", Sample, Preference)
 
@@ -94,6 +94,8 @@ def readable(rows: Sequence[Row], clips: KnowsClips, max_unreadable: float, root
         check_clips(distributed.share(paths), clips, 1.0)
         distributed.wait()
     infos, bad = check_clips(paths, clips, 1.0)
+    places = {row.video: row.where for row in reversed(rows)}
+    bad = [UnreadableClip(c.path, f"{c.reason} ({places[c.path]})" if places[c.path] else c.reason) for c in bad]
     names = {clip.path for clip in bad}
     if len(bad) > max_unreadable * len(paths) and sum(row.video in names for row in rows) > max_unreadable * len(rows):
         raise too_many(bad, len(paths))

@@ -194,7 +194,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _bad(error: Exception) -> BadRow:
     reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)[:80]
-    return BadRow(f"not valid JSON ({reason})")
+    return BadRow(f"not valid JSON ({reason}): correct it, or take it out")
 
 
 def json_rows(name: str) -> list[tuple[int, Any]]:

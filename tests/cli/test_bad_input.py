@@ -124,7 +124,7 @@ def test_unreadable_clips_can_be_left_out(command_line: CommandLine):
 
 def test_what_is_left_out_is_listed(command_line: CommandLine):
     rows = [conversation("good.mp4", f"<video>\nquestion {n}?") for n in range(10)]
-    command_line.write("sft.json", [*rows, conversation("gone.mp4"), conversation("good.mp4", "no tag"), rows[0]])
+    command_line.write("sft.json", [*rows, conversation("gone.mp4"), conversation("good.mp4", "<video><video> two"), rows[0]])
     assert command_line.call("sft", "data.max_bad_rows=0.1")[0] == 2
     assert command_line.call("sft", "data.max_bad_rows=0.1", "video.max_unreadable=0.1") == (0, "")
     entries = [json.loads(line) for line in (command_line.run / "left_out.jsonl").read_text().splitlines()]
@@ -148,8 +148,8 @@ def test_a_part_of_a_clip_and_a_masked_answer_go_through(command_line: CommandLi
 # --- rows
 
 ROWS = {
-    "no tag": (conversation("good.mp4", "what happens first?"), "no <video> tag"),
-    "more tags than clips": (conversation("good.mp4", "<video><video>\nwhat differs?"), "2 <video> tag(s) but 1 clip(s)"),
+    "more tags than clips": (conversation("good.mp4", "<video><video>\nwhat differs?"), "2 <video> tags but 1 clip"),
+    "two clips": ({**conversation("good.mp4", "what differs?"), "video": ["good.mp4", "other.mp4"]}, "2 clips in one row"),
     "image token": (conversation("good.mp4", "<video>\nwhat does <image> show?"), "contains the token <image>"),
     "no answer": ({"video": "good.mp4", "question": "what happens?"}, "question 1 has no answer"),
 }
@@ -167,7 +167,7 @@ def test_rows(command_line: CommandLine, name: str):
 def test_many_bad_rows_are_one_line(command_line: CommandLine):
     path = command_line.write("sft.json", [row for row, _ in ROWS.values()])
     code, complaint = command_line.call("sft")
-    assert code == 2 and f"{path}: 4 bad rows, the first is row 1: no <video> tag" in complaint
+    assert code == 2 and f"{path}: 4 bad rows, the first is row 1: 2 <video> tags" in complaint
 
 
 @pytest.mark.parametrize("part", ["prompts", "dev", "test", "preferences"])

@@ -137,7 +137,7 @@ def test_turns_and_system_turns(folder: Path, capsys: pytest.CaptureFixture[str]
     (sample,) = load_samples(source)
     assert sample.turns == (*TURNS, Turn("And then?", "It stops."))
     assert dict(sample.tags) == {"system": "Be brief."}
-    assert "the system turns of 1 rows are kept as tags; the model is not shown them" in capsys.readouterr().out
+    assert "the system turns of 1 row are kept as tags; the model is not shown them" in capsys.readouterr().out
     prompts = load_samples(source, need_answers=False)
     assert [(prompt.id, prompt.turns) for prompt in prompts] == [("c", TURNS), ("c#2", (Turn("And then?", "It stops."),))]
 
@@ -153,12 +153,11 @@ def test_prompts_may_lack_answers(folder: Path) -> None:
 
 
 BAD_ROWS: dict[str, tuple[Any, str]] = {
-    "no tag": (llava(ASKED), "no <video> tag"),
-    "two image tags": (llava(f"<image><image>\n{ASKED}"), "2 <image> tag(s) but 1 clip(s)"),
-    "no clip": ({k: v for k, v in llava().items() if k != "video"}, "1 <video> tag(s) but no clip"),
+    "two image tags": (llava(f"<image><image>\n{ASKED}"), "2 <image> tags but 1 clip"),
+    "no clip": ({k: v for k, v in llava().items() if k != "video"}, "1 <video> tag but no clip"),
     "no clip, no tag": ({"question": ASKED, "answer": "x"}, "no clip: every row needs one in a `video` column"),
-    "more tags than files": (llava("<video><video> Same?"), "2 <video> tag(s) but 1 clip(s)"),
-    "more files than tags": (llava(videos=["a.mp4", "v_b.MKV"], video=None), "1 <video> tag(s) but 2 clip(s)"),
+    "more tags than files": (llava("<video><video> Same?"), "2 <video> tags but 1 clip"),
+    "more files than tags": (llava(videos=["a.mp4", "v_b.MKV"], video=None), "1 <video> tag but 2 clips"),
     "two clips": (llava("<video><video> Same?", videos=["a.mp4", "v_b.MKV"], video=None), "more than one is not supported"),
     "two clips, plain": ({"prompt": "Q?", "completion": "x", "videos": ["a.mp4", "v_b.MKV"]}, "more than one is not supported"),
     "tag inside": (llava("In <video> what falls?"), "question 1 contains the token <video>"),
@@ -183,13 +182,13 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "frame list in videos": (llava(videos=[["f/1.jpg", "f/2.jpg"]], video=None), "holds frame pictures"),
     "address": (own("https://example.org/a.mp4"), "is an address"),
     "answer first": (llava() | {"conversations": llava()["conversations"][::-1]}, "turn 1 is by the assistant"),
-    "two questions in a row": (llava() | {"conversations": llava()["conversations"][:1] * 2, "videos": None}, "2 <video> tag(s)"),
+    "two questions in a row": (llava() | {"conversations": llava()["conversations"][:1] * 2, "videos": None}, "2 <video> tags"),
     "unknown role": (llava() | {"conversations": [{"from": "tool", "value": "<video>"}]}, "is by 'tool'"),
     "picture part": (
         {"videos": ["a.mp4"], "messages": [{"role": "user", "content": [{"type": "image"}]}]},
         "part of type 'image'; known are text and video",
     ),
-    "part and column differ": (FORMATS["parts with path"] | {"videos": ["v_b.MKV"]}, "1 <video> tag(s) but 2 clip(s)"),
+    "part and column differ": (FORMATS["parts with path"] | {"videos": ["v_b.MKV"]}, "1 <video> tag but 2 clips"),
     "only a system turn": ({"prompt": [{"role": "system", "content": "Hi."}], "video": "a.mp4"}, "has no question"),
     "no conversation": (llava() | {"conversations": []}, "must be a list of turns, this is empty"),
     "unknown format": ({"foo": 1, "video": "a.mp4"}, "it has `foo`, `video`"),
@@ -371,7 +370,7 @@ def test_preference_context_margin_and_tags(folder: Path) -> None:
             "the question must end with the chosen answer, or `response`",
         ),
         (PREFERENCES["llama-factory"] | {"conversations": llava()["conversations"]}, "one question without an answer"),
-        (PREFERENCES["trl, messages"] | {"prompt": [ASKS, {"role": "assistant", "content": ""}, ASKS]}, "this has 2 question(s)"),
+        (PREFERENCES["trl, messages"] | {"prompt": [ASKS, {"role": "assistant", "content": ""}, ASKS]}, "questions here: 2"),
         (PREFERENCES["trl, prompt inside"] | {"rejected": [ASKS, ASKS]}, "one conversation that ends in two different answers"),
     ],
 )

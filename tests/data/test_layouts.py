@@ -39,6 +39,25 @@ READINGS: dict[str, tuple[dict[str, Any], str, tuple[Turn, ...]]] = {
         "a.mp4",
         ONE,
     ),
+    "LLaVA without a tag": (
+        {"video": "a.mp4", "conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]},
+        "a.mp4",
+        ONE,
+    ),
+    "ms-swift without a tag": (
+        {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": Q}, REPLY], "videos": ["a.mp4"]},
+        "a.mp4",
+        ONE,
+    ),
+    "clip": ({"clip": "a.mp4", "question": Q, "answer": A}, "a.mp4", ONE),
+    "file": ({"file": "clips/b.mp4", "question": Q, "answer": A}, "clips/b.mp4", ONE),
+    "file of a recording beside its clip": (
+        {"video": "a.mp4", "file_name": "clips/a.mp4", "question": Q, "answer": A},
+        "a.mp4",
+        ONE,
+    ),
+    "a clip's name that is a number": ({"video": "a.mp4", "clip": 7, "question": Q, "answer": A}, "a.mp4", ONE),
+    "an upright clip": ({"video": "a.mp4", "rotation": 0, "question": Q, "answer": A}, "a.mp4", ONE),
     "LLaVA-Video-178K, open ended": (
         {
             "id": "ytb_1",

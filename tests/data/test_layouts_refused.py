@@ -88,8 +88,27 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             "post_prompt": "Answer in French.",
             "dialogue": "Good dog!",
             "Answer": "It swims.",
+            "correct": "It swims.",
+            "reject": "It swims.",
+            "ocr": "Good dog!",
+            "passage": "Dogs swim.",
+            "rotation": 90,
+            "crop": [0, 0, 10, 10],
+            "answer_number": 1,
         }.items()
     },
+    "another question": (ROW | {"question_2": "And then?"}, "`question_2` is another question: make a row of it"),
+    "another clip": (ROW | {"video_name": "b.mp4"}, "`video_name` names another clip (b.mp4) than the row's (a.mp4)"),
+    "another clip of any name": (ROW | {"source": "x/b.webm"}, "data.ignore_columns: [source]"),
+    "another file": (ROW | {"file": "b.mp4"}, "`file` names another clip (b.mp4)"),
+    "a preference among conversations": (
+        ROW | {"chosen": "x", "rejected": "y"},
+        "`chosen` and `rejected` make the row a preference: name its file in data.preferences",
+    ),
+    "a preference of the paper": (
+        CHAT | {"output_1": "x", "output_2": "y", "preference": 1},
+        "`output_1` and `output_2` make the row a preference",
+    ),
     "a label in words": (ROW | {"label": "false"}, "column `label` would change what the row means"),
     "several of them": (ROW | {"duration": 3, "subtitle": "x"}, "columns `duration` and `subtitle` would change"),
     # two columns for one thing

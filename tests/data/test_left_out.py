@@ -51,7 +51,9 @@ def test_shares_of_bad_rows_and_of_missing_clips(source: str, bad: float, missin
 
 def test_more_bad_rows_than_are_allowed(source: str) -> None:
     with pytest.raises(
-        UserError, match=r"rows.jsonl \(0.04 of 20 rows may be bad, by data.max_bad_rows\): 2 bad rows, the first is row 4"
+        UserError,
+        match=r"rows.jsonl \(1 bad row and 1 missing clip of 20 rows are more than data.max_bad_rows=0.04 and"
+        r" video.max_unreadable=0 allow\): 2 bad rows, the first is row 4",
     ):
         load_samples(source, rules=RowRules(max_bad=0.04))
 

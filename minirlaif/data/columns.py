@@ -106,7 +106,6 @@ def unused(row: Mapping[str, Any]) -> list[str]:
 def refuse_unused(row: Mapping[str, Any], ignore: Sequence[str] = (), video: str = "") -> None:
     """BadRow that names the columns left of a row that mean something. ignore: what the settings pass over already; video: the
     row's clip, than which no column may name another."""
-    _refuse_others(row, video)
     if names := unused(row):
         columns = " and ".join(f"`{name}`" for name in names)
         known = ", ".join(dict.fromkeys([*ignore, *names]))
@@ -114,6 +113,7 @@ def refuse_unused(row: Mapping[str, Any], ignore: Sequence[str] = (), video: str
             f"column{'s' * (len(names) > 1)} {columns} would change what the row means and {'are' if len(names) > 1 else 'is'}"
             f" not used: take {'them' if len(names) > 1 else 'it'} out, or pass over with data.ignore_columns: [{known}]"
         )
+    _refuse_others(row, video)
 
 
 def _means(name: str, value: Any) -> bool:

@@ -31,7 +31,7 @@ def test_votes_are_what_reward_reads(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert all(Path(pair.video).is_file() and pair.question == "what happens?" for pair in pairs)
     assert {pair.video for pair in pairs} == {str(next((tmp_path / "votes" / "clips").iterdir()))}  # one copy for all
     assert pairs[0].tags["judge"] == "2" and pairs[0].tags["reward_1"] == "0.5" and len({pair.id for pair in pairs}) == 3
-    assert "2 votes without a winner (tie, both bad) are left out" in capsys.readouterr().out
+    assert "left out 2 votes without a winner (tie, both bad)" in capsys.readouterr().out
     undecided = [row for row in vote_store.rows() if row["preference"] not in (1, 2)]
     tiny.write_lines(vote_store.file, undecided)
     with pytest.raises(UserError, match="holds no rows"):

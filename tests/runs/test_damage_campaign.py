@@ -26,7 +26,7 @@ from tests.fixtures.forked import DAMAGES, Outcome, damaged
 from tests.fixtures.small_config import STAGES, lines, manifest, results
 
 pytestmark = pytest.mark.learning
-CHAINS, KILLS = 6, 4  # runs of each stage, and kills of each
+CHAINS, KILLS = 7, 4  # runs of each stage, and kills of each
 CASES = {"partial": 24, "cache": 5, "finished": 9}  # damages of each kind to each interrupted run
 
 

@@ -571,6 +571,12 @@ def test_a_block_is_replaced_between_its_markers():
         with_generated(text, "y", "new")
 
 
+def test_the_security_page_names_tests_that_exist() -> None:
+    names = re.findall(r"`((?:tests/)?[\w/]*test_\w+\.py)`", (ROOT / ".github" / "SECURITY.md").read_text(encoding="utf-8"))
+    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
+    assert names and not [n for n in names if n not in files and ("/" in n or n not in {Path(file).name for file in files})]
+
+
 def test_the_lock_has_every_pinned_package_with_hashes() -> None:
     pinned = dict(line.split("#")[0].split("==") for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line)
     assert pinned.pop("torch"), "its builds differ, so it is in no lock"

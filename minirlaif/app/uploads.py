@@ -4,6 +4,8 @@ A file is identified by its content before any decoder opens it: video libraries
 and addresses.
 """
 
+import os
+import re
 import shutil
 import threading
 import time
@@ -121,7 +123,9 @@ class UploadStore:
                 self._reader.frames(file, [uniform_plan(info.seconds, frames)], FrameSize(8, 8))
             return info
         except UnreadableClip as error:
-            reason = error.reason.replace(" (video.timeout_seconds)", "")  # a setting, which a visitor cannot change
+            # Settings are not a visitor's to change, and commands are for a file of that name on a machine of theirs.
+            reason = re.sub(r" \(video\.timeout_seconds\)|, or use it as it is with --set \S+", "", error.reason)
+            reason = reason.replace(f"{file.parent}{os.sep}", "")
             return reason if reason.startswith("a frame has") else f"cannot be read: {reason}"
         finally:
             if client:

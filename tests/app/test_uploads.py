@@ -99,6 +99,16 @@ def test_limits_of_a_clip(upload_store: UploadStore, tmp_path: Path) -> None:
         upload_store.examine(link)
 
 
+def test_a_reason_names_neither_a_path_of_this_machine_nor_a_setting(upload_store: UploadStore) -> None:
+    path = Path(
+        uploaded(upload_store, "cut.mp4", times=[n / 24 for n in range(200)], container_options={"movflags": "faststart"})
+    )
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with pytest.raises(UserError, match=r"the file is cut short.*`ffmpeg -i cut.mp4 -an -c:v libx264 cut_mended.mp4`$") as caught:
+        upload_store.examine(path)
+    assert str(upload_store.folder) not in str(caught.value)
+
+
 HANGING = """
 import time
 from minirlaif.video import decode_worker

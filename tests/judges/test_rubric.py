@@ -92,7 +92,7 @@ def test_yes_and_no_are_needed_where_they_were_asked_for():
 
 
 def tag_of(system: str) -> str:
-    """The tag that a judge is told about."""
+    """The tag that a system prompt names."""
     (tag,) = re.findall(r"between <(text-[0-9a-f]{8})> and </\1>", system)
     return str(tag)
 

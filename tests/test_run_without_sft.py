@@ -77,6 +77,16 @@ def test_answers_carry_the_ids_that_were_sampled_and_who_saw_the_descriptions(fi
     assert metrics["answers"] == learned == 48 - metrics["left_out"]
 
 
+def test_the_first_pair_of_a_prompt_is_the_clearest(finished: Path):
+    """The judge ranks all candidates: its verdict on the best and the worst has the widest margin."""
+    margins: dict[str, list[float]] = {}
+    for row in lines(finished / "feedback" / "verdicts.jsonl"):
+        margins.setdefault(row["id"].split("#")[0], []).append(row["margin"])
+    several = [each for each in margins.values() if len(each) == 2]
+    assert len(several) > 2 and all(first >= second - 1e-4 for first, second in several)
+    assert any(first > second + 0.1 for first, second in several)
+
+
 def test_the_report_compares_with_the_base(finished: Path):
     report = json.loads((finished / "report.json").read_text())
     assert report["start"] == "base" and report["method"] == "ppo" and "sft" not in report["accuracy"]

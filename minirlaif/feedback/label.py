@@ -7,7 +7,7 @@ from typing import Any
 
 from minirlaif.config import FeedbackSection
 from minirlaif.feedback.describe import context_text, describe_segments
-from minirlaif.feedback.judge import judge, judge_texts
+from minirlaif.feedback.judge import judge, judge_texts, mean_logprobs
 from minirlaif.feedback.text_judge import TextJudge
 from minirlaif.models.generation import Completion, sample
 from minirlaif.models.seeds import generator, seed_of
@@ -70,10 +70,14 @@ def label(
     decides with the run's seed what is drawn; text_judge: judges in place of the model itself."""
     lines: Lines = []
     pairs: list[Comparison] = []
-    for row, candidates in zip(rows, draw_candidates(session, section, rows, contexts, seed, chunk), strict=True):
+    drawn = draw_candidates(session, section, rows, contexts, seed, chunk)
+    ranked = section.readout == "likelihood" and text_judge is None  # letters compare two answers, they rank none
+    scores = candidate_scores(session, section, rows, drawn, contexts) if ranked else [{} for _ in rows]
+    for row, candidates, score in zip(rows, drawn, scores, strict=True):
         question = {"id": row.id, "video": run.stored(row.video), "question": row.turns[0].question}
         lines.append(("answers.jsonl", {**question, **answers_record(candidates)}))
-        pairs += make_pairs(row, candidates, contexts[row.video] if section.context else "", section.pairs_per_prompt, seed)
+        context = contexts[row.video] if section.context else ""
+        pairs += make_pairs(row, candidates, context, section.pairs_per_prompt, seed, score)
     labels = judge_pairs(session, section, pairs, text_judge)
     for pair, verdict, bare in zip(pairs, labels.verdicts, labels.without_context, strict=True):
         pair = replace(pair, video=run.stored(pair.video))
@@ -134,6 +138,33 @@ def _context_answers(
     return answers
 
 
+def candidate_scores(
+    session: ModelSession,
+    section: FeedbackSection,
+    rows: Sequence[Sample],
+    drawn: Sequence[Sequence[Candidate]],
+    contexts: Mapping[str, str],
+) -> list[dict[str, float]]:
+    """By row the judge's score of each answer that can stand in a pair: its mean log-likelihood, as the judge reads it."""
+    views = {row.video: session.video_input(row.video) if section.judge_frames else None for row in rows}
+    texts = [(row, text) for row, candidates in zip(rows, drawn, strict=True) for text in comparable(candidates)]
+    encoded = [
+        session.encode_pair(
+            views[row.video], row.turns[0].question, session.answer_ids(text), contexts[row.video] if section.context else ""
+        )
+        for row, text in texts
+    ]
+    scores: dict[str, dict[str, float]] = {row.id: {} for row in rows}
+    for (row, text), score in zip(texts, mean_logprobs(session, encoded, section.batch_size), strict=True):
+        scores[row.id][text] = score
+    return [scores[row.id] for row in rows]
+
+
+def comparable(candidates: Sequence[Candidate]) -> list[str]:
+    """Different answers that ended before the limit of tokens, and are not empty, in the order in which they were drawn."""
+    return list(dict.fromkeys(c.text for c in candidates if c.stopped and c.text.strip()))
+
+
 def answers_record(candidates: Sequence[Candidate]) -> dict[str, Any]:
     """The answers of one prompt for answers.jsonl: texts, token ids, whether each ended, whether it was given with context."""
     return {
@@ -162,12 +193,18 @@ def judge_pairs(
     return Labels(verdicts, without_context, {verdict.pair: verdict for verdict in letters})
 
 
-def make_pairs(row: Sample, candidates: Sequence[Candidate], context: str, count: int, seed: int) -> list[Comparison]:
-    """At most `count` pairs of different answers; which comes first is drawn, so that the position is no clue. Answers that were
-    cut at the limit of tokens, and empty ones, are in no pair; of a prompt without any other there is none."""
+def make_pairs(
+    row: Sample, candidates: Sequence[Candidate], context: str, count: int, seed: int, scores: Mapping[str, float]
+) -> list[Comparison]:
+    """At most `count` pairs of different answers; which comes first is drawn, so that the position is no clue. scores: of the
+    answers by the judge, where it ranks them: then the pairs that lie furthest apart are taken, the best with the worst first;
+    else the first ones. Answers that were cut at the limit of tokens, and empty ones, are in no pair; of a prompt without any
+    other there is none."""
     finished = [c.text for c in candidates if c.stopped]
-    distinct = dict.fromkeys(text for text in finished if text.strip())
-    combinations = list(itertools.islice(itertools.combinations(distinct, 2), count))
+    combinations = list(itertools.combinations(comparable(candidates), 2))
+    if scores:
+        combinations.sort(key=lambda pair: -abs(scores[pair[0]] - scores[pair[1]]))
+    combinations = combinations[:count]
     alike = [(finished[0], finished[0])] if finished else []  # kept as a tie, so that the counts are complete
     pairs = []
     for number, (one, two) in enumerate(combinations or alike):

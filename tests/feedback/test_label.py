@@ -22,6 +22,7 @@ def test_the_sample_is_a_decided_pair(monkeypatch: pytest.MonkeyPatch, tmp_path)
     monkeypatch.setattr(
         labels, "sample", lambda *words: [[SimpleNamespace(ids=(n,), stopped=True) for n in (1, 2)] for _ in rows]
     )
+    monkeypatch.setattr(labels, "candidate_scores", lambda *words: [{} for _ in rows])
 
     def shown(*choices: str) -> dict:
         verdicts = [Verdict(f"r{number}#0", choice, 1.0, (choice, choice)) for number, choice in enumerate(choices)]

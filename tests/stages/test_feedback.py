@@ -121,30 +121,37 @@ def candidates(*texts: str) -> list[labels.Candidate]:
 
 def test_pairs_are_of_different_answers_and_their_order_is_drawn_for_each() -> None:
     row = Sample("q", "clip", (Turn("what?"),), tags={"type": "count"})
-    pairs = labels.make_pairs(row, candidates("x", "y", "x", " ", "z"), "told", 3, seed=0)
+    pairs = labels.make_pairs(row, candidates("x", "y", "x", " ", "z"), "told", 3, seed=0, scores={})
     assert [pair.id for pair in pairs] == ["q#0", "q#1", "q#2"]
     assert [{pair.answer_a, pair.answer_b} for pair in pairs] == [{"x", "y"}, {"x", "z"}, {"y", "z"}]
     assert {(p.video, p.question, p.context, p.tags["type"]) for p in pairs} == {("clip", "what?", "told", "count")}
     orders = []
     for seed in range(40):
-        made = labels.make_pairs(row, candidates("x", "y", "z"), "", 3, seed)
-        assert made == labels.make_pairs(row, candidates("x", "y", "z"), "", 3, seed)
+        made = labels.make_pairs(row, candidates("x", "y", "z"), "", 3, seed, {})
+        assert made == labels.make_pairs(row, candidates("x", "y", "z"), "", 3, seed, {})
         orders.append("".join(p.answer_a for p in made))
     assert len(set(orders)) == 8  # each pair of a prompt is drawn for itself
 
 
 def test_equal_answers_are_kept_as_one_pair_of_equals() -> None:
     row = Sample("q", "clip", (Turn("what?"),))
-    (pair,) = labels.make_pairs(row, candidates("x", "x"), "", 1, seed=0)
+    (pair,) = labels.make_pairs(row, candidates("x", "x"), "", 1, seed=0, scores={})
     assert (pair.answer_a, pair.answer_b) == ("x", "x")
+
+
+def test_ranked_answers_are_paired_from_both_ends() -> None:
+    """Scores by hand: gaps y-z 5, y-x 4, w-z 3, w-x 2, y-w 2, x-z 1."""
+    row, scores = Sample("q", "clip", (Turn("what?"),)), {"x": 2.0, "y": 6.0, "z": 1.0, "w": 4.0}
+    pairs = labels.make_pairs(row, candidates("x", "z", "y", "w"), "", 3, 0, scores)
+    assert [{pair.answer_a, pair.answer_b} for pair in pairs] == [{"y", "z"}, {"y", "x"}, {"w", "z"}]
 
 
 def test_an_answer_cut_at_the_limit_is_in_no_pair() -> None:
     row, cut = Sample("q", "clip", (Turn("what?"),)), labels.Candidate("cut off in the", (1, 2, 3), stopped=False)
-    (pair,) = labels.make_pairs(row, [cut, *candidates("x", "y")], "", 3, seed=0)
+    (pair,) = labels.make_pairs(row, [cut, *candidates("x", "y")], "", 3, seed=0, scores={})
     assert {pair.answer_a, pair.answer_b} == {"x", "y"}
-    (alone,) = labels.make_pairs(row, [cut, *candidates("x")], "", 3, seed=0)
-    assert alone.answer_a == alone.answer_b == "x" and labels.make_pairs(row, [cut, cut], "", 3, seed=0) == []
+    (alone,) = labels.make_pairs(row, [cut, *candidates("x")], "", 3, seed=0, scores={})
+    assert alone.answer_a == alone.answer_b == "x" and labels.make_pairs(row, [cut, cut], "", 3, seed=0, scores={}) == []
 
 
 NONE = {"disagree": 0, "tie": 0, "invalid": 0, "same_answers": 0, "sampled_answers": 8, "cut_answers": 0}

@@ -27,7 +27,7 @@ from minirlaif.runs import clips
 from minirlaif.runs.database import database_errors
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.types import Sample
+from minirlaif.types import Preference, Sample
 from minirlaif.video.frame_sampling import FramePlan, FrameSize, segment_spans, uniform_plan
 from minirlaif.video.reader import ClipInfo, ClipReader
 from minirlaif.video.spans import file_of
@@ -107,7 +107,7 @@ class ModelSession:
         """See `preflight.readable`."""
         return preflight.readable(rows, self.feature_cache, self.video.max_unreadable, self.root)
 
-    def record_clips(self, run: Run, out: StageDir, rows: Iterable[Row]) -> None:
+    def record_clips(self, run: Run, out: StageDir, rows: Iterable[Sample | Preference]) -> None:
         """List the content of the clips of a stage's rows (runs/clips.py)."""
         if distributed.leads():
             infos = (self.feature_cache.info(file) for file in {file_of(row.video) for row in rows})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -164,11 +165,31 @@ def test_the_app_compares_the_aligned_model_with_the_base(finished: Path):
     assert compared_models(("rlaif", "sft", "base")) == ("rlaif", "sft")
 
 
-def test_four_bits(finished: Path, tmp_path: Path):
+@pytest.mark.parametrize("method", ["distill", "dpo"])
+def test_four_bits(finished: Path, tmp_path: Path, method: str):
     run = begin(finished, tmp_path, ["world"])
-    assert main.main(words(tmp_path, "model.quantization=nf4", "optimize.methods=[distill]", stages=("feedback", "distill"))) == 0
-    losses = [row["loss"] for row in lines(run / "distill" / "metrics.jsonl")]
-    assert len(losses) == 16 and losses[-1] < losses[0] and files(run / "distill") >= {"adapter/adapter_model.safetensors"}
+    settings = [
+        "model.quantization=nf4",
+        f"optimize.methods=[{method}]",
+        "dpo.epochs=4",
+        "dpo.batch_size=6",
+        "dpo.learning_rate=0.002",
+    ]
+    assert main.main(words(tmp_path, *settings, stages=("feedback", method))) == 0
+    losses = [row["loss"] for row in lines(run / method / "metrics.jsonl")]
+    assert len(losses) > 5 and losses[-1] < losses[0] and files(run / method) >= {"adapter/adapter_model.safetensors"}
+
+
+def test_preferences_after_distillation(finished: Path, tmp_path: Path):
+    """dpo starts from distill's adapter, which is its reference, so its first loss is that of a coin; the base judges on dev."""
+    run = begin(finished, tmp_path, ["world", "feedback", "distill"])
+    settings = ["optimize.methods=[distill,dpo]", "dpo.batch_size=6", "dpo.learning_rate=0.002", "dpo.dev_every=2"]
+    assert main.main(words(tmp_path, *settings)) == 0
+    assert sorted(manifest(run, "dpo")["inputs"]) == ["distill", "feedback"] and not (run / "reward").exists()
+    first = lines(run / "dpo" / "metrics.jsonl")[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-4) and first["margin"] == pytest.approx(0.0, abs=1e-4)
+    report = json.loads((run / "report.json").read_text())
+    assert report["method"] == "dpo" and report["reward_model"] is None and "None" not in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

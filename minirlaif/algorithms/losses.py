@@ -50,6 +50,26 @@ def centering_penalty(
     return total.detach().sign() * part / pairs
 
 
+def dpo_loss(
+    chosen_B: Tensor, rejected_B: Tensor, ref_chosen_B: Tensor, ref_rejected_B: Tensor, beta: float, denominator: float
+) -> tuple[Tensor, dict[str, float]]:
+    """Direct preference optimisation (Rafailov et al. 2023, eq. 7): mean of -log sigmoid(beta x margin), a scalar in nats.
+
+    Each argument is the summed log-probability of whole answers, of the policy (with gradient) and of the reference; the margin
+    is (chosen - ref_chosen) - (rejected - ref_rejected). denominator: pairs of the whole minibatch. Statistics, shares of it:
+    accuracy (margins above 0), margin, chosen_reward and rejected_reward (beta x log-ratio).
+    """
+    pairs = _pairs(chosen_B, rejected_B, denominator)
+    _pairs(ref_chosen_B, ref_rejected_B, denominator)
+    better_B, worse_B = chosen_B - ref_chosen_B.detach(), rejected_B - ref_rejected_B.detach()
+    margin_B = better_B - worse_B
+    with torch.no_grad():
+        shares = {"accuracy": (margin_B > 0).to(margin_B.dtype), "margin": margin_B}
+        shares |= {"chosen_reward": beta * better_B, "rejected_reward": beta * worse_B}
+        stats = {name: (values_B.sum() / pairs).item() for name, values_B in shares.items()}
+    return functional.softplus(-beta * margin_B).sum() / pairs, stats
+
+
 def ppo_policy_loss(
     new_BR: Tensor, old_BR: Tensor, advantages_BR: Tensor, mask_BR: Tensor, clip: float, denominator: float
 ) -> tuple[Tensor, dict[str, float]]:

@@ -180,6 +180,23 @@ class DistillSection:
 
 
 @dataclass(frozen=True)
+class DpoSection:
+    """Direct preference optimisation of the policy on the judge's pairs."""
+
+    beta: PositiveFloat = 0.1  # of the log-ratio to the reference; smaller: further from it
+    epochs: PositiveFloat = 1.0
+    learning_rate: PositiveFloat = 5e-6
+    warmup_ratio: Share = 0.1
+    schedule: Schedule = "cosine"
+    weight_decay: float = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    batch_size: PositiveInt = 16  # pairs per optimiser step, at most all there are
+    micro_batch_size: PositiveInt = 2
+    dev_every: PositiveInt = 50  # judge the policy on dev prompts every so many steps; the best checkpoint is kept
+    save_every: PositiveInt = 50
+
+
+@dataclass(frozen=True)
 class ReferenceSection:
     """The frozen SFT model from which PPO measures its KL."""
 
@@ -259,6 +276,7 @@ class Config:
     reward: RewardSection = field(default_factory=RewardSection)
     optimize: OptimizeSection = field(default_factory=OptimizeSection)
     distill: DistillSection = field(default_factory=DistillSection)
+    dpo: DpoSection = field(default_factory=DpoSection)
     reference: ReferenceSection = field(default_factory=ReferenceSection)
     rollout: RolloutSection = field(default_factory=RolloutSection)
     ppo: PpoSection = field(default_factory=PpoSection)

@@ -201,16 +201,32 @@ def _update(plan: Planned, known: Known | None) -> Moments:
     yield _added(base, formulas.training(plan.critic.numbers, p, Batch(rows, longer, 0, _visual(plan, plan.critic))))
 
 
+def _dpo(plan: Planned, known: Known | None) -> Moments:
+    d, p, shape = plan.settings.dpo, plan.precision, plan.policy
+    start, answer = known or (_prompt(plan, shape), plan.settings.feedback.max_new_tokens)
+    base = _base(plan, shape, 1 if plan.gpu else 2, 1)  # on a GPU the reference is offloaded while the policy trains
+    rows = 2 * min(d.micro_batch_size, d.batch_size)  # both answers of a pair
+    batch = Batch(rows, start + answer, answer, _visual(plan, shape))
+    yield _added(base, formulas.training(shape.numbers, p, batch))
+    yield _added(_base(plan, shape, 2, 1), formulas.scoring(shape.numbers, p, batch))
+    yield from _dev_judge(plan, base, start, answer, known)
+
+
 def _distill(plan: Planned, known: Known | None) -> Moments:
     d, p, shape = plan.settings.distill, plan.precision, plan.policy
     start, answer = known or (_prompt(plan, shape), plan.settings.feedback.max_new_tokens)
     base = _base(plan, shape, 1 if plan.gpu else 2, 1)  # on a GPU the reference is offloaded
     rows = min(d.micro_batch_size, d.batch_size)
     yield _added(base, formulas.training(shape.numbers, p, Batch(rows, start + answer, answer, _visual(plan, shape))))
+    yield from _dev_judge(plan, base, start, answer, known)
+
+
+def _dev_judge(plan: Planned, base: Mapping[str, float], start: int, answer: int, known: Known | None) -> Moments:
+    """While a judge chooses the checkpoint on dev prompts; `bench`, which knows the tokens of its row, has none."""
     if known is None and (plan.settings.data.dev or plan.settings.data.world):
-        size, visual = plan.settings.feedback.batch_size, _visual(plan, shape)
-        yield _added(base, formulas.sampling(shape.numbers, p, Batch(size, start, 0, visual), 1, answer))
-        yield _added(base, formulas.scoring(shape.numbers, p, _judged(plan, start)))
+        size, visual, n = plan.settings.feedback.batch_size, _visual(plan, plan.policy), plan.policy.numbers
+        yield _added(base, formulas.sampling(n, plan.precision, Batch(size, start, 0, visual), 1, answer))
+        yield _added(base, formulas.scoring(n, plan.precision, _judged(plan, start)))
 
 
 def _evaluate(plan: Planned, known: Known | None) -> Moments:
@@ -236,6 +252,7 @@ STEPS = {
     "feedback": Step("feedback", "feedback", False, _feedback),
     "reward": Step("reward", "reward", True, _reward),
     "distill": Step("distill", "distill", True, _distill),
+    "dpo": Step("dpo", "dpo", True, _dpo),
     "collect": Step("ppo", "ppo collect", False, _collect),
     "update": Step("ppo", "ppo update", True, _update),
     "evaluate": Step("evaluate", "evaluate", False, _evaluate),

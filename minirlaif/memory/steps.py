@@ -27,7 +27,7 @@ from minirlaif.models.loading import critic_model, read_config
 from minirlaif.models.logprobs import token_logprobs, token_values
 from minirlaif.runs.run import Run
 from minirlaif.session import ModelSession, PPOModels, open_ppo_models
-from minirlaif.stages import distill, evaluate, ppo, reward, sft
+from minirlaif.stages import distill, dpo, evaluate, ppo, reward, sft
 from minirlaif.training.checkpoint import MethodProgress, Start
 from minirlaif.types import Comparison, Preference, Sample, Turn
 from minirlaif.video.reader import ClipReader, check_clips
@@ -76,6 +76,7 @@ class StageProbe:
             reward=replace(cfg.reward, batch_size=min(cfg.reward.batch_size, 2 * pairs)),
             rollout=replace(cfg.rollout, rollouts=together),
             distill=replace(cfg.distill, batch_size=min(cfg.distill.batch_size, 2 * cfg.distill.micro_batch_size)),
+            dpo=replace(cfg.dpo, batch_size=min(cfg.dpo.batch_size, 2 * cfg.dpo.micro_batch_size)),
             ppo=replace(cfg.ppo, epochs=1, minibatch_size=min(cfg.ppo.minibatch_size, 2 * rows, cfg.rollout.rollouts)),
         )
 
@@ -132,10 +133,7 @@ class StageProbe:
     def _reward(self, models: PPOModels, worst: Worst) -> Callable[[], Done]:
         section = self.small.reward
         trainer = reward.build(models.policy, section, self._start)
-        batch = [
-            Preference(str(i), worst.video, worst.question, worst.sampled, worst.sampled[:-1], worst.context)
-            for i in range(section.batch_size)
-        ]
+        batch = _preferences(worst, section.batch_size)
         return _train(lambda: reward.step(trainer, batch, section.learning_rate), len(batch), self.full.reward.batch_size)
 
     def _distill(self, models: PPOModels, worst: Worst) -> Callable[[], Done]:
@@ -144,6 +142,18 @@ class StageProbe:
         answer = session.answer_ids(worst.sampled)
         batch = [distill.Target(row, answer) for row in _samples(worst, section.batch_size)]
         return _train(lambda: distill.step(trainer, batch, section.learning_rate), len(batch), self.full.distill.batch_size)
+
+    def _dpo(self, models: PPOModels, worst: Worst) -> Callable[[], Done]:
+        section, session = self.small.dpo, models.policy
+        learner = dpo.build(session, section, self._start)
+        answer = session.answer_ids(worst.sampled)
+        batch = [dpo.JudgedPair(row.id, row, answer) for row in _preferences(worst, section.batch_size)]
+
+        def step() -> None:
+            learner.reference.clear()  # every pair is new in the first epoch
+            dpo.step(learner, batch, section.learning_rate)
+
+        return _train(step, len(batch), self.full.dpo.batch_size)
 
     def _feedback(self, models: PPOModels, worst: Worst) -> Callable[[], Done]:
         section, session = self.small.feedback, models.policy
@@ -240,6 +250,12 @@ def _samples(worst: Worst, count: int, turns: tuple[Turn, ...] = ()) -> list[Sam
     first, *others = turns or (Turn(worst.question),)
     shorter = replace(first, question=first.question[:-1])
     return [Sample(str(i), worst.video, (first if i else shorter, *others)) for i in range(count)]
+
+
+def _preferences(worst: Worst, count: int) -> list[Preference]:
+    """Pairs of the longest answers."""
+    answers = worst.sampled, worst.sampled[:-1]
+    return [Preference(str(i), worst.video, worst.question, *answers, worst.context) for i in range(count)]
 
 
 def _tokens(session: ModelSession, texts: Sequence[str], most: int) -> int:

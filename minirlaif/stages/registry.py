@@ -107,6 +107,20 @@ _ROWS = (
         ),
     ),
     Stage(
+        "dpo",
+        "train the policy on the judge's preferences, without a reward model",
+        inputs=("sft", "feedback"),
+        reads=("preferences", "dev"),
+        sections=("model", "video", "feedback", "dpo"),  # feedback: how the judge picks the checkpoint
+        produces="rlaif",
+        distributed=True,
+        curves=(
+            Curve("loss", "DPO loss"),
+            Curve("accuracy", "DPO accuracy", "of the policy's log-ratios, on each step's pairs", span=SHARE),
+            Curve("dev_win_rate", "Dev win rate", "dev answers preferred to the start's; 0.5: no better", span=SHARE),
+        ),
+    ),
+    Stage(
         "ppo",
         "train the policy on the reward model's scores",
         inputs=("sft", "feedback", "reward"),

@@ -12,6 +12,7 @@ from torch import Tensor
 from minirlaif.algorithms.losses import (
     bradley_terry_loss,
     centering_penalty,
+    dpo_loss,
     ppo_policy_loss,
     sft_loss,
     total_stats,
@@ -66,6 +67,21 @@ def test_bradley_terry_by_hand() -> None:
     assert bradley_terry_loss(equal, equal).item() == pytest.approx(math.log(2), abs=1e-6)
     assert bradley_terry_loss(torch.tensor([2.0, 0.0]), torch.tensor([0.0, 2.0])).item() == pytest.approx(1.126928, abs=1e-6)
     assert bradley_terry_loss(torch.tensor([-1e4]), torch.tensor([1e4])).item() == pytest.approx(2e4)  # no overflow
+
+
+def test_dpo_by_hand() -> None:
+    """Two pairs: log-ratios 1 and -1 (margin 2), and 0.5 and 1.5 (margin -1); beta 0.5. -log sigmoid(1) is 0.313262, -log
+    sigmoid(-0.5) is 0.974077."""
+    chosen, rejected = torch.tensor([-2.0, -4.5], requires_grad=True), torch.tensor([-6.0, -1.5], requires_grad=True)
+    loss, stats = dpo_loss(chosen, rejected, torch.tensor([-3.0, -5.0]), torch.tensor([-5.0, -3.0]), 0.5, 2)
+    assert loss.item() == pytest.approx((0.313262 + 0.974077) / 2, abs=1e-6)
+    assert stats == pytest.approx({"accuracy": 0.5, "margin": 0.5, "chosen_reward": 0.375, "rejected_reward": 0.125})
+    loss.backward()
+    # beta x (sigmoid of the margin - 1) / pairs: 0.5 x -0.268941 / 2 and 0.5 x -0.622459 / 2, and the opposite for rejected ones
+    torch.testing.assert_close(chosen.grad, torch.tensor([-0.067235, -0.155615]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(rejected.grad, -chosen.grad)
+    whole = dpo_loss(chosen.detach(), rejected.detach(), torch.tensor([-3.0, -5.0]), torch.tensor([-5.0, -3.0]), 0.5, 8)[0]
+    assert whole.item() == pytest.approx((0.313262 + 0.974077) / 8, abs=1e-6)  # a part of a minibatch of eight pairs
 
 
 def test_bradley_terry_swap_mirrors_the_gradient() -> None:

@@ -140,7 +140,7 @@ def test_run_takes_several_stages_in_any_order(settings: Path, runs_dir: Path, d
 
 def test_one_verb_per_stage(call, done):
     for name in STAGES:
-        needs = ["--set", "optimize.methods=[distill]", "feedback.context_answers=1"] if name == "distill" else []
+        needs = ["--set", f"optimize.methods=[{name}]", "feedback.context_answers=1"] if name in ("distill", "dpo") else []
         assert call(name, *needs)[0] == 0
     assert done == list(STAGES)
 

@@ -52,7 +52,9 @@ def test_every_stage_takes_a_step_on_random_weights(name: str, four_bits: bool, 
         trained = [n for n, p in made.backbone.model.named_parameters() if "lora_B" in n and p.numel() and bool(p.any())]
     assert done.samples > 0 and 0 < done.share <= 1 and seconds > 0
     assert ("Linear4bit" in kinds) == four_bits
-    assert bool(trained) == (name in ("sft", "reward"))  # a real step; after ppo's all roles rest, so nothing is there to see
+    assert bool(trained) == (
+        name in ("sft", "reward", "distill", "dpo")
+    )  # a real step; after ppo's all roles rest, so nothing is there to see
     assert (done.tokens > 0) == (name in ("feedback", "collect", "evaluate"))
 
 
@@ -114,14 +116,14 @@ def test_bench_prints_a_table_and_writes_json(tmp_path: Path, capsys, monkeypatc
 
 
 def test_stage_names():
-    usual = [name for name in measure.STEPS if name != "distill"]
+    usual = [name for name in measure.STEPS if name not in ("distill", "dpo")]
     assert measure.chosen("sft,ppo", usual) == ["sft", "collect", "update"]
     assert measure.chosen("", usual) == usual
     assert measure.chosen("distill", [*usual, "distill"]) == ["distill"]
     with pytest.raises(UserError, match="--stages distill: no such stage in this config; choose from sft, feedback, reward, ppo"):
         measure.chosen("distill", usual)
-    with pytest.raises(UserError, match="--stages dpo"):
-        measure.chosen("dpo", usual)
+    with pytest.raises(UserError, match="--stages grpo"):
+        measure.chosen("grpo", usual)
 
 
 # SmolVLM: test_every_stage_takes_a_step_on_random_weights, and the probe in test_planning.

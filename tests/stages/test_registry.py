@@ -30,9 +30,9 @@ def test_rows_name_what_exists(stage: Stage):
 
 
 def test_lists_that_derive_from_the_rows():
-    assert PIPELINE == ("world", "sft", "feedback", "reward", "distill", "ppo", "evaluate", "report")
+    assert PIPELINE == ("world", "sft", "feedback", "reward", "distill", "dpo", "ppo", "evaluate", "report")
     assert registry.pipeline() == ("world", "sft", "feedback", "reward", "ppo", "evaluate", "report")
-    assert registry.METHODS == ("distill", "ppo")
+    assert registry.METHODS == ("distill", "dpo", "ppo")
     assert list(MODELS) == ["base", "sft", "rlaif"] and ADAPTERS == ("rlaif", "sft")
     assert registry.until("reward") == ("world", "sft", "feedback", "reward")
     readers = {part: registry.first_reader(part) for part in ("sft", "prompts", "dev", "preferences", "test")}

@@ -88,15 +88,20 @@ def _first_row(timeline: Timeline) -> int:
 def _learned(timeline: Timeline) -> Timeline:
     """The times of frames where packets do not carry them, by decoding everything once."""
     times: list[tuple[int | None, int | None]] = []
+    lasts = 0  # ticks of the last frame
     with open_container(timeline.path) as container:
+        parsed = container.streams[timeline.stream].codec_context.name in ("mpeg1video", "mpeg2video")
+        is_avi = container.format.name == "avi" and not parsed  # FFmpeg finds the times of these in their headers
         for decoded in decode_all(timeline, container, open_stream(container, timeline, strict=False)):
             times.append((decoded.frame.pts, decoded.frame.dts))
+            lasts = decoded.frame.duration or 0
     if not times:
         raise Unreadable("it is damaged: no frame can be decoded")
     ticks: list[int] = []
     step = max(1, round((timeline.ticks[-1] - timeline.ticks[0]) / max(1, len(timeline.ticks) - 1)))
     trusted = timeline.seekable or bool(timeline.shifts)
-    display_times, repaired = _display_times(times, trusted, len(set(timeline.ticks)) < len(timeline.ticks), step)
+    twice = len(set(timeline.ticks)) < len(timeline.ticks)
+    display_times, repaired = _display_times(times, trusted, twice, step, is_avi, lasts if is_avi else 0)
     for time in display_times:
         ticks.append(time if not ticks else max(time, ticks[-1] + 1))
     gap = (ticks[-1] - ticks[0]) / (len(ticks) - 1) if len(ticks) > 1 else 1
@@ -113,13 +118,19 @@ def _learned(timeline: Timeline) -> Timeline:
 
 
 def _display_times(
-    times: list[tuple[int | None, int | None]], trusted: bool, clocked: bool, step: int = 1
+    times: list[tuple[int | None, int | None]],
+    trusted: bool,
+    clocked: bool,
+    step: int = 1,
+    is_avi: bool = False,
+    lasts: int = 0,
 ) -> tuple[list[int], tuple[str, ...]]:
     """When each frame is shown, from its own time and the decoding time of the packet that completed it, in order of decoding.
     The first that does not go backwards of: its own; ffmpeg's guess; the decoding time (before the guess where packets carry no
     times of display); the lower of both. If all do, the times of the file are wrong, and the frames are spread evenly.
 
     clocked: packets carry times of display, so that other times are a fault; step: ticks from a frame to the next one.
+    is_avi: a frame's own time is that of its packet's place; lasts: ticks of the last frame, 0: as long as the one before.
     """
     own, completed, guess = [pts for pts, _ in times], [dts for _, dts in times], _best_effort(times)
     mixed = any(pts is None for pts in own) and any(pts is not None for pts in own)
@@ -127,11 +138,12 @@ def _display_times(
         for number, time in enumerate(guess):
             guess[number] = time if time is not None else (guess[number - 1] or 0) + step if number else 0
     flushed = next((number for number in range(len(times), 0, -1) if completed[number - 1] is not None), len(times))
-    for candidate in (own, guess, completed) if trusted or mixed else (own, completed, guess):
+    order = (completed, own, guess) if is_avi else (own, guess, completed) if trusted or mixed else (own, completed, guess)
+    for candidate in order:
         end = len(times) if candidate is own else flushed  # what comes after the last packet has no decoding time
         known = [time for time in candidate[:end] if time is not None]
         if len(known) == end and all(one < two for one, two in zip(known, known[1:], strict=False)):
-            gap = known[-1] - known[-2] if end > 1 else 1
+            gap = lasts or (known[-1] - known[-2] if end > 1 else 1)
             faults = (DISORDER,) if clocked and candidate is not own else ()
             return known + [known[-1] + gap * number for number in range(1, len(times) - end + 1)], faults
     lower = [min((time for time in pair if time is not None), default=None) for pair in times]

@@ -190,8 +190,8 @@ def _timeline(path: str, container: Any, stream: Any, packets: list[Packet], cut
         raise Unreadable("it has a video stream but no frames")
     by_pts = all(packet.pts is not None for packet in packets)
     clocked = all(packet.dts is not None for _, packet in shown)  # decoding times only, the same set of times
-    # Times of display on some packets alone, as transport streams may have them: the decoder says which frames they are of.
-    mixed = not by_pts and any(packet.pts is not None for packet in packets)
+    # Times of display on some packets alone (transport streams), or on none (AVI): the decoder says which frames they are of.
+    mixed = not by_pts and any(p.pts is not None for p in packets) or "avi" in names and any(p.pts != p.dts for p in packets)
     tick_seconds = float(stream.time_base) if by_pts or clocked or mixed else 1 / rate
     broadcast = bool(names & BROADCAST)
     shifts = clock_shifts(packets, tick_seconds, rate) if broadcast and (by_pts or clocked) else ()

@@ -22,6 +22,9 @@ STILL = ("-vf", "setpts='(N+gte(N,20)*500)/25/TB'", "-fps_mode", "vfr", "-preset
 OPEN = ("-x264-params", "open-gop=1:keyint=25:bframes=3:scenecut=0", "-preset", "veryfast")
 
 
+DROPS = ("-vf", "select='not(between(mod(n\\,10)\\,3\\,6))'", "-fps_mode", "vfr", "-preset", "veryfast", "-pix_fmt", "yuv420p")
+
+
 @pytest.fixture(scope="module")
 def reader() -> Iterator[ClipReader]:
     with ClipReader(60) as reader:
@@ -66,6 +69,13 @@ def compare(path: Path, reader: ClipReader) -> tuple[str, ...]:
 def test_times_on_some_packets_alone(codec: str, b_frames: str, tmp_path: Path, reader: ClipReader) -> None:
     more = ("-x265-params", f"bframes={b_frames}:log-level=none") if codec == "libx265" else ("-bf", b_frames)
     path = without_times(encoded(tmp_path / "gap.ts", *GAP, *more, codec=codec), 3)
+    assert not compare(path, reader)
+
+
+@pytest.mark.parametrize("args", [("-bf", "0"), ("-bf", "2"), ("-bf", "3", "-g", "20")])
+def test_avi_whose_recorder_dropped_frames(args: tuple[str, ...], tmp_path: Path, reader: ClipReader) -> None:
+    """A packet's place is all that AVI stores; FFmpeg 8 gives H.264 other times of display."""
+    path = encoded(tmp_path / "drops.avi", *DROPS, *args, frames=80)
     assert not compare(path, reader)
 
 

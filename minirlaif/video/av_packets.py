@@ -50,7 +50,8 @@ def walk(
         is_short = len(timeline.ticks) * timeline.pixels <= WHOLE_PIXELS
         if needed_only and not is_short and timeline.by_pts and stream.codec_context.name in DISCARDS_EXACTLY:
             needed = frozenset(timeline.ticks[row] for row in rows)
-        decoded = decode_all(timeline, container, stream, needed, errors)
+        failed: list[float] = []  # errors on the way to a row
+        decoded, sound_from = decode_all(timeline, container, stream, needed, failed), 0.0
         at = -1  # the last row that was decoded
         ahead: DecodedFrame | None = None  # decoded already, but shown later
         for row in rows:
@@ -59,7 +60,10 @@ def walk(
             jumped = seek and key >= at + SEEK_ROWS
             if jumped:
                 container.seek(timeline.ticks[key], stream=stream)
-                decoded, ahead = decode_all(timeline, container, stream, needed, errors), None
+                decoded, ahead = decode_all(timeline, container, stream, needed, failed), None
+                # In open groups a decoder may fail at sound packets up to the next key frame: they need what the seek left out.
+                next_row = timeline.keys[place + timeline.open_groups]
+                sound_from = (timeline.ticks[next_row] - timeline.ticks[0]) * timeline.tick_seconds * timeline.open_groups
             passed: list[DecodedFrame] = []
             while at < row:
                 ahead = ahead or next(decoded, None)
@@ -72,6 +76,9 @@ def walk(
                     at = ahead.row
                     passed.append(ahead)
                 ahead = None
+            if errors is not None:
+                errors += [time for time in failed if time >= sound_from]
+            failed.clear()
             yield row, passed
 
 

@@ -79,6 +79,21 @@ def test_avi_whose_recorder_dropped_frames(args: tuple[str, ...], tmp_path: Path
     assert not compare(path, reader)
 
 
+@pytest.mark.parametrize(
+    ("size", "params"),
+    [
+        ((160, 120), "bframes=3:keyint=60"),
+        ((704, 400), "bframes=7:keyint=90:b-adapt=0:ref=4"),
+    ],  # decoded by threads: the seek fails
+)
+def test_seeks_among_open_groups_report_no_damage(size: tuple[int, int], params: str, tmp_path: Path, reader: ClipReader) -> None:
+    options = ("-preset", "veryfast", "-x264-params", f"{params}:open-gop=1:scenecut=0")
+    path = clips.encode(tmp_path / "a.mkv", Recipe("a.mkv", "libx264", options, frames=320, size=size))
+    (frames,) = reader.frames(path, [FramePlan((8.02, 12.78))])
+    assert [clips.number_of(frame) for frame in frames] == [200, 319]
+    assert reader.info(path).repaired == () and str(path) not in reader.repaired
+
+
 def test_a_cut_among_frames_that_lead_a_key_frame(tmp_path: Path, reader: ClipReader) -> None:
     whole = encoded(tmp_path / "whole.mkv", *SLOWS, *OPEN, frames=100)
     for suffix in ("mp4", "ts"):

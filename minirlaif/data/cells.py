@@ -9,7 +9,7 @@ from typing import Any
 
 from minirlaif.video.spans import clock_seconds
 
-CLIP_SUFFIXES = tuple(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .wmv .flv .3gp .ogv .gif".split())
+CLIP_SUFFIXES = tuple(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .mts .m2ts .vob .wmv .asf .flv .3gp .ogv .gif".split())
 PLACEHOLDER = "<video>"
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 

@@ -19,7 +19,7 @@ CONVERSATIONS = ("messages", "conversations", "conversation")  # with a place fo
 QUESTIONS = (*CONVERSATIONS, "QA", "prompt", "question", "q", "Q", "problem", "query", "instruction")
 ANSWERS = (
     *("answer", "a", "A", "completion", "response", "solution", "output", "correct_answer", "correct_choice", "right_answer"),
-    *("answer_key", "ground_truth", "truth"),
+    *("answer_key", "ground_truth", "truth", "answer_text", "gt_answer", "gold_answer", "reference_answer"),
 )
 PLACES = ("answer_id", "answer_idx", "answer_index", "correct_idx", "correct_answer_idx")  # of the right option
 VIDEOS = (
@@ -92,7 +92,7 @@ _WORDS = _TIMES | frozenset(
         " negative negatives neg counterfactual counterfactuals wrong incorrect false bad chosen rejected answers subtitle"
         " subtitles subs sub srt transcript asr speech dialogue dialog system history context instruction instructions prompt"
         " loss mask masks masked weight weights training learn learned ignore reversed reasoning rationale cot thinking thought"
-        " thoughts reject correct ocr passage rotation crop"
+        " thoughts reject correct ocr passage rotation rotated crop cropped reverse mirrored flipped"
     ).split()
 )
 _DATE = re.compile(r"\d{4}-\d\d-\d\d(?:[T ].*)?")
@@ -126,6 +126,10 @@ def _means(name: str, value: Any) -> bool:
         return False  # learned from as every row is
     if lower in ("rotation", "rotate", "crop", "flip", "mirror") and value in (0, False):
         return False
+    if lower in ("from", "to", "sec", "second"):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if lower in ("is_train", "do_train"):
+        return value in (0, False)
     if lower == "i":  # VideoChat2's instruction; a number is a row's
         return isinstance(value, str) and not value.strip().isdecimal()
     if name not in _KNOWN and lower in _SPELLED:
@@ -243,20 +247,24 @@ def _plain(name: str) -> str:
     return path.stem if path.suffix.lower() in CLIP_SUFFIXES else path.name
 
 
+def _is_other(value: Any, file: str) -> bool:
+    """Whether a text names another clip file: by its name, or by folders that both of them have."""
+    if not isinstance(value, str) or not value.lower().endswith(CLIP_SUFFIXES) or " " in value:
+        return False
+    parents = [PurePosixPath(each.replace("\\", "/")).parent.parts[::-1] for each in (value, file)]
+    return _plain(value) != _plain(file) or any(one != two for one, two in zip(*parents, strict=False))
+
+
 def _refuse_others(row: Mapping[str, Any], video: str) -> None:
     """BadRow for a column left of a row that is another question, or names another clip file than the row's."""
     file = named_span(video).file
     for name, value in row.items() if video else ():
         if _ANOTHER_QUESTION.fullmatch(name) and isinstance(value, str) and value.strip():
             raise BadRow(f"`{name}` is another question: make a row of it, or pass over with data.ignore_columns: [{name}]")
-        if (
-            isinstance(value, str)
-            and value.lower().endswith(CLIP_SUFFIXES)
-            and " " not in value
-            and _plain(value) != _plain(file)
-        ):
+        other = next((each for each in value if _is_other(each, file)), "") if isinstance(value, list) else value
+        if _is_other(other, file):
             raise BadRow(
-                f"`{name}` names another clip ({value[:60]}) than the row's ({file[:60]}): take one out, or pass over with"
+                f"`{name}` names another clip ({other[:60]}) than the row's ({file[:60]}): take one out, or pass over with"
                 f" data.ignore_columns: [{name}]"
             )
 
@@ -277,7 +285,8 @@ def take_videos(row: dict[str, Any]) -> tuple[str, list[str]]:
     for other in [name for name in FILES if row.get(name) not in (None, "", [])]:
         if other == "path" and not str(row[other]).lower().endswith(CLIP_SUFFIXES):
             continue
-        if [_plain(each) for each in clip_names(row.pop(other), other)] != [_plain(each) for each in names]:
+        others = clip_names(row.pop(other), other)
+        if [*map(_plain, others)] != [*map(_plain, names)] or any(map(_is_other, others, names)):
             raise BadRow(
                 f"two columns may be the clip, `{column}` and `{other}`: take one out, or name it in data.ignore_columns"
             )

@@ -36,11 +36,12 @@ from minirlaif.data.messages import Message, answer_text, history_of, messages_o
 from minirlaif.data.options import AnswerOptions, take_options
 from minirlaif.errors import counted
 from minirlaif.types import Preference, Sample, Turn
-from minirlaif.video.spans import named_span
+from minirlaif.video.spans import clock_seconds, named_span
 
 _THOUGHT = re.compile(r"(\s*<think>.*</think>\s*)(\S.*?)(\s*)", re.DOTALL)
 _BOXED = re.compile(r"\s*\\boxed\{(.*)\}\s*", re.DOTALL)
 _REASONED = re.compile(r"(\s*<think>.*<answer>)(.*)(</answer>\s*)", re.DOTALL)  # Video-R1's answers with their reasoning
+_NUMBER = re.compile(r"\d+(?::\d{2})*(?:\.\d+)?")  # also 1:05
 _SIDES = (("chosen", "rejected"), ("output_1", "output_2"))
 UNDECIDED = ("tie", "both bad")  # votes without a winner: valid rows, but nothing to learn from
 
@@ -62,7 +63,7 @@ def parse_sample(row: Any, need_answers: bool = True, ignore: Sequence[str] = ()
     if answer is not None:
         messages.append(Message("assistant", answer))
     video = _take_clip(row, messages)
-    _refuse_times_of_answer(video, messages)
+    _refuse_times_of_answer(video, [message.text for message in messages if message.role == "assistant"])
     messages = _with_options(messages, options, resolve=answer is None)
     if need_answers and (both := next((pair for pair in _SIDES if all(holds(row.get(name)) for name in pair)), None)):
         raise BadRow(f"`{both[0]}` and `{both[1]}` make the row a preference: name its file in data.preferences")
@@ -98,6 +99,7 @@ def parse_preference(row: Any, ignore: Sequence[str] = ()) -> Preference:
         clean(_chosen_option(options, value, name), f"the {side} answer")
         for side, (name, value) in zip(("chosen", "rejected"), sides, strict=True)
     )
+    _refuse_times_of_answer(video, [chosen, rejected])
     if chosen.lower().endswith(CLIP_SUFFIXES) and " " not in chosen:
         raise BadRow("`chosen` and `rejected` name clips; preferences between answers about one clip are read")
     if chosen == rejected:
@@ -153,15 +155,12 @@ def _unboxed(text: str) -> str:
     return match[1] if match else text
 
 
-def _refuse_times_of_answer(video: str, messages: Sequence[Message]) -> None:
-    """BadRow for an answer that says when, about a part that was cut by the same times: it would no longer be true."""
+def _refuse_times_of_answer(video: str, answers: Sequence[str]) -> None:
+    """BadRow for answers that say when, about a part that was cut by the same times: they would no longer be true."""
     span = named_span(video)
-    times = {f"{time:g}" for time in (span.start, span.end) if time}
-    answers = " ".join(message.text for message in messages if message.role == "assistant")
-    if span.end is not None and times <= {f"{float(each):g}" for each in re.findall(r"\d+(?:\.\d+)?", answers)}:
-        raise BadRow(
-            f"the answer holds the times of its part of the clip, {video}: with it, take the whole clip (remove the times)"
-        )
+    times = {time for time in (span.start, span.end) if time}
+    if span.end is not None and times <= {*map(clock_seconds, _NUMBER.findall(" ".join(answers)))}:
+        raise BadRow(f"the answer holds the times of its part of the clip, {video}: take the whole clip (remove the times)")
 
 
 def _with_options(messages: Sequence[Message], options: AnswerOptions | None, resolve: bool = False) -> list[Message]:

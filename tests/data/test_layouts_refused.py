@@ -55,6 +55,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             "opb": "swim",
             "distractor_1": "swim",
             "train": False,
+            "is_train": False,
+            "from": 3,
+            "second": 4.5,
+            "reverse": True,
+            "flipped": True,
+            "mirrored": True,
             "i": "Answer in French.",
             "instructions": "Answer in French.",
             "speech": "Good dog!",
@@ -100,6 +106,21 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another question": (ROW | {"question_2": "And then?"}, "`question_2` is another question: make a row of it"),
     "another clip": (ROW | {"video_name": "b.mp4"}, "`video_name` names another clip (b.mp4) than the row's (a.mp4)"),
     "another clip of any name": (ROW | {"source": "x/b.webm"}, "data.ignore_columns: [source]"),
+    "another clip in a list": (ROW | {"related": ["c.mp4"]}, "`related` names another clip (c.mp4)"),
+    "a clip of that name in another folder": (
+        ROW | {"video": "one/a.mp4", "file": "two/a.mp4"},
+        "`file` names another clip (two/a",
+    ),
+    "a file of that name in another folder": (ROW | {"video": "one/a.mp4", "path": "two/a.mp4"}, "two columns may be the clip"),
+    "another clip of a camcorder": (ROW | {"source": "b.MTS"}, "`source` names another clip (b.MTS)"),
+    "an option's number and another one's text": (
+        PETS | {"answer": 1, "answer_text": "cat"},
+        "two columns may be the answer, `answer` and `answer_text`",
+    ),
+    "an answer that says when, by the clock": (
+        {"video": "a.mp4", "question": "When?", "answer": "From 1:03 to 1:09.", "start": 63, "end": 69},
+        "the answer holds the times of its part of the clip",
+    ),
     "another file": (ROW | {"file": "b.mp4"}, "`file` names another clip (b.mp4)"),
     "a preference among conversations": (
         ROW | {"chosen": "x", "rejected": "y"},
@@ -291,6 +312,7 @@ def test_the_refusal_of_a_column_names_the_setting_that_passes_over_it(folder: P
         ({"chosen": [ASK, {**REPLY, "weight": 0}], "rejected": [ASK, {**REPLY, "content": "x"}]}, "has a masked answer"),
         ({"question": Q, "chosen": "x", "rejected": "y", "preference": 2}, "column `preference` would change"),
         ({"question": Q, "chosen": "b.mp4", "rejected": "a.mp4"}, "name clips"),
+        ({"question": "When?", "chosen": "At 3 to 9 s.", "rejected": "x", "start": 3, "end": 9}, "holds the times of its part"),
     ],
 )
 def test_a_preference_is_refused_by_name(folder: Path, row: dict[str, Any], expected: str) -> None:

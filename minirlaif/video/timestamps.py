@@ -193,8 +193,7 @@ def _timeline(path: str, container: Any, stream: Any, packets: list[Packet], cut
     # Times of display on some packets alone (transport streams), or on none (AVI): the decoder says which frames they are of.
     mixed = not by_pts and any(p.pts is not None for p in packets) or "avi" in names and any(p.pts != p.dts for p in packets)
     tick_seconds = float(stream.time_base) if by_pts or clocked or mixed else 1 / rate
-    broadcast = bool(names & BROADCAST)
-    shifts = clock_shifts(packets, tick_seconds, rate) if broadcast and (by_pts or clocked) else ()
+    shifts = clock_shifts(packets, tick_seconds, rate) if names & BROADCAST and (by_pts or clocked) else ()
     line = Timeline(
         path=path, ticks=(), keys=(), tick_seconds=tick_seconds, seconds=0.0, lost=0.0, stream=stream.index,
         transfer=int(codec.color_trc or 0), width=codec.width, height=codec.height, coded=(codec.width, codec.height),
@@ -223,7 +222,8 @@ def _timeline(path: str, container: Any, stream: Any, packets: list[Packet], cut
     repaired: tuple[str, ...] = (f"its clock jumps {len(shifts)} times: the gaps are closed",) if shifts else ()
     if names & BROADCAST and not (by_pts or clocked or mixed):
         repaired += (f"it carries no times: its frames are spread evenly, {rate:.3f} a second",)
-    repaired += missing_frames(ticks, tick_seconds, stream.frames - len(packets) if "mp4" in names else 0)
+    early = "mp4" in names and declared > actual + gap * tick_seconds  # an edit list may leave out frames, and then their time
+    repaired += missing_frames(ticks, tick_seconds, stream.frames - len(packets) if early else 0)
     apart = max((abs(p.pts - p.dts) for p in packets if p.pts is not None and p.dts is not None), default=0) * tick_seconds
     widest = max((later - tick for tick, later in zip(ticks, ticks[1:], strict=False)), default=0) * tick_seconds
     if by_pts and apart > JUMP_SECONDS + 4 * widest:
@@ -246,7 +246,7 @@ def _timeline(path: str, container: Any, stream: Any, packets: list[Packet], cut
         repaired=repaired,
         decord=plain
         and complete
-        and not broadcast
+        and not names & BROADCAST
         and codec.name not in ("av1", "libdav1d")
         and line.transfer not in HDR_TRANSFERS,
     )

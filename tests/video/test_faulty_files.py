@@ -216,6 +216,9 @@ def test_frames_that_a_file_announces_and_lacks_are_reported(tmp_path: Path, rea
     assert numbers(reader, path, 0.2) == [5]
     counted, reported = reader.repaired[str(path)]
     assert counted == "its index counts 50 frames that cannot be read" and reported.startswith("FFmpeg reports: Sample size ")
+    whole, cut = encoded(tmp_path / "b.mp4", *FAST, "-g", "12"), tmp_path / "cut.mp4"
+    clips.ffmpeg("-i", str(whole), "-c", "copy", "-output_ts_offset", "-1", "-avoid_negative_ts", "disabled", str(cut))
+    assert numbers(reader, cut, 0.0) == [25] and str(cut) not in reader.repaired  # an edit list leaves out the first second
     paused = encoded(tmp_path / "a.flv", *GROUPS, "-vf", "select='not(between(n,10,29))'", "-fps_mode", "vfr", codec="libx264")
     assert numbers(reader, paused, 0.3, 0.9, 1.3) == [7, 9, 32]
     assert reader.repaired[str(paused)] == ("frames are missing after 0.36 seconds",)

@@ -7,6 +7,7 @@ ffmpeg: jumps of the clock in a transport stream are closed as ffmpeg closes the
 from __future__ import annotations
 
 import bisect
+import itertools
 import os
 import re
 from collections import defaultdict
@@ -28,6 +29,7 @@ SLACK = 1e-3  # seconds by which a frame may start late and still count: contain
 HDR_TRANSFERS = {16: "pq", 18: "hlg"}  # FFmpeg's numbers of SMPTE ST 2084 and ARIB STD-B67
 HOLD_SECONDS = 0.5  # the last frame may always stand in for so long, as in a player, however short the clip
 STILL_SECONDS = 3600.0  # no picture of a recording stays longer; a larger step elsewhere is a camera that set its clock
+BACK_SECONDS, BACK_SHARE = 1.0, 0.1  # by how much decoding times go back, and of how many packets, where files were joined
 BROADCAST = {"mpegts", "mpeg"}  # formats in which the clock may start again
 NO_DISPLAY_TIMES = {"avi", "h264", "hevc", "mpegvideo", "m4v", "vc1"}  # packets come without the time at which they are shown
 NOT_SEEKABLE = NO_DISPLAY_TIMES | {"mpeg"}  # after a seek the demuxer gives other times than from the start
@@ -136,6 +138,8 @@ def inspect(path: str) -> Timeline:
                     raise Unreadable(f"it has more than {MOST_PACKETS:,} packets")
         except av.error.FFmpegError:
             cut = True  # what came before the damage is still there; decoding says whether it is enough
+        if not BROADCAST & set(container.format.name.split(",")):
+            _refuse_joined(path, packets, float(stream.time_base), float(stream.average_rate or 25))
         return _timeline(path, container, stream, packets, cut)
 
 
@@ -268,6 +272,19 @@ def displayed(width: int, height: int, aspect: Any) -> tuple[int, int]:
     if not 1 / 16 <= ratio <= 16:  # a broken header
         ratio = 1.0
     return max(1, int(width * ratio + 1e-6)), height
+
+
+def _refuse_joined(path: str, packets: list[Packet], tick_seconds: float, rate: float) -> None:
+    """Raise Unreadable for files with a clock each that follow one another: in order of time their frames would alternate."""
+    times = [packet.dts for packet in packets if packet.dts is not None]
+    latest = list(itertools.accumulate(times, max))
+    back = [number for number, time in enumerate(times) if (latest[number] - time) * tick_seconds > BACK_SECONDS]
+    if len(back) > BACK_SHARE * len(times):
+        at, to = ((time - times[0]) * tick_seconds for time in (latest[back[0]], times[back[0]]))
+        raise Unreadable(
+            f"its clock goes back from {at:.2f} to {to:.2f} seconds, as where files were joined; give it new times with"
+            f" `{mended(path, f'-vf setpts=N/{rate:g}/TB -r {rate:g}')}`"
+        )
 
 
 def _refuse_odd_clocks(path: str, ticks: tuple[int, ...], tick_seconds: float, rate: float) -> None:

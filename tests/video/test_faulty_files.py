@@ -211,6 +211,18 @@ def test_damage_between_the_frames_shown_is_reported(tmp_path: Path, reader: Cli
     assert reader.repaired[str(path)] == ("damaged at 1.20, 1.24, 1.28 seconds: no frame shown is known to be faulty",)
 
 
+@pytest.mark.parametrize(("suffix", "codec"), [("mkv", "libx264"), ("webm", "libvpx")])
+def test_files_that_were_joined_with_their_headers(suffix: str, codec: str, tmp_path: Path, reader: ClipReader):
+    """Each begins at 0: in the order of their times their frames would alternate."""
+    one, two = (encoded(tmp_path / f"{number}.{suffix}", codec=codec) for number in (1, 2))
+    joined = tmp_path / f"joined.{suffix}"
+    joined.write_bytes(one.read_bytes() + two.read_bytes())
+    with pytest.raises(
+        UnreadableClip, match="its clock goes back from 2.3[26] to 0.0[04] seconds, as where files were joined; give"
+    ):
+        reader.info(joined)
+
+
 def test_frames_that_a_file_announces_and_lacks_are_reported(tmp_path: Path, reader: ClipReader):
     path = patched(encoded(tmp_path / "a.mp4"), b"stsz", 4 + 12 + 4 * 10, b"\xab")  # the size of frame 10
     assert numbers(reader, path, 0.2) == [5]

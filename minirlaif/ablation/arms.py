@@ -6,6 +6,7 @@ it is compared with.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -70,9 +71,15 @@ def _tables() -> dict[str, Any]:
 
 
 def arms(
-    world: WorldSection, video: VideoSection, feedback: FeedbackSection, rollout: RolloutSection, ppo: PpoSection
+    world: WorldSection,
+    video: VideoSection,
+    feedback: FeedbackSection,
+    rollout: RolloutSection,
+    ppo: PpoSection,
+    stages: Sequence[str],
 ) -> tuple[Arm, ...]:
-    """All arms but the main run, whose sections are given, in the order in which they are made: long ones first."""
+    """All arms but the main run, whose sections and stages are given, in the order in which they are made: long ones first.
+    An arm that needs a stage which the main run does not have (SFT, a reward model, PPO) is left out."""
     # Whole batches of prompts, a fifth of all: then an arm's pairs are the main run's, answer by answer.
     size, prompts = feedback.batch_size, world.prompt_clips * world.questions_per_clip
     values = {
@@ -82,11 +89,18 @@ def arms(
     }
     result = []
     for name, row in _tables()["arms"].items():
-        if name != f"kl-{rollout.kl_coef:g}":
+        if name != f"kl-{rollout.kl_coef:g}" and {row["shares"], *row["makes"]} <= {*stages, "exam"}:
             changed = tuple(setting.format(**values) for setting in row.get("changed", ()))
             more = {key: row[key] for key in ("answered_by", "weight") if key in row}
-            result.append(Arm(name, changed, until(row["shares"]), tuple(row["makes"]), **more))
+            result.append(Arm(name, changed, until(row["shares"], stages), tuple(row["makes"]), **more))
     return tuple(result)
+
+
+def _exists(measure: Measure, stages: Sequence[str]) -> bool:
+    """Whether a main run with these stages has what is counted; arms are checked where they are chosen."""
+    if measure.counts == REWARD:
+        return "reward" in stages
+    return measure.column != "sft" or "sft" in stages
 
 
 def listing() -> str:
@@ -98,11 +112,14 @@ def listing() -> str:
     return "\n".join([*lines, "main runs seed0, seed1 … and finished arms are reused; missing main runs are made first."])
 
 
-def groups(margin: float, kl_coef: float) -> tuple[Group, ...]:
-    """The eight questions, in the order of the report. margin: feedback.margin of the main run; kl_coef: its rollout.kl_coef."""
+def groups(margin: float, kl_coef: float, stages: Sequence[str]) -> tuple[Group, ...]:
+    """The nine questions, in the order of the report. margin: feedback.margin of the main run; kl_coef: its rollout.kl_coef;
+    stages: that it has. Figures of a model that it does not have are left out, with their claims."""
     result = []
     for row in _tables()["groups"]:
-        measures, claims = [Measure(*each) for each in row["measures"]], [tuple(each) for each in row["claims"]]
+        measures = [measure for each in row["measures"] if _exists(measure := Measure(*each), stages)]
+        known_keys = {measure.key for measure in measures}
+        claims = [tuple(each) for each in row["claims"] if set(each[1:]) <= known_keys]
         if row["name"] == "kl":
             known, main = [float(name[3:]) for name in _tables()["arms"] if name.startswith("kl-")], f"{kl_coef:g}"
             for kl in map("{:g}".format, sorted({*known, kl_coef})):

@@ -1,7 +1,7 @@
 """From an arm's files to the items of a figure, from items to intervals, and from intervals to a verdict on a claim. No torch.
 
-Items are (clip, value from 0 to 1), by a key that is equal where two arms have the same item. Whole clips are resampled for the
-intervals, of all seeds together or of one seed.
+Items are (clip, value from 0 to 1), by a key that is equal where two arms have the same item. Intervals of one seed resample
+whole clips, those of all seeds the seeds and then clips. Equal names of clips in two seeds mean the same clip.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from typing import Any
 from minirlaif.ablation.arms import ANSWERS, JUDGE, MAIN, REWARD, SEGMENTS, Measure
 from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.run import Run
-from minirlaif.stats import exact_match, grouped, paired_bootstrap
+from minirlaif.stats import exact_match, grouped, paired_bootstrap, two_level_bootstrap
 
 Items = dict[str, tuple[str, float]]  # item -> (clip, value)
 Truth = Mapping[str, Mapping[str, Any]]  # rows of truth.jsonl by id
@@ -25,8 +25,8 @@ RULE = (
     "A claim is a difference that should be above zero. It holds when the whole 95 % interval over all seeds lies above zero"
     " and no seed has a difference below zero. Otherwise it does not hold when the whole interval lies below one point, so"
     f" that any advantage would be smaller than that. Everything else is undecided, as is a claim with fewer than {FEW} items."
-    " Intervals resample whole clips and do not cover the variation over other seeds; a claim with no true difference holds by"
-    " chance in about one of forty cases."
+    " Intervals resample the seeds, and then whole clips. With few seeds that is too narrow (with three, what the seeds differ by"
+    " counts about a fifth too little), so Student's t over the seeds' means stands beside it."
 )
 
 
@@ -54,6 +54,12 @@ def figure(items: Items, resamples: int) -> Figure:
     return Figure(*paired_bootstrap(grouped(items.values()), resamples, seed=0), len(items))
 
 
+def over_seeds(seeds: Mapping[int, Items], resamples: int) -> Figure:
+    """Mean and interval of the items of all seeds: seeds are drawn, then clips. ValueError when there are none."""
+    clips = [grouped(items.values()) for items in seeds.values()]
+    return Figure(*two_level_bootstrap(clips, resamples, seed=0), sum(map(len, seeds.values())))
+
+
 def differences(better: Items, worse: Items) -> Items:
     """Value of the better arm minus that of the worse one, for the items that both have."""
     return {key: (clip, value - worse[key][1]) for key, (clip, value) in better.items() if key in worse}
@@ -63,11 +69,6 @@ def common(arms: Mapping[str, Items]) -> dict[str, Items]:
     """The same arms with only the items that all of them have."""
     kept = set.intersection(*(set(items) for items in arms.values())) if arms else set()
     return {name: {key: items[key] for key in items if key in kept} for name, items in arms.items()}
-
-
-def pooled(seeds: Mapping[int, Items]) -> Items:
-    """The items of all seeds together. Equal names of clips in two seeds mean the same clip."""
-    return {f"{seed}/{key}": item for seed, items in seeds.items() for key, item in items.items()}
 
 
 def read(measure: Measure, run: Run, seed: int) -> Items:
@@ -100,7 +101,8 @@ def remarks(measure: Measure, run: Run) -> dict[str, float]:
         return {"agrees with the judge": (run.manifest("reward") or {})["metrics"]["accuracy"]}
     if measure.counts == ANSWERS and measure.column in ("policy", "rlaif"):
         metrics = (run.manifest(run.producer("rlaif")) or {})["metrics"]
-        return {"KL at the end, nats": metrics["kl"], "kept iteration": metrics["chosen_iteration"]}
+        known = {"KL at the end, nats": metrics.get("kl"), "kept iteration": metrics["chosen_iteration"]}
+        return {name: value for name, value in known.items() if value is not None}
     return {}
 
 

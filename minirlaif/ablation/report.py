@@ -9,10 +9,22 @@ from typing import Any
 
 from minirlaif.ablation import view
 from minirlaif.ablation.arms import COUNTS, MAIN, Arm, Group, Measure
-from minirlaif.ablation.outcomes import MISSING, RULE, Figure, Items, common, differences, figure, pooled, read, remarks, verdict
+from minirlaif.ablation.outcomes import (
+    MISSING,
+    RULE,
+    Figure,
+    Items,
+    common,
+    differences,
+    figure,
+    over_seeds,
+    read,
+    remarks,
+    verdict,
+)
 from minirlaif.runs.io import plain, write_atomic
 from minirlaif.runs.run import Run
-from minirlaif.stats import grouped
+from minirlaif.stats import grouped, t_interval
 
 Runs = Mapping[int, Mapping[str, Run]]  # seed -> arm -> its run folder
 Failures = Mapping[int, Mapping[str, str]]  # seed -> arm that could not be made -> why
@@ -77,7 +89,8 @@ def _group(group: Group, runs: Runs, failures: Failures, resamples: int) -> dict
 
 def _figures(items: Mapping[int, Items], resamples: int) -> dict[str, Any]:
     seeds = {seed: asdict(figure(of_seed, resamples)) for seed, of_seed in items.items()}
-    return {"pooled": asdict(figure(pooled(items), resamples)), "seeds": seeds}
+    over_t = t_interval([each["mean"] for each in seeds.values()])
+    return {"pooled": asdict(over_seeds(items, resamples)), "seeds": seeds, "t": over_t}
 
 
 def _claim(better: Mapping[int, Items], worse: Mapping[int, Items], resamples: int) -> dict[str, Any]:
@@ -85,7 +98,7 @@ def _claim(better: Mapping[int, Items], worse: Mapping[int, Items], resamples: i
     gains = {seed: differences(better[seed], worse[seed]) for seed in better}
     figures = _figures(gains, resamples)
     seeds = {seed: Figure(**values) for seed, values in figures["seeds"].items()}
-    means = {"better_mean": figure(pooled(better), 1).mean, "worse_mean": figure(pooled(worse), 1).mean}
+    means = {"better_mean": over_seeds(better, 1).mean, "worse_mean": over_seeds(worse, 1).mean}
     return {**figures, **means, "verdict": verdict(Figure(**figures["pooled"]), seeds), "reason": ""}
 
 
@@ -96,7 +109,7 @@ def _not_measured(better: Measure, worse: Measure, failures: Failures) -> dict[s
     reason = "; ".join(why) or "no items that both arms have in every seed"
     nothing = {"mean": None, "low": None, "high": None, "n": 0}
     means = {"better_mean": None, "worse_mean": None}
-    return {"pooled": nothing, "seeds": {}, **means, "verdict": MISSING, "reason": reason}
+    return {"pooled": nothing, "seeds": {}, "t": None, **means, "verdict": MISSING, "reason": reason}
 
 
 def _seconds(runs: Runs, arms: Sequence[Arm]) -> dict[str, float]:

@@ -80,8 +80,8 @@ def run(options: argparse.Namespace) -> int:
     cfg = config.load(options.config, options.set)
     if not cfg.data.world:
         raise UserError(f'{options.config}: data.world is empty; ablate runs only on the tiny world; set data.world to "tiny"')
-    chosen = _chosen(arms(cfg.world, cfg.video, cfg.feedback, cfg.rollout, cfg.ppo), options.arms)
     stages = until("evaluate", pipeline(cfg.optimize.methods, cfg.sft.enabled))
+    chosen = _chosen(arms(cfg.world, cfg.video, cfg.feedback, cfg.rollout, cfg.ppo, stages), options.arms)
     mains = {seed: Run((options.main_runs or options.runs_dir) / f"seed{seed}") for seed in seeds}
     arm_runs = []
     for seed, arm in product(seeds, chosen):
@@ -104,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
         else:
             runs[each.seed][each.arm.name] = each.run
     if all(seed in runs for seed in seeds):
-        questions = groups(cfg.feedback.margin, cfg.rollout.kl_coef)
+        questions = groups(cfg.feedback.margin, cfg.rollout.kl_coef, stages)
         report.write(root, questions, cfg.evaluate.bootstrap, runs, chosen, failures)
         print(f"ablate: {clock(time.monotonic() - started)}; report: {root / 'ablation.html'}", flush=True)
     if failed:

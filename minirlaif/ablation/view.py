@@ -23,7 +23,8 @@ def sentence(claim: Numbers) -> str:
     reverse = "; the reverse holds" if all_seeds["high"] < 0 else ""
     sides = f"{claim['better']} {percent(claim['better_mean'])}, {claim['worse']} {percent(claim['worse_mean'])}"
     ends = interval(all_seeds["low"], all_seeds["high"])
-    gain = f"{points(all_seeds['mean'])} points ({ends}; by seed {seeds})"
+    over_t = f"; t over seeds {interval(*claim['t'])}" if claim["t"] else ""
+    gain = f"{points(all_seeds['mean'])} points ({ends}; by seed {seeds}{over_t})"
     return f"{claim['text']}: {claim['verdict']}{reverse}. {sides}: {gain}, n {number(all_seeds['n'])}."
 
 
@@ -50,12 +51,13 @@ def markdown(numbers: Numbers) -> str:
     lines = [lead(numbers), ""]
     if failed := failures(numbers):
         lines += [f"{FAILED}:", "", *(f"- {line}" for line in failed), ""]
-    lines.append("| claim | | difference, points [95 %] | by seed | verdict |\n| --- | --- | --- | --- | --- |")
+    lines.append("| claim | | difference, points [95 %] | by seed | t over seeds | verdict |\n" + "| --- " * 6 + "|")
     for group in numbers["groups"]:
         for claim in group["claims"]:
             seeds = ", ".join(points(figure["mean"]) for figure in claim["seeds"].values())
             sides = f"{percent(claim['better_mean'])} against {percent(claim['worse_mean'])}"
-            figures = ("–", "–", "–") if claim["verdict"] == MISSING else (sides, _gain(claim["pooled"]), seeds)
+            over_t = interval(*claim["t"]) if claim["t"] else "–"
+            figures = ("–",) * 4 if claim["verdict"] == MISSING else (sides, _gain(claim["pooled"]), seeds, over_t)
             lines.append(f"| {claim['text']} | {' | '.join(figures)} | **{claim['verdict']}**{_because(claim)} |")
     lines += ["", numbers["rule"], ""]
     for group in numbers["groups"]:

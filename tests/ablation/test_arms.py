@@ -168,3 +168,14 @@ def test_an_arm_whose_own_stages_no_longer_fit_together_is_not_finished(runs_dir
     assert not runner._finished(here)  # the exam is still of the first
     make("exam", "two", ["sft"])
     assert runner._finished(here)
+
+
+def test_a_run_without_sft_has_the_arms_and_claims_that_it_can_have() -> None:
+    """Of configs/tiny-nolabels.yaml: no reward model and no PPO, so the arms differ in what the judge reads."""
+    cfg = config.load(small_config.TINY.with_name("tiny-nolabels.yaml"))
+    assert {arm.name for arm in arms_of(cfg)} == set()  # all of them start from SFT, or score
+    questions = {group.name: group for group in groups_of(cfg)}
+    (claim,) = questions["base"].claims
+    assert claim == ("The aligned model is better than the base", "rlaif", "base")
+    measures = [measure for group in questions.values() for measure in group.measures]
+    assert not [measure for measure in measures if measure.column == "sft" or measure.counts == "reward"]

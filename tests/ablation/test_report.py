@@ -27,6 +27,7 @@ SPACE = "\u00a0"
 # Of 40 clips: how many are right on either side, as tests/fixtures/ablation_runs.py has them, and what follows by the rule. One
 # clip is 2.5 points; a side that is ahead in one clip of 40 has an interval that begins at 0.
 CLAIMS = {
+    "The aligned model is better than the base": (26, 36, FAILS),
     "With the segment descriptions the judge is right more often": (32, 22, HOLDS),
     "Verdicts with context make the better model": (23, 13, HOLDS),
     "A segment for each event makes a better judge than one segment": (32, 12, HOLDS),
@@ -42,7 +43,6 @@ CLAIMS = {
     "The best of 8 answers by the reward model is better than SFT": (19, 8, HOLDS),
     "PPO is better than SFT": (26, 8, HOLDS),
     "PPO is better than the best of 8 answers": (26, 19, HOLDS),
-    "PPO is better than the base before SFT": (26, 36, FAILS),
     "With context in its input the reward model is right more often": (34, 14, HOLDS),
     "With context in the reward model's input PPO gives a better model": (25, 23, OPEN),
     "The likelihood read-out is right more often than the letter": (32, 16, HOLDS),
@@ -84,9 +84,9 @@ def test_the_count_of_verdicts(numbers: dict[str, Any]) -> None:
 
 def test_sentences_from_known_figures(numbers: dict[str, Any]) -> None:
     claims = claims_of(numbers)
-    passes = view.sentence(claims["PPO is better than the base before SFT"])
-    assert passes.startswith(f"PPO is better than the base before SFT: does not hold; the reverse holds. PPO 65.0{SPACE}%, Base,")
-    assert f"Base, before SFT 90.0{SPACE}%: −25.0 points (−" in passes and passes.endswith("; by seed −25.0), n 40.")
+    passes = view.sentence(claims["The aligned model is better than the base"])
+    assert passes.startswith(f"The aligned model is better than the base: does not hold; the reverse holds. RLAIF 65.0{SPACE}%,")
+    assert f"Base 90.0{SPACE}%: −25.0 points (−" in passes and passes.endswith("; by seed −25.0), n 40.")
     better = view.sentence(claims["PPO is better than SFT"])
     assert better.startswith(f"PPO is better than SFT: holds. PPO 65.0{SPACE}%, SFT 20.0{SPACE}%: +45.0 points (+")
 
@@ -156,8 +156,8 @@ def test_people_read_what_failed_and_which_claims_it_took_along(failing: tuple[P
         assert f"seed 1, kl-0.1: {WHY}" in shown and "seed 1, letter: needs luck" in shown
     claim_name = "KL coefficient 0.1 is worse than 0.03"
     row = next(line for line in text.splitlines() if line.startswith(f"| {claim_name} |"))
-    assert row.endswith("| – | – | – | **not measured** (seed 1, kl-0.1: the loss is not a number ¦ step 3) |")
-    assert row.count("|") == 6  # five cells: the reason opens none of its own
+    assert row.endswith("| – | – | – | – | **not measured** (seed 1, kl-0.1: the loss is not a number ¦ step 3) |")
+    assert row.count("|") == 7  # six cells: the reason opens none of its own
     assert page.count("– not measured") == 4  # in the table of claims and under the question, for both
     assert "<td>0</td>" in page and "<td>0, 1</td>" in page  # the table of arms says for which seeds
 

@@ -19,7 +19,18 @@ import pytest
 from minirlaif import config
 from minirlaif.ablation import report, runner, view
 from minirlaif.ablation.arms import ANSWERS, COUNTS, JUDGE, MAIN, REWARD, SEGMENTS, Measure
-from minirlaif.ablation.outcomes import FAILS, HOLDS, OPEN, Figure, common, differences, figure, pooled, read, remarks, verdict
+from minirlaif.ablation.outcomes import (
+    FAILS,
+    HOLDS,
+    OPEN,
+    Figure,
+    common,
+    differences,
+    over_seeds,
+    read,
+    remarks,
+    verdict,
+)
 from minirlaif.ablation.runner import Job, run_jobs
 from minirlaif.cli import main as cli
 from minirlaif.errors import UserError
@@ -66,9 +77,15 @@ def test_a_difference_is_taken_item_by_item() -> None:
 def test_an_interval_draws_clips_with_all_their_seeds() -> None:
     """Two clips, right in all of eight seeds and wrong in all. Draws of two clips give 0, 1/2 or 1, a quarter of them each end;
     draws of sixteen items would stay far from both ends."""
-    items = pooled({seed: {"q1": ("one", 1.0), "q2": ("two", 0.0)} for seed in range(8)})
-    assert len(items) == 16
-    assert figure(items, 400) == Figure(0.5, 0.0, 1.0, 16)
+    items = {seed: {"q1": ("one", 1.0), "q2": ("two", 0.0)} for seed in range(8)}
+    assert over_seeds(items, 400) == Figure(0.5, 0.0, 1.0, 16)
+
+
+def test_an_interval_draws_seeds_too() -> None:
+    """Forty clips, all right in one of two seeds and all wrong in the other: draws of seeds give 0, 1/2 or 1; draws of clips
+    alone would give 1/2 always."""
+    items = {seed: {f"q{n}": (f"{n}", float(seed)) for n in range(40)} for seed in range(2)}
+    assert over_seeds(items, 400) == Figure(0.5, 0.0, 1.0, 80)
 
 
 # What files say, by hand.
@@ -482,7 +499,7 @@ def test_the_report_by_hand(main: Run, runs_dir: Path) -> None:
     tiny.finished(other, "exam", lambda path: tiny.write_lines(path / "answers.jsonl", rows))
     numbers = numbers_of({0: {MAIN: main, "short": arm, "kl-0.3": other}})
     groups = {group["name"]: group for group in numbers["groups"]}
-    assert list(groups) == ["context", "best-of", "kl"]  # the others have no claim with both sides measured
+    assert list(groups) == ["base", "context", "best-of", "kl"]  # the others have no claim with both sides measured
     (claim,) = groups["kl"]["claims"]
     assert claim["text"] == "KL coefficient 0.3 is worse than 0.03"
     assert claim["pooled"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 1} and claim["verdict"] == OPEN
@@ -494,7 +511,7 @@ def test_the_report_by_hand(main: Run, runs_dir: Path) -> None:
         {"KL at the end, nats": 1.0, "kept iteration": 10},
     ]
     text = view.markdown(numbers)
-    row = "| KL coefficient 0.3 is worse than 0.03 | 100.0\u00a0% against 0.0\u00a0% | +100.0 [+100.0 to +100.0] | +100.0 |"
+    row = "| KL coefficient 0.3 is worse than 0.03 | 100.0\u00a0% against 0.0\u00a0% | +100.0 [+100.0 to +100.0] | +100.0 | – |"
     assert f"{row} **undecided** |" in text
     page = str(view.document(numbers))
     assert page.startswith("<!doctype html>") and "src=" not in page and "<script" not in page and "http://" not in page
@@ -517,7 +534,8 @@ def test_a_sentence_says_which_way_and_how_sure() -> None:
     figures = {"mean": -0.1, "low": -0.15, "high": -0.05, "n": 2250}
     sides = {"better": "PPO", "worse": "Base", "better_mean": 0.55, "worse_mean": 0.65}
     claim = {"text": "PPO better than the base", "verdict": FAILS, "pooled": figures, "seeds": {0: figures, 1: figures}, **sides}
+    claim["t"] = (-0.2, -0.01)
     assert view.sentence(claim) == (
         "PPO better than the base: does not hold; the reverse holds. PPO 55.0\u00a0%, Base 65.0\u00a0%:"
-        " −10.0 points (−15.0 to −5.0; by seed −10.0, −10.0), n 2\u202f250."
+        " −10.0 points (−15.0 to −5.0; by seed −10.0, −10.0; t over seeds −20.0 to −1.0), n 2\u202f250."
     )

@@ -168,10 +168,22 @@ def controls(numbers: Numbers) -> Html:
     right, models = numbers["accuracy"], models_of(numbers)
     above = max(0.0, *(right[f"{name}_blind"] - right["guess"] for name in models))  # below guessing is no warning sign
     over = f"more than {100 * above:.1f} points above" if above else "better than"
-    text = f"With blank frames no model is {over} guessing: the accuracy above that comes from the frames."
+    text = f"With blank frames no model is {over} guessing."
     if above > 0.05:
         text = f"With blank frames a model is still {100 * above:.1f} points above guessing:"
         text += " part of its right answers does not depend on the frames."
+    blank = numbers.get("gain_over_blank") or {}
+    gains = {name: gain for name, gain in blank.items() if name in models}
+    unclear = [models[name].split(",")[0] for name, gain in gains.items() if compared(gain) != "above"]
+    if gains and not unclear:
+        least = min(gains.values(), key=lambda gain: gain["ci95_low"])
+        text += f" With its own frames each model is at least {100 * least['ci95_low']:.1f} points better than with blank ones"
+        text += " (lower end of the 95 % interval): right answers come from the frames."
+    elif gains:
+        text += (
+            f" That the right answers come from the frames is not shown for {', '.join(unclear)}: with its own frames it is not"
+        )
+        text += " clearly better than with blank ones."
     n = numbers.get("answered_items", numbers["test_items"])
     if n < FEW:
         text += f" {number(n)} questions are too few to be sure."
@@ -182,7 +194,8 @@ def gallery(rows: Sequence[Mapping[str, Any]], pictures: Mapping[str, Html], num
     """Test questions with frames and answers, grouped by how the answer changed. pictures: by the row's strip."""
     groups: list[tuple[str, str, list[dict[str, Any]]]] = []
     marked = any(kind(row) for row in rows)
-    models = [(name, MODELS[name]) for name in ("sft", "rlaif", "base")]
+    titles = models_of({"start": numbers.get("start", "sft")})
+    models = [(name, titles[name]) for name in ("sft", "rlaif", "base") if name in titles]
     for group, title in KINDS.items():
         cards = [dict(row) for row in rows if kind(row) == group]
         for row in cards:

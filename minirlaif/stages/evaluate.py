@@ -200,7 +200,8 @@ def _clips(run: Run, stage: str, part: str) -> set[str]:
 def _accuracy(
     tests: Sequence[Sample], answers: Mapping[str, Sequence[str]], truth: Truth, resamples: int, seed: int
 ) -> dict[str, Any]:
-    """Share of right answers by model, also by question type, and the gains of "rlaif" over "sft" and "base"."""
+    """Share of right answers by model, also by question type, the gains of "rlaif" over "sft" and "base", and of each model over
+    itself on blank frames."""
     right = {
         name: [float(exact_match(text, row.turns[0].answer or "")) for text, row in zip(texts, tests, strict=True)]
         for name, texts in answers.items()
@@ -230,6 +231,7 @@ def _accuracy(
         "guess_with_hindsight": guess_rate(keys),  # constants read off the test truths themselves, which nobody can know
         **({"accuracy_gain": gain("rlaif", "sft")} if "sft" in right else {}),
         "gain_over_base": gain("rlaif", "base"),
+        "gain_over_blank": {name: gain(name, f"{name}_blind") for name in MODELS if f"{name}_blind" in right},
     }
 
 

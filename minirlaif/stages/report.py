@@ -98,6 +98,7 @@ def summary(evaluate: EvaluateSection, outputs: StageOutputs) -> dict[str, Any]:
         "accuracy_gain": result.get("accuracy_gain", nothing),
         "guess_with_hindsight": result.get("guess_with_hindsight"),
         "gain_over_base": result.get("gain_over_base", nothing),
+        "gain_over_blank": result.get("gain_over_blank"),
         "against_base": run_results.compared(result["gain_over_base"]) if result.get("gain_over_base") else None,
         "judge": _judge(outputs),
         "reward_model": _reward_model(outputs),

@@ -135,6 +135,8 @@ def test_accuracy_by_hand() -> None:
     assert found["accuracy_gain"] == {"mean": 0.5, "ci95_low": 0.0, "ci95_high": 1.0}
     # Over the base: 0 on /a, -0.6 on /b.
     assert found["gain_over_base"] == pytest.approx({"mean": -0.3, "ci95_low": -0.6, "ci95_high": 0.0})
+    # Over itself on blank frames: 1 on /a, 0.4 on /b; the other models have no such answers.
+    assert found["gain_over_blank"] == {"rlaif": pytest.approx({"mean": 0.7, "ci95_low": 0.4, "ci95_high": 1.0})}
 
 
 def test_guessing_looks_at_keys() -> None:

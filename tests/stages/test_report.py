@@ -491,6 +491,24 @@ def test_controls_say_when_blank_frames_do_not_blind():
     assert "no model is better than guessing" in below and "29 questions are too few" in below
 
 
+def test_that_answers_come_from_the_frames_is_said_only_where_it_was_shown():
+    """Nine bars of zero say nothing, and neither does a gain whose interval holds zero."""
+    right = {f"{m}{c}": 0.0 for m in run_results.MODELS for c in ("", "_blind", "_shuffled")} | {"guess": 0.09}
+    numbers = {"start": "sft", "accuracy": right, "test_items": 300}
+
+    def text(**gains: tuple[float, float, float]) -> str:
+        ends = {name: dict(zip(("mean", "ci95_low", "ci95_high"), gain, strict=True)) for name, gain in gains.items()}
+        return str(run_results.controls(numbers | {"gain_over_blank": ends}))
+
+    nothing = (0.0, 0.0, 0.0)
+    assert "not shown for Base, SFT, RLAIF" in text(base=nothing, sft=nothing, rlaif=nothing)
+    sure, unsure = (0.5, 0.4, 0.6), (0.02, -0.01, 0.05)
+    assert "not shown for SFT:" in (half := text(base=sure, sft=unsure, rlaif=sure)) and "come from the frames." not in half
+    shown = text(base=sure, sft=(0.2, 0.15, 0.25), rlaif=sure)
+    assert "at least 15.0 points better than with blank ones" in shown and "come from the frames." in shown
+    assert "come from the frames" not in run_results.controls(numbers)  # of an evaluation that did not measure it
+
+
 def test_written_anew_each_time_without_a_folder(tmp_path: Path):
     cfg, run = make(tmp_path / "r", ROWS, result(ROWS))
     before = {path.name for path in run.root.iterdir()}

@@ -1,0 +1,177 @@
+"""Twenty visitors of a real server, one of them hostile: the others do not wait much longer, and its memory does not grow."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from tests.fixtures import chat_run
+from tests.fixtures.http_client import Client, turns
+from tests.hostile.attacker import KINDS, varied
+
+ROOT = Path(__file__).parents[2]
+HONEST = 19
+WARM_SECONDS, QUIET_SECONDS, ATTACK_SECONDS = 60.0, 120.0, 120.0
+THINK_SECONDS = 1.0  # between an answer and the next clip
+MOST_WAIT, MOST_GROWTH = 2.0, 1.1  # with the hostile visitor, by what it is without
+QUESTION = "What happens first?"
+
+
+def tree(root: int) -> dict[int, str]:
+    """A process and all that it started, with what each is called."""
+    parents, names = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            name, _, rest = path.read_text().rpartition(")")
+            parents[int(path.parent.name)], names[int(path.parent.name)] = int(rest.split()[1]), name.partition("(")[2]
+    found = [root]
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    return {pid: names[pid] for pid in found if pid in names}
+
+
+def memory(root: int) -> dict[int, int]:
+    """VmRSS of each process of a server, in KiB."""
+    sizes = {}
+    for pid in tree(root):
+        with suppress(OSError):
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+            sizes[pid] = next((int(line.split()[1]) for line in lines if line.startswith("VmRSS")), 0)
+    return sizes
+
+
+def steady_memory(root: int) -> int:
+    """The median of the sums of ten looks within five seconds."""
+    sums = []
+    for _ in range(10):
+        sums.append(sum(memory(root).values()))
+        time.sleep(0.5)
+    return round(median(sums))
+
+
+@contextmanager
+def server(folder: Path, *words: str) -> Iterator[tuple[str, int]]:
+    """`python app.py` over a finished run of the tiny world; its address and its process."""
+    clip = chat_run.world_clip(folder / "good.mp4")
+    chat_run.add_stage_outputs(chat_run.run_of(folder / "runs" / "a"), clip)
+    (folder / "temp").mkdir()
+    command = [sys.executable, str(ROOT / "app.py"), "--port", "0", "--runs-dir", "runs", "--run", "a", *words]
+    variables = {**os.environ, "TMPDIR": str(folder / "temp"), "PYTHONDONTWRITEBYTECODE": "1"}
+    with (folder / "log.txt").open("w") as log:
+        app = subprocess.Popen(command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            assert app.stdout is not None
+            lines = iter(app.stdout.readline, "")
+            yield next(line for line in lines if line.startswith("open ")).split()[1].rstrip("/"), app.pid
+        finally:
+            app.send_signal(signal.SIGTERM)
+            try:
+                app.wait(30)
+            finally:
+                app.kill()
+
+
+class Visitors:
+    """Honest visitors: each opens the page, uploads a clip that nobody else has, asks, reads, and comes again.
+
+    waits: seconds from the upload to the frames, and from the question to the whole answer; failures: what else happened.
+    """
+
+    def __init__(self, address: str, clip: bytes, count: int = HONEST) -> None:
+        self.address, self.clip = address, clip
+        self.waits: dict[str, list[float]] = {"clip": [], "answer": []}
+        self.failures: list[str] = []
+        self._done = threading.Event()
+        self._threads = [threading.Thread(target=self._visit, args=(number,)) for number in range(count)]
+
+    def __enter__(self) -> Visitors:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _visit(self, number: int) -> None:
+        while not self._done.is_set():
+            try:
+                client = Client(self.address, source=f"127.0.1.{number + 1}")
+                with client.beating():
+                    self._ask(client)
+            except (OSError, http.client.HTTPException, AssertionError, ValueError) as error:
+                self.failures.append(f"{type(error).__name__}: {error}"[:300])
+            self._done.wait(THINK_SECONDS)
+
+    def _ask(self, client: Client) -> None:
+        began = time.monotonic()
+        status, path = client.upload("clip.mp4", varied(self.clip))
+        assert status == 200, path
+        opened = client.open(path.decode())
+        assert "<img" in str(opened["output"]), opened
+        middle = time.monotonic()
+        ((question, answer, note),) = turns(client.ask(QUESTION))
+        assert question == QUESTION and not note, note
+        self.waits["clip"].append(middle - began)
+        self.waits["answer"].append(time.monotonic() - middle)
+
+
+def visited(address: str, clip: bytes, seconds: float) -> Visitors:
+    """So many seconds of honest visitors alone."""
+    with Visitors(address, clip) as visitors:
+        time.sleep(seconds)
+    return visitors
+
+
+def attacked(address: str, clip: Path, seconds: float) -> tuple[Visitors, dict[str, dict[str, int]]]:
+    """The same with the hostile one; how it was answered."""
+    command = [sys.executable, "-m", "tests.hostile.attacker", address, str(clip), str(seconds)]
+    with Visitors(address, clip.read_bytes()) as visitors:
+        hostile = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        try:
+            output, _ = hostile.communicate(timeout=seconds + 120)
+        finally:
+            hostile.kill()
+    return visitors, json.loads(output)
+
+
+def shown(waits: Sequence[float]) -> str:
+    ordered = sorted(waits)
+    return f"{len(ordered)} waits, median {median(ordered):.2f} s, 95 % {ordered[round(len(ordered) * 0.95) - 1]:.2f} s"
+
+
+@pytest.mark.hostile
+def test_a_hostile_visitor_costs_the_others_little(tmp_path: Path) -> None:
+    with server(tmp_path) as (address, pid):
+        clip = tmp_path / "good.mp4"
+        visited(address, clip.read_bytes(), WARM_SECONDS)
+        alone = visited(address, clip.read_bytes(), QUIET_SECONDS)
+        before, each_before = steady_memory(pid), memory(pid)
+        together, answers = attacked(address, clip, ATTACK_SECONDS)
+        after, each_after = steady_memory(pid), memory(pid)
+        last = visited(address, clip.read_bytes(), THINK_SECONDS)  # it still serves
+    print(json.dumps({kind: answers[kind] for kind in sorted(answers)}, indent=1))
+    for name in alone.waits:
+        print(f"{name}: alone {shown(alone.waits[name])}; with the hostile one {shown(together.waits[name])}")
+    print(f"memory: {before} KiB before, {after} KiB after, {after / before - 1:+.1%}; {each_before} {each_after}")
+    log = (tmp_path / "log.txt").read_text()
+    assert alone.failures == together.failures == last.failures == []
+    assert "Traceback" not in log, log[-3000:]
+    assert all(sum(answers[kind].values()) >= 4 for kind in KINDS)  # each kind was tried
+    for name in alone.waits:
+        assert median(together.waits[name]) <= MOST_WAIT * median(alone.waits[name]), name
+    assert after <= MOST_GROWTH * before
+    assert not any(tmp_path.joinpath("temp").iterdir())

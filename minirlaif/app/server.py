@@ -121,8 +121,11 @@ def page_at(
     """Serve the page for a service and a run; yields its address. UserError if the port is not available."""
     from minirlaif.app import tabs, ui, views
 
-    examples = service.upload_store.examples(run_reader.example_clips(run)) if service else []
-    questions, is_public = run_reader.example_questions(run), _reaches_others(options) or bool(options.password)
+    is_public = _reaches_others(options) or bool(options.password)
+    run = run_reader.PublicRun(run.root) if run and is_public else run
+    source = run_reader.without_links(run)
+    examples = service.upload_store.examples(run_reader.example_clips(source)) if service else []
+    questions = run_reader.example_questions(source)
     page = ui.build(tabs.AppContext(service, run, options.runs_dir, examples, questions, is_public))
     _warn_if_open(options)
     password = options.password

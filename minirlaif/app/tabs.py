@@ -93,6 +93,8 @@ def run_tab(page: gr.Blocks, context: AppContext) -> None:
 def _shown(draw: Callable[..., Any], run: Run | None, *values: Any) -> Any:
     """What a view makes of a run; one line, with a count of 0 for a view that counts, where its files cannot be shown."""
     try:
+        if run is not None:
+            run_reader.check_links(run)
         return draw(run, *values)
     except (UserError, *UNREADABLE) as error:
         line = views.unreadable(run, error)
@@ -118,7 +120,10 @@ def votes_tab(service: ChatService, is_public: bool) -> None:
         listed = gr.HTML(apply_default_css=False, elem_id="vote-list")
 
     def count(only_other: bool, request: gr.Request) -> list[Any]:
-        rows = service.vote_store.rows() if service.vote_store else []
+        try:
+            rows = service.vote_store.rows() if service.vote_store else []
+        except UserError as error:
+            return [views.notice(str(error)), ""]
         if is_public:
             own = service.session(request.session_hash or "").votes
             rows = [row for row in rows if row.get("id") in own]

@@ -139,6 +139,7 @@ def page_at(
         auth=(lambda _, given: hmac.compare_digest(given.encode(), password.encode())) if password else None,
         auth_message="Enter any user name and the password." if password else None,
         ended=service.close_session if service else None,
+        arrived=service.upload_store.hold if service else None,
         names={options.runs_dir.absolute(): options.runs_dir.absolute().name or "runs"},
         max_file_size=options.max_mb << 20,
         head=views.page_script(),
@@ -154,6 +155,7 @@ def launched(
     share: bool = False,
     allowed: Sequence[str] = (),
     ended: Callable[[str], object] | None = None,
+    arrived: Callable[[Path], object] | None = None,
     names: Mapping[Path, str] | None = None,
     **settings: Any,
 ) -> Iterator[str]:
@@ -162,7 +164,7 @@ def launched(
     Args:
         folder: only files below it are served.
         allowed: names of this server beside those of this machine; empty: any where others can reach it.
-        ended: called with the name of a session that ended.
+        ended: called with the name of a session that ended; arrived: with the path of an upload.
         names: what stands in replies for other folders.
         settings: of Blocks.launch.
 
@@ -177,7 +179,7 @@ def launched(
     local_only = host in LOOPBACK and not share
     hosts = (*LOOPBACK, *allowed) if local_only or allowed else ()
     largest = settings.get("max_file_size", MAX_CLIP_BYTES)
-    limits = {"same_origin_only": not share, "largest": largest, "ended": ended, "names": names}
+    limits = {"same_origin_only": not share, "largest": largest, "ended": ended, "arrived": arrived, "names": names}
     request_filter = Middleware(RequestFilter, folder=folder, hosts=hosts, **limits)
     try:
         _, address, shared = page.launch(

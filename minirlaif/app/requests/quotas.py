@@ -173,7 +173,7 @@ class Visitors:
     def __init__(self, close: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
         self._close, self._clock = close, clock
         self._open: dict[str, int] = defaultdict(int)
-        self._joining: dict[str, int] = defaultdict(int)  # events that are on their way into the queue
+        self._joining: dict[str, list[bool]] = {}  # events that are on their way into the queue: whether each needs the model
         self._credit: dict[str, tuple[float, float]] = {}  # time, and what was left of BURST then
         self.sessions: dict[str, _Session] = {}
 
@@ -232,14 +232,15 @@ class Visitors:
         own = {name for name, each in self.sessions.items() if each.client == client}
         waiting = [event for event in queue.event_ids_to_events.values() if event.session_hash in own]
         unread = sum(len(queue.pending_event_ids_session.get(name, ())) for name in own)
-        model = sum(event.concurrency_id == MODEL_QUEUE for event in waiting) + self._joining[client]
-        if (is_model and model >= MODEL_PLACES) or max(len(waiting), unread) + self._joining[client] >= EVENT_PLACES:
+        joining = self._joining.get(client, [])
+        model = sum(event.concurrency_id == MODEL_QUEUE for event in waiting) + sum(joining)
+        if (is_model and model >= MODEL_PLACES) or max(len(waiting), unread) + len(joining) >= EVENT_PLACES:
             raise TooMuch(429, "too many of your questions are waiting: ask again later")
-        self._joining[client] += is_model
+        self._joining.setdefault(client, []).append(is_model)
         try:
             yield
         finally:
-            self._joining[client] -= is_model
+            self._joining[client].remove(is_model)
             if not self._joining[client]:
                 del self._joining[client]
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from minirlaif.app.requests import middleware, quotas
-from minirlaif.app.requests.middleware import MAX_BODY_BYTES
+from minirlaif.app.requests import bodies, quotas
+from minirlaif.app.requests.bodies import MAX_BODY_BYTES
 from minirlaif.app.requests.quotas import TooMuch, UploadQuota, Visitors, client_of
 from tests.fixtures.browser import FakeEngine, Served, serving
 
@@ -212,6 +212,12 @@ def test_a_client_has_so_many_places_in_the_queue() -> None:
             pass
         with all_.joining("a", queue, False), all_.joining("b", queue, True):
             pass
+    with ExitStack() as stack:  # side by side, before Gradio has any of them
+        for _ in range(quotas.EVENT_PLACES - len(events)):
+            stack.enter_context(all_.joining("a", queue, False))
+        with pytest.raises(TooMuch, match="are waiting"), all_.joining("a", queue, False):
+            pass
+    assert not all_._joining
     queue.pending_event_ids_session["a0"] = set(range(quotas.EVENT_PLACES))  # of a stream that nobody reads
     with pytest.raises(TooMuch, match="are waiting"), all_.joining("a", queue, False):
         pass
@@ -242,7 +248,7 @@ def test_requests_of_a_client_have_a_rate_and_a_number(monkeypatch: pytest.Monke
 def test_a_request_that_does_not_go_on_is_ended(
     served: Served, path: str, kind: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (quotas, middleware):
+    for module in (quotas, bodies):
         monkeypatch.setattr(module, "SILENT_SECONDS", 0.5)
     host, port = served.address.removeprefix("http://").split(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=10)

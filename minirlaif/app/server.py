@@ -9,6 +9,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -30,22 +31,23 @@ from minirlaif.runs.run import Run
 SWEEP_SECONDS = 300.0
 TEMPORARY = "minirlaif-app-"  # how temporary folders of this server begin
 ANYWHERE = ("0.0.0.0", "::")
+# A service manager's word, and that the terminal was closed; Windows has no SIGHUP.
+_STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until Ctrl-C. Exit code 2: an error that the user can fix."""
+    """Serve until Ctrl-C, SIGTERM or SIGHUP. Exit code 2: an error that the user can fix."""
     options = _parser().parse_args(argv)
-    done = threading.Event()
-    for number in (signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ())):  # HUP: the terminal was closed
-        signal.signal(number, lambda *_: done.set())
+    for number in _STOPS:
+        signal.signal(number, _stop)
     try:
         with serving(options) as address:
             remote = f"http://ADDRESS-OF-THIS-MACHINE:{urlsplit(address).port}/"
             others = f", from other devices {remote}" if options.host in ANYWHERE else ""
             print(f"open {address}{others} (Ctrl-C to stop)", flush=True)
-            while not done.wait(1.0):
-                pass
+            while True:
+                time.sleep(3600.0)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
     except UserError as error:
@@ -54,10 +56,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _stop(*_: object) -> None:
+    """End as with Ctrl-C, also while the model is being loaded; whoever asks twice does not interrupt the end."""
+    for number in _STOPS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python app.py",
         description="Chat with an aligned model about a clip, compare it with the SFT model, view its training run.",
+        epilog="Ctrl-C, SIGTERM or SIGHUP end it after the word or clip in progress, with exit code 0: uploads are deleted and"
+        " child processes have ended. The exit code is 2 after an error that you can fix.",
     )
     parser.add_argument("--run", metavar="NAME", help="the run to load (default: the last finished one)")
     parser.add_argument("--runs-dir", metavar="DIR", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")

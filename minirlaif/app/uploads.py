@@ -83,7 +83,7 @@ class UploadStore:
         self.folder, self.limits = folder.resolve(), limits
         self._reader = ClipReader(seconds, limits.pixels)
         self._lock, self._lock_held = threading.Lock(), threading.Lock()
-        self._decoding = Window()
+        self._decoding, self._is_closed = Window(), False
         self._held: dict[Path, list[float]] = {}  # folders of uploads that are still to be opened: when each upload came
         self._checked: OrderedDict[tuple[Path, int, int, int], ClipInfo | str] = OrderedDict()
 
@@ -102,6 +102,8 @@ class UploadStore:
         check_content(file, self.limits)
         status = file.stat()
         with self._lock:
+            if self._is_closed:  # another decoder would be left behind
+                raise UserError("the app is closing")
             key = (file, status.st_mtime_ns, status.st_size, frames)
             if key not in self._checked:
                 self._checked[key] = self._decoded(file, frames, client)
@@ -201,6 +203,7 @@ class UploadStore:
 
     def close(self) -> None:
         """Stop the decoder."""
+        self._is_closed = True
         with self._lock:
             self._reader.close()
 

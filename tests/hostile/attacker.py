@@ -142,7 +142,7 @@ def calls_at_once(by: Attacker) -> str:
     """60 calls side by side: questions that wait for a clip, and reads of the run."""
     client = by.session()
     begin = client.events["question", "submit"]
-    reads = {"data": [None], "fn_index": client.events["tab-run", "select"], "session_hash": client.session}
+    reads = {"data": ["a", "all", 1], "fn_index": client.events["tab-run", "select"], "session_hash": client.session}
 
     def one(number: int) -> int:
         return client.quick(begin, ["?"])[0] if number % 2 else client.post(f"{API}/queue/join", reads)[0]

@@ -1,10 +1,11 @@
 """Limits of what clients send and keep, counted while bytes arrive: a length that is announced is not believed. No torch."""
 
 import asyncio
+import os
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
@@ -105,7 +106,7 @@ class UploadQuota:
         if self._running[client] >= UPLOADS_AT_ONCE:
             raise TooMuch(429, "too many uploads at once")
         self._note(client, self._largest // SMALLEST_SHARE)
-        stored = sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
+        stored = _size(self._folder)
         self._running[client] += 1
         count = 0
 
@@ -133,6 +134,16 @@ class UploadQuota:
     def _note(self, client: str, size: int) -> None:
         if self._sent.add(client, size) > CLIPS_IN_WINDOW * self._largest:
             raise TooMuch(429, f"more than {CLIPS_IN_WINDOW} clips within {WINDOW_SECONDS / 60:.0f} minutes")
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files below a folder; those that another thread deletes meanwhile do not count."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += os.stat(os.path.join(parent, name)).st_size
+    return total
 
 
 async def unless_silent(receive: Receive) -> Message:

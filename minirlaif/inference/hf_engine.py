@@ -31,6 +31,7 @@ from minirlaif.types import Comparison, Turn, Verdict
 from minirlaif.video.frame_sampling import uniform_plan
 
 CACHED_CLIPS = 8  # the latest clips, whose frames and features stay in memory
+CACHED_CONTEXTS = 64  # descriptions of clips, which are texts
 PREFIX_CACHES = 4  # one per clip and model
 
 
@@ -59,7 +60,7 @@ class HfEngine:
         reward = run.manifest("reward")
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="minirlaif-")))
-            load = stack.enter_context(session_loader(folder / "features.sqlite", cfg.video))
+            load = stack.enter_context(session_loader(folder / "features.sqlite", cfg.video, memory=0))  # see _clips
             session = self._session = self._critic = load(cfg.model)
             self._judge = judge_of(session, cfg.feedback)
             self._judge_context, self._reward_context = cfg.feedback.context, cfg.reward.context
@@ -78,7 +79,7 @@ class HfEngine:
         self.sampling = SamplingParams(cfg.rollout.temperature, cfg.feedback.top_p, cfg.rollout.max_new_tokens, cfg.seed)
         self._clips: OrderedDict[str, tuple[LoadedClip, VideoInput]] = OrderedDict()
         self._prefix = lru_cache(PREFIX_CACHES)(lambda key, model: PrefixCache())
-        self._contexts: dict[str, str] = {}
+        self._contexts: OrderedDict[str, str] = OrderedDict()
         self._prefill: Counter[str] = Counter()
 
     @property
@@ -173,4 +174,6 @@ class HfEngine:
         content = clip.key.split(":", 1)[0]
         if content not in self._contexts:
             self._contexts[content] = self._judge.context(clip.video)
+            while len(self._contexts) > CACHED_CONTEXTS:
+                self._contexts.popitem(last=False)
         return self._contexts[content]

@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 from minirlaif.app import run_reader
 from minirlaif.app.conversations import ChatService
 from minirlaif.app.engine_thread import EngineThread
+from minirlaif.app.requests.connections import limited_protocol
 from minirlaif.app.requests.middleware import MAX_CLIP_BYTES, RequestFilter
-from minirlaif.app.requests.quotas import MAX_SESSIONS, limited_protocol
+from minirlaif.app.requests.quotas import MAX_SESSIONS
 from minirlaif.app.uploads import Limits, UploadStore
 from minirlaif.app.votes import VoteStore
 from minirlaif.errors import UserError

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -19,6 +19,7 @@ import pytest
 
 from tests.fixtures import chat_run
 from tests.fixtures.http_client import Client, turns
+from tests.fixtures.processes import resident
 from tests.hostile.attacker import KINDS, varied
 
 ROOT = Path(__file__).parents[2]
@@ -29,34 +30,11 @@ MOST_WAIT, MOST_GROWTH = 2.0, 1.1  # with the hostile visitor, by what it is wit
 QUESTION = "What happens first?"
 
 
-def tree(root: int) -> dict[int, str]:
-    """A process and all that it started, with what each is called."""
-    parents, names = {}, {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            name, _, rest = path.read_text().rpartition(")")
-            parents[int(path.parent.name)], names[int(path.parent.name)] = int(rest.split()[1]), name.partition("(")[2]
-    found = [root]
-    for pid in found:
-        found += [child for child, parent in parents.items() if parent == pid]
-    return {pid: names[pid] for pid in found if pid in names}
-
-
-def memory(root: int) -> dict[int, int]:
-    """VmRSS of each process of a server, in KiB."""
-    sizes = {}
-    for pid in tree(root):
-        with suppress(OSError):
-            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-            sizes[pid] = next((int(line.split()[1]) for line in lines if line.startswith("VmRSS")), 0)
-    return sizes
-
-
 def steady_memory(root: int) -> int:
     """The median of the sums of ten looks within five seconds."""
     sums = []
     for _ in range(10):
-        sums.append(sum(memory(root).values()))
+        sums.append(sum(resident(root).values()))
         time.sleep(0.5)
     return round(median(sums))
 
@@ -157,16 +135,20 @@ def shown(waits: Sequence[float]) -> str:
 def test_a_hostile_visitor_costs_the_others_little(tmp_path: Path) -> None:
     with server(tmp_path) as (address, pid):
         clip = tmp_path / "good.mp4"
+        sizes = [steady_memory(pid)]
         visited(address, clip.read_bytes(), WARM_SECONDS)
+        sizes.append(steady_memory(pid))
         alone = visited(address, clip.read_bytes(), QUIET_SECONDS)
-        before, each_before = steady_memory(pid), memory(pid)
+        sizes.append(steady_memory(pid))
         together, answers = attacked(address, clip, ATTACK_SECONDS)
-        after, each_after = steady_memory(pid), memory(pid)
+        sizes.append(steady_memory(pid))
+        each = resident(pid)
         last = visited(address, clip.read_bytes(), THINK_SECONDS)  # it still serves
     print(json.dumps({kind: answers[kind] for kind in sorted(answers)}, indent=1))
     for name in alone.waits:
         print(f"{name}: alone {shown(alone.waits[name])}; with the hostile one {shown(together.waits[name])}")
-    print(f"memory: {before} KiB before, {after} KiB after, {after / before - 1:+.1%}; {each_before} {each_after}")
+    *_, before, after = sizes
+    print(f"memory in KiB: at the start, after 60 s, before, after {sizes}, {after / before - 1:+.1%}; by process {each}")
     log = (tmp_path / "log.txt").read_text()
     assert alone.failures == together.failures == last.failures == []
     assert "Traceback" not in log, log[-3000:]

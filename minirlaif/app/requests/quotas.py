@@ -18,6 +18,7 @@ MAX_STORED_BYTES = 8 << 30  # of all uploads together
 WINDOW_SECONDS = 600.0
 UPLOADS_AT_ONCE = 4  # of one client
 CLIPS_IN_WINDOW = 20  # of the largest size that one client may send within WINDOW_SECONDS
+UPLOAD_BYTES_PER_SECOND = 32 << 20  # of one client: reading them takes the processor that all share
 SMALLEST_SHARE = 50  # an upload counts as at least this part of the largest: many small files are a burden as well
 FORM_BYTES = 1 << 16  # of an upload around its file
 SILENT_SECONDS = 20.0  # a client that sends nothing for so long in the middle of a request has gone
@@ -95,6 +96,7 @@ class UploadQuota:
     def __init__(self, folder: Path, largest: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder, self._largest, self._sent = folder, largest + FORM_BYTES, Window(clock)
         self._running: dict[str, int] = defaultdict(int)
+        self._busy_until: dict[str, float] = {}  # when a client's bytes so far have come at UPLOAD_BYTES_PER_SECOND
         self._arriving = 0  # bytes of uploads that are not stored yet
 
     def received(self, scope: Scope, receive: Receive) -> tuple[Receive, Callable[[], None]]:
@@ -121,6 +123,7 @@ class UploadQuota:
             if stored + self._arriving > MAX_STORED_BYTES:
                 raise TooMuch(507, "the upload storage is full")
             self._note(client, size)
+            await asyncio.sleep(self._pause(client, size))
             return message
 
         def end() -> None:
@@ -128,8 +131,15 @@ class UploadQuota:
             self._running[client] -= 1
             if not self._running[client]:
                 del self._running[client]
+                self._busy_until.pop(client, None)
 
         return counted, end
+
+    def _pause(self, client: str, size: int) -> float:
+        """Seconds that a client waits after these bytes."""
+        now = time.monotonic()
+        self._busy_until[client] = max(now, self._busy_until.get(client, now)) + size / UPLOAD_BYTES_PER_SECOND
+        return self._busy_until[client] - now
 
     def _note(self, client: str, size: int) -> None:
         if self._sent.add(client, size) > CLIPS_IN_WINDOW * self._largest:
@@ -269,26 +279,3 @@ class Visitors:
         for client, (then, credit) in [*self._credit.items()]:
             if credit + (now - then) * REQUESTS_PER_SECOND >= BURST:
                 del self._credit[client]
-
-
-def limited_protocol(base: type[Any]) -> type[Any]:
-    """uvicorn's protocol (a class) with OPEN_REQUESTS connections of one client and SILENT_SECONDS until its first request."""
-    count: dict[str, int] = defaultdict(int)
-
-    class LimitedProtocol(base):
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self.peer = client_of({"client": transport.get_extra_info("peername"), "type": "http", "headers": []})
-            count[self.peer] += 1
-            if count[self.peer] > OPEN_REQUESTS and self.peer not in LOOPBACK:
-                transport.abort()
-            self.first = self.loop.call_later(SILENT_SECONDS, lambda: self.cycle or transport.abort())
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self.first.cancel()
-            count[self.peer] -= 1
-            if not count[self.peer]:
-                del count[self.peer]
-            super().connection_lost(exc)
-
-    return LimitedProtocol

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from minirlaif.app.requests import bodies, quotas
+from minirlaif.app.requests import bodies, connections, quotas
 from minirlaif.app.requests.bodies import MAX_BODY_BYTES
 from minirlaif.app.requests.quotas import TooMuch, UploadQuota, Visitors, client_of
 from tests.fixtures.browser import FakeEngine, Served, serving
@@ -145,6 +145,26 @@ def test_room_is_counted_while_bytes_arrive(tmp_path: Path, monkeypatch: pytest.
     take(quota, scope(), 60_000)()
 
 
+def test_bytes_of_one_client_come_at_a_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of several uploads at once; others do not wait for them."""
+    monkeypatch.setattr(quotas, "UPLOAD_BYTES_PER_SECOND", 100_000)
+    quota = UploadQuota(tmp_path, 1_000_000)
+
+    async def upload(host: str, size: int) -> float:
+        receive, end = quota.received(scope(host), lambda: pieces(10_000))
+        began = time.monotonic()
+        for _ in range(size // 10_000):
+            await receive()
+        end()
+        return time.monotonic() - began
+
+    async def together() -> list[float]:
+        return await asyncio.gather(upload("10.0.0.1", 20_000), upload("10.0.0.1", 30_000), upload("10.0.0.2", 10_000))
+
+    first, second, other = asyncio.run(together())
+    assert first >= 0.3 and second >= 0.45 and other < 0.3 and not quota._busy_until
+
+
 def test_a_client_behind_a_tunnel_is_the_one_that_the_tunnel_noted() -> None:
     assert client_of(scope("127.0.0.1", x_forwarded_for="1.2.3.4, 9.8.7.6")) == "9.8.7.6"  # type: ignore[arg-type]
     assert client_of(scope("10.0.0.1", x_forwarded_for="1.2.3.4")) == "10.0.0.1"  # type: ignore[arg-type]
@@ -261,8 +281,8 @@ def test_a_request_that_does_not_go_on_is_ended(
 
 
 def test_connections_of_a_client_are_counted_and_ask_in_time(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quotas, "SILENT_SECONDS", 0.5)
-    monkeypatch.setattr(quotas, "OPEN_REQUESTS", 5)
+    monkeypatch.setattr(connections, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "OPEN_REQUESTS", 5)
     host, port = served.address.removeprefix("http://").split(":")
     lines = [socket.create_connection((host, int(port)), 10, source_address=("127.0.0.7", 0)) for _ in range(8)]
     ended = []

@@ -514,6 +514,24 @@ def test_an_upload_waits_to_be_opened(served: Served, place: Path) -> None:
     wait_for(lambda: not clip.parent.exists())
 
 
+def test_a_killed_decoder_costs_a_client_no_place(served: Served, place: Path) -> None:
+    """More often than it has places: for uploads, for events, and of the decoder's time."""
+    client, store = Client(served.address), served.service.upload_store
+    content = (place / "good.mp4").read_bytes()
+    client.show(place / "good.mp4")
+    for number in range(2 * max(quotas.MODEL_PLACES, quotas.UPLOADS_AT_ONCE)):
+        store._reader.info(place / "good.mp4")  # so that it runs
+        assert store._reader._child is not None
+        os.kill(pid := store._reader._child.pid, signal.SIGSTOP)
+        status, path = client.upload("clip.mp4", content + b"\0\0\0\x18free" + number.to_bytes(16, "big"))
+        assert status == 200
+        threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
+        assert "the decoder crashed (exit status -9)" in str(client.open(path.decode())["output"])
+    client.show(place / "good.mp4")
+    assert turns(client.ask("still?")) == [("still?", "rlaif heard: still?", "")]
+    assert store._decoding.add("127.0.0.1", 0) < quotas.DECODING_SECONDS / 2 and not store._held
+
+
 def test_a_visitor_that_goes_away_stops_its_answer(served: Served, place: Path) -> None:
     client, engine = Client(served.address), served.service.engine
     with client.beating():

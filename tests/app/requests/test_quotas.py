@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import itertools
 import os
 import select
+import shutil
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -163,6 +166,28 @@ def test_bytes_of_one_client_come_at_a_rate(tmp_path: Path, monkeypatch: pytest.
 
     first, second, other = asyncio.run(together())
     assert first >= 0.3 and second >= 0.45 and other < 0.3 and not quota._busy_until
+
+
+def test_files_that_go_while_they_are_counted_do_not_matter(tmp_path: Path) -> None:
+    done = threading.Event()
+
+    def come_and_go() -> None:
+        while not done.is_set():
+            for name in "abcdefgh":
+                (tmp_path / name).mkdir()
+                (tmp_path / name / "clip").write_bytes(b"x")
+            for name in "abcdefgh":
+                shutil.rmtree(tmp_path / name)
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    try:
+        quota, end = UploadQuota(tmp_path, 1000), time.monotonic() + 2
+        for number in itertools.takewhile(lambda _: time.monotonic() < end, itertools.count()):
+            quota.received(scope(f"10.0.{number // 250}.{number % 250}"), lambda: pieces(1))[1]()
+    finally:
+        done.set()
+        other.join()
 
 
 def test_a_client_behind_a_tunnel_is_the_one_that_the_tunnel_noted() -> None:

@@ -154,7 +154,8 @@ def strip(run: Run, name: str, frames: int) -> bytes:
         return b""
     try:
         with closing(sqlite3.connect(f"{cache.absolute().as_uri()}?mode=ro", uri=True, timeout=2)) as db:
-            content = sha256(clip)[:16]
+            status = clip.stat()
+            content = _content(clip, status.st_mtime_ns, status.st_size)
             infos = db.execute("SELECT info FROM clips WHERE path LIKE ? AND info LIKE ?", (f"%{clip.name}", f"%{content}%"))
             row = infos.fetchone()
             if row is None:
@@ -165,6 +166,11 @@ def strip(run: Run, name: str, frames: int) -> bytes:
     except (sqlite3.Error, OSError, TypeError, ValueError, UnreadableClip):
         return b""
     return bytes(strips[0]) if strips else b""
+
+
+@lru_cache(maxsize=1024)
+def _content(clip: Path, changed: int, size: int) -> str:
+    return sha256(clip)[:16]
 
 
 def example_clips(run: Run | None) -> list[Path]:

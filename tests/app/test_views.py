@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -228,3 +229,24 @@ def test_stages_of_another_run_are_seen_by_their_owner_alone(finished: Path, tmp
     run.take_over(Run(finished / "a"), ["sft", "reward"])
     shutil.copy(finished / "a" / "config.yaml", run.root)
     assert "finished" in drawn(run)[0] and "a link out" in drawn(PublicRun(run.root))[0]
+
+
+def test_what_many_visitors_look_at_is_drawn_once(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(finished / "a", tmp_path / "a")
+    run, draws = Run(tmp_path / "a"), list[int]()
+
+    def draw(run: Run | None, group: str, number: int) -> tuple[str, int]:
+        draws.append(number)
+        return f"{group} {number}", 9
+
+    moments = iter([100.0] * 40 + [102.1])
+    monkeypatch.setattr(tabs, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+    assert {tabs._shown(draw, Run(run.root), "all", number)[0] for number in (1, 2, 1, 2) * 10} == {"all 1", "all 2"}
+    assert draws == [1, 2]
+    tabs._shown(draw, run, "all", 1)
+    assert draws == [1, 2, 1]
+    hashes: list[Path] = []
+    monkeypatch.setattr(run_reader, "sha256", lambda path: hashes.append(path) or "0" * 64)
+    for _ in range(3):
+        run_reader.strip(run, "../world/clip.mp4", 12)
+    assert len(hashes) == 1

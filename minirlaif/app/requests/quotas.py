@@ -167,8 +167,11 @@ async def unless_silent(receive: Receive) -> Message:
 
 def cost_of(method: str, path: str) -> float:
     """What a request counts, in requests for small files: pages with all their settings and events cost more to answer."""
-    if path.rstrip("/") in ("", "/config", "/gradio_api/info"):
+    path = path.rstrip("/")
+    if path in ("", "/config", "/gradio_api/info"):
         return 20.0
+    if path.endswith(("/queue/join", "/run/predict")):
+        return 8.0
     return 1.0 if method == "GET" else 4.0
 
 

@@ -67,7 +67,8 @@ class ChatService:
                 self._reset(session, clip and clip.parent)
             if path and clip:
                 self.upload_store.examine(path, frames, client)
-                session.loaded = self.engine_thread.call(lambda engine: engine.load_clip(path, frames))
+                with self.upload_store.model_time.taken(client):
+                    session.loaded = self.engine_thread.call(lambda engine: engine.load_clip(path, frames))
                 session.clip = clip
         except Exception as error:
             message = error_message(error)

@@ -21,6 +21,7 @@ from minirlaif.app.conversations import ChatService
 from minirlaif.app.engine_thread import EngineThread
 from minirlaif.app.requests.connections import limited_protocol
 from minirlaif.app.requests.middleware import MAX_CLIP_BYTES, RequestFilter
+from minirlaif.app.requests.model_time import ModelTime
 from minirlaif.app.requests.quotas import MAX_SESSIONS
 from minirlaif.app.uploads import Limits, UploadStore
 from minirlaif.app.votes import VoteStore
@@ -152,6 +153,7 @@ def page_at(
         auth_message="Enter any user name and the password." if password else None,
         ended=service.close_session if service else None,
         arrived=service.upload_store.hold if service else None,
+        model_time=service.upload_store.model_time if service else None,
         names={options.runs_dir.absolute(): options.runs_dir.absolute().name or "runs"},
         max_file_size=options.max_mb << 20,
         head=views.page_script(),
@@ -168,6 +170,7 @@ def launched(
     allowed: Sequence[str] = (),
     ended: Callable[[str], object] | None = None,
     arrived: Callable[[Path], object] | None = None,
+    model_time: ModelTime | None = None,
     names: Mapping[Path, str] | None = None,
     **settings: Any,
 ) -> Iterator[str]:
@@ -177,6 +180,7 @@ def launched(
         folder: only files below it are served.
         allowed: names of this server beside those of this machine; empty: any where others can reach it.
         ended: called with the name of a session that ended; arrived: with the path of an upload.
+        model_time: how long each client had the model.
         names: what stands in replies for other folders.
         settings: of Blocks.launch.
 
@@ -191,7 +195,8 @@ def launched(
     local_only = host in LOOPBACK and not share
     hosts = (*LOOPBACK, *allowed) if local_only or allowed else ()
     largest = settings.get("max_file_size", MAX_CLIP_BYTES)
-    limits = {"same_origin_only": not share, "largest": largest, "ended": ended, "arrived": arrived, "names": names}
+    limits = {"same_origin_only": not share, "largest": largest, "names": names}
+    limits |= {"ended": ended, "arrived": arrived, "model_time": model_time}
     request_filter = Middleware(RequestFilter, folder=folder, hosts=hosts, **limits)
     try:
         _, address, shared = page.launch(

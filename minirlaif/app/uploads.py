@@ -17,6 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from minirlaif.app.requests.model_time import ModelTime
 from minirlaif.app.requests.quotas import DECODING_SECONDS, Window
 from minirlaif.errors import UserError
 from minirlaif.video.frame_sampling import FramePlan, FrameSize, uniform_plan
@@ -84,6 +85,7 @@ class UploadStore:
         self._reader = ClipReader(seconds, limits.pixels)
         self._lock, self._lock_held = threading.Lock(), threading.Lock()
         self._decoding, self._is_closed = Window(), False
+        self.model_time = ModelTime()
         self._held: dict[Path, list[float]] = {}  # folders of uploads that are still to be opened: when each upload came
         self._checked: OrderedDict[tuple[Path, int, int, int], ClipInfo | str] = OrderedDict()
 
@@ -134,6 +136,7 @@ class UploadStore:
         finally:
             if client:
                 self._decoding.add(client, time.monotonic() - began)
+                self.model_time.add(client, time.monotonic() - began)
 
     def examples(self, clips: Iterable[Path], wanted: int = 4) -> list[tuple[Path, Path]]:
         """Copies of the first accepted clips, each in its own folder below `folder`, with a thumbnail of the middle frame."""

@@ -20,6 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from minirlaif.app.requests.bodies import buffered, replayed
 from minirlaif.app.requests.calls import UploadFolder, call_error, parsed
+from minirlaif.app.requests.model_time import ModelTime
 from minirlaif.app.requests.quotas import MODEL_QUEUE, TooMuch, UploadQuota, Visitors, client_of, cost_of
 
 _GET = re.compile(
@@ -65,7 +66,7 @@ class RequestFilter:
         same_origin_only: refuse requests from pages of other origins. Off where a tunnel changes the host name.
         largest: bytes of the largest clip.
         ended: called, in a thread, with the name of a session that ended; arrived: called with the path of an upload before its
-            client gets it; names: what stands in replies for other folders.
+            client gets it; model_time: how long each client had the model; names: what stands in replies for other folders.
     """
 
     def __init__(
@@ -77,11 +78,13 @@ class RequestFilter:
         largest: int = MAX_CLIP_BYTES,
         ended: Callable[[str], object] | None = None,
         arrived: Callable[[Path], object] | None = None,
+        model_time: ModelTime | None = None,
         names: Mapping[Path, str] | None = None,
     ) -> None:
         self.app, self.files = app, UploadFolder(folder, names or {})
         self.hosts, self.same_origin_only = tuple(hosts), same_origin_only
         self.visitors = Visitors(lambda name: self._tasks.add(asyncio.create_task(self._forget(name))))
+        self._model_time = model_time
         self._ended, self._arrived, self._quota = ended, arrived, UploadQuota(self.files.folder, largest)
         self._uploads = 0  # in progress
         self._login = asyncio.Lock()
@@ -129,7 +132,10 @@ class RequestFilter:
             if scope["method"] == "POST" and path != UPLOAD:
                 body = await buffered(receive)
                 if not path.endswith(("/login", "/reset")):
-                    body = self._checked_body(client, path, body, held)
+                    body, is_model = self._checked_body(client, path, body, held)
+                    if is_model and self._model_time is not None:
+                        queue = self._gradio.get_blocks()._queue
+                        await self._model_time.turn(client, lambda: self.visitors.others_wait(client, queue))
                 receive = replayed(body, receive)
             elif stream := _STREAM.fullmatch(path):
                 name = stream[1] or parse_qs(str(scope["query_string"], "latin-1")).get("session_hash", [""])[0]
@@ -138,9 +144,10 @@ class RequestFilter:
                 held.enter_context(self.visitors.connected(client, name))
             await self._forward(scope, receive, send)
 
-    def _checked_body(self, client: str, path: str, body: bytes, held: ExitStack) -> bytes:
-        """The body of a request as Gradio gets it. TooMuch: it is refused."""
+    def _checked_body(self, client: str, path: str, body: bytes, held: ExitStack) -> tuple[bytes, bool]:
+        """The body of a request as Gradio gets it, and whether it joins the queue for the model. TooMuch: it is refused."""
         objects: list[dict[str, Any]] = []
+        is_model = False
 
         def located(value: dict[str, Any]) -> dict[str, Any]:
             objects.append(self.files.located(value))
@@ -171,7 +178,7 @@ class RequestFilter:
             self.visitors.enter(client, name)  # only its own client cancels something
             if type(call.get("fn_index")) is not int or not isinstance(call.get("event_id"), str):
                 raise TooMuch(422, "fn_index or event_id is missing")
-        return json.dumps(call).encode()
+        return json.dumps(call).encode(), is_model
 
     def _shown(self, scope: Scope, message: Message) -> Message:
         """A part of a reply with the headers of every reply, and without the place of the uploads."""

@@ -18,7 +18,7 @@ MAX_STORED_BYTES = 8 << 30  # of all uploads together
 WINDOW_SECONDS = 600.0
 UPLOADS_AT_ONCE = 4  # of one client
 CLIPS_IN_WINDOW = 20  # of the largest size that one client may send within WINDOW_SECONDS
-UPLOAD_BYTES_PER_SECOND = 32 << 20  # of one client: reading them takes the processor that all share
+UPLOAD_BYTES_PER_SECOND = 8 << 20  # of one client, after one largest clip: reading them takes the processor that all share
 SMALLEST_SHARE = 50  # an upload counts as at least this part of the largest: many small files are a burden as well
 FORM_BYTES = 1 << 16  # of an upload around its file
 SILENT_SECONDS = 20.0  # a client that sends nothing for so long in the middle of a request has gone
@@ -131,15 +131,15 @@ class UploadQuota:
             self._running[client] -= 1
             if not self._running[client]:
                 del self._running[client]
-                self._busy_until.pop(client, None)
 
         return counted, end
 
     def _pause(self, client: str, size: int) -> float:
         """Seconds that a client waits after these bytes."""
         now = time.monotonic()
-        self._busy_until[client] = max(now, self._busy_until.get(client, now)) + size / UPLOAD_BYTES_PER_SECOND
-        return self._busy_until[client] - now
+        self._busy_until = {name: until for name, until in self._busy_until.items() if until > now}
+        self._busy_until[client] = self._busy_until.get(client, now) + size / UPLOAD_BYTES_PER_SECOND
+        return max(0.0, self._busy_until[client] - now - self._largest / UPLOAD_BYTES_PER_SECOND)
 
     def _note(self, client: str, size: int) -> None:
         if self._sent.add(client, size) > CLIPS_IN_WINDOW * self._largest:
@@ -267,6 +267,12 @@ class Visitors:
             self._joining[client].remove(is_model)
             if not self._joining[client]:
                 del self._joining[client]
+
+    def others_wait(self, client: str, queue: Any) -> bool:
+        """Whether an event of another client waits for the model, or has it."""
+        own = {name for name, each in self.sessions.items() if each.client == client}
+        events = [*queue.event_ids_to_events.values()]
+        return any(event.concurrency_id == MODEL_QUEUE and event.session_hash not in own for event in events)
 
     def leave(self, name: str) -> None:
         """End a session."""

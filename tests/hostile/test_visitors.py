@@ -24,7 +24,7 @@ from tests.hostile.attacker import KINDS, varied
 
 ROOT = Path(__file__).parents[2]
 HONEST = 19
-WARM_SECONDS, QUIET_SECONDS, ATTACK_SECONDS = 60.0, 120.0, 120.0
+WARM_SECONDS, QUIET_SECONDS, ATTACK_SECONDS = 60.0, 60.0, 120.0  # quiet: before the attack, and as long after it
 THINK_SECONDS = 1.0  # between an answer and the next clip
 MOST_WAIT, MOST_GROWTH = 2.0, 1.1  # with the hostile visitor, by what it is without
 QUESTION = "What happens first?"
@@ -143,14 +143,15 @@ def test_a_hostile_visitor_costs_the_others_little(tmp_path: Path) -> None:
         together, answers = attacked(address, clip, ATTACK_SECONDS)
         sizes.append(steady_memory(pid))
         each = resident(pid)
-        last = visited(address, clip.read_bytes(), THINK_SECONDS)  # it still serves
+        later = visited(address, clip.read_bytes(), QUIET_SECONDS)  # the machine may have become slower meanwhile
     print(json.dumps({kind: answers[kind] for kind in sorted(answers)}, indent=1))
-    for name in alone.waits:
-        print(f"{name}: alone {shown(alone.waits[name])}; with the hostile one {shown(together.waits[name])}")
+    for name, waits in alone.waits.items():
+        waits += later.waits[name]
+        print(f"{name}: alone {shown(waits)}; with the hostile one {shown(together.waits[name])}")
     *_, before, after = sizes
     print(f"memory in KiB: at the start, after 60 s, before, after {sizes}, {after / before - 1:+.1%}; by process {each}")
     log = (tmp_path / "log.txt").read_text()
-    assert alone.failures == together.failures == last.failures == []
+    assert alone.failures == together.failures == later.failures == []
     assert "Traceback" not in log, log[-3000:]
     assert all(sum(answers[kind].values()) >= 4 for kind in KINDS)  # each kind was tried
     for name in alone.waits:

@@ -94,22 +94,28 @@ def serving(options: argparse.Namespace) -> Iterator[str]:
     """Serve the app inside a `with` block; yields its address. Afterwards its temporary folder is deleted."""
     with ExitStack() as stack:
         remove_leftovers()
-        temporary = tempfile.TemporaryDirectory(prefix=TEMPORARY, ignore_cleanup_errors=True)
-        folder = Path(stack.enter_context(temporary))
-        stack.enter_context(locked(folder))
+        folder = _temporary(stack)
         quiet_gradio(folder)
         run, votes = _run_and_votes(options)
         upload_store = UploadStore(folder, Limits(options.max_mb, options.max_seconds))
         stack.callback(upload_store.close)
         service = None
         if options.gguf or run is not None:
-            engine_thread = EngineThread(lambda: _engine(options, run))
+            scratch = folder if options.gguf else _temporary(stack)  # frames of uploads, which are not served
+            engine_thread = EngineThread(lambda: _engine(options, run, scratch))
             stack.callback(engine_thread.close)
             service = ChatService(engine_thread, upload_store, VoteStore(votes))
             done = threading.Event()
             stack.callback(done.set)
             threading.Thread(target=_sweep, args=(service, done), name="sweep", daemon=True).start()
         yield stack.enter_context(page_at(options, service, run, folder))
+
+
+def _temporary(stack: ExitStack) -> Path:
+    """A folder that is deleted at the end, or at the next start after a kill."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=TEMPORARY, ignore_cleanup_errors=True)))
+    stack.enter_context(locked(folder))
+    return folder
 
 
 def remove_leftovers() -> None:
@@ -262,7 +268,7 @@ def _run_and_votes(options: argparse.Namespace) -> tuple[Run | None, Path]:
     return run, (beside or (run.root if run else Path())) / "votes"
 
 
-def _engine(options: argparse.Namespace, run: Run | None) -> ChatEngine:
+def _engine(options: argparse.Namespace, run: Run | None, scratch: Path) -> ChatEngine:
     if options.gguf:
         from minirlaif.gguf.runtime.engine import GgufEngine
 
@@ -272,7 +278,7 @@ def _engine(options: argparse.Namespace, run: Run | None) -> ChatEngine:
 
     assert run is not None
     print(f"loading {run.root} …", flush=True)
-    return HfEngine(run, SessionJudge)
+    return HfEngine(run, SessionJudge, scratch)
 
 
 def _reaches_others(options: argparse.Namespace) -> bool:

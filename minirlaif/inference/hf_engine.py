@@ -48,18 +48,21 @@ class RunJudge(Protocol):
 class HfEngine:
     """A finished run as a `ChatEngine`; a run without an RLAIF model offers its SFT model and its base.
 
-    judge_of: builds the run's judge from the open session; `feedback.judge.SessionJudge`.
+    judge_of: builds the run's judge from the open session; `feedback.judge.SessionJudge`. scratch: a folder for what is known
+    of clips; None: a temporary one.
     UserError: the run has no finished `sft`, or one of its files was changed.
     """
 
-    def __init__(self, run: Run, judge_of: Callable[[ModelSession, config.FeedbackSection], RunJudge]) -> None:
+    def __init__(
+        self, run: Run, judge_of: Callable[[ModelSession, config.FeedbackSection], RunJudge], scratch: Path | None = None
+    ) -> None:
         run.require("sft")
         cfg = config.load(run.root / "config.yaml")
         self.models = run.models()
         adapters = {model: run.adapter(model) for model in self.models if model in ADAPTERS}
         reward = run.manifest("reward")
         with ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="minirlaif-")))
+            folder = scratch or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="minirlaif-")))
             load = stack.enter_context(session_loader(folder / "features.sqlite", cfg.video, memory=0))  # see _clips
             session = self._session = self._critic = load(cfg.model)
             self._judge = judge_of(session, cfg.feedback)

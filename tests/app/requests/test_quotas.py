@@ -284,6 +284,8 @@ def test_requests_of_a_client_have_a_rate_and_a_number(monkeypatch: pytest.Monke
             stack.enter_context(all_.request("c", 0.0))
         with pytest.raises(TooMuch, match="at once"), all_.request("c", 0.0):
             pass
+    requests = [("GET", "/"), ("GET", "/static/x.js"), ("POST", "/gradio_api/queue/join/"), ("POST", "/gradio_api/upload")]
+    assert [quotas.cost_of(*request) for request in requests] == [20, 1, 8, 4]
     now[0] += 1000
     all_.expire()
     assert not all_._credit and not all_._open and not all_._joining

@@ -104,7 +104,7 @@ def _shown(draw: Callable[..., Any], run: Run | None, *values: Any) -> Any:
     return _drawn(draw, run and run.root, is_public, values, int(time.monotonic() / FRESH_SECONDS))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)  # pages with pictures
 def _drawn(draw: Callable[..., Any], root: Path | None, is_public: bool, values: tuple[Any, ...], moment: int) -> Any:
     run = None if root is None else run_reader.PublicRun(root) if is_public else Run(root)
     try:

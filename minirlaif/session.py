@@ -18,7 +18,7 @@ from minirlaif.errors import UserError
 from minirlaif.models.adapters import AdapterSet
 from minirlaif.models.backbones.base import VisionLanguageModel
 from minirlaif.models.feature_cache import MEMORY, VisionFeatureCache, offloaded_vision
-from minirlaif.models.generation import greedy_texts
+from minirlaif.models.generation import Completion, greedy
 from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.models.loading import base_hash, check_tokenizers, critic_model, hub_commit, open_backbone
 from minirlaif.models.logprobs import EncodedPair
@@ -139,8 +139,14 @@ class ModelSession:
         self, questions: Iterable[tuple[VideoInput | None, str]], max_new_tokens: int, batch_size: int
     ) -> list[str]:
         """The active adapter's most likely answer to each question, generated in batches; inputs are made batch by batch."""
+        return [self.backbone.decode(c.ids) for c in self.greedy_completions(questions, max_new_tokens, batch_size)]
+
+    def greedy_completions(
+        self, questions: Iterable[tuple[VideoInput | None, str]], max_new_tokens: int, batch_size: int
+    ) -> list[Completion]:
+        """As `greedy_answers`, with token ids and whether each answer ended before the limit."""
         prompts = (self.encode_prompt(view, question) for view, question in questions)
-        return list(greedy_texts(self.backbone, prompts, batch_size, max_new_tokens))
+        return list(greedy(self.backbone, prompts, batch_size, max_new_tokens))
 
     def add_counters(self, out: StageDir) -> None:
         """Move this session's counters into the stage's (before a state is committed, and at the end), and name the hub's commit

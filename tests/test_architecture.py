@@ -18,7 +18,7 @@ from minirlaif.gguf.export import converter
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minirlaif"
-STAGE_HELPERS = {"stages.registry"}
+STAGE_HELPERS = {"stages.registry", "stages.method_loop"}
 # The import graph, once. A folder (or module of the package root) imports from rows above its own and from itself.
 GRAPH = (
     ("base", "types errors stats config distributed registry"),
@@ -38,7 +38,7 @@ ROW = {name: row for row, (_, names) in enumerate(GRAPH) for name in names.split
 TOGETHER = {"base"}  # rows whose members may import each other
 # Mathematics and records: no disk, clock, randomness, processes or logging.
 PURE = (
-    "types errors stats config.schema video.frame_sampling models.tokens feedback.verdicts training.schedules"
+    "types errors stats config.rules config.schema video.frame_sampling models.tokens feedback.verdicts training.schedules"
     " algorithms.losses algorithms.advantages feedback.text_judge judges.rubric memory.formulas"
 ).split()
 IMPURE = (

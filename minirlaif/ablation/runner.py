@@ -31,9 +31,8 @@ from minirlaif.errors import UserError
 from minirlaif.runs.io import read_json, write_atomic
 from minirlaif.runs.progress import clock, progress
 from minirlaif.runs.run import Run
-from minirlaif.stages.registry import until
+from minirlaif.stages.registry import pipeline, until
 
-MAIN_STAGES = until("evaluate")
 POLL_SECONDS = 0.2
 MAIN_WEIGHT, CHECK_WEIGHT = 1000, 15  # about how many seconds a main run takes, and the check of a finished one
 
@@ -82,6 +81,7 @@ def run(options: argparse.Namespace) -> int:
     if not cfg.data.world:
         raise UserError(f'{options.config}: data.world is empty; ablate runs only on the tiny world; set data.world to "tiny"')
     chosen = _chosen(arms(cfg.world, cfg.video, cfg.feedback, cfg.rollout, cfg.ppo), options.arms)
+    stages = until("evaluate", pipeline(cfg.optimize.methods, cfg.sft.enabled))
     mains = {seed: Run((options.main_runs or options.runs_dir) / f"seed{seed}") for seed in seeds}
     arm_runs = []
     for seed, arm in product(seeds, chosen):
@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
             shutil.rmtree(each.run.root, ignore_errors=True)  # links go, what they point to stays
     # 2. main runs and arms
     failed: dict[str, str] = {}
-    jobs = [_main_job(options, root, seed, mains[seed]) for seed in seeds] + [_arm_job(each) for each in arm_runs]
+    jobs = [_main_job(options, root, seed, mains[seed], stages) for seed in seeds] + [_arm_job(each) for each in arm_runs]
     for _ in progress(_ticks(jobs, options.jobs, failed), sum(job.weight for job in jobs), "ablate, seconds of work"):
         pass
     # 3. the report
@@ -133,11 +133,11 @@ def _chosen(known: Sequence[Arm], text: str) -> list[Arm]:
     return [arm for arm in known if not text or arm.name in text.split(",")]
 
 
-def _main_job(options: argparse.Namespace, root: Path, seed: int, main: Run) -> Job:
+def _main_job(options: argparse.Namespace, root: Path, seed: int, main: Run, stages: Sequence[str]) -> Job:
     """The `run` command itself: of finished stages it only checks settings and inputs."""
-    words = ["run", *MAIN_STAGES, "--config", options.config, "--run", main.root.name, "--runs-dir", str(main.root.parent)]
+    words = ["run", *stages, "--config", options.config, "--run", main.root.name, "--runs-dir", str(main.root.parent)]
     words = [sys.executable, "-m", "minirlaif", *words, "--set", *options.set, f"seed={seed}"]
-    weight = CHECK_WEIGHT if all(main.manifest(stage) for stage in MAIN_STAGES) else MAIN_WEIGHT
+    weight = CHECK_WEIGHT if all(main.manifest(stage) for stage in stages) else MAIN_WEIGHT
     return Job(f"seed {seed}, {MAIN}", lambda: words, root / f"seed{seed}" / "main.txt", (), weight)
 
 

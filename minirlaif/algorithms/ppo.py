@@ -20,7 +20,7 @@ from minirlaif.errors import StageStopped
 from minirlaif.models.logprobs import micro_batches, token_logprobs, token_values
 from minirlaif.models.seeds import shuffled
 from minirlaif.session import PPOModels
-from minirlaif.training.checkpoint import PPOProgress
+from minirlaif.training.checkpoint import MethodProgress
 from minirlaif.training.optim import AdapterTrainer, check_finite
 from minirlaif.training.schedules import learning_rate
 
@@ -36,7 +36,7 @@ class Learner:
     seed: int
     accelerator: Any
     trainers: Mapping[str, AdapterTrainer[PpoSection]]
-    progress: PPOProgress
+    progress: MethodProgress
 
     def update(self, rollout: Rollout, step: int) -> dict[str, float]:
         """Epochs of clipped policy and value steps over one batch of rollouts; returns the mean statistics of the steps.

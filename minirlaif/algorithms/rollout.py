@@ -26,7 +26,7 @@ from minirlaif.models.logprobs import EncodedPair, map_micro_batches, reward_sco
 from minirlaif.models.seeds import generator
 from minirlaif.models.tokens import pad_stack
 from minirlaif.session import ModelSession, PPOModels
-from minirlaif.training.checkpoint import PPOProgress
+from minirlaif.training.checkpoint import MethodProgress
 from minirlaif.types import Sample
 
 SCORE_LIMIT = 3.0  # normalised scores are clipped here
@@ -65,7 +65,7 @@ class RolloutCollector:
     seed: int
     contexts: Mapping[str, str] | None
     bias: float
-    progress: PPOProgress
+    progress: MethodProgress
     samples_per_prompt: int = 1
 
     def collect(self, prompts: Sequence[Sample], step: int) -> tuple[Rollout, dict[str, float]]:

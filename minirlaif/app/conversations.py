@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.app.engine_thread import EngineThread, until
-from minirlaif.app.sessions import PAIR, Answer, Job, Session, SideBySide, error_message
+from minirlaif.app.sessions import Answer, Job, Session, SideBySide, compared_models, error_message
 from minirlaif.app.uploads import UploadStore
 from minirlaif.app.votes import CHOICES, VoteStore
 from minirlaif.data.formats import half_letters
@@ -180,7 +180,7 @@ class ChatService:
         if not self._accepts(session, question):
             return False
         # Not from the shared generator, which loading a model seeds: the order would be the same after every start.
-        seed, names = self._next_seed(session), random.SystemRandom().sample(PAIR, 2)
+        seed, names = self._next_seed(session), random.SystemRandom().sample(compared_models(self.engine.models), 2)
         session.side_by_side = SideBySide((Answer(question.strip(), names[0], seed), Answer(question.strip(), names[1], seed)))
         session.job = Job(session.side_by_side.answers)
         return True

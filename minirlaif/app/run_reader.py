@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.errors import UserError
-from minirlaif.reports.run_results import kind
+from minirlaif.reports.run_results import kind, start_answer
 from minirlaif.runs.io import sha256
 from minirlaif.runs.records import read_rows
 from minirlaif.runs.run import Run
@@ -177,7 +177,7 @@ def example_clips(run: Run | None) -> list[Path]:
     """Example clips: test clips of the run, those with different SFT and aligned answers first; without any, clips of Gradio."""
     if run is not None:
         all_rows = rows(run, "evaluate", "answers.jsonl")
-        different = [row for row in all_rows if row.get("truth") and not exact_match(row["sft"], row["rlaif"])]
+        different = [row for row in all_rows if row.get("truth") and not exact_match(start_answer(row), row["rlaif"])]
         names = dict.fromkeys(row["video"] for row in [*different, *all_rows])
         # Parts of clips are left out: the page plays and reads files.
         clips = [clip for clip in (Path(run.located(name)) for name in names) if clip.is_file()]

@@ -4,14 +4,20 @@ import json
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from minirlaif.errors import UserError
 from minirlaif.inference.engine import JudgeVerdict, LoadedClip
-from minirlaif.stages.registry import ADAPTERS, MODELS
+from minirlaif.stages.registry import MODELS
 
-PAIR = ADAPTERS[:2]  # the models that are compared
+
+def compared_models(models: Sequence[str]) -> tuple[str, ...]:
+    """The aligned model and the one that it started from (SFT, or the base of a run without SFT), of those that there are; none
+    where one of the two is missing. models: the best first, as an engine has them."""
+    start = "sft" if "sft" in models else "base"
+    return ("rlaif", start) if {"rlaif", start} <= set(models) else ()
 
 
 @dataclass

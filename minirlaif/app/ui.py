@@ -14,7 +14,7 @@ from minirlaif.app import views
 from minirlaif.app.conversations import ChatService
 from minirlaif.app.engine_thread import in_steps, in_thread
 from minirlaif.app.requests.quotas import MAX_EVENTS, client_of
-from minirlaif.app.sessions import PAIR, Session
+from minirlaif.app.sessions import Session, compared_models
 from minirlaif.app.tabs import MODEL, QUICK, AppContext, run_tab, votes_tab
 from minirlaif.app.uploads import duration
 from minirlaif.app.votes import CHOICES
@@ -242,7 +242,7 @@ def _chat_tab(context: AppContext, service: ChatService, clip: _ClipPanel) -> _T
 
 
 def _compare_tab(context: AppContext, service: ChatService, clip: _ClipPanel) -> _Tab:
-    compares = set(PAIR) <= set(service.engine.models)
+    compares = bool(compared_models(service.engine.models))
     content = gr.HTML(views.side_by_side(Session(), compares), apply_default_css=False, elem_id="side-by-side")
     status = gr.HTML("", apply_default_css=False, elem_id="compare-status")
     with gr.Row(elem_classes="voting", equal_height=True, visible=compares):

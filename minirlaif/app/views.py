@@ -15,7 +15,7 @@ from PIL import Image
 
 from minirlaif.app import run_reader
 from minirlaif.app.run_reader import Row
-from minirlaif.app.sessions import PAIR, Session
+from minirlaif.app.sessions import Session
 from minirlaif.app.votes import Agreement
 from minirlaif.errors import UserError
 from minirlaif.inference.engine import LoadedClip
@@ -23,7 +23,7 @@ from minirlaif.reports import html, run_results
 from minirlaif.reports.html import Html, bar, curve, macro, number, strip_styles
 from minirlaif.runs.run import Run
 from minirlaif.runs.status import status_rows
-from minirlaif.stages.registry import MODELS, PIPELINE, STAGES
+from minirlaif.stages.registry import MODELS, STAGES
 
 MAX_HEIGHT = 160  # of a frame on the page, in pixels; smaller frames are not smoothed
 CARDS_PER_PAGE = 8
@@ -69,10 +69,13 @@ def _source(pixels_HW3: np.ndarray, aspect: float) -> str:
 def side_by_side(session: Session, compares: bool) -> Html:
     """Two answers side by side; the models' names are shown after the vote."""
     if not compares:
-        text = "Nothing to compare: this needs an SFT model and an aligned model. A finished run has both, and so has an export"
+        text = (
+            "Nothing to compare: this needs the aligned model and the one it started from. A run has both, and so has an export"
+        )
         return empty(f"{text} made with --adapters.")
     if session.side_by_side is None:
-        text = "Ask one question. The SFT model and the aligned model answer side by side; their names are hidden until you vote."
+        text = "Ask one question. The aligned model and the one that it started from answer side by side; their names are hidden"
+        text += " until you vote."
         return empty(text)
     return part("side_by_side", session.side_by_side)
 
@@ -81,7 +84,7 @@ def votes(counts: Agreement, file: str) -> Html:
     """How people voted, and how often the judge agrees with them."""
     if not counts.votes:
         return empty("No votes yet. Compare two answers and choose the better one.")
-    return part("votes", counts, file, [(name, MODELS[name]) for name in PAIR])
+    return part("votes", counts, file, MODELS["rlaif"], {"sft": "SFT", "base": "the base"}[counts.start])
 
 
 def progress(run: Run | None) -> Html:
@@ -91,7 +94,7 @@ def progress(run: Run | None) -> Html:
     try:
         rows = [
             [name, part("state", state), time, "report.html" if name == "report" and result else result]
-            for name, state, time, result in status_rows(run, PIPELINE)
+            for name, state, time, result in status_rows(run, run.stages)
         ]
     except UserError as error:
         return notice(str(error))

@@ -115,8 +115,9 @@ class VoteStore:
 class Agreement:
     """How often the aligned model won, and how often the judge agrees with people.
 
-    wins, losses: of the aligned model against SFT; ties, bad: votes without a winner; both_decided: votes for which people and
-    the judge both chose a winner; agreed: those with the same winner.
+    wins, losses: of the aligned model against the one it started from; ties, bad: votes without a winner; both_decided: votes
+    for which people and the judge both chose a winner; agreed: those with the same winner; start: the model it
+    started from, "sft" or "base".
     """
 
     votes: int
@@ -126,6 +127,7 @@ class Agreement:
     bad: int
     agreed: int
     both_decided: int
+    start: str = "sft"
 
     @property
     def win_interval(self) -> tuple[float, float] | None:
@@ -146,9 +148,10 @@ def agreement(rows: Sequence[Mapping[str, Any]]) -> Agreement:
     return Agreement(
         votes=len(rows),
         wins=winners.count("rlaif"),
-        losses=winners.count("sft"),
+        losses=winners.count("sft") + winners.count("base"),
         ties=sum(row.get("preference") == "tie" for row in rows),
         bad=sum(row.get("preference") == "both bad" for row in rows),
         agreed=sum(row["judge"] == row["preference"] for row in judged),
         both_decided=len(judged),
+        start="base" if rows and not {"sft"} & {row.get(f"model_{n}") for row in rows for n in (1, 2)} else "sft",
     )

@@ -17,6 +17,7 @@ from minirlaif.cli.flags import add_flags, verb
 from minirlaif.errors import UserError
 from minirlaif.runs.io import write_atomic
 from minirlaif.runs.run import Run
+from minirlaif.stages.registry import pipeline
 
 if TYPE_CHECKING:
     from minirlaif.memory.planner import Planned
@@ -133,12 +134,16 @@ def probe(cfg: config.Config, run_folder: Path, gpu_gib: float | None, stages: S
     Raises:
         UserError: the config names no data that can be read before the run (the tiny world is made by it).
     """
-    from minirlaif.memory import measure, steps
+    from minirlaif.memory import measure, planner, steps
 
     rows = steps.longest(cfg.data, cfg.video, run_folder)
-    results = [measure.measure(config.dump(cfg), stage, gpu_gib, rows) for stage in stages or measure.STEPS]
+    results = [measure.measure(config.dump(cfg), stage, gpu_gib, rows) for stage in stages or planner.steps_for(_stages(cfg))]
     print(measure.table(results))
     return results
+
+
+def _stages(cfg: config.Config) -> tuple[str, ...]:
+    return pipeline(cfg.optimize.methods, cfg.sft.enabled)
 
 
 def before_run(cfg: config.Config, run: Run, names: Sequence[str], redo: bool = False) -> None:
@@ -176,7 +181,7 @@ def bench(options: argparse.Namespace) -> int:
         raise UserError("bench: name a model with --model, or settings with --config; see `python -m minirlaif bench --help`")
     base = [f"model.base={options.model}"] if options.model else []
     cfg = config.load(options.config, [*base, *options.set])
-    stages, settings = measure.chosen(options.stages), config.dump(cfg)
+    stages, settings = measure.chosen(options.stages, planner.steps_for(_stages(cfg))), config.dump(cfg)
     planner.shapes_of(cfg.model, cfg.reward)  # a wrong name is reported once, not by every child
     results = [measure.measure(settings, stage, options.gpu_gib) for stage in stages]
     print(measure.table(results))
@@ -184,7 +189,7 @@ def bench(options: argparse.Namespace) -> int:
     for result in failures:
         print(f"{result['stage']}: {result['error']}", file=sys.stderr)
     versions = measure.versions()
-    if not failures and set(stages) == set(planner.STEPS):
+    if not failures and set(stages) == set(planner.steps_for(_stages(cfg))):
         print(fit.header(results, options.gpu_gib, versions))
     if options.out is not None:
         write_atomic(options.out, json.dumps({"versions": versions, "config": settings, "stages": results}, indent=1))

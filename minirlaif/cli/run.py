@@ -16,7 +16,7 @@ from minirlaif.errors import UserError
 from minirlaif.runs.io import private_folder, write_atomic
 from minirlaif.runs.run import Run
 from minirlaif.runs.status import report_state, status_table
-from minirlaif.stages.registry import PIPELINE, STAGES
+from minirlaif.stages.registry import METHODS, PIPELINE, STAGES, pipeline
 
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX")}  # packages; the others are named as accelerate names them
 
@@ -56,7 +56,8 @@ def run(options: argparse.Namespace) -> int:
     if not options.config:
         raise UserError(f"{options.verb}: name the settings with --config; see `python -m minirlaif {options.verb} --help`")
     cfg = config.load(options.config, options.set)
-    names = _chosen(options, cfg)
+    run.stages = pipeline(cfg.optimize.methods, cfg.sft.enabled)
+    names = _chosen(options, cfg, run.stages)
     exports = cfg.export.enabled and options.verb == "run" and not options.stages
     _check_settings(options.config, cfg, names)
     distributed.start(on_cpu=cfg.model.device == "cpu")
@@ -100,14 +101,22 @@ def _usable(options: argparse.Namespace) -> Run:
     return run
 
 
-def _chosen(options: argparse.Namespace, cfg: config.Config) -> list[str]:
-    """The stages to run, in the order of the pipeline."""
+def _chosen(options: argparse.Namespace, cfg: config.Config, stages: Sequence[str]) -> list[str]:
+    """The stages to run, in the order of the run's own. stages: those that the settings give the run."""
     if options.verb == "run" and not options.stages:
-        return [name for name in PIPELINE if name != "world" or cfg.data.world]
+        return [name for name in stages if name != "world" or cfg.data.world]
     names = [_known(name) for name in options.stages] if options.verb == "run" else [options.verb]
+    for name in names:
+        if name in METHODS and name not in stages:
+            listed = ",".join((*cfg.optimize.methods, name))
+            raise UserError(f"{name}: not among optimize.methods; add it: `--set optimize.methods=[{listed}]`")
+        if name == "sft" and name not in stages:
+            raise UserError("sft: off, sft.enabled is false; to train on written answers: `--set sft.enabled=true`")
+        if name == "reward" and name not in stages:
+            raise UserError(f"reward: no method of this run scores with it (optimize.methods: {', '.join(cfg.optimize.methods)})")
     if "world" in names and not cfg.data.world:
         raise UserError(f'{options.config}: data.world is empty, so there is no world to generate; set data.world to "tiny"')
-    return [name for name in STAGES if name in names]
+    return [name for name in ("pretrain", *stages) if name in names]
 
 
 def _known(name: str) -> str:
@@ -131,6 +140,8 @@ def _check_settings(path: str, cfg: config.Config, names: Sequence[str]) -> None
     if len(names) > 1 and missing and not cfg.data.world:  # a single stage reports this itself
         fields = " and ".join(dict.fromkeys(missing))
         raise UserError(f"{path}: {fields} names no file; set it, or run only stages that do not need it: `run sft …`")
+    if cfg.data.sft and not cfg.sft.enabled:
+        print(f"{path}: data.sft is not read, because sft.enabled is false", flush=True)
     trackers = TRACKERS.get(cfg.report_to, (cfg.report_to,))
     # A folder of logs in the working folder, such as wandb/, is found too, but has no origin.
     installed = any(getattr(importlib.util.find_spec(name), "origin", None) for name in trackers)

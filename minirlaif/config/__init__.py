@@ -6,6 +6,7 @@ from minirlaif.config.loader import plain as plain
 from minirlaif.config.loader import recorded as recorded
 from minirlaif.config.schema import Config as Config
 from minirlaif.config.schema import DataSection as DataSection
+from minirlaif.config.schema import DistillSection as DistillSection
 from minirlaif.config.schema import EvaluateSection as EvaluateSection
 from minirlaif.config.schema import ExportSection as ExportSection
 from minirlaif.config.schema import FeedbackSection as FeedbackSection

@@ -14,8 +14,10 @@ from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
-from minirlaif.config.schema import Config, DataSection, Rule, UnrecordedAt, check, parts
+from minirlaif.config.rules import Rule, UnrecordedAt, check, parts
+from minirlaif.config.schema import Config, DataSection
 from minirlaif.errors import UserError
+from minirlaif.stages import registry
 
 R = TypeVar("R")
 LONGEST_FILE = 1 << 20  # characters
@@ -196,8 +198,8 @@ def _resolved(data: DataSection, folder: Path) -> DataSection:
 
 def _conflicts(cfg: Config) -> list[str]:
     """Settings that are valid alone but not together."""
-    problems = []
-    answers, wanted = cfg.feedback.answers, cfg.feedback.pairs_per_prompt
+    problems = _method_conflicts(cfg)
+    answers, wanted = cfg.feedback.answers + cfg.feedback.context_answers, cfg.feedback.pairs_per_prompt
     possible = answers * (answers - 1) // 2
     if possible < wanted:
         problems.append(f"feedback.pairs_per_prompt is {wanted}, but {answers} answers form {possible}: raise feedback.answers")
@@ -208,8 +210,24 @@ def _conflicts(cfg: Config) -> list[str]:
         if unread:
             named = ", ".join(f"data.{name}" for name in unread)
             problems.append(f'data.world is {cfg.data.world}, so {named} would not be read: empty it, or set data.world to ""')
-        if not cfg.world.sft_clips + cfg.world.sft_short_clips:
+        if cfg.sft.enabled and not cfg.world.sft_clips + cfg.world.sft_short_clips:
             problems.append("world.sft_clips and world.sft_short_clips are both 0: raise one, sft needs rows")
+    return problems
+
+
+def _method_conflicts(cfg: Config) -> list[str]:
+    """What is wrong with the list of methods."""
+    methods, problems = cfg.optimize.methods, []
+    for name in dict.fromkeys(methods):
+        if name not in registry.METHODS:
+            near = difflib.get_close_matches(name, registry.METHODS, n=1, cutoff=0.0)
+            problems.append(f"optimize.methods names {name!r}, which is no method (did you mean {near[0]}?)")
+        if methods.count(name) > 1:
+            problems.append(f"optimize.methods names {name} twice: a method has one folder in a run; keep one")
+    if "distill" in methods and not cfg.feedback.context_answers:
+        problems.append("optimize.methods has distill, which learns context answers: set feedback.context_answers to 1 or more")
+    if cfg.feedback.context_answers and not cfg.feedback.context:
+        problems.append("feedback.context_answers needs the descriptions: set feedback.context to true")
     return problems
 
 

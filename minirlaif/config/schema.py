@@ -4,72 +4,13 @@ Dataclasses rather than pydantic: pydantic adds 0.12 s to every command and a pa
 messages (all problems at once, the nearest name) would have to be written for each of its error types all the same.
 """
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-LARGEST, LARGEST_FLOAT = 10**10, 1e36  # of a whole number, and of any other: float32 holds 3.4e38
-LONGEST = 10_000  # letters of a text, items of a list
+from minirlaif.config.rules import Place, PositiveFloat, PositiveInt, Rule, Schedule, Share, Texts, UnrecordedAt
 
-
-class Rule(Enum):
-    """A marker at a field. A number without one is finite and at least 0."""
-
-    POSITIVE = "above 0"
-    SHARE = "0 to 1"
-    ANY_SIGN = "negative values too"
-    NOT_EMPTY = "at least one character, or one item"
-    NO_EFFECT = "changes no result, so it stands in no manifest"
-
-
-@dataclass(frozen=True)
-class UnrecordedAt:
-    """A setting younger than some finished runs: at this value it changes nothing and leaves no trace in a manifest, so those
-    runs still count as made with the same settings."""
-
-    value: object
-
-
-PositiveInt = Annotated[int, Rule.POSITIVE]
-PositiveFloat = Annotated[float, Rule.POSITIVE]
-Share = Annotated[float, Rule.SHARE]
-Schedule = Literal["cosine", "linear", "constant"]
-Texts = Annotated[tuple[str, ...], Rule.NOT_EMPTY]
-Place = Annotated[Literal["cpu", "device"], Rule.NO_EFFECT]
 # Those that accelerate 1.15 knows; it skips others without a word.
 Tracker = Literal["none", "tensorboard", "wandb", "mlflow", "comet_ml", "clearml", "aim", "dvclive", "swanlab", "trackio"]
-
-
-def parts(hint: Any) -> tuple[Any, tuple[str, ...], Sequence[object]]:
-    """A field's annotation as its type, its choices (of a Literal of texts) and its markers."""
-    markers = getattr(hint, "__metadata__", ())
-    kind = hint.__origin__ if markers else hint
-    return (str, get_args(kind), markers) if get_origin(kind) is Literal else (kind, (), markers)
-
-
-def check(name: str, value: Any, choices: Sequence[str], markers: Sequence[object]) -> None:
-    """ValueError, naming the setting, when a value of the right type is not allowed."""
-    if choices and value not in choices:
-        raise ValueError(f"{name} must be {' or '.join(repr(choice) for choice in choices)}, not {value!r}")
-    if Rule.NOT_EMPTY in markers and not value:
-        raise ValueError(f"{name} is empty: give it a value or leave the line out")
-    texts = [value, *value] if isinstance(value, tuple) else [value] if isinstance(value, str) else [""]
-    if (longest := max(map(len, texts))) > LONGEST:
-        raise ValueError(f"{name} is too long: {longest:,} letters or items, {LONGEST:,} are allowed")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return
-    if abs(value) > (most := LARGEST if isinstance(value, int) else LARGEST_FLOAT) and value not in (math.inf, -math.inf):
-        raise ValueError(f"{name} must be at most {most:,}, this has {len(str(abs(int(value))))} digits")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, not {value}")
-    if Rule.POSITIVE in markers and value <= 0:
-        raise ValueError(f"{name} must be above 0, not {value}")
-    if Rule.SHARE in markers and not 0 <= value <= 1:
-        raise ValueError(f"{name} is a share: it must lie between 0 and 1, not {value}")
-    if Rule.ANY_SIGN not in markers and value < 0:
-        raise ValueError(f"{name} must not be negative, not {value}")
 
 
 @dataclass(frozen=True)
@@ -151,6 +92,8 @@ class PretrainSection:
 class SftSection:
     """Two-stage supervised fine-tuning: short answers first, then long ones (paper section 3)."""
 
+    # false: no stage sft; the policy starts from the base, which also describes and judges
+    enabled: Annotated[bool, UnrecordedAt(True)] = True
     short_words: int = 12  # answers of at most so many words belong to the first stage
     curriculum: Annotated[bool, UnrecordedAt(True)] = True  # short answers first, then long ones; false: all rows mixed
     epochs: PositiveFloat = 1.0  # per stage
@@ -171,6 +114,8 @@ class FeedbackSection:
 
     limit: Annotated[int, UnrecordedAt(0)] = 0  # label the first so many prompts only; 0: all
     answers: int = 2  # sampled answers per prompt
+    # further answers per prompt, given with the descriptions as text: the first is the most likely one, others are sampled
+    context_answers: Annotated[int, UnrecordedAt(0)] = 0
     pairs_per_prompt: PositiveInt = 1  # distinct pairs formed from them
     temperature: PositiveFloat = 1.0
     top_p: Annotated[float, Rule.POSITIVE, Rule.SHARE] = 1.0
@@ -208,6 +153,30 @@ class RewardSection:
     base: str = ""  # a base of its own for reward and value model, with the tokenizer of model.base; empty: model.base
     adapter: str = ""  # folder of an adapter to start from; empty: the SFT adapter, or a fresh one on a base of its own
     rest: Place = "cpu"  # where a base of its own is while the policy samples: cpu (host memory) or device
+
+
+@dataclass(frozen=True)
+class OptimizeSection:
+    """Which methods train the aligned model from the feedback."""
+
+    # stages of the registry, in order: each starts from the adapter of the one before it, which is also its reference
+    methods: Texts = ("ppo",)
+
+
+@dataclass(frozen=True)
+class DistillSection:
+    """Context distillation: fine-tuning, without the descriptions, on answers that were given with them."""
+
+    epochs: PositiveFloat = 2.0
+    learning_rate: PositiveFloat = 1e-4
+    warmup_ratio: Share = 0.03
+    schedule: Schedule = "cosine"
+    weight_decay: float = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    batch_size: PositiveInt = 16  # answers per optimiser step, at most all there are
+    micro_batch_size: PositiveInt = 4
+    dev_every: PositiveInt = 50  # judge the policy on dev prompts every so many steps; the best checkpoint is kept
+    save_every: PositiveInt = 50
 
 
 @dataclass(frozen=True)
@@ -288,6 +257,8 @@ class Config:
     sft: SftSection = field(default_factory=SftSection)
     feedback: FeedbackSection = field(default_factory=FeedbackSection)
     reward: RewardSection = field(default_factory=RewardSection)
+    optimize: OptimizeSection = field(default_factory=OptimizeSection)
+    distill: DistillSection = field(default_factory=DistillSection)
     reference: ReferenceSection = field(default_factory=ReferenceSection)
     rollout: RolloutSection = field(default_factory=RolloutSection)
     ppo: PpoSection = field(default_factory=PpoSection)

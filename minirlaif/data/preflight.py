@@ -110,9 +110,9 @@ def readable(rows: Sequence[Row], clips: KnowsClips, max_unreadable: float, root
 
 
 def rows_ahead(data: DataSection, run: Run, max_missing: float = 0.0) -> dict[str, list[Any]]:
-    """The rows that the first unfinished stage and all later ones read, by part of the data; of the tiny world only those with a
-    limit. A part that names no source is left out: whether a stage can do without it is the stage's to say."""
-    stages = [stage for stage in STAGES.values() if stage.reads]
+    """The rows that the first unfinished stage of the run and all later ones read, by part of the data; of the tiny world only
+    those with a limit. A part that names no source is left out: whether a stage can do without it is the stage's to say."""
+    stages = [STAGES[name] for name in run.stages if STAGES[name].reads]
     first = next((i for i, stage in enumerate(stages) if run.manifest(stage.name) is None), len(stages))
     rows: dict[str, list[Any]] = {}
     for part in dict.fromkeys(part for stage in stages[first:] for part in stage.reads):

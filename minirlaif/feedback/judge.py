@@ -101,21 +101,21 @@ def _letter_values(
 
 
 class SessionJudge:
-    """Describes and judges for the chat engine as the stage `feedback` does: by the adapter "sft" of an open session."""
+    """Describes and judges for the chat engine as the stage `feedback` does: by the start model of the run, "sft" or "base"."""
 
-    def __init__(self, session: ModelSession, section: FeedbackSection) -> None:
-        self._session, self._section = session, section
+    def __init__(self, session: ModelSession, section: FeedbackSection, role: str = "sft") -> None:
+        self._session, self._section, self._role = session, section, role
 
     def context(self, video: str) -> str:
         """Descriptions of the clip's segments."""
-        with self._session.adapters.inference_as("sft"):
-            return context_text(describe_segments(self._session, [video], self._section)[video])
+        with self._session.adapters.inference_as(self._role):
+            return context_text(describe_segments(self._session, [video], self._section)[video].segments)
 
     def verdict(self, pair: Comparison, view: VideoInput) -> Verdict:
         """Which answer is better, by the section's read-out."""
         f = self._section
         views = {pair.video: view if f.judge_frames else None}
-        with self._session.adapters.inference_as("sft"):
+        with self._session.adapters.inference_as(self._role):
             return judge(self._session, [pair], views, f.readout, f.margin, f.disagreement, 1)[0]
 
 

@@ -21,6 +21,17 @@ SAMPLE_EVERY = 4  # of so many chunks one pair stands in samples.jsonl
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """An answer to a prompt. ids: as sampled, with the end token if it `stopped` before the limit of tokens; with_context:
+    whether the descriptions were shown as text."""
+
+    text: str
+    ids: tuple[int, ...]
+    stopped: bool
+    with_context: bool = False
+
+
+@dataclass(frozen=True)
 class Labels:
     """Verdicts on pairs, on the same pairs without context, and by letters on some of them (by id)."""
 
@@ -35,8 +46,13 @@ def describe(
     """Describe the segments of clips that have no context yet. Clip -> line for contexts.jsonl."""
     videos = [video for video in dict.fromkeys(row.video for row in rows) if video not in contexts]
     return {
-        video: {"video": run.stored(video), "context": context_text(segments), "segments": [text for _, text in segments]}
-        for video, segments in describe_segments(session, videos, section).items()
+        video: {
+            "video": run.stored(video),
+            "context": context_text(described.segments),
+            "segments": [text for _, text in described.segments],
+            "cut": described.cut,
+        }
+        for video, described in describe_segments(session, videos, section).items()
     }
 
 
@@ -54,11 +70,10 @@ def label(
     decides with the run's seed what is drawn; text_judge: judges in place of the model itself."""
     lines: Lines = []
     pairs: list[Comparison] = []
-    for row, completions in zip(rows, draw_answers(session, section, rows, seed, chunk), strict=True):
-        texts = [session.backbone.renderer.decode(c.ids) for c in completions]
+    for row, candidates in zip(rows, draw_candidates(session, section, rows, contexts, seed, chunk), strict=True):
         question = {"id": row.id, "video": run.stored(row.video), "question": row.turns[0].question}
-        lines.append(("answers.jsonl", {**question, "answers": texts}))
-        pairs += make_pairs(row, texts, contexts[row.video] if section.context else "", section.pairs_per_prompt, seed)
+        lines.append(("answers.jsonl", {**question, **answers_record(candidates)}))
+        pairs += make_pairs(row, candidates, contexts[row.video] if section.context else "", section.pairs_per_prompt, seed)
     labels = judge_pairs(session, section, pairs, text_judge)
     for pair, verdict, bare in zip(pairs, labels.verdicts, labels.without_context, strict=True):
         pair = replace(pair, video=run.stored(pair.video))
@@ -86,6 +101,49 @@ def draw_answers(
     return sample(session.backbone, prompts, section.answers, section.temperature, section.top_p, section.max_new_tokens, source)
 
 
+def draw_candidates(
+    session: ModelSession, section: FeedbackSection, rows: Sequence[Sample], contexts: Mapping[str, str], seed: int, chunk: int
+) -> list[list[Candidate]]:
+    """Each row's sampled answers, then its answers with the descriptions as text (feedback.context_answers)."""
+    decode = session.backbone.renderer.decode
+    drawn = [
+        [Candidate(decode(c.ids), c.ids, c.stopped) for c in group] for group in draw_answers(session, section, rows, seed, chunk)
+    ]
+    for group, answers in zip(drawn, _context_answers(session, section, rows, contexts, seed, chunk), strict=True):
+        group += [Candidate(decode(c.ids), c.ids, c.stopped, True) for c in answers]
+    return drawn
+
+
+def _context_answers(
+    session: ModelSession, section: FeedbackSection, rows: Sequence[Sample], contexts: Mapping[str, str], seed: int, chunk: int
+) -> list[list[Completion]]:
+    """Answers to prompts with the descriptions: of each row the most likely one first, then sampled ones. The frames are shown
+    if the judge sees them."""
+    f, answers = section, [list[Completion]() for _ in rows]
+    if not f.context_answers:
+        return answers
+    views = [session.video_input(row.video) if f.judge_frames else None for row in rows]
+    prompts = [
+        session.encode_prompt(view, row.turns[0].question, contexts[row.video]) for view, row in zip(views, rows, strict=True)
+    ]
+    for temperature, count in ((0.0, 1), (f.temperature, f.context_answers - 1)):
+        if count:
+            source = generator(seed, "context-answers", chunk)
+            drawn = sample(session.backbone, prompts, count, temperature, f.top_p, f.max_new_tokens, source)
+            answers = [[*known, *new] for known, new in zip(answers, drawn, strict=True)]
+    return answers
+
+
+def answers_record(candidates: Sequence[Candidate]) -> dict[str, Any]:
+    """The answers of one prompt for answers.jsonl: texts, token ids, whether each ended, whether it was given with context."""
+    return {
+        "answers": [c.text for c in candidates],
+        "ids": [list(c.ids) for c in candidates],
+        "stopped": [c.stopped for c in candidates],
+        "with_context": [c.with_context for c in candidates],
+    }
+
+
 def judge_pairs(
     session: ModelSession, section: FeedbackSection, pairs: Sequence[Comparison], text_judge: TextJudge | None = None
 ) -> Labels:
@@ -104,13 +162,15 @@ def judge_pairs(
     return Labels(verdicts, without_context, {verdict.pair: verdict for verdict in letters})
 
 
-def make_pairs(row: Sample, texts: Sequence[str], context: str, count: int, seed: int) -> list[Comparison]:
-    """At most `count` pairs of different answers; which comes first is drawn, so that the position is no clue."""
-    distinct = dict.fromkeys(text for text in texts if text.strip())  # an empty answer is no answer to compare
+def make_pairs(row: Sample, candidates: Sequence[Candidate], context: str, count: int, seed: int) -> list[Comparison]:
+    """At most `count` pairs of different answers; which comes first is drawn, so that the position is no clue. Answers that were
+    cut at the limit of tokens, and empty ones, are in no pair; of a prompt without any other there is none."""
+    finished = [c.text for c in candidates if c.stopped]
+    distinct = dict.fromkeys(text for text in finished if text.strip())
     combinations = list(itertools.islice(itertools.combinations(distinct, 2), count))
+    alike = [(finished[0], finished[0])] if finished else []  # kept as a tie, so that the counts are complete
     pairs = []
-    # Where all answers are alike, they are kept as a tie, so that the counts are complete.
-    for number, (one, two) in enumerate(combinations or [(texts[0], texts[0])]):
+    for number, (one, two) in enumerate(combinations or alike):
         if seed_of(seed, "order", row.id, number) % 2:
             one, two = two, one
         pairs.append(Comparison(f"{row.id}#{number}", row.video, row.turns[0].question, one, two, context, dict(row.tags)))

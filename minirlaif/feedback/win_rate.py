@@ -1,4 +1,4 @@
-"""How often the judge prefers the policy's answers to those of the SFT model."""
+"""How often the judge prefers the policy's answers to those of the model that it started from."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,29 +9,40 @@ from minirlaif.types import Comparison, Sample
 
 
 class WinRateEvaluator:
-    """How often the judge, the SFT model, prefers the policy's greedy answer to its own, on dev prompts (ties count half): how a
-    checkpoint is chosen without the truth."""
+    """How often the judge prefers the policy's greedy answer to that of the reference, on dev prompts (ties count half): how a
+    checkpoint is chosen without the truth. judge: the role that judges, the run's start model."""
 
     def __init__(
-        self, models: PPOModels, dev: Sequence[Sample], contexts: Mapping[str, str], section: FeedbackSection, max_new_tokens: int
+        self,
+        models: PPOModels,
+        dev: Sequence[Sample],
+        contexts: Mapping[str, str],
+        section: FeedbackSection,
+        max_new_tokens: int,
+        judge: str = "reference",
     ) -> None:
         self._models, self._dev, self._contexts = models, list(dev), contexts
-        self._section, self._max_new_tokens = section, max_new_tokens
-        self._sft: list[str] | None = None
+        self._section, self._max_new_tokens, self._judge = section, max_new_tokens, judge
+        self._start: list[str] | None = None
+
+    @property
+    def questions(self) -> Sequence[Sample]:
+        """The dev prompts."""
+        return self._dev
 
     def win_rate(self) -> float:
         """Share of dev prompts won by the policy as it is now."""
         session, reference, f = self._models.policy, self._models.reference, self._section
         policy = self._answers(session, "policy")
-        with reference.adapters.on_device("reference"):
-            if self._sft is None:
-                self._sft = self._answers(reference, "reference")
+        with reference.adapters.on_device("reference", self._judge):
+            if self._start is None:
+                self._start = self._answers(reference, "reference")
             pairs = [
                 Comparison(row.id, row.video, row.turns[0].question, new, old, self._contexts[row.video] if f.context else "")
-                for row, new, old in zip(self._dev, policy, self._sft, strict=True)
+                for row, new, old in zip(self._dev, policy, self._start, strict=True)
             ]
             views = {row.video: session.video_input(row.video) if f.judge_frames else None for row in self._dev}
-            with reference.adapters.inference_as("reference"):
+            with reference.adapters.inference_as(self._judge):
                 verdicts = judge(reference, pairs, views, f.readout, 0.0, f.disagreement, f.batch_size)
         return sum({"A": 1.0, "B": 0.0}.get(v.choice, 0.5) for v in verdicts) / len(verdicts)
 

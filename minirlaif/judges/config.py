@@ -12,7 +12,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from minirlaif.config.loader import build, parse_yaml
-from minirlaif.config.schema import PositiveFloat, PositiveInt
+from minirlaif.config.rules import PositiveFloat, PositiveInt
 from minirlaif.errors import UserError
 from minirlaif.feedback.text_judge import TextJudge
 from minirlaif.judges.rubric import CAPTIONING, Prompt, default_prompts

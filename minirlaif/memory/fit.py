@@ -10,6 +10,7 @@ from typing import Any
 
 from minirlaif.errors import UserError
 from minirlaif.memory.planner import CONTEXT, GIB, STEPS, Planned, peak
+from minirlaif.stages.registry import pipeline
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,10 @@ def _shrunk(plan: Planned) -> tuple[Planned, str] | None:
         return changed("video", "frames", frames, segment_frames=min(cfg.video.segment_frames, frames))
     if family.any_frame_size and cfg.video.frame_pixels > 16384:
         return changed("video", "frame_pixels", max(16384, cfg.video.frame_pixels * 3 // 4))
-    size, section, field = max(((getattr(getattr(cfg, s), f), s, f) for s, f in _BATCHES), key=itemgetter(0))  # the first largest
+    size, section, field = max(
+        ((getattr(getattr(cfg, s), f), s, f) for s, f in _batches(pipeline(cfg.optimize.methods, cfg.sft.enabled))),
+        key=itemgetter(0),
+    )  # the first largest
     if size > 1:
         return changed(section, field, size // 2)
     if not cfg.model.gradient_checkpointing:
@@ -64,14 +68,20 @@ def _shrunk(plan: Planned) -> tuple[Planned, str] | None:
     return changed("model", "quantization", "nf4") if cfg.model.quantization == "none" else None
 
 
-_BATCHES = (
-    ("sft", "micro_batch_size"),
-    ("reward", "micro_batch_size"),
-    ("ppo", "micro_batch_size"),
-    ("rollout", "batch_size"),
-    ("feedback", "batch_size"),
-    ("evaluate", "batch_size"),
+_BATCHES = (  # of the stage, section and field
+    ("sft", "sft", "micro_batch_size"),
+    ("reward", "reward", "micro_batch_size"),
+    ("distill", "distill", "micro_batch_size"),
+    ("ppo", "ppo", "micro_batch_size"),
+    ("ppo", "rollout", "batch_size"),
+    ("feedback", "feedback", "batch_size"),
+    ("evaluate", "evaluate", "batch_size"),
 )
+
+
+def _batches(stages: Sequence[str]) -> list[tuple[str, str]]:
+    """The settings of how many rows are in memory at once, of stages that a run has."""
+    return [(section, field) for stage, section, field in _BATCHES if stage in stages]
 
 
 def verdict(plan: Planned, card: Card) -> list[str]:

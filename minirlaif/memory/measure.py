@@ -33,15 +33,17 @@ LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 COLUMNS = ("stage", "peak MiB", "planned MiB", "s/step", "tokens/s", "samples/s")
 
 
-def chosen(text: str) -> list[str]:
-    """Steps named in a list such as "sft,ppo"; "ppo" means collecting and updating. UserError for others."""
+def chosen(text: str, known: Sequence[str]) -> list[str]:
+    """Steps named in a list such as "sft,ppo"; "ppo" means collecting and updating. known: the steps of the config, which an
+    empty list means. UserError for others."""
     names: list[str] = []
     for name in filter(None, text.split(",")):
         steps = steps_of(name) or [name]
-        if not set(steps) <= set(STEPS):
-            raise UserError(f"--stages {name}: no such stage; choose from sft, feedback, reward, ppo, evaluate")
+        if not set(steps) <= set(known):
+            stages = ", ".join(dict.fromkeys(STEPS[step].stage for step in known))
+            raise UserError(f"--stages {name}: no such stage in this config; choose from {stages}")
         names += steps
-    return names or list(STEPS)
+    return names or list(known)
 
 
 def measure(settings: str, stage: str, gpu_gib: float | None, rows: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def measure_step(stage: StageProbe, gpu_gib: float | None, rows: Mapping[str, An
         done, seconds = steps.timed(step)
         encoded = session.feature_cache.counters.get("encodes", 0) > before  # made-up clips never are
         prompt, answer = stage.size(session, worst)
-        planned = estimate(replace(plan, encodes=encoded), {stage.stage: (prompt, answer)})[stage.stage]
+        planned = estimate(replace(plan, encodes=encoded), {stage.stage: (prompt, answer)}, [stage.stage])[stage.stage]
         return {
             "stage": stage.stage,
             "peak": float(torch.cuda.max_memory_allocated()) if gpu else _status("VmHWM"),

@@ -12,6 +12,7 @@ from minirlaif.memory import formulas
 from minirlaif.memory.formulas import LINES, Batch, Precision
 from minirlaif.memory.shapes import Shape, shape_of
 from minirlaif.models.loading import critic_model, read_config
+from minirlaif.stages.registry import pipeline
 
 GIB = 2**30
 TEXT = 96  # tokens of a question with the chat's own words
@@ -54,11 +55,12 @@ def shapes_of(model: ModelSection, reward: RewardSection, folder: str = "") -> t
     return policy, shape_of(read_config(critic_model(model, reward), setting="reward.base"), model.lora_targets)
 
 
-def estimate(plan: Planned, tokens: Mapping[str, Known] | None = None) -> dict[str, dict[str, float]]:
-    """Bytes of each step by line (names in formulas.LINES), at its peak.
+def estimate(plan: Planned, tokens: Mapping[str, Known] | None = None, steps: Sequence[str] = ()) -> dict[str, dict[str, float]]:
+    """Bytes of each step (or of these alone) by line (names in formulas.LINES), at its peak.
     tokens: of the longest row per step, where they are known (`bench` knows them); else worked out from the settings."""
     result = {}
-    for name, step in STEPS.items():
+    for name in steps or steps_for(pipeline(plan.settings.optimize.methods, plan.settings.sft.enabled)):
+        step = STEPS[name]
         most = max(step.moments(plan, (tokens or {}).get(name)), key=lambda lines: sum(lines.values()))
         first = FIRST_STEP[step.trains][plan.precision.compute] * 2**20
         result[name] = {line: most.get(line, 0.0) for line in LINES} | {"runtime": 0.0 if plan.gpu else plan.runtime + first}
@@ -199,6 +201,18 @@ def _update(plan: Planned, known: Known | None) -> Moments:
     yield _added(base, formulas.training(plan.critic.numbers, p, Batch(rows, longer, 0, _visual(plan, plan.critic))))
 
 
+def _distill(plan: Planned, known: Known | None) -> Moments:
+    d, p, shape = plan.settings.distill, plan.precision, plan.policy
+    start, answer = known or (_prompt(plan, shape), plan.settings.feedback.max_new_tokens)
+    base = _base(plan, shape, 1 if plan.gpu else 2, 1)  # on a GPU the reference is offloaded
+    rows = min(d.micro_batch_size, d.batch_size)
+    yield _added(base, formulas.training(shape.numbers, p, Batch(rows, start + answer, answer, _visual(plan, shape))))
+    if known is None and (plan.settings.data.dev or plan.settings.data.world):
+        size, visual = plan.settings.feedback.batch_size, _visual(plan, shape)
+        yield _added(base, formulas.sampling(shape.numbers, p, Batch(size, start, 0, visual), 1, answer))
+        yield _added(base, formulas.scoring(shape.numbers, p, _judged(plan, start)))
+
+
 def _evaluate(plan: Planned, known: Known | None) -> Moments:
     e, p = plan.settings.evaluate, plan.precision
     start = known[0] if known else _prompt(plan, plan.policy)
@@ -221,6 +235,7 @@ STEPS = {
     "sft": Step("sft", "sft", True, _sft),
     "feedback": Step("feedback", "feedback", False, _feedback),
     "reward": Step("reward", "reward", True, _reward),
+    "distill": Step("distill", "distill", True, _distill),
     "collect": Step("ppo", "ppo collect", False, _collect),
     "update": Step("ppo", "ppo update", True, _update),
     "evaluate": Step("evaluate", "evaluate", False, _evaluate),
@@ -230,6 +245,11 @@ STEPS = {
 def steps_of(stage: str) -> list[str]:
     """Names of a stage's steps; none for a stage that needs no planning."""
     return [name for name, step in STEPS.items() if step.stage == stage]
+
+
+def steps_for(stages: Sequence[str]) -> list[str]:
+    """Names of the steps of a run with these stages."""
+    return [name for name, step in STEPS.items() if step.stage in stages]
 
 
 def peak(plan: Planned) -> tuple[str, float]:

@@ -27,8 +27,8 @@ from minirlaif.models.loading import critic_model, read_config
 from minirlaif.models.logprobs import token_logprobs, token_values
 from minirlaif.runs.run import Run
 from minirlaif.session import ModelSession, PPOModels, open_ppo_models
-from minirlaif.stages import evaluate, ppo, reward, sft
-from minirlaif.training.checkpoint import PPOProgress, Start
+from minirlaif.stages import distill, evaluate, ppo, reward, sft
+from minirlaif.training.checkpoint import MethodProgress, Start
 from minirlaif.types import Comparison, Preference, Sample, Turn
 from minirlaif.video.reader import ClipReader, check_clips
 
@@ -75,6 +75,7 @@ class StageProbe:
             sft=replace(cfg.sft, batch_size=min(cfg.sft.batch_size, 2 * size)),
             reward=replace(cfg.reward, batch_size=min(cfg.reward.batch_size, 2 * pairs)),
             rollout=replace(cfg.rollout, rollouts=together),
+            distill=replace(cfg.distill, batch_size=min(cfg.distill.batch_size, 2 * cfg.distill.micro_batch_size)),
             ppo=replace(cfg.ppo, epochs=1, minibatch_size=min(cfg.ppo.minibatch_size, 2 * rows, cfg.rollout.rollouts)),
         )
 
@@ -137,6 +138,13 @@ class StageProbe:
         ]
         return _train(lambda: reward.step(trainer, batch, section.learning_rate), len(batch), self.full.reward.batch_size)
 
+    def _distill(self, models: PPOModels, worst: Worst) -> Callable[[], Done]:
+        section, session = self.small.distill, models.policy
+        trainer = distill.build(session, section, self._start)
+        answer = session.answer_ids(worst.sampled)
+        batch = [distill.Target(row, answer) for row in _samples(worst, section.batch_size)]
+        return _train(lambda: distill.step(trainer, batch, section.learning_rate), len(batch), self.full.distill.batch_size)
+
     def _feedback(self, models: PPOModels, worst: Worst) -> Callable[[], Done]:
         section, session = self.small.feedback, models.policy
         session.adapters.add("sft", 0)
@@ -149,7 +157,7 @@ class StageProbe:
                 segments = describe_segments(session, [row.video for row in rows], section)  # as if each had a clip of its own
                 drawn = draw_answers(session, section, rows, 0, 0)
                 judge_pairs(session, section, pairs)
-            texts = [text for described in segments.values() for _, text in described]
+            texts = [text for described in segments.values() for _, text in described.segments]
             tokens = _tokens(session, texts, section.describe_tokens)
             return Done(len(rows), tokens + sum(len(c.ids) for answers in drawn for c in answers), 1.0)
 
@@ -181,7 +189,7 @@ class StageProbe:
         section = self.small.rollout
         self._learner(models)
         contexts = {worst.video: worst.context} if self.full.reward.context else None
-        collector = RolloutCollector(models, section, 0, contexts, 0.0, PPOProgress())
+        collector = RolloutCollector(models, section, 0, contexts, 0.0, MethodProgress())
         prompts = _samples(worst, section.rollouts)
 
         def step() -> Done:

@@ -50,14 +50,22 @@ def sample(
     return [completions[i : i + answers] for i in range(0, len(completions), answers)]
 
 
-def greedy_texts(
+def greedy(
     backbone: LanguageModel, prompts: Iterable[EncodedPrompt], batch_size: int, max_new_tokens: int
-) -> Iterator[str]:
-    """The most likely answer to each prompt as text, in batches in the prompts' order; prompts are made when their batch is."""
+) -> Iterator[Completion]:
+    """The most likely answer to each prompt, in batches in the prompts' order; prompts are made when their batch is."""
     waiting = iter(prompts)
     while batch := list(islice(waiting, batch_size)):
         for (answer,) in sample(backbone, batch, temperature=0, max_new_tokens=max_new_tokens):
-            yield backbone.decode(answer.ids)
+            yield answer
+
+
+def greedy_texts(
+    backbone: LanguageModel, prompts: Iterable[EncodedPrompt], batch_size: int, max_new_tokens: int
+) -> Iterator[str]:
+    """As `greedy`, as texts."""
+    for answer in greedy(backbone, prompts, batch_size, max_new_tokens):
+        yield backbone.decode(answer.ids)
 
 
 @torch.no_grad()

@@ -7,11 +7,11 @@ from minirlaif.reports.html import Html, bar, curve, interval, number, percent, 
 from minirlaif.stages.registry import MODELS, STAGES
 from minirlaif.stats import exact_match
 
-KINDS = {
-    "worse": "Right after SFT, wrong after RLAIF",
-    "better": "Wrong after SFT, right after RLAIF",
-    "both wrong": "Wrong after both",
-    "both right": "Right after both",
+KINDS = {  # before: the model that RLAIF started from, SFT or the base
+    "worse": "Right before RLAIF, wrong after it",
+    "better": "Wrong before RLAIF, right after it",
+    "both wrong": "Wrong before and after RLAIF",
+    "both right": "Right before and after RLAIF",
     "": "Answers side by side",
 }
 COUNTS = {
@@ -24,7 +24,6 @@ COUNTS = {
 }
 Numbers = Mapping[str, Any]
 FEW = 30  # below so many a share says little: its 95 % interval is wider than 30 points
-NOT_KEPT = "No PPO checkpoint was kept: the RLAIF model is the SFT model."
 
 
 def compared(gain: Mapping[str, float]) -> str:
@@ -35,13 +34,24 @@ def compared(gain: Mapping[str, float]) -> str:
 
 
 def kind(row: Mapping[str, Any]) -> str:
-    """How one answer changed from SFT to RLAIF: a key of KINDS; "" without truth."""
+    """How one answer changed from SFT (or, without SFT, from the base) to RLAIF: a key of KINDS; "" without truth."""
     if not row.get("truth"):
         return ""
-    before, after = exact_match(row["sft"], row["truth"]), exact_match(row["rlaif"], row["truth"])
+    before, after = exact_match(start_answer(row), row["truth"]), exact_match(row["rlaif"], row["truth"])
     if before == after:
         return "both right" if after else "both wrong"
     return "better" if after else "worse"
+
+
+def start_answer(row: Mapping[str, Any]) -> str:
+    """The answer of the model that RLAIF started from."""
+    return str(row["base"] if row.get("sft") is None else row["sft"])
+
+
+def not_kept(numbers: Numbers) -> str:
+    """That the method's own start was its best checkpoint."""
+    method = numbers["method"]
+    return f"No checkpoint of {method} was kept: the RLAIF model is the model that {method} started from."
 
 
 def headline(name: str, numbers: Numbers) -> Html:
@@ -50,28 +60,48 @@ def headline(name: str, numbers: Numbers) -> Html:
     held_out, clips = "held-out" if seen == 0 else "test", number(numbers["test_clips"])
     questions = f"{number(numbers['test_items'])} {held_out} questions about {clips} clips"
     sentences: list[tuple[str, str]] = []
-    if numbers["accuracy"].get("sft") is None:
+    start = numbers["start"]
+    if numbers["accuracy"].get(start) is None:
         title = f"Answers to {questions}, side by side"
         lead = f"These questions have no true answers, so no accuracy was measured. {_new_clips(seen)}"
     else:
-        gain, sft, rlaif = numbers["accuracy_gain"], percent(numbers["accuracy"]["sft"]), percent(numbers["accuracy"]["rlaif"])
-        words = {"above": "Accuracy rose from {} (SFT) to {}", "below": "Accuracy fell from {} (SFT) to {}"}
-        title = words.get(compared(gain), "No clear change in accuracy: {} (SFT), {}").format(sft, rlaif) + " (RLAIF)"
-        lead = f"That is {points(gain['mean'])} points over SFT ({_interval(gain)}), on {questions}. {_new_clips(seen)}"
+        gain, label = numbers["accuracy_gain" if start == "sft" else "gain_over_base"], {"sft": "SFT", "base": "base"}[start]
+        before, after = (f"{percent(numbers['accuracy'][m])} ({n})" for m, n in ((start, label), ("rlaif", "RLAIF")))
+        words = {"above": "Accuracy rose from {} to {}", "below": "Accuracy fell from {} to {}"}
+        title = words.get(compared(gain), "No clear change in accuracy: {}, {}").format(before, after)
+        over = "SFT" if start == "sft" else "the base"
+        lead = f"That is {points(gain['mean'])} points over {over} ({_interval(gain)}), on {questions}. {_new_clips(seen)}"
         if without:
             lead += f" {number(without)} of the questions have no true answer and are left out of every accuracy."
-        over, figure = numbers["gain_over_base"], percent(numbers["accuracy"]["base"])
-        figures, against = f" ({figure}): {points(over['mean'])} points, {_interval(over)}", compared(over)
-        if against == "level":
-            figures += "" if over["ci95_low"] == over["ci95_high"] else ", which includes zero"
-        figures += "."
-        if against == "below" and numbers.get("world") and numbers["accuracy"]["sft"] < numbers["accuracy"]["base"]:
-            figures += " SFT is also below the base: the tiny world's SFT labels contain deliberate errors."
-        strong = "No clear difference from" if against == "level" else f"RLAIF is {against}"
-        sentences.append((f"{strong} the base before SFT", figures))
+        if start == "sft":
+            sentences.append(_against_base(numbers))
+        else:
+            sentences.append(("Supervised fine-tuning is off", ": RLAIF started from the base."))
     if numbers[numbers["method"]]["chosen_iteration"] == 0:
-        sentences.append((NOT_KEPT, " On the dev questions the judge preferred no checkpoint to the SFT model."))
+        sentences.append((not_kept(numbers), " On the dev questions the judge preferred no later checkpoint."))
     return run_block("headline", name, numbers["seed"], title, lead, sentences, _tiles(numbers))
+
+
+def _against_base(numbers: Numbers) -> tuple[str, str]:
+    """The comparison with the base before SFT."""
+    over, figure = numbers["gain_over_base"], percent(numbers["accuracy"]["base"])
+    figures, against = f" ({figure}): {points(over['mean'])} points, {_interval(over)}", compared(over)
+    if against == "level":
+        figures += "" if over["ci95_low"] == over["ci95_high"] else ", which includes zero"
+    figures += "."
+    if against == "below" and numbers.get("world") and numbers["accuracy"]["sft"] < numbers["accuracy"]["base"]:
+        figures += " SFT is also below the base: the tiny world's SFT labels contain deliberate errors."
+    strong = "No clear difference from" if against == "level" else f"RLAIF is {against}"
+    return f"{strong} the base before SFT", figures
+
+
+def models_of(numbers: Numbers) -> dict[str, str]:
+    """The models of the run with their titles."""
+    return {
+        name: label if numbers["start"] == "sft" else label.split(",")[0]
+        for name, label in MODELS.items()
+        if name != "sft" or numbers["start"] == "sft"
+    }
 
 
 def _interval(gain: Mapping[str, float]) -> str:
@@ -94,8 +124,8 @@ def _tiles(numbers: Numbers) -> list[Html]:
 
     right, judge, model, method = (numbers[key] for key in ("accuracy", "judge", "reward_model", numbers["method"]))
     tiles = []
-    if right.get("sft") is not None:
-        for name, label in MODELS.items():
+    if right.get(numbers["start"]) is not None:
+        for name, label in models_of(numbers).items():
             low, high = numbers["accuracy_ci95"][name]
             ends = f"95 % interval {100 * low:.1f} to {100 * high:.1f}" if low != high else "too few questions for an interval"
             tiles.append(counted(label, right[name], numbers["answered_items"], "questions", ends, name))
@@ -103,13 +133,15 @@ def _tiles(numbers: Numbers) -> list[Html]:
         tiles.append(counted("Judge agrees with truth", judge["with_context"], judge["with_context_n"], "decided pairs"))
     else:
         tiles.append(counted("Judge decided", judge["decided_share"], judge["pairs"], "pairs"))
-    if model["accuracy"] is not None:
+    if model is None:
+        pass
+    elif model["accuracy"] is not None:
         tiles.append(counted("Reward model", model["accuracy"], model["n"], "held-out pairs", "against truth"))
     else:
         n = model["held_out_pairs"]
         tiles.append(counted("Reward model", model["against_judge"], n, "held-out pairs", "against the judge"))
     if method["dev_win_rate"] is not None:
-        note = "over SFT, by the judge"
+        note = "over its start, by the judge"
         tiles.append(counted("Dev win rate", method["dev_win_rate"], method["dev_questions"], "dev questions", note))
     return tiles
 
@@ -117,20 +149,24 @@ def _tiles(numbers: Numbers) -> list[Html]:
 def accuracy(numbers: Numbers) -> Html:
     """A bar per model, and a table by type of question."""
     right, ends, kinds = numbers["accuracy"], numbers["accuracy_ci95"], numbers["accuracy_by_type"]
-    rows = [bar(label, right[name], name, ends[name], right["guess"]) for name, label in MODELS.items()]
+    models, gains = models_of(numbers), {"sft": "accuracy_gain", "base": "gain_over_base"}
+    rows = [bar(label, right[name], name, ends[name], right["guess"]) for name, label in models.items()]
+    others = [name for name in gains if name in models]
     lines = []
     for kind, row in sorted(kinds.items() if set(kinds) != {"all"} else ()):
-        changes = [run_block("change", row["rlaif"] - row[other]) for other in ("sft", "base")]
-        lines.append([kind, number(row["n"]), *(share(row[name]) for name in MODELS), *changes])
-    gains = [run_block("change", numbers[name]["mean"]) for name in ("accuracy_gain", "gain_over_base")]
-    lines.append(["all", number(numbers["answered_items"]), *(share(right[name]) for name in MODELS), *gains])
-    return run_block("accuracy", rows, lines, right["guess"])
+        changes = [run_block("change", row["rlaif"] - row[other]) for other in others]
+        lines.append([kind, number(row["n"]), *(share(row[name]) for name in models), *changes])
+    changes = [run_block("change", numbers[gains[name]]["mean"]) for name in others]
+    lines.append(["all", number(numbers["answered_items"]), *(share(right[name]) for name in models), *changes])
+    head = [{"base": "Base", "sft": "SFT", "rlaif": "RLAIF"}[name] for name in models]
+    over = [{"sft": "over SFT", "base": "over base"}[name] for name in others]
+    return run_block("accuracy", rows, ["Question type", "n", *head, *over], lines, right["guess"])
 
 
 def controls(numbers: Numbers) -> Html:
     """The same models on blank frames and on frames in a wrong order, beside guessing."""
-    right = numbers["accuracy"]
-    above = max(0.0, *(right[f"{name}_blind"] - right["guess"] for name in MODELS))  # below guessing is no warning sign
+    right, models = numbers["accuracy"], models_of(numbers)
+    above = max(0.0, *(right[f"{name}_blind"] - right["guess"] for name in models))  # below guessing is no warning sign
     over = f"more than {100 * above:.1f} points above" if above else "better than"
     text = f"With blank frames no model is {over} guessing: the accuracy above that comes from the frames."
     if above > 0.05:
@@ -139,7 +175,7 @@ def controls(numbers: Numbers) -> Html:
     n = numbers.get("answered_items", numbers["test_items"])
     if n < FEW:
         text += f" {number(n)} questions are too few to be sure."
-    return run_block("controls", text, MODELS, right)
+    return run_block("controls", text, models, right)
 
 
 def gallery(rows: Sequence[Mapping[str, Any]], pictures: Mapping[str, Html], numbers: Numbers) -> Html:
@@ -155,7 +191,7 @@ def gallery(rows: Sequence[Mapping[str, Any]], pictures: Mapping[str, Html], num
             count = f"{number(numbers['cases'][group])} of {number(numbers['answered_items'])} questions" if group else ""
             groups.append((title, count, cards))
         elif group == "worse" and numbers["cases"]["worse"] == 0 and marked:
-            groups.append(("", "No test question was right after SFT and wrong after RLAIF.", []))
+            groups.append(("", "No test question was right before RLAIF and wrong after it.", []))
     return run_block("gallery", groups, marked, models, pictures)
 
 
@@ -170,7 +206,7 @@ def training(numbers: Numbers, metrics: Mapping[str, Sequence[Mapping[str, Any]]
     """Curves of the stage that trained the RLAIF model, with the chosen iteration, then those of the stages before it."""
     method = numbers["method"]
     best = numbers[method]["chosen_iteration"]
-    long = min((row["step"] for row in metrics["sft"] if row.get("stage") == "long"), default=None)
+    long = min((row["step"] for row in metrics.get("sft", ()) if row.get("stage") == "long"), default=None)
     dashed = {method: best, "sft": long}
 
     def drawn(stage: str) -> list[Html]:
@@ -184,7 +220,7 @@ def training(numbers: Numbers, metrics: Mapping[str, Sequence[Mapping[str, Any]]
 
     text = "There were no dev questions, so the weights after the last iteration were kept."
     if numbers[method]["dev_win_rate"] is not None:
-        text = NOT_KEPT if best == 0 else f"The dashed line marks iteration {number(best)}, whose weights were kept."
+        text = not_kept(numbers) if best == 0 else f"The dashed line marks iteration {number(best)}, whose weights were kept."
         text += " The checkpoint is chosen by the judge's win rate on dev questions; true answers are not used."
     return run_block("training", text, drawn(method), [each for stage in metrics if stage != method for each in drawn(stage)])
 

@@ -31,8 +31,8 @@ METRICS = {"step": int}
 READOUT = {"choice": str, "margin": NUMBER, "orders": [str]}
 ROWS: Mapping[tuple[str, str], Mapping[str, Any]] = {  # a name that ends in ? may be missing, or None
     ("evaluate", "answers.jsonl"): {
-        **dict.fromkeys(("id", "video", "question", "sft", "rlaif", "base"), str),
-        **{f"{name}?": str for name in ("truth", "strip", "type")},
+        **dict.fromkeys(("id", "video", "question", "rlaif", "base"), str),
+        **{f"{name}?": str for name in ("sft", "truth", "strip", "type")},
     },
     ("feedback", "verdicts.jsonl"): {
         **dict.fromkeys(("id", "video", "question", "answer_a", "answer_b", "context"), str),

@@ -24,12 +24,13 @@ from minirlaif import distributed
 from minirlaif.errors import StageStopped, UserError
 from minirlaif.runs import clips
 from minirlaif.runs.io import disk_is_full, empty, locked, plain, private_folder, sha256
+from minirlaif.runs.plan import StagePlan
 from minirlaif.runs.records import SETTINGS, differences, read_manifest, read_record, write_sealed
 from minirlaif.runs.stage_dir import SCHEMA, TEMPORARY, StageDir, start_gpu_count
-from minirlaif.stages.registry import ADAPTERS, STAGES, producers
+from minirlaif.stages.registry import STAGES
 
 
-class Run:
+class Run(StagePlan):
     """The folder of one run. given: the settings that the command in progress was started with, as flags, for messages."""
 
     def __init__(self, root: Path | str, given: Sequence[str] = ()) -> None:
@@ -60,7 +61,7 @@ class Run:
 
     def remake(self, stage: str, *settings: str) -> str:
         """What a user types to make a stage again, and whatever was made of it; with settings (section.field=value) changed."""
-        order = list(STAGES)
+        order = list(dict.fromkeys(("pretrain", *self.stages, *STAGES)))
         start = order.index(stage) + 1 if stage in order[1:] else len(order)
         later = [  # those that were made or begun; the report is a file at the root
             name
@@ -123,22 +124,14 @@ class Run:
                 what = "has changed since the stage finished" if path.is_file() else "is missing"
                 raise UserError(f"{path}: {what}; make the stage again: `{self.remake(stage)}`")
 
-    def producer(self, model: str) -> str:
-        """The stage that made a model: the last finished one of those that make it, else the first. Another stage is itself."""
-        names = [stage.name for stage in producers(model)]
-        return next((name for name in reversed(names) if self.manifest(name) is not None), names[0] if names else model)
-
     def adapter(self, model: str) -> Path:
-        """The adapter folder of "sft", "reward" or "rlaif". UserError as for `require`."""
+        """The adapter folder of "sft", "reward" or "rlaif", or of a method. UserError as for `require`."""
         return self.require(self.producer(model)) / "adapter"
 
-    def inputs(self, stage: str) -> list[str]:
-        """The stages that a stage is made from, for a model the one that made it here."""
-        return [self.producer(name) for name in STAGES[stage].inputs]
-
-    def models(self) -> tuple[str, ...]:
-        """The models that this run can answer with, the best first."""
-        return (*(model for model in ADAPTERS if self.manifest(self.producer(model)) is not None), "base")
+    def start_adapter(self, method: str = "") -> Path | None:
+        """The adapter that a method starts from, or (without one) that of the start model; None: the base has none."""
+        start = self.start(method) if method else self.start_model
+        return None if start == "base" else self.require(start) / "adapter"
 
     def outdated(self, stage: str) -> str:
         """The first input of a finished stage that was made again with another result, or ""."""

@@ -12,7 +12,6 @@ from minirlaif.runs.io import read_json
 from minirlaif.runs.progress import clock
 from minirlaif.runs.records import read_rows
 from minirlaif.runs.run import Run
-from minirlaif.stages.registry import PIPELINE
 
 CELL = 200  # characters of a result
 
@@ -48,7 +47,7 @@ def _rows(run: Run, name: str) -> list[tuple[str, str, str, str]]:
         return [(name, state, clock(manifest["seconds"]), _headline(manifest["metrics"])[:CELL])]
     if run.partial(name).is_dir():
         return [(name, "partial", "", _progress(run.partial(name)))]
-    return [(name, "missing", "", "")] if name in PIPELINE and not (name == "world" and _has_no_world(run)) else []
+    return [(name, "missing", "", "")] if name in run.stages and not (name == "world" and _has_no_world(run)) else []
 
 
 def report_state(run: Run) -> tuple[str, str]:
@@ -65,15 +64,17 @@ def report_state(run: Run) -> tuple[str, str]:
 
 
 def _headline(metrics: Mapping[str, Any]) -> str:
-    """The first metric of a stage; of an evaluation the RLAIF model's accuracy and its gain over SFT."""
+    """The first metric of a stage; of an evaluation the RLAIF model's accuracy and its gain over SFT, or without SFT over the
+    base."""
     name, value = next(iter(metrics.items()), ("", None))
     if isinstance(value, Mapping):
-        gain = metrics.get("accuracy_gain")
+        start = "sft" if metrics.get("accuracy_gain") else "base"
+        gain = metrics.get("accuracy_gain") or metrics.get("gain_over_base")
         over = gain.get("mean") if isinstance(gain, Mapping) else None
         right = value.get("rlaif")
         if not isinstance(right, int | float):
             return ""
-        return f"rlaif {right:.3f}" + (f", {over:+.3f} over sft" if isinstance(over, int | float) else "")
+        return f"rlaif {right:.3f}" + (f", {over:+.3f} over {start}" if isinstance(over, int | float) else "")
     return "" if value is None else f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
 
 

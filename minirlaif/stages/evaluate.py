@@ -1,4 +1,4 @@
-"""Stage `evaluate`: held-out answers of base, SFT and aligned model; the first stage that reads the truth.
+"""Stage `evaluate`: held-out answers of base, SFT (where there is one) and aligned model; the first stage that reads the truth.
 
 Out: answers.jsonl (a row per test question with every model's answer), strips/ (frames for the report), result.json.
 Controls: the same models on blank frames and on frames in a wrong order. Questions without a true answer (a user's own
@@ -27,7 +27,7 @@ from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import ModelSession, VideoInput, open_session, settings_of
-from minirlaif.stages.registry import ADAPTERS, MODELS, STAGES, first_reader
+from minirlaif.stages.registry import MODELS, STAGES, first_reader
 from minirlaif.stats import exact_match, guess_rate, paired_bootstrap, wilson
 from minirlaif.types import Preference, Sample
 from minirlaif.video.reader import UnreadableClip
@@ -48,7 +48,8 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         # 1. models and questions
         tests = read_samples(cfg.data, run, "test", need_answers=False, max_missing=cfg.video.max_unreadable)
         with open_session(run, cfg.model, cfg.video, Preflight(cfg.data, cfg.sft, cfg.reward)) as session:
-            for model in ADAPTERS:
+            models = tuple(model for model in MODELS if model in (*run.adapters(), "base"))
+            for model in run.adapters():
                 session.adapters.add(model, 0, run.adapter(model))
             tests = session.readable(tests)
             session.record_clips(run, out, tests)
@@ -56,8 +57,8 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             first, state = out.resume() or (0, None)
             answers: dict[str, list[str]] = json.loads((state / "answers.json").read_text()) if state else {}
             blanks: dict[Any, Any] = {}
-            jobs = [(model, model, "") for model in MODELS]
-            jobs += [(f"{model}_{control}", model, control) for model in MODELS for control in CONTROLS]
+            jobs = [(model, model, "") for model in models]
+            jobs += [(f"{model}_{control}", model, control) for model in models for control in CONTROLS]
             for number, (name, model, control) in enumerate(
                 progress(jobs[first:], len(jobs), "evaluate", initial=first), first + 1
             ):
@@ -82,13 +83,16 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             result |= _accuracy(answered, scored, truth, cfg.evaluate.bootstrap, seed_of(cfg.seed, "bootstrap"))
         # 4. judge and reward model against truth
         if cfg.data.world:
-            feedback, reward = run.require("feedback"), run.require("reward")
-            judged, trained = ((run.manifest(stage) or {})["metrics"] for stage in ("feedback", "reward"))
-            result["judge"] = _judge(read_jsonl(feedback / "verdicts.jsonl"), judged, truth)
-            result["reward_model"] = _reward(read_jsonl(reward / "held_out.jsonl"), trained, truth)
+            feedback = run.require("feedback")
+            judged, trained = ((run.manifest(stage) or {}).get("metrics") for stage in ("feedback", "reward"))
+            result["judge"] = _judge(read_jsonl(feedback / "verdicts.jsonl"), judged or {}, truth)
+            if "reward" in run.stages:
+                rows = read_jsonl(run.require("reward") / "held_out.jsonl")
+                result["reward_model"] = _reward(rows, trained or {}, truth)
             result["context"] = _segments(read_jsonl(feedback / "contexts.jsonl"), truth)
         (out.path / "result.json").write_text(json.dumps(result, indent=1))
-        out.summary.update({"accuracy": result.get("accuracy"), "accuracy_gain": result.get("accuracy_gain")})
+        figures = [name for name in ("accuracy_gain", "gain_over_base") if name == "accuracy_gain" or "sft" not in run.stages]
+        out.summary.update({name: result.get(name) for name in ("accuracy", *figures)})
 
 
 def _controlled(
@@ -138,14 +142,15 @@ def _write(
             }
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
             if number % SAMPLE_EVERY == 0:
-                out.sample({name: record[name] for name in ("video", "question", "truth", *MODELS)})
+                out.sample({name: record[name] for name in ("video", "question", "truth", *MODELS) if name in record})
 
 
 def _gallery(tests: Sequence[Sample], answers: Mapping[str, list[str]], wanted: int) -> set[str]:
     """Clips whose frames are kept: in turn one of each kind of question, so that no kind goes without."""
     kinds: dict[str, list[str]] = {name: [] for name in run_results.KINDS}
-    for row, sft, rlaif in zip(tests, answers["sft"], answers["rlaif"], strict=True):
-        kinds[run_results.kind({"truth": row.turns[0].answer, "sft": sft, "rlaif": rlaif})].append(row.video)
+    start = answers.get("sft", answers["base"])
+    for row, before, rlaif in zip(tests, start, answers["rlaif"], strict=True):
+        kinds[run_results.kind({"truth": row.turns[0].answer, "base": before, "rlaif": rlaif})].append(row.video)
     turns = (clip for turn in zip_longest(*map(dict.fromkeys, kinds.values())) for clip in turn if clip)
     return set(islice(dict.fromkeys(turns), wanted))
 
@@ -155,7 +160,8 @@ def seen_before(session: ModelSession, run: Run, tests: Sequence[Sample]) -> int
     so does another part of the same file.
     None when that can no longer be known, because a file of rows or a clip is gone, or was changed since."""
     try:
-        earlier = set().union(*(_clips(run, first_reader(part), part) for part in PARTS_BEFORE))
+        parts = [part for part in PARTS_BEFORE if first_reader(part) in run.stages]
+        earlier = set().union(*(_clips(run, first_reader(part), part) for part in parts))
     except UserError:
         return None
     ids = set()
@@ -222,7 +228,7 @@ def _accuracy(
         "accuracy": accuracy,
         "accuracy_by_type": by_type,
         "guess_with_hindsight": guess_rate(keys),  # constants read off the test truths themselves, which nobody can know
-        "accuracy_gain": gain("rlaif", "sft"),
+        **({"accuracy_gain": gain("rlaif", "sft")} if "sft" in right else {}),
         "gain_over_base": gain("rlaif", "base"),
     }
 

@@ -33,7 +33,6 @@ from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import settings_of
-from minirlaif.stages.registry import ADAPTERS
 
 NEVER = 1 << 62  # commits depend on the time alone, so no number of steps is enough
 
@@ -53,7 +52,7 @@ def run(cfg: Config, run: Run, options: ExportOptions, redo: bool = False) -> No
     settings = settings_of(cfg.seed, cfg.data, model=cfg.model, video=cfg.video)
     settings |= {"types": list(options.types), "adapters": options.adapters}
     settings |= {"questions": options.questions, "converter": VERSION}
-    inputs = [*(run.producer(model) for model in ADAPTERS), *(["evaluate"] if run.manifest("evaluate") else [])]
+    inputs = [*(run.producer(model) for model in run.adapters()), *(["evaluate"] if run.manifest("evaluate") else [])]
     with run.stage("export", without_folders(settings), inputs=inputs, redo=redo) as out:
         if out is None:
             return
@@ -94,7 +93,7 @@ def check(model: ModelSection, run: Run, options: ExportOptions) -> None:
             f" input); export supports {supported}"
         )
     check_installed()
-    for name in ADAPTERS:
+    for name in run.adapters():
         merge.check_adapter(run.adapter(name), family.text_prefix)
     need = merge.bytes_needed(model, [TYPES[kind].bytes for kind in options.types])
     free = shutil.disk_usage(run.root).free
@@ -136,7 +135,7 @@ class Work:
 
     def adapter(self, model: str) -> Path | None:
         """A model's LoRA file; None where it is merged, and for the base."""
-        apart = self.options.adapters and model in ADAPTERS
+        apart = self.options.adapters and model in self.run.adapters()
         return self.out.path / f"{self.run.root.name}-{model}-LoRA-F32.gguf" if apart else None
 
     @cached_property
@@ -158,7 +157,7 @@ class Work:
         jobs = [Job(script, (hf, "--outfile", str(self.text("f32")), "--outtype", "f32", *gguf.converter_flags))]
         for kind in ("f32", "f16"):
             jobs.append(Job(script, (hf, "--outfile", str(self.projector(kind)), "--outtype", kind, "--mmproj")))
-        for model in ADAPTERS if self.options.adapters else ():
+        for model in self.run.adapters() if self.options.adapters else ():
             args = ("--base", hf, "--outfile", str(self.adapter(model)), "--outtype", "f32", str(self.run.adapter(model)))
             jobs.append(Job("convert_lora_to_gguf.py", args))
         name = convert(gguf.pre_tokenizers, jobs, self.reference.texts, self.reference.control)
@@ -240,7 +239,7 @@ class Work:
             mmproj=self.projector("f16").name,
             options=SamplingParams(max_new_tokens=self.max_new_tokens),
             models=tuple(self.reference.logits),
-            adapters={model: path.name for model in ADAPTERS if (path := self.adapter(model))},
+            adapters={model: path.name for model in self.run.adapters() if (path := self.adapter(model))},
         )
         export_info.write(self.out.path, info)
 

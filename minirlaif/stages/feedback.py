@@ -1,4 +1,6 @@
-"""Stage `feedback`: the SFT model answers, describes the clip segment by segment, and judges its answers (paper section 3.2).
+"""Stage `feedback`: the start model answers, describes the clip segment by segment, and judges its answers (paper section 3.2).
+
+The start model is SFT, or the base where SFT is off.
 
 Out: answers.jsonl, contexts.jsonl (also of dev clips, for choosing a PPO checkpoint), verdicts.jsonl, preferences.jsonl.
 Each chunk of prompts is committed, so a killed run resumes behind the last one. Truth is not read.
@@ -24,23 +26,27 @@ from minirlaif.session import open_session, settings_of
 from minirlaif.stages.registry import STAGES
 from minirlaif.types import Verdict
 
+CUT_SHARE = 0.05  # of answers or descriptions cut at their limit, above which a warning is printed
+
 
 def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None = None) -> None:
-    """1. open the SFT model 2. per chunk: describe, answer, judge, write 3. describe dev clips 4. count.
-    text_judge: judges in place of the SFT model; the manifest then records its signature."""
+    """1. open the start model 2. per chunk: describe, answer, judge, write 3. describe dev clips 4. count.
+    text_judge: judges in place of the start model; the manifest then records its signature."""
     f = cfg.feedback
     settings = settings_of(cfg.seed, cfg.data, STAGES["feedback"].reads, **cfg.sections(*STAGES["feedback"].sections))
     if text_judge is not None:
         settings["judge"] = dict(text_judge.signature)
-    with run.stage("feedback", settings, inputs=run.inputs("feedback"), redo=redo) as out:
+    inputs = run.inputs("feedback") or (["world"] if cfg.data.world else [])  # without SFT it is the first one to read the world
+    with run.stage("feedback", settings, inputs=inputs, redo=redo) as out:
         if out is None:
             return
         missing = cfg.video.max_unreadable
         prompts = read_samples(cfg.data, run, "prompts", need_answers=False, max_missing=missing)[: f.limit or None]
         dev = read_dev(cfg.data, run, missing)
         with open_session(run, cfg.model, cfg.video, Preflight(cfg.data, cfg.sft, cfg.reward)) as session:
-            # 1. the SFT model
-            session.adapters.add("sft", 0, run.adapter("sft"))
+            # 1. the start model
+            if adapter := run.start_adapter():
+                session.adapters.add(run.start_model, 0, adapter)
             prompts = sorted(session.readable(prompts), key=lambda row: (row.video, row.id))  # one clip's questions together
             dev = session.readable(dev) if dev else []
             session.record_clips(run, out, [*prompts, *dev])
@@ -57,7 +63,7 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
                 chunk = number + distributed.rank()
                 lines: Lines = []
                 if chunk < len(tasks):
-                    with session.adapters.inference_as("sft"):
+                    with session.adapters.inference_as(run.start_model):
                         described = describe(session, f, run, tasks[chunk], contexts)
                         lines += [("contexts.jsonl", record) for record in described.values()]
                         if chunk < len(chunks):
@@ -69,7 +75,8 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
                 out.log(done, **_decided(written))
                 out.commit_state(done, lambda folder: None)
             # 4. count
-            out.summary.update(_counts(out.path))
+            out.summary.update(_counts(out.path) | _cut(out.path))
+            _warn_of_cut(out.summary, f)
             if not out.summary["decided"]:
                 raise _undecided(out.summary, f)
 
@@ -96,6 +103,31 @@ def _counts(folder: Path) -> dict[str, Any]:
     }
 
 
+def _cut(folder: Path) -> dict[str, int]:
+    """How many answers and descriptions there are, and how many of them were cut at their limit of tokens."""
+    stopped = [each for row in read_jsonl(folder / "answers.jsonl", missing_ok=True) for each in row.get("stopped", ())]
+    described = read_jsonl(folder / "contexts.jsonl", missing_ok=True)
+    segments, cut = sum(len(row["segments"]) for row in described), sum(row.get("cut", 0) for row in described)
+    answers = {"sampled_answers": len(stopped), "cut_answers": stopped.count(False)}
+    return answers | {"descriptions": segments, "cut_descriptions": cut}
+
+
+def _warn_of_cut(counts: Mapping[str, Any], f: FeedbackSection) -> None:
+    """Say what to raise where more than a few texts were cut."""
+    limits = {
+        "answers": (counts["cut_answers"], counts["sampled_answers"], f"feedback.max_new_tokens, which is {f.max_new_tokens}"),
+        "descriptions": (
+            counts["cut_descriptions"],
+            counts["descriptions"],
+            f"feedback.describe_tokens, which is {f.describe_tokens}",
+        ),
+    }
+    for name, (cut, of, setting) in limits.items():
+        if cut > CUT_SHARE * of and distributed.leads():
+            kept = "; they are in no pair" if name == "answers" else "; the judge reads what there is of them"
+            print(f"feedback: {cut:,} of {of:,} {name} were cut at the limit of tokens{kept}: raise {setting}", flush=True)
+
+
 def _undecided(counts: Mapping[str, Any], f: FeedbackSection) -> UserError:
     """What became of all pairs when none was decided, and the setting that most likely changes it."""
     became = {
@@ -105,6 +137,12 @@ def _undecided(counts: Mapping[str, Any], f: FeedbackSection) -> UserError:
         "alike": counts["same_answers"],
     }
     why = max(became, key=lambda name: became[name])
+    if counts["cut_answers"] > counts["sampled_answers"] / 2:
+        cut = f"{counts['cut_answers']:,} of {counts['sampled_answers']:,} answers were cut at the limit of tokens"
+        return UserError(
+            f"feedback: the judge decided no pair ({cut}); allow longer answers",
+            again=(f"feedback.max_new_tokens={4 * f.max_new_tokens}",),
+        )
     if why in ("disagree", "invalid") and f.readout == "letter":
         remedy, setting = "score each answer by itself", "feedback.readout=likelihood"
     elif why == "disagree" and f.disagreement == "drop":

@@ -1,11 +1,11 @@
 """The stages of a run, one row each, in order: every list of stages, models, inputs or curves is derived from here. No torch.
 
 Another method that trains the aligned model (GRPO, DPO …) is one more row with `produces="rlaif"`, with its module
-`stages/<name>.py`. Where several methods are finished, the last one of the order is the aligned model, see `Run.producer`.
+`stages/<name>.py`. `optimize.methods` names those of a run, in the order in which they follow each other.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 # Models that answer questions, in the order in which they are made, with their titles. "base" has no adapter.
@@ -94,6 +94,19 @@ _ROWS = (
         ),
     ),
     Stage(
+        "distill",
+        "train the policy on answers that were given with the descriptions",
+        inputs=("sft", "feedback"),
+        reads=("dev",),
+        sections=("model", "video", "feedback", "distill"),  # feedback: how the judge picks the checkpoint
+        produces="rlaif",
+        distributed=True,
+        curves=(
+            Curve("loss", "Distillation loss", "nats per answer token"),
+            Curve("dev_win_rate", "Dev win rate", "dev answers preferred to the start's; 0.5: no better", span=SHARE),
+        ),
+    ),
+    Stage(
         "ppo",
         "train the policy on the reward model's scores",
         inputs=("sft", "feedback", "reward"),
@@ -119,7 +132,9 @@ _ROWS = (
     Stage("report", "write report.html and report.json", inputs=("sft", "feedback", "reward", "rlaif", "evaluate")),
 )
 STAGES = {stage.name: stage for stage in _ROWS}
-PIPELINE = tuple(stage.name for stage in _ROWS if stage.produces != "base")  # of `run`: it starts from a base that exists
+METHODS = tuple(stage.name for stage in _ROWS if stage.produces == "rlaif")
+DEFAULT_METHODS = ("ppo",)
+PIPELINE = tuple(stage.name for stage in _ROWS if stage.produces != "base")  # all that `run` knows: it starts from a base
 ADAPTERS = tuple(model for model in reversed(MODELS) if any(stage.produces == model != "base" for stage in _ROWS))  # best first
 
 
@@ -128,9 +143,19 @@ def producers(model: str) -> tuple[Stage, ...]:
     return tuple(stage for stage in _ROWS if stage.produces == model)
 
 
-def until(name: str) -> tuple[str, ...]:
-    """The stages of `run` up to this one."""
-    return PIPELINE[: PIPELINE.index(name) + 1]
+def pipeline(methods: Sequence[str] = DEFAULT_METHODS, sft: bool = True) -> tuple[str, ...]:
+    """The stages of a run, in order: with these methods alone, without SFT if it is off, and with a reward model only where a
+    method scores with it."""
+    read = {name for method in methods for name in STAGES[method].inputs}
+    left_out = {*METHODS, *(() if sft else ("sft",)), *(() if "reward" in read else ("reward",))}
+    before = [name for name in until(METHODS[0]) if name not in left_out]
+    after = [name for name in PIPELINE[len(until(METHODS[-1])) :] if name not in left_out]
+    return (*before, *methods, *after)
+
+
+def until(name: str, stages: Sequence[str] = PIPELINE) -> tuple[str, ...]:
+    """The stages of a run up to this one."""
+    return tuple(stages[: stages.index(name) + 1])
 
 
 def first_reader(part: str) -> str:

@@ -35,6 +35,7 @@ class StageOutputs:
     """What the stages of a run wrote."""
 
     method: str  # the stage that trained the RLAIF model
+    start: str  # the model that RLAIF started from, "sft" or "base"
     manifests: Mapping[str, dict[str, Any]]
     result: Mapping[str, Any]
     answers: Sequence[dict[str, Any]]
@@ -67,6 +68,7 @@ def read(run: Run) -> StageOutputs:
     names = sorted(name for name in manifests["evaluate"]["outputs"] if name.startswith("strips/"))
     return StageOutputs(
         run.producer("rlaif"),
+        run.start_model,
         manifests,
         read_json(folders["evaluate"] / "result.json"),
         answers,
@@ -82,9 +84,6 @@ def summary(evaluate: EvaluateSection, outputs: StageOutputs) -> dict[str, Any]:
     """The content of report.json: shares from 0 to 1, seconds, counts; None where nothing was measured."""
     result, method = outputs.result, outputs.manifests[outputs.method]["metrics"]
     nothing = {"mean": None, "ci95_low": None, "ci95_high": None}
-    reward = outputs.manifests["reward"]["metrics"]
-    without_truth = {"accuracy": None, "n": 0, "against_judge": reward["accuracy"], "by_type": reward["accuracy_by_type"]}
-    without_truth |= {name: reward.get(name) for name in ("bias", "beta")}
     names = (*MODELS, "guess", *(f"{model}_blind" for model in MODELS))
     return {
         "test_items": result["test_items"],
@@ -101,15 +100,26 @@ def summary(evaluate: EvaluateSection, outputs: StageOutputs) -> dict[str, Any]:
         "gain_over_base": result.get("gain_over_base", nothing),
         "against_base": run_results.compared(result["gain_over_base"]) if result.get("gain_over_base") else None,
         "judge": _judge(outputs),
-        "reward_model": {"held_out_pairs": reward.get("held_out_pairs")} | (result.get("reward_model") or without_truth),
+        "reward_model": _reward_model(outputs),
         "context": result.get("context"),
         "method": outputs.method,
+        "start": outputs.start,
         outputs.method: {n: method.get(n) for n in ("chosen_iteration", "dev_win_rate", "dev_questions", "kl", "score")},
         "world": "world" in outputs.manifests,
         "cases": {kind: sum(run_results.kind(row) == kind for row in outputs.answers) for kind in QUOTA},
         "counts": _counts(outputs),
         "seconds": {name: manifest["seconds"] for name, manifest in outputs.manifests.items()},
     }
+
+
+def _reward_model(outputs: StageOutputs) -> dict[str, Any] | None:
+    """Accuracy of the reward model, against truth where that is known; None for a run without one."""
+    if "reward" not in outputs.manifests:
+        return None
+    reward = outputs.manifests["reward"]["metrics"]
+    without_truth = {"accuracy": None, "n": 0, "against_judge": reward["accuracy"], "by_type": reward["accuracy_by_type"]}
+    without_truth |= {name: reward.get(name) for name in ("bias", "beta")}
+    return {"held_out_pairs": reward.get("held_out_pairs")} | (outputs.result.get("reward_model") or without_truth)
 
 
 def document(evaluate: EvaluateSection, name: str, outputs: StageOutputs, numbers: Mapping[str, Any]) -> Html:
@@ -122,9 +132,9 @@ def document(evaluate: EvaluateSection, name: str, outputs: StageOutputs, number
     settings = {name: manifest["config"] for name, manifest in outputs.manifests.items()}
     parts = [
         run_results.headline(name, numbers),
-        *([run_results.accuracy(numbers), run_results.controls(numbers)] if numbers["accuracy"].get("sft") is not None else []),
+        *([run_results.accuracy(numbers), run_results.controls(numbers)] if numbers["accuracy"].get("base") is not None else []),
         run_results.judge(numbers, settings["feedback"]["feedback"]),
-        html.run_block("reward", numbers["reward_model"], settings["reward"]["reward"]),
+        *([html.run_block("reward", numbers["reward_model"], settings["reward"]["reward"])] if numbers["reward_model"] else []),
         run_results.training(numbers, outputs.metrics),
         run_results.gallery(rows, pictures, numbers),
         html.run_block("time", numbers["seconds"]),
@@ -179,7 +189,7 @@ def _spread(rows: Sequence[dict[str, Any]], by: Callable[[dict[str, Any]], str] 
 def _intervals(resamples: int, outputs: StageOutputs) -> dict[str, list[float]]:
     """95 % intervals of each model's accuracy; whole clips are resampled, as for the gain."""
     ends = {}
-    for model in MODELS:
+    for model in run_results.models_of({"start": outputs.start}):
         clusters: dict[str, list[float]] = {}
         for row in filter(run_results.kind, outputs.answers):  # those with a true answer
             clusters.setdefault(file_of(row["video"]), []).append(float(exact_match(row[model], row["truth"])))

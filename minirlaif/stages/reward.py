@@ -98,13 +98,14 @@ def step(trainer: AdapterTrainer[RewardSection], batch: Sequence[Preference], ra
 
 
 def _adapter(section: RewardSection, run: Run) -> dict[str, Path]:
-    """The adapter that training starts from; empty: a fresh one."""
+    """The adapter that training starts from: of the start model, unless the settings say otherwise; empty: a fresh one."""
     if section.adapter:
         folder = Path(section.adapter)
         if not (folder / "adapter_model.safetensors").is_file():
             raise UserError(f"reward.adapter {folder}: holds no adapter_model.safetensors; name a PEFT folder, or leave it empty")
         return {"reward": folder}
-    return {} if section.base else {"reward": run.adapter("sft")}
+    start = None if section.base else run.start_adapter()
+    return {"reward": start} if start else {}
 
 
 def _split(rows: Sequence[Preference], share: float) -> tuple[list[Preference], list[Preference]]:

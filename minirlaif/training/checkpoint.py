@@ -42,8 +42,8 @@ class BestCheckpoint(TypedDict, total=False):
 
 
 @dataclass
-class PPOProgress:
-    """What a resumed PPO needs beside weights: optimiser steps, the first batch's scores, the kept checkpoint."""
+class MethodProgress:
+    """What a resumed method needs beside weights: optimiser steps, the first batch's scores, the kept checkpoint."""
 
     updates: int = 0
     score_mean: float | None = None
@@ -55,7 +55,7 @@ class PPOProgress:
         (folder / "extra.json").write_text(json.dumps(asdict(self)))
 
     @classmethod
-    def read(cls, folder: Path) -> PPOProgress:
+    def read(cls, folder: Path) -> MethodProgress:
         """What `write` left."""
         return cls(**json.loads((folder / "extra.json").read_text()))
 

@@ -10,12 +10,12 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
-from minirlaif.config import ModelSection, PpoSection, RewardSection, SftSection
+from minirlaif.config import DistillSection, ModelSection, PpoSection, RewardSection, SftSection
 from minirlaif.errors import StageStopped
 from minirlaif.session import ModelSession
 from minirlaif.training.checkpoint import load_optimizer, save_optimizer
 
-Section = TypeVar("Section", SftSection, RewardSection, PpoSection)
+Section = TypeVar("Section", SftSection, RewardSection, PpoSection, DistillSection)
 
 
 class AdapterTrainer(Generic[Section]):

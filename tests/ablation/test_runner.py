@@ -25,7 +25,7 @@ from minirlaif.cli import main as cli
 from minirlaif.errors import UserError
 from minirlaif.runs.run import Run
 from minirlaif.session import settings_of
-from minirlaif.stages.registry import STAGES
+from minirlaif.stages.registry import STAGES, pipeline, until
 from tests.fixtures import small_config, tiny
 from tests.fixtures.ablation_runs import arms_of, groups_of
 
@@ -456,7 +456,7 @@ def test_the_parent_needs_no_torch(python) -> None:  # type: ignore[no-untyped-d
 
 def test_main_runs_come_from_the_folder_of_from(runs_dir: Path) -> None:
     given = argparse.Namespace(config="c.yaml", set=["sft.epochs=2"], main_runs=Path("there"), runs_dir=runs_dir)
-    job = runner._main_job(given, runs_dir / "ablation", 3, Run(given.main_runs / "seed3"))
+    job = runner._main_job(given, runs_dir / "ablation", 3, Run(given.main_runs / "seed3"), until("evaluate", pipeline()))
     words = job.command()
     assert words is not None and words[3:] == [
         *("run", "world", "sft", "feedback", "reward", "ppo", "evaluate", "--config", "c.yaml", "--run", "seed3"),

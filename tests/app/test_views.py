@@ -132,7 +132,7 @@ def test_pages_about_runs_that_lack_something(finished: Path, tmp_path: Path) ->
         assert "python -m minirlaif run --config configs/tiny.yaml --run tiny" in made
     run = Run(finished / "a")
     assert views.gallery(run, "all", 99)[1] == 2
-    assert "Right after SFT, wrong after RLAIF" in views.gallery(run, "all", 1)[0]
+    assert "Right before RLAIF, wrong after it" in views.gallery(run, "all", 1)[0]
 
 
 def test_examples_suit_the_run(finished: Path, tmp_path: Path) -> None:

@@ -68,6 +68,8 @@ def test_agreement_by_hand() -> None:
     assert (low, high) == pytest.approx((0.3006, 0.9544), abs=1e-4)  # Wilson 1927 for 3 of 4
     text = views.votes(counts, "v.jsonl")
     assert "6 votes: 3 for RLAIF, 1 for SFT, 1 tied, 1 both bad" in text and "75.0" in text and "66.7" in text
+    without_sft = agreement([{"preference": 2, "model_1": "rlaif", "model_2": "base"}])
+    assert "1 vote: 0 for RLAIF, 1 for the base, 0 tied" in views.votes(without_sft, "")
     assert agreement([]).win_interval is None and "No votes yet" in views.votes(agreement([]), "")
 
 

@@ -110,9 +110,9 @@ def test_a_probe_runs_the_longest_row_through_every_stage(tmp_path: Path, monkey
     encodes: dict[str, bool] = {}
     real = measure.estimate
 
-    def estimate(plan: Planned, tokens: Any) -> Any:
+    def estimate(plan: Planned, tokens: Any, names: Any) -> Any:
         encodes[next(iter(tokens))] = plan.encodes
-        return real(plan, tokens)
+        return real(plan, tokens, names)
 
     monkeypatch.setattr(measure, "estimate", estimate)
     monkeypatch.setattr(measure, "measure", here)  # without a process for each

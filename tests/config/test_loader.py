@@ -190,8 +190,8 @@ def test_recorded_leaves_out_what_changes_no_result():
     """Manifests of runs that are older than a setting must stay equal to those made with it at its old behaviour."""
     reward, defaults = config.recorded(Config().reward), config.plain(Config().reward)
     assert list(reward) == [name for name in defaults if name != "rest"]
-    assert set(config.plain(Config().sft)) - set(config.recorded(Config().sft)) == {"curriculum"}
-    assert set(config.plain(Config().feedback)) - set(config.recorded(Config().feedback)) == {"limit"}
+    assert set(config.plain(Config().sft)) - set(config.recorded(Config().sft)) == {"curriculum", "enabled"}
+    assert set(config.plain(Config().feedback)) - set(config.recorded(Config().feedback)) == {"limit", "context_answers"}
     changed = config.load(None, ["sft.curriculum=false", "feedback.limit=16", "data.preference_limit=5"])
     assert config.recorded(changed.sft)["curriculum"] is False
     assert config.recorded(changed.feedback)["limit"] == 16
@@ -210,7 +210,7 @@ def test_defaults_keep_their_own_rules(tmp_path: Path):
 def test_every_shipped_config_loads():
     paths = sorted((ROOT / "configs").rglob("*.yaml"))
     assert {"tiny.yaml", "paper.yaml", "own-clips.yaml", "24gb-smolvlm2-500m.yaml"} <= {path.name for path in paths}
-    assert len(paths) == 9
+    assert len(paths) == 10
     for path in paths:
         assert yaml.safe_load(path.read_text()), f"{path} sets nothing"
         config.load(path)

@@ -19,7 +19,9 @@ def test_the_sample_is_a_decided_pair(monkeypatch: pytest.MonkeyPatch, tmp_path)
     backbone = SimpleNamespace(renderer=SimpleNamespace(decode=str))
     section = config.FeedbackSection(readout="likelihood")
     session: Any = SimpleNamespace(backbone=backbone, video_input=lambda video: None, encode_prompt=lambda *words: None)
-    monkeypatch.setattr(labels, "sample", lambda *words: [[SimpleNamespace(ids=n) for n in (1, 2)] for _ in rows])
+    monkeypatch.setattr(
+        labels, "sample", lambda *words: [[SimpleNamespace(ids=(n,), stopped=True) for n in (1, 2)] for _ in rows]
+    )
 
     def shown(*choices: str) -> dict:
         verdicts = [Verdict(f"r{number}#0", choice, 1.0, (choice, choice)) for number, choice in enumerate(choices)]

@@ -114,10 +114,14 @@ def test_bench_prints_a_table_and_writes_json(tmp_path: Path, capsys, monkeypatc
 
 
 def test_stage_names():
-    assert measure.chosen("sft,ppo") == ["sft", "collect", "update"]
-    assert measure.chosen("") == list(measure.STEPS)
+    usual = [name for name in measure.STEPS if name != "distill"]
+    assert measure.chosen("sft,ppo", usual) == ["sft", "collect", "update"]
+    assert measure.chosen("", usual) == usual
+    assert measure.chosen("distill", [*usual, "distill"]) == ["distill"]
+    with pytest.raises(UserError, match="--stages distill: no such stage in this config; choose from sft, feedback, reward, ppo"):
+        measure.chosen("distill", usual)
     with pytest.raises(UserError, match="--stages dpo"):
-        measure.chosen("dpo")
+        measure.chosen("dpo", usual)
 
 
 # SmolVLM: test_every_stage_takes_a_step_on_random_weights, and the probe in test_planning.

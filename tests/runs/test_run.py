@@ -16,7 +16,6 @@ from minirlaif.errors import StageStopped, UserError
 from minirlaif.runs import io, records, stage_dir
 from minirlaif.runs.run import Run
 from minirlaif.runs.status import status_table
-from minirlaif.stages.registry import PIPELINE
 
 
 @pytest.fixture
@@ -462,7 +461,7 @@ def test_a_run_with_any_content_has_a_status(content: str, run: Run) -> None:
         (run.partial("ppo") / name).write_text(content)
     for name in ("report.json", "report.html", "config.yaml"):
         (run.root / name).write_text(content)
-    rows = {line.split()[0]: line for line in status_table(run, PIPELINE).splitlines()}
+    rows = {line.split()[0]: line for line in status_table(run, run.stages).splitlines()}
     assert "damaged" in rows["sft"] and "`python -m minirlaif run sft feedback" in rows["sft"]
     assert "partial" in rows["ppo"] and "missing" in rows["evaluate"]
 
@@ -476,9 +475,9 @@ def test_a_manifest_of_a_stranger_is_read_with_care(change: dict, run: Run) -> N
     make(run)
     path = run.dir("sft") / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change, records.SEAL: None}))
-    table = status_table(run, PIPELINE)
+    table = status_table(run, run.stages)
     assert table.encode() and "\x1b" not in table and max(map(len, table.splitlines())) < 500
-    assert len(table.splitlines()) == len(PIPELINE) + 1
+    assert len(table.splitlines()) == len(run.stages) + 1
 
 
 @pytest.mark.parametrize("damage", [name for name in DAMAGE if name != "missing"])

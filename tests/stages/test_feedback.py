@@ -115,27 +115,39 @@ def test_a_verdict_becomes_a_preference(choice: str, chosen: str, rejected: str)
     }
 
 
+def candidates(*texts: str) -> list[labels.Candidate]:
+    return [labels.Candidate(text, (1,), stopped=True) for text in texts]
+
+
 def test_pairs_are_of_different_answers_and_their_order_is_drawn_for_each() -> None:
     row = Sample("q", "clip", (Turn("what?"),), tags={"type": "count"})
-    pairs = labels.make_pairs(row, ["x", "y", "x", " ", "z"], "told", 3, seed=0)
+    pairs = labels.make_pairs(row, candidates("x", "y", "x", " ", "z"), "told", 3, seed=0)
     assert [pair.id for pair in pairs] == ["q#0", "q#1", "q#2"]
     assert [{pair.answer_a, pair.answer_b} for pair in pairs] == [{"x", "y"}, {"x", "z"}, {"y", "z"}]
     assert {(p.video, p.question, p.context, p.tags["type"]) for p in pairs} == {("clip", "what?", "told", "count")}
     orders = []
     for seed in range(40):
-        made = labels.make_pairs(row, ["x", "y", "z"], "", 3, seed)
-        assert made == labels.make_pairs(row, ["x", "y", "z"], "", 3, seed)
+        made = labels.make_pairs(row, candidates("x", "y", "z"), "", 3, seed)
+        assert made == labels.make_pairs(row, candidates("x", "y", "z"), "", 3, seed)
         orders.append("".join(p.answer_a for p in made))
     assert len(set(orders)) == 8  # each pair of a prompt is drawn for itself
 
 
 def test_equal_answers_are_kept_as_one_pair_of_equals() -> None:
     row = Sample("q", "clip", (Turn("what?"),))
-    (pair,) = labels.make_pairs(row, ["x", "x"], "", 1, seed=0)
+    (pair,) = labels.make_pairs(row, candidates("x", "x"), "", 1, seed=0)
     assert (pair.answer_a, pair.answer_b) == ("x", "x")
 
 
-NONE = {"disagree": 0, "tie": 0, "invalid": 0, "same_answers": 0}
+def test_an_answer_cut_at_the_limit_is_in_no_pair() -> None:
+    row, cut = Sample("q", "clip", (Turn("what?"),)), labels.Candidate("cut off in the", (1, 2, 3), stopped=False)
+    (pair,) = labels.make_pairs(row, [cut, *candidates("x", "y")], "", 3, seed=0)
+    assert {pair.answer_a, pair.answer_b} == {"x", "y"}
+    (alone,) = labels.make_pairs(row, [cut, *candidates("x")], "", 3, seed=0)
+    assert alone.answer_a == alone.answer_b == "x" and labels.make_pairs(row, [cut, cut], "", 3, seed=0) == []
+
+
+NONE = {"disagree": 0, "tie": 0, "invalid": 0, "same_answers": 0, "sampled_answers": 8, "cut_answers": 0}
 
 
 @pytest.mark.parametrize(
@@ -152,6 +164,12 @@ NONE = {"disagree": 0, "tie": 0, "invalid": 0, "same_answers": 0}
         ({"tie": 7, "same_answers": 3}, ["feedback.margin=0.2"], "tie 4", "feedback.margin=0.02"),
         ({"tie": 7, "same_answers": 4}, ["feedback.margin=0.2", "feedback.answers=3"], "tie 3", "feedback.answers=6"),
         ({"tie": 7}, [], "tie 7", "feedback.answers=4"),
+        (
+            {"tie": 7, "cut_answers": 7},
+            ["feedback.max_new_tokens=6"],
+            "7 of 8 answers were cut at the limit of tokens",
+            "feedback.max_new_tokens=24",
+        ),
     ],
 )
 def test_no_decided_pair_names_counts_and_the_remedy(counts, settings, message: str, remedy: str):

@@ -18,7 +18,7 @@ from minirlaif.feedback.win_rate import WinRateEvaluator
 from minirlaif.models.generation import sample
 from minirlaif.models.logprobs import EncodedPair, reward_scores, token_logprobs, token_values
 from minirlaif.runs.run import Run
-from minirlaif.stages import ppo
+from minirlaif.stages import method_loop, ppo
 from minirlaif.types import Comparison, Sample, Turn, Verdict
 from tests.fixtures import tiny
 
@@ -119,6 +119,8 @@ def test_where_roles_start_and_which_policy_is_kept(monkeypatch: pytest.MonkeyPa
     class Judge:
         rates = [0.5, 0.9, 0.4, 0.6]  # before the first iteration and after each of three
 
+        questions = prompts(2)
+
         def __init__(self, *_: Any) -> None:
             pass
 
@@ -128,7 +130,7 @@ def test_where_roles_start_and_which_policy_is_kept(monkeypatch: pytest.MonkeyPa
             return self.rates[len(judged) - 1]
 
     monkeypatch.setattr(RolloutCollector, "collect", collected)
-    monkeypatch.setattr(ppo, "WinRateEvaluator", Judge)
+    monkeypatch.setattr(method_loop, "WinRateEvaluator", Judge)
     run = before_ppo(tmp_path / "run")
     ppo.run(session.cfg, run)
 

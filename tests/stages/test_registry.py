@@ -11,7 +11,6 @@ import pytest
 
 from minirlaif.config import Config, DataSection
 from minirlaif.errors import UserError
-from minirlaif.runs import run as runs
 from minirlaif.runs.run import Run
 from minirlaif.stages import registry
 from minirlaif.stages.registry import ADAPTERS, MODELS, PIPELINE, STAGES, Stage
@@ -31,7 +30,9 @@ def test_rows_name_what_exists(stage: Stage):
 
 
 def test_lists_that_derive_from_the_rows():
-    assert PIPELINE == ("world", "sft", "feedback", "reward", "ppo", "evaluate", "report")
+    assert PIPELINE == ("world", "sft", "feedback", "reward", "distill", "ppo", "evaluate", "report")
+    assert registry.pipeline() == ("world", "sft", "feedback", "reward", "ppo", "evaluate", "report")
+    assert registry.METHODS == ("distill", "ppo")
     assert list(MODELS) == ["base", "sft", "rlaif"] and ADAPTERS == ("rlaif", "sft")
     assert registry.until("reward") == ("world", "sft", "feedback", "reward")
     readers = {part: registry.first_reader(part) for part in ("sft", "prompts", "dev", "preferences", "test")}
@@ -42,12 +43,11 @@ def test_lists_that_derive_from_the_rows():
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """A run of a package with two stages that train the RLAIF model, "ppo" and "grpo" in this order."""
-    rows = [*registry.producers("rlaif"), Stage("grpo", "", produces="rlaif")]
-    real = runs.producers
-    monkeypatch.setattr(runs, "producers", lambda model: tuple(rows) if model == "rlaif" else real(model))
-    return Run(tmp_path / "a")
+def run(tmp_path: Path) -> Run:
+    """A run with two methods, "distill" and "ppo" in this order."""
+    run = Run(tmp_path / "a")
+    run.stages = registry.pipeline(("distill", "ppo"))
+    return run
 
 
 def adapter(folder: Path) -> None:
@@ -55,19 +55,42 @@ def adapter(folder: Path) -> None:
 
 
 def test_the_aligned_model_is_that_of_the_last_finished_method(run: Run):
-    with pytest.raises(UserError, match="ppo: does not exist yet; run `python -m minirlaif ppo"):
+    with pytest.raises(UserError, match="distill: does not exist yet; run `python -m minirlaif distill"):
         run.adapter("rlaif")
     assert run.models() == ("base",)
     tiny.finished(run, "sft", adapter)
     assert run.models() == ("sft", "base") and run.adapter("sft") == run.root / "sft" / "adapter"
-    tiny.finished(run, "grpo", adapter)
-    assert run.adapter("rlaif") == run.root / "grpo" / "adapter" and run.models() == ("rlaif", "sft", "base")
-    assert run.inputs("evaluate") == ["sft", "feedback", "reward", "grpo"]
+    assert (run.start("distill"), run.start("ppo")) == ("sft", "distill")
+    tiny.finished(run, "distill", adapter)
+    assert run.adapter("rlaif") == run.root / "distill" / "adapter" and run.models() == ("rlaif", "sft", "base")
+    assert run.inputs("ppo") == ["sft", "feedback", "reward", "distill"]
     tiny.finished(run, "ppo", adapter)
-    assert run.producer("rlaif") == "grpo"  # in the order of the registry, not of time
-    run.set_aside("grpo")
-    assert run.adapter("rlaif") == run.root / "ppo" / "adapter"
+    assert run.adapter("rlaif") == run.start_adapter("ppo").parents[1] / "ppo" / "adapter"  # the last of the list
     assert run.inputs("report") == ["sft", "feedback", "reward", "ppo", "evaluate"]
+    run.set_aside("ppo")
+    assert run.producer("rlaif") == "distill"
+
+
+def test_methods_in_another_order(run: Run):
+    run.stages = registry.pipeline(("ppo", "distill"))
+    assert (run.start("distill"), run.start("ppo")) == ("ppo", "sft") and run.methods == ("ppo", "distill")
+    assert run.stages == ("world", "sft", "feedback", "reward", "ppo", "distill", "evaluate", "report")
+
+
+def test_a_run_without_sft_starts_from_the_base(run: Run):
+    run.stages = registry.pipeline(("distill",), sft=False)
+    assert run.stages == ("world", "feedback", "distill", "evaluate", "report")  # nothing scores with a reward model
+    assert run.start("distill") == run.start_model == "base" and run.start_adapter("distill") is None
+    tiny.finished(run, "sft", adapter)  # left by an earlier attempt with other settings
+    assert run.models() == ("base",) and run.inputs("feedback") == [] and run.inputs("distill") == ["feedback"]
+
+
+def test_stages_come_from_the_settings_that_the_run_was_made_with(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("optimize: {methods: [distill, ppo]}\nsft: {enabled: false}\n")
+    assert Run(tmp_path).stages == registry.pipeline(("distill", "ppo"), sft=False)
+    for text in ("", "optimize: {methods: [nothing]}", "[1", "sft: 1", "optimize: 7", "model: {base: tiny}"):
+        (tmp_path / "config.yaml").write_text(text)
+        assert Run(tmp_path).stages == registry.pipeline()
 
 
 def test_no_other_module_knows_the_method():

@@ -214,7 +214,7 @@ def test_tiles_say_out_of_how_many(tmp_path: Path):
         "5 questions · ",
         "60 decided pairs",
         "against truth · 20 held-out pairs · ",
-        "over SFT, by the judge · 40 dev questions",
+        "over its start, by the judge · 40 dev questions",
     ):
         assert any(note.strip() in text for text in tiles), note
     assert tiles.count("too few to rely on") == 4  # three models and the reward model
@@ -236,7 +236,9 @@ def test_a_policy_that_was_not_kept_is_named(tmp_path: Path):
     outputs.manifests["ppo"]["metrics"]["chosen_iteration"] = 0
     html = report.document(cfg.evaluate, "r", outputs, report.summary(cfg.evaluate, outputs))
     assert (
-        Reader(html).text.count(run_results.NOT_KEPT) == 2 and "dashed line marks" not in html and html.count('"chosen"') == 1
+        Reader(html).text.count("No checkpoint of ppo was kept: the RLAIF model is the model that ppo started from.") == 2
+        and "dashed line marks" not in html
+        and html.count('"chosen"') == 1
     )  # SFT's own
 
 
@@ -409,7 +411,7 @@ def test_worse_cases_are_never_left_out(tmp_path: Path):
     rows = [row(n, "better") for n in range(5)] + [row(7, "worse", strip=False)]
     cfg, run = make(tmp_path / "r", rows, result(rows), overrides=("evaluate.gallery=3",))
     _, html = written(cfg, run)
-    assert "Right after SFT, wrong after RLAIF" in html and "what is 7?" in html and "Frames of this clip were not kept" in html
+    assert "Right before RLAIF, wrong after it" in html and "what is 7?" in html and "Frames of this clip were not kept" in html
     assert html.count("<article") == 3
 
 
@@ -428,6 +430,7 @@ def test_frames_are_kept_of_every_kind_of_case():
     kinds = ["better"] * 10 + ["worse", "worse"]
     tests = [Sample(f"q{n}", f"{n}.mp4", (Turn("what?", ANSWERS[name][0]),)) for n, name in enumerate(kinds)]
     answers = {model: [ANSWERS[name][place] for name in kinds] for place, model in ((1, "sft"), (2, "rlaif"))}
+    answers["base"] = ["" for _ in kinds]
     assert _gallery(tests, answers, 2) == {"0.mp4", "10.mp4"}
     assert _gallery(tests, answers, 5) == {"0.mp4", "1.mp4", "2.mp4", "10.mp4", "11.mp4"}
     unknown = [Sample(row.id, row.video, (Turn("what?"),)) for row in tests]
@@ -446,7 +449,7 @@ def test_gallery_is_balanced():
 def test_no_worse_case_is_stated(tmp_path: Path):
     rows = [row(0, "better"), row(1, "both wrong")]
     _, html = written(*make(tmp_path / "r", rows, result(rows)))
-    assert "No test question was right after SFT and wrong after RLAIF." in html
+    assert "No test question was right before RLAIF and wrong after it." in html
 
 
 def test_clips_without_truth(tmp_path: Path):
@@ -476,11 +479,15 @@ def test_departures_and_the_swap_note_follow_the_settings(tmp_path: Path):
 
 def test_controls_say_when_blank_frames_do_not_blind():
     right = {f"{m}{c}": 0.3 for m in run_results.MODELS for c in ("", "_blind", "_shuffled")} | {"guess": 0.28}
-    assert "more than 2.0 points above guessing" in run_results.controls({"accuracy": right, "test_items": 30})
-    assert "still 6.0 points above" in (far := run_results.controls({"accuracy": right | {"sft_blind": 0.34}, "test_items": 30}))
+    assert "more than 2.0 points above guessing" in run_results.controls({"start": "sft", "accuracy": right, "test_items": 30})
+    assert "still 6.0 points above" in (
+        far := run_results.controls({"start": "sft", "accuracy": right | {"sft_blind": 0.34}, "test_items": 30})
+    )
     assert "does not depend on the frames" in far and "too few" not in far
     # Below guessing is what blindness looks like, not a warning sign.
-    below = run_results.controls({"accuracy": right | {f"{m}_blind": 0.1 for m in run_results.MODELS}, "test_items": 29})
+    below = run_results.controls(
+        {"start": "sft", "accuracy": right | {f"{m}_blind": 0.1 for m in run_results.MODELS}, "test_items": 29}
+    )
     assert "no model is better than guessing" in below and "29 questions are too few" in below
 
 

@@ -16,7 +16,7 @@ from minirlaif.errors import StageStopped, UserError
 from minirlaif.models.logprobs import reward_scores, token_logprobs, token_values
 from minirlaif.models.seeds import generator, seed_of, shuffled
 from minirlaif.stages import reward, sft
-from minirlaif.training.checkpoint import PPOProgress, load_optimizer, save_optimizer
+from minirlaif.training.checkpoint import MethodProgress, load_optimizer, save_optimizer
 from minirlaif.training.optim import AdapterTrainer, check_finite, make_accelerator, make_optimizer, optimizer_step
 from minirlaif.types import Preference, Sample, Turn
 from tests.fixtures import tiny
@@ -159,9 +159,9 @@ def test_a_resumed_optimiser_goes_on_bit_by_bit(kind: str, tmp_path: Path) -> No
 
 
 def test_progress_comes_back_bit_by_bit_under_its_old_names(tmp_path: Path) -> None:
-    progress = PPOProgress(2, 0.1 + 0.2, None, {"iteration": 1, "win_rate": 0.75})
+    progress = MethodProgress(2, 0.1 + 0.2, None, {"iteration": 1, "win_rate": 0.75})
     progress.write(tmp_path)
-    assert PPOProgress.read(tmp_path) == progress
+    assert MethodProgress.read(tmp_path) == progress
     names = {"updates": 2, "score_mean": 0.30000000000000004, "score_deviation": None}
     assert json.loads((tmp_path / "extra.json").read_text()) == names | {"best": {"iteration": 1, "win_rate": 0.75}}
 

@@ -20,7 +20,6 @@ from minirlaif.models.loading import open_backbone
 from minirlaif.models.renderer import FrameLayout, Layout
 from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.run import Run
-from minirlaif.stages.registry import ADAPTERS
 from minirlaif.types import Turn
 from minirlaif.video.frame_sampling import Sizing, uniform_plan
 from minirlaif.video.reader import ClipReader
@@ -111,9 +110,9 @@ def of_run(run: Run, model: ModelSection, video: VideoSection, data: DataSection
     section = plain_section(model)
     backbone = open_backbone(section)
     adapters = AdapterSet(backbone, section)
-    for name in ADAPTERS:
+    for name in run.adapters():
         adapters.add(name, 0, run.adapter(name))
-    return reference_of(backbone, rows, video, {name: adapters.inference_as(name) for name in (*ADAPTERS, "base")})
+    return reference_of(backbone, rows, video, {name: adapters.inference_as(name) for name in (*run.adapters(), "base")})
 
 
 def evaluated_questions(run: Run, most: int, model: str = "rlaif") -> list[AnsweredQuestion]:

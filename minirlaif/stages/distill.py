@@ -1,0 +1,136 @@
+"""Stage `distill`: the policy learns to give without the descriptions the answers that were given with them (Askell et al. 2021,
+context distillation).
+
+The answers are those of `feedback.context_answers`, by the token ids that were sampled; answers that were cut at the limit of
+tokens, and empty ones, are left out and counted. The checkpoint that is kept is chosen by the judge on dev prompts. Truth is not
+read.
+Out: adapter/ (role "policy"), samples.jsonl.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from minirlaif.algorithms.finetune import finetune_step
+from minirlaif.config import Config, DistillSection
+from minirlaif.data.preflight import Preflight
+from minirlaif.errors import UserError
+from minirlaif.models.logprobs import EncodedPair
+from minirlaif.runs.io import read_jsonl
+from minirlaif.runs.run import Run
+from minirlaif.session import ModelSession, PPOModels, open_session, settings_of
+from minirlaif.stages import method_loop
+from minirlaif.stages.registry import STAGES
+from minirlaif.training.checkpoint import MethodProgress, Start
+from minirlaif.training.epoch_sampler import capped_batch_size, epoch_batch
+from minirlaif.training.optim import AdapterTrainer, check_finite, make_accelerator
+from minirlaif.training.schedules import learning_rate
+from minirlaif.types import Sample, Turn
+
+SAMPLE_EVERY = 50  # of so many steps one answer stands in samples.jsonl
+
+
+@dataclass(frozen=True)
+class Target:
+    """An answer to learn: token ids with the end token."""
+
+    row: Sample
+    answer: tuple[int, ...]
+
+
+def run(cfg: Config, run: Run, redo: bool = False) -> None:
+    """1. answers to learn 2. role and optimiser 3. steps; then the chosen policy."""
+    d = cfg.distill
+    settings = settings_of(cfg.seed, cfg.data, STAGES["distill"].reads, **cfg.sections(*STAGES["distill"].sections))
+    with run.stage("distill", settings, inputs=run.inputs("distill"), redo=redo) as out:
+        if out is None:
+            return
+        # 1. answers to learn
+        targets, left_out = read_targets(run)
+        questions = method_loop.read_questions(cfg.data, run, [target.row for target in targets], cfg.video.max_unreadable)
+        with open_session(run, cfg.model, cfg.video, Preflight(cfg.data, cfg.sft, cfg.reward)) as session:
+            models = PPOModels(session, session, session)
+            questions = questions.readable(session, run, out, "distill")
+            ids = {row.id for row in questions.prompts}
+            targets = [target for target in targets if target.row.id in ids]
+            # 2. role and optimiser
+            first, state = out.resume() or (0, None)
+            start = run.start_adapter("distill")
+            trainer = build(session, d, Start(cfg.seed, run.root, cfg.report_to, {"start": start} if start else {}, state=state))
+            made = MethodProgress.read(state) if state else MethodProgress()
+            limit = cfg.feedback.max_new_tokens
+            dev = method_loop.evaluator(cfg.feedback, run, "distill", models, questions, limit) if questions.dev else None
+            # 3. steps
+            size = capped_batch_size(d.batch_size, len(targets), "distill.batch_size", "answers")
+            total = max(1, round(d.epochs * len(targets) / size))
+
+            def iterate(number: int) -> dict[str, float]:
+                batch = epoch_batch(targets, size, number, cfg.seed, "distill")
+                if number % SAMPLE_EVERY == 0:
+                    row, answer = batch[0].row, session.backbone.renderer.decode(batch[0].answer)
+                    out.sample(
+                        {"iteration": number, "video": run.stored(row.video), "question": row.turns[0].question, "answer": answer}
+                    )
+                rate = learning_rate(number, total, d.learning_rate, int(d.warmup_ratio * total), d.schedule)
+                stats = step(trainer, batch, rate)
+                check_finite("distill", number + 1, {"loss": stats["loss"], "gradient norm": stats["grad_norm"]})
+                out.summary.update({"loss": stats["loss"], "answers": len(targets), "left_out": left_out})
+                return stats | {"learning_rate": rate}
+
+            save, accelerator = partial(_save, trainer, made), trainer.accelerator
+            loop = method_loop.Loop("distill", total, d.dev_every, d.save_every, iterate, save, made, accelerator)
+            method_loop.train(out, models, loop, dev, first)
+
+
+def read_targets(run: Run) -> tuple[list[Target], int]:
+    """The finished context answers of `feedback`, and how many were left out: cut at the limit of tokens, or empty.
+    UserError: none is left, or `feedback` gave none."""
+    path = run.require("feedback") / "answers.jsonl"
+    targets: list[Target] = []
+    left_out = 0
+    for record in read_jsonl(path):
+        row = Sample(record["id"], run.located(record["video"]), (Turn(record["question"]),))
+        answers = zip(
+            record["answers"], record.get("ids", ()), record.get("stopped", ()), record.get("with_context", ()), strict=False
+        )
+        for text, ids, stopped, with_context in answers:
+            if with_context and stopped and text.strip():
+                targets.append(Target(row, tuple(ids)))
+            elif with_context:
+                left_out += 1
+    if targets:
+        return targets, left_out
+    if left_out:
+        why = f"all {left_out} context answers were cut at the limit of tokens; raise feedback.max_new_tokens"
+        raise UserError(f"distill: {why}: `{run.remake('feedback', 'feedback.max_new_tokens=…')}`")
+    again = run.remake("feedback", "feedback.context_answers=1")
+    raise UserError(f"{path}: has no answer that was given with the descriptions; make it again: `{again}`")
+
+
+def build(session: ModelSession, section: DistillSection, start: Start) -> AdapterTrainer[DistillSection]:
+    """The roles "policy" and "reference", copies of the adapter "start" of `start` or fresh ones, and the policy's optimiser."""
+    models = PPOModels(session, session, session)
+    method_loop.add_policy(models, start.seed, start.adapters.get("start"), start.state)
+    accelerator = make_accelerator(session.model, start.report_to, start.folder)
+    trainer = AdapterTrainer(session, "policy", section, accelerator, start.state)
+    session.adapters.enable_offload("reference")
+    return trainer
+
+
+def step(trainer: AdapterTrainer[DistillSection], batch: Sequence[Target], rate: float) -> dict[str, float]:
+    """One optimiser step at a learning rate. Returns loss (nats per answer token) and gradient norm."""
+    session = trainer.session
+    session.encode_shared(target.row.video for target in batch)
+    rows = [_encoded(session, target) for target in batch]
+    session.counters["prefilled_tokens"] += sum(len(row) for row in rows)
+    return finetune_step(trainer, rows, rate)
+
+
+def _encoded(session: ModelSession, target: Target) -> EncodedPair:
+    return session.encode_pair(session.video_input(target.row.video), target.row.turns[0].question, target.answer)
+
+
+def _save(trainer: AdapterTrainer[DistillSection], progress: MethodProgress, folder: Path) -> None:
+    trainer.save(folder)
+    progress.write(folder)

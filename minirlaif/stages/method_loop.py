@@ -1,0 +1,138 @@
+"""The loop that all methods share: rows and roles at the start, then steps, checkpoints, the choice by the judge on dev prompts.
+
+A method brings a step and what it saves; what it learns from is its own.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from minirlaif import distributed
+from minirlaif.config import DataSection, FeedbackSection
+from minirlaif.data.preflight import read_dev
+from minirlaif.errors import UserError
+from minirlaif.feedback.win_rate import WinRateEvaluator
+from minirlaif.models.seeds import seed_of
+from minirlaif.runs.io import read_jsonl
+from minirlaif.runs.progress import progress
+from minirlaif.runs.run import Run
+from minirlaif.runs.stage_dir import StageDir
+from minirlaif.session import ModelSession, PPOModels
+from minirlaif.training.checkpoint import MethodProgress
+from minirlaif.types import Sample
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What a method works on. prompts: to answer, or none where it learns from answers that exist; contexts: by clip."""
+
+    prompts: Sequence[Sample]
+    dev: Sequence[Sample]
+    contexts: Mapping[str, str]
+
+    def readable(self, session: ModelSession, run: Run, out: StageDir, stage: str) -> "Questions":
+        """Those whose clips can be read and were described; the clips are recorded. UserError: prompts were given, and none is
+        left."""
+        described = [
+            [row for row in session.readable(rows) if row.video in self.contexts] if rows else []
+            for rows in (self.prompts, self.dev)
+        ]
+        prompts, dev = described
+        session.record_clips(run, out, [*prompts, *dev])
+        if self.prompts and not prompts:
+            again = run.remake("feedback")
+            raise UserError(f"{stage}: no prompt is left whose clip `feedback` has described; make it again: `{again}`")
+        return replace(self, prompts=prompts, dev=dev)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What a method does in the loop.
+
+    step: one step's update, by its number from 0; returns its statistics, which are checked to be finite by the method; save:
+    writes what a resumed run needs; stop: whether to end early after a step with these statistics, or "" (the reason, for
+    people); unit: what a step is called; kept: the key of the manifest's figure for the chosen step.
+    """
+
+    name: str
+    total: int
+    dev_every: int
+    save_every: int
+    step: Callable[[int], dict[str, float]]
+    save: Callable[[Path], object]
+    state: MethodProgress
+    accelerator: Any
+    stop: Callable[[Mapping[str, float]], str] = lambda stats: ""
+
+
+def read_questions(data: DataSection, run: Run, prompts: Sequence[Sample], max_missing: float) -> Questions:
+    """Prompts, dev prompts, and the descriptions that `feedback` made of their clips."""
+    rows = read_jsonl(run.require("feedback") / "contexts.jsonl")
+    contexts = {run.located(row["video"]): row["context"] for row in rows}
+    return Questions(prompts, read_dev(data, run, max_missing), contexts)
+
+
+def add_policy(models: PPOModels, seed: int, start: Path | None, state: Path | None) -> None:
+    """The roles "policy", from where it was interrupted or from the start, and "reference", a frozen copy of the start. Without a
+    start both are fresh adapters, which change nothing yet: the base."""
+    models.policy.adapters.add("policy", seed_of(seed, "policy") if start is None else 0, state / "policy" if state else start)
+    models.reference.adapters.add("reference", 0, start)
+
+
+def evaluator(
+    section: FeedbackSection, run: Run, stage: str, models: PPOModels, questions: Questions, limit: int
+) -> WinRateEvaluator:
+    """The judge on dev prompts: the run's start model, which is the reference of the first method; of later ones it is a role of
+    its own."""
+    judge = "reference"
+    if run.start(stage) != run.start_model:
+        judge = "judge" if run.start_adapter() else "base"
+        if judge == "judge":
+            models.reference.adapters.add("judge", 0, run.start_adapter())
+            if models.offload_reference:
+                models.reference.adapters.enable_offload("judge")
+    return WinRateEvaluator(models, questions.dev, questions.contexts, section, limit, judge)
+
+
+def train(out: StageDir, models: PPOModels, loop: Loop, dev: WinRateEvaluator | None, first: int) -> None:
+    """Steps from `first` on; then the chosen policy as adapter/: the best on dev prompts, or without any the last one."""
+    best = loop.state
+    for number in progress(range(first, loop.total), loop.total, loop.name, initial=first):
+        if number == 0 and dev:
+            _keep_best(out, models, best, dev, 0)
+        stats = loop.step(number)
+        done = number + 1
+        why = loop.stop(stats)
+        if dev and (done % loop.dev_every == 0 or done == loop.total or why):
+            stats["dev_win_rate"] = _keep_best(out, models, best, dev, done)
+        out.log(done, **stats)
+        loop.accelerator.log({f"{loop.name}/{k}": v for k, v in stats.items()}, step=number)
+        if why:
+            print(f"{loop.name}: stopped at iteration {done}, {why}", flush=True)
+            break
+        if out.due(done, loop.save_every):
+            models.add_counters(out)
+            out.commit_state(done, loop.save, kept=_folder_name(best))
+    if dev:
+        out.publish_kept(_folder_name(best), "adapter")
+    else:
+        models.policy.adapters.save("policy", out.path / "adapter")
+        best.best = {"iteration": loop.total}
+    models.add_counters(out)
+    out.summary.update({"chosen_iteration": best.best["iteration"], "dev_win_rate": best.best.get("win_rate")})
+    out.summary["dev_questions"] = len(dev.questions) if dev else 0
+
+
+def _keep_best(out: StageDir, models: PPOModels, progress: MethodProgress, dev: WinRateEvaluator, iteration: int) -> float:
+    """Judge the policy on dev prompts; its adapter is kept when it is the best so far."""
+    rate = distributed.from_leader(dev.win_rate)  # one judge: every process keeps the same checkpoint
+    if rate > progress.best.get("win_rate", -1.0):
+        progress.best = {"iteration": iteration, "win_rate": rate}
+        models.policy.adapters.save("policy", out.kept(_folder_name(progress)))
+    return rate
+
+
+def _folder_name(progress: MethodProgress) -> str:
+    """Of the best policy so far: the state names its iteration, so that policy and record change together."""
+    return f"iteration-{progress.best['iteration']}" if progress.best else ""

@@ -1,0 +1,183 @@
+"""Stage `distill`: which answers are learned, by which loss, from where, and that the judge chooses the checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minirlaif.config import Config
+from minirlaif.errors import UserError
+from minirlaif.models.language_model import EncodedPrompt
+from minirlaif.runs.run import Run
+from minirlaif.stages import distill, method_loop, registry
+from minirlaif.training.checkpoint import Start
+from minirlaif.types import Sample, Turn
+from tests.fixtures import tiny
+
+CLIP, QUESTION = "/clips/0", "what happens first?"
+
+
+def session_of(cfg: Config | None = None) -> tiny.TinySession:
+    base = tiny.backbone()
+    return tiny.TinySession(base, {CLIP: tiny.view(base, 2, 0)}, cfg)
+
+
+def answers_of(session: tiny.TinySession, *texts: str) -> list[distill.Target]:
+    row = Sample("q", CLIP, (Turn(QUESTION),))
+    return [distill.Target(row, session.answer_ids(text)) for text in texts]
+
+
+def record(name: str, texts: list[str], stopped: list[bool], with_context: list[bool]) -> dict[str, Any]:
+    ids = [[place, 2] for place, _ in enumerate(texts)]
+    line = {"id": name, "video": CLIP, "question": QUESTION, "answers": texts, "ids": ids}
+    return line | {"stopped": stopped, "with_context": with_context}
+
+
+def after_feedback(root: Path, *records: dict[str, Any]) -> Run:
+    """A run without SFT whose feedback is finished."""
+    run = Run(root)
+    run.stages = registry.pipeline(("distill",), sft=False)
+
+    def fill(path: Path) -> None:
+        tiny.write_lines(path / "answers.jsonl", records)
+        tiny.write_lines(path / "contexts.jsonl", [{"video": CLIP, "context": "0s: it falls.\n"}])
+
+    tiny.finished(run, "feedback", fill)
+    return run
+
+
+def test_finished_context_answers_are_learned_by_their_token_ids(tmp_path: Path):
+    lines = [
+        record("a", ["sampled", "it falls"], [True, True], [False, True]),
+        record("b", ["sampled", "cut off in", " "], [True, False, True], [False, True, True]),
+    ]
+    targets, left_out = distill.read_targets(after_feedback(tmp_path / "run", *lines))
+    assert [(target.row.id, target.row.video, target.answer) for target in targets] == [("a", CLIP, (1, 2))] and left_out == 2
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ([record("a", ["cut"], [False], [True])], "all 1 context answers were cut .* feedback.max_new_tokens=…"),
+        ([record("a", ["sampled"], [True], [False])], "no answer that was given with .* feedback.context_answers=1"),
+        ([{"id": "a", "video": CLIP, "question": QUESTION, "answers": ["of an earlier version"]}], "context_answers=1"),
+    ],
+)
+def test_no_answer_to_learn_is_one_line_with_the_command(lines: list[dict[str, Any]], words: str, tmp_path: Path):
+    with pytest.raises(UserError, match=f"{words}.*--redo`") as caught:
+        distill.read_targets(after_feedback(tmp_path / "run", *lines))
+    assert "\n" not in str(caught.value)
+
+
+def stirred(session: tiny.TinySession, cfg: Config, folder: Path) -> Any:
+    trainer = distill.build(session, cfg.distill, Start(0, folder, "none"))
+    tiny.stir(session.adapters, "policy", 3)
+    return trainer
+
+
+def test_the_loss_is_the_mean_over_all_answer_tokens(tmp_path: Path):
+    """Against the model's own logits, read token by token from a plain forward pass over each row alone."""
+    cfg = tiny.settings("distill.batch_size=2", "distill.micro_batch_size=1")
+    session = session_of(cfg)
+    trainer = stirred(session, cfg, tmp_path)
+    batch = answers_of(session, "it falls down.", "yes")
+    total = count = 0.0
+    with session.adapters.inference_as("policy"):
+        for target in batch:
+            view = session.video_input(CLIP)
+            prompt = EncodedPrompt(session.prompt(view, QUESTION), view.features)
+            ids = [*prompt.ids, *target.answer]
+            base = session.backbone
+            ids_BT, mask_BT = torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool)
+            positions = base.positions(ids_BT, mask_BT, [prompt.features])
+            hidden_BTD = base.hidden(base.embed(ids_BT, [prompt.features]), mask_BT, positions)
+            logits_TV = base.logits(hidden_BTD[0]).float()
+            logits_TV[:, base.disallowed_V] = -torch.inf  # tokens that are never sampled
+            for place, token in enumerate(target.answer, start=len(prompt.ids)):
+                total -= float(logits_TV[place - 1].log_softmax(-1)[token])
+                count += 1
+    assert distill.step(trainer, batch, 0.0)["loss"] == pytest.approx(total / count, rel=1e-4)
+
+
+def test_micro_batches_change_nothing(tmp_path: Path):
+    losses, weights = [], []
+    for size in (1, 3):
+        cfg = tiny.settings(f"distill.micro_batch_size={size}")
+        session = session_of(cfg)
+        trainer = stirred(session, cfg, tmp_path)
+        batch = answers_of(session, "it falls down.", "yes", "it moves to the left")
+        losses.append([distill.step(trainer, batch, 0.05)["loss"] for _ in range(3)])
+        weights.append(torch.cat([weight.detach().flatten() for weight in trainer.parameters]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[0][2] < losses[0][0]
+    assert torch.allclose(weights[0], weights[1], atol=1e-3)
+
+
+def test_the_learned_answer_becomes_likelier_and_another_less_likely(tmp_path: Path):
+    """The sign: a step against the gradient of the loss would do the opposite."""
+    cfg = tiny.settings()
+    session = session_of(cfg)
+    trainer = stirred(session, cfg, tmp_path)
+    learned, other = answers_of(session, "it falls down."), answers_of(session, "it moves to the left")
+
+    def losses() -> tuple[float, float]:
+        return tuple(distill.step(trainer, answers, 0.0)["loss"] for answers in (learned, other))  # type: ignore[return-value]
+
+    before = losses()
+    for _ in range(4):
+        distill.step(trainer, learned, 0.02)
+    after = losses()
+    assert after[0] < before[0] and after[0] - after[1] < before[0] - before[1]
+
+
+def test_it_starts_from_the_base_and_keeps_what_the_judge_prefers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    cfg = tiny.settings(
+        "sft.enabled=false", "feedback.context_answers=1", "optimize.methods=[distill]", "data.dev=[dev]",
+        "distill.epochs=3", "distill.batch_size=1", "distill.dev_every=1", "distill.learning_rate=0.01",
+    )  # fmt: skip
+    session, judged = session_of(cfg), []
+    tiny.use_session(monkeypatch, distill, session, dev=[Sample("d", CLIP, (Turn(QUESTION),))])
+
+    class Judge:
+        rates = [0.5, 0.8, 0.7, 0.6]
+        questions = ("d",)
+
+        def __init__(self, models: Any, dev: Any, contexts: Any, section: Any, limit: int, judge: str) -> None:
+            assert judge == "reference" and len(dev) == 1  # the base, in its frozen copy
+
+        def win_rate(self) -> float:
+            with session.adapters.inference_as("policy"):
+                judged.append(tiny.digest(list(session.adapters.named("policy").values())))
+            return self.rates[len(judged) - 1]
+
+    monkeypatch.setattr(method_loop, "WinRateEvaluator", Judge)
+    answers = ["it falls"]
+    ids = list(session.answer_ids(answers[0]))
+    run = after_feedback(tmp_path / "run", {**record("a", answers, [True], [True]), "ids": [ids]})
+    distill.run(cfg, run)
+    weights = session.adapters.named("policy")
+    metrics = (run.manifest("distill") or {})["metrics"]
+    assert (metrics["chosen_iteration"], metrics["dev_win_rate"], metrics["answers"], metrics["left_out"]) == (1, 0.8, 1, 0)
+    assert len(set(judged)) == 4 and any("lora_B" in name and bool(w.any()) for name, w in weights.items())
+    session.adapters.add("kept", 0, run.dir("distill") / "adapter")
+    assert tiny.digest(list(session.adapters.named("kept").values())) == judged[1]
+
+
+@pytest.mark.parametrize(("stages", "role"), [(("distill", "ppo"), "judge"), (("ppo", "distill"), "reference")])
+def test_the_start_model_judges_whatever_came_between(stages: tuple[str, ...], role: str, tmp_path: Path):
+    run = Run(tmp_path / "run")
+    run.stages = registry.pipeline(stages)
+    tiny.finished(run, "sft", lambda path: tiny.save_adapter(path / "adapter", 1))
+    session = session_of()
+    session.adapters.add("reference", 0)
+    made = method_loop.evaluator(
+        tiny.settings().feedback, run, "ppo", tiny.models_of(session), method_loop.Questions([], [], {}), 4
+    )
+    assert made._judge == role
+    run.stages = registry.pipeline(("distill", "ppo"), sft=False)
+    made = method_loop.evaluator(
+        tiny.settings().feedback, run, "ppo", tiny.models_of(session), method_loop.Questions([], [], {}), 4
+    )
+    assert made._judge == "base"

@@ -1,0 +1,226 @@
+"""A run without supervised fine-tuning, on a shrunken world: its stages, a kill, its truth, the report, the app's models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from minirlaif.app.sessions import compared_models
+from minirlaif.cli import main
+from minirlaif.feedback.judge import SessionJudge
+from minirlaif.inference.engine import SamplingParams
+from minirlaif.inference.hf_engine import HfEngine
+from minirlaif.runs.records import write_sealed
+from minirlaif.runs.run import Run
+from tests.fixtures.small_config import begin, files, lines, manifest, results
+
+ROOT = Path(__file__).parents[1]
+STAGES = ("world", "feedback", "reward", "distill", "ppo", "evaluate", "report")
+SETTINGS = (
+    "world.prompt_clips=8 world.dev_clips=3 world.test_clips=4 feedback.batch_size=6 feedback.margin=0 feedback.answers=2"
+    " feedback.context_answers=2 feedback.pairs_per_prompt=2"
+    " optimize.methods=[distill,ppo] distill.epochs=2 distill.batch_size=6 distill.dev_every=3 distill.save_every=2"
+    " reward.epochs=1 reward.batch_size=4 reward.save_steps=1 reward.min_accuracy=0 reward.held_out=0.3 reward.context=true"
+    " rollout.rollouts=8 rollout.max_new_tokens=40 ppo.iterations=2 ppo.minibatch_size=4 ppo.dev_every=1 ppo.save_every=1"
+    " evaluate.bootstrap=50"
+).split()
+
+
+def words(runs_dir: Path, *settings: str, stages: tuple[str, ...] = ()) -> list[str]:
+    flags = ["--config", str(ROOT / "configs" / "tiny-nolabels.yaml"), "--run", "a", "--runs-dir", str(runs_dir)]
+    return ["run", *stages, *flags, "--set", *SETTINGS, *settings]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    assert main.main(words(folder)) == 0
+    return folder / "a"
+
+
+def test_it_has_no_sft_stage_and_every_stage_names_what_it_is_made_from(finished: Path, capsys: pytest.CaptureFixture[str]):
+    assert {path.name for path in finished.iterdir() if path.is_dir()} == {*STAGES[:-1], "cache"}
+    inputs = {stage: sorted(manifest(finished, stage)["inputs"]) for stage in STAGES[:-1]}
+    assert inputs == {
+        "world": [],
+        "feedback": ["world"],
+        "reward": ["feedback"],
+        "distill": ["feedback"],
+        "ppo": ["distill", "feedback", "reward"],
+        "evaluate": ["feedback", "ppo", "reward"],
+    }
+    assert main.main(["status", "--run", "a", "--runs-dir", str(finished.parent)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[:2] for row in rows] == [[stage, "finished"] for stage in STAGES] and rows[-2][-2:] == ["over", "base"]
+
+
+def test_answers_carry_the_ids_that_were_sampled_and_who_saw_the_descriptions(finished: Path):
+    rows = lines(finished / "feedback" / "answers.jsonl")
+    assert len(rows) == 24
+    for row in rows:
+        assert row["with_context"] == [False, False, True, True] and len(row["ids"]) == len(row["stopped"]) == 4
+        ended = {ids[-1] for ids, stopped in zip(row["ids"], row["stopped"], strict=True) if stopped}
+        assert len(ended) == 1  # the end token
+    learned = sum(
+        stopped and context for row in rows for stopped, context in zip(row["stopped"], row["with_context"], strict=True)
+    )
+    metrics = manifest(finished, "distill")["metrics"]
+    assert metrics["answers"] == learned == 48 - metrics["left_out"]
+
+
+def test_the_report_compares_with_the_base(finished: Path):
+    report = json.loads((finished / "report.json").read_text())
+    assert report["start"] == "base" and report["method"] == "ppo" and "sft" not in report["accuracy"]
+    assert report["accuracy_gain"]["mean"] is None and set(report["gain_over_base"]) == {"mean", "ci95_low", "ci95_high"}
+    answers = lines(finished / "evaluate" / "answers.jsonl")
+    assert set(answers[0]) >= {"base", "rlaif", "base_blind"} and "sft" not in answers[0]
+    page = (finished / "report.html").read_text()
+    assert "Supervised fine-tuning is off" in page and "over base" in page and "over SFT" not in page and "None" not in page
+
+
+def killed(command: list[str], run: Path, stage: str, folder: Path) -> int:
+    """Start a command, kill -9 it once `stage` has saved a state; returns the number of steps that were saved."""
+    position = run / f"{stage}.partial" / "state" / "position.json"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    with (folder / "log").open("a") as log:
+        process = subprocess.Popen([sys.executable, "-m", "minirlaif", *command], stdout=log, stderr=log, env=environment)
+        try:
+            ends = time.monotonic() + 240
+            while not position.exists():
+                assert process.poll() is None and time.monotonic() < ends, (folder / "log").read_text()[-2000:]
+                time.sleep(0.002)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    assert not (run / stage).exists(), f"{stage} was finished before it could be killed"
+    return int(json.loads(position.read_text())["step"])
+
+
+def test_a_killed_distillation_goes_on_to_the_same_bytes(finished: Path, tmp_path: Path):
+    run = begin(finished, tmp_path / "runs", ["world", "feedback", "reward"])
+    for stage, steps in (("distill", 16), ("ppo", 2)):
+        assert 0 < killed(words(tmp_path / "runs"), run, stage, tmp_path) < steps
+    assert main.main(words(tmp_path / "runs")) == 0
+    mine, theirs = (results(folder, ("distill", "ppo", "evaluate")) for folder in (run, finished))
+    assert {name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)} <= {
+        f"{stage}/metrics.jsonl" for stage in ("distill", "ppo", "evaluate")
+    }
+    assert all(manifest(run, stage)["identity"] == manifest(finished, stage)["identity"] for stage in ("distill", "ppo"))
+
+
+def test_truth_reaches_no_stage_before_evaluate(finished: Path, tmp_path: Path):
+    """With truths shuffled, feedback, distillation and PPO write the same bytes, and only `evaluate` notices."""
+    run = begin(finished, tmp_path, ["world"])
+    record = manifest(run, "world")
+    for name, columns in (("truth.jsonl", ("answer", "segments")), ("test.jsonl", ("answer", "key"))):
+        rows = lines(run / "world" / name)
+        moved = rows[len(rows) // 2 :] + rows[: len(rows) // 2]
+        text = "".join(
+            json.dumps({**row, **{column: other[column] for column in columns}}) + "\n"
+            for row, other in zip(rows, moved, strict=True)
+        ).encode()
+        (run / "world" / name).write_bytes(text)
+        record["outputs"][name] = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    record["identity"] = "another world"
+    write_sealed(run / "world" / "manifest.json", record)
+    assert main.main(words(tmp_path, stages=("feedback", "reward", "distill", "ppo", "evaluate"))) == 0
+    stages = ("feedback", "reward", "distill", "ppo")
+    mine, theirs = results(run, stages), results(finished, stages)
+    assert {name for name in mine if mine[name] != theirs[name]} <= {f"{stage}/metrics.jsonl" for stage in stages}
+    one, other = (json.loads((folder / "evaluate" / "result.json").read_text()) for folder in (run, finished))
+    assert one["accuracy"] != other["accuracy"]
+
+
+def test_the_app_compares_the_aligned_model_with_the_base(finished: Path):
+    engine = HfEngine(Run(finished), SessionJudge)
+    try:
+        assert engine.models == ("rlaif", "base") and compared_models(engine.models) == ("rlaif", "base")
+        clip = engine.load_clip(str(finished / "world" / "clips" / "dev0000.mp4"))
+        sampling = SamplingParams(0.0, 1.0, 8, 0)
+        texts = ["".join(engine.stream(clip, (), "what happens first?", sampling, model)) for model in engine.models]
+        assert all(texts)
+    finally:
+        engine.close()
+    assert compared_models(("sft", "base")) == compared_models(("rlaif",)) == ()
+    assert compared_models(("rlaif", "sft", "base")) == ("rlaif", "sft")
+
+
+def test_four_bits(finished: Path, tmp_path: Path):
+    run = begin(finished, tmp_path, ["world"])
+    assert main.main(words(tmp_path, "model.quantization=nf4", "optimize.methods=[distill]", stages=("feedback", "distill"))) == 0
+    losses = [row["loss"] for row in lines(run / "distill" / "metrics.jsonl")]
+    assert len(losses) == 16 and losses[-1] < losses[0] and files(run / "distill") >= {"adapter/adapter_model.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words_of_error"),
+    [
+        (["optimize.methods=[ppo,distil]"], "names 'distil', which is no method (did you mean distill?)"),
+        (["optimize.methods=[ppo,ppo]"], "names ppo twice"),
+        (["feedback.context_answers=0"], "set feedback.context_answers to 1 or more"),
+        (["feedback.context=false"], "set feedback.context to true"),
+        (["optimize.methods=[]"], "optimize.methods is empty"),
+    ],
+)
+def test_methods_that_do_not_go_together(settings, words_of_error: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main.main(words(tmp_path, *settings)) == 2
+    message = capsys.readouterr().err
+    assert words_of_error in message and message.count("\n") == 1 and not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "words_of_error"),
+    [
+        ("sft", [], "sft: off, sft.enabled is false"),
+        (
+            "ppo",
+            ["optimize.methods=[distill]"],
+            "ppo: not among optimize.methods; add it: `--set optimize.methods=[distill,ppo]`",
+        ),
+        ("reward", ["optimize.methods=[distill]"], "reward: no method of this run scores with it"),
+    ],
+)
+def test_a_stage_that_the_run_does_not_have(stage, settings, words_of_error, tmp_path, capsys: pytest.CaptureFixture[str]):
+    assert main.main(words(tmp_path, *settings, stages=(stage,))) == 2
+    assert words_of_error in capsys.readouterr().err
+
+
+def test_written_answers_without_sft_are_said_to_be_unread(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = yaml.safe_load((ROOT / "configs" / "tiny-nolabels.yaml").read_text())
+    config["data"] = {"sft": ["a.jsonl"], "prompts": ["b.jsonl"], "test": ["b.jsonl"]}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    assert main.main(["run", "--config", str(tmp_path / "c.yaml"), "--run", "a", "--runs-dir", str(tmp_path)]) == 2
+    output = capsys.readouterr()
+    assert "data.sft is not read, because sft.enabled is false" in output.out and "b.jsonl" in output.err
+
+
+def test_a_limit_that_cuts_answers_chooses_none_of_them_and_says_what_to_raise(finished: Path, tmp_path: Path, capsys):
+    run = begin(finished, tmp_path, ["world"])
+    cut = ["feedback.max_new_tokens=6", "feedback.describe_tokens=3"]
+    assert main.main(words(tmp_path, *cut, stages=("feedback",))) == 0
+    output = capsys.readouterr().out
+    rows = lines(run / "feedback" / "answers.jsonl")
+    texts = {row["id"]: dict(zip(row["answers"], row["stopped"], strict=True)) for row in rows}
+    stopped = [each for row in rows for each in row["stopped"]]
+    assert stopped.count(False) > len(stopped) / 2
+    assert f"{stopped.count(False)} of {len(stopped)} answers were cut at the limit of tokens" in output
+    assert "raise feedback.max_new_tokens, which is 6" in output and "raise feedback.describe_tokens, which is 3" in output
+    assert manifest(run, "feedback")["metrics"]["cut_answers"] == stopped.count(False)
+    chosen = [
+        (row["id"].split("#")[0], row[side])
+        for row in lines(run / "feedback" / "preferences.jsonl")
+        for side in ("chosen", "rejected")
+    ]
+    assert chosen and all(texts[name][text] for name, text in chosen)
+    assert main.main(words(tmp_path, *cut, "optimize.methods=[distill]", stages=("distill",))) == 0
+    learned = manifest(run, "distill")["metrics"]
+    assert learned["answers"] + learned["left_out"] == 48 and learned["answers"] < 24

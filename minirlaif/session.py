@@ -17,7 +17,7 @@ from minirlaif.data.preflight import Preflight, Row
 from minirlaif.errors import UserError
 from minirlaif.models.adapters import AdapterSet
 from minirlaif.models.backbones.base import VisionLanguageModel
-from minirlaif.models.feature_cache import VisionFeatureCache, offloaded_vision
+from minirlaif.models.feature_cache import MEMORY, VisionFeatureCache, offloaded_vision
 from minirlaif.models.generation import Completion, greedy
 from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.models.loading import base_hash, check_tokenizers, critic_model, hub_commit, open_backbone
@@ -215,8 +215,9 @@ def open_ppo_models(
 
 
 @contextmanager
-def session_loader(cache: Path, video: VideoSection) -> Iterator[Callable[[ModelSection], ModelSession]]:
-    """A function that loads a base; all sessions share the clip reader and the feature cache file, and are closed at the end."""
+def session_loader(cache: Path, video: VideoSection, memory: int = MEMORY) -> Iterator[Callable[[ModelSection], ModelSession]]:
+    """A function that loads a base; all sessions share the clip reader and the feature cache file, and are closed at the end.
+    memory: see `VisionFeatureCache`."""
     with database_errors(cache, "delete it, it is made again from the clips"), ExitStack() as stack:
         reader = stack.enter_context(ClipReader.of(video))
         if torch.cuda.is_available():
@@ -224,7 +225,7 @@ def session_loader(cache: Path, video: VideoSection) -> Iterator[Callable[[Model
 
         def load(model: ModelSection) -> ModelSession:
             backbone = open_backbone(model)
-            feature_cache = VisionFeatureCache(cache, backbone, reader, video)
+            feature_cache = VisionFeatureCache(cache, backbone, reader, video, memory)
             stack.callback(feature_cache.close)
             return ModelSession(model, video, backbone, feature_cache)
 

@@ -572,9 +572,14 @@ def test_a_block_is_replaced_between_its_markers():
 
 
 def test_the_security_page_names_tests_that_exist() -> None:
-    names = re.findall(r"`((?:tests/)?[\w/]*test_\w+\.py)`", (ROOT / ".github" / "SECURITY.md").read_text(encoding="utf-8"))
+    text = (ROOT / ".github" / "SECURITY.md").read_text(encoding="utf-8")
+    names = re.findall(r"`((?:tests/)?[\w/]*test_\w+\.py)`", text)
     files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
     assert names and not [n for n in names if n not in files and ("/" in n or n not in {Path(file).name for file in files})]
+    functions = {
+        name for file in files for name in re.findall(r"^def (test_\w+)", (ROOT / file).read_text(encoding="utf-8"), re.M)
+    }
+    assert set(re.findall(r"`(test_\w+)`", text)) - functions == set()
 
 
 def test_the_lock_has_every_pinned_package_with_hashes() -> None:

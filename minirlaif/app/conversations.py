@@ -67,16 +67,18 @@ class ChatService:
                 self._reset(session, clip and clip.parent)
             if path and clip:
                 self.upload_store.examine(path, frames, client)
-                session.loaded = self.engine_thread.call(lambda engine: engine.load_clip(path, frames))
+                with self.upload_store.model_time.taken(client):
+                    session.loaded = self.engine_thread.call(lambda engine: engine.load_clip(path, frames))
                 session.clip = clip
         except Exception as error:
             message = error_message(error)
             session.notice = f"Cannot use this clip: {message}" if isinstance(error, UserError) else message
-            session.pending_clip = None
-            if clip and not same_clip:
-                self._drop(clip)
         finally:
-            session.pending_clip = None
+            pending, session.pending_clip = session.pending_clip, None
+            if clip and (clip == pending or not same_clip):  # otherwise the number of frames has changed
+                self.upload_store.release(clip)
+            if clip and clip != session.clip:
+                self._drop(clip)
             session.clip_ready.set()
 
     def _reset(self, session: Session, keep: Path | None = None) -> None:
@@ -89,8 +91,7 @@ class ChatService:
 
     def _drop(self, clip: Path) -> None:
         """Delete a clip unless another page uses it. Uploads with equal content share a folder, whatever their names."""
-        if all(other.parent != clip.parent for other in self._clips_in_use()):
-            self.upload_store.drop(clip)
+        self.upload_store.drop(clip, lambda: all(other.parent != clip.parent for other in self._clips_in_use()))
 
     def _clips_in_use(self) -> list[Path]:
         sessions = list(self._sessions.values())

@@ -11,9 +11,10 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, TypeVar
 
+from minirlaif.errors import UserError
 from minirlaif.inference.engine import ChatEngine
 
 POLL_SECONDS = 0.05
@@ -51,6 +52,7 @@ class EngineThread:
     """Starts the thread, in which `load` opens the engine; errors of `load` are raised here."""
 
     def __init__(self, load: Callable[[], ChatEngine]) -> None:
+        self._closing, self._lock = threading.Event(), threading.Lock()
         self._jobs: queue.Queue[tuple[Callable[[], Any], Future[Any]] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run_jobs, name="engine", daemon=True)
         self._thread.start()
@@ -61,7 +63,8 @@ class EngineThread:
         return self._submit(lambda: job(self.engine)).result()
 
     def stream(self, job: Callable[[ChatEngine], Iterator[str]], stop: threading.Event) -> Iterator[str]:
-        """The pieces of a job as they come. It ends after a piece when `stop` is set or the consumer closes the stream."""
+        """The pieces of a job as they come. It ends after a piece when `stop` is set, the consumer closes the stream or
+        `close` is called."""
         pieces: queue.Queue[str | None] = queue.Queue()  # None: the end
         closed = threading.Event()
 
@@ -73,12 +76,13 @@ class EngineThread:
                 with closing(source):
                     for piece in source:
                         pieces.put(piece)
-                        if stop.is_set() or closed.is_set():
+                        if stop.is_set() or closed.is_set() or self._closing.is_set():
                             break
             finally:
                 pieces.put(None)
 
         result = self._submit(work)
+        result.add_done_callback(lambda _: pieces.put(None))  # it may never begin
         try:
             yield from iter(pieces.get, None)
             result.result()
@@ -86,14 +90,26 @@ class EngineThread:
             closed.set()
 
     def close(self) -> None:
-        """Wait for the current job, free the engine, end the thread."""
-        self.call(lambda engine: engine.close())
-        self._jobs.put(None)
+        """End the current stream after its next piece, refuse the jobs that wait, free the engine, end the thread. Jobs that were
+        refused raise UserError."""
+        freed: Future[None] = Future()
+        with self._lock:
+            self._closing.set()
+            with suppress(queue.Empty):
+                while job := self._jobs.get_nowait():
+                    job[1].set_exception(_closed())
+            self._jobs.put((self.engine.close, freed))
+            self._jobs.put(None)
+        freed.result()
         self._thread.join()
 
     def _submit(self, job: Callable[[], T]) -> Future[T]:
         result: Future[T] = Future()
-        self._jobs.put((job, result))
+        with self._lock:
+            if self._closing.is_set():
+                result.set_exception(_closed())
+            else:
+                self._jobs.put((job, result))
         return result
 
     def _run_jobs(self) -> None:
@@ -102,3 +118,7 @@ class EngineThread:
                 result.set_result(job())
             except BaseException as error:
                 result.set_exception(error)
+
+
+def _closed() -> UserError:
+    return UserError("the app is closing")

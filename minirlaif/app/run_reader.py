@@ -1,6 +1,7 @@
 """What the app reads of runs: which exist, the files of their stages (also while they run), frames of their clips. No torch."""
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Sequence
@@ -34,6 +35,46 @@ VERDICT_FILTERS = {
     "invalid": lambda row: row["choice"] == "invalid",
     "decided": lambda row: row["choice"] in ("A", "B"),
 }
+
+
+class PublicRun(Run):
+    """A run as visitors see it: clips that its files name outside its folder are not there."""
+
+    def located(self, name: str) -> str:
+        """The absolute path of a clip, also behind links, or "" for one outside the run."""
+        path = super().located(name)
+        return path if Path(file_of(path)).resolve().is_relative_to(self.root.resolve()) else ""
+
+
+def check_links(run: Run) -> None:
+    """UserError for a link of a run, or of one of its stages, that leads out of it: its target was never meant to be shown.
+    Stages that another run made lie behind links (`Run.take_over`), which visitors do not see either."""
+    folders = [(run.root, run.root.resolve())]
+    for folder, inside in folders:
+        for entry in os.scandir(folder) if folder.is_dir() else ():
+            path, target = Path(entry.path), Path(entry.path).resolve() if entry.is_symlink() else None
+            if target is None or target.is_relative_to(inside):
+                inner = inside
+            elif folder == run.root and _is_taken_over(target, entry.name) and not isinstance(run, PublicRun):
+                inner = target
+            else:
+                raise UserError(f"{path.relative_to(run.root)}: a link out of the run is not followed; put a copy in its place")
+            if folder == run.root and path.is_dir():
+                folders.append((path, inner))
+
+
+def without_links(run: Run | None) -> Run | None:
+    """The run, or None for one that `check_links` refuses."""
+    try:
+        if run is not None:
+            check_links(run)
+    except UserError:
+        return None
+    return run
+
+
+def _is_taken_over(target: Path, name: str) -> bool:
+    return target.is_dir() and target.name == name and (target.parent / "config.yaml").is_file()
 
 
 def runs(folder: Path) -> list[Run]:
@@ -113,7 +154,8 @@ def strip(run: Run, name: str, frames: int) -> bytes:
         return b""
     try:
         with closing(sqlite3.connect(f"{cache.absolute().as_uri()}?mode=ro", uri=True, timeout=2)) as db:
-            content = sha256(clip)[:16]
+            status = clip.stat()
+            content = _content(clip, status.st_mtime_ns, status.st_size)
             infos = db.execute("SELECT info FROM clips WHERE path LIKE ? AND info LIKE ?", (f"%{clip.name}", f"%{content}%"))
             row = infos.fetchone()
             if row is None:
@@ -124,6 +166,11 @@ def strip(run: Run, name: str, frames: int) -> bytes:
     except (sqlite3.Error, OSError, TypeError, ValueError, UnreadableClip):
         return b""
     return bytes(strips[0]) if strips else b""
+
+
+@lru_cache(maxsize=1024)
+def _content(clip: Path, changed: int, size: int) -> str:
+    return sha256(clip)[:16]
 
 
 def example_clips(run: Run | None) -> list[Path]:

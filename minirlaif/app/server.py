@@ -9,6 +9,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -18,8 +19,10 @@ from urllib.parse import urlsplit
 from minirlaif.app import run_reader
 from minirlaif.app.conversations import ChatService
 from minirlaif.app.engine_thread import EngineThread
+from minirlaif.app.requests.connections import limited_protocol
 from minirlaif.app.requests.middleware import MAX_CLIP_BYTES, RequestFilter
-from minirlaif.app.requests.quotas import MAX_SESSIONS, limited_protocol
+from minirlaif.app.requests.model_time import ModelTime
+from minirlaif.app.requests.quotas import MAX_SESSIONS
 from minirlaif.app.uploads import Limits, UploadStore
 from minirlaif.app.votes import VoteStore
 from minirlaif.errors import UserError
@@ -30,22 +33,23 @@ from minirlaif.runs.run import Run
 SWEEP_SECONDS = 300.0
 TEMPORARY = "minirlaif-app-"  # how temporary folders of this server begin
 ANYWHERE = ("0.0.0.0", "::")
+# A service manager's word, and that the terminal was closed; Windows has no SIGHUP.
+_STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until Ctrl-C. Exit code 2: an error that the user can fix."""
+    """Serve until Ctrl-C, SIGTERM or SIGHUP. Exit code 2: an error that the user can fix."""
     options = _parser().parse_args(argv)
-    done = threading.Event()
-    for number in (signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ())):  # HUP: the terminal was closed
-        signal.signal(number, lambda *_: done.set())
+    for number in _STOPS:
+        signal.signal(number, _stop)
     try:
         with serving(options) as address:
             remote = f"http://ADDRESS-OF-THIS-MACHINE:{urlsplit(address).port}/"
             others = f", from other devices {remote}" if options.host in ANYWHERE else ""
             print(f"open {address}{others} (Ctrl-C to stop)", flush=True)
-            while not done.wait(1.0):
-                pass
+            while True:
+                time.sleep(3600.0)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
     except UserError as error:
@@ -54,10 +58,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _stop(*_: object) -> None:
+    """End as with Ctrl-C, also while the model is being loaded; whoever asks twice does not interrupt the end."""
+    for number in _STOPS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python app.py",
         description="Chat with an aligned model about a clip, compare it with the SFT model, view its training run.",
+        epilog="Ctrl-C, SIGTERM or SIGHUP end it after the word or clip in progress, with exit code 0: uploads are deleted and"
+        " child processes have ended. The exit code is 2 after an error that you can fix.",
     )
     parser.add_argument("--run", metavar="NAME", help="the run to load (default: the last finished one)")
     parser.add_argument("--runs-dir", metavar="DIR", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
@@ -81,22 +94,28 @@ def serving(options: argparse.Namespace) -> Iterator[str]:
     """Serve the app inside a `with` block; yields its address. Afterwards its temporary folder is deleted."""
     with ExitStack() as stack:
         remove_leftovers()
-        temporary = tempfile.TemporaryDirectory(prefix=TEMPORARY, ignore_cleanup_errors=True)
-        folder = Path(stack.enter_context(temporary))
-        stack.enter_context(locked(folder))
+        folder = _temporary(stack)
         quiet_gradio(folder)
         run, votes = _run_and_votes(options)
         upload_store = UploadStore(folder, Limits(options.max_mb, options.max_seconds))
         stack.callback(upload_store.close)
         service = None
         if options.gguf or run is not None:
-            engine_thread = EngineThread(lambda: _engine(options, run))
+            scratch = folder if options.gguf else _temporary(stack)  # frames of uploads, which are not served
+            engine_thread = EngineThread(lambda: _engine(options, run, scratch))
             stack.callback(engine_thread.close)
             service = ChatService(engine_thread, upload_store, VoteStore(votes))
             done = threading.Event()
             stack.callback(done.set)
             threading.Thread(target=_sweep, args=(service, done), name="sweep", daemon=True).start()
         yield stack.enter_context(page_at(options, service, run, folder))
+
+
+def _temporary(stack: ExitStack) -> Path:
+    """A folder that is deleted at the end, or at the next start after a kill."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=TEMPORARY, ignore_cleanup_errors=True)))
+    stack.enter_context(locked(folder))
+    return folder
 
 
 def remove_leftovers() -> None:
@@ -121,8 +140,11 @@ def page_at(
     """Serve the page for a service and a run; yields its address. UserError if the port is not available."""
     from minirlaif.app import tabs, ui, views
 
-    examples = service.upload_store.examples(run_reader.example_clips(run)) if service else []
-    questions, is_public = run_reader.example_questions(run), _reaches_others(options) or bool(options.password)
+    is_public = _reaches_others(options) or bool(options.password)
+    run = run_reader.PublicRun(run.root) if run and is_public else run
+    source = run_reader.without_links(run)
+    examples = service.upload_store.examples(run_reader.example_clips(source)) if service else []
+    questions = run_reader.example_questions(source)
     page = ui.build(tabs.AppContext(service, run, options.runs_dir, examples, questions, is_public))
     _warn_if_open(options)
     password = options.password
@@ -136,6 +158,8 @@ def page_at(
         auth=(lambda _, given: hmac.compare_digest(given.encode(), password.encode())) if password else None,
         auth_message="Enter any user name and the password." if password else None,
         ended=service.close_session if service else None,
+        arrived=service.upload_store.hold if service else None,
+        model_time=service.upload_store.model_time if service else None,
         names={options.runs_dir.absolute(): options.runs_dir.absolute().name or "runs"},
         max_file_size=options.max_mb << 20,
         head=views.page_script(),
@@ -151,6 +175,8 @@ def launched(
     share: bool = False,
     allowed: Sequence[str] = (),
     ended: Callable[[str], object] | None = None,
+    arrived: Callable[[Path], object] | None = None,
+    model_time: ModelTime | None = None,
     names: Mapping[Path, str] | None = None,
     **settings: Any,
 ) -> Iterator[str]:
@@ -159,7 +185,8 @@ def launched(
     Args:
         folder: only files below it are served.
         allowed: names of this server beside those of this machine; empty: any where others can reach it.
-        ended: called with the name of a session that ended.
+        ended: called with the name of a session that ended; arrived: with the path of an upload.
+        model_time: how long each client had the model.
         names: what stands in replies for other folders.
         settings: of Blocks.launch.
 
@@ -174,7 +201,8 @@ def launched(
     local_only = host in LOOPBACK and not share
     hosts = (*LOOPBACK, *allowed) if local_only or allowed else ()
     largest = settings.get("max_file_size", MAX_CLIP_BYTES)
-    limits = {"same_origin_only": not share, "largest": largest, "ended": ended, "names": names}
+    limits = {"same_origin_only": not share, "largest": largest, "names": names}
+    limits |= {"ended": ended, "arrived": arrived, "model_time": model_time}
     request_filter = Middleware(RequestFilter, folder=folder, hosts=hosts, **limits)
     try:
         _, address, shared = page.launch(
@@ -240,7 +268,7 @@ def _run_and_votes(options: argparse.Namespace) -> tuple[Run | None, Path]:
     return run, (beside or (run.root if run else Path())) / "votes"
 
 
-def _engine(options: argparse.Namespace, run: Run | None) -> ChatEngine:
+def _engine(options: argparse.Namespace, run: Run | None, scratch: Path) -> ChatEngine:
     if options.gguf:
         from minirlaif.gguf.runtime.engine import GgufEngine
 
@@ -250,7 +278,7 @@ def _engine(options: argparse.Namespace, run: Run | None) -> ChatEngine:
 
     assert run is not None
     print(f"loading {run.root} …", flush=True)
-    return HfEngine(run, SessionJudge)
+    return HfEngine(run, SessionJudge, scratch)
 
 
 def _reaches_others(options: argparse.Namespace) -> bool:

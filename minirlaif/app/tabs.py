@@ -3,8 +3,10 @@
 Events that need the model share one queue with one job at a time ("model"); reading the files of a run does not wait for it.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from minirlaif.runs.run import Run
 MODEL: dict[str, Any] = {"concurrency_id": MODEL_QUEUE, "concurrency_limit": 1, "api_visibility": "private"}
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 LIVE, IDLE = 4.0, 8.0  # seconds between updates: while a stage runs, and otherwise
+FRESH_SECONDS = 2.0  # what one visitor was shown is shown to others as well
 READS: dict[str, Any] = {"concurrency_id": "reads", "concurrency_limit": 4, "api_visibility": "private"}
 READS["show_progress"] = "hidden"
 
@@ -75,8 +78,12 @@ def run_tab(page: gr.Blocks, context: AppContext) -> None:
 
     def page_of(draw: Callable[[Run | None, str, int], tuple[Html, int]], label: str) -> Callable[..., list[Any]]:
         def update(name: str | None, group: str, at: float | None) -> list[Any]:
-            drawn, count = _shown(draw, run_of(name), group, int(at or 1))
-            return [drawn, gr.Number(label=f"{label} (of {count})", value=min(max(1, int(at or 1)), max(1, count)))]
+            run = run_of(name)
+            drawn, count = _shown(draw, run, group, 1)
+            number = min(max(1, int(at or 1)), max(1, count))  # so that no number is drawn that does not exist
+            if number > 1:
+                drawn, count = _shown(draw, run, group, number)
+            return [drawn, gr.Number(label=f"{label} (of {count})", value=number)]
 
         return update
 
@@ -91,8 +98,18 @@ def run_tab(page: gr.Blocks, context: AppContext) -> None:
 
 
 def _shown(draw: Callable[..., Any], run: Run | None, *values: Any) -> Any:
-    """What a view makes of a run; one line, with a count of 0 for a view that counts, where its files cannot be shown."""
+    """What a view makes of a run; one line, with a count of 0 for a view that counts, where its files cannot be shown. Drawn once
+    within FRESH_SECONDS, however many visitors look at it."""
+    is_public = isinstance(run, run_reader.PublicRun)
+    return _drawn(draw, run and run.root, is_public, values, int(time.monotonic() / FRESH_SECONDS))
+
+
+@lru_cache(maxsize=16)  # pages with pictures
+def _drawn(draw: Callable[..., Any], root: Path | None, is_public: bool, values: tuple[Any, ...], moment: int) -> Any:
+    run = None if root is None else run_reader.PublicRun(root) if is_public else Run(root)
     try:
+        if run is not None:
+            run_reader.check_links(run)
         return draw(run, *values)
     except (UserError, *UNREADABLE) as error:
         line = views.unreadable(run, error)
@@ -118,7 +135,10 @@ def votes_tab(service: ChatService, is_public: bool) -> None:
         listed = gr.HTML(apply_default_css=False, elem_id="vote-list")
 
     def count(only_other: bool, request: gr.Request) -> list[Any]:
-        rows = service.vote_store.rows() if service.vote_store else []
+        try:
+            rows = service.vote_store.rows() if service.vote_store else []
+        except UserError as error:
+            return [views.notice(str(error)), ""]
         if is_public:
             own = service.session(request.session_hash or "").votes
             rows = [row for row in rows if row.get("id") in own]

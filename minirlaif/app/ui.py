@@ -193,9 +193,10 @@ class _Tab:
             name: str, temperature: float, top_p: float, length: float, request: gr.Request
         ) -> AsyncIterator[list[Any]]:
             steps = in_steps(answer(_session(self.service, request), self.sampling(temperature, top_p, length), name))
-            async with aclosing(steps):  # type: ignore[type-var]
-                async for _ in steps:
-                    yield self.draw(request)
+            with self.service.upload_store.model_time.taken(_client(request)):
+                async with aclosing(steps):  # type: ignore[type-var]
+                    async for _ in steps:
+                        yield self.draw(request)
             yield self.draw(request)
 
         (box, ask, stop), outputs = row, [self.clip.notice, *self.outputs]

@@ -10,13 +10,14 @@ import shutil
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from minirlaif.app.requests.model_time import ModelTime
 from minirlaif.app.requests.quotas import DECODING_SECONDS, Window
 from minirlaif.errors import UserError
 from minirlaif.video.frame_sampling import FramePlan, FrameSize, uniform_plan
@@ -43,6 +44,7 @@ _OTHERS = (
 )
 
 REMEMBERED = 64  # checks of clips
+HOLD_SECONDS = 60.0  # a page asks for its upload to be opened within seconds
 EXAMPLES = "examples"  # the subfolder of example clips, which are never deleted
 
 
@@ -81,8 +83,10 @@ class UploadStore:
     def __init__(self, folder: Path, limits: Limits, seconds: float = 15.0) -> None:
         self.folder, self.limits = folder.resolve(), limits
         self._reader = ClipReader(seconds, limits.pixels)
-        self._lock = threading.Lock()
-        self._decoding = Window()
+        self._lock, self._lock_held = threading.Lock(), threading.Lock()
+        self._decoding, self._is_closed = Window(), False
+        self.model_time = ModelTime()
+        self._held: dict[Path, list[float]] = {}  # folders of uploads that are still to be opened: when each upload came
         self._checked: OrderedDict[tuple[Path, int, int, int], ClipInfo | str] = OrderedDict()
 
     def examine(self, path: str | Path, frames: int = 0, client: str = "") -> ClipInfo:
@@ -100,6 +104,8 @@ class UploadStore:
         check_content(file, self.limits)
         status = file.stat()
         with self._lock:
+            if self._is_closed:  # another decoder would be left behind
+                raise UserError("the app is closing")
             key = (file, status.st_mtime_ns, status.st_size, frames)
             if key not in self._checked:
                 self._checked[key] = self._decoded(file, frames, client)
@@ -130,6 +136,7 @@ class UploadStore:
         finally:
             if client:
                 self._decoding.add(client, time.monotonic() - began)
+                self.model_time.add(client, time.monotonic() - began)
 
     def examples(self, clips: Iterable[Path], wanted: int = 4) -> list[tuple[Path, Path]]:
         """Copies of the first accepted clips, each in its own folder below `folder`, with a thumbnail of the middle frame."""
@@ -152,15 +159,42 @@ class UploadStore:
             copies.append((copy, picture))
         return copies
 
-    def drop(self, clip: Path) -> None:
-        """Delete an upload with its folder. Examples and files outside `folder` stay."""
+    def hold(self, clip: Path) -> None:
+        """An upload has arrived: its folder, which uploads of the same content share, stays until it was opened."""
+        with self._lock_held:
+            self._held.setdefault(clip.resolve().parent, []).append(time.monotonic())
+
+    def release(self, clip: Path) -> None:
+        """A page has opened an upload, or was refused it."""
+        with self._lock_held:
+            if times := self._held.get(folder := clip.resolve().parent):
+                times.pop(0)
+                if not times:
+                    del self._held[folder]
+
+    def drop(self, clip: Path, unused: Callable[[], bool] = lambda: True) -> None:
+        """Delete an upload with its folder, if it is unused and no other upload of it is still to be opened: then whoever opens
+        that one drops it, or `sweep`. Examples and files outside `folder` stay."""
         folder = clip.resolve().parent
-        if folder.parent == self.folder and folder.name != EXAMPLES:
-            shutil.rmtree(folder, ignore_errors=True)
+        with self._lock_held:
+            times = self._held.get(folder, [])
+            if times and times[-1] > time.monotonic() - HOLD_SECONDS:
+                return
+            self._held.pop(folder, None)
+            if not unused():  # asked last: a page has an upload before it says that it has opened it
+                return
+            if folder.parent == self.folder and folder.name != EXAMPLES:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def sweep(self, used: Sequence[Path], min_age: float) -> None:
-        """Delete uploads that are not in use and older than `min_age` seconds, and what broken uploads left."""
+        """Delete uploads that are not in use and older than `min_age` seconds, those that no page asked for within HOLD_SECONDS,
+        and what broken uploads left."""
         keep = {path.resolve().parent for path in used}
+        with self._lock_held:
+            old = time.monotonic() - HOLD_SECONDS
+            expired = [folder for folder, times in self._held.items() if times[-1] < old]
+        for folder in expired:
+            self.drop(folder / "clip", lambda: folder not in keep)  # noqa: B023  called at once
         for path in self.folder.iterdir():
             with suppress(OSError):  # another thread deleted it
                 if path in keep or time.time() - path.stat().st_mtime < min_age:
@@ -172,6 +206,7 @@ class UploadStore:
 
     def close(self) -> None:
         """Stop the decoder."""
+        self._is_closed = True
         with self._lock:
             self._reader.close()
 

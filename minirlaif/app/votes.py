@@ -55,7 +55,7 @@ class VoteStore:
             The id of the row.
 
         Raises:
-            UserError: `reward` would refuse the row, and with it the whole file.
+            UserError: `reward` would refuse the row, and with it the whole file; or a link leads elsewhere.
         """
         name = f"clips/{sha256(clip)[:16]}{clip.suffix.lower()}"
         row = {
@@ -76,12 +76,13 @@ class VoteStore:
             parse_preference(row | {"preference": 1})  # the parser accepts only rows with a winner; the texts are the same
         except BadRow as error:
             raise UserError(f"this vote cannot be stored: {error}") from None
+        stored = self.folder / name
+        part = stored.with_suffix(".part")
+        self._check_links(stored, part)
         with self._lock:
-            stored = self.folder / name
             private_folder(self.folder)
             stored.parent.mkdir(parents=True, exist_ok=True)
             if not stored.is_file():
-                part = stored.with_suffix(".part")
                 shutil.copyfile(clip, part)
                 part.replace(stored)
             with self.file.open("ab+") as file:
@@ -98,8 +99,15 @@ class VoteStore:
                 os.fsync(file.fileno())
         return str(row["id"])
 
+    def _check_links(self, *more: Path) -> None:
+        """UserError for a file of the votes that lies elsewhere, behind a link: a run may be a stranger's."""
+        for path in (self.folder, self.file, *more):
+            if not path.resolve().is_relative_to(self.folder.parent.resolve()):
+                raise UserError(f"{os.path.relpath(path, self.folder.parent)}: a link out of the run; put a copy in its place")
+
     def rows(self) -> list[dict[str, Any]]:
-        """All complete rows."""
+        """All complete rows. UserError as for `add`, and for a link that leads elsewhere."""
+        self._check_links()
         return read_jsonl(self.file, missing_ok=True, skip_damaged=True)
 
 

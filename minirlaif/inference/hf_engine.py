@@ -31,6 +31,7 @@ from minirlaif.types import Comparison, Turn, Verdict
 from minirlaif.video.frame_sampling import uniform_plan
 
 CACHED_CLIPS = 8  # the latest clips, whose frames and features stay in memory
+CACHED_CONTEXTS = 64  # descriptions of clips, which are texts
 PREFIX_CACHES = 4  # one per clip and model
 
 
@@ -47,19 +48,22 @@ class RunJudge(Protocol):
 class HfEngine:
     """A finished run as a `ChatEngine`; a run without an RLAIF model offers its SFT model and its base.
 
-    judge_of: builds the run's judge from the open session and its role; `feedback.judge.SessionJudge`.
+    judge_of: builds the run's judge from the open session and its role; `feedback.judge.SessionJudge`. scratch: a folder for
+    what is known of clips; None: a temporary one.
     UserError: the run has no finished `sft` (without SFT: no aligned model), or one of its files was changed.
     """
 
-    def __init__(self, run: Run, judge_of: Callable[[ModelSession, config.FeedbackSection, str], RunJudge]) -> None:
+    def __init__(
+        self, run: Run, judge_of: Callable[[ModelSession, config.FeedbackSection, str], RunJudge], scratch: Path | None = None
+    ) -> None:
         run.require("sft" if run.start_model == "sft" else run.producer("rlaif"))
         cfg = config.load(run.root / "config.yaml")
         self.models = run.models()
         adapters = {model: run.adapter(model) for model in self.models if model in ADAPTERS}
         reward = run.manifest("reward")
         with ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="minirlaif-")))
-            load = stack.enter_context(session_loader(folder / "features.sqlite", cfg.video))
+            folder = scratch or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="minirlaif-")))
+            load = stack.enter_context(session_loader(folder / "features.sqlite", cfg.video, memory=0))  # see _clips
             session = self._session = self._critic = load(cfg.model)
             self._judge = judge_of(session, cfg.feedback, run.start_model)
             self._judge_context, self._reward_context = cfg.feedback.context, cfg.reward.context
@@ -78,7 +82,7 @@ class HfEngine:
         self.sampling = SamplingParams(cfg.rollout.temperature, cfg.feedback.top_p, cfg.rollout.max_new_tokens, cfg.seed)
         self._clips: OrderedDict[str, tuple[LoadedClip, VideoInput]] = OrderedDict()
         self._prefix = lru_cache(PREFIX_CACHES)(lambda key, model: PrefixCache())
-        self._contexts: dict[str, str] = {}
+        self._contexts: OrderedDict[str, str] = OrderedDict()
         self._prefill: Counter[str] = Counter()
 
     @property
@@ -173,4 +177,6 @@ class HfEngine:
         content = clip.key.split(":", 1)[0]
         if content not in self._contexts:
             self._contexts[content] = self._judge.context(clip.video)
+            while len(self._contexts) > CACHED_CONTEXTS:
+                self._contexts.popitem(last=False)
         return self._contexts[content]

@@ -43,9 +43,12 @@ class VisionFeatureCache:
         backbone: encodes frames; its vision weights are part of the key.
         reader: decodes clips.
         video: uses cache_gib (oldest features are deleted beyond this size) and frame_pixels.
+        memory: bytes of features that stay in host memory as well; the last ones do in any case.
     """
 
-    def __init__(self, path: Path, backbone: VisionLanguageModel, reader: ClipReader, video: VideoSection) -> None:
+    def __init__(
+        self, path: Path, backbone: VisionLanguageModel, reader: ClipReader, video: VideoSection, memory: int = MEMORY
+    ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = open_database(path)
         self._db.execute("PRAGMA synchronous=NORMAL")
@@ -60,7 +63,7 @@ class VisionFeatureCache:
         self._vision = vision_hash(backbone)
         self._vision_modules = offloaded_vision(backbone)
         self._memory: OrderedDict[str, Tensor] = OrderedDict()
-        self._memory_bytes = 0
+        self._memory_bytes, self._memory_limit = 0, memory
         self.counters = {"decodes": 0, "encodes": 0, "encoded_frames": 0, "plans": 0, "opened": 0}
 
     def close(self) -> None:
@@ -177,7 +180,7 @@ class VisionFeatureCache:
     def _remember(self, key: str, features: Tensor) -> None:
         self._memory[key] = features
         self._memory_bytes += features.nbytes
-        while self._memory_bytes > MEMORY and len(self._memory) > 1:
+        while self._memory_bytes > self._memory_limit and len(self._memory) > 1:
             self._memory_bytes -= self._memory.popitem(last=False)[1].nbytes
 
     def _shrink(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from minirlaif.app import conversations, views
+from minirlaif.app import conversations, uploads, views
 from minirlaif.app.conversations import ChatService, Session
 from minirlaif.app.engine_thread import EngineThread
 from minirlaif.app.uploads import UploadStore
@@ -259,6 +259,27 @@ def test_a_clip_that_is_on_its_way_is_not_taken_along(service: ChatService) -> N
     assert two.notice == "" and two.loaded is not None
     service.close_session("two")
     assert list(service.upload_store.folder.iterdir()) == []
+
+
+def test_each_upload_is_held_until_it_was_opened_or_refused(service: ChatService, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, kept = service.upload_store, service.session("kept")
+    bad = Path(uploaded(store, "bad.mp4"))
+    bad.write_bytes(b"no clip" * 50)
+    store.hold(bad)
+    service.open_clip(kept, str(bad), 4)
+    assert kept.notice and not bad.parent.exists()
+    path = uploaded(store, "good.mp4")
+    for name in ("one", "two"):
+        store.hold(Path(path))
+        service.open_clip(service.session(name), path, 4)
+    store.hold(Path(path))  # by somebody who never opens it
+    service.open_clip(service.session("one"), path, 6)  # another number of frames is no other upload
+    for name in ("one", "two"):
+        service.close_session(name)
+    assert Path(path).is_file()
+    monkeypatch.setattr(uploads, "HOLD_SECONDS", 0.0)
+    service.sweep(0.0)
+    assert not Path(path).exists() and not store._held
 
 
 def test_a_question_waits_for_its_clip(service: ChatService) -> None:

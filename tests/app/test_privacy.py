@@ -54,3 +54,24 @@ def test_a_visitor_sees_one_run_and_the_own_votes(words: tuple[str, ...], tmp_pa
         assert shown is not is_public
     assert "first?" in seen[0] and "second?" in seen[1]
     assert len(served.service.vote_store.rows()) == 2  # type: ignore[union-attr]
+
+
+def test_a_run_shows_visitors_nothing_beside_itself(tmp_path: Path) -> None:
+    """Neither a clip that its files name elsewhere, among the examples, nor votes behind a link."""
+    clip, elsewhere = chat_run.world_clip(tmp_path / "good.mp4"), tmp_path / "elsewhere"
+    run = chat_run.run_of(tmp_path / "runs" / "public")
+    chat_run.add_stage_outputs(run, clip)
+    private = chat_run.world_clip(tmp_path / "private.mp4", chat_run.TWO[::-1], seed=1)
+    answers = run.dir("evaluate") / "answers.jsonl"
+    answers.write_text(answers.read_text().replace("../world/clip.mp4", str(private)))
+    elsewhere.mkdir()
+    (elsewhere / "votes.jsonl").write_text('{"prompt": "secret?"}\n')
+    for words, sees in (((), True), (("--host", "0.0.0.0"), False)):
+        with serving(FakeEngine(), run, run.root.parent, tmp_path / f"uploads{sees}", *words) as served:
+            examples = [path.read_bytes() for path in served.folder.rglob("*.mp4")]
+            assert (private.read_bytes() in examples) is sees
+            (run.root / "votes").symlink_to(elsewhere)
+            seen = voted(served, Client(served.address.replace("0.0.0.0", "127.0.0.1")), clip, "a blind one?")
+            assert "votes: a link out of the run" in seen and "secret?" not in seen
+            (run.root / "votes").unlink()
+    assert (elsewhere / "votes.jsonl").read_text() == '{"prompt": "secret?"}\n'

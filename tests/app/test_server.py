@@ -143,7 +143,7 @@ EVENT_PATHS = ("queue/join", "run/predict", "queue/join/", "run/predict/")
 def test_a_path_is_found_wherever_it_stands(place: Path, served: Served, where: str) -> None:
     """Gradio takes files out of any place in what it is sent: behind others, inside lists, in parts that an event ignores."""
     client = Client(served.address)
-    status, sent = client.upload("good.mp4", (place / "good.mp4").read_bytes())
+    status, sent = client.upload("good.webm", (place / "good.mp4").read_bytes() + b"\0\0\0\x08free")  # never opened
     assert status == 200
     ours, other = ({"path": path, "meta": {"_type": "gradio.FileData"}} for path in (sent.decode(), str(place / "good.mp4")))
 
@@ -213,6 +213,26 @@ def hidden_answers(locked: Served, cookie: str) -> dict[str, int]:
     replies["/gradio_api/upload"] = client.upload("x.mp4", b"x" * 100)[0]
     upload.unlink()
     return replies
+
+
+def test_parts_of_a_file_are_asked_for_as_browsers_do(served: Served) -> None:
+    client, kept = Client(served.address), served.folder / "part" / "a.webm"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_bytes(bytes(range(10)))
+    for text, wanted in (("bytes=2-4", 206), ("bytes=0-", 200), ("bytes=0-99", 206)):
+        status, body = client.get(f"/gradio_api/file={kept}", Range=text)
+        assert status in (wanted, 206) and body[:1] == bytes([int(text[6])]), text
+    for text in (
+        "bytes=0-0,1-1",
+        "bytes=NaN-",
+        "bytes=9-1",
+        "bytes=-",
+        "bytes=²-³",
+        f"bytes={'9' * 5000}-",
+        "lines=1-2",
+        "bytes=1e1-2",
+    ):
+        assert client.get(f"/gradio_api/file={kept}", Range=text) == (416, b"range: not one part of a file"), text
 
 
 def test_names_that_point_here_are_not_served(served: Served) -> None:
@@ -477,6 +497,39 @@ def test_sessions_that_end_take_their_clips_along(served: Served, place: Path) -
         assert turns(second.ask("still?")) == [("still?", "rlaif heard: still?", "")]
     wait_for(lambda: not here.parent.exists())
     assert other.clip is None
+
+
+def test_an_upload_waits_to_be_opened(served: Served, place: Path) -> None:
+    """Uploads of the same content share a folder. A page that has it closes after another one's upload and before its event."""
+    first, second, content = Client(served.address), Client(served.address), (place / "good.mp4").read_bytes()
+    with second.beating():
+        with first.beating():
+            first.show(place / "good.mp4")
+            clip = served.service.session(first.session).clip
+            status, path = second.upload("good.mp4", content)
+            assert status == 200 and clip is not None
+        wait_for(lambda: first.session not in served.service._sessions)
+        assert "<img" in str(second.open(path.decode())["output"])
+        assert served.service.session(second.session).clip == clip
+    wait_for(lambda: not clip.parent.exists())
+
+
+def test_a_killed_decoder_costs_a_client_no_place(served: Served, place: Path) -> None:
+    """More often than it has places: for uploads, for events, and of the decoder's time."""
+    client, store = Client(served.address), served.service.upload_store
+    content = (place / "good.mp4").read_bytes()
+    client.show(place / "good.mp4")
+    for number in range(2 * max(quotas.MODEL_PLACES, quotas.UPLOADS_AT_ONCE)):
+        store._reader.info(place / "good.mp4")  # so that it runs
+        assert store._reader._child is not None
+        os.kill(pid := store._reader._child.pid, signal.SIGSTOP)
+        status, path = client.upload("clip.mp4", content + b"\0\0\0\x18free" + number.to_bytes(16, "big"))
+        assert status == 200
+        threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
+        assert "the decoder crashed (exit status -9)" in str(client.open(path.decode())["output"])
+    client.show(place / "good.mp4")
+    assert turns(client.ask("still?")) == [("still?", "rlaif heard: still?", "")]
+    assert store._decoding.add("127.0.0.1", 0) < quotas.DECODING_SECONDS / 2 and not store._held
 
 
 def test_a_visitor_that_goes_away_stops_its_answer(served: Served, place: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 from minirlaif import config
 from minirlaif.app import run_reader, tabs, views
+from minirlaif.app.run_reader import PublicRun
 from minirlaif.inference.engine import LoadedClip
 from minirlaif.models.feature_cache import VisionFeatureCache
 from minirlaif.models.loading import open_backbone
@@ -178,3 +180,73 @@ def test_the_page_of_a_run_survives_any_content(content: str, finished: Path, tm
     drawn += [tabs._shown(views.gallery, run, "all", 1)[0], tabs._shown(views.verdict, run, "all", 1)[0]]
     assert all(drawn) and "c2VjcmV0" not in "".join(drawn)  # in base64
     assert run_reader.example_questions(run) and run_reader.example_clips(run)
+
+
+def drawn(run: Run) -> list[str]:
+    """What the page shows of a run."""
+    pages = [tabs._shown(views.progress, run), tabs._shown(views.curves, run)]
+    return [*pages, tabs._shown(views.gallery, run, "all", 1)[0], tabs._shown(views.verdict, run, "all", 1)[0]]
+
+
+@pytest.mark.parametrize("place", ["a path", "a link"])
+def test_visitors_see_no_clip_outside_the_run(place: str, finished: Path, tmp_path: Path) -> None:
+    """Its owner does: a run about clips of one's own names them where they lie."""
+    shutil.copytree(finished / "a", tmp_path / "a")
+    outside, clip = tmp_path / "mine" / "clip.mp4", tmp_path / "a" / "world" / "clip.mp4"
+    outside.parent.mkdir()
+    clip.rename(outside)
+    if place == "a link":
+        (tmp_path / "a" / "clips").mkdir()
+        (tmp_path / "a" / "clips" / "clip.mp4").symlink_to(outside)
+    name = str(outside) if place == "a path" else "../clips/clip.mp4"
+    for file in ("evaluate/answers.jsonl", "feedback/verdicts.jsonl"):
+        path = tmp_path / "a" / file
+        path.write_text(path.read_text().replace("../world/clip.mp4", name))
+    own, public = Run(tmp_path / "a"), PublicRun(tmp_path / "a")
+    assert run_reader.strip(own, name, 12)[:2] == b"\xff\xd8" and run_reader.strip(public, name, 12) == b""
+    assert [clip.name for clip in run_reader.example_clips(own)] == ["clip.mp4"]
+    assert outside not in {clip.resolve() for clip in run_reader.example_clips(public)}
+    shown = "".join(drawn(public)[2:])
+    assert "data:image" not in shown and ("question 0?" in shown or place == "a link")
+
+
+@pytest.mark.parametrize(
+    "name", ["evaluate", "evaluate/answers.jsonl", "sft/manifest.json", "cache/features.sqlite", "config.yaml"]
+)
+def test_links_out_of_a_run_are_not_followed(name: str, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "a", tmp_path / "a")
+    target = tmp_path / "elsewhere" / name
+    target.parent.mkdir(parents=True)
+    shutil.move(tmp_path / "a" / name, target)
+    (tmp_path / "a" / name).symlink_to(target)
+    for page in drawn(Run(tmp_path / "a")):
+        assert f"{name}: a link out of the run is not followed" in page and page.count("\n") < 3
+    assert run_reader.without_links(Run(tmp_path / "a")) is None
+
+
+def test_stages_of_another_run_are_seen_by_their_owner_alone(finished: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "arm")
+    run.take_over(Run(finished / "a"), ["sft", "reward"])
+    shutil.copy(finished / "a" / "config.yaml", run.root)
+    assert "finished" in drawn(run)[0] and "a link out" in drawn(PublicRun(run.root))[0]
+
+
+def test_what_many_visitors_look_at_is_drawn_once(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(finished / "a", tmp_path / "a")
+    run, draws = Run(tmp_path / "a"), list[int]()
+
+    def draw(run: Run | None, group: str, number: int) -> tuple[str, int]:
+        draws.append(number)
+        return f"{group} {number}", 9
+
+    moments = iter([100.0] * 40 + [102.1])
+    monkeypatch.setattr(tabs, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+    assert {tabs._shown(draw, Run(run.root), "all", number)[0] for number in (1, 2, 1, 2) * 10} == {"all 1", "all 2"}
+    assert draws == [1, 2]
+    tabs._shown(draw, run, "all", 1)
+    assert draws == [1, 2, 1]
+    hashes: list[Path] = []
+    monkeypatch.setattr(run_reader, "sha256", lambda path: hashes.append(path) or "0" * 64)
+    for _ in range(3):
+        run_reader.strip(run, "../world/clip.mp4", 12)
+    assert len(hashes) == 1

@@ -12,6 +12,7 @@ from minirlaif.app.conversations import ChatService
 from minirlaif.app.votes import Agreement, VoteStore, agreement
 from minirlaif.data.dataset import load_preferences
 from minirlaif.errors import UserError
+from minirlaif.runs.io import sha256
 from tests.fixtures import tiny
 from tests.fixtures.clips import write_clip
 
@@ -90,3 +91,28 @@ def test_votes_with_odd_line_ends_and_torn_rows_stay_readable(service: ChatServi
         file.write('{"id": "vote-1", "vid')
     service.vote_store.add(clip, "third?", ("x", "y"), ("rlaif", "sft"), "A")
     assert [row.question for row in load_preferences(str(service.vote_store.file))][1:] == ["plain?", "third?"]
+
+
+@pytest.mark.parametrize("name", ["votes", "votes/votes.jsonl", "votes/clips", "part of a clip"])
+def test_votes_behind_a_link_out_of_the_run_are_neither_read_nor_written(name: str, tmp_path: Path) -> None:
+    """A run that somebody else made could have another file of this machine written."""
+    clip, elsewhere = write_clip(tmp_path / "any.mp4"), tmp_path / "elsewhere"
+    store = VoteStore(tmp_path / "run" / "votes")
+    if name != "votes":
+        (tmp_path / "run" / "votes" / "clips").mkdir(parents=True)
+    if name in ("votes", "votes/clips"):
+        elsewhere.mkdir()
+        if name == "votes/clips":
+            (tmp_path / "run" / name).rmdir()
+    else:
+        elsewhere.write_text('{"prompt": "secret"}\n')
+    (tmp_path / "run").mkdir(exist_ok=True)
+    link = f"votes/clips/{sha256(clip)[:16]}.part" if name == "part of a clip" else name
+    (tmp_path / "run" / link).symlink_to(elsewhere)
+    before = elsewhere.read_text() if elsewhere.is_file() else [*elsewhere.iterdir()]
+    with pytest.raises(UserError, match=f"{link.split('/')[0]}.*: a link out of the run"):
+        add(store, clip, "A")
+    assert (elsewhere.read_text() if elsewhere.is_file() else [*elsewhere.iterdir()]) == before
+    if name in ("votes", "votes/votes.jsonl"):
+        with pytest.raises(UserError, match="a link out of the run"):
+            store.rows()

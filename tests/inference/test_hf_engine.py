@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from minirlaif.config import ModelSection
 from minirlaif.errors import UserError
 from minirlaif.feedback.judge import SessionJudge
+from minirlaif.inference import hf_engine
 from minirlaif.inference.engine import SamplingParams
 from minirlaif.inference.hf_engine import HfEngine
 from minirlaif.models.generation import sample, stream
@@ -94,6 +96,19 @@ def test_a_clip_is_looked_at_once_and_its_frames_are_read_once(engine: HfEngine,
     engine.load_clip(str(clip), 4)  # another frame plan
     engine.load_clip(str(folder / "b.mp4"))
     assert (engine.counters["decodes"], engine.counters["encodes"]) == (3, 3)
+
+
+def test_clips_of_many_visitors_do_not_pile_up(engine: HfEngine, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features of the latest clips stay in memory, descriptions of some; what has gone is made again."""
+    for name in ("CACHED_CLIPS", "CACHED_CONTEXTS"):
+        monkeypatch.setattr(hf_engine, name, 2)
+    first = answer_text(engine, folder / "a.mp4", QUESTIONS[0])
+    for frames in range(1, 7):
+        engine.load_clip(str(folder / "b.mp4"), frames)
+    for number in range(4):
+        engine._context(replace(engine.load_clip(str(folder / "a.mp4")), key=f"{number}:plan"))
+    assert len(engine._clips) == 2 and len(engine._contexts) == 2 and len(engine._session.feature_cache._memory) == 1
+    assert answer_text(engine, folder / "a.mp4", QUESTIONS[0]) == first
 
 
 def test_a_look_shows_what_the_model_sees(engine: HfEngine, folder: Path) -> None:

@@ -18,8 +18,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from minirlaif.app.requests.bodies import buffered, replayed
 from minirlaif.app.requests.calls import UploadFolder, call_error, parsed
-from minirlaif.app.requests.quotas import MODEL_QUEUE, SILENT_SECONDS, TooMuch, UploadQuota, Visitors, client_of, cost_of
+from minirlaif.app.requests.model_time import ModelTime
+from minirlaif.app.requests.quotas import MODEL_QUEUE, TooMuch, UploadQuota, Visitors, client_of, cost_of
 
 _GET = re.compile(
     r"/|/(?:config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|login_check|logout)/?"
@@ -33,11 +35,11 @@ _PRIVATE = re.compile(
     r"/gradio_api/(?:heartbeat/\w+|cancel|reset|upload|queue/join|run/predict)"
 )  # need a login, where there is one
 _STREAM = re.compile(r"/gradio_api/(?:heartbeat/(\w+)|queue/data)/?")  # connections that keep a session
+_RANGE = re.compile(rb"bytes=([0-9]{1,15})-([0-9]{1,15})?")  # as browsers ask for parts of a clip
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 JOIN, CALLS = "/queue/join", ("/queue/join", "/run/predict")  # requests that call a function of the page
 TOO_SOON_SECONDS = 1.0  # delay of a refusal, so that asking again at once brings nothing
 EXPIRY_SECONDS = 5.0  # between looks for sessions that ended
-MAX_BODY_BYTES = 1 << 20  # of any request but an upload
 MAX_CLIP_BYTES = 200 << 20
 LOGIN_SECONDS = 1.0  # delay after a wrong password
 # The browser loads nothing from other hosts, whatever a model, a person or a component writes into the page.
@@ -63,7 +65,8 @@ class RequestFilter:
             reaches the app by a name of its own that points to this machine.
         same_origin_only: refuse requests from pages of other origins. Off where a tunnel changes the host name.
         largest: bytes of the largest clip.
-        ended: called, in a thread, with the name of a session that ended; names: what stands in replies for other folders.
+        ended: called, in a thread, with the name of a session that ended; arrived: called with the path of an upload before its
+            client gets it; model_time: how long each client had the model; names: what stands in replies for other folders.
     """
 
     def __init__(
@@ -74,12 +77,15 @@ class RequestFilter:
         same_origin_only: bool = True,
         largest: int = MAX_CLIP_BYTES,
         ended: Callable[[str], object] | None = None,
+        arrived: Callable[[Path], object] | None = None,
+        model_time: ModelTime | None = None,
         names: Mapping[Path, str] | None = None,
     ) -> None:
         self.app, self.files = app, UploadFolder(folder, names or {})
         self.hosts, self.same_origin_only = tuple(hosts), same_origin_only
         self.visitors = Visitors(lambda name: self._tasks.add(asyncio.create_task(self._forget(name))))
-        self._ended, self._quota = ended, UploadQuota(self.files.folder, largest)
+        self._model_time = model_time
+        self._ended, self._arrived, self._quota = ended, arrived, UploadQuota(self.files.folder, largest)
         self._uploads = 0  # in progress
         self._login = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -124,10 +130,13 @@ class RequestFilter:
             if reason := self.refusal(scope) or self._needs_login(scope):
                 raise TooMuch(*reason)
             if scope["method"] == "POST" and path != UPLOAD:
-                body = await _buffered(receive)
+                body = await buffered(receive)
                 if not path.endswith(("/login", "/reset")):
-                    body = self._checked_body(client, path, body, held)
-                receive = _replayed(body, receive)
+                    body, is_model = self._checked_body(client, path, body, held)
+                    if is_model and self._model_time is not None:
+                        queue = self._gradio.get_blocks()._queue
+                        await self._model_time.turn(client, lambda: self.visitors.others_wait(client, queue))
+                receive = replayed(body, receive)
             elif stream := _STREAM.fullmatch(path):
                 name = stream[1] or parse_qs(str(scope["query_string"], "latin-1")).get("session_hash", [""])[0]
                 if not stream[1] and name not in self._gradio.get_blocks()._queue.pending_messages_per_session:
@@ -135,9 +144,10 @@ class RequestFilter:
                 held.enter_context(self.visitors.connected(client, name))
             await self._forward(scope, receive, send)
 
-    def _checked_body(self, client: str, path: str, body: bytes, held: ExitStack) -> bytes:
-        """The body of a request as Gradio gets it. TooMuch: it is refused."""
+    def _checked_body(self, client: str, path: str, body: bytes, held: ExitStack) -> tuple[bytes, bool]:
+        """The body of a request as Gradio gets it, and whether it joins the queue for the model. TooMuch: it is refused."""
         objects: list[dict[str, Any]] = []
+        is_model = False
 
         def located(value: dict[str, Any]) -> dict[str, Any]:
             objects.append(self.files.located(value))
@@ -168,7 +178,7 @@ class RequestFilter:
             self.visitors.enter(client, name)  # only its own client cancels something
             if type(call.get("fn_index")) is not int or not isinstance(call.get("event_id"), str):
                 raise TooMuch(422, "fn_index or event_id is missing")
-        return json.dumps(call).encode()
+        return json.dumps(call).encode(), is_model
 
     def _shown(self, scope: Scope, message: Message) -> Message:
         """A part of a reply with the headers of every reply, and without the place of the uploads."""
@@ -205,8 +215,17 @@ class RequestFilter:
         if scope["method"] == "POST" and path == UPLOAD:
             receive, end = self._quota.received(scope, receive)
             self._uploads += 1
+
+            async def note_arrival(message: Message) -> None:
+                stored: set[str] = self._gradio.get_blocks().upload_file_set  # emptied here: Gradio only adds to it
+                while stored:
+                    path = Path(stored.pop())
+                    if self._arrived is not None:
+                        self._arrived(path)
+                await send(message)
+
             try:
-                await self.app(scope, receive, send)
+                await self.app(scope, receive, note_arrival)
             finally:
                 end()
                 self._uploads -= 1
@@ -249,6 +268,9 @@ class RequestFilter:
         if scope["method"] in ("GET", "HEAD"):
             if not _GET.fullmatch(path) or ".." in path.split("/"):
                 return 404, ""
+            part = _RANGE.fullmatch(headers.get(b"range", b"bytes=0-"))
+            if part is None or (part[2] and int(part[1]) > int(part[2])):
+                return 416, "range: not one part of a file"
             if path.startswith("/gradio_api/file="):
                 name = path.removeprefix("/gradio_api/file=")
                 # Decoding the name once or twice more must not lead out of the folder either.
@@ -266,31 +288,6 @@ class RequestFilter:
         origin = headers.get(b"origin", b"").decode("latin-1")
         own_hosts = {host, headers.get(b"x-forwarded-host", b"").decode("latin-1")} - {""}
         return bool(origin and self.same_origin_only) and urlsplit(origin).netloc not in own_hosts
-
-
-async def _buffered(receive: Receive) -> bytes:
-    """The body of a request. TooMuch: it is too large or too slow."""
-    body, more = b"", True
-    try:
-        async with asyncio.timeout(SILENT_SECONDS):
-            while more:
-                message = await receive()
-                body, more = body + message.get("body", b""), message.get("more_body", False)
-                if len(body) > MAX_BODY_BYTES:
-                    raise TooMuch(413, "request too large")
-    except TimeoutError:
-        raise TooMuch(408, "the request did not arrive in time") from None
-    return body
-
-
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives a body first."""
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> Message:
-        return messages.pop() if messages else await receive()
-
-    return replay
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, reason: str) -> None:

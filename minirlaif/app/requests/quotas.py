@@ -1,10 +1,11 @@
 """Limits of what clients send and keep, counted while bytes arrive: a length that is announced is not believed. No torch."""
 
 import asyncio
+import os
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
@@ -17,6 +18,7 @@ MAX_STORED_BYTES = 8 << 30  # of all uploads together
 WINDOW_SECONDS = 600.0
 UPLOADS_AT_ONCE = 4  # of one client
 CLIPS_IN_WINDOW = 20  # of the largest size that one client may send within WINDOW_SECONDS
+UPLOAD_BYTES_PER_SECOND = 8 << 20  # of one client, after one largest clip: reading them takes the processor that all share
 SMALLEST_SHARE = 50  # an upload counts as at least this part of the largest: many small files are a burden as well
 FORM_BYTES = 1 << 16  # of an upload around its file
 SILENT_SECONDS = 20.0  # a client that sends nothing for so long in the middle of a request has gone
@@ -94,6 +96,7 @@ class UploadQuota:
     def __init__(self, folder: Path, largest: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder, self._largest, self._sent = folder, largest + FORM_BYTES, Window(clock)
         self._running: dict[str, int] = defaultdict(int)
+        self._busy_until: dict[str, float] = {}  # when a client's bytes so far have come at UPLOAD_BYTES_PER_SECOND
         self._arriving = 0  # bytes of uploads that are not stored yet
 
     def received(self, scope: Scope, receive: Receive) -> tuple[Receive, Callable[[], None]]:
@@ -105,7 +108,7 @@ class UploadQuota:
         if self._running[client] >= UPLOADS_AT_ONCE:
             raise TooMuch(429, "too many uploads at once")
         self._note(client, self._largest // SMALLEST_SHARE)
-        stored = sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
+        stored = _size(self._folder)
         self._running[client] += 1
         count = 0
 
@@ -120,6 +123,7 @@ class UploadQuota:
             if stored + self._arriving > MAX_STORED_BYTES:
                 raise TooMuch(507, "the upload storage is full")
             self._note(client, size)
+            await asyncio.sleep(self._pause(client, size))
             return message
 
         def end() -> None:
@@ -130,9 +134,26 @@ class UploadQuota:
 
         return counted, end
 
+    def _pause(self, client: str, size: int) -> float:
+        """Seconds that a client waits after these bytes."""
+        now = time.monotonic()
+        self._busy_until = {name: until for name, until in self._busy_until.items() if until > now}
+        self._busy_until[client] = self._busy_until.get(client, now) + size / UPLOAD_BYTES_PER_SECOND
+        return max(0.0, self._busy_until[client] - now - self._largest / UPLOAD_BYTES_PER_SECOND)
+
     def _note(self, client: str, size: int) -> None:
         if self._sent.add(client, size) > CLIPS_IN_WINDOW * self._largest:
             raise TooMuch(429, f"more than {CLIPS_IN_WINDOW} clips within {WINDOW_SECONDS / 60:.0f} minutes")
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files below a folder; those that another thread deletes meanwhile do not count."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += os.stat(os.path.join(parent, name)).st_size
+    return total
 
 
 async def unless_silent(receive: Receive) -> Message:
@@ -146,8 +167,11 @@ async def unless_silent(receive: Receive) -> Message:
 
 def cost_of(method: str, path: str) -> float:
     """What a request counts, in requests for small files: pages with all their settings and events cost more to answer."""
-    if path.rstrip("/") in ("", "/config", "/gradio_api/info"):
+    path = path.rstrip("/")
+    if path in ("", "/config", "/gradio_api/info"):
         return 20.0
+    if path.endswith(("/queue/join", "/run/predict")):
+        return 8.0
     return 1.0 if method == "GET" else 4.0
 
 
@@ -173,7 +197,7 @@ class Visitors:
     def __init__(self, close: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
         self._close, self._clock = close, clock
         self._open: dict[str, int] = defaultdict(int)
-        self._joining: dict[str, int] = defaultdict(int)  # events that are on their way into the queue
+        self._joining: dict[str, list[bool]] = {}  # events that are on their way into the queue: whether each needs the model
         self._credit: dict[str, tuple[float, float]] = {}  # time, and what was left of BURST then
         self.sessions: dict[str, _Session] = {}
 
@@ -232,16 +256,23 @@ class Visitors:
         own = {name for name, each in self.sessions.items() if each.client == client}
         waiting = [event for event in queue.event_ids_to_events.values() if event.session_hash in own]
         unread = sum(len(queue.pending_event_ids_session.get(name, ())) for name in own)
-        model = sum(event.concurrency_id == MODEL_QUEUE for event in waiting) + self._joining[client]
-        if (is_model and model >= MODEL_PLACES) or max(len(waiting), unread) + self._joining[client] >= EVENT_PLACES:
+        joining = self._joining.get(client, [])
+        model = sum(event.concurrency_id == MODEL_QUEUE for event in waiting) + sum(joining)
+        if (is_model and model >= MODEL_PLACES) or max(len(waiting), unread) + len(joining) >= EVENT_PLACES:
             raise TooMuch(429, "too many of your questions are waiting: ask again later")
-        self._joining[client] += is_model
+        self._joining.setdefault(client, []).append(is_model)
         try:
             yield
         finally:
-            self._joining[client] -= is_model
+            self._joining[client].remove(is_model)
             if not self._joining[client]:
                 del self._joining[client]
+
+    def others_wait(self, client: str, queue: Any) -> bool:
+        """Whether an event of another client waits for the model, or has it."""
+        own = {name for name, each in self.sessions.items() if each.client == client}
+        events = [*queue.event_ids_to_events.values()]
+        return any(event.concurrency_id == MODEL_QUEUE and event.session_hash not in own for event in events)
 
     def leave(self, name: str) -> None:
         """End a session."""
@@ -257,26 +288,3 @@ class Visitors:
         for client, (then, credit) in [*self._credit.items()]:
             if credit + (now - then) * REQUESTS_PER_SECOND >= BURST:
                 del self._credit[client]
-
-
-def limited_protocol(base: type[Any]) -> type[Any]:
-    """uvicorn's protocol (a class) with OPEN_REQUESTS connections of one client and SILENT_SECONDS until its first request."""
-    count: dict[str, int] = defaultdict(int)
-
-    class LimitedProtocol(base):
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self.peer = client_of({"client": transport.get_extra_info("peername"), "type": "http", "headers": []})
-            count[self.peer] += 1
-            if count[self.peer] > OPEN_REQUESTS and self.peer not in LOOPBACK:
-                transport.abort()
-            self.first = self.loop.call_later(SILENT_SECONDS, lambda: self.cycle or transport.abort())
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self.first.cancel()
-            count[self.peer] -= 1
-            if not count[self.peer]:
-                del count[self.peer]
-            super().connection_lost(exc)
-
-    return LimitedProtocol

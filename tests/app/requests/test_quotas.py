@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import itertools
 import os
 import select
+import shutil
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from minirlaif.app.requests import middleware, quotas
-from minirlaif.app.requests.middleware import MAX_BODY_BYTES
+from minirlaif.app.requests import bodies, connections, quotas
+from minirlaif.app.requests.bodies import MAX_BODY_BYTES
 from minirlaif.app.requests.quotas import TooMuch, UploadQuota, Visitors, client_of
 from tests.fixtures.browser import FakeEngine, Served, serving
 
@@ -145,6 +148,48 @@ def test_room_is_counted_while_bytes_arrive(tmp_path: Path, monkeypatch: pytest.
     take(quota, scope(), 60_000)()
 
 
+def test_bytes_of_one_client_come_at_a_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After those of one largest clip, also those of several uploads; others do not wait for them."""
+    monkeypatch.setattr(quotas, "UPLOAD_BYTES_PER_SECOND", 100_000)
+    quota = UploadQuota(tmp_path, 1000)
+
+    async def upload(host: str, size: int) -> float:
+        receive, end = quota.received(scope(host), lambda: pieces(10_000))
+        began = time.monotonic()
+        for _ in range(size // 10_000):
+            await receive()
+        end()
+        return time.monotonic() - began
+
+    async def together() -> list[float]:
+        return await asyncio.gather(upload("10.0.0.1", 60_000), upload("10.0.0.1", 60_000), upload("10.0.0.2", 60_000))
+
+    first, second, other = asyncio.run(together())
+    assert max(first, second) >= 0.5 and other < 0.3  # 120 kB, of which 66.5 at once
+
+
+def test_files_that_go_while_they_are_counted_do_not_matter(tmp_path: Path) -> None:
+    done = threading.Event()
+
+    def come_and_go() -> None:
+        while not done.is_set():
+            for name in "abcdefgh":
+                (tmp_path / name).mkdir()
+                (tmp_path / name / "clip").write_bytes(b"x")
+            for name in "abcdefgh":
+                shutil.rmtree(tmp_path / name)
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    try:
+        quota, end = UploadQuota(tmp_path, 1000), time.monotonic() + 2
+        for number in itertools.takewhile(lambda _: time.monotonic() < end, itertools.count()):
+            quota.received(scope(f"10.0.{number // 250}.{number % 250}"), lambda: pieces(1))[1]()
+    finally:
+        done.set()
+        other.join()
+
+
 def test_a_client_behind_a_tunnel_is_the_one_that_the_tunnel_noted() -> None:
     assert client_of(scope("127.0.0.1", x_forwarded_for="1.2.3.4, 9.8.7.6")) == "9.8.7.6"  # type: ignore[arg-type]
     assert client_of(scope("10.0.0.1", x_forwarded_for="1.2.3.4")) == "10.0.0.1"  # type: ignore[arg-type]
@@ -212,6 +257,12 @@ def test_a_client_has_so_many_places_in_the_queue() -> None:
             pass
         with all_.joining("a", queue, False), all_.joining("b", queue, True):
             pass
+    with ExitStack() as stack:  # side by side, before Gradio has any of them
+        for _ in range(quotas.EVENT_PLACES - len(events)):
+            stack.enter_context(all_.joining("a", queue, False))
+        with pytest.raises(TooMuch, match="are waiting"), all_.joining("a", queue, False):
+            pass
+    assert not all_._joining
     queue.pending_event_ids_session["a0"] = set(range(quotas.EVENT_PLACES))  # of a stream that nobody reads
     with pytest.raises(TooMuch, match="are waiting"), all_.joining("a", queue, False):
         pass
@@ -233,6 +284,8 @@ def test_requests_of_a_client_have_a_rate_and_a_number(monkeypatch: pytest.Monke
             stack.enter_context(all_.request("c", 0.0))
         with pytest.raises(TooMuch, match="at once"), all_.request("c", 0.0):
             pass
+    requests = [("GET", "/"), ("GET", "/static/x.js"), ("POST", "/gradio_api/queue/join/"), ("POST", "/gradio_api/upload")]
+    assert [quotas.cost_of(*request) for request in requests] == [20, 1, 8, 4]
     now[0] += 1000
     all_.expire()
     assert not all_._credit and not all_._open and not all_._joining
@@ -242,7 +295,7 @@ def test_requests_of_a_client_have_a_rate_and_a_number(monkeypatch: pytest.Monke
 def test_a_request_that_does_not_go_on_is_ended(
     served: Served, path: str, kind: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (quotas, middleware):
+    for module in (quotas, bodies):
         monkeypatch.setattr(module, "SILENT_SECONDS", 0.5)
     host, port = served.address.removeprefix("http://").split(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=10)
@@ -255,8 +308,8 @@ def test_a_request_that_does_not_go_on_is_ended(
 
 
 def test_connections_of_a_client_are_counted_and_ask_in_time(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quotas, "SILENT_SECONDS", 0.5)
-    monkeypatch.setattr(quotas, "OPEN_REQUESTS", 5)
+    monkeypatch.setattr(connections, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "OPEN_REQUESTS", 5)
     host, port = served.address.removeprefix("http://").split(":")
     lines = [socket.create_connection((host, int(port)), 10, source_address=("127.0.0.7", 0)) for _ in range(8)]
     ended = []

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import random
 import shutil
-import socket
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from minirlaif.app import run_reader, tabs, views
 from minirlaif.cli import main
 from minirlaif.runs.run import Run
 from tests.fixtures import forked, small_config
-from tests.fixtures.forged import forge, write_json, write_rows
+from tests.fixtures.forged import INSTEAD, forge, replace_with, write_json, write_rows
 from tests.fixtures.mutations import mutated, mutated_rows, mutated_value
 from tests.fixtures.small_config import STAGES
 
@@ -36,7 +34,6 @@ RECORDS = (
     *(f"{stage}/manifest.json" for stage in STAGES),
     *("evaluate/result.json", "report.json", "ppo.partial/state/position.json", "ppo.partial/begun.json"),
 )
-INSTEAD = ("pipe", "socket", "device", "folder", "broken link", "link to itself")
 LEFT_OUT = {"kind": "clip", "file": "../a.mp4", "row": 0, "reason": "empty (0 bytes)"}
 VOTE = {
     "id": "v",
@@ -67,24 +64,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "votes").mkdir()
     write_rows(run / "votes" / "votes.jsonl", [VOTE, VOTE])
     return run
-
-
-def replace_with(path: Path, what: str) -> None:
-    """Put something that is no file where a file or folder was."""
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    if what == "pipe":
-        os.mkfifo(path)
-    elif what == "socket":
-        here = os.open(".", os.O_RDONLY)
-        os.chdir(path.parent)  # names of sockets are short
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(path.name)
-        os.fchdir(here)
-        os.close(here)
-    elif what == "folder":
-        path.mkdir()
-    else:
-        path.symlink_to({"device": "/dev/zero", "broken link": "nowhere", "link to itself": path.name}[what])
 
 
 def damage(run: Path, kind: str, dice: random.Random) -> str:

@@ -22,8 +22,8 @@ from minirlaif.errors import UserError
 from minirlaif.models.feature_cache import blank_features
 from minirlaif.models.seeds import seed_of, shuffled
 from minirlaif.reports import run_results
-from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import progress
+from minirlaif.runs.records import COUNTS
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import ModelSession, VideoInput, open_session, settings_of
@@ -46,6 +46,8 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         if out is None:
             return
         # 1. models and questions
+        truth = _truth(run) if cfg.data.world else {}
+        earlier = _against_truth(run, truth) if cfg.data.world else {}  # read first: what is wrong with it costs no answers
         tests = read_samples(cfg.data, run, "test", need_answers=False, max_missing=cfg.video.max_unreadable)
         with open_session(run, cfg.model, cfg.video, Preflight(cfg.data, cfg.sft, cfg.reward)) as session:
             for model in ADAPTERS:
@@ -72,7 +74,6 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             seen = seen_before(session, run, tests)
             session.add_counters(out)
         # 3. accuracy and intervals
-        truth = {row["id"]: row for row in read_jsonl(run.require("world") / "truth.jsonl")} if cfg.data.world else {}
         known = [number for number, row in enumerate(tests) if row.turns[0].answer]
         result: dict[str, Any] = {"test_items": len(tests), "test_clips": len({row.video for row in tests}), "seed": cfg.seed}
         result |= {"test_clips_seen_before": seen, "answered_items": len(known)}
@@ -81,14 +82,32 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             answered = [tests[number] for number in known]
             result |= _accuracy(answered, scored, truth, cfg.evaluate.bootstrap, seed_of(cfg.seed, "bootstrap"))
         # 4. judge and reward model against truth
-        if cfg.data.world:
-            feedback, reward = run.require("feedback"), run.require("reward")
-            judged, trained = ((run.manifest(stage) or {})["metrics"] for stage in ("feedback", "reward"))
-            result["judge"] = _judge(read_jsonl(feedback / "verdicts.jsonl"), judged, truth)
-            result["reward_model"] = _reward(read_jsonl(reward / "held_out.jsonl"), trained, truth)
-            result["context"] = _segments(read_jsonl(feedback / "contexts.jsonl"), truth)
+        result |= earlier
         (out.path / "result.json").write_text(json.dumps(result, indent=1))
         out.summary.update({"accuracy": result.get("accuracy"), "accuracy_gain": result.get("accuracy_gain")})
+
+
+def _against_truth(run: Run, truth: Truth) -> dict[str, Any]:
+    """The judge, the reward model and the segment descriptions of a run on the tiny world. UserError: rows of an earlier stage
+    are not such rows, or are about nothing that the world knows."""
+    feedback, _ = run.require("feedback"), run.require("reward")
+    verdicts = run.rows("feedback", "verdicts.jsonl", "id", "answer_a", "answer_b", "choice")
+    for number, row in enumerate(verdicts, start=1):
+        if row["id"].split("#")[0] not in truth:
+            what = f"{feedback / 'verdicts.jsonl'}: row {number}, id: no question of the world"
+            raise UserError(f"{what}; make the stage again: `{run.remake('feedback')}`")
+    scored = run.rows("reward", "held_out.jsonl", "id", "chosen", "rejected", "score_chosen", "score_rejected")
+    trained = run.metrics("reward", "accuracy", "accuracy_by_type", "bias")
+    return {
+        "judge": _judge(verdicts, run.metrics("feedback", *COUNTS), truth),
+        "reward_model": _reward(scored, trained, truth),
+        "context": _segments(run.rows("feedback", "contexts.jsonl", "video", "segments"), truth),
+    }
+
+
+def _truth(run: Run) -> Truth:
+    run.require("world")
+    return {row["id"]: row for row in run.rows("world", "truth.jsonl", "id", "video", "type", "key", "answer", "segments")}
 
 
 def _controlled(
@@ -229,21 +248,19 @@ def _accuracy(
 
 def _judge(rows: Sequence[dict[str, Any]], counts: Mapping[str, Any], truth: Truth) -> dict[str, Any]:
     """Agreement with truth on pairs of which exactly one answer is true, decided ones only, with and without context."""
-    result: dict[str, Any] = {
-        name: counts[name] for name in ("swap_consistency", "decided_share", "longer_wins", "pairs", "tie", "invalid", "disagree")
-    }
+    result: dict[str, Any] = {name: counts[name] for name in COUNTS}
     kinds: dict[str, list[float]] = {}
     for name in ("with_context", "without_context", "letter"):
         hits = []
         for row in rows:
-            verdict = {"with_context": row, "without_context": row["without_context"], "letter": row.get("letter")}[name]
+            verdict = row if name == "with_context" else row.get(name)
             answer = truth[row["id"].split("#")[0]]["answer"]
             a, b = exact_match(row["answer_a"], answer), exact_match(row["answer_b"], answer)
             if verdict is None or a == b or verdict["choice"] not in ("A", "B"):
                 continue
             hits.append(float((verdict["choice"] == "A") == a))
             if name == "with_context":
-                kinds.setdefault(row["tags"].get("type", "all"), []).append(hits[-1])
+                kinds.setdefault((row.get("tags") or {}).get("type", "all") or "", []).append(hits[-1])
         result[name] = sum(hits) / len(hits) if hits else None
         result[f"{name}_n"] = len(hits)
         result[f"{name}_ci95"] = wilson(int(sum(hits)), len(hits)) if hits else None

@@ -17,7 +17,6 @@ from minirlaif.data.preflight import Preflight, read_dev, read_samples
 from minirlaif.errors import UserError
 from minirlaif.feedback.win_rate import WinRateEvaluator
 from minirlaif.models.loading import base_hash, critic_model
-from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
@@ -43,8 +42,10 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         missing = cfg.video.max_unreadable
         prompts = read_samples(cfg.data, run, "prompts", need_answers=False, max_missing=missing)
         dev = read_dev(cfg.data, run, missing)
-        rows = read_jsonl(run.require("feedback") / "contexts.jsonl")
-        contexts = {run.located(row["video"]): row["context"] for row in rows}
+        run.require("feedback")
+        contexts = {
+            run.located(row["video"]): row["context"] for row in run.rows("feedback", "contexts.jsonl", "video", "context")
+        }
         checks = Preflight(cfg.data, cfg.sft, cfg.reward)
         with open_ppo_models(run, cfg.model, cfg.video, checks, cfg.reference, cfg.reward) as models:
             prompts = [row for row in models.policy.readable(prompts) if row.video in contexts]
@@ -57,7 +58,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             first, state = out.resume() or (0, None)
             adapters = {name: run.adapter(name) for name in ("sft", "reward")}
             learner = build(models, cfg.ppo, Start(cfg.seed, run.root, cfg.report_to, adapters, state=state))
-            bias = float((run.manifest("reward") or {})["metrics"]["bias"])
+            bias = float(run.metrics("reward", "bias")["bias"])
             read = contexts if cfg.reward.context else None
             collector = RolloutCollector(models, cfg.rollout, cfg.seed, read, bias, learner.progress)
             evaluator = WinRateEvaluator(models, dev, contexts, cfg.feedback, cfg.rollout.max_new_tokens)
@@ -135,8 +136,8 @@ def _save(folder: Path, learner: Learner) -> None:
 
 
 def _refuse_poor_reward(section: RewardSection, run: Run) -> None:
-    metrics = (run.manifest("reward") or {})["metrics"]
-    accuracy = float(metrics.get("accuracy", 0.0))
+    metrics = run.metrics("reward")
+    accuracy = float(metrics.get("accuracy") or 0.0)
     if section.min_accuracy and not metrics.get("held_out_pairs"):
         raise UserError("ppo: no pair was held out to test the reward model: raise reward.held_out, or set reward.min_accuracy=0")
     if accuracy < section.min_accuracy:

@@ -139,9 +139,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if (
         not has_fields(manifest, MANIFEST)
         or not all(
-            has_fields(output, {"bytes": int, "sha256": str}) and _inside(name) for name, output in manifest["outputs"].items()
+            has_fields(output, {"bytes": int, "sha256": str}) and inside(name) for name, output in manifest["outputs"].items()
         )
-        or not all(map(_inside, manifest["inputs"]))
+        or not all(map(inside, manifest["inputs"]))
     ):
         raise UserError(f"{path}: not a manifest of this version; make the stage again", again=())
     return manifest
@@ -243,7 +243,8 @@ def _is_text(value: str) -> bool:
     return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
-def _inside(name: str) -> bool:
+def inside(name: str) -> bool:
+    """Whether a path, seen from a folder, leads to something within it that can have this name."""
     path = PurePosixPath(name)
     sound = all(len(part) < 256 and part != ".." for part in path.parts) and "\0" not in name and _is_text(name)
     return sound and not path.is_absolute()

@@ -19,8 +19,8 @@ from tests.fixtures.mutations import as_json, mutated, mutated_value
 from tests.fixtures.server_process import ServerProcess, app_process
 
 pytestmark = pytest.mark.hostile
-UPLOADS, BODIES = 30, 60
-WARM = 25  # requests of each kind before memory is compared
+UPLOADS, BODIES = 500, 500
+WARM = 60  # requests of each kind before memory is compared
 EACH = 25  # uploads or bodies of one visitor
 LIMIT = 60.0  # seconds of one case: the decoder has 15 for the properties of a clip and 15 for its frames
 GROWTH = 1.10  # of the memory of the server and its children, over what it was after the warm-up

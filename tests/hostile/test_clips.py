@@ -20,7 +20,7 @@ from tests.fixtures import encoded_clips
 from tests.fixtures.mutations import mutated
 
 pytestmark = pytest.mark.hostile
-GROUPS, CLIPS = 2, 15  # files of rows, and clips that each of them names
+GROUPS, CLIPS = 20, 50  # files of rows, and clips that each of them names
 LIMIT = 10.0  # seconds of the decoder for one call
 SLACK = 5.0  # to end it and start another one
 SOURCES = (

@@ -15,7 +15,7 @@ from tests.fixtures import forked
 from tests.fixtures.mutations import mutated, mutated_value
 
 pytestmark = pytest.mark.hostile
-CONFIGS = 30
+CONFIGS = 300
 LIMIT = 30.0  # seconds
 SOURCES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 LINES = (

@@ -21,7 +21,7 @@ from tests.fixtures.forged import forge, write_json
 from tests.fixtures.mutations import mutated, mutated_value
 
 pytestmark = pytest.mark.hostile
-CASES = {"gguf": 6, "adapter": 6, "base": 4}
+CASES = {"gguf": 120, "adapter": 120, "base": 60}
 LIMIT = 60.0  # seconds
 GGUF_HEAD = 4096  # bytes of counts and settings; token texts come behind them
 QUESTION = "what happens first?"

@@ -34,6 +34,11 @@ RECORDS = (
     *(f"{stage}/manifest.json" for stage in STAGES),
     *("evaluate/result.json", "report.json", "ppo.partial/state/position.json", "ppo.partial/begun.json"),
 )
+SETTINGS = (  # smaller still than the small run: each case makes a stage of it
+    "world.sft_clips=3 world.sft_short_clips=3 world.prompt_clips=5 world.dev_clips=1 world.test_clips=2 world.questions_per_clip=2"
+    " feedback.answers=3 feedback.pairs_per_prompt=1 rollout.rollouts=4 ppo.iterations=1 ppo.minibatch_size=2"
+    " evaluate.max_new_tokens=8"
+).split()
 LEFT_OUT = {"kind": "clip", "file": "../a.mp4", "row": 0, "reason": "empty (0 bytes)"}
 VOTE = {
     "id": "v",
@@ -52,7 +57,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run `a`, with votes, a list of what was left out, and a second attempt at PPO that was interrupted."""
     forked.preload()
     runs = tmp_path_factory.mktemp("finished")
-    outcome = forked.forked(functools.partial(main.main, small_config.words(runs, (*STAGES, "report"))), 600)
+    outcome = forked.forked(functools.partial(main.main, words(runs, *STAGES, "report")), 600)
     assert outcome.code == 0, outcome.text
     run = runs / "a"
     (run / "ppo.partial" / "state").mkdir(parents=True)
@@ -64,6 +69,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "votes").mkdir()
     write_rows(run / "votes" / "votes.jsonl", [VOTE, VOTE])
     return run
+
+
+def words(runs: Path, *stages: str) -> list[str]:
+    return small_config.words(runs, stages, *SETTINGS)
 
 
 def damage(run: Path, kind: str, dice: random.Random) -> str:
@@ -99,7 +108,9 @@ def show_pages(run_folder: Path) -> int:
     run_reader.example_clips(run)
     run_reader.example_questions(run)
     shown = [tabs._shown(views.progress, run), tabs._shown(views.curves, run)]
-    shown += [tabs._shown(views.gallery, run, group, page)[0] for group in views.GROUPS for page in (1, 2)]
+    shown += [
+        tabs._shown(views.gallery, run, group, page)[0] for group, page in [("all", 2), *((group, 1) for group in views.GROUPS)]
+    ]
     shown += [tabs._shown(views.verdict, run, group, 1)[0] for group in run_reader.VERDICT_FILTERS]
     print("minirlaif: a notice" if any('class="notice' in str(each) for each in shown) else "shown")
     return 0
@@ -121,12 +132,12 @@ def commands(run: Path, name: str, dice: random.Random) -> list[tuple[str, Any]]
             for folder in (run / stage, *(() if name.startswith("ppo.partial") else (run / f"{stage}.partial",))):
                 if folder.is_dir() and not folder.is_symlink():
                     shutil.rmtree(folder)
-        return main.main(small_config.words(runs, stages))
+        return main.main(words(runs, *stages))
 
-    if again and dice.random() < 0.6:
+    if again and dice.random() < 0.4:
         made.append((again, functools.partial(stage, again)))
     else:
-        made.append(("report", functools.partial(main.main, small_config.words(runs, ("report",)))))
+        made.append(("report", functools.partial(main.main, words(runs, "report"))))
     return made
 
 

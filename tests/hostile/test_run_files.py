@@ -35,10 +35,23 @@ RECORDS = (
     *("evaluate/result.json", "report.json", "ppo.partial/state/position.json", "ppo.partial/begun.json"),
 )
 SETTINGS = (  # smaller still than the small run: each case makes a stage of it
-    "world.sft_clips=3 world.sft_short_clips=3 world.prompt_clips=5 world.dev_clips=1 world.test_clips=2 world.questions_per_clip=2"
-    " feedback.answers=3 feedback.pairs_per_prompt=1 rollout.rollouts=4 ppo.iterations=1 ppo.minibatch_size=2"
+    "world.sft_clips=3 world.sft_short_clips=3 world.prompt_clips=5 world.dev_clips=1 world.test_clips=2"
+    " world.questions_per_clip=2 feedback.answers=3 feedback.pairs_per_prompt=1 rollout.rollouts=4 ppo.iterations=1 ppo.minibatch_size=2"
     " evaluate.max_new_tokens=8"
 ).split()
+READERS = {  # the stages that read a file, or the others of its folder
+    "feedback/verdicts.jsonl": ("report", "evaluate"),
+    "feedback/contexts.jsonl": ("ppo", "evaluate"),
+    "feedback/preferences.jsonl": ("reward",),
+    "reward/held_out.jsonl": ("evaluate",),
+    "world/truth.jsonl": ("evaluate",),
+    "world": ("sft", "evaluate", "report"),
+    "sft": ("report", "feedback"),
+    "feedback": ("report", "evaluate", "ppo"),
+    "reward": ("report", "evaluate", "ppo"),
+    "ppo": ("report", "evaluate"),
+    "ppo.partial": ("ppo",),
+}
 LEFT_OUT = {"kind": "clip", "file": "../a.mp4", "row": 0, "reason": "empty (0 bytes)"}
 VOTE = {
     "id": "v",
@@ -122,23 +135,15 @@ def commands(run: Path, name: str, dice: random.Random) -> list[tuple[str, Any]]
     runs = run.parent
     made = [("pages", functools.partial(show_pages, run))]
     made.append(("status", functools.partial(main.main, ["status", "--run", "a", "--runs-dir", str(runs)])))
-    readers = {"feedback": ("reward", "ppo", "evaluate"), "reward": ("ppo", "evaluate"), "world": ("sft", "evaluate")}
-    again = dice.choice(readers.get(name.split("/")[0], ("evaluate", "")))
-    if name.startswith("ppo.partial"):
-        again = "ppo"
+    reader = dice.choice(READERS.get(name, READERS.get(name.split("/")[0], ("report",))))
 
-    def stage(*stages: str) -> int:
-        for stage in stages:
-            for folder in (run / stage, *(() if name.startswith("ppo.partial") else (run / f"{stage}.partial",))):
-                if folder.is_dir() and not folder.is_symlink():
-                    shutil.rmtree(folder)
-        return main.main(words(runs, *stages))
+    def make() -> int:
+        for folder in (run / reader, *(() if name.startswith("ppo.partial") else (run / f"{reader}.partial",))):
+            if folder.is_dir() and not folder.is_symlink():
+                shutil.rmtree(folder)
+        return main.main(words(runs, reader))
 
-    if again and dice.random() < 0.4:
-        made.append((again, functools.partial(stage, again)))
-    else:
-        made.append(("report", functools.partial(main.main, words(runs, "report"))))
-    return made
+    return [*made, (reader, make)]
 
 
 def fault_of(outcome: forked.Outcome) -> str:
@@ -158,7 +163,7 @@ def outcomes(case: tuple[Path, Path, str, int]) -> tuple[list[str], list[str]]:
     shutil.copytree(source, run)
     what = damage(run, kind, dice)
     ends, problems = [], []
-    for verb, call in commands(run, what, dice):
+    for verb, call in commands(run, what.split(": ")[0], dice):
         outcome = forked.forked(call, LIMIT)
         ends.append(f"{verb} {'refused' if outcome.code else 'noticed' if 'minirlaif: ' in outcome.last else 'went on'}")
         if fault := fault_of(outcome):

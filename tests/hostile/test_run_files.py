@@ -36,8 +36,8 @@ RECORDS = (
 )
 SETTINGS = (  # smaller still than the small run: each case makes a stage of it
     "world.sft_clips=3 world.sft_short_clips=3 world.prompt_clips=5 world.dev_clips=1 world.test_clips=2"
-    " world.questions_per_clip=2 feedback.answers=3 feedback.pairs_per_prompt=1 rollout.rollouts=4 ppo.iterations=1 ppo.minibatch_size=2"
-    " evaluate.max_new_tokens=8"
+    " world.questions_per_clip=2 feedback.answers=3 feedback.pairs_per_prompt=1 rollout.rollouts=4"
+    " ppo.iterations=1 ppo.minibatch_size=2 evaluate.max_new_tokens=8"
 ).split()
 READERS = {  # the stages that read a file, or the others of its folder
     "feedback/verdicts.jsonl": ("report", "evaluate"),

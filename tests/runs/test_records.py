@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from minirlaif.data import preflight
 from minirlaif.errors import UserError
 from minirlaif.runs.run import Run
 from minirlaif.stages import evaluate
@@ -108,3 +109,15 @@ def test_the_report_names_a_line_of_metrics(line: str, words: str, tmp_path: Pat
         caught.value
     )
     assert not json.dumps(str(caught.value)).count("\\n")
+
+
+@pytest.mark.parametrize(("stage", "name"), [("feedback", "preferences.jsonl"), ("world", "test.jsonl")])
+def test_rows_of_an_earlier_stage_that_are_none_are_refused_with_its_command(stage: str, name: str, tmp_path: Path) -> None:
+    run = Run(tmp_path / "a")
+    tiny.finished(run, stage, lambda path: tiny.write_lines(path / name, [{"id": "x"}]))
+    with pytest.raises(UserError) as caught:
+        if stage == "feedback":
+            preflight.read_judged(run)
+        else:
+            preflight.read_samples(tiny.settings("data.world=tiny").data, run, "test", need_answers=False)
+    assert f"{name}, row 1: " in str(caught.value) and f"make the stage again: `{run.remake(stage)}`" in str(caught.value)

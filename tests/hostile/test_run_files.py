@@ -166,7 +166,10 @@ def outcomes(case: tuple[Path, Path, str, int]) -> tuple[list[str], list[str]]:
     for verb, call in commands(run, what.split(": ")[0], dice):
         outcome = forked.forked(call, LIMIT)
         ends.append(f"{verb} {'refused' if outcome.code else 'noticed' if 'minirlaif: ' in outcome.last else 'went on'}")
-        if fault := fault_of(outcome):
+        fault = fault_of(outcome)
+        if not fault and outcome.code and kind == "forged rows" and "`python -m minirlaif " not in outcome.last:
+            fault = f"no command is named: {outcome.last}"
+        if fault:
             problems.append(f"{kind} {number}, {what}, {verb}: {fault}")
     shutil.rmtree(runs)
     return ends, problems

@@ -22,7 +22,7 @@ from minirlaif.config import ModelSection
 from minirlaif.errors import UserError
 from minirlaif.models.backbones.base import VisionLanguageModel
 from minirlaif.models.offload import OffloadableWeights
-from minirlaif.runs.io import opened, read_json
+from minirlaif.runs.io import open_file, read_json
 from minirlaif.runs.records import NUMBER, has_fields
 from minirlaif.runs.run import Run
 from minirlaif.stages.registry import STAGES
@@ -252,7 +252,7 @@ def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. UserError: it cannot be read, or a weight is no finite number."""
     try:
-        opened(path).close()  # a pipe would be waited for
+        open_file(path).close()  # a pipe would be waited for
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split()):.150}); {_again(path.parent)}") from None

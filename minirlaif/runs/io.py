@@ -29,7 +29,7 @@ def write_atomic(path: Path, text: str) -> None:
     new.replace(path)
 
 
-def opened(path: Path) -> io.BufferedReader:
+def open_file(path: Path) -> io.BufferedReader:
     """Open a file for reading. OSError for a pipe, a socket, a device or a folder: reading those may never end."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a pipe without a writer is not waited for
     handle = os.open(path, flags)
@@ -40,8 +40,8 @@ def opened(path: Path) -> io.BufferedReader:
 
 
 def read_text(path: Path) -> str:
-    """The content of a text file. OSError as for `opened`, UnicodeDecodeError."""
-    with opened(path) as file:
+    """The content of a text file. OSError as for `open_file`, UnicodeDecodeError."""
+    with open_file(path) as file:
         return file.read().decode()
 
 
@@ -77,7 +77,7 @@ def read_jsonl(path: Path, missing_ok: bool = False, skip_damaged: bool = False)
         return []
     rows = []
     try:
-        with io.TextIOWrapper(opened(path), "utf-8", "replace" if skip_damaged else "strict") as file:
+        with io.TextIOWrapper(open_file(path), "utf-8", "replace" if skip_damaged else "strict") as file:
             for number, row in json_lines(file):
                 if not isinstance(row, Exception):
                     rows.append(row)
@@ -96,7 +96,7 @@ def sync(path: Path) -> None:
 
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
-    with opened(path) as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from minirlaif.errors import UserError
-from minirlaif.runs.io import opened, read_json, read_jsonl, sync, without_folders, write_atomic
+from minirlaif.runs.io import open_file, read_json, read_jsonl, sync, without_folders, write_atomic
 from minirlaif.stages.registry import STAGES
 
 BLOCK = 1 << 20
@@ -101,7 +101,7 @@ class FileRecords:
 
 def _digest(path: Path, begin: int, end: int, digest: Any = None) -> Any:
     digest = digest or hashlib.sha256()
-    with opened(path) as file:
+    with open_file(path) as file:
         file.seek(begin)
         while begin < end and (block := file.read(min(BLOCK, end - begin))):
             digest.update(block)

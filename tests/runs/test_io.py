@@ -10,7 +10,7 @@ from minirlaif import config
 from minirlaif.cli import main
 from minirlaif.errors import UserError
 from minirlaif.runs.database import database_errors, open_database
-from minirlaif.runs.io import opened, read_json, read_jsonl, sha256
+from minirlaif.runs.io import open_file, read_json, read_jsonl, sha256
 from minirlaif.runs.run import Run
 from tests.fixtures import forked, tiny
 from tests.fixtures.forged import INSTEAD, replace_with
@@ -46,7 +46,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(what: str, tmp_path: Path
 
     def read() -> int:
         replace_with(path, what)
-        for function in (opened, sha256):
+        for function in (open_file, sha256):
             with pytest.raises(OSError):
                 function(path)
         for function in (read_json, read_jsonl, config.load):

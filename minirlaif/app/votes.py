@@ -17,7 +17,8 @@ from uuid import uuid4
 
 from minirlaif.data.formats import BadRow, parse_preference
 from minirlaif.errors import UserError
-from minirlaif.runs.io import private_folder, read_jsonl, sha256
+from minirlaif.runs.io import private_folder, sha256
+from minirlaif.runs.records import read_rows
 from minirlaif.stats import wilson
 
 CHOICES = {"A": 1, "B": 2, "tie": "tie", "both bad": "both bad"}  # choice on the page -> `preference` of the row
@@ -99,8 +100,8 @@ class VoteStore:
         return str(row["id"])
 
     def rows(self) -> list[dict[str, Any]]:
-        """All complete rows."""
-        return read_jsonl(self.file, missing_ok=True, skip_damaged=True)
+        """All complete rows, those that are votes."""
+        return read_rows(self.folder, "votes", self.file.name)
 
 
 @dataclass(frozen=True)

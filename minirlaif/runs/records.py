@@ -31,6 +31,11 @@ SETTINGS = {"config": dict, "inputs": dict}
 READOUT = {"choice": str, "margin": NUMBER, "orders": [str]}
 ROWS: Mapping[tuple[str, str], Mapping[str, Any]] = {  # a name that ends in ? may be missing, or None
     ("", "left_out.jsonl"): {**dict.fromkeys(("kind", "file", "reason"), str), "row": int},
+    ("votes", "votes.jsonl"): {
+        **dict.fromkeys(("id", "prompt", "output_1", "output_2", "model_1", "model_2"), str),
+        "preference": (int, str),
+        "judge?": (int, str),
+    },
     ("world", "truth.jsonl"): {**dict.fromkeys(("id", "video", "type", "key", "answer"), str), "segments": [str]},
     ("evaluate", "answers.jsonl"): {
         **dict.fromkeys(("id", "video", "question", "sft", "rlaif", "base"), str),

@@ -88,3 +88,15 @@ def test_votes_with_odd_line_ends_and_torn_rows_stay_readable(service: ChatServi
         file.write('{"id": "vote-1", "vid')
     service.vote_store.add(clip, "third?", ("x", "y"), ("rlaif", "sft"), "A")
     assert [row.question for row in load_preferences(str(service.vote_store.file))][1:] == ["plain?", "third?"]
+
+
+@pytest.mark.parametrize(
+    "changed", [[], {"preference": []}, {"preference": {}}, {"judge": [1]}, {"model_1": None}, {"prompt": 3}]
+)
+def test_rows_that_are_no_votes_are_passed_over(changed: Any, tmp_path: Path) -> None:
+    clip, vote_store = write_clip(tmp_path / "any.mp4"), VoteStore(tmp_path / "votes")
+    add(vote_store, clip, "A", judge="B")
+    (good,) = vote_store.rows()
+    tiny.write_lines(vote_store.file, [good, {**good, **changed} if isinstance(changed, dict) else changed])
+    assert vote_store.rows() == [good]
+    assert agreement(vote_store.rows()).votes == 1 and "what happens?" in views.vote_cards(vote_store.rows(), True)

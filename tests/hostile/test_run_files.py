@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from minirlaif.app import run_reader, tabs, views
+from minirlaif.app.votes import VoteStore, agreement
 from minirlaif.cli import main
 from minirlaif.runs.run import Run
 from tests.fixtures import forked, small_config
@@ -125,6 +126,8 @@ def show_pages(run_folder: Path) -> int:
         tabs._shown(views.gallery, run, group, page)[0] for group, page in [("all", 2), *((group, 1) for group in views.GROUPS)]
     ]
     shown += [tabs._shown(views.verdict, run, group, 1)[0] for group in run_reader.VERDICT_FILTERS]
+    votes = VoteStore(run_folder / "votes").rows()
+    shown += [views.votes(agreement(votes), ""), views.vote_cards(votes, False), views.vote_cards(votes, True)]
     print("minirlaif: a notice" if any('class="notice' in str(each) for each in shown) else "shown")
     return 0
 

@@ -16,6 +16,7 @@ from minirlaif.stages.registry import STAGES
 BLOCK = 1 << 20
 SEAL = "sha256_of_this"  # the key of a record's own hash
 NUMBER = (int, float)
+CHOICE = (int, str)
 # Fields that readers of a record, or of the rows of a stage's file, count on.
 MANIFEST = {
     "config": dict,
@@ -33,8 +34,8 @@ ROWS: Mapping[tuple[str, str], Mapping[str, Any]] = {  # a name that ends in ? m
     ("", "left_out.jsonl"): {**dict.fromkeys(("kind", "file", "reason"), str), "row": int},
     ("votes", "votes.jsonl"): {
         **dict.fromkeys(("id", "prompt", "output_1", "output_2", "model_1", "model_2"), str),
-        "preference": (int, str),
-        "judge?": (int, str),
+        "preference": CHOICE,
+        "judge?": CHOICE,
     },
     ("world", "truth.jsonl"): {**dict.fromkeys(("id", "video", "type", "key", "answer"), str), "segments": [str]},
     ("evaluate", "answers.jsonl"): {
@@ -227,7 +228,13 @@ def wrong_field(value: Any, fields: Mapping[str, Any]) -> str:
 
 
 def _word(kind: Any) -> str:
-    words: dict[Any, str] = {str: "a text", int: "a whole number", NUMBER: "a finite number", dict: "an object"}
+    words: dict[Any, str] = {
+        str: "a text",
+        int: "a whole number",
+        NUMBER: "a finite number",
+        dict: "an object",
+        CHOICE: "a choice",
+    }
     return "a list of texts" if isinstance(kind, list) else "an object" if isinstance(kind, Mapping) else words[kind]
 
 

@@ -17,7 +17,8 @@ from uuid import uuid4
 
 from minirlaif.data.formats import BadRow, parse_preference
 from minirlaif.errors import UserError
-from minirlaif.runs.io import private_folder, read_jsonl, sha256
+from minirlaif.runs.io import private_folder, sha256
+from minirlaif.runs.records import read_rows
 from minirlaif.stats import wilson
 
 CHOICES = {"A": 1, "B": 2, "tie": "tie", "both bad": "both bad"}  # choice on the page -> `preference` of the row
@@ -106,9 +107,9 @@ class VoteStore:
                 raise UserError(f"{os.path.relpath(path, self.folder.parent)}: a link out of the run; put a copy in its place")
 
     def rows(self) -> list[dict[str, Any]]:
-        """All complete rows. UserError as for `add`, and for a link that leads elsewhere."""
+        """All complete rows, those that are votes. UserError as for `add`, and for a link that leads elsewhere."""
         self._check_links()
-        return read_jsonl(self.file, missing_ok=True, skip_damaged=True)
+        return read_rows(self.folder, "votes", self.file.name)
 
 
 @dataclass(frozen=True)

@@ -108,9 +108,9 @@ class Audit:
 
     def __init__(self, run: Run, count: int, seed: int, redo: bool = False) -> None:
         self._folder = run.root / "audit"
-        feedback = run.require("feedback")
+        run.require("feedback")
         manifest = run.manifest("feedback") or {}
-        rows = read_jsonl(feedback / "verdicts.jsonl")
+        rows = run.rows("feedback", "verdicts.jsonl", "id", "video", "question", "answer_a", "answer_b", "choice")
         self._rows = {row["id"]: row for row in rows if row["answer_a"] != row["answer_b"]}
         self.readout = str(manifest["config"].get("feedback", {}).get("readout", ""))
         self.note = ""

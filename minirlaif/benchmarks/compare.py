@@ -15,7 +15,7 @@ from minirlaif.benchmarks.kinds.base import Grade
 from minirlaif.benchmarks.tables import ORDER, Scores, judged, load_all
 from minirlaif.errors import UserError
 from minirlaif.judges.grade import MATCH_NAMES
-from minirlaif.runs.io import plain, read_jsonl, write_atomic
+from minirlaif.runs.io import plain, write_atomic
 from minirlaif.runs.run import Run
 from minirlaif.stats import exact_match, grouped
 
@@ -105,7 +105,7 @@ def _own_test(run: Run) -> list[Scores]:
     manifest = run.manifest("evaluate")
     if manifest is None:
         return []
-    rows = [row for row in read_jsonl(run.dir("evaluate") / "answers.jsonl") if row.get("truth")]
+    rows = [row for row in run.rows("evaluate", "answers.jsonl", "id", "question", "video", *ORDER) if row.get("truth")]
     questions = json.dumps(sorted([row["id"], row["question"], row["truth"]] for row in rows))
     digest = hashlib.sha256(questions.encode()).hexdigest()
     scores = []

@@ -12,8 +12,9 @@ import yaml
 from minirlaif import config, distributed
 from minirlaif.cli import evaluate, export, plan
 from minirlaif.cli.flags import add_flags, run_folder, verb
+from minirlaif.config.loader import parse_yaml
 from minirlaif.errors import UserError
-from minirlaif.runs.io import private_folder, write_atomic
+from minirlaif.runs.io import private_folder, read_text, write_atomic
 from minirlaif.runs.run import Run
 from minirlaif.runs.status import report_state, status_table
 from minirlaif.stages.registry import METHODS, PIPELINE, STAGES, pipeline
@@ -154,8 +155,8 @@ def check_base(run: Run, cfg: config.Config) -> None:
     path = run.root / "config.yaml"
     if path.is_file():
         try:
-            base = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["base"]
-        except (yaml.YAMLError, ValueError, TypeError, KeyError):
+            base = parse_yaml(read_text(path), str(path))["model"]["base"]
+        except (UserError, ValueError, TypeError, KeyError):
             raise UserError(f"{path}: cannot be read as this run's settings; choose another --run") from None
         if base != cfg.model.base:
             raise UserError(f"{path}: made with model.base {base}, the settings now say {cfg.model.base}; choose another --run")

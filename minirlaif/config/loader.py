@@ -20,6 +20,7 @@ from minirlaif.errors import UserError
 from minirlaif.stages import registry
 
 R = TypeVar("R")
+RUN_FILE = "config.yaml"  # of a run folder, which may be a stranger's: a pipe there is not waited for
 LONGEST_FILE = 1 << 20  # characters
 DEEPEST = 20  # blocks and lists in one another
 
@@ -42,7 +43,7 @@ _WORDS: Mapping[Any, str] = {bool: "true or false", int: "a whole number", float
 def parse_yaml(text: str, where: str) -> Mapping[Any, Any]:
     """The top-level mapping of a YAML text ({} for an empty one). UserError, naming `where`, for anything else."""
     if len(text) > LONGEST_FILE:
-        raise UserError(f"{where}: {len(text):,} characters are no config; {LONGEST_FILE:,} are allowed")
+        raise UserError(f"{where}: more than {LONGEST_FILE:,} characters are no config")
     try:
         depth = 0
         for event in yaml.parse(text, Loader=_Loader):
@@ -155,13 +156,16 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     values: Mapping[Any, Any] = {}
     if path is not None:
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            if Path(path).name == RUN_FILE and Path(path).exists() and not Path(path).is_file():
+                raise UserError(f"{path}: not a file; delete it, and name a config with --config")
+            with Path(path).open(encoding="utf-8") as file:
+                text = file.read(LONGEST_FILE + 1)
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); name a config with --config") from None
         except UnicodeDecodeError:
             raise UserError(f"{path}: not a text file; name a YAML config with --config") from None
         values = parse_yaml(text, str(path))
-        if Path(path).name == "config.yaml" and any(Path(path).parent.glob("*/manifest.json")):
+        if Path(path).name == RUN_FILE and any(Path(path).parent.glob("*/manifest.json")):
             values = _with_old_values(values)
     cfg, problems = build(Config, values, overrides)
     if cfg is not None:

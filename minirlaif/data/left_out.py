@@ -11,7 +11,8 @@ from pathlib import Path
 
 from minirlaif import distributed
 from minirlaif.runs import clips
-from minirlaif.runs.io import read_jsonl, write_atomic
+from minirlaif.runs.io import write_atomic
+from minirlaif.runs.records import read_rows
 
 FILE = "left_out.jsonl"
 KINDS = ("bad row", "duplicate", "clip")  # in the order of the report
@@ -47,7 +48,7 @@ def write(root: Path, entries: Iterable[LeftOut], is_replaced: Callable[[LeftOut
     if not distributed.leads() or not root.is_dir():
         return
     path = root / FILE
-    before = [LeftOut(**row) for row in read_jsonl(path, missing_ok=True)]
+    before = [LeftOut(row["kind"], row["file"], row["row"], row["reason"]) for row in read_rows(root, "", FILE)]
     kept = [entry for entry in before if not any(map(is_replaced, (entry, _with(entry, clips.located(root, entry.file)))))]
     # What lies in the run is named from there: in a copy of the run it is the same entry.
     named = (_with(entry, clips.stored(root, entry.file)) if os.path.isabs(entry.file) else entry for entry in entries)
@@ -70,5 +71,5 @@ def _with(entry: LeftOut, file: str) -> LeftOut:
 
 def counts(root: Path) -> dict[str, int]:
     """How many entries of each kind the file of a run has; empty without one."""
-    kinds = Counter(row["kind"] for row in read_jsonl(root / FILE, missing_ok=True))
+    kinds = Counter(row["kind"] for row in read_rows(root, "", FILE))
     return {kind: kinds[kind] for kind in KINDS if kinds[kind]}

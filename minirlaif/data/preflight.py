@@ -1,7 +1,8 @@
 """Rows of a run's data, and what is checked of them before anything trains."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +37,9 @@ def read_samples(data: DataSection, run: Run, part: str, need_answers: bool, max
     max_missing: see RowRules (video.max_unreadable). What is left out is listed in the run's left_out.jsonl.
     """
     if data.world:
-        return _absolute(load_samples(str(run.require("world") / f"{part}.jsonl"), need_answers=need_answers))
+        made = str(run.require("world") / f"{part}.jsonl")
+        with _made_by(run, "world"):
+            return _absolute(load_samples(made, need_answers=need_answers))
     sources = {"sft": data.sft, "prompts": data.prompts, "dev": data.dev, "test": data.test}[part]
     if not sources:
         raise UserError(f"data.{part}: names no file; set it to the files to read (or data.world to tiny)")
@@ -69,7 +72,18 @@ def read_preferences(data: DataSection, run: Run, max_missing: float = 0.0) -> l
 def read_judged(run: Run) -> list[Preference]:
     """The preferences that the run's own stage `feedback` wrote. What they carry along, such as system turns, was checked."""
     rules = RowRules(ignore=sorted(MEANING - {"context", "chosen", "rejected"}))
-    return _absolute(load_preferences(str(run.require("feedback") / "preferences.jsonl"), rules=rules))
+    file = str(run.require("feedback") / "preferences.jsonl")
+    with _made_by(run, "feedback"):
+        return _absolute(load_preferences(file, rules=rules))
+
+
+@contextmanager
+def _made_by(run: Run, stage: str) -> Iterator[None]:
+    """Rows that a stage of the run wrote: a UserError about them gets the command that makes it again."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error}; make the stage again: `{run.remake(stage)}`") from None
 
 
 def _list_rows(run: Run, source: str, rules: RowRules) -> None:

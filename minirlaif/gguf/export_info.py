@@ -14,12 +14,20 @@ from minirlaif.errors import UserError
 from minirlaif.inference.engine import SamplingParams
 from minirlaif.models.renderer import Layout
 from minirlaif.runs.hash_cache import DIGITS, HashCache, cache_folder
-from minirlaif.runs.io import write_atomic
-from minirlaif.runs.records import read_sealed
+from minirlaif.runs.io import read_text, write_atomic
+from minirlaif.runs.records import NUMBER, inside, read_sealed, wrong_field
 from minirlaif.video.frame_sampling import Sizing
 
 FILE = "minirlaif.json"
 SCHEMA = 1
+FIELDS = {
+    **dict.fromkeys(("run", "family", "mmproj"), str),
+    **dict.fromkeys(("frames", "frame_pixels", "schema"), int),
+    **dict.fromkeys(("layout", "text", "adapters?"), dict),
+    "models": [str],
+    "sizing": {"unit": int, "tile?": int, "longest?": int, "filter?": str},
+    "options": {"temperature": NUMBER, "top_p": NUMBER, "max_new_tokens": int, "seed": int},
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,12 @@ def read(folder: Path) -> ExportInfo:
             " `python -m minirlaif export` made"
         )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
+        if wrong := wrong_field(values, FIELDS):
+            raise ValueError(wrong)
+        files = [values["mmproj"], *values["text"].values(), *values.get("adapters", {}).values()]
+        if not all(isinstance(name, str) and inside(name) for name in files):
+            raise ValueError("a file is not named, or lies outside its folder")
         sizing, pad = values["sizing"], values["sizing"].get("pad")
         parts = {
             "layout": Layout.from_dict(values["layout"]),
@@ -78,7 +91,7 @@ def read(folder: Path) -> ExportInfo:
             "models": tuple(values["models"]),
         }
         return ExportInfo(**{**values, **parts})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: cannot be understood ({error}); export the run again") from None
 
 

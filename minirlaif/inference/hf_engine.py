@@ -69,7 +69,7 @@ class HfEngine:
             self._judge_context, self._reward_context = cfg.feedback.context, cfg.reward.context
             for model, adapter_dir in adapters.items():
                 session.adapters.add(model, 0, adapter_dir)
-            self._mean = float(reward["metrics"]["bias"]) if reward else None
+            self._mean = float(run.metrics("reward", "bias")["bias"]) if reward else None
             if reward:
                 adapter = run.adapter("reward")
                 if cfg.reward.base:

@@ -8,12 +8,13 @@ with `enable_offload` are in host memory except inside `on_device`.
 import json
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -21,6 +22,10 @@ from minirlaif.config import ModelSection
 from minirlaif.errors import UserError
 from minirlaif.models.backbones.base import VisionLanguageModel
 from minirlaif.models.offload import OffloadableWeights
+from minirlaif.runs.io import open_file, read_json
+from minirlaif.runs.records import NUMBER, has_fields
+from minirlaif.runs.run import Run
+from minirlaif.stages.registry import STAGES
 
 HEAD_FILE = "head.safetensors"
 
@@ -215,23 +220,54 @@ class AdapterSet:
 
     def load_head(self, role: str, folder: Path) -> None:
         """Read a head back; its form (with or without beta) follows the file."""
-        state = load_file(folder / HEAD_FILE)
-        self.heads[role] = ScalarHead(self.backbone.width, 0.0, 0.0 if "beta" in state else None).to(self.backbone.device)
-        self.heads[role].load_state_dict(state)
+        state = read_weights(folder / HEAD_FILE)
+        head = ScalarHead(self.backbone.width, 0.0, 0.0 if "beta" in state else None)
+        if _shapes(state) != _shapes(head.state_dict()):
+            raise UserError(f"{folder / HEAD_FILE}: does not fit the base; {_again(folder)}")
+        head.load_state_dict(state)
+        self.heads[role] = head.to(self.backbone.device)
         self._freeze()
 
     def _load_adapter(self, role: str, folder: Path) -> None:
-        weights = load_file(folder / "adapter_model.safetensors")
+        weights = read_weights(folder / "adapter_model.safetensors")
         own = {n.replace(f".{role}.", "."): p for n, p in self.named(role).items()}
-        if {n: w.shape for n, w in weights.items()} != {n: p.shape for n, p in own.items()}:
+        if _shapes(weights) != _shapes(own):
             raise UserError(
-                f"{folder}: the adapter does not fit model.lora_r/lora_targets or the base; set them as in its config"
+                f"{folder}: the adapter does not fit model.lora_r/lora_targets or the base; set them as in its config, or"
+                f" {_again(folder)}"
             )
-        scale = json.loads((folder / "adapter_config.json").read_text())["lora_alpha"]  # no shape shows it
-        if scale != self.section.lora_alpha:
+        config = read_json(folder / "adapter_config.json", _again(folder))
+        if not has_fields(config, {"lora_alpha": NUMBER}):
+            raise UserError(f"{folder / 'adapter_config.json'}: lora_alpha is not a number; {_again(folder)}")
+        if (scale := config["lora_alpha"]) != self.section.lora_alpha:  # no shape shows it
             raise UserError(f"{folder}: the adapter was trained with lora_alpha {scale}; set model.lora_alpha to it")
         for name, parameter in own.items():
             parameter.data.copy_(weights[name])
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: weight.shape for name, weight in weights.items()}
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. UserError: it cannot be read, or a weight is no finite number."""
+    try:
+        open_file(path).close()  # a pipe would be waited for
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split()):.150}); {_again(path.parent)}") from None
+    for name, weight in weights.items():
+        if not weight.is_floating_point() or not bool(weight.isfinite().all()):
+            raise UserError(f"{path}: {name:.100} has other values than finite numbers of floating point; {_again(path.parent)}")
+    return weights
+
+
+def _again(folder: Path) -> str:
+    """What to do about a damaged adapter: it is made again with the stage in whose folder it lies."""
+    stage = folder.absolute().parent
+    if stage.name in STAGES and (stage / "manifest.json").is_file():
+        return f"make the stage again: `{Run(stage.parent).remake(stage.name)}`"
+    return "name another adapter, or train this one again"
 
 
 def target_pattern(text_prefix: str, targets: Sequence[str]) -> str:

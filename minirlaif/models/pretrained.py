@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from minirlaif.errors import UserError
 
@@ -40,7 +39,9 @@ def load_weights(kind: Any, folder: str, revision: str, dtype: torch.dtype, quan
                 use_safetensors=True,
                 trust_remote_code=False,
             )
-    except (OSError, ValueError, SafetensorError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except Exception as error:  # whatever stands in its files: RuntimeError for a shape, errors of the hub's own for a config
+        if "out of memory" in str(error):
+            raise
         raise UserError(f"model.base {folder}: its weights cannot be loaded ({_reason(error)}); get the model again") from None
     for module in model.modules():
         # bitsandbytes on a CPU with bf16 instructions repacks 4-bit weights when they are first used, and packed weights have no

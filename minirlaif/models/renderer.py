@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, groupby
+from string import Formatter
 from typing import Any
 
 from minirlaif.errors import UserError
@@ -33,6 +34,18 @@ class Layout:
     outro: str = "\n\n"
     image: str = "<image>"
     group: int = 1  # frames that share placeholders; 0: all frames of the clip do
+
+    def __post_init__(self) -> None:
+        texts = [value for name, value in vars(self).items() if name != "group" and (name, value) != ("question_end", None)]
+        if type(self.group) is not int or self.group < 0 or not all(isinstance(text, str) for text in texts):
+            raise TypeError("group is not a count, or another part not a text")
+        for text, names in ((self.intro, ("count", "duration")), (self.frame, ("image", "time", "at"))):
+            parts = [part for part in Formatter().parse(text) if part[1] is not None]
+            for _, name, form, conversion in parts:
+                if name not in names or conversion or (form and not (name == "at" and re.fullmatch(r"\.\df", form))):
+                    raise ValueError(f"{{{name:.20}}} is not just one of {', '.join(names)}")
+        if [name for _, name, _, _ in parts].count("image") != 1:
+            raise ValueError("frame has not one {image}")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain form, stored beside a model that has a layout of its own. Files call `question_end` "asked"."""

@@ -49,7 +49,7 @@ def replaced(root: Path, folder: Path) -> str:
         if not isinstance(row, dict) or not isinstance(row.get("video"), str):
             raise UserError(f"{folder / NAME}: not a list of clips; make the stage again", again=())
         path = located(root, row["video"])
-        with suppress(OSError):  # gone, or not readable: whoever needs it says so
+        with suppress(OSError, ValueError):  # gone, not readable, or no name of a file: whoever needs it says so
             if hashes.digest(path) != row.get("id"):
                 first = path
                 break

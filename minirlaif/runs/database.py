@@ -15,6 +15,8 @@ WAIT_SECONDS = 60.0  # for another process
 def open_database(path: Path, check_same_thread: bool = True) -> sqlite3.Connection:
     """A SQLite file with a write-ahead log, made when missing; several processes may open it at once. Where two of them switch
     the log on, SQLite refuses one without waiting, so that is tried again for a minute."""
+    if path.exists() and not path.is_file():
+        raise sqlite3.DatabaseError("a pipe, a device or a folder lies there")
     database = sqlite3.connect(path, timeout=WAIT_SECONDS, check_same_thread=check_same_thread)
     last = time.monotonic() + WAIT_SECONDS
     while True:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from minirlaif.runs.io import sha256, write_atomic
+from minirlaif.runs.io import read_text, sha256, write_atomic
 
 DIGITS = 16  # of the sha256 of a file, as in ClipInfo.id
 
@@ -27,7 +27,7 @@ class HashCache:
         self._known: dict[str, list[Any]] = {}
         self._new: dict[str, list[Any]] = {}
         with suppress(OSError, ValueError, AttributeError, RecursionError):
-            values = json.loads(file.read_text(encoding="utf-8")).items()
+            values = json.loads(read_text(file)).items()
             self._known = {path: value for path, value in values if isinstance(value, list) and value}
 
     def digest(self, path: str) -> str:

@@ -2,11 +2,13 @@
 
 import errno
 import hashlib
+import io
 import itertools
 import json
 import math
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,10 +29,26 @@ def write_atomic(path: Path, text: str) -> None:
     new.replace(path)
 
 
+def open_file(path: Path) -> io.BufferedReader:
+    """Open a file for reading. OSError for a pipe, a socket, a device or a folder: reading those may never end."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a pipe without a writer is not waited for
+    handle = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_text(path: Path) -> str:
+    """The content of a text file. OSError as for `open_file`, UnicodeDecodeError."""
+    with open_file(path) as file:
+        return file.read().decode()
+
+
 def read_json(path: Path, cure: str = "make the stage again") -> Any:
     """The content of a JSON file. UserError naming it when it cannot be read. cure: what corrects that."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {cure}", again=()) from None
 
@@ -59,7 +77,7 @@ def read_jsonl(path: Path, missing_ok: bool = False, skip_damaged: bool = False)
         return []
     rows = []
     try:
-        with path.open(encoding="utf-8", errors="replace" if skip_damaged else "strict") as file:
+        with io.TextIOWrapper(open_file(path), "utf-8", "replace" if skip_damaged else "strict") as file:
             for number, row in json_lines(file):
                 if not isinstance(row, Exception):
                     rows.append(row)
@@ -78,7 +96,7 @@ def sync(path: Path) -> None:
 
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from minirlaif.errors import UserError
-from minirlaif.runs.io import read_json, read_jsonl, sync, without_folders, write_atomic
+from minirlaif.runs.io import open_file, read_json, read_jsonl, sync, without_folders, write_atomic
+from minirlaif.stages.registry import STAGES
 
 BLOCK = 1 << 20
 SEAL = "sha256_of_this"  # the key of a record's own hash
 NUMBER = (int, float)
+CHOICE = (int, str)
 # Fields that readers of a record, or of the rows of a stage's file, count on.
 MANIFEST = {
     "config": dict,
@@ -27,9 +29,15 @@ MANIFEST = {
 }
 POSITION = {"step": int, "seconds": NUMBER, "summary": dict, "counters": dict, "files": dict, "state": dict}
 SETTINGS = {"config": dict, "inputs": dict}
-METRICS = {"step": int}
 READOUT = {"choice": str, "margin": NUMBER, "orders": [str]}
 ROWS: Mapping[tuple[str, str], Mapping[str, Any]] = {  # a name that ends in ? may be missing, or None
+    ("", "left_out.jsonl"): {**dict.fromkeys(("kind", "file", "reason"), str), "row": int},
+    ("votes", "votes.jsonl"): {
+        **dict.fromkeys(("id", "prompt", "output_1", "output_2", "model_1", "model_2"), str),
+        "preference": CHOICE,
+        "judge?": CHOICE,
+    },
+    ("world", "truth.jsonl"): {**dict.fromkeys(("id", "video", "type", "key", "answer"), str), "segments": [str]},
     ("evaluate", "answers.jsonl"): {
         **dict.fromkeys(("id", "video", "question", "rlaif", "base"), str),
         **{f"{name}?": str for name in ("sft", "truth", "strip", "type")},
@@ -39,8 +47,22 @@ ROWS: Mapping[tuple[str, str], Mapping[str, Any]] = {  # a name that ends in ? m
         **READOUT,
         "without_context?": READOUT,
         "letter?": READOUT,
+        "tags?": {"type?": str},
     },
-    ("reward", "held_out.jsonl"): {"id": str, "score_chosen": NUMBER, "score_rejected": NUMBER},
+    ("feedback", "contexts.jsonl"): {"video": str, "context": str, "segments": [str]},
+    ("feedback", "answers.jsonl"): {
+        **dict.fromkeys(("id", "video", "question"), str),
+        **{"answers": [str], "ids?": [[int]], "stopped?": [bool], "with_context?": [bool]},
+    },
+    ("reward", "held_out.jsonl"): {
+        **dict.fromkeys(("id", "chosen?", "rejected?"), str),
+        **dict.fromkeys(("score_chosen", "score_rejected"), NUMBER),
+    },
+}
+COUNTS = ("swap_consistency", "decided_share", "longer_wins", "pairs", "tie", "invalid", "disagree")  # of verdicts
+MEASURED: Mapping[str, Mapping[str, Any]] = {  # metrics of a stage's manifest that other stages compute with
+    "feedback": {f"{name}?": NUMBER for name in COUNTS},
+    "reward": {"accuracy?": NUMBER, "accuracy_by_type?": dict, "bias?": NUMBER},
 }
 
 
@@ -89,7 +111,7 @@ class FileRecords:
 
 def _digest(path: Path, begin: int, end: int, digest: Any = None) -> Any:
     digest = digest or hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         file.seek(begin)
         while begin < end and (block := file.read(min(BLOCK, end - begin))):
             digest.update(block)
@@ -124,8 +146,12 @@ def read_sealed(path: Path) -> dict[str, Any]:
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a stage. UserError when it is damaged or has not the fields of one, or names a file outside the stage."""
     manifest = read_sealed(path)
-    if not has_fields(manifest, MANIFEST) or not all(
-        has_fields(output, {"bytes": int, "sha256": str}) and _inside(name) for name, output in manifest["outputs"].items()
+    if (
+        not has_fields(manifest, MANIFEST)
+        or not all(
+            has_fields(output, {"bytes": int, "sha256": str}) and inside(name) for name, output in manifest["outputs"].items()
+        )
+        or not all(map(inside, manifest["inputs"]))
     ):
         raise UserError(f"{path}: not a manifest of this version; make the stage again", again=())
     return manifest
@@ -142,33 +168,106 @@ def read_record(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
 def read_rows(folder: Path, stage: str, name: str) -> list[dict[str, Any]]:
     """Rows of a stage's file that have the fields and types of such rows, for readers that show what there is: others, such as
     the last one of a file whose writer was killed, are left out. No file: no rows."""
-    fields = ROWS.get((stage, name), METRICS if name == "metrics.jsonl" else {})
+    fields = _fields_of(stage, name)
     rows = read_jsonl(folder / name, missing_ok=True, skip_damaged=True)
     return [row for row in rows if has_fields(row, fields)]
 
 
+def checked_rows(folder: Path, stage: str, name: str, needed: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of a finished stage's file, for readers that compute with all of them. No file: no rows.
+    needed: fields that each row must have, also in objects within it. UserError: a row, named by its number, lacks one, or has a
+    field of ROWS with another type, whatever the manifest says of the file."""
+    fields = _needed(_fields_of(stage, name), needed)
+    rows = read_jsonl(folder / name, missing_ok=True)
+    for number, row in enumerate(rows, start=1):
+        if wrong := wrong_field(row, fields):
+            raise UserError(f"{folder / name}: row {number}, {wrong}; make the stage again", again=())
+    return rows
+
+
+def checked_metrics(path: Path, stage: str, needed: Sequence[str]) -> dict[str, Any]:
+    """The metrics of a stage's manifest. UserError: they lack a needed one, or one of MEASURED has another type."""
+    metrics: dict[str, Any] = read_manifest(path)["metrics"]
+    if wrong := wrong_field(metrics, _needed(MEASURED.get(stage, {}), needed)):
+        raise UserError(f"{path}: metrics, {wrong}; make the stage again", again=())
+    return metrics
+
+
+def _needed(fields: Mapping[str, Any], needed: Sequence[str]) -> dict[str, Any]:
+    """Fields with those optional that nobody needs."""
+    return {
+        name if (name := key.removesuffix("?")) in needed else f"{name}?": _needed(kind, needed)
+        if isinstance(kind, Mapping)
+        else kind
+        for key, kind in fields.items()
+    }
+
+
+def _fields_of(stage: str, name: str) -> Mapping[str, Any]:
+    if name != "metrics.jsonl":
+        return ROWS.get((stage, name), {})
+    curves = STAGES[stage].curves if stage in STAGES else ()
+    return {"step": int, "stage?": str, "pairs?": NUMBER, **{f"{curve.field}?": NUMBER for curve in curves}}
+
+
 def has_fields(value: Any, fields: Mapping[str, Any]) -> bool:
     """Whether a value is an object with these fields, each of its type (not a bool) and finite; see ROWS."""
+    return not wrong_field(value, fields)
+
+
+def wrong_field(value: Any, fields: Mapping[str, Any]) -> str:
+    """What is wrong with the first field of a value that `has_fields` would refuse, in words; "" for none."""
     if not isinstance(value, dict):
-        return False
-    pairs = ((value.get(name.removesuffix("?")), kind, name.endswith("?")) for name, kind in fields.items())
-    return all((item is None and optional) or _is(item, kind) for item, kind, optional in pairs)
+        return f"which is {_shown(value)}, not an object"
+    for name, kind in fields.items():
+        key, item = name.removesuffix("?"), value.get(name.removesuffix("?"))
+        if item is None and name.endswith("?"):
+            continue
+        if isinstance(kind, Mapping) and isinstance(item, dict):
+            if wrong := wrong_field(item, kind):
+                return f"{key}, {wrong}"
+        elif not _is(item, kind):
+            return f"{key}: missing" if item is None else f"{key}: {_shown(item)}, not {_word(kind)}"
+    return ""
+
+
+def _word(kind: Any) -> str:
+    words: dict[Any, str] = {
+        str: "a text",
+        int: "a whole number",
+        NUMBER: "a finite number",
+        dict: "an object",
+        CHOICE: "a choice",
+    }
+    if isinstance(kind, list):
+        return "a list of texts" if kind == [str] else "a list" if kind != [[int]] else "lists of token ids"
+    return "an object" if isinstance(kind, Mapping) else words[kind]
+
+
+def _shown(value: Any) -> str:
+    return ascii(value)[:40] if isinstance(value, str | int | float) else f"a {type(value).__name__}"
 
 
 def _is(value: Any, kind: Any) -> bool:
-    if isinstance(kind, Mapping):
-        return has_fields(value, kind)
     if isinstance(kind, list):
         return isinstance(value, list) and all(_is(item, kind[0]) for item in value)
-    return isinstance(value, kind) and not isinstance(value, bool) and _finite(value)
+    if kind is bool:
+        return isinstance(value, bool)
+    if isinstance(value, bool) or isinstance(kind, Mapping) or not isinstance(value, kind):
+        return False
+    return abs(value) < 1e300 if isinstance(value, int | float) else not isinstance(value, str) or _is_text(value)
 
 
-def _finite(value: Any) -> bool:
-    return not isinstance(value, int | float) or abs(value) < 1e300
+def _is_text(value: str) -> bool:
+    """Whether it can be written: half of a surrogate pair cannot."""
+    return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
-def _inside(name: str) -> bool:
-    return not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+def inside(name: str) -> bool:
+    """Whether a path, seen from a folder, leads to something within it that can have this name."""
+    path = PurePosixPath(name)
+    sound = all(len(part) < 256 and part != ".." for part in path.parts) and "\0" not in name and _is_text(name)
+    return sound and not path.is_absolute()
 
 
 def _seal(value: Any) -> str:

@@ -18,16 +18,18 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from minirlaif import distributed
 from minirlaif.errors import StageStopped, UserError
 from minirlaif.runs import clips
 from minirlaif.runs.io import disk_is_full, empty, locked, plain, private_folder, sha256
 from minirlaif.runs.plan import StagePlan
-from minirlaif.runs.records import SETTINGS, differences, read_manifest, read_record, write_sealed
+from minirlaif.runs.records import SETTINGS, checked_metrics, checked_rows, differences, read_manifest, read_record, write_sealed
 from minirlaif.runs.stage_dir import SCHEMA, TEMPORARY, StageDir, start_gpu_count
 from minirlaif.stages.registry import STAGES
+
+T = TypeVar("T")
 
 
 class Run(StagePlan):
@@ -99,7 +101,15 @@ class Run(StagePlan):
         record = manifest or self._readable(stage, lambda: read_record(started, SETTINGS))
         return dict(record["config"])
 
-    def _readable(self, stage: str, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def rows(self, stage: str, name: str, *needed: str) -> list[dict[str, Any]]:
+        """See `records.checked_rows`; the UserError names the command that makes the stage again."""
+        return self._readable(stage, lambda: checked_rows(self.dir(stage), stage, name, needed))
+
+    def metrics(self, stage: str, *needed: str) -> dict[str, Any]:
+        """See `records.checked_metrics`; UserError as for `rows`."""
+        return self._readable(stage, lambda: checked_metrics(self.dir(stage) / "manifest.json", stage, needed))
+
+    def _readable(self, stage: str, read: Callable[[], T]) -> T:
         try:
             return read()
         except UserError as error:
@@ -224,9 +234,7 @@ class Run(StagePlan):
             self.set_aside(name)
         for each in origin["inputs"]:
             self._check_clips(each, self.dir(each))
-        for each, made in self._made_before(
-            origin["inputs"]
-        ).items():  # clips of the world are read by stages without it as input
+        for each, made in self._made_before(origin["inputs"]).items():  # stages read the world's clips without it as input
             self._check_files(each, made)
         if (self.partial(name) / "manifest.json").is_file():  # killed between the manifest and the rename
             self._publish(name)

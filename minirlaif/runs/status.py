@@ -5,10 +5,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from minirlaif.config.loader import parse_yaml
 from minirlaif.errors import UserError
-from minirlaif.runs.io import read_json
+from minirlaif.runs.io import read_json, read_text
 from minirlaif.runs.progress import clock
 from minirlaif.runs.records import read_rows
 from minirlaif.runs.run import Run
@@ -81,8 +80,8 @@ def _headline(metrics: Mapping[str, Any]) -> str:
 def _has_no_world(run: Run) -> bool:
     """Whether the run is known to use clips of the user's own."""
     try:
-        return not yaml.safe_load((run.root / "config.yaml").read_text(encoding="utf-8"))["data"]["world"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError, yaml.YAMLError):
+        return not parse_yaml(read_text(run.root / "config.yaml"), "")["data"]["world"]
+    except (UserError, OSError, ValueError, LookupError, TypeError):
         return False
 
 

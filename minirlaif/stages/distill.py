@@ -17,7 +17,6 @@ from minirlaif.config import Config, DistillSection
 from minirlaif.data.preflight import Preflight
 from minirlaif.errors import UserError
 from minirlaif.models.logprobs import EncodedPair
-from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.run import Run
 from minirlaif.session import ModelSession, PPOModels, open_session, settings_of
 from minirlaif.stages import method_loop
@@ -51,6 +50,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         questions = method_loop.read_questions(cfg.data, run, [target.row for target in targets], cfg.video.max_unreadable)
         with open_session(run, cfg.model, cfg.video, Preflight(cfg.data, cfg.sft, cfg.reward)) as session:
             models = PPOModels(session, session, session)
+            method_loop.check_ids(session, run, [target.answer for target in targets])
             questions = questions.readable(session, run, out, "distill")
             ids = {row.id for row in questions.prompts}
             targets = [target for target in targets if target.row.id in ids]
@@ -89,11 +89,10 @@ def read_targets(run: Run) -> tuple[list[Target], int]:
     path = run.require("feedback") / "answers.jsonl"
     targets: list[Target] = []
     left_out = 0
-    for record in read_jsonl(path):
+    for record in run.rows("feedback", path.name, "id", "video", "question", "answers"):
         row = Sample(record["id"], run.located(record["video"]), (Turn(record["question"]),))
-        answers = zip(
-            record["answers"], record.get("ids", ()), record.get("stopped", ()), record.get("with_context", ()), strict=False
-        )
+        columns = (record.get(name) or () for name in ("answers", "ids", "stopped", "with_context"))
+        answers = zip(*columns, strict=False)
         for text, ids, stopped, with_context in answers:
             if with_context and stopped and text.strip():
                 targets.append(Target(row, tuple(ids)))

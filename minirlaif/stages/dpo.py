@@ -17,7 +17,6 @@ from minirlaif.config import Config, DpoSection
 from minirlaif.data.preflight import Preflight, read_judged, read_preferences
 from minirlaif.errors import UserError
 from minirlaif.models.logprobs import EncodedPair
-from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.run import Run
 from minirlaif.session import ModelSession, PPOModels, open_session, settings_of
 from minirlaif.stages import method_loop
@@ -56,6 +55,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         questions = method_loop.read_questions(cfg.data, run, [], cfg.video.max_unreadable)
         with open_session(run, cfg.model, cfg.video, Preflight(cfg.data, cfg.sft, cfg.reward)) as session:
             models = PPOModels(session, session, session)
+            method_loop.check_ids(session, run, [ids for pair in pairs for ids in (pair.chosen, pair.rejected)])
             clips = {row.video for row in session.readable([pair.row for pair in pairs])}
             pairs = [pair for pair in pairs if pair.row.video in clips]
             session.record_clips(run, out, [*(pair.row for pair in pairs), *questions.dev])
@@ -94,8 +94,10 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
 def read_pairs(run: Run) -> list[JudgedPair]:
     """The run's own preferences, with the ids of their answers as they were sampled."""
     ids: dict[tuple[str, str], tuple[int, ...]] = {}
-    for record in read_jsonl(run.require("feedback") / "answers.jsonl"):
-        ids |= {(record["id"], text): tuple(each) for text, each in zip(record["answers"], record.get("ids", ()), strict=False)}
+    run.require("feedback")
+    for record in run.rows("feedback", "answers.jsonl", "id", "answers"):
+        sampled = zip(record["answers"], record.get("ids") or (), strict=False)
+        ids |= {(record["id"], text): tuple(each) for text, each in sampled}
     pairs = []
     for place, row in enumerate(read_judged(run)):
         prompt = row.id.rpartition("#")[0]

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice, zip_longest
-from pathlib import Path
 from typing import Any
 
 from minirlaif.config import Config, EvaluateSection
@@ -21,14 +20,15 @@ from minirlaif.data.preflight import Preflight, read_samples
 from minirlaif.errors import UserError
 from minirlaif.models.feature_cache import blank_features
 from minirlaif.models.seeds import seed_of, shuffled
-from minirlaif.reports import run_results
-from minirlaif.runs.io import read_jsonl
+from minirlaif.reports import against_truth, run_results
+from minirlaif.reports.against_truth import Truth
 from minirlaif.runs.progress import progress
+from minirlaif.runs.records import COUNTS
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import ModelSession, VideoInput, open_session, settings_of
 from minirlaif.stages.registry import MODELS, STAGES, first_reader
-from minirlaif.stats import exact_match, guess_rate, paired_bootstrap, wilson
+from minirlaif.stats import exact_match, guess_rate, paired_bootstrap
 from minirlaif.types import Preference, Sample
 from minirlaif.video.reader import UnreadableClip
 from minirlaif.video.spans import file_of
@@ -36,7 +36,6 @@ from minirlaif.video.spans import file_of
 CONTROLS = ("blind", "shuffled")
 PARTS_BEFORE = ("sft", "prompts", "dev", "preferences")  # parts of the data that stages before the test read
 SAMPLE_EVERY = 25  # of so many test rows one stands in samples.jsonl
-Truth = Mapping[str, Mapping[str, Any]]  # rows of truth.jsonl by id
 
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
@@ -46,6 +45,8 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         if out is None:
             return
         # 1. models and questions
+        truth = _truth(run) if cfg.data.world else {}
+        earlier = _against_truth(run, truth) if cfg.data.world else {}  # read first: what is wrong with it costs no answers
         tests = read_samples(cfg.data, run, "test", need_answers=False, max_missing=cfg.video.max_unreadable)
         with open_session(run, cfg.model, cfg.video, Preflight(cfg.data, cfg.sft, cfg.reward)) as session:
             models = tuple(model for model in MODELS if model in (*run.adapters(), "base"))
@@ -73,7 +74,6 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             seen = seen_before(session, run, tests)
             session.add_counters(out)
         # 3. accuracy and intervals
-        truth = {row["id"]: row for row in read_jsonl(run.require("world") / "truth.jsonl")} if cfg.data.world else {}
         known = [number for number, row in enumerate(tests) if row.turns[0].answer]
         result: dict[str, Any] = {"test_items": len(tests), "test_clips": len({row.video for row in tests}), "seed": cfg.seed}
         result |= {"test_clips_seen_before": seen, "answered_items": len(known)}
@@ -82,17 +82,36 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             answered = [tests[number] for number in known]
             result |= _accuracy(answered, scored, truth, cfg.evaluate.bootstrap, seed_of(cfg.seed, "bootstrap"))
         # 4. judge and reward model against truth
-        if cfg.data.world:
-            feedback = run.require("feedback")
-            judged, trained = ((run.manifest(stage) or {}).get("metrics") for stage in ("feedback", "reward"))
-            result["judge"] = _judge(read_jsonl(feedback / "verdicts.jsonl"), judged or {}, truth)
-            if "reward" in run.stages:
-                rows = read_jsonl(run.require("reward") / "held_out.jsonl")
-                result["reward_model"] = _reward(rows, trained or {}, truth)
-            result["context"] = _segments(read_jsonl(feedback / "contexts.jsonl"), truth)
+        result |= earlier
         (out.path / "result.json").write_text(json.dumps(result, indent=1))
         figures = [name for name in ("accuracy_gain", "gain_over_base") if name == "accuracy_gain" or "sft" not in run.stages]
         out.summary.update({name: result.get(name) for name in ("accuracy", *figures)})
+
+
+def _against_truth(run: Run, truth: Truth) -> dict[str, Any]:
+    """The judge, the reward model and the segment descriptions of a run on the tiny world. UserError: rows of an earlier stage
+    are not such rows, or are about nothing that the world knows."""
+    feedback = run.require("feedback")
+    verdicts = run.rows("feedback", "verdicts.jsonl", "id", "answer_a", "answer_b", "choice")
+    for number, row in enumerate(verdicts, start=1):
+        if row["id"].split("#")[0] not in truth:
+            what = f"{feedback / 'verdicts.jsonl'}: row {number}, id: no question of the world"
+            raise UserError(f"{what}; make the stage again: `{run.remake('feedback')}`")
+    result = {
+        "judge": against_truth.judge(verdicts, run.metrics("feedback", *COUNTS), truth),
+        "context": against_truth.segments(run.rows("feedback", "contexts.jsonl", "video", "segments"), truth),
+    }
+    if "reward" not in run.stages:
+        return result
+    run.require("reward")
+    scored = run.rows("reward", "held_out.jsonl", "id", "chosen", "rejected", "score_chosen", "score_rejected")
+    trained = run.metrics("reward", "accuracy", "accuracy_by_type", "bias")
+    return result | {"reward_model": against_truth.reward(scored, trained, truth)}
+
+
+def _truth(run: Run) -> Truth:
+    run.require("world")
+    return {row["id"]: row for row in run.rows("world", "truth.jsonl", "id", "video", "type", "key", "answer", "segments")}
 
 
 def _controlled(
@@ -233,59 +252,3 @@ def _accuracy(
         "gain_over_base": gain("rlaif", "base"),
         "gain_over_blank": {name: gain(name, f"{name}_blind") for name in MODELS if f"{name}_blind" in right},
     }
-
-
-def _judge(rows: Sequence[dict[str, Any]], counts: Mapping[str, Any], truth: Truth) -> dict[str, Any]:
-    """Agreement with truth on pairs of which exactly one answer is true, decided ones only, with and without context."""
-    result: dict[str, Any] = {
-        name: counts[name] for name in ("swap_consistency", "decided_share", "longer_wins", "pairs", "tie", "invalid", "disagree")
-    }
-    kinds: dict[str, list[float]] = {}
-    for name in ("with_context", "without_context", "letter"):
-        hits = []
-        for row in rows:
-            verdict = {"with_context": row, "without_context": row["without_context"], "letter": row.get("letter")}[name]
-            answer = truth[row["id"].split("#")[0]]["answer"]
-            a, b = exact_match(row["answer_a"], answer), exact_match(row["answer_b"], answer)
-            if verdict is None or a == b or verdict["choice"] not in ("A", "B"):
-                continue
-            hits.append(float((verdict["choice"] == "A") == a))
-            if name == "with_context":
-                kinds.setdefault(row["tags"].get("type", "all"), []).append(hits[-1])
-        result[name] = sum(hits) / len(hits) if hits else None
-        result[f"{name}_n"] = len(hits)
-        result[f"{name}_ci95"] = wilson(int(sum(hits)), len(hits)) if hits else None
-    result["by_type"] = {kind: sum(hits) / len(hits) for kind, hits in sorted(kinds.items())}
-    return result
-
-
-def _reward(rows: Sequence[dict[str, Any]], metrics: Mapping[str, Any], truth: Truth) -> dict[str, Any]:
-    """The reward model on held-out pairs: against truth where exactly one answer is true, and against the judge."""
-    hits = []
-    for row in rows:
-        answer = truth.get(row["id"].split("#")[0], {}).get("answer")
-        if answer is None:
-            continue
-        chosen, rejected = exact_match(row["chosen"], answer), exact_match(row["rejected"], answer)
-        if chosen != rejected:
-            hits.append(float((row["score_chosen"] > row["score_rejected"]) == chosen))
-    return {
-        "accuracy": sum(hits) / len(hits) if hits else None,
-        "n": len(hits),
-        "against_judge": metrics["accuracy"],
-        "by_type": metrics["accuracy_by_type"],
-        "bias": metrics["bias"],
-        "beta": metrics.get("beta"),
-    }
-
-
-def _segments(rows: Sequence[dict[str, Any]], truth: Truth) -> dict[str, Any]:
-    """How many segment descriptions are true, word for word."""
-    described = {Path(row["video"]).name: row["segments"] for row in rows}
-    hits = []
-    for fact in {f["video"]: f for f in truth.values()}.values():
-        lines = described.get(Path(fact["video"]).name)
-        if lines is not None:
-            pairs = zip(lines, fact["segments"], strict=False)
-            hits += [float(exact_match(a, b)) for a, b in pairs] + [0.0] * abs(len(lines) - len(fact["segments"]))
-    return {"segment_accuracy": sum(hits) / len(hits) if hits else None, "segments": len(hits)}

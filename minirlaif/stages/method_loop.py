@@ -3,7 +3,7 @@
 A method brings a step and what it saves; what it learns from is its own.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from minirlaif.data.preflight import read_dev
 from minirlaif.errors import UserError
 from minirlaif.feedback.win_rate import WinRateEvaluator
 from minirlaif.models.seeds import seed_of
-from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
@@ -68,9 +67,18 @@ class Loop:
 
 def read_questions(data: DataSection, run: Run, prompts: Sequence[Sample], max_missing: float) -> Questions:
     """Prompts, dev prompts, and the descriptions that `feedback` made of their clips."""
-    rows = read_jsonl(run.require("feedback") / "contexts.jsonl")
+    run.require("feedback")
+    rows = run.rows("feedback", "contexts.jsonl", "video", "context")
     contexts = {run.located(row["video"]): row["context"] for row in rows}
     return Questions(prompts, read_dev(data, run, max_missing), contexts)
+
+
+def check_ids(session: ModelSession, run: Run, answers: Iterable[Sequence[int] | None]) -> None:
+    """UserError for token ids in answers.jsonl that the model's vocabulary does not have, as after a change of the base."""
+    size = session.backbone.vocabulary
+    if any(not 0 <= token < size for ids in answers for token in ids or ()):
+        path, again = run.dir("feedback") / "answers.jsonl", run.remake("feedback")
+        raise UserError(f"{path}: has token ids that this base does not know; make the stage again: `{again}`")
 
 
 def add_policy(models: PPOModels, seed: int, start: Path | None, state: Path | None) -> None:

@@ -49,7 +49,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             start, reward = run.start_adapter("ppo"), run.adapter("reward")
             adapters = {"reward": reward} | ({"start": start} if start else {})
             learner = build(models, cfg.ppo, Start(cfg.seed, run.root, cfg.report_to, adapters, state=state))
-            bias = float((run.manifest("reward") or {})["metrics"]["bias"])
+            bias = float(run.metrics("reward", "bias")["bias"])
             read = questions.contexts if cfg.reward.context else None
             collector = RolloutCollector(models, cfg.rollout, cfg.seed, read, bias, learner.progress)
             dev = (
@@ -116,8 +116,8 @@ def _save(learner: Learner, folder: Path) -> None:
 
 
 def _refuse_poor_reward(section: RewardSection, run: Run) -> None:
-    metrics = (run.manifest("reward") or {})["metrics"]
-    accuracy = float(metrics.get("accuracy", 0.0))
+    metrics = run.metrics("reward")
+    accuracy = float(metrics.get("accuracy") or 0.0)
     if section.min_accuracy and not metrics.get("held_out_pairs"):
         raise UserError("ppo: no pair was held out to test the reward model: raise reward.held_out, or set reward.min_accuracy=0")
     if accuracy < section.min_accuracy:

@@ -21,7 +21,7 @@ from minirlaif.data import left_out
 from minirlaif.errors import UserError
 from minirlaif.reports import html, run_results
 from minirlaif.reports.html import Html
-from minirlaif.runs.io import plain, read_json, read_jsonl, without_folders, write_atomic
+from minirlaif.runs.io import plain, read_json, without_folders, write_atomic
 from minirlaif.runs.run import Run
 from minirlaif.stages.registry import MODELS, STAGES
 from minirlaif.stats import exact_match, paired_bootstrap
@@ -64,16 +64,15 @@ def read(run: Run) -> StageOutputs:
     """Everything the report shows. UserError naming the command that makes a missing stage."""
     folders = {name: run.require(name) for name in run.inputs("report")}
     manifests = {name: manifest for name in ("world", *folders) if (manifest := run.manifest(name)) is not None}
-    answers = read_jsonl(folders["evaluate"] / "answers.jsonl", missing_ok=True)
     names = sorted(name for name in manifests["evaluate"]["outputs"] if name.startswith("strips/"))
     return StageOutputs(
         run.producer("rlaif"),
         run.start_model,
         manifests,
         read_json(folders["evaluate"] / "result.json"),
-        answers,
-        read_jsonl(folders["feedback"] / "verdicts.jsonl", missing_ok=True),
-        {name: read_jsonl(folders[name] / "metrics.jsonl", missing_ok=True) for name in folders if STAGES[name].curves},
+        run.rows("evaluate", "answers.jsonl", "id", "video", "question", *MODELS),
+        run.rows("feedback", "verdicts.jsonl", "answer_a", "answer_b", "choice", "orders"),
+        {name: run.rows(name, "metrics.jsonl", "step") for name in folders if STAGES[name].curves},
         {name: (folders["evaluate"] / name).read_bytes() for name in names},
         _cached(run.root / "cache" / "features.sqlite"),
         left_out.counts(run.root),

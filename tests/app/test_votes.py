@@ -116,3 +116,15 @@ def test_votes_behind_a_link_out_of_the_run_are_neither_read_nor_written(name: s
     if name in ("votes", "votes/votes.jsonl"):
         with pytest.raises(UserError, match="a link out of the run"):
             store.rows()
+
+
+@pytest.mark.parametrize(
+    "changed", [[], {"preference": []}, {"preference": {}}, {"judge": [1]}, {"model_1": None}, {"prompt": 3}]
+)
+def test_rows_that_are_no_votes_are_passed_over(changed: Any, tmp_path: Path) -> None:
+    clip, vote_store = write_clip(tmp_path / "any.mp4"), VoteStore(tmp_path / "votes")
+    add(vote_store, clip, "A", judge="B")
+    (good,) = vote_store.rows()
+    tiny.write_lines(vote_store.file, [good, {**good, **changed} if isinstance(changed, dict) else changed])
+    assert vote_store.rows() == [good]
+    assert agreement(vote_store.rows()).votes == 1 and "what happens?" in views.vote_cards(vote_store.rows(), True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
 from minirlaif.config import ModelSection
@@ -15,6 +17,7 @@ from minirlaif.errors import UserError
 from minirlaif.models.adapters import AdapterSet
 from minirlaif.models.backbones.smolvlm import SmolVLM
 from minirlaif.models.logprobs import reward_scores, token_logprobs
+from minirlaif.runs.run import Run
 from tests.fixtures import tiny
 
 NAMES = ("policy", "reference", "value")
@@ -258,3 +261,48 @@ def test_roles_speak_to_their_libraries_by_today_s_names(checkpointing: bool):
         with roles.training_as("policy"):
             assert base.text_model.training == checkpointing
     assert base.text_model.is_activation_checkpointing == checkpointing and not base.text_model.training
+
+
+DAMAGE = {
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "noise": lambda data: b"\xff" * len(data),
+    "whole numbers": lambda data: save({name: tensor.to(torch.int64) for name, tensor in load(data).items()}),
+    "not finite": lambda data: save({name: tensor * float("nan") for name, tensor in load(data).items()}),
+    "shapes": lambda data: save({name: tensor.repeat(2, 1) for name, tensor in load(data).items()}),
+    "names": lambda data: save({f"{name}.x": tensor for name, tensor in load(data).items()}),
+    "one is missing": lambda data: save(dict(list(load(data).items())[1:])),
+    "gone": None,
+    "pipe": None,
+}
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "head.safetensors"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_weights_are_one_line_with_the_command(name: str, damage: str, tmp_path: Path) -> None:
+    run = Run(tmp_path / "a")
+    adapter = tiny.finished(run, "reward", lambda path: tiny.save_adapter(path / "adapter", 1, head=True)) / "adapter"
+    path, change = adapter / name, DAMAGE[damage]
+    data = path.read_bytes()
+    path.unlink()
+    if damage == "pipe":
+        os.mkfifo(path)
+    elif change is not None:
+        path.write_bytes(change(data))
+    roles = AdapterSet(tiny.backbone(), tiny.settings().model)
+    with pytest.raises(UserError) as caught:
+        roles.add("reward", 0, adapter)
+        roles.load_head("reward", adapter)
+    assert str(adapter) in str(caught.value) and f"`{run.remake('reward')}`" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"lora_alpha": "8"}', '{"lora_alpha": NaN}', "\udcff"])
+def test_damaged_settings_of_an_adapter_are_one_line_with_the_command(text: str, tmp_path: Path) -> None:
+    run = Run(tmp_path / "a")
+    adapter = tiny.finished(run, "sft", lambda path: tiny.save_adapter(path / "adapter", 1)) / "adapter"
+    (adapter / "adapter_config.json").write_text(text, errors="surrogateescape")
+    with pytest.raises(UserError, match="lora_alpha|adapter_config.json") as caught:
+        AdapterSet(tiny.backbone(), tiny.settings().model).add("sft", 0, adapter)
+    assert "\n" not in str(caught.value)
+    assert f"`{run.remake('sft')}`" in str(caught.value)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from minirlaif.config import ModelSection
 from minirlaif.errors import UserError
@@ -122,6 +123,18 @@ def shortened(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
+def other_shape(path: Path) -> None:
+    weights = load_file(path)
+    name = min(weights)
+    save_file(weights | {name: torch.zeros(3, *weights[name].shape)}, path, metadata={"format": "pt"})
+
+
+def other_type(path: Path) -> None:
+    config = json.loads(path.read_text())
+    config["text_config"]["num_key_value_heads"] = "many"
+    path.write_text(json.dumps(config))
+
+
 @pytest.mark.parametrize(
     ("name", "spoil", "words"),
     [
@@ -131,6 +144,8 @@ def shortened(path: Path) -> None:
         ("model.safetensors", shortened, "its weights cannot be loaded"),
         ("model.safetensors", lambda path: path.write_bytes(b""), "its weights cannot be loaded"),
         ("model.safetensors", Path.unlink, "its weights cannot be loaded"),
+        ("model.safetensors", other_shape, "its weights cannot be loaded"),
+        ("config.json", other_type, "cannot be loaded|cannot be used"),
     ],
 )
 def test_a_base_that_cannot_be_read(tmp_path: Path, name: str, spoil: Callable[[Path], object], words: str) -> None:
@@ -160,7 +175,9 @@ def test_a_broken_layout_beside_a_model_is_refused_by_name(tmp_path: Path) -> No
 
     path = tmp_path / "chat_layout.json"
     assert smolvlm._layout(path) == smolvlm.Layout()
-    for text in ("{", '{"no_such_part": "x"}'):
+    parts = ({"no_such_part": "x"}, {"user": 1.5}, {"outro": ["x"]}, {"group": -1}, {"group": "2"}, {"intro": "{count.real}"})
+    frames = ({"frame": "{image} {pixels}"}, {"frame": "{image:>99999999}"}, {"frame": "no picture"}, {"frame": "{image!r}"})
+    for text in ("{", "[]", *(json.dumps(part) for part in (*parts, *frames))):
         path.write_text(text)
         with pytest.raises(UserError, match="not a chat layout") as error:
             smolvlm._layout(path)

@@ -6,8 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from minirlaif import config
+from minirlaif.cli import main
 from minirlaif.errors import UserError
-from minirlaif.runs.io import read_jsonl
+from minirlaif.runs.database import database_errors, open_database
+from minirlaif.runs.io import open_file, read_json, read_jsonl, sha256
+from minirlaif.runs.run import Run
+from tests.fixtures import forked, tiny
+from tests.fixtures.forged import INSTEAD, replace_with
 
 
 def test_rows_in_order_without_blank_lines(tmp_path: Path) -> None:
@@ -32,3 +38,37 @@ def test_a_missing_file(tmp_path: Path) -> None:
     assert read_jsonl(tmp_path / "none.jsonl", missing_ok=True) == []
     with pytest.raises(UserError, match=r"none.jsonl: cannot be read"):
         read_jsonl(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("what", INSTEAD)
+def test_what_is_no_file_is_refused_and_not_waited_for(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+
+    def read() -> int:
+        replace_with(path, what)
+        for function in (open_file, sha256):
+            with pytest.raises(OSError):
+                function(path)
+        for function in (read_json, read_jsonl, config.load):
+            with pytest.raises(UserError, match=r"config\.yaml: "):
+                function(path)
+        with pytest.raises(UserError, match=r"config\.yaml: "), database_errors(path, "delete it"):
+            if "link" in what:
+                raise UserError("config.yaml: made anew by SQLite")
+            open_database(path)
+        return 0
+
+    assert forked.forked(read, 20).code == 0
+
+
+@pytest.mark.parametrize("what", INSTEAD)
+@pytest.mark.parametrize("name", ["config.yaml", "sft.partial/state/position.json", "sft.partial/metrics.jsonl", "report.json"])
+def test_status_of_a_run_with_what_is_no_file(name: str, what: str, tmp_path: Path) -> None:
+    run = Run(tmp_path / "a")
+    tiny.finished(run, "world")
+    for file in ("config.yaml", "report.json", "report.html", name):
+        (run.root / file).parent.mkdir(parents=True, exist_ok=True)
+        (run.root / file).write_text("{}")
+    replace_with(run.root / name, what)
+    outcome = forked.forked(lambda: main.main(["status", "--run", "a", "--runs-dir", str(tmp_path)]), 20)
+    assert outcome.code == 0 and "world" in outcome.text, outcome.text

@@ -54,7 +54,7 @@ def preference(name: str, chosen: str, rejected: str) -> dict[str, Any]:
 
 
 def test_answers_have_the_ids_that_were_sampled(tmp_path: Path):
-    answers = [{"id": "a#b", "answers": ["one", "two"], "ids": [[5, 2], [6, 7, 2]]}]
+    answers = [{"id": "a#b", "video": CLIP, "question": QUESTION, "answers": ["one", "two"], "ids": [[5, 2], [6, 7, 2]]}]
     run = after_feedback(tmp_path / "run", answers, [preference("a#b#0", "two", "one"), preference("a#b#1", "three", "one")])
     first, second = dpo.read_pairs(run)
     assert (first.chosen, first.rejected) == ((6, 7, 2), (5, 2)) and first.key != second.key
@@ -165,3 +165,23 @@ def test_too_few_pairs_are_one_line_with_the_command(monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError, match=r"dpo: 1 pair is too few .*`python -m minirlaif .*feedback.*--redo`") as caught:
         dpo.run(cfg, run)
     assert "\n" not in str(caught.value)
+
+
+def test_token_ids_of_another_base_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    cfg = learning()
+    session = session_of(cfg)
+    answers = [{"id": "q0", "video": CLIP, "question": QUESTION, "answers": ["yes"], "ids": [[session.backbone.vocabulary]]}]
+    run = after_feedback(tmp_path / "run", answers, texts(3))
+    tiny.use_session(monkeypatch, dpo, session)
+    with pytest.raises(
+        UserError, match=r"answers.jsonl: has token ids that this base does not know; .*`python -m minirlaif .*--redo`"
+    ):
+        dpo.run(cfg, run)
+
+
+@pytest.mark.parametrize("changed", [{"ids": 3}, {"ids": [["a"]]}, {"answers": None}, {"id": 1}])
+def test_rows_that_are_no_answers_are_one_line(changed: dict[str, Any], tmp_path: Path):
+    row = {"id": "q0", "video": CLIP, "question": QUESTION, "answers": ["yes"], "ids": [[1]]}
+    run = after_feedback(tmp_path / "run", [row, {**row, **changed}], texts(3))
+    with pytest.raises(UserError, match=r"answers.jsonl: row 2, .*make the stage again: `python -m minirlaif .*--redo`"):
+        dpo.read_pairs(run)

@@ -18,6 +18,7 @@ from minirlaif.models import generation
 from minirlaif.models.generation import Completion
 from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.models.logprobs import EncodedPair, token_logprobs
+from minirlaif.reports import against_truth
 from minirlaif.runs.run import Run
 from minirlaif.session import settings_of
 from minirlaif.stages import evaluate
@@ -166,7 +167,7 @@ def test_the_judge_against_truth_by_hand() -> None:
     ]
     names = ("swap_consistency", "decided_share", "longer_wins", "pairs", "tie", "invalid", "disagree")
     counts = {name: number for number, name in enumerate(names)} | {"A": 99}
-    found = evaluate._judge(rows, counts, facts)
+    found = against_truth.judge(rows, counts, facts)
     assert {name: found[name] for name in names} == {name: number for number, name in enumerate(names)}
     assert (found["with_context"], found["with_context_n"]) == (0.75, 4)
     assert (found["without_context"], found["without_context_n"]) == (pytest.approx(2 / 3), 3)
@@ -178,7 +179,7 @@ def test_the_judge_against_truth_by_hand() -> None:
 
 def test_a_judge_without_a_usable_pair_has_no_figure() -> None:
     names = ("swap_consistency", "decided_share", "longer_wins", "pairs", "tie", "invalid", "disagree")
-    found = evaluate._judge([verdict("p", RIGHT, WRONG, "tie", "tie")], dict.fromkeys(names, 0), {"p": fact("p")})
+    found = against_truth.judge([verdict("p", RIGHT, WRONG, "tie", "tie")], dict.fromkeys(names, 0), {"p": fact("p")})
     assert found["with_context"] is None and found["with_context_n"] == 0 and found["with_context_ci95"] is None
 
 
@@ -197,7 +198,7 @@ def test_the_reward_model_against_truth_by_hand() -> None:
         scored("elsewhere", RIGHT, WRONG, -1.0),
     ]
     metrics = {"accuracy": 0.875, "accuracy_by_type": {"first": 0.5}, "bias": 0.25, "beta": 2.0}
-    assert evaluate._reward(rows, metrics, {"p": fact("p")}) == {
+    assert against_truth.reward(rows, metrics, {"p": fact("p")}) == {
         "accuracy": 0.6,
         "n": 5,
         "against_judge": 0.875,
@@ -211,7 +212,7 @@ def test_segments_by_hand() -> None:
     facts = {name: fact(name, video=f"clips/{name[0]}.mp4", segments=[RIGHT, WRONG]) for name in ("a-0", "a-1", "b-0", "c-0")}
     told = [{"video": "../world/clips/a.mp4", "segments": [RIGHT, RIGHT]}, {"video": "x/b.mp4", "segments": [RIGHT]}]
     # a: right, wrong, once although two questions ask about it; b: right and one missing; c was not described.
-    assert evaluate._segments(told, facts) == {"segment_accuracy": 0.5, "segments": 4}
+    assert against_truth.segments(told, facts) == {"segment_accuracy": 0.5, "segments": 4}
 
 
 # How many clips of a test an earlier stage has read: counted by content, and unknown rather than guessed.

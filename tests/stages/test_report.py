@@ -77,7 +77,8 @@ def result(rows: list[dict[str, Any]], **other: Any) -> dict[str, Any]:
 
 
 def verdict(number: int, without: str, letter: list[str] | None) -> dict[str, Any]:
-    row = {"id": f"p{number}", "answer_a": "a", "answer_b": "b", "choice": "A", "without_context": {"choice": without}}
+    read = {"choice": without, "orders": [without, without]}
+    row = {"id": f"p{number}", "answer_a": "a", "answer_b": "b", "choice": "A", "orders": ["A", "A"], "without_context": read}
     return row if letter is None else {**row, "letter": {"choice": "disagree", "orders": letter}}
 
 
@@ -584,7 +585,11 @@ def test_content_of_another_version_is_one_line(rows: Any, outcome: Any, tmp_pat
     try:
         report.run(cfg, run)
     except UserError as error:
-        assert "is not of this version" in str(error) and "minirlaif evaluate" in str(error) and "\n" not in str(error)
+        assert (
+            ("is not of this version" in str(error) or "row 1, " in str(error))
+            and "minirlaif evaluate" in str(error)
+            and "\n" not in str(error)
+        )
 
 
 @pytest.mark.parametrize("strip", ["../../secret.jpg", "strips/none.jpg"])

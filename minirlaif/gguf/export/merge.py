@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from minirlaif.config import DataSection, ModelSection, VideoSection
 from minirlaif.errors import UserError
 from minirlaif.gguf.export.model_card import chat_template
 from minirlaif.gguf.export.reference import clip_questions, logits_of, plain_section, reference_of
-from minirlaif.models.adapters import AdapterSet
+from minirlaif.models.adapters import AdapterSet, read_weights
 from minirlaif.models.backbones.base import VisionLanguageModel
 from minirlaif.models.chat_template import render, tokens_of
 from minirlaif.models.loading import base_folder, empty_model, open_backbone, read_config
 from minirlaif.models.pretrained import load_config, load_tokenizer, no_progress_bars
+from minirlaif.runs.io import read_json
 from minirlaif.runs.run import Run
 
 REFUSED = {"use_rslora": "rank-stabilised LoRA", "use_dora": "DoRA", "modules_to_save": "whole trained modules"}
@@ -36,12 +36,13 @@ COPIED = (
 
 def check_adapter(folder: Path, text_prefix: str) -> None:
     """UserError for an adapter that llama.cpp, or a merge, would apply wrongly without an error."""
-    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    settings = read_json(folder / "adapter_config.json", "train it again")
+    if not isinstance(settings, dict):
+        raise UserError(f"{folder / 'adapter_config.json'}: not settings of an adapter; train it again")
     for name, what in REFUSED.items():
         if settings.get(name):
             raise UserError(f"{folder}: {what} ({name}) is not exported: llama.cpp would read it as plain LoRA; train without it")
-    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-        names = list(file.keys())
+    names = list(read_weights(folder / "adapter_model.safetensors"))
     prefix = f"base_model.model.{text_prefix}."
     wrong = [name for name in names if not name.startswith(prefix) or "embed" in name or ".lora_" not in name]
     if wrong:

@@ -18,7 +18,6 @@ from minirlaif.models.adapters import AdapterSet
 from minirlaif.models.backbones.base import VisionLanguageModel
 from minirlaif.models.loading import open_backbone
 from minirlaif.models.renderer import FrameLayout, Layout
-from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.run import Run
 from minirlaif.types import Turn
 from minirlaif.video.frame_sampling import Sizing, uniform_plan
@@ -117,11 +116,9 @@ def of_run(run: Run, model: ModelSection, video: VideoSection, data: DataSection
 
 def evaluated_questions(run: Run, most: int, model: str = "rlaif") -> list[AnsweredQuestion]:
     """The first `most` questions of a finished `evaluate`, with the answers of one of its models; none when it has not run."""
-    path = run.dir("evaluate") / "answers.jsonl"
     if run.manifest("evaluate") is None:
         return []
-    rows = read_jsonl(path)[:most]
-    folder = os.path.abspath(path.parent)
+    rows, folder = run.rows("evaluate", "answers.jsonl", "video", "question", model)[:most], os.path.abspath(run.dir("evaluate"))
     return [AnsweredQuestion(os.path.normpath(Path(folder, r["video"])), r["question"], r["truth"], r[model]) for r in rows]
 
 

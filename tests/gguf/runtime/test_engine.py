@@ -302,6 +302,11 @@ def test_facts_are_read_as_written(tmp_path: Path) -> None:
         ({"layout": {"colour": "red"}}, "colour"),
         ({"surplus": 1}, "surplus"),
         ({"sizing": None}, "minirlaif.json: cannot be understood"),
+        ({"text": {"f16": 1.5}}, "a file is not named"),
+        ({"mmproj": "../other/mmproj.gguf"}, "lies outside its folder"),
+        ({"frames": 4.5}, "frames: 4.5, not a whole number"),
+        ({"models": "rlaif"}, "models: 'rlaif', not a list of texts"),
+        ({"options": {"temperature": None}}, "options, temperature: missing"),
     ],
 )
 def test_facts_that_are_wrong_are_refused(tmp_path: Path, change: dict[str, Any], reason: str) -> None:

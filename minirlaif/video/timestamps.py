@@ -22,6 +22,7 @@ from minirlaif.video.containers import (
     known_codec,
     mended,
     open_container,
+    why_not_codec,
     why_not_open,
 )
 
@@ -124,7 +125,7 @@ def inspect(path: str) -> Timeline:
     with container:
         stream = main_stream(container, path)
         if not known_codec(stream.codec_context):
-            raise Unreadable(f"no installed decoder supports its video codec; convert it with `{mended(path, '')}`")
+            raise Unreadable(why_not_codec(path, stream.codec_context))
         if stream.frames > MOST_PACKETS:
             raise Unreadable(f"it announces {stream.frames:,} frames, {MOST_PACKETS:,} are allowed")
         index = stream.index_entries

@@ -144,7 +144,7 @@ def _display_times(
         known = [time for time in candidate[:end] if time is not None]
         if len(known) == end and all(one < two for one, two in zip(known, known[1:], strict=False)):
             gap = lasts or (known[-1] - known[-2] if end > 1 else 1)
-            faults = (DISORDER,) if clocked and candidate is not own else ()
+            faults = (DISORDER,) if clocked and candidate is not order[0] else ()
             return known + [known[-1] + gap * number for number in range(1, len(times) - end + 1)], faults
     lower = [min((time for time in pair if time is not None), default=None) for pair in times]
     known = [time for time in lower if time is not None]

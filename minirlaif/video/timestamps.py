@@ -14,7 +14,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
-from minirlaif.video.clocks import JUMP_SECONDS, Packet, clock_shifts, missing_frames
+from minirlaif.video.clocks import JUMP_SECONDS, Packet, clock_shifts, missing_frames, row_at
 from minirlaif.video.containers import (
     MOST_PACKETS,
     MOST_PIXELS,
@@ -26,7 +26,6 @@ from minirlaif.video.containers import (
     why_not_open,
 )
 
-SLACK = 1e-3  # seconds by which a frame may start late and still count: containers round timestamps to a millisecond
 HDR_TRANSFERS = {16: "pq", 18: "hlg"}  # FFmpeg's numbers of SMPTE ST 2084 and ARIB STD-B67
 HOLD_SECONDS = 0.5  # the last frame may always stand in for so long, as in a player, however short the clip
 STILL_SECONDS = 3600.0  # no picture of a recording stays longer; a larger step elsewhere is a camera that set its clock
@@ -83,7 +82,7 @@ class Timeline:
     def rows_at(self, times: list[float]) -> list[int]:
         """The frame on screen at each time; before the first and after the last one: that one."""
         starts = [(tick - self.ticks[0]) * self.tick_seconds for tick in self.ticks]
-        return [max(0, bisect.bisect_right(starts, time + SLACK) - 1) for time in times]
+        return [row_at(starts, time) for time in times]
 
     def starting_at(self, row: int, reason: str, damaged: bool = False) -> Timeline:
         """The same clip without the frames before a row. damaged: whether they count as such."""

@@ -24,11 +24,11 @@ SAMPLE = (
     "h264_g12_b2.mp4 h264_g50_b2.mov h264_one_b2.mkv h264_g12_b2.avi h264_g12_b0.flv h264_g12_b2.ts h264_g50_b2.mts"
     " hevc_g12_open-gop=1.ts hevc_g12_open-gop=1.mkv vp9_g12.webm av1.mp4 mpeg2_g12_b2.mpg mpeg2_g1_b0.mpg mpeg1_g12_b2.mpg"
     " mpeg2_g12_b2.vob xvid_g12_b2.avi mpeg4_g12_b2.avi wmv2_g12.wmv picture.gif rate30000_1001.ts rot90.mp4 aspect16_11.mp4"
-    " refresh.mp4 open_groups.mkv cut.mp4 uneven.mkv"
+    " refresh.mp4 rate1000.avi open_groups.mkv cut.mp4 uneven.mkv"
 ).split()
 FAR_SAMPLE = ("open_groups.mp4", "h264_g50_b2.ts", "hevc_g12_open-gop=1.mkv", "mpeg1_g12_b2.avi", "mpeg2_g12_b2.mpg")
 FAR_FRAMES, FAR_SIZE = 400, (80, 64)
-SURE = 0.85  # of a frame's duration: near its end the next one counts already (timestamps.SLACK)
+SURE = 0.85  # of a frame's duration: near its end the next one counts already (clocks.SLACK)
 MUTATED = ("h264_g12_b2.mp4", "h264_g50_b2.mkv", "h264_g12_b2.ts", "hevc_g12_open-gop=0.mp4", "mpeg2_g12_b2.mpg")
 MUTATED += ("mpeg4_g12_b0.avi", "vp9_g12.webm", "wmv2_g12.wmv", "mjpeg.avi", "h264_g12_b0.flv")
 MUTATIONS = 1000

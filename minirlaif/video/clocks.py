@@ -9,6 +9,7 @@ JUMP_SECONDS = 10.0  # ffmpeg's -dts_delta_threshold: a larger step of the clock
 # 2/30 s may start at 0.067 s. The smaller of seconds and a share of the frame before it.
 SLACK, SLACK_SHARE = 1e-3, 0.1
 GAP_SECONDS = 0.5  # without a frame, where frames are otherwise regular
+MISSING = "frames are missing"  # how a report of it begins
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def missing_frames(ticks: tuple[int, ...], tick_seconds: float, unread: int) -> 
     if not odd or (len(odd) > len(steps) / 50 and not single):
         return texts
     more = f" and {len(odd) - 1} more times" if len(odd) > 1 else ""
-    return (*texts, f"frames are missing after {(odd[0][0] - ticks[0]) * tick_seconds:.2f} seconds{more}")
+    return (*texts, f"{MISSING} after {(odd[0][0] - ticks[0]) * tick_seconds:.2f} seconds{more}")
 
 
 def row_at(starts: Sequence[float], when: float) -> int:

@@ -220,7 +220,7 @@ def _timeline(path: str, container: Any, stream: Any, packets: list[Packet], cut
     declared = float(stream.duration * stream.time_base) if stream.duration and stream.time_base and not shifts else 0.0
     width, height = displayed(codec.width, codec.height, stream.sample_aspect_ratio or codec.sample_aspect_ratio)
     actual = (ticks[-1] - ticks[0] + (by_pts and rows[-1][2] or gap)) * tick_seconds
-    lost = declared - actual if declared - actual > 2 * gap * tick_seconds else 0.0
+    lost = declared - actual if declared - actual > 2.5 * gap * tick_seconds else 0.0  # encoders announce up to two frames more
     if not cut and "avi" not in names:  # their headers speak of this stream alone, those of others of the sound as well
         lost = 0.0
     repaired: tuple[str, ...] = (f"its clock jumps {len(shifts)} times: the gaps are closed",) if shifts else ()

@@ -15,6 +15,7 @@ from PIL import Image
 from minirlaif.video import av_packets, decode_worker
 from minirlaif.video.containers import Unreadable
 from minirlaif.video.frame_sampling import FramePlan, uniform_plan
+from minirlaif.video.preparation import SPREAD
 from minirlaif.video.reader import ClipReader, UnreadableClip
 from tests.fixtures import encoded_clips as clips
 
@@ -26,7 +27,9 @@ SAMPLE = (
     " mpeg2_g12_b2.vob xvid_g12_b2.avi mpeg4_g12_b2.avi wmv2_g12.wmv picture.gif rate30000_1001.ts rot90.mp4 aspect16_11.mp4"
     " refresh.mp4 rate1000.avi open_groups.mkv cut.mp4 uneven.mkv"
 ).split()
-FAR_SAMPLE = ("open_groups.mp4", "h264_g50_b2.ts", "hevc_g12_open-gop=1.mkv", "mpeg1_g12_b2.avi", "mpeg2_g12_b2.mpg")
+FAR_SAMPLE = (
+    "open_groups.mp4 h264_g50_b2.ts hevc_g12_open-gop=1.mkv mpeg1_g12_b2.avi xvid_g12_b2.avi mpeg2_g12_b2.mpg mpeg2_g12_b2.vob"
+).split()
 FAR_FRAMES, FAR_SIZE = 400, (80, 64)
 SURE = 0.85  # of a frame's duration: near its end the next one counts already (clocks.SLACK)
 MUTATED = ("h264_g12_b2.mp4", "h264_g50_b2.mkv", "h264_g12_b2.ts", "hevc_g12_open-gop=0.mp4", "mpeg2_g12_b2.mpg")
@@ -68,12 +71,16 @@ def far_faults(path: Path, reader: ClipReader, monkeypatch: pytest.MonkeyPatch) 
     A clip of H.264 or HEVC is read twice, the second time as if it were large: frames that none of these refers to are skipped.
     """
     times, expected = clips.shown(path)
+    allowed = set[str]()
+    if times != sorted(times):  # ffmpeg puts several small frames into a packet of a program stream, with the time of one
+        times = [number * (times[-1] - times[0]) / (len(times) - 1) for number in range(len(times))]
+        allowed = {SPREAD}
     dice = random.Random(path.name)
     rows = sorted(dice.sample(range(len(times) // 5, len(times) - 1), dice.randint(1, 3)))
     plan = FramePlan(tuple(times[row] + dice.uniform(0, SURE) * (times[row + 1] - times[row]) for row in rows))
     (actual,) = reader.frames(path, [plan])
     problems = unlike(path, times, expected, plan, actual)
-    problems += [f"{path.name}: {text}" for text in reader.repaired.get(str(path), ())]
+    problems += [f"{path.name}: {text}" for text in allowed ^ set(reader.repaired.get(str(path), ()))]
     if RECIPES[path.name].codec in ("libx264", "libx265"):
         monkeypatch.setattr(av_packets, "WHOLE_PIXELS", 0)
         request = {"verb": "frames", "path": str(path), "plans": [plan.times], "size": None, "reader": "av", "max_damaged": 0.05}
@@ -131,7 +138,7 @@ def test_all_kinds_far_from_the_start(tmp_path: Path, reader: ClipReader, monkey
         except (UnreadableClip, Unreadable) as error:
             refused.append(f"{name}: {error}")
         path.unlink()
-    print(f"{len(RECIPES)} clips of {FAR_FRAMES} frames, {len(refused)} refused")
+    print(f"{len(RECIPES)} clips of {FAR_FRAMES} frames, {len(refused)} refused", *wrong, sep="\n")
     assert not wrong and len(refused) <= 0.05 * len(RECIPES), (wrong, refused)
 
 

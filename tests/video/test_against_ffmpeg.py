@@ -31,6 +31,8 @@ FAR_SAMPLE = (
     "open_groups.mp4 h264_g50_b2.ts hevc_g12_open-gop=1.mkv mpeg1_g12_b2.avi xvid_g12_b2.avi mpeg2_g12_b2.mpg mpeg2_g12_b2.vob"
 ).split()
 FAR_FRAMES, FAR_SIZE = 400, (80, 64)
+LARGE = "h264_g50_b2.mp4 h264_g50_b2.ts open_groups.mp4 open_groups.mkv hevc_g50_open-gop=1.mkv hevc_g50_open-gop=1.ts".split()
+LARGE_FRAMES = 280
 SURE = 0.85  # of a frame's duration: near its end the next one counts already (clocks.SLACK)
 MUTATED = ("h264_g12_b2.mp4", "h264_g50_b2.mkv", "h264_g12_b2.ts", "hevc_g12_open-gop=0.mp4", "mpeg2_g12_b2.mpg")
 MUTATED += ("mpeg4_g12_b0.avi", "vp9_g12.webm", "wmv2_g12.wmv", "mjpeg.avi", "h264_g12_b0.flv")
@@ -140,6 +142,22 @@ def test_all_kinds_far_from_the_start(tmp_path: Path, reader: ClipReader, monkey
         path.unlink()
     print(f"{len(RECIPES)} clips of {FAR_FRAMES} frames, {len(refused)} refused", *wrong, sep="\n")
     assert not wrong and len(refused) <= 0.05 * len(RECIPES), (wrong, refused)
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("name", LARGE)
+def test_large_clips_far_from_the_start(name: str, tmp_path: Path, reader: ClipReader):
+    """Decoded by several threads, and frames that no other refers to are skipped. Frame n of these is on screen from n/25 s."""
+    recipe = RECIPES[name]
+    scaled = (*recipe.args, "-vf", "scale=1280:720:flags=neighbor")
+    path = clips.encode(tmp_path / name, replace(recipe, args=scaled, frames=LARGE_FRAMES, size=(160, 90)))
+    assert LARGE_FRAMES * 1280 * 720 > av_packets.WHOLE_PIXELS
+    dice = random.Random(name)
+    rows = sorted(dice.sample(range(60, LARGE_FRAMES), 4))
+    for asked in (rows, rows[-1:]):
+        (frames,) = reader.frames(path, [FramePlan(tuple((row + 0.4) / 25 for row in asked))])
+        assert [clips.number_of(frame) for frame in frames] == asked
+    assert reader.repaired.get(str(path)) is None
 
 
 def mutated(data: bytes, other: bytes, dice: random.Random) -> bytes:

@@ -1,9 +1,15 @@
 """The clock of a file: the times of its packets, where they jump, and where frames are missing. Decodes nothing."""
 
+import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 JUMP_SECONDS = 10.0  # ffmpeg's -dts_delta_threshold: a larger step of the clock in a broadcast format is closed
+# A frame counts so much before it starts: containers round to a millisecond, so that one of 30 a second that is asked for at
+# 2/30 s may start at 0.067 s. The smaller of seconds and a share of the frame before it.
+SLACK, SLACK_SHARE = 1e-3, 0.1
 GAP_SECONDS = 0.5  # without a frame, where frames are otherwise regular
+MISSING = "frames are missing"  # how a report of it begins
 
 
 @dataclass(frozen=True)
@@ -49,4 +55,15 @@ def missing_frames(ticks: tuple[int, ...], tick_seconds: float, unread: int) -> 
     if not odd or (len(odd) > len(steps) / 50 and not single):
         return texts
     more = f" and {len(odd) - 1} more times" if len(odd) > 1 else ""
-    return (*texts, f"frames are missing after {(odd[0][0] - ticks[0]) * tick_seconds:.2f} seconds{more}")
+    return (*texts, f"{MISSING} after {(odd[0][0] - ticks[0]) * tick_seconds:.2f} seconds{more}")
+
+
+def row_at(starts: Sequence[float], when: float) -> int:
+    """The frame on screen at a time: the last of those that start at or before it, or later by no more than the slack; before the
+    first one, that one. starts: ascending seconds."""
+    row = max(0, bisect.bisect_right(starts, when) - 1)
+    if row + 1 < len(starts):
+        later = starts[row + 1]
+        if later - when <= min(SLACK, SLACK_SHARE * (later - starts[row])):
+            return bisect.bisect_right(starts, later) - 1
+    return row

@@ -26,6 +26,7 @@ MOST_PACKETS = 20_000_000  # of a stream: a week at 30 frames a second
 MOST_PIXELS = 1 << 26  # of a frame: 8192 x 8192
 # How files of pictures begin.
 _PICTURE = re.compile(rb"\x89PNG|\xff\xd8\xff|BM....\0{4}|II\*\0|MM\0\*|GIF8|RIFF....WEBP", re.DOTALL)
+ANIMATED = 0x02  # flag in the header of a WebP file
 _OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
 
 
@@ -50,6 +51,14 @@ def known_codec(codec: Any) -> bool:
     return codec is not None and codec.name in CODECS
 
 
+def why_not_codec(path: str, codec: Any) -> str:
+    """What to say of a stream whose codec is not read. codec: as in known_codec."""
+    why = "no installed decoder supports its video codec"
+    if codec is not None:
+        why = f"its video codec {codec.name} is not among those that are read"
+    return f"{why}; convert it with `{mended(path, '')}`"
+
+
 def mended(path: str, options: str) -> str:
     """The ffmpeg command that writes a clip anew, beside it."""
     name = os.path.splitext(path)[0] + "_mended.mp4"
@@ -69,11 +78,16 @@ def why_not_open(path: str, error: Exception) -> str:
 
 def picture_reason(path: str) -> str:
     """What to say of a file that begins like a picture; empty for others."""
-    if not _PICTURE.match(_head(path)):
+    head = _head(path)
+    if not _PICTURE.match(head):
         return ""
+    if head[8:16] == b"WEBPVP8X" and head[20:21] and head[20] & ANIMATED:
+        name = os.path.splitext(path)[0] + "_mended.apng"
+        code = f"from PIL import Image; Image.open({path!r}).save({name!r}, save_all=True)"
+        return f"it is an animated WebP, which no installed decoder reads; convert it with `python -c {shlex.quote(code)}`"
     return f"it is a picture; `{mended(path, '-vf loop=49:1,setpts=N/25/TB -r 25')}` makes a clip of two seconds of it"
 
 
 def _head(path: str) -> bytes:
     with open(path, "rb") as file:
-        return file.read(12)
+        return file.read(32)

@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 
 from minirlaif.video.av_packets import decode_all, open_stream
+from minirlaif.video.clocks import MISSING
 from minirlaif.video.containers import Unreadable, open_container
 from minirlaif.video.timestamps import Timeline, inspect
 
@@ -102,6 +103,9 @@ def _learned(timeline: Timeline) -> Timeline:
     trusted = timeline.seekable or bool(timeline.shifts)
     twice = len(set(timeline.ticks)) < len(timeline.ticks)
     display_times, repaired = _display_times(times, trusted, twice, step, is_avi, lasts if is_avi else 0)
+    reports = timeline.repaired
+    if SPREAD in repaired:  # what the clock says of missing frames is no more to be trusted than the clock
+        reports = tuple(text for text in reports if not text.startswith(MISSING))
     for time in display_times:
         ticks.append(time if not ticks else max(time, ticks[-1] + 1))
     gap = (ticks[-1] - ticks[0]) / (len(ticks) - 1) if len(ticks) > 1 else 1
@@ -113,7 +117,7 @@ def _learned(timeline: Timeline) -> Timeline:
         seconds=seconds,
         by_pts=False,
         decord=False,
-        repaired=(*timeline.repaired, *repaired),
+        repaired=(*reports, *repaired),
     )
 
 
@@ -144,7 +148,7 @@ def _display_times(
         known = [time for time in candidate[:end] if time is not None]
         if len(known) == end and all(one < two for one, two in zip(known, known[1:], strict=False)):
             gap = lasts or (known[-1] - known[-2] if end > 1 else 1)
-            faults = (DISORDER,) if clocked and candidate is not own else ()
+            faults = (DISORDER,) if clocked and candidate is not order[0] else ()
             return known + [known[-1] + gap * number for number in range(1, len(times) - end + 1)], faults
     lower = [min((time for time in pair if time is not None), default=None) for pair in times]
     known = [time for time in lower if time is not None]

@@ -14,7 +14,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
-from minirlaif.video.clocks import JUMP_SECONDS, Packet, clock_shifts, missing_frames
+from minirlaif.video.clocks import JUMP_SECONDS, Packet, clock_shifts, missing_frames, row_at
 from minirlaif.video.containers import (
     MOST_PACKETS,
     MOST_PIXELS,
@@ -22,10 +22,10 @@ from minirlaif.video.containers import (
     known_codec,
     mended,
     open_container,
+    why_not_codec,
     why_not_open,
 )
 
-SLACK = 1e-3  # seconds by which a frame may start late and still count: containers round timestamps to a millisecond
 HDR_TRANSFERS = {16: "pq", 18: "hlg"}  # FFmpeg's numbers of SMPTE ST 2084 and ARIB STD-B67
 HOLD_SECONDS = 0.5  # the last frame may always stand in for so long, as in a player, however short the clip
 STILL_SECONDS = 3600.0  # no picture of a recording stays longer; a larger step elsewhere is a camera that set its clock
@@ -82,7 +82,7 @@ class Timeline:
     def rows_at(self, times: list[float]) -> list[int]:
         """The frame on screen at each time; before the first and after the last one: that one."""
         starts = [(tick - self.ticks[0]) * self.tick_seconds for tick in self.ticks]
-        return [max(0, bisect.bisect_right(starts, time + SLACK) - 1) for time in times]
+        return [row_at(starts, time) for time in times]
 
     def starting_at(self, row: int, reason: str, damaged: bool = False) -> Timeline:
         """The same clip without the frames before a row. damaged: whether they count as such."""
@@ -124,7 +124,7 @@ def inspect(path: str) -> Timeline:
     with container:
         stream = main_stream(container, path)
         if not known_codec(stream.codec_context):
-            raise Unreadable(f"no installed decoder supports its video codec; convert it with `{mended(path, '')}`")
+            raise Unreadable(why_not_codec(path, stream.codec_context))
         if stream.frames > MOST_PACKETS:
             raise Unreadable(f"it announces {stream.frames:,} frames, {MOST_PACKETS:,} are allowed")
         index = stream.index_entries
@@ -220,7 +220,7 @@ def _timeline(path: str, container: Any, stream: Any, packets: list[Packet], cut
     declared = float(stream.duration * stream.time_base) if stream.duration and stream.time_base and not shifts else 0.0
     width, height = displayed(codec.width, codec.height, stream.sample_aspect_ratio or codec.sample_aspect_ratio)
     actual = (ticks[-1] - ticks[0] + (by_pts and rows[-1][2] or gap)) * tick_seconds
-    lost = declared - actual if declared - actual > 2 * gap * tick_seconds else 0.0
+    lost = declared - actual if declared - actual > 2.5 * gap * tick_seconds else 0.0  # encoders announce up to two frames more
     if not cut and "avi" not in names:  # their headers speak of this stream alone, those of others of the sound as well
         lost = 0.0
     repaired: tuple[str, ...] = (f"its clock jumps {len(shifts)} times: the gaps are closed",) if shifts else ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from minirlaif.video.clocks import row_at
 from minirlaif.video.frame_sampling import FramePlan, segment_spans, uniform_plan
 
 
@@ -49,3 +50,23 @@ def test_segments_cover_the_clip():
 def test_segments_need_lengths(wrong):
     with pytest.raises(ValueError, match="cannot cut"):
         segment_spans(*wrong)
+
+
+@pytest.mark.parametrize(
+    ("starts", "when", "row"),
+    [
+        ((0.0, 0.033, 0.067, 0.1), 2 / 30, 2),  # rounded up to a millisecond by the container
+        ((0.0, 0.033, 0.067, 0.1), 0.0655, 1),  # 1.5 ms early
+        ((0.0, 0.033, 0.067, 0.1), 0.1, 3),
+        ((0.0, 0.033, 0.067, 0.1), 9.0, 3),
+        ((0.0, 0.001, 0.002, 0.003), 0.0016, 1),  # 1000 frames a second: 0.4 ms early is 0.4 of a frame
+        ((0.0, 0.001, 0.002, 0.003), 0.00195, 2),  # a twentieth of a frame early
+        ((0.0, 1 / 240, 2 / 240, 3 / 240), 0.0035, 0),  # 0.67 ms early is 0.16 of a frame of 4.17 ms
+        ((0.0, 0.04, 0.0401, 0.08), 0.0395, 1),  # one that follows at once is not reached
+        ((0.0, 0.04, 0.04, 0.08), 0.05, 2),  # several at one time: the last
+        ((0.0, 0.04, 0.04, 0.08), 0.0395, 2),
+        ((0.0,), 0.5, 0),
+    ],
+)
+def test_the_frame_on_screen_is_the_last_that_has_started(starts: tuple[float, ...], when: float, row: int):
+    assert row_at(starts, when) == row

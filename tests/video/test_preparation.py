@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,6 +137,34 @@ def test_a_picture_is_refused_with_a_command_that_makes_a_clip(suffix: str, tmp_
     ffmpeg(*words[1:])
     (frames,) = reader.frames(words[-1], [FramePlan((0.0, 1.9))])
     assert [clips.number_of(frame) for frame in frames] == [5, 5] and reader.info(words[-1]).seconds == pytest.approx(2)
+
+
+def test_an_animated_webp_is_not_called_a_picture(tmp_path: Path, reader: ClipReader) -> None:
+    pictures = [Image.fromarray(clips.picture(number, 160, 120)) for number in range(20)]
+    pictures[0].save(tmp_path / "it's.webp", save_all=True, append_images=pictures[1:], duration=100, lossless=True)
+    with pytest.raises(
+        UnreadableClip, match="it is an animated WebP, which no installed decoder reads; convert it with"
+    ) as caught:
+        reader.info(tmp_path / "it's.webp")
+    words = shlex.split(caught.value.reason.split("`")[1])
+    subprocess.run([sys.executable, *words[1:]], check=True)
+    (frames,) = reader.frames(tmp_path / "it's_mended.apng", [FramePlan((0.05, 1.25, 1.95))])
+    assert [clips.number_of(frame) for frame in frames] == [0, 12, 19]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "called"), [("a.mov", "vc2", "dirac"), ("a.avi", "asv1", "asv1"), ("b.avi", "jpegls", "jpegls")]
+)
+def test_a_codec_that_is_not_read_is_named_with_a_command(
+    name: str, codec: str, called: str, tmp_path: Path, reader: ClipReader
+) -> None:
+    path = encoded(tmp_path / name, codec=codec, frames=10)
+    with pytest.raises(UnreadableClip, match=f"its video codec {called} is not among those that are read; convert it") as caught:
+        reader.info(path)
+    words = shlex.split(caught.value.reason.split("`")[1])
+    ffmpeg(*words[1:])
+    (frames,) = reader.frames(words[-1], [FramePlan((0.01, 0.21))])
+    assert [clips.number_of(frame) for frame in frames] == [0, 5]
 
 
 def test_a_still_of_more_than_ten_seconds_in_a_transport_stream(tmp_path: Path, reader: ClipReader) -> None:

@@ -539,7 +539,7 @@ def test_inside_a_run(place: Path, tmp_path: Path, opened: Callable[..., Page]) 
         assert page.page.locator("#gallery .card").count() == 8 and "Page (of 2)" in page.text("#page")
         assert page.page.locator("#gallery .frames").count() == 8
         page.page.click("#kind input")
-        page.page.click("li:has-text('Wrong after SFT, right after RLAIF')")
+        page.page.click("li:has-text('Wrong before RLAIF, right after it')")
         wait_for(lambda: page.page.locator("#gallery .card").count() == 3)
         assert page.text("#gallery .card >> nth=0").startswith("test 0?")
         page.page.click("button[role=tab]:has-text('Verdicts')")

@@ -105,3 +105,12 @@ def test_a_copied_run_lists_a_clip_of_its_own_once(tmp_path: Path) -> None:
         assert len(readable(rows, Clips(), 0.5, run)) == 1
         (entry,) = [json.loads(line) for line in (run / left_out.FILE).read_text().splitlines()]
         assert entry["file"] == "../votes/clips/bad.mp4"
+
+
+def test_rows_that_say_nothing_of_what_was_left_out_are_passed_over(tmp_path: Path) -> None:
+    good = {"kind": "clip", "file": "../gone.mp4", "row": 0, "reason": "does not exist"}
+    rows = [good, [], 3, {}, {**good, "kind": []}, {**good, "row": "1"}, {**good, "more": 1}]
+    (tmp_path / left_out.FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert left_out.counts(tmp_path) == {"clip": 2}
+    left_out.write(tmp_path, [], lambda entry: False)
+    assert [json.loads(line) for line in (tmp_path / left_out.FILE).read_text().splitlines()] == [good]

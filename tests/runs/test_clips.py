@@ -83,3 +83,9 @@ def test_a_damaged_list_is_one_line_with_the_command(text: str, run: Run) -> Non
     (run.dir("feedback") / "clips.jsonl").write_text(text + "\n")
     with pytest.raises(UserError, match=r"^.*feedback/clips.jsonl.*make the stage again: `python .* --redo`$"):
         read(run, "feedback", Path())
+
+
+@pytest.mark.parametrize("name", ["a\0b.mp4", "\ud800.mp4", "x" * 5000])
+def test_a_name_that_no_file_can_have_is_a_clip_that_is_gone(name: str, tmp_path: Path) -> None:
+    (tmp_path / clips.NAME).write_text(json.dumps({"video": name, "id": "0"}) + "\n")
+    assert clips.replaced(tmp_path, tmp_path) == ""

@@ -128,7 +128,7 @@ def show_pages(run_folder: Path) -> int:
     shown += [tabs._shown(views.verdict, run, group, 1)[0] for group in run_reader.VERDICT_FILTERS]
     votes = VoteStore(run_folder / "votes").rows()
     shown += [views.votes(agreement(votes), ""), views.vote_cards(votes, False), views.vote_cards(votes, True)]
-    print("minirlaif: a notice" if any('class="notice' in str(each) for each in shown) else "shown")
+    print("minirlaif: a notice" if any('class="notice' in str(each) or "damaged" in str(each) for each in shown) else "shown")
     return 0
 
 

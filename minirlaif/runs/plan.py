@@ -5,8 +5,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from minirlaif.config.loader import parse_yaml
+from minirlaif.errors import UserError
+from minirlaif.runs.io import read_text
 from minirlaif.stages.registry import ADAPTERS, DEFAULT_METHODS, METHODS, STAGES, pipeline, producers
 
 
@@ -23,8 +24,8 @@ class StagePlan:
     def stages(self) -> tuple[str, ...]:
         """The stages of this run, in order: by the settings of the command in progress, which sets it, or else by the run's
         config.yaml; of a run without a readable one those of the default settings."""
-        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
-            values = yaml.safe_load((self.root / "config.yaml").read_text(encoding="utf-8"))
+        with suppress(UserError, OSError, ValueError, LookupError, TypeError):
+            values = parse_yaml(read_text(self.root / "config.yaml"), "")
             methods = [name for name in values["optimize"]["methods"] if name in METHODS]
             return pipeline(list(dict.fromkeys(methods)) or DEFAULT_METHODS, values["sft"]["enabled"] is not False)
         return pipeline()

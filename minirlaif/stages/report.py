@@ -70,7 +70,7 @@ def read(run: Run) -> StageOutputs:
         run.start_model,
         manifests,
         read_json(folders["evaluate"] / "result.json"),
-        run.rows("evaluate", "answers.jsonl", "id", "video", "question", *MODELS),
+        run.rows("evaluate", "answers.jsonl", "id", "video", "question", *run_results.models_of({"start": run.start_model})),
         run.rows("feedback", "verdicts.jsonl", "answer_a", "answer_b", "choice", "orders"),
         {name: run.rows(name, "metrics.jsonl", "step") for name in folders if STAGES[name].curves},
         {name: (folders["evaluate"] / name).read_bytes() for name in names},

@@ -135,7 +135,7 @@ assert "rejection" in views.progress(run) and "Best score of each prompt" in vie
 options = server._parser().parse_args(runs)
 shown, votes = server._run_and_votes(options)
 assert shown.root == folder and votes == folder / "votes"
-with closing(server._engine(options, shown)) as engine:
+with closing(server._engine(options, shown, Path(folder.parent))) as engine:
     assert engine.models == run.models()
     print("".join(engine.stream(engine.load_clip(clip), (), question, SamplingParams(0.0, 1.0, int(tokens), 0))))
 

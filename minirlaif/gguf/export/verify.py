@@ -73,14 +73,17 @@ def verify(
             sizing=reference.sizing,
             frames=video.frames,
             frame_pixels=video.frame_pixels,
-            text={kind: str(path) for kind, path in texts.items()},
-            mmproj=str(first_projector),
+            text={kind: f"{kind}.gguf" for kind in texts},
+            mmproj="mmproj.gguf",
             options=SamplingParams(max_new_tokens=max_new_tokens),
             models=(name,),
-            adapters={name: str(loras[name])} if name in loras else {},
+            adapters={name: "adapter.gguf"} if name in loras else {},
         )
         results = {}
-        with tempfile.TemporaryDirectory() as work:  # the runtime reads its settings from a folder
+        with tempfile.TemporaryDirectory() as work:  # the runtime reads its settings from a folder, and the files in it
+            linked = {info.text[kind]: path for kind, path in texts.items()} | {info.mmproj: first_projector}
+            for file, path in (linked | {info.adapters[each]: loras[each] for each in info.adapters}).items():
+                Path(work, file).symlink_to(path.resolve())
             export_info.write(Path(work), info)
             for kind in texts:
                 with closing(GgufEngine(Path(work), kind=kind)) as engine:

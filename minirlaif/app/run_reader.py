@@ -5,15 +5,15 @@ import os
 import sqlite3
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from minirlaif.errors import UserError
 from minirlaif.reports.run_results import kind, start_answer
+from minirlaif.runs.database import read_only
 from minirlaif.runs.io import sha256
-from minirlaif.runs.records import read_rows
+from minirlaif.runs.records import SEAL, read_rows
 from minirlaif.runs.run import Run
 from minirlaif.stages.registry import ADAPTERS, PIPELINE, producers
 from minirlaif.stats import exact_match
@@ -153,17 +153,18 @@ def strip(run: Run, name: str, frames: int) -> bytes:
     if not clip.is_file() or not cache.is_file():
         return b""
     try:
-        with closing(sqlite3.connect(f"{cache.absolute().as_uri()}?mode=ro", uri=True, timeout=2)) as db:
+        with read_only(cache) as db:
             status = clip.stat()
             content = _content(clip, status.st_mtime_ns, status.st_size)
             infos = db.execute("SELECT info FROM clips WHERE path LIKE ? AND info LIKE ?", (f"%{clip.name}", f"%{content}%"))
             row = infos.fetchone()
             if row is None:
                 return b""
-            info = part_info(ClipInfo(**json.loads(row[0])), video)
+            values = {name: value for name, value in json.loads(row[0]).items() if name != SEAL}
+            info = part_info(ClipInfo(**values), video)
             plan = uniform_plan(info.seconds, frames)
             strips = db.execute("SELECT strip FROM vectors WHERE key LIKE ?", (f"{info.id}:{plan.key}:%",)).fetchone()
-    except (sqlite3.Error, OSError, TypeError, ValueError, UnreadableClip):
+    except (sqlite3.Error, OSError, TypeError, ValueError, AttributeError, UnreadableClip):
         return b""
     return bytes(strips[0]) if strips else b""
 

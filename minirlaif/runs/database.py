@@ -3,7 +3,7 @@
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from minirlaif.errors import UserError
@@ -21,13 +21,25 @@ def open_database(path: Path, check_same_thread: bool = True) -> sqlite3.Connect
     last = time.monotonic() + WAIT_SECONDS
     while True:
         try:
+            # Of a run that others made: a query that never ends may lie behind the name of a table.
+            if database.execute("SELECT 1 FROM sqlite_master WHERE type IN ('view', 'trigger')").fetchone():
+                raise sqlite3.DatabaseError("views or triggers lie in it")
             database.execute("PRAGMA journal_mode=WAL")
             return database
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             if "locked" not in str(error) or time.monotonic() > last:
                 database.close()
                 raise
             time.sleep(0.05)
+
+
+@contextmanager
+def read_only(path: Path, seconds: float = 2.0) -> Iterator[sqlite3.Connection]:
+    """A SQLite file to look at; sqlite3.Error for what takes longer: in a run that others made, a query may never end."""
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=seconds)) as database:
+        last = time.monotonic() + seconds
+        database.set_progress_handler(lambda: time.monotonic() > last, 10_000)
+        yield database
 
 
 @contextmanager

@@ -21,12 +21,21 @@ def write_atomic(path: Path, text: str) -> None:
     """Write a whole text file or, after a kill or on a full disk, leave what was there."""
     new = path.with_name(path.name + ".new")
     try:
-        new.write_text(text, encoding="utf-8")
+        new.unlink(missing_ok=True)  # of a run that others made, it may be a link to a file elsewhere
+        with new.open("x", encoding="utf-8") as file:
+            file.write(text)
         sync(new)
     except OSError:
         new.unlink(missing_ok=True)
         raise
     new.replace(path)
+
+
+def refuse_links(folder: Path) -> None:
+    """UserError for a folder to be filled that is a link or has one: what lies behind it must not be changed."""
+    for path in itertools.chain([folder], folder.rglob("*")):
+        if path.is_symlink():
+            raise UserError(f"{path}: a link, which is not followed; delete it, then run the command again")
 
 
 def open_file(path: Path) -> io.BufferedReader:

@@ -146,13 +146,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a stage. UserError when it is damaged or has not the fields of one, or names a file outside the stage."""
     manifest = read_sealed(path)
-    if (
-        not has_fields(manifest, MANIFEST)
-        or not all(
-            has_fields(output, {"bytes": int, "sha256": str}) and inside(name) for name, output in manifest["outputs"].items()
-        )
-        or not all(map(inside, manifest["inputs"]))
-    ):
+    if not has_fields(manifest, MANIFEST) or not _are_files(manifest["outputs"]) or not all(map(inside, manifest["inputs"])):
         raise UserError(f"{path}: not a manifest of this version; make the stage again", again=())
     return manifest
 
@@ -160,9 +154,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def read_record(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
     """As `read_sealed`, with the fields that it must have."""
     record = read_sealed(path)
-    if not has_fields(record, fields):
+    if not has_fields(record, fields) or not all(_are_files(record[name]) for name in ("files", "state") if name in fields):
         raise UserError(f"{path}: of an earlier version, or not such a record; start the stage again", again=())
     return record
+
+
+def _are_files(records: Mapping[str, Any]) -> bool:
+    """Whether these are files within a folder, each with its size and hash."""
+    known = {"bytes": int, "sha256": str}
+    return all(inside(name) and has_fields(each, known) and each["bytes"] >= 0 for name, each in records.items())
 
 
 def read_rows(folder: Path, stage: str, name: str) -> list[dict[str, Any]]:
@@ -266,8 +266,8 @@ def _is_text(value: str) -> bool:
 def inside(name: str) -> bool:
     """Whether a path, seen from a folder, leads to something within it that can have this name."""
     path = PurePosixPath(name)
-    sound = all(len(part) < 256 and part != ".." for part in path.parts) and "\0" not in name and _is_text(name)
-    return sound and not path.is_absolute()
+    sound = all(len(part.encode(errors="replace")) < 256 and part != ".." for part in path.parts) and len(name) < 1024
+    return sound and "\0" not in name and _is_text(name) and not path.is_absolute()
 
 
 def _seal(value: Any) -> str:

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from minirlaif import distributed
 from minirlaif.errors import StageStopped, UserError
 from minirlaif.runs import clips
-from minirlaif.runs.io import disk_is_full, empty, locked, plain, private_folder, sha256
+from minirlaif.runs.io import disk_is_full, empty, locked, plain, private_folder, refuse_links, sha256
 from minirlaif.runs.plan import StagePlan
 from minirlaif.runs.records import SETTINGS, checked_metrics, checked_rows, differences, read_manifest, read_record, write_sealed
 from minirlaif.runs.stage_dir import SCHEMA, TEMPORARY, StageDir, start_gpu_count
@@ -171,7 +171,9 @@ class Run(StagePlan):
     def set_aside(self, stage: str) -> None:
         """Forget an attempt in progress, and keep a finished stage as <stage>.old until a new one is finished."""
         partial, old = self.partial(stage), self.root / f"{stage}.old"
-        if partial.exists():
+        if partial.is_symlink():
+            partial.unlink()
+        elif partial.exists():
             with locked(partial):
                 empty(partial)
                 partial.rmdir()
@@ -232,6 +234,7 @@ class Run(StagePlan):
         """Whether there is nothing left to do. What an earlier attempt left half done is cleared or completed first."""
         if redo:
             self.set_aside(name)
+        refuse_links(self.partial(name))
         for each in origin["inputs"]:
             self._check_clips(each, self.dir(each))
         for each, made in self._made_before(origin["inputs"]).items():  # stages read the world's clips without it as input

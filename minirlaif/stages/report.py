@@ -7,7 +7,6 @@ import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import count
 from operator import itemgetter
@@ -21,6 +20,7 @@ from minirlaif.data import left_out
 from minirlaif.errors import UserError
 from minirlaif.reports import html, run_results
 from minirlaif.reports.html import Html
+from minirlaif.runs.database import read_only
 from minirlaif.runs.io import plain, read_json, without_folders, write_atomic
 from minirlaif.runs.run import Run
 from minirlaif.stages.registry import MODELS, STAGES
@@ -246,7 +246,7 @@ def _cached(cache: Path) -> tuple[int, int] | None:
     if not cache.is_file():
         return None
     try:
-        with closing(sqlite3.connect(f"{cache.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        with read_only(cache, 60.0) as db:
             # By content: a copied run reads its clips again, under other paths.
             clips, plans = (
                 db.execute(f"SELECT count(*) FROM {rows}").fetchone()[0]

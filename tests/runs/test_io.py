@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,8 @@ import pytest
 from minirlaif import config
 from minirlaif.cli import main
 from minirlaif.errors import UserError
-from minirlaif.runs.database import database_errors, open_database
-from minirlaif.runs.io import open_file, read_json, read_jsonl, sha256
+from minirlaif.runs.database import database_errors, open_database, read_only
+from minirlaif.runs.io import open_file, read_json, read_jsonl, sha256, write_atomic
 from minirlaif.runs.run import Run
 from tests.fixtures import forked, tiny
 from tests.fixtures.forged import INSTEAD, replace_with
@@ -72,3 +73,21 @@ def test_status_of_a_run_with_what_is_no_file(name: str, what: str, tmp_path: Pa
     replace_with(run.root / name, what)
     outcome = forked.forked(lambda: main.main(["status", "--run", "a", "--runs-dir", str(tmp_path)]), 20)
     assert outcome.code == 0 and "world" in outcome.text, outcome.text
+
+
+def test_a_link_beside_a_file_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text("precious")
+    (tmp_path / "config.yaml.new").symlink_to(tmp_path / "elsewhere")
+    write_atomic(tmp_path / "config.yaml", "a: 1")
+    assert (tmp_path / "elsewhere").read_text() == "precious" and (tmp_path / "config.yaml").read_text() == "a: 1"
+
+
+def test_a_database_that_never_ends_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "features.sqlite"
+    endless = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT x AS path FROM c"
+    with sqlite3.connect(path) as database:
+        database.execute(f"CREATE VIEW clips AS {endless}")
+    with pytest.raises(sqlite3.OperationalError, match="interrupted"), read_only(path, 0.2) as reading:
+        reading.execute("SELECT count(*) FROM clips").fetchone()
+    with pytest.raises(UserError, match=r"features\.sqlite: .*views or triggers"), database_errors(path, "delete it"):
+        open_database(path)

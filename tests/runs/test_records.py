@@ -10,6 +10,7 @@ import pytest
 
 from minirlaif.data import preflight
 from minirlaif.errors import UserError
+from minirlaif.runs import records
 from minirlaif.runs.run import Run
 from minirlaif.stages import evaluate
 from tests.fixtures import tiny
@@ -121,3 +122,15 @@ def test_rows_of_an_earlier_stage_that_are_none_are_refused_with_its_command(sta
         else:
             preflight.read_samples(tiny.settings("data.world=tiny").data, run, "test", need_answers=False)
     assert f"{name}, row 1: " in str(caught.value) and f"make the stage again: `{run.remake(stage)}`" in str(caught.value)
+
+
+@pytest.mark.parametrize("known", [3, {}, {"bytes": "a", "sha256": ""}, {"bytes": -1, "sha256": ""}])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "../../precious", "\u00e9" * 255])
+def test_files_of_a_forged_position_are_refused(name: str, known: Any, tmp_path: Path) -> None:
+    position = {"step": 1, "seconds": 1.0, "summary": {}, "counters": {}, "files": {name: known}, "state": {}}
+    records.write_sealed(tmp_path / "position.json", position)
+    with pytest.raises(UserError, match="not such a record; start the stage again"):
+        records.read_record(tmp_path / "position.json", records.POSITION)
+    position["files"] = {"metrics.jsonl": {"bytes": 1, "sha256": "x"}}
+    records.write_sealed(tmp_path / "position.json", position)
+    assert records.read_record(tmp_path / "position.json", records.POSITION)["files"] == position["files"]

@@ -488,3 +488,22 @@ def test_settings_of_a_started_stage_are_read_with_care(damage: str, run: Run) -
     path.write_bytes(DAMAGE[damage](path.read_bytes()) or b"")
     with pytest.raises(UserError, match=r"begun\.json: .*`python -m minirlaif ppo .*--redo`"):
         run.settings("ppo")
+
+
+def test_links_of_an_attempt_are_not_followed(run: Run, tmp_path: Path) -> None:
+    """Neither one in its place, whose target would be emptied, nor one among its files."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("x")
+    run.root.mkdir(parents=True)
+    run.partial("sft").symlink_to(elsewhere)
+    with pytest.raises(UserError, match=r"sft\.partial: a link, which is not followed; delete it"):
+        make(run)
+    make(run, redo=True)
+    for name, target in (("kept", elsewhere), ("metrics.jsonl", elsewhere / "precious")):
+        run.partial("ppo").mkdir()
+        (run.partial("ppo") / name).symlink_to(target)
+        with pytest.raises(UserError, match=f"{name}: a link"):
+            make(run, "ppo")
+        shutil.rmtree(run.partial("ppo"))
+    assert [path.name for path in elsewhere.iterdir()] == ["precious"] and (elsewhere / "precious").read_text() == "x"

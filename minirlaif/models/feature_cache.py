@@ -11,9 +11,11 @@ import hashlib
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from torch import Tensor
 from minirlaif.config import VideoSection
 from minirlaif.models.offload import OffloadableWeights
 from minirlaif.runs.database import open_database
+from minirlaif.runs.records import SEAL
 from minirlaif.video.frame_sampling import BLANK, FramePlan, FrameSize
 from minirlaif.video.reader import ClipInfo, ClipReader, part_info, picture_strip
 from minirlaif.video.spans import file_of
@@ -29,6 +32,7 @@ from minirlaif.video.spans import file_of
 if TYPE_CHECKING:
     from minirlaif.models.backbones.base import VisionLanguageModel
 
+PROPERTIES = {each.name for each in fields(ClipInfo)}
 MEMORY = 1 << 30  # bytes of features kept in host memory
 
 Planner = Callable[[ClipInfo], Sequence[FramePlan]]
@@ -81,12 +85,11 @@ class VisionFeatureCache:
         stamp = f"{status.st_size}:{status.st_mtime_ns}:{self._reader.settings}"
         name = os.path.realpath(file)
         known = self._db.execute("SELECT info FROM clips WHERE path = ? AND stamp = ?", (name, stamp)).fetchone()
-        if known:
-            values = json.loads(known[0])
+        if known and (values := _unsealed(known[0])):
             return part_info(ClipInfo(**{**values, "path": file, "repaired": tuple(values["repaired"])}), video)
         info = self._reader.info(file)
         self.counters["opened"] += 1
-        self._db.execute("REPLACE INTO clips VALUES (?, ?, ?)", (name, stamp, json.dumps(info.__dict__)))
+        self._db.execute("REPLACE INTO clips VALUES (?, ?, ?)", (name, stamp, _sealed(info.__dict__)))
         self._db.commit()
         for text in info.repaired:
             print(f"repaired: {file}: {text}", flush=True)
@@ -97,7 +100,7 @@ class VisionFeatureCache:
         info = self.info(file_of(info.path))
         new = [text for text in self._reader.repaired.get(info.path, ()) if text not in info.repaired]
         if new:
-            values = json.dumps({**info.__dict__, "repaired": [*info.repaired, *new]})
+            values = _sealed({**info.__dict__, "repaired": [*info.repaired, *new]})
             self._db.execute("UPDATE clips SET info = ? WHERE path = ?", (values, os.path.realpath(info.path)))
             print(f"repaired: {info.path}: {'; '.join(new)}", flush=True)
 
@@ -204,6 +207,22 @@ def _digest(key: str, shape: str, data: bytes) -> bytes:
     digest = hashlib.blake2b(f"{key} {shape} ".encode(), digest_size=16)
     digest.update(data)
     return digest.digest()
+
+
+def _sealed(values: Mapping[str, Any]) -> str:
+    """Properties of a clip with their hash."""
+    return json.dumps({**values, SEAL: _digest("clip", "", json.dumps(values).encode()).hex()})
+
+
+def _unsealed(row: str) -> dict[str, Any] | None:
+    """The same without it; None: they are damaged, and the clip is read again. Rows of an earlier version have no hash."""
+    with suppress(ValueError, TypeError, AttributeError, RecursionError):
+        values: dict[str, Any] = json.loads(row)
+        seal = values.pop(SEAL, None)
+        if values.keys() == PROPERTIES and seal in (None, _digest("clip", "", json.dumps(values).encode()).hex()):
+            return values
+    print("properties of a clip are damaged in the cache: read again", flush=True)
+    return None
 
 
 def vision_hash(backbone: VisionLanguageModel) -> str:

@@ -111,6 +111,22 @@ def test_features_that_were_damaged_on_disk_are_made_again(
     assert torch.equal(features, kept) and third.feature_cache.counters["encodes"] == 0
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [('"seconds": 4.0', '"seconds": 6.0'), ('"width"', '"widtg"'), ('"fps": ', '"fps": ,'), ("{", "[")]
+)
+def test_properties_that_were_damaged_on_disk_are_read_again(old: str, new: str, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"\x07")
+    clip, first = str(tmp_path / "a.mp4"), Opened(tmp_path)
+    info = first.feature_cache.info(clip)
+    first.feature_cache.close()
+    with closing(sqlite3.connect(tmp_path / "cache" / "f.sqlite")) as other:
+        assert other.execute("UPDATE clips SET info = replace(info, ?, ?)", (old, new)).rowcount == 1
+        other.commit()
+    second, third = Opened(tmp_path), Opened(tmp_path)
+    assert second.feature_cache.info(clip) == info and second.feature_cache.counters["opened"] == 1
+    assert third.feature_cache.info(clip) == info and third.feature_cache.counters["opened"] == 0
+
+
 def test_a_cache_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"\x07")
     first = Opened(tmp_path)

@@ -147,7 +147,7 @@ def page_at(
     questions = run_reader.example_questions(source)
     page = ui.build(tabs.AppContext(service, run, options.runs_dir, examples, questions, is_public))
     _warn_if_open(options)
-    password = options.password
+    password, folders = options.password, [options.runs_dir.absolute(), *([run.root.absolute().parent] if run else [])]
     return launched(
         page,
         folder,
@@ -160,7 +160,7 @@ def page_at(
         ended=service.close_session if service else None,
         arrived=service.upload_store.hold if service else None,
         model_time=service.upload_store.model_time if service else None,
-        names={options.runs_dir.absolute(): options.runs_dir.absolute().name or "runs"},
+        names={each: each.name for each in folders if each.name},
         max_file_size=options.max_mb << 20,
         head=views.page_script(),
     )

@@ -56,6 +56,16 @@ def test_a_visitor_sees_one_run_and_the_own_votes(words: tuple[str, ...], tmp_pa
     assert len(served.service.vote_store.rows()) == 2  # type: ignore[union-attr]
 
 
+def test_a_run_that_lies_elsewhere_names_no_path(tmp_path: Path) -> None:
+    """As with --gguf, whose run is not in the folder of runs."""
+    run, _ = runs(tmp_path)
+    (run.dir("sft") / "manifest.json").write_text("{")
+    with serving(FakeEngine(), run, tmp_path / "none", tmp_path / "uploads", "--host", "0.0.0.0") as served:
+        client = Client(served.address.replace("0.0.0.0", "127.0.0.1"))
+        text = progress_of(client, client.get("/config", **client.known())[1].decode(), "public")
+    assert "sft/manifest.json: cannot be read" in text and str(tmp_path) not in text
+
+
 def test_a_run_shows_visitors_nothing_beside_itself(tmp_path: Path) -> None:
     """Neither a clip that its files name elsewhere, among the examples, nor votes behind a link."""
     clip, elsewhere = chat_run.world_clip(tmp_path / "good.mp4"), tmp_path / "elsewhere"

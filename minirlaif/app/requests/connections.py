@@ -7,7 +7,7 @@ from minirlaif.app.requests.quotas import LOOPBACK, OPEN_REQUESTS, SILENT_SECOND
 
 
 def limited_protocol(base: type[Any]) -> type[Any]:
-    """uvicorn's protocol (a class) with OPEN_REQUESTS connections of one client and SILENT_SECONDS until its first request."""
+    """uvicorn's protocol (a class) with OPEN_REQUESTS connections of a client and SILENT_SECONDS for the head of each request."""
     count: dict[str, int] = defaultdict(int)
 
     class LimitedProtocol(base):
@@ -17,10 +17,17 @@ def limited_protocol(base: type[Any]) -> type[Any]:
             count[self.peer] += 1
             if count[self.peer] > OPEN_REQUESTS and self.peer not in LOOPBACK:
                 transport.abort()
-            self.first = self.loop.call_later(SILENT_SECONDS, lambda: self.cycle or transport.abort())
+            self.end = self.loop.call_later(SILENT_SECONDS, transport.abort)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle and not self.cycle.response_complete:  # a whole head has come; bodies have limits of their own
+                self.end.cancel()
+            elif self.end.cancelled():  # a part of one, after which uvicorn waits for ever
+                self.end = self.loop.call_later(SILENT_SECONDS, self.transport.abort)
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self.first.cancel()
+            self.end.cancel()
             count[self.peer] -= 1
             if not count[self.peer]:
                 del count[self.peer]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
@@ -20,6 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from minirlaif.app.requests.bodies import buffered, replayed
 from minirlaif.app.requests.calls import UploadFolder, call_error, parsed
+from minirlaif.app.requests.forms import PROGRESS, one_file, progress
 from minirlaif.app.requests.model_time import ModelTime
 from minirlaif.app.requests.quotas import MODEL_QUEUE, TooMuch, UploadQuota, Visitors, client_of, cost_of
 
@@ -138,10 +139,12 @@ class RequestFilter:
                         await self._model_time.turn(client, lambda: self.visitors.others_wait(client, queue))
                 receive = replayed(body, receive)
             elif stream := _STREAM.fullmatch(path):
-                name = stream[1] or parse_qs(str(scope["query_string"], "latin-1")).get("session_hash", [""])[0]
+                name = stream[1] or Request(scope).query_params.get("session_hash", "")  # as Gradio reads it
                 if not stream[1] and name not in self._gradio.get_blocks()._queue.pending_messages_per_session:
                     raise TooMuch(404, "this page has asked for nothing")
                 held.enter_context(self.visitors.connected(client, name))
+            elif path == PROGRESS:
+                held.enter_context(progress(scope))
             await self._forward(scope, receive, send)
 
     def _checked_body(self, client: str, path: str, body: bytes, held: ExitStack) -> tuple[bytes, bool]:
@@ -213,7 +216,7 @@ class RequestFilter:
         """Let Gradio answer; clean up after interrupted uploads and delay wrong passwords."""
         path = str(scope["path"]).rstrip("/")
         if scope["method"] == "POST" and path == UPLOAD:
-            receive, end = self._quota.received(scope, receive)
+            receive, end = self._quota.received(scope, one_file(scope, receive))
             self._uploads += 1
 
             async def note_arrival(message: Message) -> None:

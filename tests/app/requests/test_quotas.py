@@ -319,3 +319,17 @@ def test_connections_of_a_client_are_counted_and_ask_in_time(served: Served, mon
     for line in lines:
         line.close()
     assert ended == [3, 8]
+
+
+def test_a_second_request_of_a_connection_is_asked_in_time(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "SILENT_SECONDS", 0.5)
+    host, port = served.address.removeprefix("http://").split(":")
+    line = http.client.HTTPConnection(host, int(port), timeout=10)
+    for _ in range(2):
+        line.request("GET", "/robots.txt")
+        line.getresponse().read()
+        time.sleep(0.7)  # between requests, uvicorn waits for longer
+    assert line.sock is not None
+    line.sock.sendall(b"G")
+    assert line.sock.recv(1) == b""
+    line.close()

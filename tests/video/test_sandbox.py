@@ -25,7 +25,7 @@ from tests.fixtures import clips
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux kernels")
 TRY = """
-import json, os, socket, subprocess, sys
+import ctypes, json, os, platform, resource, socket, subprocess, sys
 from minirlaif.video import sandbox
 active = sandbox.enter()
 def attempt(action):
@@ -34,6 +34,10 @@ def attempt(action):
     except (OSError, MemoryError) as error:
         return type(error).__name__
     return "done"
+TGKILL = {"x86_64": 234, "aarch64": 131}.get(platform.machine(), -1)
+def raw(*words):
+    if ctypes.CDLL(None, use_errno=True).syscall(*words):
+        raise OSError(ctypes.get_errno(), "refused")
 folder = sys.argv[1]
 results = {
     "network": attempt(lambda: socket.create_connection(("127.0.0.1", int(sys.argv[2])), timeout=1)),
@@ -45,6 +49,17 @@ results = {
     "rename": attempt(lambda: os.rename(folder + "/old", folder + "/renamed")),
     "memory": attempt(lambda: bytearray(sandbox.ADDRESS_SPACE)),
     "read": attempt(lambda: open(folder + "/old").read()),
+    "cut": attempt(lambda: os.truncate(folder + "/old", 0)),
+    "mode": attempt(lambda: os.chmod(folder + "/old", 0o777)),
+    "times": attempt(lambda: os.utime(folder + "/old", (1, 1))),
+    "owner": attempt(lambda: os.chown(folder + "/old", os.getuid(), os.getgid())),
+    "label": attempt(lambda: os.setxattr(folder + "/old", "user.a", b"b")),
+    "thread": attempt(lambda: raw(TGKILL, os.getppid(), os.getppid(), 0)),
+    "own thread": attempt(lambda: raw(TGKILL, os.getpid(), os.getpid(), 0)),
+    "limits": attempt(lambda: resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)),
+    "own limits": attempt(lambda: resource.prlimit(0, resource.RLIMIT_NOFILE)),
+    "keys": attempt(lambda: open(f"/proc/{os.getppid()}/environ", "rb").read()),
+    "own files": attempt(lambda: open("/proc/self/status").read()),
 }
 print(json.dumps([active, results]))
 """
@@ -70,12 +85,17 @@ def test_a_decoding_process_can_only_read(tmp_path: Path) -> None:
         command = [sys.executable, "-c", TRY, str(tmp_path), str(server.getsockname()[1])]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     active, results = json.loads(done.stdout)
-    assert results.pop("read") == "done" and results.pop("memory") == "MemoryError"
+    assert [results.pop(name) for name in ("read", "own thread", "own limits", "own files")] == ["done"] * 4
+    assert results.pop("memory") == "MemoryError"
     text = ", ".join(active)
     known = Path("/proc/sys/kernel/seccomp/actions_avail").is_file() and platform.machine() in ("x86_64", "aarch64")
     assert ("seccomp" in text) is known and ("Landlock" in text) is (landlock_version() > 0)
-    refused = {"network", "program", "signal"} if "seccomp" in text else set()
-    refused |= {"new file", "old file", "remove", "rename"} if "Landlock" in text else set()
+    refused = (
+        {"network", "program", "signal", "cut", "mode", "times", "owner", "label", "thread", "limits"}
+        if "seccomp" in text
+        else set()
+    )
+    refused |= {"new file", "old file", "remove", "rename", "keys"} if "Landlock" in text else set()
     assert {name for name, result in results.items() if result == "PermissionError"} >= refused
     assert "no new privileges" in text
 

@@ -6,6 +6,7 @@ Which settings exist and what they allow is in schema.py. Standard library and y
 import difflib
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass, replace
@@ -22,6 +23,7 @@ from minirlaif.stages import registry
 R = TypeVar("R")
 RUN_FILE = "config.yaml"  # of a run folder, which may be a stranger's: a pipe there is not waited for
 LONGEST_FILE = 1 << 20  # characters
+MOST_VALUES = 30_000  # of a file, with its keys: reading those takes seconds
 DEEPEST = 20  # blocks and lists in one another
 
 
@@ -46,14 +48,22 @@ def parse_yaml(text: str, where: str) -> Mapping[Any, Any]:
         raise UserError(f"{where}: more than {LONGEST_FILE:,} characters are no config")
     try:
         depth = 0
-        for event in yaml.parse(text, Loader=_Loader):
+        for number, event in enumerate(yaml.parse(text, Loader=_Loader)):
+            if number > MOST_VALUES:
+                raise UserError(f"{where}: more than {MOST_VALUES:,} values are no config")
             if isinstance(event, yaml.AliasEvent):
                 raise UserError(f"{where}: has an alias (*name), which is not read here: write the value in its place")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:  # before the rest is read: thousands of brackets take a minute
                 raise RecursionError
         values, root = yaml.load(text, Loader=_Loader), yaml.compose(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, TypeError) as error:  # ValueError: a date that does not exist, and the like
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+    ) as error:  # ValueError: a date that does not exist, and the like
         raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())[:300]})") from None
     except RecursionError:
         raise UserError(f"{where}: nested too deeply; a config has sections with settings") from None
@@ -63,8 +73,8 @@ def parse_yaml(text: str, where: str) -> Mapping[Any, Any]:
         raise UserError(f"{where}: must hold sections such as `model:` and `sft:`, not {values!r:.60}")
     # YAML itself would silently keep the last of two equal keys.
     for block in [root, *(value for _, value in root.value if isinstance(value, yaml.MappingNode))]:
-        names = [key.value for key, _ in block.value]
-        twice = sorted({str(name) for name in names if names.count(name) > 1})
+        names = Counter(str(key.value) for key, _ in block.value)
+        twice = sorted(name for name, count in names.items() if count > 1)
         if twice:
             raise UserError(f"{where}: {', '.join(twice)} is set twice in one block; keep one")
     return values
@@ -90,7 +100,7 @@ def build(kind: type[R], values: Mapping[Any, Any], overrides: Sequence[str]) ->
             continue
         try:
             given[name] = yaml.load(text, Loader=_Loader) if text else ""
-        except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+        except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
             given[name] = text
         typed[name] = f"--set {item}: "
 

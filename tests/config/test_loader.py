@@ -161,6 +161,7 @@ def test_all_problems_at_once(problem):
         ("ppo:\n  clip: 0.1\n  clip: 0.2\n", "clip is set twice"),
         ("seed: 1\nseed: 2\n", "seed is set twice"),
         ("a: 2021-13-45\n", "not valid YAML"),
+        ("a: !!float _\n", "not valid YAML"),
     ],
 )
 def test_broken_files(problem, text: str, words: str):
@@ -247,6 +248,7 @@ def test_a_run_made_before_a_setting_was_read_as_it_behaved(tmp_path: Path):
         (f"ppo:\n  clip: 1{'0' * 400}\n", "ppo.clip must be a number"),
         ("a: &a [x, x, x]\nb: &b [*a, *a, *a]\nc: [*b, *b, *b]\n", "has an alias"),
         ("seed: 1\n" + "# filler\n" * 200_000, "characters are no config"),
+        ("a: 1\n" * 50_000, "values are no config"),
         ("? [a, b]\n: 1\n", "not valid YAML"),
     ],
 )

@@ -155,7 +155,9 @@ def page_at(
         options.port,
         share=options.share,
         allowed=options.allowed_host,
-        auth=(lambda _, given: hmac.compare_digest(given.encode(), password.encode())) if password else None,
+        auth=(lambda name, given: len(name) < 65 and hmac.compare_digest(given.encode(), password.encode()))
+        if password
+        else None,
         auth_message="Enter any user name and the password." if password else None,
         ended=service.close_session if service else None,
         arrived=service.upload_store.hold if service else None,

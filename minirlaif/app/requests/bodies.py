@@ -2,15 +2,17 @@
 
 import asyncio
 
-from starlette.types import Message, Receive
+from starlette.types import Message, Receive, Scope
 
+from minirlaif.app.requests.forms import options_of
 from minirlaif.app.requests.quotas import SILENT_SECONDS, TooMuch
 
 MAX_BODY_BYTES = 1 << 20  # of any request but an upload
 
 
-async def buffered(receive: Receive) -> bytes:
-    """The body of a request. TooMuch: it is too large or too slow."""
+async def buffered(scope: Scope, receive: Receive) -> bytes:
+    """The body of a request. TooMuch: it is too large or too slow, or of another charset."""
+    options_of(scope)
     body, more = b"", True
     try:
         async with asyncio.timeout(SILENT_SECONDS):

@@ -131,7 +131,7 @@ class RequestFilter:
             if reason := self.refusal(scope) or self._needs_login(scope):
                 raise TooMuch(*reason)
             if scope["method"] == "POST" and path != UPLOAD:
-                body = await buffered(receive)
+                body = await buffered(scope, receive)
                 if not path.endswith(("/login", "/reset")):
                     body, is_model = self._checked_body(client, path, body, held)
                     if is_model and self._model_time is not None:

@@ -11,6 +11,7 @@ import pytest
 from gradio.routes import file_upload_statuses
 
 from minirlaif.app.requests import forms
+from minirlaif.app.requests.bodies import buffered
 from minirlaif.app.requests.middleware import RequestFilter
 from minirlaif.app.requests.quotas import TooMuch
 
@@ -39,7 +40,29 @@ def test_a_form_has_one_file(size: int, kind: str) -> None:
 
     read(PART + b"--cut--\r\n")
     with pytest.raises(TooMuch, match="one file at a time"):
-        read(PART * 5)
+        read(PART * 3)
+    for head in (
+        b'form-data; name="files"',
+        b'form-data; x="filename=a"',
+        b'form-data; filename="a"\r\nContent-Disposition: form-data',
+    ):
+        with pytest.raises(TooMuch, match="not a file"):
+            read(b"--cut\r\nContent-Disposition: " + head + b"\r\n\r\n" + bytes(100))
+    with pytest.raises(TooMuch, match="not a file"):
+        read(bytes(forms.LONGEST_HEAD + 1))
+
+
+def test_text_is_utf_8() -> None:
+    """Gradio decodes with whatever codec a form names, and that of punycode takes minutes for a megabyte."""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"x"}
+
+    for kind in ("multipart/form-data; boundary=c; charset=punycode", "application/json; charset=utf-16"):
+        for use in (lambda asked: forms.one_file(asked, receive), lambda asked: asyncio.run(buffered(asked, receive))):
+            with pytest.raises(TooMuch, match="charset"):
+                use(scope(kind=kind))
+    assert asyncio.run(buffered(scope(kind="application/json; charset=UTF-8"), receive)) == b"x"  # type: ignore[arg-type]
 
 
 def test_the_progress_of_an_upload_is_forgotten() -> None:

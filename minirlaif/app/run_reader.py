@@ -47,7 +47,7 @@ class PublicRun(Run):
 
 
 def check_links(run: Run) -> None:
-    """UserError for a link of a run, or of one of its stages, that leads out of it: its target was never meant to be shown.
+    """UserError for a link in a run that leads out of it, in whatever folder: its target was never meant to be shown.
     Stages that another run made lie behind links (`Run.take_over`), which visitors do not see either."""
     folders = [(run.root, run.root.resolve())]
     for folder, inside in folders:
@@ -59,7 +59,7 @@ def check_links(run: Run) -> None:
                 inner = target
             else:
                 raise UserError(f"{path.relative_to(run.root)}: a link out of the run is not followed; put a copy in its place")
-            if folder == run.root and path.is_dir():
+            if path.is_dir() and (folder == run.root or target is None):
                 folders.append((path, inner))
 
 

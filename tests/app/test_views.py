@@ -211,10 +211,15 @@ def test_visitors_see_no_clip_outside_the_run(place: str, finished: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "name", ["evaluate", "evaluate/answers.jsonl", "sft/manifest.json", "cache/features.sqlite", "config.yaml"]
+    "name",
+    ["evaluate", "evaluate/answers.jsonl", "sft/manifest.json", "cache/features.sqlite", "config.yaml"]
+    + ["ppo.partial/state/position.json"],
 )
 def test_links_out_of_a_run_are_not_followed(name: str, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "a", tmp_path / "a")
+    state = tmp_path / "a" / "ppo.partial" / "state"
+    state.mkdir(parents=True)
+    (state / "position.json").write_text('{"step": 3}')
     target = tmp_path / "elsewhere" / name
     target.parent.mkdir(parents=True)
     shutil.move(tmp_path / "a" / name, target)

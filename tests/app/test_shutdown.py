@@ -1,4 +1,4 @@
-"""What is left of a server that was told to stop: nothing."""
+"""What is left of a server after SIGTERM, SIGHUP or Ctrl-C: nothing."""
 
 from __future__ import annotations
 

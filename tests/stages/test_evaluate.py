@@ -210,9 +210,9 @@ def test_the_reward_model_against_truth_by_hand() -> None:
 
 def test_segments_by_hand() -> None:
     facts = {name: fact(name, video=f"clips/{name[0]}.mp4", segments=[RIGHT, WRONG]) for name in ("a-0", "a-1", "b-0", "c-0")}
-    told = [{"video": "../world/clips/a.mp4", "segments": [RIGHT, RIGHT]}, {"video": "x/b.mp4", "segments": [RIGHT]}]
+    described = [{"video": "../world/clips/a.mp4", "segments": [RIGHT, RIGHT]}, {"video": "x/b.mp4", "segments": [RIGHT]}]
     # a: right, wrong, once although two questions ask about it; b: right and one missing; c was not described.
-    assert against_truth.segments(told, facts) == {"segment_accuracy": 0.5, "segments": 4}
+    assert against_truth.segments(described, facts) == {"segment_accuracy": 0.5, "segments": 4}
 
 
 # How many clips of a test an earlier stage has read: counted by content, and unknown rather than guessed.

@@ -121,10 +121,10 @@ def candidates(*texts: str) -> list[labels.Candidate]:
 
 def test_pairs_are_of_different_answers_and_their_order_is_drawn_for_each() -> None:
     row = Sample("q", "clip", (Turn("what?"),), tags={"type": "count"})
-    pairs = labels.make_pairs(row, candidates("x", "y", "x", " ", "z"), "told", 3, seed=0, scores={})
+    pairs = labels.make_pairs(row, candidates("x", "y", "x", " ", "z"), "0s: x", 3, seed=0, scores={})
     assert [pair.id for pair in pairs] == ["q#0", "q#1", "q#2"]
     assert [{pair.answer_a, pair.answer_b} for pair in pairs] == [{"x", "y"}, {"x", "z"}, {"y", "z"}]
-    assert {(p.video, p.question, p.context, p.tags["type"]) for p in pairs} == {("clip", "what?", "told", "count")}
+    assert {(p.video, p.question, p.context, p.tags["type"]) for p in pairs} == {("clip", "what?", "0s: x", "count")}
     orders = []
     for seed in range(40):
         made = labels.make_pairs(row, candidates("x", "y", "z"), "", 3, seed, {})

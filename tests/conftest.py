@@ -78,6 +78,6 @@ def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def call(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         variables = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **environment}
-        return subprocess.run([sys.executable, *words], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120)
+        return subprocess.run([sys.executable, *words], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=600)
 
     return call

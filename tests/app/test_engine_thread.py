@@ -66,5 +66,5 @@ def test_a_stream_that_nobody_hears_ends(engine_thread: EngineThread, how: str) 
         assert set(stream) <= {"on"}
     else:
         stream.close()
-    assert ended.wait(5) and engine_thread.call(lambda engine: True)
+    assert ended.wait(60) and engine_thread.call(lambda engine: True)
     assert how == "stop" or not stop.is_set()  # it was not stopped: its reader left

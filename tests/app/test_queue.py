@@ -78,5 +78,5 @@ def test_the_page_goes_on_following_when_the_next_stage_begins(
         page.page.wait_for_selector("#progress table")
         page.page.wait_for_timeout(5000)  # nothing is at work now
         chat_run.begin_ppo(run, 2)
-        page.page.wait_for_selector("#progress :text('ppo is running')", timeout=15000)
+        page.page.wait_for_selector("#progress :text('ppo is running')", timeout=120_000)
         page.close()

@@ -250,7 +250,7 @@ def test_the_page_may_load_nothing_from_elsewhere(served: Served) -> None:
     assert status == 200 and b"fonts.googleapis" not in body
     import urllib.request
 
-    with urllib.request.urlopen(served.address, timeout=30) as reply:
+    with urllib.request.urlopen(served.address, timeout=120) as reply:
         policy = reply.headers["content-security-policy"]
         assert reply.headers["x-content-type-options"] == "nosniff"
     rules = {name: set(sources) for name, *sources in (rule.split() for rule in policy.split(";"))}
@@ -381,19 +381,19 @@ def test_without_a_run_the_page_says_which_command_makes_one(tmp_path: Path, end
             import urllib.request
 
             with pytest.raises(urllib.error.HTTPError, match="401"):
-                urllib.request.urlopen(f"{client_at}/config", timeout=30)
+                urllib.request.urlopen(f"{client_at}/config", timeout=120)
             form = b"username=me&password=wrong"
             with pytest.raises(urllib.error.HTTPError, match="400"):
-                urllib.request.urlopen(f"{client_at}/login", form, timeout=30)
+                urllib.request.urlopen(f"{client_at}/login", form, timeout=120)
             opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
-            opener.open(f"{client_at}/login", b"username=me&password=open+sesame", timeout=30)
-            page = opener.open(f"{client_at}/config", timeout=30).read().decode()
+            opener.open(f"{client_at}/login", b"username=me&password=open+sesame", timeout=120)
+            page = opener.open(f"{client_at}/config", timeout=120).read().decode()
             assert "python -m minirlaif run --config configs/tiny.yaml --run tiny" in page
             assert '"elem_id":"ask"' not in page and '"elem_id":"clip"' not in page  # nothing that would not work
             assert len(list((tmp_path / "temp").glob("minirlaif-app-*"))) == 1
         finally:
             app.send_signal(end)
-        assert app.wait(30) == 0
+        assert app.wait(120) == 0
         assert app.stderr is not None and "Traceback" not in app.stderr.read()
     assert list((tmp_path / "temp").glob("minirlaif-app-*")) == []
 
@@ -408,7 +408,7 @@ def test_without_a_run_the_page_says_which_command_makes_one(tmp_path: Path, end
 )
 def test_what_cannot_be_opened_is_said_in_one_line(tmp_path: Path, words: tuple[str, ...], output: str) -> None:
     with program(tmp_path, *words) as app:
-        _, errors = app.communicate(timeout=60)
+        _, errors = app.communicate(timeout=120)
         assert app.returncode == 2
     (line,) = errors.strip().splitlines()
     assert output in line and line.startswith("minirlaif: ")
@@ -460,7 +460,7 @@ def test_only_named_hosts_reach_a_server_on_the_network(place: Path) -> None:
     with serving(FakeEngine(), None, place / "none", place / "uploads7", *words) as served:
         port = int(served.address.rstrip("/").rsplit(":", 1)[1])
         for name, wanted in (("my.site", 200), (f"my.site:{port}", 200), ("127.0.0.1", 200), ("evil.example", 403)):
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
             connection.request("GET", "/", headers={"Host": name})
             assert connection.getresponse().status == wanted, name
             connection.close()
@@ -585,7 +585,7 @@ def test_what_is_left_behind_goes_while_nobody_comes(service: ChatService, monke
     while stale.exists() and time.monotonic() < end:
         time.sleep(0.05)
     done.set()
-    sweeper.join(5.0)
+    sweeper.join(60.0)
     assert not stale.exists() and not sweeper.is_alive()
 
 

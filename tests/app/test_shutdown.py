@@ -23,7 +23,7 @@ from tests.fixtures.http_client import Client
 from tests.fixtures.processes import tree
 
 ROOT = Path(__file__).parents[2]
-STOP_SECONDS = 60.0  # on a busy machine; usually a few seconds
+STOP_SECONDS = 120.0  # on a busy machine; usually a few seconds
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def test_a_server_that_is_told_to_stop_leaves_nothing(engine: str, tmp_path: Pat
             app.send_signal(signal.SIGTERM)
             assert app.wait(STOP_SECONDS) == 0, (tmp_path / "errors.txt").read_text()
         assert time.monotonic() - began < STOP_SECONDS
-        wait_for(lambda: not any(map(alive, children)), 5.0)
+        wait_for(lambda: not any(map(alive, children)))
     assert [*(tmp_path / "temp").iterdir()] == []
     assert "Traceback" not in (tmp_path / "errors.txt").read_text()
 
@@ -145,8 +145,8 @@ def test_closing_waits_for_no_answer() -> None:
     wait_for(lambda: made._jobs.qsize() == 1)
     closing = threading.Thread(target=made.close, daemon=True)
     closing.start()
-    closing.join(5.0)
-    reader.join(5.0)
+    closing.join(60.0)
+    reader.join(60.0)
     assert not closing.is_alive() and set(first) <= {"on"} and refused == ["the app is closing"]
     with pytest.raises(UserError, match="closing"):
         made.call(lambda engine: 1)

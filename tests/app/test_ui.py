@@ -164,7 +164,7 @@ def without_torch(folder: Path, *words: str) -> Iterator[tuple[str, Callable[[st
             assert query("modules") == []
         finally:
             child.terminate()
-        assert child.wait(30) == 0
+        assert child.wait(120) == 0
     assert list((folder / "temp").glob("minirlaif-app-*")) == []
 
 
@@ -205,7 +205,7 @@ def test_what_goes_wrong_over_exported_files_without_torch(place: Path, opened: 
         page.page.wait_for_function("document.querySelector('#chat .answer .bubble')?.innerText.trim().includes(' ')")
         page.page.click("#stop")
         page.wait_until_idle()
-        wait_for(lambda: query("at once") == 0, 1.0)  # the model is free, of some 5 s that its answer takes
+        wait_for(lambda: query("at once") == 0, 3.0)  # the model is free, of some 5 s that its answer takes
         (stopped,) = page.answers()
         assert full.startswith(stopped) and 0 < len(stopped) < len(full) and "stopped" in page.text("#chat")
         page.ask(short)
@@ -375,7 +375,7 @@ def test_stopping_keeps_what_was_said_and_frees_the_model(
     assert [page.page.locator(part).bounding_box() for part in ("#chat", "#question", "#ask", "#retry")] == places  # no jump
     (text,) = page.answers()
     assert "word3" in text and "word39" not in text and "stopped" in page.text("#chat")
-    wait_for(lambda: engine.at_once == 0, 2.0)
+    wait_for(lambda: engine.at_once == 0, 3.5)  # of some 4 s that its answer takes
     page.ask("and then?")
     page.page.wait_for_selector("#chat .chip")
     assert page.answers() == [text, "rlaif heard: and then?"]
@@ -560,5 +560,5 @@ def test_inside_a_run(place: Path, tmp_path: Path, opened: Callable[..., Page]) 
         for step, score in ((3, 7.25), (4, 5.5), (5, 6.75)):  # by itself, each within the time of two ticks
             with file.open("a") as more:
                 more.write(json.dumps({"step": step, "score": score}) + "\n")
-            wait_for(lambda text=f"step {step} of 30": text in page.text("#progress"), 10.0)  # type: ignore[misc]
-            wait_for(lambda text=str(score): text in page.text("#curves figcaption b"), 10.0)  # type: ignore[misc]
+            wait_for(lambda text=f"step {step} of 30": text in page.text("#progress"))  # type: ignore[misc]
+            wait_for(lambda text=str(score): text in page.text("#curves figcaption b"))  # type: ignore[misc]

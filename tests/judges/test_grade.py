@@ -330,7 +330,7 @@ class Decodes:
     def create_completion(self, ids: Any, **settings: Any) -> dict[str, Any]:
         self.busy = True
         self.inside.set()
-        self.go.wait(10)
+        self.go.wait(60)
         self.busy = False
         return {"choices": [{"text": REPLY}]}
 
@@ -352,13 +352,13 @@ def test_a_gguf_judge_is_not_freed_while_it_decodes(tmp_path: Path, monkeypatch)
     asks = threading.Thread(target=judge.ask, args=(questions(1)[0].messages,))
     closes = threading.Thread(target=judge.close)
     asks.start()
-    assert model.inside.wait(10)
+    assert model.inside.wait(60)
     closes.start()
     closes.join(0.2)
     assert closes.is_alive() and not model.frees
     model.go.set()
-    asks.join(10)
-    closes.join(10)
+    asks.join(60)
+    closes.join(60)
     judge.close()
     assert model.frees == 1 and not model.freed_inside
     with pytest.raises(UserError, match="closed before"):

@@ -230,7 +230,7 @@ def test_a_closed_judge_neither_pauses_nor_asks(serve):
         time.sleep(0.01)
     subject.stop()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert len(errors) == 2 and all("closed before" in error for error in errors)
     ask()
     assert len(server.bodies) == 2
@@ -251,7 +251,7 @@ def test_who_waits_for_its_turn_is_woken_by_close_and_does_not_send(serve):
     thread.start()
     assert not ended.wait(0.2)
     subject.stop()
-    assert ended.wait(10) and len(server.bodies) == 1
+    assert ended.wait(60) and len(server.bodies) == 1
 
 
 def test_pages_and_endless_replies_are_of_another_address(serve):

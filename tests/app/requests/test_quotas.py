@@ -37,7 +37,7 @@ def chunks(size: int, piece: int = 1 << 16) -> Iterator[bytes]:
 def sent(served: Served, path: str, body: Any, headers: dict[str, str]) -> tuple[int, int]:
     """Status of a reply to a body of unknown length, and how many bytes were taken before the connection ended."""
     host, port = served.address.removeprefix("http://").split(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=30)
+    connection = http.client.HTTPConnection(host, int(port), timeout=120)
     connection.putrequest("POST", path)
     for name, value in {**headers, "Transfer-Encoding": "chunked"}.items():
         connection.putheader(name, value)
@@ -298,7 +298,7 @@ def test_a_request_that_does_not_go_on_is_ended(
     for module in (quotas, bodies):
         monkeypatch.setattr(module, "SILENT_SECONDS", 0.5)
     host, port = served.address.removeprefix("http://").split(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=10)
+    connection = http.client.HTTPConnection(host, int(port), timeout=120)
     connection.putrequest("POST", path)
     for name, value in {**kind, "Content-Length": "1000"}.items():
         connection.putheader(name, value)
@@ -324,7 +324,7 @@ def test_connections_of_a_client_are_counted_and_ask_in_time(served: Served, mon
 def test_a_second_request_of_a_connection_is_asked_in_time(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "SILENT_SECONDS", 0.5)
     host, port = served.address.removeprefix("http://").split(":")
-    line = http.client.HTTPConnection(host, int(port), timeout=10)
+    line = http.client.HTTPConnection(host, int(port), timeout=120)
     for _ in range(2):
         line.request("GET", "/robots.txt")
         line.getresponse().read()

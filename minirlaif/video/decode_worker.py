@@ -22,7 +22,9 @@ import re
 import signal
 import stat
 import sys
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +37,7 @@ from minirlaif.video.pixels import resized
 from minirlaif.video.preparation import after_damage, prepared
 from minirlaif.video.timestamps import Timeline
 
+AHEAD = 2  # frames that are decoded while another one is scaled
 BLANK_RANGE = 2  # a picture whose channels span at most so many of 255 levels shows nothing
 CONTAINERS = ("asf", "avi", "flv", "matroska", "mov", "mpeg", "mpegts", "ogg")  # as FFmpeg names their readers
 BLANK_FRAMES = 16  # frames over the whole clip that have to be blank before it is called so
@@ -63,10 +66,21 @@ def decode(timeline: Timeline, rows: list[int], size: FrameSize | None, reader: 
 
     if reader == "decord" and timeline.decord and _has_decord():
         try:
-            return np.stack([resized(frame, size) for frame in decord_frames(timeline, rows)]), "decord"
+            return np.stack(_all_resized(decord_frames(timeline, rows), size)), "decord"
         except Exception:
             pass
-    return np.stack([resized(frame, size) for frame in av_frames(timeline, rows, damage)]), "av"
+    return np.stack(_all_resized(av_frames(timeline, rows, damage), size)), "av"
+
+
+def _all_resized(frames: Iterator[Any], size: FrameSize | None) -> list[Any]:
+    """Each frame as `size`, in a thread of its own: PIL works while the next frame is decoded. At most AHEAD wait there."""
+    done, waiting = [], deque[Future[Any]]()
+    with ThreadPoolExecutor(1) as pool:
+        for frame in frames:
+            waiting.append(pool.submit(resized, frame, size))
+            if len(waiting) > AHEAD:
+                done.append(waiting.popleft().result())
+        return done + [each.result() for each in waiting]
 
 
 def refuse_blank(timeline: Timeline, frames: Any, reader: str, share: float) -> None:

@@ -155,6 +155,29 @@ def test_all_plans_in_one_pass(made: dict[str, Path], tmp_path: Path, monkeypatc
     assert calls == [[2, 12]] and header["places"] == [[0, 1], [1, 0]] and len(frames) == 2
 
 
+def test_frames_are_scaled_in_order_while_few_wait() -> None:
+    """The thread that scales is as slow as its frames; the decoder is at most so many ahead."""
+    decoded, scaled, ahead = [0], [0], []
+    size = FrameSize(8, 8)
+
+    def frames() -> Iterator[Any]:
+        for number in range(9):
+            decoded[0] += 1
+            ahead.append(decoded[0] - scaled[0])
+            yield np.full((500, 500, 3), number, np.uint8)
+
+    def slow(frame: Any, given: FrameSize | None) -> Any:
+        time.sleep(0.01)
+        scaled[0] += 1
+        return pixels.resized(frame, given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode_worker, "resized", slow)
+        done = decode_worker._all_resized(frames(), size)
+    assert [int(frame[0, 0, 0]) for frame in done] == list(range(9)) and {frame.shape for frame in done} == {(8, 8, 3)}
+    assert 2 < max(ahead) <= decode_worker.AHEAD + 2
+
+
 def test_no_plan_is_a_mistake(made: dict[str, Path], reader: ClipReader):
     with pytest.raises(ValueError, match="no frame plan"):
         reader.frames(made["plain"], [])

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import random
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -71,18 +73,32 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run `a`, with votes, a list of what was left out, and a second attempt at PPO that was interrupted."""
     forked.preload()
     runs = tmp_path_factory.mktemp("finished")
+    run = runs / "a"
+    assert forked.forked(functools.partial(interrupted_ppo, runs), 600).code == -signal.SIGKILL
+    (run / "ppo.partial").rename(runs / "begun")
     outcome = forked.forked(functools.partial(main.main, words(runs, *STAGES, "report")), 600)
     assert outcome.code == 0, outcome.text
-    run = runs / "a"
-    (run / "ppo.partial" / "state").mkdir(parents=True)
-    record = {"step": 1, "seconds": 1.0, "summary": {}, "counters": {}, "files": {}, "state": {}}
-    write_json(run / "ppo.partial" / "state" / "position.json", record)
-    write_json(run / "ppo.partial" / "begun.json", {"stage": "ppo", "config": {}, "inputs": {}})
-    (run / "ppo.partial" / "metrics.jsonl").write_text('{"step": 1, "score": 0.5}\n')
+    (runs / "begun").rename(run / "ppo.partial")
+    position = json.loads((run / "ppo.partial" / "state" / "position.json").read_text())
+    assert position["files"] and position["state"]
     write_rows(run / "left_out.jsonl", [LEFT_OUT, LEFT_OUT])
     (run / "votes").mkdir()
     write_rows(run / "votes" / "votes.jsonl", [VOTE, VOTE])
     return run
+
+
+def interrupted_ppo(runs: Path) -> int:
+    """All stages up to PPO, killed at the first change after its state was saved."""
+    saved = False
+
+    def seen(event: str, path: str) -> None:
+        nonlocal saved
+        if saved:
+            os.kill(os.getpid(), signal.SIGKILL)
+        saved = event == "os.rename" and path.endswith("ppo.partial/state")
+
+    forked.watch(runs, seen)
+    return main.main(words(runs, *STAGES[: STAGES.index("ppo") + 1]))
 
 
 def words(runs: Path, *stages: str) -> list[str]:

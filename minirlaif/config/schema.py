@@ -212,7 +212,8 @@ class RolloutSection:
     temperature: PositiveFloat = 1.0
     max_new_tokens: PositiveInt = 256
     kl_coef: float = 0.1
-    kl_estimator: Literal["k1", "k3"] = "k1"  # k1: log-ratio; k3: its low-variance form
+    # k1: log-ratio; k3: its low-variance form, whose gradient as a part of the reward is not that of the KL
+    kl_estimator: Literal["k1", "k3"] = "k1"
     missing_eos_penalty: float = 8.0  # taken off the score of an answer that did not end
     length_coef: float = 10.0  # taken off: length_coef x answer tokens / max_new_tokens
     reward_scale: Annotated[float, Rule.ANY_SIGN] = 10.0  # factor of all shaped rewards; below 0 the KL term turns too

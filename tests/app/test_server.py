@@ -364,7 +364,7 @@ def test_many_broken_clips_and_odd_questions_leave_a_real_engine_serving(place: 
 
 @contextmanager
 def program(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
-    """`python app.py`, in a folder without runs, with temporary files of its own. Behind a failure it is killed, not waited for."""
+    """`python app.py`, in a folder without runs, with temporary files of its own. Killed behind a failure."""
     (folder / "temp").mkdir(exist_ok=True)
     variables = {**os.environ, "TMPDIR": str(folder / "temp"), "PYTHONDONTWRITEBYTECODE": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

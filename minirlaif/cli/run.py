@@ -14,6 +14,7 @@ from minirlaif.cli import evaluate, export, plan
 from minirlaif.cli.flags import add_flags, run_folder, verb
 from minirlaif.config.loader import parse_yaml
 from minirlaif.errors import UserError
+from minirlaif.judges.config import feedback_judge
 from minirlaif.runs.io import private_folder, read_text, write_atomic
 from minirlaif.runs.run import Run
 from minirlaif.runs.status import report_state, status_table
@@ -61,6 +62,8 @@ def run(options: argparse.Namespace) -> int:
     names = _chosen(options, cfg, run.stages)
     exports = cfg.export.enabled and options.verb == "run" and not options.stages
     _check_settings(options.config, cfg, names)
+    if {"feedback", *METHODS} & set(names):
+        feedback_judge(cfg.feedback)  # before the stages that come first take hours
     distributed.start(on_cpu=cfg.model.device == "cpu")
     if distributed.leads():
         check_base(run, cfg)

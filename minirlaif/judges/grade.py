@@ -115,8 +115,8 @@ class ChatJudge(ABC):
 
     @abstractmethod
     def ask(self, messages: Sequence[Message], grammar: str) -> Reply:
-        """One reply, within a grammar where the model can be kept to one. Refused for this question alone; UserError when the model
-        cannot be reached (no earlier reply is lost)."""
+        """One reply, within a grammar where the model can be kept to one. Refused for this question alone; UserError when the
+        model cannot be reached (no earlier reply is lost)."""
 
     @abstractmethod
     def stop(self) -> None:
@@ -173,10 +173,21 @@ class ChatJudge(ABC):
             f" (about {tokens_in:,} tokens in and {tokens_out:,} out{price}){again}"
         )
 
+    def forecast(self, questions: int, tokens_each: int) -> str:
+        """What so many comparisons of at most so many tokens may cost, for the screen. UserError when it is above `max_cost`."""
+        s, most = self.settings, self.most_cost(questions, questions * tokens_each)
+        if s.max_cost and most > s.max_cost:
+            raise UserError(
+                f"judge {self.name}: {questions:,} comparisons would cost up to {most:.2f}, max_cost is {s.max_cost:g}; raise it,"
+                " or label fewer prompts with feedback.limit"
+            )
+        price = f", at most {most:.2f} at the given prices" if s.price_in or s.price_out else ""
+        return f"judge {self.name}: up to {questions:,} comparisons of up to {tokens_each:,} tokens{price}"
+
     def most_cost(self, questions: int, tokens_in: int) -> float:
-        """What questions with so many tokens together cost when every reply is of the longest and asked for as often as allowed."""
+        """What questions with so many tokens together cost when each is asked as often as allowed, with the longest replies."""
         s = self.settings
-        again = s.attempts * (s.attempts - 1) // 2 * (s.max_tokens + COMPLAINT_TOKENS)  # earlier replies are sent with the question
+        again = s.attempts * (s.attempts - 1) // 2 * (s.max_tokens + COMPLAINT_TOKENS)  # earlier replies are sent as well
         return self._cost(s.attempts * tokens_in + questions * again, questions * s.attempts * s.max_tokens)
 
     def _cost(self, tokens_in: int, tokens_out: int) -> float:

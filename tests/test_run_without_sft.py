@@ -192,9 +192,49 @@ def test_preferences_after_distillation(finished: Path, tmp_path: Path):
     assert report["method"] == "dpo" and report["reward_model"] is None and "None" not in (run / "report.html").read_text()
 
 
+GROUPS = [
+    "rollout.samples_per_prompt=4", "group.iterations=3", "group.minibatch_size=4", "group.learning_rate=0.002",
+    "group.warmup_steps=0", "group.dev_every=1", "group.save_every=1",
+]  # fmt: skip
+
+
+def test_answers_to_one_prompt_are_compared(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """From the base without a value model, killed on the way: same bytes as in one go; the report knows the method."""
+    made = []
+    for name in ("straight", "killed"):
+        run = begin(finished, tmp_path / name, ["world", "feedback", "reward"])
+        command = words(tmp_path / name, "optimize.methods=[rloo]", *GROUPS)
+        if name == "killed":
+            assert 0 < killed(command, run, "rloo", tmp_path) < 3
+        assert main.main(command) == 0
+        made.append(results(run, ("rloo", "evaluate")))
+    assert {name for name in made[0] if made[0][name] != made[1][name]} <= {"rloo/metrics.jsonl", "evaluate/metrics.jsonl"}
+    assert sorted(manifest(run, "rloo")["inputs"]) == ["feedback", "reward"] and not (run / "ppo").exists()
+    rows = lines(run / "rloo" / "metrics.jsonl")
+    assert len(rows) == 3 and not any("value" in key or "explained" in key for row in rows for key in row)
+    assert all(0 <= row["equal_groups"] < 1 for row in rows) and rows[0]["kl"] == pytest.approx(0, abs=1e-4) != rows[-1]["kl"]
+    report = json.loads((run / "report.json").read_text())
+    assert report["method"] == "rloo" and report["rloo"]["dev_win_rate"] is not None
+    page = (run / "report.html").read_text()
+    assert "Equal groups" in page and "PPO" not in page and "None" not in page
+    capsys.readouterr()
+    assert main.main(["status", "--run", "a", "--runs-dir", str(run.parent)]) == 0
+    state = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
+    assert state["rloo"] == "finished" and "ppo" not in state
+
+
 @pytest.mark.parametrize(
     ("settings", "words_of_error"),
     [
+        (
+            ["optimize.methods=[rloo]"],
+            "has rloo: answers to one prompt are compared, set rollout.samples_per_prompt to 2 or more",
+        ),
+        (
+            ["rollout.samples_per_prompt=3"],
+            "rollout.rollouts is 8, no multiple of rollout.samples_per_prompt, which is 3: set it to 9",
+        ),
+        (["rollout.samples_per_prompt=0"], "rollout.samples_per_prompt must be above 0"),
         (["optimize.methods=[ppo,distil]"], "names 'distil', which is no method (did you mean distill?)"),
         (["optimize.methods=[ppo,ppo]"], "names ppo twice"),
         (["feedback.context_answers=0"], "set feedback.context_answers to 1 or more"),

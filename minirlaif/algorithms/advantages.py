@@ -109,13 +109,19 @@ def leave_one_out(rewards_BR: Tensor, mask_BR: Tensor, prompt_index_B: Tensor) -
     return _spread(rewards_B - baseline_B, mask_BR, _equal(rewards_B, same_BB))
 
 
-def group_relative(rewards_BR: Tensor, mask_BR: Tensor, prompt_index_B: Tensor, epsilon: float = 1e-4) -> Tensor:
-    """As `leave_one_out`, but each answer's reward less the mean of its prompt's answers, over their standard deviation plus
-    epsilon (GRPO, Shao et al. 2024; with n - 1 as TRL has it)."""
+def group_centred(rewards_BR: Tensor, mask_BR: Tensor, prompt_index_B: Tensor) -> Tensor:
+    """As `leave_one_out`, but each answer's reward less the mean of all answers to its prompt, its own among them (Dr. GRPO, Liu
+    et al. 2025): those of `leave_one_out` times (n - 1) / n."""
     rewards_B, same_BB = _by_prompt(rewards_BR, mask_BR, prompt_index_B)
-    count_B = same_BB.sum(1)
-    centred_B = rewards_B - same_BB @ rewards_B / count_B
-    deviation_B = (same_BB @ centred_B.square() / (count_B - 1)).sqrt()
+    return _spread(_centred(rewards_B, same_BB), mask_BR, _equal(rewards_B, same_BB))
+
+
+def group_relative(rewards_BR: Tensor, mask_BR: Tensor, prompt_index_B: Tensor, epsilon: float = 1e-4) -> Tensor:
+    """As `group_centred`, over the standard deviation of the prompt's rewards plus epsilon (GRPO, Shao et al. 2024; with n - 1 as
+    TRL has it)."""
+    rewards_B, same_BB = _by_prompt(rewards_BR, mask_BR, prompt_index_B)
+    centred_B = _centred(rewards_B, same_BB)
+    deviation_B = (same_BB @ centred_B.square() / (same_BB.sum(1) - 1)).sqrt()
     return _spread(centred_B / (deviation_B + epsilon), mask_BR, _equal(rewards_B, same_BB))
 
 
@@ -134,6 +140,10 @@ def _by_prompt(rewards_BR: Tensor, mask_BR: Tensor, prompt_index_B: Tensor) -> t
     if bool((same_BB.sum(1) < 2).any()):
         raise ValueError("a prompt has a single answer: there is nothing to compare it with")
     return rewards_B, same_BB
+
+
+def _centred(rewards_B: Tensor, same_BB: Tensor) -> Tensor:
+    return rewards_B - same_BB @ rewards_B / same_BB.sum(1)
 
 
 def _equal(rewards_B: Tensor, same_BB: Tensor) -> Tensor:

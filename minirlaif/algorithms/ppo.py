@@ -15,10 +15,10 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 
 from minirlaif import distributed
-from minirlaif.algorithms.group import METHODS, GroupMethod, group_policy_loss
+from minirlaif.algorithms.group import GroupMethod, group_policy_loss
 from minirlaif.algorithms.losses import ppo_policy_loss, total_stats, value_loss
 from minirlaif.algorithms.rollout import Rollout
-from minirlaif.config import GroupSection, PpoSection
+from minirlaif.config import GroupSection, PpoSection, RolloutSection
 from minirlaif.errors import StageStopped
 from minirlaif.models.logprobs import micro_batches, token_logprobs, token_values
 from minirlaif.models.seeds import shuffled
@@ -117,11 +117,12 @@ class Learner(PolicyLearner[PpoSection]):
         return stats | value_stats | {"policy_loss": float(loss.detach()), "value_loss": float(v_loss.detach())}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GroupLearner(PolicyLearner[GroupSection]):
     """The policy alone: its advantages come from the answers to one prompt."""
 
-    method: GroupMethod = METHODS["rloo"]
+    method: GroupMethod
+    rollout: RolloutSection
 
     @property
     def settings_name(self) -> str:
@@ -129,12 +130,21 @@ class GroupLearner(PolicyLearner[GroupSection]):
         return "group"
 
     def _micro_batch(self, rollout: Rollout, answers: int, tokens: int, index: list[int]) -> dict[str, float]:
-        policy, part = self.models.policy, partial(self._part, rollout, index)
+        policy, r = self.models.policy, self.rollout
+        part = partial(self._part, rollout, index)
         with policy.adapters.training_as("policy"), self.accelerator.autocast():
-            new_BR = self._logprobs(rollout, index)
-            old_BR, advantages_BR, mask_BR = part(rollout.logprobs_BR), part(rollout.advantages_BR), part(rollout.mask_BR)
             loss, stats = group_policy_loss(
-                self.method, new_BR, old_BR, advantages_BR, mask_BR, self.section.clip, answers, tokens
+                self.method,
+                self._logprobs(rollout, index),
+                part(rollout.logprobs_BR),
+                part(rollout.reference_BR),
+                part(rollout.advantages_BR),
+                part(rollout.mask_BR),
+                clip=self.section.clip,
+                kl_coef=r.kl_coef,
+                limit=r.max_new_tokens,
+                answers=answers,
+                tokens=tokens,
             )
             self.accelerator.backward(loss)
         return stats | {"policy_loss": float(loss.detach())}

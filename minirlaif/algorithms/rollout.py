@@ -46,6 +46,7 @@ class Rollout:
     critic_rows: list[EncodedPair]  # the prompt as reward and value model see it
     prompt_index_B: Tensor
     logprobs_BR: Tensor
+    reference_BR: Tensor  # log-probabilities of the reference
     advantages_BR: Tensor
     mask_BR: Tensor
     values_BR: Tensor | None = None
@@ -100,7 +101,8 @@ class RolloutCollector:
             self._normalized(raw_B), stopped_B, lengths_B, r.max_new_tokens, r.missing_eos_penalty, r.length_coef
         )
         kl_BR = kl_per_token(logprobs_BR, ref_BR, "k1" if self.group else r.kl_estimator)
-        rewards_BR = shaped_rewards(final_B, kl_BR, mask_BR, r.kl_coef, r.reward_scale)
+        kl_coef = 0.0 if self.group and self.group.kl_in_loss else r.kl_coef
+        rewards_BR = shaped_rewards(final_B, kl_BR, mask_BR, kl_coef, r.reward_scale)
         stats = {
             "score": float(raw_B.mean()),
             "reward": float(rewards_BR.sum(1).mean()),
@@ -117,7 +119,7 @@ class RolloutCollector:
             advantages_BR, returns_BR = gae(rewards_BR, values_BR, mask_BR, r.gamma, r.lam)
             stats["explained_variance"] = explained_variance(values_BR, returns_BR, mask_BR)
             advantages_BR = whiten(advantages_BR, mask_BR)
-        learned = Rollout(rows, critic_rows, index_B, logprobs_BR, advantages_BR, mask_BR, values_BR, returns_BR)
+        learned = Rollout(rows, critic_rows, index_B, logprobs_BR, ref_BR, advantages_BR, mask_BR, values_BR, returns_BR)
         return replace(learned, temperature=r.temperature), stats
 
     def _compared(

@@ -229,7 +229,7 @@ class StageProbe:
                 head = critic.adapters.heads["value"]
                 values_BR, _ = score_rows(critic_rows, 1, lambda part: token_values(critic.backbone, head, part))
             ones_BR, index_B = torch.ones_like(logprobs_BR), torch.arange(count)
-            rollout = Rollout(rows, critic_rows, index_B, logprobs_BR, ones_BR, mask_BR, values_BR.float(), ones_BR)
+            rollout = Rollout(rows, critic_rows, index_B, logprobs_BR, logprobs_BR, ones_BR, mask_BR, values_BR.float(), ones_BR)
             ppo.step(learner, replace(rollout, temperature=rollout_section.temperature), 0)
             return Done(count, 0, count / (self.full.rollout.rollouts * self.full.ppo.epochs))
 

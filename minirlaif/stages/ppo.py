@@ -1,6 +1,5 @@
-"""Stages `ppo` (paper section 3.3) and `rloo`: the policy learns from the reward model's scores of answers that it samples.
-
-`ppo` has a value model; the others compare the answers to one prompt (algorithms/group.py) and have none.
+"""Stages `ppo` (paper section 3.3), `rloo`, `grpo` and `dr_grpo`: the policy learns from the reward model's scores of answers
+that it samples. `ppo` has a value model; the others compare the answers to one prompt (algorithms/group.py) and have none.
 
 Roles: policy (starts as the SFT adapter, or that of the method before), reference (a frozen copy of it; `reference.kind` gives
 it base weights of its own), reward (frozen), value (starts as the reward adapter with a head of zeros, as in the paper). All
@@ -19,7 +18,7 @@ from minirlaif import distributed
 from minirlaif.algorithms.group import METHODS
 from minirlaif.algorithms.ppo import GroupLearner, Learner, PolicyLearner
 from minirlaif.algorithms.rollout import Rollout, RolloutCollector
-from minirlaif.config import Config, GroupSection, PpoSection, RewardSection
+from minirlaif.config import Config, GroupSection, PpoSection, RewardSection, RolloutSection
 from minirlaif.data.preflight import Preflight, read_samples
 from minirlaif.errors import UserError
 from minirlaif.models.loading import base_hash, critic_model
@@ -56,7 +55,9 @@ def run(cfg: Config, run: Run, redo: bool = False, name: str = "ppo") -> None:
             start, reward = run.start_adapter(name), run.adapter("reward")
             adapters = {"reward": reward} | ({"start": start} if start else {})
             begin, r = Start(cfg.seed, run.root, cfg.report_to, adapters, state=state), cfg.rollout
-            learner: PolicyLearner[Any] = build_group(models, cfg.group, begin, name) if group else build(models, cfg.ppo, begin)
+            learner: PolicyLearner[Any] = (
+                build_group(models, cfg.group, begin, name, r) if group else build(models, cfg.ppo, begin)
+            )
             bias = float(run.metrics("reward", "bias")["bias"])
             read = questions.contexts if cfg.reward.context else None
             collector = RolloutCollector(models, r, cfg.seed, read, bias, learner.progress, name, group)
@@ -105,14 +106,15 @@ def build(models: PPOModels, section: PpoSection, start: Start) -> Learner:
     return Learner(models, section, start.seed, accelerator, trainers, MethodProgress.read(state) if state else MethodProgress())
 
 
-def build_group(models: PPOModels, section: GroupSection, start: Start, name: str) -> GroupLearner:
+def build_group(models: PPOModels, section: GroupSection, start: Start, name: str, rollout: RolloutSection) -> GroupLearner:
     """As `build` without the role "value", for the method `name`."""
     _add_frozen(models, start)
     accelerator = make_accelerator(models.policy.model, start.report_to, start.folder)
     trainers = {"policy": AdapterTrainer(models.policy, "policy", section, accelerator, start.state)}
     models.enable_offload()
     progress = MethodProgress.read(start.state) if start.state else MethodProgress()
-    return GroupLearner(models, section, start.seed, accelerator, trainers, progress, name, METHODS[name])
+    method = METHODS[name]
+    return GroupLearner(models, section, start.seed, accelerator, trainers, progress, name, method=method, rollout=rollout)
 
 
 def _add_frozen(models: PPOModels, start: Start) -> None:

@@ -160,7 +160,9 @@ _ROWS = (
             Curve("length", "Length", "tokens per answer"),
         ),
     ),
-    _group_method("rloo", "train the policy on scores, each answer compared with the others to its prompt"),
+    _group_method("rloo", "train the policy on scores, each less the mean of the other answers to its prompt"),
+    _group_method("grpo", "train the policy on scores, normalised over the answers to a prompt"),
+    _group_method("dr_grpo", "train the policy on scores, centred over the answers to a prompt"),
     Stage(
         "evaluate",
         "compare base, SFT and aligned model on held-out questions",

@@ -13,6 +13,7 @@ from minirlaif.algorithms.advantages import (
     equal_rewards,
     explained_variance,
     gae,
+    group_centred,
     group_relative,
     kl_per_token,
     leave_one_out,
@@ -198,11 +199,13 @@ def test_group_advantages_by_hand() -> None:
     group = group_relative(rewards, mask, prompts, epsilon=0.0)[:, 0]
     half, third = 0.5**0.5, 3**-0.5  # deviations: the root of 2, and of 3
     assert torch.allclose(group, torch.tensor([half, -half, -third, -third, 2 * third]))
+    centred = group_centred(rewards, mask, prompts)
+    assert centred.tolist() == [[1.0, 1.0], [-1.0, 0.0], [-1.0, -1.0], [-1.0, -1.0], [2.0, 0.0]]
     with pytest.raises(ValueError, match="single answer"):
         leave_one_out(rewards[:3], mask[:3], prompts[:3])
 
 
-@pytest.mark.parametrize("estimate", [leave_one_out, group_relative])
+@pytest.mark.parametrize("estimate", [leave_one_out, group_centred, group_relative])
 def test_equal_rewards_teach_exactly_nothing(estimate: Callable[..., torch.Tensor]) -> None:
     """Three times 0.1, whose sum is not three times 0.1 in floats; the other prompt has other rewards."""
     rewards = torch.tensor([[0.1], [0.1], [0.1], [0.1], [0.1], [0.4]])

@@ -13,21 +13,34 @@ from minirlaif.algorithms.group import METHODS, group_policy_loss
 OLD = torch.tensor([[-1.0, -2.0], [-3.0, 0.0]])
 NEW = OLD + torch.tensor([[math.log(1.1), 0.0], [math.log(2.0), 7.0]])
 MASK = torch.tensor([[True, True], [True, False]])
+REF = NEW + torch.tensor([[math.log(2.0), 0.0], [0.0, 0.0]])
 ADVANTAGES = torch.tensor([[2.0, 2.0], [4.0, 99.0]])
 
 
 def loss_of(
-    name: str, new: torch.Tensor = NEW, sign: float = 1.0, rows: tuple[int, ...] = (0, 1)
+    name: str, new: torch.Tensor = NEW, sign: float = 1.0, rows: tuple[int, ...] = (0, 1), kl_coef: float = 0.5
 ) -> tuple[torch.Tensor, dict[str, float]]:
     part = list(rows)
-    advantages = sign * ADVANTAGES[part]
-    return group_policy_loss(METHODS[name], new[part], OLD[part], advantages, MASK[part], 0.2, answers=2, tokens=3)
+    constants = OLD[part], REF[part], sign * ADVANTAGES[part], MASK[part]
+    return group_policy_loss(METHODS[name], new[part], *constants, clip=0.2, kl_coef=kl_coef, limit=5, answers=2, tokens=3)
 
 
-def test_rloo_by_hand() -> None:
-    """-(2 x 1.1 + 2 x 1 + 4 x 1.2) / 2 answers = -4.5; statistics are means over three tokens."""
-    loss, stats = loss_of("rloo")
-    assert float(loss) == pytest.approx(-4.5)
+# k3 of the first token, whose reference is twice as likely: 2 - 1 - log 2; of the others 0.
+KL = 1 - math.log(2)
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "kl"),
+    [
+        ("rloo", -(2 * 1.1 + 2 * 1 + 4 * 1.2) / 2, 0.0),  # sums over tokens, mean over two answers; the KL is in the reward
+        ("grpo", -((2 * 1.1 + 2 * 1) / 2 + 4 * 1.2) / 2, KL / 2 / 2),  # means over two tokens and one
+        ("dr_grpo", -(2 * 1.1 + 2 * 1 + 4 * 1.2) / 5 / 2, KL / 5 / 2),  # sums over the limit of five tokens
+    ],
+)
+def test_losses_by_hand(name: str, policy: float, kl: float) -> None:
+    """Statistics are means over three tokens, whatever the loss is a mean over."""
+    loss, stats = loss_of(name)
+    assert float(loss) == pytest.approx(policy + 0.5 * kl) and stats.get("kl_loss", 0.0) == pytest.approx(kl)
     assert stats["ratio_mean"] == pytest.approx((1.1 + 1 + 2) / 3) and stats["clip_fraction"] == pytest.approx(1 / 3)
 
 
@@ -46,7 +59,14 @@ def test_the_gradient_turns_with_the_reward(name: str) -> None:
     slopes = []
     for sign in (1.0, -1.0):
         new = OLD.clone().requires_grad_()
-        loss_of(name, new, sign)[0].backward()
+        loss_of(name, new, sign, kl_coef=0.0)[0].backward()
         slopes.append(new.grad)
     one, other = slopes
     assert one is not None and other is not None and (one[MASK] < 0).all() and torch.equal(one, -other)
+
+
+def test_the_kl_term_pulls_towards_the_reference() -> None:
+    """Its slope at the first token is 1 - 2, times the coefficient, over two tokens and two answers."""
+    new = NEW.clone().requires_grad_()
+    with_kl, without = (torch.autograd.grad(loss_of("grpo", new, kl_coef=each)[0], new)[0] for each in (0.5, 0.0))
+    assert (with_kl - without).tolist() == [[pytest.approx(-0.5 / 4), 0.0], [0.0, 0.0]]

@@ -31,16 +31,32 @@ def test_rows_name_what_exists(stage: Stage):
 
 
 def test_lists_that_derive_from_the_rows():
-    assert PIPELINE == ("world", "sft", "feedback", "reward", "distill", "dpo", "ppo", "rloo", "evaluate", "report")
+    assert PIPELINE == (
+        "world",
+        "sft",
+        "feedback",
+        "reward",
+        "distill",
+        "dpo",
+        "ppo",
+        "rloo",
+        "grpo",
+        "dr_grpo",
+        "evaluate",
+        "report",
+    )
     assert registry.pipeline() == ("world", "sft", "feedback", "reward", "ppo", "evaluate", "report")
-    assert registry.METHODS == ("distill", "dpo", "ppo", "rloo") and registry.GROUP_METHODS == tuple(METHODS)
+    assert registry.METHODS == ("distill", "dpo", "ppo", "rloo", "grpo", "dr_grpo") and set(registry.GROUP_METHODS) == set(
+        METHODS
+    )
     assert list(MODELS) == ["base", "sft", "rlaif"] and ADAPTERS == ("rlaif", "sft")
     assert registry.until("reward") == ("world", "sft", "feedback", "reward")
     readers = {part: registry.first_reader(part) for part in ("sft", "prompts", "dev", "preferences", "test")}
     expected = {"sft": "sft", "prompts": "feedback", "dev": "feedback", "preferences": "reward", "test": "evaluate"}
     assert readers == expected
     needs = {name: stage.needs for name, stage in STAGES.items() if stage.needs}
-    assert needs == {"sft": ("sft",), "feedback": ("prompts",), "ppo": ("prompts",), "rloo": ("prompts",), "evaluate": ("test",)}
+    sampling = dict.fromkeys(("feedback", "ppo", *METHODS), ("prompts",))
+    assert needs == {"sft": ("sft",), **sampling, "evaluate": ("test",)}
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def rollout(made: tiny.TinySession) -> Rollout:
     with made.adapters.inference_as("value"):
         values, _ = token_values(made.backbone, made.adapters.heads["value"], rows)
     advantages, returns = (torch.randn(mask.shape, generator=draw) * mask for _ in range(2))
-    return Rollout(rows, rows, torch.arange(5), logprobs, whiten(advantages, mask), mask, values, returns)
+    return Rollout(rows, rows, torch.arange(5), logprobs, logprobs, whiten(advantages, mask), mask, values, returns)
 
 
 def trainer(made: tiny.TinySession, stage: str, folder: Path) -> AdapterTrainer[Any]:

@@ -178,7 +178,7 @@ class PPOModels:
         self.policy.adapters.enable_offload("policy")
         if self.offload_reference:
             self.reference.adapters.enable_offload("reference")
-        for role in ("reward", "value"):
+        for role in self.critic.adapters.heads:  # the reward model, and where the method has one, the value model
             self.critic.adapters.enable_offload(role)
 
     def add_counters(self, out: StageDir) -> None:

@@ -38,8 +38,9 @@ ROW = {name: row for row, (_, names) in enumerate(GRAPH) for name in names.split
 TOGETHER = {"base"}  # rows whose members may import each other
 # Mathematics and records: no disk, clock, randomness, processes or logging.
 PURE = (
-    "types errors stats config.rules config.schema video.frame_sampling models.tokens feedback.verdicts training.schedules"
-    " algorithms.losses algorithms.advantages feedback.text_judge judges.rubric memory.formulas"
+    "types errors stats config.rules config.methods config.schema video.frame_sampling models.tokens feedback.verdicts"
+    " training.schedules algorithms.losses algorithms.advantages algorithms.group"
+    " feedback.text_judge judges.rubric memory.formulas"
 ).split()
 IMPURE = (
     "os pathlib shutil tempfile time datetime random secrets logging subprocess socket threading multiprocessing numpy".split()

@@ -165,6 +165,17 @@ def test_the_app_compares_the_aligned_model_with_the_base(finished: Path):
     assert compared_models(("rlaif", "sft", "base")) == ("rlaif", "sft")
 
 
+@pytest.mark.parametrize("method", ["rloo", "grpo", "dr_grpo"])
+def test_methods_without_a_value_model_in_four_bits(finished: Path, tmp_path: Path, method: str):
+    run = begin(finished, tmp_path, ["world"])
+    settings = ["model.quantization=nf4", f"optimize.methods=[{method}]", *GROUPS]
+    assert main.main(words(tmp_path, *settings, stages=("feedback", "reward", method))) == 0
+    rows = lines(run / method / "metrics.jsonl")
+    assert all(row["first_ratio_gap"] < 1e-3 for row in rows) and all(row["policy_grad_norm"] > 0 for row in rows)
+    assert abs(rows[-1]["kl"]) > 1e-3  # it has moved
+    assert files(run / method) >= {"adapter/adapter_model.safetensors"}
+
+
 @pytest.mark.parametrize("method", ["distill", "dpo"])
 def test_four_bits(finished: Path, tmp_path: Path, method: str):
     run = begin(finished, tmp_path, ["world"])
@@ -192,9 +203,50 @@ def test_preferences_after_distillation(finished: Path, tmp_path: Path):
     assert report["method"] == "dpo" and report["reward_model"] is None and "None" not in (run / "report.html").read_text()
 
 
+GROUPS = [
+    "rollout.samples_per_prompt=4", "group.iterations=3", "group.minibatch_size=4", "group.learning_rate=0.002",
+    "group.warmup_steps=0", "group.dev_every=1", "group.save_every=1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["rloo", "grpo", "dr_grpo"])
+def test_answers_to_one_prompt_are_compared(finished: Path, tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]):
+    """From the base without a value model, killed on the way: same bytes as in one go; the report knows the method."""
+    made = []
+    for name in ("straight", "killed"):
+        run = begin(finished, tmp_path / name, ["world", "feedback", "reward"])
+        command = words(tmp_path / name, f"optimize.methods=[{method}]", *GROUPS)
+        if name == "killed":
+            assert 0 < killed(command, run, method, tmp_path) < 3
+        assert main.main(command) == 0
+        made.append(results(run, (method, "evaluate")))
+    assert {name for name in made[0] if made[0][name] != made[1][name]} <= {f"{method}/metrics.jsonl", "evaluate/metrics.jsonl"}
+    assert sorted(manifest(run, method)["inputs"]) == ["feedback", "reward"] and not (run / "ppo").exists()
+    rows = lines(run / method / "metrics.jsonl")
+    assert len(rows) == 3 and not any("value" in key or "explained" in key for row in rows for key in row)
+    assert all(0 <= row["equal_groups"] < 1 for row in rows) and rows[0]["kl"] == pytest.approx(0, abs=1e-4) != rows[-1]["kl"]
+    report = json.loads((run / "report.json").read_text())
+    assert report["method"] == method and report[method]["dev_win_rate"] is not None
+    page = (run / "report.html").read_text()
+    assert "Equal groups" in page and "PPO" not in page and "None" not in page
+    capsys.readouterr()
+    assert main.main(["status", "--run", "a", "--runs-dir", str(run.parent)]) == 0
+    state = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
+    assert state[method] == "finished" and "ppo" not in state
+
+
 @pytest.mark.parametrize(
     ("settings", "words_of_error"),
     [
+        (
+            ["optimize.methods=[rloo]"],
+            "has rloo: answers to one prompt are compared, set rollout.samples_per_prompt to 2 or more",
+        ),
+        (
+            ["rollout.samples_per_prompt=3"],
+            "rollout.rollouts is 8, no multiple of rollout.samples_per_prompt, which is 3: set it to 9",
+        ),
+        (["rollout.samples_per_prompt=0"], "rollout.samples_per_prompt must be above 0"),
         (["optimize.methods=[ppo,distil]"], "names 'distil', which is no method (did you mean distill?)"),
         (["optimize.methods=[ppo,ppo]"], "names ppo twice"),
         (["feedback.context_answers=0"], "set feedback.context_answers to 1 or more"),

@@ -30,7 +30,13 @@ def whiten(x_BR: Tensor, mask_BR: Tensor) -> Tensor:
 
 def kl_per_token(logprobs_BR: Tensor, ref_BR: Tensor, estimator: str = "k1") -> Tensor:
     """Estimate of KL(policy || reference) in nats at each sampled token; padding is not masked here.
-    "k1": log-ratio, unbiased, may be negative. "k3": exp(-k1) - 1 + k1, never negative, less noise (Schulman 2020)."""
+    "k1": log-ratio, unbiased, may be negative. "k3": exp(-k1) - 1 + k1, never negative, less noise (Schulman 2020).
+
+    Both estimate the same value, but a policy gradient does not follow the value. k1 taken off the reward gives the gradient of
+    KL(policy || reference). k3 taken off the reward does not: it gives that of KL(policy || reference) - KL(reference || policy),
+    which is next to nothing while the two are close. k3 as a term of the loss gives, on the policy's own samples, the gradient
+    of KL(reference || policy).
+    """
     if logprobs_BR.shape != ref_BR.shape:
         raise ValueError(f"shapes differ: {tuple(logprobs_BR.shape)} and {tuple(ref_BR.shape)}")
     log_ratio_BR = logprobs_BR - ref_BR
@@ -92,24 +98,36 @@ def gae(rewards_BR: Tensor, values_BR: Tensor, mask_BR: Tensor, gamma: float, la
 
 def leave_one_out(rewards_BR: Tensor, mask_BR: Tensor, prompt_index_B: Tensor) -> Tensor:
     """Advantages [B, R] without a value model: each answer's whole reward less the mean of the other answers to its prompt
-    (RLOO, Ahmadian et al. 2024), the same on each counted token and 0 on padding.
+    (RLOO, Ahmadian et al. 2024), the same on each counted token and 0 on padding; exactly 0 where all rewards of a prompt are
+    equal.
 
     prompt_index_B: which prompt an answer belongs to. ValueError if a prompt has a single answer.
     """
     rewards_B, same_BB = _by_prompt(rewards_BR, mask_BR, prompt_index_B)
     others_B = same_BB.sum(1) - 1
     baseline_B = (same_BB @ rewards_B - rewards_B) / others_B
-    return counted((rewards_B - baseline_B).unsqueeze(1).expand_as(rewards_BR), mask_BR)
+    return _spread(rewards_B - baseline_B, mask_BR, _equal(rewards_B, same_BB))
+
+
+def group_centred(rewards_BR: Tensor, mask_BR: Tensor, prompt_index_B: Tensor) -> Tensor:
+    """As `leave_one_out`, but each answer's reward less the mean of all answers to its prompt, its own among them (Dr. GRPO, Liu
+    et al. 2025): those of `leave_one_out` times (n - 1) / n."""
+    rewards_B, same_BB = _by_prompt(rewards_BR, mask_BR, prompt_index_B)
+    return _spread(_centred(rewards_B, same_BB), mask_BR, _equal(rewards_B, same_BB))
 
 
 def group_relative(rewards_BR: Tensor, mask_BR: Tensor, prompt_index_B: Tensor, epsilon: float = 1e-4) -> Tensor:
-    """As `leave_one_out`, but each answer's reward less the mean of its prompt's answers, over their standard deviation plus
-    epsilon (GRPO, Shao et al. 2024; with n - 1 as TRL has it)."""
+    """As `group_centred`, over the standard deviation of the prompt's rewards plus epsilon (GRPO, Shao et al. 2024; with n - 1 as
+    TRL has it)."""
     rewards_B, same_BB = _by_prompt(rewards_BR, mask_BR, prompt_index_B)
-    count_B = same_BB.sum(1)
-    centred_B = rewards_B - same_BB @ rewards_B / count_B
-    deviation_B = (same_BB @ centred_B.square() / (count_B - 1)).sqrt()
-    return counted((centred_B / (deviation_B + epsilon)).unsqueeze(1).expand_as(rewards_BR), mask_BR)
+    centred_B = _centred(rewards_B, same_BB)
+    deviation_B = (same_BB @ centred_B.square() / (same_BB.sum(1) - 1)).sqrt()
+    return _spread(centred_B / (deviation_B + epsilon), mask_BR, _equal(rewards_B, same_BB))
+
+
+def equal_rewards(rewards_BR: Tensor, mask_BR: Tensor, prompt_index_B: Tensor) -> Tensor:
+    """True for each answer [B] whose whole reward equals those of all other answers to its prompt: there is nothing to learn."""
+    return _equal(*_by_prompt(rewards_BR, mask_BR, prompt_index_B))
 
 
 def _by_prompt(rewards_BR: Tensor, mask_BR: Tensor, prompt_index_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,6 +140,20 @@ def _by_prompt(rewards_BR: Tensor, mask_BR: Tensor, prompt_index_B: Tensor) -> t
     if bool((same_BB.sum(1) < 2).any()):
         raise ValueError("a prompt has a single answer: there is nothing to compare it with")
     return rewards_B, same_BB
+
+
+def _centred(rewards_B: Tensor, same_BB: Tensor) -> Tensor:
+    return rewards_B - same_BB @ rewards_B / same_BB.sum(1)
+
+
+def _equal(rewards_B: Tensor, same_BB: Tensor) -> Tensor:
+    return ((rewards_B.unsqueeze(1) == rewards_B) | (same_BB == 0)).all(1)
+
+
+def _spread(advantages_B: Tensor, mask_BR: Tensor, equal_B: Tensor) -> Tensor:
+    """An answer's advantage on each of its counted tokens; 0 where rewards are equal, whatever rounding has left of them."""
+    advantages_B = torch.where(equal_B, torch.zeros_like(advantages_B), advantages_B)
+    return counted(advantages_B.unsqueeze(1).expand(mask_BR.shape), mask_BR)
 
 
 def explained_variance(values_BR: Tensor, returns_BR: Tensor, mask_BR: Tensor) -> float:

@@ -71,15 +71,23 @@ def dpo_loss(
 
 
 def ppo_policy_loss(
-    new_BR: Tensor, old_BR: Tensor, advantages_BR: Tensor, mask_BR: Tensor, clip: float, denominator: float
+    new_BR: Tensor,
+    old_BR: Tensor,
+    advantages_BR: Tensor,
+    mask_BR: Tensor,
+    clip: float,
+    denominator: float,
+    tokens: float | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Clipped policy objective (paper section 3.3; Schulman et al. 2017, eq. 7): a scalar loss and its statistics.
 
     new_BR carries the gradient; old_BR and advantages_BR are constants. Statistics, combined with `total_stats`:
     ratio_mean · clip_fraction (tokens whose gradient the clip cut off) · approx_kl (nats per token, KL(old || new), the
-    k3 form) are shares of `denominator`; ratio_max and ratio_gap (largest |ratio - 1|) are maxima.
+    k3 form) are shares of `tokens`, the counted tokens of the whole minibatch (None: `denominator` is that); ratio_max and
+    ratio_gap (largest |ratio - 1|) are maxima.
     """
     _check(mask_BR, denominator, new_BR, old_BR, advantages_BR)
+    tokens = denominator if tokens is None else tokens
     # Masked before exp: garbage in the padding would overflow, and infinity times a zero gradient is NaN.
     log_ratio_BR = counted(new_BR - old_BR.detach(), mask_BR)
     advantages_BR = counted(advantages_BR.detach(), mask_BR)
@@ -90,11 +98,11 @@ def ppo_policy_loss(
     with torch.no_grad():
         ratios = ratio_BR[mask_BR]
         stats = {
-            "ratio_mean": _share(ratio_BR, mask_BR, denominator).item(),
+            "ratio_mean": _share(ratio_BR, mask_BR, tokens).item(),
             "ratio_max": ratios.max().item() if len(ratios) else 0.0,
             "ratio_gap": (ratios - 1).abs().max().item() if len(ratios) else 0.0,
-            "clip_fraction": _share((clipped_BR > free_BR).to(ratio_BR.dtype), mask_BR, denominator).item(),
-            "approx_kl": _share(torch.expm1(log_ratio_BR) - log_ratio_BR, mask_BR, denominator).item(),
+            "clip_fraction": _share((clipped_BR > free_BR).to(ratio_BR.dtype), mask_BR, tokens).item(),
+            "approx_kl": _share(torch.expm1(log_ratio_BR) - log_ratio_BR, mask_BR, tokens).item(),
         }
     return loss, stats
 

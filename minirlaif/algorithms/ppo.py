@@ -1,4 +1,5 @@
-"""Proximal policy optimisation: the update of policy and value adapter over a rollout (paper section 3.3).
+"""Proximal policy optimisation: the update of the policy, with the value adapter or without one, over a rollout (paper section
+3.3).
 
 Left out against the paper's code, on purpose: its clamp of negative KL terms, its unmasked means, its rule on question marks.
 
@@ -6,16 +7,18 @@ Letters: B rollouts, R answer tokens.
 """
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
 from minirlaif import distributed
+from minirlaif.algorithms.group import GroupMethod, group_policy_loss
 from minirlaif.algorithms.losses import ppo_policy_loss, total_stats, value_loss
 from minirlaif.algorithms.rollout import Rollout
-from minirlaif.config import PpoSection
+from minirlaif.config import GroupSection, PpoSection, RolloutSection
 from minirlaif.errors import StageStopped
 from minirlaif.models.logprobs import micro_batches, token_logprobs, token_values
 from minirlaif.models.seeds import shuffled
@@ -24,70 +27,124 @@ from minirlaif.training.checkpoint import MethodProgress
 from minirlaif.training.optim import AdapterTrainer, check_finite
 from minirlaif.training.schedules import learning_rate
 
+Section = TypeVar("Section", PpoSection, GroupSection)
 RATIO_TOLERANCE = 0.02  # of the first ratio from 1; low precision and other batch shapes move it a little
 
 
 @dataclass(frozen=True)
-class Learner:
-    """What an update changes. trainers: of the roles "policy" and "value"; seed: of the run."""
+class PolicyLearner(Generic[Section]):
+    """What an update changes. trainers: of the role "policy", and of others that learn from the same rollouts; seed: of the run;
+    name: of the method."""
 
     models: PPOModels
-    section: PpoSection
+    section: Section
     seed: int
     accelerator: Any
-    trainers: Mapping[str, AdapterTrainer[PpoSection]]
+    trainers: Mapping[str, AdapterTrainer[Section]]
     progress: MethodProgress
+    name: str = "ppo"
 
     def update(self, rollout: Rollout, step: int) -> dict[str, float]:
-        """Epochs of clipped policy and value steps over one batch of rollouts; returns the mean statistics of the steps.
+        """Epochs of clipped steps over one batch of rollouts; returns the mean statistics of the steps.
         StageStopped: the first ratio is not 1, so rollout and update disagree, or a gradient is not finite."""
-        p, policy, critic = self.section, self.models.policy, self.models.critic
+        p, policy = self.section, self.models.policy
         lengths = [len(row) for row in rollout.rows]
         rate = learning_rate(step, p.iterations, p.learning_rate, p.warmup_steps, p.schedule)
         all_stats: list[dict[str, float]] = []
-        with policy.adapters.on_device("policy"), critic.adapters.on_device("value"):
+        with ExitStack() as stack:
+            for role, trainer in self.trainers.items():
+                stack.enter_context(trainer.session.adapters.on_device(role))
             for epoch in range(p.epochs):
-                order = shuffled(len(lengths), self.seed, "ppo-order", step, epoch)
+                order = shuffled(len(lengths), self.seed, f"{self.name}-order", step, epoch)
                 for start in range(0, len(lengths), p.minibatch_size):
                     chosen = order[start : start + p.minibatch_size]
-                    counted = int(rollout.mask_BR[chosen].sum())  # the denominator of every micro-batch
                     groups = micro_batches([lengths[i] for i in chosen], p.micro_batch_size)
                     indices = [[chosen[i] for i in group] for group in groups]
-                    stats = total_stats(distributed.mapped(partial(self._micro_batch, rollout, counted), indices))
+                    part = partial(self._micro_batch, rollout, len(chosen), int(rollout.mask_BR[chosen].sum()))
+                    stats = total_stats(distributed.mapped(part, indices))
                     if not all_stats and stats["ratio_gap"] > RATIO_TOLERANCE and policy.backbone.device.type == "cpu":
                         gap = f"{stats['ratio_gap']:.3g}: rollout and update disagree"
-                        raise StageStopped(f"ppo: the first probability ratio differs from 1 by {gap}")
+                        raise StageStopped(f"{self.name}: the first probability ratio differs from 1 by {gap}")
                     for role, trainer in self.trainers.items():
                         distributed.sum_gradients(trainer.parameters)
                         norm = stats[f"{role}_grad_norm"] = trainer.step(rate)
-                        check_finite("ppo", step + 1, {f"{role} gradient norm": norm})
+                        check_finite(self.name, step + 1, {f"{role} gradient norm": norm}, self.settings_name)
                     self.progress.updates += 1
                     all_stats.append(stats)
         mean = {name: sum(s[name] for s in all_stats) / len(all_stats) for name in all_stats[0]}
         return mean | {"first_ratio_gap": all_stats[0]["ratio_gap"], "learning_rate": rate}
 
-    def _micro_batch(self, rollout: Rollout, counted: int, index: list[int]) -> dict[str, float]:
-        """Gradients of policy and value for rows of a rollout; returns the statistics of both losses."""
+    @property
+    def settings_name(self) -> str:
+        """The config's section with the learning rate."""
+        return self.name
+
+    def _micro_batch(self, rollout: Rollout, answers: int, tokens: int, index: list[int]) -> dict[str, float]:
+        """Gradients for rows of a rollout; returns statistics. answers and tokens: of the whole minibatch, the denominators of
+        every micro-batch."""
+        raise NotImplementedError
+
+    def _part(self, rollout: Rollout, index: list[int], x_BR: Tensor) -> Tensor:
+        """Rows of a rollout's tensor on the device, as wide as the longest of them."""
+        return x_BR[index, : int(rollout.mask_BR[index].sum(1).max())].to(self.models.policy.backbone.device)
+
+    def _logprobs(self, rollout: Rollout, index: list[int]) -> Tensor:
+        """Log-probabilities of rows of a rollout by the policy as it is now, with gradients."""
+        return token_logprobs(self.models.policy.backbone, [rollout.rows[i] for i in index], rollout.temperature)[0]
+
+
+@dataclass(frozen=True)
+class Learner(PolicyLearner[PpoSection]):
+    """Policy and value adapter."""
+
+    def _micro_batch(self, rollout: Rollout, answers: int, tokens: int, index: list[int]) -> dict[str, float]:
         p, policy, critic = self.section, self.models.policy, self.models.critic
         if rollout.values_BR is None or rollout.returns_BR is None:
             raise ValueError("PPO needs a rollout with values and returns")
-        width = int(rollout.mask_BR[index].sum(1).max())
-
-        def part(x_BR: Tensor) -> Tensor:
-            return x_BR[index, :width].to(policy.backbone.device)
-
+        part = partial(self._part, rollout, index)
         mask_BR = part(rollout.mask_BR)
         with policy.adapters.training_as("policy"), self.accelerator.autocast():
-            new_BR, _, _ = token_logprobs(policy.backbone, [rollout.rows[i] for i in index], rollout.temperature)
-            loss, stats = ppo_policy_loss(
-                new_BR, part(rollout.logprobs_BR), part(rollout.advantages_BR), mask_BR, p.clip, counted
-            )
+            old_BR, advantages_BR = part(rollout.logprobs_BR), part(rollout.advantages_BR)
+            loss, stats = ppo_policy_loss(self._logprobs(rollout, index), old_BR, advantages_BR, mask_BR, p.clip, tokens)
             self.accelerator.backward(loss)
         with critic.adapters.training_as("value"), self.accelerator.autocast():
             rows = [rollout.critic_rows[i] for i in index]
             values_BR, _ = token_values(critic.backbone, critic.adapters.heads["value"], rows)
             old_BR, returns_BR = part(rollout.values_BR), part(rollout.returns_BR)
-            v_loss, v_stats = value_loss(values_BR, old_BR, returns_BR, mask_BR, p.value_clip, counted)
+            v_loss, v_stats = value_loss(values_BR, old_BR, returns_BR, mask_BR, p.value_clip, tokens)
             self.accelerator.backward(p.vf_coef * v_loss)
         value_stats = {f"value_{name.removeprefix('value_')}": value for name, value in v_stats.items()}
         return stats | value_stats | {"policy_loss": float(loss.detach()), "value_loss": float(v_loss.detach())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupLearner(PolicyLearner[GroupSection]):
+    """The policy alone: its advantages come from the answers to one prompt."""
+
+    method: GroupMethod
+    rollout: RolloutSection
+
+    @property
+    def settings_name(self) -> str:
+        """One section for all methods of this kind."""
+        return "group"
+
+    def _micro_batch(self, rollout: Rollout, answers: int, tokens: int, index: list[int]) -> dict[str, float]:
+        policy, r = self.models.policy, self.rollout
+        part = partial(self._part, rollout, index)
+        with policy.adapters.training_as("policy"), self.accelerator.autocast():
+            loss, stats = group_policy_loss(
+                self.method,
+                self._logprobs(rollout, index),
+                part(rollout.logprobs_BR),
+                part(rollout.reference_BR),
+                part(rollout.advantages_BR),
+                part(rollout.mask_BR),
+                clip=self.section.clip,
+                kl_coef=r.kl_coef,
+                limit=r.max_new_tokens,
+                answers=answers,
+                tokens=tokens,
+            )
+            self.accelerator.backward(loss)
+        return stats | {"policy_loss": float(loss.detach())}

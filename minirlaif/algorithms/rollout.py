@@ -11,6 +11,7 @@ from torch import Tensor
 
 from minirlaif import distributed
 from minirlaif.algorithms.advantages import (
+    equal_rewards,
     explained_variance,
     gae,
     kl_per_token,
@@ -19,6 +20,7 @@ from minirlaif.algorithms.advantages import (
     shaped_rewards,
     whiten,
 )
+from minirlaif.algorithms.group import GroupMethod
 from minirlaif.config import RolloutSection
 from minirlaif.models.generation import Completion, sample
 from minirlaif.models.language_model import EncodedPrompt
@@ -44,11 +46,11 @@ class Rollout:
     critic_rows: list[EncodedPair]  # the prompt as reward and value model see it
     prompt_index_B: Tensor
     logprobs_BR: Tensor
+    reference_BR: Tensor  # log-probabilities of the reference
     advantages_BR: Tensor
     mask_BR: Tensor
     values_BR: Tensor | None = None
     returns_BR: Tensor | None = None
-    samples_per_prompt: int = 1
     temperature: float = 1.0
 
 
@@ -57,7 +59,8 @@ class RolloutCollector:
     """Makes the rollouts of an iteration. Each phase brings the adapters that it needs to the device.
 
     seed: of the run; contexts: by clip what reward and value model read beside the frames, None: nothing; bias: mean score on
-    held-out answers, which is taken off; progress: holds the first batch's mean and deviation (rollout.normalize_score).
+    held-out answers, which is taken off; progress: holds the first batch's mean and deviation (rollout.normalize_score), and
+    counts groups; name: of the method that learns; group: how it compares the answers to one prompt, None: it has a value model.
     """
 
     models: PPOModels
@@ -66,7 +69,8 @@ class RolloutCollector:
     contexts: Mapping[str, str] | None
     bias: float
     progress: MethodProgress
-    samples_per_prompt: int = 1
+    name: str = "ppo"
+    group: GroupMethod | None = None
 
     def collect(self, prompts: Sequence[Sample], step: int) -> tuple[Rollout, dict[str, float]]:
         """1. sample 2. log-probabilities of policy and reference 3. scores and values 4. shaped rewards, advantages."""
@@ -81,12 +85,14 @@ class RolloutCollector:
         with reference.adapters.on_device("reference"), reference.adapters.inference_as("reference"):
             ref_BR, *_ = score_rows(rows, r.batch_size, lambda part: token_logprobs(reference.backbone, part, r.temperature)[:2])
         # 3. scores and values
-        with critic.adapters.on_device("reward", "value"):
+        values_BR = None
+        with critic.adapters.on_device("reward", *(() if self.group else ("value",))):
             with critic.adapters.inference_as("reward"):
                 scores_B = torch.tensor(score_pairs(critic, critic_rows, r.batch_size))
-            with critic.adapters.inference_as("value"):
-                head = critic.adapters.heads["value"]
-                values_BR, _ = score_rows(critic_rows, r.batch_size, lambda part: token_values(critic.backbone, head, part))
+            if not self.group:
+                with critic.adapters.inference_as("value"):
+                    head = critic.adapters.heads["value"]
+                    values_BR, _ = score_rows(critic_rows, r.batch_size, lambda part: token_values(critic.backbone, head, part))
         # 4. shaped rewards, advantages
         raw_B = scores_B - self.bias
         stopped_B = torch.tensor([c.stopped for c in completions])
@@ -94,9 +100,9 @@ class RolloutCollector:
         final_B = penalized_scores(
             self._normalized(raw_B), stopped_B, lengths_B, r.max_new_tokens, r.missing_eos_penalty, r.length_coef
         )
-        kl_BR = kl_per_token(logprobs_BR, ref_BR, r.kl_estimator)
-        rewards_BR = shaped_rewards(final_B, kl_BR, mask_BR, r.kl_coef, r.reward_scale)
-        advantages_BR, returns_BR = gae(rewards_BR, values_BR, mask_BR, r.gamma, r.lam)
+        kl_BR = kl_per_token(logprobs_BR, ref_BR, "k1" if self.group else r.kl_estimator)
+        kl_coef = 0.0 if self.group and self.group.kl_in_loss else r.kl_coef
+        rewards_BR = shaped_rewards(final_B, kl_BR, mask_BR, kl_coef, r.reward_scale)
         stats = {
             "score": float(raw_B.mean()),
             "reward": float(rewards_BR.sum(1).mean()),
@@ -105,11 +111,34 @@ class RolloutCollector:
             "length": float(lengths_B.float().mean()),
             "stopped": float(stopped_B.float().mean()),
             "sampler_gap": max(abs(sum(c.logprobs) - float(logprobs_BR[i].sum())) for i, c in enumerate(completions)),
-            "explained_variance": explained_variance(values_BR, returns_BR, mask_BR),
         }
-        index_B, whitened_BR = torch.arange(len(rows)) // self.samples_per_prompt, whiten(advantages_BR, mask_BR)
-        learned = Rollout(rows, critic_rows, index_B, logprobs_BR, whitened_BR, mask_BR, values_BR, returns_BR)
-        return replace(learned, samples_per_prompt=self.samples_per_prompt, temperature=r.temperature), stats
+        index_B = torch.arange(len(rows)) // r.samples_per_prompt
+        if values_BR is None:
+            advantages_BR, returns_BR = self._compared(rows, rewards_BR, mask_BR, index_B, stats), None
+        else:
+            advantages_BR, returns_BR = gae(rewards_BR, values_BR, mask_BR, r.gamma, r.lam)
+            stats["explained_variance"] = explained_variance(values_BR, returns_BR, mask_BR)
+            advantages_BR = whiten(advantages_BR, mask_BR)
+        learned = Rollout(rows, critic_rows, index_B, logprobs_BR, ref_BR, advantages_BR, mask_BR, values_BR, returns_BR)
+        return replace(learned, temperature=r.temperature), stats
+
+    def _compared(
+        self, rows: Sequence[EncodedPair], rewards_BR: Tensor, mask_BR: Tensor, index_B: Tensor, stats: dict[str, float]
+    ) -> Tensor:
+        """Advantages [B, R] of answers against the others to their prompt. Adds the share of prompts with equal rewards to
+        `stats`, and to what is counted over the run."""
+        if self.group is None:
+            raise ValueError("a rollout without values needs a method that compares answers")
+        places: dict[tuple[int, tuple[int, ...]], int] = {}
+        # An answer that was drawn twice was scored twice, in other batches, with other rounding: a difference of 1e-6, divided
+        # by a deviation of that size, would be learned from.
+        first_B = [places.setdefault((int(index_B[i]), row.answer), i) for i, row in enumerate(rows)]
+        rewards_BR = rewards_BR[first_B]
+        equal_B, each = equal_rewards(rewards_BR, mask_BR, index_B), self.section.samples_per_prompt
+        stats["equal_groups"] = float(equal_B.float().mean())
+        self.progress.groups += len(rows) // each
+        self.progress.equal_groups += int(equal_B.sum()) // each
+        return self.group.advantages(rewards_BR, mask_BR, index_B)
 
     def _sample(self, prompts: Sequence[Sample], step: int) -> tuple[list[EncodedPair], list[EncodedPair], list[Completion]]:
         """Answers as rows for the policy, as rows for the critic, and as they were sampled: prompts of like length together, each
@@ -122,13 +151,14 @@ class RolloutCollector:
         ]
 
         def draw(number: int, index: list[int]) -> list[list[Completion]]:
-            source = generator(self.seed, "ppo", step, number)
+            source = generator(self.seed, self.name, step, number)
             policy.counters["prefilled_tokens"] += sum(len(encoded[i].ids) for i in index)
             batch = [encoded[i] for i in index]
-            return sample(policy.backbone, batch, self.samples_per_prompt, r.temperature, 1.0, r.max_new_tokens, source)
+            return sample(policy.backbone, batch, r.samples_per_prompt, r.temperature, 1.0, r.max_new_tokens, source)
 
         with policy.adapters.on_device("policy"), policy.adapters.inference_as("policy"):
-            answers = map_micro_batches(draw, [len(e.ids) for e in encoded], r.batch_size, distributed.mapped)
+            size = max(1, r.batch_size // r.samples_per_prompt)  # prompts
+            answers = map_micro_batches(draw, [len(e.ids) for e in encoded], size, distributed.mapped)
         rows = [EncodedPair(e.ids, c.ids, e.features) for e, drawn in zip(encoded, answers, strict=True) for c in drawn]
         critic_rows = rows
         if self.contexts is not None or critic is not policy:

@@ -99,7 +99,7 @@ def plan_of(cfg: config.Config, gpu: bool, folder: str = "") -> Planned:
 
 def plan(options: argparse.Namespace) -> int:
     """Print the estimate, and what the flags ask for. Exit code 0: it fits, 1: it does not, or the probe failed."""
-    from minirlaif.memory import fit, planner
+    from minirlaif.memory import fit, planner, tables
 
     _check(options.gpu_gib, "fit", options.fit)
     if options.table:
@@ -113,7 +113,7 @@ def plan(options: argparse.Namespace) -> int:
     cfg = config.load(options.config, options.set)
     card = fit.find_card(options.gpu_gib, cfg.model.device)
     planned = plan_of(cfg, card.gpu, options.model_config)
-    print(planner.table(planner.estimate(planned)))
+    print(tables.table(planner.estimate(planned)))
     print("\n".join(fit.verdict(planned, card)))
     if options.fit is not None:
         smaller, changes = fit.fitted(planned, card)

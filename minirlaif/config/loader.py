@@ -238,6 +238,18 @@ def _method_conflicts(cfg: Config) -> list[str]:
             problems.append(f"optimize.methods names {name!r}, which is no method (did you mean {near[0]}?)")
         if methods.count(name) > 1:
             problems.append(f"optimize.methods names {name} twice: a method has one folder in a run; keep one")
+    each, count = cfg.rollout.samples_per_prompt, cfg.rollout.rollouts
+    comparing = [name for name in methods if name in registry.GROUP_METHODS]
+    if comparing and each < 2:
+        named = ", ".join(comparing)
+        problems.append(
+            f"optimize.methods has {named}: answers to one prompt are compared, set rollout.samples_per_prompt to 2 or more"
+        )
+    if count % each:
+        wanted = max(1, round(count / each)) * each
+        problems.append(
+            f"rollout.rollouts is {count}, no multiple of rollout.samples_per_prompt, which is {each}: set it to {wanted}"
+        )
     if "distill" in methods and not cfg.feedback.context_answers:
         problems.append("optimize.methods has distill, which learns context answers: set feedback.context_answers to 1 or more")
     if cfg.feedback.context_answers and not cfg.feedback.context:

@@ -7,6 +7,15 @@ messages (all problems at once, the nearest name) would have to be written for e
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from minirlaif.config.methods import (
+    DistillSection,
+    DpoSection,
+    GroupSection,
+    OptimizeSection,
+    PpoSection,
+    ReferenceSection,
+    RolloutSection,
+)
 from minirlaif.config.rules import Place, PositiveFloat, PositiveInt, Rule, Schedule, Share, Texts, UnrecordedAt
 
 # Those that accelerate 1.15 knows; it skips others without a word.
@@ -160,95 +169,6 @@ class RewardSection:
 
 
 @dataclass(frozen=True)
-class OptimizeSection:
-    """Which methods train the aligned model from the feedback."""
-
-    # stages of the registry, in order: each starts from the adapter of the one before it, which is also its reference
-    methods: Texts = ("ppo",)
-
-
-@dataclass(frozen=True)
-class DistillSection:
-    """Context distillation: fine-tuning, without the descriptions, on answers that were given with them."""
-
-    epochs: PositiveFloat = 2.0
-    learning_rate: PositiveFloat = 1e-4
-    warmup_ratio: Share = 0.03
-    schedule: Schedule = "cosine"
-    weight_decay: float = 0.0
-    max_grad_norm: PositiveFloat = 1.0
-    batch_size: PositiveInt = 16  # answers per optimiser step, at most all there are
-    micro_batch_size: PositiveInt = 4
-    dev_every: PositiveInt = 50  # judge the policy on dev prompts every so many steps; the best checkpoint is kept
-    save_every: PositiveInt = 50
-
-
-@dataclass(frozen=True)
-class DpoSection:
-    """Direct preference optimisation of the policy on the judge's pairs."""
-
-    beta: PositiveFloat = 0.1  # of the log-ratio to the reference; smaller: further from it
-    epochs: PositiveFloat = 1.0
-    learning_rate: PositiveFloat = 5e-6
-    warmup_ratio: Share = 0.1
-    schedule: Schedule = "cosine"
-    weight_decay: float = 0.0
-    max_grad_norm: PositiveFloat = 1.0
-    batch_size: PositiveInt = 16  # pairs per optimiser step, at most all there are
-    micro_batch_size: PositiveInt = 2
-    dev_every: PositiveInt = 50  # judge the policy on dev prompts every so many steps; the best checkpoint is kept
-    save_every: PositiveInt = 50
-
-
-@dataclass(frozen=True)
-class ReferenceSection:
-    """The frozen SFT model from which PPO measures its KL."""
-
-    kind: Literal["adapter", "model"] = "adapter"  # adapter: a copy of the SFT adapter on the shared base; model: own weights
-    rest: Place = "cpu"  # where it is while it scores nothing: cpu (host memory) or device
-
-
-@dataclass(frozen=True)
-class RolloutSection:
-    """How PPO collects and scores answers (paper section 3.3)."""
-
-    rollouts: PositiveInt = 64  # answers per iteration
-    temperature: PositiveFloat = 1.0
-    max_new_tokens: PositiveInt = 256
-    kl_coef: float = 0.1
-    # k1: log-ratio; k3: its low-variance form, whose gradient as a part of the reward is not that of the KL
-    kl_estimator: Literal["k1", "k3"] = "k1"
-    missing_eos_penalty: float = 8.0  # taken off the score of an answer that did not end
-    length_coef: float = 10.0  # taken off: length_coef x answer tokens / max_new_tokens
-    reward_scale: Annotated[float, Rule.ANY_SIGN] = 10.0  # factor of all shaped rewards; below 0 the KL term turns too
-    normalize_score: bool = False  # centre and scale scores by the first batch's mean and deviation; clipped at 3
-    gamma: Share = 1.0
-    lam: Share = 1.0
-    batch_size: PositiveInt = 16  # answers in memory at once while sampling and scoring
-
-
-@dataclass(frozen=True)
-class PpoSection:
-    """Proximal policy optimisation of the policy and value adapters."""
-
-    iterations: PositiveInt = 100
-    epochs: PositiveInt = 2  # passes over each batch of rollouts
-    minibatch_size: PositiveInt = 32  # answers per optimiser step
-    micro_batch_size: PositiveInt = 4
-    learning_rate: PositiveFloat = 3e-5
-    warmup_steps: int = 5
-    schedule: Schedule = "cosine"
-    weight_decay: float = 0.0
-    max_grad_norm: PositiveFloat = 1.0
-    clip: PositiveFloat = 0.2
-    value_clip: PositiveFloat = 0.2
-    vf_coef: float = 0.1
-    max_kl: float = 0.0  # stop once the mean KL per answer passes this many nats; 0: never
-    dev_every: PositiveInt = 10  # judge the policy on dev prompts every so many iterations; the best checkpoint is kept
-    save_every: PositiveInt = 10
-
-
-@dataclass(frozen=True)
 class EvaluateSection:
     """Held-out answers, controls and intervals."""
 
@@ -285,6 +205,7 @@ class Config:
     reference: ReferenceSection = field(default_factory=ReferenceSection)
     rollout: RolloutSection = field(default_factory=RolloutSection)
     ppo: PpoSection = field(default_factory=PpoSection)
+    group: GroupSection = field(default_factory=GroupSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
     export: ExportSection = field(default_factory=ExportSection)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from minirlaif.errors import UserError
 from minirlaif.memory.planner import CONTEXT, GIB, STEPS, Planned, peak
-from minirlaif.stages.registry import pipeline
+from minirlaif.stages.registry import GROUP_METHODS, pipeline
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ def _shrunk(plan: Planned) -> tuple[Planned, str] | None:
     return changed("model", "quantization", "nf4") if cfg.model.quantization == "none" else None
 
 
+_GROUP_BATCHES = (("group", "micro_batch_size"), ("rollout", "batch_size"))
 _BATCHES = (  # of the stage, section and field
     ("sft", "sft", "micro_batch_size"),
     ("reward", "reward", "micro_batch_size"),
@@ -75,6 +76,7 @@ _BATCHES = (  # of the stage, section and field
     ("dpo", "dpo", "micro_batch_size"),
     ("ppo", "ppo", "micro_batch_size"),
     ("ppo", "rollout", "batch_size"),
+    *((name, section, field) for name in GROUP_METHODS for section, field in _GROUP_BATCHES),
     ("feedback", "feedback", "batch_size"),
     ("evaluate", "evaluate", "batch_size"),
 )
@@ -140,7 +142,7 @@ def measured(path: Path) -> str | None:
 
 _UNMEASURED = "Measured peak: not measured."
 _MEASURED = re.compile(
-    r"# Card or cap: (?P<card>.+?)\. Measured peak: (?P<peak>[\d.]+ GiB \([a-z ]+\))\. Seconds: .+\. Date: (?P<date>[\d-]+)\. "
+    r"# Card or cap: (?P<card>.+?)\. Measured peak: (?P<peak>[\d.]+ GiB \([a-z_ ]+\))\. Seconds: .+\. Date: (?P<date>[\d-]+)\. "
 )
 
 

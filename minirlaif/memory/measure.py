@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from minirlaif import config
 from minirlaif.config import ModelSection
 from minirlaif.errors import UserError
-from minirlaif.memory.planner import CONTEXT, GIB, STEPS, Planned, aligned, estimate, shapes_of, steps_of
+from minirlaif.memory.planner import CONTEXT, GIB, STEPS, Planned, estimate, shapes_of, steps_of
+from minirlaif.memory.tables import aligned
 
 if TYPE_CHECKING:
     from minirlaif.memory.steps import StageProbe

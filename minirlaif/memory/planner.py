@@ -5,6 +5,7 @@ It reads the model's config.json alone. Estimates come from `formulas`; `bench` 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 
 from minirlaif.config import Config, ModelSection, RewardSection
@@ -12,7 +13,7 @@ from minirlaif.memory import formulas
 from minirlaif.memory.formulas import LINES, Batch, Precision
 from minirlaif.memory.shapes import Shape, shape_of
 from minirlaif.models.loading import critic_model, read_config
-from minirlaif.stages.registry import pipeline
+from minirlaif.stages.registry import GROUP_METHODS, pipeline
 
 GIB = 2**30
 TEXT = 96  # tokens of a question with the chat's own words
@@ -146,19 +147,21 @@ def _reward(plan: Planned, known: Known | None) -> Moments:
     yield from _encoding(plan, shape, 1, 1)
 
 
-def _ppo(plan: Planned, phase: str) -> dict[str, float]:
-    """Weights in memory while PPO samples, scores with the policy's base, scores with the critic's, or updates."""
+def _ppo(plan: Planned, phase: str, values: bool = True) -> dict[str, float]:
+    """Weights in memory while PPO samples, scores with the policy's base, scores with the critic's, or updates. values: whether
+    there is a value model."""
     p, c = plan.policy, plan.critic
     own_critic, own_reference = bool(plan.settings.reward.base), plan.settings.reference.kind == "model"
     if not plan.gpu:
-        others = [formulas.resident(c.numbers, plan.precision, 2, 1)] if own_critic else []
+        others = [formulas.resident(c.numbers, plan.precision, 1 + values, int(values))] if own_critic else []
         others += [_base(plan, p, 0, 0)] if own_reference else []
-        return _added(_base(plan, p, 2 if own_critic else 4, 1 if own_critic else 2), *others)
-    policy_adapters, critic_adapters = {"sample": (1, 0), "score": (1, 0), "critic": (0, 2), "update": (1, 1)}[phase]
+        return _added(_base(plan, p, 2 if own_critic else 3 + values, 1 if own_critic else 1 + values), *others)
+    phases = {"sample": (1, 0), "score": (1, 0), "critic": (0, 1 + values), "update": (1, int(values))}
+    policy_adapters, critic_adapters = phases[phase]
     reference = 1 if plan.settings.reference.rest == "device" else 0
     policy = formulas.resident(p.numbers, plan.precision, policy_adapters + reference, 1, vision=False)
-    critic = formulas.resident(c.numbers, plan.precision, critic_adapters, 1, vision=False)
-    present = phase in ("critic", "update") or plan.settings.reward.rest == "device"
+    critic = formulas.resident(c.numbers, plan.precision, critic_adapters, int(values), vision=False)
+    present = critic_adapters or plan.settings.reward.rest == "device"
     if not (own_critic and present):
         critic["weights"] = 0.0
     second = {}
@@ -173,32 +176,33 @@ def _more(plan: Planned) -> int:
     return longer + (_descriptions(plan) if plan.settings.reward.context else 0)
 
 
-def _collect(plan: Planned, known: Known | None) -> Moments:
+def _collect(plan: Planned, known: Known | None, values: bool = True) -> Moments:
     r, p = plan.settings.rollout, plan.precision
-    rows = min(r.batch_size, r.rollouts)
+    rows, each = min(r.batch_size, r.rollouts), r.samples_per_prompt
     start, visual = known[0] if known else _prompt(plan, plan.policy), _visual(plan, plan.policy)
-    sampled = formulas.sampling(plan.policy.numbers, p, Batch(rows, start, 0, visual), 1, r.max_new_tokens)
-    yield _added(_ppo(plan, "sample"), sampled)
+    sampled = formulas.sampling(plan.policy.numbers, p, Batch(max(1, rows // each), start, 0, visual), each, r.max_new_tokens)
+    yield _added(_ppo(plan, "sample", values), sampled)
     scored = formulas.scoring(plan.policy.numbers, p, Batch(rows, start + r.max_new_tokens, r.max_new_tokens, visual))
-    yield _added(_ppo(plan, "score"), scored)
+    yield _added(_ppo(plan, "score", values), scored)
     longer = start + r.max_new_tokens + _more(plan)
     answers = r.max_new_tokens if plan.settings.reward.likelihood else 0
     judged = formulas.scoring(plan.critic.numbers, p, Batch(rows, longer, answers, _visual(plan, plan.critic)))
-    yield _added(_ppo(plan, "critic"), judged)
+    yield _added(_ppo(plan, "critic", values), judged)
     if known is None and (plan.settings.data.dev or plan.settings.data.world):  # a judge chooses the checkpoint; `bench` has none
         batch = Batch(plan.settings.feedback.batch_size, start, 0, visual)
-        yield _added(_ppo(plan, "sample"), formulas.sampling(plan.policy.numbers, p, batch, 1, r.max_new_tokens))
-        yield _added(_ppo(plan, "score"), formulas.scoring(plan.policy.numbers, p, _judged(plan, start)))
+        yield _added(_ppo(plan, "sample", values), formulas.sampling(plan.policy.numbers, p, batch, 1, r.max_new_tokens))
+        yield _added(_ppo(plan, "score", values), formulas.scoring(plan.policy.numbers, p, _judged(plan, start)))
 
 
-def _update(plan: Planned, known: Known | None) -> Moments:
-    r, p = plan.settings.rollout, plan.precision
-    rows = min(plan.settings.ppo.micro_batch_size, plan.settings.ppo.minibatch_size, r.rollouts)
+def _update(plan: Planned, known: Known | None, values: bool = True) -> Moments:
+    r, p, section = plan.settings.rollout, plan.precision, plan.settings.ppo if values else plan.settings.group
+    rows = min(section.micro_batch_size, section.minibatch_size, r.rollouts)
     tokens = (known[0] if known else _prompt(plan, plan.policy)) + r.max_new_tokens
-    base, visual = _ppo(plan, "update"), _visual(plan, plan.policy)
+    base, visual = _ppo(plan, "update", values), _visual(plan, plan.policy)
     yield _added(base, formulas.training(plan.policy.numbers, p, Batch(rows, tokens, r.max_new_tokens, visual)))
-    longer = tokens + _more(plan)
-    yield _added(base, formulas.training(plan.critic.numbers, p, Batch(rows, longer, 0, _visual(plan, plan.critic))))
+    if values:
+        longer = tokens + _more(plan)
+        yield _added(base, formulas.training(plan.critic.numbers, p, Batch(rows, longer, 0, _visual(plan, plan.critic))))
 
 
 def _dpo(plan: Planned, known: Known | None) -> Moments:
@@ -255,6 +259,8 @@ STEPS = {
     "dpo": Step("dpo", "dpo", True, _dpo),
     "collect": Step("ppo", "ppo collect", False, _collect),
     "update": Step("ppo", "ppo update", True, _update),
+    **{f"{name}_collect": Step(name, f"{name} collect", False, partial(_collect, values=False)) for name in GROUP_METHODS},
+    **{f"{name}_update": Step(name, f"{name} update", True, partial(_update, values=False)) for name in GROUP_METHODS},
     "evaluate": Step("evaluate", "evaluate", False, _evaluate),
 }
 
@@ -272,19 +278,3 @@ def steps_for(stages: Sequence[str]) -> list[str]:
 def peak(plan: Planned) -> tuple[str, float]:
     """The step with the highest peak, and its bytes."""
     return max(((name, sum(lines.values())) for name, lines in estimate(plan).items()), key=itemgetter(1))
-
-
-def table(steps: Mapping[str, Mapping[str, float]]) -> str:
-    """MiB by step and line."""
-    lines = [line for line in LINES if any(values[line] for values in steps.values())]
-    rows = [["MiB", *lines, "peak"]]
-    for name, values in steps.items():
-        cells = [values[line] for line in lines] + [sum(values.values())]
-        rows.append([STEPS[name].title, *(f"{cell / 2**20:,.0f}" for cell in cells)])
-    return aligned(rows)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """A table with its first column to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)

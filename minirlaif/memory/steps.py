@@ -15,16 +15,18 @@ from typing import Any
 
 import torch
 
-from minirlaif.algorithms.ppo import Learner
-from minirlaif.algorithms.rollout import Rollout, RolloutCollector, score_rows
+from minirlaif.algorithms.group import METHODS
+from minirlaif.algorithms.ppo import PolicyLearner
+from minirlaif.algorithms.rollout import RolloutCollector
 from minirlaif.config import Config, DataSection, VideoSection
 from minirlaif.data.preflight import Preflight, read_preferences, read_samples
 from minirlaif.errors import UserError
 from minirlaif.feedback.describe import describe_segments
 from minirlaif.feedback.label import draw_answers, judge_pairs
+from minirlaif.memory import policy_steps
+from minirlaif.memory.planner import STEPS
 from minirlaif.memory.random_model import random_models
 from minirlaif.models.loading import critic_model, read_config
-from minirlaif.models.logprobs import token_logprobs, token_values
 from minirlaif.runs.run import Run
 from minirlaif.session import ModelSession, PPOModels, open_ppo_models
 from minirlaif.stages import distill, dpo, evaluate, ppo, reward, sft
@@ -68,7 +70,8 @@ class StageProbe:
         """The settings with steps of two micro-batches; everything that memory depends on stays."""
         cfg = self.full
         size, pairs, rows = cfg.sft.micro_batch_size, cfg.reward.micro_batch_size, cfg.ppo.micro_batch_size
-        together = min(cfg.rollout.batch_size, cfg.rollout.rollouts)
+        each, compared = cfg.rollout.samples_per_prompt, cfg.group.micro_batch_size
+        together = max(1, min(cfg.rollout.batch_size, cfg.rollout.rollouts) // each) * each
         return replace(
             cfg,
             report_to="none",
@@ -77,6 +80,7 @@ class StageProbe:
             rollout=replace(cfg.rollout, rollouts=together),
             distill=replace(cfg.distill, batch_size=min(cfg.distill.batch_size, 2 * cfg.distill.micro_batch_size)),
             dpo=replace(cfg.dpo, batch_size=min(cfg.dpo.batch_size, 2 * cfg.dpo.micro_batch_size)),
+            group=replace(cfg.group, epochs=1, minibatch_size=min(cfg.group.minibatch_size, 2 * compared, cfg.rollout.rollouts)),
             ppo=replace(cfg.ppo, epochs=1, minibatch_size=min(cfg.ppo.minibatch_size, 2 * rows, cfg.rollout.rollouts)),
         )
 
@@ -89,7 +93,7 @@ class StageProbe:
         model, reward_section, reference = cfg.model, cfg.reward, cfg.reference
         if self.stage == "reward":
             model = critic_model(model, reward_section)
-        if self.stage not in ("collect", "update"):  # one base is enough
+        if self._part not in ("collect", "update"):  # one base is enough
             reward_section, reference = replace(reward_section, base=""), replace(reference, kind="adapter")
         if rows is None:
             context = "c" * (cfg.video.max_segments * (cfg.feedback.describe_tokens + 4))
@@ -108,7 +112,7 @@ class StageProbe:
 
     def prepare(self, models: PPOModels, worst: Worst) -> Callable[[], Done]:
         """Roles, heads and optimisers of the stage; the result does one step each time it is called."""
-        make: Callable[[PPOModels, Worst], Callable[[], Done]] = getattr(self, f"_{self.stage}")
+        make: Callable[[PPOModels, Worst], Callable[[], Done]] = getattr(self, f"_{self._part}")
         return make(models, worst)
 
     def size(self, session: ModelSession, worst: Worst) -> tuple[int, int]:
@@ -119,6 +123,16 @@ class StageProbe:
             return len(row) - sum(row.answer), sum(row.answer)
         context = worst.context if self.stage == "reward" and self.full.reward.context else ""
         return len(session.prompt(video_input, worst.question, context)), len(session.answer_ids(worst.sampled))
+
+    @property
+    def _method(self) -> str:
+        """The stage that this is a step of."""
+        return STEPS[self.stage].stage
+
+    @property
+    def _part(self) -> str:
+        """Which step of its stage: methods that sample have two."""
+        return self.stage.removeprefix(f"{self._method}_")
 
     @property
     def _start(self) -> Start:
@@ -185,53 +199,34 @@ class StageProbe:
 
         return step
 
-    def _learner(self, models: PPOModels) -> Learner:
-        """The roles of PPO on fresh adapters; the optimisers have their moments, as in a run from its first step on."""
-        learner = ppo.build(models, self.small.ppo, self._start)
-        for role, trainer in learner.trainers.items():
-            with trainer.session.adapters.on_device(role):
-                for weight in trainer.parameters:
-                    weight.grad = torch.zeros_like(weight)
-                trainer.step(0.0)
-        return learner
+    def _learner(self, models: PPOModels) -> PolicyLearner[Any]:
+        small = self.small
+        return policy_steps.open_learner(models, self._method, small.ppo, small.group, small.rollout, self._start)
 
     def _collect(self, models: PPOModels, worst: Worst) -> Callable[[], Done]:
         section = self.small.rollout
         self._learner(models)
         contexts = {worst.video: worst.context} if self.full.reward.context else None
-        collector = RolloutCollector(models, section, 0, contexts, 0.0, MethodProgress())
-        prompts = _samples(worst, section.rollouts)
+        group = METHODS.get(self._method)
+        collector = RolloutCollector(models, section, 0, contexts, 0.0, MethodProgress(), self._method, group)
+        prompts = _samples(worst, section.rollouts // section.samples_per_prompt)
 
         def step() -> Done:
             rollout, _ = collector.collect(prompts, 0)
-            return Done(len(prompts), int(rollout.mask_BR.sum()), len(prompts) / self.full.rollout.rollouts)
+            return Done(section.rollouts, int(rollout.mask_BR.sum()), section.rollouts / self.full.rollout.rollouts)
 
         return step
 
     def _update(self, models: PPOModels, worst: Worst) -> Callable[[], Done]:
-        """The update over rollouts with answers of full length, whose old log-probabilities and values come from the scorer."""
-        learner, policy, critic = self._learner(models), models.policy, models.critic
-        count, rollout_section = self.small.ppo.minibatch_size, self.small.rollout
-        answer = policy.backbone.renderer.text_ids("a") * rollout_section.max_new_tokens
-        questions = [row.turns[0].question for row in _samples(worst, count)]
-        rows = [policy.encode_pair(policy.video_input(worst.video), question, answer) for question in questions]
-        critic_rows, context = rows, worst.context if self.full.reward.context else ""
-        if context or critic is not policy:
-            critic_input = critic.video_input(worst.video)
-            critic_rows = [critic.encode_pair(critic_input, question, answer, context) for question in questions]
+        learner = self._learner(models)
+        count, epochs = learner.section.minibatch_size, (self.full.group if self._method in METHODS else self.full.ppo).epochs
+        rows = _samples(worst, count)
+        context = worst.context if self.full.reward.context else ""
+        made = policy_steps.full_rollouts(models, self.small.rollout, rows, context, values="value" in learner.trainers)
 
         def step() -> Done:
-            with policy.adapters.on_device("policy"), policy.adapters.inference_as("policy"):
-                logprobs_BR, mask_BR = score_rows(
-                    rows, 1, lambda part: token_logprobs(policy.backbone, part, rollout_section.temperature)[:2]
-                )
-            with critic.adapters.on_device("value"), critic.adapters.inference_as("value"):
-                head = critic.adapters.heads["value"]
-                values_BR, _ = score_rows(critic_rows, 1, lambda part: token_values(critic.backbone, head, part))
-            ones_BR, index_B = torch.ones_like(logprobs_BR), torch.arange(count)
-            rollout = Rollout(rows, critic_rows, index_B, logprobs_BR, ones_BR, mask_BR, values_BR.float(), ones_BR)
-            ppo.step(learner, replace(rollout, temperature=rollout_section.temperature), 0)
-            return Done(count, 0, count / (self.full.rollout.rollouts * self.full.ppo.epochs))
+            ppo.step(learner, made(), 0)
+            return Done(count, 0, count / (self.full.rollout.rollouts * epochs))
 
         return step
 

@@ -1,4 +1,5 @@
-"""Stage `ppo`: the policy learns from the reward model's scores (paper section 3.3).
+"""Stages `ppo` (paper section 3.3), `rloo`, `grpo` and `dr_grpo`: the policy learns from the reward model's scores of answers
+that it samples. `ppo` has a value model; the others compare the answers to one prompt (algorithms/group.py) and have none.
 
 Roles: policy (starts as the SFT adapter, or that of the method before), reference (a frozen copy of it; `reference.kind` gives
 it base weights of its own), reward (frozen), value (starts as the reward adapter with a head of zeros, as in the paper). All
@@ -12,11 +13,13 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from minirlaif import distributed
-from minirlaif.algorithms.ppo import Learner
+from minirlaif.algorithms.group import METHODS
+from minirlaif.algorithms.ppo import GroupLearner, Learner, PolicyLearner
 from minirlaif.algorithms.rollout import Rollout, RolloutCollector
-from minirlaif.config import Config, PpoSection, RewardSection, RolloutSection
+from minirlaif.config import Config, GroupSection, PpoSection, RewardSection, RolloutSection
 from minirlaif.data.preflight import Preflight, read_samples
 from minirlaif.errors import UserError
 from minirlaif.models.loading import base_hash, critic_model
@@ -34,57 +37,60 @@ SAMPLE_EVERY = 5  # of so many iterations one answer stands in samples.jsonl
 POOR_CRITIC, FEWEST_ITERATIONS = 0.05, 10  # explained variance; and from how many iterations on it says something
 
 
-def run(cfg: Config, run: Run, redo: bool = False) -> None:
+def run(cfg: Config, run: Run, redo: bool = False, name: str = "ppo") -> None:
     """1. prompts 2. roles and optimisers 3. iterations: collect, update, log, sometimes judge; then the chosen policy."""
-    settings = settings_of(cfg.seed, cfg.data, STAGES["ppo"].reads, **cfg.sections(*STAGES["ppo"].sections))
+    stage, group = STAGES[name], METHODS.get(name)
+    settings = settings_of(cfg.seed, cfg.data, stage.reads, **cfg.sections(*stage.sections))
     settings["context"] = cfg.reward.context
     settings["reward_base"] = base_hash(critic_model(cfg.model, cfg.reward)) if cfg.reward.base else ""
-    with run.stage("ppo", settings, inputs=run.inputs("ppo"), redo=redo) as out:
+    with run.stage(name, settings, inputs=run.inputs(name), redo=redo) as out:
         if out is None:
             return
-        _refuse_poor_reward(cfg.reward, run)
+        _refuse_poor_reward(cfg.reward, run, name)
         # 1. prompts
         prompts = read_samples(cfg.data, run, "prompts", need_answers=False, max_missing=cfg.video.max_unreadable)
         questions = method_loop.read_questions(cfg.data, run, prompts, cfg.video.max_unreadable)
         checks = Preflight(cfg.data, cfg.sft, cfg.reward)
         with open_ppo_models(run, cfg.model, cfg.video, checks, cfg.reference, cfg.reward) as models:
-            questions = questions.readable(models.policy, run, out, "ppo")
+            questions = questions.readable(models.policy, run, out, name)
             # 2. roles and optimisers
             first, state = out.resume() or (0, None)
-            start, reward = run.start_adapter("ppo"), run.adapter("reward")
+            start, reward = run.start_adapter(name), run.adapter("reward")
             adapters = {"reward": reward} | ({"start": start} if start else {})
-            learner = build(models, cfg.ppo, Start(cfg.seed, run.root, cfg.report_to, adapters, state=state))
+            begin, r = Start(cfg.seed, run.root, cfg.report_to, adapters, state=state), cfg.rollout
+            learner: PolicyLearner[Any] = (
+                build_group(models, cfg.group, begin, name, r) if group else build(models, cfg.ppo, begin)
+            )
             bias = float(run.metrics("reward", "bias")["bias"])
             read = questions.contexts if cfg.reward.context else None
-            collector = RolloutCollector(models, cfg.rollout, cfg.seed, read, bias, learner.progress)
-            dev = (
-                method_loop.evaluator(cfg.feedback, run, "ppo", models, questions, cfg.rollout.max_new_tokens)
-                if questions.dev
-                else None
-            )
+            collector = RolloutCollector(models, r, cfg.seed, read, bias, learner.progress, name, group)
+            dev = method_loop.evaluator(cfg.feedback, run, name, models, questions, r.max_new_tokens) if questions.dev else None
 
             # 3. iterations
             def iterate(number: int) -> dict[str, float]:
-                batch = epoch_batch(questions.prompts, cfg.rollout.rollouts, number, cfg.seed, "ppo")
+                batch = epoch_batch(questions.prompts, r.rollouts // r.samples_per_prompt, number, cfg.seed, name)
                 rollout, stats = collector.collect(batch, number)
                 if number % SAMPLE_EVERY == 0:
                     answer = models.policy.backbone.renderer.decode(rollout.rows[0].answer)
                     question = {"video": run.stored(batch[0].video), "question": batch[0].turns[0].question}
                     out.sample({"iteration": number, **question, "answer": answer, "mean_score": stats["score"]})
                 stats |= step(learner, rollout, number)
-                check_finite("ppo", number + 1, {"policy loss": stats["policy_loss"], "value loss": stats["value_loss"]})
+                losses = {loss: stats[f"{loss}_loss"] for loss in learner.trainers}
+                check_finite(name, number + 1, {f"{loss} loss": value for loss, value in losses.items()}, learner.settings_name)
                 out.summary.update({"kl": stats["kl"], "score": stats["score"]})
                 return stats
 
             def stop(stats: Mapping[str, float]) -> str:
-                over = bool(cfg.ppo.max_kl) and stats["kl"] > cfg.ppo.max_kl
-                return f"KL {stats['kl']:.2f} nats is over ppo.max_kl" if over else ""
+                over = bool(p.max_kl) and stats["kl"] > p.max_kl
+                return f"KL {stats['kl']:.2f} nats is over {learner.settings_name}.max_kl" if over else ""
 
-            p, save = cfg.ppo, partial(_save, learner)
+            p, save = learner.section, partial(_save, learner)
             accelerator, state_of = learner.accelerator, learner.progress
-            loop = method_loop.Loop("ppo", p.iterations, p.dev_every, p.save_every, iterate, save, state_of, accelerator, stop)
+            loop = method_loop.Loop(name, p.iterations, p.dev_every, p.save_every, iterate, save, state_of, accelerator, stop)
             method_loop.train(out, models, loop, dev, first)
-            _note_critic(out, cfg.rollout, cfg.ppo.vf_coef)
+            _count_equal(out, learner.progress, name)
+            if not group:
+                _note_critic(out, r, cfg.ppo.vf_coef)
 
 
 def build(models: PPOModels, section: PpoSection, start: Start) -> Learner:
@@ -92,12 +98,7 @@ def build(models: PPOModels, section: PpoSection, start: Start) -> Learner:
     fresh ones where they are not named."""
     critic, state = models.critic.adapters, start.state
     reward = start.adapters.get("reward")
-    method_loop.add_policy(models, start.seed, start.adapters.get("start"), state)
-    critic.add("reward", 0, reward)
-    if reward:
-        critic.load_head("reward", reward)
-    else:
-        critic.add_head("reward", 0, start=0.01, beta=start.beta)
+    _add_frozen(models, start)
     critic.add("value", 0, state / "value" if state else reward)
     if state:
         critic.load_head("value", state / "value")
@@ -110,15 +111,51 @@ def build(models: PPOModels, section: PpoSection, start: Start) -> Learner:
     return Learner(models, section, start.seed, accelerator, trainers, MethodProgress.read(state) if state else MethodProgress())
 
 
-def step(learner: Learner, batch: Rollout, number: int) -> dict[str, float]:
-    """One iteration's update of policy and value; returns its statistics. number: of the iteration, from 0."""
+def build_group(models: PPOModels, section: GroupSection, start: Start, name: str, rollout: RolloutSection) -> GroupLearner:
+    """As `build` without the role "value", for the method `name`."""
+    _add_frozen(models, start)
+    accelerator = make_accelerator(models.policy.model, start.report_to, start.folder)
+    trainers = {"policy": AdapterTrainer(models.policy, "policy", section, accelerator, start.state)}
+    models.enable_offload()
+    progress = MethodProgress.read(start.state) if start.state else MethodProgress()
+    method = METHODS[name]
+    return GroupLearner(models, section, start.seed, accelerator, trainers, progress, name, method=method, rollout=rollout)
+
+
+def _add_frozen(models: PPOModels, start: Start) -> None:
+    """The roles "policy", which alone of them learns, "reference" and "reward"."""
+    critic, reward = models.critic.adapters, start.adapters.get("reward")
+    method_loop.add_policy(models, start.seed, start.adapters.get("start"), start.state)
+    critic.add("reward", 0, reward)
+    if reward:
+        critic.load_head("reward", reward)
+    else:
+        critic.add_head("reward", 0, start=0.01, beta=start.beta)
+
+
+def step(learner: PolicyLearner[Any], batch: Rollout, number: int) -> dict[str, float]:
+    """One iteration's update of policy and value model; returns its statistics. number: of the iteration, from 0."""
     return learner.update(batch, number)
 
 
-def _save(learner: Learner, folder: Path) -> None:
+def _save(learner: PolicyLearner[Any], folder: Path) -> None:
     for trainer in learner.trainers.values():
         trainer.save(folder)
     learner.progress.write(folder)
+
+
+def _count_equal(out: StageDir, progress: MethodProgress, name: str) -> None:
+    """Record the share of prompts whose answers all had one reward, and say so when that was most of them."""
+    equal, groups = progress.equal_groups, progress.groups
+    if not groups:
+        return
+    out.summary["equal_groups"] = equal / groups
+    if equal > groups / 2 and distributed.leads():
+        print(
+            f"{name}: for {equal} of {groups} prompts all answers had the same reward, and nothing was learned from them: raise"
+            " rollout.temperature or rollout.samples_per_prompt",
+            flush=True,
+        )
 
 
 def _note_critic(out: StageDir, rollout: RolloutSection, vf_coef: float) -> None:
@@ -130,17 +167,20 @@ def _note_critic(out: StageDir, rollout: RolloutSection, vf_coef: float) -> None
     if len(shares) >= FEWEST_ITERATIONS and mean < POOR_CRITIC and distributed.leads():
         cures = ["rollout.normalize_score=true"] * (not rollout.normalize_score)
         cures += ["rollout.reward_scale=1"] * (rollout.reward_scale > 1) + ["ppo.vf_coef=0.5"] * (vf_coef < 0.5)
+        other = "a method without a value model (optimize.methods=[rloo])"
         text = f"the value model explains {mean:.1%} of the returns' variance, so advantages are noisy"
-        print(f"warning: ppo: {text}" + (f"; try --set {' '.join(cures)}" if cures else ""), flush=True)
+        print(f"warning: ppo: {text}; try " + (f"--set {' '.join(cures)}, or " if cures else "") + other, flush=True)
 
 
-def _refuse_poor_reward(section: RewardSection, run: Run) -> None:
+def _refuse_poor_reward(section: RewardSection, run: Run, name: str) -> None:
     metrics = run.metrics("reward")
     accuracy = float(metrics.get("accuracy") or 0.0)
     if section.min_accuracy and not metrics.get("held_out_pairs"):
-        raise UserError("ppo: no pair was held out to test the reward model: raise reward.held_out, or set reward.min_accuracy=0")
+        raise UserError(
+            f"{name}: no pair was held out to test the reward model: raise reward.held_out, or set reward.min_accuracy=0"
+        )
     if accuracy < section.min_accuracy:
         raise UserError(
-            f"ppo: the reward model's accuracy on held-out pairs is {accuracy:.2f}, below reward.min_accuracy"
+            f"{name}: the reward model's accuracy on held-out pairs is {accuracy:.2f}, below reward.min_accuracy"
             f" {section.min_accuracy}: label more prompts, or lower it with --set reward.min_accuracy={accuracy:.2f}"
         )

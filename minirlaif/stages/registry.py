@@ -1,12 +1,13 @@
 """The stages of a run, one row each, in order: every list of stages, models, inputs or curves is derived from here. No torch.
 
-Another method that trains the aligned model (GRPO, DPO …) is one more row with `produces="rlaif"`, with its module
-`stages/<name>.py`. `optimize.methods` names those of a run, in the order in which they follow each other.
+Another method that trains the aligned model is one more row with `produces="rlaif"`, with its module `stages/<name>.py`.
+`optimize.methods` names those of a run, in the order in which they follow each other.
 """
 
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 # Models that answer questions, in the order in which they are made, with their titles. "base" has no adapter.
 MODELS = {"base": "Base, before SFT", "sft": "SFT", "rlaif": "RLAIF"}
@@ -26,7 +27,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage. Its function is `run` in `minirlaif/stages/<name>.py`.
+    """A stage. Its function is `run` in `minirlaif/stages/<name>.py`, or in that of `module`, which then gets the name.
 
     inputs: stages that have to be finished, or models: then the stage that made it, see `Run.inputs`; reads: parts of the data;
     sections: of the config, that its result depends on; produces: the model whose adapter it trains ("base": the base itself);
@@ -41,6 +42,7 @@ class Stage:
     produces: str = ""
     distributed: bool = False
     curves: tuple[Curve, ...] = ()
+    module: str = ""
 
     @property
     def tone(self) -> str:
@@ -54,8 +56,30 @@ class Stage:
 
     def load(self) -> Callable[..., None]:
         """The stage's `run`, imported now: stages load torch."""
-        function: Callable[..., None] = importlib.import_module(f"minirlaif.stages.{self.name}").run
-        return function
+        function: Callable[..., None] = importlib.import_module(f"minirlaif.stages.{self.module or self.name}").run
+        return partial(function, name=self.name) if self.module else function
+
+
+def _group_method(name: str, help: str) -> Stage:
+    """A method that compares the answers to one prompt: it learns as `ppo` does, without a value model."""
+    return Stage(
+        name,
+        help,
+        inputs=("sft", "feedback", "reward"),
+        reads=("prompts", "dev"),
+        sections=("model", "video", "feedback", "rollout", "group"),  # feedback: how the judge picks the checkpoint
+        produces="rlaif",
+        distributed=True,
+        curves=(
+            Curve("score", "Score", "reward model, mean over a batch"),
+            Curve("kl", "KL to the start", "nats per answer"),
+            Curve("dev_win_rate", "Dev win rate", "dev answers preferred to the start's; 0.5: no better", span=SHARE),
+            Curve("entropy", "Entropy", "nats per token"),
+            Curve("length", "Length", "tokens per answer"),
+            Curve("equal_groups", "Equal groups", "prompts whose answers all have one reward: nothing to learn", span=SHARE),
+        ),
+        module="ppo",
+    )
 
 
 _ROWS = (
@@ -136,6 +160,9 @@ _ROWS = (
             Curve("length", "Length", "tokens per answer"),
         ),
     ),
+    _group_method("rloo", "train the policy on scores, each less the mean of the other answers to its prompt"),
+    _group_method("grpo", "train the policy on scores, normalised over the answers to a prompt"),
+    _group_method("dr_grpo", "train the policy on scores, centred over the answers to a prompt"),
     Stage(
         "evaluate",
         "compare base, SFT and aligned model on held-out questions",
@@ -147,6 +174,7 @@ _ROWS = (
 )
 STAGES = {stage.name: stage for stage in _ROWS}
 METHODS = tuple(stage.name for stage in _ROWS if stage.produces == "rlaif")
+GROUP_METHODS = tuple(stage.name for stage in _ROWS if "group" in stage.sections)  # that compare answers to one prompt
 DEFAULT_METHODS = ("ppo",)
 PIPELINE = tuple(stage.name for stage in _ROWS if stage.produces != "base")  # all that `run` knows: it starts from a base
 ADAPTERS = tuple(model for model in reversed(MODELS) if any(stage.produces == model != "base" for stage in _ROWS))  # best first

@@ -43,12 +43,15 @@ class BestCheckpoint(TypedDict, total=False):
 
 @dataclass
 class MethodProgress:
-    """What a resumed method needs beside weights: optimiser steps, the first batch's scores, the kept checkpoint."""
+    """What a resumed method needs beside weights: optimiser steps, the first batch's scores, the kept checkpoint, how many
+    groups of answers to one prompt there were, and how many with equal rewards."""
 
     updates: int = 0
     score_mean: float | None = None
     score_deviation: float | None = None
     best: BestCheckpoint = field(default_factory=BestCheckpoint)
+    groups: int = 0
+    equal_groups: int = 0
 
     def write(self, folder: Path) -> None:
         """Write it beside the weights."""

@@ -10,12 +10,12 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
-from minirlaif.config import DistillSection, DpoSection, ModelSection, PpoSection, RewardSection, SftSection
+from minirlaif.config import DistillSection, DpoSection, GroupSection, ModelSection, PpoSection, RewardSection, SftSection
 from minirlaif.errors import StageStopped
 from minirlaif.session import ModelSession
 from minirlaif.training.checkpoint import load_optimizer, save_optimizer
 
-Section = TypeVar("Section", SftSection, RewardSection, PpoSection, DistillSection, DpoSection)
+Section = TypeVar("Section", SftSection, RewardSection, PpoSection, GroupSection, DistillSection, DpoSection)
 
 
 class AdapterTrainer(Generic[Section]):
@@ -85,12 +85,14 @@ def optimizer_step(
     return norm
 
 
-def check_finite(stage: str, step: int, numbers: Mapping[str, float]) -> None:
-    """StageStopped, with the step and the number's name, where a loss or gradient is NaN or infinite; the last state stays."""
+def check_finite(stage: str, step: int, numbers: Mapping[str, float], section: str = "") -> None:
+    """StageStopped, with the step and the number's name, where a loss or gradient is NaN or infinite; the last state stays.
+    section: of the stage's learning rate, where it has another name than the stage."""
+    section = section or stage
     for name, value in numbers.items():
         if not math.isfinite(value):
             raise StageStopped(
-                f"{stage}: {name} is {value} at step {step}; the state before it is kept: lower {stage}.learning_rate"
+                f"{stage}: {name} is {value} at step {step}; the state before it is kept: lower {section}.learning_rate"
                 " and start the stage again",
-                again=(f"{stage}.learning_rate=…",),
+                again=(f"{section}.learning_rate=…",),
             )

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from minirlaif.algorithms.advantages import (
+    equal_rewards,
     explained_variance,
     gae,
+    group_centred,
     group_relative,
     kl_per_token,
     leave_one_out,
@@ -197,5 +199,40 @@ def test_group_advantages_by_hand() -> None:
     group = group_relative(rewards, mask, prompts, epsilon=0.0)[:, 0]
     half, third = 0.5**0.5, 3**-0.5  # deviations: the root of 2, and of 3
     assert torch.allclose(group, torch.tensor([half, -half, -third, -third, 2 * third]))
+    centred = group_centred(rewards, mask, prompts)
+    assert centred.tolist() == [[1.0, 1.0], [-1.0, 0.0], [-1.0, -1.0], [-1.0, -1.0], [2.0, 0.0]]
     with pytest.raises(ValueError, match="single answer"):
         leave_one_out(rewards[:3], mask[:3], prompts[:3])
+
+
+@pytest.mark.parametrize("estimate", [leave_one_out, group_centred, group_relative])
+def test_equal_rewards_teach_exactly_nothing(estimate: Callable[..., torch.Tensor]) -> None:
+    """Three times 0.1, whose sum is not three times 0.1 in floats; the other prompt has other rewards."""
+    rewards = torch.tensor([[0.1], [0.1], [0.1], [0.1], [0.1], [0.4]])
+    mask, prompts = torch.ones(6, 1, dtype=torch.bool), torch.tensor([0, 0, 0, 1, 1, 1])
+    assert equal_rewards(rewards, mask, prompts).tolist() == [True, True, True, False, False, False]
+    advantages = estimate(rewards, mask, prompts)[:, 0]
+    assert advantages[:3].tolist() == [0.0, 0.0, 0.0] and (advantages[3:] != 0).all()
+
+
+def test_the_gradients_of_the_kl_estimators() -> None:
+    """A distribution over three tokens: the expected policy gradient of an estimator that is taken off the reward, and that of
+    the estimator as a term of the loss, against the derivatives of the two divergences."""
+    reference = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log()
+    logits = torch.tensor([0.3, -0.4, 0.8], dtype=torch.float64, requires_grad=True)
+
+    def slope(value: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(value, logits)[0]
+
+    def policy() -> torch.Tensor:
+        return logits.log_softmax(0)
+
+    here = policy().detach()
+    forward = slope((policy().exp() * (policy() - reference)).sum())  # KL(policy || reference)
+    backward = slope((reference.exp() * (reference - policy())).sum())  # KL(reference || policy)
+    in_reward = {kind: slope((here.exp() * kl_per_token(here, reference, kind) * policy()).sum()) for kind in ("k1", "k3")}
+    in_loss = slope((here.exp() * kl_per_token(policy(), reference, "k3")).sum())
+    torch.testing.assert_close(in_reward["k1"], forward)
+    torch.testing.assert_close(in_reward["k3"], forward - backward)
+    torch.testing.assert_close(in_loss, backward)
+    assert float(forward.abs().max()) > 0.1 and float((forward - backward).abs().max()) < 0.5 * float(forward.abs().max())

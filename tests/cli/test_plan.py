@@ -13,7 +13,7 @@ from minirlaif.cli import main
 from minirlaif.cli.plan import plan_of
 from minirlaif.errors import UserError
 from minirlaif.memory import fit, measure, steps
-from minirlaif.memory.planner import Planned
+from minirlaif.memory.planner import STEPS, Planned
 from minirlaif.types import Turn
 from tests.fixtures.bases_smolvlm import smolvlm
 from tests.fixtures.clips import write_clip
@@ -196,3 +196,12 @@ def test_the_longest_conversation_is_what_sft_trains_on(tmp_path: Path):
 def test_a_probe_in_processes_of_its_own(tmp_path: Path, capsys):
     assert main.main(["plan", "--config", str(data(tmp_path)), "--probe"]) == 0
     assert "failed" not in capsys.readouterr().out
+
+
+def test_a_header_may_name_any_step(tmp_path: Path):
+    """Titles are words and underscores."""
+    for stage, step in STEPS.items():
+        row = {**RESULTS[0], "stage": stage, "peak": 7.0 * 2**30}
+        assert fit.measured(written(tmp_path, fit.header([row], None, VERSIONS))) == (
+            f"measured 7.0 GiB ({step.title}) on NVIDIA GeForce RTX 4090, 2026-11-25"
+        )

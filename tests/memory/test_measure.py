@@ -17,8 +17,10 @@ from minirlaif.cli import main, plan
 from minirlaif.errors import UserError
 from minirlaif.feedback import label as labels
 from minirlaif.memory import measure, random_model, steps
+from minirlaif.memory.planner import steps_for
 from minirlaif.models.loading import read_config
 from minirlaif.runs.run import Run
+from minirlaif.stages.registry import pipeline
 from minirlaif.types import Comparison
 from tests.fixtures.bases_llava import llava
 from tests.fixtures.bases_middle import middle
@@ -26,8 +28,9 @@ from tests.fixtures.bases_qwen import qwen3_5, qwen3_vl
 
 SMALL = (
     "model.device=cpu model.dtype=float32 model.lora_r=8 video.frames=4 video.segment_frames=2 video.max_segments=1"
-    " feedback.describe_tokens=4 feedback.max_new_tokens=8 feedback.batch_size=2 rollout.max_new_tokens=8 rollout.batch_size=2"
-    " evaluate.max_new_tokens=4 evaluate.batch_size=2 sft.micro_batch_size=1 reward.micro_batch_size=1 ppo.micro_batch_size=1"
+    " feedback.describe_tokens=4 feedback.max_new_tokens=8 feedback.batch_size=2"
+    " rollout.max_new_tokens=8 rollout.batch_size=2 rollout.samples_per_prompt=2 ppo.micro_batch_size=1 group.micro_batch_size=1"
+    " evaluate.max_new_tokens=4 evaluate.batch_size=2 sft.micro_batch_size=1 reward.micro_batch_size=1"
 ).split()
 FOUR_BITS = "model.quantization=nf4 model.gradient_checkpointing=true"
 SIZES = [(384, 1024, 8, 16384), (512, 1536, 6, 32768), (256, 2048, 12, 4096)]  # width, feed-forward, layers, words
@@ -35,7 +38,8 @@ MIDDLE = (
     "model.device=cpu model.dtype=float32 model.lora_r=16 video.frames=8 feedback.max_new_tokens=32 rollout.max_new_tokens=32"
     " video.max_segments=2 feedback.describe_tokens=8 evaluate.max_new_tokens=8 evaluate.batch_size=12 sft.micro_batch_size=3"
     " sft.batch_size=3 reward.micro_batch_size=2 reward.batch_size=2 ppo.micro_batch_size=3 ppo.minibatch_size=3"
-    " rollout.batch_size=3 feedback.batch_size=3"
+    " rollout.batch_size=3 feedback.batch_size=3 rollout.rollouts=6 rollout.samples_per_prompt=3 group.micro_batch_size=3"
+    " group.minibatch_size=3"
 ).split()
 
 
@@ -55,7 +59,7 @@ def test_every_stage_takes_a_step_on_random_weights(name: str, four_bits: bool, 
     assert bool(trained) == (
         name in ("sft", "reward", "distill", "dpo")
     )  # a real step; after ppo's all roles rest, so nothing is there to see
-    assert (done.tokens > 0) == (name in ("feedback", "collect", "evaluate"))
+    assert (done.tokens > 0) == (name in ("feedback", "evaluate") or name.endswith("collect"))
 
 
 def test_random_weights_are_made_without_the_whole_model_in_full_precision(tmp_path: Path, monkeypatch):
@@ -86,8 +90,8 @@ def test_plan_is_near_the_measured_peak(tmp_path: Path):
 
 CASES = [
     *(("smolvlm", stage, size) for stage in ("sft", "reward", "update", "evaluate") for size in SIZES),
-    *(("smolvlm", stage, SIZES[0]) for stage in ("feedback", "collect")),
-    *((family, stage, SIZES[0]) for family in ("qwen3_vl", "qwen3_5", "llava") for stage in measure.STEPS),
+    *(("smolvlm", stage, SIZES[0]) for stage in ("feedback", "collect", "rloo_collect", "grpo_update")),
+    *((family, stage, SIZES[0]) for family in ("qwen3_vl", "qwen3_5", "llava") for stage in measure.STEPS if "grpo" not in stage),
 ]
 
 
@@ -116,7 +120,7 @@ def test_bench_prints_a_table_and_writes_json(tmp_path: Path, capsys, monkeypatc
 
 
 def test_stage_names():
-    usual = [name for name in measure.STEPS if name not in ("distill", "dpo")]
+    usual = steps_for(pipeline())
     assert measure.chosen("sft,ppo", usual) == ["sft", "collect", "update"]
     assert measure.chosen("", usual) == usual
     assert measure.chosen("distill", [*usual, "distill"]) == ["distill"]
@@ -124,6 +128,7 @@ def test_stage_names():
         measure.chosen("distill", usual)
     with pytest.raises(UserError, match="--stages grpo"):
         measure.chosen("grpo", usual)
+    assert measure.chosen("grpo", steps_for(pipeline(["grpo"]))) == ["grpo_collect", "grpo_update"]
 
 
 # SmolVLM: test_every_stage_takes_a_step_on_random_weights, and the probe in test_planning.
@@ -139,7 +144,7 @@ def test_every_family_through_every_stage(family: str, four_bits: bool, tiny_bas
         actual = measure.measure_step(steps.StageProbe(cfg, stage, folder), None, None)
         numbers = [actual[name] for name in ("peak", "planned", "seconds_per_step", "samples_per_second", "prompt_tokens")]
         assert all(math.isfinite(number) and number > 0 for number in numbers), (stage, actual)
-        assert (actual["tokens_per_second"] > 0) == (stage in ("feedback", "collect", "evaluate"))
+        assert (actual["tokens_per_second"] > 0) == (stage in ("feedback", "evaluate") or stage.endswith("collect"))
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +230,7 @@ def test_the_rows_of_an_update_differ_in_length(more: list[str], tmp_path: Path,
     more = [each.replace("BASE", base.split("=")[1]) for each in more]
     actual: list[Rollout] = []
     monkeypatch.setattr(steps.ppo, "step", lambda learner, rollout, number: actual.append(rollout))
-    cfg = config.load(None, [*SMALL, "ppo.micro_batch_size=3", "ppo.minibatch_size=3", "rollout.rollouts=3", *more, base])
+    cfg = config.load(None, [*SMALL, "ppo.micro_batch_size=3", "ppo.minibatch_size=3", "rollout.rollouts=4", *more, base])
     stage = steps.StageProbe(cfg, "update", tmp_path)
     with stage.open(None) as (models, worst):
         stage.prepare(models, worst)()

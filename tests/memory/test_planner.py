@@ -392,3 +392,35 @@ def test_the_hardware_table_has_a_row_per_config(capsys, monkeypatch):
     assert rows[0].count("GiB") == 4 and len(rows) == 2 + len(SHIPPED)
     assert all("| planned |" in row for row in rows[2:])
     assert "\n".join(rows) in (ROOT / ".github" / "docs" / "hardware.md").read_text()
+
+
+def test_methods_without_a_value_model_need_less():
+    """On a CPU all adapters stay: policy, reference, reward, and with PPO the value model, which has moments, too."""
+    settings = [
+        "model.base=smolvlm2-500m",
+        "optimize.methods=[ppo,rloo]",
+        "rollout.samples_per_prompt=4",
+        "group.micro_batch_size=2",
+    ]
+    cfg = config.load(None, settings)
+    lines = planner.estimate(plan_of(cfg, gpu=False))
+    for one, other in (("rloo_collect", "collect"), ("rloo_update", "update")):
+        assert lines[one]["adapters"] / 3 == pytest.approx(lines[other]["adapters"] / 4)
+        assert lines[one]["optimiser"] == pytest.approx(lines[other]["optimiser"] / 2)
+    gpu = planner.estimate(plan_of(cfg, gpu=True))
+    assert gpu["rloo_update"]["optimiser"] == pytest.approx(gpu["update"]["optimiser"] / 2)
+    assert gpu["rloo_update"]["activations"] < 0.6 * gpu["update"]["activations"]  # its own micro-batches: two rows, not four
+    assert gpu["rloo_update"]["weights"] == gpu["update"]["weights"]
+    apart = config.load(None, [*settings, "reward.base=smolvlm2-2.2b"])
+    own = planner.estimate(plan_of(apart, gpu=True))
+    assert own["rloo_update"]["weights"] < 0.5 * own["update"]["weights"]  # the reward model's base stays in host memory
+    assert own["rloo_collect"]["weights"] == own["collect"]["weights"]
+    assert not [name for name in planner.estimate(plan_of(config.load(None, settings[:1]), gpu=True)) if "rloo" in name]
+
+
+def test_what_is_shrunk_for_a_method_without_a_value_model():
+    cfg = config.load(None, ["model.base=smolvlm2-500m", "optimize.methods=[dr_grpo]", "rollout.samples_per_prompt=4"])
+    assert set(fit._batches(("dr_grpo",))) == {("group", "micro_batch_size"), ("rollout", "batch_size")}
+    _, size = planner.peak(plan_of(cfg, gpu=True))
+    smaller, changes = fit.fitted(plan_of(cfg, gpu=True), fit.Card("", size * 0.7 / 0.97 + planner.CONTEXT, True))
+    assert planner.peak(smaller)[1] < 0.7 * size and changes

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from minirlaif.algorithms.group import METHODS
 from minirlaif.config import Config, DataSection
 from minirlaif.errors import UserError
 from minirlaif.runs.run import Run
@@ -21,7 +22,7 @@ PACKAGE = Path(__file__).parents[2] / "minirlaif"
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=lambda stage: stage.name)
 def test_rows_name_what_exists(stage: Stage):
-    assert importlib.util.find_spec(f"minirlaif.stages.{stage.name}") is not None and stage.help
+    assert importlib.util.find_spec(f"minirlaif.stages.{stage.module or stage.name}") is not None and stage.help
     assert set(stage.sections) <= {field.name for field in fields(Config)}
     assert set(stage.reads) <= {field.name for field in fields(DataSection)}
     before = list(STAGES.values())[: list(STAGES).index(stage.name)]
@@ -30,16 +31,32 @@ def test_rows_name_what_exists(stage: Stage):
 
 
 def test_lists_that_derive_from_the_rows():
-    assert PIPELINE == ("world", "sft", "feedback", "reward", "distill", "dpo", "ppo", "evaluate", "report")
+    assert PIPELINE == (
+        "world",
+        "sft",
+        "feedback",
+        "reward",
+        "distill",
+        "dpo",
+        "ppo",
+        "rloo",
+        "grpo",
+        "dr_grpo",
+        "evaluate",
+        "report",
+    )
     assert registry.pipeline() == ("world", "sft", "feedback", "reward", "ppo", "evaluate", "report")
-    assert registry.METHODS == ("distill", "dpo", "ppo")
+    assert registry.METHODS == ("distill", "dpo", "ppo", "rloo", "grpo", "dr_grpo") and set(registry.GROUP_METHODS) == set(
+        METHODS
+    )
     assert list(MODELS) == ["base", "sft", "rlaif"] and ADAPTERS == ("rlaif", "sft")
     assert registry.until("reward") == ("world", "sft", "feedback", "reward")
     readers = {part: registry.first_reader(part) for part in ("sft", "prompts", "dev", "preferences", "test")}
     expected = {"sft": "sft", "prompts": "feedback", "dev": "feedback", "preferences": "reward", "test": "evaluate"}
     assert readers == expected
     needs = {name: stage.needs for name, stage in STAGES.items() if stage.needs}
-    assert needs == {"sft": ("sft",), "feedback": ("prompts",), "ppo": ("prompts",), "evaluate": ("test",)}
+    sampling = dict.fromkeys(("feedback", "ppo", *METHODS), ("prompts",))
+    assert needs == {"sft": ("sft",), **sampling, "evaluate": ("test",)}
 
 
 @pytest.fixture

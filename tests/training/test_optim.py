@@ -66,7 +66,7 @@ def rollout(made: tiny.TinySession) -> Rollout:
     with made.adapters.inference_as("value"):
         values, _ = token_values(made.backbone, made.adapters.heads["value"], rows)
     advantages, returns = (torch.randn(mask.shape, generator=draw) * mask for _ in range(2))
-    return Rollout(rows, rows, torch.arange(5), logprobs, whiten(advantages, mask), mask, values, returns)
+    return Rollout(rows, rows, torch.arange(5), logprobs, logprobs, whiten(advantages, mask), mask, values, returns)
 
 
 def trainer(made: tiny.TinySession, stage: str, folder: Path) -> AdapterTrainer[Any]:
@@ -88,7 +88,7 @@ def gradients(stage: str, micro: int, folder: Path) -> tuple[list[torch.Tensor],
         rolled, ppo = rollout(made), learner(made, folder)
         counted = int(rolled.mask_BR.sum())
         groups = [list(range(5))] if micro >= 5 else [[4, 1], [0], [3, 2]]
-        stats = total_stats(ppo._micro_batch(rolled, counted, group) for group in groups)
+        stats = total_stats(ppo._micro_batch(rolled, 5, counted, group) for group in groups)
         used = ["policy", "value"]
     return [p.grad for role in used for p in made.adapters.parameters(role)], stats  # type: ignore[misc]
 
@@ -159,11 +159,14 @@ def test_a_resumed_optimiser_goes_on_bit_by_bit(kind: str, tmp_path: Path) -> No
 
 
 def test_progress_comes_back_bit_by_bit_under_its_old_names(tmp_path: Path) -> None:
-    progress = MethodProgress(2, 0.1 + 0.2, None, {"iteration": 1, "win_rate": 0.75})
+    progress = MethodProgress(2, 0.1 + 0.2, None, {"iteration": 1, "win_rate": 0.75}, 8, 3)
     progress.write(tmp_path)
     assert MethodProgress.read(tmp_path) == progress
     names = {"updates": 2, "score_mean": 0.30000000000000004, "score_deviation": None}
-    assert json.loads((tmp_path / "extra.json").read_text()) == names | {"best": {"iteration": 1, "win_rate": 0.75}}
+    names["best"] = {"iteration": 1, "win_rate": 0.75}
+    assert json.loads((tmp_path / "extra.json").read_text()) == names | {"groups": 8, "equal_groups": 3}
+    (tmp_path / "extra.json").write_text(json.dumps(names))  # as an earlier version left it
+    assert MethodProgress.read(tmp_path) == MethodProgress(2, 0.1 + 0.2, None, {"iteration": 1, "win_rate": 0.75})
 
 
 @pytest.mark.parametrize(("kept", "wanted"), [("adamw", "paged_adamw_8bit"), ("paged_adamw_8bit", "adamw")])

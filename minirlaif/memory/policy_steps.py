@@ -1,0 +1,68 @@
+"""What a probe of a method that samples is made of: roles with optimisers that have their moments, and rollouts of full length.
+
+Letters: B answers, R answer tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from minirlaif.algorithms.group import METHODS
+from minirlaif.algorithms.ppo import PolicyLearner
+from minirlaif.algorithms.rollout import Rollout, score_rows
+from minirlaif.config import GroupSection, PpoSection, RolloutSection
+from minirlaif.models.logprobs import token_logprobs, token_values
+from minirlaif.session import PPOModels
+from minirlaif.stages import ppo
+from minirlaif.training.checkpoint import Start
+from minirlaif.types import Sample
+
+
+def open_learner(
+    models: PPOModels, method: str, ppo_section: PpoSection, group: GroupSection, rollout: RolloutSection, start: Start
+) -> PolicyLearner[Any]:
+    """The roles of a method on fresh adapters; the optimisers have their moments, as in a run from its first step on."""
+    learner: PolicyLearner[Any] = (
+        ppo.build_group(models, group, start, method, rollout) if method in METHODS else ppo.build(models, ppo_section, start)
+    )
+    for role, trainer in learner.trainers.items():
+        with trainer.session.adapters.on_device(role):
+            for weight in trainer.parameters:
+                weight.grad = torch.zeros_like(weight)
+            trainer.step(0.0)
+    return learner
+
+
+def full_rollouts(
+    models: PPOModels, section: RolloutSection, prompts: Sequence[Sample], context: str, values: bool
+) -> Callable[[], Rollout]:
+    """Makes rollouts with answers of full length, whose old log-probabilities and values come from the scorer. context: what the
+    value model reads beside the frames; values: whether there is one."""
+    policy, critic = models.policy, models.critic
+    answer = policy.backbone.renderer.text_ids("a") * section.max_new_tokens
+    rows = [policy.encode_pair(policy.video_input(row.video), row.turns[0].question, answer) for row in prompts]
+    critic_rows = rows
+    if values and (context or critic is not policy):
+        critic_rows = [
+            critic.encode_pair(critic.video_input(row.video), row.turns[0].question, answer, context) for row in prompts
+        ]
+
+    def make() -> Rollout:
+        with policy.adapters.on_device("policy"), policy.adapters.inference_as("policy"):
+            logprobs_BR, mask_BR = score_rows(
+                rows, 1, lambda part: token_logprobs(policy.backbone, part, section.temperature)[:2]
+            )
+        ones_BR, index_B = torch.ones_like(logprobs_BR), torch.arange(len(rows))
+        values_BR = None
+        if values:
+            with critic.adapters.on_device("value"), critic.adapters.inference_as("value"):
+                head = critic.adapters.heads["value"]
+                scored_BR, _ = score_rows(critic_rows, 1, lambda part: token_values(critic.backbone, head, part))
+            values_BR = scored_BR.float()
+        returns_BR = ones_BR if values else None
+        return Rollout(
+            rows, critic_rows, index_B, logprobs_BR, logprobs_BR, ones_BR, mask_BR, values_BR, returns_BR, section.temperature
+        )
+
+    return make

@@ -77,7 +77,7 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
             # 4. count
             out.summary.update(_counts(out.path) | _cut(out.path))
             _warn_of_cut(out.summary, f)
-            if not out.summary["decided"]:
+            if not out.summary["decided"] and run.whole is run:  # a further round without pairs has nothing to learn, and ends
                 raise _undecided(out.summary, f)
 
 

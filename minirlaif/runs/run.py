@@ -237,7 +237,7 @@ class Run(Commands):
         self._check_files(name, manifest)
         self._check_clips(name, self.dir(name))
         self.accepted(name)
-        print(f"{name}: finished already; to make it again: `{self.remake(name)}`", flush=True)
+        print(f"{self.name(name)}: finished already; to make it again: `{self.remake(name)}`", flush=True)
         return True
 
     def _made_before(self, inputs: Mapping[str, str]) -> dict[str, dict[str, Any]]:

@@ -92,13 +92,13 @@ def run(options: argparse.Namespace) -> int:
 
 def _make(cfg: config.Config, run: Run, names: Sequence[str], redo: bool) -> None:
     """Make stages in order, those of further rounds as long as the round before gained."""
-    said = ""
+    shown = ""
     for place, name in enumerate(names, start=1):
         number, plain = gains.split_name(name)
         if why := distributed.from_leader(partial(_before, run, name, redo)):
-            if distributed.leads() and why != said:
+            if distributed.leads() and why != shown:
                 print(f"{name}: not made, {why}", flush=True)
-            said = why
+            shown = why
             continue
         stage = STAGES[plain]
         if len(names) > 1 and distributed.leads():

@@ -297,3 +297,46 @@ def test_without_dev_prompts_all_rounds_are_made_and_the_last_one_counts(finishe
     assert report["rounds_ended"] == "all 2 rounds were made; without dev prompts the last counts"
     assert [each["dev_win_rate"] for each in report["rounds"]] == [None, None] and report["rounds"][0]["judge_accuracy"] is None
     assert "None" not in (run / "report.html").read_text()
+
+
+def test_two_methods_and_a_reward_model_in_each_round(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = begin(finished, tmp_path, "world", "feedback")
+    more = (
+        "optimize.methods=[distill,ppo] reward.epochs=1 reward.batch_size=4 reward.min_accuracy=0 reward.held_out=0.3"
+        " distill.epochs=0.5 rollout.rollouts=4 rollout.max_new_tokens=40 ppo.iterations=1 ppo.minibatch_size=4"
+    ).split()
+    assert call(words(tmp_path, *more, rounds=2)) == 0
+    assert sorted(manifest(run, "round-2/reward")["inputs"]) == ["ppo", "round-2/feedback"]
+    assert sorted(manifest(run, "round-2/ppo")["inputs"]) == ["ppo", "round-2/distill", "round-2/feedback", "round-2/reward"]
+    assert [[*each["methods"]] for each in json.loads((run / "rounds.json").read_text())["rounds"]] == [["distill", "ppo"]] * 2
+    report = json.loads((run / "report.json").read_text())
+    assert report["method"] == "ppo" and report["round"] == 2 and {"round-2/reward", "round-2/distill"} <= set(report["seconds"])
+    page = (run / "report.html").read_text()
+    assert "Round 2: Reward model loss" in page and "distill: 1 at 75.0" in page and "None" not in page
+    capsys.readouterr()
+    # what cannot be learned in a further round has a way out: the rounds before it
+    (run / "round-2" / "ppo").rename(tmp_path / "away")
+    strict = [*more, "reward.min_accuracy=1"]
+    for stage in ("reward", "round-2/reward"):  # only round 2 is made with it
+        record_ = json.loads((run / stage / "manifest.json").read_text())
+        record_["config"]["reward"]["min_accuracy"], record_["metrics"]["accuracy"] = 1.0, 0.5
+        write_sealed(run / stage / "manifest.json", record_)
+    assert call(words(tmp_path, *strict, stages=("round-2/ppo",), rounds=2)) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "below reward.min_accuracy" in message
+    assert message.endswith("; to go on without round 2: `--set optimize.rounds=1`\n")
+
+
+def test_a_round_in_which_the_judge_decides_nothing_is_the_last(finished: Path, tmp_path: Path, monkeypatch, capsys):
+    from minirlaif.feedback import label
+    from minirlaif.types import Verdict
+
+    run = begin(finished, tmp_path, "world", "feedback", "distill")
+    monkeypatch.setattr(label, "judge", lambda session, pairs, *rest: [Verdict(p.id, "tie", 0.0, ("tie", "tie")) for p in pairs])
+    assert call(words(tmp_path)) == 0
+    assert record(run) == [(1, True), (2, False)] and not (run / "round-2" / "distill").exists()
+    output = capsys.readouterr().out
+    assert output.count("not made, round 2 gained nothing on the dev prompts (the judge decided no pair)") == 1
+    report = json.loads((run / "report.json").read_text())
+    assert report["round"] == 1 and report["rounds"][1]["decided"] == 0 and report["rounds"][1]["accuracy"] is None
+    assert "None" not in (run / "report.html").read_text()

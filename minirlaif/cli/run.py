@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     if "report" in names and distributed.leads():
         print(f"report: {run.root / 'report.html'}")
     if exports and distributed.leads():
-        rounds.make_room(run, "export")
+        rounds.make_room(run, "export", run.export_inputs())
         with distributed.alone():
             export.after_run(cfg, run, options.redo)
         print(f"GGUF: {run.dir('export')}")
@@ -94,22 +94,19 @@ def _make(cfg: config.Config, run: Run, names: Sequence[str], redo: bool) -> Non
     """Make stages in order, those of further rounds as long as the round before gained."""
     shown = ""
     for place, name in enumerate(names, start=1):
-        number, plain = gains.split_name(name)
         if why := distributed.from_leader(partial(_before, run, name, redo)):
             if distributed.leads() and why != shown:
                 print(f"{name}: not made, {why}", flush=True)
             shown = why
             continue
-        stage = STAGES[plain]
+        stage = STAGES[gains.split_name(name)[1]]
         if len(names) > 1 and distributed.leads():
             print(f"[{place}/{len(names)}] {name}: {stage.help}", flush=True)
-        if number > 1:
-            _make_of_round(cfg, run, number, plain, redo)
-        elif stage.distributed:
-            stage.load()(cfg, run, redo=redo)
+        if stage.distributed:
+            _make_one(cfg, run, name, redo)
         elif distributed.leads():
             with distributed.alone():
-                stage.load()(cfg, run, redo=redo)
+                _make_one(cfg, run, name, redo)
         distributed.wait()
     if distributed.leads():
         rounds.record(run)
@@ -119,13 +116,16 @@ def _before(run: Run, name: str, redo: bool) -> str:
     """Record the rounds that are finished now. Why a stage is not made, or ""."""
     rounds.record(run)
     if name == "evaluate" and not redo:
-        rounds.make_room(run, name)
+        rounds.make_room(run, name, run.inputs(name))
     return rounds.held_back(run, name)
 
 
-def _make_of_round(cfg: config.Config, run: Run, number: int, stage: str, redo: bool) -> None:
-    """Make a stage of a further round, which has a seed of its own: other answers are sampled. UserError with the setting that
-    ends the run a round earlier."""
+def _make_one(cfg: config.Config, run: Run, name: str, redo: bool) -> None:
+    """Make a stage; of a further round with a seed of its own, so that other answers are sampled. UserError there also names the
+    setting that ends the run a round earlier."""
+    number, stage = gains.split_name(name)
+    if number == 1:
+        return STAGES[stage].load()(cfg, run, redo=redo)
     from minirlaif.models.seeds import seed_of
 
     try:

@@ -238,6 +238,8 @@ def _method_conflicts(cfg: Config) -> list[str]:
             problems.append(f"optimize.methods names {name!r}, which is no method (did you mean {near[0]}?)")
         if methods.count(name) > 1:
             problems.append(f"optimize.methods names {name} twice: a method has one folder in a run; keep one")
+    if cfg.optimize.rounds > registry.MOST_ROUNDS:
+        problems.append(f"optimize.rounds is {cfg.optimize.rounds:,}: at most {registry.MOST_ROUNDS} are made; a few are enough")
     if "distill" in methods and not cfg.feedback.context_answers:
         problems.append("optimize.methods has distill, which learns context answers: set feedback.context_answers to 1 or more")
     if cfg.feedback.context_answers and not cfg.feedback.context:

@@ -4,6 +4,7 @@ Round 1 has its stages in the run's folder, round 2 in `round-2/` there, and so 
 round; a run of one round has none.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 
 from minirlaif.errors import UserError
 from minirlaif.runs.records import NUMBER, has_fields, read_sealed, write_sealed
+from minirlaif.stages.registry import METHODS, MOST_ROUNDS
 
 FILE = "rounds.json"
 FOLDER = "round-"
 METHOD = {"identity": str, "chosen_iteration?": int, "dev_win_rate?": NUMBER}
+_NAME = re.compile(rf"{FOLDER}([1-9][0-9]{{0,2}})/(.*)", re.DOTALL)
 Rounds = Sequence[Mapping[str, Any]]  # as in the record: round, methods in order with their figures, gained
 
 
@@ -25,10 +28,8 @@ def name_of(number: int, stage: str) -> str:
 
 def split_name(name: str) -> tuple[int, str]:
     """The round of a stage and the stage: 2 and "feedback" of "round-2/feedback". A name without a round is of the first."""
-    folder, _, stage = name.partition("/")
-    number = folder.removeprefix(FOLDER)
-    is_round = stage and folder.startswith(FOLDER) and number.isascii() and number.isdigit() and number[0] != "0"
-    return (int(number), stage) if is_round else (1, name)
+    match = _NAME.fullmatch(name)
+    return (int(match[1]), match[2]) if match and int(match[1]) <= MOST_ROUNDS else (1, name)
 
 
 def gained(methods: Mapping[str, Mapping[str, Any]]) -> bool | None:
@@ -88,4 +89,4 @@ def _is_round(number: int, row: Any) -> bool:
     fields = {"round": int, "methods": dict}
     if not has_fields(row, fields) or row["round"] != number or row.get("gained") not in (True, False, None):
         return False
-    return all(has_fields(each, METHOD) for each in row["methods"].values())
+    return all(name in METHODS and has_fields(each, METHOD) for name, each in row["methods"].items())

@@ -13,7 +13,7 @@ from minirlaif.config.loader import parse_yaml
 from minirlaif.errors import UserError
 from minirlaif.runs import gains
 from minirlaif.runs.io import read_text
-from minirlaif.stages.registry import ADAPTERS, DEFAULT_METHODS, METHODS, REPEATED, STAGES, pipeline, producers
+from minirlaif.stages.registry import ADAPTERS, DEFAULT_METHODS, METHODS, MOST_ROUNDS, REPEATED, STAGES, pipeline, producers
 
 
 class StagePlan:
@@ -39,7 +39,7 @@ class StagePlan:
     def rounds(self) -> int:
         """How many rounds are wanted, as for `stages`."""
         with suppress(UserError, OSError, ValueError, LookupError, TypeError):
-            return max(1, int(self._settings_file()["optimize"]["rounds"]))
+            return min(max(1, int(self._settings_file()["optimize"]["rounds"])), MOST_ROUNDS)
         return 1
 
     def _settings_file(self) -> Mapping[Any, Any]:
@@ -86,14 +86,18 @@ class StagePlan:
                 names += [gains.name_of(number, "feedback"), method]
         return [name for name in dict.fromkeys(names) if gains.split_name(name)[1] in self.stages]
 
+    def export_inputs(self) -> list[str]:
+        """The stages that an export is made from."""
+        return [*map(self.producer, self.adapters()), *(["evaluate"] if self.manifest("evaluate") else [])]
+
     def models(self) -> tuple[str, ...]:
         """The models that this run can answer with, the best first."""
         return (*(model for model in self.adapters() if self.manifest(self.producer(model)) is not None), "base")
 
     def order(self) -> list[str]:
         """The names of all stages in the order in which they are made, those of further rounds that are wanted or begun too."""
-        begun = [gains.split_name(f"{path.name}/stage")[0] for path in self.root.glob(f"{gains.FOLDER}*")]
-        own = with_rounds(("pretrain", *self.stages), max([self.rounds, *begun]))
+        there = [gains.split_name(f"{path.name}/")[0] for path in self.root.glob(f"{gains.FOLDER}*")]
+        own = with_rounds(("pretrain", *self.stages), max([self.rounds, *there]))
         return list(dict.fromkeys((*own, *STAGES)))
 
 

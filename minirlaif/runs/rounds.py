@@ -3,7 +3,7 @@ No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -21,18 +21,18 @@ class Round(Run):
     UserError: something else lies where its folder has to be.
     """
 
-    def __init__(self, whole: Run, number: int) -> None:
-        super().__init__(whole.root, whole.given)
-        self._whole, self._number = whole, number
-        self.stages = whole.stages
-        folder = whole.root / f"{gains.FOLDER}{number}"
+    def __init__(self, full_run: Run, number: int) -> None:
+        super().__init__(full_run.root, full_run.given)
+        self._full_run, self._number = full_run, number
+        self.stages = full_run.stages
+        folder = full_run.root / f"{gains.FOLDER}{number}"
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
             what = "a link, which is not followed" if folder.is_symlink() else "a file, so it cannot hold a round"
             raise UserError(f"{folder}: {what}; delete it, then run the command again")
 
     @property
-    def whole(self) -> Run:
-        return self._whole
+    def full_run(self) -> Run:
+        return self._full_run
 
     def name(self, stage: str) -> str:
         """See `Run.name`: stages that each round has are the round's own."""
@@ -51,11 +51,11 @@ class Round(Run):
 
     def command(self, stage: str) -> str:
         """See `Run.command`."""
-        return self.whole.command(self.name(stage))
+        return self.full_run.command(self.name(stage))
 
     def remake(self, stage: str, *settings: str) -> str:
         """See `Run.remake`."""
-        return self.whole.remake(self.name(stage), *settings)
+        return self.full_run.remake(self.name(stage), *settings)
 
 
 def record(run: Run) -> None:
@@ -71,7 +71,7 @@ def record(run: Run) -> None:
         if made is None:
             break
         rounds.append(made)
-    if rounds and (run.rounds > 1 or (run.root / gains.FILE).exists()):
+    if (rounds and run.rounds > 1) or (run.root / gains.FILE).exists():
         gains.write(run.root, rounds)
 
 
@@ -106,15 +106,15 @@ def held_back(run: Run, name: str) -> str:
     return gains.outcome(rounds, run.rounds)
 
 
-def make_room(run: Run, stage: str) -> None:
-    """Set a stage aside that was made, or begun, before rounds were added or taken away, and differs from what would be made
-    now in that alone: more rounds were asked for, so it is made again without --redo."""
-    manifest, begun = run.manifest(stage), run.partial(stage) / "begun.json"
-    recorded = manifest or (read_json(begun) if begun.is_file() else None)
+def make_room(run: Run, stage: str, inputs: Sequence[str]) -> None:
+    """Set a stage aside that was made, or begun, before rounds were added or taken away: that was asked for, so the stage is
+    made again without --redo. inputs: what it would be made from now."""
+    manifest, started = run.manifest(stage), run.partial(stage) / "begun.json"
+    recorded = manifest or (read_json(started) if started.is_file() else None)
     if not isinstance(recorded, dict) or not isinstance(recorded.get("inputs"), dict):
         return
     before = {gains.split_name(name)[1] for name in recorded["inputs"]}
-    changed = set(recorded["inputs"]) ^ set(run.inputs(stage))
+    changed = set(recorded["inputs"]) ^ set(inputs)
     if changed and all(gains.split_name(name)[1] in before for name in changed) and any("/" in name for name in changed):
         print(f"{stage}: the rounds are others now; it is made again", flush=True)
         run.set_aside(stage)

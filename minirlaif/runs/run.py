@@ -40,9 +40,14 @@ class Run(Commands):
         self.given = tuple(given)
 
     @property
-    def whole(self) -> Run:
+    def full_run(self) -> Run:
         """The run itself; of one of its further rounds (rounds.py) the run that it belongs to."""
         return self
+
+    @property
+    def folder(self) -> Path:
+        """Where its stages lie: its own folder, of a further round that of the round."""
+        return self.dir("feedback").parent
 
     def name(self, stage: str) -> str:
         """The name of a stage in the whole run: in a round, those that each round has are its own."""
@@ -58,11 +63,11 @@ class Run(Commands):
 
     def stored(self, video: str) -> str:
         """See `clips.stored`."""
-        return clips.stored(self.root, self.dir("feedback"), video)
+        return clips.stored(self.root, self.folder / "stage", video)
 
     def located(self, name: str) -> str:
         """The absolute path behind `stored`."""
-        return clips.located(self.dir("feedback"), name)
+        return clips.located(self.folder / "stage", name)
 
     def manifest(self, stage: str) -> dict[str, Any] | None:
         """The manifest of a finished stage, or None."""
@@ -130,7 +135,7 @@ class Run(Commands):
         """The first input of a finished stage that was made again with another result, or ""."""
         manifest = self.manifest(stage) or {"inputs": {}}
         for name, identity in manifest["inputs"].items():
-            current = self.whole.manifest(name)
+            current = self.full_run.manifest(name)
             if current is not None and current["identity"] != identity:
                 return str(name)
         return ""
@@ -218,11 +223,11 @@ class Run(Commands):
         if redo:
             self.set_aside(name)
         refuse_links(self.partial(name))
-        whole = self.whole  # names of inputs are those in the whole run
+        full_run = self.full_run  # names of inputs are those in the whole run
         for each in origin["inputs"]:
-            whole._check_clips(each, whole.dir(each))
-        for each, made in whole._made_before(origin["inputs"]).items():  # stages read the world's clips without it as input
-            whole._check_files(each, made)
+            full_run._check_clips(each, full_run.dir(each))
+        for each, made in full_run._made_before(origin["inputs"]).items():  # stages read the world's clips without it as input
+            full_run._check_files(each, made)
         if (self.partial(name) / "manifest.json").is_file():  # killed between the manifest and the rename
             self._publish(name)
         manifest = self.manifest(name)

@@ -53,7 +53,8 @@ def _rows(run: Run, name: str) -> list[tuple[str, str, str, str]]:
         return [(name, "partial", "", _progress(run.partial(name)))]
     if held_back(run, name):
         return []
-    is_part = gains.split_name(name)[1] in run.stages
+    number, stage = gains.split_name(name)
+    is_part = stage in run.stages and number <= run.rounds
     return [(name, "missing", "", "")] if is_part and not (name == "world" and _has_no_world(run)) else []
 
 

@@ -48,7 +48,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             first, state = out.resume() or (0, None)
             start, reward = run.start_adapter("ppo"), run.adapter("reward")
             adapters = {"reward": reward} | ({"start": start} if start else {})
-            learner = build(models, cfg.ppo, Start(cfg.seed, run.root, cfg.report_to, adapters, state=state))
+            learner = build(models, cfg.ppo, Start(cfg.seed, run.folder, cfg.report_to, adapters, state=state))
             bias = float(run.metrics("reward", "bias")["bias"])
             read = questions.contexts if cfg.reward.context else None
             collector = RolloutCollector(models, cfg.rollout, cfg.seed, read, bias, learner.progress)

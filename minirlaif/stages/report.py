@@ -66,10 +66,11 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
 def read(run: Run) -> StageOutputs:
     """Everything the report shows. UserError naming the command that makes a missing stage."""
     again = [stage for stage in run.stages if stage in REPEATED]
-    further = [gains.name_of(number, stage) for number in run.scored_rounds() for stage in again]
-    folders = {name: run.require(name) for name in dict.fromkeys((*run.inputs("report"), *further))}
+    further = [(each, stage) for each in gains.read(run.root) for stage in again]
+    names = [gains.name_of(each["round"], stage) for each, stage in further if each["methods"] or stage == "feedback"]
+    folders = {name: run.require(name) for name in dict.fromkeys((*run.inputs("report"), *names))}
     manifests = {name: manifest for name in ("world", *folders) if (manifest := run.manifest(name)) is not None}
-    names = sorted(name for name in manifests["evaluate"]["outputs"] if name.startswith("strips/"))
+    strips = sorted(name for name in manifests["evaluate"]["outputs"] if name.startswith("strips/"))
     return StageOutputs(
         run.producer("rlaif"),
         run.start_model,
@@ -78,7 +79,7 @@ def read(run: Run) -> StageOutputs:
         run.rows("evaluate", "answers.jsonl", "id", "video", "question", *run_results.models_of({"start": run.start_model})),
         run.rows("feedback", "verdicts.jsonl", "answer_a", "answer_b", "choice", "orders"),
         {name: run.rows(name, "metrics.jsonl", "step") for name in folders if STAGES[gains.split_name(name)[1]].curves},
-        {name: (folders["evaluate"] / name).read_bytes() for name in names},
+        {name: (folders["evaluate"] / name).read_bytes() for name in strips},
         _cached(run.root / "cache" / "features.sqlite"),
         gains.read(run.root),
         run.rounds,

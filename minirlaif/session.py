@@ -239,12 +239,12 @@ def _load_checked(
         return load(model)
     check_tokenizers(model, checks.reward)
     # Before weights: a typing error is found at once.
-    rows = {} if run.checked else preflight.rows_ahead(checks.data, run, max_missing)
+    rows = {} if run.full_run.checked else preflight.rows_ahead(checks.data, run, max_missing)
     session = load(model)
     session.root = run.root
     readable = {part: session.readable(rows[part]) for part in rows if part != "test" and rows[part]}  # `evaluate` opens the test
     _check_lengths(session, readable.get("sft", []), checks.sft.max_length)
-    run.checked = True
+    run.full_run.checked = True
     return session
 
 

@@ -29,6 +29,7 @@ from minirlaif.ablation import report
 from minirlaif.ablation.arms import MAIN, Arm, arms, groups
 from minirlaif.errors import UserError
 from minirlaif.runs.io import read_json, write_atomic
+from minirlaif.runs.plan import with_rounds
 from minirlaif.runs.progress import clock, progress
 from minirlaif.runs.run import Run
 from minirlaif.stages.registry import pipeline, until
@@ -92,7 +93,8 @@ def run(options: argparse.Namespace) -> int:
             shutil.rmtree(each.run.root, ignore_errors=True)  # links go, what they point to stays
     # 2. main runs and arms
     failed: dict[str, str] = {}
-    jobs = [_main_job(options, root, seed, mains[seed], stages) for seed in seeds] + [_arm_job(each) for each in arm_runs]
+    of_main = with_rounds(stages, cfg.optimize.rounds)
+    jobs = [_main_job(options, root, seed, mains[seed], of_main) for seed in seeds] + [_arm_job(each) for each in arm_runs]
     for _ in progress(_ticks(jobs, options.jobs, failed), sum(job.weight for job in jobs), "ablate, seconds of work"):
         pass
     # 3. the report

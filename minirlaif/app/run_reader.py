@@ -12,16 +12,18 @@ from typing import Any
 from minirlaif.errors import UserError
 from minirlaif.reports.run_results import kind, start_answer
 from minirlaif.runs.database import read_only
+from minirlaif.runs.gains import split_name
 from minirlaif.runs.io import real_path, sha256
 from minirlaif.runs.records import SEAL, read_rows
 from minirlaif.runs.run import Run
-from minirlaif.stages.registry import ADAPTERS, PIPELINE, producers
+from minirlaif.stages.registry import ADAPTERS, producers
 from minirlaif.stats import exact_match
 from minirlaif.video.frame_sampling import uniform_plan
 from minirlaif.video.reader import ClipInfo, UnreadableClip, part_info
 from minirlaif.video.spans import file_of
 
 RUNNING_SECONDS = 180.0  # a stage that wrote nothing for longer counts as stopped: state is saved every two minutes
+PLACES = ("*/*.json*", "round-*/*/*.json*")  # files of stages, and of those of further rounds
 Row = dict[str, Any]
 
 VERDICT_FILTERS = {
@@ -80,7 +82,9 @@ def _is_taken_over(target: Path, name: str) -> bool:
 def runs(folder: Path) -> list[Run]:
     """Folders with a config.yaml, the last modified first."""
     folders = [path.parent for path in folder.glob("*/config.yaml")] if folder.is_dir() else []
-    modified = {path: max((file.lstat().st_mtime for file in path.glob("*/*.json*")), default=0.0) for path in folders}
+    modified = {
+        path: max((file.lstat().st_mtime for place in PLACES for file in path.glob(place)), default=0.0) for path in folders
+    }
     return [Run(path) for path in sorted(folders, key=lambda path: modified[path], reverse=True)]
 
 
@@ -96,7 +100,7 @@ def newest_run(folder: Path) -> Run | None:
 
 def running_stage(run: Run) -> str:
     """The stage that is running, or ""."""
-    for stage in PIPELINE:
+    for stage in run.order():
         written = [path.lstat().st_mtime for path in run.partial(stage).glob("*.json*")]
         if written and time.time() - max(written) < RUNNING_SECONDS:
             return stage
@@ -115,7 +119,7 @@ def rows(run: Run, stage: str, name: str) -> Sequence[Row]:
 
 @lru_cache(maxsize=32)
 def _rows(folder: Path, stage: str, name: str, changed: int, size: int) -> tuple[Row, ...]:
-    return tuple(read_rows(folder, stage, name))
+    return tuple(read_rows(folder, split_name(stage)[1], name))
 
 
 def picture(run: Run, name: str) -> bytes:

@@ -21,6 +21,7 @@ from minirlaif.errors import UserError
 from minirlaif.inference.engine import LoadedClip
 from minirlaif.reports import html, run_results
 from minirlaif.reports.html import Html, bar, curve, macro, number, strip_styles
+from minirlaif.runs.gains import split_name
 from minirlaif.runs.run import Run
 from minirlaif.runs.status import status_rows
 from minirlaif.stages.registry import MODELS, STAGES
@@ -103,7 +104,7 @@ def progress(run: Run | None) -> Html:
         return part("progress", "", rows)
     metrics = run_reader.rows(run, stage, "metrics.jsonl")
     step = metrics[-1]["step"] if metrics else 0
-    total = getattr(getattr(run_reader.config_of(run), stage, None), "iterations", None)
+    total = getattr(getattr(run_reader.config_of(run), split_name(stage)[1], None), "iterations", None)
     text = f"step {number(step)} of {number(total)}" if total else f"step {number(step)}"
     share = step / total if total else 0.0
     return part("progress", bar(f"{stage} is running", share, "rlaif", value=text, note="updates automatically"), rows)
@@ -114,15 +115,17 @@ def curves(run: Run | None) -> Html:
     if run is None:
         return Html("")
     figures = []
-    for stage in reversed(STAGES.values()):
-        metrics = run_reader.rows(run, stage.name, "metrics.jsonl") if stage.curves else ()
+    for name in reversed(run.order()):
+        number, stage = split_name(name)[0], STAGES[split_name(name)[1]]
+        metrics = run_reader.rows(run, name, "metrics.jsonl") if stage.curves else ()
         # without the rows of feedback that only describe dev clips
         rows = [row for row in metrics if row.get("pairs") != 0]
         for each in stage.curves:
             points = [(row["step"], row.get(each.field)) for row in rows]
             points = [(x, y) for x, y in points if isinstance(y, int | float)]
             if points:
-                figures.append(curve(each.title, points, stage.tone, note=each.note, span=each.span))
+                title = f"Round {number}: {each.title}" if number > 1 else each.title
+                figures.append(curve(title, points, stage.tone, note=each.note, span=each.span))
     return part("curves", figures) if figures else empty("No stage has logged metrics yet.")
 
 

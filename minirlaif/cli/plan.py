@@ -15,6 +15,7 @@ from minirlaif import config
 from minirlaif.ablation import arms
 from minirlaif.cli.flags import add_flags, verb
 from minirlaif.errors import UserError
+from minirlaif.runs.gains import split_name
 from minirlaif.runs.io import write_atomic
 from minirlaif.runs.run import Run
 from minirlaif.stages.registry import pipeline
@@ -155,7 +156,8 @@ def before_run(cfg: config.Config, run: Run, names: Sequence[str], redo: bool = 
     """
     from minirlaif.memory.planner import steps_of
 
-    steps = [step for name in names if redo or run.manifest(name) is None for step in steps_of(name)]
+    left = dict.fromkeys(split_name(name)[1] for name in names if redo or run.manifest(name) is None)
+    steps = [step for stage in left for step in steps_of(stage)]
     if cfg.data.world or not steps:
         return
     from minirlaif.models.loading import pick_device

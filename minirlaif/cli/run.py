@@ -4,6 +4,8 @@ import argparse
 import difflib
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ from minirlaif.cli.flags import add_flags, run_folder, verb
 from minirlaif.config.loader import parse_yaml
 from minirlaif.errors import UserError
 from minirlaif.judges.config import feedback_judge
+from minirlaif.runs import gains, rounds
 from minirlaif.runs.io import private_folder, read_text, write_atomic
+from minirlaif.runs.plan import with_rounds
 from minirlaif.runs.run import Run
 from minirlaif.runs.status import report_state, status_table
-from minirlaif.stages.registry import METHODS, PIPELINE, STAGES, pipeline
+from minirlaif.stages.registry import METHODS, PIPELINE, REPEATED, STAGES, pipeline
 
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX")}  # packages; the others are named as accelerate names them
 
@@ -26,7 +30,8 @@ TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX")}  # packages; the oth
 def add(verbs: Any) -> None:
     """Add the parsers of these verbs."""
     all_stages = verb(verbs, "run", "run all stages in order", "run --config configs/tiny.yaml --run tiny", run)
-    text = f"run only these ({', '.join(STAGES)}); default: all but pretrain, skipping finished ones"
+    text = f"run only these ({', '.join(STAGES)}; of a further round round-2/feedback …)"
+    text += "; default: all but pretrain, skipping finished ones"
     all_stages.add_argument("stages", nargs="*", metavar="STAGE", help=text)
     add_flags(all_stages, "config", "run", "runs-dir", "set", "redo", config={"required": True})
     for stage in STAGES.values():
@@ -58,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.config:
         raise UserError(f"{options.verb}: name the settings with --config; see `python -m minirlaif {options.verb} --help`")
     cfg = config.load(options.config, options.set)
-    run.stages = pipeline(cfg.optimize.methods, cfg.sft.enabled)
+    run.stages, run.rounds = pipeline(cfg.optimize.methods, cfg.sft.enabled), cfg.optimize.rounds
     names = _chosen(options, cfg, run.stages)
     exports = cfg.export.enabled and options.verb == "run" and not options.stages
     _check_settings(options.config, cfg, names)
@@ -76,24 +81,63 @@ def run(options: argparse.Namespace) -> int:
         if options.verb == "run":
             plan.before_run(cfg, run, names, options.redo)
     distributed.wait()
-    for number, name in enumerate(names, start=1):
-        stage = STAGES[name]
-        if len(names) > 1 and distributed.leads():
-            print(f"[{number}/{len(names)}] {name}: {stage.help}", flush=True)
-        if stage.distributed:
-            stage.load()(cfg, run, redo=options.redo)
-        elif distributed.leads():
-            with distributed.alone():
-                stage.load()(cfg, run, redo=options.redo)
-        distributed.wait()
+    _make(cfg, run, names, options.redo)
     distributed.stop()
     if "report" in names and distributed.leads():
         print(f"report: {run.root / 'report.html'}")
     if exports and distributed.leads():
+        rounds.make_room(run, "export", run.export_inputs())
         with distributed.alone():
             export.after_run(cfg, run, options.redo)
         print(f"GGUF: {run.dir('export')}")
     return 0
+
+
+def _make(cfg: config.Config, run: Run, names: Sequence[str], redo: bool) -> None:
+    """Make stages in order, those of further rounds as long as the round before gained."""
+    shown = ""
+    for place, name in enumerate(names, start=1):
+        if why := distributed.from_leader(partial(_before, run, name, redo)):
+            if distributed.leads() and why != shown:
+                print(f"{name}: not made, {why}", flush=True)
+            shown = why
+            continue
+        stage = STAGES[gains.split_name(name)[1]]
+        if len(names) > 1 and distributed.leads():
+            print(f"[{place}/{len(names)}] {name}: {stage.help}", flush=True)
+        if stage.distributed:
+            _make_one(cfg, run, name, redo)
+        elif distributed.leads():
+            with distributed.alone():
+                _make_one(cfg, run, name, redo)
+        distributed.wait()
+    if distributed.leads():
+        rounds.record(run)
+
+
+def _before(run: Run, name: str, redo: bool) -> str:
+    """Record the rounds that are finished now. Why a stage is not made, or ""."""
+    rounds.record(run)
+    if name == "evaluate" and not redo:
+        rounds.make_room(run, name, run.inputs(name))
+    return rounds.held_back(run, name)
+
+
+def _make_one(cfg: config.Config, run: Run, name: str, redo: bool) -> None:
+    """Make a stage; of a further round with a seed of its own, so that other answers are sampled. UserError there also names the
+    setting that ends the run a round earlier."""
+    number, stage = gains.split_name(name)
+    if number == 1:
+        return STAGES[stage].load()(cfg, run, redo=redo)
+    from minirlaif.models.seeds import seed_of
+
+    try:
+        cfg = replace(cfg, seed=seed_of(cfg.seed, "round", number))
+        STAGES[stage].load()(cfg, rounds.Round(run, number), redo=redo)
+    except UserError as error:
+        if type(error) is not UserError:  # stopped: the same command goes on
+            raise
+        raise UserError(f"{error}; to go on without round {number}: `--set optimize.rounds={number - 1}`") from None
 
 
 def _usable(options: argparse.Namespace) -> Run:
@@ -107,10 +151,15 @@ def _usable(options: argparse.Namespace) -> Run:
 
 def _chosen(options: argparse.Namespace, cfg: config.Config, stages: Sequence[str]) -> list[str]:
     """The stages to run, in the order of the run's own. stages: those that the settings give the run."""
+    order = with_rounds(("pretrain", *stages), cfg.optimize.rounds)
     if options.verb == "run" and not options.stages:
-        return [name for name in stages if name != "world" or cfg.data.world]
+        return [name for name in order[1:] if name != "world" or cfg.data.world]
     names = [_known(name) for name in options.stages] if options.verb == "run" else [options.verb]
-    for name in names:
+    for full in names:
+        number, name = gains.split_name(full)
+        if number > cfg.optimize.rounds:
+            more = f"`--set optimize.rounds={number}`"
+            raise UserError(f"{full}: this run has rounds 1 to {cfg.optimize.rounds} (optimize.rounds); for another one: {more}")
         if name in METHODS and name not in stages:
             listed = ",".join((*cfg.optimize.methods, name))
             raise UserError(f"{name}: not among optimize.methods; add it: `--set optimize.methods=[{listed}]`")
@@ -120,10 +169,13 @@ def _chosen(options: argparse.Namespace, cfg: config.Config, stages: Sequence[st
             raise UserError(f"reward: no method of this run scores with it (optimize.methods: {', '.join(cfg.optimize.methods)})")
     if "world" in names and not cfg.data.world:
         raise UserError(f'{options.config}: data.world is empty, so there is no world to generate; set data.world to "tiny"')
-    return [name for name in ("pretrain", *stages) if name in names]
+    return [name for name in order if name in names]
 
 
 def _known(name: str) -> str:
+    number, stage = gains.split_name(name)
+    if "/" in name and stage in REPEATED:
+        return gains.name_of(number, stage)
     if name not in STAGES:
         nearest = difflib.get_close_matches(name, STAGES, n=1, cutoff=0.0)[0]
         raise UserError(f"{name}: no such stage (did you mean {nearest}?)")
@@ -140,7 +192,8 @@ def _path(run: Run, stage: str) -> Path:
 
 def _check_settings(path: str, cfg: config.Config, names: Sequence[str]) -> None:
     """UserError for what can be checked before the first stage starts: missing data sources, a missing tracker."""
-    missing = [f"data.{part}" for name in names for part in STAGES[name].needs if not getattr(cfg.data, part)]
+    stages = [STAGES[gains.split_name(name)[1]] for name in names]
+    missing = [f"data.{part}" for stage in stages for part in stage.needs if not getattr(cfg.data, part)]
     if len(names) > 1 and missing and not cfg.data.world:  # a single stage reports this itself
         fields = " and ".join(dict.fromkeys(missing))
         raise UserError(f"{path}: {fields} names no file; set it, or run only stages that do not need it: `run sft …`")

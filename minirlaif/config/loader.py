@@ -250,6 +250,8 @@ def _method_conflicts(cfg: Config) -> list[str]:
         problems.append(
             f"rollout.rollouts is {count}, no multiple of rollout.samples_per_prompt, which is {each}: set it to {wanted}"
         )
+    if cfg.optimize.rounds > registry.MOST_ROUNDS:
+        problems.append(f"optimize.rounds is {cfg.optimize.rounds:,}: at most {registry.MOST_ROUNDS} are made; a few are enough")
     if "distill" in methods and not cfg.feedback.context_answers:
         problems.append("optimize.methods has distill, which learns context answers: set feedback.context_answers to 1 or more")
     if cfg.feedback.context_answers and not cfg.feedback.context:

@@ -12,6 +12,9 @@ class OptimizeSection:
 
     # stages of the registry, in order: each starts from the adapter of the one before it, which is also its reference
     methods: Texts = ("ppo",)
+    # in each further round the model of the round before describes, answers and judges, and the methods start from it; no round
+    # follows one that gained nothing on dev prompts
+    rounds: Annotated[PositiveInt, UnrecordedAt(1)] = 1
 
 
 @dataclass(frozen=True)

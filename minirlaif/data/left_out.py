@@ -49,9 +49,10 @@ def write(root: Path, entries: Iterable[LeftOut], is_replaced: Callable[[LeftOut
         return
     path = root / FILE
     before = [LeftOut(row["kind"], row["file"], row["row"], row["reason"]) for row in read_rows(root, "", FILE)]
-    kept = [entry for entry in before if not any(map(is_replaced, (entry, _with(entry, clips.located(root, entry.file)))))]
+    stage = root / "stage"  # any: they lie side by side
+    kept = [entry for entry in before if not any(map(is_replaced, (entry, _with(entry, clips.located(stage, entry.file)))))]
     # What lies in the run is named from there: in a copy of the run it is the same entry.
-    named = (_with(entry, clips.stored(root, entry.file)) if os.path.isabs(entry.file) else entry for entry in entries)
+    named = (_with(entry, clips.stored(root, stage, entry.file)) if os.path.isabs(entry.file) else entry for entry in entries)
     after = list(dict.fromkeys([*kept, *named]))
     if after == before:
         return

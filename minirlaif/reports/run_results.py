@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minirlaif.reports.html import Html, bar, curve, interval, number, percent, points, run_block, share, tile
-from minirlaif.stages.registry import MODELS, STAGES
+from minirlaif.runs import gains
+from minirlaif.stages.registry import MODELS, REPEATED, STAGES
 from minirlaif.stats import exact_match
 
 KINDS = {  # before: the model that RLAIF started from, SFT or the base
@@ -77,6 +78,8 @@ def headline(name: str, numbers: Numbers) -> Html:
             sentences.append(_against_base(numbers))
         else:
             sentences.append(("Supervised fine-tuning is off", ": RLAIF started from the base."))
+    if ended := numbers.get("rounds_ended"):
+        sentences.append((f"The RLAIF model is that of round {numbers['round']}", f": {ended}."))
     if numbers[numbers["method"]]["chosen_iteration"] == 0:
         sentences.append((not_kept(numbers), " On the dev questions the judge preferred no later checkpoint."))
     return run_block("headline", name, numbers["seed"], title, lead, sentences, _tiles(numbers))
@@ -217,25 +220,29 @@ def judge(numbers: Numbers, settings: Mapping[str, Any]) -> Html:
 
 def training(numbers: Numbers, metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Html:
     """Curves of the stage that trained the RLAIF model, with the chosen iteration, then those of the stages before it."""
-    method = numbers["method"]
-    best = numbers[method]["chosen_iteration"]
+    best, full = numbers[numbers["method"]]["chosen_iteration"], gains.name_of(numbers.get("round", 1), numbers["method"])
     long = min((row["step"] for row in metrics.get("sft", ()) if row.get("stage") == "long"), default=None)
-    dashed = {method: best, "sft": long}
+    dashed = {full: best, "sft": long}
+    several = any("/" in stage for stage in metrics)
 
     def drawn(stage: str) -> list[Html]:
-        rows = [row for row in metrics[stage] if row.get("pairs") != 0]  # of feedback: without chunks of dev clips
+        (place, plain), rows = (
+            gains.split_name(stage),
+            [row for row in metrics[stage] if row.get("pairs") != 0],
+        )  # of feedback: without chunks of dev clips
         note = "dashed: long answers begin" if stage == "sft" and long is not None else ""
         figures = []
-        for each in STAGES[stage].curves:
+        for each in STAGES[plain].curves:
+            title = f"Round {place}: {each.title}" if several and plain in REPEATED else each.title
             points = [(row["step"], row.get(each.field)) for row in rows]
-            figures.append(curve(each.title, points, STAGES[stage].tone, dashed.get(stage), note or each.note, each.span))
+            figures.append(curve(title, points, STAGES[plain].tone, dashed.get(stage), note or each.note, each.span))
         return figures
 
     text = "There were no dev questions, so the weights after the last iteration were kept."
-    if numbers[method]["dev_win_rate"] is not None:
+    if numbers[numbers["method"]]["dev_win_rate"] is not None:
         text = not_kept(numbers) if best == 0 else f"The dashed line marks iteration {number(best)}, whose weights were kept."
         text += " The checkpoint is chosen by the judge's win rate on dev questions; true answers are not used."
-    return run_block("training", text, drawn(method), [each for stage in metrics if stage != method for each in drawn(stage)])
+    return run_block("training", text, drawn(full), [each for stage in metrics if stage != full for each in drawn(stage)])
 
 
 def counts(numbers: Numbers) -> Html:

@@ -16,15 +16,15 @@ from minirlaif.runs.io import read_jsonl, write_atomic
 NAME = "clips.jsonl"
 
 
-def stored(root: Path, video: str) -> str:
+def stored(root: Path, folder: Path, video: str) -> str:
     """How a stage's files name a clip: seen from the stage's folder when it lies in the run, which can then be moved."""
     root, path = Path(os.path.abspath(root)), Path(os.path.abspath(video))
-    return Path("..", path.relative_to(root)).as_posix() if path.is_relative_to(root) else str(path)
+    return Path(os.path.relpath(path, os.path.abspath(folder))).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def located(root: Path, name: str) -> str:
+def located(folder: Path, name: str) -> str:
     """The absolute path behind `stored`."""
-    return os.path.abspath(root / "stage" / name)
+    return os.path.abspath(folder / name)
 
 
 def record(root: Path, folder: Path, ids: Mapping[str, str]) -> None:
@@ -33,7 +33,7 @@ def record(root: Path, folder: Path, ids: Mapping[str, str]) -> None:
     ids = {path: ids[path] for path in sorted(ids) if not path.startswith(world)}
     if not ids or (folder / NAME).exists():
         return
-    lines = (json.dumps({"video": stored(root, path), "id": id_}, ensure_ascii=False) + "\n" for path, id_ in ids.items())
+    lines = (json.dumps({"video": stored(root, folder, path), "id": id_}, ensure_ascii=False) + "\n" for path, id_ in ids.items())
     write_atomic(folder / NAME, "".join(lines))
     hashes = _hashes(root)
     hashes.put(ids)
@@ -48,7 +48,7 @@ def replaced(root: Path, folder: Path) -> str:
     for row in rows:
         if not isinstance(row, dict) or not isinstance(row.get("video"), str):
             raise UserError(f"{folder / NAME}: not a list of clips; make the stage again", again=())
-        path = located(root, row["video"])
+        path = located(folder, row["video"])
         with suppress(OSError, ValueError):  # gone, not readable, or no name of a file: whoever needs it says so
             if hashes.digest(path) != row.get("id"):
                 first = path

@@ -12,7 +12,6 @@ Paths inside manifests are relative, so a run folder can be moved.
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,17 +21,16 @@ from typing import Any, TypeVar
 
 from minirlaif import distributed
 from minirlaif.errors import StageStopped, UserError
-from minirlaif.runs import clips
+from minirlaif.runs import clips, gains
+from minirlaif.runs.commands import Commands
 from minirlaif.runs.io import disk_is_full, empty, locked, plain, private_folder, real_path, refuse_links, sha256
-from minirlaif.runs.plan import StagePlan
 from minirlaif.runs.records import SETTINGS, checked_metrics, checked_rows, differences, read_manifest, read_record, write_sealed
 from minirlaif.runs.stage_dir import SCHEMA, TEMPORARY, StageDir, start_gpu_count
-from minirlaif.stages.registry import STAGES
 
 T = TypeVar("T")
 
 
-class Run(StagePlan):
+class Run(Commands):
     """The folder of one run. given: the settings that the command in progress was started with, as flags, for messages."""
 
     def __init__(self, root: Path | str, given: Sequence[str] = ()) -> None:
@@ -41,47 +39,35 @@ class Run(StagePlan):
         self.checked = False  # whether this command has looked at all rows and clips that are still to be read
         self.given = tuple(given)
 
+    @property
+    def full_run(self) -> Run:
+        """The run itself; of one of its further rounds (rounds.py) the run that it belongs to."""
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Where its stages lie: its own folder, of a further round that of the round."""
+        return self.dir("feedback").parent
+
+    def name(self, stage: str) -> str:
+        """The name of a stage in the whole run: in a round, those that each round has are its own."""
+        return gains.name_of(*gains.split_name(stage))
+
     def dir(self, stage: str) -> Path:
         """Where a finished stage lies (it need not exist)."""
-        return self.root / stage
+        return super().dir(self.name(stage))
 
     def partial(self, stage: str) -> Path:
         """Where a stage in progress lies (it need not exist)."""
-        return self.root / f"{stage}.partial"
+        return super().partial(self.name(stage))
 
     def stored(self, video: str) -> str:
         """See `clips.stored`."""
-        return clips.stored(self.root, video)
+        return clips.stored(self.root, self.folder / "stage", video)
 
     def located(self, name: str) -> str:
         """The absolute path behind `stored`."""
-        return clips.located(self.root, name)
-
-    def command(self, stage: str) -> str:
-        """What a user types to make a stage."""
-        return self._typed([stage], self._last())
-
-    def remake(self, stage: str, *settings: str) -> str:
-        """What a user types to make a stage again, and whatever was made of it; with settings (section.field=value) changed."""
-        order = list(dict.fromkeys(("pretrain", *self.stages, *STAGES)))
-        start = order.index(stage) + 1 if stage in order[1:] else len(order)
-        later = [  # those that were made or begun; the report is a file at the root
-            name
-            for name in order[start:]
-            if any(path.exists() for path in (self.dir(name), self.partial(name), self.root / f"{name}.html"))
-        ]
-        given = [*(self.given or self._last())]
-        if settings:
-            given += [*([] if "--set" in given else ["--set"]), *settings]
-        return self._typed(["run", stage, *later] if later else [stage], given) + " --redo"
-
-    def _last(self) -> tuple[str, str]:
-        return "--config", str(path) if (path := self.root / "config.yaml").is_file() else "…"
-
-    def _typed(self, verbs: Sequence[str], settings: Sequence[str]) -> str:
-        folder = [] if self.root.parent == Path("runs") else ["--runs-dir", str(self.root.parent)]
-        words = ["python", "-m", "minirlaif", *verbs, *settings, "--run", self.root.name, *folder]
-        return " ".join(word if word.endswith("…") else shlex.quote(word) for word in words)
+        return clips.located(self.folder / "stage", name)
 
     def manifest(self, stage: str) -> dict[str, Any] | None:
         """The manifest of a finished stage, or None."""
@@ -103,11 +89,13 @@ class Run(StagePlan):
 
     def rows(self, stage: str, name: str, *needed: str) -> list[dict[str, Any]]:
         """See `records.checked_rows`; the UserError names the command that makes the stage again."""
-        return self._readable(stage, lambda: checked_rows(self.dir(stage), stage, name, needed))
+        return self._readable(stage, lambda: checked_rows(self.dir(stage), gains.split_name(stage)[1], name, needed))
 
     def metrics(self, stage: str, *needed: str) -> dict[str, Any]:
         """See `records.checked_metrics`; UserError as for `rows`."""
-        return self._readable(stage, lambda: checked_metrics(self.dir(stage) / "manifest.json", stage, needed))
+        return self._readable(
+            stage, lambda: checked_metrics(self.dir(stage) / "manifest.json", gains.split_name(stage)[1], needed)
+        )
 
     def _readable(self, stage: str, read: Callable[[], T]) -> T:
         try:
@@ -147,7 +135,7 @@ class Run(StagePlan):
         """The first input of a finished stage that was made again with another result, or ""."""
         manifest = self.manifest(stage) or {"inputs": {}}
         for name, identity in manifest["inputs"].items():
-            current = self.manifest(name)
+            current = self.full_run.manifest(name)
             if current is not None and current["identity"] != identity:
                 return str(name)
         return ""
@@ -170,7 +158,7 @@ class Run(StagePlan):
 
     def set_aside(self, stage: str) -> None:
         """Forget an attempt in progress, and keep a finished stage as <stage>.old until a new one is finished."""
-        partial, old = self.partial(stage), self.root / f"{stage}.old"
+        partial, old = self.partial(stage), self.root / f"{self.name(stage)}.old"
         if partial.is_symlink():
             partial.unlink()
         elif partial.exists():
@@ -193,8 +181,8 @@ class Run(StagePlan):
         error or a kill the partial folder stays and the same call resumes from its last committed state.
         UserError when the stage was made or begun with other settings or inputs, unless `redo`.
         """
-        identities = {each: str(read_manifest(self.require(each) / "manifest.json")["identity"]) for each in inputs}
-        origin = {"stage": name, "config": plain(config), "inputs": identities}
+        identities = {self.name(each): str(read_manifest(self.require(each) / "manifest.json")["identity"]) for each in inputs}
+        origin = {"stage": self.name(name), "config": plain(config), "inputs": identities}
         partial = self.partial(name)
         if distributed.from_leader(lambda: self._settled(name, origin, redo)):
             yield None
@@ -235,10 +223,11 @@ class Run(StagePlan):
         if redo:
             self.set_aside(name)
         refuse_links(self.partial(name))
+        full_run = self.full_run  # names of inputs are those in the whole run
         for each in origin["inputs"]:
-            self._check_clips(each, self.dir(each))
-        for each, made in self._made_before(origin["inputs"]).items():  # stages read the world's clips without it as input
-            self._check_files(each, made)
+            full_run._check_clips(each, full_run.dir(each))
+        for each, made in full_run._made_before(origin["inputs"]).items():  # stages read the world's clips without it as input
+            full_run._check_files(each, made)
         if (self.partial(name) / "manifest.json").is_file():  # killed between the manifest and the rename
             self._publish(name)
         manifest = self.manifest(name)
@@ -253,7 +242,7 @@ class Run(StagePlan):
         self._check_files(name, manifest)
         self._check_clips(name, self.dir(name))
         self.accepted(name)
-        print(f"{name}: finished already; to make it again: `{self.remake(name)}`", flush=True)
+        print(f"{self.name(name)}: finished already; to make it again: `{self.remake(name)}`", flush=True)
         return True
 
     def _made_before(self, inputs: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -292,4 +281,4 @@ class Run(StagePlan):
             shutil.rmtree(partial / each, ignore_errors=True)
         (partial / "begun.json").unlink(missing_ok=True)
         partial.rename(self.dir(name))
-        shutil.rmtree(self.root / f"{name}.old", ignore_errors=True)
+        shutil.rmtree(self.root / f"{self.name(name)}.old", ignore_errors=True)

@@ -7,9 +7,11 @@ from typing import Any
 
 from minirlaif.config.loader import parse_yaml
 from minirlaif.errors import UserError
+from minirlaif.runs import gains
 from minirlaif.runs.io import read_json, read_text
 from minirlaif.runs.progress import clock
 from minirlaif.runs.records import read_rows
+from minirlaif.runs.rounds import held_back
 from minirlaif.runs.run import Run
 
 CELL = 200  # characters of a result
@@ -25,13 +27,16 @@ def status_table(run: Run, stages: Sequence[str]) -> str:
 
 def status_rows(run: Run, stages: Sequence[str]) -> list[tuple[str, str, str, str]]:
     """Stage, state, time and result of each, as `status_table` shows them; of a damaged one what is wrong, and what helps."""
-    rows = []
-    for name in stages:
+    rows: list[tuple[str, str, str, str]] = []
+    for name in (name for name in run.order() if gains.split_name(name)[1] in stages):
         try:
             rows += _rows(run, name)
         except UserError as error:
             rows.append((name, "damaged", "", str(error)))
-    return rows
+    try:
+        return [*rows, *_rounds(run)]
+    except UserError as error:
+        return [*rows, ("rounds", "damaged", "", str(error))]
 
 
 def _rows(run: Run, name: str) -> list[tuple[str, str, str, str]]:
@@ -46,7 +51,21 @@ def _rows(run: Run, name: str) -> list[tuple[str, str, str, str]]:
         return [(name, state, clock(manifest["seconds"]), _headline(manifest["metrics"])[:CELL])]
     if run.partial(name).is_dir():
         return [(name, "partial", "", _progress(run.partial(name)))]
-    return [(name, "missing", "", "")] if name in run.stages and not (name == "world" and _has_no_world(run)) else []
+    if held_back(run, name):
+        return []
+    number, stage = gains.split_name(name)
+    is_part = stage in run.stages and number <= run.rounds
+    return [(name, "missing", "", "")] if is_part and not (name == "world" and _has_no_world(run)) else []
+
+
+def _rounds(run: Run) -> list[tuple[str, str, str, str]]:
+    """One row about the rounds of a run that has more than one, or is to have them."""
+    finished = gains.read(run.root)
+    if run.rounds == 1 and len(finished) < 2:
+        return []
+    how = gains.outcome(finished, run.rounds)
+    state = f"{len(finished)} of {run.rounds}"
+    return [("rounds", state, "", f"round {gains.counting(finished)} counts" + (f": {how}" if how else ""))]
 
 
 def report_state(run: Run) -> tuple[str, str]:

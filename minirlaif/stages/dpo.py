@@ -66,7 +66,9 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             # 2. roles and optimiser
             first, state = out.resume() or (0, None)
             start = run.start_adapter("dpo")
-            learner = build(session, d, Start(cfg.seed, run.root, cfg.report_to, {"start": start} if start else {}, state=state))
+            learner = build(
+                session, d, Start(cfg.seed, run.folder, cfg.report_to, {"start": start} if start else {}, state=state)
+            )
             made = MethodProgress.read(state) if state else MethodProgress()
             limit = cfg.feedback.max_new_tokens
             dev = method_loop.evaluator(cfg.feedback, run, "dpo", models, questions, limit) if questions.dev else None

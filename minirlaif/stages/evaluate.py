@@ -1,7 +1,8 @@
 """Stage `evaluate`: held-out answers of base, SFT (where there is one) and aligned model; the first stage that reads the truth.
 
 Out: answers.jsonl (a row per test question with every model's answer), strips/ (frames for the report), result.json.
-Controls: the same models on blank frames and on frames in a wrong order. Questions without a true answer (a user's own
+Controls: the same models on blank frames and on frames in a wrong order. Of a run with further rounds the model of every round
+answers, as "round-1" and so on; that of the round which counts as "rlaif". Questions without a true answer (a user's own
 clips) count in no accuracy; where none has one, the answers are written side by side and no accuracy is given.
 """
 
@@ -22,6 +23,7 @@ from minirlaif.models.feature_cache import blank_features
 from minirlaif.models.seeds import seed_of, shuffled
 from minirlaif.reports import against_truth, run_results
 from minirlaif.reports.against_truth import Truth
+from minirlaif.runs import gains
 from minirlaif.runs.progress import progress
 from minirlaif.runs.records import COUNTS
 from minirlaif.runs.run import Run
@@ -52,6 +54,9 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             models = tuple(model for model in MODELS if model in (*run.adapters(), "base"))
             for model in run.adapters():
                 session.adapters.add(model, 0, run.adapter(model))
+            others = _other_rounds(run)
+            for name, stage in others.items():
+                session.adapters.add(name, 0, run.require(stage) / "adapter")
             tests = session.readable(tests)
             session.record_clips(run, out, tests)
             # 2. answers
@@ -60,6 +65,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             blanks: dict[Any, Any] = {}
             jobs = [(model, model, "") for model in models]
             jobs += [(f"{model}_{control}", model, control) for model in models for control in CONTROLS]
+            jobs += [(name, name, "") for name in others]
             for number, (name, model, control) in enumerate(
                 progress(jobs[first:], len(jobs), "evaluate", initial=first), first + 1
             ):
@@ -88,25 +94,38 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         out.summary.update({name: result.get(name) for name in ("accuracy", *figures)})
 
 
+def _other_rounds(run: Run) -> dict[str, str]:
+    """The last methods of the rounds that do not count, by the name under which their models answer."""
+    counts = run.producer("rlaif")
+    return {f"{gains.FOLDER}{number}": stage for number, stage in run.scored_rounds().items() if stage != counts}
+
+
 def _against_truth(run: Run, truth: Truth) -> dict[str, Any]:
-    """The judge, the reward model and the segment descriptions of a run on the tiny world. UserError: rows of an earlier stage
-    are not such rows, or are about nothing that the world knows."""
-    feedback = run.require("feedback")
-    verdicts = run.rows("feedback", "verdicts.jsonl", "id", "answer_a", "answer_b", "choice")
-    for number, row in enumerate(verdicts, start=1):
-        if row["id"].split("#")[0] not in truth:
-            what = f"{feedback / 'verdicts.jsonl'}: row {number}, id: no question of the world"
-            raise UserError(f"{what}; make the stage again: `{run.remake('feedback')}`")
-    result = {
-        "judge": against_truth.judge(verdicts, run.metrics("feedback", *COUNTS), truth),
-        "context": against_truth.segments(run.rows("feedback", "contexts.jsonl", "video", "segments"), truth),
-    }
+    """The judge, the reward model and the segment descriptions of a run on the tiny world; those of its rounds by number.
+    UserError: rows of an earlier stage are not such rows, or are about nothing that the world knows."""
+    result = _judged(run, "feedback", truth)
+    rounds = {str(number): _judged(run, gains.name_of(number, "feedback"), truth) for number in run.scored_rounds()}
+    result |= {"rounds": rounds} if rounds else {}
     if "reward" not in run.stages:
         return result
     run.require("reward")
     scored = run.rows("reward", "held_out.jsonl", "id", "chosen", "rejected", "score_chosen", "score_rejected")
     trained = run.metrics("reward", "accuracy", "accuracy_by_type", "bias")
     return result | {"reward_model": against_truth.reward(scored, trained, truth)}
+
+
+def _judged(run: Run, stage: str, truth: Truth) -> dict[str, Any]:
+    """The judge and the segment descriptions of one round's feedback."""
+    feedback = run.require(stage)
+    verdicts = run.rows(stage, "verdicts.jsonl", "id", "answer_a", "answer_b", "choice")
+    for number, row in enumerate(verdicts, start=1):
+        if row["id"].split("#")[0] not in truth:
+            what = f"{feedback / 'verdicts.jsonl'}: row {number}, id: no question of the world"
+            raise UserError(f"{what}; make the stage again: `{run.remake(stage)}`")
+    return {
+        "judge": against_truth.judge(verdicts, run.metrics(stage, *COUNTS), truth),
+        "context": against_truth.segments(run.rows(stage, "contexts.jsonl", "video", "segments"), truth),
+    }
 
 
 def _truth(run: Run) -> Truth:

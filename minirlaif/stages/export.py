@@ -52,8 +52,7 @@ def run(cfg: Config, run: Run, options: ExportOptions, redo: bool = False) -> No
     settings = settings_of(cfg.seed, cfg.data, model=cfg.model, video=cfg.video)
     settings |= {"types": list(options.types), "adapters": options.adapters}
     settings |= {"questions": options.questions, "converter": VERSION}
-    inputs = [*(run.producer(model) for model in run.adapters()), *(["evaluate"] if run.manifest("evaluate") else [])]
-    with run.stage("export", without_folders(settings), inputs=inputs, redo=redo) as out:
+    with run.stage("export", without_folders(settings), inputs=run.export_inputs(), redo=redo) as out:
         if out is None:
             return
         out.identity_name = partial(_identity_name, run.root.name)

@@ -1,6 +1,7 @@
 """Stage `feedback`: the start model answers, describes the clip segment by segment, and judges its answers (paper section 3.2).
 
-The start model is SFT, or the base where SFT is off. `feedback.describer` and `feedback.judge` may name others for their parts.
+The start model is SFT, or the base where SFT is off; in a further round it is the aligned model of the round before.
+`feedback.describer` and `feedback.judge` may name others for their parts.
 
 Out: answers.jsonl, contexts.jsonl (also of dev clips, for choosing a PPO checkpoint), verdicts.jsonl, preferences.jsonl.
 Each chunk of prompts is committed, so a killed run resumes behind the last one. Truth is not read.
@@ -91,7 +92,7 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
             # 4. count
             out.summary.update(_counts(out.path) | _cut(out.path))
             _warn_of_cut(out.summary, f)
-            if not out.summary["decided"]:
+            if not out.summary["decided"] and run.full_run is run:  # a further round without pairs has nothing to learn, and ends
                 raise _undecided(out.summary, f)
 
 

@@ -57,7 +57,7 @@ def run(cfg: Config, run: Run, redo: bool = False, name: str = "ppo") -> None:
             first, state = out.resume() or (0, None)
             start, reward = run.start_adapter(name), run.adapter("reward")
             adapters = {"reward": reward} | ({"start": start} if start else {})
-            begin, r = Start(cfg.seed, run.root, cfg.report_to, adapters, state=state), cfg.rollout
+            begin, r = Start(cfg.seed, run.folder, cfg.report_to, adapters, state=state), cfg.rollout
             learner: PolicyLearner[Any] = (
                 build_group(models, cfg.group, begin, name, r) if group else build(models, cfg.ppo, begin)
             )

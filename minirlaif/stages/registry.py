@@ -177,6 +177,8 @@ METHODS = tuple(stage.name for stage in _ROWS if stage.produces == "rlaif")
 GROUP_METHODS = tuple(stage.name for stage in _ROWS if "group" in stage.sections)  # that compare answers to one prompt
 DEFAULT_METHODS = ("ppo",)
 PIPELINE = tuple(stage.name for stage in _ROWS if stage.produces != "base")  # all that `run` knows: it starts from a base
+REPEATED = PIPELINE[PIPELINE.index("feedback") : PIPELINE.index(METHODS[-1]) + 1]  # what each further round does again
+MOST_ROUNDS = 100  # of a run
 ADAPTERS = tuple(model for model in reversed(MODELS) if any(stage.produces == model != "base" for stage in _ROWS))  # best first
 
 

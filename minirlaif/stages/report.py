@@ -18,12 +18,13 @@ import yaml
 from minirlaif.config import Config, EvaluateSection
 from minirlaif.data import left_out
 from minirlaif.errors import UserError
-from minirlaif.reports import html, run_results
+from minirlaif.reports import html, rounds, run_results
 from minirlaif.reports.html import Html
+from minirlaif.runs import gains
 from minirlaif.runs.database import read_only
 from minirlaif.runs.io import plain, read_json, without_folders, write_atomic
 from minirlaif.runs.run import Run
-from minirlaif.stages.registry import MODELS, STAGES
+from minirlaif.stages.registry import MODELS, REPEATED, STAGES
 from minirlaif.stats import exact_match, paired_bootstrap
 from minirlaif.video.spans import file_of
 
@@ -43,6 +44,8 @@ class StageOutputs:
     metrics: Mapping[str, list[dict[str, Any]]]
     strips: Mapping[str, bytes]  # name in an answer's row -> JPEG
     cached: tuple[int, int] | None  # clips and (clip, frame plan) entries in the feature cache
+    rounds: gains.Rounds = ()  # as recorded; none for a run of one round
+    wanted: int = 1  # rounds
     left_out: Mapping[str, int] = field(default_factory=dict)  # rows and clips of the data that were not used, by kind
 
 
@@ -62,9 +65,12 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
 
 def read(run: Run) -> StageOutputs:
     """Everything the report shows. UserError naming the command that makes a missing stage."""
-    folders = {name: run.require(name) for name in run.inputs("report")}
+    again = [stage for stage in run.stages if stage in REPEATED]
+    further = [(each, stage) for each in gains.read(run.root) for stage in again]
+    names = [gains.name_of(each["round"], stage) for each, stage in further if each["methods"] or stage == "feedback"]
+    folders = {name: run.require(name) for name in dict.fromkeys((*run.inputs("report"), *names))}
     manifests = {name: manifest for name in ("world", *folders) if (manifest := run.manifest(name)) is not None}
-    names = sorted(name for name in manifests["evaluate"]["outputs"] if name.startswith("strips/"))
+    strips = sorted(name for name in manifests["evaluate"]["outputs"] if name.startswith("strips/"))
     return StageOutputs(
         run.producer("rlaif"),
         run.start_model,
@@ -72,9 +78,11 @@ def read(run: Run) -> StageOutputs:
         read_json(folders["evaluate"] / "result.json"),
         run.rows("evaluate", "answers.jsonl", "id", "video", "question", *run_results.models_of({"start": run.start_model})),
         run.rows("feedback", "verdicts.jsonl", "answer_a", "answer_b", "choice", "orders"),
-        {name: run.rows(name, "metrics.jsonl", "step") for name in folders if STAGES[name].curves},
-        {name: (folders["evaluate"] / name).read_bytes() for name in names},
+        {name: run.rows(name, "metrics.jsonl", "step") for name in folders if STAGES[gains.split_name(name)[1]].curves},
+        {name: (folders["evaluate"] / name).read_bytes() for name in strips},
         _cached(run.root / "cache" / "features.sqlite"),
+        gains.read(run.root),
+        run.rounds,
         left_out.counts(run.root),
     )
 
@@ -82,6 +90,9 @@ def read(run: Run) -> StageOutputs:
 def summary(evaluate: EvaluateSection, outputs: StageOutputs) -> dict[str, Any]:
     """The content of report.json: shares from 0 to 1, seconds, counts; None where nothing was measured."""
     result, method = outputs.result, outputs.manifests[outputs.method]["metrics"]
+    number, name = gains.split_name(outputs.method)
+    feedback = {each["round"]: outputs.manifests.get(gains.name_of(each["round"], "feedback"), {}) for each in outputs.rounds}
+    judged = {place: manifest.get("metrics", {}) for place, manifest in feedback.items()}
     nothing = {"mean": None, "ci95_low": None, "ci95_high": None}
     names = (*MODELS, "guess", *(f"{model}_blind" for model in MODELS))
     return {
@@ -102,9 +113,12 @@ def summary(evaluate: EvaluateSection, outputs: StageOutputs) -> dict[str, Any]:
         "judge": _judge(outputs),
         "reward_model": _reward_model(outputs),
         "context": result.get("context"),
-        "method": outputs.method,
+        "rounds": rounds.figures(outputs.rounds, judged, result, outputs.answers, evaluate.bootstrap),
+        "round": number,
+        "rounds_ended": gains.outcome(outputs.rounds, outputs.wanted),
+        "method": name,
         "start": outputs.start,
-        outputs.method: {n: method.get(n) for n in ("chosen_iteration", "dev_win_rate", "dev_questions", "kl", "score")},
+        name: {n: method.get(n) for n in ("chosen_iteration", "dev_win_rate", "dev_questions", "kl", "score")},
         "world": "world" in outputs.manifests,
         "cases": {kind: sum(run_results.kind(row) == kind for row in outputs.answers) for kind in QUOTA},
         "counts": _counts(outputs),
@@ -135,6 +149,7 @@ def document(evaluate: EvaluateSection, name: str, outputs: StageOutputs, number
         *([run_results.accuracy(numbers), run_results.controls(numbers)] if numbers["accuracy"].get("base") is not None else []),
         run_results.judge(numbers, settings["feedback"]["feedback"]),
         *([html.run_block("reward", numbers["reward_model"], settings["reward"]["reward"])] if numbers["reward_model"] else []),
+        *([rounds.section(numbers["rounds"], numbers["round"], numbers["rounds_ended"])] if numbers["rounds"] else []),
         run_results.training(numbers, outputs.metrics),
         run_results.gallery(rows, pictures, numbers),
         html.run_block("time", numbers["seconds"]),

@@ -54,7 +54,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 train = [train[i] for i in shuffled(len(train), cfg.seed, "reward-pairs")[: cfg.data.preference_limit]]
             # 2. role, head, optimiser
             first, state = out.resume() or (0, None)
-            trainer = build(session, r, Start(cfg.seed, run.root, cfg.report_to, _adapter(r, run), state=state))
+            trainer = build(session, r, Start(cfg.seed, run.folder, cfg.report_to, _adapter(r, run), state=state))
             # 3. train
             size = capped_batch_size(r.batch_size, len(train), "reward.batch_size", "pairs")
             total = max(1, round(r.epochs * len(train) / size))

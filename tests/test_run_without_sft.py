@@ -176,12 +176,13 @@ def test_methods_without_a_value_model_in_four_bits(finished: Path, tmp_path: Pa
     assert files(run / method) >= {"adapter/adapter_model.safetensors"}
 
 
-@pytest.mark.parametrize("method", ["distill", "dpo"])
+@pytest.mark.parametrize("method", ["distill", "bestofn", "dpo"])
 def test_four_bits(finished: Path, tmp_path: Path, method: str):
     run = begin(finished, tmp_path, ["world"])
     settings = [
         "model.quantization=nf4",
         f"optimize.methods=[{method}]",
+        "distill.epochs=6",
         "dpo.epochs=4",
         "dpo.batch_size=6",
         "dpo.learning_rate=0.002",
@@ -189,6 +190,27 @@ def test_four_bits(finished: Path, tmp_path: Path, method: str):
     assert main.main(words(tmp_path, *settings, stages=("feedback", method))) == 0
     losses = [row["loss"] for row in lines(run / method / "metrics.jsonl")]
     assert len(losses) > 5 and losses[-1] < losses[0] and files(run / method) >= {"adapter/adapter_model.safetensors"}
+
+
+def test_the_answers_that_the_judge_found_best_are_learned(finished: Path, tmp_path: Path):
+    """One for each prompt that has any; killed on the way: same bytes as in one go."""
+    made = []
+    for name in ("straight", "killed"):
+        run = begin(finished, tmp_path / name, ["world", "feedback"])
+        command = words(tmp_path / name, "optimize.methods=[bestofn]", "distill.save_every=1")
+        if name == "killed":
+            assert 0 < killed(command, run, "bestofn", tmp_path) < 8
+        assert main.main(command) == 0
+        made.append(results(run, ("bestofn", "evaluate")))
+    assert {name for name in made[0] if made[0][name] != made[1][name]} <= {"bestofn/metrics.jsonl", "evaluate/metrics.jsonl"}
+    assert sorted(manifest(run, "bestofn")["inputs"]) == ["feedback"] and not (run / "reward").exists()
+    prompts = {row["id"].split("#")[0] for row in lines(run / "feedback" / "preferences.jsonl")}
+    metrics = manifest(run, "bestofn")["metrics"]
+    assert metrics["answers"] == len(prompts) == 24 - metrics["left_out"] and prompts
+    page = (run / "report.html").read_text()
+    assert (
+        "Best-of-n loss" in page and "None" not in page and json.loads((run / "report.json").read_text())["method"] == "bestofn"
+    )
 
 
 def test_preferences_after_distillation(finished: Path, tmp_path: Path):
@@ -250,6 +272,10 @@ def test_answers_to_one_prompt_are_compared(finished: Path, tmp_path: Path, meth
         (["optimize.methods=[ppo,distil]"], "names 'distil', which is no method (did you mean distill?)"),
         (["optimize.methods=[ppo,ppo]"], "names ppo twice"),
         (["feedback.context_answers=0"], "set feedback.context_answers to 1 or more"),
+        (
+            ["optimize.methods=[bestofn]", "feedback.answers=1", "feedback.context_answers=0"],
+            "has bestofn, which picks one of several answers: set feedback.answers to 2 or more",
+        ),
         (["feedback.context=false"], "set feedback.context to true"),
         (["optimize.methods=[]"], "optimize.methods is empty"),
     ],

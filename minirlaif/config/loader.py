@@ -254,6 +254,8 @@ def _method_conflicts(cfg: Config) -> list[str]:
         problems.append(f"optimize.rounds is {cfg.optimize.rounds:,}: at most {registry.MOST_ROUNDS} are made; a few are enough")
     if "distill" in methods and not cfg.feedback.context_answers:
         problems.append("optimize.methods has distill, which learns context answers: set feedback.context_answers to 1 or more")
+    if "bestofn" in methods and cfg.feedback.answers + cfg.feedback.context_answers < 2:
+        problems.append("optimize.methods has bestofn, which picks one of several answers: set feedback.answers to 2 or more")
     if cfg.feedback.context_answers and not cfg.feedback.context:
         problems.append("feedback.context_answers needs the descriptions: set feedback.context to true")
     return problems

@@ -19,7 +19,7 @@ class OptimizeSection:
 
 @dataclass(frozen=True)
 class DistillSection:
-    """Context distillation: fine-tuning, without the descriptions, on answers that were given with them."""
+    """Fine-tuning on answers that were sampled: given with the descriptions (distill), or found best by the judge (bestofn)."""
 
     epochs: PositiveFloat = 2.0
     learning_rate: PositiveFloat = 1e-4

@@ -73,6 +73,7 @@ _BATCHES = (  # of the stage, section and field
     ("sft", "sft", "micro_batch_size"),
     ("reward", "reward", "micro_batch_size"),
     ("distill", "distill", "micro_batch_size"),
+    ("bestofn", "distill", "micro_batch_size"),
     ("dpo", "dpo", "micro_batch_size"),
     ("ppo", "ppo", "micro_batch_size"),
     ("ppo", "rollout", "batch_size"),

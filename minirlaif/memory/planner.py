@@ -256,6 +256,7 @@ STEPS = {
     "feedback": Step("feedback", "feedback", False, _feedback),
     "reward": Step("reward", "reward", True, _reward),
     "distill": Step("distill", "distill", True, _distill),
+    "bestofn": Step("bestofn", "bestofn", True, _distill),
     "dpo": Step("dpo", "dpo", True, _dpo),
     "collect": Step("ppo", "ppo collect", False, _collect),
     "update": Step("ppo", "ppo update", True, _update),

@@ -157,6 +157,8 @@ class StageProbe:
         batch = [distill.Target(row, answer) for row in _samples(worst, section.batch_size)]
         return _train(lambda: distill.step(trainer, batch, section.learning_rate), len(batch), self.full.distill.batch_size)
 
+    _bestofn = _distill  # other answers, the same step
+
     def _dpo(self, models: PPOModels, worst: Worst) -> Callable[[], Done]:
         section, session = self.small.dpo, models.policy
         learner = dpo.build(session, section, self._start)

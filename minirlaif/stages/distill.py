@@ -1,9 +1,9 @@
-"""Stage `distill`: the policy learns to give without the descriptions the answers that were given with them (Askell et al. 2021,
-context distillation).
+"""Stages `distill` and `bestofn`: fine-tuning of the policy on answers of its own start model.
 
-The answers are those of `feedback.context_answers`, by the token ids that were sampled; answers that were cut at the limit of
-tokens, and empty ones, are left out and counted. The checkpoint that is kept is chosen by the judge on dev prompts. Truth is not
-read.
+distill: without the descriptions it learns the answers that were given with them (Askell et al. 2021, context distillation),
+those of `feedback.context_answers`. bestofn: it learns the answer to each prompt that the judge found best (rejection sampling,
+then SFT). Answers are learned by the token ids that were sampled; those that were cut at the limit of tokens, and empty ones, are
+left out and counted. The checkpoint that is kept is chosen by the judge on dev prompts. Truth is not read.
 Out: adapter/ (role "policy"), samples.jsonl.
 """
 
@@ -23,7 +23,7 @@ from minirlaif.stages import method_loop
 from minirlaif.stages.registry import STAGES
 from minirlaif.training.checkpoint import MethodProgress, Start
 from minirlaif.training.epoch_sampler import capped_batch_size, epoch_batch
-from minirlaif.training.optim import AdapterTrainer, check_finite, make_accelerator
+from minirlaif.training.optim import AdapterTrainer, check_finite
 from minirlaif.training.schedules import learning_rate
 from minirlaif.types import Sample, Turn
 
@@ -38,37 +38,37 @@ class Target:
     answer: tuple[int, ...]
 
 
-def run(cfg: Config, run: Run, redo: bool = False) -> None:
+def run(cfg: Config, run: Run, redo: bool = False, name: str = "distill") -> None:
     """1. answers to learn 2. role and optimiser 3. steps; then the chosen policy."""
     d = cfg.distill
-    settings = settings_of(cfg.seed, cfg.data, STAGES["distill"].reads, **cfg.sections(*STAGES["distill"].sections))
-    with run.stage("distill", settings, inputs=run.inputs("distill"), redo=redo) as out:
+    settings = settings_of(cfg.seed, cfg.data, STAGES[name].reads, **cfg.sections(*STAGES[name].sections))
+    with run.stage(name, settings, inputs=run.inputs(name), redo=redo) as out:
         if out is None:
             return
         # 1. answers to learn
-        targets, left_out = read_targets(run)
+        targets, left_out = read_targets(run) if name == "distill" else read_best(run)
         questions = method_loop.read_questions(cfg.data, run, [target.row for target in targets], cfg.video.max_unreadable)
         with open_session(run, cfg.model, cfg.video, Preflight(cfg.data, cfg.sft, cfg.reward)) as session:
             models = PPOModels(session, session, session)
             method_loop.check_ids(session, run, [target.answer for target in targets])
-            questions = questions.readable(session, run, out, "distill")
+            questions = questions.readable(session, run, out, name)
             ids = {row.id for row in questions.prompts}
             targets = [target for target in targets if target.row.id in ids]
             # 2. role and optimiser
             first, state = out.resume() or (0, None)
-            start = run.start_adapter("distill")
+            start = run.start_adapter(name)
             trainer = build(
                 session, d, Start(cfg.seed, run.folder, cfg.report_to, {"start": start} if start else {}, state=state)
             )
             made = MethodProgress.read(state) if state else MethodProgress()
             limit = cfg.feedback.max_new_tokens
-            dev = method_loop.evaluator(cfg.feedback, run, "distill", models, questions, limit) if questions.dev else None
+            dev = method_loop.evaluator(cfg.feedback, run, name, models, questions, limit) if questions.dev else None
             # 3. steps
             size = capped_batch_size(d.batch_size, len(targets), "distill.batch_size", "answers")
             total = max(1, round(d.epochs * len(targets) / size))
 
             def iterate(number: int) -> dict[str, float]:
-                batch = epoch_batch(targets, size, number, cfg.seed, "distill")
+                batch = epoch_batch(targets, size, number, cfg.seed, name)
                 if number % SAMPLE_EVERY == 0:
                     row, answer = batch[0].row, session.backbone.renderer.decode(batch[0].answer)
                     out.sample(
@@ -76,12 +76,13 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                     )
                 rate = learning_rate(number, total, d.learning_rate, int(d.warmup_ratio * total), d.schedule)
                 stats = step(trainer, batch, rate)
-                check_finite("distill", number + 1, {"loss": stats["loss"], "gradient norm": stats["grad_norm"]})
+                losses = {"loss": stats["loss"], "gradient norm": stats["grad_norm"]}
+                check_finite(name, number + 1, losses, "distill")
                 out.summary.update({"loss": stats["loss"], "answers": len(targets), "left_out": left_out})
                 return stats | {"learning_rate": rate}
 
             save, accelerator = partial(_save, trainer, made), trainer.accelerator
-            loop = method_loop.Loop("distill", total, d.dev_every, d.save_every, iterate, save, made, accelerator)
+            loop = method_loop.Loop(name, total, d.dev_every, d.save_every, iterate, save, made, accelerator)
             method_loop.train(out, models, loop, dev, first)
 
 
@@ -109,14 +110,30 @@ def read_targets(run: Run) -> tuple[list[Target], int]:
     raise UserError(f"{path}: has no answer that was given with the descriptions; make it again: `{again}`")
 
 
+def read_best(run: Run) -> tuple[list[Target], int]:
+    """The best answer to each prompt by the judge's verdicts, and how many prompts were left out: the judge decided no pair of
+    theirs. UserError: none is left."""
+    best: dict[str, Target] = {}
+    prompts = {
+        record["id"]: (Sample(record["id"], run.located(record["video"]), (Turn(record["question"]),)), record)
+        for record in run.rows("feedback", "answers.jsonl", "id", "video", "question", "answers")
+    }
+    for record in run.rows(
+        "feedback", "preferences.jsonl", "id", "chosen"
+    ):  # a prompt's pairs that lie furthest apart come first
+        row, answers = prompts.get(record["id"].rpartition("#")[0], (None, {}))
+        ids = dict(zip(answers.get("answers", ()), answers.get("ids", ()), strict=False)).get(record["chosen"])
+        if row is not None and ids:
+            best.setdefault(row.id, Target(row, tuple(ids)))
+    if best:
+        return list(best.values()), len(prompts) - len(best)
+    again = run.remake("feedback", "feedback.answers=8")
+    raise UserError(f"bestofn: the judge decided no pair, so no answer is the best; draw more answers: `{again}`")
+
+
 def build(session: ModelSession, section: DistillSection, start: Start) -> AdapterTrainer[DistillSection]:
     """The roles "policy" and "reference", copies of the adapter "start" of `start` or fresh ones, and the policy's optimiser."""
-    models = PPOModels(session, session, session)
-    method_loop.add_policy(models, start.seed, start.adapters.get("start"), start.state)
-    accelerator = make_accelerator(session.model, start.report_to, start.folder)
-    trainer = AdapterTrainer(session, "policy", section, accelerator, start.state)
-    session.adapters.enable_offload("reference")
-    return trainer
+    return method_loop.policy_trainer(session, section, start)
 
 
 def step(trainer: AdapterTrainer[DistillSection], batch: Sequence[Target], rate: float) -> dict[str, float]:

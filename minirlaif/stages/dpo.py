@@ -23,7 +23,7 @@ from minirlaif.stages import method_loop
 from minirlaif.stages.registry import STAGES
 from minirlaif.training.checkpoint import MethodProgress, Start
 from minirlaif.training.epoch_sampler import capped_batch_size, epoch_batch
-from minirlaif.training.optim import AdapterTrainer, check_finite, make_accelerator
+from minirlaif.training.optim import check_finite
 from minirlaif.training.schedules import learning_rate
 from minirlaif.types import Preference
 
@@ -109,11 +109,8 @@ def read_pairs(run: Run) -> list[JudgedPair]:
 
 def build(session: ModelSession, section: DpoSection, start: Start) -> DPOLearner:
     """The roles "policy" and "reference", copies of the adapter "start" of `start` or fresh ones, and the policy's optimiser."""
+    trainer = method_loop.policy_trainer(session, section, start)
     models = PPOModels(session, session, session)
-    method_loop.add_policy(models, start.seed, start.adapters.get("start"), start.state)
-    accelerator = make_accelerator(session.model, start.report_to, start.folder)
-    trainer = AdapterTrainer(session, "policy", section, accelerator, start.state)
-    session.adapters.enable_offload("reference")
     known: Mapping[str, Sequence[float]] = json.loads((start.state / REFERENCE).read_text()) if start.state else {}
     return DPOLearner(models, trainer, {name: (values[0], values[1]) for name, values in known.items()})
 

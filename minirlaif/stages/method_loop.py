@@ -19,7 +19,8 @@ from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import ModelSession, PPOModels
-from minirlaif.training.checkpoint import MethodProgress
+from minirlaif.training.checkpoint import MethodProgress, Start
+from minirlaif.training.optim import AdapterTrainer, Section, make_accelerator
 from minirlaif.types import Sample
 
 
@@ -87,6 +88,16 @@ def add_policy(models: PPOModels, seed: int, start: Path | None, state: Path | N
     start both are fresh adapters, which change nothing yet: the base."""
     models.policy.adapters.add("policy", seed_of(seed, "policy") if start is None else 0, state / "policy" if state else start)
     models.reference.adapters.add("reference", 0, start)
+
+
+def policy_trainer(session: ModelSession, section: Section, start: Start) -> AdapterTrainer[Section]:
+    """The roles "policy" and "reference" of a method without a reward model, copies of the adapter "start" or fresh ones, and the
+    policy's optimiser."""
+    add_policy(PPOModels(session, session, session), start.seed, start.adapters.get("start"), start.state)
+    accelerator = make_accelerator(session.model, start.report_to, start.folder)
+    trainer = AdapterTrainer(session, "policy", section, accelerator, start.state)
+    session.adapters.enable_offload("reference")
+    return trainer
 
 
 def evaluator(

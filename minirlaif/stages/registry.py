@@ -131,6 +131,20 @@ _ROWS = (
         ),
     ),
     Stage(
+        "bestofn",
+        "train the policy on the answers that the judge found best",
+        inputs=("sft", "feedback"),
+        reads=("dev",),
+        sections=("model", "video", "feedback", "distill"),  # feedback: how the judge picks the checkpoint
+        produces="rlaif",
+        distributed=True,
+        curves=(
+            Curve("loss", "Best-of-n loss", "nats per answer token"),
+            Curve("dev_win_rate", "Dev win rate", "dev answers preferred to the start's; 0.5: no better", span=SHARE),
+        ),
+        module="distill",
+    ),
+    Stage(
         "dpo",
         "train the policy on the judge's preferences, without a reward model",
         inputs=("sft", "feedback"),

@@ -36,13 +36,15 @@ def record(name: str, texts: list[str], stopped: list[bool], with_context: list[
     return line | {"stopped": stopped, "with_context": with_context}
 
 
-def after_feedback(root: Path, *records: dict[str, Any]) -> Run:
+def after_feedback(root: Path, *records: dict[str, Any], preferences: list[dict[str, Any]] | None = None) -> Run:
     """A run without SFT whose feedback is finished."""
     run = Run(root)
     run.stages = registry.pipeline(("distill",), sft=False)
 
     def fill(path: Path) -> None:
         tiny.write_lines(path / "answers.jsonl", records)
+        if preferences is not None:
+            tiny.write_lines(path / "preferences.jsonl", preferences)
         tiny.write_lines(path / "contexts.jsonl", [{"video": CLIP, "context": "0s: it falls.\n"}])
 
     tiny.finished(run, "feedback", fill)
@@ -70,6 +72,36 @@ def test_no_answer_to_learn_is_one_line_with_the_command(lines: list[dict[str, A
     with pytest.raises(UserError, match=f"{words}.*--redo`") as caught:
         distill.read_targets(after_feedback(tmp_path / "run", *lines))
     assert "\n" not in str(caught.value)
+
+
+def judged(name: str, chosen: str, rejected: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "videos": [CLIP],
+        "prompt": QUESTION,
+        "chosen": chosen,
+        "rejected": rejected,
+        "context": "",
+        "margin": 1.0,
+    }
+
+
+def test_the_best_answer_of_each_prompt_is_learned(tmp_path: Path):
+    """The first decided pair of a prompt lies furthest apart; of c no pair was decided."""
+    run = after_feedback(
+        tmp_path / "run",
+        *(record(name, ["one", "two", "three"], [True] * 3, [False] * 3) for name in "abc"),
+        preferences=[judged("a#0", "three", "one"), judged("a#1", "two", "one"), judged("b#1", "two", "one")],
+    )
+    targets, left_out = distill.read_best(run)
+    assert [(target.row.id, target.answer) for target in targets] == [("a", (2, 2)), ("b", (1, 2))] and left_out == 1
+    assert targets[0].row == Sample("a", CLIP, (Turn(QUESTION),))
+
+
+def test_no_best_answer_is_one_line_with_the_command(tmp_path: Path):
+    run = after_feedback(tmp_path / "run", record("a", ["x", "x"], [True] * 2, [False] * 2), preferences=[])
+    with pytest.raises(UserError, match="bestofn: the judge decided no pair, .*feedback.answers=8 .*--redo`"):
+        distill.read_best(run)
 
 
 def stirred(session: tiny.TinySession, cfg: Config, folder: Path) -> Any:
@@ -102,17 +134,33 @@ def test_the_loss_is_the_mean_over_all_answer_tokens(tmp_path: Path):
     assert distill.step(trainer, batch, 0.0)["loss"] == pytest.approx(total / count, rel=1e-4)
 
 
-def test_micro_batches_change_nothing(tmp_path: Path):
-    losses, weights = [], []
+def test_micro_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Neither the losses of three steps nor the gradient of the first. (AdamW moves a weight whose gradient is next to nothing by
+    a whole step in either direction, so weights say less.)"""
+    losses, gradients = [], []
     for size in (1, 3):
         cfg = tiny.settings(f"distill.micro_batch_size={size}")
         session = session_of(cfg)
         trainer = stirred(session, cfg, tmp_path)
         batch = answers_of(session, "it falls down.", "yes", "it moves to the left")
+        seen: list[torch.Tensor] = []
+        monkeypatch.setattr(trainer, "step", noting_gradients(trainer, seen))
         losses.append([distill.step(trainer, batch, 0.05)["loss"] for _ in range(3)])
-        weights.append(torch.cat([weight.detach().flatten() for weight in trainer.parameters]))
+        gradients.append(seen[0])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[0][2] < losses[0][0]
-    assert torch.allclose(weights[0], weights[1], atol=1e-3)
+    assert torch.allclose(gradients[0], gradients[1], rtol=1e-3, atol=1e-5 * float(gradients[0].abs().max()))
+    assert float(gradients[0].abs().max()) > 0
+
+
+def noting_gradients(trainer: Any, seen: list[torch.Tensor]) -> Any:
+    """The trainer's step, which first keeps the gradient that it is about to use."""
+    step = trainer.step
+
+    def wrapper(rate: float) -> float:
+        seen.append(torch.cat([weight.grad.detach().flatten().clone() for weight in trainer.parameters]))
+        return float(step(rate))
+
+    return wrapper
 
 
 def test_the_learned_answer_becomes_likelier_and_another_less_likely(tmp_path: Path):

@@ -128,3 +128,23 @@ def test_two_processes_train_the_same_policy(one: Path, tmp_path: Path) -> None:
     tokens = [manifest(r, "ppo")["counters"]["prefilled_tokens"] for r in (one, run)]
     assert tokens[0] == tokens[1] > 0
     assert_like(one / "ppo", run / "ppo", (ADAPTER,))
+
+
+def test_two_processes_train_the_same_policy_without_a_value_model(one: Path, tmp_path: Path) -> None:
+    """Six answers to two prompts: sampled by two processes, compared by both, learned from in minibatches of three."""
+    group = (
+        "optimize.methods=[grpo] rollout.samples_per_prompt=3 group.iterations=2 group.minibatch_size=3 group.micro_batch_size=1"
+    )
+    runs = []
+    for name in ("alone", "together"):
+        runs.append(begin(one, tmp_path / name, ("world", "sft", "feedback", "reward")))
+        if name == "alone":
+            small_config.make(tmp_path / name, ["grpo"], *SMALL, *group.split())
+        else:
+            done = launch(*small_config.words(tmp_path / name, ["grpo"], *SMALL, *group.split()))
+            assert done.returncode == 0, done.stderr[-8000:]
+    ours, theirs = (lines(run / "grpo" / "metrics.jsonl") for run in runs)
+    for name in ("score", "kl_loss", "equal_groups"):
+        assert [row[name] for row in ours] == pytest.approx([row[name] for row in theirs], abs=1e-3)
+    assert [row["length"] for row in ours] == [row["length"] for row in theirs]
+    assert_like(runs[0] / "grpo", runs[1] / "grpo", (ADAPTER,))

@@ -207,8 +207,9 @@ def test_group_advantages_by_hand() -> None:
 
 @pytest.mark.parametrize("estimate", [leave_one_out, group_centred, group_relative])
 def test_equal_rewards_teach_exactly_nothing(estimate: Callable[..., torch.Tensor]) -> None:
-    """Three times 0.1, whose sum is not three times 0.1 in floats; the other prompt has other rewards."""
-    rewards = torch.tensor([[0.1], [0.1], [0.1], [0.1], [0.1], [0.4]])
+    """Three times 1.7, whose mean is not 1.7 in floats; the other prompt has other rewards."""
+    rewards = torch.tensor([[1.7], [1.7], [1.7], [1.7], [1.7], [0.4]])
+    assert float(rewards[:3].sum() / 3 - 1.7) != 0
     mask, prompts = torch.ones(6, 1, dtype=torch.bool), torch.tensor([0, 0, 0, 1, 1, 1])
     assert equal_rewards(rewards, mask, prompts).tolist() == [True, True, True, False, False, False]
     advantages = estimate(rewards, mask, prompts)[:, 0]

@@ -13,7 +13,7 @@ from minirlaif.errors import UserError
 from minirlaif.reports.run_results import kind, start_answer
 from minirlaif.runs.database import read_only
 from minirlaif.runs.gains import split_name
-from minirlaif.runs.io import sha256
+from minirlaif.runs.io import real_path, sha256
 from minirlaif.runs.records import SEAL, read_rows
 from minirlaif.runs.run import Run
 from minirlaif.stages.registry import ADAPTERS, producers
@@ -45,16 +45,16 @@ class PublicRun(Run):
     def located(self, name: str) -> str:
         """The absolute path of a clip, also behind links, or "" for one outside the run."""
         path = super().located(name)
-        return path if Path(file_of(path)).resolve().is_relative_to(self.root.resolve()) else ""
+        return path if real_path(file_of(path)).is_relative_to(real_path(self.root)) else ""
 
 
 def check_links(run: Run) -> None:
     """UserError for a link in a run that leads out of it, in whatever folder: its target was never meant to be shown.
     Stages that another run made lie behind links (`Run.take_over`), which visitors do not see either."""
-    folders = [(run.root, run.root.resolve())]
+    folders = [(run.root, real_path(run.root))]
     for folder, inside in folders:
         for entry in os.scandir(folder) if folder.is_dir() else ():
-            path, target = Path(entry.path), Path(entry.path).resolve() if entry.is_symlink() else None
+            path, target = Path(entry.path), real_path(entry.path) if entry.is_symlink() else None
             if target is None or target.is_relative_to(inside):
                 inner = inside
             elif folder == run.root and _is_taken_over(target, entry.name) and not isinstance(run, PublicRun):
@@ -124,8 +124,8 @@ def _rows(folder: Path, stage: str, name: str, changed: int, size: int) -> tuple
 
 def picture(run: Run, name: str) -> bytes:
     """A picture of the evaluation by the name in an answer's row; empty when there is none, or not in the stage's folder."""
-    folder = run.dir("evaluate").resolve()
-    path = (folder / name).resolve()
+    folder = real_path(run.dir("evaluate"))
+    path = real_path(folder / name)
     return path.read_bytes() if name and path.is_relative_to(folder) and path.is_file() else b""
 
 

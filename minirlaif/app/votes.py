@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from minirlaif.data.formats import BadRow, parse_preference
 from minirlaif.errors import UserError
-from minirlaif.runs.io import private_folder, sha256
+from minirlaif.runs.io import private_folder, real_path, sha256
 from minirlaif.runs.records import read_rows
 from minirlaif.stats import wilson
 
@@ -101,9 +101,11 @@ class VoteStore:
         return str(row["id"])
 
     def _check_links(self, *more: Path) -> None:
-        """UserError for a file of the votes that lies elsewhere, behind a link: a run may be a stranger's."""
+        """UserError for a file of the votes that lies elsewhere, behind a link, or nowhere: a run may be a stranger's."""
         for path in (self.folder, self.file, *more):
-            if not path.resolve().is_relative_to(self.folder.parent.resolve()):
+            if path.is_symlink() and not path.exists():
+                raise UserError(f"{os.path.relpath(path, self.folder.parent)}: a link that leads nowhere; delete it")
+            if not real_path(path).is_relative_to(real_path(self.folder.parent)):
                 raise UserError(f"{os.path.relpath(path, self.folder.parent)}: a link out of the run; put a copy in its place")
 
     def rows(self) -> list[dict[str, Any]]:

@@ -17,14 +17,13 @@ from minirlaif.benchmarks.models import resolve_model, title_of
 from minirlaif.benchmarks.predictions import read_predictions
 from minirlaif.benchmarks.tables import Scores, examples, grade_answers, judge_head, load_all, save, table_json
 from minirlaif.errors import UserError
-from minirlaif.judges.config import check_judge, judge_prompts, judge_settings, open_judge
+from minirlaif.judges.config import REPLIES, check_judge, judge_prompts, judge_settings, open_judge
 from minirlaif.judges.grade import MATCH_NAMES, nothing_read
 from minirlaif.judges.rubric import CAPTIONING, HIGHEST
 from minirlaif.runs.io import plain, read_json, write_atomic
 from minirlaif.runs.run import Run
 from minirlaif.video.reader import ClipReader, UnreadableClip, clip_strip
 
-REPLIES = "judge-replies.sqlite"  # in the folder of runs: an equal request is answered from it at no cost
 READ_SECONDS = 60.0  # for the clips of examples
 FRAMES = 8  # of an example
 EXAMPLES = 6  # worst ones, and as many best ones

@@ -16,6 +16,7 @@ from minirlaif.cli import evaluate, export, plan
 from minirlaif.cli.flags import add_flags, run_folder, verb
 from minirlaif.config.loader import parse_yaml
 from minirlaif.errors import UserError
+from minirlaif.judges.config import feedback_judge
 from minirlaif.runs import gains, rounds
 from minirlaif.runs.io import private_folder, read_text, write_atomic
 from minirlaif.runs.plan import with_rounds
@@ -66,6 +67,8 @@ def run(options: argparse.Namespace) -> int:
     names = _chosen(options, cfg, run.stages)
     exports = cfg.export.enabled and options.verb == "run" and not options.stages
     _check_settings(options.config, cfg, names)
+    if {"feedback", *METHODS} & {gains.split_name(name)[1] for name in names}:
+        feedback_judge(cfg.feedback)  # before the stages that come first take hours
     distributed.start(on_cpu=cfg.model.device == "cpu")
     if distributed.leads():
         check_base(run, cfg)

@@ -113,6 +113,10 @@ class FeedbackSection:
     """The model answers, describes and judges (paper section 3.2)."""
 
     limit: Annotated[int, UnrecordedAt(0)] = 0  # label the first so many prompts only; 0: all
+    # who describes, and who judges, also on dev prompts. start: the model that the methods start from; base: without its adapter;
+    # a judge may be one that reads text: hf:FOLDER, gguf:FILE, openai:MODEL, or a YAML file of judge settings
+    describer: Annotated[Literal["start", "base"], UnrecordedAt("start")] = "start"
+    judge: Annotated[str, Rule.NO_EFFECT, Rule.NOT_EMPTY] = "start"  # manifests record who it is, not where it lies
     answers: int = 2  # sampled answers per prompt
     # further answers per prompt, given with the descriptions as text: the first is the most likely one, others are sampled
     context_answers: Annotated[int, UnrecordedAt(0)] = 0
@@ -215,7 +219,8 @@ class RolloutSection:
     temperature: PositiveFloat = 1.0
     max_new_tokens: PositiveInt = 256
     kl_coef: float = 0.1
-    kl_estimator: Literal["k1", "k3"] = "k1"  # k1: log-ratio; k3: its low-variance form
+    # k1: log-ratio; k3: its low-variance form, whose gradient as a part of the reward is not that of the KL
+    kl_estimator: Literal["k1", "k3"] = "k1"
     missing_eos_penalty: float = 8.0  # taken off the score of an answer that did not end
     length_coef: float = 10.0  # taken off: length_coef x answer tokens / max_new_tokens
     reward_scale: Annotated[float, Rule.ANY_SIGN] = 10.0  # factor of all shaped rewards; below 0 the KL term turns too

@@ -101,21 +101,23 @@ def _letter_values(
 
 
 class SessionJudge:
-    """Describes and judges for the chat engine as the stage `feedback` does: by the start model of the run, "sft" or "base"."""
+    """Describes and judges for the chat engine as the stage `feedback` does: by the start model of the run, "sft" or "base", or
+    by the base where the settings say so. A judge that reads text is not asked here: the start model judges in its place."""
 
     def __init__(self, session: ModelSession, section: FeedbackSection, role: str = "sft") -> None:
-        self._session, self._section, self._role = session, section, role
+        self._session, self._section = session, section
+        self._describer, self._judge = ("base" if name == "base" else role for name in (section.describer, section.judge))
 
     def context(self, video: str) -> str:
         """Descriptions of the clip's segments."""
-        with self._session.adapters.inference_as(self._role):
+        with self._session.adapters.inference_as(self._describer):
             return context_text(describe_segments(self._session, [video], self._section)[video].segments)
 
     def verdict(self, pair: Comparison, view: VideoInput) -> Verdict:
         """Which answer is better, by the section's read-out."""
         f = self._section
         views = {pair.video: view if f.judge_frames else None}
-        with self._session.adapters.inference_as(self._role):
+        with self._session.adapters.inference_as(self._judge):
             return judge(self._session, [pair], views, f.readout, f.margin, f.disagreement, 1)[0]
 
 

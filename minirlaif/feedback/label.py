@@ -61,16 +61,16 @@ def label(
     section: FeedbackSection,
     run: Run,
     rows: Sequence[Sample],
+    drawn: Sequence[Sequence[Candidate]],
     contexts: Mapping[str, str],
     seed: int,
     chunk: int,
     text_judge: TextJudge | None = None,
 ) -> Lines:
-    """Answer, pair and judge: the lines of answers, verdicts, preferences and samples. chunk: the number of these rows, which
-    decides with the run's seed what is drawn; text_judge: judges in place of the model itself."""
+    """Pair the candidates of each row and judge them by the active adapter: the lines of answers, verdicts, preferences and
+    samples. chunk: the number of these rows; text_judge: judges in place of the model itself."""
     lines: Lines = []
     pairs: list[Comparison] = []
-    drawn = draw_candidates(session, section, rows, contexts, seed, chunk)
     ranked = section.readout == "likelihood" and text_judge is None  # letters compare two answers, they rank none
     scores = candidate_scores(session, section, rows, drawn, contexts) if ranked else [{} for _ in rows]
     for row, candidates, score in zip(rows, drawn, scores, strict=True):

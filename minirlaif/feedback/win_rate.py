@@ -3,14 +3,16 @@
 from collections.abc import Mapping, Sequence
 
 from minirlaif.config import FeedbackSection
-from minirlaif.feedback.judge import judge
+from minirlaif.feedback.judge import judge, judge_texts
+from minirlaif.feedback.text_judge import TextJudge
 from minirlaif.session import ModelSession, PPOModels
 from minirlaif.types import Comparison, Sample
 
 
 class WinRateEvaluator:
     """How often the judge prefers the policy's greedy answer to that of the reference, on dev prompts (ties count half): how a
-    checkpoint is chosen without the truth. judge: the role that judges, the run's start model."""
+    checkpoint is chosen without the truth. judge: the role that judges, the run's start model; text_judge: judges
+    in its place."""
 
     def __init__(
         self,
@@ -20,9 +22,10 @@ class WinRateEvaluator:
         section: FeedbackSection,
         max_new_tokens: int,
         judge: str = "reference",
+        text_judge: TextJudge | None = None,
     ) -> None:
         self._models, self._dev, self._contexts = models, list(dev), contexts
-        self._section, self._max_new_tokens, self._judge = section, max_new_tokens, judge
+        self._section, self._max_new_tokens, self._judge, self._text_judge = section, max_new_tokens, judge, text_judge
         self._start: list[str] | None = None
 
     @property
@@ -41,9 +44,12 @@ class WinRateEvaluator:
                 Comparison(row.id, row.video, row.turns[0].question, new, old, self._contexts[row.video] if f.context else "")
                 for row, new, old in zip(self._dev, policy, self._start, strict=True)
             ]
-            views = {row.video: session.video_input(row.video) if f.judge_frames else None for row in self._dev}
-            with reference.adapters.inference_as(self._judge):
-                verdicts = judge(reference, pairs, views, f.readout, 0.0, f.disagreement, f.batch_size)
+            if self._text_judge is not None:
+                verdicts = judge_texts(self._text_judge, pairs, f.disagreement)
+            else:
+                views = {row.video: session.video_input(row.video) if f.judge_frames else None for row in self._dev}
+                with reference.adapters.inference_as(self._judge):
+                    verdicts = judge(reference, pairs, views, f.readout, 0.0, f.disagreement, f.batch_size)
         return sum({"A": 1.0, "B": 0.0}.get(v.choice, 0.5) for v in verdicts) / len(verdicts)
 
     def _answers(self, session: ModelSession, role: str) -> list[str]:

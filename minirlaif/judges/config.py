@@ -11,29 +11,34 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from minirlaif.config import FeedbackSection
 from minirlaif.config.loader import build, parse_yaml
 from minirlaif.config.rules import PositiveFloat, PositiveInt
 from minirlaif.errors import UserError
 from minirlaif.feedback.text_judge import TextJudge
 from minirlaif.judges.rubric import CAPTIONING, Prompt, default_prompts
 
+REPLIES = "judge-replies.sqlite"  # in the folder of runs: an equal request is answered from it at no cost
+OF_THE_RUN = ("start", "base")  # judges of `feedback` that are the run's own models
 OF_MODELS = ("prompts", "temperature", "max_tokens", "attempts")  # settings of every kind that is a chat model
 
 
 @dataclass(frozen=True)
 class JudgeKind:
     """One kind of judge. target: "module:Class" of a TextJudge that is made from (settings, file of replies), imported when it is
-    opened; example: how `--judge` names one; settings: of this kind alone; chat_model: needs a name and has OF_MODELS."""
+    opened; example: how `--judge` names one; settings: of this kind alone; chat_model: needs a name and has OF_MODELS; compares:
+    can say which of two answers is better."""
 
     target: str
     example: str
     settings: tuple[str, ...] = ()
     chat_model: bool = False
+    compares: bool = True
 
 
 JUDGES = {
-    "exact": JudgeKind("minirlaif.judges.grade:MatchJudge", "exact"),
-    "normalised": JudgeKind("minirlaif.judges.grade:MatchJudge", "normalised"),
+    "exact": JudgeKind("minirlaif.judges.grade:MatchJudge", "exact", compares=False),
+    "normalised": JudgeKind("minirlaif.judges.grade:MatchJudge", "normalised", compares=False),
     "hf": JudgeKind("minirlaif.judges.local:HfJudge", "hf:FOLDER", ("device", "dtype", "quantization"), True),
     "gguf": JudgeKind("minirlaif.judges.local:GgufJudge", "gguf:FILE", ("context", "threads"), True),
     "openai": JudgeKind(
@@ -138,6 +143,24 @@ def open_judge(settings: JudgeSettings, replies: Path) -> TextJudge:
     """The judge that the settings name. replies: the file in which a chat model's replies are kept."""
     judge: TextJudge = pkgutil.resolve_name(JUDGES[settings.kind].target)(settings, replies)
     return judge
+
+
+def feedback_judge(section: FeedbackSection) -> JudgeSettings | None:
+    """The judge that reads text of `feedback.judge`; None where a model of the run judges. UserError, before anything is opened:
+    there is no such judge, or it cannot compare answers."""
+    if section.judge in OF_THE_RUN:
+        return None
+    try:
+        settings = judge_settings(section.judge)
+    except UserError as error:
+        text = str(error).replace("--judge ", "feedback.judge ").replace("known are ", f"known are {', '.join(OF_THE_RUN)}, ")
+        in_file = "write kind, name and its settings into a YAML file and name that in feedback.judge"
+        raise UserError(text.partition(", as in --judge-set")[0] + (f"; {in_file}" if "--judge-set" in text else "")) from None
+    if settings.kind not in JUDGES or not JUDGES[settings.kind].compares:
+        able = ", ".join((*OF_THE_RUN, *(row.example for row in JUDGES.values() if row.compares)))
+        raise UserError(f"feedback.judge {section.judge}: cannot say which of two answers is better; name one of {able}")
+    check_judge(settings)
+    return settings
 
 
 def check_judge(settings: JudgeSettings) -> None:

@@ -28,17 +28,20 @@ from minirlaif.types import Choice, Comparison
 LETTERS_PER_TOKEN = 4  # of English text, for the estimate
 OVERHEAD = 16  # tokens of a chat layout
 REPLY_TOKENS = 16  # of {"score": 3} and the like
+COMPLAINT_TOKENS = 64  # of what is sent after a reply that cannot be read
 MAX_REFUSALS = 5  # before any reply: the settings are wrong, not the questions
 MATCH_NAMES = {kind: JudgeName(kind, f"{kind} match", "1", "") for kind in ("exact", "normalised")}  # 1: version of the rule
 
 T = TypeVar("T")
 
 
-def _form(request: GradeRequest) -> tuple[Callable[[str], Grade], str]:
-    """How a reply is parsed, and what it must be."""
+def _form(request: GradeRequest) -> tuple[Callable[[str], Grade], str, str]:
+    """How a reply is parsed, what it must be, and as a grammar."""
     if request.metric == rubric.CAPTIONING:
-        return partial(rubric.parse_option, question=request.questions[0], right=request.reference), rubric.OPTION
-    return partial(rubric.parse_grade, with_pred=request.metric == "qa"), rubric.OBJECT
+        parse = partial(rubric.parse_option, question=request.questions[0], right=request.reference)
+        return parse, rubric.OPTION, rubric.OPTION_GRAMMAR
+    is_qa = request.metric == "qa"
+    return partial(rubric.parse_grade, with_pred=is_qa), rubric.OBJECT, rubric.GRADE_GRAMMAR if is_qa else rubric.SCORE_GRAMMAR
 
 
 class MatchJudge:
@@ -65,11 +68,13 @@ class MatchJudge:
 
 @dataclass(frozen=True)
 class Question(Generic[T]):
-    """One question to a model. parse: reads its reply or raises Unreadable; wanted: what a reply must be, in words."""
+    """One question to a model. parse: reads its reply or raises Unreadable; wanted: what a reply must be, in words; grammar: the
+    same for models that can be kept to one, "" for any text."""
 
     messages: Sequence[Message]
     parse: Callable[[str], T]
     wanted: str = rubric.OBJECT
+    grammar: str = ""
 
 
 @dataclass
@@ -109,8 +114,9 @@ class ChatJudge(ABC):
         self.settings, self.replies = settings, Replies(replies)
 
     @abstractmethod
-    def ask(self, messages: Sequence[Message]) -> Reply:
-        """One reply. Refused for this question alone; UserError when the model cannot be reached (no earlier reply is lost)."""
+    def ask(self, messages: Sequence[Message], grammar: str) -> Reply:
+        """One reply, within a grammar where the model can be kept to one. Refused for this question alone; UserError when the
+        model cannot be reached (no earlier reply is lost)."""
 
     @abstractmethod
     def stop(self) -> None:
@@ -142,7 +148,7 @@ class ChatJudge(ABC):
         questions = []
         for pair in pairs:
             parse = partial(rubric.parse_choice, answers=(pair.answer_a, pair.answer_b))
-            questions.append(Question(rubric.comparison_messages(pair), parse, rubric.LETTER))
+            questions.append(Question(rubric.comparison_messages(pair), parse, rubric.LETTER, rubric.LETTER_GRAMMAR))
         results, _ = self.ask_all(questions, report=False)
         return ["invalid" if result.value is None else result.value for result in results]
 
@@ -152,19 +158,40 @@ class ChatJudge(ABC):
         missing = [question for key, question in distinct.items() if self.replies.get(key) is None]
         letters = sum(len(message["content"]) for question in missing for message in question.messages)
         tokens_in, tokens_out = letters // LETTERS_PER_TOKEN + OVERHEAD * len(missing), REPLY_TOKENS * len(missing)
-        cost = (tokens_in * s.price_in + tokens_out * s.price_out) / 1e6
+        cost = self._cost(tokens_in, tokens_out)
         if s.max_cost and cost > s.max_cost:
             raise UserError(
                 f"judge {self.name}: {len(missing)} questions would cost about {cost:.2f}, max_cost is {s.max_cost:g}; raise it,"
                 " or ask about fewer rows with --limit"
             )
-        price = f", about {cost:.2f} at the given prices" if s.price_in or s.price_out else ""
+        most = self.most_cost(len(missing), tokens_in)
+        price = f", about {cost:.2f} at the given prices, at most {most:.2f}" if s.price_in or s.price_out else ""
         more = "once more" if s.attempts == 2 else f"up to {s.attempts - 1} times more"
         again = f"; a reply that cannot be read is asked for {more}" if missing and s.attempts > 1 else ""
         return (
             f"judge {self.name}: {len(distinct)} questions, {len(distinct) - len(missing)} replies kept, {len(missing)} to ask"
             f" (about {tokens_in:,} tokens in and {tokens_out:,} out{price}){again}"
         )
+
+    def forecast(self, questions: int, tokens_each: int) -> str:
+        """What so many comparisons of at most so many tokens may cost, for the screen. UserError when it is above `max_cost`."""
+        s, most = self.settings, self.most_cost(questions, questions * tokens_each)
+        if s.max_cost and most > s.max_cost:
+            raise UserError(
+                f"judge {self.name}: {questions:,} comparisons would cost up to {most:.2f}, max_cost is {s.max_cost:g}; raise it,"
+                " or label fewer prompts with feedback.limit"
+            )
+        price = f", at most {most:.2f} at the given prices" if s.price_in or s.price_out else ""
+        return f"judge {self.name}: up to {questions:,} comparisons of up to {tokens_each:,} tokens{price}"
+
+    def most_cost(self, questions: int, tokens_in: int) -> float:
+        """What questions with so many tokens together cost when each is asked as often as allowed, with the longest replies."""
+        s = self.settings
+        again = s.attempts * (s.attempts - 1) // 2 * (s.max_tokens + COMPLAINT_TOKENS)  # earlier replies are sent as well
+        return self._cost(s.attempts * tokens_in + questions * again, questions * s.attempts * s.max_tokens)
+
+    def _cost(self, tokens_in: int, tokens_out: int) -> float:
+        return (tokens_in * self.settings.price_in + tokens_out * self.settings.price_out) / 1e6
 
     def ask_all(self, questions: Sequence[Question[T]], report: bool = True) -> tuple[list[Result[T]], Counts]:
         """A value, or a reason why not, for each question; equal questions are asked once. report: show the progress. UserError
@@ -219,7 +246,7 @@ class ChatJudge(ABC):
         text, why = "", ""
         for _ in range(self.settings.attempts):
             try:
-                text = self._reply(conversation, counts).text
+                text = self._reply(conversation, question.grammar, counts).text
             except Refused as error:
                 with counts.lock:
                     counts.refused += 1
@@ -236,10 +263,10 @@ class ChatJudge(ABC):
                 conversation += [{"role": "assistant", "content": text}, {"role": "user", "content": again}]
         return Result(None, why, text)
 
-    def _reply(self, messages: Sequence[Message], counts: Counts) -> Reply:
+    def _reply(self, messages: Sequence[Message], grammar: str, counts: Counts) -> Reply:
         key = self._key(messages)
         kept = self.replies.get(key)
-        reply = kept or self.ask(messages)
+        reply = kept or self.ask(messages, grammar)
         if not kept:
             self.replies.put(key, reply)
         with counts.lock:

@@ -28,12 +28,6 @@ from minirlaif.models.renderer import token_ids
 from minirlaif.runs.io import sha256
 from minirlaif.types import Turn
 
-# For files without a template, as llama.cpp assumes.
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
 
 class HfJudge(ChatJudge):
     """A folder or hub id of transformers: any causal language model with a chat template, or one of this package's families."""
@@ -56,8 +50,8 @@ class HfJudge(ChatJudge):
     def stop(self) -> None:
         """The model is freed with the object."""
 
-    def ask(self, messages: Sequence[Message]) -> Reply:
-        """The most likely reply."""
+    def ask(self, messages: Sequence[Message], grammar: str = "") -> Reply:
+        """The most likely reply, in any form."""
         ids = self._render(messages)
         ((answer,),) = sample(self._model, [EncodedPrompt(ids)], temperature=0, max_new_tokens=self.settings.max_tokens)
         text = self._model.decode(answer.ids)
@@ -149,14 +143,17 @@ class GgufJudge(ChatJudge):
         self.kind, self.name, self._version = "gguf", path.name, sha256(path)[:16]
         self._lock, self._closed, self._library = threading.Lock(), False, llama_cpp
         fields = {name: getattr(settings, name) for name in ("temperature", "max_tokens", "context")}
-        self.signature = {"kind": self.kind, "file": self._version, **fields}
+        self.signature = {"kind": self.kind, "file": self._version, **fields, "replies": "by grammar"}
         threads = dict.fromkeys(("n_threads", "n_threads_batch"), settings.threads or None)
         options: dict[str, Any] = {"n_ctx": settings.context, "n_gpu_layers": -1, "seed": 0, "verbose": False, **threads}
         try:
             self._model: Any = llama_cpp.Llama(str(path), **options)
         except ValueError as error:
             raise UserError(f"judge gguf:{settings.name}: llama.cpp cannot load it ({error})") from None
-        template = self._model.metadata.get("tokenizer.chat_template") or CHATML
+        template = self._model.metadata.get("tokenizer.chat_template")
+        if not template:  # in another model's format its replies would be noise
+            self._model.close()
+            raise UserError(f"judge gguf:{settings.name}: has no chat template; name the file of an instruction-tuned model")
         names = {"bos_token": self._model.token_bos(), "eos_token": self._model.token_eos()}
         known = {name: token for name, token in names.items() if token >= 0}
         tokens = {name: self._model.detokenize([token], special=True).decode() for name, token in known.items()}
@@ -171,16 +168,17 @@ class GgufJudge(ChatJudge):
                 self._model.close()
             self._closed = True
 
-    def ask(self, messages: Sequence[Message]) -> Reply:
-        """One reply. Refused when question and reply do not fit the context."""
+    def ask(self, messages: Sequence[Message], grammar: str = "") -> Reply:
+        """One reply, within the grammar. Refused when question and reply do not fit the context."""
         s = self.settings
         with self._lock:
             if self._closed:
                 raise UserError(f"judge {self.name}: closed before this question was asked")
             sampling = {"temperature": s.temperature, "max_tokens": s.max_tokens, "repeat_penalty": 1.0}
             stop = [self._end] if self._end else []
+            form = self._library.LlamaGrammar.from_string(grammar, verbose=False) if grammar else None
             try:
-                completion = self._model.create_completion(list(self._ids(messages)), stop=stop, **sampling)
+                completion = self._model.create_completion(list(self._ids(messages)), stop=stop, grammar=form, **sampling)
             except ValueError as error:  # longer than the context
                 raise Refused(f"{error} (raise context, which is {s.context})") from None
             last = self._library.llama_get_logits_ith(self._model.ctx, -1)

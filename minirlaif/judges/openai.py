@@ -64,8 +64,8 @@ class EndpointJudge(ChatJudge):
         """No connection stays open between requests; threads that pause or wait for their turn raise."""
         self._closed.set()
 
-    def ask(self, messages: Sequence[Message]) -> Reply:
-        """One reply, after as many tries as the settings allow."""
+    def ask(self, messages: Sequence[Message], grammar: str = "") -> Reply:
+        """One reply in any form, after as many tries as the settings allow."""
         s, failed = self.settings, _TryAgain("")
         for attempt in range(s.retries + 1):
             if self._gap:  # until enough time has passed since the last request of any thread, or until the judge is closed

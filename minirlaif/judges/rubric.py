@@ -24,6 +24,11 @@ from minirlaif.types import Choice, Comparison
 
 HIGHEST = 5  # best score; 0 is the worst
 OBJECT, LETTER = "the JSON object", "the letter A or B"  # what replies must be
+# The same as grammars of llama.cpp (GBNF), which can keep a model to them.
+LETTER_GRAMMAR = 'root ::= "A" | "B"'
+SCORE_GRAMMAR = 'root ::= "{\\"score\\": " [0-5] "}"'
+GRADE_GRAMMAR = 'root ::= "{\\"pred\\": \\"" ("yes" | "no") "\\", \\"score\\": " [0-5] "}"'
+OPTION_GRAMMAR = 'root ::= [A-Z] | "none"'
 COMPARE = (
     "You compare two answers that a program gave to a question about a video. You cannot watch the video; where a description of"
     " its events is given, take that as the truth."

@@ -38,6 +38,11 @@ def refuse_links(folder: Path) -> None:
             raise UserError(f"{path}: a link, which is not followed; delete it, then run the command again")
 
 
+def real_path(path: str | Path) -> Path:
+    """The absolute path behind all links; of links that lead to themselves, at which `Path.resolve` fails, one of them."""
+    return Path(os.path.realpath(path))
+
+
 def open_file(path: Path) -> io.BufferedReader:
     """Open a file for reading. OSError for a pipe, a socket, a device or a folder: reading those may never end."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a pipe without a writer is not waited for

@@ -23,7 +23,7 @@ from minirlaif import distributed
 from minirlaif.errors import StageStopped, UserError
 from minirlaif.runs import clips, gains
 from minirlaif.runs.commands import Commands
-from minirlaif.runs.io import disk_is_full, empty, locked, plain, private_folder, refuse_links, sha256
+from minirlaif.runs.io import disk_is_full, empty, locked, plain, private_folder, real_path, refuse_links, sha256
 from minirlaif.runs.records import SETTINGS, checked_metrics, checked_rows, differences, read_manifest, read_record, write_sealed
 from minirlaif.runs.stage_dir import SCHEMA, TEMPORARY, StageDir, start_gpu_count
 
@@ -150,11 +150,11 @@ class Run(Commands):
         (other.root / "cache").mkdir(exist_ok=True)
         for name in [*stages, "cache"]:
             source, link = other.root / name if name == "cache" else other.require(name), self.root / name
-            if link.is_symlink() and link.resolve() == source.resolve():
+            if link.is_symlink() and real_path(link) == real_path(source):
                 continue
             if link.is_symlink() or link.exists():
                 raise UserError(f"{link}: exists, but must become a link to {source}; delete it")
-            link.symlink_to(os.path.relpath(source.resolve(), self.root.resolve()))
+            link.symlink_to(os.path.relpath(real_path(source), real_path(self.root)))
 
     def set_aside(self, stage: str) -> None:
         """Forget an attempt in progress, and keep a finished stage as <stage>.old until a new one is finished."""

@@ -1,6 +1,7 @@
 """Stage `feedback`: the start model answers, describes the clip segment by segment, and judges its answers (paper section 3.2).
 
 The start model is SFT, or the base where SFT is off; in a further round it is the aligned model of the round before.
+`feedback.describer` and `feedback.judge` may name others for their parts.
 
 Out: answers.jsonl, contexts.jsonl (also of dev clips, for choosing a PPO checkpoint), verdicts.jsonl, preferences.jsonl.
 Each chunk of prompts is committed, so a killed run resumes behind the last one. Truth is not read.
@@ -16,8 +17,10 @@ from minirlaif.config import Config, FeedbackSection
 from minirlaif.data.preflight import Preflight, read_dev, read_samples
 from minirlaif.errors import UserError
 from minirlaif.feedback.judge import is_order_consistent
-from minirlaif.feedback.label import Lines, describe, label
+from minirlaif.feedback.label import Lines, describe, draw_candidates, label
 from minirlaif.feedback.text_judge import TextJudge
+from minirlaif.judges.config import REPLIES, feedback_judge, open_judge
+from minirlaif.judges.grade import ChatJudge
 from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
@@ -26,16 +29,23 @@ from minirlaif.session import open_session, settings_of
 from minirlaif.stages.registry import STAGES
 from minirlaif.types import Verdict
 
+QUESTION_TOKENS = 300  # of a comparison beside answers and descriptions
 CUT_SHARE = 0.05  # of answers or descriptions cut at their limit, above which a warning is printed
 
 
 def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None = None) -> None:
     """1. open the start model 2. per chunk: describe, answer, judge, write 3. describe dev clips 4. count.
-    text_judge: judges in place of the start model; the manifest then records its signature."""
+    text_judge: judges in place of the one that the settings name; the manifest records its signature."""
     f = cfg.feedback
     settings = settings_of(cfg.seed, cfg.data, STAGES["feedback"].reads, **cfg.sections(*STAGES["feedback"].sections))
+    named = feedback_judge(f) if text_judge is None else None
+    if named is not None:
+        text_judge = open_judge(named, run.root.parent / REPLIES)
     if text_judge is not None:
         settings["judge"] = dict(text_judge.signature)
+    elif f.judge == "base" != run.start_model:
+        settings["judge"] = {"kind": "base"}
+    roles = {name: "base" if name == "base" else run.start_model for name in (f.describer, f.judge)}
     inputs = run.inputs("feedback") or (["world"] if cfg.data.world else [])  # without SFT it is the first one to read the world
     with run.stage("feedback", settings, inputs=inputs, redo=redo) as out:
         if out is None:
@@ -51,6 +61,8 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
             dev = session.readable(dev) if dev else []
             session.record_clips(run, out, [*prompts, *dev])
             first, _ = out.resume() or (0, None)
+            if isinstance(text_judge, ChatJudge) and distributed.leads():
+                print(text_judge.forecast(*_comparisons(f, len(prompts), cfg.video.max_segments)), flush=True)
             chunks = [prompts[i : i + f.batch_size] for i in range(0, len(prompts), f.batch_size)]
             contexts: dict[str, str] = {
                 run.located(row["video"]): row["context"] for row in read_jsonl(out.path / "contexts.jsonl", missing_ok=True)
@@ -63,12 +75,15 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
                 chunk = number + distributed.rank()
                 lines: Lines = []
                 if chunk < len(tasks):
-                    with session.adapters.inference_as(run.start_model):
+                    with session.adapters.inference_as(roles[f.describer]):
                         described = describe(session, f, run, tasks[chunk], contexts)
-                        lines += [("contexts.jsonl", record) for record in described.values()]
-                        if chunk < len(chunks):
-                            known = contexts | {video: record["context"] for video, record in described.items()}
-                            lines += label(session, f, run, tasks[chunk], known, cfg.seed, chunk, text_judge)
+                    lines += [("contexts.jsonl", record) for record in described.values()]
+                    if chunk < len(chunks):
+                        known = contexts | {video: record["context"] for video, record in described.items()}
+                        with session.adapters.inference_as(run.start_model):
+                            drawn = draw_candidates(session, f, tasks[chunk], known, cfg.seed, chunk)
+                        with session.adapters.inference_as(roles[f.judge]):
+                            lines += label(session, f, run, tasks[chunk], drawn, known, cfg.seed, chunk, text_judge)
                 written = _append_all(out, run, lines, contexts)
                 session.add_counters(out)
                 done = min(number + processes, len(tasks))
@@ -79,6 +94,12 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
             _warn_of_cut(out.summary, f)
             if not out.summary["decided"] and run.full_run is run:  # a further round without pairs has nothing to learn, and ends
                 raise _undecided(out.summary, f)
+
+
+def _comparisons(f: FeedbackSection, prompts: int, segments: int) -> tuple[int, int]:
+    """How often a judge that reads text is asked at most (in both orders, with and without the descriptions), and tokens each."""
+    texts = segments * f.describe_tokens * f.context + 2 * f.max_new_tokens
+    return 4 * prompts * f.pairs_per_prompt, texts + QUESTION_TOKENS
 
 
 def _counts(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from minirlaif.config import DataSection, FeedbackSection
 from minirlaif.data.preflight import read_dev
 from minirlaif.errors import UserError
 from minirlaif.feedback.win_rate import WinRateEvaluator
+from minirlaif.judges.config import REPLIES, feedback_judge, open_judge
 from minirlaif.models.seeds import seed_of
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
@@ -91,10 +92,15 @@ def add_policy(models: PPOModels, seed: int, start: Path | None, state: Path | N
 def evaluator(
     section: FeedbackSection, run: Run, stage: str, models: PPOModels, questions: Questions, limit: int
 ) -> WinRateEvaluator:
-    """The judge on dev prompts: the run's start model, which is the reference of the first method; of later ones it is a role of
-    its own."""
-    judge = "reference"
-    if run.start(stage) != run.start_model:
+    """The judge of `feedback` on dev prompts. The run's start model is the reference of the first method; of later ones it is a
+    role of its own."""
+    judge, named = "reference", feedback_judge(section)
+    if named is not None:
+        text_judge = open_judge(named, run.root.parent / REPLIES)
+        return WinRateEvaluator(models, questions.dev, questions.contexts, section, limit, judge, text_judge)
+    if section.judge == "base":
+        judge = "base"
+    elif run.start(stage) != run.start_model:
         judge = "judge" if run.start_adapter() else "base"
         if judge == "judge":
             models.reference.adapters.add("judge", 0, run.start_adapter())

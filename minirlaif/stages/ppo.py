@@ -11,14 +11,18 @@ Out: adapter/ (role "policy"), samples.jsonl.
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
+from minirlaif import distributed
 from minirlaif.algorithms.ppo import Learner
 from minirlaif.algorithms.rollout import Rollout, RolloutCollector
-from minirlaif.config import Config, PpoSection, RewardSection
+from minirlaif.config import Config, PpoSection, RewardSection, RolloutSection
 from minirlaif.data.preflight import Preflight, read_samples
 from minirlaif.errors import UserError
 from minirlaif.models.loading import base_hash, critic_model
+from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.run import Run
+from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import PPOModels, open_ppo_models, settings_of
 from minirlaif.stages import method_loop
 from minirlaif.stages.registry import STAGES
@@ -27,6 +31,7 @@ from minirlaif.training.epoch_sampler import epoch_batch
 from minirlaif.training.optim import AdapterTrainer, check_finite, make_accelerator
 
 SAMPLE_EVERY = 5  # of so many iterations one answer stands in samples.jsonl
+POOR_CRITIC, FEWEST_ITERATIONS = 0.05, 10  # explained variance; and from how many iterations on it says something
 
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
@@ -79,6 +84,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             accelerator, state_of = learner.accelerator, learner.progress
             loop = method_loop.Loop("ppo", p.iterations, p.dev_every, p.save_every, iterate, save, state_of, accelerator, stop)
             method_loop.train(out, models, loop, dev, first)
+            _note_critic(out, cfg.rollout, cfg.ppo.vf_coef)
 
 
 def build(models: PPOModels, section: PpoSection, start: Start) -> Learner:
@@ -113,6 +119,19 @@ def _save(learner: Learner, folder: Path) -> None:
     for trainer in learner.trainers.values():
         trainer.save(folder)
     learner.progress.write(folder)
+
+
+def _note_critic(out: StageDir, rollout: RolloutSection, vf_coef: float) -> None:
+    """Record how much of the returns' variance the values explained over the second half; a warning where that is next to
+    nothing."""
+    shares = [row["explained_variance"] for row in read_jsonl(out.path / "metrics.jsonl")]
+    mean = fmean(shares[len(shares) // 2 :])
+    out.summary["explained_variance"] = mean
+    if len(shares) >= FEWEST_ITERATIONS and mean < POOR_CRITIC and distributed.leads():
+        cures = ["rollout.normalize_score=true"] * (not rollout.normalize_score)
+        cures += ["rollout.reward_scale=1"] * (rollout.reward_scale > 1) + ["ppo.vf_coef=0.5"] * (vf_coef < 0.5)
+        text = f"the value model explains {mean:.1%} of the returns' variance, so advantages are noisy"
+        print(f"warning: ppo: {text}" + (f"; try --set {' '.join(cures)}" if cures else ""), flush=True)
 
 
 def _refuse_poor_reward(section: RewardSection, run: Run) -> None:

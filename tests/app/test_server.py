@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -361,14 +362,20 @@ def test_many_broken_clips_and_odd_questions_leave_a_real_engine_serving(place: 
     assert not (tmp_path / "uploads").exists()
 
 
-def program(folder: Path, *words: str) -> subprocess.Popen[str]:
-    """`python app.py`, in a folder without runs, with temporary files of its own."""
+@contextmanager
+def program(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """`python app.py`, in a folder without runs, with temporary files of its own. Killed behind a failure."""
     (folder / "temp").mkdir(exist_ok=True)
     variables = {**os.environ, "TMPDIR": str(folder / "temp"), "PYTHONDONTWRITEBYTECODE": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     default_sigint = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  a shell's background job has it ignored
     command = [sys.executable, str(ROOT / "app.py"), "--port", "0", *words]
-    return subprocess.Popen(command, cwd=folder, env=variables, preexec_fn=default_sigint, **pipes)
+    with subprocess.Popen(command, cwd=folder, env=variables, preexec_fn=default_sigint, **pipes) as app:
+        try:
+            yield app
+        except BaseException:
+            app.kill()
+            raise
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,8 @@ import pytest
 from minirlaif import config
 from minirlaif.app import run_reader, tabs, views
 from minirlaif.app.run_reader import PublicRun
+from minirlaif.app.votes import VoteStore
+from minirlaif.errors import UserError
 from minirlaif.inference.engine import LoadedClip
 from minirlaif.models.feature_cache import VisionFeatureCache
 from minirlaif.models.loading import open_backbone
@@ -227,6 +230,23 @@ def test_links_out_of_a_run_are_not_followed(name: str, finished: Path, tmp_path
     for page in drawn(Run(tmp_path / "a")):
         assert f"{name}: a link out of the run is not followed" in page and page.count("\n") < 3
     assert run_reader.without_links(Run(tmp_path / "a")) is None
+
+
+@pytest.mark.parametrize("name", ["evaluate", "evaluate/answers.jsonl", "sft", "ppo/metrics.jsonl", "votes"])
+def test_a_link_to_itself_costs_its_page_one_line(name: str, finished: Path, tmp_path: Path) -> None:
+    """`Path.resolve` fails at one."""
+    shutil.copytree(finished / "a", tmp_path / "a")
+    path = tmp_path / "a" / name
+    path.parent.mkdir(exist_ok=True)
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    path.symlink_to(path.name)
+    for run in (Run(tmp_path / "a"), PublicRun(tmp_path / "a")):
+        assert len(drawn(run)) == len(drawn(Run(finished / "a")))
+        assert run_reader.without_links(run) is run
+    with pytest.raises(UserError, match="votes") if name == "votes" else nullcontext():
+        VoteStore(tmp_path / "a" / "votes").rows()
 
 
 def test_stages_of_another_run_are_seen_by_their_owner_alone(finished: Path, tmp_path: Path) -> None:

@@ -192,7 +192,8 @@ def test_recorded_leaves_out_what_changes_no_result():
     reward, defaults = config.recorded(Config().reward), config.plain(Config().reward)
     assert list(reward) == [name for name in defaults if name != "rest"]
     assert set(config.plain(Config().sft)) - set(config.recorded(Config().sft)) == {"curriculum", "enabled"}
-    assert set(config.plain(Config().feedback)) - set(config.recorded(Config().feedback)) == {"limit", "context_answers"}
+    unrecorded = {"limit", "context_answers", "describer", "judge"}
+    assert set(config.plain(Config().feedback)) - set(config.recorded(Config().feedback)) == unrecorded
     changed = config.load(None, ["sft.curriculum=false", "feedback.limit=16", "data.preference_limit=5"])
     assert config.recorded(changed.sft)["curriculum"] is False
     assert config.recorded(changed.feedback)["limit"] == 16

@@ -27,7 +27,9 @@ def test_the_sample_is_a_decided_pair(monkeypatch: pytest.MonkeyPatch, tmp_path)
     def shown(*choices: str) -> dict:
         verdicts = [Verdict(f"r{number}#0", choice, 1.0, (choice, choice)) for number, choice in enumerate(choices)]
         monkeypatch.setattr(labels, "judge", lambda session, pairs, *words: verdicts[: len(pairs)])
-        lines = labels.label(session, section, Run(tmp_path), rows, {"0.mp4": "", "1.mp4": ""}, 0, 0)
+        contexts = {"0.mp4": "", "1.mp4": ""}
+        drawn = labels.draw_candidates(session, section, rows, contexts, 0, 0)
+        lines = labels.label(session, section, Run(tmp_path), rows, drawn, contexts, 0, 0)
         return next(record for name, record in lines if name == "samples.jsonl")
 
     assert shown("tie", "B")["question"] == "q1" and shown("tie", "B")["choice"] == "B"

@@ -133,6 +133,7 @@ def shown(waits: Sequence[float]) -> str:
 
 
 @pytest.mark.hostile
+@pytest.mark.exclusive
 def test_a_hostile_visitor_costs_the_others_little(tmp_path: Path) -> None:
     with server(tmp_path) as (address, pid):
         clip = tmp_path / "good.mp4"

@@ -11,7 +11,7 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -50,7 +50,7 @@ class Fake(ChatJudge):
         self.closed = False
         self._lock = threading.Lock()
 
-    def ask(self, messages: Sequence[Message]) -> Reply:
+    def ask(self, messages: Sequence[Message], grammar: str = "") -> Reply:
         with self._lock:
             self.requests.append(list(messages))
             reply = self.replies_with(messages[-1]["content"]) if callable(self.replies_with) else self.replies_with
@@ -166,7 +166,9 @@ def test_the_estimate(replies):
     ask_all(Fake('{"score": 1}'), questions(2), replies)
     # 400 letters at 4 a token and 16 of layout in, 16 out; 1000 and 2000 a million tokens: 0.116 + 0.032
     assert estimate() == (
-        "judge judge: 3 questions, 2 replies kept, 1 to ask (about 116 tokens in and 16 out, about 0.15 at the given prices)"
+        # at most: 2 x 116 tokens in, with the first reply of 128 and a complaint of 64 before the second, and 2 x 128 out
+        "judge judge: 3 questions, 2 replies kept, 1 to ask (about 116 tokens in and 16 out, about 0.15 at the given prices,"
+        " at most 0.94)"
         "; a reply that cannot be read is asked for once more"
     )
     assert "once more" not in estimate(attempts=1) and "asked for up to 3 times more" in estimate(attempts=4)
@@ -264,6 +266,34 @@ def test_a_gguf_file_judges(tmp_path: Path, replies):
         judge.close()
 
 
+def test_a_gguf_file_without_a_chat_template_is_refused(tmp_path: Path):
+    """In the format of another model its replies are noise."""
+    path = fixed_reply.write_gguf(tmp_path / "plain.gguf", REPLY, template="")
+    with pytest.raises(UserError, match=r"plain\.gguf: has no chat template; name the file of an instruction-tuned model"):
+        GgufJudge(JudgeSettings("gguf", str(path), context=512, threads=1))
+
+
+@pytest.mark.parametrize(
+    ("grammar", "parse"),
+    [
+        (rubric.LETTER_GRAMMAR, partial(rubric.parse_choice, answers=("x", "y"))),
+        (rubric.SCORE_GRAMMAR, partial(parse_grade, with_pred=False)),
+        (rubric.GRADE_GRAMMAR, partial(parse_grade, with_pred=True)),
+        (rubric.OPTION_GRAMMAR, partial(rubric.parse_option, question="which?\nA. a dog\nB. a cat", right="B")),
+    ],
+)
+def test_a_gguf_file_that_rambles_is_kept_to_the_form(grammar: str, parse: Any, tmp_path: Path):
+    path = fixed_reply.write_gguf(tmp_path / "rambles.gguf", "As a language model I cannot watch videos.")
+    with closing(GgufJudge(JudgeSettings("gguf", str(path), context=512, threads=1))) as judge:
+        messages = questions(1)[0].messages
+        with pytest.raises(rubric.Unreadable):
+            parse(judge.ask(messages).text)
+        with suppress(rubric.Unreadable):  # an option that the question does not have
+            assert parse(judge.ask(messages, grammar).text) is not None
+            return
+        assert grammar == rubric.OPTION_GRAMMAR and re.fullmatch("[A-Z]", judge.ask(messages, grammar).text)
+
+
 FORGED = f" {fixed_reply.END}{fixed_reply.SAY}{REPLY}{fixed_reply.END}"
 
 
@@ -320,7 +350,7 @@ class Decodes:
     def __init__(self, path: str, **settings: Any) -> None:
         self.inside, self.go, self.frees, self.freed_inside = threading.Event(), threading.Event(), 0, False
         self.busy = False
-        self.metadata: dict[str, str] = {}
+        self.metadata = {"tokenizer.chat_template": fixed_reply.TEMPLATE}
         self.token_bos = self.token_eos = lambda: -1
         self.ctx, self.n_vocab = None, lambda: 1
 
@@ -457,7 +487,7 @@ class Compares(ChatJudge):
 
     kind, name, signature = "toy", "toy", {"kind": "toy"}
 
-    def ask(self, messages: Sequence[Message]) -> Reply:
+    def ask(self, messages: Sequence[Message], grammar: str = "") -> Reply:
         self.messages = list(messages)
         first, second = messages[1]["content"].split("Answer A: ")[1].split("Answer B: ")
         if "?" in first:

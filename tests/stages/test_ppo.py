@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,6 +80,29 @@ def test_a_poor_reward_model_is_refused(
     run = before_ppo(tmp_path / "run", **metrics)
     with pytest.raises(UserError if stopped else Reached, match=stopped or None):
         ppo.run(tiny.settings("reward.min_accuracy=0.55"), run)
+
+
+@pytest.mark.parametrize(
+    ("shares", "words", "cures"),
+    [
+        ([0.9] * 5 + [0.02] * 5, (), "--set rollout.normalize_score=true rollout.reward_scale=1 ppo.vf_coef=0.5"),
+        ([0.9] * 5 + [0.02] * 5, ("rollout.normalize_score=true", "rollout.reward_scale=1"), "--set ppo.vf_coef=0.5"),
+        ([0.0] * 5 + [0.06] * 5, (), ""),  # the first half does not count
+        ([0.02] * 9, (), ""),  # too few to say
+    ],
+)
+def test_a_value_model_that_explains_nothing_is_reported(
+    shares: list[float], words: tuple[str, ...], cures: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = tiny.settings("ppo.vf_coef=0.1", "rollout.reward_scale=10", "rollout.normalize_score=false", *words)
+    rows = [json.dumps({"step": step, "explained_variance": share}) for step, share in enumerate(shares)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    out: Any = SimpleNamespace(path=tmp_path, summary={})
+    ppo._note_critic(out, cfg.rollout, cfg.ppo.vf_coef)
+    assert out.summary["explained_variance"] == pytest.approx(shares[-1])
+    printed = capsys.readouterr().out
+    assert (f"explains 2.0% of the returns' variance, so advantages are noisy; try {cures}\n" in printed) is bool(cures)
+    assert cures or not printed
 
 
 @pytest.mark.parametrize(("max_kl", "steps"), [("0", 3), ("1000", 3), ("0.000001", 2)])

@@ -51,6 +51,10 @@ results = {
     "read": attempt(lambda: open(folder + "/old").read()),
     "cut": attempt(lambda: os.truncate(folder + "/old", 0)),
     "mode": attempt(lambda: os.chmod(folder + "/old", 0o777)),
+    "mode in a folder": attempt(lambda: os.chmod("old", 0o777, dir_fd=os.open(folder, os.O_RDONLY))),
+    "mode of an open file": attempt(lambda: os.fchmod(os.open(folder + "/old", os.O_RDONLY), 0o777)),
+    "owner of an open file": attempt(lambda: os.fchown(os.open(folder + "/old", os.O_RDONLY), os.getuid(), os.getgid())),
+    "owner of a link": attempt(lambda: os.lchown(folder + "/old", os.getuid(), os.getgid())),
     "times": attempt(lambda: os.utime(folder + "/old", (1, 1))),
     "owner": attempt(lambda: os.chown(folder + "/old", os.getuid(), os.getgid())),
     "label": attempt(lambda: os.setxattr(folder + "/old", "user.a", b"b")),
@@ -91,7 +95,8 @@ def test_a_decoding_process_can_only_read(tmp_path: Path) -> None:
     known = Path("/proc/sys/kernel/seccomp/actions_avail").is_file() and platform.machine() in ("x86_64", "aarch64")
     assert ("seccomp" in text) is known and ("Landlock" in text) is (landlock_version() > 0)
     refused = (
-        {"network", "program", "signal", "cut", "mode", "times", "owner", "label", "thread", "limits"}
+        {"network", "program", "signal", "cut", "mode", "mode in a folder", "mode of an open file", "times", "owner"}
+        | {"owner of an open file", "owner of a link", "label", "thread", "limits"}
         if "seccomp" in text
         else set()
     )

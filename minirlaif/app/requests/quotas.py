@@ -19,6 +19,7 @@ WINDOW_SECONDS = 600.0
 UPLOADS_AT_ONCE = 4  # of one client
 CLIPS_IN_WINDOW = 20  # of the largest size that one client may send within WINDOW_SECONDS
 UPLOAD_BYTES_PER_SECOND = 8 << 20  # of one client, after one largest clip: reading them takes the processor that all share
+SLOWEST_BYTES_PER_SECOND = 2 << 10  # of an upload, on average: slower ones would keep their places for days
 SMALLEST_SHARE = 50  # an upload counts as at least this part of the largest: many small files are a burden as well
 FORM_BYTES = 1 << 16  # of an upload around its file
 SILENT_SECONDS = 20.0  # a client that sends nothing for so long in the middle of a request has gone
@@ -94,7 +95,7 @@ class UploadQuota:
     """
 
     def __init__(self, folder: Path, largest: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._folder, self._largest, self._sent = folder, largest + FORM_BYTES, Window(clock)
+        self._folder, self._largest, self._sent, self._clock = folder, largest + FORM_BYTES, Window(clock), clock
         self._running: dict[str, int] = defaultdict(int)
         self._busy_until: dict[str, float] = {}  # when a client's bytes so far have come at UPLOAD_BYTES_PER_SECOND
         self._arriving = 0  # bytes of uploads that are not stored yet
@@ -110,7 +111,7 @@ class UploadQuota:
         self._note(client, self._largest // SMALLEST_SHARE)
         stored = _size(self._folder)
         self._running[client] += 1
-        count = 0
+        count, began = 0, self._clock()
 
         async def counted() -> Message:
             nonlocal count
@@ -118,6 +119,8 @@ class UploadQuota:
             size = len(message.get("body", b""))
             count += size
             self._arriving += size
+            if self._clock() - began > SILENT_SECONDS + count / SLOWEST_BYTES_PER_SECOND:
+                raise TooMuch(408, "the upload is too slow")
             if count > self._largest:
                 raise TooMuch(413, "the clip is too large")
             if stored + self._arriving > MAX_STORED_BYTES:

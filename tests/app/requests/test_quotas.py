@@ -135,6 +135,31 @@ def test_the_limits_of_one_client_are_not_those_of_another(tmp_path: Path) -> No
     assert len(quota._sent) == 1  # nothing is kept of clients who are gone
 
 
+def test_an_upload_of_a_byte_now_and_then_is_ended(tmp_path: Path) -> None:
+    """It would keep its place among those at once, however often it says something."""
+    now = [0.0]
+    quota = UploadQuota(tmp_path, 1 << 20, clock=lambda: now[0])
+
+    def arriving(size: int, seconds: float) -> int:
+        """How many parts arrive of at most 100."""
+        receive, end = quota.received(scope(), lambda: pieces(size))
+        number = 0
+        try:
+            while number < 100:
+                now[0] += seconds
+                asyncio.run(receive())  # type: ignore[arg-type]
+                number += 1
+        except TooMuch as error:
+            assert error.status == 408 and "too slow" in str(error)
+        finally:
+            end()
+        return number
+
+    assert arriving(1, 19.0) == 1
+    assert arriving(quotas.SLOWEST_BYTES_PER_SECOND, 1.0) == 100
+    assert 20 <= arriving(quotas.SLOWEST_BYTES_PER_SECOND // 2, 1.0) <= 50
+
+
 def test_room_is_counted_while_bytes_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quotas, "MAX_STORED_BYTES", 100_000)
     (tmp_path / "stored").write_bytes(bytes(30_000))

@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     names = _chosen(options, cfg, run.stages)
     exports = cfg.export.enabled and options.verb == "run" and not options.stages
     _check_settings(options.config, cfg, names)
-    if {"feedback", *METHODS} & set(names):
+    if {"feedback", *METHODS} & {gains.split_name(name)[1] for name in names}:
         feedback_judge(cfg.feedback)  # before the stages that come first take hours
     distributed.start(on_cpu=cfg.model.device == "cpu")
     if distributed.leads():

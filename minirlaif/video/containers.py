@@ -1,4 +1,5 @@
-"""The one place that opens a clip with FFmpeg: containers and codecs of recordings alone, no address but a file."""
+"""The one place that opens a clip with FFmpeg: containers and codecs of recordings alone, no address but a file; and what the
+headers of files and of H.264 (ITU-T H.264, 7.3.2.1.1) say."""
 
 from __future__ import annotations
 
@@ -27,6 +28,9 @@ MOST_PIXELS = 1 << 26  # of a frame: 8192 x 8192
 # How files of pictures begin.
 _PICTURE = re.compile(rb"\x89PNG|\xff\xd8\xff|BM....\0{4}|II\*\0|MM\0\*|GIF8|RIFF....WEBP", re.DOTALL)
 ANIMATED = 0x02  # flag in the header of a WebP file
+_SEQUENCE = 7  # type of H.264's NAL unit that describes a sequence
+# Profiles of H.264 whose headers describe chroma and scaling as well.
+_HIGH_PROFILES = {100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135}
 _OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
 
 
@@ -91,3 +95,82 @@ def picture_reason(path: str) -> str:
 def _head(path: str) -> bytes:
     with open(path, "rb") as file:
         return file.read(32)
+
+
+class _Bits:
+    """Bits of a payload, from its start. IndexError behind its end."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._at = data, 0
+
+    def read(self, count: int) -> int:
+        value = 0
+        for _ in range(count):
+            value = value << 1 | self._data[self._at >> 3] >> (7 - (self._at & 7)) & 1
+            self._at += 1
+        return value
+
+    def golomb(self) -> int:
+        """An unsigned Exp-Golomb code."""
+        zeros = 0
+        while not self.read(1):
+            zeros += 1
+        return (1 << zeros) - 1 + self.read(zeros)
+
+    def signed(self) -> int:
+        code = self.golomb()
+        return (code + 1) // 2 if code % 2 else -(code // 2)
+
+
+def has_frames_only(extradata: bytes) -> bool:
+    """Whether headers of H.264 promise that no picture is a field. False where they do not, or cannot be read.
+
+    extradata: of the codec, as mp4 stores it (avcC) or with start codes.
+    """
+    try:
+        return any(_frames_only(unit) for unit in _sequences(extradata))
+    except IndexError:
+        return False
+
+
+def _sequences(extradata: bytes) -> list[bytes]:
+    """The first sequence header, without its type."""
+    if extradata[:1] == b"\1" and extradata[5] & 31:
+        length = int.from_bytes(extradata[6:8])
+        return [extradata[9 : 8 + length]]
+    units = extradata.split(b"\0\0\1")[1:]
+    return [unit[1:] for unit in units if unit and unit[0] & 31 == _SEQUENCE][:1]
+
+
+def _frames_only(payload: bytes) -> bool:
+    """frame_mbs_only_flag of a sequence header."""
+    bits = _Bits(payload.replace(b"\0\0\3", b"\0\0"))
+    profile = bits.read(8)
+    bits.read(16)
+    bits.golomb()
+    if profile in _HIGH_PROFILES:
+        chroma = bits.golomb()
+        bits.read(chroma == 3)
+        bits.golomb(), bits.golomb(), bits.read(1)
+        if bits.read(1):
+            for number in range(8 if chroma != 3 else 12):
+                if bits.read(1):
+                    _skip_scaling(bits, 16 if number < 6 else 64)
+    bits.golomb()
+    order = bits.golomb()
+    if order == 0:
+        bits.golomb()
+    elif order == 1:
+        bits.read(1), bits.signed(), bits.signed()
+        for _ in range(bits.golomb()):
+            bits.signed()
+    bits.golomb(), bits.read(1), bits.golomb(), bits.golomb()
+    return bool(bits.read(1))
+
+
+def _skip_scaling(bits: _Bits, size: int) -> None:
+    last = following = 8
+    for _ in range(size):
+        if following:
+            following = (last + bits.signed()) % 256
+        last = following or last

@@ -3,15 +3,14 @@
 import functools
 import os
 from dataclasses import replace
-from typing import Any
 
 from minirlaif.video.av_packets import decode_all, open_stream
 from minirlaif.video.clocks import MISSING
-from minirlaif.video.containers import Unreadable, open_container
+from minirlaif.video.containers import Unreadable, has_frames_only, open_container
 from minirlaif.video.timestamps import Timeline, inspect
 
 DISORDER = "its times go backwards: frames are shown in the order of decoding"
-FIELD_CODECS = ("h264", "hevc", "mpeg2video")
+FIELD_CODECS = ("h264", "mpeg2video")  # HEVC's decoder gives each field as a frame
 FIELD_PACKETS = 8  # decoded to see whether two of them make a frame
 SPREAD = "its times go backwards: the frames are spread evenly over its length"
 
@@ -52,11 +51,14 @@ def _has_fields(timeline: Timeline) -> bool:
     """Whether packets are fields, two to a frame, as camcorders and broadcasts store interlaced H.264."""
     import av
 
-    if len(timeline.ticks) < FIELD_PACKETS or 0 not in timeline.keys or not _is_interlaced(timeline):
+    if len(timeline.ticks) < FIELD_PACKETS or 0 not in timeline.keys:
         return False
     packets = frames = 0
     with open_container(timeline.path) as container:
         stream = open_stream(container, timeline, strict=False)
+        codec = stream.codec_context
+        if codec.name not in FIELD_CODECS or (codec.name == "h264" and has_frames_only(bytes(codec.extradata or b""))):
+            return False
         try:
             for packet in container.demux(stream):
                 packets += bool(packet.size)
@@ -67,24 +69,6 @@ def _has_fields(timeline: Timeline) -> bool:
         except av.error.FFmpegError:
             return False
     return 0 < frames <= packets / 2 + 1
-
-
-def _is_interlaced(timeline: Timeline) -> bool:
-    """Whether the first frame is, of a codec that can store fields apart. Cheap: one packet or two are decoded. Fields that begin
-    later make gaps, for which the clip is refused."""
-    import av
-
-    with open_container(timeline.path) as container:
-        stream: Any = container.streams[timeline.stream]
-        if stream.codec_context.name not in FIELD_CODECS:
-            return False
-        stream.codec_context.thread_count = 1
-        stream.codec_context.flags |= av.codec.context.Flags.low_delay
-        try:
-            frame: Any = next(container.decode(stream), None)
-        except av.error.FFmpegError:
-            return True  # the decoder with all packets has the word
-        return frame is not None and bool(frame.interlaced_frame)
 
 
 def after_damage(timeline: Timeline, share: float) -> Timeline:

@@ -108,11 +108,13 @@ def test_a_cut_among_frames_that_lead_a_key_frame(tmp_path: Path, reader: ClipRe
     assert not any("last sound frame" in text for text in reader.repaired.get(str(tmp_path / "cut.mp4"), ()))
 
 
+@pytest.mark.parametrize("kind", [None, 0, 1], ids=["unmarked", "progressive", "interlaced"])
 @pytest.mark.parametrize("suffix", ["ts", "mkv", "mp4", "avi"])
-def test_fields_in_packets_of_their_own(suffix: str, tmp_path: Path, reader: ClipReader) -> None:
+def test_fields_in_packets_of_their_own(suffix: str, kind: int | None, tmp_path: Path, reader: ClipReader) -> None:
+    """Also of camcorders that mark both fields of a progressive picture as such."""
     source, stream, path = (tmp_path / f"{name}" for name in ("fields.h264", "source.ts", f"fields.{suffix}"))
     retime = "setts=pts=N*1800:dts=N*1800:time_base=1/90000"
-    ffmpeg("-r", "50", "-i", str(field_clip.write(source, 30)), "-c", "copy", "-bsf:v", retime, str(stream))
+    ffmpeg("-r", "50", "-i", str(field_clip.write(source, 30, kind)), "-c", "copy", "-bsf:v", retime, str(stream))
     ffmpeg("-i", str(stream), "-c", "copy", str(path))
     assert not compare(path, reader)
 

@@ -291,7 +291,7 @@ def _reaches_others(options: argparse.Namespace) -> bool:
 def _warn_if_open(options: argparse.Namespace) -> None:
     if _reaches_others(options) and not options.password:
         who = "anyone who knows the address" if options.share else f"anyone who can reach {options.host}"
-        print(f"warning: {who} can use this model and upload clips; set --password", file=sys.stderr, flush=True)
+        print(f"warning: {who} can use this model and upload clips; set $MINIRLAIF_PASSWORD", file=sys.stderr, flush=True)
 
 
 def _free_port(host: str) -> int:

@@ -95,6 +95,12 @@ _WORDS = _TIMES | frozenset(
         " thoughts reject correct ocr passage rotation rotated crop cropped reverse mirrored flipped"
     ).split()
 )
+# Times and frames without a word for them: t0, sec_from, in_point, last_frame.
+_CUT = re.compile(
+    "(?i:(t|ts|time|secs?|s)_?(0|1|in|out|from|to)|(in|out)_?point|(first|last|from|to)_?frame|speed"
+    "|frames?_?(index|indices|idxs?|ids|numbers|stride|step))"
+)
+_INSTEAD = {"from": "start", "to": "end", "correct": "answer"}  # names under which a column is read
 _DATE = re.compile(r"\d{4}-\d\d-\d\d(?:[T ].*)?")
 
 
@@ -109,9 +115,10 @@ def refuse_unused(row: Mapping[str, Any], ignore: Sequence[str] = (), video: str
     if names := unused(row):
         columns = " and ".join(f"`{name}`" for name in names)
         known = ", ".join(dict.fromkeys([*ignore, *names]))
+        better = "".join(f"name it `{_INSTEAD[name]}` for `{name}`, " for name in names if name in _INSTEAD)
         raise BadRow(
             f"column{'s' * (len(names) > 1)} {columns} would change what the row means and {'are' if len(names) > 1 else 'is'}"
-            f" not used: take {'them' if len(names) > 1 else 'it'} out, or pass over with data.ignore_columns: [{known}]"
+            f" not used: {better}take {'them' if len(names) > 1 else 'it'} out, or pass over with data.ignore_columns: [{known}]"
         )
     _refuse_others(row, video)
 
@@ -122,12 +129,12 @@ def _means(name: str, value: Any) -> bool:
         return False
     if lower == "label":  # KTO's: whether the answer is a good one. Other labels are classes, which pass on as tags
         return str(value).strip().lower() in ("true", "false", "0", "1", "yes", "no", "good", "bad")
-    if lower in ("loss", "weight", "sample_weight", "loss_scale", "train", "trainable", "training") and value == 1:
+    if lower in ("loss", "weight", "sample_weight", "loss_scale", "train", "trainable", "training", "speed") and value == 1:
         return False  # learned from as every row is
     if lower in ("rotation", "rotate", "crop", "flip", "mirror") and value in (0, False):
         return False
-    if lower in ("from", "to", "sec", "second"):
-        return isinstance(value, int | float) and not isinstance(value, bool)
+    if lower in ("from", "to", "sec", "second") or _CUT.fullmatch(name):
+        return isinstance(value, int | float | list | tuple) and not isinstance(value, bool)
     if lower in ("is_train", "do_train"):
         return value in (0, False)
     if lower == "i":  # VideoChat2's instruction; a number is a row's

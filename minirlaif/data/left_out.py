@@ -8,11 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from minirlaif import distributed
+from minirlaif.errors import UserError
 from minirlaif.runs import clips
 from minirlaif.runs.io import write_atomic
-from minirlaif.runs.records import read_rows
+from minirlaif.runs.records import checked_rows
 
 FILE = "left_out.jsonl"
 KINDS = ("bad row", "duplicate", "clip")  # in the order of the report
@@ -48,7 +50,7 @@ def write(root: Path, entries: Iterable[LeftOut], is_replaced: Callable[[LeftOut
     if not distributed.leads() or not root.is_dir():
         return
     path = root / FILE
-    before = [LeftOut(row["kind"], row["file"], row["row"], row["reason"]) for row in read_rows(root, "", FILE)]
+    before = [LeftOut(row["kind"], row["file"], row["row"], row["reason"]) for row in _rows(root)]
     stage = root / "stage"  # any: they lie side by side
     kept = [entry for entry in before if not any(map(is_replaced, (entry, _with(entry, clips.located(stage, entry.file)))))]
     # What lies in the run is named from there: in a copy of the run it is the same entry.
@@ -66,11 +68,24 @@ def write(root: Path, entries: Iterable[LeftOut], is_replaced: Callable[[LeftOut
         print(f"left out: {count} {kind}{'s' * (count > 1)}; {path} has the reasons", flush=True)
 
 
+def _rows(root: Path) -> list[dict[str, Any]]:
+    """The lines of the file. UserError: one is none."""
+    try:
+        if not os.path.lexists(root / FILE):
+            return []
+        if not (root / FILE).is_file():
+            raise UserError(f"{root / FILE}: not a file")
+        return checked_rows(root, "", FILE, ("kind", "file", "row", "reason"))
+    except UserError as error:
+        fault = str(error).partition("; make the stage")[0]
+        raise UserError(f"{fault}; delete it: what is left out is listed anew by the stages that are made after that") from None
+
+
 def _with(entry: LeftOut, file: str) -> LeftOut:
     return replace(entry, file=file)
 
 
 def counts(root: Path) -> dict[str, int]:
-    """How many entries of each kind the file of a run has; empty without one."""
-    kinds = Counter(row["kind"] for row in read_rows(root, "", FILE))
+    """How many entries of each kind the file of a run has; empty without one. UserError: it is damaged."""
+    kinds = Counter(row["kind"] for row in _rows(root))
     return {kind: kinds[kind] for kind in KINDS if kinds[kind]}

@@ -38,6 +38,13 @@ def refuse_links(folder: Path) -> None:
             raise UserError(f"{path}: a link, which is not followed; delete it, then run the command again")
 
 
+def refuse_dead_links(*paths: Path) -> None:
+    """UserError for a link to nothing or to itself where a folder will be needed, before the work that would fill it."""
+    for path in paths:
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path}: a link that leads nowhere; delete it, then run the command again")
+
+
 def real_path(path: str | Path) -> Path:
     """The absolute path behind all links; of links that lead to themselves, at which `Path.resolve` fails, one of them."""
     return Path(os.path.realpath(path))

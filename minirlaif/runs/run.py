@@ -23,7 +23,17 @@ from minirlaif import distributed
 from minirlaif.errors import StageStopped, UserError
 from minirlaif.runs import clips, gains
 from minirlaif.runs.commands import Commands
-from minirlaif.runs.io import disk_is_full, empty, locked, plain, private_folder, real_path, refuse_links, sha256
+from minirlaif.runs.io import (
+    disk_is_full,
+    empty,
+    locked,
+    plain,
+    private_folder,
+    real_path,
+    refuse_dead_links,
+    refuse_links,
+    sha256,
+)
 from minirlaif.runs.records import SETTINGS, checked_metrics, checked_rows, differences, read_manifest, read_record, write_sealed
 from minirlaif.runs.stage_dir import SCHEMA, TEMPORARY, StageDir, start_gpu_count
 
@@ -223,6 +233,7 @@ class Run(Commands):
         if redo:
             self.set_aside(name)
         refuse_links(self.partial(name))
+        refuse_dead_links(self.root, self.root / "cache", self.dir(name))
         full_run = self.full_run  # names of inputs are those in the whole run
         for each in origin["inputs"]:
             full_run._check_clips(each, full_run.dir(each))

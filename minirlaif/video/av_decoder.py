@@ -46,7 +46,7 @@ class Damage:
         if self.held:
             texts.append(f"damaged at {_seconds(self.held)}: the last sound frame before is shown")
         if self.faulty:
-            texts.append(f"damaged at {_seconds(self.faulty)}: the frames shown may have faults")
+            texts.append(f"damaged at {_seconds(self.faulty)}: what is shown there is the decoder's guess, often unusable")
         if self.errors and not self.held and not self.faulty:
             texts.append(f"damaged at {_seconds(self.errors)}: no frame shown is known to be faulty")
         return texts

@@ -3,6 +3,9 @@
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from minirlaif.video.containers import Unreadable, mended
 
 JUMP_SECONDS = 10.0  # ffmpeg's -dts_delta_threshold: a larger step of the clock in a broadcast format is closed
 # A frame counts so much before it starts: containers round to a millisecond, so that one of 30 a second that is asked for at
@@ -67,3 +70,10 @@ def row_at(starts: Sequence[float], when: float) -> int:
         if later - when <= min(SLACK, SLACK_SHARE * (later - starts[row])):
             return bisect.bisect_right(starts, later) - 1
     return row
+
+
+def refuse_unordered(path: str, container: str, codec: Any, packets: list[Packet]) -> None:
+    """Raise Unreadable for H.264 and HEVC in MXF whose frames are reordered: FFmpeg numbers packets there as they are decoded."""
+    reordered = codec.name in ("h264", "hevc") and codec.has_b_frames
+    if container == "mxf" and reordered and all(packet.pts == packet.dts for packet in packets):
+        raise Unreadable(f"an MXF file that does not say when its frames are shown; write it anew with `{mended(path, '')}`")

@@ -135,7 +135,7 @@ def has_frames_only(extradata: bytes) -> bool:
 
 def _sequences(extradata: bytes) -> list[bytes]:
     """The first sequence header, without its type."""
-    if extradata[:1] == b"\1" and extradata[5] & 31:
+    if extradata[:1] == b"\1" and extradata[5] & 31 and extradata[8] & 31 == _SEQUENCE:
         length = int.from_bytes(extradata[6:8])
         return [extradata[9 : 8 + length]]
     units = extradata.split(b"\0\0\1")[1:]

@@ -41,6 +41,7 @@ AHEAD = 2  # frames that are decoded while another one is scaled
 BLANK_RANGE = 2  # a picture whose channels span at most so many of 255 levels shows nothing
 CONTAINERS = ("asf", "avi", "flv", "matroska", "mov", "mpeg", "mpegts", "ogg")  # as FFmpeg names their readers
 BLANK_FRAMES = 16  # frames over the whole clip that have to be blank before it is called so
+MOST_SHOWN = 500_000_000  # pixels of all frames of a request together; each takes 3 bytes twice
 PROBES = 3  # frames that `info` decodes: first, middle, last
 
 
@@ -137,6 +138,9 @@ def _frames(timeline: Timeline, request: dict[str, Any]) -> tuple[dict[str, Any]
     plans = [timeline.rows_at(times) for times in request["plans"]]
     rows = sorted({row for plan in plans for row in plan})
     size = request["size"] and FrameSize(**request["size"])
+    if size is None and len(rows) * timeline.pixels > MOST_SHOWN:
+        frames_of = f"{len(rows):,} frames of {timeline.width}x{timeline.height}"
+        raise Unreadable(f"{frames_of} do not fit the decoder's memory: ask for {MOST_SHOWN // timeline.pixels:,} at once")
     frames, _ = decode(timeline, rows, size, request["reader"], damage)
     refuse_blank(timeline, frames, request["reader"], damage.share)
     places = {row: place for place, row in enumerate(rows)}

@@ -14,7 +14,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
-from minirlaif.video.clocks import JUMP_SECONDS, Packet, clock_shifts, missing_frames, row_at
+from minirlaif.video.clocks import JUMP_SECONDS, Packet, clock_shifts, missing_frames, refuse_unordered, row_at
 from minirlaif.video.containers import (
     MOST_PACKETS,
     MOST_PIXELS,
@@ -138,6 +138,7 @@ def inspect(path: str) -> Timeline:
                     raise Unreadable(f"it has more than {MOST_PACKETS:,} packets")
         except av.error.FFmpegError:
             cut = True  # what came before the damage is still there; decoding says whether it is enough
+        refuse_unordered(path, container.format.name, stream.codec_context, packets)
         if not BROADCAST & set(container.format.name.split(",")):
             _refuse_joined(path, packets, float(stream.time_base), float(stream.average_rate or 25))
         return _timeline(path, container, stream, packets, cut)

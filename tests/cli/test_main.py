@@ -20,7 +20,7 @@ from minirlaif.cli import run as run_verbs
 from minirlaif.errors import StageStopped
 from minirlaif.runs import progress
 from minirlaif.runs.run import Run
-from minirlaif.stages.registry import STAGES, Stage
+from minirlaif.stages.registry import METHODS, STAGES, Stage
 
 
 @pytest.fixture
@@ -140,8 +140,9 @@ def test_run_takes_several_stages_in_any_order(settings: Path, runs_dir: Path, d
 
 def test_one_verb_per_stage(call, done):
     for name in STAGES:
-        needs = ["--set", f"optimize.methods=[{name}]", "feedback.context_answers=1"] if name in ("distill", "dpo") else []
-        assert call(name, *needs)[0] == 0
+        settings = ["feedback.context_answers=1", "rollout.samples_per_prompt=2"]
+        needs = ["--set", f"optimize.methods=[{name}]", *settings] if name in METHODS else []
+        assert call(name, *needs)[0] == 0, name
     assert done == list(STAGES)
 
 

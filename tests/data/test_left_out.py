@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from minirlaif.data.preflight import readable
 from minirlaif.errors import UserError
 from minirlaif.types import Sample, Turn
 from minirlaif.video.reader import ClipInfo, UnreadableClip
+from tests.fixtures.forged import INSTEAD, replace_with
 
 
 @pytest.fixture
@@ -107,10 +109,25 @@ def test_a_copied_run_lists_a_clip_of_its_own_once(tmp_path: Path) -> None:
         assert entry["file"] == "../votes/clips/bad.mp4"
 
 
-def test_rows_that_say_nothing_of_what_was_left_out_are_passed_over(tmp_path: Path) -> None:
-    good = {"kind": "clip", "file": "../gone.mp4", "row": 0, "reason": "does not exist"}
-    rows = [good, [], 3, {}, {**good, "kind": []}, {**good, "row": "1"}, {**good, "more": 1}]
-    (tmp_path / left_out.FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert left_out.counts(tmp_path) == {"clip": 2}
-    left_out.write(tmp_path, [], lambda entry: False)
-    assert [json.loads(line) for line in (tmp_path / left_out.FILE).read_text().splitlines()] == [good]
+GOOD = {"kind": "clip", "file": "../gone.mp4", "row": 0, "reason": "does not exist"}
+
+
+@pytest.mark.parametrize("bad", [[], 3, {}, {**GOOD, "kind": []}, {**GOOD, "row": "1"}])
+def test_a_row_that_says_nothing_of_what_was_left_out_is_refused(bad: Any, tmp_path: Path) -> None:
+    """Passed over, it would be one less in the report, and gone after the next stage."""
+    path = tmp_path / left_out.FILE
+    path.write_text("".join(json.dumps(row) + "\n" for row in (GOOD, bad)))
+    for use in (lambda: left_out.counts(tmp_path), lambda: left_out.write(tmp_path, [], lambda entry: False)):
+        with pytest.raises(UserError, match=r"left_out\.jsonl: row 2.*; delete it: what is left out is listed anew"):
+            use()
+    path.write_text(json.dumps({**GOOD, "more": 1}) + "\n")
+    assert left_out.counts(tmp_path) == {"clip": 1}
+
+
+@pytest.mark.parametrize("what", INSTEAD)
+def test_what_is_no_file_in_its_place_is_refused(what: str, tmp_path: Path) -> None:
+    path = tmp_path / left_out.FILE
+    path.write_text("")
+    replace_with(path, what)
+    with pytest.raises(UserError, match=r"left_out\.jsonl: .*; delete it"):
+        left_out.counts(tmp_path)

@@ -1,18 +1,20 @@
-"""Tests marked `exclusive` compare waits of two times: no other test of this tier runs beside them, in whatever worker."""
+"""Tests marked `exclusive` compare waits of two times: no other test of this tier runs beside them, in whatever worker, nor do
+its fixtures."""
 
 from __future__ import annotations
 
 import fcntl
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 
-@pytest.fixture(autouse=True)
-def processor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    workers = tmp_path_factory.getbasetemp()
-    common = workers.parent if hasattr(request.config, "workerinput") else workers
-    with (common / "processor.lock").open("w") as file:
-        is_exclusive = request.node.get_closest_marker("exclusive") is not None
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    run = getattr(item.config, "workerinput", {}).get("testrunuid", "alone")  # the same for all workers
+    with (Path(tempfile.gettempdir()) / f"minirlaif-hostile-{run}.lock").open("w") as file:
+        is_exclusive = item.get_closest_marker("exclusive") is not None
         fcntl.flock(file, fcntl.LOCK_EX if is_exclusive else fcntl.LOCK_SH)
-        yield
+        return (yield)

@@ -57,7 +57,7 @@ def test_every_stage_takes_a_step_on_random_weights(name: str, four_bits: bool, 
     assert done.samples > 0 and 0 < done.share <= 1 and seconds > 0
     assert ("Linear4bit" in kinds) == four_bits
     assert bool(trained) == (
-        name in ("sft", "reward", "distill", "dpo")
+        name in ("sft", "reward", "distill", "bestofn", "dpo")
     )  # a real step; after ppo's all roles rest, so nothing is there to see
     assert (done.tokens > 0) == (name in ("feedback", "evaluate") or name.endswith("collect"))
 

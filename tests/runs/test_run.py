@@ -490,6 +490,16 @@ def test_settings_of_a_started_stage_are_read_with_care(damage: str, run: Run) -
         run.settings("ppo")
 
 
+@pytest.mark.parametrize("name", ["sft", "cache"])
+@pytest.mark.parametrize("target", ["nowhere", "itself"])
+def test_a_link_to_nothing_is_refused_before_the_work(name: str, target: str, run: Run) -> None:
+    run.root.mkdir(parents=True, exist_ok=True)
+    (run.root / name).symlink_to(name if target == "itself" else "gone")
+    with pytest.raises(UserError, match=f"{name}: a link that leads nowhere; delete it, then run the command again"):
+        with run.stage("sft", {}, inputs=[]):
+            raise AssertionError("the work began")
+
+
 def test_links_of_an_attempt_are_not_followed(run: Run, tmp_path: Path) -> None:
     """Neither one in its place, whose target would be emptied, nor one among its files."""
     elsewhere = tmp_path / "elsewhere"

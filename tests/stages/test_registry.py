@@ -37,6 +37,7 @@ def test_lists_that_derive_from_the_rows():
         "feedback",
         "reward",
         "distill",
+        "bestofn",
         "dpo",
         "ppo",
         "rloo",
@@ -46,9 +47,9 @@ def test_lists_that_derive_from_the_rows():
         "report",
     )
     assert registry.pipeline() == ("world", "sft", "feedback", "reward", "ppo", "evaluate", "report")
-    assert registry.METHODS == ("distill", "dpo", "ppo", "rloo", "grpo", "dr_grpo") and set(registry.GROUP_METHODS) == set(
-        METHODS
-    )
+    assert registry.METHODS == ("distill", "bestofn", "dpo", "ppo", "rloo", "grpo", "dr_grpo") and set(
+        registry.GROUP_METHODS
+    ) == set(METHODS)
     assert list(MODELS) == ["base", "sft", "rlaif"] and ADAPTERS == ("rlaif", "sft")
     assert registry.until("reward") == ("world", "sft", "feedback", "reward")
     readers = {part: registry.first_reader(part) for part in ("sft", "prompts", "dev", "preferences", "test")}

@@ -202,7 +202,7 @@ def test_a_guess_of_the_decoder_is_reported(tmp_path: Path, reader: ClipReader):
     path.write_bytes(data)
     assert numbers(reader, path, 1.0) == [25] and str(path) not in reader.repaired  # before it
     reader.frames(path, [FramePlan((3.5,))])
-    assert reader.repaired[str(path)] == ("damaged at 3.48 seconds: the frames shown may have faults",)
+    assert reader.repaired[str(path)] == ("damaged at 3.48 seconds: what is shown there is the decoder's guess, often unusable",)
 
 
 def test_damage_between_the_frames_shown_is_reported(tmp_path: Path, reader: ClipReader):

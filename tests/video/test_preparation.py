@@ -119,6 +119,15 @@ def test_fields_in_packets_of_their_own(suffix: str, kind: int | None, tmp_path:
     assert not compare(path, reader)
 
 
+def test_reordered_frames_in_mxf_are_refused_with_a_command_that_mends_it(tmp_path: Path, reader: ClipReader) -> None:
+    """Their packets are numbered as they are decoded, and no frame would be at its time."""
+    path = encoded(tmp_path / "a.mxf", "-bf", "2", "-pix_fmt", "yuv420p")
+    with pytest.raises(UnreadableClip, match="an MXF file that does not say when its frames are shown; .* `ffmpeg -i"):
+        reader.info(path)
+    assert not compare(encoded(tmp_path / "b.mxf", "-bf", "0", "-pix_fmt", "yuv420p"), reader)
+    assert not compare(encoded(tmp_path / "c.mxf", "-bf", "2", codec="mpeg2video"), reader)
+
+
 def test_a_program_stream_without_times_is_reported(tmp_path: Path, reader: ClipReader) -> None:
     plain = encoded(tmp_path / "plain.m2v", "-bf", "0", codec="mpeg2video", frames=40)
     ffmpeg("-i", str(plain), "-c", "copy", str(tmp_path / "untimed.mpg"))

@@ -15,6 +15,7 @@ import pytest
 
 from minirlaif.errors import UserError
 from minirlaif.video import av_decoder, decode_worker, pixels, timestamps
+from minirlaif.video.containers import Unreadable
 from minirlaif.video.frame_sampling import FramePlan, FrameSize, uniform_plan
 from minirlaif.video.reader import ClipReader, UnreadableClip, check_clips
 from tests.fixtures import clips
@@ -153,6 +154,18 @@ def test_all_plans_in_one_pass(made: dict[str, Path], tmp_path: Path, monkeypatc
     request |= {"reader": "decord", "max_damaged": 0.05}
     header, frames = decode_worker.answer(request)
     assert calls == [[2, 12]] and header["places"] == [[0, 1], [1, 0]] and len(frames) == 2
+
+
+def test_more_frames_than_fit_the_memory_are_refused_by_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before they are decoded; scaled to what a model takes, they fit."""
+    path = clips.write_clip(tmp_path / "a.mp4", [0.0, 1.0, 2.0], 96, 64, last_seconds=1.0)
+    monkeypatch.setattr(decode_worker, "MOST_SHOWN", 2 * 96 * 64)
+    request = {"verb": "frames", "path": str(path), "plans": [[0.0, 1.0, 2.0]], "reader": "av", "max_damaged": 0.05, "size": None}
+    with pytest.raises(Unreadable, match="3 frames of 96x64 do not fit the decoder's memory: ask for 2 at once"):
+        decode_worker.answer(request)
+    scaled = {"size": {"width": 8, "height": 8}}
+    assert decode_worker.answer(request | scaled)[1].shape == (3, 8, 8, 3)
+    assert decode_worker.answer(request | {"plans": [[0.0, 1.0]]})[1].shape == (2, 64, 96, 3)
 
 
 def test_frames_are_scaled_in_order_while_few_wait() -> None:

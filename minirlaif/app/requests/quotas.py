@@ -2,12 +2,13 @@
 
 import asyncio
 import os
+import re
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from ipaddress import ip_network
+from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ WINDOW_SECONDS = 600.0
 UPLOADS_AT_ONCE = 4  # of one client
 CLIPS_IN_WINDOW = 20  # of the largest size that one client may send within WINDOW_SECONDS
 UPLOAD_BYTES_PER_SECOND = 8 << 20  # of one client, after one largest clip: reading them takes the processor that all share
-SLOWEST_BYTES_PER_SECOND = 2 << 10  # of an upload, on average: slower ones would keep their places for days
+SLOWEST_BYTES_PER_SECOND = 2 << 10  # of an upload, over SILENT_SECONDS: slower ones would keep their places for days
 SMALLEST_SHARE = 50  # an upload counts as at least this part of the largest: many small files are a burden as well
 FORM_BYTES = 1 << 16  # of an upload around its file
 SILENT_SECONDS = 20.0  # a client that sends nothing for so long in the middle of a request has gone
@@ -46,15 +47,18 @@ class TooMuch(Exception):
 
 
 def client_of(scope: Scope) -> str:
-    """Who sends a request: its address (IPv6: its network of /64); behind a tunnel or proxy on this machine, the one that this
-    noted last."""
+    """Who sends a request: its address (IPv6: its /64); behind a tunnel or proxy on this machine, the one it noted last."""
     host = str((scope.get("client") or ("",))[0])
     if host in LOOPBACK:
-        host = Request(scope).headers.get("x-forwarded-for", "").rpartition(",")[2].strip() or host
+        noted = ",".join(Request(scope).headers.getlist("x-forwarded-for")).rpartition(",")[2].strip()
+        host = re.sub(r"^\[(.+)\](?::\d+)?$|^([^:]+):\d+$", r"\1\2", noted) or host  # without a port
     try:
-        return str(ip_network(f"{host}/64", strict=False)) if ":" in host and host not in LOOPBACK else host
+        address = ip_address(host)
     except ValueError:
         return host
+    if isinstance(address, IPv4Address) or host in LOOPBACK:
+        return host
+    return str(address.ipv4_mapped or ip_network(f"{host}/64", strict=False))
 
 
 class Window:
@@ -111,16 +115,19 @@ class UploadQuota:
         self._note(client, self._largest // SMALLEST_SHARE)
         stored = _size(self._folder)
         self._running[client] += 1
-        count, began = 0, self._clock()
+        count, pace = 0, (self._clock(), 0)  # when it was last looked at, and bytes then
 
         async def counted() -> Message:
-            nonlocal count
+            nonlocal count, pace
             message = await unless_silent(receive)
             size = len(message.get("body", b""))
             count += size
             self._arriving += size
-            if self._clock() - began > SILENT_SECONDS + count / SLOWEST_BYTES_PER_SECOND:
-                raise TooMuch(408, "the upload is too slow")
+            passed = self._clock() - pace[0]
+            if passed > SILENT_SECONDS:
+                if count - pace[1] < passed * SLOWEST_BYTES_PER_SECOND:
+                    raise TooMuch(408, "the upload is too slow")
+                pace = (self._clock(), count)
             if count > self._largest:
                 raise TooMuch(413, "the clip is too large")
             if stored + self._arriving > MAX_STORED_BYTES:

@@ -140,9 +140,9 @@ def test_an_upload_of_a_byte_now_and_then_is_ended(tmp_path: Path) -> None:
     now = [0.0]
     quota = UploadQuota(tmp_path, 1 << 20, clock=lambda: now[0])
 
-    def arriving(size: int, seconds: float) -> int:
-        """How many parts arrive of at most 100."""
-        receive, end = quota.received(scope(), lambda: pieces(size))
+    def arriving(size: int, seconds: float, first: int = 0) -> int:
+        """How many parts arrive of at most 100. first: bytes of the first one."""
+        receive, end = quota.received(scope(), lambda: pieces(size if number or not first else first))
         number = 0
         try:
             while number < 100:
@@ -156,6 +156,7 @@ def test_an_upload_of_a_byte_now_and_then_is_ended(tmp_path: Path) -> None:
         return number
 
     assert arriving(1, 19.0) == 1
+    assert arriving(1, 19.0, 500_000) == 3  # a fast start buys no time
     assert arriving(quotas.SLOWEST_BYTES_PER_SECOND, 1.0) == 100
     assert 20 <= arriving(quotas.SLOWEST_BYTES_PER_SECOND // 2, 1.0) <= 50
 
@@ -218,6 +219,11 @@ def test_files_that_go_while_they_are_counted_do_not_matter(tmp_path: Path) -> N
 def test_a_client_behind_a_tunnel_is_the_one_that_the_tunnel_noted() -> None:
     assert client_of(scope("127.0.0.1", x_forwarded_for="1.2.3.4, 9.8.7.6")) == "9.8.7.6"  # type: ignore[arg-type]
     assert client_of(scope("10.0.0.1", x_forwarded_for="1.2.3.4")) == "10.0.0.1"  # type: ignore[arg-type]
+    twice = scope("127.0.0.1", x_forwarded_for="6.6.6.6")
+    twice["headers"].append((b"x-forwarded-for", b"9.8.7.6"))  # a line of the proxy's own
+    assert client_of(twice) == "9.8.7.6"  # type: ignore[arg-type]
+    for noted, client in (("9.8.7.6:4711", "9.8.7.6"), ("[2001:db8::5]:80", "2001:db8::/64"), ("::ffff:9.8.7.6", "9.8.7.6")):
+        assert client_of(scope("127.0.0.1", x_forwarded_for=noted)) == client  # type: ignore[arg-type]
     assert client_of(scope("127.0.0.1")) == "127.0.0.1"  # type: ignore[arg-type]
 
 

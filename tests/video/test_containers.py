@@ -51,3 +51,15 @@ def test_headers_that_cannot_be_read_promise_nothing(tmp_path: Path) -> None:
         assert not has_frames_only(data)
     whole = extradata(encoded(tmp_path / "a.mp4", frames=12))
     assert has_frames_only(whole) and not has_frames_only(whole[:12])
+
+
+@pytest.mark.parametrize("frames_only", [True, False])
+@pytest.mark.parametrize(("chroma", "lists"), [(1, 8), (3, 12)])
+def test_scaling_lists_are_passed_over(chroma: int, lists: int, frames_only: bool) -> None:
+    """By hand: the first list has all its values, the second stops at its first (8 - 8 = 0: the default) as the last, others are left out."""
+    bits = field_clip.Bits().fixed(8, 100).fixed(8, 0).fixed(8, 30).golomb(0, chroma).fixed(chroma == 3, 0).golomb(0, 0)
+    bits.fixed(1, 0).fixed(1, 1)  # no bypass; lists follow
+    bits.fixed(1, 1).golomb(*[1, 2] * 8).fixed(1, 1).golomb(16).fixed(lists - 3, 0).fixed(1, 1).golomb(16)
+    bits.golomb(0, 0, 2, 1).fixed(1, 0).golomb(9, 7).fixed(1, frames_only).fixed(7, 0b1111111)
+    header = field_clip.unit(0x67, bits.align())
+    assert has_frames_only(header) is frames_only

@@ -56,7 +56,7 @@ def test_headers_that_cannot_be_read_promise_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("frames_only", [True, False])
 @pytest.mark.parametrize(("chroma", "lists"), [(1, 8), (3, 12)])
 def test_scaling_lists_are_passed_over(chroma: int, lists: int, frames_only: bool) -> None:
-    """By hand: the first list has all its values, the second stops at its first (8 - 8 = 0: the default) as the last, others are left out."""
+    """By hand: the first list has all its values, second and last stop at once (8 - 8 = 0: the default), others are left out."""
     bits = field_clip.Bits().fixed(8, 100).fixed(8, 0).fixed(8, 30).golomb(0, chroma).fixed(chroma == 3, 0).golomb(0, 0)
     bits.fixed(1, 0).fixed(1, 1)  # no bypass; lists follow
     bits.fixed(1, 1).golomb(*[1, 2] * 8).fixed(1, 1).golomb(16).fixed(lists - 3, 0).fixed(1, 1).golomb(16)

@@ -26,7 +26,7 @@ HIGHEST = 5  # best score; 0 is the worst
 OBJECT, LETTER = "the JSON object", "the letter A or B"  # what replies must be
 # The same as grammars of llama.cpp (GBNF), which can keep a model to them.
 LETTER_GRAMMAR = 'root ::= "A" | "B"'
-SCORE_GRAMMAR = 'root ::= "{\\"score\\": " [0-5] "}"'
+SCORE_GRAMMAR = 'root ::= "{" ("\\"pred\\": \\"" ("yes" | "no") "\\", ")? "\\"score\\": " [0-5] "}"'
 GRADE_GRAMMAR = 'root ::= "{\\"pred\\": \\"" ("yes" | "no") "\\", \\"score\\": " [0-5] "}"'
 OPTION_GRAMMAR = 'root ::= [A-Z] | "none"'
 COMPARE = (

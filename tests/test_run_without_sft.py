@@ -36,6 +36,11 @@ SETTINGS = (
 ).split()
 
 
+# Whole runs of one of three methods that differ in a few lines, which tests/stages/test_group.py has for all of them; the others
+# belong to the measured tier.
+METHODS = ["grpo", *(pytest.param(name, marks=pytest.mark.learning) for name in ("rloo", "dr_grpo"))]
+
+
 def words(runs_dir: Path, *settings: str, stages: tuple[str, ...] = ()) -> list[str]:
     flags = ["--config", str(ROOT / "configs" / "tiny-nolabels.yaml"), "--run", "a", "--runs-dir", str(runs_dir)]
     return ["run", *stages, *flags, "--set", *SETTINGS, *settings]
@@ -165,7 +170,7 @@ def test_the_app_compares_the_aligned_model_with_the_base(finished: Path):
     assert compared_models(("rlaif", "sft", "base")) == ("rlaif", "sft")
 
 
-@pytest.mark.parametrize("method", ["rloo", "grpo", "dr_grpo"])
+@pytest.mark.parametrize("method", METHODS)
 def test_methods_without_a_value_model_in_four_bits(finished: Path, tmp_path: Path, method: str):
     run = begin(finished, tmp_path, ["world"])
     settings = ["model.quantization=nf4", f"optimize.methods=[{method}]", *GROUPS]
@@ -231,7 +236,7 @@ GROUPS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("method", ["rloo", "grpo", "dr_grpo"])
+@pytest.mark.parametrize("method", METHODS)
 def test_answers_to_one_prompt_are_compared(finished: Path, tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]):
     """From the base without a value model, killed on the way: same bytes as in one go; the report knows the method."""
     made = []

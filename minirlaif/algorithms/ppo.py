@@ -6,6 +6,7 @@ Left out against the paper's code, on purpose: its clamp of negative KL terms, i
 Letters: B rollouts, R answer tokens.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ RATIO_TOLERANCE = 0.02  # of the first ratio from 1; low precision and other bat
 
 
 @dataclass(frozen=True)
-class PolicyLearner(Generic[Section]):
+class PolicyLearner(ABC, Generic[Section]):
     """What an update changes. trainers: of the role "policy", and of others that learn from the same rollouts; seed: of the run;
     name: of the method."""
 
@@ -79,10 +80,10 @@ class PolicyLearner(Generic[Section]):
         """The config's section with the learning rate."""
         return self.name
 
+    @abstractmethod
     def _micro_batch(self, rollout: Rollout, answers: int, tokens: int, index: list[int]) -> dict[str, float]:
         """Gradients for rows of a rollout; returns statistics. answers and tokens: of the whole minibatch, the denominators of
         every micro-batch."""
-        raise NotImplementedError
 
     def _part(self, rollout: Rollout, index: list[int], x_BR: Tensor) -> Tensor:
         """Rows of a rollout's tensor on the device, as wide as the longest of them."""

@@ -8,13 +8,8 @@ import hashlib
 import importlib.util
 import io
 import json
-import os
 import shutil
-import signal
 import sqlite3
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +23,7 @@ from minirlaif.runs.run import Run
 from minirlaif.stages.registry import Stage
 from minirlaif.video.reader import ClipReader
 from tests.fixtures import small_config
+from tests.fixtures.processes import kill_once_saved
 from tests.fixtures.small_config import STAGES, begin, files, lines, make, manifest, results
 
 ROOT = Path(__file__).parents[1]
@@ -182,20 +178,7 @@ def test_no_test_clip_is_looked_at_before_evaluate(counts: Counts, finished: Pat
 def killed(command: list[str], run: Path, stage: str, folder: Path) -> int:
     """Start a command, kill -9 it once `stage` has saved a state; returns the number of steps that were saved."""
     position = run / f"{stage}.partial" / "state" / "position.json"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    with (folder / "log").open("a") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "minirlaif", *command], stdout=log, stderr=log, env=environment, cwd=folder
-        )
-        try:
-            ends = time.monotonic() + 240
-            while not position.exists():
-                assert process.poll() is None and time.monotonic() < ends, (folder / "log").read_text()[-2000:]
-                time.sleep(0.002)
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    assert process.returncode == -signal.SIGKILL
+    kill_once_saved(["-m", "minirlaif", *command], position, folder)
     assert not (run / stage).exists(), f"{stage} was finished before it could be killed"
     return int(json.loads(position.read_text())["step"])
 

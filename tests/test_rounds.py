@@ -7,10 +7,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +16,7 @@ from minirlaif.cli import main
 from minirlaif.models.seeds import seed_of
 from minirlaif.runs.records import write_sealed
 from minirlaif.runs.run import Run
+from tests.fixtures.processes import kill_once_saved
 from tests.fixtures.scripted_dev import call
 from tests.fixtures.small_config import lines, manifest, results
 
@@ -108,17 +105,7 @@ def test_the_first_round_of_several_is_that_of_a_run_of_one(finished: Path, tmp_
 def killed(command: list[str], position: Path, folder: Path) -> None:
     """Start a command and kill -9 it once a stage has saved a state."""
     program = "import sys; from tests.fixtures.scripted_dev import call; sys.exit(call(sys.argv[1:]))"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    with (folder / "log").open("a") as log:
-        process = subprocess.Popen([sys.executable, "-c", program, *command], stdout=log, stderr=log, env=environment)
-        try:
-            ends = time.monotonic() + 240
-            while not position.exists():
-                assert process.poll() is None and time.monotonic() < ends, (folder / "log").read_text()[-2000:]
-                time.sleep(0.002)
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+    kill_once_saved(["-c", program, *command], position, folder)
 
 
 def test_a_kill_in_the_second_round_changes_no_byte(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -5,11 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +17,7 @@ from minirlaif.inference.engine import SamplingParams
 from minirlaif.inference.hf_engine import HfEngine
 from minirlaif.runs.records import write_sealed
 from minirlaif.runs.run import Run
+from tests.fixtures.processes import kill_once_saved
 from tests.fixtures.small_config import begin, files, lines, manifest, results
 
 ROOT = Path(__file__).parents[1]
@@ -106,17 +102,7 @@ def test_the_report_compares_with_the_base(finished: Path):
 def killed(command: list[str], run: Path, stage: str, folder: Path) -> int:
     """Start a command, kill -9 it once `stage` has saved a state; returns the number of steps that were saved."""
     position = run / f"{stage}.partial" / "state" / "position.json"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    with (folder / "log").open("a") as log:
-        process = subprocess.Popen([sys.executable, "-m", "minirlaif", *command], stdout=log, stderr=log, env=environment)
-        try:
-            ends = time.monotonic() + 240
-            while not position.exists():
-                assert process.poll() is None and time.monotonic() < ends, (folder / "log").read_text()[-2000:]
-                time.sleep(0.002)
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+    kill_once_saved(["-m", "minirlaif", *command], position, folder)
     assert not (run / stage).exists(), f"{stage} was finished before it could be killed"
     return int(json.loads(position.read_text())["step"])
 

@@ -5,6 +5,7 @@ Letters: B answers, R answer tokens.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from minirlaif.algorithms.advantages import (
     whiten,
 )
 from minirlaif.algorithms.group import GroupMethod
+from minirlaif.algorithms.rewards import AnswerReward
 from minirlaif.config import RolloutSection
 from minirlaif.models.generation import Completion, sample
 from minirlaif.models.language_model import EncodedPrompt
@@ -60,7 +62,8 @@ class RolloutCollector:
 
     seed: of the run; contexts: by clip what reward and value model read beside the frames, None: nothing; bias: mean score on
     held-out answers, which is taken off; progress: holds the first batch's mean and deviation (rollout.normalize_score), and
-    counts groups; name: of the method that learns; group: how it compares the answers to one prompt, None: it has a value model.
+    counts groups; name: of the method that learns; group: how it compares the answers to one prompt, None: it has a value model;
+    reward: scores the answers in place of the reward model.
     """
 
     models: PPOModels
@@ -71,12 +74,14 @@ class RolloutCollector:
     progress: MethodProgress
     name: str = "ppo"
     group: GroupMethod | None = None
+    reward: AnswerReward | None = None
 
     def collect(self, prompts: Sequence[Sample], step: int) -> tuple[Rollout, dict[str, float]]:
         """1. sample 2. log-probabilities of policy and reference 3. scores and values 4. shaped rewards, advantages."""
         r, policy, reference, critic = self.section, self.models.policy, self.models.reference, self.models.critic
         # 1. sample
-        rows, critic_rows, completions = self._sample(prompts, step)
+        rows, critic_rows, drawn = self._sample(prompts, step)
+        completions = list(chain(*drawn))
         # 2. log-probabilities
         with policy.adapters.on_device("policy"), policy.adapters.inference_as("policy"):
             logprobs_BR, mask_BR, entropy_BR = score_rows(
@@ -85,10 +90,13 @@ class RolloutCollector:
         with reference.adapters.on_device("reference"), reference.adapters.inference_as("reference"):
             ref_BR, *_ = score_rows(rows, r.batch_size, lambda part: token_logprobs(reference.backbone, part, r.temperature)[:2])
         # 3. scores and values
-        values_BR = None
-        with critic.adapters.on_device("reward", *(() if self.group else ("value",))):
-            with critic.adapters.inference_as("reward"):
-                scores_B = torch.tensor(score_pairs(critic, critic_rows, r.batch_size))
+        values_BR, reward = None, self.reward
+        with critic.adapters.on_device(*(() if reward else ("reward",)), *(() if self.group else ("value",))):
+            if reward:
+                scores_B = torch.tensor(distributed.from_leader(lambda: reward.scores(prompts, drawn)))
+            else:
+                with critic.adapters.inference_as("reward"):
+                    scores_B = torch.tensor(score_pairs(critic, critic_rows, r.batch_size))
             if not self.group:
                 with critic.adapters.inference_as("value"):
                     head = critic.adapters.heads["value"]
@@ -140,9 +148,11 @@ class RolloutCollector:
         self.progress.equal_groups += int(equal_B.sum()) // each
         return self.group.advantages(rewards_BR, mask_BR, index_B)
 
-    def _sample(self, prompts: Sequence[Sample], step: int) -> tuple[list[EncodedPair], list[EncodedPair], list[Completion]]:
-        """Answers as rows for the policy, as rows for the critic, and as they were sampled: prompts of like length together, each
-        micro-batch with a generator of its own."""
+    def _sample(
+        self, prompts: Sequence[Sample], step: int
+    ) -> tuple[list[EncodedPair], list[EncodedPair], list[list[Completion]]]:
+        """Answers as rows for the policy, as rows for the critic, and as they were sampled, by prompt: prompts of like length
+        together, each micro-batch with a generator of its own."""
         policy, critic, r = self.models.policy, self.models.critic, self.section
         policy.encode_shared(p.video for p in prompts)
         views = [policy.video_input(p.video) for p in prompts]
@@ -169,7 +179,7 @@ class RolloutCollector:
                 for p, drawn in zip(prompts, answers, strict=True)
                 for c in drawn
             ]
-        return rows, critic_rows, [c for drawn in answers for c in drawn]
+        return rows, critic_rows, answers
 
     def _normalized(self, raw_B: Tensor) -> Tensor:
         """Where the settings say so, scores by the first batch's mean and deviation, clipped."""

@@ -18,7 +18,6 @@ from minirlaif.errors import UserError
 from minirlaif.runs.gains import split_name
 from minirlaif.runs.io import write_atomic
 from minirlaif.runs.run import Run
-from minirlaif.stages.registry import pipeline
 
 if TYPE_CHECKING:
     from minirlaif.memory.planner import Planned
@@ -144,7 +143,7 @@ def probe(cfg: config.Config, run_folder: Path, gpu_gib: float | None, stages: S
 
 
 def _stages(cfg: config.Config) -> tuple[str, ...]:
-    return pipeline(cfg.optimize.methods, cfg.sft.enabled)
+    return config.stages_of(cfg)
 
 
 def before_run(cfg: config.Config, run: Run, names: Sequence[str], redo: bool = False) -> None:

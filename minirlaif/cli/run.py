@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from minirlaif import config, distributed
+from minirlaif.algorithms.reward_file import ENDING, RewardFile
 from minirlaif.cli import evaluate, export, plan
 from minirlaif.cli.flags import add_flags, run_folder, verb
 from minirlaif.config.loader import parse_yaml
@@ -22,7 +23,7 @@ from minirlaif.runs.io import private_folder, read_text, write_atomic
 from minirlaif.runs.plan import with_rounds
 from minirlaif.runs.run import Run
 from minirlaif.runs.status import report_state, status_table
-from minirlaif.stages.registry import METHODS, PIPELINE, REPEATED, STAGES, pipeline
+from minirlaif.stages.registry import METHODS, PIPELINE, REPEATED, SAMPLING, STAGES
 
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX")}  # packages; the others are named as accelerate names them
 
@@ -63,12 +64,14 @@ def run(options: argparse.Namespace) -> int:
     if not options.config:
         raise UserError(f"{options.verb}: name the settings with --config; see `python -m minirlaif {options.verb} --help`")
     cfg = config.load(options.config, options.set)
-    run.stages, run.rounds = pipeline(cfg.optimize.methods, cfg.sft.enabled), cfg.optimize.rounds
+    run.stages, run.rounds = config.stages_of(cfg), cfg.optimize.rounds
     names = _chosen(options, cfg, run.stages)
     exports = cfg.export.enabled and options.verb == "run" and not options.stages
     _check_settings(options.config, cfg, names)
     if {"feedback", *METHODS} & {gains.split_name(name)[1] for name in names}:
         feedback_judge(cfg.feedback)  # before the stages that come first take hours
+    if cfg.optimize.reward.endswith(ENDING) and set(SAMPLING) & {gains.split_name(name)[1] for name in names}:
+        RewardFile(cfg.optimize.reward)
     distributed.start(on_cpu=cfg.model.device == "cpu")
     if distributed.leads():
         check_base(run, cfg)

@@ -4,6 +4,7 @@ from minirlaif.config.loader import dump as dump
 from minirlaif.config.loader import load as load
 from minirlaif.config.loader import plain as plain
 from minirlaif.config.loader import recorded as recorded
+from minirlaif.config.loader import stages_of as stages_of
 from minirlaif.config.methods import DistillSection as DistillSection
 from minirlaif.config.methods import DpoSection as DpoSection
 from minirlaif.config.methods import GroupSection as GroupSection

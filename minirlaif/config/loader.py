@@ -10,15 +10,17 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
+from minirlaif.config.conflicts import conflicts
 from minirlaif.config.rules import Rule, UnrecordedAt, check, parts
 from minirlaif.config.schema import Config, DataSection
 from minirlaif.errors import UserError
-from minirlaif.stages import registry
+from minirlaif.stages.registry import pipeline
 
 R = TypeVar("R")
 RUN_FILE = "config.yaml"  # of a run folder, which may be a stranger's: a pipe there is not waited for
@@ -179,12 +181,16 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
             values = _with_old_values(values)
     cfg, problems = build(Config, values, overrides)
     if cfg is not None:
-        problems = _conflicts(cfg)
+        problems = conflicts(cfg)
     if cfg is None or problems:
         count = "" if len(problems) == 1 else f"{len(problems)} problems: "
         where = "" if all(each.startswith("--set ") for each in problems) else f"{path or 'settings'}: "
         raise UserError(f"{where}{count}{'; '.join(problems)}")
-    return cfg if path is None else replace(cfg, data=_resolved(cfg.data, Path(path).parent))
+    if path is None:
+        return cfg
+    folder = Path(path).parent
+    reward = _located(cfg.optimize.reward, folder) if cfg.optimize.reward.endswith(".py") else cfg.optimize.reward
+    return replace(cfg, data=_resolved(cfg.data, folder), optimize=replace(cfg.optimize, reward=reward))
 
 
 def _with_old_values(values: Mapping[Any, Any]) -> Mapping[Any, Any]:
@@ -200,65 +206,21 @@ def _with_old_values(values: Mapping[Any, Any]) -> Mapping[Any, Any]:
 
 
 def _resolved(data: DataSection, folder: Path) -> DataSection:
-    """The sources as paths below the config's folder where they exist there and not in the current one."""
-
-    def resolve(name: str) -> str:
-        return str(folder / name) if name and not Path(name).exists() and (folder / name).exists() else name
-
+    """The sources as `_located` has them."""
+    resolve = partial(_located, folder=folder)
     lists = {name: value for name, value in vars(data).items() if isinstance(value, tuple) and name != "ignore_columns"}
     sources: dict[str, Any] = {name: tuple(map(resolve, value)) for name, value in lists.items()}
     return replace(data, videos=resolve(data.videos), **sources)
 
 
-def _conflicts(cfg: Config) -> list[str]:
-    """Settings that are valid alone but not together."""
-    problems = _method_conflicts(cfg)
-    answers, wanted = cfg.feedback.answers + cfg.feedback.context_answers, cfg.feedback.pairs_per_prompt
-    possible = answers * (answers - 1) // 2
-    if possible < wanted:
-        problems.append(f"feedback.pairs_per_prompt is {wanted}, but {answers} answers form {possible}: raise feedback.answers")
-    if cfg.rollout.normalize_score and cfg.rollout.rollouts < 2:
-        problems.append("rollout.normalize_score needs the deviation of several scores: raise rollout.rollouts, which is 1")
-    if cfg.data.world:
-        unread = [name for name in ("sft", "prompts", "dev", "test") if getattr(cfg.data, name)]
-        if unread:
-            named = ", ".join(f"data.{name}" for name in unread)
-            problems.append(f'data.world is {cfg.data.world}, so {named} would not be read: empty it, or set data.world to ""')
-        if cfg.sft.enabled and not cfg.world.sft_clips + cfg.world.sft_short_clips:
-            problems.append("world.sft_clips and world.sft_short_clips are both 0: raise one, sft needs rows")
-    return problems
+def _located(name: str, folder: Path) -> str:
+    """A path below the config's folder where it exists there and not in the current one."""
+    return str(folder / name) if name and not Path(name).exists() and (folder / name).exists() else name
 
 
-def _method_conflicts(cfg: Config) -> list[str]:
-    """What is wrong with the list of methods."""
-    methods, problems = cfg.optimize.methods, []
-    for name in dict.fromkeys(methods):
-        if name not in registry.METHODS:
-            near = difflib.get_close_matches(name, registry.METHODS, n=1, cutoff=0.0)
-            problems.append(f"optimize.methods names {name!r}, which is no method (did you mean {near[0]}?)")
-        if methods.count(name) > 1:
-            problems.append(f"optimize.methods names {name} twice: a method has one folder in a run; keep one")
-    each, count = cfg.rollout.samples_per_prompt, cfg.rollout.rollouts
-    comparing = [name for name in methods if name in registry.GROUP_METHODS]
-    if comparing and each < 2:
-        named = ", ".join(comparing)
-        problems.append(
-            f"optimize.methods has {named}: answers to one prompt are compared, set rollout.samples_per_prompt to 2 or more"
-        )
-    if count % each:
-        wanted = max(1, round(count / each)) * each
-        problems.append(
-            f"rollout.rollouts is {count}, no multiple of rollout.samples_per_prompt, which is {each}: set it to {wanted}"
-        )
-    if cfg.optimize.rounds > registry.MOST_ROUNDS:
-        problems.append(f"optimize.rounds is {cfg.optimize.rounds:,}: at most {registry.MOST_ROUNDS} are made; a few are enough")
-    if "distill" in methods and not cfg.feedback.context_answers:
-        problems.append("optimize.methods has distill, which learns context answers: set feedback.context_answers to 1 or more")
-    if "bestofn" in methods and cfg.feedback.answers + cfg.feedback.context_answers < 2:
-        problems.append("optimize.methods has bestofn, which picks one of several answers: set feedback.answers to 2 or more")
-    if cfg.feedback.context_answers and not cfg.feedback.context:
-        problems.append("feedback.context_answers needs the descriptions: set feedback.context to true")
-    return problems
+def stages_of(cfg: Config) -> tuple[str, ...]:
+    """The stages of a run, in order."""
+    return pipeline(cfg.optimize.methods, cfg.sft.enabled, cfg.optimize.reward == "model")
 
 
 def dump(cfg: Config) -> str:

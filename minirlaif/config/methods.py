@@ -15,6 +15,9 @@ class OptimizeSection:
     # in each further round the model of the round before describes, answers and judges, and the methods start from it; no round
     # follows one that gained nothing on dev prompts
     rounds: Annotated[PositiveInt, UnrecordedAt(1)] = 1
+    # who scores the answers that a method samples. model: the reward model; judge: that of `feedback`, by its read-out; rank: the
+    # place among the answers to the prompt that the judge gives it; FILE.py: its function reward(prompt, answer, tags)
+    reward: Annotated[str, Rule.NOT_EMPTY, UnrecordedAt("model")] = "model"
 
 
 @dataclass(frozen=True)

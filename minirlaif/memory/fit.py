@@ -8,9 +8,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from minirlaif.config import stages_of
 from minirlaif.errors import UserError
 from minirlaif.memory.planner import CONTEXT, GIB, STEPS, Planned, peak
-from minirlaif.stages.registry import GROUP_METHODS, pipeline
+from minirlaif.stages.registry import GROUP_METHODS
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def _shrunk(plan: Planned) -> tuple[Planned, str] | None:
     if family.any_frame_size and cfg.video.frame_pixels > 16384:
         return changed("video", "frame_pixels", max(16384, cfg.video.frame_pixels * 3 // 4))
     size, section, field = max(
-        ((getattr(getattr(cfg, s), f), s, f) for s, f in _batches(pipeline(cfg.optimize.methods, cfg.sft.enabled))),
+        ((getattr(getattr(cfg, s), f), s, f) for s, f in _batches(stages_of(cfg))),
         key=itemgetter(0),
     )  # the first largest
     if size > 1:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 
-from minirlaif.config import Config, ModelSection, RewardSection
+from minirlaif.config import Config, ModelSection, RewardSection, stages_of
 from minirlaif.memory import formulas
 from minirlaif.memory.formulas import LINES, Batch, Precision
 from minirlaif.memory.shapes import Shape, shape_of
 from minirlaif.models.loading import critic_model, read_config
-from minirlaif.stages.registry import GROUP_METHODS, pipeline
+from minirlaif.stages.registry import GROUP_METHODS
 
 GIB = 2**30
 TEXT = 96  # tokens of a question with the chat's own words
@@ -60,7 +60,7 @@ def estimate(plan: Planned, tokens: Mapping[str, Known] | None = None, steps: Se
     """Bytes of each step (or of these alone) by line (names in formulas.LINES), at its peak.
     tokens: of the longest row per step, where they are known (`bench` knows them); else worked out from the settings."""
     result = {}
-    for name in steps or steps_for(pipeline(plan.settings.optimize.methods, plan.settings.sft.enabled)):
+    for name in steps or steps_for(stages_of(plan.settings)):
         step = STEPS[name]
         most = max(step.moments(plan, (tokens or {}).get(name)), key=lambda lines: sum(lines.values()))
         first = FIRST_STEP[step.trains][plan.precision.compute] * 2**20
@@ -186,8 +186,11 @@ def _collect(plan: Planned, known: Known | None, values: bool = True) -> Moments
     yield _added(_ppo(plan, "score", values), scored)
     longer = start + r.max_new_tokens + _more(plan)
     answers = r.max_new_tokens if plan.settings.reward.likelihood else 0
-    judged = formulas.scoring(plan.critic.numbers, p, Batch(rows, longer, answers, _visual(plan, plan.critic)))
-    yield _added(_ppo(plan, "critic", values), judged)
+    if plan.settings.optimize.reward == "model" or values:
+        judged = formulas.scoring(plan.critic.numbers, p, Batch(rows, longer, answers, _visual(plan, plan.critic)))
+        yield _added(_ppo(plan, "critic", values), judged)
+    if plan.settings.optimize.reward in ("judge", "rank"):
+        yield _added(_ppo(plan, "score", values), formulas.scoring(plan.policy.numbers, p, _judged(plan, start)))
     if known is None and (plan.settings.data.dev or plan.settings.data.world):  # a judge chooses the checkpoint; `bench` has none
         batch = Batch(plan.settings.feedback.batch_size, start, 0, visual)
         yield _added(_ppo(plan, "sample", values), formulas.sampling(plan.policy.numbers, p, batch, 1, r.max_new_tokens))

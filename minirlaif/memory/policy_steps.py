@@ -3,15 +3,18 @@
 Letters: B answers, R answer tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from minirlaif.algorithms.group import METHODS
 from minirlaif.algorithms.ppo import PolicyLearner
+from minirlaif.algorithms.rewards import AnswerReward, JudgeReward
 from minirlaif.algorithms.rollout import Rollout, score_rows
-from minirlaif.config import GroupSection, PpoSection, RolloutSection
+from minirlaif.config import FeedbackSection, GroupSection, PpoSection, RolloutSection
+from minirlaif.judges.config import OF_THE_RUN
+from minirlaif.models.generation import Completion
 from minirlaif.models.logprobs import token_logprobs, token_values
 from minirlaif.session import PPOModels
 from minirlaif.stages import ppo
@@ -20,11 +23,20 @@ from minirlaif.types import Sample
 
 
 def open_learner(
-    models: PPOModels, method: str, ppo_section: PpoSection, group: GroupSection, rollout: RolloutSection, start: Start
+    models: PPOModels,
+    method: str,
+    ppo_section: PpoSection,
+    group: GroupSection,
+    rollout: RolloutSection,
+    start: Start,
+    reward: bool = True,
 ) -> PolicyLearner[Any]:
-    """The roles of a method on fresh adapters; the optimisers have their moments, as in a run from its first step on."""
+    """The roles of a method on fresh adapters; the optimisers have their moments, as in a run from its first step on. reward:
+    whether there is a reward model."""
     learner: PolicyLearner[Any] = (
-        ppo.build_group(models, group, start, method, rollout) if method in METHODS else ppo.build(models, ppo_section, start)
+        ppo.build_group(models, group, start, method, rollout, reward)
+        if method in METHODS
+        else ppo.build(models, ppo_section, start, reward)
     )
     for role, trainer in learner.trainers.items():
         with trainer.session.adapters.on_device(role):
@@ -32,6 +44,26 @@ def open_learner(
                 weight.grad = torch.zeros_like(weight)
             trainer.step(0.0)
     return learner
+
+
+class _Zeros:
+    """Scores that cost nothing."""
+
+    def scores(self, prompts: Sequence[Sample], drawn: Sequence[Sequence[Completion]]) -> list[float]:
+        """See `AnswerReward`."""
+        return [0.0 for group in drawn for _ in group]
+
+
+def answer_reward(
+    scored_by: str, section: FeedbackSection, models: PPOModels, contexts: Mapping[str, str]
+) -> AnswerReward | None:
+    """What scores in place of the reward model, by optimize.reward (scored_by). A judge that reads text, and a file, take no
+    memory of the device: zeros stand for their scores."""
+    if scored_by == "model":
+        return None
+    if scored_by in ppo.JUDGED and section.judge in OF_THE_RUN:
+        return JudgeReward(models.reference, "reference", section, contexts, ranked=scored_by == "rank")
+    return _Zeros()
 
 
 def full_rollouts(

@@ -203,14 +203,17 @@ class StageProbe:
 
     def _learner(self, models: PPOModels) -> PolicyLearner[Any]:
         small = self.small
-        return policy_steps.open_learner(models, self._method, small.ppo, small.group, small.rollout, self._start)
+        scored = small.optimize.reward == "model"
+        return policy_steps.open_learner(models, self._method, small.ppo, small.group, small.rollout, self._start, scored)
 
     def _collect(self, models: PPOModels, worst: Worst) -> Callable[[], Done]:
         section = self.small.rollout
         self._learner(models)
         contexts = {worst.video: worst.context} if self.full.reward.context else None
         group = METHODS.get(self._method)
-        collector = RolloutCollector(models, section, 0, contexts, 0.0, MethodProgress(), self._method, group)
+        reward, read = self.full.optimize.reward, {worst.video: worst.context}
+        scored = policy_steps.answer_reward(reward, self.full.feedback, models, read)
+        collector = RolloutCollector(models, section, 0, contexts, 0.0, MethodProgress(), self._method, group, scored)
         prompts = _samples(worst, section.rollouts // section.samples_per_prompt)
 
         def step() -> Done:

@@ -32,7 +32,8 @@ class StagePlan:
         with suppress(UserError, OSError, ValueError, LookupError, TypeError):
             values = self._settings_file()
             methods = [name for name in values["optimize"]["methods"] if name in METHODS]
-            return pipeline(list(dict.fromkeys(methods)) or DEFAULT_METHODS, values["sft"]["enabled"] is not False)
+            named, scored = list(dict.fromkeys(methods)) or DEFAULT_METHODS, values["optimize"].get("reward", "model") == "model"
+            return pipeline(named, values["sft"]["enabled"] is not False, scored)
         return pipeline()
 
     @cached_property

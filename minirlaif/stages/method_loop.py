@@ -12,6 +12,7 @@ from minirlaif import distributed
 from minirlaif.config import DataSection, FeedbackSection
 from minirlaif.data.preflight import read_dev
 from minirlaif.errors import UserError
+from minirlaif.feedback.text_judge import TextJudge
 from minirlaif.feedback.win_rate import WinRateEvaluator
 from minirlaif.judges.config import REPLIES, feedback_judge, open_judge
 from minirlaif.models.seeds import seed_of
@@ -45,6 +46,10 @@ class Questions:
             again = run.remake("feedback")
             raise UserError(f"{stage}: no prompt is left whose clip `feedback` has described; make it again: `{again}`")
         return replace(self, prompts=prompts, dev=dev)
+
+
+# The judge of `feedback` while a method learns: a role of the reference's session, and the one that reads text in its place.
+MethodJudge = tuple[str, TextJudge | None]
 
 
 @dataclass(frozen=True)
@@ -101,23 +106,35 @@ def policy_trainer(session: ModelSession, section: Section, start: Start) -> Ada
 
 
 def evaluator(
-    section: FeedbackSection, run: Run, stage: str, models: PPOModels, questions: Questions, limit: int
+    section: FeedbackSection,
+    run: Run,
+    stage: str,
+    models: PPOModels,
+    questions: Questions,
+    limit: int,
+    judge: MethodJudge | None = None,
 ) -> WinRateEvaluator:
-    """The judge of `feedback` on dev prompts. The run's start model is the reference of the first method; of later ones it is a
-    role of its own."""
-    judge, named = "reference", feedback_judge(section)
+    """The judge of `feedback` on dev prompts; opened here where it is not given."""
+    judge = judge or open_method_judge(section, run, stage, models)
+    return WinRateEvaluator(models, questions.dev, questions.contexts, section, limit, *judge)
+
+
+def open_method_judge(section: FeedbackSection, run: Run, stage: str, models: PPOModels) -> MethodJudge:
+    """The judge of `feedback` for a method. The run's start model is the reference of the first method; for later ones a role of
+    its own is added."""
+    named, adapters = feedback_judge(section), models.reference.adapters
     if named is not None:
-        text_judge = open_judge(named, run.root.parent / REPLIES)
-        return WinRateEvaluator(models, questions.dev, questions.contexts, section, limit, judge, text_judge)
+        return "reference", open_judge(named, run.root.parent / REPLIES)
     if section.judge == "base":
-        judge = "base"
-    elif run.start(stage) != run.start_model:
-        judge = "judge" if run.start_adapter() else "base"
-        if judge == "judge":
-            models.reference.adapters.add("judge", 0, run.start_adapter())
-            if models.offload_reference:
-                models.reference.adapters.enable_offload("judge")
-    return WinRateEvaluator(models, questions.dev, questions.contexts, section, limit, judge)
+        return "base", None
+    if run.start(stage) == run.start_model:
+        return "reference", None
+    if not (adapter := run.start_adapter()):
+        return "base", None
+    adapters.add("judge", 0, adapter)
+    if models.offload_reference:
+        adapters.enable_offload("judge")
+    return "judge", None
 
 
 def train(out: StageDir, models: PPOModels, loop: Loop, dev: WinRateEvaluator | None, first: int) -> None:

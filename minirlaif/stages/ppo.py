@@ -1,5 +1,6 @@
-"""Stages `ppo` (paper section 3.3), `rloo`, `grpo` and `dr_grpo`: the policy learns from the reward model's scores of answers
-that it samples. `ppo` has a value model; the others compare the answers to one prompt (algorithms/group.py) and have none.
+"""Stages `ppo` (paper section 3.3), `rloo`, `grpo` and `dr_grpo`: the policy learns from scores of answers that it samples, given
+by the reward model or by what `optimize.reward` names. `ppo` has a value model; the others compare the answers to one prompt
+(algorithms/group.py) and have none.
 
 Roles: policy (starts as the SFT adapter, or that of the method before), reference (a frozen copy of it; `reference.kind` gives
 it base weights of its own), reward (frozen), value (starts as the reward adapter with a head of zeros, as in the paper). All
@@ -18,12 +19,14 @@ from typing import Any
 from minirlaif import distributed
 from minirlaif.algorithms.group import METHODS
 from minirlaif.algorithms.ppo import GroupLearner, Learner, PolicyLearner
+from minirlaif.algorithms.reward_file import ENDING, RewardFile
+from minirlaif.algorithms.rewards import AnswerReward, FileReward, JudgeReward
 from minirlaif.algorithms.rollout import Rollout, RolloutCollector
-from minirlaif.config import Config, GroupSection, PpoSection, RewardSection, RolloutSection
+from minirlaif.config import Config, FeedbackSection, GroupSection, PpoSection, RewardSection, RolloutSection
 from minirlaif.data.preflight import Preflight, read_samples
 from minirlaif.errors import UserError
 from minirlaif.models.loading import base_hash, critic_model
-from minirlaif.runs.io import read_jsonl
+from minirlaif.runs.io import read_jsonl, sha256
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import PPOModels, open_ppo_models, settings_of
@@ -33,6 +36,7 @@ from minirlaif.training.checkpoint import MethodProgress, Start
 from minirlaif.training.epoch_sampler import epoch_batch
 from minirlaif.training.optim import AdapterTrainer, check_finite, make_accelerator
 
+JUDGED = ("judge", "rank")  # values of optimize.reward with which the judge scores
 SAMPLE_EVERY = 5  # of so many iterations one answer stands in samples.jsonl
 POOR_CRITIC, FEWEST_ITERATIONS = 0.05, 10  # explained variance; and from how many iterations on it says something
 
@@ -43,10 +47,13 @@ def run(cfg: Config, run: Run, redo: bool = False, name: str = "ppo") -> None:
     settings = settings_of(cfg.seed, cfg.data, stage.reads, **cfg.sections(*stage.sections))
     settings["context"] = cfg.reward.context
     settings["reward_base"] = base_hash(critic_model(cfg.model, cfg.reward)) if cfg.reward.base else ""
+    if (scored_by := cfg.optimize.reward) != "model":
+        settings["scored_by"] = sha256(Path(scored_by)) if scored_by.endswith(ENDING) else scored_by
     with run.stage(name, settings, inputs=run.inputs(name), redo=redo) as out:
         if out is None:
             return
-        _refuse_poor_reward(cfg.reward, run, name)
+        if scored_by == "model":
+            _refuse_poor_reward(cfg.reward, run, name)
         # 1. prompts
         prompts = read_samples(cfg.data, run, "prompts", need_answers=False, max_missing=cfg.video.max_unreadable)
         questions = method_loop.read_questions(cfg.data, run, prompts, cfg.video.max_unreadable)
@@ -55,16 +62,24 @@ def run(cfg: Config, run: Run, redo: bool = False, name: str = "ppo") -> None:
             questions = questions.readable(models.policy, run, out, name)
             # 2. roles and optimisers
             first, state = out.resume() or (0, None)
-            start, reward = run.start_adapter(name), run.adapter("reward")
-            adapters = {"reward": reward} | ({"start": start} if start else {})
+            adapters = {"start": start} if (start := run.start_adapter(name)) else {}
+            adapters |= {"reward": run.adapter("reward")} if scored_by == "model" else {}
             begin, r = Start(cfg.seed, run.folder, cfg.report_to, adapters, state=state), cfg.rollout
             learner: PolicyLearner[Any] = (
-                build_group(models, cfg.group, begin, name, r) if group else build(models, cfg.ppo, begin)
+                build_group(models, cfg.group, begin, name, r, scored_by == "model")
+                if group
+                else build(models, cfg.ppo, begin, scored_by == "model")
             )
-            bias = float(run.metrics("reward", "bias")["bias"])
+            bias = float(run.metrics("reward", "bias")["bias"]) if scored_by == "model" else 0.0
             read = questions.contexts if cfg.reward.context else None
-            collector = RolloutCollector(models, r, cfg.seed, read, bias, learner.progress, name, group)
-            dev = method_loop.evaluator(cfg.feedback, run, name, models, questions, r.max_new_tokens) if questions.dev else None
+            judge = (
+                method_loop.open_method_judge(cfg.feedback, run, name, models) if questions.dev or scored_by in JUDGED else None
+            )
+            reward = _reward(scored_by, models, cfg.feedback, questions, judge)
+            collector = RolloutCollector(models, r, cfg.seed, read, bias, learner.progress, name, group, reward)
+            dev = None
+            if questions.dev:
+                dev = method_loop.evaluator(cfg.feedback, run, name, models, questions, r.max_new_tokens, judge)
 
             # 3. iterations
             def iterate(number: int) -> dict[str, float]:
@@ -93,13 +108,13 @@ def run(cfg: Config, run: Run, redo: bool = False, name: str = "ppo") -> None:
                 _note_critic(out, r, cfg.ppo.vf_coef)
 
 
-def build(models: PPOModels, section: PpoSection, start: Start) -> Learner:
-    """The four roles with their optimisers. Adapters of `start`: "start" for policy and reference, "reward" for reward and value;
-    fresh ones where they are not named."""
+def build(models: PPOModels, section: PpoSection, start: Start, reward: bool = True) -> Learner:
+    """The four roles with their optimisers, or three without a reward model. Adapters of `start`: "start" for policy and
+    reference, "reward" for reward and value; fresh ones where they are not named. Without a reward model the value model begins
+    as the policy does."""
     critic, state = models.critic.adapters, start.state
-    reward = start.adapters.get("reward")
-    _add_frozen(models, start)
-    critic.add("value", 0, state / "value" if state else reward)
+    _add_frozen(models, start, reward)
+    critic.add("value", 0, state / "value" if state else start.adapters.get("reward" if reward else "start"))
     if state:
         critic.load_head("value", state / "value")
     else:
@@ -111,9 +126,11 @@ def build(models: PPOModels, section: PpoSection, start: Start) -> Learner:
     return Learner(models, section, start.seed, accelerator, trainers, MethodProgress.read(state) if state else MethodProgress())
 
 
-def build_group(models: PPOModels, section: GroupSection, start: Start, name: str, rollout: RolloutSection) -> GroupLearner:
+def build_group(
+    models: PPOModels, section: GroupSection, start: Start, name: str, rollout: RolloutSection, reward: bool = True
+) -> GroupLearner:
     """As `build` without the role "value", for the method `name`."""
-    _add_frozen(models, start)
+    _add_frozen(models, start, reward)
     accelerator = make_accelerator(models.policy.model, start.report_to, start.folder)
     trainers = {"policy": AdapterTrainer(models.policy, "policy", section, accelerator, start.state)}
     models.enable_offload()
@@ -122,15 +139,33 @@ def build_group(models: PPOModels, section: GroupSection, start: Start, name: st
     return GroupLearner(models, section, start.seed, accelerator, trainers, progress, name, method=method, rollout=rollout)
 
 
-def _add_frozen(models: PPOModels, start: Start) -> None:
-    """The roles "policy", which alone of them learns, "reference" and "reward"."""
+def _add_frozen(models: PPOModels, start: Start, with_reward: bool) -> None:
+    """The roles "policy", which alone of them learns, "reference", and where there is a reward model "reward"."""
     critic, reward = models.critic.adapters, start.adapters.get("reward")
     method_loop.add_policy(models, start.seed, start.adapters.get("start"), start.state)
+    if not with_reward:
+        return
     critic.add("reward", 0, reward)
     if reward:
         critic.load_head("reward", reward)
     else:
         critic.add_head("reward", 0, start=0.01, beta=start.beta)
+
+
+def _reward(
+    scored_by: str,
+    models: PPOModels,
+    section: FeedbackSection,
+    questions: method_loop.Questions,
+    judge: method_loop.MethodJudge | None,
+) -> AnswerReward | None:
+    """What scores answers in place of the reward model, by optimize.reward; None: the reward model does."""
+    if scored_by.endswith(ENDING):
+        return FileReward(RewardFile(scored_by), models.policy)
+    if judge is None or scored_by not in JUDGED:
+        return None
+    role, text_judge = judge
+    return JudgeReward(models.reference, role, section, questions.contexts, text_judge, ranked=scored_by == "rank")
 
 
 def step(learner: PolicyLearner[Any], batch: Rollout, number: int) -> dict[str, float]:

@@ -188,6 +188,7 @@ _ROWS = (
 )
 STAGES = {stage.name: stage for stage in _ROWS}
 METHODS = tuple(stage.name for stage in _ROWS if stage.produces == "rlaif")
+SAMPLING = tuple(stage.name for stage in _ROWS if "rollout" in stage.sections)  # methods that sample and score answers
 GROUP_METHODS = tuple(stage.name for stage in _ROWS if "group" in stage.sections)  # that compare answers to one prompt
 DEFAULT_METHODS = ("ppo",)
 PIPELINE = tuple(stage.name for stage in _ROWS if stage.produces != "base")  # all that `run` knows: it starts from a base
@@ -201,10 +202,10 @@ def producers(model: str) -> tuple[Stage, ...]:
     return tuple(stage for stage in _ROWS if stage.produces == model)
 
 
-def pipeline(methods: Sequence[str] = DEFAULT_METHODS, sft: bool = True) -> tuple[str, ...]:
+def pipeline(methods: Sequence[str] = DEFAULT_METHODS, sft: bool = True, reward: bool = True) -> tuple[str, ...]:
     """The stages of a run, in order: with these methods alone, without SFT if it is off, and with a reward model only where a
-    method scores with it."""
-    read = {name for method in methods for name in STAGES[method].inputs}
+    method scores with it, and nothing else (reward) scores in its place."""
+    read = {name for method in methods for name in STAGES[method].inputs if reward or name != "reward"}
     left_out = {*METHODS, *(() if sft else ("sft",)), *(() if "reward" in read else ("reward",))}
     before = [name for name in until(METHODS[0]) if name not in left_out]
     after = [name for name in PIPELINE[len(until(METHODS[-1])) :] if name not in left_out]

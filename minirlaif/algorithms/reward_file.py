@@ -1,0 +1,62 @@
+"""Rewards that a person's own file gives: a Python file with one function, `reward`. No torch.
+
+    def reward(prompt: str, answer: str, tags: dict[str, str]) -> float:
+        return float(tags["colour"] in answer)
+
+prompt: the question; tags: the further columns of the prompt's row as text, with its "id" and its "video". The file is run as the
+user that runs the command.
+"""
+
+import importlib.util
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from minirlaif.errors import UserError
+
+ENDING = ".py"
+EXAMPLE = "def reward(prompt, answer, tags): return float('red' in answer)"
+LONGEST = 60  # letters of an answer in a message
+
+
+class RewardFile:
+    """The function `reward` of a file. UserError: the file cannot be read or run, or has no such function."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        if not Path(path).is_file():
+            raise UserError(f"optimize.reward {path}: no such file; write one with a function such as `{EXAMPLE}`")
+        spec = importlib.util.spec_from_file_location("reward_file", path)
+        if spec is None or spec.loader is None:
+            raise UserError(f"optimize.reward {path}: not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except (Exception, SystemExit) as error:
+            raise UserError(f"optimize.reward {path}: cannot be run, {_named(error)}; mend it, then run it with python") from None
+        self._function: Callable[..., Any] | None = getattr(module, "reward", None)
+        if not callable(self._function):
+            raise UserError(f"optimize.reward {path}: has no function `reward`; write one such as `{EXAMPLE}`")
+
+    def score(self, prompt: str, answer: str, tags: Mapping[str, str]) -> float:
+        """The reward of one answer. UserError: the function raised, or gave something else than one finite number."""
+        where = f"{self.path}: reward for the answer {answer[:LONGEST]!r} to {prompt[:LONGEST]!r}"
+        assert self._function is not None
+        try:
+            given = self._function(prompt, answer, dict(tags))
+        except Exception as error:
+            raise UserError(f"{where} raised {_named(error)}; mend the function and make the stage again", again=()) from None
+        if hasattr(given, "__len__"):
+            raise UserError(f"{where} gave {len(given)} values; return one number, and make the stage again", again=())
+        try:
+            score = float(given)
+        except (TypeError, ValueError):
+            raise UserError(f"{where} gave {given!r:.40}; return a number, and make the stage again", again=()) from None
+        if not math.isfinite(score):
+            raise UserError(f"{where} gave {score}; return a finite number, and make the stage again", again=())
+        return score
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")

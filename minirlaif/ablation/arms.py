@@ -1,8 +1,8 @@
 """What the ablation compares, from arms.yaml: its arms, and for each question the figures to show and the claims to decide.
 
 An arm is the run `main` of a seed with some settings changed. It makes only the stages that these settings touch and takes the
-others from the main run. Where an arm goes through PPO, it takes a third of the main run's iterations, and so does the arm that
-it is compared with.
+others from the main run, or from another arm. Where an arm varies PPO, it takes a third of the main run's iterations, and so does
+the arm that it is compared with.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from minirlaif.config import FeedbackSection, PpoSection, RolloutSection, VideoSection, WorldSection
-from minirlaif.stages.registry import until
+from minirlaif.stages.registry import pipeline, until
 
 MAIN = "main"
 # What a figure counts, each between 0 and 1 per item.
@@ -31,14 +31,16 @@ COUNTS = {
 @dataclass(frozen=True)
 class Arm:
     """One way to run the pipeline. answered_by: who answers the test questions at the end, "policy", "sft" or "best" (the best of
-    several SFT answers by the reward model); "": no one. weight: about how many seconds it takes on one busy core."""
+    several SFT answers by the reward model); "": no one. weight: about how many seconds it takes on one busy core. source: whose
+    stages it shares, the main run's or another arm's."""
 
     name: str
     changed: tuple[str, ...]  # settings, section.field=value
-    shares: tuple[str, ...]  # stages of the main run
+    shares: tuple[str, ...]  # stages of the source
     makes: tuple[str, ...]  # stages of its own, in order
     answered_by: str = ""
     weight: int = 60
+    source: str = MAIN
 
 
 @dataclass(frozen=True)
@@ -79,20 +81,31 @@ def arms(
     stages: Sequence[str],
 ) -> tuple[Arm, ...]:
     """All arms but the main run, whose sections and stages are given, in the order in which they are made: long ones first.
-    An arm that needs a stage which the main run does not have (SFT, a reward model, PPO) is left out."""
-    # Whole batches of prompts, a fifth of all: then an arm's pairs are the main run's, answer by answer.
+    An arm that needs a stage which the main run does not have (SFT, a reward model, PPO) is left out, and so is one with methods
+    of its own that starts from another model than the main run."""
+    # Whole batches of prompts: then an arm's pairs are the main run's, answer by answer.
     size, prompts = feedback.batch_size, world.prompt_clips * world.questions_per_clip
+    each = feedback.answers + feedback.context_answers
+    rest = (prompts * each - ppo.iterations * rollout.rollouts) / each / size
     values = {
         "short": f"ppo.iterations={max(1, round(ppo.iterations / 3))}",
         "fifth": f"feedback.limit={size * math.ceil(prompts / 5 / size)}",
+        "rest": f"feedback.limit={size * max(1, math.floor(rest))}",
         "half": f"{video.segment_seconds / 2:g}",
     }
     result = []
     for name, row in _tables()["arms"].items():
-        if name != f"kl-{rollout.kl_coef:g}" and {row["shares"], *row["makes"]} <= {*stages, "exam"}:
-            changed = tuple(setting.format(**values) for setting in row.get("changed", ()))
-            more = {key: row[key] for key in ("answered_by", "weight") if key in row}
-            result.append(Arm(name, changed, until(row["shares"], stages), tuple(row["makes"]), **more))
+        methods, own = row.get("methods"), stages
+        if methods:
+            own = pipeline(methods, "sft" in stages)
+            there = row["start"] == ("sft" if "sft" in stages else "base") and ("from" in row or row["shares"] in stages)
+        else:
+            there = name != f"kl-{rollout.kl_coef:g}" and {row["shares"], *row["makes"]} <= {*stages, "exam"}
+        if there:
+            changed = [setting.format(**values) for setting in row.get("changed", ())]
+            changed += [f"optimize.methods=[{','.join(methods)}]"] if methods else []
+            more = {key: row[key] for key in ("answered_by", "weight") if key in row} | {"source": row.get("from", MAIN)}
+            result.append(Arm(name, tuple(changed), until(row["shares"], own), tuple(row["makes"]), **more))
     return tuple(result)
 
 
@@ -113,10 +126,13 @@ def listing() -> str:
 
 
 def groups(margin: float, kl_coef: float, stages: Sequence[str]) -> tuple[Group, ...]:
-    """The nine questions, in the order of the report. margin: feedback.margin of the main run; kl_coef: its rollout.kl_coef;
-    stages: that it has. Figures of a model that it does not have are left out, with their claims."""
-    result = []
+    """The questions, in the order of the report; a run that starts elsewhere has none about methods. margin: feedback.margin of
+    the main run; kl_coef: its rollout.kl_coef; stages: that it has. Figures of a model that it does not have are left out, with
+    their claims."""
+    result, start = [], "sft" if "sft" in stages else "base"
     for row in _tables()["groups"]:
+        if row.get("start", start) != start:
+            continue
         measures = [measure for each in row["measures"] if _exists(measure := Measure(*each), stages)]
         known_keys = {measure.key for measure in measures}
         claims = [tuple(each) for each in row["claims"] if set(each[1:]) <= known_keys]

@@ -32,7 +32,7 @@ from minirlaif.runs.io import read_json, write_atomic
 from minirlaif.runs.plan import with_rounds
 from minirlaif.runs.progress import clock, progress
 from minirlaif.runs.run import Run
-from minirlaif.stages.registry import pipeline, until
+from minirlaif.stages.registry import until
 
 POLL_SECONDS = 0.2
 MAIN_WEIGHT, CHECK_WEIGHT = 1000, 15  # about how many seconds a main run takes, and the check of a finished one
@@ -55,13 +55,13 @@ class Job:
 
 @dataclass(frozen=True)
 class ArmRun:
-    """An arm of one seed: its settings as YAML, its run folder, and the main run whose stages it shares."""
+    """An arm of one seed: its settings as YAML, its run folder, and the run whose stages it shares."""
 
     seed: int
     arm: Arm
     settings: str
     run: Run
-    main: Run
+    source: Run
 
     @property
     def name(self) -> str:
@@ -81,13 +81,15 @@ def run(options: argparse.Namespace) -> int:
     cfg = config.load(options.config, options.set)
     if not cfg.data.world:
         raise UserError(f'{options.config}: data.world is empty; ablate runs only on the tiny world; set data.world to "tiny"')
-    stages = until("evaluate", pipeline(cfg.optimize.methods, cfg.sft.enabled))
+    stages = until("evaluate", config.stages_of(cfg))
     chosen = _chosen(arms(cfg.world, cfg.video, cfg.feedback, cfg.rollout, cfg.ppo, stages), options.arms)
     mains = {seed: Run((options.main_runs or options.runs_dir) / f"seed{seed}") for seed in seeds}
     arm_runs = []
     for seed, arm in product(seeds, chosen):
         settings = config.dump(config.load(options.config, [*options.set, f"seed={seed}", *arm.changed]))
-        arm_runs.append(ArmRun(seed, arm, settings, Run(root / f"seed{seed}" / arm.name), mains[seed]))
+        folder = root / f"seed{seed}"
+        source = mains[seed] if arm.source == MAIN else Run(folder / arm.source)
+        arm_runs.append(ArmRun(seed, arm, settings, Run(folder / arm.name), source))
     if options.redo:
         for each in arm_runs:
             shutil.rmtree(each.run.root, ignore_errors=True)  # links go, what they point to stays
@@ -132,7 +134,9 @@ def _chosen(known: Sequence[Arm], text: str) -> list[Arm]:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
             raise UserError(f"--arms {name}: no such arm (did you mean {near}?); all: {', '.join(names)}")
-    return [arm for arm in known if not text or arm.name in text.split(",")]
+    wanted = set(filter(None, text.split(",")))
+    wanted |= {names[name].source for name in wanted} - {MAIN}
+    return [arm for arm in known if not text or arm.name in wanted]
 
 
 def _main_job(options: argparse.Namespace, root: Path, seed: int, main: Run, stages: Sequence[str]) -> Job:
@@ -145,22 +149,22 @@ def _main_job(options: argparse.Namespace, root: Path, seed: int, main: Run, sta
 
 def _arm_job(arm_run: ArmRun) -> Job:
     def command() -> list[str] | None:
-        """UserError when the folder was made with other settings, or from another main run."""
+        """UserError when the folder was made with other settings, or from another source."""
         if _finished(arm_run):
             return None
         path, made = arm_run.run.root / "arm.json", _made_with(arm_run)
         if path.is_file() and read_json(path) != made:
             raise UserError(
-                f"{arm_run.run.root}: made with other settings, or from another main run; to make it again, repeat the command"
-                f" with --arms {arm_run.arm.name} --redo"
+                f"{arm_run.run.root}: made with other settings, or from another {arm_run.arm.source} run; to make it again,"
+                f" repeat the command with --arms {arm_run.arm.name} --redo"
             )
-        arm_run.run.take_over(arm_run.main, arm_run.arm.shares)
+        arm_run.run.take_over(arm_run.source, arm_run.arm.shares)
         write_atomic(arm_run.run.root / "config.yaml", made["config"])
         write_atomic(path, json.dumps(made, indent=1))
         return [sys.executable, "-m", "minirlaif.ablation.run_arm", str(arm_run.run.root)]
 
     weight = 0 if _finished(arm_run) else arm_run.arm.weight
-    return Job(arm_run.name, command, arm_run.run.root / "log.txt", (f"seed {arm_run.seed}, {MAIN}",), weight)
+    return Job(arm_run.name, command, arm_run.run.root / "log.txt", (f"seed {arm_run.seed}, {arm_run.arm.source}",), weight)
 
 
 def _ticks(jobs: Sequence[Job], at_once: int, failed: dict[str, str]) -> Iterator[None]:
@@ -173,7 +177,7 @@ def _ticks(jobs: Sequence[Job], at_once: int, failed: dict[str, str]) -> Iterato
 
 def _made_with(arm_run: ArmRun) -> dict[str, Any]:
     """The content of arm.json: settings, stages of its own, and identities of shared stages (None: not finished yet)."""
-    shared = {stage: (arm_run.main.manifest(stage) or {"identity": None})["identity"] for stage in arm_run.arm.shares}
+    shared = {stage: (arm_run.source.manifest(stage) or {"identity": None})["identity"] for stage in arm_run.arm.shares}
     return {"config": arm_run.settings, "shares": shared, "makes": list(arm_run.arm.makes), "exam": arm_run.arm.answered_by}
 
 

@@ -14,6 +14,7 @@ from minirlaif.ablation.arms import MAIN
 from minirlaif.cli import main as cli
 from minirlaif.config import Config
 from minirlaif.runs.run import Run
+from minirlaif.stages.registry import GROUP_METHODS, SAMPLING
 from minirlaif.video.frame_sampling import segment_spans
 from tests.fixtures import ablation_runs, small_config
 from tests.fixtures.ablation_runs import arms_of, groups_of
@@ -115,8 +116,9 @@ def test_help_says_what_each_arm_is_and_how_long_it_takes(capsys: pytest.Capture
     lines = capsys.readouterr().out.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("arms "))
     listed = dict(line.split(maxsplit=1) for line in lines[start + 1 : lines.index("", start)])
-    # Whatever the run's own KL coefficient is, every arm that there can be is in the list.
+    # Whatever the run's own KL coefficient is, and whether it has SFT, every arm that there can be is in the list.
     others = arms_of(config.load(small_config.TINY, ["rollout.kl_coef=0.5"]))
+    others += arms_of(config.load(small_config.NO_LABELS))
     assert set(listed) == {arm.name for arm in (*ARMS.values(), *others)}
     assert len(set(listed.values())) == len(listed) and max(map(len, lines)) <= 100
     text = " ".join(lines)
@@ -171,11 +173,40 @@ def test_an_arm_whose_own_stages_no_longer_fit_together_is_not_finished(runs_dir
 
 
 def test_a_run_without_sft_has_the_arms_and_claims_that_it_can_have() -> None:
-    """Of configs/tiny-nolabels.yaml: no reward model and no PPO, so the arms differ in what the judge reads."""
-    cfg = config.load(small_config.TINY.with_name("tiny-nolabels.yaml"))
-    assert {arm.name for arm in arms_of(cfg)} == set()  # all of them start from SFT, or score
+    """Of configs/tiny-nolabels.yaml: no reward model and no PPO, so the arms are other methods from the base."""
+    cfg = config.load(small_config.NO_LABELS)
+    methods = {"ppo", "rloo", "grpo", "dr-grpo", "dpo", "bestofn", "distill-ppo", "distill-dpo"}
+    assert {arm.name for arm in arms_of(cfg)} == {"part", *methods}
+    assert not {"part", *methods} & {arm.name for arm in ARMS.values()}  # nor does a run with SFT have these
     questions = {group.name: group for group in groups_of(cfg)}
     (claim,) = questions["base"].claims
     assert claim == ("The aligned model is better than the base", "rlaif", "base")
     measures = [measure for group in questions.values() for measure in group.measures]
     assert not [measure for measure in measures if measure.column == "sft" or measure.counts == "reward"]
+
+
+def test_methods_from_the_base_get_as_many_sampled_answers() -> None:
+    """Main run: an answer from the frames and one with the descriptions, to 12,000 questions. Methods that sample: 30 batches of
+    128 answers, and feedback on 10,080 questions."""
+    cfg = config.load(small_config.NO_LABELS)
+    known = {arm.name: arm for arm in arms_of(cfg)}
+    each = cfg.feedback.answers + cfg.feedback.context_answers
+    total = cfg.world.prompt_clips * cfg.world.questions_per_clip * each
+    assert total == 24_000
+    for name, arm in known.items():
+        here = config.load(small_config.NO_LABELS, arm.changed)
+        of_feedback = (here.feedback.limit or total // each) * each
+        sampled = {"ppo": here.ppo.iterations, "group": here.group.iterations}
+        learned = [sampled["ppo" if method == "ppo" else "group"] for method in here.optimize.methods if method in SAMPLING]
+        if name != "part":
+            assert of_feedback + sum(learned) * here.rollout.rollouts == total, name
+            assert arm.source == ("part" if learned else MAIN)
+        assert (here.rollout.samples_per_prompt > 1) == bool(set(here.optimize.methods) & set(GROUP_METHODS))
+    part, ppo = (config.load(small_config.NO_LABELS, known[name].changed) for name in ("part", "ppo"))
+    assert known["part"].makes == ("feedback", "reward") and part == ppo  # what one makes is what the other would make
+
+
+def test_an_arm_that_was_chosen_brings_the_one_whose_stages_it_shares() -> None:
+    known = arms_of(config.load(small_config.NO_LABELS))
+    assert [arm.name for arm in runner._chosen(known, "grpo")] == ["part", "grpo"]
+    assert [arm.name for arm in runner._chosen(known, "dpo")] == ["dpo"]

@@ -36,9 +36,9 @@ from minirlaif.cli import main as cli
 from minirlaif.errors import UserError
 from minirlaif.runs.run import Run
 from minirlaif.session import settings_of
-from minirlaif.stages.registry import STAGES, pipeline, until
+from minirlaif.stages.registry import METHODS, STAGES, pipeline, until
 from tests.fixtures import small_config, tiny
-from tests.fixtures.ablation_runs import arms_of, groups_of
+from tests.fixtures.ablation_runs import arms_of, groups_of, stages_of
 
 TRUE, FALSE = "a red circle moves left.", "a blue cross stays still."
 CFG = config.load(small_config.TINY)
@@ -173,32 +173,38 @@ def test_remarks(main: Run) -> None:
 # The arms.
 
 
-def test_every_figure_has_its_arm_and_every_arm_its_inputs() -> None:
-    known = {arm.name: arm for arm in arms_of(CFG)}
-    assert len(known) == len(arms_of(CFG))
+@pytest.mark.parametrize("path", [small_config.TINY, small_config.NO_LABELS])
+def test_every_figure_has_its_arm_and_every_arm_its_inputs(path: Path) -> None:
+    cfg = config.load(path)
+    known = {arm.name: arm for arm in arms_of(cfg)}
+    assert len(known) == len(arms_of(cfg))
     used = set()
-    for group in groups_of(CFG):
+    for group in groups_of(cfg):
         keys = [measure.key for measure in group.measures]
         assert len(set(keys)) == len(keys) and {measure.counts for measure in group.measures} <= set(COUNTS)
         counts = {measure.key: measure.counts for measure in group.measures}
         for text, better, worse in group.claims:
             assert counts[better] == counts[worse], text
-        used |= {measure.arm for measure in group.measures}
-    assert used - {MAIN} == set(known)
+        if any(measure.arm in known for measure in group.measures):
+            used |= {measure.arm for measure in group.measures}
+    sources = {arm.source for arm in known.values()}
+    assert used - {MAIN} == set(known) - (sources - {MAIN})
     order = [*list(STAGES)[: list(STAGES).index("evaluate")], "exam"]
-    needs = {"sft": {"world"}, "feedback": {"sft"}, "reward": {"sft", "feedback"}, "ppo": {"sft", "feedback", "reward"}}
-    needs["exam"] = set()
-    exams = {"policy": {"ppo"}, "sft": {"sft"}, "best": {"sft", "reward"}, "": set()}
+    exams = {"policy": set(METHODS), "sft": {"sft"}, "best": {"sft", "reward"}, "": set()}
     for arm in known.values():
-        config.load(small_config.TINY, arm.changed)
+        here = config.load(path, arm.changed)
         assert not set(arm.shares) & set(arm.makes)
         assert list(arm.makes) == sorted(arm.makes, key=order.index)
         there = set(arm.shares)
+        source = known[arm.source] if arm.source != MAIN else None
+        assert there <= ({*source.shares, *source.makes} if source else set(stages_of(cfg)))
         for stage in arm.makes:
-            assert needs[stage] <= there, arm.name
+            needed = set(STAGES[stage].inputs) & set(config.stages_of(here)) if stage != "exam" else set()
+            assert needed <= there, arm.name
             there.add(stage)
-        assert exams[arm.answered_by] <= there and bool(arm.answered_by) == ("exam" in arm.makes)
-    assert {text for group in groups_of(CFG) for text, *_ in group.claims if "better than the base" in text}
+        assert exams[arm.answered_by] & there or not arm.answered_by
+        assert bool(arm.answered_by) == ("exam" in arm.makes)
+    assert {text for group in groups_of(cfg) for text, *_ in group.claims if "better than the base" in text}
 
 
 def test_arms_follow_the_main_run() -> None:

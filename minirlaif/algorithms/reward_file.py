@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from minirlaif.errors import UserError
+from minirlaif.errors import StageStopped, UserError
 
 ENDING = ".py"
 EXAMPLE = "def reward(prompt, answer, tags): return float('red' in answer)"
@@ -40,21 +40,22 @@ class RewardFile:
             raise UserError(f"optimize.reward {path}: has no function `reward`; write one such as `{EXAMPLE}`")
 
     def score(self, prompt: str, answer: str, tags: Mapping[str, str]) -> float:
-        """The reward of one answer. UserError: the function raised, or gave something else than one finite number."""
+        """The reward of one answer. StageStopped: the function raised, so what it needs may be missing for now. UserError: it
+        gave something else than one finite number."""
         where = f"{self.path}: reward for the answer {answer[:LONGEST]!r} to {prompt[:LONGEST]!r}"
         assert self._function is not None
         try:
             given = self._function(prompt, answer, dict(tags))
         except Exception as error:
-            raise UserError(f"{where} raised {_named(error)}; mend the function and make the stage again", again=()) from None
-        if hasattr(given, "__len__"):
-            raise UserError(f"{where} gave {len(given)} values; return one number, and make the stage again", again=())
+            again = "correct what it needs and run the command again to resume; a changed file starts the stage again"
+            raise StageStopped(f"{where} raised {_named(error)}; {again}") from None
         try:
-            score = float(given)
-        except (TypeError, ValueError):
-            raise UserError(f"{where} gave {given!r:.40}; return a number, and make the stage again", again=()) from None
+            score = math.nan if isinstance(given, str) else float(given)
+        except (TypeError, ValueError, RuntimeError):
+            what = f"{len(given)} values" if hasattr(given, "__len__") else f"{given!r:.40}"
+            raise UserError(f"{where} gave {what}; return one number, and make the stage again", again=()) from None
         if not math.isfinite(score):
-            raise UserError(f"{where} gave {score}; return a finite number, and make the stage again", again=())
+            raise UserError(f"{where} gave {given!r:.40}; return a finite number, and make the stage again", again=())
         return score
 
 

@@ -16,6 +16,14 @@ from minirlaif.models.logprobs import EncodedPair, first_token_logprobs, map_mic
 from minirlaif.session import ModelSession, VideoInput
 from minirlaif.types import Choice, Comparison, Verdict
 
+QUESTION_TOKENS = 300  # of a comparison beside answers and descriptions
+
+
+def comparison_tokens(section: FeedbackSection, segments: int, answer_tokens: int) -> int:
+    """The most tokens that a judge which reads text gets for one comparison. segments: of a clip at most; answer_tokens: of an
+    answer at most."""
+    return segments * section.describe_tokens * section.context + 2 * answer_tokens + QUESTION_TOKENS
+
 
 def judge(
     session: ModelSession,

@@ -16,7 +16,7 @@ from minirlaif import distributed
 from minirlaif.config import Config, FeedbackSection
 from minirlaif.data.preflight import Preflight, read_dev, read_samples
 from minirlaif.errors import UserError
-from minirlaif.feedback.judge import is_order_consistent
+from minirlaif.feedback.judge import comparison_tokens, is_order_consistent
 from minirlaif.feedback.label import Lines, describe, draw_candidates, label
 from minirlaif.feedback.text_judge import TextJudge
 from minirlaif.judges.config import REPLIES, feedback_judge, open_judge
@@ -29,7 +29,6 @@ from minirlaif.session import open_session, settings_of
 from minirlaif.stages.registry import STAGES
 from minirlaif.types import Verdict
 
-QUESTION_TOKENS = 300  # of a comparison beside answers and descriptions
 CUT_SHARE = 0.05  # of answers or descriptions cut at their limit, above which a warning is printed
 
 
@@ -98,8 +97,7 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
 
 def _comparisons(f: FeedbackSection, prompts: int, segments: int) -> tuple[int, int]:
     """How often a judge that reads text is asked at most (in both orders, with and without the descriptions), and tokens each."""
-    texts = segments * f.describe_tokens * f.context + 2 * f.max_new_tokens
-    return 4 * prompts * f.pairs_per_prompt, texts + QUESTION_TOKENS
+    return 4 * prompts * f.pairs_per_prompt, comparison_tokens(f, segments, f.max_new_tokens)
 
 
 def _counts(folder: Path) -> dict[str, Any]:

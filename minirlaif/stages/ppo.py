@@ -25,6 +25,8 @@ from minirlaif.algorithms.rollout import Rollout, RolloutCollector
 from minirlaif.config import Config, FeedbackSection, GroupSection, PpoSection, RewardSection, RolloutSection
 from minirlaif.data.preflight import Preflight, read_samples
 from minirlaif.errors import UserError
+from minirlaif.feedback.judge import comparison_tokens
+from minirlaif.judges.grade import ChatJudge
 from minirlaif.models.loading import base_hash, critic_model
 from minirlaif.runs.io import read_jsonl, sha256
 from minirlaif.runs.run import Run
@@ -76,6 +78,8 @@ def run(cfg: Config, run: Run, redo: bool = False, name: str = "ppo") -> None:
                 method_loop.open_method_judge(cfg.feedback, run, name, models) if questions.dev or scored_by in JUDGED else None
             )
             reward = _reward(scored_by, models, cfg.feedback, questions, judge)
+            if isinstance(reward, JudgeReward):
+                _forecast(reward, r, learner.section.iterations, cfg.video.max_segments)
             collector = RolloutCollector(models, r, cfg.seed, read, bias, learner.progress, name, group, reward)
             dev = None
             if questions.dev:
@@ -166,6 +170,17 @@ def _reward(
         return None
     role, text_judge = judge
     return JudgeReward(models.reference, role, section, questions.contexts, text_judge, ranked=scored_by == "rank")
+
+
+def _forecast(reward: JudgeReward, rollout: RolloutSection, iterations: int, segments: int) -> None:
+    """Print what a chat model that scores answers may cost. UserError when that is above its max_cost."""
+    if isinstance(reward.text_judge, ChatJudge) and distributed.leads():
+        n = rollout.samples_per_prompt
+        comparisons = iterations * (rollout.rollouts // n) * n * (n - 1)  # each pair in both orders
+        print(
+            reward.text_judge.forecast(comparisons, comparison_tokens(reward.section, segments, rollout.max_new_tokens)),
+            flush=True,
+        )
 
 
 def step(learner: PolicyLearner[Any], batch: Rollout, number: int) -> dict[str, float]:

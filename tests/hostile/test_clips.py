@@ -81,7 +81,8 @@ def test_mutated_clips_are_read_or_refused_in_one_line(sources: list[Path], tmp_
             samples = load_samples(str(path))
             good = preflight.readable(samples, reader, 1.0, folder)
             left_out = {
-                located(folder, row["file"]): row["reason"] for row in map(json.loads, lines_of(folder / "left_out.jsonl"))
+                located(folder / "stage", row["file"]): row["reason"]
+                for row in map(json.loads, lines_of(folder / "left_out.jsonl"))
             }
             clips = dict(zip((sample.video for sample in samples), kinds, strict=True))
             if {sample.video for sample in good} | set(left_out) != set(clips) or len(good) + len(left_out) != CLIPS:

@@ -37,7 +37,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two answers to one question, not yet judged."""
+    """Two answers to one question, not yet judged. ids_a, ids_b: of their tokens as they were sampled; empty: encode the text."""
 
     id: str
     video: str
@@ -46,10 +46,12 @@ class Comparison:
     answer_b: str
     context: str = ""  # joined segment descriptions
     tags: Mapping[str, str] = field(default_factory=dict)
+    ids_a: tuple[int, ...] = ()
+    ids_b: tuple[int, ...] = ()
 
     def swap(self) -> Comparison:
         """The same pair with the answers in the other order."""
-        return replace(self, answer_a=self.answer_b, answer_b=self.answer_a)
+        return replace(self, answer_a=self.answer_b, answer_b=self.answer_a, ids_a=self.ids_b, ids_b=self.ids_a)
 
 
 Choice = Literal["A", "B", "tie", "invalid"]  # in one order of the answers
@@ -69,7 +71,8 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Preference:
-    """A pair with its better answer: a row for the reward model."""
+    """A pair with its better answer: a row for the reward model. chosen_ids, rejected_ids: of their tokens as they were sampled;
+    empty: encode the text."""
 
     id: str
     video: str
@@ -80,3 +83,5 @@ class Preference:
     margin: float = 0.0
     where: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
+    chosen_ids: tuple[int, ...] = ()
+    rejected_ids: tuple[int, ...] = ()

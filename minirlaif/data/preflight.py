@@ -70,11 +70,21 @@ def read_preferences(data: DataSection, run: Run, max_missing: float = 0.0) -> l
 
 
 def read_judged(run: Run) -> list[Preference]:
-    """The preferences that the run's own stage `feedback` wrote. What they carry along, such as system turns, was checked."""
+    """The preferences that the run's own stage `feedback` wrote, with the token ids of their answers as they were sampled. What
+    they carry along, such as system turns, was checked."""
     rules = RowRules(ignore=sorted(MEANING - {"context", "chosen", "rejected"}))
     file = str(run.require("feedback") / "preferences.jsonl")
     with _made_by(run, "feedback"):
-        return _absolute(load_preferences(file, rules=rules))
+        rows = _absolute(load_preferences(file, rules=rules))
+    ids: dict[tuple[str, str], tuple[int, ...]] = {}
+    for record in run.rows("feedback", "answers.jsonl", "id", "answers"):
+        for text, each in zip(record["answers"], record.get("ids") or (), strict=False):
+            ids.setdefault((record["id"], text), tuple(each))
+    prompts = [row.id.rpartition("#")[0] for row in rows]
+    return [
+        replace(row, chosen_ids=ids.get((prompt, row.chosen), ()), rejected_ids=ids.get((prompt, row.rejected), ()))
+        for prompt, row in zip(prompts, rows, strict=True)
+    ]
 
 
 @contextmanager

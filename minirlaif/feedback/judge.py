@@ -74,11 +74,12 @@ def _verdict(
 def answer_margins(
     session: ModelSession, pairs: Sequence[Comparison], views: Mapping[str, VideoInput | None], batch_size: int
 ) -> list[float]:
-    """Mean log-likelihood per token of answer A minus that of answer B, in nats."""
+    """Mean log-likelihood per token of answer A minus that of answer B, in nats; by the ids that were sampled, where a pair has
+    them."""
     rows = [
-        session.encode_pair(views[pair.video], pair.question, session.answer_ids(text), pair.context)
+        session.encode_pair(views[pair.video], pair.question, ids or session.answer_ids(text), pair.context)
         for pair in pairs
-        for text in (pair.answer_a, pair.answer_b)
+        for text, ids in ((pair.answer_a, pair.ids_a), (pair.answer_b, pair.ids_b))
     ]
     means = mean_logprobs(session, rows, batch_size)
     return [means[2 * i] - means[2 * i + 1] for i in range(len(pairs))]

@@ -81,7 +81,8 @@ def label(
     labels = judge_pairs(session, section, pairs, text_judge)
     for pair, verdict, bare in zip(pairs, labels.verdicts, labels.without_context, strict=True):
         pair = replace(pair, video=run.stored(pair.video))
-        record: dict[str, Any] = {**asdict(pair), **_record(verdict), "without_context": _record(bare)}
+        texts = {name: value for name, value in asdict(pair).items() if name not in ("ids_a", "ids_b")}
+        record: dict[str, Any] = {**texts, **_record(verdict), "without_context": _record(bare)}
         if pair.id in labels.letters:
             record["letter"] = _record(labels.letters[pair.id])
         lines.append(("verdicts.jsonl", record))
@@ -147,22 +148,26 @@ def candidate_scores(
 ) -> list[dict[str, float]]:
     """By row the judge's score of each answer that can stand in a pair: its mean log-likelihood, as the judge reads it."""
     views = {row.video: session.video_input(row.video) if section.judge_frames else None for row in rows}
-    texts = [(row, text) for row, candidates in zip(rows, drawn, strict=True) for text in comparable(candidates)]
+    answers = zip(rows, map(comparable, drawn), strict=True)
+    texts = [(row, text, ids) for row, of_row in answers for text, ids in of_row.items()]
     encoded = [
-        session.encode_pair(
-            views[row.video], row.turns[0].question, session.answer_ids(text), contexts[row.video] if section.context else ""
-        )
-        for row, text in texts
+        session.encode_pair(views[row.video], row.turns[0].question, ids, contexts[row.video] if section.context else "")
+        for row, _, ids in texts
     ]
     scores: dict[str, dict[str, float]] = {row.id: {} for row in rows}
-    for (row, text), score in zip(texts, mean_logprobs(session, encoded, section.batch_size), strict=True):
+    for (row, text, _), score in zip(texts, mean_logprobs(session, encoded, section.batch_size), strict=True):
         scores[row.id][text] = score
     return [scores[row.id] for row in rows]
 
 
-def comparable(candidates: Sequence[Candidate]) -> list[str]:
-    """Different answers that ended before the limit of tokens, and are not empty, in the order in which they were drawn."""
-    return list(dict.fromkeys(c.text for c in candidates if c.stopped and c.text.strip()))
+def comparable(candidates: Sequence[Candidate]) -> dict[str, tuple[int, ...]]:
+    """Different answers that ended before the limit of tokens, and are not empty, in the order in which they were drawn, with
+    the token ids of the first that has the text."""
+    answers: dict[str, tuple[int, ...]] = {}
+    for c in candidates:
+        if c.stopped and c.text.strip():
+            answers.setdefault(c.text, c.ids)
+    return answers
 
 
 def answers_record(candidates: Sequence[Candidate]) -> dict[str, Any]:
@@ -200,8 +205,8 @@ def make_pairs(
     answers by the judge, where it ranks them: then the pairs that lie furthest apart are taken, the best with the worst first;
     else the first ones. Answers that were cut at the limit of tokens, and empty ones, are in no pair; of a prompt without any
     other there is none."""
-    finished = [c.text for c in candidates if c.stopped]
-    combinations = list(itertools.combinations(comparable(candidates), 2))
+    finished, ids = [c.text for c in candidates if c.stopped], comparable(candidates)
+    combinations = list(itertools.combinations(ids, 2))
     if scores:
         combinations.sort(key=lambda pair: -abs(scores[pair[0]] - scores[pair[1]]))
     combinations = combinations[:count]
@@ -210,7 +215,9 @@ def make_pairs(
     for number, (one, two) in enumerate(combinations or alike):
         if seed_of(seed, "order", row.id, number) % 2:
             one, two = two, one
-        pairs.append(Comparison(f"{row.id}#{number}", row.video, row.turns[0].question, one, two, context, dict(row.tags)))
+        known = {"ids_a": ids.get(one, ()), "ids_b": ids.get(two, ())}
+        named = f"{row.id}#{number}"
+        pairs.append(Comparison(named, row.video, row.turns[0].question, one, two, context, dict(row.tags), **known))
     return pairs
 
 

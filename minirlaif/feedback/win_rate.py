@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from minirlaif.config import FeedbackSection
 from minirlaif.feedback.judge import judge, judge_texts
 from minirlaif.feedback.text_judge import TextJudge
+from minirlaif.models.generation import Completion
 from minirlaif.session import ModelSession, PPOModels
-from minirlaif.types import Comparison, Sample
+from minirlaif.types import Comparison, Sample, Verdict
 
 
 class WinRateEvaluator:
@@ -26,7 +27,7 @@ class WinRateEvaluator:
     ) -> None:
         self._models, self._dev, self._contexts = models, list(dev), contexts
         self._section, self._max_new_tokens, self._judge, self._text_judge = section, max_new_tokens, judge, text_judge
-        self._start: list[str] | None = None
+        self._start: list[Completion] | None = None
 
     @property
     def questions(self) -> Sequence[Sample]:
@@ -34,25 +35,42 @@ class WinRateEvaluator:
         return self._dev
 
     def win_rate(self) -> float:
-        """Share of dev prompts won by the policy as it is now."""
-        session, reference, f = self._models.policy, self._models.reference, self._section
+        """Share of dev prompts won by the policy as it is now. An answer that was cut at the limit of tokens loses against one
+        that ended, and ties with another that was cut."""
+        session, reference = self._models.policy, self._models.reference
         policy = self._answers(session, "policy")
         with reference.adapters.on_device("reference", self._judge):
             if self._start is None:
                 self._start = self._answers(reference, "reference")
-            pairs = [
-                Comparison(row.id, row.video, row.turns[0].question, new, old, self._contexts[row.video] if f.context else "")
-                for row, new, old in zip(self._dev, policy, self._start, strict=True)
-            ]
-            if self._text_judge is not None:
-                verdicts = judge_texts(self._text_judge, pairs, f.disagreement)
-            else:
-                views = {row.video: session.video_input(row.video) if f.judge_frames else None for row in self._dev}
-                with reference.adapters.inference_as(self._judge):
-                    verdicts = judge(reference, pairs, views, f.readout, 0.0, f.disagreement, f.batch_size)
-        return sum({"A": 1.0, "B": 0.0}.get(v.choice, 0.5) for v in verdicts) / len(verdicts)
+            answers = list(zip(self._dev, policy, self._start, strict=True))
+            ended = [each for each in answers if each[1].stopped and each[2].stopped]
+            won = sum({"A": 1.0, "B": 0.0}.get(v.choice, 0.5) for v in self._verdicts(ended)) if ended else 0.0
+        cut = [0.5 + 0.5 * (new.stopped - old.stopped) for _, new, old in answers if not (new.stopped and old.stopped)]
+        return (won + sum(cut)) / len(answers)
 
-    def _answers(self, session: ModelSession, role: str) -> list[str]:
+    def _verdicts(self, answers: Sequence[tuple[Sample, Completion, Completion]]) -> list[Verdict]:
+        session, reference, f = self._models.policy, self._models.reference, self._section
+        decode = session.backbone.decode
+        pairs = [
+            Comparison(
+                row.id,
+                row.video,
+                row.turns[0].question,
+                decode(new.ids),
+                decode(old.ids),
+                self._contexts[row.video] if f.context else "",
+                ids_a=new.ids,
+                ids_b=old.ids,
+            )
+            for row, new, old in answers
+        ]
+        if self._text_judge is not None:
+            return judge_texts(self._text_judge, pairs, f.disagreement)
+        views = {row.video: session.video_input(row.video) if f.judge_frames else None for row, *_ in answers}
+        with reference.adapters.inference_as(self._judge):
+            return judge(reference, pairs, views, f.readout, 0.0, f.disagreement, f.batch_size)
+
+    def _answers(self, session: ModelSession, role: str) -> list[Completion]:
         questions = ((session.video_input(row.video), row.turns[0].question) for row in self._dev)
         with session.adapters.on_device(role), session.adapters.inference_as(role):
-            return session.greedy_answers(questions, self._max_new_tokens, self._section.batch_size)
+            return session.greedy_completions(questions, self._max_new_tokens, self._section.batch_size)

@@ -163,7 +163,7 @@ class StageProbe:
         section, session = self.small.dpo, models.policy
         learner = dpo.build(session, section, self._start)
         answer = session.answer_ids(worst.sampled)
-        batch = [dpo.JudgedPair(row.id, row, answer) for row in _preferences(worst, section.batch_size)]
+        batch = [dpo.JudgedPair(row.id, replace(row, chosen_ids=answer)) for row in _preferences(worst, section.batch_size)]
 
         def step() -> None:
             learner.reference.clear()  # every pair is new in the first epoch

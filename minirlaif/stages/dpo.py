@@ -34,12 +34,10 @@ REFERENCE = "reference.json"  # in the state: the reference's log-probabilities 
 
 @dataclass(frozen=True)
 class JudgedPair:
-    """A preference with its answers as token ids; None: to be encoded from the text. key: its place among all pairs."""
+    """A preference. key: its place among all pairs."""
 
     key: str
     row: Preference
-    chosen: tuple[int, ...] | None = None
-    rejected: tuple[int, ...] | None = None
 
 
 def run(cfg: Config, run: Run, redo: bool = False) -> None:
@@ -51,11 +49,12 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             return
         # 1. pairs
         written = read_preferences(cfg.data, run, cfg.video.max_unreadable)
-        pairs = [*read_pairs(run), *(JudgedPair(f"written-{place}", row) for place, row in enumerate(written))]
+        pairs = [JudgedPair(f"judged-{place}", row) for place, row in enumerate(read_judged(run))]
+        pairs += [JudgedPair(f"written-{place}", row) for place, row in enumerate(written)]
         questions = method_loop.read_questions(cfg.data, run, [], cfg.video.max_unreadable)
         with open_session(run, cfg.model, cfg.video, Preflight(cfg.data, cfg.sft, cfg.reward)) as session:
             models = PPOModels(session, session, session)
-            method_loop.check_ids(session, run, [ids for pair in pairs for ids in (pair.chosen, pair.rejected)])
+            method_loop.check_ids(session, run, [ids for pair in pairs for ids in (pair.row.chosen_ids, pair.row.rejected_ids)])
             clips = {row.video for row in session.readable([pair.row for pair in pairs])}
             pairs = [pair for pair in pairs if pair.row.video in clips]
             session.record_clips(run, out, [*(pair.row for pair in pairs), *questions.dev])
@@ -93,20 +92,6 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             method_loop.train(out, models, loop, dev, first)
 
 
-def read_pairs(run: Run) -> list[JudgedPair]:
-    """The run's own preferences, with the ids of their answers as they were sampled."""
-    ids: dict[tuple[str, str], tuple[int, ...]] = {}
-    run.require("feedback")
-    for record in run.rows("feedback", "answers.jsonl", "id", "answers"):
-        sampled = zip(record["answers"], record.get("ids") or (), strict=False)
-        ids |= {(record["id"], text): tuple(each) for text, each in sampled}
-    pairs = []
-    for place, row in enumerate(read_judged(run)):
-        prompt = row.id.rpartition("#")[0]
-        pairs.append(JudgedPair(f"judged-{place}", row, ids.get((prompt, row.chosen)), ids.get((prompt, row.rejected))))
-    return pairs
-
-
 def build(session: ModelSession, section: DpoSection, start: Start) -> DPOLearner:
     """The roles "policy" and "reference", copies of the adapter "start" of `start` or fresh ones, and the policy's optimiser."""
     trainer = method_loop.policy_trainer(session, section, start)
@@ -124,7 +109,7 @@ def step(learner: DPOLearner, batch: Sequence[JudgedPair], rate: float) -> dict[
 
 def _encoded(session: ModelSession, pair: JudgedPair) -> tuple[EncodedPair, EncodedPair]:
     view, row = session.video_input(pair.row.video), pair.row
-    answers = (pair.chosen or session.answer_ids(row.chosen), pair.rejected or session.answer_ids(row.rejected))
+    answers = (row.chosen_ids or session.answer_ids(row.chosen), row.rejected_ids or session.answer_ids(row.rejected))
     chosen, rejected = (session.encode_pair(view, row.question, answer) for answer in answers)
     return chosen, rejected
 

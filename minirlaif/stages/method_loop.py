@@ -80,10 +80,10 @@ def read_questions(data: DataSection, run: Run, prompts: Sequence[Sample], max_m
     return Questions(prompts, read_dev(data, run, max_missing), contexts)
 
 
-def check_ids(session: ModelSession, run: Run, answers: Iterable[Sequence[int] | None]) -> None:
+def check_ids(session: ModelSession, run: Run, answers: Iterable[Sequence[int]]) -> None:
     """UserError for token ids in answers.jsonl that the model's vocabulary does not have, as after a change of the base."""
     size = session.backbone.vocabulary
-    if any(not 0 <= token < size for ids in answers for token in ids or ()):
+    if any(not 0 <= token < size for ids in answers for token in ids):
         path, again = run.dir("feedback") / "answers.jsonl", run.remake("feedback")
         raise UserError(f"{path}: has token ids that this base does not know; make the stage again: `{again}`")
 

@@ -25,6 +25,7 @@ from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import ModelSession, open_session, settings_of
+from minirlaif.stages import method_loop
 from minirlaif.stages.registry import STAGES
 from minirlaif.training.checkpoint import Start
 from minirlaif.training.epoch_sampler import capped_batch_size, epoch_batch
@@ -49,6 +50,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             # 1. preferences
             rows = session.readable([*read_judged(run), *read_preferences(cfg.data, run, cfg.video.max_unreadable)])
             session.record_clips(run, out, rows)
+            method_loop.check_ids(session, run, [ids for row in rows for ids in (row.chosen_ids, row.rejected_ids)])
             train, held_out = _split(rows, r.held_out)
             if cfg.data.preference_limit:
                 train = [train[i] for i in shuffled(len(train), cfg.seed, "reward-pairs")[: cfg.data.preference_limit]]
@@ -125,7 +127,7 @@ def _rows(session: ModelSession, preferences: Sequence[Preference], with_context
     rows = []
     for p in preferences:
         video_input, context = session.video_input(p.video), p.context if with_context else ""
-        answers = map(session.answer_ids, (p.chosen, p.rejected))
+        answers = (p.chosen_ids or session.answer_ids(p.chosen), p.rejected_ids or session.answer_ids(p.rejected))
         rows += [session.encode_pair(video_input, p.question, answer, context) for answer in answers]
     return rows
 

@@ -6,11 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from minirlaif import config
 from minirlaif.feedback import label as labels
+from minirlaif.feedback.judge import answer_margins
 from minirlaif.runs.run import Run
 from minirlaif.types import Sample, Turn, Verdict
+from tests.fixtures import tiny
 
 
 def test_the_sample_is_a_decided_pair(monkeypatch: pytest.MonkeyPatch, tmp_path):
@@ -34,3 +37,30 @@ def test_the_sample_is_a_decided_pair(monkeypatch: pytest.MonkeyPatch, tmp_path)
 
     assert shown("tie", "B")["question"] == "q1" and shown("tie", "B")["choice"] == "B"
     assert shown("A", "B")["question"] == shown("tie", "tie")["question"] == "q0"
+
+
+def test_answers_are_scored_and_paired_by_the_ids_that_were_sampled() -> None:
+    """An answer whose ids are not those of its text: the score is that of the ids, against transformers' own forward pass."""
+    session = tiny.TinySession(tiny.backbone(), {})
+    render = session.backbone.renderer
+    whole = render.answer("a red circle moves left.")
+    other = render.answer("a blue cross stays still.")
+    odd = (whole[0], *whole)  # no text has these
+    section = config.FeedbackSection(readout="likelihood", judge_frames=False)
+    rows = [Sample("r0", "0.mp4", (Turn("what happens first?"),))]
+    candidates = [labels.Candidate("odd one", odd, True), labels.Candidate("other", other, True)]
+    session.adapters.add("base-like", 0)
+    with session.adapters.inference_as("base-like"):
+        (scores,) = labels.candidate_scores(session, section, rows, [candidates], {"0.mp4": "0s: it falls.\n"})
+        prompt = session.prompt(None, "what happens first?", "0s: it falls.\n")
+        for text, ids in (("odd one", odd), ("other", other)):
+            raw = session.backbone.model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0].float()
+            logits = raw.masked_fill(session.backbone.disallowed_V, -float("inf")).log_softmax(-1)
+            each = [float(logits[len(prompt) + place - 1, token]) for place, token in enumerate(ids)]
+            assert scores[text] == pytest.approx(sum(each) / len(each), abs=1e-4)
+        (pair,) = labels.make_pairs(rows[0], candidates, "0s: it falls.\n", 1, 0, scores)
+        assert {pair.answer_a: pair.ids_a, pair.answer_b: pair.ids_b} == {"odd one": odd, "other": other}
+        swapped = pair.swap()
+        assert (swapped.ids_a, swapped.ids_b) == (pair.ids_b, pair.ids_a)
+        (margin,) = answer_margins(session, [pair], {"0.mp4": None}, 4)
+    assert margin == pytest.approx(scores[pair.answer_a] - scores[pair.answer_b], abs=1e-4)

@@ -11,6 +11,7 @@ import pytest
 
 from minirlaif.algorithms import dpo as algorithm
 from minirlaif.config import Config
+from minirlaif.data.preflight import read_judged
 from minirlaif.errors import UserError
 from minirlaif.models.logprobs import token_logprobs
 from minirlaif.runs.run import Run
@@ -56,9 +57,9 @@ def preference(name: str, chosen: str, rejected: str) -> dict[str, Any]:
 def test_answers_have_the_ids_that_were_sampled(tmp_path: Path):
     answers = [{"id": "a#b", "video": CLIP, "question": QUESTION, "answers": ["one", "two"], "ids": [[5, 2], [6, 7, 2]]}]
     run = after_feedback(tmp_path / "run", answers, [preference("a#b#0", "two", "one"), preference("a#b#1", "three", "one")])
-    first, second = dpo.read_pairs(run)
-    assert (first.chosen, first.rejected) == ((6, 7, 2), (5, 2)) and first.key != second.key
-    assert (second.chosen, second.rejected) == (None, (5, 2))  # a text that was not sampled is encoded
+    first, second = read_judged(run)
+    assert (first.chosen_ids, first.rejected_ids) == ((6, 7, 2), (5, 2))
+    assert (second.chosen_ids, second.rejected_ids) == ((), (5, 2))  # a text that was not sampled is encoded
 
 
 def learner_of(session: tiny.TinySession, cfg: Config, folder: Path) -> algorithm.DPOLearner:
@@ -184,4 +185,4 @@ def test_rows_that_are_no_answers_are_one_line(changed: dict[str, Any], tmp_path
     row = {"id": "q0", "video": CLIP, "question": QUESTION, "answers": ["yes"], "ids": [[1]]}
     run = after_feedback(tmp_path / "run", [row, {**row, **changed}], texts(3))
     with pytest.raises(UserError, match=r"answers.jsonl: row 2, .*make the stage again: `python -m minirlaif .*--redo`"):
-        dpo.read_pairs(run)
+        read_judged(run)

@@ -202,10 +202,14 @@ def test_the_judge_of_feedback_picks_the_checkpoint(monkeypatch: pytest.MonkeyPa
         patch.setattr(method_loop, "open_judge", lambda settings, path: Agrees("left"))
         evaluator = method_loop.evaluator(cfg.feedback, run, "distill", models, questions, 8)
     session.adapters.add("reference", 0)
-    answers = {"policy": ["it moves left"], "reference": ["it moves up"]}
-    monkeypatch.setattr(WinRateEvaluator, "_answers", lambda self, session, role: answers[role])
+    answers = {"policy": "it moves left.", "reference": "it moves up."}
+
+    def given(self: Any, session: Any, role: str) -> list[Completion]:
+        return [Completion(base.renderer.answer(answers[role]), True, ())]
+
+    monkeypatch.setattr(WinRateEvaluator, "_answers", given)
     assert evaluator.win_rate() == 1.0
-    answers["policy"] = ["it stays"]
+    answers["policy"] = "it stays."
     assert evaluator.win_rate() == 0.5
     based = method_loop.evaluator(tiny.settings("feedback.judge=base").feedback, run, "distill", models, questions, 8)
     assert (evaluator._judge, based._judge, based._text_judge) == ("reference", "base", None)

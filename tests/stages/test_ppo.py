@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from minirlaif.config import Config
 from minirlaif.errors import UserError
 from minirlaif.feedback import win_rate
 from minirlaif.feedback.win_rate import WinRateEvaluator
-from minirlaif.models.generation import sample
+from minirlaif.models.generation import Completion, sample
 from minirlaif.models.logprobs import EncodedPair, reward_scores, token_logprobs, token_values
 from minirlaif.runs.run import Run
 from minirlaif.stages import method_loop, ppo
@@ -267,5 +268,36 @@ def test_the_dev_judge_counts_what_the_policy_wins(monkeypatch: pytest.MonkeyPat
         return verdicts
 
     monkeypatch.setattr(win_rate, "judge", judge)
+    real = session.greedy_completions
+
+    def whole(*words: Any) -> list[Completion]:
+        return [replace(completion, stopped=True) for completion in real(*words)]
+
+    monkeypatch.setattr(session, "greedy_completions", whole)
     assert WinRateEvaluator(tiny.models_of(session), dev, CONTEXTS, session.cfg.feedback, 5).win_rate() == 2.5 / 4
     assert rounds == [["q0", "q1", "q2", "q3"]]
+
+
+def test_a_dev_answer_that_was_cut_loses_against_one_that_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge, which prefers the policy, reads only the pair of two whole answers, by the ids that were sampled."""
+    session = tiny.TinySession(base := tiny.backbone(), {f"/clips/{n}": tiny.view(base, 2, n) for n in range(5)})
+    for role in ("policy", "reference"):
+        session.adapters.add(role, 0)
+    dev = [Sample(f"q{n}", f"/clips/{n}", (Turn("what?"),)) for n in range(5)]
+    ended = {"policy": (True, True, True, False, False), "reference": (True, False, False, True, False)}
+    given = iter(
+        [Completion((10 * place + n, 2), stopped, ()) for n, stopped in enumerate(each)]
+        for place, each in enumerate((ended["policy"], ended["reference"]), start=1)
+    )
+    monkeypatch.setattr(session, "greedy_completions", lambda *words: next(given))
+    read: list[Comparison] = []
+
+    def judge(at: Any, pairs: Sequence[Comparison], *rest: Any) -> list[Verdict]:
+        read.extend(pairs)
+        return [Verdict(pair.id, "A", 1.0, ("A", "A")) for pair in pairs]
+
+    monkeypatch.setattr(win_rate, "judge", judge)
+    contexts = {f"/clips/{n}": "" for n in range(5)}
+    rate = WinRateEvaluator(tiny.models_of(session), dev, contexts, session.cfg.feedback, 5).win_rate()
+    assert rate == (1 + 1 + 1 + 0 + 0.5) / 5
+    assert [(pair.id, pair.ids_a, pair.ids_b) for pair in read] == [("q0", (10, 2), (20, 2))]

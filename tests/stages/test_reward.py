@@ -161,3 +161,10 @@ def test_scores_are_those_of_rows_with_or_without_context(tmp_path: Path, contex
             expected[told] = reward_scores(base, session.adapters.heads["reward"], asked).tolist()
     assert expected[CONTEXT] != pytest.approx(expected[""], abs=1e-3)
     assert [row["score_chosen"], row["score_rejected"]] == pytest.approx(expected[CONTEXT if context else ""], abs=1e-5)
+
+
+def test_sampled_answers_are_scored_by_their_ids_and_written_ones_by_their_text() -> None:
+    session = tiny.TinySession(base := tiny.backbone(), {"/clips/0": tiny.view(base, 2, 0)})
+    row = Preference("a#0", "/clips/0", "what happens first?", "one", "two", chosen_ids=(5, 5, 2))
+    chosen, rejected = reward._rows(session, [row], with_context=False)
+    assert chosen.answer == (5, 5, 2) and rejected.answer == session.answer_ids("two")

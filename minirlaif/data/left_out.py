@@ -15,6 +15,7 @@ from minirlaif.errors import UserError
 from minirlaif.runs import clips
 from minirlaif.runs.io import write_atomic
 from minirlaif.runs.records import checked_rows
+from minirlaif.runs.run import Run
 
 FILE = "left_out.jsonl"
 KINDS = ("bad row", "duplicate", "clip")  # in the order of the report
@@ -78,7 +79,8 @@ def _rows(root: Path) -> list[dict[str, Any]]:
         return checked_rows(root, "", FILE, ("kind", "file", "row", "reason"))
     except UserError as error:
         fault = str(error).partition("; make the stage")[0]
-        raise UserError(f"{fault}; delete it: what is left out is listed anew by the stages that are made after that") from None
+        anew = "stages that are made after that list what they leave out"
+        raise UserError(f"{fault}; delete it and go on with `{Run(root).command('report')}`; {anew}") from None
 
 
 def _with(entry: LeftOut, file: str) -> LeftOut:

@@ -118,7 +118,7 @@ def test_a_row_that_says_nothing_of_what_was_left_out_is_refused(bad: Any, tmp_p
     path = tmp_path / left_out.FILE
     path.write_text("".join(json.dumps(row) + "\n" for row in (GOOD, bad)))
     for use in (lambda: left_out.counts(tmp_path), lambda: left_out.write(tmp_path, [], lambda entry: False)):
-        with pytest.raises(UserError, match=r"left_out\.jsonl: row 2.*; delete it: what is left out is listed anew"):
+        with pytest.raises(UserError, match=r"left_out\.jsonl: row 2.*; delete it and go on with `python -m minirlaif report"):
             use()
     path.write_text(json.dumps({**GOOD, "more": 1}) + "\n")
     assert left_out.counts(tmp_path) == {"clip": 1}

@@ -57,7 +57,7 @@ def server(folder: Path, *words: str) -> Iterator[tuple[str, int]]:
         finally:
             app.send_signal(signal.SIGTERM)
             try:
-                app.wait(30)
+                app.wait(120)
             finally:
                 app.kill()
 

@@ -13,6 +13,7 @@ from typing import Any
 from minirlaif.ablation.arms import ANSWERS, JUDGE, MAIN, REWARD, SEGMENTS, Measure
 from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.run import Run
+from minirlaif.stages.registry import REPEATED, SAMPLING
 from minirlaif.stats import exact_match, grouped, paired_bootstrap, two_level_bootstrap
 
 Items = dict[str, tuple[str, float]]  # item -> (clip, value)
@@ -102,8 +103,25 @@ def remarks(measure: Measure, run: Run) -> dict[str, float]:
     if measure.counts == ANSWERS and measure.column in ("policy", "rlaif"):
         metrics = (run.manifest(run.producer("rlaif")) or {})["metrics"]
         known = {"KL at the end, nats": metrics.get("kl"), "kept iteration": metrics["chosen_iteration"]}
-        return {name: value for name, value in known.items() if value is not None}
+        return {name: value for name, value in (known | _cost(run)).items() if value is not None}
     return {}
+
+
+def _cost(run: Run) -> dict[str, float]:
+    """What the aligned model took from feedback on: sampled answers, minutes, and the highest peak of memory, where known."""
+    answers, seconds, peaks = 0, 0.0, list[float]()
+    for stage in (name for name in run.stages if name in REPEATED):
+        manifest = run.manifest(stage)
+        if manifest is None:
+            continue
+        seconds += manifest.get("seconds", 0.0)
+        peaks += [peak for name in ("peak_gib", "peak_rss_gib") if (peak := manifest.get(name))]
+        answers += manifest["metrics"].get("sampled_answers", 0)
+        if stage in SAMPLING:
+            each = manifest["config"].get("rollout", {}).get("rollouts", 0)
+            answers += each * len(read_jsonl(run.dir(stage) / "metrics.jsonl", missing_ok=True))
+    known = {"answers sampled": float(answers), "minutes": seconds / 60, "peak GiB": max(peaks, default=0.0)}
+    return {name: value for name, value in known.items() if value}
 
 
 def _judged(path: Path, truth: Truth, column: str) -> Iterator[tuple[str, str, float]]:

@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any
 
 from minirlaif.ablation import view
-from minirlaif.ablation.arms import COUNTS, MAIN, Arm, Group, Measure
+from minirlaif.ablation.arms import ANSWERS, COUNTS, MAIN, Arm, Group, Measure
+from minirlaif.ablation.earlier_seeds import EarlierSeeds, encode
 from minirlaif.ablation.outcomes import (
     MISSING,
     RULE,
@@ -30,21 +32,36 @@ Runs = Mapping[int, Mapping[str, Run]]  # seed -> arm -> its run folder
 Failures = Mapping[int, Mapping[str, str]]  # seed -> arm that could not be made -> why
 
 
-def write(root: Path, groups: Sequence[Group], resamples: int, runs: Runs, arms: Sequence[Arm], failures: Failures) -> None:
+def write(
+    root: Path,
+    groups: Sequence[Group],
+    resamples: int,
+    runs: Runs,
+    arms: Sequence[Arm],
+    failures: Failures,
+    earlier: Mapping[str, EarlierSeeds],
+) -> None:
     """Read the finished arms and write the three files. A figure is shown when its arm is finished for every seed; a claim about
-    an arm that failed is shown without figures. resamples: of the bootstrap."""
-    numbers = summary(groups, resamples, runs, arms, failures)
+    an arm that failed is shown without figures. resamples: of the bootstrap; earlier: answers of other seeds, by question."""
+    numbers = summary(groups, resamples, runs, arms, failures, earlier)
     root.mkdir(parents=True, exist_ok=True)
     write_atomic(root / "ablation.json", json.dumps(plain(numbers), indent=1, ensure_ascii=False) + "\n")
     write_atomic(root / "ablation.md", view.markdown(numbers))
     write_atomic(root / "ablation.html", view.document(numbers))
 
 
-def summary(groups: Sequence[Group], resamples: int, runs: Runs, arms: Sequence[Arm], failures: Failures) -> dict[str, Any]:
+def summary(
+    groups: Sequence[Group],
+    resamples: int,
+    runs: Runs,
+    arms: Sequence[Arm],
+    failures: Failures,
+    earlier: Mapping[str, EarlierSeeds] = MappingProxyType({}),
+) -> dict[str, Any]:
     """The content of ablation.json: shares from 0 to 1, differences of shares, seconds."""
-    shown = [_group(group, runs, failures, resamples) for group in groups]
+    shown = [_group(group, runs, failures, resamples, earlier.get(group.name, EarlierSeeds())) for group in groups]
     return {
-        "seeds": list(runs),
+        "seeds": sorted({*runs, *(seed for each in earlier.values() for seed in each.items)}),
         "rule": RULE,
         "groups": [group for group in shown if group["claims"]],
         "failed": [{"seed": seed, "arm": arm, "reason": why} for seed, failed in failures.items() for arm, why in failed.items()],
@@ -57,11 +74,21 @@ def summary(groups: Sequence[Group], resamples: int, runs: Runs, arms: Sequence[
     }
 
 
-def _group(group: Group, runs: Runs, failures: Failures, resamples: int) -> dict[str, Any]:
+def _group(group: Group, runs: Runs, failures: Failures, resamples: int, earlier: EarlierSeeds) -> dict[str, Any]:
     """One question: its figures, on the items that all measures which count the same have, and its claims."""
-    measures = [measure for measure in group.measures if all(measure.arm in arms for arms in runs.values())]
+    before = {seed: of_seed for seed, of_seed in earlier.items.items() if seed not in runs}
+    measures = [
+        measure
+        for measure in group.measures
+        if all(measure.arm in arms for arms in runs.values()) and all(measure.key in of_seed for of_seed in before.values())
+    ]
     items: dict[str, dict[int, Items]] = {measure.key: {} for measure in measures}
+    notes: dict[int, dict[str, Mapping[str, float]]] = {seed: dict(earlier.remarks.get(seed, {})) for seed in before}
+    for seed, of_seed in before.items():
+        for measure in measures:
+            items[measure.key][seed] = of_seed[measure.key]
     for seed, arms in runs.items():
+        notes[seed] = {measure.key: remarks(measure, arms[measure.arm]) for measure in measures}
         for counts in COUNTS:
             alike = {measure.key: read(measure, arms[measure.arm], seed) for measure in measures if measure.counts == counts}
             for key, kept in common(alike).items():
@@ -69,22 +96,27 @@ def _group(group: Group, runs: Runs, failures: Failures, resamples: int) -> dict
     shown = []
     for measure in measures:
         if all(items[measure.key].values()):
-            notes = grouped(note for arms in runs.values() for note in remarks(measure, arms[measure.arm]).items())
+            known = grouped(note for of_seed in notes.values() for note in of_seed.get(measure.key, {}).items())
             entry = {"key": measure.key, "label": measure.label, "arm": measure.arm, "counts": measure.counts}
-            means = {name: fmean(values) for name, values in notes.items()}
+            means = {name: fmean(values) for name, values in known.items()}
             shown.append({**entry, **_figures(items[measure.key], resamples), "remarks": means})
-    known, there = {measure.key: measure for measure in group.measures}, {entry["key"] for entry in shown}
-    chosen = {MAIN}.union(*runs.values(), *failures.values())  # other arms were left out with --arms, and so are their claims
+    by_key, there = {measure.key: measure for measure in group.measures}, {entry["key"] for entry in shown}
+    # Other arms were left out with --arms, and so are their claims.
+    chosen = {MAIN}.union(*runs.values(), *failures.values(), *(() if runs else [[measure.arm for measure in measures]]))
     claims = []
     for text, *keys in group.claims:
-        better, worse = (known[key] for key in keys)
+        better, worse = (by_key[key] for key in keys)
         if {better.arm, worse.arm} <= chosen:
             if {better.key, worse.key} <= there:
                 outcome = _claim(items[better.key], items[worse.key], resamples)
             else:
                 outcome = _not_measured(better, worse, failures)
             claims.append({"text": text, "better": better.label, "worse": worse.label, **outcome})
-    return {"name": group.name, "title": group.title, "note": group.note, "entries": shown, "claims": claims}
+    answers = [measure.key for measure in measures if measure.counts == ANSWERS and measure.key in there]
+    by_seed = {seed: {key: items[key][seed] for key in answers} for seed in notes}
+    kept = encode(by_seed, {seed: {key: dict(of_seed.get(key, {})) for key in answers} for seed, of_seed in notes.items()})
+    texts = {"name": group.name, "title": group.title, "note": group.note}
+    return {**texts, "entries": shown, "claims": claims, "answers": kept}
 
 
 def _figures(items: Mapping[int, Items], resamples: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif import config
-from minirlaif.ablation import report
+from minirlaif.ablation import earlier_seeds, report
 from minirlaif.ablation.arms import MAIN, Arm, arms, groups
 from minirlaif.errors import UserError
 from minirlaif.runs.io import read_json, write_atomic
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--run {options.run!r}: must be a plain name; name its parent folder with --runs-dir")
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: must be at least 1")
-    seeds, root = _seeds(options.seeds), options.runs_dir / options.run
+    seeds, root, earlier = _seeds(options.seeds), options.runs_dir / options.run, earlier_seeds.read(options.add)
     cfg = config.load(options.config, options.set)
     if not cfg.data.world:
         raise UserError(f'{options.config}: data.world is empty; ablate runs only on the tiny world; set data.world to "tiny"')
@@ -109,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
             runs[each.seed][each.arm.name] = each.run
     if all(seed in runs for seed in seeds):
         questions = groups(cfg.feedback.margin, cfg.rollout.kl_coef, stages)
-        report.write(root, questions, cfg.evaluate.bootstrap, runs, chosen, failures)
+        report.write(root, questions, cfg.evaluate.bootstrap, runs, chosen, failures, earlier)
         print(f"ablate: {clock(time.monotonic() - started)}; report: {root / 'ablation.html'}", flush=True)
     if failed:
         name, why = next(iter(failed.items()))

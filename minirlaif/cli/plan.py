@@ -62,6 +62,8 @@ def add(verbs: Any) -> None:
     study.add_argument("--seeds", metavar="LIST", default="0,1,2", help="seeds, one main run each (default: 0,1,2)")
     study.add_argument("--arms", metavar="LIST", default="", help="only these, such as short,kl-0.1 (default: all)")
     study.add_argument("--jobs", metavar="N", type=int, default=2, help="child processes at a time (default: 2)")
+    add = "ablation.json of other seeds, whose answers are counted as well"
+    study.add_argument("--add", metavar="FILE", nargs="+", default=[], help=add)
     main_runs = "parent of the main runs seed0, seed1 … (default: --runs-dir)"
     study.add_argument("--from", dest="main_runs", metavar="DIR", type=Path, help=main_runs)
 

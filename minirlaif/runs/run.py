@@ -35,7 +35,7 @@ from minirlaif.runs.io import (
     sha256,
 )
 from minirlaif.runs.records import SETTINGS, checked_metrics, checked_rows, differences, read_manifest, read_record, write_sealed
-from minirlaif.runs.stage_dir import SCHEMA, TEMPORARY, StageDir, start_gpu_count
+from minirlaif.runs.stage_dir import SCHEMA, TEMPORARY, StageDir, start_memory_count
 
 T = TypeVar("T")
 
@@ -199,7 +199,7 @@ class Run(Commands):
         elif not distributed.leads():
             with tempfile.TemporaryDirectory() as scratch:
                 distributed.wait()  # until the leader has opened the folder
-                start_gpu_count()
+                start_memory_count()
                 yield StageDir(Path(scratch), name, follows=partial)
                 distributed.wait()  # until it is published
         else:
@@ -210,7 +210,7 @@ class Run(Commands):
                     out = self._open(name, origin)
                     self.accepted(name)
                     distributed.wait()
-                    start_gpu_count()
+                    start_memory_count()
                     yield out
                     out.write_manifest(origin)
                     self._publish(name)

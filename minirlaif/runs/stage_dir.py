@@ -178,7 +178,7 @@ class StageDir:
             "seconds": round(self.seconds, 3),
             "code": code_version(),
             "versions": package_versions(),
-            **gpu_use(),
+            **memory_use(),
         }
         write_sealed(self.path / "manifest.json", manifest, indent=1, ensure_ascii=False)
 
@@ -211,14 +211,20 @@ def _gpu() -> Any:
     return torch.cuda if torch and torch.cuda.is_available() and torch.cuda.is_initialized() else None
 
 
-def start_gpu_count() -> None:
-    """Count the peak memory from here on."""
+def start_memory_count() -> None:
+    """Count the peak memory from here on: of the GPU, and of the process where Linux allows it."""
     if gpu := _gpu():
         gpu.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark of resident memory starts anew
 
 
-def gpu_use() -> dict[str, Any]:
-    """Name of the GPU in use and the peak of memory allocated on it (GiB) since start_gpu_count; None without one."""
-    gpu = _gpu()
+def memory_use() -> dict[str, Any]:
+    """Name of the GPU in use and the peak of memory allocated on it (GiB) since start_memory_count, None without one; and the
+    peak of the process's resident memory (GiB), None where that cannot be read."""
+    gpu, resident = _gpu(), None
     peak = gpu and round(gpu.max_memory_allocated() / 2**30, 3)
-    return {"gpu": gpu and gpu.get_device_name(), "peak_gib": peak}
+    with suppress(OSError, StopIteration, ValueError, IndexError):
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        resident = round(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**20, 3)
+    return {"gpu": gpu and gpu.get_device_name(), "peak_gib": peak, "peak_rss_gib": resident}

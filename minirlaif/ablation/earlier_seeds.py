@@ -1,0 +1,69 @@
+"""Which test questions were answered right, question by question: kept in ablation.json, so that seeds that were measured by
+another command, whose runs are gone, can be counted with those of this one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from minirlaif.ablation.outcomes import Items
+from minirlaif.errors import UserError
+from minirlaif.runs.io import read_json
+
+
+@dataclass(frozen=True)
+class EarlierSeeds:
+    """Of one question of the ablation. items: by seed and measure; remarks: likewise."""
+
+    items: Mapping[int, Mapping[str, Items]] = field(default_factory=dict)
+    remarks: Mapping[int, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+
+
+def encode(items: Mapping[int, Mapping[str, Items]], remarks: Mapping[int, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    """As JSON: the questions by clip, and for each seed and measure a text of 0 and 1 in their order. Empty where two measures
+    have other questions, or something else than right and wrong."""
+    each = [items_of for of_seed in items.values() for items_of in of_seed.values()]
+    if not each or any(one.keys() != each[0].keys() or {value for _, value in one.values()} - {0.0, 1.0} for one in each):
+        return {}
+    questions: dict[str, list[str]] = {}
+    for name, (clip, _) in sorted(each[0].items()):
+        questions.setdefault(clip, []).append(name)
+    order = [name for names in questions.values() for name in names]
+    right = {
+        str(seed): {key: "".join(f"{of_measure[name][1]:.0f}" for name in order) for key, of_measure in of_seed.items()}
+        for seed, of_seed in items.items()
+    }
+    return {"questions": questions, "right": right, "remarks": {str(seed): remarks.get(seed, {}) for seed in items}}
+
+
+def read(paths: Sequence[str]) -> dict[str, EarlierSeeds]:
+    """The answers of earlier files, by the name of the question. UserError: a file has none, or two have the same seed."""
+    merged: dict[str, EarlierSeeds] = {}
+    for path in paths:
+        if not Path(path).is_file():
+            raise UserError(f"--add {path}: no such file; name the ablation.json of an earlier command")
+        try:
+            values = read_json(Path(path))
+            of_file = {group["name"]: _decoded(group["answers"]) for group in values["groups"] if group.get("answers")}
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            raise UserError(f"--add {path}: not an ablation.json of this version; make it again with `ablate`") from None
+        if not of_file:
+            raise UserError(f"--add {path}: holds no answers to count; make it again with `ablate`")
+        for name, answers in of_file.items():
+            known = merged.get(name, EarlierSeeds())
+            if twice := sorted(set(known.items) & set(answers.items)):
+                raise UserError(f"--add {path}: seed {twice[0]} is in another file, too; name each seed once")
+            merged[name] = EarlierSeeds({**known.items, **answers.items}, {**known.remarks, **answers.remarks})
+    return merged
+
+
+def _decoded(values: Mapping[str, Any]) -> EarlierSeeds:
+    places = [(name, str(clip)) for clip, names in values["questions"].items() for name in names]
+    items: dict[int, dict[str, Items]] = {}
+    for seed, of_seed in values["right"].items():
+        for key, text in of_seed.items():
+            if len(text) != len(places) or set(text) - {"0", "1"}:
+                raise ValueError(key)
+            digits = zip(places, text, strict=True)
+            items.setdefault(int(seed), {})[key] = {name: (clip, float(digit)) for (name, clip), digit in digits}
+    return EarlierSeeds(items, {int(seed): dict(notes) for seed, notes in values["remarks"].items()})

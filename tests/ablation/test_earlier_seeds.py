@@ -1,0 +1,101 @@
+"""Answers of other seeds, kept in ablation.json: there and back, pooled with those of a command, or refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minirlaif import config
+from minirlaif.ablation import earlier_seeds, report
+from minirlaif.cli.main import main
+from minirlaif.errors import UserError
+from minirlaif.runs.io import plain
+from tests.fixtures import ablation_runs, small_config
+from tests.fixtures.ablation_runs import arms_of, groups_of
+
+CFG = config.load(small_config.TINY, ["evaluate.bootstrap=200"])
+ITEMS = {"t1-0": ("t1", 1.0), "t0-1": ("t0", 0.0), "t0-0": ("t0", 1.0)}
+
+
+def test_there_and_back(tmp_path: Path) -> None:
+    other = {name: (clip, 1 - value) for name, (clip, value) in ITEMS.items()}
+    values = earlier_seeds.encode({3: {"one": ITEMS, "two": other}}, {3: {"one": {"minutes": 2.0}}})
+    assert values["questions"] == {"t0": ["t0-0", "t0-1"], "t1": ["t1-0"]} and values["right"] == {
+        "3": {"one": "101", "two": "010"}
+    }
+    path = tmp_path / "ablation.json"
+    path.write_text(json.dumps({"groups": [{"name": "methods", "answers": values}]}))
+    read = earlier_seeds.read([str(path)])["methods"]
+    assert read.items == {3: {"one": ITEMS, "two": other}} and read.remarks == {3: {"one": {"minutes": 2.0}}}
+
+
+def test_other_questions_or_halves_are_not_kept() -> None:
+    assert earlier_seeds.encode({3: {"one": ITEMS, "two": {"t0-0": ("t0", 1.0)}}}, {}) == {}
+    assert earlier_seeds.encode({3: {"one": {"t0-0": ("t0", 0.5)}}}, {}) == {} == earlier_seeds.encode({}, {})
+
+
+def summary(runs: Any, earlier: Any) -> dict[str, Any]:
+    return json.loads(json.dumps(plain(report.summary(groups_of(CFG), 200, runs, arms_of(CFG), {}, earlier))))
+
+
+def test_seeds_of_two_commands_give_the_figures_of_one(tmp_path: Path) -> None:
+    """Seeds 0 and 1 together, against seed 1 with the file of seed 0."""
+    runs = ablation_runs.make(tmp_path / "runs", (0, 1), shift=3)
+    together = summary(runs, {})
+    (tmp_path / "first.json").write_text(json.dumps(summary({0: runs[0]}, {})))
+    added = summary({1: runs[1]}, earlier_seeds.read([str(tmp_path / "first.json")]))
+    assert added["seeds"] == together["seeds"] == [0, 1]
+    known = {group["name"]: group for group in together["groups"]}
+    answers = [group for group in added["groups"] if group["answers"]]
+    assert {"base", "best-of", "kl"} <= {group["name"] for group in answers}
+    for group in answers:
+        mine, theirs = (
+            [(each["key"], each["pooled"]) for each in values["entries"] if each["counts"] == "answers"]
+            for values in (group, known[group["name"]])
+        )
+        assert mine == theirs and mine
+        claims = {claim["text"]: (claim["pooled"], claim["verdict"]) for claim in known[group["name"]]["claims"]}
+        of_both = [claim for claim in group["claims"] if claim["pooled"]["n"] == 80]
+        assert of_both and all(claims[claim["text"]] == (claim["pooled"], claim["verdict"]) for claim in of_both)
+
+
+ODD = '{"groups": [{"name": "m", "answers": {"questions": {"t0": ["t0-0"]}, "right": {"1": {"a": "%s"}}, "remarks": {}}}]}'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read"),
+        ('{"groups": []}', "holds no answers to count"),
+        (
+            '{"groups": [{"name": "m", "answers": {"questions": {"t0": ["t0-0"]}, "right": {"1": {"a": "11"}}, "remarks": {}}}]}',
+            "not an",
+        ),
+        (
+            '{"groups": [{"name": "m", "answers": {"questions": {"t0": ["t0-0"]}, "right": {"1": {"a": "2"}}, "remarks": {}}}]}',
+            "not an",
+        ),
+        ('{"groups": [3]}', "not an ablation.json"),
+    ],
+)
+def test_files_that_are_none_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
+    path = tmp_path / "old.json"
+    path.write_text(text)
+    words = ["ablate", "--config", str(small_config.TINY), "--runs-dir", str(tmp_path), "--add", str(path)]
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"{path}: " in line and message in line
+
+
+def test_a_seed_that_two_files_have_is_refused(tmp_path: Path) -> None:
+    values = {"groups": [{"name": "methods", "answers": earlier_seeds.encode({3: {"one": ITEMS}}, {})}]}
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path in paths:
+        path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="b.json: seed 3 is in another file, too"):
+        earlier_seeds.read(list(map(str, paths)))
+    with pytest.raises(UserError, match="no such file"):
+        earlier_seeds.read([str(tmp_path / "none.json")])

@@ -107,6 +107,13 @@ def ppo_policy_loss(
     return loss, stats
 
 
+def entropy_bonus(entropy_BR: Tensor, mask_BR: Tensor, denominator: float) -> Tensor:
+    """Mean entropy per counted token in nats, a scalar with gradient. Times a coefficient it is taken off a loss, so that the
+    policy keeps sampling different answers (Mnih et al. 2016). denominator: counted tokens of the whole minibatch."""
+    _check(mask_BR, denominator, entropy_BR)
+    return _share(entropy_BR, mask_BR, denominator)
+
+
 def value_loss(
     new_BR: Tensor, old_BR: Tensor, returns_BR: Tensor, mask_BR: Tensor, clip: float, denominator: float
 ) -> tuple[Tensor, dict[str, float]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minirlaif import distributed
 from minirlaif.algorithms.group import GroupMethod, group_policy_loss
-from minirlaif.algorithms.losses import ppo_policy_loss, total_stats, value_loss
+from minirlaif.algorithms.losses import entropy_bonus, ppo_policy_loss, total_stats, value_loss
 from minirlaif.algorithms.rollout import Rollout
 from minirlaif.config import GroupSection, PpoSection, RolloutSection
 from minirlaif.errors import StageStopped
@@ -89,9 +89,13 @@ class PolicyLearner(ABC, Generic[Section]):
         """Rows of a rollout's tensor on the device, as wide as the longest of them."""
         return x_BR[index, : int(rollout.mask_BR[index].sum(1).max())].to(self.models.policy.backbone.device)
 
-    def _logprobs(self, rollout: Rollout, index: list[int]) -> Tensor:
-        """Log-probabilities of rows of a rollout by the policy as it is now, with gradients."""
-        return token_logprobs(self.models.policy.backbone, [rollout.rows[i] for i in index], rollout.temperature)[0]
+    def _logprobs(self, rollout: Rollout, index: list[int], tokens: int) -> tuple[Tensor, Tensor | float]:
+        """Log-probabilities of rows of a rollout by the policy as it is now, with gradients, and the term of the loss for its
+        entropy, 0 without a coefficient."""
+        coef = self.section.entropy_coef
+        rows = [rollout.rows[i] for i in index]
+        logprobs_BR, mask_BR, entropy_BR = token_logprobs(self.models.policy.backbone, rows, rollout.temperature, bool(coef))
+        return logprobs_BR, -coef * entropy_bonus(entropy_BR, mask_BR, tokens) if entropy_BR is not None else 0.0
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,9 @@ class Learner(PolicyLearner[PpoSection]):
         mask_BR = part(rollout.mask_BR)
         with policy.adapters.training_as("policy"), self.accelerator.autocast():
             old_BR, advantages_BR = part(rollout.logprobs_BR), part(rollout.advantages_BR)
-            loss, stats = ppo_policy_loss(self._logprobs(rollout, index), old_BR, advantages_BR, mask_BR, p.clip, tokens)
+            new_BR, entropy_term = self._logprobs(rollout, index, tokens)
+            loss, stats = ppo_policy_loss(new_BR, old_BR, advantages_BR, mask_BR, p.clip, tokens)
+            loss = loss + entropy_term
             self.accelerator.backward(loss)
         with critic.adapters.training_as("value"), self.accelerator.autocast():
             rows = [rollout.critic_rows[i] for i in index]
@@ -134,9 +140,10 @@ class GroupLearner(PolicyLearner[GroupSection]):
         policy, r = self.models.policy, self.rollout
         part = partial(self._part, rollout, index)
         with policy.adapters.training_as("policy"), self.accelerator.autocast():
+            new_BR, entropy_term = self._logprobs(rollout, index, tokens)
             loss, stats = group_policy_loss(
                 self.method,
-                self._logprobs(rollout, index),
+                new_BR,
                 part(rollout.logprobs_BR),
                 part(rollout.reference_BR),
                 part(rollout.advantages_BR),
@@ -147,5 +154,6 @@ class GroupLearner(PolicyLearner[GroupSection]):
                 answers=answers,
                 tokens=tokens,
             )
+            loss = loss + entropy_term
             self.accelerator.backward(loss)
         return stats | {"policy_loss": float(loss.detach())}

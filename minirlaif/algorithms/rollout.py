@@ -105,9 +105,9 @@ class RolloutCollector:
         raw_B = scores_B - self.bias
         stopped_B = torch.tensor([c.stopped for c in completions])
         lengths_B = mask_BR.sum(1)
-        final_B = penalized_scores(
-            self._normalized(raw_B), stopped_B, lengths_B, r.max_new_tokens, r.missing_eos_penalty, r.length_coef
-        )
+        kinds = [prompt.tags.get(r.normalize_by, "") for prompt in prompts for _ in range(r.samples_per_prompt)]
+        normalized_B = self._normalized(raw_B, kinds)
+        final_B = penalized_scores(normalized_B, stopped_B, lengths_B, r.max_new_tokens, r.missing_eos_penalty, r.length_coef)
         kl_BR = kl_per_token(logprobs_BR, ref_BR, "k1" if self.group else r.kl_estimator)
         kl_coef = 0.0 if self.group and self.group.kl_in_loss else r.kl_coef
         rewards_BR = shaped_rewards(final_B, kl_BR, mask_BR, kl_coef, r.reward_scale)
@@ -181,14 +181,22 @@ class RolloutCollector:
             ]
         return rows, critic_rows, answers
 
-    def _normalized(self, raw_B: Tensor) -> Tensor:
-        """Where the settings say so, scores by the first batch's mean and deviation, clipped."""
+    def _normalized(self, raw_B: Tensor, kinds: Sequence[str]) -> Tensor:
+        """Where the settings say so, scores by the first batch's mean and deviation, clipped; with rollout.normalize_by by those
+        of the first scores of the prompt's kind. A kind with a single score then has the deviation of the whole batch."""
         if not self.section.normalize_score:
             return raw_B
         p = self.progress
         if p.score_mean is None or p.score_deviation is None:
             p.score_mean, p.score_deviation = float(raw_B.mean()), float(raw_B.std()) + 1e-6
-        return ((raw_B - p.score_mean) / p.score_deviation).clamp(-SCORE_LIMIT, SCORE_LIMIT)
+        if not self.section.normalize_by:
+            return ((raw_B - p.score_mean) / p.score_deviation).clamp(-SCORE_LIMIT, SCORE_LIMIT)
+        for kind in sorted(set(kinds) - set(p.scores_by)):
+            first = raw_B[[each == kind for each in kinds]]
+            deviation = float(first.std()) + 1e-6 if len(first) > 1 else p.score_deviation
+            p.scores_by[kind] = [float(first.mean()), deviation]
+        mean_B, deviation_B = torch.tensor([p.scores_by[kind] for kind in kinds], dtype=raw_B.dtype).unbind(1)
+        return ((raw_B - mean_B) / deviation_B).clamp(-SCORE_LIMIT, SCORE_LIMIT)
 
 
 def score_pairs(critic: ModelSession, rows: Sequence[EncodedPair], size: int) -> list[float]:

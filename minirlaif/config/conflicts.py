@@ -15,6 +15,8 @@ def conflicts(cfg: Config) -> list[str]:
         problems.append(f"feedback.pairs_per_prompt is {wanted}, but {answers} answers form {possible}: raise feedback.answers")
     if cfg.rollout.normalize_score and cfg.rollout.rollouts < 2:
         problems.append("rollout.normalize_score needs the deviation of several scores: raise rollout.rollouts, which is 1")
+    if cfg.rollout.normalize_by and not cfg.rollout.normalize_score:
+        problems.append("rollout.normalize_by changes nothing without rollout.normalize_score: set that to true")
     if cfg.data.world:
         unread = [name for name in ("sft", "prompts", "dev", "test") if getattr(cfg.data, name)]
         if unread:

@@ -75,6 +75,8 @@ class RolloutSection:
     length_coef: float = 10.0  # taken off: length_coef x answer tokens / max_new_tokens
     reward_scale: Annotated[float, Rule.ANY_SIGN] = 10.0  # factor of all shaped rewards; below 0 the KL term turns too
     normalize_score: bool = False  # centre and scale scores by the first batch's mean and deviation; clipped at 3
+    # column of the prompts' rows, such as type: `normalize_score` then works within each of its values; empty: over all
+    normalize_by: Annotated[str, UnrecordedAt("")] = ""
     gamma: Share = 1.0  # this and the next: of advantages with a value model
     lam: Share = 1.0
     batch_size: PositiveInt = 16  # answers in memory at once while sampling and scoring
@@ -96,6 +98,7 @@ class PpoSection:
     clip: PositiveFloat = 0.2
     value_clip: PositiveFloat = 0.2
     vf_coef: float = 0.1
+    entropy_coef: Annotated[float, UnrecordedAt(0.0)] = 0.0  # of the entropy per token, a bonus that keeps answers different
     max_kl: float = 0.0  # stop once the mean KL per answer passes this many nats; 0: never
     dev_every: PositiveInt = 10  # judge the policy on dev prompts every so many iterations; the best checkpoint is kept
     save_every: PositiveInt = 10
@@ -115,6 +118,7 @@ class GroupSection:
     weight_decay: float = 0.0
     max_grad_norm: PositiveFloat = 1.0
     clip: PositiveFloat = 0.2
+    entropy_coef: Annotated[float, UnrecordedAt(0.0)] = 0.0  # of the entropy per token, a bonus that keeps answers different
     max_kl: float = 0.0  # stop once the mean KL per answer (log-ratio) passes this many nats; 0: never
     dev_every: PositiveInt = 10  # judge the policy on dev prompts every so many iterations; the best checkpoint is kept
     save_every: PositiveInt = 10

@@ -52,8 +52,12 @@ def pick_logprobs(logits_BTV: Tensor, targets_BT: Tensor, disallowed_V: Tensor |
 
 
 def entropy(logits_BTV: Tensor, disallowed_V: Tensor | None = None, temperature: float = 1.0) -> Tensor:
-    """Entropy of the next-token distribution at each position in nats, [B, T]. A metric: it carries no gradient."""
-    # entr(0) is 0, where p * log p would be 0 * -inf = NaN for a disallowed token.
-    probabilities_BTV = log_distribution(logits_BTV.detach(), disallowed_V, temperature).exp()
-    terms_BTV: Tensor = torch.special.entr(probabilities_BTV)
-    return terms_BTV.sum(dim=-1)
+    """Entropy of the next-token distribution at each position in nats, [B, T]."""
+    logprobs_BTV = log_distribution(logits_BTV, disallowed_V, temperature)
+    if not logprobs_BTV.requires_grad:
+        # entr(0) is 0, where p * log p would be 0 * -inf = NaN for a disallowed token.
+        terms_BTV: Tensor = torch.special.entr(logprobs_BTV.exp())
+        return terms_BTV.sum(dim=-1)
+    # The gradient of entr at 0 is infinite, so a disallowed token's logarithm becomes 0 before the product.
+    finite_BTV = logprobs_BTV if disallowed_V is None else logprobs_BTV.masked_fill(disallowed_V, 0.0)
+    return -(logprobs_BTV.exp() * finite_BTV).sum(dim=-1)

@@ -10,7 +10,7 @@ is not read.
 Out: adapter/ (role "policy"), samples.jsonl.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -37,6 +37,7 @@ from minirlaif.stages.registry import STAGES
 from minirlaif.training.checkpoint import MethodProgress, Start
 from minirlaif.training.epoch_sampler import epoch_batch
 from minirlaif.training.optim import AdapterTrainer, check_finite, make_accelerator
+from minirlaif.types import Sample
 
 JUDGED = ("judge", "rank")  # values of optimize.reward with which the judge scores
 SAMPLE_EVERY = 5  # of so many iterations one answer stands in samples.jsonl
@@ -62,6 +63,7 @@ def run(cfg: Config, run: Run, redo: bool = False, name: str = "ppo") -> None:
         checks = Preflight(cfg.data, cfg.sft, cfg.reward)
         with open_ppo_models(run, cfg.model, cfg.video, checks, cfg.reference, cfg.reward) as models:
             questions = questions.readable(models.policy, run, out, name)
+            _refuse_unknown_column(cfg.rollout.normalize_by, questions.prompts)
             # 2. roles and optimisers
             first, state = out.resume() or (0, None)
             adapters = {"start": start} if (start := run.start_adapter(name)) else {}
@@ -220,6 +222,13 @@ def _note_critic(out: StageDir, rollout: RolloutSection, vf_coef: float) -> None
         other = "a method without a value model (optimize.methods=[rloo])"
         text = f"the value model explains {mean:.1%} of the returns' variance, so advantages are noisy"
         print(f"warning: ppo: {text}; try " + (f"--set {' '.join(cures)}, or " if cures else "") + other, flush=True)
+
+
+def _refuse_unknown_column(column: str, prompts: Sequence[Sample]) -> None:
+    known = sorted({name for row in prompts for name in row.tags})
+    if column and column not in known:
+        there = f"they have {', '.join(known)}" if known else "they have no further columns"
+        raise UserError(f"rollout.normalize_by is {column}, a column that no prompt has: {there}; name one of them, or none")
 
 
 def _refuse_poor_reward(section: RewardSection, run: Run, name: str) -> None:

@@ -43,8 +43,9 @@ class BestCheckpoint(TypedDict, total=False):
 
 @dataclass
 class MethodProgress:
-    """What a resumed method needs beside weights: optimiser steps, the first batch's scores, the kept checkpoint, how many
-    groups of answers to one prompt there were, and how many with equal rewards."""
+    """What a resumed method needs beside weights: optimiser steps, mean and deviation of the first batch's scores (and of each
+    value of rollout.normalize_by), the kept checkpoint, how many groups of answers to one prompt there were, and how many with
+    equal rewards."""
 
     updates: int = 0
     score_mean: float | None = None
@@ -52,6 +53,7 @@ class MethodProgress:
     best: BestCheckpoint = field(default_factory=BestCheckpoint)
     groups: int = 0
     equal_groups: int = 0
+    scores_by: dict[str, list[float]] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write it beside the weights."""

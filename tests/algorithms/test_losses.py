@@ -13,6 +13,7 @@ from minirlaif.algorithms.losses import (
     bradley_terry_loss,
     centering_penalty,
     dpo_loss,
+    entropy_bonus,
     ppo_policy_loss,
     sft_loss,
     total_stats,
@@ -245,3 +246,13 @@ def test_wrong_inputs_are_refused(loss: TokenLoss) -> None:
         bradley_terry_loss(new[0, :0], old[0, :0])
     with pytest.raises(ValueError, match="one length"):
         bradley_terry_loss(new[0], old[:, :1])
+
+
+def test_the_entropy_bonus_is_the_mean_over_the_counted_tokens_of_the_minibatch() -> None:
+    entropy_BR = torch.tensor([[1.0, 2.0, 99.0], [4.0, 99.0, 99.0]], requires_grad=True)
+    mask_BR = torch.tensor([[True, True, False], [True, False, False]])
+    bonus = entropy_bonus(entropy_BR, mask_BR, 10)
+    assert bonus.item() == pytest.approx(0.7)
+    bonus.backward()
+    assert entropy_BR.grad is not None
+    assert entropy_BR.grad.flatten().tolist() == pytest.approx([0.1, 0.1, 0, 0.1, 0, 0])

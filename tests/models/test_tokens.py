@@ -132,3 +132,16 @@ def test_wrong_inputs_are_refused() -> None:
         pick_logprobs(logits(), TARGETS_BT, None, 0.0)
     with pytest.raises(ValueError, match="disallowed_V"):
         pick_logprobs(logits(), TARGETS_BT, torch.zeros(7))
+
+
+def test_the_gradient_of_the_entropy_is_that_of_torch_distributions() -> None:
+    """Also with a token that answers cannot contain, whose probability is 0: torch's own distribution has only the others."""
+    logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    disallowed = torch.tensor([False, True, False, False, False])
+    entropy(logits, disallowed, 0.7).sum().backward()
+    other = logits.detach()[..., ~disallowed].requires_grad_()
+    expected = torch.distributions.Categorical(logits=other / 0.7).entropy()
+    expected.sum().backward()
+    assert torch.allclose(entropy(logits, disallowed, 0.7), expected, atol=1e-6)
+    assert torch.allclose(entropy(logits.detach(), disallowed, 0.7), expected, atol=1e-6)
+    assert torch.allclose(logits.grad[..., ~disallowed], other.grad, atol=1e-6) and not logits.grad[..., 1].any()

@@ -238,3 +238,56 @@ def test_several_answers_to_a_prompt_with_a_value_model() -> None:
     assert "equal_groups" not in stats and rollout.values_BR is not None and collector.progress.groups == 0
     prompts = {row.prompt for row in rollout.rows}
     assert session.counters["prefilled_tokens"] == sum(map(len, prompts)) and len(prompts) == 2
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo"])
+def test_the_entropy_bonus_raises_the_entropy_and_with_the_sign_flipped_lowers_it(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Equal rewards, no KL: the bonus alone moves the policy. One step on the same answers."""
+    scored(monkeypatch, lambda answer: 1.0)
+    changes = []
+    for coef in (1.0, -1.0, 0.0):
+        more = ("rollout.kl_coef=0", "ppo.learning_rate=0.01", "ppo.warmup_steps=0", "ppo.epochs=1", "ppo.minibatch_size=8")
+        cfg = settings(*more, "rollout.samples_per_prompt=4")
+        session = session_of(cfg)
+        models = tiny.models_of(session)
+        if name == "ppo":
+            section = replace(cfg.ppo, entropy_coef=coef, vf_coef=0.0)
+            learner: Any = ppo.build(models, section, Start(0, tmp_path))
+        else:
+            learner = ppo.build_group(models, replace(cfg.group, entropy_coef=coef), Start(0, tmp_path), name, cfg.rollout)
+        rollout, _ = RolloutCollector(models, cfg.rollout, 0, None, 0.0, learner.progress, name, METHODS.get(name)).collect(
+            PROMPTS, 0
+        )
+        rollout = replace(rollout, advantages_BR=torch.zeros_like(rollout.advantages_BR))
+
+        def mean_entropy(session: tiny.TinySession = session, rows: list[EncodedPair] = rollout.rows) -> float:
+            with session.adapters.on_device("policy"), session.adapters.inference_as("policy"):
+                _, mask_BR, entropy_BR = token_logprobs(session.backbone, rows, 1.0, True)
+            assert entropy_BR is not None
+            return float(entropy_BR[mask_BR].mean())
+
+        before = mean_entropy()
+        ppo.step(learner, rollout, 0)
+        changes.append(mean_entropy() - before)
+    assert changes[0] > 0.001 and changes[1] < -0.001 and abs(changes[2]) < 1e-6
+
+
+def test_scores_are_normalised_within_each_value_of_a_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: of kind a the first scores are 1 and 3 (mean 2, deviation sqrt 2), of kind b the single score 10, which then has
+    the deviation of the whole batch. A later batch keeps these."""
+    cfg = settings("rollout.normalize_score=true", "rollout.normalize_by=type")
+    collector = RolloutCollector(tiny.models_of(session_of(cfg)), cfg.rollout, 0, None, 0.0, MethodProgress())
+    first = collector._normalized(torch.tensor([1.0, 3.0, 10.0]), ["a", "a", "b"])
+    root = 2**0.5
+    assert first.tolist() == pytest.approx([-1 / root, 1 / root, 0.0], abs=1e-4)
+    whole = torch.tensor([1.0, 3.0, 10.0]).std().item()
+    later = collector._normalized(torch.tensor([2.0 + root, 10.0 + whole, 10.0]), ["a", "b", "c"])
+    assert later.tolist() == pytest.approx([1.0, 1.0, 0.0], abs=1e-4)
+    assert set(collector.progress.scores_by) == {"a", "b", "c"}
+
+
+def test_a_column_that_no_prompt_has_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="rollout.normalize_by is kind, a column that no prompt has: they have no"):
+        ran(monkeypatch, tmp_path / "run", "rollout.normalize_score=true", "rollout.normalize_by=kind")

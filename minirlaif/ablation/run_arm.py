@@ -15,6 +15,7 @@ from minirlaif.algorithms.rollout import score_pairs
 from minirlaif.config import RolloutSection
 from minirlaif.data.preflight import Preflight, read_samples
 from minirlaif.errors import UserError
+from minirlaif.feedback.describe import SessionDescriber
 from minirlaif.feedback.label import describe
 from minirlaif.models.generation import sample
 from minirlaif.models.seeds import generator
@@ -68,7 +69,7 @@ def answer_questions(config_file: Path, run: Run, who: str) -> None:
                 models.critic.adapters.add("reward", 0, reward)
                 models.critic.adapters.load_head("reward", reward)
                 with session.adapters.inference_as("sft"):
-                    described = describe(session, cfg.feedback, run, tests, {})
+                    described = describe(SessionDescriber(session), cfg.feedback, run, tests, {})
                 contexts = {video: row["context"] if cfg.reward.context else "" for video, row in described.items()}
                 answers = _best(models, cfg.rollout, tests, contexts, cfg.evaluate.batch_size, cfg.seed)
             else:

@@ -17,7 +17,7 @@ from minirlaif.cli import evaluate, export, plan
 from minirlaif.cli.flags import add_flags, run_folder, verb
 from minirlaif.config.loader import parse_yaml
 from minirlaif.errors import UserError
-from minirlaif.judges.config import feedback_judge
+from minirlaif.judges.config import feedback_describer, feedback_judge
 from minirlaif.runs import gains, rounds
 from minirlaif.runs.io import private_folder, read_text, write_atomic
 from minirlaif.runs.plan import with_rounds
@@ -70,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
     _check_settings(options.config, cfg, names)
     if {"feedback", *METHODS} & {gains.split_name(name)[1] for name in names}:
         feedback_judge(cfg.feedback)  # before the stages that come first take hours
+        feedback_describer(cfg.feedback)
     if cfg.optimize.reward.endswith(ENDING) and set(SAMPLING) & {gains.split_name(name)[1] for name in names}:
         RewardFile(cfg.optimize.reward)
     distributed.start(on_cpu=cfg.model.device == "cpu")

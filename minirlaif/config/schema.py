@@ -122,10 +122,11 @@ class FeedbackSection:
     """The model answers, describes and judges (paper section 3.2)."""
 
     limit: Annotated[int, UnrecordedAt(0)] = 0  # label the first so many prompts only; 0: all
-    # who describes, and who judges, also on dev prompts. start: the model that the methods start from; base: without its adapter;
-    # a judge may be one that reads text: hf:FOLDER, gguf:FILE, openai:MODEL, or a YAML file of judge settings
-    describer: Annotated[Literal["start", "base"], UnrecordedAt("start")] = "start"
-    judge: Annotated[str, Rule.NO_EFFECT, Rule.NOT_EMPTY] = "start"  # manifests record who it is, not where it lies
+    # who describes, and who judges, also on dev prompts; manifests record who it is, not where it lies. start: the model that the
+    # methods start from; base: without its adapter. A describer may be another model that sees: hf:FOLDER, gguf:FOLDER (an export
+    # of this project), openai:MODEL; a judge one that reads text: hf:FOLDER, gguf:FILE, openai:MODEL; or a YAML file of settings
+    describer: Annotated[str, Rule.NO_EFFECT, Rule.NOT_EMPTY] = "start"
+    judge: Annotated[str, Rule.NO_EFFECT, Rule.NOT_EMPTY] = "start"
     answers: int = 2  # sampled answers per prompt
     # further answers per prompt, given with the descriptions as text: the first is the most likely one, others are sampled
     context_answers: Annotated[int, UnrecordedAt(0)] = 0

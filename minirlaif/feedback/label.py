@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from minirlaif.config import FeedbackSection
-from minirlaif.feedback.describe import context_text, describe_segments
+from minirlaif.feedback.describe import Describer, context_text
 from minirlaif.feedback.judge import judge, judge_texts, mean_logprobs
 from minirlaif.feedback.text_judge import TextJudge
 from minirlaif.models.generation import Completion, sample
@@ -41,7 +41,7 @@ class Labels:
 
 
 def describe(
-    session: ModelSession, section: FeedbackSection, run: Run, rows: Sequence[Sample], contexts: Mapping[str, str]
+    describer: Describer, section: FeedbackSection, run: Run, rows: Sequence[Sample], contexts: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
     """Describe the segments of clips that have no context yet. Clip -> line for contexts.jsonl."""
     videos = [video for video in dict.fromkeys(row.video for row in rows) if video not in contexts]
@@ -51,8 +51,9 @@ def describe(
             "context": context_text(described.segments),
             "segments": [text for _, text in described.segments],
             "cut": described.cut,
+            **({"missing": described.missing} if described.missing else {}),
         }
-        for video, described in describe_segments(session, videos, section).items()
+        for video, described in describer.describe(videos, section).items()
     }
 
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from minirlaif.types import Choice, Comparison
 
 T = TypeVar("T")
-Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+Message = dict[str, Any]  # {"role": "system" | "user" | "assistant", "content": text, or for describers a list of parts}
 NOT_SHOWN = ("kind", "name", "model", "url", "file", "files", "max_tokens", "context")  # request settings left out of a title
 
 
@@ -83,11 +83,13 @@ class GradeRequest:
 
 @dataclass(frozen=True)
 class Result(Generic[T]):
-    """What a judge's reply means, or why it has no value. reply: the judge's last one, "" where it has none."""
+    """What a judge's reply means, or why it has no value. reply: the judge's last one, "" where it has none; cut: whether that
+    ended at the limit of tokens."""
 
     value: T | None
     why: str = ""
     reply: str = ""
+    cut: bool = False
 
 
 GradeResult = Result[Grade]

@@ -16,13 +16,15 @@ from minirlaif.runs.database import database_errors, open_database
 
 @dataclass(frozen=True)
 class Reply:
-    """A model's reply. version: of the model that answered; date: UTC day; tokens: as counted by the model, 0 where unknown."""
+    """A model's reply. version: of the model that answered; date: UTC day; tokens: as counted by the model, 0 where unknown; cut:
+    whether it ended at the limit of tokens, where the model says so."""
 
     text: str
     version: str
     date: str
     tokens_in: int = 0
     tokens_out: int = 0
+    cut: bool = False
 
 
 class Refused(Exception):

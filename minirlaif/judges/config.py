@@ -148,24 +148,44 @@ def open_judge(settings: JudgeSettings, replies: Path) -> TextJudge:
 def feedback_judge(section: FeedbackSection) -> JudgeSettings | None:
     """The judge that reads text of `feedback.judge`; None where a model of the run judges. UserError, before anything is opened:
     there is no such judge, or it cannot compare answers."""
-    if section.judge in OF_THE_RUN:
-        return None
-    try:
-        settings = judge_settings(section.judge)
-    except UserError as error:
-        text = str(error).replace("--judge ", "feedback.judge ").replace("known are ", f"known are {', '.join(OF_THE_RUN)}, ")
-        in_file = "write kind, name and its settings into a YAML file and name that in feedback.judge"
-        raise UserError(text.partition(", as in --judge-set")[0] + (f"; {in_file}" if "--judge-set" in text else "")) from None
-    if settings.kind not in JUDGES or not JUDGES[settings.kind].compares:
-        able = ", ".join((*OF_THE_RUN, *(row.example for row in JUDGES.values() if row.compares)))
-        raise UserError(f"feedback.judge {section.judge}: cannot say which of two answers is better; name one of {able}")
-    check_judge(settings)
+    settings = _of_feedback("judge", section.judge, "cannot say which of two answers is better")
+    if settings is not None:
+        check_judge(settings)
     return settings
 
 
-def check_judge(settings: JudgeSettings) -> None:
-    """Checks that need no model, made before models answer for hours. UserError."""
-    where, path = f"judge {settings.kind}:{settings.name}", Path(settings.name)
+def feedback_describer(section: FeedbackSection) -> JudgeSettings | None:
+    """The settings of another model that describes, of `feedback.describer`; None where a model of the run does. UserError,
+    before anything is opened: there is no such model."""
+    settings = _of_feedback("describer", section.describer, "cannot describe a clip")
+    if settings is not None and settings.kind == "gguf":
+        if not Path(settings.name).exists():
+            raise UserError(f"feedback.describer gguf:{settings.name}: no such folder; `python -m minirlaif export` makes one")
+    elif settings is not None:
+        check_judge(settings, "describer")
+    return settings
+
+
+def _of_feedback(name: str, value: str, unable: str) -> JudgeSettings | None:
+    """The settings of a model that `feedback` names. unable: what is wrong with kinds that only match answers."""
+    if value in OF_THE_RUN:
+        return None
+    try:
+        settings = judge_settings(value)
+    except UserError as error:
+        text = str(error).replace("--judge ", f"feedback.{name} ").replace("known are ", f"known are {', '.join(OF_THE_RUN)}, ")
+        text = text.replace("no such judge", f"no such {name}")
+        in_file = f"write kind, name and its settings into a YAML file and name that in feedback.{name}"
+        raise UserError(text.partition(", as in --judge-set")[0] + (f"; {in_file}" if "--judge-set" in text else "")) from None
+    if settings.kind not in JUDGES or not JUDGES[settings.kind].compares:
+        able = ", ".join((*OF_THE_RUN, *(row.example for row in JUDGES.values() if row.compares)))
+        raise UserError(f"feedback.{name} {value}: {unable}; name one of {able}")
+    return settings
+
+
+def check_judge(settings: JudgeSettings, part: str = "judge") -> None:
+    """Checks that need no model, made before models answer for hours. part: of the model that is named. UserError."""
+    where, path = f"{part} {settings.kind}:{settings.name}", Path(settings.name)
     if settings.kind == "gguf" and not path.is_file():
         raise UserError(f"{where}: {'is a folder; name the .gguf file in it' if path.is_dir() else 'no such file'}")
     # A name with one slash may be one of the hub.

@@ -173,16 +173,17 @@ class ChatJudge(ABC):
             f" (about {tokens_in:,} tokens in and {tokens_out:,} out{price}){again}"
         )
 
-    def forecast(self, questions: int, tokens_each: int) -> str:
-        """What so many comparisons of at most so many tokens may cost, for the screen. UserError when it is above `max_cost`."""
+    def forecast(self, questions: int, tokens_each: int, noun: str = "comparisons") -> str:
+        """What so many comparisons, or other questions, of at most so many tokens may cost, for the screen. UserError when it is
+        above `max_cost`."""
         s, most = self.settings, self.most_cost(questions, questions * tokens_each)
         if s.max_cost and most > s.max_cost:
             raise UserError(
-                f"judge {self.name}: {questions:,} comparisons would cost up to {most:.2f}, max_cost is {s.max_cost:g}; raise it,"
+                f"judge {self.name}: {questions:,} {noun} would cost up to {most:.2f}, max_cost is {s.max_cost:g}; raise it,"
                 " or label fewer prompts with feedback.limit"
             )
         price = f", at most {most:.2f} at the given prices" if s.price_in or s.price_out else ""
-        return f"judge {self.name}: up to {questions:,} comparisons of up to {tokens_each:,} tokens{price}"
+        return f"judge {self.name}: up to {questions:,} {noun} of up to {tokens_each:,} tokens{price}"
 
     def most_cost(self, questions: int, tokens_in: int) -> float:
         """What questions with so many tokens together cost when each is asked as often as allowed, with the longest replies."""
@@ -246,7 +247,8 @@ class ChatJudge(ABC):
         text, why = "", ""
         for _ in range(self.settings.attempts):
             try:
-                text = self._reply(conversation, question.grammar, counts).text
+                reply = self._reply(conversation, question.grammar, counts)
+                text = reply.text
             except Refused as error:
                 with counts.lock:
                     counts.refused += 1
@@ -254,7 +256,7 @@ class ChatJudge(ABC):
                         raise UserError(f"judge {self.name}: refuses every question ({error}); check its settings") from None
                 return Result(None, f"refused: {error}", text)
             try:
-                return Result(question.parse(text), reply=text)
+                return Result(question.parse(text), reply=text, cut=reply.cut)
             except rubric.Unreadable as error:
                 why = f"unreadable: {error}"
                 with counts.lock:

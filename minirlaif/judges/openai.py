@@ -144,9 +144,10 @@ class EndpointJudge(ChatJudge):
             raise _TryAgain(f"the reply is longer than {MAX_BYTES} bytes", hint=hint)
         try:
             completion = json.loads(data)
-            text = completion["choices"][0]["message"]["content"]
+            choice = completion["choices"][0]
+            text, cut = choice["message"]["content"], choice.get("finish_reason") == "length"
             usage = completion.get("usage") or {}
-            tokens = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
+            tokens_in, tokens_out = (_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens"))
             version = str(completion.get("model") or self.name)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise _TryAgain(f"the reply is not what the protocol says ({len(data)} bytes)", hint=hint) from None
@@ -156,7 +157,7 @@ class EndpointJudge(ChatJudge):
         text, version = (each.encode(errors="replace").decode() for each in (text, version))
         if len(self._secret) >= MIN_KEY:
             text, version = self._hidden(text), self._hidden(version)
-        return Reply(text, version, today(), *tokens)
+        return Reply(text, version, today(), tokens_in, tokens_out, cut)
 
     def _with_extra(self, body: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in {**body, **self._extra}.items() if value is not None}

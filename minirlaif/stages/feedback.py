@@ -9,17 +9,22 @@ Each chunk of prompts is committed, so a killed run resumes behind the last one.
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from minirlaif import distributed
-from minirlaif.config import Config, FeedbackSection
+from minirlaif.config import Config, FeedbackSection, ModelSection, VideoSection
 from minirlaif.data.preflight import Preflight, read_dev, read_samples
 from minirlaif.errors import UserError
+from minirlaif.feedback.describe import Describer, FolderDescriber, SessionDescriber
 from minirlaif.feedback.judge import comparison_tokens, is_order_consistent
 from minirlaif.feedback.label import Lines, describe, draw_candidates, label
 from minirlaif.feedback.text_judge import TextJudge
-from minirlaif.judges.config import REPLIES, feedback_judge, open_judge
+from minirlaif.gguf.runtime.describer import GgufDescriber
+from minirlaif.judges.config import REPLIES, feedback_describer, feedback_judge, open_judge
+from minirlaif.judges.describer import EndpointDescriber
 from minirlaif.judges.grade import ChatJudge
 from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import progress
@@ -44,9 +49,13 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
         settings["judge"] = dict(text_judge.signature)
     elif f.judge == "base" != run.start_model:
         settings["judge"] = {"kind": "base"}
-    roles = {name: "base" if name == "base" else run.start_model for name in (f.describer, f.judge)}
+    describer = _other_describer(cfg.model, cfg.video, f, run)
+    if describer is not None:
+        settings["describer"] = dict(describer.signature)
+    elif f.describer == "base" != run.start_model:
+        settings["describer"] = {"kind": "base"}
     inputs = run.inputs("feedback") or (["world"] if cfg.data.world else [])  # without SFT it is the first one to read the world
-    with run.stage("feedback", settings, inputs=inputs, redo=redo) as out:
+    with closing(describer) if describer else nullcontext(), run.stage("feedback", settings, inputs=inputs, redo=redo) as out:
         if out is None:
             return
         missing = cfg.video.max_unreadable
@@ -62,6 +71,9 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
             first, _ = out.resume() or (0, None)
             if isinstance(text_judge, ChatJudge) and distributed.leads():
                 print(text_judge.forecast(*_comparisons(f, len(prompts), cfg.video.max_segments)), flush=True)
+            if isinstance(describer, EndpointDescriber) and distributed.leads():
+                print(describer.forecast(len({row.video for row in [*prompts, *dev]}), f), flush=True)
+            described_by = describer or SessionDescriber(session, "base" if f.describer == "base" else run.start_model)
             chunks = [prompts[i : i + f.batch_size] for i in range(0, len(prompts), f.batch_size)]
             contexts: dict[str, str] = {
                 run.located(row["video"]): row["context"] for row in read_jsonl(out.path / "contexts.jsonl", missing_ok=True)
@@ -74,14 +86,13 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
                 chunk = number + distributed.rank()
                 lines: Lines = []
                 if chunk < len(tasks):
-                    with session.adapters.inference_as(roles[f.describer]):
-                        described = describe(session, f, run, tasks[chunk], contexts)
+                    described = describe(described_by, f, run, tasks[chunk], contexts)
                     lines += [("contexts.jsonl", record) for record in described.values()]
                     if chunk < len(chunks):
                         known = contexts | {video: record["context"] for video, record in described.items()}
                         with session.adapters.inference_as(run.start_model):
                             drawn = draw_candidates(session, f, tasks[chunk], known, cfg.seed, chunk)
-                        with session.adapters.inference_as(roles[f.judge]):
+                        with session.adapters.inference_as("base" if f.judge == "base" else run.start_model):
                             lines += label(session, f, run, tasks[chunk], drawn, known, cfg.seed, chunk, text_judge)
                 written = _append_all(out, run, lines, contexts)
                 session.add_counters(out)
@@ -93,6 +104,20 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
             _warn_of_cut(out.summary, f)
             if not out.summary["decided"] and run.full_run is run:  # a further round without pairs has nothing to learn, and ends
                 raise _undecided(out.summary, f)
+
+
+def _other_describer(model: ModelSection, video: VideoSection, f: FeedbackSection, run: Run) -> Describer | None:
+    """The model of `feedback.describer`, where it is none of the run's own."""
+    named = feedback_describer(f)
+    if named is None:
+        return None
+    if named.kind == "hf":
+        device = model.device if named.device == "auto" else named.device
+        other = replace(model, base=named.name, revision="main", device=device)
+        return FolderDescriber(run, replace(other, dtype=named.dtype, quantization=named.quantization), video)
+    if named.kind == "gguf":
+        return GgufDescriber(Path(named.name), video, named.threads)
+    return EndpointDescriber(named, f, video, run.root.parent / REPLIES)
 
 
 def _comparisons(f: FeedbackSection, prompts: int, segments: int) -> tuple[int, int]:
@@ -128,11 +153,15 @@ def _cut(folder: Path) -> dict[str, int]:
     described = read_jsonl(folder / "contexts.jsonl", missing_ok=True)
     segments, cut = sum(len(row["segments"]) for row in described), sum(row.get("cut", 0) for row in described)
     answers = {"sampled_answers": len(stopped), "cut_answers": stopped.count(False)}
-    return answers | {"descriptions": segments, "cut_descriptions": cut}
+    missing = sum(row.get("missing", 0) for row in described)
+    counts = answers | {"descriptions": segments, "cut_descriptions": cut}
+    return counts | ({"refused_descriptions": missing} if missing else {})
 
 
 def _warn_of_cut(counts: Mapping[str, Any], f: FeedbackSection) -> None:
-    """Say what to raise where more than a few texts were cut."""
+    """Say what to raise where more than a few texts were cut, and how many descriptions are missing."""
+    if (missing := counts.get("refused_descriptions", 0)) and distributed.leads():
+        print(f"feedback: the describer gave no text for {missing:,} of {counts['descriptions']:,} segments", flush=True)
     limits = {
         "answers": (counts["cut_answers"], counts["sampled_answers"], f"feedback.max_new_tokens, which is {f.max_new_tokens}"),
         "descriptions": (

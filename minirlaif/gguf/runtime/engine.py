@@ -36,6 +36,9 @@ class GgufEngine:
         mmproj: another vision projector than the export's; threads: CPU threads (0: one per core, at most MAX_THREADS; one for a
         small model); n_ctx: context length in tokens (0: as many as a conversation needs).
 
+    Attributes:
+        files: of the model; cut: whether the last answer ended at its limit of tokens.
+
     Raises:
         UserError: a file is missing, broken or does not belong to the others.
     """
@@ -55,6 +58,8 @@ class GgufEngine:
         self._process: ChildProcess | None = None
         self._counted = Counter(dict.fromkeys(COUNTERS, 0))  # over all processes
         settings = {"threads": threads or threads_for(text), "n_ctx": n_ctx}
+        self.files = (text, projector, *(folder / name for name in self._info.adapters.values()))
+        self.cut = False
         self._open_request: dict[str, Any] = {"folder": str(folder), "text": str(text), "mmproj": str(projector), **settings}
         try:
             self._ask("open", **self._open_request)
@@ -67,15 +72,16 @@ class GgufEngine:
         """Totals so far: decodes, encodes, prefilled_tokens, reused_tokens, decoded_tokens."""
         return {"decodes": self._reader.decodes, **self._counted}
 
-    def load_clip(self, video: str, frames: int = 0) -> LoadedClip:
-        """See `ChatEngine.load_clip`."""
+    def load_clip(self, video: str, frames: int = 0, span: tuple[float, float | None] = (0.0, None)) -> LoadedClip:
+        """See `ChatEngine.load_clip`. span: of the clip, in seconds, that the frames are spread over, and that the model is told
+        as the length."""
         info = self._reader.info(video)
-        plan = uniform_plan(info.seconds, frames or self.frames)
+        plan, end = uniform_plan(info.seconds, frames or self.frames, *span), info.seconds if span[1] is None else span[1]
         size = self._info.sizing.size(info.width, info.height, self._info.frame_pixels)
         key = f"{info.id}:{plan.key}:{size.key}"
         if key not in self._clips:
             (pixels_FHW3,) = self._reader.frames(video, [plan], size)
-            self._clips[key] = LoadedClip(video, info.seconds, plan.times, pixels_FHW3, info.width / info.height, key)
+            self._clips[key] = LoadedClip(video, end - span[0], plan.times, pixels_FHW3, info.width / info.height, key)
         self._clips.move_to_end(key)
         while len(self._clips) > CACHED_CLIPS:
             self._clips.popitem(last=False)
@@ -90,8 +96,9 @@ class GgufEngine:
         if not self._ask("begin", **request)["known"]:
             self._ask("encode_clip", clip.pixels_FHW3, key=clip.key, times=clip.times, seconds=clip.seconds)
             self._ask("begin", **request)
-        while (piece := self._ask("next")["piece"]) is not None:
+        while (piece := (reply := self._ask("next"))["piece"]) is not None:
             yield piece
+        self.cut = bool(reply["cut"])
 
     def score(self, clip: LoadedClip, question: str, answer: str) -> float | None:
         """None: exports hold no reward model."""

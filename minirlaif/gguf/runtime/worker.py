@@ -36,7 +36,10 @@ class AnswerGenerator:
     Attributes:
         clips: encoded frames by key of a clip, the latest ones.
         counters: encodes (of clips), prefilled_tokens, reused_tokens, decoded_tokens.
+        cut: whether the last answer ended at its limit of tokens.
     """
+
+    cut = False
 
     def __init__(self, folder: Path, text: Path, mmproj: Path, threads: int = 1, n_ctx: int = 0) -> None:
         self._folder, self._fixed, self._mmproj_name = folder, bool(n_ctx), mmproj.name
@@ -99,7 +102,7 @@ class AnswerGenerator:
         return most
 
     def _tokens(self, items: Sequence[int | EncodedFrames], prefix: int, options: SamplingParams, room: int) -> Iterator[int]:
-        source = np.random.default_rng(options.seed)
+        source, self.cut = np.random.default_rng(options.seed), False
         logits_V = self._session.prefill(items, prefix=prefix)
         for number in range(room):
             logits_V[self._disallowed] = -np.inf
@@ -109,6 +112,7 @@ class AnswerGenerator:
             yield token
             if number + 1 < room:
                 logits_V = self._session.step(token)
+        self.cut = True
 
 
 def choose(logits_V: np.ndarray, temperature: float, top_p: float, source: np.random.Generator) -> int:
@@ -159,8 +163,9 @@ class Worker:
         return {"known": True}
 
     def next(self) -> dict[str, Any]:
-        """The next piece of the answer; None after the last one."""
-        return {"piece": next(self.pieces, None)}
+        """The next piece of the answer; None after the last one, with whether the answer ended at its limit of tokens."""
+        piece = next(self.pieces, None)
+        return {"piece": piece} if piece is not None else {"piece": None, "cut": self.generator.cut}
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ def judge(numbers: Numbers, settings: Mapping[str, Any]) -> Html:
     """How often the judge is right with and without the segment descriptions, and how many pairs it decides."""
     kinds = numbers["judge"].get("by_type") or {}
     by_type = [[kind, percent(share)] for kind, share in kinds.items()] if set(kinds) - {"all"} else []
-    return run_block("judge", numbers["judge"], numbers["context"] or {}, settings, by_type)
+    return run_block("judge", numbers["judge"], numbers["context"] or {}, settings, by_type, FEW)
 
 
 def training(numbers: Numbers, metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Html:

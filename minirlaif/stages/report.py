@@ -133,7 +133,8 @@ def _reward_model(outputs: StageOutputs) -> dict[str, Any] | None:
     reward = outputs.manifests["reward"]["metrics"]
     without_truth = {"accuracy": None, "n": 0, "against_judge": reward["accuracy"], "by_type": reward["accuracy_by_type"]}
     without_truth |= {name: reward.get(name) for name in ("bias", "beta")}
-    return {"held_out_pairs": reward.get("held_out_pairs")} | (outputs.result.get("reward_model") or without_truth)
+    made = {"held_out_pairs": reward.get("held_out_pairs")} | (outputs.result.get("reward_model") or without_truth)
+    return made | ({"against_judge": None} if reward.get("held_out_pairs") == 0 else {})  # a share of nothing is no share
 
 
 def document(evaluate: EvaluateSection, name: str, outputs: StageOutputs, numbers: Mapping[str, Any]) -> Html:
@@ -223,11 +224,17 @@ def _judge(outputs: StageOutputs) -> dict[str, Any]:
     def share(*orders: tuple[str, str]) -> float | None:
         return sum(map(letters.count, orders)) / len(letters) if letters else None
 
+    decided = [row for row in rows if row["choice"] in ("A", "B")]
+    counted = {  # shares of nothing are no shares
+        "swap_consistency": any(row["choice"] != "tie" for row in rows),
+        "longer_wins": any(len(row["answer_a"]) != len(row["answer_b"]) for row in decided),
+        "decided_share": bool(rows),
+    }
     # Orders are in names of the first one, so A then B is the answer shown first, both times.
     return {
         "with_context": None,
         "without_context": None,
-        **{name: metrics.get(name) for name in names},
+        **{name: metrics.get(name) if counted.get(name, True) else None for name in names},
         **(outputs.result.get("judge") or {}),
         "tie_asked": sum(row["choice"] == "tie" for row in rows),
         "without_context_decided_share": sum(without) / len(without) if without else None,

@@ -8,6 +8,7 @@ import io
 import json
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from minirlaif.config import Config, load
 from minirlaif.errors import UserError
 from minirlaif.reports import html as page
 from minirlaif.reports import run_results
+from minirlaif.runs.io import read_json
 from minirlaif.runs.records import read_sealed, write_sealed
 from minirlaif.runs.run import Run
 from minirlaif.stages import report
@@ -78,7 +80,7 @@ def result(rows: list[dict[str, Any]], **other: Any) -> dict[str, Any]:
 
 def verdict(number: int, without: str, letter: list[str] | None) -> dict[str, Any]:
     read = {"choice": without, "orders": [without, without]}
-    row = {"id": f"p{number}", "answer_a": "a", "answer_b": "b", "choice": "A", "orders": ["A", "A"], "without_context": read}
+    row = {"id": f"p{number}", "answer_a": "a", "answer_b": "a b", "choice": "A", "orders": ["A", "A"], "without_context": read}
     return row if letter is None else {**row, "letter": {"choice": "disagree", "orders": letter}}
 
 
@@ -469,13 +471,42 @@ def test_clips_without_truth(tmp_path: Path):
 
 def test_departures_and_the_swap_note_follow_the_settings(tmp_path: Path):
     _, plain = written(*make(tmp_path / "a", ROWS, result(ROWS)))
-    assert "are as in the paper" in plain and "by construction" not in plain
+    assert "reads the frames and the question" in plain and "as in the paper" in plain and "by construction" not in plain
     overrides = ("reward.context=true", "reward.likelihood=true", "feedback.readout=likelihood")
     _, html = written(*make(tmp_path / "b", ROWS, result(ROWS), overrides=overrides))
     gone = html[: html.index("<footer")]
     assert "reward.context" in gone and "reward.likelihood" in gone and "2.5" in gone
     assert "Departures from the paper" in gone and "by construction" in gone
     assert "reward.likelihood" not in plain
+
+
+def test_intervals_of_a_few_pairs_are_not_compared():
+    """One pair each, right and wrong: two intervals without width say nothing."""
+    ends = {"with_context_ci95": [1.0, 1.0], "without_context_ci95": [0.0, 0.0]}
+    counted = dict.fromkeys(("pairs", "tie_asked", "invalid", "disagree", "same_answers", "letter_pairs"), 0)
+    shares = dict.fromkeys(("decided_share", "without_context_decided_share", "swap_consistency", "longer_wins"), 0.5)
+    judged = {"with_context": 1.0, "without_context": 0.0, **ends, **counted, **shares}
+    settings = {"readout": "letter", "margin": 0.0}
+    for n, text in ((29, "too few pairs to compare"), (30, "do not overlap")):
+        numbers = {"judge": {**judged, "with_context_n": 300, "without_context_n": n}, "context": None}
+        assert text in str(run_results.judge(numbers, settings))
+
+
+def test_a_share_of_nothing_is_a_dash(tmp_path: Path):
+    """No held-out pair, and no pair of different answers: not 0 %."""
+    cfg, run = make(tmp_path / "r", ROWS, {"test_items": 4, "test_clips": 4, "seed": 3})
+    for name, field, value in (("reward", "held_out_pairs", 0), ("reward", "accuracy", 0.0)):
+        manifest = read_json(run.dir(name) / "manifest.json")
+        write_sealed(run.dir(name) / "manifest.json", {**manifest, "metrics": {**manifest["metrics"], field: value}})
+    same = [{**verdict(0, "tie", None), "answer_a": "a dot", "answer_b": "a dot", "choice": "tie"}]
+    outputs = replace(report.read(run), verdicts=same)
+    numbers = report.summary(cfg.evaluate, outputs)
+    judged, model = numbers["judge"], numbers["reward_model"]
+    assert (judged["swap_consistency"], judged["longer_wins"], judged["decided_share"]) == (None, None, None)
+    assert model["against_judge"] is None and model["held_out_pairs"] == 0
+    text = Reader(str(report.document(cfg.evaluate, "r", outputs, numbers))).text
+    shown = text[text.index("Accuracy on held-out pairs") :]
+    assert "–" in shown[:100] and "0.0" not in shown[: shown.index("–")]
 
 
 def test_controls_say_when_blank_frames_do_not_blind():

@@ -119,9 +119,8 @@ def test_a_killed_distillation_goes_on_to_the_same_bytes(finished: Path, tmp_pat
     assert all(manifest(run, stage)["identity"] == manifest(finished, stage)["identity"] for stage in ("distill", "ppo"))
 
 
-def test_truth_reaches_no_stage_before_evaluate(finished: Path, tmp_path: Path):
-    """With truths shuffled, feedback, distillation and PPO write the same bytes, and only `evaluate` notices."""
-    run = begin(finished, tmp_path, ["world"])
+def mislead(run: Path) -> None:
+    """Shuffle the truth of a run's world, as if that had been made so."""
     record = manifest(run, "world")
     for name, columns in (("truth.jsonl", ("answer", "segments")), ("test.jsonl", ("answer", "key"))):
         rows = lines(run / "world" / name)
@@ -134,12 +133,42 @@ def test_truth_reaches_no_stage_before_evaluate(finished: Path, tmp_path: Path):
         record["outputs"][name] = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
     record["identity"] = "another world"
     write_sealed(run / "world" / "manifest.json", record)
+
+
+def test_truth_reaches_no_stage_before_evaluate(finished: Path, tmp_path: Path):
+    """With truths shuffled, feedback, distillation and PPO write the same bytes, and only `evaluate` notices."""
+    run = begin(finished, tmp_path, ["world"])
+    mislead(run)
     assert main.main(words(tmp_path, stages=("feedback", "reward", "distill", "ppo", "evaluate"))) == 0
     stages = ("feedback", "reward", "distill", "ppo")
     mine, theirs = results(run, stages), results(finished, stages)
     assert {name for name in mine if mine[name] != theirs[name]} <= {f"{stage}/metrics.jsonl" for stage in stages}
     one, other = (json.loads((folder / "evaluate" / "result.json").read_text()) for folder in (run, finished))
     assert one["accuracy"] != other["accuracy"]
+
+
+def test_the_judge_scores_in_place_of_a_reward_model(finished: Path, tmp_path: Path):
+    """After distillation the base judges, which is no longer the reference. Killed on the way, and with shuffled truth: the same
+    bytes as in one go. There is no reward model anywhere."""
+    settings = ["optimize.methods=[distill,grpo]", "optimize.reward=rank", *GROUPS]
+    stages = ("feedback", "distill", "grpo")
+    made = []
+    for name in ("straight", "killed"):
+        run = begin(finished, tmp_path / name, ["world"])
+        command = words(tmp_path / name, *settings)
+        if name == "killed":
+            mislead(run)
+            assert 0 < killed(command, run, "grpo", tmp_path) < 3
+        assert main.main(command) == 0
+        made.append(results(run, stages))
+    assert {name for name in made[0] if made[0][name] != made[1][name]} <= {f"{stage}/metrics.jsonl" for stage in stages}
+    straight, rows = (lines(tmp_path / name / "a" / "grpo" / "metrics.jsonl") for name in ("straight", "killed"))
+    for name in ("policy_loss", "policy_grad_norm", "score"):
+        assert [row[name] for row in rows] == [row[name] for row in straight]
+    assert all(abs(row["score"]) < 1e-6 for row in rows)  # ranks of a prompt's answers add up to nothing
+    assert not (run / "reward").exists() and sorted(manifest(run, "grpo")["inputs"]) == ["distill", "feedback"]
+    report, page = json.loads((run / "report.json").read_text()), (run / "report.html").read_text()
+    assert report["reward_model"] is None and "Reward model" not in page and "None" not in page
 
 
 def test_the_app_compares_the_aligned_model_with_the_base(finished: Path):

@@ -240,6 +240,8 @@ def _load_checked(
     check_tokenizers(model, checks.reward)
     # Before weights: a typing error is found at once.
     rows = {} if run.full_run.checked else preflight.rows_ahead(checks.data, run, max_missing)
+    if checks.normalize_by and rows.get("prompts"):
+        preflight.check_column(checks.normalize_by, rows["prompts"])
     session = load(model)
     session.root = run.root
     readable = {part: session.readable(rows[part]) for part in rows if part != "test" and rows[part]}  # `evaluate` opens the test

@@ -99,9 +99,10 @@ def arms(
         if methods:
             own = pipeline(methods, "sft" in stages)
             there = row["start"] == ("sft" if "sft" in stages else "base") and ("from" in row or row["shares"] in stages)
+            there = there and (feedback.context_answers > 0 or "distill" not in methods)
         else:
-            there = name != f"kl-{rollout.kl_coef:g}" and {row["shares"], *row["makes"]} <= {*stages, "exam"}
-        if there:
+            there = {row["shares"], *row["makes"]} <= {*stages, "exam"}
+        if there and name != f"kl-{rollout.kl_coef:g}":
             changed = [setting.format(**values) for setting in row.get("changed", ())]
             changed += [f"optimize.methods=[{','.join(methods)}]"] if methods else []
             more = {key: row[key] for key in ("answered_by", "weight") if key in row} | {"source": row.get("from", MAIN)}

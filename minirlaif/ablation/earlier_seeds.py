@@ -36,23 +36,27 @@ def encode(items: Mapping[int, Mapping[str, Items]], remarks: Mapping[int, Mappi
     return {"questions": questions, "right": right, "remarks": {str(seed): remarks.get(seed, {}) for seed in items}}
 
 
-def read(paths: Sequence[str]) -> dict[str, EarlierSeeds]:
-    """The answers of earlier files, by the name of the question. UserError: a file has none, or two have the same seed."""
+def read(paths: Sequence[str], settings: str, seeds: Sequence[int]) -> dict[str, EarlierSeeds]:
+    """The answers of earlier files, by the name of the question. settings: hash of those of this command without the seed; seeds:
+    its own. UserError: a file has no answers, or was made with other settings, or a seed stands in two places."""
     merged: dict[str, EarlierSeeds] = {}
     for path in paths:
         if not Path(path).is_file():
             raise UserError(f"--add {path}: no such file; name the ablation.json of an earlier command")
         try:
             values = read_json(Path(path))
+            made_with = values["settings"]
             of_file = {group["name"]: _decoded(group["answers"]) for group in values["groups"] if group.get("answers")}
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise UserError(f"--add {path}: not an ablation.json of this version; make it again with `ablate`") from None
+        if made_with != settings:
+            raise UserError(f"--add {path}: made with other settings; make it again, or name its own --config and --set")
         if not of_file:
             raise UserError(f"--add {path}: holds no answers to count; make it again with `ablate`")
         for name, answers in of_file.items():
             known = merged.get(name, EarlierSeeds())
-            if twice := sorted(set(known.items) & set(answers.items)):
-                raise UserError(f"--add {path}: seed {twice[0]} is in another file, too; name each seed once")
+            if twice := sorted({*known.items, *seeds} & set(answers.items)):
+                raise UserError(f"--add {path}: seed {twice[0]} is among --seeds or in another file, too; name each seed once")
             merged[name] = EarlierSeeds({**known.items, **answers.items}, {**known.remarks, **answers.remarks})
     return merged
 

@@ -1,7 +1,7 @@
 """The three files of an ablation: figures, intervals and verdicts as JSON, Markdown and HTML. No torch."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -24,6 +24,7 @@ from minirlaif.ablation.outcomes import (
     remarks,
     verdict,
 )
+from minirlaif.errors import UserError
 from minirlaif.runs.io import plain, write_atomic
 from minirlaif.runs.run import Run
 from minirlaif.stats import grouped, t_interval
@@ -40,10 +41,12 @@ def write(
     arms: Sequence[Arm],
     failures: Failures,
     earlier: Mapping[str, EarlierSeeds],
+    settings: str,
 ) -> None:
     """Read the finished arms and write the three files. A figure is shown when its arm is finished for every seed; a claim about
-    an arm that failed is shown without figures. resamples: of the bootstrap; earlier: answers of other seeds, by question."""
-    numbers = summary(groups, resamples, runs, arms, failures, earlier)
+    an arm that failed is shown without figures. resamples: of the bootstrap; earlier: answers of other seeds, by question;
+    settings: hash of them without the seed."""
+    numbers = {"settings": settings, **summary(groups, resamples, runs, arms, failures, earlier)}
     root.mkdir(parents=True, exist_ok=True)
     write_atomic(root / "ablation.json", json.dumps(plain(numbers), indent=1, ensure_ascii=False) + "\n")
     write_atomic(root / "ablation.md", view.markdown(numbers))
@@ -93,6 +96,7 @@ def _group(group: Group, runs: Runs, failures: Failures, resamples: int, earlier
             alike = {measure.key: read(measure, arms[measure.arm], seed) for measure in measures if measure.counts == counts}
             for key, kept in common(alike).items():
                 items[key][seed] = kept
+    _check_questions(items, before)
     shown = []
     for measure in measures:
         if all(items[measure.key].values()):
@@ -117,6 +121,14 @@ def _group(group: Group, runs: Runs, failures: Failures, resamples: int, earlier
     kept = encode(by_seed, {seed: {key: dict(of_seed.get(key, {})) for key in answers} for seed, of_seed in notes.items()})
     texts = {"name": group.name, "title": group.title, "note": group.note}
     return {**texts, "entries": shown, "claims": claims, "answers": kept}
+
+
+def _check_questions(items: Mapping[str, Mapping[int, Items]], before: Collection[int]) -> None:
+    """UserError: earlier seeds answered other questions than those of this command."""
+    for of_measure in items.values():
+        own = [of_seed.keys() for seed, of_seed in of_measure.items() if seed not in before]
+        if any(own[0] != of_measure[seed].keys() for seed in before if own):
+            raise UserError("--add: the questions of earlier seeds are others than those of this command; measure them together")
 
 
 def _figures(items: Mapping[int, Items], resamples: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ runs/NAME/ablation.html, .json, .md
 import argparse
 import ctypes
 import difflib
+import hashlib
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from itertools import product, repeat
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,11 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--run {options.run!r}: must be a plain name; name its parent folder with --runs-dir")
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: must be at least 1")
-    seeds, root, earlier = _seeds(options.seeds), options.runs_dir / options.run, earlier_seeds.read(options.add)
+    seeds, root = _seeds(options.seeds), options.runs_dir / options.run
     cfg = config.load(options.config, options.set)
+    known = {name: config.recorded(section) for name, section in vars(cfg).items() if is_dataclass(section)}
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+    earlier = earlier_seeds.read(options.add, digest, seeds)
     if not cfg.data.world:
         raise UserError(f'{options.config}: data.world is empty; ablate runs only on the tiny world; set data.world to "tiny"')
     stages = until("evaluate", config.stages_of(cfg))
@@ -109,7 +113,7 @@ def run(options: argparse.Namespace) -> int:
             runs[each.seed][each.arm.name] = each.run
     if all(seed in runs for seed in seeds):
         questions = groups(cfg.feedback.margin, cfg.rollout.kl_coef, stages)
-        report.write(root, questions, cfg.evaluate.bootstrap, runs, chosen, failures, earlier)
+        report.write(root, questions, cfg.evaluate.bootstrap, runs, chosen, failures, earlier, digest)
         print(f"ablate: {clock(time.monotonic() - started)}; report: {root / 'ablation.html'}", flush=True)
     if failed:
         name, why = next(iter(failed.items()))

@@ -4,15 +4,17 @@
         return float(tags["colour"] in answer)
 
 prompt: the question; tags: the further columns of the prompt's row as text, with its "id" and its "video". The file is run as the
-user that runs the command.
+user that runs the command, and may import what lies beside it; a stage remembers the content of the file alone.
 """
 
 import importlib.util
 import math
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from minirlaif.config.rules import LARGEST_FLOAT
 from minirlaif.errors import StageStopped, UserError
 
 ENDING = ".py"
@@ -31,10 +33,13 @@ class RewardFile:
         if spec is None or spec.loader is None:
             raise UserError(f"optimize.reward {path}: not a Python file")
         module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up there
+        if (folder := str(Path(path).resolve().parent)) not in sys.path:  # as for a file that python runs
+            sys.path.insert(0, folder)
         try:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
-            raise UserError(f"optimize.reward {path}: cannot be run, {_named(error)}; mend it, then run it with python") from None
+            raise UserError(f"optimize.reward {path}: cannot be run, {_named(error)}; mend it, then try it with python") from None
         self._function: Callable[..., Any] | None = getattr(module, "reward", None)
         if not callable(self._function):
             raise UserError(f"optimize.reward {path}: has no function `reward`; write one such as `{EXAMPLE}`")
@@ -46,15 +51,15 @@ class RewardFile:
         assert self._function is not None
         try:
             given = self._function(prompt, answer, dict(tags))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             again = "correct what it needs and run the command again to resume; a changed file starts the stage again"
             raise StageStopped(f"{where} raised {_named(error)}; {again}") from None
         try:
             score = math.nan if isinstance(given, str) else float(given)
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             what = f"{len(given)} values" if hasattr(given, "__len__") else f"{given!r:.40}"
             raise UserError(f"{where} gave {what}; return one number, and make the stage again", again=()) from None
-        if not math.isfinite(score):
+        if not abs(score) <= LARGEST_FLOAT:  # not a number, too
             raise UserError(f"{where} gave {given!r:.40}; return a finite number, and make the stage again", again=())
         return score
 

@@ -64,6 +64,9 @@ class JudgeReward:
         """See `AnswerReward`."""
         by_likelihood = self.section.readout == "likelihood" and self.text_judge is None
         scores = self._likelihoods(prompts, drawn) if by_likelihood else self._shares_won(prompts, drawn)
+        # An answer that was drawn twice has one score: in another batch it would differ by rounding, and have another rank.
+        places = [{c.ids: place for place, c in reversed(list(enumerate(group)))} for group in drawn]
+        scores = [[of[first[c.ids]] for c in group] for of, first, group in zip(scores, places, drawn, strict=True)]
         return [score for group in scores for score in (ranks(group) if self.ranked else group)]
 
     def _likelihoods(self, prompts: Sequence[Sample], drawn: Sequence[Sequence[Completion]]) -> list[list[float]]:

@@ -34,6 +34,7 @@ from minirlaif.training.checkpoint import MethodProgress
 from minirlaif.types import Sample
 
 SCORE_LIMIT = 3.0  # normalised scores are clipped here
+SAME_SCORES = 1e-4  # a deviation below this is rounding: to divide by it would make rewards of it
 
 
 @dataclass(frozen=True)
@@ -183,18 +184,23 @@ class RolloutCollector:
 
     def _normalized(self, raw_B: Tensor, kinds: Sequence[str]) -> Tensor:
         """Where the settings say so, scores by the first batch's mean and deviation, clipped; with rollout.normalize_by by those
-        of the first scores of the prompt's kind. A kind with a single score then has the deviation of the whole batch."""
+        of the first scores of the prompt's kind. A kind whose first scores do not differ has the deviation of all scores of that
+        batch."""
         if not self.section.normalize_score:
             return raw_B
         p = self.progress
         if p.score_mean is None or p.score_deviation is None:
-            p.score_mean, p.score_deviation = float(raw_B.mean()), float(raw_B.std()) + 1e-6
+            deviation = float(raw_B.std())
+            p.score_mean, p.score_deviation = float(raw_B.mean()), deviation + 1e-6 if deviation >= SAME_SCORES else 1.0
         if not self.section.normalize_by:
             return ((raw_B - p.score_mean) / p.score_deviation).clamp(-SCORE_LIMIT, SCORE_LIMIT)
         for kind in sorted(set(kinds) - set(p.scores_by)):
-            first = raw_B[[each == kind for each in kinds]]
-            deviation = float(first.std()) + 1e-6 if len(first) > 1 else p.score_deviation
-            p.scores_by[kind] = [float(first.mean()), deviation]
+            first, deviation = raw_B[[each == kind for each in kinds]], 0.0
+            if len(first) > 1:
+                deviation = float(first.std())
+            if deviation < SAME_SCORES:
+                deviation = float(raw_B.std()) if len(raw_B) > 1 else 0.0
+            p.scores_by[kind] = [float(first.mean()), deviation if deviation >= SAME_SCORES else 1.0]
         mean_B, deviation_B = torch.tensor([p.scores_by[kind] for kind in kinds], dtype=raw_B.dtype).unbind(1)
         return ((raw_B - mean_B) / deviation_B).clamp(-SCORE_LIMIT, SCORE_LIMIT)
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 
 from minirlaif.config.conflicts import conflicts
-from minirlaif.config.rules import Rule, UnrecordedAt, check, parts
+from minirlaif.config.rules import RecordedAt, Rule, UnrecordedAt, check, parts
 from minirlaif.config.schema import Config, DataSection
 from minirlaif.errors import UserError
 from minirlaif.stages.registry import pipeline
@@ -235,7 +235,8 @@ def recorded(section: Any) -> dict[str, Any]:
         _, _, markers = parts(hint)
         # As in plain values: a tuple is a list there.
         old = [list(m.value) if isinstance(m.value, tuple) else m.value for m in markers if isinstance(m, UnrecordedAt)]
-        if Rule.NO_EFFECT in markers or values[field] in old:
+        kept = any(isinstance(m, RecordedAt) and values[field] == m.value for m in markers)
+        if (Rule.NO_EFFECT in markers and not kept) or values[field] in old:
             del values[field]
     return values
 

@@ -28,6 +28,13 @@ class UnrecordedAt:
     value: object
 
 
+@dataclass(frozen=True)
+class RecordedAt:
+    """With NO_EFFECT: manifests record this value all the same, as they did when it was one of few."""
+
+    value: object
+
+
 PositiveInt = Annotated[int, Rule.POSITIVE]
 PositiveFloat = Annotated[float, Rule.POSITIVE]
 Share = Annotated[float, Rule.SHARE]

@@ -16,7 +16,7 @@ from minirlaif.config.methods import (
     ReferenceSection,
     RolloutSection,
 )
-from minirlaif.config.rules import Place, PositiveFloat, PositiveInt, Rule, Schedule, Share, Texts, UnrecordedAt
+from minirlaif.config.rules import Place, PositiveFloat, PositiveInt, RecordedAt, Rule, Schedule, Share, Texts, UnrecordedAt
 
 # Those that accelerate 1.15 knows; it skips others without a word.
 Tracker = Literal["none", "tensorboard", "wandb", "mlflow", "comet_ml", "clearml", "aim", "dvclive", "swanlab", "trackio"]
@@ -124,8 +124,8 @@ class FeedbackSection:
     limit: Annotated[int, UnrecordedAt(0)] = 0  # label the first so many prompts only; 0: all
     # who describes, and who judges, also on dev prompts; manifests record who it is, not where it lies. start: the model that the
     # methods start from; base: without its adapter. A describer may be another model that sees: hf:FOLDER, gguf:FOLDER (an export
-    # of this project), openai:MODEL; a judge one that reads text: hf:FOLDER, gguf:FILE, openai:MODEL; or a YAML file of settings
-    describer: Annotated[str, Rule.NO_EFFECT, Rule.NOT_EMPTY] = "start"
+    # of this project); a judge one that reads text: hf:FOLDER, gguf:FILE; or a YAML file of settings, such as of an endpoint
+    describer: Annotated[str, Rule.NO_EFFECT, RecordedAt("base"), Rule.NOT_EMPTY] = "start"
     judge: Annotated[str, Rule.NO_EFFECT, Rule.NOT_EMPTY] = "start"
     answers: int = 2  # sampled answers per prompt
     # further answers per prompt, given with the descriptions as text: the first is the most likely one, others are sampled

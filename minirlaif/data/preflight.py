@@ -24,11 +24,12 @@ Row = TypeVar("Row", Sample, Preference)
 
 @dataclass(frozen=True)
 class Preflight:
-    """The settings that the checks before training read."""
+    """The settings that the checks before training read. normalize_by: of `rollout`, where no stage before looked at it."""
 
     data: DataSection
     sft: SftSection
     reward: RewardSection
+    normalize_by: str = ""
 
 
 def read_samples(data: DataSection, run: Run, part: str, need_answers: bool, max_missing: float = 0.0) -> list[Sample]:
@@ -131,6 +132,14 @@ def readable(rows: Sequence[Row], clips: KnowsClips, max_unreadable: float, root
         left_out.write(root, [LeftOut("clip", clip.path, 0, clip.reason) for clip in bad], lambda entry: entry.file in paths)
     good = {info.path for info in infos}
     return [row for row in rows if row.video in good]
+
+
+def check_column(column: str, prompts: Sequence[Sample]) -> None:
+    """UserError: no prompt has the column that rollout.normalize_by names."""
+    known = sorted({name for row in prompts for name in row.tags})
+    if column and column not in known:
+        there = f"they have {', '.join(known)}" if known else "they have no further columns"
+        raise UserError(f"rollout.normalize_by is {column}, a column that no prompt has: {there}; name one of them, or none")
 
 
 def rows_ahead(data: DataSection, run: Run, max_missing: float = 0.0) -> dict[str, list[Any]]:

@@ -111,7 +111,8 @@ def _letter_values(
 
 class SessionJudge:
     """Describes and judges for the chat engine as the stage `feedback` does: by the start model of the run, "sft" or "base", or
-    by the base where the settings say so. A judge that reads text is not asked here: the start model judges in its place."""
+    by the base where the settings say so. Another describer, and a judge that reads text, are not asked here: the start model
+    describes and judges in their place."""
 
     def __init__(self, session: ModelSession, section: FeedbackSection, role: str = "sft") -> None:
         self._session, self._section = session, section

@@ -17,9 +17,19 @@ from minirlaif.config.rules import PositiveFloat, PositiveInt
 from minirlaif.errors import UserError
 from minirlaif.feedback.text_judge import TextJudge
 from minirlaif.judges.rubric import CAPTIONING, Prompt, default_prompts
+from minirlaif.models.backbones import FAMILIES
+from minirlaif.runs.io import read_json
 
 REPLIES = "judge-replies.sqlite"  # in the folder of runs: an equal request is answered from it at no cost
 OF_THE_RUN = ("start", "base")  # judges of `feedback` that are the run's own models
+DESCRIBES = {  # settings that a describer of a kind reads
+    "hf": ("device", "dtype", "quantization"),
+    "gguf": ("threads",),
+    "openai": (
+        *("url", "key_env", "temperature", "attempts", "timeout_seconds", "retries", "backoff_seconds", "per_minute", "parallel"),
+        *("extra", "price_in", "price_out", "max_cost"),
+    ),
+}
 OF_MODELS = ("prompts", "temperature", "max_tokens", "attempts")  # settings of every kind that is a chat model
 
 
@@ -158,11 +168,30 @@ def feedback_describer(section: FeedbackSection) -> JudgeSettings | None:
     """The settings of another model that describes, of `feedback.describer`; None where a model of the run does. UserError,
     before anything is opened: there is no such model."""
     settings = _of_feedback("describer", section.describer, "cannot describe a clip")
-    if settings is not None and settings.kind == "gguf":
-        if not Path(settings.name).exists():
-            raise UserError(f"feedback.describer gguf:{settings.name}: no such folder; `python -m minirlaif export` makes one")
-    elif settings is not None:
+    if settings is None:
+        return None
+    path, standard = Path(settings.name), JudgeSettings()
+    unread = [each.name for each in fields(JudgeSettings) if getattr(settings, each.name) != getattr(standard, each.name)]
+    unread = [name for name in unread if name not in ("kind", "name", *DESCRIBES[settings.kind])]
+    if unread:
+        its = ", ".join(DESCRIBES[settings.kind])
+        text = f"{', '.join(unread)} changes nothing for a describer of kind {settings.kind}, which reads {its}"
+        raise UserError(f"feedback.describer {section.describer}: {text}; leave it out (feedback.describe_tokens limits a reply)")
+    if settings.kind == "gguf":
+        folder = path if path.is_dir() else path.parent
+        if not path.exists() or not (folder / "minirlaif.json").is_file():
+            what = "no such folder" if not path.exists() else "no minirlaif.json in it, so it is no export"
+            raise UserError(f"feedback.describer gguf:{settings.name}: {what}; `python -m minirlaif export` makes one")
+    else:
         check_judge(settings, "describer")
+        if settings.kind == "hf" and path.is_dir() and not (path / "config.json").is_file():
+            raise UserError(f"feedback.describer hf:{settings.name}: no config.json in it; name the folder of a model")
+        if settings.kind == "hf" and path.is_dir():
+            kind = read_json(path / "config.json").get("model_type")
+            if kind not in FAMILIES:
+                known = ", ".join(sorted(FAMILIES))
+                text = f"is of the type {kind}, no vision-language model of a known family ({known})"
+                raise UserError(f"feedback.describer hf:{settings.name}: {text}; name another folder")
     return settings
 
 
@@ -179,6 +208,8 @@ def _of_feedback(name: str, value: str, unable: str) -> JudgeSettings | None:
         raise UserError(text.partition(", as in --judge-set")[0] + (f"; {in_file}" if "--judge-set" in text else "")) from None
     if settings.kind not in JUDGES or not JUDGES[settings.kind].compares:
         able = ", ".join((*OF_THE_RUN, *(row.example for row in JUDGES.values() if row.compares)))
+        able = able.replace("gguf:FILE", "gguf:FOLDER") if name == "describer" else able
+        able = able.replace("openai:MODEL", "a YAML file with kind: openai")
         raise UserError(f"feedback.{name} {value}: {unable}; name one of {able}")
     return settings
 

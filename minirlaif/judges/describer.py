@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,11 @@ from minirlaif.judges.rubric import Unreadable
 from minirlaif.video.frame_sampling import Sizing, segment_spans, uniform_plan
 from minirlaif.video.reader import ClipReader
 
-FRAME_TOKENS = 260  # of a small picture, about what endpoints count at most
+TILE, TILE_TOKENS, PICTURE_TOKENS = (
+    512,
+    170,
+    90,
+)  # about what endpoints count at most: for each square of a picture, and for itself
 EVEN = Sizing(unit=2)  # whole pixels of colour
 QUALITY = 90  # of the JPEGs
 
@@ -35,7 +40,10 @@ class EndpointDescriber:
 
     def forecast(self, clips: int, section: FeedbackSection) -> str:
         """What describing so many clips may cost, for the screen. UserError when it is above `max_cost`."""
-        tokens = self._video.segment_frames * FRAME_TOKENS + len(section.describe_prompt)
+        # Of the longest shape that so many pixels can have within reason, four to one.
+        wide, high = 2 * math.sqrt(self._video.frame_pixels), math.sqrt(self._video.frame_pixels) / 2
+        tiles = math.ceil(wide / TILE) * math.ceil(high / TILE)
+        tokens = self._video.segment_frames * (PICTURE_TOKENS + TILE_TOKENS * tiles) + len(section.describe_prompt)
         return self._client.forecast(clips * self._video.max_segments, tokens, "descriptions")
 
     def describe(self, videos: Sequence[str], section: FeedbackSection) -> dict[str, Descriptions]:

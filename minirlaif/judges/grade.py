@@ -173,14 +173,20 @@ class ChatJudge(ABC):
             f" (about {tokens_in:,} tokens in and {tokens_out:,} out{price}){again}"
         )
 
-    def forecast(self, questions: int, tokens_each: int, noun: str = "comparisons") -> str:
-        """What so many comparisons, or other questions, of at most so many tokens may cost, for the screen. UserError when it is
-        above `max_cost`."""
+    def forecast(
+        self,
+        questions: int,
+        tokens_each: int,
+        noun: str = "comparisons",
+        less: str = "or label fewer prompts with feedback.limit",
+    ) -> str:
+        """What so many comparisons, or other questions, of at most so many tokens may cost, for the screen. less: what lowers
+        that. UserError when it is above `max_cost`."""
         s, most = self.settings, self.most_cost(questions, questions * tokens_each)
         if s.max_cost and most > s.max_cost:
             raise UserError(
                 f"judge {self.name}: {questions:,} {noun} would cost up to {most:.2f}, max_cost is {s.max_cost:g}; raise it,"
-                " or label fewer prompts with feedback.limit"
+                f" {less}"
             )
         price = f", at most {most:.2f} at the given prices" if s.price_in or s.price_out else ""
         return f"judge {self.name}: up to {questions:,} {noun} of up to {tokens_each:,} tokens{price}"

@@ -34,6 +34,7 @@ from minirlaif.session import open_session, settings_of
 from minirlaif.stages.registry import STAGES
 from minirlaif.types import Verdict
 
+PAIRED = {"reward", "dpo", "bestofn"}  # stages that learn from pairs: without one a run can do without
 CUT_SHARE = 0.05  # of answers or descriptions cut at their limit, above which a warning is printed
 
 
@@ -52,8 +53,6 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
     describer = _other_describer(cfg.model, cfg.video, f, run)
     if describer is not None:
         settings["describer"] = dict(describer.signature)
-    elif f.describer == "base" != run.start_model:
-        settings["describer"] = {"kind": "base"}
     inputs = run.inputs("feedback") or (["world"] if cfg.data.world else [])  # without SFT it is the first one to read the world
     with closing(describer) if describer else nullcontext(), run.stage("feedback", settings, inputs=inputs, redo=redo) as out:
         if out is None:
@@ -61,7 +60,9 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
         missing = cfg.video.max_unreadable
         prompts = read_samples(cfg.data, run, "prompts", need_answers=False, max_missing=missing)[: f.limit or None]
         dev = read_dev(cfg.data, run, missing)
-        with open_session(run, cfg.model, cfg.video, Preflight(cfg.data, cfg.sft, cfg.reward)) as session:
+        with open_session(
+            run, cfg.model, cfg.video, Preflight(cfg.data, cfg.sft, cfg.reward, cfg.rollout.normalize_by)
+        ) as session:
             # 1. the start model
             if adapter := run.start_adapter():
                 session.adapters.add(run.start_model, 0, adapter)
@@ -102,7 +103,8 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
             # 4. count
             out.summary.update(_counts(out.path) | _cut(out.path))
             _warn_of_cut(out.summary, f)
-            if not out.summary["decided"] and run.full_run is run:  # a further round without pairs has nothing to learn, and ends
+            # A further round without pairs has nothing to learn, and ends.
+            if not out.summary["decided"] and run.full_run is run and PAIRED & set(run.stages):
                 raise _undecided(out.summary, f)
 
 

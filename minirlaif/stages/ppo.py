@@ -10,7 +10,8 @@ is not read.
 Out: adapter/ (role "policy"), samples.jsonl.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -23,7 +24,7 @@ from minirlaif.algorithms.reward_file import ENDING, RewardFile
 from minirlaif.algorithms.rewards import AnswerReward, FileReward, JudgeReward
 from minirlaif.algorithms.rollout import Rollout, RolloutCollector
 from minirlaif.config import Config, FeedbackSection, GroupSection, PpoSection, RewardSection, RolloutSection
-from minirlaif.data.preflight import Preflight, read_samples
+from minirlaif.data.preflight import Preflight, check_column, read_samples
 from minirlaif.errors import UserError
 from minirlaif.feedback.judge import comparison_tokens
 from minirlaif.judges.grade import ChatJudge
@@ -37,7 +38,6 @@ from minirlaif.stages.registry import STAGES
 from minirlaif.training.checkpoint import MethodProgress, Start
 from minirlaif.training.epoch_sampler import epoch_batch
 from minirlaif.training.optim import AdapterTrainer, check_finite, make_accelerator
-from minirlaif.types import Sample
 
 JUDGED = ("judge", "rank")  # values of optimize.reward with which the judge scores
 SAMPLE_EVERY = 5  # of so many iterations one answer stands in samples.jsonl
@@ -63,7 +63,7 @@ def run(cfg: Config, run: Run, redo: bool = False, name: str = "ppo") -> None:
         checks = Preflight(cfg.data, cfg.sft, cfg.reward)
         with open_ppo_models(run, cfg.model, cfg.video, checks, cfg.reference, cfg.reward) as models:
             questions = questions.readable(models.policy, run, out, name)
-            _refuse_unknown_column(cfg.rollout.normalize_by, questions.prompts)
+            check_column(cfg.rollout.normalize_by, questions.prompts)
             # 2. roles and optimisers
             first, state = out.resume() or (0, None)
             adapters = {"start": start} if (start := run.start_adapter(name)) else {}
@@ -81,7 +81,7 @@ def run(cfg: Config, run: Run, redo: bool = False, name: str = "ppo") -> None:
             )
             reward = _reward(scored_by, models, cfg.feedback, questions, judge)
             if isinstance(reward, JudgeReward):
-                _forecast(reward, r, learner.section.iterations, cfg.video.max_segments)
+                _forecast(reward, r, learner.section, cfg.video.max_segments, len(questions.dev))
             collector = RolloutCollector(models, r, cfg.seed, read, bias, learner.progress, name, group, reward)
             dev = None
             if questions.dev:
@@ -174,15 +174,16 @@ def _reward(
     return JudgeReward(models.reference, role, section, questions.contexts, text_judge, ranked=scored_by == "rank")
 
 
-def _forecast(reward: JudgeReward, rollout: RolloutSection, iterations: int, segments: int) -> None:
-    """Print what a chat model that scores answers may cost. UserError when that is above its max_cost."""
+def _forecast(reward: JudgeReward, rollout: RolloutSection, section: PpoSection | GroupSection, segments: int, dev: int) -> None:
+    """Print what a chat model that scores answers may cost, with what it judges of dev prompts. UserError when that is above its
+    max_cost. dev: how many dev prompts."""
     if isinstance(reward.text_judge, ChatJudge) and distributed.leads():
-        n = rollout.samples_per_prompt
+        n, iterations = rollout.samples_per_prompt, section.iterations
         comparisons = iterations * (rollout.rollouts // n) * n * (n - 1)  # each pair in both orders
-        print(
-            reward.text_judge.forecast(comparisons, comparison_tokens(reward.section, segments, rollout.max_new_tokens)),
-            flush=True,
-        )
+        comparisons += 2 * dev * (1 + math.ceil(iterations / section.dev_every))
+        each = comparison_tokens(reward.section, segments, rollout.max_new_tokens)
+        less = "or compare less often: iterations, rollout.rollouts, rollout.samples_per_prompt"
+        print(reward.text_judge.forecast(comparisons, each, less=less), flush=True)
 
 
 def step(learner: PolicyLearner[Any], batch: Rollout, number: int) -> dict[str, float]:
@@ -222,13 +223,6 @@ def _note_critic(out: StageDir, rollout: RolloutSection, vf_coef: float) -> None
         other = "a method without a value model (optimize.methods=[rloo])"
         text = f"the value model explains {mean:.1%} of the returns' variance, so advantages are noisy"
         print(f"warning: ppo: {text}; try " + (f"--set {' '.join(cures)}, or " if cures else "") + other, flush=True)
-
-
-def _refuse_unknown_column(column: str, prompts: Sequence[Sample]) -> None:
-    known = sorted({name for row in prompts for name in row.tags})
-    if column and column not in known:
-        there = f"they have {', '.join(known)}" if known else "they have no further columns"
-        raise UserError(f"rollout.normalize_by is {column}, a column that no prompt has: {there}; name one of them, or none")
 
 
 def _refuse_poor_reward(section: RewardSection, run: Run, name: str) -> None:

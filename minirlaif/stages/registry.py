@@ -71,7 +71,7 @@ def _group_method(name: str, help: str) -> Stage:
         produces="rlaif",
         distributed=True,
         curves=(
-            Curve("score", "Score", "reward model, mean over a batch"),
+            Curve("score", "Score", "before penalties, mean over a batch"),
             Curve("kl", "KL to the start", "nats per answer"),
             Curve("dev_win_rate", "Dev win rate", "dev answers preferred to the start's; 0.5: no better", span=SHARE),
             Curve("entropy", "Entropy", "nats per token"),
@@ -160,14 +160,14 @@ _ROWS = (
     ),
     Stage(
         "ppo",
-        "train the policy on the reward model's scores",
+        "train the policy on scores of answers that it samples, with a value model",
         inputs=("sft", "feedback", "reward"),
         reads=("prompts", "dev"),
         sections=("model", "video", "feedback", "rollout", "ppo"),  # feedback: how the judge picks the checkpoint
         produces="rlaif",
         distributed=True,
         curves=(
-            Curve("score", "Score", "reward model, mean over a batch"),
+            Curve("score", "Score", "before penalties, mean over a batch"),
             Curve("kl", "KL to SFT", "nats per answer"),
             Curve("dev_win_rate", "Dev win rate", "dev answers preferred to SFT's; 0.5: no better", span=SHARE),
             Curve("entropy", "Entropy", "nats per token"),

@@ -37,7 +37,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         if out is None:
             return
         samples = read_samples(cfg.data, run, "sft", need_answers=True, max_missing=cfg.video.max_unreadable)
-        with open_session(run, cfg.model, cfg.video, Preflight(cfg.data, s, cfg.reward)) as session:
+        with open_session(run, cfg.model, cfg.video, Preflight(cfg.data, s, cfg.reward, cfg.rollout.normalize_by)) as session:
             # 1. rows by answer length
             samples = session.readable(samples)
             session.record_clips(run, out, samples)

@@ -19,13 +19,13 @@ from minirlaif.video.frame_sampling import segment_spans
 from tests.fixtures import ablation_runs, small_config
 from tests.fixtures.ablation_runs import arms_of, groups_of
 
-CFG = config.load(small_config.TINY)
+CFG = config.load(small_config.TINY, ablation_runs.DISTILLED)
 ARMS = {arm.name: arm for arm in arms_of(CFG)}
 SECONDS = 4.0  # the longest clip: four events of one second
 
 
 def of(name: str) -> Config:
-    return config.load(small_config.TINY, ARMS[name].changed)
+    return config.load(small_config.TINY, [*ablation_runs.DISTILLED, *ARMS[name].changed])
 
 
 def cut(name: str) -> list[float]:
@@ -103,7 +103,9 @@ def test_every_arm_that_goes_through_ppo_takes_a_third_of_the_iterations(name: s
 
 
 def test_no_other_arm_goes_through_ppo() -> None:
-    assert {name for name, arm in ARMS.items() if "ppo" in arm.makes} == set(PPO)
+    whole = {"sft-ppo", "sft-distill-ppo"}  # which compare methods
+    assert {name for name, arm in ARMS.items() if "ppo" in arm.makes} == {*PPO, *whole}
+    assert all(of(name).ppo.iterations == CFG.ppo.iterations for name in whole)
 
 
 # The verb.

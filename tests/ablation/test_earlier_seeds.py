@@ -16,7 +16,7 @@ from minirlaif.runs.io import plain
 from tests.fixtures import ablation_runs, small_config
 from tests.fixtures.ablation_runs import arms_of, groups_of
 
-CFG = config.load(small_config.TINY, ["evaluate.bootstrap=200"])
+CFG = config.load(small_config.TINY, [*ablation_runs.DISTILLED, "evaluate.bootstrap=200"])
 ITEMS = {"t1-0": ("t1", 1.0), "t0-1": ("t0", 0.0), "t0-0": ("t0", 1.0)}
 
 
@@ -27,8 +27,8 @@ def test_there_and_back(tmp_path: Path) -> None:
         "3": {"one": "101", "two": "010"}
     }
     path = tmp_path / "ablation.json"
-    path.write_text(json.dumps({"groups": [{"name": "methods", "answers": values}]}))
-    read = earlier_seeds.read([str(path)])["methods"]
+    path.write_text(json.dumps({"settings": "s", "groups": [{"name": "methods", "answers": values}]}))
+    read = earlier_seeds.read([str(path)], "s", [1])["methods"]
     assert read.items == {3: {"one": ITEMS, "two": other}} and read.remarks == {3: {"one": {"minutes": 2.0}}}
 
 
@@ -45,8 +45,8 @@ def test_seeds_of_two_commands_give_the_figures_of_one(tmp_path: Path) -> None:
     """Seeds 0 and 1 together, against seed 1 with the file of seed 0."""
     runs = ablation_runs.make(tmp_path / "runs", (0, 1), shift=3)
     together = summary(runs, {})
-    (tmp_path / "first.json").write_text(json.dumps(summary({0: runs[0]}, {})))
-    added = summary({1: runs[1]}, earlier_seeds.read([str(tmp_path / "first.json")]))
+    (tmp_path / "first.json").write_text(json.dumps({"settings": "s", **summary({0: runs[0]}, {})}))
+    added = summary({1: runs[1]}, earlier_seeds.read([str(tmp_path / "first.json")], "s", [1]))
     assert added["seeds"] == together["seeds"] == [0, 1]
     known = {group["name"]: group for group in together["groups"]}
     answers = [group for group in added["groups"] if group["answers"]]
@@ -62,22 +62,18 @@ def test_seeds_of_two_commands_give_the_figures_of_one(tmp_path: Path) -> None:
         assert of_both and all(claims[claim["text"]] == (claim["pooled"], claim["verdict"]) for claim in of_both)
 
 
-ODD = '{"groups": [{"name": "m", "answers": {"questions": {"t0": ["t0-0"]}, "right": {"1": {"a": "%s"}}, "remarks": {}}}]}'
+ODD = (
+    '{"settings": "s", "groups": [{"name": "m", '
+    '"answers": {"questions": {"t0": ["t0-0"]}, "right": {"1": {"a": "%s"}}, "remarks": {}}}]}'
+)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", "cannot be read"),
-        ('{"groups": []}', "holds no answers to count"),
-        (
-            '{"groups": [{"name": "m", "answers": {"questions": {"t0": ["t0-0"]}, "right": {"1": {"a": "11"}}, "remarks": {}}}]}',
-            "not an",
-        ),
-        (
-            '{"groups": [{"name": "m", "answers": {"questions": {"t0": ["t0-0"]}, "right": {"1": {"a": "2"}}, "remarks": {}}}]}',
-            "not an",
-        ),
+        ('{"groups": []}', "not an ablation.json of this version"),
+        ('{"settings": "x", "groups": []}', "made with other settings"),
         ('{"groups": [3]}', "not an ablation.json"),
     ],
 )
@@ -91,11 +87,22 @@ def test_files_that_are_none_are_one_line(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_a_seed_that_two_files_have_is_refused(tmp_path: Path) -> None:
-    values = {"groups": [{"name": "methods", "answers": earlier_seeds.encode({3: {"one": ITEMS}}, {})}]}
+    values = {"settings": "s", "groups": [{"name": "methods", "answers": earlier_seeds.encode({3: {"one": ITEMS}}, {})}]}
     paths = [tmp_path / "a.json", tmp_path / "b.json"]
     for path in paths:
         path.write_text(json.dumps(values))
-    with pytest.raises(UserError, match="b.json: seed 3 is in another file, too"):
-        earlier_seeds.read(list(map(str, paths)))
+    with pytest.raises(UserError, match="b.json: seed 3 is among --seeds or in another file, too"):
+        earlier_seeds.read(list(map(str, paths)), "s", [1])
+    with pytest.raises(UserError, match="a.json: seed 3 is among --seeds"):
+        earlier_seeds.read([str(paths[0])], "s", [3])
     with pytest.raises(UserError, match="no such file"):
-        earlier_seeds.read([str(tmp_path / "none.json")])
+        earlier_seeds.read([str(tmp_path / "none.json")], "s", [1])
+
+
+def test_earlier_seeds_that_answered_other_questions_are_refused(tmp_path: Path) -> None:
+    runs = ablation_runs.make(tmp_path / "runs", (0, 1), shift=3)
+    values = {"settings": "s", **summary({0: runs[0]}, {})}
+    text = json.dumps(values).replace('"t0-0"', '"x0-0"')
+    (tmp_path / "first.json").write_text(text)
+    with pytest.raises(UserError, match="--add: the questions of earlier seeds are others"):
+        summary({1: runs[1]}, earlier_seeds.read([str(tmp_path / "first.json")], "s", [1]))

@@ -21,13 +21,17 @@ from tests.fixtures import ablation_runs, small_config, tiny
 from tests.fixtures.ablation_runs import FALSE, TRUE, arms_of, groups_of
 from tests.fixtures.browser import chromium
 
-CFG = config.load(small_config.TINY, ["evaluate.bootstrap=200"])
+CFG = config.load(small_config.TINY, [*ablation_runs.DISTILLED, "evaluate.bootstrap=200"])
 SPACE = "\u00a0"
 
 # Of 40 clips: how many are right on either side, as tests/fixtures/ablation_runs.py has them, and what follows by the rule. One
 # clip is 2.5 points; a side that is ahead in one clip of 40 has an interval that begins at 0.
 CLAIMS = {
     "The aligned model is better than the base": (26, 36, FAILS),
+    "PPO from SFT is better than the base": (30, 36, FAILS),
+    "GRPO is better than PPO, both from SFT": (17, 30, FAILS),
+    "Distillation is better than PPO, both from SFT": (22, 30, FAILS),
+    "PPO after distillation is better than distillation alone, from SFT": (31, 22, HOLDS),
     "With the segment descriptions the judge is right more often": (32, 22, HOLDS),
     "Verdicts with context make the better model": (23, 13, HOLDS),
     "A segment for each event makes a better judge than one segment": (32, 12, HOLDS),
@@ -41,8 +45,8 @@ CLAIMS = {
     "After the curriculum more test questions are answered right": (8, 28, FAILS),
     "After the curriculum more segments are described right": (10, 30, FAILS),
     "The best of 8 answers by the reward model is better than SFT": (19, 8, HOLDS),
-    "PPO is better than SFT": (26, 8, HOLDS),
-    "PPO is better than the best of 8 answers": (26, 19, HOLDS),
+    "PPO is better than SFT": (30, 8, HOLDS),
+    "PPO is better than the best of 8 answers": (30, 19, HOLDS),
     "With context in its input the reward model is right more often": (34, 14, HOLDS),
     "With context in the reward model's input PPO gives a better model": (25, 23, OPEN),
     "The likelihood read-out is right more often than the letter": (32, 16, HOLDS),
@@ -78,7 +82,7 @@ def test_a_claim_from_known_figures(numbers: dict[str, Any], text: str) -> None:
 
 def test_the_count_of_verdicts(numbers: dict[str, Any]) -> None:
     assert list(claims_of(numbers)) == list(CLAIMS)
-    summary = "Of 22 claims 14 hold, 5 do not, and 3 are undecided."
+    summary = "Of 26 claims 15 hold, 8 do not, and 3 are undecided."
     assert view.lead(numbers) == summary and summary in view.markdown(numbers) and summary in view.document(numbers)
 
 
@@ -88,7 +92,7 @@ def test_sentences_from_known_figures(numbers: dict[str, Any]) -> None:
     assert passes.startswith(f"The aligned model is better than the base: does not hold; the reverse holds. RLAIF 65.0{SPACE}%,")
     assert f"Base 90.0{SPACE}%: −25.0 points (−" in passes and passes.endswith("; by seed −25.0), n 40.")
     better = view.sentence(claims["PPO is better than SFT"])
-    assert better.startswith(f"PPO is better than SFT: holds. PPO 65.0{SPACE}%, SFT 20.0{SPACE}%: +45.0 points (+")
+    assert better.startswith(f"PPO is better than SFT: holds. PPO 75.0{SPACE}%, SFT 20.0{SPACE}%: +55.0 points (+")
 
 
 def test_a_tie_of_the_reward_model_is_not_right_whichever_answer_the_judge_chose(made: dict[str, Run], runs_dir: Path) -> None:
@@ -118,7 +122,7 @@ def failing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         failed.update({"seed 1, kl-0.1": WHY, "seed 1, letter": "needs luck"})
         yield 0.0
 
-    given = ["--runs-dir", str(runs_dir), "--seeds", "0,1", "--set", "evaluate.bootstrap=200"]
+    given = ["--runs-dir", str(runs_dir), "--seeds", "0,1", "--set", "evaluate.bootstrap=200", *ablation_runs.DISTILLED]
     output = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stderr(output):
         patch.setattr(runner, "run_jobs", carried)
@@ -152,7 +156,7 @@ def test_programs_read_what_failed_and_which_claims_it_took_along(failing: tuple
 def test_people_read_what_failed_and_which_claims_it_took_along(failing: tuple[Path, str]) -> None:
     text, page = ((failing[0] / f"ablation.{kind}").read_text() for kind in ("md", "html"))
     for shown in (text, page):
-        assert "Of 22 claims 13 hold, 5 do not, 2 are undecided, and 2 were not measured." in shown
+        assert "Of 26 claims 14 hold, 8 do not, 2 are undecided, and 2 were not measured." in shown
         assert f"seed 1, kl-0.1: {WHY}" in shown and "seed 1, letter: needs luck" in shown
     claim_name = "KL coefficient 0.1 is worse than 0.03"
     row = next(line for line in text.splitlines() if line.startswith(f"| {claim_name} |"))

@@ -226,12 +226,12 @@ def test_every_figure_has_its_arm_and_every_arm_its_inputs(path: Path) -> None:
 
 def test_arms_follow_the_main_run() -> None:
     changed = {arm.name: arm.changed for arm in arms_of(CFG)}
-    assert changed["short"] == ("ppo.iterations=10",)  # a third of 30
+    assert changed["short"] == ("ppo.iterations=10", "optimize.methods=[ppo]")  # a third of 30
     assert "feedback.limit=600" in changed["letter"]  # a fifth of 3000, five batches of 120
     other = config.load(small_config.TINY, ["world.prompt_clips=11", "feedback.batch_size=4", "ppo.iterations=1"])
     changed = {arm.name: arm.changed for arm in arms_of(other)}
     assert "feedback.limit=8" in changed["letter"]  # 33 prompts, a fifth is 6.6: two whole batches
-    assert changed["short"] == ("ppo.iterations=1",)
+    assert changed["short"] == ("ppo.iterations=1", "optimize.methods=[ppo]")
     assert {"kl-0.01", "kl-0.1", "kl-0.3"} < set(changed) and "kl-0.03" not in changed  # 0.03 is the arm `short`
 
 
@@ -522,7 +522,7 @@ def test_the_report_by_hand(main: Run, runs_dir: Path) -> None:
     tiny.finished(other, "exam", lambda path: tiny.write_lines(path / "answers.jsonl", rows))
     numbers = numbers_of({0: {MAIN: main, "short": arm, "kl-0.3": other}})
     groups = {group["name"]: group for group in numbers["groups"]}
-    assert list(groups) == ["base", "context", "best-of", "kl"]  # the others have no claim with both sides measured
+    assert list(groups) == ["base", "context", "kl"]  # the others have no claim with both sides measured
     (claim,) = groups["kl"]["claims"]
     assert claim["text"] == "KL coefficient 0.3 is worse than 0.03"
     assert claim["pooled"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 1} and claim["verdict"] == OPEN
@@ -537,7 +537,7 @@ def test_the_report_by_hand(main: Run, runs_dir: Path) -> None:
     assert f"{row} **undecided** |" in text
     page = str(view.document(numbers))
     assert page.startswith("<!doctype html>") and "src=" not in page and "<script" not in page and "http://" not in page
-    assert page.count('class="claim"') == sum(len(group["claims"]) for group in numbers["groups"]) == 4
+    assert page.count('class="claim"') == sum(len(group["claims"]) for group in numbers["groups"]) == 3
 
 
 def test_figures_stand_on_items_that_all_arms_have(main: Run, runs_dir: Path) -> None:

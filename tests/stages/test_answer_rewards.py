@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from minirlaif import config
+from minirlaif.algorithms import rewards
 from minirlaif.algorithms.reward_file import RewardFile
 from minirlaif.algorithms.rewards import FileReward, JudgeReward, ranks
 from minirlaif.cli import main
@@ -138,6 +139,8 @@ def test_the_function_gets_prompt_answer_and_tags(tmp_path: Path) -> None:
         ("return []", "gave 0 values; return one number"),
         ("return None", "gave None; return one number"),
         ("return 'good'", "gave 'good'; return a finite number"),
+        ("return 10**400", "return one number"),
+        ("return 1e300", "gave 1e+300; return a finite number"),
     ],
 )
 def test_a_value_that_is_no_reward_is_one_line(tmp_path: Path, body: str, message: str) -> None:
@@ -152,6 +155,33 @@ def test_a_value_that_is_no_reward_is_one_line(tmp_path: Path, body: str, messag
 def test_numbers_of_any_kind_are_rewards(tmp_path: Path, value: str) -> None:
     path = written(tmp_path, f"reward = lambda prompt, answer, tags: {value}")
     assert RewardFile(str(path)).score("", "", {}) in (1.0, 0.5)
+
+
+def test_a_file_is_run_as_python_runs_it(tmp_path: Path) -> None:
+    """With dataclasses, and with what lies beside it; one that ends the program while it scores is one line."""
+    (tmp_path / "my_colours_of_the_test.py").write_text("COLOURS = ('red',)\n")
+    path = written(
+        tmp_path,
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom my_colours_of_the_test import COLOURS\n"
+        "@dataclass\nclass Weight:\n    value: float = 2.0\n"
+        "def reward(prompt, answer, tags):\n    if not answer:\n        raise SystemExit('no key set')\n"
+        "    return Weight().value * any(colour in answer for colour in COLOURS)\n",
+    )
+    file = RewardFile(str(path))
+    assert file.score("", "a red circle", {}) == 2.0
+    with pytest.raises(StageStopped, match="raised SystemExit: no key set"):
+        file.score("", "", {})
+
+
+def test_an_answer_that_was_drawn_twice_has_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though its likelihood differs by rounding from micro-batch to micro-batch."""
+    session = session_of(settings("feedback.readout=likelihood", "feedback.judge_frames=false"))
+    session.adapters.add("reference", 0)
+    numbers = iter([1.0, 2.0, 1.0000001, 0.5])
+    monkeypatch.setattr(rewards, "mean_logprobs", lambda *words: list(numbers))
+    reward = JudgeReward(session, "reference", session.cfg.feedback, {CLIP: ""}, ranked=True)
+    scores = reward.scores(PROMPTS[:1], drawn(session, (ANSWERS[0], ANSWERS[1], ANSWERS[0], ANSWERS[2])))
+    assert scores == pytest.approx([0.0, 1.0, 0.0, -1.0])
 
 
 @pytest.mark.parametrize(
@@ -313,7 +343,7 @@ def test_an_endpoint_scores_each_pair_of_a_prompts_answers_in_both_orders_and_sa
         path = tmp_path / "judge.yaml"
         path.write_text(f"kind: openai\nname: judge-1\nurl: {server.url}\n")
         run, _ = ran(monkeypatch, tmp_path / "run", "grpo", "rank", f"feedback.judge={path}")
-    # 3 iterations of 2 prompts with 4 answers each, of which 6 pairs can be made
+    # 3 iterations of 2 prompts with 4 answers each, of which 6 pairs can be made; no dev prompts
     assert "judge judge-1: up to 72 comparisons of up to " in capsys.readouterr().out
     assert 0 < len(asked) <= 72 and len(asked) % 2 == 0
     (scores,) = {row["score"] for row in tiny.read_lines(run.dir("grpo") / "metrics.jsonl")}

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from minirlaif import config
 from minirlaif.cli import main
 from minirlaif.config import FeedbackSection, VideoSection
 from minirlaif.errors import UserError
+from minirlaif.gguf.runtime.engine import GgufEngine
 from minirlaif.judges.config import JudgeSettings, feedback_describer
 from minirlaif.judges.describer import EndpointDescriber
 from minirlaif.models.loading import TINY
@@ -192,6 +194,8 @@ def test_a_describer_that_may_cost_too_much_is_refused(by_base: Path, tmp_path: 
         ("hff:x", "no such describer"),
         ("gguf:nowhere", "no such folder; `python -m minirlaif export` makes one"),
         ("hf:./nowhere", "describer hf:./nowhere: no such folder"),
+        ("hf:./tests", "no config.json in it; name the folder of a model"),
+        ("gguf:./tests", "no minirlaif.json in it, so it is no export"),
         ("openai:m", "write kind, name and its settings into a YAML file and name that in feedback.describer"),
     ],
 )
@@ -204,6 +208,25 @@ def test_a_describer_that_cannot_be_is_refused_before_anything_runs(
         feedback_describer(config.load(None, [f"feedback.describer={value}"]).feedback)
 
 
+def test_settings_that_a_describer_does_not_read_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "describer.yaml"
+    path.write_text("kind: openai\nname: m\nurl: http://127.0.0.1:9/v1\nmax_tokens: 2000\nprompts: x.yaml\n")
+    assert main.main(words(tmp_path, ["world", "feedback"], f"feedback.describer={path}")) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "prompts, max_tokens changes nothing for a describer of kind openai" in line and "feedback.describe_tokens" in line
+
+
+def test_a_segment_is_told_its_own_length_whichever_clip_was_loaded_before(tmp_path: Path) -> None:
+    """One frame a segment, three segments: the middle one has the frame of the whole clip."""
+    clip = chat_run.world_clip(tmp_path / "a.mp4", (*chat_run.TWO, chat_run.TWO[0]))
+    with closing(GgufEngine(export_of(tmp_path / "export"))) as engine:
+        whole = engine.load_clip(str(clip), 1)
+        middle = whole.seconds / 3, 2 * whole.seconds / 3
+        part = engine.load_clip(str(clip), 1, middle)
+    assert part.times == pytest.approx(whole.times) and part.seconds == pytest.approx(whole.seconds / 3)
+    assert part.key != whole.key
+
+
 def test_a_model_that_sees_nothing_cannot_describe(by_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tests.fixtures import fixed_reply
 
@@ -211,4 +234,4 @@ def test_a_model_that_sees_nothing_cannot_describe(by_base: Path, tmp_path: Path
     begun(by_base, tmp_path / "runs")
     assert main.main(words(tmp_path / "runs", ["feedback"], f"feedback.describer=hf:{folder}")) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
-    assert "feedback.describer" in line
+    assert "feedback.describer" in line and "no vision-language model of a known family" in line

@@ -9,6 +9,7 @@ from minirlaif.gguf.runtime.engine import GgufEngine
 from minirlaif.inference.engine import SamplingParams
 from minirlaif.runs.io import sha256
 from minirlaif.video.frame_sampling import segment_spans
+from minirlaif.video.reader import ClipReader
 
 
 class GgufDescriber:
@@ -16,7 +17,7 @@ class GgufDescriber:
     it; threads: as for `GgufEngine`."""
 
     def __init__(self, where: Path, video: VideoSection, threads: int = 0) -> None:
-        self._engine, self._video = GgufEngine(where, threads=threads), video
+        self._engine, self._video, self._reader = GgufEngine(where, threads=threads), video, ClipReader.of(video)
         files = {path.name: sha256(path)[:16] for path in self._engine.files}
         self.signature = {"kind": "gguf", "model": self._engine.models[0], "files": files}
 
@@ -27,7 +28,7 @@ class GgufDescriber:
         result = {}
         for video in videos:
             segments, cut = list[Segment](), 0
-            for span in segment_spans(engine.load_clip(video, 1).seconds, v.segment_seconds, v.max_segments):
+            for span in segment_spans(self._reader.info(video).seconds, v.segment_seconds, v.max_segments):
                 clip = engine.load_clip(video, v.segment_frames, span)
                 segments.append((span, "".join(engine.stream(clip, [], section.describe_prompt, sampling))))
                 cut += engine.cut
@@ -36,4 +37,5 @@ class GgufDescriber:
 
     def close(self) -> None:
         """End the child processes."""
+        self._reader.close()
         self._engine.close()

@@ -78,7 +78,7 @@ class GgufEngine:
         info = self._reader.info(video)
         plan, end = uniform_plan(info.seconds, frames or self.frames, *span), info.seconds if span[1] is None else span[1]
         size = self._info.sizing.size(info.width, info.height, self._info.frame_pixels)
-        key = f"{info.id}:{plan.key}:{size.key}"
+        key = f"{info.id}:{plan.key}:{size.key}" + (f":{end - span[0]:.3f}" if span != (0.0, None) else "")
         if key not in self._clips:
             (pixels_FHW3,) = self._reader.frames(video, [plan], size)
             self._clips[key] = LoadedClip(video, end - span[0], plan.times, pixels_FHW3, info.width / info.height, key)

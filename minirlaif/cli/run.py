@@ -217,7 +217,8 @@ def check_base(run: Run, cfg: config.Config) -> None:
         try:
             base = parse_yaml(read_text(path), str(path))["model"]["base"]
         except (UserError, ValueError, TypeError, KeyError):
-            raise UserError(f"{path}: cannot be read as this run's settings; choose another --run") from None
+            what = "cannot be read as this run's settings; delete it and repeat the command, or choose another --run"
+            raise UserError(f"{path}: {what}") from None
         if base != cfg.model.base:
             raise UserError(f"{path}: made with model.base {base}, the settings now say {cfg.model.base}; choose another --run")
 

@@ -19,6 +19,7 @@ from minirlaif import config
 from minirlaif.cli import main
 from minirlaif.config import FeedbackSection, VideoSection
 from minirlaif.errors import UserError
+from minirlaif.gguf.runtime.describer import GgufDescriber
 from minirlaif.gguf.runtime.engine import GgufEngine
 from minirlaif.judges.config import JudgeSettings, feedback_describer
 from minirlaif.judges.describer import EndpointDescriber
@@ -214,6 +215,16 @@ def test_settings_that_a_describer_does_not_read_are_refused(tmp_path: Path, cap
     assert main.main(words(tmp_path, ["world", "feedback"], f"feedback.describer={path}")) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "prompts, max_tokens changes nothing for a describer of kind openai" in line and "feedback.describe_tokens" in line
+
+
+def test_an_export_counts_the_descriptions_that_it_had_to_cut(tmp_path: Path) -> None:
+    clip = chat_run.world_clip(tmp_path / "a.mp4")
+    video = VideoSection(segment_frames=4, segment_seconds=1.0)
+    with closing(GgufDescriber(export_of(tmp_path / "export"), video)) as describer:
+        for limit, cut in ((3, 2), (60, 0)):
+            section = FeedbackSection(describe_prompt="describe this part.", describe_tokens=limit)
+            (described,) = describer.describe([str(clip)], section).values()
+            assert described.cut == cut and len(described.segments) == 2
 
 
 def test_a_segment_is_told_its_own_length_whichever_clip_was_loaded_before(tmp_path: Path) -> None:

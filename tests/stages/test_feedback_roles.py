@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from minirlaif import config as configs
 from minirlaif.cli import main
 from minirlaif.errors import UserError
+from minirlaif.feedback import describe
 from minirlaif.feedback import label as labels
 from minirlaif.feedback.win_rate import WinRateEvaluator
 from minirlaif.judges import local  # noqa: F401  loaded before its sampler is replaced
@@ -22,6 +24,7 @@ from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.runs.run import Run
 from minirlaif.session import VideoInput
 from minirlaif.stages import feedback, method_loop
+from minirlaif.stages.registry import pipeline
 from minirlaif.types import Comparison, Sample, Turn, Verdict
 from tests.fixtures import endpoints, fixed_reply, tiny
 
@@ -149,8 +152,8 @@ def test_a_judge_that_may_cost_too_much_is_not_asked(
 def test_the_base_describes_or_judges(describer: str, judge: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cfg, run = staged(monkeypatch, tmp_path, f"feedback.describer={describer}", f"feedback.judge={judge}")
     active: dict[str, set[str]] = {}
-    for name in ("describe_segments", "draw_answers", "candidate_scores", "judge"):
-        monkeypatch.setattr(labels, name, recorded(getattr(labels, name), active.setdefault(name, set())))
+    for module, name in ((describe, "describe_segments"), *((labels, n) for n in ("draw_answers", "candidate_scores", "judge"))):
+        monkeypatch.setattr(module, name, recorded(getattr(module, name), active.setdefault(name, set())))
     if judge == "start" == describer:
         feedback.run(cfg, run)
     else:
@@ -237,3 +240,19 @@ def test_judges_that_cannot_be_are_refused_before_anything_runs(
     flags = ["--config", str(config), "--run", "a", "--runs-dir", str(tmp_path), "--set", f"feedback.judge={judge}"]
     assert main.main(["run", *flags]) == 2
     assert re.search(words, capsys.readouterr().err) and not (tmp_path / "a" / "world").exists()
+
+
+def test_pairs_that_no_stage_learns_from_may_all_be_undecided(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With a margin that no pair reaches: refused where a reward model would learn, not where a file scores."""
+    cfg, run = staged(monkeypatch, tmp_path / "one", "feedback.margin=1000")
+    with pytest.raises(UserError, match="the judge decided no pair"):
+        feedback.run(cfg, run)
+    cfg, run = staged(monkeypatch, tmp_path / "two", "feedback.margin=1000")
+    run.stages = pipeline(("ppo",), reward=False)
+    feedback.run(cfg, run)
+    assert (run.manifest("feedback") or {})["metrics"]["decided"] == 0
+
+
+def test_manifests_record_who_describes_and_not_where_it_lies() -> None:
+    for value, written in (("start", None), ("base", "base"), ("hf:/home/me/model", None)):
+        assert configs.recorded(configs.FeedbackSection(describer=value)).get("describer") == written

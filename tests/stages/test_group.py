@@ -295,7 +295,7 @@ def test_scores_that_do_not_differ_at_first_are_not_blown_up_later(monkeypatch: 
         collector = RolloutCollector(tiny.models_of(session_of(cfg)), cfg.rollout, 0, None, 0.0, MethodProgress())
         collector._normalized(torch.tensor([1.0, 1.0, 0.0, 1.0] if by else [1.0] * 4), kinds)
         later = collector._normalized(torch.tensor([1.001, 1.0, 0.0, 1.0]), kinds)
-        assert abs(float(later[0])) < 0.01
+        assert 0 < float(later[0]) < 0.01, by
     assert collector.progress.score_deviation == 1.0
 
 

@@ -290,12 +290,12 @@ def test_scores_are_normalised_within_each_value_of_a_column(monkeypatch: pytest
 
 def test_scores_that_do_not_differ_at_first_are_not_blown_up_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """A 0/1 reward that all answers of the first batch get, or all of one kind: the deviation of the batch, or 1."""
-    for by, kinds in (("type", ["a", "a", "b", "b"]), ("", [""] * 4)):
+    for by, kinds, deviation in (("type", ["a", "a", "b", "b"], 0.5), ("", [""] * 4, 1.0)):
         cfg = settings("rollout.normalize_score=true", *([f"rollout.normalize_by={by}"] if by else []))
         collector = RolloutCollector(tiny.models_of(session_of(cfg)), cfg.rollout, 0, None, 0.0, MethodProgress())
         collector._normalized(torch.tensor([1.0, 1.0, 0.0, 1.0] if by else [1.0] * 4), kinds)
         later = collector._normalized(torch.tensor([1.001, 1.0, 0.0, 1.0]), kinds)
-        assert 0 < float(later[0]) < 0.01, by
+        assert float(later[0]) == pytest.approx(0.001 / deviation, rel=0.01)
     assert collector.progress.score_deviation == 1.0
 
 

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             others = f", from other devices {remote}" if options.host in ANYWHERE else ""
             print(f"open {address}{others} (Ctrl-C to stop)", flush=True)
             while True:
-                time.sleep(3600.0)
+                time.sleep(0.5)  # not longer: a signal that another thread gets is handled after it
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
     except UserError as error:

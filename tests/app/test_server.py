@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import http.client
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -376,6 +378,20 @@ def program(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
         except BaseException:
             app.kill()
             raise
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads are named by Linux")
+def test_a_signal_that_another_thread_gets_ends_it_too(tmp_path: Path) -> None:
+    """The kernel may choose any thread; the main one sleeps on."""
+    with program(tmp_path) as app:
+        assert app.stdout is not None
+        app.stdout.readline()
+        open_to_signals = re.compile(r"^SigBlk:\s+0+$", re.M)  # threads of libraries are not
+        tasks = Path(f"/proc/{app.pid}/task").iterdir()
+        others = [int(t.name) for t in tasks if t.name != str(app.pid) and open_to_signals.search((t / "status").read_text())]
+        tgkill = {"x86_64": 234, "aarch64": 131}[os.uname().machine]
+        assert ctypes.CDLL(None).syscall(tgkill, app.pid, others[0], int(signal.SIGTERM)) == 0
+        assert app.wait(120) == 0
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

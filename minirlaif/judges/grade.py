@@ -29,6 +29,7 @@ LETTERS_PER_TOKEN = 4  # of English text, for the estimate
 OVERHEAD = 16  # tokens of a chat layout
 REPLY_TOKENS = 16  # of {"score": 3} and the like
 COMPLAINT_TOKENS = 64  # of what is sent after a reply that cannot be read
+FEWER_PROMPTS = "or label fewer prompts with feedback.limit"  # lowers the cost of feedback
 MAX_REFUSALS = 5  # before any reply: the settings are wrong, not the questions
 MATCH_NAMES = {kind: JudgeName(kind, f"{kind} match", "1", "") for kind in ("exact", "normalised")}  # 1: version of the rule
 
@@ -173,21 +174,13 @@ class ChatJudge(ABC):
             f" (about {tokens_in:,} tokens in and {tokens_out:,} out{price}){again}"
         )
 
-    def forecast(
-        self,
-        questions: int,
-        tokens_each: int,
-        noun: str = "comparisons",
-        less: str = "or label fewer prompts with feedback.limit",
-    ) -> str:
-        """What so many comparisons, or other questions, of at most so many tokens may cost, for the screen. less: what lowers
-        that. UserError when it is above `max_cost`."""
+    def forecast(self, questions: int, tokens_each: int, noun: str = "comparisons", less: str = FEWER_PROMPTS) -> str:
+        """What so many questions of at most so many tokens may cost, for the screen. less: what lowers that. UserError when it is
+        above `max_cost`."""
         s, most = self.settings, self.most_cost(questions, questions * tokens_each)
         if s.max_cost and most > s.max_cost:
-            raise UserError(
-                f"judge {self.name}: {questions:,} {noun} would cost up to {most:.2f}, max_cost is {s.max_cost:g}; raise it,"
-                f" {less}"
-            )
+            text = f"{questions:,} {noun} would cost up to {most:.2f}, max_cost is {s.max_cost:g}"
+            raise UserError(f"judge {self.name}: {text}; raise it, {less}")
         price = f", at most {most:.2f} at the given prices" if s.price_in or s.price_out else ""
         return f"judge {self.name}: up to {questions:,} {noun} of up to {tokens_each:,} tokens{price}"
 

@@ -39,7 +39,7 @@ from minirlaif.runs.run import Run
 from minirlaif.session import settings_of
 from minirlaif.stages.registry import METHODS, STAGES, pipeline, until
 from tests.fixtures import small_config, tiny
-from tests.fixtures.ablation_runs import arms_of, groups_of, stages_of
+from tests.fixtures.ablation_runs import DISTILLED, arms_of, groups_of, stages_of
 
 TRUE, FALSE = "a red circle moves left.", "a blue cross stays still."
 CFG = config.load(small_config.TINY)
@@ -190,9 +190,9 @@ def test_what_a_model_took_by_hand(runs_dir: Path) -> None:
 # The arms.
 
 
-@pytest.mark.parametrize("path", [small_config.TINY, small_config.NO_LABELS])
-def test_every_figure_has_its_arm_and_every_arm_its_inputs(path: Path) -> None:
-    cfg = config.load(path)
+@pytest.mark.parametrize(("path", "more"), [(small_config.TINY, DISTILLED), (small_config.NO_LABELS, ())])
+def test_every_figure_has_its_arm_and_every_arm_its_inputs(path: Path, more: tuple[str, ...]) -> None:
+    cfg = config.load(path, more)
     known = {arm.name: arm for arm in arms_of(cfg)}
     assert len(known) == len(arms_of(cfg))
     used = set()
@@ -209,7 +209,7 @@ def test_every_figure_has_its_arm_and_every_arm_its_inputs(path: Path) -> None:
     order = [*list(STAGES)[: list(STAGES).index("evaluate")], "exam"]
     exams = {"policy": set(METHODS), "sft": {"sft"}, "best": {"sft", "reward"}, "": set()}
     for arm in known.values():
-        here = config.load(path, arm.changed)
+        here = config.load(path, [*more, *arm.changed])
         assert not set(arm.shares) & set(arm.makes)
         assert list(arm.makes) == sorted(arm.makes, key=order.index)
         there = set(arm.shares)

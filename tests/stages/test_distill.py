@@ -192,8 +192,8 @@ def test_it_starts_from_the_base_and_keeps_what_the_judge_prefers(monkeypatch: p
         rates = [0.5, 0.8, 0.7, 0.6]
         questions = ("d",)
 
-        def __init__(self, models: Any, dev: Any, contexts: Any, section: Any, limit: int, judge: str) -> None:
-            assert judge == "reference" and len(dev) == 1  # the base, in its frozen copy
+        def __init__(self, models: Any, dev: Any, contexts: Any, section: Any, limit: int, judge: str, text_judge: Any) -> None:
+            assert judge == "reference" and text_judge is None and len(dev) == 1  # the base, in its frozen copy
 
         def win_rate(self) -> float:
             with session.adapters.inference_as("policy"):

@@ -164,7 +164,7 @@ def test_progress_comes_back_bit_by_bit_under_its_old_names(tmp_path: Path) -> N
     assert MethodProgress.read(tmp_path) == progress
     names = {"updates": 2, "score_mean": 0.30000000000000004, "score_deviation": None}
     names["best"] = {"iteration": 1, "win_rate": 0.75}
-    assert json.loads((tmp_path / "extra.json").read_text()) == names | {"groups": 8, "equal_groups": 3}
+    assert json.loads((tmp_path / "extra.json").read_text()) == names | {"groups": 8, "equal_groups": 3, "scores_by": {}}
     (tmp_path / "extra.json").write_text(json.dumps(names))  # as an earlier version left it
     assert MethodProgress.read(tmp_path) == MethodProgress(2, 0.1 + 0.2, None, {"iteration": 1, "win_rate": 0.75})
 

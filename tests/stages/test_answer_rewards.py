@@ -45,7 +45,7 @@ class Prefers:
         self.signature = {"kind": self.kind}
 
     def grade(self, requests: Sequence[GradeRequest], metrics: Collection[str]) -> Grading:
-        raise NotImplementedError
+        raise AssertionError("a reward compares answers, it grades none")
 
     def compare(self, pairs: Sequence[Comparison]) -> list[Choice]:
         self.read += pairs

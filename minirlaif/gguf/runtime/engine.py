@@ -73,8 +73,8 @@ class GgufEngine:
         return {"decodes": self._reader.decodes, **self._counted}
 
     def load_clip(self, video: str, frames: int = 0, span: tuple[float, float | None] = (0.0, None)) -> LoadedClip:
-        """See `ChatEngine.load_clip`. span: of the clip, in seconds, that the frames are spread over, and that the model is told
-        as the length."""
+        """See `ChatEngine.load_clip`. span: start and end in seconds of the part that the frames
+        are spread over; the prompt states its length."""
         info = self._reader.info(video)
         plan, end = uniform_plan(info.seconds, frames or self.frames, *span), info.seconds if span[1] is None else span[1]
         size = self._info.sizing.size(info.width, info.height, self._info.frame_pixels)

@@ -322,7 +322,7 @@ def test_a_round_in_which_the_judge_decides_nothing_is_the_last(finished: Path, 
     from minirlaif.types import Verdict
 
     run = begin(finished, tmp_path, "world", "feedback", "distill")
-    monkeypatch.setattr(label, "judge", lambda session, pairs, *rest: [Verdict(p.id, "tie", 0.0, ("tie", "tie")) for p in pairs])
+    monkeypatch.setattr(label, "verdicts", lambda pairs, *rest: [Verdict(p.id, "tie", 0.0, ("tie", "tie")) for p in pairs])
     assert call(words(tmp_path)) == 0
     assert record(run) == [(1, True), (2, False)] and not (run / "round-2" / "distill").exists()
     output = capsys.readouterr().out

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from minirlaif.ablation.arms import ANSWERS, JUDGE, MAIN, REWARD, SEGMENTS, Measure
+from minirlaif.runs import gains
 from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.run import Run
 from minirlaif.stages.registry import REPEATED, SAMPLING
@@ -93,7 +94,7 @@ def remarks(measure: Measure, run: Run) -> dict[str, float]:
     """Further shares and counts of one seed that explain a figure, by name."""
     if measure.counts == JUDGE:
         rows = [row for row in read_jsonl(run.dir("feedback") / "verdicts.jsonl") if row["answer_a"] != row["answer_b"]]
-        verdicts = [(row[measure.column] if measure.column else row) for row in rows]
+        verdicts = [verdict for row in rows if (verdict := row.get(measure.column) if measure.column else row)]
         agree = fmean(v["orders"][0] == v["orders"][1] for v in verdicts) if verdicts else 0.0
         decided = fmean(v["choice"] in ("A", "B") for v in verdicts) if verdicts else 0.0
         right = [value for _, value in read(measure, run, 0).values() if value != 0.5]
@@ -110,16 +111,16 @@ def remarks(measure: Measure, run: Run) -> dict[str, float]:
 def _cost(run: Run) -> dict[str, float]:
     """What the aligned model took from feedback on: sampled answers, minutes, and the highest peak of memory, where known."""
     answers, seconds, peaks = 0, 0.0, list[float]()
-    for stage in (name for name in run.stages if name in REPEATED):
-        manifest = run.manifest(stage)
-        if manifest is None:
+    for name in run.order():
+        stage, manifest = gains.split_name(name)[1], run.manifest(name)
+        if manifest is None or stage not in REPEATED or stage not in run.stages:
             continue
         seconds += manifest.get("seconds", 0.0)
-        peaks += [peak for name in ("peak_gib", "peak_rss_gib") if (peak := manifest.get(name))]
+        peaks += [peak for key in ("peak_gib", "peak_rss_gib") if (peak := manifest.get(key))]
         answers += manifest["metrics"].get("sampled_answers", 0)
         if stage in SAMPLING:
             each = manifest["config"].get("rollout", {}).get("rollouts", 0)
-            answers += each * len(read_jsonl(run.dir(stage) / "metrics.jsonl", missing_ok=True))
+            answers += each * len(read_jsonl(run.dir(name) / "metrics.jsonl", missing_ok=True))
     known = {"answers sampled": float(answers), "minutes": seconds / 60, "peak GiB": max(peaks, default=0.0)}
     return {name: value for name, value in known.items() if value}
 
@@ -129,8 +130,9 @@ def _judged(path: Path, truth: Truth, column: str) -> Iterator[tuple[str, str, f
     for row in read_jsonl(path):
         true = truth[row["id"].split("#")[0]]["answer"]
         a, b = exact_match(row["answer_a"], true), exact_match(row["answer_b"], true)
-        if a != b:
-            choice = (row[column] if column else row)["choice"]
+        verdict = row.get(column) if column else row  # without context only some pairs are judged
+        if a != b and verdict:
+            choice = verdict["choice"]
             value = float((choice == "A") == a) if choice in ("A", "B") else 0.5
             yield f"{row['id']}|{row['answer_a']}|{row['answer_b']}", _clip(row), value
 

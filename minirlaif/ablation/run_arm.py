@@ -8,6 +8,7 @@ with the highest reward score among the SFT model's first n.
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from minirlaif import config
@@ -19,6 +20,7 @@ from minirlaif.feedback.describe import SessionDescriber
 from minirlaif.feedback.label import describe
 from minirlaif.models.generation import sample
 from minirlaif.models.seeds import generator
+from minirlaif.runs import rounds
 from minirlaif.runs.io import read_json
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
@@ -38,10 +40,12 @@ def main(folder: str) -> int:
         arm, cfg = read_json(root / "arm.json"), config.load(config_file)
         run = Run(root, ("--config", str(config_file)))
         for name in arm["makes"]:
+            rounds.record(run)
             if name == "exam":
                 answer_questions(config_file, run, arm["exam"])
-            else:
-                STAGES[name].load()(cfg, run)
+            elif not rounds.held_back(run, name):
+                stage, where, seed = rounds.place(run, name, cfg.seed)
+                STAGES[stage].load()(replace(cfg, seed=seed), where)
     except UserError as error:
         print(f"minirlaif: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 2

@@ -128,19 +128,14 @@ def _before(run: Run, name: str, redo: bool) -> str:
 
 
 def _make_one(cfg: config.Config, run: Run, name: str, redo: bool) -> None:
-    """Make a stage; of a further round with a seed of its own, so that other answers are sampled. UserError there also names the
-    setting that ends the run a round earlier."""
-    number, stage = gains.split_name(name)
-    if number == 1:
-        return STAGES[stage].load()(cfg, run, redo=redo)
-    from minirlaif.models.seeds import seed_of
-
+    """Make a stage. UserError: of a further round it also names the setting that ends the run a round earlier."""
+    stage, where, seed = rounds.place(run, name, cfg.seed)
     try:
-        cfg = replace(cfg, seed=seed_of(cfg.seed, "round", number))
-        STAGES[stage].load()(cfg, rounds.Round(run, number), redo=redo)
+        STAGES[stage].load()(replace(cfg, seed=seed), where, redo=redo)
     except UserError as error:
-        if type(error) is not UserError:  # stopped: the same command goes on
+        if where is run or type(error) is not UserError:  # stopped: the same command goes on
             raise
+        number, _ = gains.split_name(name)
         raise UserError(f"{error}; to go on without round {number}: `--set optimize.rounds={number - 1}`") from None
 
 

@@ -42,11 +42,19 @@ def judge(
         first = _letter_values(session, pairs, views, batch_size)
         second = _letter_values(session, [pair.swap() for pair in pairs], views, batch_size)
         values = [(ab, -ba) for ab, ba in zip(first, second, strict=True)]
-    verdicts = []
+    return verdicts(pairs, values, margin, disagreement)
+
+
+def verdicts(
+    pairs: Sequence[Comparison], values: Sequence[tuple[float, float]], margin: float, disagreement: Disagreement
+) -> list[Verdict]:
+    """From what was read to verdicts. values: of each pair how much better its answer A is, in both orders; margin,
+    disagreement: as `judge` has them."""
+    result = []
     for pair, (ab, ba) in zip(pairs, values, strict=True):
         orders = (choice_from_margin(ab, margin), choice_from_margin(ba, margin))
-        verdicts.append(_verdict(pair, orders, (ab, ba), margin, disagreement))
-    return verdicts
+        result.append(_verdict(pair, orders, (ab, ba), margin, disagreement))
+    return result
 
 
 def judge_texts(text_judge: TextJudge, pairs: Sequence[Comparison], disagreement: Disagreement) -> list[Verdict]:

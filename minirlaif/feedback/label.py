@@ -6,16 +6,18 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from minirlaif.config import FeedbackSection
+from minirlaif.config.seeds import seed_of
 from minirlaif.feedback.describe import Describer, context_text
-from minirlaif.feedback.judge import judge, judge_texts, mean_logprobs
+from minirlaif.feedback.judge import judge, judge_texts, mean_logprobs, verdicts
 from minirlaif.feedback.text_judge import TextJudge
 from minirlaif.models.generation import Completion, sample
-from minirlaif.models.seeds import generator, seed_of
+from minirlaif.models.seeds import generator
 from minirlaif.runs.run import Run
 from minirlaif.session import ModelSession
 from minirlaif.types import Comparison, Sample, Verdict
 
 Lines = list[tuple[str, dict[str, Any]]]  # (file, record) of each line to write
+CONTROL_PAIRS = 1000  # that are also judged without context, to be compared: a standard error of 1.6 points at most
 LETTER_SHARE = 16  # of so many pairs one is also judged by letters, to compare the read-outs
 SAMPLE_EVERY = 4  # of so many chunks one pair stands in samples.jsonl
 
@@ -33,10 +35,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Labels:
-    """Verdicts on pairs, on the same pairs without context, and by letters on some of them (by id)."""
+    """Verdicts on pairs, and by id those on the same pairs without context and on some of them by letters."""
 
     verdicts: list[Verdict]
-    without_context: list[Verdict]
+    without_context: dict[str, Verdict]
     letters: dict[str, Verdict]
 
 
@@ -67,25 +69,30 @@ def label(
     seed: int,
     chunk: int,
     text_judge: TextJudge | None = None,
+    control: bool = True,
 ) -> Lines:
     """Pair the candidates of each row and judge them by the active adapter: the lines of answers, verdicts, preferences and
-    samples. chunk: the number of these rows; text_judge: judges in place of the model itself."""
+    samples. chunk: the number of these rows; text_judge: judges in place of the model itself; control: as in `judge_pairs`."""
     lines: Lines = []
     pairs: list[Comparison] = []
+    read: list[float] = []  # how much better answer A of each pair is, where the answers are ranked
     ranked = section.readout == "likelihood" and text_judge is None  # letters compare two answers, they rank none
     scores = candidate_scores(session, section, rows, drawn, contexts) if ranked else [{} for _ in rows]
     for row, candidates, score in zip(rows, drawn, scores, strict=True):
         question = {"id": row.id, "video": run.stored(row.video), "question": row.turns[0].question}
         lines.append(("answers.jsonl", {**question, **answers_record(candidates)}))
         context = contexts[row.video] if section.context else ""
-        pairs += make_pairs(row, candidates, context, section.pairs_per_prompt, seed, score)
-    labels = judge_pairs(session, section, pairs, text_judge)
-    for pair, verdict, bare in zip(pairs, labels.verdicts, labels.without_context, strict=True):
+        made = make_pairs(row, candidates, context, section.pairs_per_prompt, seed, score)
+        pairs += made
+        read += [_difference(pair, score) for pair in made] if ranked else []
+    labels = judge_pairs(session, section, pairs, text_judge, read if ranked else None, control)
+    for pair, verdict in zip(pairs, labels.verdicts, strict=True):
         pair = replace(pair, video=run.stored(pair.video))
         texts = {name: value for name, value in asdict(pair).items() if name not in ("ids_a", "ids_b")}
-        record: dict[str, Any] = {**texts, **_record(verdict), "without_context": _record(bare)}
-        if pair.id in labels.letters:
-            record["letter"] = _record(labels.letters[pair.id])
+        record: dict[str, Any] = {**texts, **_record(verdict)}
+        for name, known in (("without_context", labels.without_context), ("letter", labels.letters)):
+            if pair.id in known:
+                record[name] = _record(known[pair.id])
         lines.append(("verdicts.jsonl", record))
         if verdict.choice in ("A", "B"):
             lines.append(("preferences.jsonl", preference(pair, verdict)))
@@ -182,21 +189,37 @@ def answers_record(candidates: Sequence[Candidate]) -> dict[str, Any]:
 
 
 def judge_pairs(
-    session: ModelSession, section: FeedbackSection, pairs: Sequence[Comparison], text_judge: TextJudge | None = None
+    session: ModelSession,
+    section: FeedbackSection,
+    pairs: Sequence[Comparison],
+    text_judge: TextJudge | None = None,
+    read: Sequence[float] | None = None,
+    control: bool = True,
 ) -> Labels:
-    """Judge pairs; and, only to be reported, the same pairs without context and some of them by letters."""
+    """Judge pairs; and, only to be reported, the same pairs without context and some of them by letters. read: the score of
+    answer A minus that of B of each pair, where `candidate_scores` has them: the pairs are not read again; control: whether the
+    pairs are judged without context, too."""
     f = section
-    frames = {pair.video: session.video_input(pair.video) for pair in pairs}
-    views = frames if f.judge_frames else dict.fromkeys(frames)
-    bare = [replace(pair, context="") for pair in pairs]
+    clips = list(dict.fromkeys(pair.video for pair in pairs))
+    frames = {video: session.video_input(video) for video in clips} if control or f.judge_frames else {}
+    views: dict[str, Any] = frames if f.judge_frames else dict.fromkeys(clips)
+    bare = [replace(pair, context="") for pair in pairs] if control else []
     if text_judge is not None:
-        verdicts, without_context = (judge_texts(text_judge, batch, f.disagreement) for batch in (pairs, bare))
-        return Labels(verdicts, without_context, {})
-    verdicts = judge(session, pairs, views, f.readout, f.margin, f.disagreement, f.batch_size)
-    without_context = judge(session, bare, frames, f.readout, f.margin, f.disagreement, f.batch_size)
+        judged, without_context = (judge_texts(text_judge, batch, f.disagreement) for batch in (pairs, bare))
+        return Labels(judged, {verdict.pair: verdict for verdict in without_context}, {})
+    if read is None:
+        judged = judge(session, pairs, views, f.readout, f.margin, f.disagreement, f.batch_size)
+    else:
+        judged = verdicts(pairs, [(value, value) for value in read], f.margin, f.disagreement)
+    without_context = judge(session, bare, frames, f.readout, f.margin, f.disagreement, f.batch_size) if bare else []
     by_letter = [pair for number, pair in enumerate(pairs) if number % LETTER_SHARE == 0] if f.readout != "letter" else []
     letters = judge(session, by_letter, views, "letter", 0.0, "drop", f.batch_size) if by_letter else []
-    return Labels(verdicts, without_context, {verdict.pair: verdict for verdict in letters})
+    return Labels(judged, {v.pair: v for v in without_context}, {v.pair: v for v in letters})
+
+
+def _difference(pair: Comparison, scores: Mapping[str, float]) -> float:
+    """The score of answer A minus that of B; of equal answers, of which there may be no score, nothing."""
+    return 0.0 if pair.answer_a == pair.answer_b else scores[pair.answer_a] - scores[pair.answer_b]
 
 
 def make_pairs(

@@ -1,4 +1,4 @@
-"""A further round of a run: the same run, whose stage names lead into the folder of the round; and when a round is begun.
+"""A further round of a run: the same run, whose stage names lead into the folder of the round; when a round is begun.
 No torch."""
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from minirlaif.config.seeds import seed_of
 from minirlaif.errors import UserError
 from minirlaif.runs import gains
 from minirlaif.runs.io import read_json
@@ -94,6 +95,13 @@ def _finished(run: Run, number: int) -> dict[str, Any] | None:
 def _undecided(feedback: Mapping[str, Any] | None) -> bool:
     """Whether the judge preferred no answer, so that there is nothing to learn."""
     return feedback is not None and feedback["metrics"].get("decided") == 0
+
+
+def place(run: Run, name: str, seed: int) -> tuple[str, Run, int]:
+    """Where a stage is made: its own name, the run or the round of it, and the seed, of a further round another one, so that
+    other answers are sampled. seed: the run's."""
+    number, stage = gains.split_name(name)
+    return (stage, run, seed) if number == 1 else (stage, Round(run, number), seed_of(seed, "round", number))
 
 
 def held_back(run: Run, name: str) -> str:

@@ -15,12 +15,13 @@ from itertools import islice, zip_longest
 from typing import Any
 
 from minirlaif.config import Config, EvaluateSection
+from minirlaif.config.seeds import seed_of
 from minirlaif.data.dataset import fingerprint, load_preferences, load_samples
 from minirlaif.data.left_out import RowRules
 from minirlaif.data.preflight import Preflight, read_samples
 from minirlaif.errors import UserError
 from minirlaif.models.feature_cache import blank_features
-from minirlaif.models.seeds import seed_of, shuffled
+from minirlaif.models.seeds import shuffled
 from minirlaif.reports import against_truth, run_results
 from minirlaif.reports.against_truth import Truth
 from minirlaif.runs import gains

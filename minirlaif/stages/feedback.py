@@ -20,7 +20,7 @@ from minirlaif.data.preflight import Preflight, read_dev, read_samples
 from minirlaif.errors import UserError
 from minirlaif.feedback.describe import Describer, FolderDescriber, SessionDescriber
 from minirlaif.feedback.judge import comparison_tokens, is_order_consistent
-from minirlaif.feedback.label import Lines, describe, draw_candidates, label
+from minirlaif.feedback.label import CONTROL_PAIRS, Lines, describe, draw_candidates, label
 from minirlaif.feedback.text_judge import TextJudge
 from minirlaif.gguf.runtime.describer import GgufDescriber
 from minirlaif.judges.config import REPLIES, feedback_describer, feedback_judge, open_judge
@@ -46,13 +46,8 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
     named = feedback_judge(f) if text_judge is None else None
     if named is not None:
         text_judge = open_judge(named, run.root.parent / REPLIES)
-    if text_judge is not None:
-        settings["judge"] = dict(text_judge.signature)
-    elif f.judge == "base" != run.start_model:
-        settings["judge"] = {"kind": "base"}
     describer = _other_describer(cfg.model, cfg.video, f, run)
-    if describer is not None:
-        settings["describer"] = dict(describer.signature)
+    settings |= _roles(f, run, text_judge, describer)
     inputs = run.inputs("feedback") or (["world"] if cfg.data.world else [])  # without SFT it is the first one to read the world
     with closing(describer) if describer else nullcontext(), run.stage("feedback", settings, inputs=inputs, redo=redo) as out:
         if out is None:
@@ -76,6 +71,7 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
                 print(describer.forecast(len({row.video for row in [*prompts, *dev]}), f), flush=True)
             described_by = describer or SessionDescriber(session, "base" if f.describer == "base" else run.start_model)
             chunks = [prompts[i : i + f.batch_size] for i in range(0, len(prompts), f.batch_size)]
+            every = _control_every(f, len(prompts))
             contexts: dict[str, str] = {
                 run.located(row["video"]): row["context"] for row in read_jsonl(out.path / "contexts.jsonl", missing_ok=True)
             }
@@ -94,7 +90,9 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
                         with session.adapters.inference_as(run.start_model):
                             drawn = draw_candidates(session, f, tasks[chunk], known, cfg.seed, chunk)
                         with session.adapters.inference_as("base" if f.judge == "base" else run.start_model):
-                            lines += label(session, f, run, tasks[chunk], drawn, known, cfg.seed, chunk, text_judge)
+                            lines += label(
+                                session, f, run, tasks[chunk], drawn, known, cfg.seed, chunk, text_judge, chunk % every == 0
+                            )
                 written = _append_all(out, run, lines, contexts)
                 session.add_counters(out)
                 done = min(number + processes, len(tasks))
@@ -106,6 +104,18 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
             # A further round without pairs has nothing to learn, and ends.
             if not out.summary["decided"] and run.full_run is run and PAIRED & set(run.stages):
                 raise _undecided(out.summary, f)
+
+
+def _roles(f: FeedbackSection, run: Run, text_judge: TextJudge | None, describer: Describer | None) -> dict[str, Any]:
+    """For the manifest: who judges and who describes, where it is not the start model."""
+    roles = {}
+    if text_judge is not None:
+        roles["judge"] = dict(text_judge.signature)
+    elif f.judge == "base" != run.start_model:
+        roles["judge"] = {"kind": "base"}
+    if describer is not None:
+        roles["describer"] = dict(describer.signature)
+    return roles
 
 
 def _other_describer(model: ModelSection, video: VideoSection, f: FeedbackSection, run: Run) -> Describer | None:
@@ -122,9 +132,17 @@ def _other_describer(model: ModelSection, video: VideoSection, f: FeedbackSectio
     return EndpointDescriber(named, f, video, run.root.parent / REPLIES)
 
 
+def _control_every(f: FeedbackSection, prompts: int) -> int:
+    """Of so many chunks of prompts one is judged without context, too: enough for CONTROL_PAIRS, spread over all prompts."""
+    return max(1, prompts * f.pairs_per_prompt // CONTROL_PAIRS)
+
+
 def _comparisons(f: FeedbackSection, prompts: int, segments: int) -> tuple[int, int]:
-    """How often a judge that reads text is asked at most (in both orders, with and without the descriptions), and tokens each."""
-    return 4 * prompts * f.pairs_per_prompt, comparison_tokens(f, segments, f.max_new_tokens)
+    """How often a judge that reads text is asked at most (in both orders, some pairs without the descriptions, too), and tokens
+    each."""
+    chunks = -(-prompts // f.batch_size)
+    control = min(prompts, -(-chunks // _control_every(f, prompts)) * f.batch_size)
+    return 2 * (prompts + control) * f.pairs_per_prompt, comparison_tokens(f, segments, f.max_new_tokens)
 
 
 def _counts(folder: Path) -> dict[str, Any]:

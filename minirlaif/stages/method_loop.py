@@ -10,12 +10,12 @@ from typing import Any
 
 from minirlaif import distributed
 from minirlaif.config import DataSection, FeedbackSection
+from minirlaif.config.seeds import seed_of
 from minirlaif.data.preflight import read_dev
 from minirlaif.errors import UserError
 from minirlaif.feedback.text_judge import TextJudge
 from minirlaif.feedback.win_rate import WinRateEvaluator
 from minirlaif.judges.config import REPLIES, feedback_judge, open_judge
-from minirlaif.models.seeds import seed_of
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir

@@ -20,10 +20,10 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor
 
 from minirlaif.config import Config, PretrainSection, plain
+from minirlaif.config.seeds import seed_of
 from minirlaif.feedback.describe import context_text
 from minirlaif.models.backbones.smolvlm import LAYOUT_FILE, SmolVLM
 from minirlaif.models.renderer import FrameLayout
-from minirlaif.models.seeds import seed_of
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.tiny_world import base_model

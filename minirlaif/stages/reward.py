@@ -16,11 +16,12 @@ from minirlaif import distributed
 from minirlaif.algorithms.losses import bradley_terry_loss, centering_penalty
 from minirlaif.algorithms.rollout import score_pairs
 from minirlaif.config import Config, RewardSection
+from minirlaif.config.seeds import seed_of
 from minirlaif.data.preflight import Preflight, read_judged, read_preferences
 from minirlaif.errors import StageStopped, UserError
 from minirlaif.models.loading import check_tokenizers, critic_model
 from minirlaif.models.logprobs import EncodedPair, micro_batches, reward_scores
-from minirlaif.models.seeds import seed_of, shuffled
+from minirlaif.models.seeds import shuffled
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir

@@ -10,10 +10,10 @@ import torch
 from minirlaif import distributed
 from minirlaif.algorithms.losses import sft_loss
 from minirlaif.config import Config, SftSection
+from minirlaif.config.seeds import seed_of
 from minirlaif.data.preflight import Preflight, read_samples
 from minirlaif.errors import UserError
 from minirlaif.models.logprobs import logprobs_of, micro_batches
-from minirlaif.models.seeds import seed_of
 from minirlaif.models.tokens import pad_stack
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run

@@ -8,7 +8,9 @@ truth.jsonl      true answers to prompts and dev questions, and true segment des
 """
 
 import json
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +49,15 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             ("test", w.test_clips, np.random.default_rng(TEST_SEED)),
         ]
         rows: dict[str, list[dict[str, Any]]] = {"sft": [], "prompts": [], "dev": [], "test": [], "truth": []}
-        for part, count, draw in progress(parts, len(parts), "world"):
-            drawn = [tinyworld.draw_events(draw, 1 if part == "short" else None) for _ in range(count)]
-            for start in range(0, count, 64):
-                videos = tinyworld.render(draw, drawn[start : start + 64], SIZE)
-                for number, frames in enumerate(videos, start):
-                    _write_clip(clips / f"{part}{number:04d}.mp4", frames)
-            for number, events in enumerate(drawn):
-                _add_rows(rows, part, f"{part}{number:04d}", events, w, draw)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # PyAV encodes without Python's lock
+            for part, count, draw in progress(parts, len(parts), "world"):
+                drawn = [tinyworld.draw_events(draw, 1 if part == "short" else None) for _ in range(count)]
+                for start in range(0, count, 64):
+                    videos = tinyworld.render(draw, drawn[start : start + 64], SIZE)
+                    paths = [clips / f"{part}{number:04d}.mp4" for number in range(start, start + len(videos))]
+                    list(pool.map(_write_clip, paths, videos))
+                for number, events in enumerate(drawn):
+                    _add_rows(rows, part, f"{part}{number:04d}", events, w, draw)
         for name, lines in rows.items():
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (out.path / f"{name}.jsonl").write_text(text)

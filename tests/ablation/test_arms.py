@@ -177,7 +177,7 @@ def test_an_arm_whose_own_stages_no_longer_fit_together_is_not_finished(runs_dir
 def test_a_run_without_sft_has_the_arms_and_claims_that_it_can_have() -> None:
     """Of configs/tiny-nolabels.yaml: no reward model and no PPO, so the arms are other methods from the base."""
     cfg = config.load(small_config.NO_LABELS)
-    methods = {"ppo", "rloo", "grpo", "dr-grpo", "dpo", "bestofn", "distill-ppo", "distill-dpo"}
+    methods = {"ppo", "rloo", "grpo", "dr-grpo", "dpo", "bestofn", "distill-ppo", "distill-dpo", "rounds"}
     assert {arm.name for arm in arms_of(cfg)} == {"part", *methods}
     assert not {"part", *methods} & {arm.name for arm in ARMS.values()}  # nor does a run with SFT have these
     questions = {group.name: group for group in groups_of(cfg)}
@@ -189,7 +189,7 @@ def test_a_run_without_sft_has_the_arms_and_claims_that_it_can_have() -> None:
 
 def test_methods_from_the_base_get_as_many_sampled_answers() -> None:
     """Main run: an answer from the frames and one with the descriptions, to 12,000 questions. Methods that sample: 30 batches of
-    128 answers, and feedback on 10,080 questions."""
+    128 answers, and feedback on 10,080 questions. Two rounds: twice as many."""
     cfg = config.load(small_config.NO_LABELS)
     known = {arm.name: arm for arm in arms_of(cfg)}
     each = cfg.feedback.answers + cfg.feedback.context_answers
@@ -200,6 +200,7 @@ def test_methods_from_the_base_get_as_many_sampled_answers() -> None:
         of_feedback = (here.feedback.limit or total // each) * each
         sampled = {"ppo": here.ppo.iterations, "group": here.group.iterations}
         learned = [sampled["ppo" if method == "ppo" else "group"] for method in here.optimize.methods if method in SAMPLING]
+        assert here.optimize.rounds == (2 if name == "rounds" else 1)
         if name != "part":
             assert of_feedback + sum(learned) * here.rollout.rollouts == total, name
             assert arm.source == ("part" if learned else MAIN)

@@ -34,6 +34,7 @@ from minirlaif.ablation.outcomes import (
 from minirlaif.ablation.runner import Job, run_jobs
 from minirlaif.cli import main as cli
 from minirlaif.errors import UserError
+from minirlaif.runs import gains
 from minirlaif.runs.records import write_sealed
 from minirlaif.runs.run import Run
 from minirlaif.session import settings_of
@@ -206,7 +207,8 @@ def test_every_figure_has_its_arm_and_every_arm_its_inputs(path: Path, more: tup
             used |= {measure.arm for measure in group.measures}
     sources = {arm.source for arm in known.values()}
     assert used - {MAIN} == set(known) - (sources - {MAIN})
-    order = [*list(STAGES)[: list(STAGES).index("evaluate")], "exam"]
+    once = list(STAGES)[: list(STAGES).index("evaluate")]
+    order = [*once, *(f"round-2/{stage}" for stage in once), "exam"]
     exams = {"policy": set(METHODS), "sft": {"sft"}, "best": {"sft", "reward"}, "": set()}
     for arm in known.values():
         here = config.load(path, [*more, *arm.changed])
@@ -216,7 +218,8 @@ def test_every_figure_has_its_arm_and_every_arm_its_inputs(path: Path, more: tup
         source = known[arm.source] if arm.source != MAIN else None
         assert there <= ({*source.shares, *source.makes} if source else set(stages_of(cfg)))
         for stage in arm.makes:
-            needed = set(STAGES[stage].inputs) & set(config.stages_of(here)) if stage != "exam" else set()
+            _, name = gains.split_name(stage)
+            needed = set(STAGES[name].inputs) & set(config.stages_of(here)) if stage != "exam" else set()
             assert needed <= there, arm.name
             there.add(stage)
         assert exams[arm.answered_by] & there or not arm.answered_by

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,11 +26,12 @@ def test_the_sample_is_a_decided_pair(monkeypatch: pytest.MonkeyPatch, tmp_path)
     monkeypatch.setattr(
         labels, "sample", lambda *words: [[SimpleNamespace(ids=(n,), stopped=True) for n in (1, 2)] for _ in rows]
     )
-    monkeypatch.setattr(labels, "candidate_scores", lambda *words: [{} for _ in rows])
+    monkeypatch.setattr(labels, "candidate_scores", lambda *words: [{"1": 0.0, "2": 0.0, "(1,)": 0.0, "(2,)": 0.0} for _ in rows])
 
     def shown(*choices: str) -> dict:
-        verdicts = [Verdict(f"r{number}#0", choice, 1.0, (choice, choice)) for number, choice in enumerate(choices)]
-        monkeypatch.setattr(labels, "judge", lambda session, pairs, *words: verdicts[: len(pairs)])
+        judged = [Verdict(f"r{number}#0", choice, 1.0, (choice, choice)) for number, choice in enumerate(choices)]
+        monkeypatch.setattr(labels, "judge", lambda session, pairs, *words: judged[: len(pairs)])
+        monkeypatch.setattr(labels, "verdicts", lambda pairs, *words: judged[: len(pairs)])
         contexts = {"0.mp4": "", "1.mp4": ""}
         drawn = labels.draw_candidates(session, section, rows, contexts, 0, 0)
         lines = labels.label(session, section, Run(tmp_path), rows, drawn, contexts, 0, 0)
@@ -64,3 +66,27 @@ def test_answers_are_scored_and_paired_by_the_ids_that_were_sampled() -> None:
         assert (swapped.ids_a, swapped.ids_b) == (pair.ids_b, pair.ids_a)
         (margin,) = answer_margins(session, [pair], {"0.mp4": None}, 4)
     assert margin == pytest.approx(scores[pair.answer_a] - scores[pair.answer_b], abs=1e-4)
+
+
+def test_verdicts_stand_on_the_scores_of_the_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Worked out by hand: scores -1.0, -1.5 and -1.1 make a pair of the first two, 0.5 apart; a difference of 0.1 is a tie at
+    a margin of 0.2. The judge reads neither pair again."""
+    backbone = SimpleNamespace(renderer=SimpleNamespace(decode=str))
+    session: Any = SimpleNamespace(backbone=backbone, video_input=lambda video: None)
+    section = config.FeedbackSection(readout="likelihood", margin=0.2, judge_frames=False)
+    rows = [Sample(f"r{number}", "0.mp4", (Turn("q"),)) for number in range(2)]
+    drawn = [
+        [labels.Candidate(text, (n,), True) for n, text in enumerate(texts)]
+        for texts in (("one", "two", "three"), ("one", "two"))
+    ]
+    monkeypatch.setattr(
+        labels, "candidate_scores", lambda *words: [{"one": -1.0, "two": -1.5, "three": -1.1}, {"one": -1.0, "two": -1.1}]
+    )
+    asked = []
+    monkeypatch.setattr(labels, "judge", lambda session, pairs, views, readout, *words: asked.append(readout) or [])
+    lines = labels.label(session, section, Run(tmp_path), rows, drawn, {"0.mp4": ""}, 0, 0, None, False)
+    clear, close = [record for name, record in lines if name == "verdicts.jsonl"]
+    chosen = {"A": clear["answer_a"], "B": clear["answer_b"]}[clear["choice"]]
+    assert (chosen, {clear["answer_a"], clear["answer_b"]}, clear["margin"]) == ("one", {"one", "two"}, 0.5)
+    assert (close["choice"], close["margin"]) == ("tie", pytest.approx(0.1))
+    assert asked == ["letter"] and "without_context" not in clear

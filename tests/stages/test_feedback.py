@@ -33,7 +33,8 @@ class Bench(tiny.TinySession):
 
 def label(patch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
     """Run the stage. With context the judge finds TRUE better, without it FALSE. Returns the stage's folder, and by read-out
-    and context (or "") the pairs that were asked about with what the judge saw of them."""
+    and context (or "") the pairs that were judged with what the judge saw of them; those of verdicts that stand on the scores of
+    their answers as "scores with" and "scores without"."""
     base = tiny.backbone()
     cfg = tiny.settings("feedback.readout=likelihood", "feedback.batch_size=20", *overrides)
     session = Bench(base, {f"/clips/{number}": tiny.view(base, 2, number) for number in range(2)}, cfg)
@@ -53,7 +54,13 @@ def label(patch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> tuple[Pat
             asked.setdefault(f"{readout} {'with' if pair.context else 'without'}", []).append(seen)
         return verdicts
 
+    def scores(_: Any, section: Any, rows: Sequence[Sample], drawn: Any, contexts: Any) -> list[dict[str, float]]:
+        better, name = (TRUE, "with") if section.context else (FALSE, "without")
+        asked.setdefault(f"scores {name}", []).extend({"id": row.id, "context": contexts[row.video]} for row in rows)
+        return [{text: 0.5 * (text == better) for text in (TRUE, FALSE)} for _ in rows]
+
     tiny.use_session(patch, feedback, session, prompts=PROMPTS)
+    patch.setattr(labels, "candidate_scores", scores)
     patch.setattr(labels, "sample", sample)
     patch.setattr(generation, "sample", sample)  # the descriptions
     patch.setattr(labels, "judge", judge)
@@ -66,21 +73,21 @@ def label(patch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> tuple[Pat
 def test_the_judge_reads_the_context_and_its_choice_is_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder, asked = label(monkeypatch, tmp_path)
     assert {name: len(seen) for name, seen in asked.items()} == {
-        "likelihood with": 40,
+        "scores with": 40,
         "likelihood without": 40,  # measured only
         "letter with": 4,  # pairs 0 and 16 of each chunk of 20
     }
-    assert all(seen["context"] == CONTEXT for name in ("likelihood with", "letter with") for seen in asked[name])
-    assert all(seen["frames"] for some in asked.values() for seen in some)
+    assert all(seen["context"] == CONTEXT for name in ("scores with", "letter with") for seen in asked[name])
+    assert all(seen["frames"] for name in ("likelihood without", "letter with") for seen in asked[name])
     rows = tiny.read_lines(folder / "preferences.jsonl")
     assert sorted(row["id"] for row in rows) == [f"q{number:02d}#0" for number in range(40)]
     for row in rows:
         assert (row["chosen"], row["rejected"], row["context"]) == (TRUE, FALSE, CONTEXT)
         assert (row["prompt"], row["margin"]) == ("what happens first?", 0.5)
     # Which answer stands first is drawn: of 40 fair draws, fewer than 10 of a kind come up in 1 of 1000 seeds.
-    first = sum(seen["a"] == TRUE for seen in asked["likelihood with"])
-    assert 10 <= first <= 30
     verdicts = tiny.read_lines(folder / "verdicts.jsonl")
+    first = sum(row["answer_a"] == TRUE for row in verdicts)
+    assert 10 <= first <= 30
     assert {row["choice"] for row in verdicts} == {"A", "B"}
     assert all(row["choice"] != row["without_context"]["choice"] for row in verdicts)
     assert sum("letter" in row for row in verdicts) == 4
@@ -88,8 +95,8 @@ def test_the_judge_reads_the_context_and_its_choice_is_chosen(monkeypatch: pytes
 
 def test_context_and_frames_can_be_kept_from_the_judge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder, asked = label(monkeypatch, tmp_path, "feedback.context=false", "feedback.judge_frames=false")
-    assert set(asked) == {"likelihood without", "letter without"}
-    assert sum(not seen["frames"] for seen in asked["likelihood without"]) == 40  # the other 40: the control, with frames
+    assert set(asked) == {"scores without", "likelihood without", "letter without"}
+    assert all(seen["frames"] for seen in asked["likelihood without"])  # the control
     assert all(row["chosen"] == FALSE for row in tiny.read_lines(folder / "preferences.jsonl"))
 
 
@@ -182,3 +189,22 @@ NONE = {"disagree": 0, "tie": 0, "invalid": 0, "same_answers": 0, "sampled_answe
 def test_no_decided_pair_names_counts_and_the_remedy(counts, settings, message: str, remedy: str):
     error = feedback._undecided(NONE | counts, config.load(None, settings).feedback)
     assert message in str(error) and error.again == (remedy,)
+
+
+def test_some_pairs_of_many_are_judged_without_context_spread_over_all_prompts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """40 prompts in chunks of four; for a sample of 13 pairs every third chunk is judged without context, the first, fourth, …"""
+    monkeypatch.setattr(feedback, "CONTROL_PAIRS", 13)
+    folder, asked = label(monkeypatch, tmp_path, "feedback.batch_size=4")
+    verdicts = tiny.read_lines(folder / "verdicts.jsonl")
+    control = [number // 4 for number, row in enumerate(verdicts) if "without_context" in row]
+    assert control == [chunk for chunk in (0, 3, 6, 9) for _ in range(4)] and len(asked["likelihood without"]) == 16
+    assert len(verdicts) == 40
+
+
+def test_a_paid_judge_is_asked_without_context_about_some_pairs_only() -> None:
+    """3,000 prompts in chunks of 16, two pairs each, in both orders: every sixth of 188 chunks once more, 32 chunks."""
+    section = config.FeedbackSection(pairs_per_prompt=2, batch_size=16)
+    assert feedback._comparisons(section, 3000, 8)[0] == 2 * 2 * 3000 + 2 * 2 * 32 * 16
+    assert feedback._comparisons(section, 10, 8)[0] == 4 * 2 * 10

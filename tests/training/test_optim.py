@@ -12,9 +12,10 @@ from minirlaif.algorithms.advantages import whiten
 from minirlaif.algorithms.losses import total_stats
 from minirlaif.algorithms.ppo import Learner
 from minirlaif.algorithms.rollout import Rollout
+from minirlaif.config.seeds import seed_of
 from minirlaif.errors import StageStopped, UserError
 from minirlaif.models.logprobs import reward_scores, token_logprobs, token_values
-from minirlaif.models.seeds import generator, seed_of, shuffled
+from minirlaif.models.seeds import generator, shuffled
 from minirlaif.stages import reward, sft
 from minirlaif.training.checkpoint import MethodProgress, load_optimizer, save_optimizer
 from minirlaif.training.optim import AdapterTrainer, check_finite, make_accelerator, make_optimizer, optimizer_step

@@ -82,7 +82,7 @@ def run(cfg: Config, run: Run, redo: bool = False, name: str = "distill") -> Non
                 return stats | {"learning_rate": rate}
 
             save, accelerator = partial(_save, trainer, made), trainer.accelerator
-            loop = method_loop.Loop(name, total, d.dev_every, d.save_every, iterate, save, made, accelerator)
+            loop = method_loop.Loop(name, total, d, iterate, save, made, accelerator)
             method_loop.train(out, models, loop, dev, first)
 
 

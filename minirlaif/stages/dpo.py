@@ -88,7 +88,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 return stats | {"learning_rate": rate}
 
             save, accelerator = partial(_save, learner, made), learner.trainer.accelerator
-            loop = method_loop.Loop("dpo", total, d.dev_every, d.save_every, iterate, save, made, accelerator)
+            loop = method_loop.Loop("dpo", total, d, iterate, save, made, accelerator)
             method_loop.train(out, models, loop, dev, first)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif import distributed
-from minirlaif.config import DataSection, FeedbackSection
+from minirlaif.config import DataSection, DistillSection, DpoSection, FeedbackSection, GroupSection, PpoSection
 from minirlaif.config.seeds import seed_of
 from minirlaif.data.preflight import read_dev
 from minirlaif.errors import UserError
@@ -50,21 +50,20 @@ class Questions:
 
 # The judge of `feedback` while a method learns: a role of the reference's session, and the one that reads text in its place.
 MethodJudge = tuple[str, TextJudge | None]
+Checks = DistillSection | DpoSection | PpoSection | GroupSection  # how often a policy is judged and saved stands in them
 
 
 @dataclass(frozen=True)
 class Loop:
     """What a method does in the loop.
 
-    step: one step's update, by its number from 0; returns its statistics, which are checked to be finite by the method; save:
-    writes what a resumed run needs; stop: whether to end early after a step with these statistics, or "" (the reason, for
-    people); unit: what a step is called; kept: the key of the manifest's figure for the chosen step.
+    total: steps at most; step: one step's update, by its number from 0; returns its statistics, which are checked to be finite by
+    the method; save: writes what a resumed run needs; stop: why to end after a step with these statistics, for people, or "".
     """
 
     name: str
     total: int
-    dev_every: int
-    save_every: int
+    checks: Checks
     step: Callable[[int], dict[str, float]]
     save: Callable[[Path], object]
     state: MethodProgress
@@ -145,15 +144,17 @@ def train(out: StageDir, models: PPOModels, loop: Loop, dev: WinRateEvaluator | 
             _keep_best(out, models, best, dev, 0)
         stats = loop.step(number)
         done = number + 1
-        why = loop.stop(stats)
-        if dev and (done % loop.dev_every == 0 or done == loop.total or why):
+        why, checks = loop.stop(stats), loop.checks
+        if dev and (done % checks.dev_every == 0 or done == loop.total or why):
             stats["dev_win_rate"] = _keep_best(out, models, best, dev, done)
+            if not why and 0 < checks.patience <= (done - best.best["iteration"]) // checks.dev_every and done < loop.total:
+                why = f"{checks.patience} looks at the dev prompts in a row found nothing better (patience)"
         out.log(done, **stats)
         loop.accelerator.log({f"{loop.name}/{k}": v for k, v in stats.items()}, step=number)
         if why:
             print(f"{loop.name}: stopped at iteration {done}, {why}", flush=True)
             break
-        if out.due(done, loop.save_every):
+        if out.due(done, checks.save_every):
             models.add_counters(out)
             out.commit_state(done, loop.save, kept=_folder_name(best))
     if dev:

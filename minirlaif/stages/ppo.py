@@ -107,7 +107,7 @@ def run(cfg: Config, run: Run, redo: bool = False, name: str = "ppo") -> None:
 
             p, save = learner.section, partial(_save, learner)
             accelerator, state_of = learner.accelerator, learner.progress
-            loop = method_loop.Loop(name, p.iterations, p.dev_every, p.save_every, iterate, save, state_of, accelerator, stop)
+            loop = method_loop.Loop(name, p.iterations, p, iterate, save, state_of, accelerator, stop)
             method_loop.train(out, models, loop, dev, first)
             _count_equal(out, learner.progress, name)
             if not group:

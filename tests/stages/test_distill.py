@@ -180,10 +180,15 @@ def test_the_learned_answer_becomes_likelier_and_another_less_likely(tmp_path: P
     assert after[0] < before[0] and after[0] - after[1] < before[0] - before[1]
 
 
-def test_it_starts_from_the_base_and_keeps_what_the_judge_prefers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+@pytest.mark.parametrize(("epochs", "patience"), [(3, 0), (9, 2)])
+def test_it_starts_from_the_base_and_keeps_what_the_judge_prefers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], epochs: int, patience: int
+):
+    """Nine steps are begun with a patience of two: the best is behind the first, and two later looks find nothing better."""
     cfg = tiny.settings(
         "sft.enabled=false", "feedback.context_answers=1", "optimize.methods=[distill]", "data.dev=[dev]",
-        "distill.epochs=3", "distill.batch_size=1", "distill.dev_every=1", "distill.learning_rate=0.01",
+        f"distill.epochs={epochs}", "distill.batch_size=1", "distill.dev_every=1", "distill.learning_rate=0.01",
+        f"distill.patience={patience}",
     )  # fmt: skip
     session, judged = session_of(cfg), []
     tiny.use_session(monkeypatch, distill, session, dev=[Sample("d", CLIP, (Turn(QUESTION),))])
@@ -208,7 +213,9 @@ def test_it_starts_from_the_base_and_keeps_what_the_judge_prefers(monkeypatch: p
     weights = session.adapters.named("policy")
     metrics = (run.manifest("distill") or {})["metrics"]
     assert (metrics["chosen_iteration"], metrics["dev_win_rate"], metrics["answers"], metrics["left_out"]) == (1, 0.8, 1, 0)
-    assert len(set(judged)) == 4 and any("lora_B" in name and bool(w.any()) for name, w in weights.items())
+    text = "distill: stopped at iteration 3, 2 looks at the dev prompts in a row found nothing better (patience)"
+    assert (text in capsys.readouterr().out) == bool(patience)
+    assert len(judged) == len(set(judged)) == 4 and any("lora_B" in name and bool(w.any()) for name, w in weights.items())
     session.adapters.add("kept", 0, run.dir("distill") / "adapter")
     assert tiny.digest(list(session.adapters.named("kept").values())) == judged[1]
 

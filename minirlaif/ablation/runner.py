@@ -80,7 +80,8 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--jobs {options.jobs}: must be at least 1")
     seeds, root = _seeds(options.seeds), options.runs_dir / options.run
     cfg = config.load(options.config, options.set)
-    known = {name: config.recorded(section) for name, section in vars(cfg).items() if is_dataclass(section)}
+    known: dict[str, Any] = {name: config.recorded(section) for name, section in vars(cfg).items() if is_dataclass(section)}
+    known["roles"] = [cfg.feedback.describer, cfg.feedback.judge]  # manifests have who they are, sections do not
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
     earlier = earlier_seeds.read(options.add, digest, seeds)
     if not cfg.data.world:

@@ -13,11 +13,10 @@ from minirlaif.algorithms.reward_file import RewardFile
 from minirlaif.config import FeedbackSection
 from minirlaif.feedback.judge import judge, judge_texts, mean_logprobs
 from minirlaif.feedback.text_judge import TextJudge
+from minirlaif.feedback.verdicts import points
 from minirlaif.models.generation import Completion
 from minirlaif.session import ModelSession
 from minirlaif.types import Comparison, Sample
-
-POINTS = {"A": 1.0, "B": 0.0}  # of answer A by a verdict; anything else is a tie
 
 
 class AnswerReward(Protocol):
@@ -100,8 +99,8 @@ class JudgeReward:
                 verdicts = judge(session, pairs, views, f.readout, f.margin, f.disagreement, f.batch_size)
         won = [[0.5 * (len(group) - 1) for _ in group] for group in drawn]
         for (number, i, j), verdict in zip(places, verdicts, strict=True):
-            won[number][i] += POINTS.get(verdict.choice, 0.5) - 0.5
-            won[number][j] -= POINTS.get(verdict.choice, 0.5) - 0.5
+            won[number][i] += points(verdict.choice) - 0.5
+            won[number][j] -= points(verdict.choice) - 0.5
         return [[each / (len(group) - 1) for each in group] for group in won]
 
     def _context(self, row: Sample) -> str:

@@ -190,19 +190,20 @@ class RolloutCollector:
             return raw_B
         p = self.progress
         if p.score_mean is None or p.score_deviation is None:
-            deviation = float(raw_B.std())
-            p.score_mean, p.score_deviation = float(raw_B.mean()), deviation + 1e-6 if deviation >= SAME_SCORES else 1.0
+            p.score_mean, p.score_deviation = float(raw_B.mean()), _deviation(raw_B, 1.0)
         if not self.section.normalize_by:
             return ((raw_B - p.score_mean) / p.score_deviation).clamp(-SCORE_LIMIT, SCORE_LIMIT)
         for kind in sorted(set(kinds) - set(p.scores_by)):
-            first, deviation = raw_B[[each == kind for each in kinds]], 0.0
-            if len(first) > 1:
-                deviation = float(first.std())
-            if deviation < SAME_SCORES:
-                deviation = float(raw_B.std()) if len(raw_B) > 1 else 0.0
-            p.scores_by[kind] = [float(first.mean()), deviation if deviation >= SAME_SCORES else 1.0]
+            first = raw_B[[each == kind for each in kinds]]
+            p.scores_by[kind] = [float(first.mean()), _deviation(first, _deviation(raw_B, 1.0))]
         mean_B, deviation_B = torch.tensor([p.scores_by[kind] for kind in kinds], dtype=raw_B.dtype).unbind(1)
         return ((raw_B - mean_B) / deviation_B).clamp(-SCORE_LIMIT, SCORE_LIMIT)
+
+
+def _deviation(scores_B: Tensor, otherwise: float) -> float:
+    """The standard deviation of scores; `otherwise` where there is only one, or they do not differ."""
+    deviation = float(scores_B.std()) if len(scores_B) > 1 else 0.0
+    return deviation if deviation >= SAME_SCORES else otherwise
 
 
 def score_pairs(critic: ModelSession, rows: Sequence[EncodedPair], size: int) -> list[float]:

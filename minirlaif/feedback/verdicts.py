@@ -64,3 +64,8 @@ def combine_orders(
     if disagreement == "drop":
         return "disagree"
     return choice_from_margin((values[0] + values[1]) / 2, margin)
+
+
+def points(choice: str) -> float:
+    """What answer A gets for a verdict: 1, for B 0, and a half where neither was preferred."""
+    return {"A": 1.0, "B": 0.0}.get(choice, 0.5)

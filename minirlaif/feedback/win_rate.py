@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from minirlaif.config import FeedbackSection
 from minirlaif.feedback.judge import judge, judge_texts
 from minirlaif.feedback.text_judge import TextJudge
+from minirlaif.feedback.verdicts import points
 from minirlaif.models.generation import Completion
 from minirlaif.session import ModelSession, PPOModels
 from minirlaif.types import Comparison, Sample, Verdict
@@ -44,7 +45,7 @@ class WinRateEvaluator:
                 self._start = self._answers(reference, "reference")
             answers = list(zip(self._dev, policy, self._start, strict=True))
             ended = [each for each in answers if each[1].stopped and each[2].stopped]
-            won = sum({"A": 1.0, "B": 0.0}.get(v.choice, 0.5) for v in self._verdicts(ended)) if ended else 0.0
+            won = sum(points(v.choice) for v in self._verdicts(ended)) if ended else 0.0
         cut = [0.5 + 0.5 * (new.stopped - old.stopped) for _, new, old in answers if not (new.stopped and old.stopped)]
         return (won + sum(cut)) / len(answers)
 

@@ -1,4 +1,4 @@
-"""`ablate`: what each arm's settings mean, loaded over configs/tiny.yaml, and what the texts say of it."""
+"""`ablate`: what each arm's settings mean, loaded over configs/tiny-ppo.yaml, and what the texts say of it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_letter_arm_reads_letters_and_its_note_says_what_else_it_sets() -> N
 
 
 def test_how_the_longest_clip_is_cut_for_each_judge() -> None:
-    """configs/tiny.yaml cuts it at its four events; that is what the claims call a segment for each event."""
+    """configs/tiny-ppo.yaml cuts it at its four events; that is what the claims call a segment for each event."""
     main = segment_spans(SECONDS, CFG.video.segment_seconds, CFG.video.max_segments)
     assert [end - start for start, end in main] == [1.0] * 4
     assert cut("segments-1") == cut("segments-1-whole") == [4.0]

@@ -111,24 +111,27 @@ def read_targets(run: Run) -> tuple[list[Target], int]:
 
 
 def read_best(run: Run) -> tuple[list[Target], int]:
-    """The best answer to each prompt by the judge's verdicts, and how many prompts were left out: the judge decided no pair of
-    theirs. UserError: none is left."""
-    best: dict[str, Target] = {}
-    prompts = {
-        record["id"]: (Sample(record["id"], run.located(record["video"]), (Turn(record["question"]),)), record)
-        for record in run.rows("feedback", "answers.jsonl", "id", "video", "question", "answers")
-    }
-    for record in run.rows(
-        "feedback", "preferences.jsonl", "id", "chosen"
-    ):  # a prompt's pairs that lie furthest apart come first
-        row, answers = prompts.get(record["id"].rpartition("#")[0], (None, {}))
-        ids = dict(zip(answers.get("answers", ()), answers.get("ids", ()), strict=False)).get(record["chosen"])
-        if row is not None and ids:
-            best.setdefault(row.id, Target(row, tuple(ids)))
-    if best:
-        return list(best.values()), len(prompts) - len(best)
-    again = run.remake("feedback", "feedback.answers=8")
-    raise UserError(f"bestofn: the judge decided no pair, so no answer is the best; draw more answers: `{again}`")
+    """The best answer to each prompt, by the judge's verdicts or because there is only one that ended, and how many prompts were
+    left out: the judge decided no pair of theirs, or no answer ended. UserError: the judge decided no pair at all."""
+    chosen: dict[str, str] = {}
+    for record in run.rows("feedback", "preferences.jsonl", "id", "chosen"):
+        chosen.setdefault(record["id"].rpartition("#")[0], record["chosen"])  # the pair that lies furthest apart comes first
+    if not chosen:
+        again = run.remake("feedback", "feedback.answers=8")
+        raise UserError(f"bestofn: the judge decided no pair, so no answer is the best; draw more answers: `{again}`")
+    best, left_out = [], 0
+    for record in run.rows("feedback", "answers.jsonl", "id", "video", "question", "answers"):
+        ids: dict[str, Sequence[int]] = {}
+        for text, of_text, ended in zip(*(record.get(name) or () for name in ("answers", "ids", "stopped")), strict=False):
+            if ended and text.strip():
+                ids.setdefault(text, of_text)
+        answer = chosen.get(record["id"]) or (next(iter(ids)) if len(ids) == 1 else "")
+        if ids.get(answer):
+            row = Sample(record["id"], run.located(record["video"]), (Turn(record["question"]),))
+            best.append(Target(row, tuple(ids[answer])))
+        else:
+            left_out += 1
+    return best, left_out
 
 
 def build(session: ModelSession, section: DistillSection, start: Start) -> AdapterTrainer[DistillSection]:

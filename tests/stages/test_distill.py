@@ -87,14 +87,19 @@ def judged(name: str, chosen: str, rejected: str) -> dict[str, Any]:
 
 
 def test_the_best_answer_of_each_prompt_is_learned(tmp_path: Path):
-    """The first decided pair of a prompt lies furthest apart; of c no pair was decided."""
+    """The first decided pair of a prompt lies furthest apart; of c no pair was decided; d has one answer three times, e one that
+    ended beside one that was cut, f none that ended."""
     run = after_feedback(
         tmp_path / "run",
         *(record(name, ["one", "two", "three"], [True] * 3, [False] * 3) for name in "abc"),
+        record("d", ["one", "one", "one"], [True] * 3, [False] * 3),
+        record("e", ["cut", "one", ""], [False, True, True], [False] * 3),
+        record("f", ["cut", "cut"], [False] * 2, [False] * 2),
         preferences=[judged("a#0", "three", "one"), judged("a#1", "two", "one"), judged("b#1", "two", "one")],
     )
     targets, left_out = distill.read_best(run)
-    assert [(target.row.id, target.answer) for target in targets] == [("a", (2, 2)), ("b", (1, 2))] and left_out == 1
+    learned = [(target.row.id, target.answer) for target in targets]
+    assert learned == [("a", (2, 2)), ("b", (1, 2)), ("d", (0, 2)), ("e", (1, 2))] and left_out == 2
     assert targets[0].row == Sample("a", CLIP, (Turn(QUESTION),))
 
 

@@ -99,12 +99,13 @@ def arms(
         if methods:
             own = pipeline(methods, "sft" in stages)
             there = row["start"] == ("sft" if "sft" in stages else "base") and ("from" in row or row["shares"] in stages)
-            there = there and (feedback.context_answers > 0 or "distill" not in methods)
+            there = there and (feedback.context_answers > 0 or not {"distill", "bestofn"} & set(methods))
         else:
             there = {row["shares"], *row["makes"]} <= {*stages, "exam"}
         if there and name != f"kl-{rollout.kl_coef:g}":
             changed = [setting.format(**values) for setting in row.get("changed", ())]
-            changed += [f"optimize.methods=[{','.join(methods)}]"] if methods else []
+            # An arm is compared by its budget, so nothing ends early.
+            changed += [f"optimize.methods=[{','.join(methods)}]", "ppo.patience=0"] if methods else []
             more = {key: row[key] for key in ("answered_by", "weight") if key in row} | {"source": row.get("from", MAIN)}
             result.append(Arm(name, tuple(changed), until(row["shares"], own), tuple(row["makes"]), **more))
     return tuple(result)

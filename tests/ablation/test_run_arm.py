@@ -103,6 +103,44 @@ def test_the_best_of_the_first_n_answers_is_the_one_with_the_highest_score(
 ARMS = ("bare", "sft-mixed", "pairs-250", "kl-0.3", "short", "best", "segments-1", "letter")
 
 
+@pytest.mark.parametrize("gained", [True, False])
+def test_an_arm_with_a_second_round_makes_it_in_the_folder_of_the_round(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gained: bool
+) -> None:
+    """With another seed, from the model of the first round; and the exam is that of the round which counts. A round that gained
+    nothing is the last."""
+    cfg = config.load(small_config.NO_LABELS, ["optimize.rounds=2"])
+    run = Run(tmp_path)
+    tiny.finished(run, "feedback", decided=4)
+    tiny.finished(
+        run, "distill", lambda path: tiny.save_adapter(path / "adapter", 1), chosen_iteration=3 * gained, dev_win_rate=0.6
+    )
+    (tmp_path / "config.yaml").write_text(config.dump(cfg))
+    (tmp_path / "arm.json").write_text(json.dumps({"makes": ["round-2/feedback", "round-2/distill", "exam"], "exam": "policy"}))
+    made: list[tuple[str, int, str]] = []
+    producers: list[str] = []
+
+    def stage(name: str) -> Any:
+        def make(cfg: Any, run: Run) -> None:
+            made.append((run.name(name), cfg.seed, run.start_model))
+            if name == "distill":
+                tiny.finished(
+                    run, name, lambda path: tiny.save_adapter(path / "adapter", 2), chosen_iteration=1, dev_win_rate=0.7
+                )
+            else:
+                tiny.finished(run, name, decided=4)
+
+        return type("Stage", (), {"load": staticmethod(lambda: make)})
+
+    monkeypatch.setattr(run_arm, "STAGES", {name: stage(name) for name in ("feedback", "distill")})
+    monkeypatch.setattr(run_arm, "answer_questions", lambda file, run, who: producers.append(run.producer("rlaif")))
+    assert run_arm.main(str(tmp_path)) == 0
+    assert producers == ["round-2/distill" if gained else "distill"]
+    names = [name for name, *_ in made]
+    assert names == (["round-2/feedback", "round-2/distill"] if gained else [])
+    assert all(seed != cfg.seed and start == "round-1/distill" for _, seed, start in made)
+
+
 def command(runs_dir: Path) -> list[str]:
     words = ["--config", str(small_config.TINY), "--runs-dir", str(runs_dir), "--seeds", "0", "--arms", ",".join(ARMS)]
     return [sys.executable, "-m", "minirlaif", "ablate", *words, "--set", *small_config.SETTINGS]

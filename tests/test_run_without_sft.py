@@ -213,7 +213,7 @@ def test_four_bits(finished: Path, tmp_path: Path, method: str):
 
 
 def test_the_answers_that_the_judge_found_best_are_learned(finished: Path, tmp_path: Path):
-    """One for each prompt that has any; killed on the way: same bytes as in one go."""
+    """One for each prompt that has any, or whose answers are all the same; killed on the way: same bytes as in one go."""
     made = []
     for name in ("straight", "killed"):
         run = begin(finished, tmp_path / name, ["world", "feedback"])
@@ -225,6 +225,7 @@ def test_the_answers_that_the_judge_found_best_are_learned(finished: Path, tmp_p
     assert {name for name in made[0] if made[0][name] != made[1][name]} <= {"bestofn/metrics.jsonl", "evaluate/metrics.jsonl"}
     assert sorted(manifest(run, "bestofn")["inputs"]) == ["feedback"] and not (run / "reward").exists()
     prompts = {row["id"].split("#")[0] for row in lines(run / "feedback" / "preferences.jsonl")}
+    prompts |= {row["id"] for row in lines(run / "feedback" / "answers.jsonl") if len(set(row["answers"])) == 1}
     metrics = manifest(run, "bestofn")["metrics"]
     assert metrics["answers"] == len(prompts) == 24 - metrics["left_out"] and prompts
     page = (run / "report.html").read_text()

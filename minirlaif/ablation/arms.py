@@ -18,6 +18,7 @@ from minirlaif.config import FeedbackSection, PpoSection, RolloutSection, VideoS
 from minirlaif.stages.registry import pipeline, until
 
 MAIN = "main"
+PATIENT = ("distill.patience=0", "dpo.patience=0", "ppo.patience=0", "group.patience=0")
 # What a figure counts, each between 0 and 1 per item.
 ANSWERS, JUDGE, REWARD, SEGMENTS = "answers", "judge", "reward", "segments"
 COUNTS = {
@@ -104,8 +105,8 @@ def arms(
             there = {row["shares"], *row["makes"]} <= {*stages, "exam"}
         if there and name != f"kl-{rollout.kl_coef:g}":
             changed = [setting.format(**values) for setting in row.get("changed", ())]
-            # An arm is compared by its budget, so nothing ends early.
-            changed += [f"optimize.methods=[{','.join(methods)}]", "ppo.patience=0"] if methods else []
+            if methods:  # compared by what they were given, so none ends early
+                changed += [f"optimize.methods=[{','.join(methods)}]", *PATIENT]
             more = {key: row[key] for key in ("answered_by", "weight") if key in row} | {"source": row.get("from", MAIN)}
             result.append(Arm(name, tuple(changed), until(row["shares"], own), tuple(row["makes"]), **more))
     return tuple(result)

@@ -18,7 +18,7 @@ import pytest
 
 from minirlaif import config
 from minirlaif.ablation import report, runner, view
-from minirlaif.ablation.arms import ANSWERS, COUNTS, JUDGE, MAIN, REWARD, SEGMENTS, Measure
+from minirlaif.ablation.arms import ANSWERS, COUNTS, JUDGE, MAIN, PATIENT, REWARD, SEGMENTS, Measure
 from minirlaif.ablation.outcomes import (
     FAILS,
     HOLDS,
@@ -229,12 +229,12 @@ def test_every_figure_has_its_arm_and_every_arm_its_inputs(path: Path, more: tup
 
 def test_arms_follow_the_main_run() -> None:
     changed = {arm.name: arm.changed for arm in arms_of(CFG)}
-    assert changed["short"] == ("ppo.iterations=10", "optimize.methods=[ppo]", "ppo.patience=0")  # a third of 30
+    assert changed["short"] == ("ppo.iterations=10", "optimize.methods=[ppo]", *PATIENT)  # a third of 30
     assert "feedback.limit=600" in changed["letter"]  # a fifth of 3000, five batches of 120
     other = config.load(small_config.TINY, ["world.prompt_clips=11", "feedback.batch_size=4", "ppo.iterations=1"])
     changed = {arm.name: arm.changed for arm in arms_of(other)}
     assert "feedback.limit=8" in changed["letter"]  # 33 prompts, a fifth is 6.6: two whole batches
-    assert changed["short"] == ("ppo.iterations=1", "optimize.methods=[ppo]", "ppo.patience=0")
+    assert changed["short"] == ("ppo.iterations=1", "optimize.methods=[ppo]", *PATIENT)
     assert {"kl-0.01", "kl-0.1", "kl-0.3"} < set(changed) and "kl-0.03" not in changed  # 0.03 is the arm `short`
 
 

@@ -103,7 +103,8 @@ def arms(
             there = there and (feedback.context_answers > 0 or not {"distill", "bestofn"} & set(methods))
         else:
             there = {row["shares"], *row["makes"]} <= {*stages, "exam"}
-        if there and name != f"kl-{rollout.kl_coef:g}":
+        same = (f"kl-{rollout.kl_coef:g}", *(["own-judge"] if feedback.describer == feedback.judge == "start" else []))
+        if there and name not in same:  # not the main run once more
             changed = [setting.format(**values) for setting in row.get("changed", ())]
             if methods:  # compared by what they were given, so none ends early
                 changed += [f"optimize.methods=[{','.join(methods)}]", *PATIENT]

@@ -1,5 +1,6 @@
-"""Which test questions were answered right, question by question: kept in ablation.json, so that seeds that were measured by
-another command, whose runs are gone, can be counted with those of this one."""
+"""What was right, item by item: kept in ablation.json, so that seeds that were measured by another command, whose runs are gone,
+can be counted with those of this one. Test questions are the same for every seed and keep their names; pairs and segments are a
+seed's own, and of them only the clips matter."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 from minirlaif.ablation.outcomes import Items
 from minirlaif.errors import UserError
 from minirlaif.runs.io import read_json
+from minirlaif.stats import grouped
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,21 @@ def encode(items: Mapping[int, Mapping[str, Items]], remarks: Mapping[int, Mappi
     return {"questions": questions, "right": right, "remarks": {str(seed): remarks.get(seed, {}) for seed in items}}
 
 
+def encode_own(items: Mapping[int, Mapping[str, Items]], counts: Mapping[str, str]) -> dict[str, Any]:
+    """As JSON, items that are a seed's own: by seed and what is counted how many items each clip has, and for each measure a text
+    of 0, 1 and h (a half) in the order of the clips. counts: what each measure counts; those of one kind have the same items."""
+    result: dict[str, Any] = {}
+    for seed, of_seed in items.items():
+        kinds: dict[str, Any] = {}
+        for key, of_measure in of_seed.items():
+            order = sorted(of_measure, key=lambda name: (of_measure[name][0], name))
+            sizes = [len(values) for values in grouped(of_measure[name] for name in order).values()]
+            kind = kinds.setdefault(counts[key], {"clips": sizes, "values": {}})
+            kind["values"][key] = "".join({0.0: "0", 0.5: "h", 1.0: "1"}[of_measure[name][1]] for name in order)
+        result[str(seed)] = kinds
+    return result
+
+
 def read(paths: Sequence[str], settings: str, seeds: Sequence[int]) -> dict[str, EarlierSeeds]:
     """The answers of earlier files, by the name of the question. settings: hash of those of this command without the seed; seeds:
     its own. UserError: a file has no answers, or was made with other settings, or a seed stands in two places."""
@@ -46,7 +63,11 @@ def read(paths: Sequence[str], settings: str, seeds: Sequence[int]) -> dict[str,
         try:
             values = read_json(Path(path))
             made_with = values["settings"]
-            of_file = {group["name"]: _decoded(group["answers"]) for group in values["groups"] if group.get("answers")}
+            of_file = {
+                group["name"]: _decoded(group.get("answers") or {}, group.get("own") or {}, group.get("remarks") or {})
+                for group in values["groups"]
+                if group.get("answers") or group.get("own")
+            }
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise UserError(f"--add {path}: not an ablation.json of this version; make it again with `ablate`") from None
         if made_with != settings:
@@ -61,13 +82,25 @@ def read(paths: Sequence[str], settings: str, seeds: Sequence[int]) -> dict[str,
     return merged
 
 
-def _decoded(values: Mapping[str, Any]) -> EarlierSeeds:
-    places = [(name, str(clip)) for clip, names in values["questions"].items() for name in names]
+def _decoded(answers: Mapping[str, Any], own: Mapping[str, Any], remarks: Mapping[str, Any]) -> EarlierSeeds:
+    places = [(name, str(clip)) for clip, names in answers.get("questions", {}).items() for name in names]
     items: dict[int, dict[str, Items]] = {}
-    for seed, of_seed in values["right"].items():
+    for seed, of_seed in answers.get("right", {}).items():
         for key, text in of_seed.items():
-            if len(text) != len(places) or set(text) - {"0", "1"}:
-                raise ValueError(key)
-            digits = zip(places, text, strict=True)
-            items.setdefault(int(seed), {})[key] = {name: (clip, float(digit)) for (name, clip), digit in digits}
-    return EarlierSeeds(items, {int(seed): dict(notes) for seed, notes in values["remarks"].items()})
+            items.setdefault(int(seed), {})[key] = _items(places, text)
+    for seed, kinds in own.items():
+        for kind in kinds.values():
+            clips = [f"{seed}/{number:06}" for number, size in enumerate(kind["clips"]) for _ in range(size)]
+            for key, text in kind["values"].items():
+                items.setdefault(int(seed), {})[key] = _items([(str(n), clip) for n, clip in enumerate(clips)], text)
+    notes: dict[int, dict[str, Mapping[str, float]]] = {}
+    for seed, of_seed in [*answers.get("remarks", {}).items(), *remarks.items()]:
+        notes.setdefault(int(seed), {}).update(of_seed)
+    return EarlierSeeds(items, notes)
+
+
+def _items(places: Sequence[tuple[str, str]], text: str) -> Items:
+    """ValueError: other values than there are places."""
+    if len(text) != len(places):
+        raise ValueError(text)
+    return {name: (clip, {"0": 0.0, "h": 0.5, "1": 1.0}[value]) for (name, clip), value in zip(places, text, strict=True)}

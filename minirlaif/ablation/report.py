@@ -10,7 +10,7 @@ from typing import Any
 
 from minirlaif.ablation import view
 from minirlaif.ablation.arms import ANSWERS, COUNTS, MAIN, Arm, Group, Measure
-from minirlaif.ablation.earlier_seeds import EarlierSeeds, encode
+from minirlaif.ablation.earlier_seeds import EarlierSeeds, encode, encode_own
 from minirlaif.ablation.outcomes import (
     MISSING,
     RULE,
@@ -96,7 +96,7 @@ def _group(group: Group, runs: Runs, failures: Failures, resamples: int, earlier
             alike = {measure.key: read(measure, arms[measure.arm], seed) for measure in measures if measure.counts == counts}
             for key, kept in common(alike).items():
                 items[key][seed] = kept
-    _check_questions(items, before)
+    _check_questions({m.key: items[m.key] for m in measures if m.counts == ANSWERS}, before)
     shown = []
     for measure in measures:
         if all(items[measure.key].values()):
@@ -116,11 +116,25 @@ def _group(group: Group, runs: Runs, failures: Failures, resamples: int, earlier
             else:
                 outcome = _not_measured(better, worse, failures)
             claims.append({"text": text, "better": better.label, "worse": worse.label, **outcome})
-    answers = [measure.key for measure in measures if measure.counts == ANSWERS and measure.key in there]
-    by_seed = {seed: {key: items[key][seed] for key in answers} for seed in notes}
-    kept = encode(by_seed, {seed: {key: dict(of_seed.get(key, {})) for key in answers} for seed, of_seed in notes.items()})
     texts = {"name": group.name, "title": group.title, "note": group.note}
-    return {**texts, "entries": shown, "claims": claims, "answers": kept}
+    return {**texts, "entries": shown, "claims": claims, **_kept([m for m in measures if m.key in there], items, notes)}
+
+
+def _kept(
+    measures: Sequence[Measure], items: Mapping[str, Mapping[int, Items]], notes: Mapping[int, Mapping[str, Mapping[str, float]]]
+) -> dict[str, Any]:
+    """What `--add` reads: "answers" to the test questions, items of the seeds' "own", and the remarks on those."""
+    of_tests = [measure.key for measure in measures if measure.counts == ANSWERS]
+    others = {measure.key: measure.counts for measure in measures if measure.counts != ANSWERS}
+
+    def by_seed(keys: Collection[str]) -> dict[int, dict[str, Items]]:
+        return {seed: {key: items[key][seed] for key in keys} for seed in notes}
+
+    def of(keys: Collection[str]) -> dict[int, dict[str, dict[str, float]]]:
+        return {seed: {key: dict(of_seed.get(key, {})) for key in keys} for seed, of_seed in notes.items()}
+
+    own = encode_own(by_seed(others), others) if others else {}
+    return {"answers": encode(by_seed(of_tests), of(of_tests)), "own": own, "remarks": of(others) if others else {}}
 
 
 def _check_questions(items: Mapping[str, Mapping[int, Items]], before: Collection[int]) -> None:

@@ -49,17 +49,32 @@ def test_seeds_of_two_commands_give_the_figures_of_one(tmp_path: Path) -> None:
     added = summary({1: runs[1]}, earlier_seeds.read([str(tmp_path / "first.json")], "s", [1]))
     assert added["seeds"] == together["seeds"] == [0, 1]
     known = {group["name"]: group for group in together["groups"]}
-    answers = [group for group in added["groups"] if group["answers"]]
-    assert {"base", "best-of", "kl"} <= {group["name"] for group in answers}
-    for group in answers:
+    assert {"base", "best-of", "kl", "segments", "pairs", "readout", "judge"} <= known.keys()
+    assert [group["name"] for group in added["groups"]] == [*known]
+    for group in added["groups"]:
         mine, theirs = (
-            [(each["key"], each["pooled"]) for each in values["entries"] if each["counts"] == "answers"]
+            [(each["key"], each["pooled"], each["remarks"]) for each in values["entries"]]
             for values in (group, known[group["name"]])
         )
         assert mine == theirs and mine
-        claims = {claim["text"]: (claim["pooled"], claim["verdict"]) for claim in known[group["name"]]["claims"]}
-        of_both = [claim for claim in group["claims"] if claim["pooled"]["n"] == 80]
-        assert of_both and all(claims[claim["text"]] == (claim["pooled"], claim["verdict"]) for claim in of_both)
+        assert group["claims"] == known[group["name"]]["claims"] and all(claim["pooled"]["n"] == 80 for claim in group["claims"])
+
+
+def test_a_seeds_own_items_there_and_back(tmp_path: Path) -> None:
+    """Pairs of two clips, one of them undecided; the names of pairs are not kept."""
+    one = {"p1#0": ("3/b", 0.5), "p0#1": ("3/a", 0.0), "p0#0": ("3/a", 1.0)}
+    two = {name: (clip, 1 - value) for name, (clip, value) in one.items()}
+    values = earlier_seeds.encode_own({3: {"one": one, "two": two}}, {"one": "judge", "two": "judge"})
+    assert values == {"3": {"judge": {"clips": [2, 1], "values": {"one": "10h", "two": "01h"}}}}
+    path = tmp_path / "ablation.json"
+    group = {"name": "context", "answers": {}, "own": values, "remarks": {"3": {"one": {"decided": 0.5}}}}
+    path.write_text(json.dumps({"settings": "s", "groups": [group]}))
+    read = earlier_seeds.read([str(path)], "s", [1])["context"]
+    assert [[*items.values()] for items in read.items[3].values()] == [
+        [("3/000000", 1.0), ("3/000000", 0.0), ("3/000001", 0.5)],
+        [("3/000000", 0.0), ("3/000000", 1.0), ("3/000001", 0.5)],
+    ]
+    assert read.remarks == {3: {"one": {"decided": 0.5}}}
 
 
 ODD = (

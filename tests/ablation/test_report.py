@@ -33,7 +33,7 @@ CLAIMS = {
     "Distillation is better than PPO, both from SFT": (22, 30, FAILS),
     "Best of n is better than distillation, both from SFT": (12, 22, FAILS),
     "Best of n from SFT is better than the base": (12, 36, FAILS),
-    "PPO after distillation is better than distillation alone, from SFT": (31, 22, HOLDS),
+    "Distillation and PPO are better than distillation alone, with as many answers, from SFT": (31, 22, HOLDS),
     "The base describes more segments right than the SFT model": (10, 3, HOLDS),
     "The base is the better judge": (32, 27, HOLDS),
     "A base that describes and judges makes the better model": (12, 6, HOLDS),

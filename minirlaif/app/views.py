@@ -188,7 +188,7 @@ def vote_cards(rows: Sequence[Row], only_different: bool, most: int = 20) -> Htm
 
 def no_run() -> Html:
     """The page without a run: the command that makes one."""
-    text = "There is no run in this folder yet. This command makes a small one in about 15 minutes, without a GPU:"
+    text = "There is no run in this folder yet. This command makes a small one in about half an hour, without a GPU:"
     return empty(text, "OMP_NUM_THREADS=1 python -m minirlaif run --config configs/tiny.yaml --run tiny")
 
 

@@ -48,7 +48,7 @@ def judge(
 def verdicts(
     pairs: Sequence[Comparison], values: Sequence[tuple[float, float]], margin: float, disagreement: Disagreement
 ) -> list[Verdict]:
-    """From what was read to verdicts. values: of each pair how much better its answer A is, in both orders; margin,
+    """One verdict per pair from its score differences. values: score of answer A minus that of answer B, in both orders; margin,
     disagreement: as `judge` has them."""
     result = []
     for pair, (ab, ba) in zip(pairs, values, strict=True):

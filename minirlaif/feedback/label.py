@@ -75,7 +75,7 @@ def label(
     samples. chunk: the number of these rows; text_judge: judges in place of the model itself; control: as in `judge_pairs`."""
     lines: Lines = []
     pairs: list[Comparison] = []
-    read: list[float] = []  # how much better answer A of each pair is, where the answers are ranked
+    differences: list[float] = []  # score of answer A minus that of B of each pair, where the answers are ranked
     ranked = section.readout == "likelihood" and text_judge is None  # letters compare two answers, they rank none
     scores = candidate_scores(session, section, rows, drawn, contexts) if ranked else [{} for _ in rows]
     for row, candidates, score in zip(rows, drawn, scores, strict=True):
@@ -84,8 +84,8 @@ def label(
         context = contexts[row.video] if section.context else ""
         made = make_pairs(row, candidates, context, section.pairs_per_prompt, seed, score)
         pairs += made
-        read += [_difference(pair, score) for pair in made] if ranked else []
-    labels = judge_pairs(session, section, pairs, text_judge, read if ranked else None, control)
+        differences += [_difference(pair, score) for pair in made] if ranked else []
+    labels = judge_pairs(session, section, pairs, text_judge, differences if ranked else None, control)
     for pair, verdict in zip(pairs, labels.verdicts, strict=True):
         pair = replace(pair, video=run.stored(pair.video))
         texts = {name: value for name, value in asdict(pair).items() if name not in ("ids_a", "ids_b")}
@@ -193,12 +193,12 @@ def judge_pairs(
     section: FeedbackSection,
     pairs: Sequence[Comparison],
     text_judge: TextJudge | None = None,
-    read: Sequence[float] | None = None,
+    differences: Sequence[float] | None = None,
     control: bool = True,
 ) -> Labels:
-    """Judge pairs; and, only to be reported, the same pairs without context and some of them by letters. read: the score of
-    answer A minus that of B of each pair, where `candidate_scores` has them: the pairs are not read again; control: whether the
-    pairs are judged without context, too."""
+    """Judge pairs; and, only to be reported, the same pairs without context and some of them by letters. differences: the
+    score of answer A minus that of B of each pair, where `candidate_scores` has them: the pairs are not scored again; control:
+    whether the pairs are judged without context, too."""
     f = section
     clips = list(dict.fromkeys(pair.video for pair in pairs))
     frames = {video: session.video_input(video) for video in clips} if control or f.judge_frames else {}
@@ -207,10 +207,10 @@ def judge_pairs(
     if text_judge is not None:
         judged, without_context = (judge_texts(text_judge, batch, f.disagreement) for batch in (pairs, bare))
         return Labels(judged, {verdict.pair: verdict for verdict in without_context}, {})
-    if read is None:
+    if differences is None:
         judged = judge(session, pairs, views, f.readout, f.margin, f.disagreement, f.batch_size)
     else:
-        judged = verdicts(pairs, [(value, value) for value in read], f.margin, f.disagreement)
+        judged = verdicts(pairs, [(value, value) for value in differences], f.margin, f.disagreement)
     without_context = judge(session, bare, frames, f.readout, f.margin, f.disagreement, f.batch_size) if bare else []
     by_letter = [pair for number, pair in enumerate(pairs) if number % LETTER_SHARE == 0] if f.readout != "letter" else []
     letters = judge(session, by_letter, views, "letter", 0.0, "drop", f.batch_size) if by_letter else []

@@ -109,7 +109,9 @@ def arms(
             if methods:  # compared by what they were given, so none ends early
                 changed += [f"optimize.methods=[{','.join(methods)}]", *PATIENT]
             more = {key: row[key] for key in ("answered_by", "weight") if key in row} | {"source": row.get("from", MAIN)}
-            result.append(Arm(name, tuple(changed), until(row["shares"], own), tuple(row["makes"]), **more))
+            made = {*until(row["shares"], own)} - {*row["makes"]}
+            shares = tuple(stage for stage in own if stage in made)
+            result.append(Arm(name, tuple(changed), shares, tuple(row["makes"]), **more))
     return tuple(result)
 
 

@@ -134,12 +134,12 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 def _chosen(known: Sequence[Arm], text: str) -> list[Arm]:
+    """The arms to make, with those whose stages they share. The name main stands for no arm: main runs alone."""
     names = {arm.name: arm for arm in known}
-    for name in filter(None, text.split(",")):
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-            raise UserError(f"--arms {name}: no such arm (did you mean {near}?); all: {', '.join(names)}")
-    wanted = set(filter(None, text.split(",")))
+    wanted = set(filter(None, text.split(","))) - {MAIN}
+    for name in sorted(wanted - names.keys()):
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+        raise UserError(f"--arms {name}: no such arm (did you mean {near}?); all: {', '.join([MAIN, *names])}")
     wanted |= {names[name].source for name in wanted} - {MAIN}
     return [arm for arm in known if not text or arm.name in wanted]
 

@@ -60,7 +60,7 @@ def add(verbs: Any) -> None:
     redo = {"help": "run arms again from the beginning; main runs are kept"}
     add_flags(study, "config", "run", "runs-dir", "set", "redo", config={"required": True}, run=run, redo=redo)
     study.add_argument("--seeds", metavar="LIST", default="0,1,2", help="seeds, one main run each (default: 0,1,2)")
-    study.add_argument("--arms", metavar="LIST", default="", help="only these, such as short,kl-0.1 (default: all)")
+    study.add_argument("--arms", metavar="LIST", default="", help="only these, such as short,kl-0.1; main: no arm (default: all)")
     study.add_argument("--jobs", metavar="N", type=int, default=2, help="child processes at a time (default: 2)")
     add = "ablation.json of other seeds, whose answers are counted as well"
     study.add_argument("--add", metavar="FILE", nargs="+", default=[], help=add)

@@ -177,7 +177,7 @@ def test_an_arm_whose_own_stages_no_longer_fit_together_is_not_finished(runs_dir
 def test_a_run_without_sft_has_the_arms_and_claims_that_it_can_have() -> None:
     """Of configs/tiny-nolabels.yaml: no reward model and no PPO, so the arms are other methods from the base."""
     cfg = config.load(small_config.NO_LABELS)
-    methods = {"ppo", "rloo", "grpo", "dr-grpo", "dpo", "bestofn", "distill-ppo", "distill-dpo", "rounds"}
+    methods = {"ppo", "rloo", "grpo", "dr-grpo", "dpo", "bestofn", "distill-ppo", "then-ppo", "distill-dpo", "rounds"}
     assert {arm.name for arm in arms_of(cfg)} == {"part", *methods}
     assert not {"part", *methods} & {arm.name for arm in ARMS.values()}  # nor does a run with SFT have these
     questions = {group.name: group for group in groups_of(cfg)}
@@ -201,7 +201,9 @@ def test_methods_from_the_base_get_as_many_sampled_answers() -> None:
         sampled = {"ppo": here.ppo.iterations, "group": here.group.iterations}
         learned = [sampled["ppo" if method == "ppo" else "group"] for method in here.optimize.methods if method in SAMPLING]
         assert here.optimize.rounds == (2 if name == "rounds" else 1)
-        if name != "part":
+        if name == "then-ppo":
+            assert of_feedback == total and arm.source == MAIN
+        elif name != "part":
             assert of_feedback + sum(learned) * here.rollout.rollouts == total, name
             assert arm.source == ("part" if learned else MAIN)
         assert (here.rollout.samples_per_prompt > 1) == bool(set(here.optimize.methods) & set(GROUP_METHODS))
@@ -213,3 +215,16 @@ def test_an_arm_that_was_chosen_brings_the_one_whose_stages_it_shares() -> None:
     known = arms_of(config.load(small_config.NO_LABELS))
     assert [arm.name for arm in runner._chosen(known, "grpo")] == ["part", "grpo"]
     assert [arm.name for arm in runner._chosen(known, "dpo")] == ["dpo"]
+
+
+def test_the_main_runs_can_be_made_without_any_arm() -> None:
+    known = arms_of(config.load(small_config.NO_LABELS))
+    assert runner._chosen(known, MAIN) == []
+    assert [arm.name for arm in runner._chosen(known, "main,dpo")] == ["dpo"]
+    assert runner._chosen(known, "") == list(known)
+
+
+def test_an_arm_makes_a_stage_that_the_main_run_lacks() -> None:
+    """PPO from the distilled model needs a reward model, which comes before distillation and which distillation does without."""
+    arm = next(arm for arm in arms_of(config.load(small_config.NO_LABELS)) if arm.name == "then-ppo")
+    assert arm.shares == ("world", "feedback", "distill") and arm.makes == ("reward", "ppo", "exam")

@@ -1,6 +1,9 @@
 """How often the judge prefers the policy's answers to those of the model that it started from."""
 
+import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean, pstdev
+from typing import NamedTuple
 
 from minirlaif.config import FeedbackSection
 from minirlaif.feedback.judge import judge, judge_texts
@@ -9,6 +12,19 @@ from minirlaif.feedback.verdicts import points
 from minirlaif.models.generation import Completion
 from minirlaif.session import ModelSession, PPOModels
 from minirlaif.types import Comparison, Sample, Verdict
+
+
+class WinRate(NamedTuple):
+    """Share of questions won, ties as half, and its standard error over questions."""
+
+    rate: float
+    error: float
+
+    @property
+    def beyond_error(self) -> bool:
+        """Whether more than half is won by more than the standard error: the rule by which the simplest of equally good models
+        is kept (Hastie, Tibshirani, Friedman, The Elements of Statistical Learning, 7.10), the simplest being the start."""
+        return self.rate - 0.5 > self.error
 
 
 class WinRateEvaluator:
@@ -35,8 +51,8 @@ class WinRateEvaluator:
         """The dev prompts."""
         return self._dev
 
-    def win_rate(self) -> float:
-        """Share of dev prompts won by the policy as it is now. An answer that was cut at the limit of tokens loses against one
+    def win_rate(self) -> WinRate:
+        """Dev prompts won by the policy as it is now. An answer that was cut at the limit of tokens loses against one
         that ended, and ties with another that was cut."""
         session, reference = self._models.policy, self._models.reference
         policy = self._answers(session, "policy")
@@ -45,9 +61,9 @@ class WinRateEvaluator:
                 self._start = self._answers(reference, "reference")
             answers = list(zip(self._dev, policy, self._start, strict=True))
             ended = [each for each in answers if each[1].stopped and each[2].stopped]
-            won = sum(points(v.choice) for v in self._verdicts(ended)) if ended else 0.0
-        cut = [0.5 + 0.5 * (new.stopped - old.stopped) for _, new, old in answers if not (new.stopped and old.stopped)]
-        return (won + sum(cut)) / len(answers)
+            won = [points(v.choice) for v in self._verdicts(ended)] if ended else []
+        won += [0.5 + 0.5 * (new.stopped - old.stopped) for _, new, old in answers if not (new.stopped and old.stopped)]
+        return WinRate(fmean(won), pstdev(won) / math.sqrt(len(won)))
 
     def _verdicts(self, answers: Sequence[tuple[Sample, Completion, Completion]]) -> list[Verdict]:
         session, reference, f = self._models.policy, self._models.reference, self._section

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,10 +12,11 @@ import torch
 
 from minirlaif.config import Config
 from minirlaif.errors import UserError
+from minirlaif.feedback.win_rate import WinRate
 from minirlaif.models.language_model import EncodedPrompt
 from minirlaif.runs.run import Run
 from minirlaif.stages import distill, method_loop, registry
-from minirlaif.training.checkpoint import Start
+from minirlaif.training.checkpoint import MethodProgress, Start
 from minirlaif.types import Sample, Turn
 from tests.fixtures import tiny
 
@@ -205,10 +208,10 @@ def test_it_starts_from_the_base_and_keeps_what_the_judge_prefers(
         def __init__(self, models: Any, dev: Any, contexts: Any, section: Any, limit: int, judge: str, text_judge: Any) -> None:
             assert judge == "reference" and text_judge is None and len(dev) == 1  # the base, in its frozen copy
 
-        def win_rate(self) -> float:
+        def win_rate(self) -> WinRate:
             with session.adapters.inference_as("policy"):
                 judged.append(tiny.digest(list(session.adapters.named("policy").values())))
-            return self.rates[len(judged) - 1]
+            return WinRate(self.rates[len(judged) - 1], 0.0)
 
     monkeypatch.setattr(method_loop, "WinRateEvaluator", Judge)
     answers = ["it falls"]
@@ -223,6 +226,26 @@ def test_it_starts_from_the_base_and_keeps_what_the_judge_prefers(
     assert len(judged) == len(set(judged)) == 4 and any("lora_B" in name and bool(w.any()) for name, w in weights.items())
     session.adapters.add("kept", 0, run.dir("distill") / "adapter")
     assert tiny.digest(list(session.adapters.named("kept").values())) == judged[1]
+
+
+def test_a_gain_within_its_standard_error_leaves_the_start(tmp_path: Path) -> None:
+    """Nine won, six lost, 285 alike: 1.5 / 300 above a half, with an error of sqrt(15 * 0.25 - 300 * (1.5 / 300) ** 2) / 300. Two
+    more won and one less lost is kept, and then only what is better than that."""
+    saved: list[str] = []
+    models: Any = SimpleNamespace(policy=SimpleNamespace(adapters=SimpleNamespace(save=lambda role, path: saved.append(path))))
+    out: Any = SimpleNamespace(kept=lambda name: name)
+    progress = MethodProgress()
+
+    def rate(won: int, lost: int) -> WinRate:
+        each = [1.0] * won + [0.0] * lost + [0.5] * (300 - won - lost)
+        return WinRate(sum(each) / 300, statistics.pstdev(each) / 300**0.5)
+
+    assert rate(9, 6) == pytest.approx((0.505, 0.0064485), abs=1e-6)
+    looks = [rate(0, 0), rate(9, 6), rate(11, 7), rate(11, 5), rate(11, 5), rate(60, 52), rate(30, 20)]
+    for iteration, won in enumerate(looks):
+        dev: Any = SimpleNamespace(win_rate=lambda won=won: won)
+        assert method_loop._keep_best(out, models, progress, dev, iteration) == won.rate
+    assert saved == ["iteration-0", "iteration-3", "iteration-6"] and progress.best["win_rate"] == rate(30, 20).rate
 
 
 @pytest.mark.parametrize(("stages", "role"), [(("distill", "ppo"), "judge"), (("ppo", "distill"), "reference")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -150,10 +151,10 @@ def test_where_roles_start_and_which_policy_is_kept(monkeypatch: pytest.MonkeyPa
         def __init__(self, *_: Any) -> None:
             pass
 
-        def win_rate(self) -> float:
+        def win_rate(self) -> win_rate.WinRate:
             with session.adapters.on_device("policy"):
                 judged.append(plain(session, "policy"))
-            return self.rates[len(judged) - 1]
+            return win_rate.WinRate(self.rates[len(judged) - 1], 0.0)
 
     monkeypatch.setattr(RolloutCollector, "collect", collected)
     monkeypatch.setattr(method_loop, "WinRateEvaluator", Judge)
@@ -274,7 +275,7 @@ def test_the_dev_judge_counts_what_the_policy_wins(monkeypatch: pytest.MonkeyPat
         return [replace(completion, stopped=True) for completion in real(*words)]
 
     monkeypatch.setattr(session, "greedy_completions", whole)
-    assert WinRateEvaluator(tiny.models_of(session), dev, CONTEXTS, session.cfg.feedback, 5).win_rate() == 2.5 / 4
+    assert WinRateEvaluator(tiny.models_of(session), dev, CONTEXTS, session.cfg.feedback, 5).win_rate().rate == 2.5 / 4
     assert rounds == [["q0", "q1", "q2", "q3"]]
 
 
@@ -299,5 +300,7 @@ def test_a_dev_answer_that_was_cut_loses_against_one_that_ended(monkeypatch: pyt
     monkeypatch.setattr(win_rate, "judge", judge)
     contexts = {f"/clips/{n}": "" for n in range(5)}
     rate = WinRateEvaluator(tiny.models_of(session), dev, contexts, session.cfg.feedback, 5).win_rate()
-    assert rate == (1 + 1 + 1 + 0 + 0.5) / 5
+    assert rate.rate == (1 + 1 + 1 + 0 + 0.5) / 5
+    # Deviations from 0.7: three of 0.3, one of 0.7, one of 0.2; their mean square is 0.16, so the error is 0.4 / sqrt(5).
+    assert rate.error == pytest.approx(0.4 / math.sqrt(5))
     assert [(pair.id, pair.ids_a, pair.ids_b) for pair in read] == [("q0", (10, 2), (20, 2))]

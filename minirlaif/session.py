@@ -87,7 +87,8 @@ class ModelSession:
     def segment_inputs(self, video: str) -> list[tuple[tuple[float, float], VideoInput]]:
         """The clip cut into segments, each with frames of its own (dense), for describing."""
         info = self.feature_cache.info(video)
-        spans = segment_spans(info.seconds, self.video.segment_seconds, self.video.max_segments)
+        v = self.video
+        spans = segment_spans(info.seconds, v.segment_seconds, v.max_segments, v.min_segments)
         dense = [uniform_plan(info.seconds, self.video.segment_frames, *span) for span in spans]
         # With those of the whole clip, so that the file is read once for all of them.
         parts = self.feature_cache.get(video, lambda info: [self.video_plan(info), *dense])[1:]

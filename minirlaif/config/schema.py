@@ -46,6 +46,9 @@ class VideoSection:
     segment_frames: PositiveInt = 8  # frames of one segment when it is described
     segment_seconds: PositiveFloat = 8.0  # length of a segment; the last one may be shorter
     max_segments: PositiveInt = 8  # a longer clip gets longer segments instead of more
+    # a clip of more than a second gets shorter segments instead of fewer: with one alone the descriptions hold hardly more than
+    # the model sees without them
+    min_segments: Annotated[int, Rule.POSITIVE, UnrecordedAt(1)] = 2
     frame_pixels: PositiveInt = 65536  # most pixels of a frame, for families that take any size (Qwen); others have their own
     timeout_seconds: PositiveFloat = 60.0  # a reader that takes longer for one clip is killed and the clip reported
     # share of clips, or of the rows about them, that may be missing or unreadable (and are skipped) before a run refuses to start

@@ -66,7 +66,7 @@ class EndpointDescriber:
 
     def _segments(self, video: str) -> list[tuple[tuple[float, float], list[bytes]]]:
         v, info = self._video, self._reader.info(video)
-        spans = segment_spans(info.seconds, v.segment_seconds, v.max_segments)
+        spans = segment_spans(info.seconds, v.segment_seconds, v.max_segments, v.min_segments)
         plans = [uniform_plan(info.seconds, v.segment_frames, *span) for span in spans]
         frames = self._reader.frames(video, plans, EVEN.size(info.width, info.height, v.frame_pixels))
         return [(span, list(map(_jpeg, pixels_FHW3))) for span, pixels_FHW3 in zip(spans, frames, strict=True)]

@@ -175,6 +175,8 @@ def _cut(folder: Path) -> dict[str, int]:
     answers = {"sampled_answers": len(stopped), "cut_answers": stopped.count(False)}
     missing = sum(row.get("missing", 0) for row in described)
     counts = answers | {"descriptions": segments, "cut_descriptions": cut}
+    undivided = sum(len(row["segments"]) == 1 for row in described)
+    counts |= {"described_clips": len(described), "one_segment_clips": undivided}
     return counts | ({"refused_descriptions": missing} if missing else {})
 
 
@@ -182,6 +184,13 @@ def _warn_of_cut(counts: Mapping[str, Any], f: FeedbackSection) -> None:
     """Say what to raise where more than a few texts were cut, and how many descriptions are missing."""
     if (missing := counts.get("refused_descriptions", 0)) and distributed.leads():
         print(f"feedback: the describer gave no text for {missing:,} of {counts['descriptions']:,} segments", flush=True)
+    undivided, clips = counts["one_segment_clips"], counts["described_clips"]
+    if undivided and f.context and distributed.leads():
+        print(
+            f"feedback: {undivided:,} of {clips:,} clips have one segment, whose description holds hardly more than the model"
+            " sees without it: for more, set video.min_segments to 2 (clips of up to a second keep one)",
+            flush=True,
+        )
     limits = {
         "answers": (counts["cut_answers"], counts["sampled_answers"], f"feedback.max_new_tokens, which is {f.max_new_tokens}"),
         "descriptions": (

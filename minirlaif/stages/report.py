@@ -217,6 +217,7 @@ def _judge(outputs: StageOutputs) -> dict[str, Any]:
     """The figures of `evaluate` and `feedback`, and what needs no truth: pairs decided without context, the letters."""
     metrics = outputs.manifests["feedback"]["metrics"]
     names = ("swap_consistency", "decided_share", "longer_wins", "pairs", "tie", "invalid", "disagree", "same_answers")
+    known = (*names, "described_clips", "one_segment_clips")
     rows = [row for row in outputs.verdicts if row["answer_a"] != row["answer_b"]]
     without = [row["without_context"]["choice"] in ("A", "B") for row in rows if row.get("without_context")]
     letters = [tuple(row["letter"]["orders"]) for row in rows if row.get("letter")]
@@ -234,7 +235,7 @@ def _judge(outputs: StageOutputs) -> dict[str, Any]:
     return {
         "with_context": None,
         "without_context": None,
-        **{name: metrics.get(name) if counted.get(name, True) else None for name in names},
+        **{name: metrics.get(name) if counted.get(name, True) else None for name in known},
         **(outputs.result.get("judge") or {}),
         "tie_asked": sum(row["choice"] == "tie" for row in rows),
         "without_context_decided_share": sum(without) / len(without) if without else None,

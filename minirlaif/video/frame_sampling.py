@@ -4,6 +4,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 
+SHORTEST_CUT = 1.0  # seconds: only longer clips are cut for `min_segments`
 BLANK = 30  # brightness of the dark grey frames of the blind control, of 255
 
 
@@ -102,17 +103,23 @@ def uniform_plan(seconds: float, count: int, start: float = 0.0, end: float | No
     return FramePlan(tuple(start + (bin_number + 0.5) * width for bin_number in range(count)))
 
 
-def segment_spans(seconds: float, segment_seconds: float, max_segments: int) -> tuple[tuple[float, float], ...]:
+def segment_spans(
+    seconds: float, segment_seconds: float, max_segments: int, min_segments: int = 1
+) -> tuple[tuple[float, float], ...]:
     """Consecutive (start, end) spans in seconds that cover a clip without gaps.
 
     Each lasts segment_seconds, except the last: a rest of half a segment or more is a span of its own, a shorter one joins its
-    neighbour. A clip that would need more than max_segments is cut into max_segments equal, longer spans. Raises ValueError for
-    lengths that are not positive.
+    neighbour. A clip that would need more than max_segments is cut into max_segments equal, longer spans; one of more than a
+    second that would need fewer than min_segments into so many equal, shorter ones (max_segments at most). Raises ValueError
+    for lengths that are not positive.
     """
     if seconds <= 0 or segment_seconds <= 0 or max_segments < 1:
         raise ValueError(f"cannot cut {seconds} seconds into at most {max_segments} segments of {segment_seconds} seconds")
-    count = max(1, math.floor(seconds / segment_seconds + 0.5))
-    if count > max_segments:
-        count, segment_seconds = max_segments, seconds / max_segments
+    count = wanted = max(1, math.floor(seconds / segment_seconds + 0.5))
+    if seconds > SHORTEST_CUT:
+        count = max(count, min_segments)
+    count = min(count, max_segments)
+    if count != wanted:
+        segment_seconds = seconds / count
     bounds = [number * segment_seconds for number in range(count)] + [seconds]
     return tuple(zip(bounds[:-1], bounds[1:], strict=True))

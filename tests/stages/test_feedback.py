@@ -191,6 +191,18 @@ def test_no_decided_pair_names_counts_and_the_remedy(counts, settings, message: 
     assert message in str(error) and error.again == (remedy,)
 
 
+def test_clips_with_one_segment_are_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"segments": ["a"], "cut": 0}, {"segments": ["a", "b"], "cut": 1}, {"segments": ["c"], "cut": 0}]
+    tiny.write_lines(tmp_path / "contexts.jsonl", rows)
+    counts = feedback._cut(tmp_path)
+    assert (counts["described_clips"], counts["one_segment_clips"], counts["descriptions"]) == (3, 2, 4)
+    feedback._warn_of_cut(counts, config.FeedbackSection())
+    assert "feedback: 2 of 3 clips have one segment" in capsys.readouterr().out
+    feedback._warn_of_cut(counts, config.FeedbackSection(context=False))  # nobody reads the descriptions
+    feedback._warn_of_cut(counts | {"one_segment_clips": 0}, config.FeedbackSection())
+    assert "one segment" not in capsys.readouterr().out
+
+
 def test_some_pairs_of_many_are_judged_without_context_spread_over_all_prompts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

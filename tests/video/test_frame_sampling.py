@@ -46,6 +46,15 @@ def test_segments_cover_the_clip():
     assert segment_spans(100.0, 8.0, 4) == ((0.0, 25.0), (25.0, 50.0), (50.0, 75.0), (75.0, 100.0))
 
 
+def test_a_clip_over_a_second_has_so_many_segments_at_least():
+    assert segment_spans(7.0, 8.0, 8, 2) == ((0.0, 3.5), (3.5, 7.0))
+    assert segment_spans(6.0, 8.0, 8, 3) == ((0.0, 2.0), (2.0, 4.0), (4.0, 6.0))
+    assert segment_spans(1.0, 8.0, 8, 2) == ((0.0, 1.0),)  # of a second: one
+    assert len(segment_spans(1.01, 8.0, 8, 2)) == 2
+    assert segment_spans(5.0, 8.0, 1, 2) == ((0.0, 5.0),)  # the most wins
+    assert segment_spans(20.0, 8.0, 8, 2) == segment_spans(20.0, 8.0, 8)  # those that have more keep them
+
+
 @pytest.mark.parametrize("wrong", [(0.0, 8.0, 8), (5.0, 0.0, 8), (5.0, 8.0, 0)])
 def test_segments_need_lengths(wrong):
     with pytest.raises(ValueError, match="cannot cut"):

@@ -28,7 +28,7 @@ class GgufDescriber:
         result = {}
         for video in videos:
             segments, cut = list[Segment](), 0
-            for span in segment_spans(self._reader.info(video).seconds, v.segment_seconds, v.max_segments):
+            for span in segment_spans(self._reader.info(video).seconds, v.segment_seconds, v.max_segments, v.min_segments):
                 clip = engine.load_clip(video, v.segment_frames, span)
                 segments.append((span, "".join(engine.stream(clip, [], section.describe_prompt, sampling))))
                 cut += engine.cut

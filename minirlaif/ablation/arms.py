@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from minirlaif.config import FeedbackSection, PpoSection, RolloutSection, VideoSection, WorldSection
-from minirlaif.stages.registry import pipeline, until
+from minirlaif.stages.registry import METHODS, pipeline, until
 
 MAIN = "main"
 PATIENT = ("distill.patience=0", "dpo.patience=0", "ppo.patience=0", "group.patience=0")
@@ -103,8 +103,8 @@ def arms(
             there = there and (feedback.context_answers > 0 or not {"distill", "bestofn"} & set(methods))
         else:
             there = {row["shares"], *row["makes"]} <= {*stages, "exam"}
-        same = (f"kl-{rollout.kl_coef:g}", *(["own-judge"] if feedback.describer == feedback.judge == "start" else []))
-        if there and name not in same:  # not the main run once more
+        same = (f"kl-{rollout.kl_coef:g}", *(["own-judge"] if {feedback.describer, feedback.judge} != {"base"} else []))
+        if there and name not in same and not _is_main(name, stages):  # not the main run once more
             changed = [setting.format(**values) for setting in row.get("changed", ())]
             if methods:  # compared by what they were given, so none ends early
                 changed += [f"optimize.methods=[{','.join(methods)}]", *PATIENT]
@@ -115,11 +115,24 @@ def arms(
     return tuple(result)
 
 
+def _is_main(arm: str, stages: Sequence[str]) -> bool:
+    """Whether an arm is the main run once more: its methods, and nothing else changed."""
+    row = _tables()["arms"].get(arm, {})
+    own = [stage for stage in stages if stage in METHODS]
+    return bool(own) and row.get("methods") == own and not row.get("changed") and "from" not in row
+
+
 def _exists(measure: Measure, stages: Sequence[str]) -> bool:
     """Whether a main run with these stages has what is counted; arms are checked where they are chosen."""
     if measure.counts == REWARD:
         return "reward" in stages
     return measure.column != "sft" or "sft" in stages
+
+
+def _measure(entry: Sequence[str], stages: Sequence[str]) -> Measure:
+    """One entry of arms.yaml; the answers of an arm that is the main run once more are the main run's."""
+    key, label, arm, *rest = entry
+    return Measure(key, label, MAIN, ANSWERS, "rlaif") if _is_main(arm, stages) else Measure(key, label, arm, *rest)
 
 
 def listing() -> str:
@@ -139,7 +152,7 @@ def groups(margin: float, kl_coef: float, stages: Sequence[str]) -> tuple[Group,
     for row in _tables()["groups"]:
         if row.get("start", start) != start:
             continue
-        measures = [measure for each in row["measures"] if _exists(measure := Measure(*each), stages)]
+        measures = [measure for each in row["measures"] if _exists(measure := _measure(each, stages), stages)]
         known_keys = {measure.key for measure in measures}
         claims = [tuple(each) for each in row["claims"] if set(each[1:]) <= known_keys]
         if row["name"] == "kl":

@@ -28,14 +28,16 @@ from typing import Any
 from minirlaif import config
 from minirlaif.ablation import earlier_seeds, report
 from minirlaif.ablation.arms import MAIN, Arm, arms, groups
+from minirlaif.algorithms.reward_file import ENDING
 from minirlaif.errors import UserError
-from minirlaif.runs.io import read_json, write_atomic
+from minirlaif.runs.io import read_json, sha256, write_atomic
 from minirlaif.runs.plan import with_rounds
 from minirlaif.runs.progress import clock, progress
 from minirlaif.runs.run import Run
 from minirlaif.stages.registry import until
 
 POLL_SECONDS = 0.2
+VERSION = 2  # one more when the same settings make another model: a change of arms, or of how a checkpoint is chosen
 MAIN_WEIGHT, CHECK_WEIGHT = 1000, 15  # about how many seconds a main run takes, and the check of a finished one
 
 
@@ -80,12 +82,14 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--jobs {options.jobs}: must be at least 1")
     seeds, root = _seeds(options.seeds), options.runs_dir / options.run
     cfg = config.load(options.config, options.set)
-    known: dict[str, Any] = {name: config.recorded(section) for name, section in vars(cfg).items() if is_dataclass(section)}
-    known["roles"] = [cfg.feedback.describer, cfg.feedback.judge]  # manifests have who they are, sections do not
-    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
-    earlier = earlier_seeds.read(options.add, digest, seeds)
     if not cfg.data.world:
         raise UserError(f'{options.config}: data.world is empty; ablate runs only on the tiny world; set data.world to "tiny"')
+    if cfg.optimize.rounds > 1:
+        raise UserError(
+            f"{options.config}: optimize.rounds is {cfg.optimize.rounds}; ablate compares runs of one round: set it to 1"
+        )
+    digest = settings_hash(cfg)
+    earlier = earlier_seeds.read(options.add, digest, seeds)
     stages = until("evaluate", config.stages_of(cfg))
     chosen = _chosen(arms(cfg.world, cfg.video, cfg.feedback, cfg.rollout, cfg.ppo, stages), options.arms)
     mains = {seed: Run((options.main_runs or options.runs_dir) / f"seed{seed}") for seed in seeds}
@@ -121,6 +125,20 @@ def run(options: argparse.Namespace) -> int:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         raise UserError(f"{name}{more}: {why}")
     return 0
+
+
+def settings_hash(cfg: config.Config) -> str:
+    """What the figures of a seed depend on beside the seed: settings, who describes and judges, the base's files, a file that
+    scores answers, and VERSION."""
+    from minirlaif.models.loading import base_hash  # with torch
+
+    sections = {name: config.recorded(section) for name, section in vars(cfg).items() if is_dataclass(section)}
+    known: dict[str, Any] = {name: values for name, values in sections.items() if values}  # younger sections leave no trace
+    known["roles"] = [cfg.feedback.describer, cfg.feedback.judge]  # manifests have who they are, sections do not
+    known |= {"base": base_hash(cfg.model), "version": VERSION}
+    if cfg.optimize.reward.endswith(ENDING):
+        known["reward"] = sha256(Path(cfg.optimize.reward))
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _seeds(text: str) -> tuple[int, ...]:

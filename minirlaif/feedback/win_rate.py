@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean, pstdev
 from typing import NamedTuple
 
 from minirlaif.config import FeedbackSection
@@ -11,11 +10,12 @@ from minirlaif.feedback.text_judge import TextJudge
 from minirlaif.feedback.verdicts import points
 from minirlaif.models.generation import Completion
 from minirlaif.session import ModelSession, PPOModels
+from minirlaif.stats import grouped
 from minirlaif.types import Comparison, Sample, Verdict
 
 
 class WinRate(NamedTuple):
-    """Share of questions won, ties as half, and its standard error over questions."""
+    """Share of questions won, ties as half, and its standard error (questions about one clip count together)."""
 
     rate: float
     error: float
@@ -25,6 +25,19 @@ class WinRate(NamedTuple):
         """Whether more than half is won by more than the standard error: the rule by which the simplest of equally good models
         is kept (Hastie, Tibshirani, Friedman, The Elements of Statistical Learning, 7.10), the simplest being the start."""
         return self.rate - 0.5 > self.error
+
+
+def rate_of(won: Mapping[str, Sequence[float]]) -> WinRate:
+    """The win rate of questions by clip: 1, 0, or a half for a tie. Its error is that of a mean of clusters (Liang and Zeger,
+    1986); about one clip alone, that of independent questions."""
+    each = [list(of_clip) for of_clip in won.values()]
+    clusters = each if len(each) > 1 else [[value] for of_clip in each for value in of_clip]
+    n, count = sum(map(len, clusters)), len(clusters)
+    rate = sum(map(sum, clusters)) / n
+    if count < 2:  # one question: nothing is known of its error
+        return WinRate(rate, 0.5)
+    squares = sum(sum(value - rate for value in cluster) ** 2 for cluster in clusters)
+    return WinRate(rate, math.sqrt(squares * count / (count - 1)) / n)
 
 
 class WinRateEvaluator:
@@ -61,9 +74,13 @@ class WinRateEvaluator:
                 self._start = self._answers(reference, "reference")
             answers = list(zip(self._dev, policy, self._start, strict=True))
             ended = [each for each in answers if each[1].stopped and each[2].stopped]
-            won = [points(v.choice) for v in self._verdicts(ended)] if ended else []
-        won += [0.5 + 0.5 * (new.stopped - old.stopped) for _, new, old in answers if not (new.stopped and old.stopped)]
-        return WinRate(fmean(won), pstdev(won) / math.sqrt(len(won)))
+            won = [
+                (row.video, points(v.choice)) for (row, *_), v in zip(ended, self._verdicts(ended) if ended else (), strict=True)
+            ]
+        cut = [
+            (row.video, 0.5 + 0.5 * (new.stopped - old.stopped)) for row, new, old in answers if not (new.stopped and old.stopped)
+        ]
+        return rate_of(grouped([*won, *cut]))
 
     def _verdicts(self, answers: Sequence[tuple[Sample, Completion, Completion]]) -> list[Verdict]:
         session, reference, f = self._models.policy, self._models.reference, self._section

@@ -121,6 +121,7 @@ def test_help_says_what_each_arm_is_and_how_long_it_takes(capsys: pytest.Capture
     # Whatever the run's own KL coefficient is, and whether it has SFT, every arm that there can be is in the list.
     others = arms_of(config.load(small_config.TINY, ["rollout.kl_coef=0.5"]))
     others += arms_of(config.load(small_config.NO_LABELS))
+    others += arms_of(config.load(small_config.NO_LABELS, ["optimize.methods=[bestofn]"]))  # then `distill` is an arm
     assert set(listed) == {arm.name for arm in (*ARMS.values(), *others)}
     assert len(set(listed.values())) == len(listed) and max(map(len, lines)) <= 100
     text = " ".join(lines)
@@ -222,6 +223,24 @@ def test_the_main_runs_can_be_made_without_any_arm() -> None:
     assert runner._chosen(known, MAIN) == []
     assert [arm.name for arm in runner._chosen(known, "main,dpo")] == ["dpo"]
     assert runner._chosen(known, "") == list(known)
+
+
+def test_an_arm_that_is_the_main_run_once_more_is_not_made_again() -> None:
+    """configs/tiny.yaml learns the best answers, as the arm sft-bestofn does: its figure is the main run's."""
+    cfg = config.load(small_config.TINY.with_name("tiny.yaml"))
+    names = {arm.name for arm in arms_of(cfg)}
+    assert "sft-bestofn" not in names and {"sft-distill", "sft-ppo", "sft-grpo", "sft-distill-ppo", "own-judge"} <= names
+    measures = {group.name: {each.key: each for each in group.measures} for group in groups_of(cfg)}
+    for place in (measures["methods-sft"]["bestofn"], measures["judge"]["model"]):
+        assert (place.arm, place.column) == (MAIN, "rlaif")
+    other = config.load(small_config.TINY.with_name("tiny.yaml"), ["optimize.methods=[distill]"])
+    assert "sft-bestofn" in {arm.name for arm in arms_of(other)}
+
+
+@pytest.mark.parametrize("name", ["tiny.yaml", "tiny-nolabels.yaml"])
+def test_group_methods_sample_as_many_answers_as_ppo(name: str) -> None:
+    cfg = config.load(small_config.TINY.with_name(name))
+    assert cfg.group.iterations == cfg.ppo.iterations == 30
 
 
 def test_an_arm_makes_a_stage_that_the_main_run_lacks() -> None:

@@ -211,9 +211,9 @@ def test_the_judge_of_feedback_picks_the_checkpoint(monkeypatch: pytest.MonkeyPa
         return [Completion(base.renderer.answer(answers[role]), True, ())]
 
     monkeypatch.setattr(WinRateEvaluator, "_answers", given)
-    assert evaluator.win_rate() == (1.0, 0.0)
+    assert evaluator.win_rate().rate == 1.0
     answers["policy"] = "it stays."
-    assert evaluator.win_rate() == (0.5, 0.0)
+    assert evaluator.win_rate().rate == 0.5
     based = method_loop.evaluator(tiny.settings("feedback.judge=base").feedback, run, "distill", models, questions, 8)
     assert (evaluator._judge, based._judge, based._text_judge) == ("reference", "base", None)
 

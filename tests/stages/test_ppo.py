@@ -301,6 +301,15 @@ def test_a_dev_answer_that_was_cut_loses_against_one_that_ended(monkeypatch: pyt
     contexts = {f"/clips/{n}": "" for n in range(5)}
     rate = WinRateEvaluator(tiny.models_of(session), dev, contexts, session.cfg.feedback, 5).win_rate()
     assert rate.rate == (1 + 1 + 1 + 0 + 0.5) / 5
-    # Deviations from 0.7: three of 0.3, one of 0.7, one of 0.2; their mean square is 0.16, so the error is 0.4 / sqrt(5).
-    assert rate.error == pytest.approx(0.4 / math.sqrt(5))
+    # Five clips with one question each. Deviations from 0.7: three of 0.3, one of 0.7, one of 0.2; their squares sum to 0.8.
+    assert rate.error == pytest.approx(math.sqrt(0.8 * 5 / 4) / 5)
     assert [(pair.id, pair.ids_a, pair.ids_b) for pair in read] == [("q0", (10, 2), (20, 2))]
+
+
+def test_questions_about_one_clip_count_together() -> None:
+    """Two clips: sums of deviations from 0.5 are 1 and -1, so the error is sqrt(2 * 2 / 1) / 6; as independent questions it would
+    be sqrt(6 * 0.25 * 6 / 5) / 6. About one clip alone they count as such, and one question says nothing."""
+    assert win_rate.rate_of({"a": [1.0, 1.0, 0.0, 1.0], "b": [0.0, 0.0]}) == pytest.approx((0.5, 2 / 6))
+    assert win_rate.rate_of({"a": [1.0, 1.0, 0.0, 1.0, 0.0, 0.0]}) == pytest.approx((0.5, math.sqrt(1.5 * 6 / 5) / 6))
+    assert win_rate.rate_of({"a": [1.0]}) == (1.0, 0.5) and not win_rate.rate_of({"a": [1.0]}).beyond_error
+    assert win_rate.rate_of({"a": [1.0], "b": [1.0], "c": [0.5]}).beyond_error  # 0.833, error 0.167

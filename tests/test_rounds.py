@@ -128,7 +128,7 @@ def test_no_round_follows_one_that_does_not_gain(finished: Path, tmp_path: Path,
     run = begin(finished, tmp_path, "world", "feedback", "distill")
     assert call(words(tmp_path), rate=0.25) == 0  # of the second round: the first one is finished
     output = capsys.readouterr().out
-    why = "round 2 gained nothing on the dev prompts (best win rate 0.500 over its start), so round 3 was not begun"
+    why = "round 2 gained nothing on the dev prompts (none better beyond the standard error), so round 3 was not begun"
     assert output.count(f"round-3/feedback: not made, {why}") == 1 and "round-3/distill: not made" not in output
     assert record(run) == [(1, True), (2, False)] and not (run / "round-3").exists()
     assert Run(run).adapter("rlaif") == run / "distill" / "adapter"

@@ -188,4 +188,9 @@ def test_two_levels_cover_what_runs_differ_by():
 def test_t_interval_by_hand():
     """Means 0.1, 0.2, 0.3: mean 0.2, deviation 0.1, half width 4.303 x 0.1 / sqrt(3)."""
     assert t_interval([0.1, 0.2, 0.3]) == pytest.approx((0.2 - 0.248434, 0.2 + 0.248434), abs=1e-5)
+    # Two means, 12.706 x 0.1 / 2 to each side for means that lie 0.1 apart; four, 3.182 x deviation / 2; five, 2.776.
+    assert t_interval([0.2, 0.3]) == pytest.approx((0.25 - 0.6353, 0.25 + 0.6353), abs=1e-5)
+    half = 3.182 * (5 / 300) ** 0.5 / 2
+    assert t_interval([0.1, 0.2, 0.3, 0.4]) == pytest.approx((0.25 - half, 0.25 + half), abs=1e-5)
+    assert t_interval([0.1, 0.2, 0.3, 0.4, 0.5]) == pytest.approx((0.3 - 0.196293, 0.3 + 0.196293), abs=1e-5)
     assert t_interval([0.4]) is None

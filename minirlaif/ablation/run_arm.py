@@ -110,7 +110,8 @@ def _best(
             scores = score_pairs(critic, rows, section.batch_size)
         for number, completions in enumerate(drawn):
             for n in BEST_OF:
-                best = max(range(n), key=lambda place: scores[number * most + place])
+                ended = [place for place in range(n) if completions[place].stopped] or range(n)  # one that was cut is not chosen
+                best = max(ended, key=lambda place: scores[number * most + place])
                 texts[f"best_{n}"].append(session.backbone.renderer.decode(completions[best].ids))
     return texts
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from minirlaif.ablation.arms import COUNTS
-from minirlaif.ablation.outcomes import FAILS, HOLDS, MISSING, OPEN
+from minirlaif.ablation.outcomes import FAILS, HOLDS, MISSING, OPEN, Figure, verdict
 from minirlaif.reports.html import Html, bar, bars, duration, interval, number, page, percent, points, render, share
 
 Numbers = Mapping[str, Any]
@@ -20,12 +20,20 @@ def sentence(claim: Numbers) -> str:
     if claim["verdict"] == MISSING:
         return f"{claim['text']}: {MISSING} ({claim['reason']})."
     all_seeds, seeds = claim["pooled"], ", ".join(points(figure["mean"]) for figure in claim["seeds"].values())
-    reverse = "; the reverse holds" if all_seeds["high"] < 0 else ""
+    reverse = "; the reverse holds" if _reversed_holds(claim) else ""
     sides = f"{claim['better']} {percent(claim['better_mean'])}, {claim['worse']} {percent(claim['worse_mean'])}"
     ends = interval(all_seeds["low"], all_seeds["high"])
     over_t = f"; t over seeds {interval(*claim['t'])}" if claim["t"] else ""
     gain = f"{points(all_seeds['mean'])} points ({ends}; by seed {seeds}{over_t})"
     return f"{claim['text']}: {claim['verdict']}{reverse}. {sides}: {gain}, n {number(all_seeds['n'])}."
+
+
+def _reversed_holds(claim: Numbers) -> bool:
+    """Whether the opposite claim would hold by the same rule."""
+    pooled, *seeds = (
+        Figure(-each["mean"], -each["high"], -each["low"], each["n"]) for each in (claim["pooled"], *claim["seeds"].values())
+    )
+    return verdict(pooled, dict(enumerate(seeds))) == HOLDS
 
 
 def lead(numbers: Numbers) -> str:

@@ -15,10 +15,12 @@ def conflicts(cfg: Config) -> list[str]:
         problems.append(f"feedback.pairs_per_prompt is {wanted}, but {answers} answers form {possible}: raise feedback.answers")
     if cfg.rollout.normalize_score and cfg.rollout.rollouts < 2:
         problems.append("rollout.normalize_score needs the deviation of several scores: raise rollout.rollouts, which is 1")
+    if cfg.data.world and cfg.rollout.normalize_by not in ("", "type"):
+        problems.append(f"rollout.normalize_by is {cfg.rollout.normalize_by}, but prompts of the tiny world have type alone")
     if cfg.rollout.normalize_by and not cfg.rollout.normalize_score:
         problems.append("rollout.normalize_by changes nothing without rollout.normalize_score: set that to true")
     if cfg.data.world:
-        unread = [name for name in ("sft", "prompts", "dev", "test") if getattr(cfg.data, name)]
+        unread = [name for name in ("clips", "sft", "prompts", "dev", "test") if getattr(cfg.data, name)]
         if unread:
             named = ", ".join(f"data.{name}" for name in unread)
             problems.append(f'data.world is {cfg.data.world}, so {named} would not be read: empty it, or set data.world to ""')
@@ -54,6 +56,13 @@ def _method_conflicts(cfg: Config) -> list[str]:
         problems.append("optimize.methods has distill, which learns context answers: set feedback.context_answers to 1 or more")
     if "bestofn" in methods and cfg.feedback.answers + cfg.feedback.context_answers < 2:
         problems.append("optimize.methods has bestofn, which picks one of several answers: set feedback.answers to 2 or more")
+    ranks = cfg.feedback.readout == "likelihood" and cfg.feedback.judge in ("start", "base")
+    answers = cfg.feedback.answers + cfg.feedback.context_answers
+    if "bestofn" in methods and not ranks and cfg.feedback.pairs_per_prompt < (pairs := answers * (answers - 1) // 2):
+        problems.append(
+            "optimize.methods has bestofn, and the judge compares two answers at a time: to know the best of"
+            f" {answers}, set feedback.pairs_per_prompt to {pairs}, or feedback.readout to likelihood"
+        )
     if cfg.feedback.context_answers and not cfg.feedback.context:
         problems.append("feedback.context_answers needs the descriptions: set feedback.context to true")
     return problems

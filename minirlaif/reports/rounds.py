@@ -79,7 +79,10 @@ def section(rounds: Sequence[Mapping[str, Any]], counts: int, outcome: str) -> H
         lines.append([name, win_rate, checkpoints or "–", number(each["pairs"]), *others, change])
     curves = [
         curve(
-            "Dev win rate", [(each["round"], each["dev_win_rate"]) for each in rounds], note="over the round's start", span=(0, 1)
+            "Dev win rate",
+            [(each["round"], each["dev_win_rate"]) for each in rounds],
+            note="the best of its methods over its own start",
+            span=(0, 1),
         ),
         curve("Test accuracy", [(each["round"], each["accuracy"]) for each in rounds], note="by round"),
         curve("Pairs decided", [(each["round"], each["decided_share"]) for each in rounds], note="share of pairs", span=(0, 1)),

@@ -27,9 +27,10 @@ Numbers = Mapping[str, Any]
 FEW = 30  # below so many a share says little: its 95 % interval is wider than 30 points
 
 
-def compared(gain: Mapping[str, float]) -> str:
-    """ "above", "below" or "level" (the 95 % interval holds zero, or so few questions were asked that it has no width)."""
-    if gain["ci95_low"] == gain["ci95_high"]:
+def compared(gain: Mapping[str, float], n: int) -> str:
+    """ "above", "below" or "level" (the 95 % interval holds zero, or it has no width because fewer than FEW questions, n, were
+    asked)."""
+    if gain["ci95_low"] == gain["ci95_high"] and n < FEW:
         return "level"
     return "above" if gain["ci95_low"] > 0 else "below" if gain["ci95_high"] < 0 else "level"
 
@@ -69,9 +70,11 @@ def headline(name: str, numbers: Numbers) -> Html:
         gain, label = numbers["accuracy_gain" if start == "sft" else "gain_over_base"], {"sft": "SFT", "base": "base"}[start]
         before, after = (f"{percent(numbers['accuracy'][m])} ({n})" for m, n in ((start, label), ("rlaif", "RLAIF")))
         words = {"above": "Accuracy rose from {} to {}", "below": "Accuracy fell from {} to {}"}
-        title = words.get(compared(gain), "No clear change in accuracy: {}, {}").format(before, after)
+        words["level"] = "No clear change in accuracy: {}, {}"
+        title = words[compared(gain, numbers["answered_items"])].format(before, after)
         over = "SFT" if start == "sft" else "the base"
-        lead = f"That is {points(gain['mean'])} points over {over} ({_interval(gain)}), on {questions}. {_new_clips(seen)}"
+        ends = _interval(gain, numbers["answered_items"])
+        lead = f"That is {points(gain['mean'])} points over {over} ({ends}), on {questions}. {_new_clips(seen)}"
         if without:
             lead += f" {number(without)} of the questions have no true answer and are left out of every accuracy."
         if start == "sft":
@@ -81,19 +84,22 @@ def headline(name: str, numbers: Numbers) -> Html:
     if ended := numbers.get("rounds_ended"):
         sentences.append((f"The RLAIF model is that of round {numbers['round']}", f": {ended}."))
     if numbers[numbers["method"]]["chosen_iteration"] == 0:
-        sentences.append((not_kept(numbers), " On the dev questions the judge preferred no later checkpoint."))
+        text = " On the dev questions no later checkpoint was better by more than the standard error of its win rate."
+        sentences.append((not_kept(numbers), text))
     return run_block("headline", name, numbers["seed"], title, lead, sentences, _tiles(numbers))
 
 
 def _against_base(numbers: Numbers) -> tuple[str, str]:
     """The comparison with the base before SFT."""
     over, figure = numbers["gain_over_base"], percent(numbers["accuracy"]["base"])
-    figures, against = f" ({figure}): {points(over['mean'])} points, {_interval(over)}", compared(over)
+    n = numbers["answered_items"]
+    figures, against = f" ({figure}): {points(over['mean'])} points, {_interval(over, n)}", compared(over, n)
     if against == "level":
         figures += "" if over["ci95_low"] == over["ci95_high"] else ", which includes zero"
     figures += "."
     if against == "below" and numbers.get("world") and numbers["accuracy"]["sft"] < numbers["accuracy"]["base"]:
-        figures += " SFT is also below the base: the tiny world's SFT labels contain deliberate errors."
+        figures += " SFT is also below the base; the tiny world's labels are as wrong as world.still_share and"
+        figures += " world.shuffled_share make them."
     strong = "No clear difference from" if against == "level" else f"RLAIF is {against}"
     return f"{strong} the base before SFT", figures
 
@@ -107,9 +113,14 @@ def models_of(numbers: Numbers) -> dict[str, str]:
     }
 
 
-def _interval(gain: Mapping[str, float]) -> str:
+def _interval(gain: Mapping[str, float], n: int) -> str:
     low, high = gain["ci95_low"], gain["ci95_high"]
-    return "too few questions for an interval" if low == high else f"95 % interval {interval(low, high)}"
+    return _no_width(n) if low == high else f"95 % interval {interval(low, high)}"
+
+
+def _no_width(n: int) -> str:
+    """Why an interval over n questions has no width."""
+    return "too few questions for an interval" if n < FEW else "the same about every clip"
 
 
 def _new_clips(seen: int | None) -> str:
@@ -130,7 +141,7 @@ def _tiles(numbers: Numbers) -> list[Html]:
     if right.get(numbers["start"]) is not None:
         for name, label in models_of(numbers).items():
             low, high = numbers["accuracy_ci95"][name]
-            ends = f"95 % interval {100 * low:.1f} to {100 * high:.1f}" if low != high else "too few questions for an interval"
+            ends = f"95 % interval {100 * low:.1f} to {100 * high:.1f}" if low != high else _no_width(numbers["answered_items"])
             tiles.append(counted(label, right[name], numbers["answered_items"], "questions", ends, name))
     if judge["with_context"] is not None:
         tiles.append(counted("Judge agrees with truth", judge["with_context"], judge["with_context_n"], "decided pairs"))
@@ -177,7 +188,11 @@ def controls(numbers: Numbers) -> Html:
         text += " part of its right answers does not depend on the frames."
     blank = numbers.get("gain_over_blank") or {}
     gains = {name: gain for name, gain in blank.items() if name in models}
-    unclear = [models[name].split(",")[0] for name, gain in gains.items() if compared(gain) != "above"]
+    unclear = [
+        models[name].split(",")[0]
+        for name, gain in gains.items()
+        if compared(gain, numbers.get("answered_items", numbers["test_items"])) != "above"
+    ]
     if gains and not unclear:
         least = min(gains.values(), key=lambda gain: gain["ci95_low"])
         text += f" With its own frames each model is at least {100 * least['ci95_low']:.1f} points better than with blank ones"

@@ -53,7 +53,7 @@ def outcome(rounds: Rounds, wanted: int) -> str:
     last = rounds[-1]
     if last["gained"] is False:
         rates = [each["dev_win_rate"] for each in last["methods"].values() if each.get("dev_win_rate") is not None]
-        why = f"best win rate {max(rates):.3f} over its start" if rates else "the judge decided no pair"
+        why = "none better beyond the standard error" if rates else "the judge decided no pair"
         rest = f", so round {last['round'] + 1} was not begun" if last["round"] < wanted else ""
         return f"round {last['round']} gained nothing on the dev prompts ({why}){rest}"
     if len(rounds) < wanted:

@@ -7,6 +7,7 @@ left out and counted. The checkpoint that is kept is chosen by the judge on dev 
 Out: adapter/ (role "policy"), samples.jsonl.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -111,11 +112,15 @@ def read_targets(run: Run) -> tuple[list[Target], int]:
 
 
 def read_best(run: Run) -> tuple[list[Target], int]:
-    """The best answer to each prompt, by the judge's verdicts or because there is only one that ended, and how many prompts were
-    left out: the judge decided no pair of theirs, or no answer ended. UserError: the judge decided no pair at all."""
-    chosen: dict[str, str] = {}
-    for record in run.rows("feedback", "preferences.jsonl", "id", "chosen"):
-        chosen.setdefault(record["id"].rpartition("#")[0], record["chosen"])  # the pair that lies furthest apart comes first
+    """The best answer to each prompt, which won most pairs, or is the only one that ended; and how many prompts were left out:
+    the judge decided no pair of theirs, or no answer ended. UserError: the judge decided no pair at all."""
+    wins: dict[str, Counter[str]] = {}
+    for record in run.rows("feedback", "preferences.jsonl", "id", "chosen", "rejected"):
+        of_prompt = wins.setdefault(record["id"].rpartition("#")[0], Counter())
+        of_prompt[record["chosen"]] += 1
+        of_prompt[record["rejected"]] -= 1
+    # Of equal ones the first: where the judge ranks answers, the pair that lies furthest apart comes first.
+    chosen = {prompt: max(of_prompt, key=lambda text: of_prompt[text]) for prompt, of_prompt in wins.items()}
     if not chosen:
         again = run.remake("feedback", "feedback.answers=8")
         raise UserError(f"bestofn: the judge decided no pair, so no answer is the best; draw more answers: `{again}`")

@@ -138,7 +138,7 @@ def open_method_judge(section: FeedbackSection, run: Run, stage: str, models: PP
 
 def train(out: StageDir, models: PPOModels, loop: Loop, dev: WinRateEvaluator | None, first: int) -> None:
     """Steps from `first` on; then the chosen policy as adapter/: the best on dev prompts, or without any the last one."""
-    best = loop.state
+    best, done = loop.state, first
     for number in progress(range(first, loop.total), loop.total, loop.name, initial=first):
         if number == 0 and dev:
             _keep_best(out, models, best, dev, 0)
@@ -148,7 +148,7 @@ def train(out: StageDir, models: PPOModels, loop: Loop, dev: WinRateEvaluator | 
         if dev and (done % checks.dev_every == 0 or done == loop.total or why):
             stats["dev_win_rate"] = _keep_best(out, models, best, dev, done)
             if not why and 0 < checks.patience <= (done - best.best["iteration"]) // checks.dev_every and done < loop.total:
-                why = f"{checks.patience} looks at the dev prompts in a row found nothing better (patience)"
+                why = f"{checks.patience} looks at the dev prompts in a row found none to keep (patience)"
         out.log(done, **stats)
         loop.accelerator.log({f"{loop.name}/{k}": v for k, v in stats.items()}, step=number)
         if why:
@@ -161,7 +161,7 @@ def train(out: StageDir, models: PPOModels, loop: Loop, dev: WinRateEvaluator | 
         out.publish_kept(_folder_name(best), "adapter")
     else:
         models.policy.adapters.save("policy", out.path / "adapter")
-        best.best = {"iteration": loop.total}
+        best.best = {"iteration": done}
     models.add_counters(out)
     out.summary.update({"chosen_iteration": best.best["iteration"], "dev_win_rate": best.best.get("win_rate")})
     out.summary["dev_questions"] = len(dev.questions) if dev else 0

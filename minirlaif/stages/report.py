@@ -95,11 +95,12 @@ def summary(evaluate: EvaluateSection, outputs: StageOutputs) -> dict[str, Any]:
     judged = {place: manifest.get("metrics", {}) for place, manifest in feedback.items()}
     nothing = {"mean": None, "ci95_low": None, "ci95_high": None}
     names = (*MODELS, "guess", *(f"{model}_blind" for model in MODELS))
+    answered = result.get("answered_items", result["test_items"] if result.get("accuracy") else 0)
     return {
         "test_items": result["test_items"],
         "test_clips": result["test_clips"],
         "test_clips_seen_before": result.get("test_clips_seen_before"),
-        "answered_items": result.get("answered_items", result["test_items"] if result.get("accuracy") else 0),
+        "answered_items": answered,
         "seed": result["seed"],
         "evaluation": outputs.manifests["evaluate"]["identity"],  # so that `status` knows when there is a newer one
         "accuracy": result.get("accuracy") or dict.fromkeys(names),
@@ -109,7 +110,7 @@ def summary(evaluate: EvaluateSection, outputs: StageOutputs) -> dict[str, Any]:
         "guess_with_hindsight": result.get("guess_with_hindsight"),
         "gain_over_base": result.get("gain_over_base", nothing),
         "gain_over_blank": result.get("gain_over_blank"),
-        "against_base": run_results.compared(result["gain_over_base"]) if result.get("gain_over_base") else None,
+        "against_base": run_results.compared(result["gain_over_base"], answered) if result.get("gain_over_base") else None,
         "judge": _judge(outputs),
         "reward_model": _reward_model(outputs),
         "context": result.get("context"),

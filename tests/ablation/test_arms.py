@@ -237,6 +237,26 @@ def test_an_arm_that_is_the_main_run_once_more_is_not_made_again() -> None:
     assert "sft-bestofn" in {arm.name for arm in arms_of(other)}
 
 
+def test_methods_from_sft_get_as_many_sampled_answers() -> None:
+    """Main run: three answers to 6,000 questions. Those that sample have 30 batches of 128, and feedback on 4,680 questions,
+    whole batches of 120 that leave at least as many."""
+    file = small_config.TINY.with_name("tiny.yaml")
+    cfg = config.load(file)
+    each = cfg.feedback.answers + cfg.feedback.context_answers
+    total = cfg.world.prompt_clips * cfg.world.questions_per_clip * each
+    assert (each, total) == (3, 18_000)
+    for name in ("sft-ppo", "sft-grpo", "sft-distill-ppo", "sft-distill"):
+        arm = next(arm for arm in arms_of(cfg) if arm.name == name)
+        here = config.load(file, arm.changed)
+        learned = sum({"ppo": here.ppo, "grpo": here.group}[m].iterations for m in here.optimize.methods if m in SAMPLING)
+        of_feedback = (here.feedback.limit or total // each) * each
+        assert total - each * cfg.feedback.batch_size < of_feedback + learned * here.rollout.rollouts <= total, name
+        assert (here.rollout.samples_per_prompt == 4) == (name == "sft-grpo")
+        patience = {section: getattr(here, section).patience for section in ("distill", "dpo", "ppo", "group")}
+        assert set(patience.values()) == {0}  # none ends early
+    assert cfg.ppo.patience == 2  # as the main run's own would
+
+
 @pytest.mark.parametrize("name", ["tiny.yaml", "tiny-nolabels.yaml"])
 def test_group_methods_sample_as_many_answers_as_ppo(name: str) -> None:
     cfg = config.load(small_config.TINY.with_name(name))

@@ -80,7 +80,8 @@ def test_the_best_of_the_first_n_answers_is_the_one_with_the_highest_score(
 
     def sample(backbone: Any, prompts: Sequence[EncodedPrompt], count: int, *rest: Any) -> list[list[Completion]]:
         active.append("sampled")
-        return [[Completion(renderer.answer(" ".join(["red"] * n)), True, ()) for n in range(1, count + 1)] for _ in prompts]
+        # The eighth, which has the highest score, was cut at the limit of tokens.
+        return [[Completion(renderer.answer(" ".join(["red"] * n)), n < 8, ()) for n in range(1, count + 1)] for _ in prompts]
 
     def scored(backbone: Any, head: Any, rows: Sequence[EncodedPair]) -> torch.Tensor:
         assert head is session.adapters.heads["reward"] and len(rows) <= 5

@@ -555,6 +555,38 @@ def test_figures_stand_on_items_that_all_arms_have(main: Run, runs_dir: Path) ->
     assert {key: (value["mean"], value["n"]) for key, value in figures.items()} == {MAIN: (1.0, 1), "letter": (0.0, 1)}
 
 
+def test_seeds_are_counted_together_where_everything_but_the_seed_is_the_same(tmp_path: Path) -> None:
+    scorer = tmp_path / "score.py"
+    scorer.write_text("def reward(prompt, answer, tags):\n    return 1.0\n")
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+
+    def digest(*settings: str) -> str:
+        return runner.settings_hash(config.load(small_config.TINY, settings))
+
+    plain = digest()
+    assert digest() == digest("data.max_bad_rows=0.5") == digest("questions.per_clip=6") == plain
+    others = ["feedback.judge=base", "feedback.describer=base", "ppo.clip=0.1", f"model.base={base}", f"optimize.reward={scorer}"]
+    hashes = {name: digest(name) for name in others}
+    assert len({plain, *hashes.values()}) == 1 + len(others)
+    (base / "config.json").write_text("{ }")
+    scorer.write_text("def reward(prompt, answer, tags):\n    return 2.0\n")
+    assert all(digest(name) != hashes[name] for name in others[-2:])
+
+
+def test_the_reverse_holds_by_the_same_rule_alone() -> None:
+    def claim(n: int, *seeds: float) -> dict[str, Any]:
+        figures = {seed: {"mean": mean, "low": mean - 0.01, "high": mean + 0.01, "n": n} for seed, mean in enumerate(seeds)}
+        pooled = {"mean": sum(seeds) / len(seeds), "low": -0.4, "high": -0.05, "n": n * len(seeds)}
+        sides = {"better": "X", "worse": "Y", "better_mean": 0.5, "worse_mean": 0.7}
+        return {"text": "X is better", "verdict": FAILS, "pooled": pooled, "seeds": figures, "t": None, **sides}
+
+    assert "; the reverse holds" in view.sentence(claim(40, -0.3, -0.2))
+    assert "the reverse" not in view.sentence(claim(40, -0.3, 0.02))  # one seed points the other way
+    assert "the reverse" not in view.sentence(claim(5, -0.3, -0.2))  # ten items are too few
+
+
 def test_a_sentence_says_which_way_and_how_sure() -> None:
     figures = {"mean": -0.1, "low": -0.15, "high": -0.05, "n": 2250}
     sides = {"better": "PPO", "worse": "Base", "better_mean": 0.55, "worse_mean": 0.65}

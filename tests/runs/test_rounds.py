@@ -44,14 +44,22 @@ def test_whether_a_round_has_gained(methods: list[dict], gained: bool | None):
     [
         ([], 1, ""),
         ([True], 1, ""),
-        ([False], 1, "round 1 gained nothing on the dev prompts (best win rate 0.500 over its start), so round 2 was not begun"),
+        (
+            [False],
+            1,
+            "round 1 gained nothing on the dev prompts (none better beyond the standard error), so round 2 was not begun",
+        ),
         ([True, True], 2, ""),
         (
             [True, False],
             1,
-            "round 2 gained nothing on the dev prompts (best win rate 0.500 over its start), so round 3 was not begun",
+            "round 2 gained nothing on the dev prompts (none better beyond the standard error), so round 3 was not begun",
         ),
-        ([True, True, False], 2, "round 3 gained nothing on the dev prompts (best win rate 0.500 over its start)"),
+        (
+            [True, True, False],
+            2,
+            "round 3 gained nothing on the dev prompts (none better beyond the standard error)",
+        ),
         ([True, True, True], 3, "all 3 rounds were made; each gained on the dev prompts"),
         ([None, None, None], 3, "all 3 rounds were made; without dev prompts the last counts"),
     ],

@@ -90,19 +90,25 @@ def judged(name: str, chosen: str, rejected: str) -> dict[str, Any]:
 
 
 def test_the_best_answer_of_each_prompt_is_learned(tmp_path: Path):
-    """The first decided pair of a prompt lies furthest apart; of c no pair was decided; d has one answer three times, e one that
-    ended beside one that was cut, f none that ended."""
+    """Of a, three is best: the first decided pair lies furthest apart, and two won as many. Of b, whose pairs came in any order,
+    three won two. Of c no pair was decided; d has one answer three times, e one that ended beside one that was cut, f none."""
     run = after_feedback(
         tmp_path / "run",
         *(record(name, ["one", "two", "three"], [True] * 3, [False] * 3) for name in "abc"),
         record("d", ["one", "one", "one"], [True] * 3, [False] * 3),
         record("e", ["cut", "one", ""], [False, True, True], [False] * 3),
         record("f", ["cut", "cut"], [False] * 2, [False] * 2),
-        preferences=[judged("a#0", "three", "one"), judged("a#1", "two", "one"), judged("b#1", "two", "one")],
+        preferences=[
+            judged("a#0", "three", "one"),
+            judged("a#1", "two", "one"),
+            judged("b#0", "one", "two"),
+            judged("b#1", "three", "one"),
+            judged("b#2", "three", "two"),
+        ],
     )
     targets, left_out = distill.read_best(run)
     learned = [(target.row.id, target.answer) for target in targets]
-    assert learned == [("a", (2, 2)), ("b", (1, 2)), ("d", (0, 2)), ("e", (1, 2))] and left_out == 2
+    assert learned == [("a", (2, 2)), ("b", (2, 2)), ("d", (0, 2)), ("e", (1, 2))] and left_out == 2
     assert targets[0].row == Sample("a", CLIP, (Turn(QUESTION),))
 
 
@@ -221,11 +227,53 @@ def test_it_starts_from_the_base_and_keeps_what_the_judge_prefers(
     weights = session.adapters.named("policy")
     metrics = (run.manifest("distill") or {})["metrics"]
     assert (metrics["chosen_iteration"], metrics["dev_win_rate"], metrics["answers"], metrics["left_out"]) == (1, 0.8, 1, 0)
-    text = "distill: stopped at iteration 3, 2 looks at the dev prompts in a row found nothing better (patience)"
+    text = "distill: stopped at iteration 3, 2 looks at the dev prompts in a row found none to keep (patience)"
     assert (text in capsys.readouterr().out) == bool(patience)
     assert len(judged) == len(set(judged)) == 4 and any("lora_B" in name and bool(w.any()) for name, w in weights.items())
     session.adapters.add("kept", 0, run.dir("distill") / "adapter")
     assert tiny.digest(list(session.adapters.named("kept").values())) == judged[1]
+
+
+@pytest.mark.parametrize(
+    ("rates", "patience", "looks", "steps", "kept"),
+    [
+        ([0.5, 0.6, 0.55, 0.9], 0, [0, 3, 6, 7], 7, 7),  # the last step is looked at, too
+        ([0.5, 0.6, 0.55, 0.58], 2, [0, 3, 6, 7], 7, 3),
+        ([0.5, 0.4, 0.45], 2, [0, 3, 6], 6, 0),  # two looks in a row, three steps each, kept none
+        ([0.5, 0.6], 0, [0, 2], 2, 2),  # stopped by the method: looked at, whatever the step
+    ],
+)
+def test_when_the_policy_is_judged_and_when_that_is_enough(
+    rates: list[float], patience: int, looks: list[int], steps: int, kept: int
+) -> None:
+    """Every third step of seven, and at the end. patience counts looks, not steps."""
+    done, judged, answers = [0], list[int](), iter(rates)
+
+    def win_rate() -> WinRate:
+        judged.append(done[0])
+        return WinRate(next(answers), 0.01)
+
+    def step(number: int) -> dict[str, float]:
+        done[0] = number + 1
+        return {}
+
+    out: Any = SimpleNamespace(
+        kept=lambda name: name, log=lambda *_, **__: None, due=lambda *_: False, publish_kept=lambda *_: None, summary={}
+    )
+    models: Any = SimpleNamespace(
+        policy=SimpleNamespace(adapters=SimpleNamespace(save=lambda *_: None)), add_counters=lambda out: None
+    )
+    dev: Any = SimpleNamespace(win_rate=win_rate, questions=["d"])
+    accelerator: Any = SimpleNamespace(log=lambda *_, **__: None)
+    checks = tiny.settings("distill.dev_every=3", f"distill.patience={patience}").distill
+    ends = looks[-1] if looks[-1] % 3 else 0
+
+    def stop(stats: Any) -> str:
+        return "enough" if done[0] == ends < 7 else ""
+
+    loop = method_loop.Loop("distill", 7, checks, step, lambda path: None, MethodProgress(), accelerator, stop)
+    method_loop.train(out, models, loop, dev, 0)
+    assert (judged, done[0], out.summary["chosen_iteration"]) == (looks, steps, kept)
 
 
 def test_a_gain_within_its_standard_error_leaves_the_start(tmp_path: Path) -> None:

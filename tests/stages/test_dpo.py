@@ -55,7 +55,11 @@ def preference(name: str, chosen: str, rejected: str) -> dict[str, Any]:
 
 
 def test_answers_have_the_ids_that_were_sampled(tmp_path: Path):
-    answers = [{"id": "a#b", "video": CLIP, "question": QUESTION, "answers": ["one", "two"], "ids": [[5, 2], [6, 7, 2]]}]
+    """Of two answers with one text, the one that was not cut: the judge read its ids."""
+    ids, stopped = [[6, 7, 9], [5, 2], [6, 7, 2]], [False, True, True]
+    answers = [
+        {"id": "a#b", "video": CLIP, "question": QUESTION, "answers": ["two", "one", "two"], "ids": ids, "stopped": stopped}
+    ]
     run = after_feedback(tmp_path / "run", answers, [preference("a#b#0", "two", "one"), preference("a#b#1", "three", "one")])
     first, second = read_judged(run)
     assert (first.chosen_ids, first.rejected_ids) == ((6, 7, 2), (5, 2))
@@ -94,6 +98,14 @@ def test_a_policy_that_is_its_reference_has_the_loss_of_a_coin(tmp_path: Path):
     learner = dpo.build(session, cfg.dpo, Start(0, tmp_path, "none"))
     stats = dpo.step(learner, PAIRS, 0.0)
     assert stats["loss"] == pytest.approx(math.log(2), abs=1e-5) and stats["margin"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_the_ids_that_were_sampled_are_scored_and_not_the_text(tmp_path: Path):
+    session = session_of()
+    sampled, other = session.answer_ids("it moves to the left"), session.answer_ids("yes")
+    row = Preference("id", CLIP, QUESTION, "a text", "another text", chosen_ids=sampled, rejected_ids=other)
+    chosen, rejected = dpo._encoded(session, dpo.JudgedPair("judged-0", row))
+    assert (chosen.answer, rejected.answer) == (sampled, other)
 
 
 def test_steps_raise_the_chosen_answer_above_the_rejected_one(tmp_path: Path):

@@ -61,7 +61,7 @@ def opened(name: str, folder: Path, *more: str) -> tuple[tiny.TinySession, Any, 
 def test_the_advantages_of_a_batch_by_hand(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Rewards are twice the score; rloo takes off the KL (twice 0.5 times the log-ratio) as well. Then each prompt by itself."""
     scored(monkeypatch, lambda answer: answer[0] % 7)
-    session, _, collector = opened(name, tmp_path)
+    session, _, collector = opened(name, tmp_path, "rollout.kl_estimator=k3")  # which is ppo's
     rollout, stats = collector.collect(PROMPTS, 0)
     assert rollout.values_BR is None and rollout.returns_BR is None and rollout.prompt_index_B.tolist() == [0] * 4 + [1] * 4
     assert len({row.prompt for row in rollout.rows[:4]}) == len({row.prompt for row in rollout.rows[4:]}) == 1
@@ -222,6 +222,7 @@ def test_it_stops_over_max_kl_of_its_own_section(
     scored(monkeypatch, lambda answer: answer[0] % 7)
     run, _ = ran(monkeypatch, tmp_path / "run", "group.max_kl=0.000001", "group.learning_rate=0.05")
     assert len(tiny.read_lines(run.dir("grpo") / "metrics.jsonl")) == 2 and "over group.max_kl" in capsys.readouterr().out
+    assert (run.manifest("grpo") or {})["metrics"]["chosen_iteration"] == 2  # without dev prompts the last one that was made
 
 
 def test_several_answers_to_a_prompt_with_a_value_model() -> None:

@@ -18,7 +18,7 @@ from minirlaif.gguf.export import converter
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minirlaif"
-STAGE_HELPERS = {"stages.registry", "stages.method_loop"}
+STAGE_HELPERS = {"stages.registry", "stages.method_loop", "stages.describers"}
 # The import graph, once. A folder (or module of the package root) imports from rows above its own and from itself.
 GRAPH = (
     ("base", "types errors stats config distributed registry"),

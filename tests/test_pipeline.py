@@ -379,7 +379,8 @@ def test_clips_and_questions_of_ones_own(tmp_path: Path, capsys):
 
 def test_two_bases_a_reference_model_and_8_bit_moments_resume_to_the_same_result(finished: Path, tmp_path: Path, monkeypatch):
     """The shape of the paper's run, in 4 bits: reward and value on a base of their own, a reference with its own weights."""
-    from minirlaif.stages import ppo, pretrain
+    from minirlaif.stages import ppo
+    from minirlaif.stages.tiny import pretrain
     from tests.fixtures import tiny
 
     pretrain.save(tiny.backbone(9, 3), tmp_path / "judge")

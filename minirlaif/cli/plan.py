@@ -136,9 +136,9 @@ def probe(cfg: config.Config, run_folder: Path, gpu_gib: float | None, stages: S
     Raises:
         UserError: the config names no data that can be read before the run (the tiny world is made by it).
     """
-    from minirlaif.memory import measure, planner, steps
+    from minirlaif.memory import longest_row, measure, planner
 
-    rows = steps.longest(cfg.data, cfg.video, run_folder)
+    rows = longest_row.longest(cfg.data, cfg.video, run_folder)
     results = [measure.measure(config.dump(cfg), stage, gpu_gib, rows) for stage in stages or planner.steps_for(_stages(cfg))]
     print(measure.table(results))
     return results

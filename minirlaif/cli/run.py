@@ -68,6 +68,10 @@ def run(options: argparse.Namespace) -> int:
     names = _chosen(options, cfg, run.stages)
     exports = cfg.export.enabled and options.verb == "run" and not options.stages
     _check_settings(options.config, cfg, names)
+    if "questions" in names and cfg.data.writes_questions:
+        from minirlaif.stages import questions  # loads torch, as the first stage would
+
+        questions.check(cfg.model.base, cfg.data, cfg.questions)
     if {"feedback", *METHODS} & {gains.split_name(name)[1] for name in names}:
         feedback_judge(cfg.feedback)  # before the stages that come first take hours
         feedback_describer(cfg.feedback)
@@ -192,10 +196,12 @@ def _path(run: Run, stage: str) -> Path:
 def _check_settings(path: str, cfg: config.Config, names: Sequence[str]) -> None:
     """UserError for what can be checked before the first stage starts: missing data sources, a missing tracker."""
     stages = [STAGES[gains.split_name(name)[1]] for name in names]
-    missing = [f"data.{part}" for stage in stages for part in stage.needs if not getattr(cfg.data, part)]
-    if len(names) > 1 and missing and not cfg.data.world:  # a single stage reports this itself
+    missing = [f"data.{part}" for stage in stages for part in stage.needs if not cfg.data.has(part)]
+    if len(names) > 1 and missing:  # a single stage reports this itself
         fields = " and ".join(dict.fromkeys(missing))
         raise UserError(f"{path}: {fields} names no file; set it, or run only stages that do not need it: `run sft …`")
+    if cfg.data.clips and not cfg.data.writes_questions:
+        print(f"{path}: data.clips is not read, because data.prompts names questions", flush=True)
     if cfg.data.sft and not cfg.sft.enabled:
         print(f"{path}: data.sft is not read, because sft.enabled is false", flush=True)
     trackers = TRACKERS.get(cfg.report_to, (cfg.report_to,))

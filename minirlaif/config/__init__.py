@@ -18,6 +18,7 @@ from minirlaif.config.schema import ExportSection as ExportSection
 from minirlaif.config.schema import FeedbackSection as FeedbackSection
 from minirlaif.config.schema import ModelSection as ModelSection
 from minirlaif.config.schema import PretrainSection as PretrainSection
+from minirlaif.config.schema import QuestionsSection as QuestionsSection
 from minirlaif.config.schema import RewardSection as RewardSection
 from minirlaif.config.schema import SftSection as SftSection
 from minirlaif.config.schema import VideoSection as VideoSection

@@ -190,7 +190,8 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
         return cfg
     folder = Path(path).parent
     reward = _located(cfg.optimize.reward, folder) if cfg.optimize.reward.endswith(".py") else cfg.optimize.reward
-    return replace(cfg, data=_resolved(cfg.data, folder), optimize=replace(cfg.optimize, reward=reward))
+    questions = replace(cfg.questions, templates=_located(cfg.questions.templates, folder))
+    return replace(cfg, data=_resolved(cfg.data, folder), questions=questions, optimize=replace(cfg.optimize, reward=reward))
 
 
 def _with_old_values(values: Mapping[Any, Any]) -> Mapping[Any, Any]:
@@ -210,7 +211,7 @@ def _resolved(data: DataSection, folder: Path) -> DataSection:
     resolve = partial(_located, folder=folder)
     lists = {name: value for name, value in vars(data).items() if isinstance(value, tuple) and name != "ignore_columns"}
     sources: dict[str, Any] = {name: tuple(map(resolve, value)) for name, value in lists.items()}
-    return replace(data, videos=resolve(data.videos), **sources)
+    return replace(data, videos=resolve(data.videos), clips=resolve(data.clips), **sources)
 
 
 def _located(name: str, folder: Path) -> str:
@@ -220,7 +221,7 @@ def _located(name: str, folder: Path) -> str:
 
 def stages_of(cfg: Config) -> tuple[str, ...]:
     """The stages of a run, in order."""
-    return pipeline(cfg.optimize.methods, cfg.sft.enabled, cfg.optimize.reward == "model")
+    return pipeline(cfg.optimize.methods, cfg.sft.enabled, cfg.optimize.reward == "model", cfg.data.writes_questions)
 
 
 def dump(cfg: Config) -> str:

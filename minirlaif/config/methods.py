@@ -33,7 +33,7 @@ class DistillSection:
     batch_size: PositiveInt = 16  # answers per optimiser step, at most all there are
     micro_batch_size: PositiveInt = 4
     dev_every: PositiveInt = 50  # judge the policy on dev prompts every so many steps; the best checkpoint is kept
-    # stop when so many looks at the dev prompts in a row found nothing better than the ones before; 0: never
+    # stop when so many looks at the dev prompts in a row found none to keep; 0: never
     patience: Annotated[int, UnrecordedAt(0)] = 0
     save_every: PositiveInt = 50
 
@@ -52,7 +52,7 @@ class DpoSection:
     batch_size: PositiveInt = 16  # pairs per optimiser step, at most all there are
     micro_batch_size: PositiveInt = 2
     dev_every: PositiveInt = 50  # judge the policy on dev prompts every so many steps; the best checkpoint is kept
-    # stop when so many looks at the dev prompts in a row found nothing better than the ones before; 0: never
+    # stop when so many looks at the dev prompts in a row found none to keep; 0: never
     patience: Annotated[int, UnrecordedAt(0)] = 0
     save_every: PositiveInt = 50
 
@@ -105,7 +105,7 @@ class PpoSection:
     entropy_coef: Annotated[float, UnrecordedAt(0.0)] = 0.0  # of the entropy per token, a bonus that keeps answers different
     max_kl: float = 0.0  # stop once the mean KL per answer passes this many nats; 0: never
     dev_every: PositiveInt = 10  # judge the policy on dev prompts every so many iterations; the best checkpoint is kept
-    # stop when so many looks at the dev prompts in a row found nothing better than the ones before; 0: never
+    # stop when so many looks at the dev prompts in a row found none to keep; 0: never
     patience: Annotated[int, UnrecordedAt(0)] = 0
     save_every: PositiveInt = 10
 
@@ -127,6 +127,6 @@ class GroupSection:
     entropy_coef: Annotated[float, UnrecordedAt(0.0)] = 0.0  # of the entropy per token, a bonus that keeps answers different
     max_kl: float = 0.0  # stop once the mean KL per answer (log-ratio) passes this many nats; 0: never
     dev_every: PositiveInt = 10  # judge the policy on dev prompts every so many iterations; the best checkpoint is kept
-    # stop when so many looks at the dev prompts in a row found nothing better than the ones before; 0: never
+    # stop when so many looks at the dev prompts in a row found none to keep; 0: never
     patience: Annotated[int, UnrecordedAt(0)] = 0
     save_every: PositiveInt = 10

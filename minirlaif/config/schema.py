@@ -64,6 +64,9 @@ class DataSection:
 
     world: Literal["", "tiny"] = ""  # "tiny": make the tiny world and use its files; empty: use the sources below
     videos: str = ""  # folder that relative clip paths start from; empty: the data file's own folder
+    # folder of clips about which nobody wrote questions: where prompts is empty, the stage `questions` writes them, and keeps
+    # some clips for dev and test, unless those name files of their own
+    clips: Annotated[str, UnrecordedAt("")] = ""
     sft: tuple[str, ...] = ()  # conversations for supervised fine-tuning
     prompts: tuple[str, ...] = ()  # questions without answers, for feedback and PPO
     dev: tuple[str, ...] = ()  # prompts on which the judge picks the checkpoint
@@ -76,6 +79,16 @@ class DataSection:
     ignore_columns: Annotated[tuple[str, ...], UnrecordedAt(())] = ()
     # share of a file's rows that may be bad (and are left out, see left_out.jsonl) before a run refuses to start
     max_bad_rows: Annotated[float, Rule.SHARE, Rule.NO_EFFECT] = 0.0
+
+    @property
+    def writes_questions(self) -> bool:
+        """Whether the run writes questions about clips."""
+        return bool(self.clips) and not self.prompts
+
+    def has(self, part: str) -> bool:
+        """Whether there are rows of a part: from files, or made by the run."""
+        made = bool(self.world) or (self.writes_questions and part in ("prompts", "dev", "test"))
+        return made or bool(getattr(self, part))
 
 
 @dataclass(frozen=True)
@@ -118,6 +131,21 @@ class SftSection:
     micro_batch_size: PositiveInt = 4  # conversations in memory at once
     max_length: PositiveInt = 2048  # tokens; longer rows are refused by name
     save_steps: PositiveInt = 50
+
+
+@dataclass(frozen=True)
+class QuestionsSection:
+    """Questions that are written about clips without any (data.clips)."""
+
+    per_clip: Annotated[int, Rule.POSITIVE, UnrecordedAt(6)] = 6  # at most
+    # YAML file of templates that are filled with the descriptions; empty: the package's own
+    templates: Annotated[str, UnrecordedAt("")] = ""
+    written: Annotated[bool, UnrecordedAt(True)] = True  # the model itself writes questions about what it described, too
+    max_new_tokens: Annotated[int, Rule.POSITIVE, UnrecordedAt(256)] = 256  # of what it writes about one clip
+    # of the clips: their questions are for choosing a checkpoint, unless data.dev names files
+    dev_share: Annotated[float, Rule.SHARE, UnrecordedAt(0.1)] = 0.1
+    # of the clips: theirs are for `evaluate`, unless data.test names files
+    test_share: Annotated[float, Rule.SHARE, UnrecordedAt(0.1)] = 0.1
 
 
 @dataclass(frozen=True)
@@ -201,6 +229,7 @@ class Config:
     world: WorldSection = field(default_factory=WorldSection)
     pretrain: PretrainSection = field(default_factory=PretrainSection)
     sft: SftSection = field(default_factory=SftSection)
+    questions: QuestionsSection = field(default_factory=QuestionsSection)
     feedback: FeedbackSection = field(default_factory=FeedbackSection)
     reward: RewardSection = field(default_factory=RewardSection)
     optimize: OptimizeSection = field(default_factory=OptimizeSection)

@@ -196,9 +196,14 @@ def _table(source: str, videos: str) -> _Table:
     return _Table(source, clips, list(hub_rows(source, match.groupdict())))
 
 
+def question_files(folder: Path) -> list[Path]:
+    """The files of questions in a folder of clips."""
+    return [folder / name for name in _QUESTION_FILES if (folder / name).is_file()]
+
+
 def _folder_table(folder: Path, clips: Path) -> _Table:
     """A folder of clips with one file of questions."""
-    files = [folder / name for name in _QUESTION_FILES if (folder / name).is_file()]
+    files = question_files(folder)
     if len(files) != 1:
         what = "no file of questions" if not files else f"{files[0].name} and {files[1].name}"
         raise UserError(f"{folder}: {what} in the folder; it needs one of {', '.join(_QUESTION_FILES)} beside the clips")

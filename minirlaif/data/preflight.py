@@ -42,6 +42,10 @@ def read_samples(data: DataSection, run: Run, part: str, need_answers: bool, max
         with _made_by(run, "world"):
             return _absolute(load_samples(made, need_answers=need_answers))
     sources = {"sft": data.sft, "prompts": data.prompts, "dev": data.dev, "test": data.test}[part]
+    if not sources and data.writes_questions and data.has(part):
+        made = str(run.require("questions") / f"{part}.jsonl")
+        with _made_by(run, "questions"):
+            return _absolute(load_samples(made, need_answers=need_answers))
     if not sources:
         raise UserError(f"data.{part}: names no file; set it to the files to read (or data.world to tiny)")
     taken: set[str] = set()
@@ -57,7 +61,9 @@ def read_samples(data: DataSection, run: Run, part: str, need_answers: bool, max
 
 def read_dev(data: DataSection, run: Run, max_missing: float = 0.0) -> list[Sample]:
     """The prompts on which the judge picks a checkpoint; none where the config names none."""
-    return read_samples(data, run, "dev", need_answers=False, max_missing=max_missing) if data.world or data.dev else []
+    if not data.dev and data.writes_questions and not (run.require("questions") / "dev.jsonl").is_file():
+        return []  # too few clips to keep one back
+    return read_samples(data, run, "dev", need_answers=False, max_missing=max_missing) if data.has("dev") else []
 
 
 def read_preferences(data: DataSection, run: Run, max_missing: float = 0.0) -> list[Preference]:
@@ -79,8 +85,10 @@ def read_judged(run: Run) -> list[Preference]:
         rows = _absolute(load_preferences(file, rules=rules))
     ids: dict[tuple[str, str], tuple[int, ...]] = {}
     for record in run.rows("feedback", "answers.jsonl", "id", "answers"):
-        for text, each in zip(record["answers"], record.get("ids") or (), strict=False):
-            ids.setdefault((record["id"], text), tuple(each))
+        ended = record.get("stopped") or [True] * len(record["answers"])
+        for text, each, stopped in zip(record["answers"], record.get("ids") or (), ended, strict=False):
+            if stopped:  # one that was cut may have the same text
+                ids.setdefault((record["id"], text), tuple(each))
     prompts = [row.id.rpartition("#")[0] for row in rows]
     return [
         replace(row, chosen_ids=ids.get((prompt, row.chosen), ()), rejected_ids=ids.get((prompt, row.rejected), ()))
@@ -142,6 +150,11 @@ def check_column(column: str, prompts: Sequence[Sample]) -> None:
         raise UserError(f"rollout.normalize_by is {column}, a column that no prompt has: {there}; name one of them, or none")
 
 
+def _written(data: DataSection, run: Run, part: str) -> bool:
+    """Whether the run has written questions of this part."""
+    return data.writes_questions and run.manifest("questions") is not None and (run.dir("questions") / f"{part}.jsonl").is_file()
+
+
 def rows_ahead(data: DataSection, run: Run, max_missing: float = 0.0) -> dict[str, list[Any]]:
     """The rows that the first unfinished stage of the run and all later ones read, by part of the data; of the tiny world only
     those with a limit. A part that names no source is left out: whether a stage can do without it is the stage's to say."""
@@ -151,6 +164,6 @@ def rows_ahead(data: DataSection, run: Run, max_missing: float = 0.0) -> dict[st
     for part in dict.fromkeys(part for stage in stages[first:] for part in stage.reads):
         if part == "preferences":
             rows[part] = read_preferences(data, run, max_missing)
-        elif getattr(data, part) or (data.world and part == "sft"):
+        elif getattr(data, part) or (data.world and part == "sft") or _written(data, run, part):
             rows[part] = read_samples(data, run, part, need_answers=part == "sft", max_missing=max_missing)
     return rows

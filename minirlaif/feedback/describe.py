@@ -88,6 +88,29 @@ class FolderDescriber:
         return UserError(str(error).replace("model.base", "feedback.describer", 1))
 
 
+class KnownDescriber:
+    """Descriptions that an earlier stage of the run made; those of other clips by `other`. rows: of contexts.jsonl, with `spans`,
+    by clip; signature: that of `other`."""
+
+    def __init__(self, rows: Mapping[str, Mapping[str, Any]], other: Describer) -> None:
+        self._rows, self._other, self.signature = rows, other, other.signature
+
+    def describe(self, videos: Sequence[str], section: FeedbackSection) -> dict[str, Descriptions]:
+        """See `Describer.describe`."""
+        new = [video for video in videos if video not in self._rows]
+        made = self._other.describe(new, section) if new else {}
+        for video in videos:
+            if row := self._rows.get(video):
+                spans = [(float(start), float(end)) for start, end in row["spans"]]
+                segments = list(zip(spans, row["segments"], strict=True))
+                made[video] = Descriptions(segments, row["cut"], row.get("missing", 0))
+        return made
+
+    def close(self) -> None:
+        """Close the other one."""
+        self._other.close()
+
+
 def describe_segments(session: ModelSession, videos: Sequence[str], section: FeedbackSection) -> dict[str, Descriptions]:
     """Greedy descriptions of the segments of each clip, from the segments' own (dense) frames, by the active adapter."""
     inputs = [(video, span, view) for video in videos for span, view in session.segment_inputs(video)]

@@ -43,15 +43,22 @@ class Labels:
 
 
 def describe(
-    describer: Describer, section: FeedbackSection, run: Run, rows: Sequence[Sample], contexts: Mapping[str, str]
+    describer: Describer,
+    section: FeedbackSection,
+    run: Run,
+    rows: Sequence[Sample],
+    contexts: Mapping[str, str],
+    spans: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Describe the segments of clips that have no context yet. Clip -> line for contexts.jsonl."""
+    """Describe the segments of clips that have no context yet. Clip -> line for contexts.jsonl; spans: with the segments' start
+    and end in seconds."""
     videos = [video for video in dict.fromkeys(row.video for row in rows) if video not in contexts]
     return {
         video: {
             "video": run.stored(video),
             "context": context_text(described.segments),
             "segments": [text for _, text in described.segments],
+            **({"spans": [list(span) for span, _ in described.segments]} if spans else {}),
             "cut": described.cut,
             **({"missing": described.missing} if described.missing else {}),
         }

@@ -49,7 +49,7 @@ def chosen(text: str, known: Sequence[str]) -> list[str]:
 
 def measure(settings: str, stage: str, gpu_gib: float | None, rows: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """One stage in a child process: a dictionary of numbers, or one with "error".
-    settings: the config as YAML; rows: for a probe, what `steps.longest` found in the data; None: made-up texts."""
+    settings: the config as YAML; rows: for a probe, what `longest_row.longest` found in the data; None: made-up texts."""
     job = {"config": settings, "stage": stage, "gpu_gib": gpu_gib, "rows": dict(rows) if rows else None}
     code = "from minirlaif.memory.measure import child; child()"
     inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHED}

@@ -191,7 +191,7 @@ def _collect(plan: Planned, known: Known | None, values: bool = True) -> Moments
         yield _added(_ppo(plan, "critic", values), judged)
     if plan.settings.optimize.reward in ("judge", "rank"):
         yield _added(_ppo(plan, "score", values), formulas.scoring(plan.policy.numbers, p, _judged(plan, start)))
-    if known is None and (plan.settings.data.dev or plan.settings.data.world):  # a judge chooses the checkpoint; `bench` has none
+    if known is None and plan.settings.data.has("dev"):  # a judge chooses the checkpoint; `bench` has none
         batch = Batch(plan.settings.feedback.batch_size, start, 0, visual)
         yield _added(_ppo(plan, "sample", values), formulas.sampling(plan.policy.numbers, p, batch, 1, r.max_new_tokens))
         yield _added(_ppo(plan, "score", values), formulas.scoring(plan.policy.numbers, p, _judged(plan, start)))
@@ -230,7 +230,7 @@ def _distill(plan: Planned, known: Known | None) -> Moments:
 
 def _dev_judge(plan: Planned, base: Mapping[str, float], start: int, answer: int, known: Known | None) -> Moments:
     """While a judge chooses the checkpoint on dev prompts; `bench`, which knows the tokens of its row, has none."""
-    if known is None and (plan.settings.data.dev or plan.settings.data.world):
+    if known is None and plan.settings.data.has("dev"):
         size, visual, n = plan.settings.feedback.batch_size, _visual(plan, plan.policy), plan.policy.numbers
         yield _added(base, formulas.sampling(n, plan.precision, Batch(size, start, 0, visual), 1, answer))
         yield _added(base, formulas.scoring(n, plan.precision, _judged(plan, start)))

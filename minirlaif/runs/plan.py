@@ -33,7 +33,9 @@ class StagePlan:
             values = self._settings_file()
             methods = [name for name in values["optimize"]["methods"] if name in METHODS]
             named, scored = list(dict.fromkeys(methods)) or DEFAULT_METHODS, values["optimize"].get("reward", "model") == "model"
-            return pipeline(named, values["sft"]["enabled"] is not False, scored)
+            data = values.get("data") or {}
+            own = bool(data.get("clips")) and not data.get("prompts")
+            return pipeline(named, values["sft"]["enabled"] is not False, scored, own)
         return pipeline()
 
     @cached_property

@@ -10,20 +10,18 @@ Each chunk of prompts is committed, so a killed run resumes behind the last one.
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from minirlaif import distributed
-from minirlaif.config import Config, FeedbackSection, ModelSection, VideoSection
+from minirlaif.config import Config, FeedbackSection
 from minirlaif.data.preflight import Preflight, read_dev, read_samples
 from minirlaif.errors import UserError
-from minirlaif.feedback.describe import Describer, FolderDescriber, SessionDescriber
+from minirlaif.feedback.describe import Describer, KnownDescriber, SessionDescriber
 from minirlaif.feedback.judge import comparison_tokens, is_order_consistent
 from minirlaif.feedback.label import CONTROL_PAIRS, Lines, describe, draw_candidates, label
 from minirlaif.feedback.text_judge import TextJudge
-from minirlaif.gguf.runtime.describer import GgufDescriber
-from minirlaif.judges.config import REPLIES, feedback_describer, feedback_judge, open_judge
+from minirlaif.judges.config import REPLIES, feedback_judge, open_judge
 from minirlaif.judges.describer import EndpointDescriber
 from minirlaif.judges.grade import ChatJudge
 from minirlaif.runs.io import read_jsonl
@@ -31,6 +29,7 @@ from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import open_session, settings_of
+from minirlaif.stages.describers import known_descriptions, other_describer
 from minirlaif.stages.registry import STAGES
 from minirlaif.types import Verdict
 
@@ -46,7 +45,7 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
     named = feedback_judge(f) if text_judge is None else None
     if named is not None:
         text_judge = open_judge(named, run.root.parent / REPLIES)
-    describer = _other_describer(cfg.model, cfg.video, f, run)
+    describer = other_describer(cfg.model, cfg.video, f, run)
     settings |= _roles(f, run, text_judge, describer)
     inputs = run.inputs("feedback") or (["world"] if cfg.data.world else [])  # without SFT it is the first one to read the world
     with closing(describer) if describer else nullcontext(), run.stage("feedback", settings, inputs=inputs, redo=redo) as out:
@@ -69,7 +68,9 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
                 print(text_judge.forecast(*_comparisons(f, len(prompts), cfg.video.max_segments)), flush=True)
             if isinstance(describer, EndpointDescriber) and distributed.leads():
                 print(describer.forecast(len({row.video for row in [*prompts, *dev]}), f), flush=True)
-            described_by = describer or SessionDescriber(session, "base" if f.describer == "base" else run.start_model)
+            described_by: Describer = describer or SessionDescriber(session, "base" if f.describer == "base" else run.start_model)
+            if earlier := known_descriptions(run):
+                described_by = KnownDescriber(earlier, described_by)
             chunks = [prompts[i : i + f.batch_size] for i in range(0, len(prompts), f.batch_size)]
             every = _control_every(f, len(prompts))
             contexts: dict[str, str] = {
@@ -116,20 +117,6 @@ def _roles(f: FeedbackSection, run: Run, text_judge: TextJudge | None, describer
     if describer is not None:
         roles["describer"] = dict(describer.signature)
     return roles
-
-
-def _other_describer(model: ModelSection, video: VideoSection, f: FeedbackSection, run: Run) -> Describer | None:
-    """The model of `feedback.describer`, where it is none of the run's own."""
-    named = feedback_describer(f)
-    if named is None:
-        return None
-    if named.kind == "hf":
-        device = model.device if named.device == "auto" else named.device
-        other = replace(model, base=named.name, revision="main", device=device)
-        return FolderDescriber(run, replace(other, dtype=named.dtype, quantization=named.quantization), video)
-    if named.kind == "gguf":
-        return GgufDescriber(Path(named.name), video, named.threads)
-    return EndpointDescriber(named, f, video, run.root.parent / REPLIES)
 
 
 def _control_every(f: FeedbackSection, prompts: int) -> int:
@@ -188,7 +175,7 @@ def _warn_of_cut(counts: Mapping[str, Any], f: FeedbackSection) -> None:
     if undivided and f.context and distributed.leads():
         print(
             f"feedback: {undivided:,} of {clips:,} clips have one segment, whose description holds hardly more than the model"
-            " sees without it: for more, set video.min_segments to 2 (clips of up to a second keep one)",
+            " sees without it: see video.min_segments and video.max_segments (clips of up to a second keep one)",
             flush=True,
         )
     limits = {

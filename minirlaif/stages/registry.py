@@ -27,7 +27,8 @@ class Curve:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage. Its function is `run` in `minirlaif/stages/<name>.py`, or in that of `module`, which then gets the name.
+    """A stage. Its function is `run` in `minirlaif/stages/<name>.py`, or in that of `module`, which then gets the name unless it
+    is the module's own.
 
     inputs: stages that have to be finished, or models: then the stage that made it, see `Run.inputs`; reads: parts of the data;
     sections: of the config, that its result depends on; produces: the model whose adapter it trains ("base": the base itself);
@@ -57,7 +58,7 @@ class Stage:
     def load(self) -> Callable[..., None]:
         """The stage's `run`, imported now: stages load torch."""
         function: Callable[..., None] = importlib.import_module(f"minirlaif.stages.{self.module or self.name}").run
-        return partial(function, name=self.name) if self.module else function
+        return partial(function, name=self.name) if self.module.rpartition(".")[2] not in ("", self.name) else function
 
 
 def _group_method(name: str, help: str) -> Stage:
@@ -83,8 +84,14 @@ def _group_method(name: str, help: str) -> Stage:
 
 
 _ROWS = (
-    Stage("pretrain", "train the tiny base model from random weights", sections=("pretrain",), produces="base"),
-    Stage("world", "generate the tiny world: clips, exact answers and data files", sections=("world",)),
+    Stage(
+        "pretrain",
+        "train the tiny base model from random weights",
+        sections=("pretrain",),
+        produces="base",
+        module="tiny.pretrain",
+    ),
+    Stage("world", "generate the tiny world: clips, exact answers and data files", sections=("world",), module="tiny.world"),
     Stage(
         "sft",
         "supervised fine-tuning, short answers first, then long ones",
@@ -96,9 +103,15 @@ _ROWS = (
         curves=(Curve("loss", "SFT loss"),),
     ),
     Stage(
+        "questions",
+        "describe clips about which there are no questions, and write some",
+        inputs=("sft",),
+        sections=("model", "video", "questions"),
+    ),
+    Stage(
         "feedback",
         "sample two answers per prompt, describe the clips and judge the answers",
-        inputs=("sft",),
+        inputs=("sft", "questions"),
         reads=("prompts", "dev"),
         sections=("model", "video", "feedback"),
         distributed=True,
@@ -168,8 +181,8 @@ _ROWS = (
         distributed=True,
         curves=(
             Curve("score", "Score", "before penalties, mean over a batch"),
-            Curve("kl", "KL to SFT", "nats per answer"),
-            Curve("dev_win_rate", "Dev win rate", "dev answers preferred to SFT's; 0.5: no better", span=SHARE),
+            Curve("kl", "KL to the start", "nats per answer"),
+            Curve("dev_win_rate", "Dev win rate", "dev answers preferred to the start's; 0.5: no better", span=SHARE),
             Curve("entropy", "Entropy", "nats per token"),
             Curve("length", "Length", "tokens per answer"),
         ),
@@ -202,11 +215,14 @@ def producers(model: str) -> tuple[Stage, ...]:
     return tuple(stage for stage in _ROWS if stage.produces == model)
 
 
-def pipeline(methods: Sequence[str] = DEFAULT_METHODS, sft: bool = True, reward: bool = True) -> tuple[str, ...]:
-    """The stages of a run, in order: with these methods alone, without SFT if it is off, and with a reward model only where a
-    method scores with it, and nothing else (reward) scores in its place."""
+def pipeline(
+    methods: Sequence[str] = DEFAULT_METHODS, sft: bool = True, reward: bool = True, questions: bool = False
+) -> tuple[str, ...]:
+    """The stages of a run, in order: with these methods alone, without SFT if it is off, with a reward model only where a
+    method scores with it, and nothing else (reward) scores in its place, and with questions only where the run writes them."""
     read = {name for method in methods for name in STAGES[method].inputs if reward or name != "reward"}
-    left_out = {*METHODS, *(() if sft else ("sft",)), *(() if "reward" in read else ("reward",))}
+    wanted = {"sft": sft, "questions": questions, "reward": "reward" in read}
+    left_out = {*METHODS, *(name for name, there in wanted.items() if not there)}
     before = [name for name in until(METHODS[0]) if name not in left_out]
     after = [name for name in PIPELINE[len(until(METHODS[-1])) :] if name not in left_out]
     return (*before, *methods, *after)

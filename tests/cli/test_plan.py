@@ -12,7 +12,7 @@ from minirlaif import config
 from minirlaif.cli import main
 from minirlaif.cli.plan import plan_of
 from minirlaif.errors import UserError
-from minirlaif.memory import fit, measure, steps
+from minirlaif.memory import fit, longest_row, measure, steps
 from minirlaif.memory.planner import STEPS, Planned
 from minirlaif.types import Turn
 from tests.fixtures.bases_smolvlm import smolvlm
@@ -136,7 +136,7 @@ def test_a_stage_that_fails_the_probe_is_the_exit_code(tmp_path: Path, monkeypat
 
 
 def longest(cfg: config.Config, folder: Path) -> dict[str, Any]:
-    return steps.longest(cfg.data, cfg.video, folder)
+    return longest_row.longest(cfg.data, cfg.video, folder)
 
 
 def test_the_tiny_world_has_no_row_to_probe(tmp_path: Path):
@@ -172,6 +172,15 @@ def test_the_longest_rows_are_found_wherever_they_stand(tmp_path: Path):
     write_clip(tmp_path / "b.mp4")
     alone = longest(config.load(None, [f"data.videos={tmp_path}", named[1]]), tmp_path)
     assert Path(alone["video"]).name == "b.mp4" and alone["turns"] == [(alone["question"], "")]
+
+
+def test_a_folder_of_clips_has_a_long_question_to_probe(tmp_path: Path):
+    """Its own questions are written by the run, so a made-up one as long as they can be stands for them."""
+    for name in "abc":
+        write_clip(tmp_path / f"{name}.mp4")
+    actual = longest(config.load(None, [f"data.clips={tmp_path}"]), tmp_path)
+    assert len(actual["question"]) == 200 and Path(actual["video"]).parent == tmp_path
+    assert actual["turns"] == [(actual["question"], "")] and actual["answer"] == ""
 
 
 def test_the_longest_conversation_is_what_sft_trains_on(tmp_path: Path):

@@ -104,6 +104,8 @@ def test_wrong_values(problem, setting: str, words: str):
         (("rollout.normalize_score=true", "rollout.rollouts=1"), "raise rollout.rollouts, which is 1"),
         (("data.world=tiny", "data.sft=[a]", "data.test=[b]"), "data.world is tiny, so data.sft, data.test would not be read"),
         (("data.world=tiny", "world.sft_clips=0", "world.sft_short_clips=0"), "both 0: raise one"),
+        # Letters compare two answers at a time.
+        (("optimize.methods=[bestofn]", "feedback.answers=3"), "to know the best of 3, set feedback.pairs_per_prompt to 3"),
     ],
 )
 def test_settings_that_do_not_go_together(settings: tuple[str, ...], words: str):
@@ -114,6 +116,18 @@ def test_settings_that_do_not_go_together(settings: tuple[str, ...], words: str)
         if "data.test" not in words:
             config.load(None, [s for i, s in enumerate(settings) if i != kept])
     config.load(None, ["data.world=tiny", "data.preferences=[a]"])
+
+
+def test_what_only_together_cannot_be():
+    world = ["data.world=tiny", "rollout.normalize_score=true"]
+    with pytest.raises(UserError, match="rollout.normalize_by is typo, but prompts of the tiny world have type alone"):
+        config.load(None, [*world, "rollout.normalize_by=typo"])
+    config.load(None, [*world, "rollout.normalize_by=type"])
+    best = ["optimize.methods=[bestofn]", "feedback.answers=4"]
+    for more in (["feedback.pairs_per_prompt=6"], ["feedback.readout=likelihood"]):
+        config.load(None, [*best, *more])
+    with pytest.raises(UserError, match="to know the best of 4"):  # a judge that reads text ranks none, whatever the read-out
+        config.load(None, [*best, "feedback.readout=likelihood", "feedback.judge=gguf:judge.gguf"])
 
 
 def test_data_beside_the_config(tmp_path: Path, monkeypatch):
@@ -198,7 +212,7 @@ def test_recorded_leaves_out_what_changes_no_result():
     assert config.recorded(changed.sft)["curriculum"] is False
     assert config.recorded(changed.feedback)["limit"] == 16
     assert config.recorded(changed.data)["preference_limit"] == 5
-    new = {"ignore_columns", "max_bad_rows"}
+    new = {"clips", "ignore_columns", "max_bad_rows"}
     assert set(config.plain(changed.data)) - set(config.recorded(changed.data)) == new
     passed_over = config.load(None, ["data.ignore_columns=duration"]).data
     assert config.recorded(passed_over)["ignore_columns"] == ["duration"]

@@ -24,7 +24,7 @@ from minirlaif.models.logprobs import token_logprobs, token_values
 from minirlaif.models.offload import OffloadableWeights
 from minirlaif.runs.run import Run
 from minirlaif.session import ModelSession, PPOModels, open_ppo_models, second_base
-from minirlaif.stages.pretrain import save
+from minirlaif.stages.tiny.pretrain import save
 from minirlaif.types import Sample, Turn
 from tests.fixtures import tiny
 

@@ -10,7 +10,7 @@ import pytest
 from minirlaif import config
 from minirlaif.models.loading import open_backbone
 from minirlaif.runs.run import Run
-from minirlaif.stages import pretrain
+from minirlaif.stages.tiny import pretrain
 from tests.fixtures import small_config
 
 STEPS, KILLED_AT = 4, 3

@@ -34,6 +34,7 @@ def test_lists_that_derive_from_the_rows():
     assert PIPELINE == (
         "world",
         "sft",
+        "questions",
         "feedback",
         "reward",
         "distill",
@@ -51,7 +52,7 @@ def test_lists_that_derive_from_the_rows():
         registry.GROUP_METHODS
     ) == set(METHODS)
     assert list(MODELS) == ["base", "sft", "rlaif"] and ADAPTERS == ("rlaif", "sft")
-    assert registry.until("reward") == ("world", "sft", "feedback", "reward")
+    assert registry.until("reward") == ("world", "sft", "questions", "feedback", "reward")
     readers = {part: registry.first_reader(part) for part in ("sft", "prompts", "dev", "preferences", "test")}
     expected = {"sft": "sft", "prompts": "feedback", "dev": "feedback", "preferences": "reward", "test": "evaluate"}
     assert readers == expected
@@ -101,6 +102,18 @@ def test_a_run_without_sft_starts_from_the_base(run: Run):
     assert run.start("distill") == run.start_model == "base" and run.start_adapter("distill") is None
     tiny.finished(run, "sft", adapter)  # left by an earlier attempt with other settings
     assert run.models() == ("base",) and run.inputs("feedback") == [] and run.inputs("distill") == ["feedback"]
+
+
+def test_a_run_that_writes_its_questions_has_a_stage_for_it(run: Run, tmp_path: Path):
+    run.stages = registry.pipeline(("distill",), sft=False, questions=True)
+    assert run.stages == ("world", "questions", "feedback", "distill", "evaluate", "report")
+    assert run.inputs("questions") == [] and run.inputs("feedback") == ["questions"]
+    for name, data, there in (("own", "clips: c, prompts: []", True), ("rows", "clips: c, prompts: [q.jsonl]", False)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(
+            f"optimize: {{methods: [distill]}}\nsft: {{enabled: true}}\ndata: {{{data}}}\n"
+        )
+        assert ("questions" in Run(tmp_path / name).stages) is there
 
 
 def test_stages_come_from_the_settings_that_the_run_was_made_with(tmp_path: Path):

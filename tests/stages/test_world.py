@@ -11,7 +11,7 @@ import pytest
 from minirlaif import config
 from minirlaif.data.dataset import load_samples
 from minirlaif.runs.run import Run
-from minirlaif.stages import world
+from minirlaif.stages.tiny import world
 from minirlaif.tiny_world import clips as tinyworld
 from minirlaif.tiny_world.clips import MOTIONS, QUESTION_TYPES, SHAPES, Event
 from minirlaif.video.frame_sampling import uniform_plan

@@ -1,0 +1,1 @@
+"""Stages that make the tiny world and its base model."""

@@ -1,0 +1,137 @@
+"""A run from a folder of clips without any rows: questions, feedback that describes nothing twice, a kill, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minirlaif.cli import main
+from minirlaif.stages.tiny.world import _write_clip
+from minirlaif.tiny_world import clips as tinyworld
+from tests.fixtures.processes import kill_once_saved
+from tests.fixtures.small_config import lines, manifest, results
+
+CONFIG = """
+model: {base: tiny, dtype: float32}
+video: {frames: 12, segment_frames: 6, segment_seconds: 1.0}
+data: {clips: clips}
+sft: {enabled: false}
+questions: {written: false, per_clip: 4}
+feedback: {answers: 1, context_answers: 1, max_new_tokens: 40, describe_prompt: describe this part., describe_tokens: 16,
+  judge_frames: false, readout: likelihood, margin: 0.2, batch_size: 4}
+optimize: {methods: [distill]}
+distill: {epochs: 1.0, learning_rate: 0.003, batch_size: 8, micro_batch_size: 8, dev_every: 2, save_every: 2}
+evaluate: {max_new_tokens: 40, batch_size: 25, bootstrap: 50}
+"""
+CLIPS = 12
+
+
+def folder_of_clips(root: Path, count: int = CLIPS) -> Path:
+    """A folder with a config beside clips of the tiny world, one of them in a folder of its own."""
+    (root / "clips" / "more").mkdir(parents=True)
+    rng = np.random.default_rng(7)
+    videos = tinyworld.render(rng, [tinyworld.draw_events(rng) for _ in range(count)], 64)
+    for number, video in enumerate(videos):
+        _write_clip(root / "clips" / ("more" if number == 0 else "") / f"c{number:02}.mp4", video)
+    (root / "mine.yaml").write_text(CONFIG, encoding="utf-8")
+    return root
+
+
+def words(root: Path, *settings: str, stages: tuple[str, ...] = (), runs: str = "runs") -> list[str]:
+    flags = ["--config", str(root / "mine.yaml"), "--run", "a", "--runs-dir", str(root / runs)]
+    return ["run", *stages, *flags, *(["--set", *settings] if settings else [])]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = folder_of_clips(tmp_path_factory.mktemp("clips"))
+    assert main.main(words(root)) == 0
+    return root / "runs" / "a"
+
+
+def test_every_clip_has_questions_about_what_was_described(finished: Path) -> None:
+    rows, made = lines(finished / "questions" / "questions.jsonl"), manifest(finished, "questions")
+    described = {row["video"]: row for row in lines(finished / "questions" / "contexts.jsonl")}
+    assert len(described) == CLIPS and len(rows) == 4 * CLIPS == len({(row["video"], row["question"]) for row in rows})
+    assert {row["type"] for row in rows} >= {"before", "after", "which way", "describe", "how many"}
+    naming = [row for row in rows if row["names_part"]]
+    assert len(naming) == 2 * CLIPS == made["metrics"]["naming_a_part"]
+    for row in naming:
+        subject = " ".join(row["question"].rstrip("?").split("the ")[1].split()[:2])
+        assert sum(subject in text for text in described[row["video"]]["segments"]) == 1
+    assert all(len(row["segments"]) == len(row["spans"]) >= 2 for row in described.values())
+
+
+def test_each_part_has_clips_of_its_own_and_the_stages_read_them(finished: Path) -> None:
+    parts = {part: lines(finished / "questions" / f"{part}.jsonl") for part in ("prompts", "dev", "test")}
+    clips = {part: {row["video"] for row in rows} for part, rows in parts.items()}
+    assert [len(clips[part]) for part in ("prompts", "dev", "test")] == [CLIPS - 2, 1, 1]
+    assert len(set().union(*clips.values())) == CLIPS and "names_part" not in parts["prompts"][0]
+    assert {row["id"] for row in lines(finished / "feedback" / "answers.jsonl")} == {row["id"] for row in parts["prompts"]}
+    assert {row["id"] for row in lines(finished / "evaluate" / "answers.jsonl")} == {row["id"] for row in parts["test"]}
+    metrics = manifest(finished, "distill")["metrics"]
+    assert metrics["dev_questions"] == 4 and manifest(finished, "feedback")["inputs"].keys() == {"questions"}
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert "None" not in page and "Dev win rate" in page
+
+
+def test_feedback_describes_no_clip_again(finished: Path) -> None:
+    before = {row["video"]: row for row in lines(finished / "questions" / "contexts.jsonl")}
+    after = lines(finished / "feedback" / "contexts.jsonl")
+    learned = {row["video"] for part in ("prompts", "dev") for row in lines(finished / "questions" / f"{part}.jsonl")}
+    assert {row["video"] for row in after} == learned
+    assert all(row == {name: value for name, value in before[row["video"]].items() if name != "spans"} for row in after)
+    assert manifest(finished, "questions")["counters"]["prefilled_tokens"] > 0
+    # Prompts, their context prompts and scores: no description among them.
+    assert manifest(finished, "feedback")["counters"].get("encodes", 0) <= CLIPS
+
+
+def test_it_resumes_behind_the_last_chunk_to_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+    root, run = finished.parents[1], tmp_path / "runs" / "a"
+    position = run / "questions.partial" / "state" / "position.json"
+    command = words(root, stages=("questions",))
+    command[command.index("--runs-dir") + 1] = str(tmp_path / "runs")
+    kill_once_saved(["-m", "minirlaif", *command], position, tmp_path)
+    assert not (run / "questions").exists()
+    assert main.main(command) == 0
+    mine, theirs = (results(folder, ("questions",)) for folder in (run, finished))
+    assert {name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)} <= {"questions/metrics.jsonl"}
+    assert manifest(run, "questions")["identity"] == manifest(finished, "questions")["identity"]
+
+
+def test_questions_of_ones_own_win(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = folder_of_clips(tmp_path, 3)
+    (root / "clips" / "questions.txt").write_text("what happens first?\n", encoding="utf-8")
+    own = f"data.prompts=[{root / 'clips'}]"
+    assert main.main(words(root, own, "feedback.batch_size=3", stages=("feedback",))) == 0
+    run = root / "runs" / "a"
+    assert not (run / "questions").exists() and len(lines(run / "feedback" / "answers.jsonl")) == 3
+    assert main.main(words(root, own)) == 2
+    out = capsys.readouterr()
+    assert "data.clips is not read, because data.prompts names questions" in out.out
+    assert "data.test names no file" in out.err
+
+
+@pytest.mark.parametrize(
+    ("count", "settings", "message"),
+    [
+        (0, [], "has no clips"),
+        (2, [], "has 2 clips, and 3 are needed at least"),
+        (3, ["questions.templates=none.yaml"], "none.yaml: cannot be read"),
+        (3, ["data.clips=nowhere"], "data.clips: nowhere is no folder"),
+    ],
+)
+def test_what_cannot_work_is_said_in_one_line(
+    tmp_path: Path, count: int, settings: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before any stage begins, SFT included."""
+    root = folder_of_clips(tmp_path, count) if count else tmp_path
+    if not count:
+        (root / "clips").mkdir()
+        (root / "mine.yaml").write_text(CONFIG, encoding="utf-8")
+    (root / "sft.jsonl").write_text('{"video": "clips/c01.mp4", "question": "what?", "answer": "a circle."}\n', encoding="utf-8")
+    assert main.main(words(root, "sft.enabled=true", f"data.sft=[{root / 'sft.jsonl'}]", *settings)) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (root / "runs" / "a").exists()

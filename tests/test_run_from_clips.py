@@ -114,6 +114,22 @@ def test_questions_of_ones_own_win(finished: Path, tmp_path: Path, capsys: pytes
     assert "data.test names no file" in out.err
 
 
+def test_a_file_of_questions_in_the_folder_takes_the_place_of_others(tmp_path: Path) -> None:
+    """Asked of every clip, or of the one that a row names; split by clip, and true answers go to the test alone."""
+    root = folder_of_clips(tmp_path, 6)
+    rows = [
+        f'{{"video": "c0{number}.mp4", "question": "what is {number}?", "answer": "it is {number}."}}' for number in range(1, 6)
+    ]
+    (root / "clips" / "questions.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    assert main.main(words(root, stages=("questions", "feedback"))) == 0
+    folder = root / "runs" / "a" / "questions"
+    parts = {part: lines(folder / f"{part}.jsonl") for part in ("prompts", "dev", "test")}
+    assert sorted(row["question"] for of_part in parts.values() for row in of_part) == [f"what is {n}?" for n in range(1, 6)]
+    assert all("answer" not in row for part in ("prompts", "dev") for row in parts[part])
+    assert all(row["answer"].startswith("it is ") for row in parts["test"]) and len(parts["prompts"]) == 3
+    assert {row["type"] for row in parts["prompts"]} == {"own"}
+
+
 @pytest.mark.parametrize(
     ("count", "settings", "message"),
     [

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from minirlaif import __version__, distributed
-from minirlaif.cli import chat, doctor, evaluate, export, frames, plan, run
+from minirlaif.cli import chat, doctor, evaluate, export, frames, plan, run, start
 from minirlaif.errors import UserError
 from minirlaif.runs.io import disk_is_full
 
 EXAMPLES = """examples:
   python -m minirlaif doctor                                            check the installation
+  python -m minirlaif start clips --card 24                             write a config for a folder of clips
   python -m minirlaif run --config configs/tiny.yaml --run tiny         all stages on a laptop, into runs/tiny/
   python -m minirlaif run --config configs/tiny.yaml --run b --set seed=1 rollout.kl_coef=0.05
   python -m minirlaif status --run tiny                                 show which stages are finished
@@ -78,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"minirlaif {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for module in (run, plan, export, chat, frames, evaluate, doctor):
+    for module in (start, run, plan, export, chat, frames, evaluate, doctor):
         module.add(verbs)
     parser.verbs = verbs.choices
     return parser

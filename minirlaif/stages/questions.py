@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from minirlaif import tiny_world
 from minirlaif.config import Config, DataSection, FeedbackSection, QuestionsSection, recorded
 from minirlaif.config.seeds import seed_of
 from minirlaif.data.cells import CLIP_SUFFIXES
+from minirlaif.data.dataset import fingerprint, load_samples, question_files
+from minirlaif.data.left_out import RowRules
 from minirlaif.data.preflight import Preflight
 from minirlaif.data.tables import clip_files
 from minirlaif.errors import UserError, counted
@@ -32,6 +35,7 @@ from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import ModelSession, open_session, settings_of
 from minirlaif.stages.describers import other_describer
+from minirlaif.stats import grouped
 from minirlaif.types import Sample, Turn
 
 TEMPLATES = "questions.yaml"  # beside feedback/, and of the tiny world beside its clips
@@ -47,7 +51,8 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
     # 1. clips
     f, q = cfg.feedback, cfg.questions
     rows, path = clip_rows(cfg.data), templates_file(cfg.model.base, q)
-    templates = questions.read_templates(path)
+    own = own_questions(cfg.data)
+    sources = Sources(questions.read_templates(path), q, own)
     describer = other_describer(cfg.model, cfg.video, f, run)
     settings = settings_of(cfg.seed, cfg.data, (), **cfg.sections("model", "video", "questions"))
     settings["describe"] = {name: value for name, value in recorded(f).items() if name in DESCRIBED_BY}
@@ -55,6 +60,8 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
     names = [row.id for row in rows]
     settings["clips"] = hashlib.sha256(json.dumps(names).encode()).hexdigest()
     settings["templates"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    if own is not None:
+        settings["own"] = fingerprint(cfg.data.clips)
     with (
         closing(describer) if describer else nullcontext(),
         run.stage("questions", settings, inputs=run.inputs("questions"), redo=redo) as out,
@@ -71,7 +78,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             chunks = [rows[i : i + f.batch_size] for i in range(0, len(rows), f.batch_size)]
             # 2. chunks
             for number in progress(range(first, len(chunks)), len(chunks), "questions", initial=first):
-                _write_chunk(out, run, session, described_by, f, q, templates, chunks[number], cfg.seed)
+                _write_chunk(out, run, session, described_by, f, sources, chunks[number], cfg.seed)
                 session.add_counters(out)
                 out.log(number + 1, clips=float(len(chunks[number])))
                 out.commit_state(number + 1, lambda folder: None)
@@ -79,9 +86,28 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         _split(out, run, cfg.data, q, cfg.seed)
 
 
+@dataclass(frozen=True)
+class Sources:
+    """Where questions come from. own: those of a file in the folder of clips, by clip, in place of all others; None: no file."""
+
+    templates: Templates
+    section: QuestionsSection
+    own: Mapping[str, Sequence[Sample]] | None
+
+
+def own_questions(data: DataSection) -> dict[str, list[Sample]] | None:
+    """The rows of a file of questions in the folder of clips, by clip; None without one. UserError: it cannot be used."""
+    folder = Path(os.path.expanduser(data.clips))
+    if not question_files(folder):
+        return None
+    rows = load_samples(str(folder), need_answers=False, rules=RowRules(data.ignore_columns, data.max_bad_rows))
+    return grouped((os.path.abspath(row.video), row) for row in rows)
+
+
 def check(base: str, data: DataSection, section: QuestionsSection) -> None:
     """UserError for what can be known before any stage: too few clips, templates that cannot be used."""
     clip_rows(data)
+    own_questions(data)
     questions.read_templates(templates_file(base, section))
 
 
@@ -114,24 +140,28 @@ def _write_chunk(
     session: ModelSession,
     describer: Describer,
     f: FeedbackSection,
-    section: QuestionsSection,
-    templates: Templates,
+    sources: "Sources",
     rows: Sequence[Sample],
     seed: int,
 ) -> None:
     """Describe clips, and append their descriptions and questions to the files."""
-    described = describe(describer, f, run, rows, {}, spans=True)
-    made = {row.video: questions.fill(templates, described[row.video]["segments"]) for row in rows}
-    if section.written:
-        for video, more in _written_by_model(session, run, f, section, described).items():
-            made[video] += more
+    described, section = describe(describer, f, run, rows, {}, spans=True), sources.section
+    made: dict[str, list[Question]] = {}
+    if sources.own is None:
+        made = {row.video: questions.fill(sources.templates, described[row.video]["segments"]) for row in rows}
+        if section.written:
+            for video, more in _written_by_model(session, run, f, section, described).items():
+                made[video] += more
     for row in rows:
         record = described[row.video]
         _append(out, "contexts.jsonl", record)
-        chosen = questions.choose(made[row.video], section.per_clip, seed_of(seed, "questions", row.id))
-        for number, question in enumerate(chosen, 1):
-            line = {"id": f"{row.id}#{number}", "video": record["video"], "question": question.text, "type": question.kind}
-            _append(out, "questions.jsonl", {**line, "names_part": question.names_part})
+        chosen = questions.choose(made.get(row.video, ()), section.per_clip, seed_of(seed, "questions", row.id))
+        lines = [{"question": each.text, "type": each.kind, "names_part": each.names_part} for each in chosen]
+        for each in (sources.own or {}).get(row.video, ()):
+            answer = {"answer": each.turns[0].answer} if each.turns[0].answer else {}
+            lines.append({"question": each.turns[0].question, **answer, "type": "own", **each.tags, "names_part": False})
+        for number, line in enumerate(lines, 1):
+            _append(out, "questions.jsonl", {"id": f"{row.id}#{number}", "video": record["video"], **line})
 
 
 def _written_by_model(
@@ -168,7 +198,7 @@ def _split(out: StageDir, run: Run, data: DataSection, section: QuestionsSection
     parts = {"prompts": {*clips} - dev - test, "dev": dev, "test": test}
     out.summary |= {"questions": len(rows), "clips": len(clips)}
     for part, of_part in parts.items():
-        lines = [_line(row) for row in rows if row["video"] in of_part]
+        lines = [_line(row, part == "test") for row in rows if row["video"] in of_part]
         if lines:
             (out.path / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8")
         out.summary[f"{part}_questions"] = len(lines)
@@ -180,8 +210,10 @@ def _split(out: StageDir, run: Run, data: DataSection, section: QuestionsSection
     print(f"questions: {len(rows):,} about {counted(len(clips), 'clip')} ({there}); {sizes}", flush=True)
 
 
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps({name: value for name, value in row.items() if name != "names_part"}, ensure_ascii=False) + "\n"
+def _line(row: Mapping[str, Any], answered: bool) -> str:
+    """A row of a part. answered: with the true answer, where there is one: `evaluate` alone reads it."""
+    left_out = ("names_part",) if answered else ("names_part", "answer")
+    return json.dumps({name: value for name, value in row.items() if name not in left_out}, ensure_ascii=False) + "\n"
 
 
 def _append(out: StageDir, name: str, record: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
 from itertools import product, repeat
@@ -88,7 +88,8 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(
             f"{options.config}: optimize.rounds is {cfg.optimize.rounds}; ablate compares runs of one round: set it to 1"
         )
-    digest = settings_hash(cfg)
+    sections = {name: section for name, section in vars(cfg).items() if is_dataclass(section)}
+    digest = settings_hash(sections, cfg.model, (cfg.feedback.describer, cfg.feedback.judge), cfg.optimize.reward)
     earlier = earlier_seeds.read(options.add, digest, seeds)
     stages = until("evaluate", config.stages_of(cfg))
     chosen = _chosen(arms(cfg.world, cfg.video, cfg.feedback, cfg.rollout, cfg.ppo, stages), options.arms)
@@ -127,17 +128,17 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def settings_hash(cfg: config.Config) -> str:
-    """What the figures of a seed depend on beside the seed: settings, who describes and judges, the base's files, a file that
-    scores answers, and VERSION."""
+def settings_hash(sections: Mapping[str, Any], model: config.ModelSection, roles: Sequence[str], reward: str) -> str:
+    """What the figures of a seed depend on beside the seed: all sections by name, the base's files, who describes and judges
+    (roles), a file that scores answers (reward), and VERSION."""
     from minirlaif.models.loading import base_hash  # with torch
 
-    sections = {name: config.recorded(section) for name, section in vars(cfg).items() if is_dataclass(section)}
-    known: dict[str, Any] = {name: values for name, values in sections.items() if values}  # younger sections leave no trace
-    known["roles"] = [cfg.feedback.describer, cfg.feedback.judge]  # manifests have who they are, sections do not
-    known |= {"base": base_hash(cfg.model), "version": VERSION}
-    if cfg.optimize.reward.endswith(ENDING):
-        known["reward"] = sha256(Path(cfg.optimize.reward))
+    recorded = {name: config.recorded(section) for name, section in sections.items()}
+    known: dict[str, Any] = {name: values for name, values in recorded.items() if values}  # younger sections leave no trace
+    known["roles"] = [*roles]  # manifests have who they are, sections do not
+    known |= {"base": base_hash(model), "version": VERSION}
+    if reward.endswith(ENDING):
+        known["reward"] = sha256(Path(reward))
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 

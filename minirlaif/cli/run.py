@@ -166,6 +166,10 @@ def _chosen(options: argparse.Namespace, cfg: config.Config, stages: Sequence[st
         if name in METHODS and name not in stages:
             listed = ",".join((*cfg.optimize.methods, name))
             raise UserError(f"{name}: not among optimize.methods; add it: `--set optimize.methods=[{listed}]`")
+        if name == "questions" and name not in stages:
+            raise UserError(
+                "questions: this run writes none; name a folder of clips with data.clips, and leave data.prompts empty"
+            )
         if name == "sft" and name not in stages:
             raise UserError("sft: off, sft.enabled is false; to train on written answers: `--set sft.enabled=true`")
         if name == "reward" and name not in stages:

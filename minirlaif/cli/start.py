@@ -1,4 +1,4 @@
-"""The verb `start`: from a folder of clips to a config for them, and the next command. No torch before clips were looked at."""
+"""The verb `start`: from a folder of clips to a config for them, and the next command. No torch before the clips were read."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ SECONDS = (1.0, 8.0)  # shortest and longest part
 
 
 @dataclass(frozen=True)
-class Looked:
+class FolderOfClips:
     """What a folder holds. infos: of its readable clips; bad: the others; questions: the name of its file of questions, or ""."""
 
     folder: Path
@@ -89,24 +89,24 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"{out}: exists already; overwrite it with --yes, or name another file with --out")
     if options.card is not None and not options.card > 0:
         raise UserError(f"--card {options.card:g}: must be above 0")
-    check_settings(options.set)  # before the clips are looked at
+    check_settings(options.set)  # before the clips are read
     # 1. clips
-    looked = look(options.folder)
-    print("\n".join(described(looked)))
+    clips = read_folder(options.folder)
+    print("\n".join(described(clips)))
     # 2. settings
     from minirlaif.memory import fit
 
     card = fit.find_card(options.card, "auto")
-    values = chosen(looked, options.base, card, options.set)
+    values = chosen(clips, options.base, card, options.set)
     for item in options.set:
         key, _, value = item.partition("=")
         section, _, field = key.strip().rpartition(".")
         values.setdefault(section, {})[field] = yaml.safe_load(value)
     cfg = _loaded(values, [])
     # 3. the config
-    write_atomic(out, text_of(values, looked, out.stem))
+    write_atomic(out, text_of(values, clips, out.stem))
     config.load(out)
-    print("\n".join([*notes(cfg, card, looked), f"{out}: written. Next, the memory that it takes, and the run:"]))
+    print("\n".join([*notes(cfg, card, clips), f"{out}: written. Next, the memory that it takes, and the run:"]))
     gib, path = f" --gpu-gib {options.card:g}" if options.card else "", shlex.quote(str(out))
     print(f"  python -m minirlaif plan --config {path}{gib}")
     print(f"  python -m minirlaif run --config {path} --run {shlex.quote(out.stem)}")
@@ -114,14 +114,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def check_settings(settings: Sequence[str]) -> None:
-    """UserError for a wrong `--set`, by the settings for some clips."""
+    """UserError for a wrong `--set`, by the settings for an example."""
     from minirlaif.video.reader import ClipInfo
 
-    some = Looked(Path("clips"), [ClipInfo("a.mp4", "", 10.0, 640, 480, 25.0, "av")], [], "")
-    _loaded(_usual(some, "tiny", False, 1), settings)
+    example = FolderOfClips(Path("clips"), [ClipInfo("a.mp4", "", 10.0, 640, 480, 25.0, "av")], [], "")
+    _loaded(_usual(example, "tiny", False, 1), settings)
 
 
-def look(folder: Path) -> Looked:
+def read_folder(folder: Path) -> FolderOfClips:
     """Read the properties of every clip in a folder, as a run does. UserError: there are too few."""
     from minirlaif.data.dataset import question_files
     from minirlaif.data.tables import clip_files
@@ -143,18 +143,18 @@ def look(folder: Path) -> Looked:
         why = f" ({bad[0]})" if bad else ""
         raise UserError(f"{folder}: {there}{why}; {FEWEST} are needed at least, and about 300 are a start")
     files = question_files(folder)
-    return Looked(folder, infos, bad, files[0].name if files else "")
+    return FolderOfClips(folder, infos, bad, files[0].name if files else "")
 
 
-def described(looked: Looked) -> list[str]:
+def described(clips: FolderOfClips) -> list[str]:
     """What was seen, for people."""
-    seconds, sizes = looked.seconds, sorted({(info.width, info.height) for info in looked.infos})
+    seconds, sizes = clips.seconds, sorted({(info.width, info.height) for info in clips.infos})
     frame = f"{sizes[0][0]} x {sizes[0][1]} pixels" if len(sizes) == 1 else f"{len(sizes)} sizes of frames"
     lengths = f"{min(seconds):.1f} to {max(seconds):.1f} s, {median(seconds):.1f} s in the middle"
-    lines = [f"{looked.folder}: {counted(len(seconds), 'clip')}, {clock(sum(seconds))} in all; {lengths}; {frame}"]
-    lines += [f"cannot be read, left out: {clip}" for clip in looked.bad[:SHOWN]]
-    if len(looked.bad) > SHOWN:
-        lines.append(f"cannot be read, left out: {len(looked.bad) - SHOWN} more")
+    lines = [f"{clips.folder}: {counted(len(seconds), 'clip')}, {clock(sum(seconds))} in all; {lengths}; {frame}"]
+    lines += [f"cannot be read, left out: {clip}" for clip in clips.bad[:SHOWN]]
+    if len(clips.bad) > SHOWN:
+        lines.append(f"cannot be read, left out: {len(clips.bad) - SHOWN} more")
     if len(seconds) < FEW:
         lines.append(
             f"{len(seconds)} clips are few: everything runs, but figures about so few are mostly chance; 300 are a start"
@@ -170,10 +170,10 @@ def described(looked: Looked) -> list[str]:
     return lines
 
 
-def notes(cfg: config.Config, card: Card, looked: Looked) -> list[str]:
+def notes(cfg: config.Config, card: Card, clips: FolderOfClips) -> list[str]:
     """What was chosen, and what is missing."""
     v = cfg.video
-    parts = [len(segment_spans(s, v.segment_seconds, v.max_segments, v.min_segments)) for s in looked.seconds]
+    parts = [len(segment_spans(s, v.segment_seconds, v.max_segments, v.min_segments)) for s in clips.seconds]
     lines = [
         f"model: {cfg.model.base}{' in 4 bits' if cfg.model.quantization == 'nf4' else ''}, for"
         f" {card.bytes / 2**30:.0f} GiB ({card.name.replace('--gpu-gib', '--card')})",
@@ -183,19 +183,19 @@ def notes(cfg: config.Config, card: Card, looked: Looked) -> list[str]:
         lines.append(
             "no GPU: a model of this size learns on a CPU for days; name a card with --card, or run it where there is one"
         )
-    if looked.questions:
-        lines.append(f"{looked.questions}: its questions are asked, none are written")
+    if clips.questions:
+        lines.append(f"{clips.questions}: its questions are asked, none are written")
     else:
         lines.append(f"questions: at most {cfg.questions.per_clip} about each clip will be written from its descriptions")
     return lines
 
 
-def chosen(looked: Looked, base: str, card: Card, settings: Sequence[str]) -> dict[str, dict[str, Any]]:
+def chosen(clips: FolderOfClips, base: str, card: Card, settings: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The settings that suit the clips, a base ("": the best that fits) and a card. UserError: nothing fits."""
     names = [(base, 1)] if base else [*BASES]
     for name, least in names:
         for size in [size for size in BATCHES if size >= least]:
-            values = _tiny(looked) if name == "tiny" else _usual(looked, name, card.gpu, size)
+            values = _tiny(clips) if name == "tiny" else _usual(clips, name, card.gpu, size)
             if name == "tiny" or _fits(values, settings, card):
                 return values
     raise UserError(
@@ -217,17 +217,17 @@ def _loaded(values: Mapping[str, Mapping[str, Any]], settings: Sequence[str]) ->
     return config.load(None, [*given, *settings])
 
 
-def _usual(looked: Looked, base: str, gpu: bool, size: int) -> dict[str, dict[str, Any]]:
+def _usual(clips: FolderOfClips, base: str, gpu: bool, size: int) -> dict[str, dict[str, Any]]:
     """Settings for a model of the hub. gpu: whether it learns on one; size: rows in memory at once."""
-    total = len(looked.infos) + len(looked.bad)
-    unreadable = {"max_unreadable": min(1.0, -(-100 * len(looked.bad) // total) / 100)} if looked.bad else {}
+    total = len(clips.infos) + len(clips.bad)
+    unreadable = {"max_unreadable": min(1.0, -(-100 * len(clips.bad) // total) / 100)} if clips.bad else {}
     # A clip of the middle length is cut into PARTS, to half a second; a longer one into twice as many at most.
-    length = min(max(round(2 * median(looked.seconds) / PARTS) / 2, SECONDS[0]), SECONDS[1])
+    length = min(max(round(2 * median(clips.seconds) / PARTS) / 2, SECONDS[0]), SECONDS[1])
     small = {"quantization": "nf4", "gradient_checkpointing": True, "optimizer": "paged_adamw_8bit"} if gpu else {}
     return {
         "model": {"base": base, "lora_r": 32, "lora_alpha": 64, **small},
         "video": {"frames": 16, "segment_frames": 8, "segment_seconds": length, "max_segments": 2 * PARTS, **unreadable},
-        "data": {"clips": str(looked.folder)},
+        "data": {"clips": str(clips.folder)},
         "sft": {"enabled": False},
         "questions": {"per_clip": 6},
         "feedback": {
@@ -251,9 +251,9 @@ def _usual(looked: Looked, base: str, gpu: bool, size: int) -> dict[str, dict[st
     }
 
 
-def _tiny(looked: Looked) -> dict[str, dict[str, Any]]:
+def _tiny(clips: FolderOfClips) -> dict[str, dict[str, Any]]:
     """Settings for the tiny base, which knows the tiny world alone."""
-    values = _usual(looked, "tiny", False, 100)
+    values = _usual(clips, "tiny", False, 100)
     values["model"] |= {"dtype": "float32", "lora_r": 16, "lora_alpha": 16}
     values["video"] |= {"frames": 12, "segment_frames": 6, "cache_gib": 2.0}
     values["questions"] = {"per_clip": 12, "written": False}
@@ -264,10 +264,10 @@ def _tiny(looked: Looked) -> dict[str, dict[str, Any]]:
     return values
 
 
-def text_of(values: Mapping[str, Mapping[str, Any]], looked: Looked, run: str) -> str:
+def text_of(values: Mapping[str, Mapping[str, Any]], clips: FolderOfClips, run: str) -> str:
     """The config as YAML, with a comment at each section that says what it is for."""
     lines = [
-        f"# For {counted(len(looked.infos), 'clip')} in {looked.folder}, of {median(looked.seconds):.1f} s in the middle.",
+        f"# For {counted(len(clips.infos), 'clip')} in {clips.folder}, of {median(clips.seconds):.1f} s in the middle.",
         f"#   python -m minirlaif run --config {run}.yaml --run {run}",
         "# All settings with their meaning: minirlaif/config/schema.py and methods.py; what to try: .github/docs/settings.md",
     ]

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -563,7 +563,10 @@ def test_seeds_are_counted_together_where_everything_but_the_seed_is_the_same(tm
     (base / "config.json").write_text("{}")
 
     def digest(*settings: str) -> str:
-        return runner.settings_hash(config.load(small_config.TINY, settings))
+        cfg = config.load(small_config.TINY, settings)
+        sections = {name: section for name, section in vars(cfg).items() if is_dataclass(section)}
+        roles = (cfg.feedback.describer, cfg.feedback.judge)
+        return runner.settings_hash(sections, cfg.model, roles, cfg.optimize.reward)
 
     plain = digest()
     assert digest() == digest("data.max_bad_rows=0.5") == digest("questions.per_clip=6") == plain

@@ -75,7 +75,7 @@ def test_parts_fit_the_clips(
     from minirlaif.video.reader import ClipInfo
 
     infos = [ClipInfo(f"{number}.mp4", "0" * 16, seconds, 640, 480, 25.0, "av") for number in range(3)]
-    seen = verb.Looked(Path("clips"), infos, [], "")
+    seen = verb.FolderOfClips(Path("clips"), infos, [], "")
     video = verb._usual(seen, "tiny", False, 1)["video"]
     assert video["segment_seconds"] == length
     parts = segment_spans(seconds, length, video["max_segments"], 2)

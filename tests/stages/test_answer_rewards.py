@@ -199,7 +199,7 @@ def test_a_file_that_cannot_score_is_refused_before_the_first_stage(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, message: str
 ) -> None:
     path = tmp_path / "mine.py" if text is None else written(tmp_path, text)
-    file = Path(__file__).parents[2] / "configs" / "tiny.yaml"
+    file = Path(__file__).parents[2] / "configs" / "tiny-ppo.yaml"
     words = ["run", "--config", str(file), "--run", "a", "--runs-dir", str(tmp_path), "--set", f"optimize.reward={path}"]
     assert main.main(words) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()

@@ -236,7 +236,7 @@ def test_judges_that_cannot_be_are_refused_before_anything_runs(
 ) -> None:
     with pytest.raises(UserError, match=words):
         feedback_judge(tiny.settings(f"feedback.judge={judge}").feedback)
-    config = Path(__file__).parents[2] / "configs" / "tiny.yaml"
+    config = Path(__file__).parents[2] / "configs" / "tiny-ppo.yaml"
     flags = ["--config", str(config), "--run", "a", "--runs-dir", str(tmp_path), "--set", f"feedback.judge={judge}"]
     assert main.main(["run", *flags]) == 2
     assert re.search(words, capsys.readouterr().err) and not (tmp_path / "a" / "world").exists()

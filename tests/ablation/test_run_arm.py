@@ -73,7 +73,7 @@ def test_the_best_of_the_first_n_answers_is_the_one_with_the_highest_score(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, context: bool
 ) -> None:
     """Eight answers of one to eight words; scores by number of words. By hand: of the first two the second, and so on."""
-    scores = {1: 0.0, 2: 0.5, 3: 0.2, 4: -1.0, 5: 0.1, 6: 0.4, 7: 0.9, 8: 0.3}
+    scores = {1: 0.0, 2: 0.5, 3: 0.2, 4: -1.0, 5: 0.1, 6: 0.4, 7: 0.9, 8: 1.3}
     session, run = session_of(monkeypatch, tmp_path, f"reward.context={context}".lower(), "rollout.batch_size=5")
     renderer, active = session.backbone.renderer, []
     read: list[str] = []

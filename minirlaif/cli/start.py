@@ -40,7 +40,7 @@ COMMENTS = {
     "video": "frames of a whole clip, and of the parts in which it is described",
     "data": "a folder of clips; for rows of your own name files in prompts, dev and test",
     "sft": "on, with data.sft, where you have written answers",
-    "questions": "written about each clip, unless data.prompts has some",
+    "questions": "written about each clip, unless the folder has a file of questions, or data.prompts names some",
     "feedback": "an answer from the frames alone, and one given with the descriptions as text",
     "optimize": "what trains the model: here it learns to give the second answer from the frames alone",
     "distill": "how",
@@ -170,6 +170,13 @@ def described(clips: FolderOfClips) -> list[str]:
     return lines
 
 
+def gpu_is_here() -> bool:
+    """Whether a GPU is installed that can be used."""
+    from minirlaif.memory import fit
+
+    return fit.find_card(None, "auto").gpu
+
+
 def notes(cfg: config.Config, card: Card, clips: FolderOfClips) -> list[str]:
     """What was chosen, and what is missing."""
     v = cfg.video
@@ -179,6 +186,10 @@ def notes(cfg: config.Config, card: Card, clips: FolderOfClips) -> list[str]:
         f" {card.bytes / 2**30:.0f} GiB ({card.name.replace('--gpu-gib', '--card')})",
         f"parts of {v.segment_seconds:g} s: {min(parts)} to {max(parts)} for each clip",
     ]
+    if cfg.model.base == "tiny":
+        lines.append("tiny knows the tiny world alone: about other clips it makes things up, so this only tries the way out")
+    elif card.gpu and not gpu_is_here():
+        lines.append("there is no GPU here: plan as you like, and run it where there is one")
     if not card.gpu and cfg.model.base != "tiny":
         lines.append(
             "no GPU: a model of this size learns on a CPU for days; name a card with --card, or run it where there is one"

@@ -9,12 +9,18 @@ import yaml
 
 from minirlaif import config
 from minirlaif.cli import main
+from minirlaif.cli import start as verb
 from minirlaif.video.frame_sampling import segment_spans
 from tests.fixtures import clips as fixture
 
 
 def write_clip(path: Path, seconds: float) -> None:
     fixture.write_clip(path, times=[number / 10 for number in range(round(10 * seconds))])
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verb, "gpu_is_here", lambda: False)
 
 
 def start(*words: str) -> int:
@@ -35,7 +41,7 @@ def test_three_words_write_a_config_that_a_run_takes(clips: Path, capsys: pytest
     assert start("my clips", "--base", "tiny") == 0
     out = capsys.readouterr().out
     assert "5 clips, 10 s in all; 2.0 to 2.0 s, 2.0 s in the middle; " in out and "5 clips are few" in out
-    assert "parts of 1 s: 2 to 2 for each clip" in out
+    assert "parts of 1 s: 2 to 2 for each clip" in out and "tiny knows the tiny world alone" in out
     assert "  python -m minirlaif plan --config 'my clips.yaml'\n" in out
     assert out.endswith("  python -m minirlaif run --config 'my clips.yaml' --run 'my clips'\n")
     cfg = config.load("my clips.yaml")
@@ -56,7 +62,7 @@ def test_the_best_model_that_fits_a_card_with_the_largest_batches(
     """By the planner: what was chosen fits, and twice the batch, or the better model, does not."""
     assert start("my clips", "--card", card, "--out", "x.yaml") == 0
     out = capsys.readouterr().out
-    assert f"plan --config x.yaml --gpu-gib {card}\n" in out
+    assert f"plan --config x.yaml --gpu-gib {card}\n" in out and "there is no GPU here" in out
     cfg = config.load("x.yaml")
     assert cfg.model.base.endswith(base) and cfg.model.quantization == "nf4"
     assert cfg.feedback.batch_size == cfg.evaluate.batch_size >= batch
@@ -71,7 +77,6 @@ def test_the_best_model_that_fits_a_card_with_the_largest_batches(
 def test_parts_fit_the_clips(
     seconds: float, length: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from minirlaif.cli import start as verb
     from minirlaif.video.reader import ClipInfo
 
     infos = [ClipInfo(f"{number}.mp4", "0" * 16, seconds, 640, 480, 25.0, "av") for number in range(3)]

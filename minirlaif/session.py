@@ -136,10 +136,6 @@ class ModelSession:
         """Token ids of an answer with its end."""
         return self.backbone.renderer.answer(text)
 
-    def prompt_about(self, context: str, question: str) -> EncodedPrompt:
-        """A prompt without frames for the sampler: a question about a text."""
-        return self.encode_prompt(None, question, context)
-
     def greedy_texts(self, prompts: Iterable[EncodedPrompt], max_new_tokens: int, batch_size: int) -> list[str]:
         """The active adapter's most likely answer to each prompt, generated in batches."""
         return [self.backbone.decode(c.ids) for c in greedy(self.backbone, prompts, batch_size, max_new_tokens)]

@@ -94,7 +94,7 @@ def fingerprint(source: str, videos: str = "") -> str:
     path = Path(os.path.expanduser(source))
     if not path.is_dir():
         return sha256(path) if path.is_file() else ""
-    questions = [sha256(path / name) for name in _QUESTION_FILES if (path / name).is_file()]
+    questions = [sha256(file) for file in question_files(path)]
     names = [str(clip) for clip in clip_files(Path(os.path.expanduser(videos or source)))]
     return hashlib.sha256(json.dumps([questions, names]).encode()).hexdigest()
 

@@ -170,14 +170,16 @@ def _written_by_model(
     """The questions that the start model writes about what was described, those alone to which it has an answer itself."""
     text = questions.INSTRUCTION.format(count=section.per_clip, kinds=", ".join(questions.KINDS))
     with session.adapters.inference_as(run.start_model):
-        prompts = [session.prompt_about(record["context"], text) for record in described.values()]
+        prompts = [session.encode_prompt(None, text, record["context"]) for record in described.values()]
         replies = session.greedy_texts(prompts, section.max_new_tokens, f.batch_size)
         written = [
             (video, question)
             for (video, record), reply in zip(described.items(), replies, strict=True)
             for question in questions.parse(reply, record["segments"])
         ]
-        checks = [session.prompt_about(described[video]["context"], f"{each.text} {questions.CHECK}") for video, each in written]
+        checks = [
+            session.encode_prompt(None, f"{each.text} {questions.CHECK}", described[video]["context"]) for video, each in written
+        ]
         answers = session.greedy_texts(checks, f.max_new_tokens, f.batch_size)
     result: dict[str, list[Question]] = {video: [] for video in described}
     for (video, question), answer in zip(written, answers, strict=True):

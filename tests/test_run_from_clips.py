@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from minirlaif import config
 from minirlaif.cli import main
+from minirlaif.runs.run import Run
+from minirlaif.stages import questions
 from minirlaif.stages.tiny.world import _write_clip
 from minirlaif.tiny_world import clips as tinyworld
 from tests.fixtures.processes import kill_once_saved
@@ -151,3 +157,30 @@ def test_what_cannot_work_is_said_in_one_line(
     assert main.main(words(root, "sft.enabled=true", f"data.sft=[{root / 'sft.jsonl'}]", *settings)) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not (root / "runs" / "a").exists()
+
+
+def test_what_the_model_writes_is_kept_where_it_can_answer_it(tmp_path: Path) -> None:
+    """It reads the descriptions, without frames; a question that it answers with "not said" is dropped."""
+    prompts: list[tuple[object, str, str]] = []
+    replies = [["what: What colour is the circle?\nafter: What happens after the jump?\nno question"], ["red", "not said."]]
+
+    def encode(view: object, question: str, context: str) -> str:
+        prompts.append((view, question, context))
+        return question
+
+    session: Any = SimpleNamespace(
+        adapters=SimpleNamespace(inference_as=lambda role: nullcontext()),
+        encode_prompt=encode,
+        greedy_texts=lambda encoded, limit, size: replies.pop(0),
+    )
+    described = {"a.mp4": {"context": "0s: a red circle jumps.\n", "segments": ["a red circle jumps."]}}
+    made = questions._written_by_model(session, Run(tmp_path), config.FeedbackSection(), config.QuestionsSection(), described)
+    assert [(each.kind, each.text, each.names_part) for each in made["a.mp4"]] == [("what", "What colour is the circle?", True)]
+    assert len(prompts) == 3 and all(view is None and context == "0s: a red circle jumps.\n" for view, _, context in prompts)
+    assert "6 short questions" in prompts[0][1] and prompts[1][1].startswith("What colour is the circle? ")
+
+
+def test_a_base_that_writes_none_still_has_the_templates(tmp_path: Path) -> None:
+    root = folder_of_clips(tmp_path, 3)
+    assert main.main(words(root, "questions.written=true", "questions.max_new_tokens=8", stages=("questions",))) == 0
+    assert len(lines(root / "runs" / "a" / "questions" / "questions.jsonl")) == 12

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -56,14 +57,9 @@ class VisionFeatureCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = open_database(path)
         self._db.execute("PRAGMA synchronous=NORMAL")
-        self._db.execute("CREATE TABLE IF NOT EXISTS clips (path TEXT PRIMARY KEY, stamp TEXT, info TEXT)")
-        self._db.execute("CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, shape TEXT, data BLOB, strip BLOB)")
-        if "digest" not in {row[1] for row in self._db.execute("PRAGMA table_info(vectors)")}:
-            self._db.execute("ALTER TABLE vectors ADD COLUMN digest BLOB")  # rows of an earlier version have none
+        _make_tables(self._db)
         self._backbone, self._reader = backbone, reader
         self._limit, self._frame_pixels = int(video.cache_gib * (1 << 30)), video.frame_pixels
-        # Every plan that was ever encoded: features may be deleted for their size, and encoding twice must be counted once.
-        self._db.execute("CREATE TABLE IF NOT EXISTS looked (key TEXT PRIMARY KEY)")
         self._vision = vision_hash(backbone)
         self._vision_modules = offloaded_vision(backbone)
         self._memory: OrderedDict[str, Tensor] = OrderedDict()
@@ -200,6 +196,18 @@ class VisionFeatureCache:
         names = ("page_count", "freelist_count", "page_size")
         pages, free, size = (int(self._db.execute(f"PRAGMA {name}").fetchone()[0]) for name in names)
         return (pages - free) * size
+
+
+def _make_tables(db: sqlite3.Connection) -> None:
+    """What is missing, under the write lock: of processes that open a new file at once, one makes it and the others wait."""
+    db.execute("BEGIN IMMEDIATE")
+    db.execute("CREATE TABLE IF NOT EXISTS clips (path TEXT PRIMARY KEY, stamp TEXT, info TEXT)")
+    db.execute("CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, shape TEXT, data BLOB, strip BLOB, digest BLOB)")
+    if "digest" not in {row[1] for row in db.execute("PRAGMA table_info(vectors)")}:
+        db.execute("ALTER TABLE vectors ADD COLUMN digest BLOB")  # rows of an earlier version have none
+    # Every plan that was ever encoded: features may be deleted for their size, and encoding twice must be counted once.
+    db.execute("CREATE TABLE IF NOT EXISTS looked (key TEXT PRIMARY KEY)")
+    db.commit()
 
 
 def _digest(key: str, shape: str, data: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,19 @@ def test_a_cache_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     second = Opened(tmp_path)
     ((_, again),) = second.feature_cache.get(str(tmp_path / "a.mp4"), one_plan)
     assert torch.equal(features, again) and second.feature_cache.counters["encodes"] == 0
+
+
+def test_processes_that_open_a_file_of_an_earlier_version_at_once_wait_for_each_other(tmp_path: Path) -> None:
+    """The first one adds the column in a transaction; the second one must not read the table before it ends."""
+    Opened(tmp_path).feature_cache.close()
+    with closing(sqlite3.connect(tmp_path / "cache" / "f.sqlite")) as first, ThreadPoolExecutor(1) as pool:
+        first.execute("ALTER TABLE vectors DROP COLUMN digest")
+        first.execute("BEGIN IMMEDIATE")
+        second = pool.submit(lambda: Opened(tmp_path).feature_cache.close())
+        assert wait([second], timeout=0.5).not_done
+        first.execute("ALTER TABLE vectors ADD COLUMN digest BLOB")
+        first.commit()
+        second.result(timeout=30)
 
 
 def test_repairs_that_a_part_shows_are_stored_at_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

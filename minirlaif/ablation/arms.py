@@ -91,6 +91,7 @@ def arms(
     values = {
         "short": f"ppo.iterations={max(1, round(ppo.iterations / 3))}",
         "fifth": f"feedback.limit={size * math.ceil(prompts / 5 / size)}",
+        "each": f"{each}",
         "rest": f"feedback.limit={size * max(1, math.floor(rest))}",
         "half": f"{video.segment_seconds / 2:g}",
     }

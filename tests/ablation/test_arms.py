@@ -257,6 +257,16 @@ def test_methods_from_sft_get_as_many_sampled_answers() -> None:
     assert cfg.ppo.patience == 2  # as the main run's own would
 
 
+@pytest.mark.parametrize("name", ["tiny.yaml", "tiny-ppo.yaml", "tiny-nolabels.yaml"])
+def test_the_settings_of_every_arm_fit_together(name: str) -> None:
+    """All are read before the first main run; one that does not fit refuses `ablate` as a whole."""
+    file = small_config.TINY.with_name(name)
+    for arm in arms_of(config.load(file)):
+        here = config.load(file, arm.changed)
+        if arm.name == "bare":  # without descriptions no answer reads them; as many as in the main run are compared
+            assert (here.feedback.answers, here.feedback.context_answers) == ({"tiny.yaml": 3, "tiny-ppo.yaml": 4}[name], 0)
+
+
 @pytest.mark.parametrize("name", ["tiny.yaml", "tiny-nolabels.yaml"])
 def test_group_methods_sample_as_many_answers_as_ppo(name: str) -> None:
     cfg = config.load(small_config.TINY.with_name(name))

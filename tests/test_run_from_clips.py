@@ -26,7 +26,7 @@ data: {clips: clips}
 sft: {enabled: false}
 questions: {written: false, per_clip: 4}
 feedback: {answers: 1, context_answers: 1, max_new_tokens: 40, describe_prompt: describe this part., describe_tokens: 16,
-  judge_frames: false, readout: likelihood, margin: 0.2, batch_size: 4}
+  judge_frames: false, readout: auto, margin: 0.2, batch_size: 4}
 optimize: {methods: [distill]}
 distill: {epochs: 1.0, learning_rate: 0.003, batch_size: 8, micro_batch_size: 8, dev_every: 2, save_every: 2}
 evaluate: {max_new_tokens: 40, batch_size: 25, bootstrap: 50}
@@ -92,6 +92,21 @@ def test_feedback_describes_no_clip_again(finished: Path) -> None:
     assert manifest(finished, "questions")["counters"]["prefilled_tokens"] > 0
     # Prompts, their context prompts and scores: no description among them.
     assert manifest(finished, "feedback")["counters"].get("encodes", 0) <= CLIPS
+
+
+def test_the_read_out_is_tried_and_survives_a_kill(finished: Path, tmp_path: Path) -> None:
+    """The tiny base says one letter in both orders, so its likelihoods judge; a resumed run uses what was found before."""
+    made = manifest(finished, "feedback")["metrics"]
+    probe = made["readout_probe"]
+    assert made["readout"] == "likelihood" and probe["pairs"] >= 5 and probe["letter"] < 0.75 <= probe["likelihood"]
+    run = tmp_path / "runs" / "a"
+    command = words(finished.parents[1], stages=("questions", "feedback"))
+    command[command.index("--runs-dir") + 1] = str(tmp_path / "runs")
+    kill_once_saved(["-m", "minirlaif", *command], run / "feedback.partial" / "state" / "position.json", tmp_path)
+    assert not (run / "feedback").exists()
+    assert main.main(command) == 0
+    assert manifest(run, "feedback")["identity"] == manifest(finished, "feedback")["identity"]
+    assert manifest(run, "feedback")["metrics"] == made
 
 
 def test_it_resumes_behind_the_last_chunk_to_the_same_bytes(finished: Path, tmp_path: Path) -> None:

@@ -275,12 +275,12 @@ def _engine(options: argparse.Namespace, run: Run | None, scratch: Path) -> Chat
         from minirlaif.gguf.runtime.engine import GgufEngine
 
         return GgufEngine(options.gguf)
-    from minirlaif.feedback.judge import SessionJudge
+    from minirlaif.feedback.readout import judge_of_run
     from minirlaif.inference.hf_engine import HfEngine
 
     assert run is not None
     print(f"loading {run.root} …", flush=True)
-    return HfEngine(run, SessionJudge, scratch)
+    return HfEngine(run, judge_of_run, scratch)
 
 
 def _reaches_others(options: argparse.Namespace) -> bool:

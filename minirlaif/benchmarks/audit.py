@@ -112,7 +112,8 @@ class Audit:
         manifest = run.manifest("feedback") or {}
         rows = run.rows("feedback", "verdicts.jsonl", "id", "video", "question", "answer_a", "answer_b", "choice")
         self._rows = {row["id"]: row for row in rows if row["answer_a"] != row["answer_b"]}
-        self.readout = str(manifest["config"].get("feedback", {}).get("readout", ""))
+        chosen = manifest["metrics"].get("readout", "")  # of two that were tried
+        self.readout = str(chosen or manifest["config"].get("feedback", {}).get("readout", ""))
         self.note = ""
         sample = self._sample(manifest["identity"], count, seed, redo)
         # Which answer stands first comes from the sample's own seed: labels say first and second.

@@ -85,12 +85,12 @@ def _engine(options: argparse.Namespace) -> Any:
     from minirlaif.runs.run import Run
 
     try:
-        from minirlaif.feedback.judge import SessionJudge
+        from minirlaif.feedback.readout import judge_of_run
         from minirlaif.inference.hf_engine import HfEngine
     except ModuleNotFoundError as error:
         raise UserError(f"chat --run: {error.name} is not installed; `pip install -r requirements.txt`, or use --gguf") from None
 
-    return HfEngine(Run(options.runs_dir / options.run), SessionJudge)
+    return HfEngine(Run(options.runs_dir / options.run), judge_of_run)
 
 
 def _options(engine: ChatEngine, options: argparse.Namespace) -> SamplingParams:

@@ -244,7 +244,7 @@ def _usual(clips: FolderOfClips, base: str, gpu: bool, size: int) -> dict[str, d
         "feedback": {
             "answers": 1,
             "context_answers": 1,
-            "readout": "likelihood",
+            "readout": "auto",
             "describe_tokens": 96,
             "max_new_tokens": 128,
             "batch_size": size,

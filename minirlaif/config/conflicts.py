@@ -81,7 +81,7 @@ def _reward_conflicts(cfg: Config) -> list[str]:
         problems.append(f"optimize.reward is {reward}, but no method of optimize.methods samples answers; those that do: {named}")
     if cfg.reward.base:
         problems.append(f"optimize.reward is {reward}, so there is no reward model: leave reward.base empty")
-    compares = cfg.feedback.readout == "letter" or cfg.feedback.judge not in ("start", "base")
+    compares = cfg.feedback.readout != "likelihood" or cfg.feedback.judge not in ("start", "base")
     if cfg.rollout.samples_per_prompt < 2 and (reward == "rank" or (reward == "judge" and compares)):
         problems.append(
             f"optimize.reward is {reward}: answers to one prompt are compared, set rollout.samples_per_prompt to 2 or more"

@@ -169,9 +169,8 @@ class FeedbackSection:
     describe_tokens: PositiveInt = 128  # longest description of one segment
     context: bool = True  # show the judge the joined segment descriptions
     judge_frames: bool = True  # show the judge the frames
-    readout: Literal["letter", "likelihood"] = (
-        "letter"  # letter: logits of A and B; likelihood: mean log-likelihood of each answer
-    )
+    # letter: logits of A and B; likelihood: mean log-likelihood of each answer; auto: both are tried on a few pairs
+    readout: Literal["auto", "letter", "likelihood"] = "letter"
     margin: float = 0.0  # verdicts less clear than this become ties
     disagreement: Literal["drop", "average"] = "drop"  # of the two orders: drop the pair, or average the read-outs
     batch_size: PositiveInt = 16  # prompts in memory at once

@@ -6,7 +6,6 @@ one answer at a time, so its two orders agree by construction.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from minirlaif.config import FeedbackSection
 from minirlaif.feedback.describe import context_text, describe_segments
@@ -29,13 +28,15 @@ def judge(
     session: ModelSession,
     pairs: Sequence[Comparison],
     views: Mapping[str, VideoInput | None],
-    readout: Literal["letter", "likelihood"],
+    readout: str,
     margin: float,
     disagreement: Disagreement,
     batch_size: int,
 ) -> list[Verdict]:
-    """One verdict per pair. views: by clip path what the judge sees, None: text only; margin: in log-odds of the letters, or nats
-    per token; disagreement: what becomes of a pair whose two orders differ."""
+    """One verdict per pair. views: by clip path what the judge sees, None: text only; readout: letter or likelihood; margin: in
+    log-odds of the letters, or nats per token; disagreement: what becomes of a pair whose two orders differ."""
+    if readout not in ("letter", "likelihood"):
+        raise ValueError(f"{readout!r} is no read-out")
     if readout == "likelihood":
         values = [(value, value) for value in answer_margins(session, pairs, views, batch_size)]
     else:

@@ -48,13 +48,13 @@ class RunJudge(Protocol):
 class HfEngine:
     """A finished run as a `ChatEngine`; a run without an RLAIF model offers its SFT model and its base.
 
-    judge_of: builds the run's judge from the open session and its role; `feedback.judge.SessionJudge`. scratch: a folder for
+    judge_of: builds the run's judge from the open session; `feedback.readout.judge_of_run`. scratch: a folder for
     what is known of clips; None: a temporary one.
     UserError: the run has no finished `sft` (without SFT: no aligned model), or one of its files was changed.
     """
 
     def __init__(
-        self, run: Run, judge_of: Callable[[ModelSession, config.FeedbackSection, str], RunJudge], scratch: Path | None = None
+        self, run: Run, judge_of: Callable[[ModelSession, config.FeedbackSection, Run], RunJudge], scratch: Path | None = None
     ) -> None:
         run.require("sft" if run.start_model == "sft" else run.producer("rlaif"))
         cfg = config.load(run.root / "config.yaml")
@@ -65,7 +65,7 @@ class HfEngine:
             folder = scratch or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="minirlaif-")))
             load = stack.enter_context(session_loader(folder / "features.sqlite", cfg.video, memory=0))  # see _clips
             session = self._session = self._critic = load(cfg.model)
-            self._judge = judge_of(session, cfg.feedback, run.start_model)
+            self._judge = judge_of(session, cfg.feedback, run)
             self._judge_context, self._reward_context = cfg.feedback.context, cfg.reward.context
             for model, adapter_dir in adapters.items():
                 session.adapters.add(model, 0, adapter_dir)

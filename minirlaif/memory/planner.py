@@ -127,8 +127,8 @@ def _judged(plan: Planned, prompt: int) -> Batch:
     f = plan.settings.feedback
     context = _descriptions(plan) if f.context else 0
     # The bare comparison, made for the report, always shows the frames.
-    text = context + (2 * f.max_new_tokens + GUIDING if f.readout == "letter" else f.max_new_tokens)
-    answers = f.max_new_tokens if f.readout == "likelihood" else 1
+    text = context + (2 * f.max_new_tokens + GUIDING if f.readout != "likelihood" else f.max_new_tokens)
+    answers = f.max_new_tokens if f.readout != "letter" else 1
     bare = prompt + text - context
     judged = prompt + text if f.judge_frames else max(bare, TEXT + text)
     return Batch(f.batch_size, judged, answers, _visual(plan, plan.policy))

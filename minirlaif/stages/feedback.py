@@ -8,18 +8,19 @@ Each chunk of prompts is committed, so a killed run resumes behind the last one.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 from minirlaif import distributed
 from minirlaif.config import Config, FeedbackSection
 from minirlaif.data.preflight import Preflight, read_dev, read_samples
-from minirlaif.errors import UserError
+from minirlaif.feedback.counts import count_cut, count_step, count_verdicts, undecided, warn
 from minirlaif.feedback.describe import Describer, KnownDescriber, SessionDescriber
-from minirlaif.feedback.judge import comparison_tokens, is_order_consistent
+from minirlaif.feedback.judge import comparison_tokens
 from minirlaif.feedback.label import CONTROL_PAIRS, Lines, describe, draw_candidates, label
+from minirlaif.feedback.readout import AUTO, probe, probe_rows
 from minirlaif.feedback.text_judge import TextJudge
 from minirlaif.judges.config import REPLIES, feedback_judge, open_judge
 from minirlaif.judges.describer import EndpointDescriber
@@ -28,13 +29,12 @@ from minirlaif.runs.io import read_jsonl
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
-from minirlaif.session import open_session, settings_of
+from minirlaif.session import ModelSession, open_session, settings_of
 from minirlaif.stages.describers import known_descriptions, other_describer
 from minirlaif.stages.registry import STAGES
-from minirlaif.types import Verdict
+from minirlaif.types import Sample
 
 PAIRED = {"reward", "dpo", "bestofn"}  # stages that learn from pairs: without one a run can do without
-CUT_SHARE = 0.05  # of answers or descriptions cut at their limit, above which a warning is printed
 
 
 def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None = None) -> None:
@@ -71,6 +71,8 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
             described_by: Describer = describer or SessionDescriber(session, "base" if f.describer == "base" else run.start_model)
             if earlier := known_descriptions(run):
                 described_by = KnownDescriber(earlier, described_by)
+            if f.readout == AUTO:
+                f, described_by = _readout(session, f, run, out, prompts, described_by, text_judge is None)
             chunks = [prompts[i : i + f.batch_size] for i in range(0, len(prompts), f.batch_size)]
             every = _control_every(f, len(prompts))
             contexts: dict[str, str] = {
@@ -90,21 +92,52 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
                         known = contexts | {video: record["context"] for video, record in described.items()}
                         with session.adapters.inference_as(run.start_model):
                             drawn = draw_candidates(session, f, tasks[chunk], known, cfg.seed, chunk)
-                        with session.adapters.inference_as("base" if f.judge == "base" else run.start_model):
+                        with session.adapters.inference_as(_judge_role(f, run)):
                             lines += label(
                                 session, f, run, tasks[chunk], drawn, known, cfg.seed, chunk, text_judge, chunk % every == 0
                             )
                 written = _append_all(out, run, lines, contexts)
                 session.add_counters(out)
                 done = min(number + processes, len(tasks))
-                out.log(done, **_decided(written))
+                out.log(done, **count_step(written))
                 out.commit_state(done, lambda folder: None)
             # 4. count
-            out.summary.update(_counts(out.path) | _cut(out.path))
-            _warn_of_cut(out.summary, f)
+            out.summary = count_verdicts(out.path) | count_cut(out.path) | out.summary
+            warn(out.summary, f)
             # A further round without pairs has nothing to learn, and ends.
             if not out.summary["decided"] and run.full_run is run and PAIRED & set(run.stages):
-                raise _undecided(out.summary, f)
+                raise undecided(out.summary, f)
+
+
+def _judge_role(f: FeedbackSection, run: Run) -> str:
+    return "base" if f.judge == "base" else run.start_model
+
+
+def _readout(
+    session: ModelSession,
+    f: FeedbackSection,
+    run: Run,
+    out: StageDir,
+    prompts: Sequence[Sample],
+    describer: Describer,
+    has_readout: bool,
+) -> tuple[FeedbackSection, Describer]:
+    """The section with the read-out of the two that is better, kept in the summary; and a describer that knows the clips that
+    were described for it. has_readout: the judge is a model of the run; one that reads text has none."""
+    if not has_readout:
+        return replace(f, readout="letter"), describer
+    if "readout" not in out.summary:
+        rows = probe_rows(prompts)
+        records = describe(
+            describer, f, run, [replace(row, video=other) for row, other in rows] + [row for row, _ in rows], {}, True
+        )
+        describer = KnownDescriber(records, describer)
+        contexts = {video: record["context"] for video, record in records.items()}
+        tried = probe(session, f, rows, contexts, run.start_model, _judge_role(f, run))
+        out.summary |= {"readout": tried.readout, "readout_probe": asdict(tried)}
+        if distributed.leads():
+            print(f"feedback: {tried}", flush=True)
+    return replace(f, readout=out.summary["readout"]), describer
 
 
 def _roles(f: FeedbackSection, run: Run, text_judge: TextJudge | None, describer: Describer | None) -> dict[str, Any]:
@@ -132,93 +165,6 @@ def _comparisons(f: FeedbackSection, prompts: int, segments: int) -> tuple[int, 
     return 2 * (prompts + control) * f.pairs_per_prompt, comparison_tokens(f, segments, f.max_new_tokens)
 
 
-def _counts(folder: Path) -> dict[str, Any]:
-    rows = read_jsonl(folder / "verdicts.jsonl", missing_ok=True)
-    choices = [row["choice"] for row in rows]
-    compared = [row for row in rows if row["answer_a"] != row["answer_b"]]
-    decided = sum(choice in ("A", "B") for choice in choices)
-    firm = [is_order_consistent(Verdict(row["id"], row["choice"], row["margin"], tuple(row["orders"]))) for row in compared]
-    longer = [
-        len(row["answer_a"]) > len(row["answer_b"]) if row["choice"] == "A" else len(row["answer_b"]) > len(row["answer_a"])
-        for row in compared
-        if row["choice"] in ("A", "B") and len(row["answer_a"]) != len(row["answer_b"])
-    ]
-    return {
-        "decided": decided,
-        "pairs": len(compared),
-        "same_answers": len(rows) - len(compared),
-        "decided_share": round(decided / max(1, len(compared)), 4),
-        **{name: choices.count(name) for name in ("A", "B", "tie", "invalid", "disagree")},
-        "swap_consistency": round(sum(firm) / max(1, sum(row["choice"] != "tie" for row in compared)), 4),
-        "longer_wins": round(sum(longer) / max(1, len(longer)), 4),
-    }
-
-
-def _cut(folder: Path) -> dict[str, int]:
-    """How many answers and descriptions there are, and how many of them were cut at their limit of tokens."""
-    stopped = [each for row in read_jsonl(folder / "answers.jsonl", missing_ok=True) for each in row.get("stopped", ())]
-    described = read_jsonl(folder / "contexts.jsonl", missing_ok=True)
-    segments, cut = sum(len(row["segments"]) for row in described), sum(row.get("cut", 0) for row in described)
-    answers = {"sampled_answers": len(stopped), "cut_answers": stopped.count(False)}
-    missing = sum(row.get("missing", 0) for row in described)
-    counts = answers | {"descriptions": segments, "cut_descriptions": cut}
-    undivided = sum(len(row["segments"]) == 1 for row in described)
-    counts |= {"described_clips": len(described), "one_segment_clips": undivided}
-    return counts | ({"refused_descriptions": missing} if missing else {})
-
-
-def _warn_of_cut(counts: Mapping[str, Any], f: FeedbackSection) -> None:
-    """Say what to raise where more than a few texts were cut, and how many descriptions are missing."""
-    if (missing := counts.get("refused_descriptions", 0)) and distributed.leads():
-        print(f"feedback: the describer gave no text for {missing:,} of {counts['descriptions']:,} segments", flush=True)
-    undivided, clips = counts["one_segment_clips"], counts["described_clips"]
-    if undivided and f.context and distributed.leads():
-        print(
-            f"feedback: {undivided:,} of {clips:,} clips have one segment, whose description holds hardly more than the model"
-            " sees without it: see video.min_segments and video.max_segments (clips of up to a second keep one)",
-            flush=True,
-        )
-    limits = {
-        "answers": (counts["cut_answers"], counts["sampled_answers"], f"feedback.max_new_tokens, which is {f.max_new_tokens}"),
-        "descriptions": (
-            counts["cut_descriptions"],
-            counts["descriptions"],
-            f"feedback.describe_tokens, which is {f.describe_tokens}",
-        ),
-    }
-    for name, (cut, of, setting) in limits.items():
-        if cut > CUT_SHARE * of and distributed.leads():
-            kept = "; they are in no pair" if name == "answers" else "; the judge reads what there is of them"
-            print(f"feedback: {cut:,} of {of:,} {name} were cut at the limit of tokens{kept}: raise {setting}", flush=True)
-
-
-def _undecided(counts: Mapping[str, Any], f: FeedbackSection) -> UserError:
-    """What became of all pairs when none was decided, and the setting that most likely changes it."""
-    became = {
-        "disagree": counts["disagree"],
-        "tie": counts["tie"] - counts["same_answers"],
-        "invalid": counts["invalid"],
-        "alike": counts["same_answers"],
-    }
-    why = max(became, key=lambda name: became[name])
-    if counts["cut_answers"] > counts["sampled_answers"] / 2:
-        cut = f"{counts['cut_answers']:,} of {counts['sampled_answers']:,} answers were cut at the limit of tokens"
-        return UserError(
-            f"feedback: the judge decided no pair ({cut}); allow longer answers",
-            again=(f"feedback.max_new_tokens={4 * f.max_new_tokens}",),
-        )
-    if why in ("disagree", "invalid") and f.readout == "letter":
-        remedy, setting = "score each answer by itself", "feedback.readout=likelihood"
-    elif why == "disagree" and f.disagreement == "drop":
-        remedy, setting = "let the mean of both orders decide", "feedback.disagreement=average"
-    elif why == "tie" and f.margin > 0:
-        remedy, setting = "let less clear verdicts count", f"feedback.margin={f.margin / 10:.2g}"
-    else:
-        remedy, setting = "draw more answers per question", f"feedback.answers={2 * f.answers}"
-    outcomes = ", ".join(f"{name} {count}" for name, count in became.items())
-    return UserError(f"feedback: the judge decided no pair ({outcomes}); {remedy}", again=(setting,))
-
-
 def _append_all(out: StageDir, run: Run, lines: Lines, contexts: dict[str, str]) -> Lines:
     """Write the lines of all processes in the order of the chunks, and remember their contexts. Returns what was written."""
     written = []
@@ -232,14 +178,3 @@ def _append_all(out: StageDir, run: Run, lines: Lines, contexts: dict[str, str])
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
         written.append((name, record))
     return written
-
-
-def _decided(written: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, float]:
-    """What the judge made of the pairs of one step, for metrics.jsonl."""
-    rows = [record for name, record in written if name == "verdicts.jsonl"]
-    choices = [row["choice"] for row in rows]
-    counts = {name: float(choices.count(name)) for name in ("tie", "invalid", "disagree")}
-    mean = sum(row["margin"] for row in rows) / len(rows) if rows else 0.0
-    described = sum(name == "contexts.jsonl" for name, _ in written)
-    decided = float(sum(choice in ("A", "B") for choice in choices))
-    return {"clips_described": float(described), "pairs": float(len(rows)), "decided": decided, **counts, "margin": mean}

@@ -13,6 +13,7 @@ from minirlaif.config import DataSection, DistillSection, DpoSection, FeedbackSe
 from minirlaif.config.seeds import seed_of
 from minirlaif.data.preflight import read_dev
 from minirlaif.errors import UserError
+from minirlaif.feedback.readout import known_readout
 from minirlaif.feedback.text_judge import TextJudge
 from minirlaif.feedback.win_rate import WinRateEvaluator
 from minirlaif.judges.config import REPLIES, feedback_judge, open_judge
@@ -114,7 +115,7 @@ def evaluator(
     judge: MethodJudge | None = None,
 ) -> WinRateEvaluator:
     """The judge of `feedback` on dev prompts; opened here where it is not given."""
-    judge = judge or open_method_judge(section, run, stage, models)
+    judge, section = judge or open_method_judge(section, run, stage, models), known_readout(section, run)
     return WinRateEvaluator(models, questions.dev, questions.contexts, section, limit, *judge)
 
 

@@ -27,6 +27,7 @@ from minirlaif.config import Config, FeedbackSection, GroupSection, PpoSection, 
 from minirlaif.data.preflight import Preflight, check_column, read_samples
 from minirlaif.errors import UserError
 from minirlaif.feedback.judge import comparison_tokens
+from minirlaif.feedback.readout import known_readout
 from minirlaif.judges.grade import ChatJudge
 from minirlaif.models.loading import base_hash, critic_model
 from minirlaif.runs.io import read_jsonl, sha256
@@ -79,7 +80,7 @@ def run(cfg: Config, run: Run, redo: bool = False, name: str = "ppo") -> None:
             judge = (
                 method_loop.open_method_judge(cfg.feedback, run, name, models) if questions.dev or scored_by in JUDGED else None
             )
-            reward = _reward(scored_by, models, cfg.feedback, questions, judge)
+            reward = _reward(scored_by, models, known_readout(cfg.feedback, run), questions, judge)
             if isinstance(reward, JudgeReward):
                 _forecast(reward, r, learner.section, cfg.video.max_segments, len(questions.dev))
             collector = RolloutCollector(models, r, cfg.seed, read, bias, learner.progress, name, group, reward)

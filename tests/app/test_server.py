@@ -355,11 +355,11 @@ def spaced(text: str) -> str:
 
 @pytest.mark.learning
 def test_many_broken_clips_and_odd_questions_leave_a_real_engine_serving(place: Path, tmp_path: Path) -> None:
-    from minirlaif.feedback.judge import SessionJudge
+    from minirlaif.feedback.readout import judge_of_run
     from minirlaif.inference.hf_engine import HfEngine
 
     run = chat_run.run_of(tmp_path / "runs" / "a")
-    with serving(lambda: HfEngine(run, SessionJudge), run, tmp_path / "runs", tmp_path / "uploads") as real:
+    with serving(lambda: HfEngine(run, judge_of_run), run, tmp_path / "runs", tmp_path / "uploads") as real:
         endure(real, place, 200, 500)
     assert not (tmp_path / "uploads").exists()
 

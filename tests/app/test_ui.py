@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from minirlaif.data.dataset import load_preferences, load_samples
-from minirlaif.feedback.judge import SessionJudge
+from minirlaif.feedback.readout import judge_of_run
 from minirlaif.gguf.runtime.engine import GgufEngine
 from minirlaif.inference.hf_engine import HfEngine
 from minirlaif.runs.run import Run
@@ -123,7 +123,7 @@ def from_a_clip_to_a_vote(page: Page, place: Path, counters: Callable[[], dict[s
 
 def test_from_a_clip_to_a_vote(place: Path, opened: Callable[..., Page], tmp_path: Path) -> None:
     run = Run(shutil.copytree(place / "runs" / "a", tmp_path / "runs" / "a"))
-    with serving(lambda: HfEngine(run, SessionJudge), run, tmp_path / "runs", tmp_path / FOLDER) as served:
+    with serving(lambda: HfEngine(run, judge_of_run), run, tmp_path / "runs", tmp_path / FOLDER) as served:
         page, engine = opened(served.address), served.service.engine
         from_a_clip_to_a_vote(page, place, lambda: dict(engine.counters), 12, run.root / "votes")
         page.tab("compare")
@@ -258,7 +258,7 @@ def test_the_first_word_comes_soon_and_the_second_question_sooner(
     """From a clip and a question to the first word, and from a second question about the clip to its first word."""
     run = Run(shutil.copytree(place / "runs" / "a", tmp_path / "runs" / "a"))
     exported = chat_run.exported(tmp_path / "export")
-    for name, engine in (("run", lambda: HfEngine(run, SessionJudge)), ("gguf", lambda: GgufEngine(exported))):
+    for name, engine in (("run", lambda: HfEngine(run, judge_of_run)), ("gguf", lambda: GgufEngine(exported))):
         with serving(engine, run, tmp_path / "runs", tmp_path / f"served-{name}") as served:
             warm = opened(served.address)  # the first clip of all pays for what is loaded once
             warm.upload(place / "other.mp4")

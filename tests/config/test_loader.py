@@ -81,7 +81,7 @@ def test_unknown_settings_name_the_nearest(problem, text: str, near: str):
         ("ppo.learning_rate=-1e-4", "ppo.learning_rate must be above 0"),
         ("rollout.kl_coef=-0.1", "rollout.kl_coef must not be negative"),
         ("world.still_share=1.2", "world.still_share is a share"),
-        ("feedback.readout=words", "feedback.readout must be 'letter' or 'likelihood'"),
+        ("feedback.readout=words", "feedback.readout must be 'auto' or 'letter' or 'likelihood'"),
         ("sft.schedule=step", "sft.schedule must be"),
         ("feedback.pairs_per_prompt=2", "feedback.pairs_per_prompt is 2, but 2 answers form 1"),
         ("report_to=foo", "report_to must be 'none' or 'tensorboard'"),

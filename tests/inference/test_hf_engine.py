@@ -11,7 +11,7 @@ import torch
 
 from minirlaif.config import ModelSection
 from minirlaif.errors import UserError
-from minirlaif.feedback.judge import SessionJudge
+from minirlaif.feedback.readout import judge_of_run
 from minirlaif.inference import hf_engine
 from minirlaif.inference.engine import SamplingParams
 from minirlaif.inference.hf_engine import HfEngine
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def engine(folder: Path) -> Iterator[HfEngine]:
-    made = HfEngine(Run(folder / "run"), SessionJudge)
+    made = HfEngine(Run(folder / "run"), judge_of_run)
     yield made
     made.close()
 
@@ -147,7 +147,7 @@ def test_the_score_is_the_reward_models_above_its_mean(engine: HfEngine, folder:
 
 
 def test_a_run_without_ppo_or_reward_talks_all_the_same(folder: Path, tmp_path: Path) -> None:
-    engine = HfEngine(chat_run.run_of(tmp_path / "half", aligned=False, reward=False), SessionJudge)
+    engine = HfEngine(chat_run.run_of(tmp_path / "half", aligned=False, reward=False), judge_of_run)
     assert engine.models == ("sft", "base")
     assert answer_text(engine, folder / "a.mp4", QUESTIONS[0])
     assert engine.score(engine.load_clip(str(folder / "a.mp4")), "what?", "a red circle.") is None
@@ -158,7 +158,7 @@ def test_a_conversation_that_does_not_fit_is_refused(engine: HfEngine, folder: P
     with pytest.raises(UserError, match="the model takes 2048"):
         answer_text(engine, folder / "a.mp4", "red circle " * 1100)
     with pytest.raises(UserError, match="does not exist"):
-        HfEngine(Run(folder / "none"), SessionJudge)
+        HfEngine(Run(folder / "none"), judge_of_run)
 
 
 def test_special_tokens_in_a_question_stay_letters(engine: HfEngine, folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from minirlaif import config
+from minirlaif.feedback import counts, readout
 from minirlaif.feedback import label as labels
 from minirlaif.models import generation
 from minirlaif.models.generation import Completion
@@ -165,7 +166,7 @@ NONE = {"disagree": 0, "tie": 0, "invalid": 0, "same_answers": 0, "sampled_answe
 
 
 @pytest.mark.parametrize(
-    ("counts", "settings", "message", "remedy"),
+    ("became", "settings", "message", "remedy"),
     [
         (
             {"disagree": 9, "tie": 3, "same_answers": 2},
@@ -186,20 +187,54 @@ NONE = {"disagree": 0, "tie": 0, "invalid": 0, "same_answers": 0, "sampled_answe
         ),
     ],
 )
-def test_no_decided_pair_names_counts_and_the_remedy(counts, settings, message: str, remedy: str):
-    error = feedback._undecided(NONE | counts, config.load(None, settings).feedback)
+def test_no_decided_pair_names_counts_and_the_remedy(became, settings, message: str, remedy: str):
+    error = counts.undecided(NONE | became, config.load(None, settings).feedback)
     assert message in str(error) and error.again == (remedy,)
+
+
+@pytest.mark.parametrize(
+    ("decided", "line"), [(0, ""), (4, "decided 4 of 10 pairs (disagree 3, tie 0, invalid 0, alike 3)"), (5, "")]
+)
+def test_a_judge_that_decides_few_pairs_is_said_with_the_setting_that_helps(decided: int, line: str, capsys) -> None:
+    known = NONE | {"decided": decided, "pairs": 7, "same_answers": 3, "tie": 3, "disagree": 7 - decided}
+    counts.warn_of_undecided(known, config.FeedbackSection())
+    output = capsys.readouterr().out
+    assert line in output and bool(output) == bool(line)
+    assert output.endswith("score each answer by itself: feedback.readout=likelihood\n") or not line
+
+
+@pytest.mark.parametrize("better", [TRUE, FALSE])
+def test_a_read_out_that_is_not_named_is_tried_first(better: str, monkeypatch, tmp_path: Path, capsys) -> None:
+    """Letters that prefer the answer about the clip are used; letters that prefer the other one are not."""
+
+    def probed(session: Any, section: Any, rows: Any, contexts: Any, answerer: str, judge_role: str) -> readout.ReadoutProbe:
+        assert contexts == {"/clips/0": CONTEXT, "/clips/1": CONTEXT} and (answerer, judge_role) == ("sft", "sft")
+        assert len(rows) == readout.PROBE_PAIRS and all(row.video != other for row, other in rows)
+        return readout.ReadoutProbe(20, float(better == TRUE), 1.0, 20)
+
+    monkeypatch.setattr(feedback, "probe", probed)
+    folder, asked = label(monkeypatch, tmp_path, "feedback.readout=auto")
+    letters = better == TRUE
+    assert ("letter with" in asked and len(asked["letter with"]) == 40) if letters else len(asked["scores with"]) == 40
+    run = Run(tmp_path / "run")
+    metrics = run.metrics("feedback")
+    assert next(iter(metrics)) == "decided"  # what `status` shows
+    assert metrics["readout"] == ("letter" if letters else "likelihood") and metrics["readout_probe"]["pairs"] == 20
+    assert "feedback: read-out tried on 20 pairs of an answer about the clip and one about another: " in capsys.readouterr().out
+    section = config.load(None, ["feedback.readout=auto"]).feedback
+    assert readout.known_readout(section, run).readout == metrics["readout"]
+    assert len(tiny.read_lines(folder / "contexts.jsonl")) == 2  # those that were described for it are not described again
 
 
 def test_clips_with_one_segment_are_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"segments": ["a"], "cut": 0}, {"segments": ["a", "b"], "cut": 1}, {"segments": ["c"], "cut": 0}]
     tiny.write_lines(tmp_path / "contexts.jsonl", rows)
-    counts = feedback._cut(tmp_path)
-    assert (counts["described_clips"], counts["one_segment_clips"], counts["descriptions"]) == (3, 2, 4)
-    feedback._warn_of_cut(counts, config.FeedbackSection())
+    known = counts.count_cut(tmp_path)
+    assert (known["described_clips"], known["one_segment_clips"], known["descriptions"]) == (3, 2, 4)
+    counts.warn_of_cut(known, config.FeedbackSection())
     assert "feedback: 2 of 3 clips have one segment" in capsys.readouterr().out
-    feedback._warn_of_cut(counts, config.FeedbackSection(context=False))  # nobody reads the descriptions
-    feedback._warn_of_cut(counts | {"one_segment_clips": 0}, config.FeedbackSection())
+    counts.warn_of_cut(known, config.FeedbackSection(context=False))  # nobody reads the descriptions
+    counts.warn_of_cut(known | {"one_segment_clips": 0}, config.FeedbackSection())
     assert "one segment" not in capsys.readouterr().out
 
 

@@ -38,7 +38,7 @@ class BenchmarkRun(Run):
     def command(self, stage: str) -> str:
         return self._rerun if stage.startswith("benchmarks/") else super().command(stage)
 
-    def remake(self, stage: str, *settings: str) -> str:
+    def remake(self, stage: str, *settings: str, report: bool = False) -> str:
         return f"{self._rerun} --redo" if stage.startswith("benchmarks/") else super().remake(stage, *settings)
 
 

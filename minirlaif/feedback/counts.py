@@ -7,7 +7,7 @@ from typing import Any
 from minirlaif import distributed
 from minirlaif.config import FeedbackSection
 from minirlaif.errors import UserError
-from minirlaif.feedback.judge import is_order_consistent
+from minirlaif.feedback.verdicts import is_order_consistent
 from minirlaif.runs.io import read_jsonl
 from minirlaif.types import Verdict
 

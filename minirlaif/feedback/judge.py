@@ -138,8 +138,3 @@ class SessionJudge:
         views = {pair.video: view if f.judge_frames else None}
         with self._session.adapters.inference_as(self._judge):
             return judge(self._session, [pair], views, f.readout, f.margin, f.disagreement, 1)[0]
-
-
-def is_order_consistent(verdict: Verdict) -> bool:
-    """Whether both orders named the same answer."""
-    return verdict.orders[0] == verdict.orders[1] and verdict.orders[0] in ("A", "B")

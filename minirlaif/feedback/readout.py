@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from minirlaif.config import FeedbackSection
-from minirlaif.feedback.judge import SessionJudge, is_order_consistent, judge
-from minirlaif.feedback.verdicts import points
+from minirlaif.feedback.judge import SessionJudge, judge
+from minirlaif.feedback.verdicts import is_order_consistent, points
 from minirlaif.models.generation import greedy
 from minirlaif.runs.run import Run
 from minirlaif.session import ModelSession

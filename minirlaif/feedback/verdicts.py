@@ -8,7 +8,7 @@ cannot be read does not say that the answers are equally good.
 import math
 from typing import Literal
 
-from minirlaif.types import Choice, Comparison
+from minirlaif.types import Choice, Comparison, Verdict
 
 Disagreement = Literal["drop", "average"]
 
@@ -69,3 +69,8 @@ def combine_orders(
 def points(choice: str) -> float:
     """What answer A gets for a verdict: 1, for B 0, and a half where neither was preferred."""
     return {"A": 1.0, "B": 0.0}.get(choice, 0.5)
+
+
+def is_order_consistent(verdict: Verdict) -> bool:
+    """Whether both orders named the same answer."""
+    return verdict.orders[0] == verdict.orders[1] and verdict.orders[0] in ("A", "B")

@@ -24,14 +24,16 @@ class Commands(StagePlan):
         """What a user types to make a stage."""
         return self._typed([*(["run"] if "/" in stage else []), stage], self._last())
 
-    def remake(self, stage: str, *settings: str) -> str:
-        """What a user types to make a stage again, and whatever was made of it; with settings (section.field=value) changed."""
+    def remake(self, stage: str, *settings: str, report: bool = False) -> str:
+        """What a user types to make a stage again, and whatever was made of it; with settings (section.field=value) changed.
+        report: the report is being written, and counts as made."""
         order = self.order()
         start = order.index(stage) + 1 if stage in order[1:] else len(order)
         later = [  # those that were made or begun; the report is a file at the root
             name
             for name in order[start:]
             if any(path.exists() for path in (self.dir(name), self.partial(name), self.root / f"{name}.html"))
+            or (report and name == "report")
         ]
         given = [*(self.given or self._last())]
         if settings:

@@ -54,9 +54,9 @@ class Round(Run):
         """See `Run.command`."""
         return self.full_run.command(self.name(stage))
 
-    def remake(self, stage: str, *settings: str) -> str:
+    def remake(self, stage: str, *settings: str, report: bool = False) -> str:
         """See `Run.remake`."""
-        return self.full_run.remake(self.name(stage), *settings)
+        return self.full_run.remake(self.name(stage), *settings, report=report)
 
 
 def record(run: Run) -> None:

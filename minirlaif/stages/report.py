@@ -8,6 +8,7 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from operator import itemgetter
 from pathlib import Path
@@ -20,6 +21,7 @@ from minirlaif.data import left_out
 from minirlaif.errors import UserError
 from minirlaif.reports import html, rounds, run_results
 from minirlaif.reports.html import Html
+from minirlaif.reports.next_steps import next_steps
 from minirlaif.runs import gains
 from minirlaif.runs.database import read_only
 from minirlaif.runs.io import plain, read_json, without_folders, write_atomic
@@ -54,6 +56,8 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
     outputs = read(run)
     try:
         numbers = summary(cfg.evaluate, outputs)
+        steps = next_steps(numbers, outputs.manifests, partial(run.remake, report=True), f"python app.py --run {run.root.name}")
+        numbers["next_steps"] = [step._asdict() for step in steps]
         page = document(cfg.evaluate, run.root.name, outputs, numbers)
     except html.UNREADABLE as error:  # hashes are right, so it was made by others, or by another version
         made, again = run.dir("evaluate"), run.remake("evaluate")
@@ -148,6 +152,7 @@ def document(evaluate: EvaluateSection, name: str, outputs: StageOutputs, number
     settings = {name: manifest["config"] for name, manifest in outputs.manifests.items()}
     parts = [
         run_results.headline(name, numbers),
+        *([html.run_block("next_steps", numbers["next_steps"])] if numbers.get("next_steps") else []),
         *([run_results.accuracy(numbers), run_results.controls(numbers)] if numbers["accuracy"].get("base") is not None else []),
         run_results.judge(numbers, settings["feedback"]["feedback"]),
         *([html.run_block("reward", numbers["reward_model"], settings["reward"]["reward"])] if numbers["reward_model"] else []),

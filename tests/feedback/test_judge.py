@@ -9,8 +9,8 @@ import torch
 
 from minirlaif.feedback import judge as judging
 from minirlaif.feedback.describe import context_text
-from minirlaif.feedback.judge import answer_margins, is_order_consistent, judge, judge_texts, mean_logprobs
-from minirlaif.feedback.verdicts import judge_question
+from minirlaif.feedback.judge import answer_margins, judge, judge_texts, mean_logprobs
+from minirlaif.feedback.verdicts import is_order_consistent, judge_question
 from minirlaif.models.logprobs import token_logprobs
 from minirlaif.session import ModelSession
 from minirlaif.types import Comparison, Verdict

@@ -23,8 +23,9 @@ from minirlaif.runs.io import read_json
 from minirlaif.runs.records import read_sealed, write_sealed
 from minirlaif.runs.run import Run
 from minirlaif.stages import report
+from minirlaif.stages.registry import STAGES
 
-SECTIONS = ["accuracy", "controls", "judge", "reward", "training", "gallery", "time", "counts"]
+SECTIONS = ["next", "accuracy", "controls", "judge", "reward", "training", "gallery", "time", "counts"]
 ATTACK = '<script>alert(1)</script><img src="http://x.invalid/a" onerror=alert(2)>'
 ANSWERS = {  # kind -> truth, SFT answer, aligned answer
     "worse": ("a cross", "a cross", "a circle"),
@@ -93,7 +94,8 @@ def make(
 
     before: list[str] = []
     for name in run.inputs("report"):
-        with run.stage(name, {part: plain(getattr(cfg, part)) for part in ("feedback", "reward")}, list(before)) as out:
+        parts = dict.fromkeys(("feedback", "reward", *(part for part in STAGES[name].sections if part not in ("model", "video"))))
+        with run.stage(name, {part: plain(getattr(cfg, part)) for part in parts}, list(before)) as out:
             assert out is not None
             FILL.get(name, lambda out: None)(out)
             if name == "evaluate":
@@ -351,6 +353,19 @@ def test_page_is_whole_and_in_order(tmp_path: Path):
     assert "The dashed line marks iteration 2, whose weights were kept." in read.text
     assert read.names.count("svg") == 8 and read.names.count("article") == 5
     assert html.count("url(data:image/jpeg") == 5
+
+
+def test_the_next_steps_stand_in_both_files_with_commands_of_this_run(tmp_path: Path):
+    """40 dev questions and 5 test questions are too few; more dev questions come first."""
+    cfg, run = make(tmp_path / "r", ROWS, result(ROWS))
+    numbers, html = written(cfg, run)
+    assert [step["symptom"] for step in numbers["next_steps"]] == [
+        "The checkpoint was chosen on 40 dev questions.",
+        "The test has 5 questions.",
+    ]
+    assert numbers["next_steps"][1]["command"] == run.remake("evaluate")
+    text = Reader(html).text
+    assert all(value in text for step in numbers["next_steps"] for value in step.values())
 
 
 @pytest.mark.parametrize(

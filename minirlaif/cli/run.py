@@ -75,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
     if {"feedback", *METHODS} & {gains.split_name(name)[1] for name in names}:
         feedback_judge(cfg.feedback)  # before the stages that come first take hours
         feedback_describer(cfg.feedback)
+    _check_base_is_there(cfg, run, names, options.redo)
     if cfg.optimize.reward.endswith(ENDING) and set(SAMPLING) & {gains.split_name(name)[1] for name in names}:
         RewardFile(cfg.optimize.reward)
     distributed.start(on_cpu=cfg.model.device == "cpu")
@@ -213,6 +214,16 @@ def _check_settings(path: str, cfg: config.Config, names: Sequence[str]) -> None
     installed = any(getattr(importlib.util.find_spec(name), "origin", None) for name in trackers)
     if cfg.report_to != "none" and not installed:
         raise UserError(f"{path}: report_to is {cfg.report_to}, which is not installed; `pip install {trackers[0]}`, or set none")
+
+
+def _check_base_is_there(cfg: config.Config, run: Run, names: Sequence[str], redo: bool) -> None:
+    """UserError for a base that is no folder and that the hub does not give, before a stage that needs it."""
+    left = [name for name in names if redo or run.manifest(name) is None]
+    if cfg.model.base == "tiny" or not any("model" in STAGES[gains.split_name(name)[1]].sections for name in left):
+        return
+    from minirlaif.models.loading import read_config  # loads torch, as the first stage would
+
+    read_config(cfg.model, standard=False)
 
 
 def check_base(run: Run, cfg: config.Config) -> None:

@@ -129,6 +129,8 @@ def read_folder(folder: Path) -> FolderOfClips:
     from minirlaif.video.reader import ClipReader, UnreadableClip
 
     folder = folder.expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; name the folder that holds the clips")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of clips")
     infos, bad, paths = [], [], clip_files(folder)

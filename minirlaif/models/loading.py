@@ -17,7 +17,7 @@ from minirlaif.errors import UserError
 from minirlaif.models.backbones import FAMILIES, family_of
 from minirlaif.models.backbones.base import VisionLanguageModel
 from minirlaif.models.language_model import LanguageModel
-from minirlaif.models.pretrained import load_config, load_tokenizer, load_weights
+from minirlaif.models.pretrained import check_hub, load_config, load_tokenizer, load_weights
 from minirlaif.runs.io import sha256
 
 TINY = Path(__file__).parents[1] / "tiny_world" / "base"
@@ -26,8 +26,11 @@ KNOWN_FILE = Path(__file__).parent / "known_configs.json"  # config.json of stan
 
 
 def base_folder(section: ModelSection) -> str:
-    """The folder or hub id behind `model.base`."""
-    return str(TINY) if section.base == "tiny" else section.base
+    """The folder or hub id behind `model.base`, which may also be the short name of a standard backbone."""
+    if section.base == "tiny":
+        return str(TINY)
+    known = None if Path(section.base).is_dir() else known_models().get(section.base)
+    return str(known["hub"]) if known else section.base
 
 
 def critic_model(model: ModelSection, reward: RewardSection) -> ModelSection:
@@ -79,11 +82,11 @@ def read_config(section: ModelSection, folder: str = "", standard: bool = True, 
         raise UserError(f"{place}: no such folder; name one that holds config.json")
     elif config is None:
         try:
-            config = load_config(name, section.revision).to_dict()
+            check_hub(name, section.revision, setting)
         except UserError as error:
-            reason = str(error).partition("(")[2].rpartition(")")[0]
-            more = f"; use --model-config FOLDER, or a standard name: {', '.join(sorted(known_models()))}" if standard else ""
-            raise UserError(f"{place}: no such folder, and the hub gave no config ({reason}){more}") from None
+            more = f"; or use --model-config FOLDER, or a standard name: {', '.join(sorted(known_models()))}" if standard else ""
+            raise UserError(f"{error}{more}") from None
+        config = load_config(name, section.revision).to_dict()
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         families = {name: family_of(name) for name in FAMILIES}

@@ -2,14 +2,56 @@
 in transformers' layout. Safetensors only, and code in a model's folder is never run (`trust_remote_code=False` everywhere)."""
 
 import logging
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from minirlaif.errors import UserError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+HUB_SECONDS = 10  # to wait for the hub's first answer
+
+
+@cache
+def check_hub(name: str, revision: str, setting: str = "model.base") -> None:
+    """Ask the hub once, without retries, whether it has a model that is not in its cache. Nothing is downloaded.
+
+    UserError: `name` is a path that is not there, or the hub has no such model, guards it by a licence, or cannot be reached;
+    with what helps. setting: for messages.
+    """
+    from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    if not HUB_ID.fullmatch(name):
+        raise UserError(f"{setting} {name}: no such folder")
+    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+        return
+    place = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+    url = hf_hub_url(name, "config.json", revision=revision, endpoint=place)
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise errors.OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
+        get_hf_file_metadata(url, timeout=HUB_SECONDS, endpoint=place)
+    except errors.GatedRepoError:
+        raise UserError(f"{setting} {name}: accept its licence at {place}/{name}, then log in with `hf auth login`") from None
+    except errors.RepositoryNotFoundError:
+        missing = "no such folder, and no such model on the hub; a private one needs `hf auth login`"
+        raise UserError(f"{setting} {name}: {missing}") from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{setting} {name}: the hub has no revision {revision} of it; name another, such as main") from None
+    except errors.EntryNotFoundError:
+        raise UserError(f"{setting} {name}: the hub has no config.json of it, so it is no model of transformers") from None
+    except Exception as error:  # of the hub's own, of its HTTP client, of the system
+        raise UserError(
+            f"{setting} {name}: no such folder, and the hub cannot be reached ({_reason(error)}); without a network, run"
+            f" `hf download {name} --local-dir FOLDER` elsewhere and set {setting} to the folder; or set HF_HOME to a folder that"
+            " holds its cache, or HF_ENDPOINT to a mirror"
+        ) from None
 
 
 def load_config(folder: str, revision: str, setting: str = "model.base") -> Any:

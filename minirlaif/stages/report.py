@@ -73,7 +73,7 @@ def read(run: Run) -> StageOutputs:
     further = [(each, stage) for each in gains.read(run.root) for stage in again]
     names = [gains.name_of(each["round"], stage) for each, stage in further if each["methods"] or stage == "feedback"]
     folders = {name: run.require(name) for name in dict.fromkeys((*run.inputs("report"), *names))}
-    manifests = {name: manifest for name in ("world", *folders) if (manifest := run.manifest(name)) is not None}
+    manifests = {name: manifest for name in ("world", "questions", *folders) if (manifest := run.manifest(name)) is not None}
     strips = sorted(name for name in manifests["evaluate"]["outputs"] if name.startswith("strips/"))
     return StageOutputs(
         run.producer("rlaif"),

@@ -6,16 +6,22 @@ import ast
 import io
 import json
 import sys
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 import minirlaif
 from minirlaif.config import ModelSection
 from minirlaif.errors import UserError
 from minirlaif.models import chat_template
-from minirlaif.models.loading import empty_model, read_config
-from minirlaif.models.pretrained import load_config, load_tokenizer, load_weights
+from minirlaif.models.loading import base_folder, empty_model, read_config
+from minirlaif.models.pretrained import check_hub, load_config, load_tokenizer, load_weights
 
 ROOT = Path(minirlaif.__file__).parent
 SOURCES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in ROOT.rglob("*.py")}
@@ -116,3 +122,95 @@ def test_a_template_renders_as_transformers_does() -> None:
 def test_a_template_that_attacks_fails_in_time(template: str | None, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         chat_template.render(template, [{"role": "user", "content": "Hi"}], {}, seconds=3)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[int, str], None]]:
+    """A hub on this machine with nothing in its cache; the fixture sets status and error code of its answers."""
+    reply: list[Any] = [200, ""]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            assert self.path.startswith("/some/model/resolve/main/config.json")
+            self.send_response(reply[0])
+            for name, value in {"X-Error-Code": reply[1], "ETag": "a", "X-Repo-Commit": "c" * 40, "Content-Length": "2"}.items():
+                self.send_header(name, value)
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    check_hub.cache_clear()
+
+    def answers(status: int, code: str = "") -> None:
+        reply[:] = [status, code]
+
+    yield answers
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [
+        (403, "GatedRepo", r"accept its licence at http://127.0.0.1:\d+/some/model, then log in with `hf auth login`"),
+        (401, "RepoNotFound", "no such folder, and no such model on the hub; a private one needs `hf auth login`"),
+        (404, "RepoNotFound", "no such folder, and no such model on the hub"),
+        (404, "RevisionNotFound", "the hub has no revision main of it"),
+        (404, "EntryNotFound", "the hub has no config.json of it"),
+        (503, "", "the hub cannot be reached .*503"),
+    ],
+)
+def test_what_the_hub_says_is_one_line_with_the_way_out(hub, status: int, code: str, words: str) -> None:
+    hub(status, code)
+    with pytest.raises(UserError, match=f"^model.base some/model: .*{words}") as error:
+        read_config(ModelSection(base="some/model"), standard=False)
+    assert "\n" not in str(error.value)
+
+
+def test_a_hub_that_has_the_model_is_asked_once(hub) -> None:
+    hub(200)
+    check_hub("some/model", "main")
+    hub(404, "RepoNotFound")
+    check_hub("some/model", "main")
+
+
+@pytest.mark.parametrize("place", ["http://127.0.0.1:9", "http://192.0.2.1", "http://nowhere.invalid"])
+def test_a_hub_out_of_reach_is_one_line_in_time_that_names_the_ways_without_it(place: str, monkeypatch, tmp_path: Path) -> None:
+    """A closed port, an address that nobody answers at, a name that nobody knows."""
+    monkeypatch.setenv("HF_ENDPOINT", place)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    started = time.monotonic()
+    with pytest.raises(UserError, match="hub cannot be reached") as error:
+        read_config(ModelSection(base="some/model"), standard=False)
+    assert time.monotonic() - started < 15
+    assert all(way in str(error.value) for way in ("hf download some/model --local-dir FOLDER", "HF_HOME", "HF_ENDPOINT"))
+
+
+def test_offline_mode_asks_nobody(hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub(404, "RepoNotFound")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"cannot be reached \(HF_HUB_OFFLINE is set\)"):
+        check_hub("some/model", "main")
+
+
+@pytest.mark.parametrize("name", ["./models/mine", "/models/mine", "models/mine/last", "~/mine", "mine/", "../mine", "a b"])
+def test_a_path_that_is_not_there_is_no_name_of_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError) as error:
+        read_config(ModelSection(base=name), standard=False)
+    assert str(error.value) == f"model.base {name}: no such folder"
+
+
+def test_the_short_name_of_a_standard_backbone_is_that_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert base_folder(ModelSection(base="qwen3-vl-2b")) == "Qwen/Qwen3-VL-2B-Instruct"
+    assert base_folder(ModelSection(base="some/model")) == "some/model"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "qwen3-vl-2b").mkdir()
+    assert base_folder(ModelSection(base="qwen3-vl-2b")) == "qwen3-vl-2b"  # a folder of that name comes first

@@ -36,11 +36,11 @@ def next_steps(
 ) -> list[NextStep]:
     """The MOST important first. numbers: of report.json; manifests: by stage; use: the command that tries the model out, for a
     run in which nothing stands out."""
-    found = [*_feedback(numbers, manifests, remake), *_reward(numbers, manifests, remake), *_method(numbers, manifests, remake)]
-    found += [*_sft(manifests, remake), *_test(numbers, manifests, remake)]
-    if not found:
-        found = [NextStep("Nothing stands out.", "Look at answers to clips of your own.", use)]
-    return found[:MOST]
+    steps = [*_feedback(numbers, manifests, remake), *_reward(numbers, manifests, remake), *_method(numbers, manifests, remake)]
+    steps += [*_sft(manifests, remake), *_test(numbers, manifests, remake)]
+    if not steps:
+        steps = [NextStep("Nothing stands out.", "Look at answers to clips of your own.", use)]
+    return steps[:MOST]
 
 
 def _feedback(numbers: Mapping[str, Any], manifests: Mapping[str, Mapping[str, Any]], remake: Remake) -> Iterator[NextStep]:

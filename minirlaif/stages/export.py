@@ -250,8 +250,20 @@ class Work:
         info = export_info.read(self.out.path)
         self.results["frame_grid"] = asdict(info.sizing) | {"frames": info.frames, "frame_pixels": info.frame_pixels}
         self.results["sizes"] = {path.name: path.stat().st_size for path in sorted(self.out.path.glob("*.gguf"))}
+        if note := not_kept(self.run):
+            self.results["note"] = note
+            print(f"export: {note}", flush=True)
         self.out.extra.update(self.results)
         parity = self.results["parity"]
         self.out.summary.update({"frames_f32": parity["frames_f32"], "text_f32": parity["text_f32"]})
         model_card.write(self.out.path, info, self.results)
         print(model_card.table(self.results))
+
+
+def not_kept(run: Run) -> str:
+    """That the exported model has learned nothing from the last method, or ""."""
+    method = run.producer("rlaif")
+    made = run.manifest(method)
+    if made is None or made["metrics"].get("chosen_iteration") != 0:
+        return ""
+    return f"No checkpoint of {method} was kept on the dev questions: this is the model that {method} started from."

@@ -192,7 +192,7 @@ _ROWS = (
     _group_method("dr_grpo", "train the policy on scores, centred over the answers to a prompt"),
     Stage(
         "evaluate",
-        "compare base, SFT and aligned model on held-out questions",
+        "compare the aligned model with those before it on held-out questions",
         inputs=("sft", "feedback", "reward", "rlaif"),
         reads=("test",),
         sections=("model", "video", "evaluate"),

@@ -13,13 +13,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from minirlaif.config import ModelSection
-from minirlaif.gguf.export import verify
+from minirlaif.gguf import export_info
+from minirlaif.gguf.export import model_card, verify
 from minirlaif.gguf.export.quantize import listed
 from minirlaif.models.loading import TINY, open_backbone
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.stages import export as stage
-from tests.fixtures import export_runs
+from tests.fixtures import export_runs, tiny
 
 TYPES = "f16,q4_k_m"
 BEFORE_THE_KILL = 3  # answers of the first type
@@ -135,6 +136,16 @@ def test_the_readme_names_files_that_are_there(run: Run) -> None:
     assert len(named) == 2 and all((folder / word).is_file() for word in named)
     sources = [line.removeprefix("FROM ./") for line in model.splitlines() if line.startswith("FROM")]
     assert sources == ["red-Q4_K_M.gguf", "mmproj-red-F16.gguf"] and all((folder / name).is_file() for name in sources)
+
+
+def test_the_readme_says_where_no_checkpoint_was_kept(run: Run, tmp_path: Path) -> None:
+    assert "No checkpoint" not in (run.dir("export") / "README.md").read_text() and stage.not_kept(run) == ""
+    other = Run(tmp_path / "other")
+    tiny.finished(other, "ppo", chosen_iteration=0)
+    note = stage.not_kept(other)
+    assert note == "No checkpoint of ppo was kept on the dev questions: this is the model that ppo started from."
+    model_card.write(tmp_path, export_info.read(run.dir("export")), {**(run.manifest("export") or {}), "note": note})
+    assert note in (tmp_path / "README.md").read_text().split("|")[0]  # above the table
 
 
 def test_what_is_published_names_no_folder_and_depends_on_no_place(tmp_path: Path) -> None:

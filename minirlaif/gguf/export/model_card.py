@@ -22,7 +22,7 @@ def write(folder: Path, info: ExportInfo, figures: Mapping[str, Any]) -> None:
     lora = f" --lora {shlex.quote(adapter)}" if adapter else ""
     values: dict[str, Any] = {
         "info": info,
-        "figures": {"questions": 0, **figures},
+        "figures": {"questions": 0, "note": "", **figures},
         "table": table(figures),
         "fell_back": [f"{len(names)} in {kind}" for kind, names in figures["fell_back"].items() if names],
         "ollama_template": ollama_template(info.layout),

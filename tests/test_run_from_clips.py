@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from minirlaif import config
 from minirlaif.cli import main
@@ -199,3 +200,28 @@ def test_a_base_that_writes_none_still_has_the_templates(tmp_path: Path) -> None
     root = folder_of_clips(tmp_path, 3)
     assert main.main(words(root, "questions.written=true", "questions.max_new_tokens=8", stages=("questions",))) == 0
     assert len(lines(root / "runs" / "a" / "questions" / "questions.jsonl")) == 12
+
+
+def test_a_dry_run_shows_what_would_be_made_and_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = folder_of_clips(tmp_path, 5)
+    (root / "sft.jsonl").write_text('{"video": "clips/c01.mp4", "question": "what?", "answer": "a circle."}\n', encoding="utf-8")
+    before = sorted(root.rglob("*"))
+    assert main.main([*words(root), "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    assert yaml.safe_load(output[: output.index("\ndata.clips")])["distill"]["dev_every"] == 2
+    assert "data.clips: 5 clips, about each at most 4 questions" in output
+    assert "stages to make: questions, feedback, distill, evaluate, report\n" in output
+    assert "fits: " in output and sorted(root.rglob("*")) == before
+    rows = (f"data.sft=[{root / 'sft.jsonl'}]", "sft.enabled=true")
+    assert main.main([*words(root, *rows), "--dry-run"]) == 0
+    assert "data.sft: 1 row about 1 clip\n" in capsys.readouterr().out
+    assert main.main([*words(root, "evaluate.batch_size=10000000"), "--dry-run"]) == 1
+    assert "does not fit" in capsys.readouterr().out
+    (root / "sft.jsonl").write_text('{"video": "clips/none.mp4", "question": "what?", "answer": "a."}\n', encoding="utf-8")
+    assert main.main([*words(root, *rows), "--dry-run"]) == 2
+    assert "none.mp4" in capsys.readouterr().err and not (root / "runs").exists()
+
+
+def test_a_dry_run_leaves_out_what_is_finished(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main([*words(finished.parents[1], stages=("questions", "feedback")), "--dry-run"]) == 0
+    assert "stages to make: none\n" in capsys.readouterr().out

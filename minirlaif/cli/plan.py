@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from minirlaif import config
 from minirlaif.ablation import arms
 from minirlaif.cli.flags import add_flags, verb
-from minirlaif.errors import UserError
+from minirlaif.errors import UserError, counted
 from minirlaif.runs.gains import split_name
 from minirlaif.runs.io import write_atomic
 from minirlaif.runs.run import Run
@@ -172,6 +172,45 @@ def before_run(cfg: config.Config, run: Run, names: Sequence[str], redo: bool = 
                 f"probe: {result['stage']} fails on the longest row ({result['error']}); `python -m minirlaif plan` names the"
                 " settings to reduce"
             )
+
+
+def dry_run(cfg: config.Config, run: Run, names: Sequence[str]) -> int:
+    """What `run --dry-run` prints in place of the work: the settings as they are used, the rows of the data, the stages that are
+    left, and the memory that they take. Nothing is written. Exit code as of `plan`. UserError: rows that a stage would refuse."""
+    from minirlaif.memory import fit, planner, tables
+
+    print(config.dump(cfg))
+    print("\n".join(_data_lines(cfg)))
+    left = [name for name in names if run.manifest(name) is None]
+    print(f"stages to make: {', '.join(left) or 'none'}", end="\n\n")
+    card = fit.find_card(None, cfg.model.device)
+    planned = plan_of(cfg, card.gpu)
+    print(tables.table(planner.estimate(planned)))
+    print("\n".join(fit.verdict(planned, card)))
+    return 0 if planner.peak(planned)[1] <= card.room else 1
+
+
+def _data_lines(cfg: config.Config) -> list[str]:
+    """How many rows and clips each part of the data has, read as the stages read them."""
+    from minirlaif.data.preflight import read_preferences, read_samples
+    from minirlaif.stages.questions import clip_rows
+
+    data, most = cfg.data, cfg.video.max_unreadable
+    if data.world:
+        return [f"data.world: {data.world}, made by the run"]
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:  # for the list of what is left out
+        for part in ("sft", "prompts", "dev", "test"):
+            if not getattr(data, part) or (part == "sft" and not cfg.sft.enabled):
+                continue
+            rows = read_samples(data, Run(folder), part, need_answers=part == "sft", max_missing=most)
+            lines.append(f"data.{part}: {counted(len(rows), 'row')} about {counted(len({row.video for row in rows}), 'clip')}")
+        if data.preferences:
+            lines.append(f"data.preferences: {counted(len(read_preferences(data, Run(folder), most)), 'pair')}")
+    if data.writes_questions:
+        clips = len(clip_rows(data))
+        lines.append(f"data.clips: {counted(clips, 'clip')}, about each at most {cfg.questions.per_clip} questions")
+    return lines
 
 
 def bench(options: argparse.Namespace) -> int:

@@ -35,6 +35,8 @@ def add(verbs: Any) -> None:
     text += "; default: all but pretrain, skipping finished ones"
     all_stages.add_argument("stages", nargs="*", metavar="STAGE", help=text)
     add_flags(all_stages, "config", "run", "runs-dir", "set", "redo", config={"required": True})
+    dry = "print the settings, the rows of the data and the planned memory, and make nothing"
+    all_stages.add_argument("--dry-run", action="store_true", help=dry)
     for stage in STAGES.values():
         one = verb(verbs, stage.name, stage.help, f"{stage.name} --config configs/tiny.yaml --run tiny", run)
         add_flags(one, "config", "run", "runs-dir", "set", "redo", config={"required": stage.name != "evaluate"})
@@ -78,6 +80,9 @@ def run(options: argparse.Namespace) -> int:
     _check_base_is_there(cfg, run, names, options.redo)
     if cfg.optimize.reward.endswith(ENDING) and set(SAMPLING) & {gains.split_name(name)[1] for name in names}:
         RewardFile(cfg.optimize.reward)
+    if getattr(options, "dry_run", False):
+        check_base(run, cfg)
+        return plan.dry_run(cfg, run, names)
     distributed.start(on_cpu=cfg.model.device == "cpu")
     if distributed.leads():
         check_base(run, cfg)

@@ -79,6 +79,7 @@ _BATCHES = (  # of the stage, section and field
     ("ppo", "ppo", "micro_batch_size"),
     ("ppo", "rollout", "batch_size"),
     *((name, section, field) for name in GROUP_METHODS for section, field in _GROUP_BATCHES),
+    ("questions", "feedback", "batch_size"),
     ("feedback", "feedback", "batch_size"),
     ("evaluate", "evaluate", "batch_size"),
 )

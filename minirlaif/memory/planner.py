@@ -110,16 +110,31 @@ def _sft(plan: Planned, known: Known | None) -> Moments:
     yield from _encoding(plan, plan.policy, 1, 1)
 
 
+def _describing(plan: Planned, base: Mapping[str, float]) -> dict[str, float]:
+    """While segments are described."""
+    f, dense = plan.settings.feedback, plan.settings.video.segment_frames
+    part = Batch(f.batch_size, _prompt(plan, plan.policy, frames=dense), 0, _visual(plan, plan.policy, dense))
+    return _added(base, formulas.sampling(plan.policy.numbers, plan.precision, part, 1, f.describe_tokens))
+
+
+def _questions(plan: Planned, known: Known | None) -> Moments:
+    base, q, size = _base(plan, plan.policy, 1, 0), plan.settings.questions, plan.settings.feedback.batch_size
+    yield _describing(plan, base)
+    if q.written:
+        notes = Batch(size, known[0] if known else TEXT + _descriptions(plan), 0, 0)
+        yield _added(base, formulas.sampling(plan.policy.numbers, plan.precision, notes, 1, q.max_new_tokens))
+    yield from _encoding(plan, plan.policy, 1, 0, plan.settings.video.segment_frames)
+
+
 def _feedback(plan: Planned, known: Known | None) -> Moments:
     f, p, n = plan.settings.feedback, plan.precision, plan.policy.numbers
     base = _base(plan, plan.policy, 1, 0)
-    dense, visual = plan.settings.video.segment_frames, _visual(plan, plan.policy)
-    part = Batch(f.batch_size, _prompt(plan, plan.policy, frames=dense), 0, _visual(plan, plan.policy, dense))
-    yield _added(base, formulas.sampling(n, p, part, 1, f.describe_tokens))
+    yield _describing(plan, base)
     prompt = known[0] if known else _prompt(plan, plan.policy)
-    yield _added(base, formulas.sampling(n, p, Batch(f.batch_size, prompt, 0, visual), f.answers, f.max_new_tokens))
+    whole = Batch(f.batch_size, prompt, 0, _visual(plan, plan.policy))
+    yield _added(base, formulas.sampling(n, p, whole, f.answers, f.max_new_tokens))
     yield _added(base, formulas.scoring(n, p, _judged(plan, prompt)))
-    yield from _encoding(plan, plan.policy, 1, 0, max(plan.settings.video.frames, dense))
+    yield from _encoding(plan, plan.policy, 1, 0, max(plan.settings.video.frames, plan.settings.video.segment_frames))
 
 
 def _judged(plan: Planned, prompt: int) -> Batch:
@@ -256,6 +271,7 @@ class Step:
 
 STEPS = {
     "sft": Step("sft", "sft", True, _sft),
+    "questions": Step("questions", "questions", False, _questions),
     "feedback": Step("feedback", "feedback", False, _feedback),
     "reward": Step("reward", "reward", True, _reward),
     "distill": Step("distill", "distill", True, _distill),

@@ -17,10 +17,12 @@ import torch
 from minirlaif.algorithms.group import METHODS
 from minirlaif.algorithms.ppo import PolicyLearner
 from minirlaif.algorithms.rollout import RolloutCollector
-from minirlaif.config import Config
+from minirlaif.config import Config, FeedbackSection
 from minirlaif.data.preflight import Preflight
+from minirlaif.feedback import questions
 from minirlaif.feedback.describe import describe_segments
 from minirlaif.feedback.label import draw_answers, judge_pairs
+from minirlaif.feedback.readout import AUTO
 from minirlaif.memory import policy_steps
 from minirlaif.memory.planner import STEPS
 from minirlaif.memory.random_model import random_models
@@ -115,6 +117,9 @@ class StageProbe:
     def size(self, session: ModelSession, worst: Worst) -> tuple[int, int]:
         """Tokens of the prompt and of the written answer of the longest row."""
         video_input = session.video_input(worst.video)
+        if self.stage == "questions":
+            prompt = session.encode_prompt(None, questions.INSTRUCTION, worst.context)
+            return len(prompt.ids), self.full.questions.max_new_tokens
         if self.stage == "sft":
             row = session.backbone.renderer.conversation(video_input.frame_layout, worst.turns)
             return len(row) - sum(row.answer), sum(row.answer)
@@ -134,6 +139,12 @@ class StageProbe:
     @property
     def _start(self) -> Start:
         return Start(self.full.seed, self.folder, beta=reward.START_BETA if self.full.reward.likelihood else None)
+
+    @property
+    def _judges(self) -> list[FeedbackSection]:
+        """The section of the feedback, once for each read-out that may be used."""
+        f = self.full.feedback
+        return [replace(f, readout=name) for name in (("letter", "likelihood") if f.readout == AUTO else (f.readout,))]
 
     def _sft(self, models: PPOModels, worst: Worst) -> Callable[[], Done]:
         section = self.small.sft
@@ -179,10 +190,29 @@ class StageProbe:
             with session.adapters.inference_as("sft"):
                 segments = describe_segments(session, [row.video for row in rows], section)  # as if each had a clip of its own
                 drawn = draw_answers(session, section, rows, 0, 0)
-                judge_pairs(session, section, pairs)
+                for judge in self._judges:
+                    judge_pairs(session, judge, pairs)
             texts = [text for described in segments.values() for _, text in described.segments]
             tokens = _tokens(session, texts, section.describe_tokens)
             return Done(len(rows), tokens + sum(len(c.ids) for answers in drawn for c in answers), 1.0)
+
+        return step
+
+    def _questions(self, models: PPOModels, worst: Worst) -> Callable[[], Done]:
+        section, written, session = self.small.feedback, self.small.questions, models.policy
+        session.adapters.add("sft", 0)
+        rows = _samples(worst, section.batch_size)
+
+        def step() -> Done:
+            with session.adapters.inference_as("sft"):
+                segments = describe_segments(session, [row.video for row in rows], section)
+                notes = (
+                    [session.encode_prompt(None, questions.INSTRUCTION, worst.context) for _ in rows] if written.written else []
+                )
+                texts = session.greedy_texts(notes, written.max_new_tokens, section.batch_size)
+            described = [text for each in segments.values() for _, text in each.segments]
+            tokens = _tokens(session, described, section.describe_tokens) + _tokens(session, texts, written.max_new_tokens)
+            return Done(len(rows), tokens, 1.0)
 
         return step
 
@@ -209,7 +239,7 @@ class StageProbe:
         contexts = {worst.video: worst.context} if self.full.reward.context else None
         group = METHODS.get(self._method)
         reward, read = self.full.optimize.reward, {worst.video: worst.context}
-        scored = policy_steps.answer_reward(reward, self.full.feedback, models, read)
+        scored = policy_steps.answer_reward(reward, self._judges[0], models, read)
         collector = RolloutCollector(models, section, 0, contexts, 0.0, MethodProgress(), self._method, group, scored)
         prompts = _samples(worst, section.rollouts // section.samples_per_prompt)
 

@@ -30,7 +30,7 @@ SMALL = (
     "model.device=cpu model.dtype=float32 model.lora_r=8 video.frames=4 video.segment_frames=2 video.max_segments=1"
     " feedback.describe_tokens=4 feedback.max_new_tokens=8 feedback.batch_size=2"
     " rollout.max_new_tokens=8 rollout.batch_size=2 rollout.samples_per_prompt=2 ppo.micro_batch_size=1 group.micro_batch_size=1"
-    " evaluate.max_new_tokens=4 evaluate.batch_size=2 sft.micro_batch_size=1 reward.micro_batch_size=1"
+    " questions.max_new_tokens=4 evaluate.max_new_tokens=4 evaluate.batch_size=2 sft.micro_batch_size=1 reward.micro_batch_size=1"
 ).split()
 FOUR_BITS = "model.quantization=nf4 model.gradient_checkpointing=true"
 SIZES = [(384, 1024, 8, 16384), (512, 1536, 6, 32768), (256, 2048, 12, 4096)]  # width, feed-forward, layers, words
@@ -59,7 +59,18 @@ def test_every_stage_takes_a_step_on_random_weights(name: str, four_bits: bool, 
     assert bool(trained) == (
         name in ("sft", "reward", "distill", "bestofn", "dpo")
     )  # a real step; after ppo's all roles rest, so nothing is there to see
-    assert (done.tokens > 0) == (name in ("feedback", "evaluate") or name.endswith("collect"))
+    assert (done.tokens > 0) == (name in ("questions", "feedback", "evaluate") or name.endswith("collect"))
+
+
+def test_a_read_out_that_is_not_named_is_measured_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[str] = []
+    monkeypatch.setattr(steps, "judge_pairs", lambda session, section, pairs: judged.append(section.readout))
+    for name in ("auto", "likelihood"):
+        cfg = config.load(None, [*SMALL, f"feedback.readout={name}", middle(tmp_path, "smolvlm", 64, 96, 2, 300)])
+        stage = steps.StageProbe(cfg, "feedback", tmp_path)
+        with stage.open(None) as (models, worst):
+            stage.prepare(models, worst)()
+    assert judged == ["letter", "likelihood", "likelihood"]
 
 
 def test_random_weights_are_made_without_the_whole_model_in_full_precision(tmp_path: Path, monkeypatch):
@@ -89,7 +100,7 @@ def test_plan_is_near_the_measured_peak(tmp_path: Path):
 
 
 CASES = [
-    *(("smolvlm", stage, size) for stage in ("sft", "reward", "update", "evaluate") for size in SIZES),
+    *(("smolvlm", stage, size) for stage in ("sft", "questions", "reward", "update", "evaluate") for size in SIZES),
     *(("smolvlm", stage, SIZES[0]) for stage in ("feedback", "collect", "rloo_collect", "grpo_update")),
     *((family, stage, SIZES[0]) for family in ("qwen3_vl", "qwen3_5", "llava") for stage in measure.STEPS if "grpo" not in stage),
 ]
@@ -144,7 +155,7 @@ def test_every_family_through_every_stage(family: str, four_bits: bool, tiny_bas
         actual = measure.measure_step(steps.StageProbe(cfg, stage, folder), None, None)
         numbers = [actual[name] for name in ("peak", "planned", "seconds_per_step", "samples_per_second", "prompt_tokens")]
         assert all(math.isfinite(number) and number > 0 for number in numbers), (stage, actual)
-        assert (actual["tokens_per_second"] > 0) == (stage in ("feedback", "evaluate") or stage.endswith("collect"))
+        assert (actual["tokens_per_second"] > 0) == (stage in ("questions", "feedback", "evaluate") or stage.endswith("collect"))
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,8 @@ FOUR_BITS = "model.quantization=nf4 model.gradient_checkpointing=true"
 SIZES = [(384, 1024, 8, 16384), (512, 1536, 6, 32768), (256, 2048, 12, 4096)]  # width, feed-forward, layers, words
 MIDDLE = (
     "model.device=cpu model.dtype=float32 model.lora_r=16 video.frames=8 feedback.max_new_tokens=32 rollout.max_new_tokens=32"
-    " video.max_segments=2 feedback.describe_tokens=8 evaluate.max_new_tokens=8 evaluate.batch_size=12 sft.micro_batch_size=3"
+    " video.max_segments=2 feedback.describe_tokens=8 questions.max_new_tokens=16"
+    " evaluate.max_new_tokens=8 evaluate.batch_size=12 sft.micro_batch_size=3"
     " sft.batch_size=3 reward.micro_batch_size=2 reward.batch_size=2 ppo.micro_batch_size=3 ppo.minibatch_size=3"
     " rollout.batch_size=3 feedback.batch_size=3 rollout.rollouts=6 rollout.samples_per_prompt=3 group.micro_batch_size=3"
     " group.minibatch_size=3"

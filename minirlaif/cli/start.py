@@ -282,7 +282,7 @@ def text_of(values: Mapping[str, Mapping[str, Any]], clips: FolderOfClips, run: 
     lines = [
         f"# For {counted(len(clips.infos), 'clip')} in {clips.folder}, of {median(clips.seconds):.1f} s in the middle.",
         f"#   python -m minirlaif run --config {run}.yaml --run {run}",
-        "# All settings with their meaning: minirlaif/config/schema.py and methods.py; what to try: .github/docs/settings.md",
+        "# All settings with their meaning: minirlaif/config/schema.py and methods.py; what to try: .github/docs/own-clips.md",
     ]
     for section, fields in sorted(values.items(), key=lambda item: item[0] != ""):  # those of no section first
         lines += [f"# {COMMENTS.get(section, 'as named with --set')}", *([f"{section}:"] if section else [])]

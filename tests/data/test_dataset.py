@@ -426,7 +426,7 @@ def test_clip_inside_a_parquet_file_is_refused_undecoded(folder: Path) -> None:
 
 def test_the_rows_shown_in_the_settings_page_are_read():
     """One line each of conversations, questions and test rows; the file's name stands before it."""
-    shown = re.findall(r"^(\w+)\.jsonl +(\{.*\})$", (Path(__file__).parents[2] / ".github/docs/settings.md").read_text(), re.M)
+    shown = re.findall(r"^(\w+)\.jsonl +(\{.*\})$", (Path(__file__).parents[2] / ".github/docs/own-clips.md").read_text(), re.M)
     assert [name for name, _ in shown] == ["conversations", "questions", "test"]
     for name, line in shown:
         sample = formats.parse_sample(json.loads(line), need_answers=name == "conversations")

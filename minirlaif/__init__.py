@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from minirlaif.app.loading import VideoModel
-
 __version__ = "0.1.0"
 
 
-def load(folder: str | Path) -> VideoModel:
-    """Open a finished run (runs/NAME) or an export (runs/NAME/export): `load("runs/tiny").ask("clip.mp4", "what happens?")`.
+def load(folder: str | Path) -> Any:
+    """Open a finished run (runs/NAME) or an export (runs/NAME/export) as an `app.loading.VideoModel`:
+    `load("runs/tiny").ask("clip.mp4", "what happens?")`.
 
     UserError: the folder is neither, or a stage of the run is not finished.
     """
-    from minirlaif.app.loading import load as opened  # with torch
-
-    return opened(folder)
+    # By name, as the registry does with stages: this module is below all others, and loads none of them.
+    return import_module("minirlaif.app.loading").load(folder)

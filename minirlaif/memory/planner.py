@@ -131,8 +131,8 @@ def _feedback(plan: Planned, known: Known | None) -> Moments:
     base = _base(plan, plan.policy, 1, 0)
     yield _describing(plan, base)
     prompt = known[0] if known else _prompt(plan, plan.policy)
-    whole = Batch(f.batch_size, prompt, 0, _visual(plan, plan.policy))
-    yield _added(base, formulas.sampling(n, p, whole, f.answers, f.max_new_tokens))
+    batch = Batch(f.batch_size, prompt, 0, _visual(plan, plan.policy))
+    yield _added(base, formulas.sampling(n, p, batch, f.answers, f.max_new_tokens))
     yield _added(base, formulas.scoring(n, p, _judged(plan, prompt)))
     yield from _encoding(plan, plan.policy, 1, 0, max(plan.settings.video.frames, plan.settings.video.segment_frames))
 

@@ -110,6 +110,24 @@ def test_the_read_out_is_tried_and_survives_a_kill(finished: Path, tmp_path: Pat
     assert manifest(run, "feedback")["metrics"] == made
 
 
+def test_clips_of_the_trial_are_described_as_if_there_had_been_none(tmp_path: Path) -> None:
+    """Thirty questions about six clips, two of which the trial of the read-outs leaves out: killed and resumed, byte for byte."""
+    root = folder_of_clips(tmp_path, 6)
+    names = ["c00.mp4"] * 25 + [f"c0{number}.mp4" for number in range(1, 6)]
+    places = [f"more/{name}" if name == "c00.mp4" else name for name in names]
+    rows = [f'{{"video": "{place}", "question": "what is {number}?"}}' for number, place in enumerate(places)]
+    (root / "rows.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    own = (f"data.prompts=[{root / 'rows.jsonl'}]", f"data.videos={root / 'clips'}", "feedback.batch_size=8")
+    straight, killed = (words(root, *own, stages=("feedback",), runs=name) for name in ("straight", "killed"))
+    assert main.main(straight) == 0
+    position = root / "killed" / "a" / "feedback.partial" / "state" / "position.json"
+    kill_once_saved(["-m", "minirlaif", *killed], position, tmp_path)
+    assert main.main(killed) == 0
+    one, other = (root / name / "a" / "feedback" for name in ("straight", "killed"))
+    assert (one / "contexts.jsonl").read_bytes() == (other / "contexts.jsonl").read_bytes()
+    assert manifest(one.parent, "feedback")["identity"] == manifest(other.parent, "feedback")["identity"]
+
+
 def test_it_resumes_behind_the_last_chunk_to_the_same_bytes(finished: Path, tmp_path: Path) -> None:
     root, run = finished.parents[1], tmp_path / "runs" / "a"
     position = run / "questions.partial" / "state" / "position.json"
@@ -225,3 +243,6 @@ def test_a_dry_run_shows_what_would_be_made_and_makes_nothing(tmp_path: Path, ca
 def test_a_dry_run_leaves_out_what_is_finished(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main([*words(finished.parents[1], stages=("questions", "feedback")), "--dry-run"]) == 0
     assert "stages to make: none\n" in capsys.readouterr().out
+    assert main.main([*words(finished.parents[1], stages=("questions", "feedback")), "--redo", "--dry-run"]) == 0
+    assert "stages to make: questions, feedback\n" in capsys.readouterr().out
+    assert (finished / "feedback" / "manifest.json").is_file()

@@ -12,7 +12,7 @@ import yaml
 
 from minirlaif.app.sessions import compared_models
 from minirlaif.cli import main
-from minirlaif.feedback.judge import SessionJudge
+from minirlaif.feedback.readout import judge_of_run
 from minirlaif.inference.engine import SamplingParams
 from minirlaif.inference.hf_engine import HfEngine
 from minirlaif.runs.records import write_sealed
@@ -172,7 +172,7 @@ def test_the_judge_scores_in_place_of_a_reward_model(finished: Path, tmp_path: P
 
 
 def test_the_app_compares_the_aligned_model_with_the_base(finished: Path):
-    engine = HfEngine(Run(finished), SessionJudge)
+    engine = HfEngine(Run(finished), judge_of_run)
     try:
         assert engine.models == ("rlaif", "base") and compared_models(engine.models) == ("rlaif", "base")
         clip = engine.load_clip(str(finished / "world" / "clips" / "dev0000.mp4"))

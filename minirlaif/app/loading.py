@@ -78,7 +78,12 @@ def load(folder: str | Path) -> VideoModel:
         return VideoModel(GgufEngine(path))
     if not (path / "config.yaml").is_file():
         raise UserError(f"{folder}: holds neither a run (config.yaml) nor an export (.gguf)")
-    from minirlaif.feedback.readout import judge_of_run
-    from minirlaif.inference.hf_engine import HfEngine
+    try:
+        from minirlaif.feedback.readout import judge_of_run
+        from minirlaif.inference.hf_engine import HfEngine
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{folder}: a run needs {error.name}, which is not installed; `pip install -r requirements.txt`, or load its export"
+        ) from None
 
     return VideoModel(HfEngine(Run(path), judge_of_run))

@@ -174,14 +174,15 @@ def before_run(cfg: config.Config, run: Run, names: Sequence[str], redo: bool = 
             )
 
 
-def dry_run(cfg: config.Config, run: Run, names: Sequence[str]) -> int:
+def dry_run(cfg: config.Config, run: Run, names: Sequence[str], redo: bool = False) -> int:
     """What `run --dry-run` prints in place of the work: the settings as they are used, the rows of the data, the stages that are
-    left, and the memory that they take. Nothing is written. Exit code as of `plan`. UserError: rows that a stage would refuse."""
+    left (all, with redo), and the memory that the run takes. Nothing is written. Exit code as of `plan`. UserError: rows that a
+    stage would refuse."""
     from minirlaif.memory import fit, planner, tables
 
     print(config.dump(cfg))
     print("\n".join(_data_lines(cfg)))
-    left = [name for name in names if run.manifest(name) is None]
+    left = [name for name in names if redo or name == "report" or run.manifest(name) is None]
     print(f"stages to make: {', '.join(left) or 'none'}", end="\n\n")
     card = fit.find_card(None, cfg.model.device)
     planned = plan_of(cfg, card.gpu)

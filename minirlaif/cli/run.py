@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
         RewardFile(cfg.optimize.reward)
     if getattr(options, "dry_run", False):
         check_base(run, cfg)
-        return plan.dry_run(cfg, run, names)
+        return plan.dry_run(cfg, run, [*names, *(["export"] if exports else [])], options.redo)
     distributed.start(on_cpu=cfg.model.device == "cpu")
     if distributed.leads():
         check_base(run, cfg)

@@ -76,8 +76,9 @@ def warn_of_cut(counts: Mapping[str, Any], f: FeedbackSection) -> None:
             print(f"feedback: {cut:,} of {of:,} {name} were cut at the limit of tokens{kept}: raise {setting}", flush=True)
 
 
-def advice(counts: Mapping[str, Any], f: FeedbackSection) -> tuple[str, str, str]:
-    """What became of the pairs that were not decided, what most of them call for, and the setting that does it."""
+def advice(counts: Mapping[str, Any], f: FeedbackSection, text_judge: bool = False) -> tuple[str, str, str]:
+    """What became of the pairs that were not decided, what most of them call for, and the setting that does it. text_judge: the
+    judge reads text, and has no read-out."""
     became = {
         "disagree": counts["disagree"],
         "tie": counts["tie"] - counts["same_answers"],
@@ -89,7 +90,7 @@ def advice(counts: Mapping[str, Any], f: FeedbackSection) -> tuple[str, str, str
         cut = f"{counts['cut_answers']:,} of {counts['sampled_answers']:,} answers were cut at the limit of tokens"
         return cut, "allow longer answers", f"feedback.max_new_tokens={4 * f.max_new_tokens}"
     why = max(became, key=lambda name: became[name])
-    if why in ("disagree", "invalid") and f.readout == "letter":
+    if why in ("disagree", "invalid") and f.readout == "letter" and not text_judge:
         return outcomes, "score each answer by itself", "feedback.readout=likelihood"
     if why == "disagree" and f.disagreement == "drop":
         return outcomes, "let the mean of both orders decide", "feedback.disagreement=average"
@@ -98,23 +99,23 @@ def advice(counts: Mapping[str, Any], f: FeedbackSection) -> tuple[str, str, str
     return outcomes, "draw more answers per question", f"feedback.answers={2 * f.answers}"
 
 
-def undecided(counts: Mapping[str, Any], f: FeedbackSection) -> UserError:
+def undecided(counts: Mapping[str, Any], f: FeedbackSection, text_judge: bool = False) -> UserError:
     """The error when no pair was decided."""
-    outcomes, remedy, setting = advice(counts, f)
+    outcomes, remedy, setting = advice(counts, f, text_judge)
     return UserError(f"feedback: the judge decided no pair ({outcomes}); {remedy}", again=(setting,))
 
 
-def warn(counts: Mapping[str, Any], f: FeedbackSection) -> None:
+def warn(counts: Mapping[str, Any], f: FeedbackSection, text_judge: bool = False) -> None:
     """Print what to change where texts were cut, descriptions are missing or few pairs were decided."""
     warn_of_cut(counts, f)
-    warn_of_undecided(counts, f)
+    warn_of_undecided(counts, f, text_judge)
 
 
-def warn_of_undecided(counts: Mapping[str, Any], f: FeedbackSection) -> None:
+def warn_of_undecided(counts: Mapping[str, Any], f: FeedbackSection, text_judge: bool = False) -> None:
     """Say what to change where fewer than half of the pairs were decided, prompts whose answers are all alike among them."""
     total, decided = counts["pairs"] + counts["same_answers"], counts["decided"]
     if 0 < decided < DECIDED_SHARE * total and distributed.leads():
-        outcomes, remedy, setting = advice(counts, f)
+        outcomes, remedy, setting = advice(counts, f, text_judge)
         print(f"feedback: the judge decided {decided:,} of {total:,} pairs ({outcomes}); {remedy}: {setting}", flush=True)
 
 

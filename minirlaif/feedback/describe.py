@@ -104,7 +104,7 @@ class KnownDescriber:
                 spans = [(float(start), float(end)) for start, end in row["spans"]]
                 segments = list(zip(spans, row["segments"], strict=True))
                 made[video] = Descriptions(segments, row["cut"], row.get("missing", 0))
-        return made
+        return {video: made[video] for video in videos}
 
     def close(self) -> None:
         """Close the other one."""

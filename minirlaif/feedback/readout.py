@@ -96,11 +96,14 @@ def probe(
 
 
 def known_readout(section: FeedbackSection, run: Run) -> FeedbackSection:
-    """The section with the read-out that `feedback` has chosen, for stages behind it and for the app. A judge that reads text has
-    none."""
+    """The section with the read-out that `feedback` has chosen, or was given, for stages behind it and for the app. A judge that
+    reads text has none; before `feedback` is finished, the one that works with every model."""
     if section.readout != AUTO:
         return section
-    return replace(section, readout=run.metrics("feedback").get("readout", "letter"))
+    if run.manifest("feedback") is None:
+        return replace(section, readout="likelihood")
+    given = run.settings("feedback").get("feedback", {}).get("readout", AUTO)
+    return replace(section, readout=run.metrics("feedback").get("readout", "letter" if given == AUTO else given))
 
 
 def judge_of_run(session: ModelSession, section: FeedbackSection, run: Run) -> SessionJudge:

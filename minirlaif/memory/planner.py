@@ -111,18 +111,18 @@ def _sft(plan: Planned, known: Known | None) -> Moments:
 
 
 def _describing(plan: Planned, base: Mapping[str, float]) -> dict[str, float]:
-    """While segments are described."""
-    f, dense = plan.settings.feedback, plan.settings.video.segment_frames
-    part = Batch(f.batch_size, _prompt(plan, plan.policy, frames=dense), 0, _visual(plan, plan.policy, dense))
-    return _added(base, formulas.sampling(plan.policy.numbers, plan.precision, part, 1, f.describe_tokens))
+    f, s, dense = plan.settings.feedback, plan.policy, plan.settings.video.segment_frames
+    part = Batch(f.batch_size, _prompt(plan, s, frames=dense), 0, _visual(plan, s, dense))
+    return _added(base, formulas.sampling(s.numbers, plan.precision, part, 1, f.describe_tokens))
 
 
 def _questions(plan: Planned, known: Known | None) -> Moments:
-    base, q, size = _base(plan, plan.policy, 1, 0), plan.settings.questions, plan.settings.feedback.batch_size
+    base, q, f = _base(plan, plan.policy, 1, 0), plan.settings.questions, plan.settings.feedback
     yield _describing(plan, base)
-    if q.written:
-        notes = Batch(size, known[0] if known else TEXT + _descriptions(plan), 0, 0)
-        yield _added(base, formulas.sampling(plan.policy.numbers, plan.precision, notes, 1, q.max_new_tokens))
+    if q.written:  # and answered, see `stages.questions`
+        notes = Batch(f.batch_size, known[0] if known else TEXT + _descriptions(plan), 0, 0)
+        most = max(q.max_new_tokens, f.max_new_tokens)
+        yield _added(base, formulas.sampling(plan.policy.numbers, plan.precision, notes, 1, most))
     yield from _encoding(plan, plan.policy, 1, 0, plan.settings.video.segment_frames)
 
 

@@ -33,6 +33,7 @@ from minirlaif.stages import distill, dpo, evaluate, ppo, reward, sft
 from minirlaif.training.checkpoint import MethodProgress, Start
 from minirlaif.types import Comparison, Preference, Sample, Turn
 
+INSTRUCTION = questions.INSTRUCTION.format(count=9, kinds=", ".join(questions.KINDS))
 QUESTION, ANSWER = 40, 254  # tokens of a made-up question and of its SFT answer, less its end
 
 
@@ -118,8 +119,7 @@ class StageProbe:
         """Tokens of the prompt and of the written answer of the longest row."""
         video_input = session.video_input(worst.video)
         if self.stage == "questions":
-            prompt = session.encode_prompt(None, questions.INSTRUCTION, worst.context)
-            return len(prompt.ids), self.full.questions.max_new_tokens
+            return len(session.encode_prompt(None, INSTRUCTION, worst.context).ids), self.full.questions.max_new_tokens
         if self.stage == "sft":
             row = session.backbone.renderer.conversation(video_input.frame_layout, worst.turns)
             return len(row) - sum(row.answer), sum(row.answer)
@@ -200,18 +200,17 @@ class StageProbe:
 
     def _questions(self, models: PPOModels, worst: Worst) -> Callable[[], Done]:
         section, written, session = self.small.feedback, self.small.questions, models.policy
+        longest = max(written.max_new_tokens, section.max_new_tokens)  # questions, and answers to them
         session.adapters.add("sft", 0)
         rows = _samples(worst, section.batch_size)
 
         def step() -> Done:
             with session.adapters.inference_as("sft"):
                 segments = describe_segments(session, [row.video for row in rows], section)
-                notes = (
-                    [session.encode_prompt(None, questions.INSTRUCTION, worst.context) for _ in rows] if written.written else []
-                )
-                texts = session.greedy_texts(notes, written.max_new_tokens, section.batch_size)
+                notes = [session.encode_prompt(None, INSTRUCTION, worst.context) for _ in rows if written.written]
+                texts = session.greedy_texts(notes, longest, section.batch_size)
             described = [text for each in segments.values() for _, text in each.segments]
-            tokens = _tokens(session, described, section.describe_tokens) + _tokens(session, texts, written.max_new_tokens)
+            tokens = _tokens(session, described, section.describe_tokens) + _tokens(session, texts, longest)
             return Done(len(rows), tokens, 1.0)
 
         return step

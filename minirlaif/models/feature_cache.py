@@ -199,15 +199,22 @@ class VisionFeatureCache:
 
 
 def _make_tables(db: sqlite3.Connection) -> None:
-    """What is missing, under the write lock: of processes that open a new file at once, one makes it and the others wait."""
+    """What is missing, under the write lock: of processes that open a new file at once, one makes it and the others wait. A file
+    that has everything is not locked."""
+    if {"clips", "vectors", "looked"} <= {row[0] for row in db.execute("SELECT name FROM sqlite_master")} and _has_digests(db):
+        return
     db.execute("BEGIN IMMEDIATE")
     db.execute("CREATE TABLE IF NOT EXISTS clips (path TEXT PRIMARY KEY, stamp TEXT, info TEXT)")
     db.execute("CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, shape TEXT, data BLOB, strip BLOB, digest BLOB)")
-    if "digest" not in {row[1] for row in db.execute("PRAGMA table_info(vectors)")}:
+    if not _has_digests(db):
         db.execute("ALTER TABLE vectors ADD COLUMN digest BLOB")  # rows of an earlier version have none
     # Every plan that was ever encoded: features may be deleted for their size, and encoding twice must be counted once.
     db.execute("CREATE TABLE IF NOT EXISTS looked (key TEXT PRIMARY KEY)")
     db.commit()
+
+
+def _has_digests(db: sqlite3.Connection) -> bool:
+    return "digest" in {row[1] for row in db.execute("PRAGMA table_info(vectors)")}
 
 
 def _digest(key: str, shape: str, data: bytes) -> bytes:

@@ -31,7 +31,7 @@ def check_hub(name: str, revision: str, setting: str = "model.base") -> None:
         raise UserError(f"{setting} {name}: no such folder")
     if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
         return
-    place = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+    place = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
     url = hf_hub_url(name, "config.json", revision=revision, endpoint=place)
     try:
         if constants.HF_HUB_OFFLINE:

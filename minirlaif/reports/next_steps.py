@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from minirlaif.config import FeedbackSection
 from minirlaif.feedback.counts import CUT_SHARE, DECIDED_SHARE, advice
 from minirlaif.runs import gains
-from minirlaif.stages.registry import GROUP_METHODS, SAMPLING
+from minirlaif.stages.registry import GROUP_METHODS, PIPELINE, SAMPLING, STAGES
 
-FEW_PROMPTS = 1000  # a run on the tiny world kept nothing with 400, and one gained 10 points with 3,800
+FEW_PROMPTS = 1000  # a run on the tiny world kept nothing with 400, and one gained 10 points with 3,200
 FEW_DEV = 100  # questions: below, the standard error of a win rate is above 5 points
 FEW_TEST = 100
 FEW_STEPS = 50  # of SFT
@@ -17,9 +18,12 @@ ONE_SEGMENT = 0.1  # share of clips
 NEAR_CHANCE = 0.6  # accuracy of a reward model on held-out pairs
 RIGHT = 0.7  # share of decided pairs in which the judge agrees with the truth
 SMALL_KL = 0.01  # nats per answer
+LARGEST_SHARE = 0.4  # of the clips that may be kept for dev, or for test
 MOST = 5  # steps shown
 SECTIONS = {"bestofn": "distill"} | dict.fromkeys(GROUP_METHODS, "group")  # of a method, where the name is another one
+DESCRIPTIONS = ("feedback.describe", "feedback.describer")  # settings that the stage `questions` depends on, too
 
+Manifests = Mapping[str, Mapping[str, Any]]
 Remake = Callable[..., str]  # (stage, section.field=value …) -> the command
 
 
@@ -31,152 +35,169 @@ class NextStep(NamedTuple):
     command: str
 
 
-def next_steps(
-    numbers: Mapping[str, Any], manifests: Mapping[str, Mapping[str, Any]], remake: Remake, use: str
-) -> list[NextStep]:
-    """The MOST important first. numbers: of report.json; manifests: by stage; use: the command that tries the model out, for a
-    run in which nothing stands out."""
-    steps = [*_feedback(numbers, manifests, remake), *_reward(numbers, manifests, remake), *_method(numbers, manifests, remake)]
-    steps += [*_sft(manifests, remake), *_test(numbers, manifests, remake)]
+def next_steps(numbers: Mapping[str, Any], manifests: Manifests, remake: Remake, use: str) -> list[NextStep]:
+    """At most MOST steps, in the order of the stages. numbers: of report.json; manifests: by stage; use: the command that tries
+    the model out, for a run in which nothing stands out."""
+
+    def change(*settings: str) -> str:
+        return remake(first_changed(manifests, settings), *settings)
+
+    steps = [*_feedback(numbers, manifests, change), *_reward(numbers, manifests, change)]
+    steps += [*_sft(manifests, change), *_method(numbers, manifests, change, remake), *_test(numbers, manifests, change, remake)]
     if not steps:
         steps = [NextStep("Nothing stands out.", "Look at answers to clips of your own.", use)]
     return steps[:MOST]
 
 
-def _feedback(numbers: Mapping[str, Any], manifests: Mapping[str, Mapping[str, Any]], remake: Remake) -> Iterator[NextStep]:
+def first_changed(manifests: Manifests, settings: tuple[str, ...]) -> str:
+    """The first stage of the run whose result depends on one of the settings (section.field=value): the one to begin with, or
+    those before would be refused as made with other settings."""
+    sections = {setting.partition(".")[0] for setting in settings}
+    for name in PIPELINE:
+        described = name == "questions" and any(setting.startswith(DESCRIPTIONS) for setting in settings)
+        if name in manifests and (described or sections & set(STAGES[name].sections)):
+            return name
+    raise ValueError(f"no stage of this run depends on {', '.join(settings)}")
+
+
+def _feedback(numbers: Mapping[str, Any], manifests: Manifests, change: Callable[..., str]) -> Iterator[NextStep]:
     """Descriptions and verdicts: everything behind them learns from these."""
-    manifest = manifests["feedback"]
-    counts, settings = manifest["metrics"], manifest["config"]
-    f = FeedbackSection(
-        **{name: value for name, value in settings["feedback"].items() if name in FeedbackSection.__annotations__}
-    )
-    first = "questions" if "questions" in manifests else "feedback"  # the stage that describes
+    counts, settings = manifests["feedback"]["metrics"], manifests["feedback"]["config"]
+    values = {name: value for name, value in settings["feedback"].items() if name in FeedbackSection.__annotations__}
+    f = FeedbackSection(**values)
+    f = replace(f, readout=counts.get("readout", f.readout))  # of two that were tried
     one, clips = counts.get("one_segment_clips", 0), counts.get("described_clips", 0)
     if f.context and one > ONE_SEGMENT * clips:
-        video = settings["video"]
-        change = (
-            "video.min_segments=2"
-            if video.get("min_segments", 2) < 2
-            else f"video.segment_seconds={video['segment_seconds'] / 2:g}"
-        )
         cause = "The description of one segment holds hardly more than the model sees without it, so there is little to learn."
-        yield NextStep(f"{one:,} of {clips:,} clips have one segment.", cause, remake(first, change))
+        yield NextStep(f"{one:,} of {clips:,} clips have one segment.", cause, change(_more_segments(settings["video"])))
     cut, of = counts.get("cut_descriptions", 0), counts.get("descriptions", 0)
     if f.context and cut > CUT_SHARE * of:
-        longer = f"feedback.describe_tokens={2 * f.describe_tokens}"
-        yield NextStep(
-            f"{cut:,} of {of:,} descriptions were cut at the limit of tokens.",
-            "What they leave out, no answer is checked against.",
-            remake(first, longer),
-        )
+        text = f"{cut:,} of {of:,} descriptions were cut at the limit of tokens."
+        yield NextStep(text, "What they leave out is missing.", change(f"feedback.describe_tokens={2 * f.describe_tokens}"))
     cut, of = counts.get("cut_answers", 0), counts.get("sampled_answers", 0)
     if cut > CUT_SHARE * of:
-        longer = f"feedback.max_new_tokens={2 * f.max_new_tokens}"
-        yield NextStep(
-            f"{cut:,} of {of:,} answers were cut at the limit of tokens.",
-            "Such answers are in no pair and are not learned.",
-            remake("feedback", longer),
-        )
-    pairs = counts.get("pairs", 0) + counts.get("same_answers", 0)
-    if gains.split_name(numbers["method"])[1] != "distill" and counts["decided"] < DECIDED_SHARE * pairs:
-        why, remedy, setting = advice(counts, f)
+        text = f"{cut:,} of {of:,} answers were cut at the limit of tokens."
+        cause = "Such answers are in no pair and are not learned."
+        yield NextStep(text, cause, change(f"feedback.max_new_tokens={2 * f.max_new_tokens}"))
+    pairs, other = counts.get("pairs", 0) + counts.get("same_answers", 0), settings.get("judge", {"kind": "base"})
+    if numbers["method"] != "distill" and counts["decided"] < DECIDED_SHARE * pairs:
+        why, remedy, setting = advice(counts, f, text_judge=other["kind"] != "base")
         text = f"The judge decided {counts['decided']:,} of {pairs:,} pairs ({why})."
-        yield NextStep(text, f"The others teach nothing; {remedy}.", remake("feedback", setting))
-    judge = numbers["judge"]
-    if (
-        (right := judge.get("with_context")) is not None
-        and right < RIGHT
-        and "judge" not in settings
-        and numbers["start"] == "sft"
-    ):
+        yield NextStep(text, f"The others teach nothing; {remedy}.", change(setting))
+    right, own = numbers["judge"].get("with_context"), not {"judge", "describer"} & settings.keys()
+    if right is not None and right < RIGHT and own and f.describer == "start" and numbers["start"] == "sft":
         text = f"The judge is right in {right:.0%} of the pairs that it decides."
-        yield NextStep(
-            text,
-            "The model after SFT judges; the base may judge better.",
-            remake("feedback", "feedback.judge=base", "feedback.describer=base"),
-        )
+        cause = "The model after SFT describes and judges; the base may do both better."
+        yield NextStep(text, cause, change("feedback.judge=base", "feedback.describer=base"))
 
 
-def _reward(numbers: Mapping[str, Any], manifests: Mapping[str, Mapping[str, Any]], remake: Remake) -> Iterator[NextStep]:
-    model = numbers["reward_model"]
-    if not model:
-        return
+def _more_segments(video: Mapping[str, Any]) -> str:
+    if video["max_segments"] < 2:
+        return "video.max_segments=8"
+    return (
+        "video.min_segments=2" if video.get("min_segments", 1) < 2 else f"video.segment_seconds={video['segment_seconds'] / 2:g}"
+    )
+
+
+def _reward(numbers: Mapping[str, Any], manifests: Manifests, change: Callable[..., str]) -> Iterator[NextStep]:
+    model = numbers["reward_model"] or {}
     shares = [share for share in (model.get("accuracy"), model.get("against_judge")) if share is not None]
     if shares and shares[0] < NEAR_CHANCE:
         epochs = manifests["reward"]["config"]["reward"]["epochs"]
         text = f"The reward model prefers the right answer in {shares[0]:.0%} of held-out pairs; a coin has 50 %."
-        yield NextStep(text, "Answers that it scores high are hardly better.", remake("reward", f"reward.epochs={2 * epochs:g}"))
+        yield NextStep(text, "Answers that it scores high are hardly better.", change(f"reward.epochs={2 * epochs:g}"))
 
 
-def _method(numbers: Mapping[str, Any], manifests: Mapping[str, Mapping[str, Any]], remake: Remake) -> Iterator[NextStep]:
+def _sft(manifests: Manifests, change: Callable[..., str]) -> Iterator[NextStep]:
+    if "sft" in manifests and (steps := manifests["sft"]["metrics"].get("steps", FEW_STEPS)) < FEW_STEPS:
+        epochs = manifests["sft"]["config"]["sft"]["epochs"] * math.ceil(FEW_STEPS / max(1, steps))
+        cause = "So few hardly change a model; a few dozen rows are better left out, with sft.enabled=false in a new run."
+        yield NextStep(f"SFT took {steps} steps.", cause, change(f"sft.epochs={epochs:g}"))
+
+
+def _method(numbers: Mapping[str, Any], manifests: Manifests, change: Callable[..., str], remake: Remake) -> Iterator[NextStep]:
     """The stage that trained the aligned model: data first, then steps."""
-    name = gains.name_of(numbers.get("round", 1), numbers["method"])
-    method, metrics = numbers["method"], manifests[name]["metrics"]
-    section = SECTIONS.get(method, method)
-    settings, feedback = manifests[name]["config"][section], manifests["feedback"]
-    values = feedback["config"]["feedback"]
-    prompts = feedback["metrics"].get("sampled_answers", 0) // (values["answers"] + values.get("context_answers", 0))
-    kept = metrics.get("chosen_iteration") != 0
-    dev = metrics.get("dev_questions") or 0
+    method, made = numbers["method"], manifests[gains.name_of(numbers.get("round", 1), numbers["method"])]
+    metrics, section = made["metrics"], SECTIONS.get(method, method)
+    settings, kept, dev = made["config"][section], metrics.get("chosen_iteration") != 0, metrics.get("dev_questions") or 0
     if not kept or _no_gain(numbers):
         shown = "No checkpoint was kept" if not kept else "Accuracy did not clearly rise"
-        if prompts < FEW_PROMPTS:
+        prompts = _prompts(manifests["feedback"])
+        if prompts is not None and prompts < FEW_PROMPTS:
             text = f"{shown}, and there were {prompts:,} prompts."
-            if "questions" in manifests:
-                count = manifests["questions"]["config"].get("questions", {}).get("per_clip", 6)
-                cause = "Learning takes data: more clips, or more questions about each."
-                yield NextStep(text, cause, remake("questions", f"questions.per_clip={2 * count}"))
-            else:
-                yield NextStep(text, "Learning takes data: add questions to data.prompts.", remake("feedback"))
-        if "iterations" in settings:
-            change = f"{section}.iterations={2 * settings['iterations']}"
-        else:
-            change = f"{section}.epochs={2 * settings['epochs']:g}"
+            yield NextStep(text, *_more_prompts(manifests, change, remake))
+        steps = ("iterations", "d") if "iterations" in settings else ("epochs", "g")
         cause = "It may have learned for too few steps; the curves show whether the win rate was still rising."
-        yield NextStep(f"{shown}.", cause, remake(name, change))
+        more = f"{section}.{steps[0]}={2 * settings[steps[0]]:{steps[1]}}"
+        yield NextStep(f"{shown}.", cause, remake(method, more))
     if 0 < dev < FEW_DEV:
-        error = 100 * 0.5 / math.sqrt(dev)
+        cause = f"The standard error of their win rate is up to {50 / math.sqrt(dev):.0f} points: small gains are not seen."
+        named = bool(made["config"].get("data", {}).get("dev"))
         text = f"The checkpoint was chosen on {dev} dev questions."
-        cause = f"The standard error of their win rate is up to {error:.0f} points: small gains are not seen."
-        if "questions" in manifests and (values := manifests["questions"]["config"].get("questions", {})) is not None:
-            share = min(0.4, 2 * values.get("dev_share", 0.1))
-            yield NextStep(text, cause, remake("questions", f"questions.dev_share={share:g}"))
-        else:
-            yield NextStep(text, cause + " Add questions to data.dev.", remake(name))
+        yield from _larger_part("dev", text, cause, named, method, manifests, change, remake)
     if method in SAMPLING and kept and abs(metrics.get("kl") or 0.0) < SMALL_KL:
         text = f"The policy hardly moved: {metrics.get('kl') or 0.0:.3f} nats per answer from its start."
-        change = f"{section}.learning_rate={3 * settings['learning_rate']:.2g}"
-        yield NextStep(text, "Its learning rate is low for so few steps.", remake(name, change))
+        more = f"{section}.learning_rate={3 * settings['learning_rate']:.2g}"
+        yield NextStep(text, "Its learning rate is low for so few steps.", remake(method, more))
     if (explained := metrics.get("explained_variance")) is not None and explained < 0.1:
-        text = f"The value model explains {max(0.0, explained):.0%} of the returns."
-        yield NextStep(
-            text,
-            "PPO then learns from noise; a method without a value model does not need it.",
-            remake(name, "rollout.normalize_score=true", "rollout.reward_scale=1", "ppo.vf_coef=0.5"),
-        )
+        rollout, cures = made["config"]["rollout"], []
+        cures += ["rollout.normalize_score=true"] * (not rollout["normalize_score"])
+        cures += ["rollout.reward_scale=1"] * (rollout["reward_scale"] > 1) + ["ppo.vf_coef=0.5"] * (settings["vf_coef"] < 0.5)
+        if cures:
+            text = f"The value model explains {max(0.0, explained):.0%} of the returns."
+            yield NextStep(text, "PPO then learns from noise.", remake(method, *cures))
 
 
-def _sft(manifests: Mapping[str, Mapping[str, Any]], remake: Remake) -> Iterator[NextStep]:
-    if "sft" not in manifests or (steps := manifests["sft"]["metrics"].get("steps", FEW_STEPS)) >= FEW_STEPS:
-        return
-    settings = manifests["sft"]["config"]["sft"]
-    cause = "So few hardly change a model. Rows of a few dozen are better left out: sft.enabled=false."
-    yield NextStep(
-        f"SFT took {steps} steps.",
-        cause,
-        remake("sft", f"sft.epochs={settings['epochs'] * math.ceil(FEW_STEPS / max(1, steps)):g}"),
-    )
+def _prompts(feedback: Mapping[str, Any]) -> int | None:
+    """How many prompts were answered; None where that was not counted."""
+    values, answers = feedback["config"]["feedback"], feedback["metrics"].get("sampled_answers")
+    each = values["answers"] + values.get("context_answers", 0)
+    return answers // each if answers and each else None
 
 
-def _test(numbers: Mapping[str, Any], manifests: Mapping[str, Mapping[str, Any]], remake: Remake) -> Iterator[NextStep]:
-    if numbers["test_items"] < FEW_TEST:
-        cause = "Differences of less than 10 points cannot be told from chance."
-        text = f"The test has {numbers['test_items']:,} questions."
-        if "questions" in manifests:
-            share = manifests["questions"]["config"].get("questions", {}).get("test_share", 0.1)
-            yield NextStep(text, cause, remake("questions", f"questions.test_share={min(0.4, 2 * share):g}"))
+def _more_prompts(manifests: Manifests, change: Callable[..., str], remake: Remake) -> tuple[str, str]:
+    """Why more prompts help, and the command."""
+    if "world" in manifests:
+        count = manifests["world"]["config"]["world"]["prompt_clips"]
+        return "Learning takes data: more clips.", change(f"world.prompt_clips={2 * count}")
+    if "questions" in manifests and "own" not in manifests["questions"]["config"]:
+        count = manifests["questions"]["config"]["questions"].get("per_clip", 6)
+        cause = "Learning takes data: more clips, or more questions about each."
+        return cause, change(f"questions.per_clip={2 * count}")
+    place = "the file in the folder of clips" if "questions" in manifests else "data.prompts"
+    return f"Learning takes data: add questions to {place}.", remake("questions" if "questions" in manifests else "feedback")
+
+
+def _larger_part(
+    part: str,
+    text: str,
+    cause: str,
+    named: bool,
+    stage: str,
+    manifests: Manifests,
+    change: Callable[..., str],
+    remake: Remake,
+) -> Iterator[NextStep]:
+    """More questions for dev or test. named: the settings name files of it; stage: that reads them."""
+    if "world" in manifests:
+        count = manifests["world"]["config"]["world"][f"{part}_clips"]
+        yield NextStep(text, cause, change(f"world.{part}_clips={2 * count}"))
+    elif "questions" in manifests and not named:
+        share = manifests["questions"]["config"]["questions"].get(f"{part}_share", 0.1)
+        if share < LARGEST_SHARE:
+            larger = f"questions.{part}_share={min(LARGEST_SHARE, 2 * share):g}"
+            yield NextStep(text, cause, change(larger))
         else:
-            yield NextStep(text, cause + " Add questions to data.test.", remake("evaluate"))
+            yield NextStep(text, f"{cause} Add clips.", remake("questions"))
+    else:
+        yield NextStep(text, f"{cause} Add questions to data.{part}.", remake(stage))
+
+
+def _test(numbers: Mapping[str, Any], manifests: Manifests, change: Callable[..., str], remake: Remake) -> Iterator[NextStep]:
+    if (count := numbers["test_items"]) < FEW_TEST:
+        cause = "Differences of less than 10 points cannot be told from chance."
+        named = bool(manifests["evaluate"]["config"].get("data", {}).get("test"))
+        yield from _larger_part("test", f"The test has {count:,} questions.", cause, named, "evaluate", manifests, change, remake)
 
 
 def _no_gain(numbers: Mapping[str, Any]) -> bool:

@@ -40,10 +40,17 @@ class Commands(StagePlan):
             given += [*([] if "--set" in given else ["--set"]), *settings]
         return self._typed([*(["run"] if later or "/" in stage else []), stage, *later], given) + " --redo"
 
+    def app(self) -> str:
+        """What a user types to open the app over the run."""
+        return self._line(["python", "app.py"])
+
     def _last(self) -> tuple[str, str]:
         return "--config", str(path) if (path := self.root / "config.yaml").is_file() else "…"
 
     def _typed(self, verbs: Sequence[str], settings: Sequence[str]) -> str:
+        return self._line(["python", "-m", "minirlaif", *verbs, *settings])
+
+    def _line(self, words: Sequence[str]) -> str:
         folder = [] if self.root.parent == Path("runs") else ["--runs-dir", str(self.root.parent)]
-        words = ["python", "-m", "minirlaif", *verbs, *settings, "--run", self.root.name, *folder]
+        words = [*words, "--run", self.root.name, *folder]
         return " ".join(word if word.endswith("…") else shlex.quote(word) for word in words)

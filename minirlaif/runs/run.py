@@ -248,8 +248,8 @@ class Run(Commands):
             return False
         if changes := differences(manifest, origin):
             raise UserError(
-                f"{self.dir(name)}: made with other settings or inputs ({changes}); make it again: `{self.remake(name)}`,"
-                " or keep it and name another run with --run"
+                f"{self.dir(name)}: made with other settings or inputs ({changes}); make it again: `{self.remake(name)}`"
+                + (", or keep it and name another run with --run" if name in self.order() else "")
             )
         self._check_files(name, manifest)
         self._check_clips(name, self.dir(name))

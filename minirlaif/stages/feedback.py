@@ -71,8 +71,8 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
             described_by: Describer = describer or SessionDescriber(session, "base" if f.describer == "base" else run.start_model)
             if earlier := known_descriptions(run):
                 described_by = KnownDescriber(earlier, described_by)
-            if f.readout == AUTO:
-                f, described_by = _readout(session, f, run, out, prompts, described_by, text_judge is None)
+            if f.readout == AUTO and text_judge is None:
+                f = _readout(session, f, run, out, prompts, described_by)
             chunks = [prompts[i : i + f.batch_size] for i in range(0, len(prompts), f.batch_size)]
             every = _control_every(f, len(prompts))
             contexts: dict[str, str] = {
@@ -103,10 +103,10 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
                 out.commit_state(done, lambda folder: None)
             # 4. count
             out.summary = count_verdicts(out.path) | count_cut(out.path) | out.summary
-            warn(out.summary, f)
+            warn(out.summary, f, text_judge is not None)
             # A further round without pairs has nothing to learn, and ends.
             if not out.summary["decided"] and run.full_run is run and PAIRED & set(run.stages):
-                raise undecided(out.summary, f)
+                raise undecided(out.summary, f, text_judge is not None)
 
 
 def _judge_role(f: FeedbackSection, run: Run) -> str:
@@ -114,30 +114,25 @@ def _judge_role(f: FeedbackSection, run: Run) -> str:
 
 
 def _readout(
-    session: ModelSession,
-    f: FeedbackSection,
-    run: Run,
-    out: StageDir,
-    prompts: Sequence[Sample],
-    describer: Describer,
-    has_readout: bool,
-) -> tuple[FeedbackSection, Describer]:
-    """The section with the read-out of the two that is better, kept in the summary; and a describer that knows the clips that
-    were described for it. has_readout: the judge is a model of the run; one that reads text has none."""
-    if not has_readout:
-        return replace(f, readout="letter"), describer
+    session: ModelSession, f: FeedbackSection, run: Run, out: StageDir, prompts: Sequence[Sample], describer: Describer
+) -> FeedbackSection:
+    """The section with the read-out of the two that is better, by the leader, kept in the summary. The descriptions made for it
+    are not kept: a run that resumes has none of them, and must describe every clip in the same batch."""
     if "readout" not in out.summary:
         rows = probe_rows(prompts)
-        records = describe(
-            describer, f, run, [replace(row, video=other) for row, other in rows] + [row for row, _ in rows], {}, True
-        )
-        describer = KnownDescriber(records, describer)
-        contexts = {video: record["context"] for video, record in records.items()}
-        tried = probe(session, f, rows, contexts, run.start_model, _judge_role(f, run))
-        out.summary |= {"readout": tried.readout, "readout_probe": asdict(tried)}
-        if distributed.leads():
-            print(f"feedback: {tried}", flush=True)
-    return replace(f, readout=out.summary["readout"]), describer
+        clips = [row for row, _ in rows] + [replace(row, video=other) for row, other in rows]
+
+        def tried() -> dict[str, Any]:
+            contexts: dict[str, str] = {}
+            for start in range(0, len(clips), f.batch_size):
+                records = describe(describer, f, run, clips[start : start + f.batch_size], contexts)
+                contexts |= {video: record["context"] for video, record in records.items()}
+            result = probe(session, f, rows, contexts, run.start_model, _judge_role(f, run))
+            print(f"feedback: {result}", flush=True)
+            return {"readout": result.readout, "readout_probe": asdict(result)}
+
+        out.summary |= distributed.from_leader(tried)
+    return replace(f, readout=out.summary["readout"])
 
 
 def _roles(f: FeedbackSection, run: Run, text_judge: TextJudge | None, describer: Describer | None) -> dict[str, Any]:

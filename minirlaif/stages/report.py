@@ -56,7 +56,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
     outputs = read(run)
     try:
         numbers = summary(cfg.evaluate, outputs)
-        steps = next_steps(numbers, outputs.manifests, partial(run.remake, report=True), f"python app.py --run {run.root.name}")
+        steps = next_steps(numbers, outputs.manifests, partial(run.remake, report=True), run.app())
         numbers["next_steps"] = [step._asdict() for step in steps]
         page = document(cfg.evaluate, run.root.name, outputs, numbers)
     except html.UNREADABLE as error:  # hashes are right, so it was made by others, or by another version
@@ -73,7 +73,8 @@ def read(run: Run) -> StageOutputs:
     further = [(each, stage) for each in gains.read(run.root) for stage in again]
     names = [gains.name_of(each["round"], stage) for each, stage in further if each["methods"] or stage == "feedback"]
     folders = {name: run.require(name) for name in dict.fromkeys((*run.inputs("report"), *names))}
-    manifests = {name: manifest for name in ("world", "questions", *folders) if (manifest := run.manifest(name)) is not None}
+    before = ("world", *(stage for stage in run.stages if stage == "questions"))
+    manifests = {name: manifest for name in (*before, *folders) if (manifest := run.manifest(name)) is not None}
     strips = sorted(name for name in manifests["evaluate"]["outputs"] if name.startswith("strips/"))
     return StageOutputs(
         run.producer("rlaif"),
@@ -150,11 +151,12 @@ def document(evaluate: EvaluateSection, name: str, outputs: StageOutputs, number
     frames = outputs.manifests["evaluate"]["config"].get("video", {}).get("frames")
     pictures = {strip: html.strip(by_content[data], data, frames) for strip, data in strips.items() if data}
     settings = {name: manifest["config"] for name, manifest in outputs.manifests.items()}
+    feedback = settings["feedback"]["feedback"] | {"readout": numbers["judge"]["readout"]}
     parts = [
         run_results.headline(name, numbers),
         *([html.run_block("next_steps", numbers["next_steps"])] if numbers.get("next_steps") else []),
         *([run_results.accuracy(numbers), run_results.controls(numbers)] if numbers["accuracy"].get("base") is not None else []),
-        run_results.judge(numbers, settings["feedback"]["feedback"]),
+        run_results.judge(numbers, feedback),
         *([html.run_block("reward", numbers["reward_model"], settings["reward"]["reward"])] if numbers["reward_model"] else []),
         *([rounds.section(numbers["rounds"], numbers["round"], numbers["rounds_ended"])] if numbers["rounds"] else []),
         run_results.training(numbers, outputs.metrics),
@@ -243,6 +245,8 @@ def _judge(outputs: StageOutputs) -> dict[str, Any]:
         "without_context": None,
         **{name: metrics.get(name) if counted.get(name, True) else None for name in known},
         **(outputs.result.get("judge") or {}),
+        "readout": metrics.get("readout", outputs.manifests["feedback"]["config"]["feedback"].get("readout")),
+        "readout_probe": metrics.get("readout_probe"),
         "tie_asked": sum(row["choice"] == "tie" for row in rows),
         "without_context_decided_share": sum(without) / len(without) if without else None,
         "letter_pairs": len(letters),

@@ -83,6 +83,13 @@ def test_what_cannot_be_asked_is_one_line(folder: Path) -> None:
             assert words in str(error.value)
 
 
+def test_a_run_without_torch_is_one_line_that_names_the_export(folder: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None\nimport minirlaif\n"
+    code += f"try: minirlaif.load({str(folder / 'run')!r})\nexcept minirlaif.errors.UserError as error: print(error)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert said.stdout.count("\n") == 1 and "a run needs torch, which is not installed" in said.stdout, said.stderr
+
+
 def test_importing_the_package_loads_nothing() -> None:
     heavy = ("torch", "numpy", "gradio", "transformers", "llama_cpp")
     code = f"import sys, minirlaif; print([name for name in {heavy} if name in sys.modules])"

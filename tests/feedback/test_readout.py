@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from minirlaif import config
 from minirlaif.feedback import readout
 from minirlaif.models.generation import Completion
+from minirlaif.runs.run import Run
 from minirlaif.types import Comparison, Sample, Turn, Verdict
 
 
@@ -127,6 +129,25 @@ def test_too_few_pairs_are_no_reason_to_trust_letters(monkeypatch: pytest.Monkey
     assert tried(monkeypatch, Script(), 5, "AAAAA").readout == "letter"
     nothing = readout.probe(Script(), config.FeedbackSection(), [], {}, "sft", "sft")  # type: ignore[arg-type]
     assert (nothing.pairs, nothing.readout) == (0, "likelihood")
+
+
+def test_before_feedback_is_finished_the_read_out_that_always_works_is_shown(tmp_path: Path) -> None:
+    """As the app does of a run that has only SFT; then the one that was chosen, or that an earlier `feedback` was given."""
+    section = config.load(None, ["feedback.readout=auto"]).feedback
+    run = Run(tmp_path / "a")
+    assert readout.known_readout(section, run).readout == "likelihood"
+    for name, given, chosen, shown in (
+        ("b", "auto", {"readout": "letter"}, "letter"),
+        ("c", "auto", {"readout": "likelihood"}, "likelihood"),
+        ("d", "likelihood", {}, "likelihood"),
+        ("e", "letter", {}, "letter"),
+        ("f", "auto", {}, "letter"),  # a judge that reads text
+    ):
+        run = Run(tmp_path / name)
+        with run.stage("feedback", {"feedback": {"readout": given}}) as out:
+            assert out is not None
+            out.summary.update(chosen)
+        assert readout.known_readout(section, run).readout == shown, name
 
 
 def test_a_section_that_names_its_read_out_keeps_it() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 
-from minirlaif.config import load, plain
+from minirlaif.config import load, recorded
 from minirlaif.reports.next_steps import MOST, NextStep, next_steps
 from minirlaif.stages.registry import METHODS, STAGES
 
@@ -37,9 +39,12 @@ def steps(
     sft: bool = True,
     sft_steps: int = 400,
     settings: tuple[str, ...] = (),
+    more: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    world: bool = False,
     **changed: Any,
 ) -> list[NextStep]:
-    """The steps of a good run with these figures changed. changed: by stage, or those of report.json as `numbers`."""
+    """The steps of a good run with these figures changed. changed: by stage, or those of report.json as
+    `numbers`; more: of a stage's recorded settings."""
     cfg = load(
         None,
         [
@@ -50,11 +55,19 @@ def steps(
             *settings,
         ],
     )
-    names = [*(["sft"] if sft else []), *(["questions"] if questions else []), "feedback", "reward", method, "evaluate"]
+    names = [
+        *(["world"] if world else []),
+        *(["sft"] if sft else []),
+        *(["questions"] if questions else []),
+        "feedback",
+        "reward",
+        method,
+        "evaluate",
+    ]
     figures = {"sft": {"steps": sft_steps}, "feedback": FEEDBACK, method: METHOD}
     manifests = {
         name: {
-            "config": {part: plain(getattr(cfg, part)) for part in STAGES[name].sections},
+            "config": {part: recorded(getattr(cfg, part)) for part in STAGES[name].sections} | more.get(name, {}),
             "metrics": {**figures.get(name, {}), **changed.get(name, {})},
         }
         for name in names
@@ -73,17 +86,28 @@ def test_a_good_run_has_one_line_that_tries_it_out() -> None:
 @pytest.mark.parametrize(
     ("kept", "symptom", "command"),
     [
-        ({"feedback": {"one_segment_clips": 200}}, "200 of 1,000 clips have one segment.", "feedback video.segment_seconds=4"),
+        ({"feedback": {"one_segment_clips": 200}}, "200 of 1,000 clips have one segment.", "sft video.segment_seconds=4"),
         (
             {"feedback": {"one_segment_clips": 200}, "settings": ("video.min_segments=1",)},
             "200 of 1,000 clips have one segment.",
-            "feedback video.min_segments=2",
+            "sft video.min_segments=2",
         ),
         (
             {"feedback": {"one_segment_clips": 200}, "questions": True},
             "200 of 1,000 clips have one segment.",
+            "sft video.segment_seconds=4",
+        ),
+        (
+            {"feedback": {"one_segment_clips": 200}, "questions": True, "sft": False},
+            "200 of 1,000 clips have one segment.",
             "questions video.segment_seconds=4",
         ),
+        (
+            {"feedback": {"one_segment_clips": 200}, "settings": ("video.max_segments=1",)},
+            "200 of 1,000 clips have one segment.",
+            "sft video.max_segments=8",
+        ),
+        ({"feedback": {"cut_descriptions": 160}, "questions": True}, "160 of 3,000", "questions feedback.describe_tokens=256"),
         ({"feedback": {"cut_descriptions": 160}}, "160 of 3,000 descriptions were cut", "feedback feedback.describe_tokens=256"),
         ({"feedback": {"cut_answers": 210}}, "210 of 4,000 answers were cut", "feedback feedback.max_new_tokens=512"),
         (
@@ -95,6 +119,21 @@ def test_a_good_run_has_one_line_that_tries_it_out() -> None:
             {"numbers": {"judge": {"with_context": 0.6}}},
             "The judge is right in 60% of the pairs",
             "feedback feedback.judge=base feedback.describer=base",
+        ),
+        (
+            {"feedback": {"decided": 500, "disagree": 600, "readout": "letter"}, "settings": ("feedback.readout=auto",)},
+            "The judge decided 500 of 1,100 pairs",
+            "feedback feedback.readout=likelihood",
+        ),
+        (
+            {"feedback": {"decided": 500, "disagree": 600, "readout": "likelihood"}, "settings": ("feedback.readout=auto",)},
+            "The judge decided 500 of 1,100 pairs",
+            "feedback feedback.disagreement=average",
+        ),
+        (
+            {"feedback": {"decided": 500, "disagree": 600}, "more": {"feedback": {"judge": {"kind": "openai"}}}},
+            "The judge decided 500 of 1,100 pairs",
+            "feedback feedback.disagreement=average",
         ),
         (
             {"numbers": {"reward_model": {"accuracy": 0.55, "against_judge": 0.9}}},
@@ -130,9 +169,30 @@ def test_a_good_run_has_one_line_that_tries_it_out() -> None:
             "The value model explains 0% of the returns.",
             "ppo rollout.normalize_score=true rollout.reward_scale=1 ppo.vf_coef=0.5",
         ),
+        (
+            {"ppo": {"explained_variance": 0.0}, "settings": ("rollout.normalize_score=true", "ppo.vf_coef=0.6")},
+            "The value model explains 0% of the returns.",
+            "ppo rollout.reward_scale=1",
+        ),
         ({"sft_steps": 20}, "SFT took 20 steps.", "sft sft.epochs=3"),
         ({"numbers": {"test_items": 40}}, "The test has 40 questions.", "evaluate"),
         ({"numbers": {"test_items": 40}, "questions": True}, "The test has 40 questions.", "questions questions.test_share=0.2"),
+        (
+            {"numbers": {"test_items": 40}, "questions": True, "settings": ("questions.test_share=0.3",)},
+            "The test has 40 questions.",
+            "questions questions.test_share=0.4",
+        ),
+        (
+            {"numbers": {"test_items": 40}, "questions": True, "settings": ("questions.test_share=0.5",)},
+            "The test has 40 questions.",
+            "questions",
+        ),
+        (
+            {"numbers": {"test_items": 40}, "questions": True, "more": {"evaluate": {"data": {"test": ["t.jsonl"]}}}},
+            "The test has 40 questions.",
+            "evaluate",
+        ),
+        ({"numbers": {"test_items": 40}, "world": True}, "The test has 40 questions.", "world world.test_clips=500"),
     ],
 )
 def test_one_bad_figure_has_one_step(kept: dict[str, Any], symptom: str, command: str) -> None:
@@ -159,12 +219,37 @@ def test_pairs_matter_only_to_methods_that_learn_from_them() -> None:
     assert [step.symptom[:9] for step in steps("dpo", feedback=few)] == ["The judge"]
 
 
-def test_a_judge_that_is_the_base_already_is_not_changed() -> None:
-    weak = {"judge": {"with_context": 0.6}}
-    assert steps(sft=False, numbers=weak)[0].symptom == "Nothing stands out."
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"sft": False},
+        {"settings": ("feedback.describer=base",)},
+        {"more": {"feedback": {"judge": {"kind": "base"}}}},
+        {"more": {"feedback": {"describer": {"kind": "gguf"}}}},
+    ],
+)
+def test_a_judge_or_describer_that_is_another_one_already_is_not_changed(other: dict[str, Any]) -> None:
+    assert steps(numbers={"judge": {"with_context": 0.6}}, **other)[0].symptom == "Nothing stands out."
 
 
-def test_the_worst_of_a_bad_run_come_first() -> None:
+def test_prompts_of_other_origin_are_added_where_they_come_from() -> None:
+    few, none = {"sampled_answers": 4 * 90}, {"chosen_iteration": 0}
+    own = {"questions": {"own": "1234"}}
+    first, _ = steps(feedback=few, ppo=none, questions=True, more=own)
+    assert first.cause.endswith("add questions to the file in the folder of clips.") and first.command == "questions"
+    first, _ = steps(feedback=few, ppo=none, world=True)
+    assert first.command.startswith("world world.prompt_clips=")
+    (only,) = steps(feedback={"sampled_answers": 0}, ppo=none)  # made by an earlier version, which did not count them
+    assert only.symptom == "No checkpoint was kept."
+
+
+def test_a_critic_with_all_settings_that_help_has_no_step() -> None:
+    good = ("rollout.normalize_score=true", "rollout.reward_scale=1", "ppo.vf_coef=0.5")
+    assert steps(settings=good, ppo={"explained_variance": 0.0})[0].symptom == "Nothing stands out."
+
+
+def test_a_bad_run_has_the_first_five_in_the_order_of_the_stages() -> None:
     bad = {"one_segment_clips": 900, "cut_descriptions": 900, "cut_answers": 900, "decided": 10, "sampled_answers": 1000}
     found = steps(feedback=bad, ppo={"chosen_iteration": 0, "dev_questions": 5}, sft=True, numbers={"test_items": 5})
-    assert len(found) == MOST and found[0].symptom.endswith("have one segment.")
+    assert len(found) == MOST
+    assert [step.command.split()[0] for step in found] == ["sft", "feedback", "feedback", "feedback", "feedback"]

@@ -274,7 +274,7 @@ def test_why_the_base_may_stay_ahead_in_the_tiny_world(tmp_path: Path):
     worse = {"mean": -0.05, "ci95_low": -0.08, "ci95_high": -0.02}
     cfg, run = make(tmp_path / "r", ROWS, result(ROWS, gain_over_base=worse))
     assert "world.still_share" not in written(cfg, run)[1]
-    with run.stage("world", {}):
+    with run.stage("world", {"world": {"dev_clips": 10, "test_clips": 10}}):
         pass
     assert "labels are as wrong as world.still_share and world.shuffled_share make them" in written(cfg, run)[1]
 

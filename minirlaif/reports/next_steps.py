@@ -119,23 +119,24 @@ def _method(numbers: Mapping[str, Any], manifests: Manifests, change: Callable[.
     """The stage that trained the aligned model: data first, then steps."""
     method, made = numbers["method"], manifests[gains.name_of(numbers.get("round", 1), numbers["method"])]
     metrics, section = made["metrics"], SECTIONS.get(method, method)
-    settings, kept, dev = made["config"][section], metrics.get("chosen_iteration") != 0, metrics.get("dev_questions") or 0
+    settings, kept, dev = made["config"].get(section, {}), metrics.get("chosen_iteration") != 0, metrics.get("dev_questions") or 0
     if not kept or _no_gain(numbers):
         shown = "No checkpoint was kept" if not kept else "Accuracy did not clearly rise"
         prompts = _prompts(manifests["feedback"])
         if prompts is not None and prompts < FEW_PROMPTS:
             text = f"{shown}, and there were {prompts:,} prompts."
             yield NextStep(text, *_more_prompts(manifests, change, remake))
-        steps = ("iterations", "d") if "iterations" in settings else ("epochs", "g")
         cause = "It may have learned for too few steps; the curves show whether the win rate was still rising."
-        more = f"{section}.{steps[0]}={2 * settings[steps[0]]:{steps[1]}}"
-        yield NextStep(f"{shown}.", cause, remake(method, more))
+        for field in ("iterations", "epochs"):
+            if field in settings:
+                yield NextStep(f"{shown}.", cause, remake(method, f"{section}.{field}={2 * settings[field]:g}"))
+                break
     if 0 < dev < FEW_DEV:
         cause = f"The standard error of their win rate is up to {50 / math.sqrt(dev):.0f} points: small gains are not seen."
         named = bool(made["config"].get("data", {}).get("dev"))
         text = f"The checkpoint was chosen on {dev} dev questions."
         yield from _larger_part("dev", text, cause, named, method, manifests, change, remake)
-    if method in SAMPLING and kept and abs(metrics.get("kl") or 0.0) < SMALL_KL:
+    if method in SAMPLING and "learning_rate" in settings and kept and abs(metrics.get("kl") or 0.0) < SMALL_KL:
         text = f"The policy hardly moved: {metrics.get('kl') or 0.0:.3f} nats per answer from its start."
         more = f"{section}.learning_rate={3 * settings['learning_rate']:.2g}"
         yield NextStep(text, "Its learning rate is low for so few steps.", remake(method, more))

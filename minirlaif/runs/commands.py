@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from minirlaif.runs.io import without_folders
 from minirlaif.runs.plan import StagePlan
 
 
@@ -54,3 +55,8 @@ class Commands(StagePlan):
         folder = [] if self.root.parent == Path("runs") else ["--runs-dir", str(self.root.parent)]
         words = [*words, "--run", self.root.name, *folder]
         return " ".join(word if word.endswith("…") else shlex.quote(word) for word in words)
+
+
+def without_paths(command: str) -> str:
+    """A command as it may be published: of absolute paths only the names."""
+    return " ".join(word if word == "…" else shlex.quote(without_folders(word)) for word in shlex.split(command))

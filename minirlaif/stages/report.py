@@ -7,6 +7,7 @@ import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -23,6 +24,7 @@ from minirlaif.reports import html, rounds, run_results
 from minirlaif.reports.html import Html
 from minirlaif.reports.next_steps import next_steps
 from minirlaif.runs import gains
+from minirlaif.runs.commands import without_paths
 from minirlaif.runs.database import read_only
 from minirlaif.runs.io import plain, read_json, without_folders, write_atomic
 from minirlaif.runs.run import Run
@@ -56,7 +58,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
     outputs = read(run)
     try:
         numbers = summary(cfg.evaluate, outputs)
-        steps = next_steps(numbers, outputs.manifests, partial(run.remake, report=True), run.app())
+        steps = next_steps(numbers, outputs.manifests, partial(_command, run), without_paths(run.app()))
         numbers["next_steps"] = [step._asdict() for step in steps]
         page = document(cfg.evaluate, run.root.name, outputs, numbers)
     except html.UNREADABLE as error:  # hashes are right, so it was made by others, or by another version
@@ -65,6 +67,13 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
         raise UserError(f"{made}, or a stage before it, is not of this version ({what}); make it again: `{again}`") from None
     write_atomic(run.root / "report.json", json.dumps(plain(numbers), indent=1, ensure_ascii=False) + "\n")
     write_atomic(run.root / "report.html", page)
+
+
+def _command(run: Run, stage: str, *settings: str) -> str:
+    """What a user types to make a stage again, from the run's own config."""
+    own = copy(run)
+    own.given = ()
+    return without_paths(own.remake(stage, *settings, report=True))
 
 
 def read(run: Run) -> StageOutputs:

@@ -232,6 +232,11 @@ def test_a_judge_or_describer_that_is_another_one_already_is_not_changed(other: 
     assert steps(numbers={"judge": {"with_context": 0.6}}, **other)[0].symptom == "Nothing stands out."
 
 
+def test_a_method_of_ones_own_may_have_other_settings() -> None:
+    made = steps(ppo={"chosen_iteration": 0}, more={"ppo": {"ppo": {"strength": 2}}})
+    assert [step.symptom for step in made] == ["Nothing stands out."]
+
+
 def test_prompts_of_other_origin_are_added_where_they_come_from() -> None:
     few, none = {"sampled_answers": 4 * 90}, {"chosen_iteration": 0}
     own = {"questions": {"own": "1234"}}

@@ -363,7 +363,9 @@ def test_the_next_steps_stand_in_both_files_with_commands_of_this_run(tmp_path: 
         "The checkpoint was chosen on 40 dev questions.",
         "The test has 5 questions.",
     ]
-    assert numbers["next_steps"][1]["command"] == run.remake("evaluate")
+    assert numbers["next_steps"][1]["command"] == (
+        f"python -m minirlaif run evaluate report --config … --run r --runs-dir {tmp_path.name} --redo"
+    )  # of folders outside only the name: a report is passed on
     text = Reader(html).text
     assert all(value in text for step in numbers["next_steps"] for value in step.values())
 

@@ -12,7 +12,7 @@ from minirlaif.stages.registry import GROUP_METHODS, PIPELINE, SAMPLING, STAGES
 
 FEW_PROMPTS = 1000  # a run on the tiny world kept nothing with 400, and one gained 10 points with 3,200
 FEW_DEV = 100  # questions: below, the standard error of a win rate is above 5 points
-FEW_TEST = 100
+FEW_TEST = 100  # questions: below, a 95 % interval of an accuracy of one half is wider than 1.96 x 0.5 / sqrt(100), 10 points
 FEW_STEPS = 50  # of SFT
 ONE_SEGMENT = 0.1  # share of clips
 NEAR_CHANCE = 0.6  # accuracy of a reward model on held-out pairs
@@ -196,7 +196,7 @@ def _larger_part(
 
 def _test(numbers: Mapping[str, Any], manifests: Manifests, change: Callable[..., str], remake: Remake) -> Iterator[NextStep]:
     if (count := numbers["test_items"]) < FEW_TEST:
-        cause = "Differences of less than 10 points cannot be told from chance."
+        cause = "With fewer than 100 questions the 95 % interval of an accuracy can be wider than 10 points to either side."
         named = bool(manifests["evaluate"]["config"].get("data", {}).get("test"))
         yield from _larger_part("test", f"The test has {count:,} questions.", cause, named, "evaluate", manifests, change, remake)
 

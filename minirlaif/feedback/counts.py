@@ -105,10 +105,12 @@ def undecided(counts: Mapping[str, Any], f: FeedbackSection, text_judge: bool = 
     return UserError(f"feedback: the judge decided no pair ({outcomes}); {remedy}", again=(setting,))
 
 
-def warn(counts: Mapping[str, Any], f: FeedbackSection, text_judge: bool = False) -> None:
-    """Print what to change where texts were cut, descriptions are missing or few pairs were decided."""
+def warn(counts: Mapping[str, Any], f: FeedbackSection, text_judge: bool, paired: bool) -> None:
+    """Print what to change where texts were cut, descriptions are missing or few pairs were decided. paired: a stage learns from
+    pairs."""
     warn_of_cut(counts, f)
-    warn_of_undecided(counts, f, text_judge)
+    if paired:
+        warn_of_undecided(counts, f, text_judge)
 
 
 def warn_of_undecided(counts: Mapping[str, Any], f: FeedbackSection, text_judge: bool = False) -> None:

@@ -103,7 +103,7 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
                 out.commit_state(done, lambda folder: None)
             # 4. count
             out.summary = count_verdicts(out.path) | count_cut(out.path) | out.summary
-            warn(out.summary, f, text_judge is not None)
+            warn(out.summary, f, text_judge is not None, bool(PAIRED & set(run.stages)))
             # A further round without pairs has nothing to learn, and ends.
             if not out.summary["decided"] and run.full_run is run and PAIRED & set(run.stages):
                 raise undecided(out.summary, f, text_judge is not None)

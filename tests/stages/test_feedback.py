@@ -203,6 +203,15 @@ def test_a_judge_that_decides_few_pairs_is_said_with_the_setting_that_helps(deci
     assert output.endswith("score each answer by itself: feedback.readout=likelihood\n") or not line
 
 
+def test_undecided_pairs_are_said_only_where_a_stage_learns_from_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+    known = NONE | {"decided": 1, "pairs": 9, "disagree": 8, "one_segment_clips": 0, "described_clips": 3}
+    known |= {"descriptions": 9, "cut_descriptions": 0}
+    counts.warn(known, config.FeedbackSection(), text_judge=False, paired=False)
+    assert capsys.readouterr().out == ""
+    counts.warn(known, config.FeedbackSection(), text_judge=False, paired=True)
+    assert "feedback: the judge decided 1 of 9 pairs" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("better", [TRUE, FALSE])
 def test_a_read_out_that_is_not_named_is_tried_first(better: str, monkeypatch, tmp_path: Path, capsys) -> None:
     """Letters that prefer the answer about the clip are used; letters that prefer the other one are not."""

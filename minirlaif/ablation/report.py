@@ -146,7 +146,7 @@ def _check_questions(items: Mapping[str, Mapping[int, Items]], before: Collectio
 
 
 def _figures(items: Mapping[int, Items], resamples: int) -> dict[str, Any]:
-    seeds = {seed: asdict(figure(of_seed, resamples)) for seed, of_seed in items.items()}
+    seeds = {seed: asdict(figure(of_seed, resamples)) for seed, of_seed in sorted(items.items())}
     over_t = t_interval([each["mean"] for each in seeds.values()])
     return {"pooled": asdict(over_seeds(items, resamples)), "seeds": seeds, "t": over_t}
 

@@ -50,8 +50,8 @@ CLAIMS = {
     "After the curriculum more test questions are answered right": (8, 28, FAILS),
     "After the curriculum more segments are described right": (10, 30, FAILS),
     "The best of 8 answers by the reward model is better than SFT": (19, 8, HOLDS),
-    "PPO is better than SFT": (30, 8, HOLDS),
-    "PPO is better than the best of 8 answers": (30, 19, HOLDS),
+    "The aligned model is better than SFT": (26, 8, HOLDS),
+    "The aligned model is better than the best of 8 answers": (26, 19, HOLDS),
     "With context in its input the reward model is right more often": (34, 14, HOLDS),
     "With context in the reward model's input PPO gives a better model": (25, 23, OPEN),
     "The likelihood read-out is right more often than the letter": (32, 16, HOLDS),
@@ -96,8 +96,8 @@ def test_sentences_from_known_figures(numbers: dict[str, Any]) -> None:
     passes = view.sentence(claims["The aligned model is better than the base"])
     assert passes.startswith(f"The aligned model is better than the base: does not hold; the reverse holds. RLAIF 65.0{SPACE}%,")
     assert f"Base 90.0{SPACE}%: −25.0 points (−" in passes and passes.endswith("; by seed −25.0), n 40.")
-    better = view.sentence(claims["PPO is better than SFT"])
-    assert better.startswith(f"PPO is better than SFT: holds. PPO 75.0{SPACE}%, SFT 20.0{SPACE}%: +55.0 points (+")
+    better = view.sentence(claims["The aligned model is better than SFT"])
+    assert better.startswith(f"The aligned model is better than SFT: holds. RLAIF 65.0{SPACE}%, SFT 20.0{SPACE}%: +45.0 points (+")
 
 
 def test_a_tie_of_the_reward_model_is_not_right_whichever_answer_the_judge_chose(made: dict[str, Run], runs_dir: Path) -> None:
@@ -155,7 +155,7 @@ def test_programs_read_what_failed_and_which_claims_it_took_along(failing: tuple
     assert list(claims) == list(CLAIMS)  # none vanishes
     assert {text: claim["reason"] for text, claim in claims.items() if claim["verdict"] == MISSING} == LOST
     assert all(claims[text]["pooled"]["mean"] is None for text in LOST)
-    assert "PPO is better than SFT" in claims and claims["PPO is better than SFT"]["pooled"]["n"] == 80
+    assert "The aligned model is better than SFT" in claims and claims["The aligned model is better than SFT"]["pooled"]["n"] == 80
 
 
 def test_people_read_what_failed_and_which_claims_it_took_along(failing: tuple[Path, str]) -> None:

@@ -525,7 +525,7 @@ def test_the_report_by_hand(main: Run, runs_dir: Path) -> None:
     tiny.finished(other, "exam", lambda path: tiny.write_lines(path / "answers.jsonl", rows))
     numbers = numbers_of({0: {MAIN: main, "short": arm, "kl-0.3": other}})
     groups = {group["name"]: group for group in numbers["groups"]}
-    assert list(groups) == ["base", "context", "kl"]  # the others have no claim with both sides measured
+    assert list(groups) == ["base", "context", "best-of", "kl"]  # the others have no claim with both sides measured
     (claim,) = groups["kl"]["claims"]
     assert claim["text"] == "KL coefficient 0.3 is worse than 0.03"
     assert claim["pooled"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 1} and claim["verdict"] == OPEN
@@ -540,7 +540,7 @@ def test_the_report_by_hand(main: Run, runs_dir: Path) -> None:
     assert f"{row} **undecided** |" in text
     page = str(view.document(numbers))
     assert page.startswith("<!doctype html>") and "src=" not in page and "<script" not in page and "http://" not in page
-    assert page.count('class="claim"') == sum(len(group["claims"]) for group in numbers["groups"]) == 3
+    assert page.count('class="claim"') == sum(len(group["claims"]) for group in numbers["groups"]) == 4
 
 
 def test_figures_stand_on_items_that_all_arms_have(main: Run, runs_dir: Path) -> None:

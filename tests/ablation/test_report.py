@@ -97,7 +97,7 @@ def test_sentences_from_known_figures(numbers: dict[str, Any]) -> None:
     assert passes.startswith(f"The aligned model is better than the base: does not hold; the reverse holds. RLAIF 65.0{SPACE}%,")
     assert f"Base 90.0{SPACE}%: −25.0 points (−" in passes and passes.endswith("; by seed −25.0), n 40.")
     better = view.sentence(claims["The aligned model is better than SFT"])
-    assert better.startswith(f"The aligned model is better than SFT: holds. RLAIF 65.0{SPACE}%, SFT 20.0{SPACE}%: +45.0 points (+")
+    assert better.startswith(f"The aligned model is better than SFT: holds. RLAIF 65.0{SPACE}%, SFT 20.0{SPACE}%: +45.0 points (")
 
 
 def test_a_tie_of_the_reward_model_is_not_right_whichever_answer_the_judge_chose(made: dict[str, Run], runs_dir: Path) -> None:
@@ -155,7 +155,7 @@ def test_programs_read_what_failed_and_which_claims_it_took_along(failing: tuple
     assert list(claims) == list(CLAIMS)  # none vanishes
     assert {text: claim["reason"] for text, claim in claims.items() if claim["verdict"] == MISSING} == LOST
     assert all(claims[text]["pooled"]["mean"] is None for text in LOST)
-    assert "The aligned model is better than SFT" in claims and claims["The aligned model is better than SFT"]["pooled"]["n"] == 80
+    assert claims["The aligned model is better than SFT"]["pooled"]["n"] == 80
 
 
 def test_people_read_what_failed_and_which_claims_it_took_along(failing: tuple[Path, str]) -> None:

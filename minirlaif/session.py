@@ -62,8 +62,7 @@ def settings_of(seed: int, data: DataSection, sources: Sequence[str] = (), **sec
     settings["data"] = {"world": values["world"], "videos": values["videos"], **parts, "sha256": hashes}
     if "preferences" in sources and "preference_limit" in values:
         settings["data"]["preference_limit"] = values["preference_limit"]
-    if sources and "ignore_columns" in values:
-        settings["data"]["ignore_columns"] = values["ignore_columns"]
+    settings["data"] |= {name: values[name] for name in ("ignore_columns", "max_rows") if sources and name in values}
     return settings
 
 

@@ -79,8 +79,20 @@ def test_files_that_number_their_rows_alike_keep_their_rows_apart(tmp_path: Path
     assert [(row.id, row.turns[0].question) for row in rows] == [("1", "what happens?"), ("1@2", "who is there?")]
 
 
-def test_columns_that_are_passed_over_stand_in_a_manifest() -> None:
+def test_a_limit_of_rows_takes_them_from_the_whole_file(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    rows = [{"video": "a.mp4", "question": f"what happens {number}?"} for number in range(10)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def read(most: int) -> list[str]:
+        data = config.load(None, [f"data.prompts=[{tmp_path / 'rows.jsonl'}]", f"data.max_rows={most}"]).data
+        return [row.turns[0].question[-2] for row in read_samples(data, Run(tmp_path / "run"), "prompts", need_answers=False)]
+
+    assert read(4) == ["0", "2", "5", "7"] and read(1) == ["0"] and read(0) == read(10) == read(99) == list("0123456789")
+
+
+def test_columns_that_are_passed_over_and_a_limit_of_rows_stand_in_a_manifest() -> None:
     cfg = config.load(None, ["model.device=cpu"])
-    passed_over = config.load(None, ["model.device=cpu", "data.ignore_columns=[duration]", "data.max_bad_rows=0.1"])
-    before, after = (settings_of(each.seed, each.data, ["sft"], model=each.model) for each in (cfg, passed_over))
-    assert after["data"] == before["data"] | {"ignore_columns": ["duration"]}
+    settings = ["model.device=cpu", "data.ignore_columns=[duration]", "data.max_bad_rows=0.1", "data.max_rows=9"]
+    before, after = (settings_of(each.seed, each.data, ["sft"], model=each.model) for each in (cfg, config.load(None, settings)))
+    assert after["data"] == before["data"] | {"ignore_columns": ["duration"], "max_rows": 9}

@@ -77,6 +77,8 @@ class DataSection:
     )
     # columns to pass over, as if they were not there: a column that changes what a row means stops it otherwise
     ignore_columns: Annotated[tuple[str, ...], UnrecordedAt(())] = ()
+    # of each part so many rows or clips, evenly spaced, to try things out; 0: all
+    max_rows: Annotated[int, UnrecordedAt(0)] = 0
     # share of a file's rows that may be bad (and are left out, see left_out.jsonl) before a run refuses to start
     max_bad_rows: Annotated[float, Rule.SHARE, Rule.NO_EFFECT] = 0.0
 

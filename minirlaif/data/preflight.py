@@ -20,6 +20,7 @@ from minirlaif.types import Preference, Sample
 from minirlaif.video.reader import KnowsClips, UnreadableClip, check_clips, too_many
 
 Row = TypeVar("Row", Sample, Preference)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,13 @@ def read_samples(data: DataSection, run: Run, part: str, need_answers: bool, max
         _list_rows(run, source, rules)
         rows += [replace(sample, id=f"{sample.id}@{number}") if sample.id in taken else sample for sample in file]
         taken |= {sample.id for sample in rows}
-    return _absolute(rows)
+    return _absolute(spread(rows, data.max_rows))
+
+
+def spread(rows: Sequence[T], most: int) -> list[T]:
+    """So many of the rows, evenly spaced; 0: all."""
+    count = min(most, len(rows)) if most else len(rows)
+    return [rows[place * len(rows) // count] for place in range(count)]
 
 
 def read_dev(data: DataSection, run: Run, max_missing: float = 0.0) -> list[Sample]:
@@ -73,7 +80,7 @@ def read_preferences(data: DataSection, run: Run, max_missing: float = 0.0) -> l
         rules = RowRules(data.ignore_columns, data.max_bad_rows, max_missing)
         rows += _absolute(load_preferences(source, data.videos, rules))
         _list_rows(run, source, rules)
-    return rows
+    return spread(rows, data.max_rows)
 
 
 def read_judged(run: Run) -> list[Preference]:

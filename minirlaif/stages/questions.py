@@ -22,7 +22,7 @@ from minirlaif.config.seeds import seed_of
 from minirlaif.data.cells import CLIP_SUFFIXES
 from minirlaif.data.dataset import fingerprint, load_samples, question_files
 from minirlaif.data.left_out import RowRules
-from minirlaif.data.preflight import Preflight
+from minirlaif.data.preflight import Preflight, spread
 from minirlaif.data.tables import clip_files
 from minirlaif.errors import UserError, counted
 from minirlaif.feedback import questions
@@ -116,7 +116,7 @@ def clip_rows(data: DataSection) -> list[Sample]:
     folder = Path(os.path.expanduser(data.clips))
     if not folder.is_dir():
         raise UserError(f"data.clips: {data.clips} is no folder; name the folder of your clips")
-    files = clip_files(folder)
+    files = spread(clip_files(folder), data.max_rows)
     wanted = 1 + (not data.dev) + (not data.test)
     if len(files) < wanted:
         there = counted(len(files), "clip") if files else f"no clips ({', '.join(CLIP_SUFFIXES[:6])} …)"

@@ -212,7 +212,7 @@ def test_recorded_leaves_out_what_changes_no_result():
     assert config.recorded(changed.sft)["curriculum"] is False
     assert config.recorded(changed.feedback)["limit"] == 16
     assert config.recorded(changed.data)["preference_limit"] == 5
-    new = {"clips", "ignore_columns", "max_bad_rows"}
+    new = {"clips", "ignore_columns", "max_bad_rows", "max_rows"}
     assert set(config.plain(changed.data)) - set(config.recorded(changed.data)) == new
     passed_over = config.load(None, ["data.ignore_columns=duration"]).data
     assert config.recorded(passed_over)["ignore_columns"] == ["duration"]

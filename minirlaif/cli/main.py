@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +15,9 @@ from minirlaif import __version__, distributed
 from minirlaif.cli import chat, doctor, evaluate, export, frames, plan, run, start
 from minirlaif.errors import UserError
 from minirlaif.runs.io import disk_is_full
+from minirlaif.runs.progress import heartbeat
 
+INTERACTIVE = ("chat",)  # verbs that wait for a person
 EXAMPLES = """examples:
   python -m minirlaif doctor                                            check the installation
   python -m minirlaif start clips --card 24                             write a config for a folder of clips
@@ -46,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(arguments)
         options.arguments = arguments
-        code: int = options.call(options)
+        with heartbeat(options.verb) if options.verb not in INTERACTIVE else nullcontext():
+            code: int = options.call(options)
         return code
     except UserError as error:
         return _print_error(str(error))

@@ -12,6 +12,7 @@ from minirlaif.feedback.judge import judge, judge_texts, mean_logprobs, verdicts
 from minirlaif.feedback.text_judge import TextJudge
 from minirlaif.models.generation import Completion, sample
 from minirlaif.models.seeds import generator
+from minirlaif.runs.progress import timed_apart
 from minirlaif.runs.run import Run
 from minirlaif.session import ModelSession
 from minirlaif.types import Comparison, Sample, Verdict
@@ -218,7 +219,8 @@ def judge_pairs(
         judged = judge(session, pairs, views, f.readout, f.margin, f.disagreement, f.batch_size)
     else:
         judged = verdicts(pairs, [(value, value) for value in differences], f.margin, f.disagreement)
-    without_context = judge(session, bare, frames, f.readout, f.margin, f.disagreement, f.batch_size) if bare else []
+    with timed_apart("control"):
+        without_context = judge(session, bare, frames, f.readout, f.margin, f.disagreement, f.batch_size) if bare else []
     by_letter = [pair for number, pair in enumerate(pairs) if number % LETTER_SHARE == 0] if f.readout != "letter" else []
     letters = judge(session, by_letter, views, "letter", 0.0, "drop", f.batch_size) if by_letter else []
     return Labels(judged, {v.pair: v for v in without_context}, {v.pair: v for v in letters})

@@ -74,7 +74,7 @@ def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None 
             if f.readout == AUTO and text_judge is None:
                 f = _readout(session, f, run, out, prompts, described_by)
             chunks = [prompts[i : i + f.batch_size] for i in range(0, len(prompts), f.batch_size)]
-            every = _control_every(f, len(prompts))
+            every = control_every(f, len(prompts))
             contexts: dict[str, str] = {
                 run.located(row["video"]): row["context"] for row in read_jsonl(out.path / "contexts.jsonl", missing_ok=True)
             }
@@ -147,7 +147,7 @@ def _roles(f: FeedbackSection, run: Run, text_judge: TextJudge | None, describer
     return roles
 
 
-def _control_every(f: FeedbackSection, prompts: int) -> int:
+def control_every(f: FeedbackSection, prompts: int) -> int:
     """Of so many chunks of prompts one is judged without context, too: enough for CONTROL_PAIRS, spread over all prompts."""
     return max(1, prompts * f.pairs_per_prompt // CONTROL_PAIRS)
 
@@ -156,7 +156,7 @@ def _comparisons(f: FeedbackSection, prompts: int, segments: int) -> tuple[int, 
     """How often a judge that reads text is asked at most (in both orders, some pairs without the descriptions, too), and tokens
     each."""
     chunks = -(-prompts // f.batch_size)
-    control = min(prompts, -(-chunks // _control_every(f, prompts)) * f.batch_size)
+    control = min(prompts, -(-chunks // control_every(f, prompts)) * f.batch_size)
     return 2 * (prompts + control) * f.pairs_per_prompt, comparison_tokens(f, segments, f.max_new_tokens)
 
 

@@ -17,7 +17,7 @@ from minirlaif.feedback.readout import known_readout
 from minirlaif.feedback.text_judge import TextJudge
 from minirlaif.feedback.win_rate import WinRateEvaluator
 from minirlaif.judges.config import REPLIES, feedback_judge, open_judge
-from minirlaif.runs.progress import progress
+from minirlaif.runs.progress import progress, timed_apart
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import ModelSession, PPOModels
@@ -171,7 +171,8 @@ def train(out: StageDir, models: PPOModels, loop: Loop, dev: WinRateEvaluator | 
 def _keep_best(out: StageDir, models: PPOModels, progress: MethodProgress, dev: WinRateEvaluator, iteration: int) -> float:
     """Judge the policy on dev prompts. Its adapter is kept when it is the best so far, and better than the start by more than
     the standard error of the win rate: of several looks at equally good models one is always a little above a half."""
-    won = distributed.from_leader(dev.win_rate)  # one judge: every process keeps the same checkpoint
+    with timed_apart("dev"):
+        won = distributed.from_leader(dev.win_rate)  # one judge: every process keeps the same checkpoint
     if not progress.best or (won.beyond_error and won.rate > progress.best["win_rate"]):
         progress.best = {"iteration": iteration, "win_rate": won.rate}
         models.policy.adapters.save("policy", out.kept(_folder_name(progress)))

@@ -1,14 +1,19 @@
 """The verb `export`. No torch before work starts."""
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minirlaif import config
 from minirlaif.cli.flags import add_flags, positive, run_folder, verb
 from minirlaif.errors import UserError
 from minirlaif.gguf.export.quantize import chosen_types
 from minirlaif.runs.run import Run
+
+if TYPE_CHECKING:
+    from minirlaif.stages.export import ExportOptions
 
 TYPES = "f16,q8_0,q4_k_m"
 QUESTIONS = {True: 500, False: 20}  # most questions for each file: of the tiny world, of clips that take a CPU longer
@@ -46,6 +51,13 @@ def run(options: argparse.Namespace) -> int:
     run = Run(run.root, [*given, *(["--adapters"] if options.adapters else [])])
     export_run(cfg, run, types, options.adapters, questions, options.redo)
     return 0
+
+
+def default_options(cfg: config.Config) -> ExportOptions:
+    """What `export` writes without flags."""
+    from minirlaif.stages.export import ExportOptions
+
+    return ExportOptions(chosen_types(TYPES), False, QUESTIONS[bool(cfg.data.world)])
 
 
 def after_run(cfg: config.Config, run: Run, redo: bool) -> None:

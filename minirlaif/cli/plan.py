@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from minirlaif import config
 from minirlaif.ablation import arms
+from minirlaif.cli.export import default_options
 from minirlaif.cli.flags import add_flags, verb
 from minirlaif.errors import UserError, counted
 from minirlaif.runs.gains import split_name
@@ -20,6 +21,7 @@ from minirlaif.runs.io import write_atomic
 from minirlaif.runs.run import Run
 
 if TYPE_CHECKING:
+    from minirlaif.memory.hours import Hours
     from minirlaif.memory.planner import Planned
 
 GPU_GIB = (8, 12, 16, 24)  # the columns of `plan --table`
@@ -34,6 +36,7 @@ def add(verbs: Any) -> None:
     memory.add_argument("--model-config", metavar="FOLDER", default="", help=folder)
     memory.add_argument("--fit", metavar="FILE", type=Path, help="write the settings, reduced until they fit")
     memory.add_argument("--probe", action="store_true", help="run the longest row through every stage and compare")
+    memory.add_argument("--hours", action="store_true", help="measure how long the run will take, with a small run of all stages")
     memory.add_argument(
         "--table", action="store_true", help="print a markdown table: configs/24gb-*.yaml on 8, 12, 16 and 24 GiB"
     )
@@ -121,12 +124,24 @@ def plan(options: argparse.Namespace) -> int:
         smaller, changes = fit.fitted(planned, card)
         write_atomic(options.fit, config.dump(smaller.settings))
         print(f"{options.fit}: {', '.join(changes) or 'no change was needed'}")
+    if options.hours:
+        print()
+        print("\n".join(measured_hours(planned)))
     if options.probe:
         with tempfile.TemporaryDirectory() as folder:
             results = probe(cfg, Path(folder), options.gpu_gib)
         if any("error" in result for result in results):
             return 1
     return 0 if planner.peak(planned)[1] <= card.room or options.fit is not None else 1
+
+
+def measured_hours(planned: Planned) -> list[str]:
+    """The time of the whole run by a small one, as lines to print; remembered for `run`. UserError as of `small_run.measure`."""
+    from minirlaif.memory import hours, small_run
+
+    measured = small_run.measure(planned, default_options(planned.settings))
+    hours.keep(config.dump(planned.settings), measured)
+    return hours.lines(measured)
 
 
 def probe(cfg: config.Config, run_folder: Path, gpu_gib: float | None, stages: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -172,9 +187,34 @@ def before_run(cfg: config.Config, run: Run, names: Sequence[str], redo: bool = 
                 f"probe: {result['stage']} fails on the longest row ({result['error']}); `python -m minirlaif plan` names the"
                 " settings to reduce"
             )
+    if known_hours(cfg) is None and len(left) > 1:
+        print("\n".join(measured_hours(plan_of(cfg, True))), flush=True)
 
 
-def dry_run(cfg: config.Config, run: Run, names: Sequence[str], redo: bool = False) -> int:
+def known_hours(cfg: config.Config) -> Hours | None:
+    """The estimate that `plan --hours` kept for these settings on this machine, or None."""
+    from minirlaif.memory import hours
+
+    return hours.known(config.dump(cfg))
+
+
+def seconds_left(known: Hours | None, names: Sequence[str]) -> float:
+    """Of these stages; 0: not known."""
+    from minirlaif.memory import hours
+
+    return hours.seconds_left(known, names)
+
+
+def time_line(cfg: config.Config, path: str) -> str:
+    """What is known of the time that the run takes, or the command that measures it. path: of the settings."""
+    from minirlaif.memory import hours
+
+    if known := hours.known(config.dump(cfg)):
+        return hours.total(known)
+    return f"time: not measured yet; `python -m minirlaif plan --config {path} --hours` does it with a small run of all stages"
+
+
+def dry_run(cfg: config.Config, path: str, run: Run, names: Sequence[str], redo: bool = False) -> int:
     """What `run --dry-run` prints in place of the work: the settings as they are used, the rows of the data, the stages that are
     left (all, with redo), and the memory that the run takes. Nothing is written. Exit code as of `plan`. UserError: rows that a
     stage would refuse."""
@@ -188,6 +228,7 @@ def dry_run(cfg: config.Config, run: Run, names: Sequence[str], redo: bool = Fal
     planned = plan_of(cfg, card.gpu)
     print(tables.table(planner.estimate(planned)))
     print("\n".join(fit.verdict(planned, card)))
+    print(time_line(cfg, path))
     return 0 if planner.peak(planned)[1] <= card.room else 1
 
 

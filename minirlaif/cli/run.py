@@ -21,6 +21,7 @@ from minirlaif.judges.config import feedback_describer, feedback_judge
 from minirlaif.runs import gains, rounds
 from minirlaif.runs.io import private_folder, read_text, write_atomic
 from minirlaif.runs.plan import with_rounds
+from minirlaif.runs.progress import stages_after
 from minirlaif.runs.run import Run
 from minirlaif.runs.status import report_state, status_table
 from minirlaif.stages.registry import METHODS, PIPELINE, REPEATED, SAMPLING, STAGES
@@ -82,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
         RewardFile(cfg.optimize.reward)
     if getattr(options, "dry_run", False):
         check_base(run, cfg)
-        return plan.dry_run(cfg, run, [*names, *(["export"] if exports else [])], options.redo)
+        return plan.dry_run(cfg, options.config, run, [*names, *(["export"] if exports else [])], options.redo)
     distributed.start(on_cpu=cfg.model.device == "cpu")
     if distributed.leads():
         check_base(run, cfg)
@@ -94,6 +95,8 @@ def run(options: argparse.Namespace) -> int:
                 run.set_aside(name)
         if options.verb == "run":
             plan.before_run(cfg, run, names, options.redo)
+            if any(run.manifest(name) is None for name in names):
+                print(plan.time_line(cfg, options.config), flush=True)
     distributed.wait()
     _make(cfg, run, names, options.redo)
     distributed.stop()
@@ -109,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _make(cfg: config.Config, run: Run, names: Sequence[str], redo: bool) -> None:
     """Make stages in order, those of further rounds as long as the round before gained."""
-    shown = ""
+    shown, known = "", plan.known_hours(cfg)
     for place, name in enumerate(names, start=1):
         if why := distributed.from_leader(partial(_before, run, name, redo)):
             if distributed.leads() and why != shown:
@@ -119,11 +122,12 @@ def _make(cfg: config.Config, run: Run, names: Sequence[str], redo: bool) -> Non
         stage = STAGES[gains.split_name(name)[1]]
         if len(names) > 1 and distributed.leads():
             print(f"[{place}/{len(names)}] {name}: {stage.help}", flush=True)
-        if stage.distributed:
-            _make_one(cfg, run, name, redo)
-        elif distributed.leads():
-            with distributed.alone():
+        with stages_after(plan.seconds_left(known, names[place:])):
+            if stage.distributed:
                 _make_one(cfg, run, name, redo)
+            elif distributed.leads():
+                with distributed.alone():
+                    _make_one(cfg, run, name, redo)
         distributed.wait()
     if distributed.leads():
         rounds.record(run)

@@ -47,6 +47,7 @@ COMMENTS = {
     "evaluate": "answers to the questions about the clips that were kept for test",
     "export": "GGUF files for llama.cpp at the end",
 }
+CHECKS = 6  # of the model on the dev questions, at least, also with few clips
 PARTS = 4  # that a clip of the middle length is cut into
 SECONDS = (1.0, 8.0)  # shortest and longest part
 
@@ -106,9 +107,9 @@ def run(options: argparse.Namespace) -> int:
     # 3. the config
     write_atomic(out, text_of(values, clips, out.stem))
     config.load(out)
-    print("\n".join([*notes(cfg, card, clips), f"{out}: written. Next, the memory that it takes, and the run:"]))
+    print("\n".join([*notes(cfg, card, clips), f"{out}: written. Next, memory, hours (on the machine of the run), and the run:"]))
     gib, path = f" --gpu-gib {options.card:g}" if options.card else "", shlex.quote(str(out))
-    print(f"  python -m minirlaif plan --config {path}{gib}")
+    print(f"  python -m minirlaif plan --config {path}{gib}\n  python -m minirlaif plan --config {path} --hours")
     print(f"  python -m minirlaif run --config {path} --run {shlex.quote(out.stem)}")
     return 0
 
@@ -210,6 +211,8 @@ def chosen(clips: FolderOfClips, base: str, card: Card, settings: Sequence[str])
         for size in [size for size in BATCHES if size >= least]:
             values = _tiny(clips) if name == "tiny" else _usual(clips, name, card.gpu, size)
             if name == "tiny" or _fits(values, settings, card):
+                d, rows = values["distill"], len(clips.infos) * values["questions"]["per_clip"]
+                values["distill"]["dev_every"] = min(d["dev_every"], max(1, int(d["epochs"] * rows / d["batch_size"]) // CHECKS))
                 return values
     raise UserError(
         f"{names[-1][0]} does not fit into {card.bytes / 2**30:.1f} GiB ({card.name}) even with one row at a time; name a smaller"

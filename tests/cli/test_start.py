@@ -42,9 +42,11 @@ def test_three_words_write_a_config_that_a_run_takes(clips: Path, capsys: pytest
     out = capsys.readouterr().out
     assert "5 clips, 10 s in all; 2.0 to 2.0 s, 2.0 s in the middle; " in out and "5 clips are few" in out
     assert "parts of 1 s: 2 to 2 for each clip" in out and "tiny knows the tiny world alone" in out
-    assert "  python -m minirlaif plan --config 'my clips.yaml'\n" in out
+    plan = "  python -m minirlaif plan --config 'my clips.yaml'"
+    assert f"{plan}\n{plan} --hours\n" in out
     assert out.endswith("  python -m minirlaif run --config 'my clips.yaml' --run 'my clips'\n")
     cfg = config.load("my clips.yaml")
+    assert cfg.distill.dev_every == 1  # of 60 questions 8 epochs are 7 steps of 64
     assert cfg.data.clips == "my clips" and cfg.data.writes_questions and not cfg.sft.enabled
     assert config.stages_of(cfg) == ("world", "questions", "feedback", "distill", "evaluate", "report")
     text = Path("my clips.yaml").read_text(encoding="utf-8")

@@ -43,7 +43,9 @@ def next_steps(numbers: Mapping[str, Any], manifests: Manifests, remake: Remake,
         return remake(first_changed(manifests, settings), *settings)
 
     steps = [*_feedback(numbers, manifests, change), *_reward(numbers, manifests, change)]
-    steps += [*_sft(manifests, change), *_method(numbers, manifests, change, remake), *_test(numbers, manifests, change, remake)]
+    steps += [*_sft(manifests, change), *_method(numbers, manifests, change, remake)]
+    steps += [*_base(numbers, manifests, change, remake), *_test(numbers, manifests, change, remake)]
+    steps = [step for place, step in enumerate(steps) if step.command not in {other.command for other in steps[:place]}]
     if not steps:
         steps = [NextStep("Nothing stands out.", "Look at answers to clips of your own.", use)]
     return steps[:MOST]
@@ -194,8 +196,21 @@ def _larger_part(
         yield NextStep(text, f"{cause} Add questions to data.{part}.", remake(stage))
 
 
+def _base(numbers: Mapping[str, Any], manifests: Manifests, change: Callable[..., str], remake: Remake) -> Iterator[NextStep]:
+    """A model that feedback improved, and that is still worse than what was downloaded."""
+    if numbers["start"] != "sft" or numbers.get("against_base") != "below":
+        return
+    text, settings = "The aligned model is worse than the base before SFT.", manifests["feedback"]["config"]
+    if not {"judge", "describer"} & settings.keys() and settings["feedback"].get("describer", "start") == "start":
+        cause = "The model after SFT described and judged; the base may do both better."
+        yield NextStep(text, cause, change("feedback.judge=base", "feedback.describer=base"))
+    else:
+        cause = "The written answers may be poorer than its own: correct them, or set sft.enabled=false in a new run."
+        yield NextStep(text, cause, remake("sft"))
+
+
 def _test(numbers: Mapping[str, Any], manifests: Manifests, change: Callable[..., str], remake: Remake) -> Iterator[NextStep]:
-    if (count := numbers["test_items"]) < FEW_TEST:
+    if (count := numbers["test_items"]) < FEW_TEST and numbers.get("answered_items", count):  # without truth nothing is measured
         cause = "With fewer than 100 questions the 95 % interval of an accuracy can be wider than 10 points to either side."
         named = bool(manifests["evaluate"]["config"].get("data", {}).get("test"))
         yield from _larger_part("test", f"The test has {count:,} questions.", cause, named, "evaluate", manifests, change, remake)

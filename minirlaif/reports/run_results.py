@@ -81,6 +81,8 @@ def headline(name: str, numbers: Numbers) -> Html:
             sentences.append(_against_base(numbers))
         else:
             sentences.append(("Supervised fine-tuning is off", ": RLAIF started from the base."))
+    if numbers.get("base") == "tiny" and not numbers.get("world"):
+        sentences.append(("The tiny base knows the tiny world alone", ": about clips of anything else it makes things up."))
     if ended := numbers.get("rounds_ended"):
         sentences.append((f"The RLAIF model is that of round {numbers['round']}", f": {ended}."))
     if numbers[numbers["method"]]["chosen_iteration"] == 0:
@@ -155,7 +157,7 @@ def _tiles(numbers: Numbers) -> list[Html]:
         n = model["held_out_pairs"]
         tiles.append(counted("Reward model", model["against_judge"], n, "held-out pairs", "against the judge"))
     if method["dev_win_rate"] is not None:
-        note = "over its start, by the judge"
+        note = "over its start, by the judge" if method["chosen_iteration"] != 0 else "the start itself: nothing later was kept"
         tiles.append(counted("Dev win rate", method["dev_win_rate"], method["dev_questions"], "dev questions", note))
     return tiles
 
@@ -223,7 +225,9 @@ def gallery(rows: Sequence[Mapping[str, Any]], pictures: Mapping[str, Html], num
             groups.append((title, count, cards))
         elif group == "worse" and numbers["cases"]["worse"] == 0 and marked:
             groups.append(("", "No test question was right before RLAIF and wrong after it.", []))
-    return run_block("gallery", groups, marked, models, pictures)
+    started = numbers.get(str(numbers.get("method")), {}).get("chosen_iteration") == 0
+    same = started and all(row["rlaif"] == start_answer(row) for row in rows)
+    return run_block("gallery", groups, marked, models, pictures, same)
 
 
 def judge(numbers: Numbers, settings: Mapping[str, Any]) -> Html:

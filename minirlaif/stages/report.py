@@ -133,6 +133,7 @@ def summary(evaluate: EvaluateSection, outputs: StageOutputs) -> dict[str, Any]:
         "rounds_ended": gains.outcome(outputs.rounds, outputs.wanted),
         "method": name,
         "start": outputs.start,
+        "base": outputs.manifests["feedback"]["config"].get("model", {}).get("base"),
         name: {n: method.get(n) for n in ("chosen_iteration", "dev_win_rate", "dev_questions", "kl", "score")},
         "world": "world" in outputs.manifests,
         "cases": {kind: sum(run_results.kind(row) == kind for row in outputs.answers) for kind in QUOTA},

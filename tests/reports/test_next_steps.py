@@ -192,12 +192,32 @@ def test_a_good_run_has_one_line_that_tries_it_out() -> None:
             "The test has 40 questions.",
             "evaluate",
         ),
+        (
+            {"numbers": {"against_base": "below"}},
+            "The aligned model is worse than the base before SFT.",
+            "feedback feedback.judge=base feedback.describer=base",
+        ),
+        (
+            {"numbers": {"against_base": "below"}, "settings": ("feedback.describer=base",)},
+            "The aligned model is worse than the base before SFT.",
+            "sft",
+        ),
+        (  # one remedy for two symptoms is named once
+            {"numbers": {"against_base": "below", "judge": {"with_context": 0.6}}},
+            "The judge is right in 60% of the pairs",
+            "feedback feedback.judge=base feedback.describer=base",
+        ),
         ({"numbers": {"test_items": 40}, "world": True}, "The test has 40 questions.", "world world.test_clips=500"),
     ],
 )
 def test_one_bad_figure_has_one_step(kept: dict[str, Any], symptom: str, command: str) -> None:
     (step,) = steps(**kept)
     assert step.symptom.startswith(symptom) and step.command == command and step.cause.endswith(".")
+
+
+def test_without_truth_more_test_questions_measure_nothing() -> None:
+    assert steps(numbers={"test_items": 40, "answered_items": 0})[0].symptom == "Nothing stands out."
+    assert steps(numbers={"test_items": 40, "answered_items": 20})[0].symptom == "The test has 40 questions."
 
 
 def test_few_prompts_come_before_more_steps() -> None:

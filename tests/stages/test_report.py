@@ -268,6 +268,41 @@ def test_a_policy_that_was_not_kept_is_named(tmp_path: Path):
         and "dashed line marks" not in html
         and html.count('"chosen"') == 1
     )  # SFT's own
+    read = Reader(html).text
+    assert "the start itself: nothing later was kept" in read and "over its start, by the judge" not in read
+    assert "so both give the same answers" not in read  # it is that of another method: its answers differ from SFT's
+    for row_ in outputs.answers:
+        row_["rlaif"] = row_["sft"]
+    said = "RLAIF is the model that it started from, so both give the same answers."
+    assert said in Reader(report.document(cfg.evaluate, "r", outputs, report.summary(cfg.evaluate, outputs))).text
+    outputs.manifests["ppo"]["metrics"]["chosen_iteration"] = 10
+    assert said not in Reader(report.document(cfg.evaluate, "r", outputs, report.summary(cfg.evaluate, outputs))).text
+
+
+def test_that_the_tiny_base_knows_the_tiny_world_alone_is_said_where_other_clips_may_be(tmp_path: Path):
+    cfg, run = make(tmp_path / "r", ROWS, result(ROWS))
+    said = "The tiny base knows the tiny world alone"
+    outputs = report.read(run)
+    assert said not in written(cfg, run)[1]
+    outputs.manifests["feedback"]["config"]["model"] = {"base": "tiny"}
+    numbers = report.summary(cfg.evaluate, outputs)
+    assert numbers["base"] == "tiny"
+    assert said in report.document(cfg.evaluate, "r", outputs, numbers)
+    assert said not in report.document(cfg.evaluate, "r", outputs, numbers | {"world": True})
+
+
+def test_why_the_judge_was_not_measured_is_said(tmp_path: Path):
+    cfg, run = make(tmp_path / "r", ROWS, result(ROWS))
+    outputs = report.read(run)
+    numbers = report.summary(cfg.evaluate, outputs)
+    for figures, why in (
+        ({"with_context": None, "decided_share": 0.5}, "no truth is known for these pairs."),
+        ({"with_context": None, "decided_share": 0.0}, "no pair was decided."),
+        ({"without_context": None}, "no pair was decided without descriptions."),
+    ):
+        changed = numbers | {"judge": numbers["judge"] | figures}
+        read = Reader(report.document(cfg.evaluate, "r", outputs, changed)).text
+        assert f"Agreement with the truth was not measured: {why}" in read
 
 
 def test_why_the_base_may_stay_ahead_in_the_tiny_world(tmp_path: Path):

@@ -164,15 +164,18 @@ def _stages(cfg: config.Config) -> tuple[str, ...]:
 
 
 def before_run(cfg: config.Config, run: Run, names: Sequence[str], redo: bool = False) -> None:
-    """What `run` does on a GPU before the long work: the probe of those of the stages that are not finished. On a CPU, and for
-    the tiny world, nothing.
+    """What `run` does before the long work: it looks at the free disk and, on a GPU, makes the probe of those of the stages that
+    are not finished, and measures the time. For the tiny world only the disk.
 
     Raises:
-        UserError: a stage failed on the longest row, most often because it does not fit.
+        UserError: a stage failed on the longest row, most often because it does not fit, or the disk is too small.
     """
+    from minirlaif.memory import disk
     from minirlaif.memory.planner import steps_of
 
     left = dict.fromkeys(split_name(name)[1] for name in names if redo or run.manifest(name) is None)
+    if left:
+        disk.line(plan_of(cfg, False), known_hours(cfg), run.root)
     steps = [step for stage in left for step in steps_of(stage)]
     if cfg.data.world or not steps:
         return
@@ -218,7 +221,7 @@ def dry_run(cfg: config.Config, path: str, run: Run, names: Sequence[str], redo:
     """What `run --dry-run` prints in place of the work: the settings as they are used, the rows of the data, the stages that are
     left (all, with redo), and the memory that the run takes. Nothing is written. Exit code as of `plan`. UserError: rows that a
     stage would refuse."""
-    from minirlaif.memory import fit, planner, tables
+    from minirlaif.memory import disk, fit, planner, tables
 
     print(config.dump(cfg))
     print("\n".join(_data_lines(cfg)))
@@ -228,6 +231,7 @@ def dry_run(cfg: config.Config, path: str, run: Run, names: Sequence[str], redo:
     planned = plan_of(cfg, card.gpu)
     print(tables.table(planner.estimate(planned)))
     print("\n".join(fit.verdict(planned, card)))
+    print(disk.line(planned, known_hours(cfg), run.root))
     print(time_line(cfg, path))
     return 0 if planner.peak(planned)[1] <= card.room else 1
 

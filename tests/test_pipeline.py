@@ -27,7 +27,7 @@ from tests.fixtures.processes import kill_once_saved
 from tests.fixtures.small_config import STAGES, begin, files, lines, make, manifest, results
 
 ROOT = Path(__file__).parents[1]
-ADAPTER = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
+ADAPTER = {"adapter/README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
 INPUTS = {
     "world": [],
     "sft": ["world"],

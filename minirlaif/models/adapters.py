@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from minirlaif.config import ModelSection
 from minirlaif.errors import UserError
 from minirlaif.models.backbones.base import VisionLanguageModel
+from minirlaif.models.loading import base_folder
 from minirlaif.models.offload import OffloadableWeights
 from minirlaif.runs.io import open_file, read_json
 from minirlaif.runs.records import NUMBER, has_fields
@@ -215,8 +216,17 @@ class AdapterSet:
                 state = self.heads[role].state_dict()
                 save_file({n: p.to("cpu").contiguous() for n, p in state.items()}, folder / HEAD_FILE)
         config = {k: sorted(v) if isinstance(v, set) else v for k, v in self._peft.peft_config[role].to_dict().items()}
-        config |= {"base_model_name_or_path": self.section.base, "inference_mode": True}
+        config |= {"base_model_name_or_path": self.base_name, "inference_mode": True}
+        config["revision"] = self.section.revision if self.base_name.count("/") == 1 else None
+        # AutoPeftModel opens the class named here; a task type would make it look for a language model alone.
+        made = type(self._peft.get_base_model())
+        config |= {"task_type": None, "auto_mapping": {"base_model_class": made.__name__, "parent_library": made.__module__}}
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str))
+
+    @property
+    def base_name(self) -> str:
+        """What others open the base by: a hub id or a folder; "tiny" for the base that ships with the package."""
+        return self.section.base if self.section.base == "tiny" else base_folder(self.section)
 
     def load_head(self, role: str, folder: Path) -> None:
         """Read a head back; its form (with or without beta) follows the file."""

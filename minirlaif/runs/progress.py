@@ -67,7 +67,7 @@ def _lines(iterable: Iterable[T], total: int, label: str, initial: int) -> Itera
             _Terminal.line = f"{label}: {done - 1}/{total}"
             yield item
             tenth, now = 10 * done // max(total, 1), time.monotonic()
-            if tenth > shown or now - _Terminal.last >= QUIET_SECONDS:
+            if tenth > shown or now - _Terminal.last >= 0.8 * QUIET_SECONDS:  # before the line of `heartbeat`
                 shown, spent = tenth, now - started
                 left = spent / (done - initial) * max(total - done, 0)
                 later = f", {clock(left + _Terminal.after)} with the stages after it" if _Terminal.after else ""

@@ -200,7 +200,7 @@ class Run(Commands):
             with tempfile.TemporaryDirectory() as scratch:
                 distributed.wait()  # until the leader has opened the folder
                 start_memory_count()
-                yield StageDir(Path(scratch), name, follows=partial)
+                yield StageDir(Path(scratch), name, config, follows=partial)
                 distributed.wait()  # until it is published
         else:
             private_folder(self.root)
@@ -269,7 +269,7 @@ class Run(Commands):
 
     def _open(self, name: str, origin: Mapping[str, Any]) -> StageDir:
         partial = self.partial(name)
-        out = StageDir(partial, name)
+        out = StageDir(partial, name, origin["config"])
         if out.state() is None:  # nothing was committed, so there is nothing to lose
             empty(partial)
             write_sealed(partial / "begun.json", origin, indent=1)

@@ -25,25 +25,27 @@ SAVE_SECONDS = 120.0  # no more work than this is lost to a kill, whatever the s
 STATES = ("state", "state.new", "state.old")  # in the order of trust, see commit_state
 KEPT = "kept"  # what a stage may publish in the end, such as the best checkpoint so far, in a folder for each commit
 TEMPORARY = (*STATES, KEPT, "begun.json")  # not part of the result
+NOT_COUNTED = ("metrics.jsonl", "adapter/README.md")  # in a stage's identity: timings, and words about the same figures
 PACKAGES = "torch transformers peft accelerate bitsandbytes datasets decord av numpy pillow tokenizers safetensors".split()
 
 
 class StageDir:
     """The folder of a stage while it is filled.
 
-    `path` is where outputs go. `summary` becomes manifest["metrics"], its first entry is what `status` shows; `counters` becomes
-    manifest["counters"]. Both survive a kill as they were at the last commit_state. `extra`: further entries of the manifest.
-    `identity_name`: the name under which a file counts in the identity, "" for one that differs between equal runs.
+    `path` is where outputs go; `settings` are those that the manifest records. `summary` becomes manifest["metrics"], its first
+    entry is what `status` shows; `counters` becomes manifest["counters"]. Both survive a kill as they were at the last
+    commit_state. `extra`: further entries of the manifest. `identity_name`: the name under which a file counts in the identity,
+    "" for one that differs between equal runs.
 
     Of several processes only the leader fills the real folder; the others fill a scratch folder and `follow` the leader's.
     """
 
-    def __init__(self, path: Path, name: str, follows: Path | None = None) -> None:
-        self.path, self.name, self._follows = path, name, follows
+    def __init__(self, path: Path, name: str, settings: Mapping[str, Any], follows: Path | None = None) -> None:
+        self.path, self.name, self.settings, self._follows = path, name, settings, follows
         self.summary: dict[str, Any] = {}
         self.counters: dict[str, Any] = {}
         self.extra: dict[str, Any] = {}
-        self.identity_name: Callable[[str], str] = lambda name: "" if name == "metrics.jsonl" else name
+        self.identity_name: Callable[[str], str] = lambda name: "" if name in NOT_COUNTED else name
         self._records = FileRecords()
         self._seconds_before = 0.0
         self._started = self._saved = time.monotonic()

@@ -27,12 +27,14 @@ from minirlaif.gguf.export.reference import AnsweredQuestion, Reference, evaluat
 from minirlaif.gguf.runtime.engine import GgufEngine
 from minirlaif.inference.engine import SamplingParams
 from minirlaif.models.backbones import FAMILIES, family_of
-from minirlaif.models.loading import model_type
+from minirlaif.models.loading import base_folder, model_type
+from minirlaif.reports import adapter_card
 from minirlaif.runs.io import read_jsonl, without_folders
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import settings_of
+from minirlaif.stages.registry import METHODS, MODELS
 
 NEVER = 1 << 62  # commits depend on the time alone, so no number of steps is enough
 
@@ -77,7 +79,7 @@ def run(cfg: Config, run: Run, options: ExportOptions, redo: bool = False) -> No
 
 def _identity_name(run_name: str, file: str) -> str:
     """Without the run's name, which some files have in their names, and others only tell beside the results."""
-    if file in ("README.md", "Modelfile", export_info.FILE):
+    if file in ("README.md", "hf/README.md", "Modelfile", export_info.FILE):
         return ""
     return re.sub(rf"^(mmproj-)?{re.escape(run_name)}-", r"\1", file)
 
@@ -247,6 +249,8 @@ class Work:
         shutil.rmtree(self.temporary, ignore_errors=True)
         if self.options.adapters:
             shutil.rmtree(self.hf, ignore_errors=True)
+        else:
+            self.write_card()
         info = export_info.read(self.out.path)
         self.results["frame_grid"] = asdict(info.sizing) | {"frames": info.frames, "frame_pixels": info.frame_pixels}
         self.results["sizes"] = {path.name: path.stat().st_size for path in sorted(self.out.path.glob("*.gguf"))}
@@ -258,6 +262,14 @@ class Work:
         self.out.summary.update({"frames_f32": parity["frames_f32"], "text_f32": parity["text_f32"]})
         model_card.write(self.out.path, info, self.results)
         print(model_card.table(self.results))
+
+    def write_card(self) -> None:
+        """README.md of hf/."""
+        base = adapter_card.Base("tiny" if self.model.base == "tiny" else base_folder(self.model), self.model.revision)
+        measured = (self.run.manifest("evaluate") or {"metrics": {}})["metrics"].get("accuracy") or {}
+        right = {f"{title}, test questions right (exact match)": measured[n] for n, title in MODELS.items() if n in measured}
+        methods = [name for name in self.run.stages if name == "sft" or name in METHODS]
+        adapter_card.write_merged(self.hf, base, methods, right, self.results["merge"]["question"])
 
 
 def not_kept(run: Run) -> str:

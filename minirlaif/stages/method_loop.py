@@ -17,6 +17,7 @@ from minirlaif.feedback.readout import known_readout
 from minirlaif.feedback.text_judge import TextJudge
 from minirlaif.feedback.win_rate import WinRateEvaluator
 from minirlaif.judges.config import REPLIES, feedback_judge, open_judge
+from minirlaif.reports import adapter_card
 from minirlaif.runs.progress import progress, timed_apart
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
@@ -166,6 +167,7 @@ def train(out: StageDir, models: PPOModels, loop: Loop, dev: WinRateEvaluator | 
     models.add_counters(out)
     out.summary.update({"chosen_iteration": best.best["iteration"], "dev_win_rate": best.best.get("win_rate")})
     out.summary["dev_questions"] = len(dev.questions) if dev else 0
+    adapter_card.write_adapter(out, models.policy.adapters)
 
 
 def _keep_best(out: StageDir, models: PPOModels, progress: MethodProgress, dev: WinRateEvaluator, iteration: int) -> float:

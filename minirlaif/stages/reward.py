@@ -22,6 +22,7 @@ from minirlaif.errors import StageStopped, UserError
 from minirlaif.models.loading import check_tokenizers, critic_model
 from minirlaif.models.logprobs import EncodedPair, micro_batches, reward_scores
 from minirlaif.models.seeds import shuffled
+from minirlaif.reports import adapter_card
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
@@ -76,6 +77,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
             # 4. held-out scores
             session.adapters.save("reward", out.path / "adapter")
             _evaluate(session, r, run, out, held_out)
+            adapter_card.write_adapter(out, session.adapters)
             session.add_counters(out)
 
 

@@ -15,6 +15,7 @@ from minirlaif.data.preflight import Preflight, read_samples
 from minirlaif.errors import UserError
 from minirlaif.models.logprobs import logprobs_of, micro_batches
 from minirlaif.models.tokens import pad_stack
+from minirlaif.reports import adapter_card
 from minirlaif.runs.progress import progress
 from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
@@ -73,6 +74,7 @@ def run(cfg: Config, run: Run, redo: bool = False) -> None:
                 _log_samples(session, run, out, name, rows)
             session.add_counters(out)
             out.summary["steps"] = total
+            adapter_card.write_adapter(out, session.adapters)
             out.summary.update({f"{name}_rows": len(rows) for name, rows in plan})
 
 

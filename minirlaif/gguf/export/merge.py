@@ -62,7 +62,7 @@ def merged(
 
     Returns:
         logit_difference: largest, to the policy as it was trained (on a four-bit base, if it was); trained_on: quantisation of
-        that base; dtype: of the saved weights; template_fits: see there.
+        that base; dtype: of the saved weights; template_fits: see there; question: an example of a prompt without frames.
     """
     section, rows = plain_section(model), clip_questions(run, data)
     backbone = open_backbone(section)
@@ -87,6 +87,7 @@ def merged(
         "trained_on": model.quantization,
         "dtype": str(own_dtype(model)).removeprefix("torch."),
         "template_fits": template_fits(folder, backbone),
+        "question": backbone.example_prompt,
     }
 
 

@@ -82,6 +82,12 @@ class VisionLanguageModel(LanguageModel, ABC):
         special = set(tokenizer.all_special_ids) | {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self.disallowed_V[sorted(i for i in special - {self.end_id} if i < self.vocabulary)] = True
 
+    @property
+    def example_prompt(self) -> str:
+        """A question without frames as the model reads it, special tokens written out."""
+        ids = self.renderer.prompt(None, "What can happen in a video?")
+        return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
     @classmethod
     def load(cls, folder: str, revision: str, dtype: torch.dtype, quantization: Any, device: torch.device) -> VisionLanguageModel:
         """Open a folder or hub id. `quantization` is a transformers quantisation config or None."""

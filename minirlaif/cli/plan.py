@@ -108,7 +108,7 @@ def plan(options: argparse.Namespace) -> int:
 
     _check(options.gpu_gib, "fit", options.fit)
     if options.table:
-        paths = sorted(Path("configs").glob("24gb-*.yaml"))
+        paths = sorted(path for path in Path("configs").glob("24gb-*.yaml") if "own-clips" not in path.name)
         if not paths:
             raise UserError("configs/24gb-*.yaml: no such files; run `plan --table` in the project's folder")
         print(fit.markdown([(path, plan_of(config.load(path), True)) for path in paths], GPU_GIB))

@@ -10,7 +10,11 @@ import yaml
 from minirlaif import config
 from minirlaif.cli import main
 from minirlaif.cli import start as verb
+from minirlaif.cli.plan import plan_of
+from minirlaif.cli.start import FolderOfClips, chosen
+from minirlaif.memory import fit, planner
 from minirlaif.video.frame_sampling import segment_spans
+from minirlaif.video.reader import ClipInfo
 from tests.fixtures import clips as fixture
 
 
@@ -141,3 +145,16 @@ def test_a_config_is_not_overwritten_by_mistake(clips: Path, capsys: pytest.Capt
     assert "my clips.yaml: exists already; overwrite it with --yes" in capsys.readouterr().err
     assert Path("my clips.yaml").read_text(encoding="utf-8") == "seed: 5\n"
     assert start("my clips", "--base", "tiny", "--yes") == 0 and config.load("my clips.yaml").model.base == "tiny"
+
+
+@pytest.mark.parametrize("gib", [8, 12, 16, 24])
+def test_the_config_of_each_card_is_what_is_written_for_it(gib: int) -> None:
+    """For 300 clips of ten seconds; its header states the planned memory."""
+    infos = [ClipInfo("a.mp4", "", 10.0, 1280, 720, 30.0, "av")] * 300
+    card = fit.find_card(float(gib), "auto")
+    values = chosen(FolderOfClips(Path("clips"), infos, [], ""), "", card, [])
+    path = Path(__file__).parents[2] / "configs" / f"{gib}gb-own-clips.yaml"
+    text = path.read_text(encoding="utf-8")
+    assert yaml.safe_load(text) == values
+    step, most = planner.peak(plan_of(config.load(path), True))
+    assert f"# Memory: {most / 2**30:.1f} GiB planned ({step}). Hours: not measured;" in text and most <= card.room

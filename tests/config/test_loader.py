@@ -226,7 +226,7 @@ def test_defaults_keep_their_own_rules(tmp_path: Path):
 def test_every_shipped_config_loads():
     paths = sorted((ROOT / "configs").rglob("*.yaml"))
     assert {"tiny.yaml", "paper.yaml", "own-clips.yaml", "24gb-smolvlm2-500m.yaml"} <= {path.name for path in paths}
-    assert len(paths) == 11
+    assert len(paths) == 15
     for path in paths:
         assert yaml.safe_load(path.read_text()), f"{path} sets nothing"
         config.load(path)

@@ -21,7 +21,7 @@ from minirlaif.models import loading
 from minirlaif.models.backbones import family_of
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = sorted((ROOT / "configs").glob("24gb-*.yaml"))
+SHIPPED = sorted(set((ROOT / "configs").glob("24gb-*.yaml")) - {ROOT / "configs" / "24gb-own-clips.yaml"})
 TARGETS = ModelSection().lora_targets
 
 

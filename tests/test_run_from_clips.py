@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -246,3 +247,19 @@ def test_a_dry_run_leaves_out_what_is_finished(finished: Path, capsys: pytest.Ca
     assert main.main([*words(finished.parents[1], stages=("questions", "feedback")), "--redo", "--dry-run"]) == 0
     assert "stages to make: questions, feedback\n" in capsys.readouterr().out
     assert (finished / "feedback" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+def test_another_config_does_not_touch_a_finished_run(
+    flags: list[str], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A config of one more stage in front, with a name that is taken: refused before that stage is made."""
+    root = folder_of_clips(tmp_path)
+    shutil.copytree(finished, root / "runs" / "a")
+    shutil.rmtree(root / "runs" / "a" / "questions")  # what is left is a run without it
+    before = {path: path.read_bytes() for path in (root / "runs").rglob("*") if path.is_file()}
+    assert main.main([*words(root, "feedback.max_new_tokens=20", "video.frames=6"), *flags]) == 2
+    message = capsys.readouterr().err
+    assert "/a/feedback: made with other settings or inputs (feedback.max_new_tokens 40 -> 20, video.frames 12 -> 6)" in message
+    assert message.rstrip().endswith("or keep it and name another run with --run")
+    assert {path: path.read_bytes() for path in (root / "runs").rglob("*") if path.is_file()} == before

@@ -19,13 +19,15 @@ from minirlaif.config.loader import parse_yaml
 from minirlaif.errors import UserError
 from minirlaif.judges.config import feedback_describer, feedback_judge
 from minirlaif.runs import gains, rounds
-from minirlaif.runs.io import private_folder, read_text, write_atomic
+from minirlaif.runs.io import plain, private_folder, read_text, without_folders, write_atomic
 from minirlaif.runs.plan import with_rounds
 from minirlaif.runs.progress import stages_after
+from minirlaif.runs.records import differences
 from minirlaif.runs.run import Run
 from minirlaif.runs.status import report_state, status_table
 from minirlaif.stages.registry import METHODS, PIPELINE, REPEATED, SAMPLING, STAGES
 
+MADE_FIRST = ("world", "sft", "questions", "feedback")  # stages that a run's later ones were made from
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX")}  # packages; the others are named as accelerate names them
 
 
@@ -78,6 +80,8 @@ def run(options: argparse.Namespace) -> int:
     if {"feedback", *METHODS} & {gains.split_name(name)[1] for name in names}:
         feedback_judge(cfg.feedback)  # before the stages that come first take hours
         feedback_describer(cfg.feedback)
+    if not options.redo:
+        _check_made(cfg, run, names)
     _check_base_is_there(cfg, run, names, options.redo)
     if cfg.optimize.reward.endswith(ENDING) and set(SAMPLING) & {gains.split_name(name)[1] for name in names}:
         RewardFile(cfg.optimize.reward)
@@ -108,6 +112,26 @@ def run(options: argparse.Namespace) -> int:
             export.after_run(cfg, run, options.redo)
         print(f"GGUF: {run.dir('export')}")
     return 0
+
+
+def _check_made(cfg: config.Config, run: Run, names: Sequence[str]) -> None:
+    """UserError where a finished stage would be refused by its settings: before the stages in front of it are made, and the
+    run's own config is replaced. Only values that stand in both are compared; the stage itself compares all."""
+    for name in MADE_FIRST:
+        manifest = run.manifest(name) if name in names else None
+        sides: list[dict[str, Any]] = [{}, {}]
+        for section, made in manifest["config"].items() if manifest else ():
+            if isinstance(made, dict) and section in config.Config.__dataclass_fields__:
+                wanted = plain(config.recorded(getattr(cfg, section)))
+                # Files of the data are recorded by other names; a read-out that was tried stands for "auto"; see check_base.
+                keys = {"world"} if section == "data" else made.keys() & wanted.keys() - {"readout", "base"}
+                for side, values in zip(sides, (made, wanted), strict=True):
+                    side[section] = without_folders({key: values[key] for key in keys})
+        if changes := differences(*({"config": side, "inputs": {}} for side in sides)):
+            raise UserError(
+                f"{run.dir(name)}: made with other settings or inputs ({changes}); make it again: `{run.remake(name)}`"
+                ", or keep it and name another run with --run"
+            )
 
 
 def _make(cfg: config.Config, run: Run, names: Sequence[str], redo: bool) -> None:

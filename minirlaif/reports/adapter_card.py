@@ -12,13 +12,13 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from minirlaif.models.adapters import AdapterSet
+from minirlaif.runs import gains
 from minirlaif.runs.stage_dir import StageDir
+from minirlaif.stages.registry import STAGES
 
 FILE = "README.md"
 # By the start of the base's name.
 LICENSES = {"HuggingFaceTB/SmolVLM2": "apache-2.0", "Qwen/Qwen3-VL": "apache-2.0", "tiny": "apache-2.0"}
-TITLES = {"sft": "supervised fine-tuning", "reward": "reward model", "bestofn": "the best of several answers"}
-TITLES |= {"distill": "context distillation", "ppo": "PPO", "grpo": "GRPO", "dr_grpo": "Dr. GRPO", "rloo": "RLOO", "dpo": "DPO"}
 FIGURES = {  # of a stage's metrics: how a card names them, and their form
     "dev_win_rate": ("win rate over its start, by the judge, on dev questions", ".1%"),
     "dev_questions": ("dev questions", ",d"),
@@ -52,15 +52,15 @@ class Base:
 def write_adapter(out: StageDir, adapters: AdapterSet) -> None:
     """The card of the adapter of a stage that is about to be finished."""
     known = {key: value for key, value in out.summary.items() if key in FIGURES and value is not None}
-    method = TITLES.get(out.name, out.name)
+    stage = gains.split_name(out.name)[1]
     values = {
-        "title": f"LoRA adapter: {method}",
-        "lines": [f"Method: {method} (`{out.name}`).", f"Data: {_data(out.settings.get('data', {}))}."],
+        "title": f"LoRA adapter: {stage}",
+        "lines": [f"Method: `{stage}` ({STAGES[stage].help}).", f"Data: {_data(out.settings.get('data', {}))}."],
         "figures": [f"{FIGURES[key][0]}: {format(known[key], FIGURES[key][1])}" for key in FIGURES if key in known],
         "prompt": adapters.backbone.example_prompt,
     }
     base = Base(adapters.base_name, adapters.section.revision)
-    _write(out.path / "adapter", "adapter_card.md", base, "peft", ["lora", out.name], values)
+    _write(out.path / "adapter", "adapter_card.md", base, "peft", ["lora", stage], values)
 
 
 def write_merged(folder: Path, base: Base, methods: Sequence[str], figures: Mapping[str, float], prompt: str) -> None:
@@ -68,7 +68,7 @@ def write_merged(folder: Path, base: Base, methods: Sequence[str], figures: Mapp
     count; prompt: a question without frames as the model reads it."""
     values = {
         "title": "Video model, aligned by its own feedback",
-        "lines": [f"Methods, in order: {', '.join(TITLES.get(name, name) for name in methods)}."],
+        "lines": [f"Methods, in order: {', '.join(f'`{name}`' for name in methods)}."],
         "figures": [f"{name}: {value:.1%}" for name, value in figures.items()],
         "prompt": prompt,
     }

@@ -17,6 +17,7 @@ FEW_STEPS = 50  # of SFT
 ONE_SEGMENT = 0.1  # share of clips
 NEAR_CHANCE = 0.6  # accuracy of a reward model on held-out pairs
 RIGHT = 0.7  # share of decided pairs in which the judge agrees with the truth
+FELL = 0.45  # win rate at the end, over the start
 SMALL_KL = 0.01  # nats per answer
 LARGEST_SHARE = 0.4  # of the clips that may be kept for dev, or for test
 MOST = 5  # steps shown
@@ -128,8 +129,13 @@ def _method(numbers: Mapping[str, Any], manifests: Manifests, change: Callable[.
         if prompts is not None and prompts < FEW_PROMPTS:
             text = f"{shown}, and there were {prompts:,} prompts."
             yield NextStep(text, *_more_prompts(manifests, change, remake))
+        last = numbers.get(method, {}).get("last_dev_win_rate")
+        if last is not None and last < FELL and "learning_rate" in settings:
+            less = f"{section}.learning_rate={settings['learning_rate'] / 3:.2g}"
+            cause = "Training made the answers worse: it takes more prompts, or a lower learning rate."
+            yield NextStep(f"{shown}, and the win rate ended at {last:.0%}.", cause, remake(method, less))
         cause = "It may have learned for too few steps; the curves show whether the win rate was still rising."
-        for field in ("iterations", "epochs"):
+        for field in ("iterations", "epochs") if last is None or last >= FELL else ():
             if field in settings:
                 yield NextStep(f"{shown}.", cause, remake(method, f"{section}.{field}={2 * settings[field]:g}"))
                 break
@@ -165,6 +171,9 @@ def _more_prompts(manifests: Manifests, change: Callable[..., str], remake: Rema
         return "Learning takes data: more clips.", change(f"world.prompt_clips={2 * count}")
     if "questions" in manifests and "own" not in manifests["questions"]["config"]:
         count = manifests["questions"]["config"]["questions"].get("per_clip", 6)
+        written, clips = (manifests["questions"]["metrics"].get(key, 0) for key in ("questions", "clips"))
+        if written < 0.9 * count * clips:  # the templates and the model have no more
+            return "Learning takes data: add clips; there are no more questions to write about these.", remake("questions")
         cause = "Learning takes data: more clips, or more questions about each."
         return cause, change(f"questions.per_clip={2 * count}")
     place = "the file in the folder of clips" if "questions" in manifests else "data.prompts"

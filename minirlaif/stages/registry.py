@@ -110,7 +110,7 @@ _ROWS = (
     ),
     Stage(
         "feedback",
-        "sample two answers per prompt, describe the clips and judge the answers",
+        "answer the prompts, describe the clips and judge the answers",
         inputs=("sft", "questions"),
         reads=("prompts", "dev"),
         sections=("model", "video", "feedback"),

@@ -32,6 +32,7 @@ from minirlaif.stages.registry import MODELS, REPEATED, STAGES
 from minirlaif.stats import exact_match, paired_bootstrap
 from minirlaif.video.spans import file_of
 
+METHOD_FIGURES = ("chosen_iteration", "dev_win_rate", "dev_questions", "kl", "score")
 QUOTA = {"worse": 7, "better": 7, "both wrong": 6, "both right": 4}  # cards of each kind, as far as there are any
 
 
@@ -106,9 +107,9 @@ def summary(evaluate: EvaluateSection, outputs: StageOutputs) -> dict[str, Any]:
     result, method = outputs.result, outputs.manifests[outputs.method]["metrics"]
     number, name = gains.split_name(outputs.method)
     feedback = {each["round"]: outputs.manifests.get(gains.name_of(each["round"], "feedback"), {}) for each in outputs.rounds}
-    judged = {place: manifest.get("metrics", {}) for place, manifest in feedback.items()}
-    nothing = {"mean": None, "ci95_low": None, "ci95_high": None}
-    names = (*MODELS, "guess", *(f"{model}_blind" for model in MODELS))
+    judged = {place: made.get("metrics", {}) for place, made in feedback.items()}
+    rates = [row["dev_win_rate"] for row in outputs.metrics.get(outputs.method, ()) if row.get("dev_win_rate") is not None]
+    nothing = dict.fromkeys(("mean", "ci95_low", "ci95_high"))
     answered = result.get("answered_items", result["test_items"] if result.get("accuracy") else 0)
     return {
         "test_items": result["test_items"],
@@ -117,7 +118,7 @@ def summary(evaluate: EvaluateSection, outputs: StageOutputs) -> dict[str, Any]:
         "answered_items": answered,
         "seed": result["seed"],
         "evaluation": outputs.manifests["evaluate"]["identity"],  # so that `status` knows when there is a newer one
-        "accuracy": result.get("accuracy") or dict.fromkeys(names),
+        "accuracy": result.get("accuracy") or dict.fromkeys((*MODELS, "guess", *(f"{model}_blind" for model in MODELS))),
         "accuracy_ci95": _intervals(evaluate.bootstrap, outputs) if result.get("accuracy") else None,
         "accuracy_by_type": result.get("accuracy_by_type"),
         "accuracy_gain": result.get("accuracy_gain", nothing),
@@ -134,7 +135,7 @@ def summary(evaluate: EvaluateSection, outputs: StageOutputs) -> dict[str, Any]:
         "method": name,
         "start": outputs.start,
         "base": outputs.manifests["feedback"]["config"].get("model", {}).get("base"),
-        name: {n: method.get(n) for n in ("chosen_iteration", "dev_win_rate", "dev_questions", "kl", "score")},
+        name: {n: method.get(n) for n in METHOD_FIGURES} | {"last_dev_win_rate": rates[-1] if rates else None},
         "world": "world" in outputs.manifests,
         "cases": {kind: sum(run_results.kind(row) == kind for row in outputs.answers) for kind in QUOTA},
         "counts": _counts(outputs),
@@ -285,12 +286,11 @@ def _counts(outputs: StageOutputs) -> dict[str, Any]:
 
 
 def _cached(cache: Path) -> tuple[int, int] | None:
-    """Clips and entries of the feature cache, or None when it was deleted or cannot be read."""
+    """Clips (by content: a copied run has other paths) and entries of the feature cache; None: deleted, or it cannot be read."""
     if not cache.is_file():
         return None
     try:
         with read_only(cache, 60.0) as db:
-            # By content: a copied run reads its clips again, under other paths.
             clips, plans = (
                 db.execute(f"SELECT count(*) FROM {rows}").fetchone()[0]
                 for rows in ("(SELECT DISTINCT json_extract(info, '$.id') FROM clips)", "vectors")

@@ -21,6 +21,7 @@ from minirlaif.models.loading import open_backbone
 from minirlaif.reports import adapter_card
 from minirlaif.reports.adapter_card import Base
 from minirlaif.runs.stage_dir import StageDir
+from minirlaif.stages.registry import STAGES
 from tests.fixtures.bases_smolvlm import smolvlm
 
 METRICS = {"dev_win_rate": 0.625, "dev_questions": 1200, "chosen_iteration": 0, "kl": None, "score": 3.0}
@@ -82,7 +83,7 @@ def test_a_card_by_hand(tmp_path: Path) -> None:
         "tags": ["minirlaif", "rlaif", "lora", "ppo"],
         "license": "apache-2.0",
     }
-    assert "- Method: PPO (`ppo`).\n- Data: rows of `dev.jsonl`.\n- Base: `tiny`. Its licence holds for" in card
+    assert f"- Method: `ppo` ({STAGES['ppo'].help}).\n- Data: rows of `dev.jsonl`.\n- Base: `tiny`. Its licence holds for" in card
     assert "- Win rate over its start, by the judge, on dev questions: 62.5%.\n- Dev questions: 1,200.\n" in card
     assert "- Step that was kept; 0 is its start: 0.\n" in card and "KL" not in card and "/home/me" not in card
     assert backbone.example_prompt == "<|im_start|>User:What can happen in a video?<end_of_utterance>\nAssistant:"
@@ -120,7 +121,7 @@ def test_the_base_in_the_metadata(name: str, known: dict[str, str], tmp_path: Pa
         "tags": ["minirlaif", "rlaif", "sft", "bestofn"],
     }
     assert metadata(card) == rest | known
-    assert "- Methods, in order: supervised fine-tuning, the best of several answers.\n" in card and "/home/me" not in card
+    assert "- Methods, in order: `sft`, `bestofn`.\n" in card and "/home/me" not in card
     assert "- RLAIF, right: 70.4%.\n" in card and ("revision `main`" in card) == ("base_model" in known)
 
 

@@ -35,7 +35,7 @@ def remake(stage: str, *settings: str) -> str:
 
 def steps(
     method: str = "ppo",
-    questions: bool = False,
+    questions: bool | Mapping[str, int] = False,
     sft: bool = True,
     sft_steps: int = 400,
     settings: tuple[str, ...] = (),
@@ -64,7 +64,12 @@ def steps(
         method,
         "evaluate",
     ]
-    figures = {"sft": {"steps": sft_steps}, "feedback": FEEDBACK, method: METHOD}
+    figures = {
+        "sft": {"steps": sft_steps},
+        "questions": questions if isinstance(questions, Mapping) else {},
+        "feedback": FEEDBACK,
+        method: METHOD,
+    }
     manifests = {
         name: {
             "config": {part: recorded(getattr(cfg, part)) for part in STAGES[name].sections} | more.get(name, {}),
@@ -213,6 +218,24 @@ def test_a_good_run_has_one_line_that_tries_it_out() -> None:
 def test_one_bad_figure_has_one_step(kept: dict[str, Any], symptom: str, command: str) -> None:
     (step,) = steps(**kept)
     assert step.symptom.startswith(symptom) and step.command == command and step.cause.endswith(".")
+
+
+def test_after_a_win_rate_that_fell_more_steps_are_not_advised() -> None:
+    fell = {"numbers": {"ppo": {"last_dev_win_rate": 0.375}}, "ppo": {"chosen_iteration": 0}}
+    (step,) = steps(**fell)
+    assert (
+        step.symptom == "No checkpoint was kept, and the win rate ended at 38%." and step.command == "ppo ppo.learning_rate=1e-05"
+    )
+    (step,) = steps(numbers={"ppo": {"last_dev_win_rate": 0.49}}, ppo={"chosen_iteration": 0})
+    assert step.command == "ppo ppo.iterations=200"
+
+
+def test_more_questions_are_advised_only_where_more_can_be_written() -> None:
+    few, none = {"sampled_answers": 4 * 90}, {"chosen_iteration": 0}
+    first, _ = steps(feedback=few, ppo=none, questions={"questions": 114, "clips": 20})  # of 120
+    assert first.command == "questions questions.per_clip=12"
+    first, _ = steps(feedback=few, ppo=none, questions={"questions": 100, "clips": 20})
+    assert first.command == "questions" and "add clips" in first.cause
 
 
 def test_without_truth_more_test_questions_measure_nothing() -> None:

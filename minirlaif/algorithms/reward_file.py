@@ -10,6 +10,7 @@ user that runs the command, and may import what lies beside it; a stage remember
 import importlib.util
 import math
 import sys
+from asyncio import CancelledError
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,17 +52,24 @@ class RewardFile:
         assert self._function is not None
         try:
             given = self._function(prompt, answer, dict(tags))
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, CancelledError) as error:
             again = "correct what it needs and run the command again to resume; a changed file starts the stage again"
             raise StageStopped(f"{where} raised {_named(error)}; {again}") from None
         try:
-            score = math.nan if isinstance(given, str) else float(given)
-        except (TypeError, ValueError, RuntimeError, OverflowError):
-            what = f"{len(given)} values" if hasattr(given, "__len__") else f"{given!r:.40}"
-            raise UserError(f"{where} gave {what}; return one number, and make the stage again", again=()) from None
+            score = math.nan if isinstance(given, str | bytes) else float(given)
+        except Exception:  # of an object of any kind
+            raise UserError(f"{where} gave {_shown(given)}; return one number, and make the stage again", again=()) from None
         if not abs(score) <= LARGEST_FLOAT:  # not a number, too
-            raise UserError(f"{where} gave {given!r:.40}; return a finite number, and make the stage again", again=())
+            raise UserError(f"{where} gave {_shown(given)}; return a finite number, and make the stage again", again=())
         return score
+
+
+def _shown(given: Any) -> str:
+    """What a function gave, for a message; an object may fail at that, too."""
+    try:
+        return f"{given!r:.40}" if isinstance(given, str | bytes) or not hasattr(given, "__len__") else f"{len(given)} values"
+    except Exception:
+        return f"an object of type {type(given).__name__}"
 
 
 def _named(error: BaseException) -> str:

@@ -57,6 +57,8 @@ def _method_conflicts(cfg: Config) -> list[str]:
     if "bestofn" in methods and cfg.feedback.answers + cfg.feedback.context_answers < 2:
         problems.append("optimize.methods has bestofn, which picks one of several answers: set feedback.answers to 2 or more")
     ranks = cfg.feedback.readout == "likelihood" and cfg.feedback.judge in ("start", "base")
+    if not cfg.feedback.answers:
+        problems.append("feedback.answers is 0: at least one is sampled, to compare with; set it to 1 or more")
     answers = cfg.feedback.answers + cfg.feedback.context_answers
     if "bestofn" in methods and not ranks and cfg.feedback.pairs_per_prompt < (pairs := answers * (answers - 1) // 2):
         problems.append(

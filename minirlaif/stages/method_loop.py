@@ -13,6 +13,7 @@ from minirlaif.config import DataSection, DistillSection, DpoSection, FeedbackSe
 from minirlaif.config.seeds import seed_of
 from minirlaif.data.preflight import read_dev
 from minirlaif.errors import UserError
+from minirlaif.feedback.counts import CUT_SHARE
 from minirlaif.feedback.readout import known_readout
 from minirlaif.feedback.text_judge import TextJudge
 from minirlaif.feedback.win_rate import WinRateEvaluator
@@ -140,12 +141,17 @@ def open_method_judge(section: FeedbackSection, run: Run, stage: str, models: PP
 
 def train(out: StageDir, models: PPOModels, loop: Loop, dev: WinRateEvaluator | None, first: int) -> None:
     """Steps from `first` on; then the chosen policy as adapter/: the best on dev prompts, or without any the last one."""
-    best, done = loop.state, first
+    best, done, warned = loop.state, first, False
     for number in progress(range(first, loop.total), loop.total, loop.name, initial=first):
         if number == 0 and dev:
             _keep_best(out, models, best, dev, 0)
         stats = loop.step(number)
         done = number + 1
+        if not warned and (cut := 1.0 - stats.get("stopped", 1.0)) > CUT_SHARE:
+            warned = True
+            print(
+                f"{loop.name}: {cut:.0%} of the answers were cut at the limit of tokens; raise rollout.max_new_tokens", flush=True
+            )
         why, checks = loop.stop(stats), loop.checks
         if dev and (done % checks.dev_every == 0 or done == loop.total or why):
             stats["dev_win_rate"] = _keep_best(out, models, best, dev, done)

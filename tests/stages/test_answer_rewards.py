@@ -376,3 +376,26 @@ def test_an_endpoint_that_dies_while_a_method_learns_is_one_line_and_nothing_is_
     server.close()
     mine, theirs = ((each.dir("grpo") / "adapter" / "adapter_model.safetensors").read_bytes() for each in (run, whole))
     assert mine == theirs
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("import numpy\n    return numpy.array('yes')", "an object of type ndarray"),
+        ("return type('Odd', (), {'__len__': lambda self: 1 / 0})()", "an object of type Odd"),
+        ("return type('Odd', (), {'__repr__': lambda self: 1 / 0})()", "an object of type Odd"),
+        ("return b'1.5'", "gave b'1.5'; return a finite number"),
+    ],
+)
+def test_an_object_of_any_kind_is_refused_in_one_line(tmp_path: Path, body: str, message: str) -> None:
+    path = tmp_path / "score.py"
+    path.write_text(f"def reward(prompt, answer, tags):\n    {body}\n")
+    with pytest.raises(UserError, match=re.escape(message)):
+        RewardFile(str(path)).score("p", "a", {})
+
+
+def test_a_cancelled_task_is_one_that_can_be_tried_again(tmp_path: Path) -> None:
+    path = tmp_path / "score.py"
+    path.write_text("import asyncio\ndef reward(prompt, answer, tags):\n    raise asyncio.CancelledError('gone')\n")
+    with pytest.raises(StageStopped, match="raised CancelledError: gone"):
+        RewardFile(str(path)).score("p", "a", {})

@@ -244,7 +244,7 @@ def test_it_starts_from_the_base_and_keeps_what_the_judge_prefers(
     ],
 )
 def test_when_the_policy_is_judged_and_when_that_is_enough(
-    rates: list[float], patience: int, looks: list[int], steps: int, kept: int
+    rates: list[float], patience: int, looks: list[int], steps: int, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every third step of seven, and at the end. patience counts looks, not steps."""
     done, judged, answers = [0], list[int](), iter(rates)
@@ -263,6 +263,7 @@ def test_when_the_policy_is_judged_and_when_that_is_enough(
     models: Any = SimpleNamespace(
         policy=SimpleNamespace(adapters=SimpleNamespace(save=lambda *_: None)), add_counters=lambda out: None
     )
+    monkeypatch.setattr(method_loop.adapter_card, "write_adapter", lambda *_: None)
     dev: Any = SimpleNamespace(win_rate=win_rate, questions=["d"])
     accelerator: Any = SimpleNamespace(log=lambda *_, **__: None)
     checks = tiny.settings("distill.dev_every=3", f"distill.patience={patience}").distill

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from minirlaif import distributed
 from minirlaif.models.adapters import AdapterSet
 from minirlaif.runs import gains
 from minirlaif.runs.stage_dir import StageDir
@@ -50,7 +51,9 @@ class Base:
 
 
 def write_adapter(out: StageDir, adapters: AdapterSet) -> None:
-    """The card of the adapter of a stage that is about to be finished."""
+    """The card of the adapter of a stage that is about to be finished; of several processes the leader writes it."""
+    if not distributed.leads():
+        return
     known = {key: value for key, value in out.summary.items() if key in FIGURES and value is not None}
     stage = gains.split_name(out.name)[1]
     values = {

@@ -62,7 +62,8 @@ def default_options(cfg: config.Config) -> ExportOptions:
 
 def after_run(cfg: config.Config, run: Run, redo: bool) -> None:
     """The export at the end of `run` with `export.enabled`: what the verb does without flags."""
-    export_run(cfg, Run(run.root), chosen_types(TYPES), False, QUESTIONS[bool(cfg.data.world)], redo)
+    options = default_options(cfg)
+    export_run(cfg, Run(run.root), options.types, options.adapters, options.questions, redo)
 
 
 def export_run(cfg: config.Config, run: Run, types: tuple[str, ...], adapters: bool, questions: int, redo: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from minirlaif.config import FeedbackSection
 from minirlaif.feedback.counts import CUT_SHARE, DECIDED_SHARE, advice
 from minirlaif.runs import gains
-from minirlaif.stages.registry import GROUP_METHODS, PIPELINE, SAMPLING, STAGES
+from minirlaif.stages.registry import GROUP_METHODS, PAIRED, PIPELINE, SAMPLING, STAGES
 
 FEW_PROMPTS = 1000  # a run on the tiny world kept nothing with 400, and one gained 10 points with 3,200
 FEW_DEV = 100  # questions: below, the standard error of a win rate is above 5 points
@@ -83,7 +83,7 @@ def _feedback(numbers: Mapping[str, Any], manifests: Manifests, change: Callable
         cause = "Such answers are in no pair and are not learned."
         yield NextStep(text, cause, change(f"feedback.max_new_tokens={2 * f.max_new_tokens}"))
     pairs, other = counts.get("pairs", 0) + counts.get("same_answers", 0), settings.get("judge", {"kind": "base"})
-    if numbers["method"] != "distill" and counts["decided"] < DECIDED_SHARE * pairs:
+    if numbers["method"] != "distill" and PAIRED & manifests.keys() and counts["decided"] < DECIDED_SHARE * pairs:
         why, remedy, setting = advice(counts, f, text_judge=other["kind"] != "base")
         text = f"The judge decided {counts['decided']:,} of {pairs:,} pairs ({why})."
         yield NextStep(text, f"The others teach nothing; {remedy}.", change(setting))

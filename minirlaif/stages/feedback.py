@@ -31,10 +31,8 @@ from minirlaif.runs.run import Run
 from minirlaif.runs.stage_dir import StageDir
 from minirlaif.session import ModelSession, open_session, settings_of
 from minirlaif.stages.describers import known_descriptions, other_describer
-from minirlaif.stages.registry import STAGES
+from minirlaif.stages.registry import PAIRED, STAGES
 from minirlaif.types import Sample
-
-PAIRED = {"reward", "dpo", "bestofn"}  # stages that learn from pairs: without one a run can do without
 
 
 def run(cfg: Config, run: Run, redo: bool = False, text_judge: TextJudge | None = None) -> None:

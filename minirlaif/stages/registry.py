@@ -202,6 +202,7 @@ _ROWS = (
 STAGES = {stage.name: stage for stage in _ROWS}
 METHODS = tuple(stage.name for stage in _ROWS if stage.produces == "rlaif")
 SAMPLING = tuple(stage.name for stage in _ROWS if "rollout" in stage.sections)  # methods that sample and score answers
+PAIRED = frozenset({"reward", "dpo", "bestofn"})  # that learn from pairs: without one a run can do without
 GROUP_METHODS = tuple(stage.name for stage in _ROWS if "group" in stage.sections)  # that compare answers to one prompt
 DEFAULT_METHODS = ("ppo",)
 PIPELINE = tuple(stage.name for stage in _ROWS if stage.produces != "base")  # all that `run` knows: it starts from a base

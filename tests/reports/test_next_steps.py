@@ -41,6 +41,7 @@ def steps(
     settings: tuple[str, ...] = (),
     more: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     world: bool = False,
+    reward: bool = True,
     **changed: Any,
 ) -> list[NextStep]:
     """The steps of a good run with these figures changed. changed: by stage, or those of report.json as
@@ -60,7 +61,7 @@ def steps(
         *(["sft"] if sft else []),
         *(["questions"] if questions else []),
         "feedback",
-        "reward",
+        *(["reward"] if reward else []),
         method,
         "evaluate",
     ]
@@ -260,6 +261,9 @@ def test_pairs_matter_only_to_methods_that_learn_from_them() -> None:
     few = {"decided": 10, "disagree": 990}
     assert [step.symptom[:9] for step in steps("distill", feedback=few)] == ["Nothing s"]
     assert [step.symptom[:9] for step in steps("dpo", feedback=few)] == ["The judge"]
+    assert [step.symptom[:9] for step in steps("grpo", feedback=few)] == ["The judge"]
+    assert [step.symptom[:9] for step in steps("grpo", feedback=few, reward=False)] == ["Nothing s"]  # by the judge, or a file
+    assert [step.symptom[:9] for step in steps("dpo", feedback=few, reward=False)] == ["The judge"]
 
 
 @pytest.mark.parametrize(
